@@ -1,0 +1,273 @@
+// Package model holds what the control plane stores, as plain values: where each kind rests, under which
+// key, and how it is encoded. It validates single values; rules between values live with regions and adminapi.
+//
+// It does no I/O and reads no clock; values may be copied and shared freely. What is stored survives as
+// JSON under the keys below, one value a key, so an old data directory stays readable.
+package model
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"bailiwick/shared/fault"
+)
+
+// Prefixes of the catalog group. No personal data, key material or usage may ever have a prefix here.
+const (
+	PrefixZone    = "zones/"
+	PrefixRegion  = "regions/"
+	PrefixBasis   = "bases/"
+	PrefixPolicy  = "policies/"
+	PrefixAPI     = "apis/"
+	PrefixProduct = "products/"
+	PrefixPlan    = "plans/"
+	PrefixNode    = "nodes/"
+)
+
+// Prefixes of a zone store.
+const (
+	PrefixCustomer  = "customers/"
+	PrefixKey       = "keys/"
+	PrefixClosure   = "closures/"
+	PrefixJoinToken = "jointokens/" // by SHA-256 of the token, hex
+	PrefixOperator  = "operators/"  // by SHA-256 of the token, hex
+	PrefixGrant     = "grants/"     // latest grants of an edge, the record of §2.5
+	PrefixInForce   = "inforce/"    // signed in-force records
+	PrefixCert      = "certs/"      // certmagic storage, private keys sealed
+	PrefixLock      = "locks/"
+	KeyAdopted      = "adopted" // the catalog's border rules as this zone has adopted them
+)
+
+type Zone struct {
+	Name         string   `json:"name"`
+	Jurisdiction string   `json:"jurisdiction,omitempty"`
+	Description  string   `json:"description,omitempty"`
+	AdminURLs    []string `json:"admin_urls,omitempty"`
+	SigningKey   []byte   `json:"signing_key,omitempty"` // Ed25519 public key
+}
+
+type Region struct {
+	Name           string `json:"name"`
+	Zone           string `json:"zone"`
+	Provider       string `json:"provider,omitempty"`
+	ProviderRegion string `json:"provider_region,omitempty"`
+	Partition      string `json:"partition,omitempty"`
+	Country        string `json:"country,omitempty"`
+	Jurisdiction   string `json:"jurisdiction,omitempty"`
+	ControlOnly    bool   `json:"control_only,omitempty"`
+}
+
+type LegalBasis struct {
+	Name    string `json:"name"`
+	Kind    string `json:"kind"`
+	Status  string `json:"status"`            // active, suspended
+	Expires string `json:"expires,omitempty"` // YYYY-MM-DD, valid through that day
+	Source  string `json:"source,omitempty"`
+}
+
+type Policy struct {
+	Name         string         `json:"name"`
+	Zone         string         `json:"zone"`
+	WithinZone   *WithinZone    `json:"within_zone,omitempty"`
+	Pairs        []Pair         `json:"pairs,omitempty"`
+	OfflineGrant *time.Duration `json:"offline_grant,omitempty"`
+	TwoPerson    bool           `json:"two_person,omitempty"`
+}
+
+type WithinZone struct {
+	Basis   string   `json:"basis"`
+	Classes []string `json:"classes,omitempty"`
+}
+
+type Pair struct {
+	From     string   `json:"from"`
+	To       string   `json:"to"`
+	Basis    string   `json:"basis"`
+	Classes  []string `json:"classes,omitempty"`
+	Priority int      `json:"priority,omitempty"`
+	ReviewBy string   `json:"review_by,omitempty"`
+	Status   string   `json:"status,omitempty"` // "", open, closed
+}
+
+type API struct {
+	Name      string     `json:"name"`
+	Zone      string     `json:"zone"`
+	Hosts     []string   `json:"hosts"`
+	Policy    string     `json:"policy,omitempty"`
+	Summary   string     `json:"summary,omitempty"`
+	Docs      string     `json:"docs,omitempty"`
+	OpenAPI   string     `json:"openapi,omitempty"`
+	Routes    []Route    `json:"routes,omitempty"`
+	Upstreams []Upstream `json:"upstreams,omitempty"`
+	Health    Health     `json:"health,omitzero"`
+}
+
+type Route struct {
+	Name            string        `json:"name"`
+	Methods         []string      `json:"methods,omitempty"`
+	PathPrefix      string        `json:"path_prefix,omitempty"`
+	Timeout         time.Duration `json:"timeout,omitempty"`
+	MaxRequestBytes int64         `json:"max_request_bytes,omitempty"`
+}
+
+type Upstream struct {
+	Region string `json:"region"`
+	URL    string `json:"url"`
+}
+
+type Health struct {
+	Path     string        `json:"path,omitempty"`
+	Interval time.Duration `json:"interval,omitempty"`
+}
+
+type Product struct {
+	Name             string   `json:"name"`
+	APIs             []string `json:"apis"`
+	BillableOutcomes []string `json:"billable_outcomes,omitempty"`
+	Summary          string   `json:"summary,omitempty"`
+}
+
+type Plan struct {
+	Name            string        `json:"name"`
+	Products        []string      `json:"products"`
+	RateLimit       *RateLimit    `json:"rate_limit,omitempty"`
+	Quota           *Quota        `json:"quota,omitempty"`
+	PriorityClass   string        `json:"priority_class,omitempty"`
+	SLATarget       string        `json:"sla_target,omitempty"`
+	Price           string        `json:"price,omitempty"`
+	MaxKeyStaleness time.Duration `json:"max_key_staleness,omitempty"`
+}
+
+type RateLimit struct {
+	RequestsPerSecond int `json:"requests_per_second"`
+	Burst             int `json:"burst,omitempty"`
+}
+
+type Quota struct {
+	Units  int64  `json:"units"`
+	Period string `json:"period,omitempty"` // month (default), day
+	Mode   string `json:"mode,omitempty"`   // soft (default), elastic, strict
+}
+
+// Node is a row of the node registry. Removing it withdraws the node: its certificate is refused.
+type Node struct {
+	Name      string    `json:"name"`
+	Kind      string    `json:"kind"` // control, edge
+	Region    string    `json:"region"`
+	Zone      string    `json:"zone"`
+	PeerAddr  string    `json:"peer_addr,omitempty"`  // control nodes: host:port of the peer port
+	RelayAddr string    `json:"relay_addr,omitempty"` // edges: host:port where relays are accepted
+	JoinedAt  time.Time `json:"joined_at,omitzero"`
+}
+
+type Customer struct {
+	Name          string         `json:"name"`
+	Zone          string         `json:"zone"`
+	DisplayName   string         `json:"display_name,omitempty"`
+	AccountID     string         `json:"account_id,omitempty"`
+	Subscriptions []Subscription `json:"subscriptions,omitempty"`
+	Status        string         `json:"status,omitempty"` // "", active, suspended
+}
+
+type Subscription struct {
+	Name string `json:"name"`
+	Plan string `json:"plan"`
+}
+
+// Key is an API key at rest: a digest under the zone's pepper, never the secret.
+type Key struct {
+	ID           string    `json:"id"`
+	DigestHex    string    `json:"digest"`
+	Customer     string    `json:"customer"`
+	Subscription string    `json:"subscription"`
+	Plan         string    `json:"plan"`
+	Status       string    `json:"status"` // active, revoked
+	CreatedAt    time.Time `json:"created_at"`
+}
+
+type JoinToken struct {
+	Kind      string    `json:"kind"`
+	Region    string    `json:"region"`
+	Name      string    `json:"name"`
+	ExpiresAt time.Time `json:"expires_at"`
+	Used      bool      `json:"used,omitempty"`
+}
+
+type Operator struct {
+	Name string `json:"name"`
+	Role string `json:"role"` // admin, viewer
+}
+
+type Closure struct {
+	Name   string    `json:"name"`
+	Zone   string    `json:"zone"`
+	From   string    `json:"from,omitempty"`
+	To     string    `json:"to,omitempty"`
+	Basis  string    `json:"basis,omitempty"`
+	Reason string    `json:"reason,omitempty"`
+	At     time.Time `json:"at,omitzero"`
+}
+
+// Adopted is the part of the catalog that decides relays, as of one catalog revision, copied into the
+// zone's own log by its leader: permission never depends on the catalog group being reachable.
+type Adopted struct {
+	CatalogEpoch uint64       `json:"catalog_epoch"`
+	CatalogIndex uint64       `json:"catalog_index"`
+	Regions      []Region     `json:"regions"`
+	Bases        []LegalBasis `json:"bases"`
+	Policies     []Policy     `json:"policies"`
+}
+
+// GrantRecord is what the leader logs before it hands out grants to an edge.
+type GrantRecord struct {
+	Edge      string    `json:"edge"`
+	Region    string    `json:"region"`
+	Grants    []Granted `json:"grants"`
+	GrantedAt time.Time `json:"granted_at"`
+}
+
+type Granted struct {
+	ID       string   `json:"id"`
+	From     string   `json:"from"`
+	To       string   `json:"to"`
+	Policies []string `json:"policies"`
+	TTLMS    int64    `json:"ttl_ms"`
+}
+
+// InForce is the record that a tightening holds everywhere: no relay over the pair happens after At.
+type InForce struct {
+	Policy      string    `json:"policy"`
+	From        string    `json:"from"`
+	To          string    `json:"to"`
+	Why         string    `json:"why"`
+	ZoneEpoch   uint64    `json:"zone_epoch"`
+	ZoneIndex   uint64    `json:"zone_index"`
+	CommittedAt time.Time `json:"committed_at"`
+	At          time.Time `json:"at,omitzero"`
+	By          string    `json:"by,omitempty"` // senders, receivers: which half had acknowledged
+	Signature   []byte    `json:"signature,omitempty"`
+}
+
+// Encode gives a value's stored bytes: deterministic JSON.
+func Encode(v any) []byte {
+	data, err := json.Marshal(v)
+	if err != nil {
+		// The types above cannot fail to marshal; a new one that can is a programming error.
+		panic(fmt.Sprintf("model: encode %T: %v", v, err))
+	}
+	return data
+}
+
+// Decode reads stored bytes; an unknown field means a newer program wrote it and is an error, since
+// writing the value back would lose it.
+func Decode[T any](key string, data []byte) (T, error) {
+	var v T
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&v); err != nil {
+		return v, fault.New(fault.Internal, "RECORD_MALFORMED", "read stored %s: %w", key, err)
+	}
+	return v, nil
+}

@@ -1,0 +1,199 @@
+// Package table is the contract between a control node's view of one data plane and that edge's policy
+// table: the objects an edge may hold, how each is encoded, and to which of the two positions it belongs.
+//
+// An update is explicit upserts and removals of Objects; an object that is not named is unchanged. The
+// encoding of an object is deterministic, so both ends compute the same additive sum (package revision)
+// over what they hold and a lost delta is detected. Values are plain data: the package does no I/O, and
+// everything in it may be used from several goroutines at once. Nothing here survives a crash by itself.
+package table
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/revision"
+)
+
+// Kind tells what an object is. Numbers are wire contract: never reused.
+type Kind uint8
+
+const (
+	KindSettings  Kind = 1 // one, id "settings"
+	KindAPI       Kind = 2 // id: API name (own zone) or "zone/name" (foreign, relay-in only)
+	KindPlan      Kind = 3 // id: plan name
+	KindPair      Kind = 4 // id: policy ">"-joined: "policy/from>to"
+	KindDirectory Kind = 5 // id: "zone/api"
+	KindKey       Kind = 6 // id: key id
+	KindNode      Kind = 7 // id: node name: an edge that may relay to this one
+	KindZoneKey   Kind = 8 // id: zone name: the key that signs its grants
+)
+
+// Scope is the group whose position an object counts towards.
+type Scope uint8
+
+const (
+	ScopeCatalog Scope = iota
+	ScopeZone
+)
+
+// Scope of a kind: personal and border state is the zone's, the rest the catalog's.
+func (k Kind) Scope() Scope {
+	switch k {
+	case KindPair, KindKey:
+		return ScopeZone
+	}
+	return ScopeCatalog
+}
+
+func (k Kind) String() string {
+	switch k {
+	case KindSettings:
+		return "settings"
+	case KindAPI:
+		return "api"
+	case KindPlan:
+		return "plan"
+	case KindPair:
+		return "pair"
+	case KindDirectory:
+		return "directory"
+	case KindKey:
+		return "key"
+	case KindNode:
+		return "node"
+	case KindZoneKey:
+		return "zone-key"
+	}
+	return fmt.Sprintf("kind-%d", uint8(k))
+}
+
+// ObjectKey names one object of a table.
+type ObjectKey struct {
+	Kind Kind
+	ID   string
+}
+
+// Object is one encoded object.
+type Object struct {
+	Kind Kind
+	ID   string
+	Data []byte
+}
+
+// Key names the object.
+func (o Object) Key() ObjectKey { return ObjectKey{o.Kind, o.ID} }
+
+// Sum is the object's contribution to its scope's additive sum.
+func (o Object) Sum() revision.Sum { return revision.Of(uint8(o.Kind), o.ID, o.Data) }
+
+// Settings are what an edge is told of itself.
+type Settings struct {
+	Zone   string `json:"zone"`
+	Region string `json:"region"`
+}
+
+// API is a service as one region may see it: upstream targets of this region only.
+type API struct {
+	Name   string   `json:"name"`
+	Zone   string   `json:"zone"`
+	Hosts  []string `json:"hosts,omitempty"` // empty when Foreign
+	Policy string   `json:"policy,omitempty"`
+	Routes []Route  `json:"routes,omitempty"`
+	// Targets are base URLs of this region's upstreams; Regions are all regions where the API is deployed.
+	Targets        []string      `json:"targets,omitempty"`
+	Regions        []string      `json:"regions,omitempty"`
+	HealthPath     string        `json:"health_path,omitempty"`
+	HealthInterval time.Duration `json:"health_interval,omitempty"`
+	// Foreign APIs belong to another zone; this region only receives relays for them.
+	Foreign bool `json:"foreign,omitempty"`
+}
+
+// Route matches whole path segments; the longest prefix wins.
+type Route struct {
+	Name            string        `json:"name"`
+	Methods         []string      `json:"methods,omitempty"` // empty: all
+	PathPrefix      string        `json:"path_prefix"`
+	Timeout         time.Duration `json:"timeout,omitempty"`
+	MaxRequestBytes int64         `json:"max_request_bytes,omitempty"` // 0: the edge's default
+}
+
+// Plan as an edge enforces it.
+type Plan struct {
+	Name string `json:"name"`
+	Rev  uint64 `json:"rev"` // stamped on usage at admission
+	// APIs the plan includes, each with the product through which it is sold.
+	APIs              map[string]string `json:"apis,omitempty"`
+	RequestsPerSecond int               `json:"rps,omitempty"` // 0: no limit
+	Burst             int               `json:"burst,omitempty"`
+	QuotaUnits        int64             `json:"quota_units,omitempty"`
+	QuotaPeriod       string            `json:"quota_period,omitempty"`
+	QuotaMode         string            `json:"quota_mode,omitempty"`
+	MaxKeyStaleness   time.Duration     `json:"max_key_staleness,omitempty"` // 0: for ever
+}
+
+// Pair is a permission to relay that involves this region, as its zone has adopted it, less closures.
+type Pair struct {
+	Policy       string        `json:"policy"`
+	From         string        `json:"from"`
+	To           string        `json:"to"`
+	FromZone     string        `json:"from_zone"`
+	Basis        string        `json:"basis"`
+	Classes      []string      `json:"classes,omitempty"`
+	Priority     int           `json:"priority,omitempty"`
+	OfflineGrant time.Duration `json:"offline_grant,omitempty"`
+}
+
+// PairID is a pair's object id.
+func PairID(policy, from, to string) string { return policy + "/" + from + ">" + to }
+
+// Directory says at which public hosts another zone publishes an API.
+type Directory struct {
+	API   string   `json:"api"`
+	Zone  string   `json:"zone"`
+	Hosts []string `json:"hosts"`
+}
+
+// Key is an API key's digest and whom it belongs to.
+type Key struct {
+	ID           string        `json:"id"`
+	Digest       apikey.Digest `json:"-"`
+	DigestHex    string        `json:"digest"`
+	Customer     string        `json:"customer"`
+	Subscription string        `json:"subscription"`
+	Plan         string        `json:"plan"`
+	Suspended    bool          `json:"suspended,omitempty"`
+}
+
+// Node is an edge of another region that may relay to this one.
+type Node struct {
+	Name   string `json:"name"`
+	Zone   string `json:"zone"`
+	Region string `json:"region"`
+}
+
+// ZoneKey verifies grants signed by a zone.
+type ZoneKey struct {
+	Zone      string `json:"zone"`
+	PublicKey []byte `json:"public_key"` // Ed25519
+}
+
+// Encode gives an object's canonical bytes: JSON with the field order of the types above and map keys sorted.
+func Encode(kind Kind, id string, value any) (Object, error) {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return Object{}, fmt.Errorf("encode %s %s: %w", kind, id, err)
+	}
+	return Object{Kind: kind, ID: id, Data: data}, nil
+}
+
+// Decode reads an object of a known kind into value; a malformed one is an Invalid fault naming it.
+// Fields that this program does not know are ignored: an older edge serves under a newer control node.
+func Decode(o Object, value any) error {
+	if err := json.Unmarshal(o.Data, value); err != nil {
+		return fault.New(fault.Invalid, "OBJECT_MALFORMED", "decode %s %s: %w", o.Kind, o.ID, err)
+	}
+	return nil
+}

@@ -1,0 +1,76 @@
+// Package telemetry owns what a process says about itself: the *slog.Logger,
+// the metrics registry, and the admin mux with health, readiness and metrics.
+//
+// It never decides what is logged, adapts no library's logger (adapters live
+// with the library's owner) and holds no personal data: only roots and cmd
+// import it, everybody else is handed a *slog.Logger. Nothing survives a crash.
+// All it returns may be used at once.
+package telemetry
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+)
+
+// CheckLogging tells whether NewLogger understands level and format, for a
+// Config's Validate.
+func CheckLogging(level, format string) error {
+	if _, err := parseLevel(level); err != nil {
+		return err
+	}
+	if format != "" && format != "text" && format != "json" {
+		return fmt.Errorf("log format %q is neither text nor json", format)
+	}
+	return nil
+}
+
+func parseLevel(level string) (l slog.Level, err error) {
+	if level == "" {
+		return slog.LevelInfo, nil
+	}
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return slog.LevelInfo, fmt.Errorf("log level %q is none of debug, info, warn, error", level)
+	}
+	return l, nil
+}
+
+// NewLogger writes to w at level ("" is info) in format ("" is text). Text that
+// CheckLogging refuses reads as the default: a process with a mistyped level
+// must still be able to say so. program and node go on every line.
+func NewLogger(w io.Writer, level, format, program, node string) *slog.Logger {
+	l, _ := parseLevel(level)
+	opts := &slog.HandlerOptions{Level: l, ReplaceAttr: redact}
+	var h slog.Handler = slog.NewTextHandler(w, opts)
+	if format == "json" {
+		h = slog.NewJSONHandler(w, opts)
+	}
+	log := slog.New(h).With("program", program)
+	if node != "" {
+		log = log.With("node", node)
+	}
+	return log
+}
+
+// redact blanks attributes by name. It is the second net: types such as
+// apikey.Text redact themselves. It cannot see inside a logged struct.
+func redact(_ []string, a slog.Attr) slog.Attr {
+	if secretName(a.Key) {
+		return slog.String(a.Key, "[redacted]")
+	}
+	return a
+}
+
+// secretName leaves ids alone: "key_id" and "token_id" are what a log is for.
+func secretName(name string) bool {
+	name = strings.ReplaceAll(strings.ToLower(name), "-", "_")
+	if i := strings.LastIndexByte(name, '_'); i >= 0 {
+		name = name[i+1:] // api_key, x-api-key, join_token, proxy-authorization
+	}
+	switch name {
+	case "key", "apikey", "secret", "token", "authorization", "password", "pepper", "cookie":
+		return true
+	}
+	return false
+}

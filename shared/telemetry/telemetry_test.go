@@ -1,0 +1,84 @@
+package telemetry_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"bailiwick/shared/telemetry"
+)
+
+func TestNewLogger_RedactsByName(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		var b strings.Builder
+		log := telemetry.NewLogger(&b, "debug", format, "bailiwick-edge", "eu-west-edge-1")
+		log.Debug("request", "key", "LEAK", "Authorization", "LEAK", "x-api-key", "LEAK", "join_token", "LEAK",
+			slog.Group("auth", "secret", "LEAK"), "key_id", "id-123", "keyed", "by-zone")
+		got := b.String()
+		if strings.Contains(got, "LEAK") {
+			t.Errorf("%s: a secret is logged: %s", format, got)
+		}
+		for _, want := range []string{"id-123", "by-zone", "bailiwick-edge", "eu-west-edge-1"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: got %s, want it to hold %q", format, got, want)
+			}
+		}
+	}
+}
+
+func TestNewLogger_Level(t *testing.T) {
+	for _, tt := range []struct {
+		level string
+		lines int
+		valid bool
+	}{{"", 1, true}, {"debug", 2, true}, {"WARN", 0, true}, {"loud", 1, false}} {
+		var b strings.Builder
+		log := telemetry.NewLogger(&b, tt.level, "", "p", "")
+		log.Debug("a")
+		log.Info("b")
+		if got := strings.Count(b.String(), "\n"); got != tt.lines {
+			t.Errorf("level %q: got %d lines, want %d", tt.level, got, tt.lines)
+		}
+		if err := telemetry.CheckLogging(tt.level, ""); (err == nil) != tt.valid {
+			t.Errorf("CheckLogging(%q): got %v, want valid %v", tt.level, err, tt.valid)
+		}
+	}
+	if err := telemetry.CheckLogging("", "xml"); err == nil {
+		t.Error("CheckLogging accepts format xml")
+	}
+}
+
+func TestAdminMux(t *testing.T) {
+	var bad error
+	mux := telemetry.NewAdminMux(telemetry.NewRegistry(),
+		func(context.Context) []telemetry.Check {
+			return []telemetry.Check{{Name: "table", Detail: "12 objects"}, {Name: "upstream", Err: bad}}
+		},
+		func(context.Context) []string { return []string{"serves_alone_until 2026-12-01T00:00:00Z"} })
+	get := func(path string) (int, string) {
+		rec := httptest.NewRecorder()
+		mux.ServeHTTP(rec, httptest.NewRequest("GET", path, nil))
+		return rec.Code, rec.Body.String()
+	}
+	want := func(path string, code int, body string) {
+		t.Helper()
+		gotCode, gotBody := get(path)
+		if gotCode != code || gotBody != body {
+			t.Errorf("GET %s: got %d %q, want %d %q", path, gotCode, gotBody, code, body)
+		}
+	}
+	want("/livez", 200, "ok\n")
+	want("/healthz", 200, "ok\n")
+	want("/readyz", 200, "ready\n")
+	want("/readyz?verbose", 200, "table ok: 12 objects\nupstream ok\nserves_alone_until 2026-12-01T00:00:00Z\nready\n")
+	bad = errors.New("dial:\nrefused")
+	want("/readyz", 503, "upstream FAIL: dial: refused\nnot ready: 1 of 2 checks fail\n")
+	want("/readyz?verbose", 503, "table ok: 12 objects\nupstream FAIL: dial: refused\nserves_alone_until 2026-12-01T00:00:00Z\nnot ready: 1 of 2 checks fail\n")
+	code, body := get("/metrics")
+	if code != 200 || !strings.Contains(body, "bailiwick_build_info{") || !strings.Contains(body, "go_goroutines") {
+		t.Errorf("GET /metrics: got %d and %d bytes without build_info or the Go collector", code, len(body))
+	}
+}
