@@ -1,0 +1,52 @@
+# Everything needs Go and make; `make help` lists the targets.
+export CGO_ENABLED ?= 0
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+ARGS    ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test test-race e2e bench fuzz lint generate generate-check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## build, then run the sandbox on loopback until Ctrl-C; flags: make run ARGS='-base-port 9000 -quiet'
+	@exec bin/sandbox $(ARGS)
+
+build: ## build the three programs and the sandbox into bin/
+	@mkdir -p bin
+	$(BUILD) -o bin/ ./controlplane/cmd/... ./dataplane/cmd/... ./deploy/sandbox
+
+test: build ## every test: unit, conformance, architecture, end to end (about ten minutes on 2 cores)
+	$(GO) vet ./...
+	$(GO) test -count=1 -timeout 20m ./regions/... ./shared/... ./controlplane/... ./dataplane/... ./deploy/... ./e2e/archtest/...
+	$(GO) test -count=1 -timeout 30m -p 1 ./e2e/scenario/...
+
+test-race: ## the unit tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 40m ./regions/... ./shared/... ./controlplane/... ./dataplane/...
+
+e2e: build ## the end-to-end tests alone; one of them: make e2e ARGS='-run TestStory/b'
+	$(GO) test -count=1 -timeout 40m -p 1 -v ./e2e/scenario/... $(ARGS)
+
+bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover
+	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/...
+	$(GO) run ./e2e/bench $(ARGS)
+
+fuzz: ## a minute of each fuzz target
+	./e2e/fuzz.sh
+
+lint: ## gofmt, go vet, architecture rules
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) test -count=1 ./e2e/archtest/...
+
+generate: ## make proto/gen from the .proto sources
+	$(GO) run ./proto/generate
+
+generate-check: generate ## fail when proto/gen is not what the sources give
+	@git diff --exit-code -- proto/gen || { echo "proto/gen is stale: run make generate and commit it"; exit 1; }
+
+clean: ## remove bin and the sandbox's directory
+	rm -rf bin .sandbox

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// layout is the fixed shape of the sandbox (design.md §7): two zones, six regions, ports counted from one base.
+type layout struct{ base int }
+
+type controlSpec struct{ name, region, zone string }
+type edgeSpec struct{ name, region, zone string }
+
+var zones = []struct{ name, jurisdiction string }{{"emea", "EEA"}, {"us", "US"}}
+
+var regionSpecs = []struct {
+	name, zone, country, jurisdiction string
+	controlOnly                       bool
+}{
+	{"eu-west", "emea", "IE", "EEA", false},
+	{"eu-central", "emea", "DE", "EEA", false},
+	{"eu-north", "emea", "SE", "EEA", true},
+	{"us-east", "us", "US", "US", false},
+	{"us-west", "us", "US", "US", false},
+	{"us-central", "us", "US", "US", true},
+}
+
+var controlSpecs = []controlSpec{
+	{"emea-1", "eu-west", "emea"}, {"emea-2", "eu-central", "emea"}, {"emea-3", "eu-north", "emea"},
+	{"us-1", "us-east", "us"}, {"us-2", "us-west", "us"}, {"us-3", "us-central", "us"},
+}
+
+var edgeSpecs = []edgeSpec{
+	{"eu-west-edge-1", "eu-west", "emea"}, {"eu-central-edge-1", "eu-central", "emea"},
+	{"us-east-edge-1", "us-east", "us"}, {"us-west-edge-1", "us-west", "us"},
+}
+
+// sampleKeys are minted when the sandbox is ready: one for each zone and plan.
+var sampleKeys = []struct{ customer, zone, plan string }{
+	{"acme", "emea", "gold"}, {"globex", "emea", "free"}, {"initech", "emea", "unlimited"},
+	{"umbrella", "us", "gold"}, {"hooli", "us", "free"}, {"stark", "us", "unlimited"},
+}
+
+func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
+
+func (l layout) control() string        { return loopback(l.base) }
+func (l layout) admin(i int) string     { return loopback(l.base + 1 + i) }
+func (l layout) peer(i int) string      { return loopback(l.base + 101 + i) }
+func (l layout) upstream(i int) string  { return loopback(l.base + 301 + i) }
+func (l layout) edgeHTTP(i int) string  { return loopback(l.base + 80 + i) }
+func (l layout) edgeHTTPS(i int) string { return loopback(l.base + 443 + i) }
+func (l layout) edgeRelay(i int) string { return loopback(l.base + 501 + i) }
+func (l layout) edgeAdmin(i int) string { return loopback(l.base + 901 + i) }
+func (l layout) adminURLs(zone string) string {
+	var urls []string
+	for _, first := range []bool{true, false} { // the zone's own nodes first
+		for i, c := range controlSpecs {
+			if (c.zone == zone) == first {
+				urls = append(urls, "https://"+l.admin(i))
+			}
+		}
+	}
+	return strings.Join(urls, ",")
+}
+
+// installation is the spec that `bailiwick-control init` turns into keys and node kits.
+func (l layout) installation(identityTTL string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "installation: sandbox.example\nprimary_zone: emea\nidentity_ttl: %s\nzones:\n", identityTTL)
+	for _, z := range zones {
+		fmt.Fprintf(&b, "  - {name: %s, jurisdiction: %s}\n", z.name, z.jurisdiction)
+	}
+	b.WriteString("regions:\n")
+	for _, r := range regionSpecs {
+		fmt.Fprintf(&b, "  - {name: %s, zone: %s, country: %s, jurisdiction: %s, provider: sandbox, control_only: %v}\n", r.name, r.zone, r.country, r.jurisdiction, r.controlOnly)
+	}
+	b.WriteString("control_nodes:\n")
+	for i, c := range controlSpecs {
+		fmt.Fprintf(&b, "  - {name: %s, zone: %s, region: %s, admin: \"https://%s\", peer: \"%s\"}\n", c.name, c.zone, c.region, l.admin(i), l.peer(i))
+	}
+	return b.String()
+}
