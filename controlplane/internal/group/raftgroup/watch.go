@@ -1,0 +1,159 @@
+package raftgroup
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/shared/fault"
+)
+
+// revEvents is what one transaction changed.
+type revEvents struct {
+	rev    group.Revision
+	events []group.Event
+}
+
+// history is the window of recent events. Watches read from it by index instead
+// of being sent to: a slow one costs nothing and learns that it fell out.
+type history struct {
+	name   string
+	window int
+
+	// mu covers all below; it is held for slice arithmetic only.
+	mu    sync.Mutex
+	revs  []revEvents // contiguous: revs[i].rev.Index == revs[0].rev.Index + i
+	count int         // events in revs
+	last  group.Revision
+	grown chan struct{} // closed and replaced at each change
+}
+
+func newHistory(name string, window int) *history {
+	return &history{name: name, window: window, grown: make(chan struct{})}
+}
+
+func (h *history) tell() {
+	close(h.grown)
+	h.grown = make(chan struct{})
+}
+
+func (h *history) add(rev group.Revision, events []group.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.revs = append(h.revs, revEvents{rev, events})
+	h.count += len(events)
+	h.last = rev
+	// Whole revisions go, and never the newest. append moves the slice along
+	// and the collector takes what is before it; references are cleared so that
+	// it takes the values now.
+	for h.count > h.window && len(h.revs) > 1 {
+		h.count -= len(h.revs[0].events)
+		h.revs[0] = revEvents{}
+		h.revs = h.revs[1:]
+	}
+	h.tell()
+}
+
+// reset forgets everything up to and including rev.
+func (h *history) reset(rev group.Revision) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.revs, h.count, h.last = nil, 0, rev
+	h.tell()
+}
+
+func (h *history) first() uint64 {
+	if len(h.revs) > 0 {
+		return h.revs[0].rev.Index
+	}
+	return h.last.Index + 1
+}
+
+// from is what is remembered from index on, a bounded part at a time, and the
+// channel that tells of more.
+func (h *history) from(index uint64) ([]revEvents, <-chan struct{}, error) {
+	const part = 1024
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	first := h.first()
+	if index < first {
+		return nil, nil, group.ErrCompacted(h.name, index, first)
+	}
+	if i := index - first; i < uint64(len(h.revs)) {
+		// A copy, because add clears what leaves the window.
+		return slices.Clone(h.revs[i:min(i+part, uint64(len(h.revs)))]), nil, nil
+	}
+	return nil, h.grown, nil
+}
+
+type watch struct {
+	hist   *history
+	prefix string
+	next   uint64
+	epoch  uint64 // 0 until the first revision is seen
+	halted <-chan struct{}
+
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (h *history) watch(from uint64, prefix string, halted <-chan struct{}) (*watch, error) {
+	from = max(from, 1)
+	if _, _, err := h.from(from); err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	epoch := h.last.Epoch
+	h.mu.Unlock()
+	return &watch{hist: h, prefix: prefix, next: from, epoch: epoch, halted: halted, closed: make(chan struct{})}, nil
+}
+
+// Close is part of group.Watch.
+func (w *watch) Close() { w.once.Do(func() { close(w.closed) }) }
+
+// Next is part of group.Watch.
+func (w *watch) Next(ctx context.Context) ([]group.Event, group.Revision, error) {
+	var zero group.Revision
+	for {
+		select {
+		case <-w.closed:
+			return nil, zero, fault.New(fault.Unavailable, group.ReasonClosed, "watch %s: it is closed", w.hist.name)
+		default:
+		}
+		revs, grown, err := w.hist.from(w.next)
+		if err != nil {
+			return nil, zero, err
+		}
+		var events []group.Event
+		var rev group.Revision
+		for _, r := range revs {
+			if w.epoch != 0 && r.rev.Epoch != w.epoch { // a restore rewrote what this watch has seen
+				return nil, zero, group.ErrCompacted(w.hist.name, w.next, r.rev.Index)
+			}
+			w.epoch = r.rev.Epoch
+			for _, e := range r.events {
+				if strings.HasPrefix(e.KV.Key, w.prefix) {
+					events = append(events, e)
+				}
+			}
+			rev = r.rev
+			w.next = rev.Index + 1
+		}
+		if len(events) > 0 {
+			return events, rev, nil
+		}
+		if grown == nil {
+			continue // nothing for this prefix so far: look further
+		}
+		select {
+		case <-grown:
+		case <-w.closed:
+		case <-w.halted:
+			return nil, zero, errStopped
+		case <-ctx.Done():
+			return nil, zero, ctx.Err()
+		}
+	}
+}
