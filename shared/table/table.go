@@ -89,6 +89,9 @@ func (o Object) Key() ObjectKey { return ObjectKey{o.Kind, o.ID} }
 // Sum is the object's contribution to its scope's additive sum.
 func (o Object) Sum() revision.Sum { return revision.Of(uint8(o.Kind), o.ID, o.Data) }
 
+// SettingsID is the id of the one object of KindSettings.
+const SettingsID = "settings"
+
 // Settings are what an edge is told of itself.
 type Settings struct {
 	Zone   string `json:"zone"`
@@ -109,6 +112,14 @@ type API struct {
 	HealthInterval time.Duration `json:"health_interval,omitempty"`
 	// Foreign APIs belong to another zone; this region only receives relays for them.
 	Foreign bool `json:"foreign,omitempty"`
+}
+
+// APIID is an API's object id: a foreign one carries its zone, since two zones may use one name.
+func APIID(a *API) string {
+	if a.Foreign {
+		return a.Zone + "/" + a.Name
+	}
+	return a.Name
 }
 
 // Route matches whole path segments; the longest prefix wins.
@@ -140,9 +151,10 @@ type Pair struct {
 	From         string        `json:"from"`
 	To           string        `json:"to"`
 	FromZone     string        `json:"from_zone"`
+	ToZone       string        `json:"to_zone"`
 	Basis        string        `json:"basis"`
 	Classes      []string      `json:"classes,omitempty"`
-	Priority     int           `json:"priority,omitempty"`
+	Priority     int           `json:"priority,omitempty"` // lower is tried first
 	OfflineGrant time.Duration `json:"offline_grant,omitempty"`
 }
 
@@ -155,6 +167,9 @@ type Directory struct {
 	Zone  string   `json:"zone"`
 	Hosts []string `json:"hosts"`
 }
+
+// DirectoryID is a directory row's object id.
+func DirectoryID(zone, api string) string { return zone + "/" + api }
 
 // Key is an API key's digest and whom it belongs to.
 type Key struct {

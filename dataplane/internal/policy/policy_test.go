@@ -1,0 +1,301 @@
+package policy_test
+
+import (
+	"encoding/hex"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/revision"
+	"bailiwick/shared/table"
+)
+
+func enc(t testing.TB, kind table.Kind, id string, v any) table.Object {
+	t.Helper()
+	o, err := table.Encode(kind, id, v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func key(t testing.TB, id string, n int) table.Object {
+	return enc(t, table.KindKey, id, table.Key{ID: id, DigestHex: hex.EncodeToString(fmt.Appendf(nil, "%032d", n)), Customer: "acme", Subscription: "main", Plan: "gold"})
+}
+
+func sums(objects []table.Object) (catalog, zone revision.Revision) {
+	catalog, zone = revision.Revision{Epoch: 1, Index: 1}, revision.Revision{Epoch: 1, Index: 1}
+	for _, o := range objects {
+		if o.Kind.Scope() == table.ScopeZone {
+			zone.Sum = zone.Sum.Add(o.Sum())
+		} else {
+			catalog.Sum = catalog.Sum.Add(o.Sum())
+		}
+	}
+	return catalog, zone
+}
+
+func build(t testing.TB, objects ...table.Object) *policy.Table {
+	t.Helper()
+	c, z := sums(objects)
+	tab, err := policy.NewTable(objects, c, z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tab
+}
+
+func sample(t testing.TB) []table.Object {
+	return []table.Object{
+		enc(t, table.KindSettings, "settings", table.Settings{Zone: "emea", Region: "eu-west"}),
+		enc(t, table.KindAPI, "orders", table.API{Name: "orders", Zone: "emea", Hosts: []string{"Orders.example.test"}, Policy: "gdpr", Routes: []table.Route{
+			{Name: "root"}, {Name: "v1-read", Methods: []string{"GET"}, PathPrefix: "/v1/"}, {Name: "v1-write", Methods: []string{"POST"}, PathPrefix: "/v1"}, {Name: "deep", PathPrefix: "/v1/items"},
+		}}),
+		enc(t, table.KindAPI, "bare", table.API{Name: "bare", Zone: "emea", Hosts: []string{"bare.example.test"}}),
+		enc(t, table.KindAPI, "uk/orders", table.API{Name: "orders", Zone: "uk", Foreign: true}),
+		enc(t, table.KindPlan, "gold", table.Plan{Name: "gold", Rev: 3, APIs: map[string]string{"orders": "core"}}),
+		enc(t, table.KindPair, "gdpr/eu-west>uk-south", table.Pair{Policy: "gdpr", From: "eu-west", To: "uk-south", FromZone: "emea", ToZone: "uk"}),
+		enc(t, table.KindPair, "gdpr/eu-west>eu-north", table.Pair{Policy: "gdpr", From: "eu-west", To: "eu-north", FromZone: "emea", ToZone: "emea", Priority: 2}),
+		enc(t, table.KindPair, "gdpr/eu-west>zz-local", table.Pair{Policy: "gdpr", From: "eu-west", To: "zz-local", FromZone: "emea", ToZone: "emea"}),
+		enc(t, table.KindPair, "gdpr/eu-north>eu-west", table.Pair{Policy: "gdpr", From: "eu-north", To: "eu-west", FromZone: "emea", ToZone: "emea"}),
+		enc(t, table.KindDirectory, "us/orders", table.Directory{API: "orders", Zone: "us", Hosts: []string{"orders.us.example.test"}}),
+		enc(t, table.KindNode, "eu-north-edge-1", table.Node{Name: "eu-north-edge-1", Zone: "emea", Region: "eu-north"}),
+		enc(t, table.KindZoneKey, "emea", table.ZoneKey{Zone: "emea", PublicKey: make([]byte, 32)}),
+		enc(t, table.Kind(99), "later", map[string]int{"from a newer": 1}),
+		key(t, "k1", 1), key(t, "k2", 2),
+	}
+}
+
+func TestTable_Lookups(t *testing.T) {
+	tab := build(t, sample(t)...)
+	orders := tab.API("orders.example.test")
+	if orders == nil || orders.Name != "orders" || tab.API("uk") != nil || tab.API("") != nil {
+		t.Fatalf("got api %+v, want orders", orders)
+	}
+	for _, c := range []struct {
+		method, path, route string
+		match               policy.Match
+	}{
+		{"GET", "/v1", "v1-read", policy.RouteFound}, {"HEAD", "/v1/x", "v1-read", policy.RouteFound}, {"POST", "/v1/x", "v1-write", policy.RouteFound},
+		{"DELETE", "/v1/x", "", policy.MethodNotAllowed}, {"DELETE", "/v10", "root", policy.RouteFound}, {"PUT", "/v1/items/1", "deep", policy.RouteFound},
+		{"GET", "/v1/itemsx", "v1-read", policy.RouteFound}, {"GET", "/", "root", policy.RouteFound}, {"GET", "", "root", policy.RouteFound},
+	} {
+		r, m := orders.Route(c.method, c.path)
+		name := ""
+		if r != nil {
+			name = r.Name
+		}
+		if m != c.match || name != c.route {
+			t.Errorf("%s %s: got %q %v, want %q %v", c.method, c.path, name, m, c.route, c.match)
+		}
+	}
+	if got, want := orders.Allowed("/v1/x"), []string{"GET", "HEAD", "POST"}; !slices.Equal(got, want) {
+		t.Errorf("allowed: got %v, want %v", got, want)
+	}
+	if r, m := tab.API("bare.example.test").Route("PATCH", "/any"); m != policy.RouteFound || r.Name != "default" {
+		t.Errorf("api without routes: got %v %v, want the default route", r, m)
+	}
+	if _, m := tab.APIOf("uk", "orders").Route("GET", "/"); m != policy.RouteNotFound {
+		t.Errorf("foreign api: got %v, want no route", m)
+	}
+	if k := tab.Key("k1"); k == nil || k.Customer != "acme" || k.Digest[31] != '1' || tab.Key("k3") != nil {
+		t.Errorf("got key %+v, want k1 of acme", k)
+	}
+	if p, ok := tab.Plan("gold").Includes("orders"); !ok || p != "core" {
+		t.Errorf("got %q %v, want core", p, ok)
+	}
+	if _, ok := tab.Plan("gold").Includes("reports"); ok || tab.Plan("none") != nil {
+		t.Error("plan includes what it does not sell")
+	}
+	var to []string
+	for _, p := range tab.Pairs("gdpr", "eu-west") {
+		to = append(to, p.To)
+	}
+	if want := []string{"zz-local", "uk-south", "eu-north"}; !slices.Equal(to, want) {
+		t.Errorf("pairs: got %v, want %v", to, want)
+	}
+	if !tab.Permits("gdpr", "eu-north", "eu-west") || tab.Permits("gdpr", "uk-south", "eu-west") || tab.Permits("other", "eu-west", "eu-north") {
+		t.Error("permits differs from the pairs")
+	}
+	if in := tab.Inbound(); len(in) != 1 || in[0].From != "eu-north" {
+		t.Errorf("inbound: got %v, want eu-north", in)
+	}
+	if h := tab.Directory("orders", "us"); len(h) != 1 || tab.DirectoryByHost(h[0]).API != "orders" || len(tab.DirectoryByZone("us")) != 1 || tab.Directory("orders", "emea") != nil {
+		t.Errorf("directory: got %v", h)
+	}
+	if tab.Node("eu-north-edge-1") == nil || tab.Node("x") != nil || tab.ZoneKey("emea") == nil || tab.ZoneKey("us") != nil {
+		t.Error("nodes or zone keys differ from the objects")
+	}
+	if got, want := tab.Hosts(), []string{"bare.example.test", "orders.example.test"}; !slices.Equal(got, want) {
+		t.Errorf("hosts: got %v, want %v", got, want)
+	}
+	if n, m := tab.Size(); n != 2 || m != len(sample(t))-2 {
+		t.Errorf("size: got %d keys %d objects", n, m)
+	}
+}
+
+func TestTable_NilHoldsNothing(t *testing.T) {
+	var tab *policy.Table
+	if tab.API("h") != nil || tab.Key("k") != nil || tab.Plan("p") != nil || tab.Permits("p", "a", "b") || tab.Pairs("p", "a") != nil || len(tab.Hosts()) != 0 || !tab.Zone().IsZero() {
+		t.Error("a nil table answers something")
+	}
+}
+
+func TestTable_LookupsDoNotAllocate(t *testing.T) {
+	tab := build(t, sample(t)...)
+	host, id := "orders.example.test", "k1"
+	n := testing.AllocsPerRun(100, func() {
+		a := tab.API(host)
+		a.Route("GET", "/v1/items/1")
+		k := tab.Key(id)
+		tab.Plan(k.Plan).Includes(a.Name)
+		tab.Pairs(a.Policy, "eu-west")
+		tab.Permits(a.Policy, "eu-west", "eu-north")
+		tab.Directory(a.Name, "us")
+		tab.Node("eu-north-edge-1")
+		tab.APIOf("uk", "orders")
+	})
+	if n != 0 {
+		t.Errorf("got %v allocations a request, want 0", n)
+	}
+}
+
+func TestNewTable_Refuses(t *testing.T) {
+	base := sample(t)
+	for _, c := range []struct {
+		name, reason string
+		add          table.Object
+	}{
+		{"json", "OBJECT_MALFORMED", table.Object{Kind: table.KindPlan, ID: "x", Data: []byte("{")}},
+		{"blank", "OBJECT_MALFORMED", table.Object{Kind: table.KindAPI, ID: "x", Data: []byte("{}")}},
+		{"no id", "OBJECT_MALFORMED", table.Object{Kind: table.KindPlan, Data: []byte("{}")}},
+		{"other id", "OBJECT_MALFORMED", enc(t, table.KindPlan, "x", table.Plan{Name: "y"})},
+		{"digest", "OBJECT_MALFORMED", enc(t, table.KindKey, "x", table.Key{ID: "x", DigestHex: "00", Customer: "c", Plan: "p"})},
+		{"digest text", "OBJECT_MALFORMED", enc(t, table.KindKey, "x", table.Key{ID: "x", DigestHex: strings.Repeat("zz", 32), Customer: "c", Plan: "p"})},
+		{"zone key", "OBJECT_MALFORMED", enc(t, table.KindZoneKey, "us", table.ZoneKey{Zone: "us", PublicKey: []byte{1}})},
+		{"foreign with hosts", "OBJECT_MALFORMED", enc(t, table.KindAPI, "us/a", table.API{Name: "a", Zone: "us", Foreign: true, Hosts: []string{"h"}})},
+		{"pair of others", "OBJECT_MALFORMED", enc(t, table.KindPair, "p/a>b", table.Pair{Policy: "p", From: "a", To: "b"})},
+		{"host twice", "HOST_DUPLICATE", enc(t, table.KindAPI, "two", table.API{Name: "two", Zone: "emea", Hosts: []string{"bare.example.test"}})},
+	} {
+		objects := append(slices.Clone(base), c.add)
+		cat, zone := sums(objects)
+		_, err := policy.NewTable(objects, cat, zone)
+		if got := fault.ReasonOf(err); got != c.reason {
+			t.Errorf("%s: got %v (%s), want %s", c.name, err, got, c.reason)
+		}
+	}
+	cat, zone := sums(base[1:])
+	if _, err := policy.NewTable(base[1:], cat, zone); fault.ReasonOf(err) != "SETTINGS_MISSING" {
+		t.Errorf("no settings: got %v, want SETTINGS_MISSING", err)
+	}
+	if _, err := policy.NewTable(nil, revision.Revision{}, revision.Revision{}); err == nil {
+		t.Error("empty table: got nil, want an error")
+	}
+	cat, zone = sums(base)
+	if _, err := policy.NewTable(base[:len(base)-1], cat, zone); fault.ReasonOf(err) != policy.ReasonSumMismatch {
+		t.Errorf("lost object: got %v, want %s", err, policy.ReasonSumMismatch)
+	}
+}
+
+// Any run of updates ends with the sums of a table built at once, and leaves older versions as they were.
+func TestApply_IsIncrementalAndPersistent(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	held := map[table.ObjectKey]table.Object{}
+	for _, o := range sample(t) {
+		held[o.Key()] = o
+	}
+	tab := build(t, sample(t)...)
+	first, firstSum := tab, tab.Zone()
+	for i := range 2000 {
+		var up []table.Object
+		var rm []table.ObjectKey
+		for range 1 + r.IntN(3) {
+			id := fmt.Sprintf("r%d", r.IntN(200))
+			switch r.IntN(4) {
+			case 0, 1:
+				up = append(up, key(t, id, i))
+			case 2:
+				up = append(up, enc(t, table.KindPlan, id, table.Plan{Name: id, Rev: uint64(i)}))
+			case 3:
+				rm = append(rm, table.ObjectKey{Kind: []table.Kind{table.KindKey, table.KindPlan}[r.IntN(2)], ID: id})
+			}
+		}
+		for _, o := range up {
+			held[o.Key()] = o
+		}
+		for _, k := range rm {
+			delete(held, k)
+		}
+		var all []table.Object
+		for _, o := range held {
+			all = append(all, o)
+		}
+		c, z := sums(all)
+		next, err := tab.Apply(up, rm, c, z)
+		if err != nil {
+			t.Fatalf("update %d: %v", i, err)
+		}
+		tab = next
+	}
+	for i := range 200 {
+		id := fmt.Sprintf("r%d", i)
+		_, want := held[table.ObjectKey{Kind: table.KindKey, ID: id}]
+		if got := tab.Key(id) != nil; got != want {
+			t.Errorf("key %s: got %v, want %v", id, got, want)
+		}
+		if first.Key(id) != nil {
+			t.Errorf("the first table has key %s of a later one", id)
+		}
+	}
+	if first.Zone() != firstSum {
+		t.Error("the first table changed")
+	}
+}
+
+func TestApply_OneKeyOfManyCopiesLittle(t *testing.T) {
+	objects := sample(t)[:1]
+	for i := range 100_000 {
+		objects = append(objects, key(t, fmt.Sprintf("key%09d", i), i))
+	}
+	tab := build(t, objects...)
+	gone := objects[5]
+	c, z := tab.Catalog(), tab.Zone()
+	z.Sum = z.Sum.Sub(gone.Sum())
+	var next *policy.Table
+	bytes := testing.Benchmark(func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			next, _ = tab.Apply(nil, []table.ObjectKey{gone.Key()}, c, z)
+		}
+	}).AllocedBytesPerOp()
+	if next == nil || next.Key(gone.ID) != nil || tab.Key(gone.ID) == nil {
+		t.Fatal("the key is not gone from the new table alone")
+	}
+	if bytes > 64<<10 {
+		t.Errorf("got %d bytes for one change of 100,000 keys, want at most 64 KiB", bytes)
+	}
+}
+
+func TestHolder_ChangedClosesOncePerSwap(t *testing.T) {
+	var h policy.Holder
+	if h.Load() != nil {
+		t.Fatal("a new holder holds something")
+	}
+	a, b := h.Changed(), h.Changed()
+	tab := build(t, sample(t)...)
+	h.Swap(tab)
+	<-a
+	<-b
+	select {
+	case <-h.Changed():
+		t.Error("changed without a swap")
+	default:
+	}
+	if h.Load() != tab {
+		t.Error("load: got another table")
+	}
+}

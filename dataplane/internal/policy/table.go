@@ -1,0 +1,242 @@
+package policy
+
+import (
+	"crypto/ed25519"
+	"slices"
+
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/revision"
+	"bailiwick/shared/table"
+)
+
+// Table is one version of all an edge knows. A nil *Table answers like an empty one.
+type Table struct {
+	catalog, zone revision.Revision
+
+	// objects are all but keys: some hundreds. The indexes below are made anew from them when one changes.
+	objects map[table.ObjectKey]entry
+	keys    *keys
+	*index
+}
+
+// entry is an object as held: its sum, to take it out of the total again, and its decoded value.
+type entry struct {
+	sum   revision.Sum
+	value any // nil for a kind this program does not know
+}
+
+type index struct {
+	settings  table.Settings
+	byHost    map[string]*API
+	apis      map[zoneName]*API
+	plans     map[string]*Plan
+	outbound  map[policyFrom][]table.Pair
+	permitted map[policyPair]struct{}
+	inbound   []table.Pair
+	directory map[zoneName]*table.Directory
+	dirByHost map[string]*table.Directory
+	dirByZone map[string][]table.Directory
+	nodes     map[string]*table.Node
+	zoneKeys  map[string]ed25519.PublicKey
+	hosts     []string
+}
+
+type (
+	zoneName   struct{ zone, name string }
+	policyFrom struct{ policy, from string }
+	policyPair struct{ policy, from, to string }
+)
+
+var noIndex = &index{}
+
+func (t *Table) idx() *index {
+	if t == nil {
+		return noIndex
+	}
+	return t.index
+}
+
+// Key is an API key as held here: whose it is, and the digest the presented text must have.
+type Key struct {
+	ID           string
+	Digest       apikey.Digest
+	Customer     string
+	Subscription string
+	Plan         string
+	Suspended    bool
+
+	sum revision.Sum
+}
+
+// API is a service of the own zone, or a foreign one this region may receive relays for (Foreign, no hosts).
+type API struct {
+	table.API
+	routes []Route // longest prefix first, then by name
+}
+
+// Route is one rule of an API.
+type Route struct{ table.Route }
+
+// Plan is a plan as an edge enforces it.
+type Plan struct{ table.Plan }
+
+// Match says what Route found.
+type Match uint8
+
+const (
+	RouteNotFound    Match = iota // no route covers the path: 404
+	RouteFound                    // the route is the answer
+	MethodNotAllowed              // routes cover the path, none with this method: 405
+)
+
+// API is the own zone's API published at a host name, given in lower case and without a port. nil: none.
+func (t *Table) API(host string) *API { return t.idx().byHost[host] }
+
+// APIOf is the API of that name in a zone: the own one, or a foreign one this region may receive relays
+// for. nil: this edge has no business with it.
+func (t *Table) APIOf(zone, name string) *API { return t.idx().apis[zoneName{zone, name}] }
+
+// Route is the route with the longest prefix that covers path by whole segments. Only routes of that
+// longest prefix count: a shorter one never answers for a method the longer one does not take, or adding
+// a narrower route would not narrow anything. GET includes HEAD.
+func (a *API) Route(method, path string) (*Route, Match) {
+	for i := range a.routes {
+		prefix := a.routes[i].PathPrefix
+		if !covers(prefix, path) {
+			continue
+		}
+		for ; i < len(a.routes) && a.routes[i].PathPrefix == prefix; i++ {
+			if a.routes[i].takes(method) {
+				return &a.routes[i], RouteFound
+			}
+		}
+		return nil, MethodNotAllowed
+	}
+	return nil, RouteNotFound
+}
+
+// Allowed are the methods the routes at path take, for the Allow header of a 405.
+func (a *API) Allowed(path string) []string {
+	var methods []string
+	for i := range a.routes {
+		prefix := a.routes[i].PathPrefix
+		if !covers(prefix, path) {
+			continue
+		}
+		for ; i < len(a.routes) && a.routes[i].PathPrefix == prefix; i++ {
+			methods = append(methods, a.routes[i].Methods...)
+			if slices.Contains(a.routes[i].Methods, "GET") {
+				methods = append(methods, "HEAD")
+			}
+		}
+		break
+	}
+	slices.Sort(methods)
+	return slices.Compact(methods)
+}
+
+// covers says whether prefix ends path or is followed by a new segment. Prefixes carry no trailing slash
+// (normalised when the table is made); "" covers everything.
+func covers(prefix, path string) bool {
+	n := len(prefix)
+	return len(path) >= n && path[:n] == prefix && (len(path) == n || n == 0 || path[n] == '/')
+}
+
+func (r *Route) takes(method string) bool {
+	if len(r.Methods) == 0 {
+		return true
+	}
+	for _, m := range r.Methods {
+		if m == method || m == "GET" && method == "HEAD" {
+			return true
+		}
+	}
+	return false
+}
+
+// Key is the key with that id, nil if none. The caller compares digests, in constant time, also when there
+// is no key (against any digest), so that an unknown id and a wrong secret take the same time.
+func (t *Table) Key(id string) *Key {
+	if t == nil {
+		return nil
+	}
+	return t.keys.get(id)
+}
+
+// Plan by name, nil if none.
+func (t *Table) Plan(name string) *Plan { return t.idx().plans[name] }
+
+// Includes says whether the plan sells the API (of the own zone), and through which product.
+func (p *Plan) Includes(api string) (product string, ok bool) {
+	product, ok = p.APIs[api]
+	return product, ok
+}
+
+// Pairs are the permissions to relay from a region under a policy, best first: lowest priority number,
+// then inside the zone, then by name. Only pairs of the own region are ever known. Do not write to the slice.
+func (t *Table) Pairs(policy, from string) []table.Pair {
+	return t.idx().outbound[policyFrom{policy, from}]
+}
+
+// Permits says whether the table has the pair. A region never needs a pair to itself and has none here:
+// home is not a relay.
+func (t *Table) Permits(policy, from, to string) bool {
+	_, ok := t.idx().permitted[policyPair{policy, from, to}]
+	return ok
+}
+
+// Inbound are the pairs that end in this region.
+func (t *Table) Inbound() []table.Pair { return t.idx().inbound }
+
+// Directory are the public hosts of an API in another zone, nil if none.
+func (t *Table) Directory(api, zone string) []string {
+	if d := t.idx().directory[zoneName{zone, api}]; d != nil {
+		return d.Hosts
+	}
+	return nil
+}
+
+// DirectoryByHost is the directory row of another zone's host, nil if none.
+func (t *Table) DirectoryByHost(host string) *table.Directory { return t.idx().dirByHost[host] }
+
+// DirectoryByZone are all rows of another zone, by API name.
+func (t *Table) DirectoryByZone(zone string) []table.Directory { return t.idx().dirByZone[zone] }
+
+// Node is an edge that may relay to this one, nil if that name is none.
+func (t *Table) Node(name string) *table.Node { return t.idx().nodes[name] }
+
+// ZoneKey verifies a zone's grants; nil if this edge takes none of it.
+func (t *Table) ZoneKey(zone string) ed25519.PublicKey { return t.idx().zoneKeys[zone] }
+
+// Settings are what the edge is told of itself.
+func (t *Table) Settings() table.Settings { return t.idx().settings }
+
+// Hosts are the public hosts of the own zone's APIs, sorted: those to have certificates for.
+func (t *Table) Hosts() []string { return t.idx().hosts }
+
+// Catalog is the position of the catalog's objects.
+func (t *Table) Catalog() revision.Revision {
+	if t == nil {
+		return revision.Revision{}
+	}
+	return t.catalog
+}
+
+// Zone is the position of the zone store's objects.
+func (t *Table) Zone() revision.Revision {
+	if t == nil {
+		return revision.Revision{}
+	}
+	return t.zone
+}
+
+// Epoch is the zone store's: what a grant and a relay session are bound to.
+func (t *Table) Epoch() uint64 { return t.Zone().Epoch }
+
+// Size is how many keys and how many other objects there are.
+func (t *Table) Size() (keys, objects int) {
+	if t == nil {
+		return 0, 0
+	}
+	return t.keys.n, len(t.objects)
+}
