@@ -24,6 +24,8 @@ func (j *journal) add(s string) { j.mu.Lock(); j.lines = append(j.lines, s); j.m
 
 func (j *journal) want(t *testing.T, want ...string) {
 	t.Helper()
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if !slices.Equal(j.lines, want) {
 		t.Errorf("order: got %v, want %v", j.lines, want)
 	}
@@ -125,7 +127,8 @@ func TestRun_LeavesALatePartBehindAndSaysSo(t *testing.T) {
 			t.Errorf("log does not give the reason: %s", logged.String())
 		}
 		j.want(t, "+a", "+late", "-a")
-		time.Sleep(2 * time.Hour) // of the bubble: let the part end, and its send not block
+		time.Sleep(2 * time.Hour) // of the bubble: the part left behind must be able to end
+		synctest.Wait()
 		j.want(t, "+a", "+late", "-a", "-late")
 	})
 }
