@@ -37,7 +37,8 @@ const (
 	PrefixInForce   = "inforce/"    // signed in-force records
 	PrefixCert      = "certs/"      // certmagic storage, private keys sealed
 	PrefixLock      = "locks/"
-	KeyAdopted      = "adopted" // the catalog's border rules as this zone has adopted them
+	KeyAdopted      = "adopted"   // the catalog's border rules as this zone has adopted them
+	KeyPermitted    = "permitted" // the pairs that followed from it when the leader last looked
 )
 
 type Zone struct {
@@ -218,6 +219,19 @@ type Adopted struct {
 	Regions      []Region     `json:"regions"`
 	Bases        []LegalBasis `json:"bases"`
 	Policies     []Policy     `json:"policies"`
+}
+
+// Permitted is the set of pairs that held when the zone's leader last looked. Comparing with it is how a
+// tightening is noticed, whichever way it came, also by a leader that was not there when it was committed.
+type Permitted struct {
+	Pairs []PermittedPair `json:"pairs"`
+}
+
+type PermittedPair struct {
+	Policy string `json:"policy"`
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Basis  string `json:"basis"`
 }
 
 // GrantRecord is what the leader logs before it hands out grants to an edge.

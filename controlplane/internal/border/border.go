@@ -1,0 +1,259 @@
+// Package border keeps a zone's side of the compatibility policies: it adopts the catalog's rules into the
+// zone's own log, grants edges permission to relay, notices each tightening and records when it is in force.
+//
+// The zone store's leader alone does any of it (design.md §2.2, §2.5); a Keeper on another node answers
+// NOT_LEADER and its caller carries the request on. What must survive is in the zone store: what was adopted,
+// closures, the record of each edge's latest grants, pending and completed in-force records. What a leader
+// keeps in memory, when grants were given and what edges acknowledged, a new leader replaces by the worst
+// case: every edge got a full grant when it was elected, and none has acknowledged anything.
+// All methods may be called from several goroutines at once.
+package border
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
+	"bailiwick/regions"
+	"bailiwick/shared/fault"
+)
+
+// Limits of §2.5.
+const (
+	DefaultTTL = 30 * time.Second
+	// abort is how long an edge may take to cut relays after its table changed.
+	abort = time.Second
+	// tick is how often pending tightenings are looked at.
+	tick = 200 * time.Millisecond
+	// stale is the age after which an edge's report no longer means that it is connected.
+	stale = 5 * time.Second
+)
+
+// Config of a Keeper; every field but TTL is required.
+type Config struct {
+	Zone    string
+	Catalog group.Store
+	Store   group.Store
+	Signer  ed25519.PrivateKey // the zone's; signs grants and in-force records
+	TTL     time.Duration      // of a grant; 0 means DefaultTTL
+	Logger  *slog.Logger
+}
+
+// Keeper is one node's part in keeping the border.
+type Keeper struct {
+	cfg Config
+
+	// mu covers term: nil while this node does not lead the zone store. It is never held across I/O.
+	mu   sync.Mutex
+	term *term
+	wake chan struct{}
+}
+
+// term is what a leader knows only by itself.
+type term struct {
+	since   time.Time
+	ends    map[string]lease // edge → when the last grant given to it has certainly ended
+	reports map[string]report
+}
+
+type lease struct {
+	region string
+	end    time.Time
+}
+
+type report struct {
+	edge  *peerv1.EdgeReport
+	at    time.Time
+	acked map[uint64]time.Time // zone index of a pending tightening → when its ack was first seen
+}
+
+// New checks the configuration; nothing runs before Run.
+func New(cfg Config) (*Keeper, error) {
+	if cfg.Zone == "" || cfg.Catalog == nil || cfg.Store == nil || len(cfg.Signer) != ed25519.PrivateKeySize || cfg.Logger == nil {
+		return nil, fmt.Errorf("border: Zone, Catalog, Store, Signer and Logger are required")
+	}
+	if cfg.TTL == 0 {
+		cfg.TTL = DefaultTTL
+	}
+	return &Keeper{cfg: cfg, wake: make(chan struct{}, 1)}, nil
+}
+
+// Run keeps the border whenever this node leads the zone store, until ctx ends.
+func (k *Keeper) Run(ctx context.Context) error {
+	return k.cfg.Store.RunLeader(ctx, k.lead)
+}
+
+func (k *Keeper) lead(ctx context.Context) {
+	t := &term{since: time.Now(), ends: map[string]lease{}, reports: map[string]report{}}
+	k.assumeGrants(t)
+	k.mu.Lock()
+	k.term = t
+	k.mu.Unlock()
+	defer func() {
+		k.mu.Lock()
+		k.term = nil
+		k.mu.Unlock()
+	}()
+	var watchers sync.WaitGroup
+	defer watchers.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for _, s := range []group.Store{k.cfg.Catalog, k.cfg.Store} {
+		watchers.Go(func() { k.follow(ctx, s) })
+	}
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		if err := k.step(ctx); err != nil && ctx.Err() == nil {
+			k.cfg.Logger.Warn("border step", "zone", k.cfg.Zone, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.wake:
+		case <-ticker.C: // also for legal bases that expire: no write announces them
+		}
+	}
+}
+
+// follow wakes the leader on every change; the tick covers what a compacted watch misses.
+func (k *Keeper) follow(ctx context.Context, s group.Store) {
+	for ctx.Err() == nil {
+		w, err := s.Watch(s.Local().Revision().Index+1, "")
+		if err == nil {
+			for err == nil {
+				if _, _, err = w.Next(ctx); err == nil {
+					select {
+					case k.wake <- struct{}{}:
+					default:
+					}
+				}
+			}
+			w.Close()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(tick):
+		}
+	}
+}
+
+// step adopts, notices tightenings and completes those in force. Each is idempotent.
+func (k *Keeper) step(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := k.adopt(ctx); err != nil {
+		return fmt.Errorf("adopt catalog rules: %w", err)
+	}
+	if err := k.notice(ctx); err != nil {
+		return fmt.Errorf("compare permitted pairs: %w", err)
+	}
+	if err := k.complete(ctx); err != nil {
+		return fmt.Errorf("complete tightenings: %w", err)
+	}
+	return nil
+}
+
+// adopt copies the catalog's border rules into the zone's log as soon as they differ from what it holds.
+func (k *Keeper) adopt(ctx context.Context) error {
+	catalog, zone := k.cfg.Catalog.Local(), k.cfg.Store.Local()
+	current, mod, err := adopted(zone)
+	if err != nil {
+		return err
+	}
+	// A node that has just become leader may follow the catalog at a distance: never adopt backwards.
+	if r := catalog.Revision(); r.Index == 0 || r.Less(group.Revision{Epoch: current.CatalogEpoch, Index: current.CatalogIndex}) {
+		return nil
+	}
+	next, err := rulesOf(catalog)
+	if err != nil {
+		return err
+	}
+	next.CatalogEpoch, next.CatalogIndex = current.CatalogEpoch, current.CatalogIndex
+	if string(model.Encode(next)) == string(model.Encode(current)) {
+		return nil
+	}
+	if _, err := next.Compile(); err != nil {
+		// The admin API refuses such rules; if they are there all the same, the zone keeps what it has.
+		return fmt.Errorf("catalog rules at %s do not compile and are not adopted: %w", catalog.Revision(), err)
+	}
+	next.CatalogEpoch, next.CatalogIndex = catalog.Revision().Epoch, catalog.Revision().Index
+	_, err = k.cfg.Store.Txn(ctx, group.Txn{
+		Compares: []group.Compare{{Key: model.KeyAdopted, ModIndex: mod}},
+		Ops:      []group.Op{{Key: model.KeyAdopted, Value: model.Encode(next)}},
+	})
+	return err
+}
+
+func adopted(zone group.Snapshot) (model.Adopted, uint64, error) {
+	kv, ok := zone.Get(model.KeyAdopted)
+	if !ok {
+		return model.Adopted{}, 0, nil
+	}
+	a, err := model.Decode[model.Adopted](model.KeyAdopted, kv.Value)
+	return a, kv.ModIndex, err
+}
+
+func rulesOf(catalog group.Snapshot) (model.Adopted, error) {
+	var a model.Adopted
+	var err error
+	if a.Regions, err = list[model.Region](catalog, model.PrefixRegion); err != nil {
+		return a, err
+	}
+	if a.Bases, err = list[model.LegalBasis](catalog, model.PrefixBasis); err != nil {
+		return a, err
+	}
+	a.Policies, err = list[model.Policy](catalog, model.PrefixPolicy)
+	return a, err
+}
+
+func list[T any](s group.Snapshot, prefix string) ([]T, error) {
+	var out []T
+	for kv := range s.List(prefix) {
+		v, err := model.Decode[T](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// Permitted lists the pairs that hold now by what a zone has adopted less its closures, those alone that
+// touch the zone. It is the one reading of the rules that grants, tightenings and status share.
+func Permitted(zone group.Snapshot, name string, now time.Time) ([]regions.Permitted, error) {
+	a, _, err := adopted(zone)
+	if err != nil {
+		return nil, err
+	}
+	set, err := a.Compile()
+	if err != nil {
+		return nil, err
+	}
+	stored, err := list[model.Closure](zone, model.PrefixClosure)
+	if err != nil {
+		return nil, err
+	}
+	closures := make([]regions.Closure, 0, len(stored))
+	for _, c := range stored {
+		closures = append(closures, c.Rule())
+	}
+	inZone := map[string]bool{}
+	for _, r := range a.Regions {
+		inZone[r.Name] = r.Zone == name
+	}
+	return slices.DeleteFunc(set.Pairs(now, closures), func(p regions.Permitted) bool {
+		return !inZone[p.From] && !inZone[p.To]
+	}), nil
+}
+
+func notLeader() error {
+	return fault.New(fault.Unavailable, "NOT_LEADER", "this node does not lead the zone store; ask its leader")
+}

@@ -1,0 +1,241 @@
+package border
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions"
+	"bailiwick/shared/fault"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// grantText is what a grant's signature covers besides its payload.
+const grantText = "bailiwick-grant/1\n"
+
+// slack is what the leader adds to a grant's life before it takes it for ended: 1 s and 2 % for clocks that
+// run at different speeds. The edge counts from when it asked, which is earlier.
+func slack(d time.Duration) time.Duration { return d + d/50 + time.Second }
+
+// assumeGrants takes the worst for granted: every edge that may hold a grant got a full one when the term began.
+func (k *Keeper) assumeGrants(t *term) {
+	longest := k.cfg.TTL
+	zone := k.cfg.Store.Local()
+	if a, _, err := adopted(zone); err == nil {
+		if set, err := a.Compile(); err == nil {
+			for _, p := range set.Pairs(t.since, nil) { // without closures: a closed pair may still be granted
+				longest = max(longest, p.OfflineGrant)
+			}
+		}
+	}
+	if records, err := list[model.GrantRecord](zone, model.PrefixGrant); err == nil {
+		for _, r := range records { // the log remembers edges that left the registry, and pairs that left the rules
+			for _, g := range r.Grants {
+				longest = max(longest, time.Duration(g.TTLMS)*time.Millisecond)
+			}
+		}
+		for _, r := range records {
+			t.ends[r.Edge] = lease{r.Region, t.since.Add(slack(longest))}
+		}
+	}
+	for name, n := range nodes(k.cfg.Catalog.Local()) {
+		if n.Kind == "edge" && n.Zone == k.cfg.Zone {
+			t.ends[name] = lease{n.Region, t.since.Add(slack(longest))}
+		}
+	}
+}
+
+// Grant gives an edge its permissions to relay, one grant for each target region. edge and region are as the
+// carrying node authenticated them. The order matters: read the rules, log the grants (which a quorum
+// confirms), look at the rules again, and only then hand out what still holds.
+func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
+	now := time.Now()
+	zone, catalog := k.cfg.Store.Local(), k.cfg.Catalog.Local()
+	registry := nodes(catalog)
+	if n, ok := registry[edge]; !ok || n.Kind != "edge" || n.Region != region || n.Zone != k.cfg.Zone {
+		return nil, fault.New(fault.Denied, "WITHDRAWN", "edge %s of region %s is not in the node registry; it gets no grant", edge, region)
+	}
+	if err := k.fresh(zone, req); err != nil {
+		return nil, err
+	}
+	pairs, err := outbound(zone, k.cfg.Zone, region, now)
+	if err != nil {
+		return nil, err
+	}
+	grants, longest := k.compose(zone, edge, region, pairs, registry, now)
+	if len(grants) == 0 {
+		return &syncv1.RequestGrantsResponse{}, nil
+	}
+	record := model.GrantRecord{Edge: edge, Region: region, GrantedAt: now.UTC()}
+	for _, g := range grants {
+		record.Grants = append(record.Grants, model.Granted{ID: g.Id, From: g.From, To: g.To, Policies: g.Policies, TTLMS: max(g.TtlMs, g.OfflineTtlMs)})
+	}
+	// Before the record: from here on this leader counts the grant as given, whatever becomes of the answer.
+	k.mu.Lock()
+	if k.term == nil {
+		k.mu.Unlock()
+		return nil, notLeader()
+	}
+	k.term.ends[edge] = lease{region, laterOf(k.term.ends[edge].end, now.Add(slack(longest)))}
+	k.mu.Unlock()
+	permitted, _ := zone.Get(model.KeyPermitted)
+	result, err := k.cfg.Store.Txn(ctx, group.Txn{
+		Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: permitted.ModIndex}},
+		Ops:      []group.Op{{Key: model.PrefixGrant + edge, Value: model.Encode(record)}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("log the grants of edge %s: %w", edge, err)
+	}
+	if !result.Succeeded {
+		return nil, fault.New(fault.Unavailable, "RULES_CHANGED", "the border rules changed while edge %s was being granted; ask again", edge)
+	}
+	if err := k.cfg.Store.VerifyLeader(ctx); err != nil {
+		return nil, err
+	}
+	still, err := outbound(k.cfg.Store.Local(), k.cfg.Zone, region, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	response := &syncv1.RequestGrantsResponse{}
+	for _, g := range grants {
+		g.Policies = slices.DeleteFunc(g.Policies, func(policy string) bool {
+			return !slices.ContainsFunc(still, func(p regions.Permitted) bool { return p.Policy == policy && p.To == g.To })
+		})
+		if len(g.Policies) == 0 {
+			continue
+		}
+		payload, err := proto.MarshalOptions{Deterministic: true}.Marshal(g)
+		if err != nil {
+			return nil, err
+		}
+		response.Grants = append(response.Grants, &syncv1.SignedGrant{Payload: payload, Signature: ed25519.Sign(k.cfg.Signer, append([]byte(grantText), payload...))})
+	}
+	return response, nil
+}
+
+// fresh refuses an edge that has not applied the newest change of permitted pairs: a stale edge gets nothing
+// but policy (invariant 9).
+func (k *Keeper) fresh(zone group.Snapshot, req *syncv1.RequestGrantsRequest) error {
+	last, ok := zone.Get(model.KeyPermitted)
+	if !ok {
+		return fault.New(fault.Unavailable, "NOT_ADOPTED", "zone %s has adopted no border rules yet; ask again", k.cfg.Zone)
+	}
+	held := req.GetZone()
+	if held.GetEpoch() != zone.Revision().Epoch || held.GetIndex() < last.ModIndex {
+		return fault.New(fault.Unavailable, "STALE_TABLE", "the edge holds zone position %d.%d and border rules changed at %d.%d; apply that first",
+			held.GetEpoch(), held.GetIndex(), zone.Revision().Epoch, last.ModIndex)
+	}
+	return nil
+}
+
+// outbound lists what may leave a region of this zone now.
+func outbound(zone group.Snapshot, name, region string, now time.Time) ([]regions.Permitted, error) {
+	pairs, err := Permitted(zone, name, now)
+	return slices.DeleteFunc(pairs, func(p regions.Permitted) bool { return p.From != region }), err
+}
+
+// compose builds one grant for each target region that has an edge to receive it.
+func (k *Keeper) compose(zone group.Snapshot, edge, region string, pairs []regions.Permitted, registry map[string]model.Node, now time.Time) ([]*syncv1.Grant, time.Duration) {
+	a, _, _ := adopted(zone)
+	revision := zone.Revision()
+	byTarget := map[string]*syncv1.Grant{}
+	var grants []*syncv1.Grant
+	longest := k.cfg.TTL
+	for _, p := range pairs {
+		g := byTarget[p.To]
+		if g == nil {
+			g = &syncv1.Grant{Id: newID(), Zone: k.cfg.Zone, Edge: edge, From: region, To: p.To,
+				CatalogEpoch: a.CatalogEpoch, CatalogIndex: a.CatalogIndex, ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index,
+				GrantedUnixMs: now.UnixMilli(), TtlMs: k.cfg.TTL.Milliseconds(), OfflineTtlMs: p.OfflineGrant.Milliseconds()}
+			for name, n := range registry {
+				if n.Kind == "edge" && n.Region == p.To && n.RelayAddr != "" {
+					g.Peers = append(g.Peers, &syncv1.Peer{Edge: name, RelayAddr: n.RelayAddr})
+				}
+			}
+			if len(g.Peers) == 0 {
+				continue
+			}
+			slices.SortFunc(g.Peers, func(a, b *syncv1.Peer) int { return strings.Compare(a.Edge, b.Edge) })
+			byTarget[p.To] = g
+			grants = append(grants, g)
+		}
+		g.Policies = append(g.Policies, p.Policy)
+		// One grant may carry several policies: it lives no longer than the strictest of them allows.
+		g.OfflineTtlMs = min(g.OfflineTtlMs, p.OfflineGrant.Milliseconds())
+	}
+	for _, g := range grants {
+		g.OfflineTtlMs = max(g.OfflineTtlMs, g.TtlMs)
+		longest = max(longest, time.Duration(g.OfflineTtlMs)*time.Millisecond)
+	}
+	return grants, longest
+}
+
+func laterOf(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func newID() string {
+	var b [12]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}
+
+// Report takes what control nodes of the zone say of the edges connected to them. Only the leader keeps it.
+func (k *Keeper) Report(edges []*peerv1.EdgeReport) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.term == nil {
+		return notLeader()
+	}
+	now := time.Now()
+	for _, e := range edges {
+		old, ok := k.term.reports[e.GetEdge()]
+		// After a reconnect elsewhere the former node may still speak of the edge: the living word wins.
+		if ok && old.edge.GetConnected() && !e.GetConnected() && old.edge.GetControl() != e.GetControl() && now.Sub(old.at) < stale {
+			continue
+		}
+		if !ok {
+			old.acked = map[uint64]time.Time{}
+		}
+		for index := range old.acked {
+			if e.GetZone().GetIndex() < index {
+				delete(old.acked, index) // it went backwards (a cloned or restored disk): its word is void
+			}
+		}
+		k.term.reports[e.GetEdge()] = report{edge: e, at: now, acked: old.acked}
+	}
+	return nil
+}
+
+// Reports returns the latest word of every edge, marking those of whom nobody spoke lately as disconnected.
+func (k *Keeper) Reports() ([]*peerv1.EdgeReport, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.term == nil {
+		return nil, notLeader()
+	}
+	var out []*peerv1.EdgeReport
+	for _, r := range k.term.reports {
+		e := r.edge
+		if e.GetConnected() && time.Since(r.at) > stale {
+			e = proto.CloneOf(e)
+			e.Connected = false
+		}
+		out = append(out, e)
+	}
+	slices.SortFunc(out, func(a, b *peerv1.EdgeReport) int { return strings.Compare(a.Edge, b.Edge) })
+	return out, nil
+}

@@ -1,0 +1,190 @@
+package border
+
+import (
+	"context"
+	"crypto/ed25519"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// notice compares the pairs permitted now with those of the last look; each that is gone becomes a pending
+// in-force record in the same transaction, so no leader change can lose one.
+func (k *Keeper) notice(ctx context.Context) error {
+	zone := k.cfg.Store.Local()
+	now := time.Now()
+	pairs, err := Permitted(zone, k.cfg.Zone, now)
+	if err != nil {
+		return err
+	}
+	var before model.Permitted
+	kv, known := zone.Get(model.KeyPermitted)
+	if known {
+		if before, err = model.Decode[model.Permitted](kv.Key, kv.Value); err != nil {
+			return err
+		}
+	}
+	next := model.Permitted{Pairs: []model.PermittedPair{}}
+	holds := map[model.PermittedPair]bool{}
+	for _, p := range pairs {
+		pair := model.PermittedPair{Policy: p.Policy, From: p.From, To: p.To, Basis: p.Basis}
+		next.Pairs = append(next.Pairs, pair)
+		pair.Basis = "" // a pair that only changes its basis stays permitted
+		holds[pair] = true
+	}
+	if known && slices.Equal(next.Pairs, before.Pairs) {
+		return nil
+	}
+	revision := zone.Revision()
+	ops := []group.Op{{Key: model.KeyPermitted, Value: model.Encode(next)}}
+	for _, p := range before.Pairs {
+		basis := p.Basis
+		p.Basis = ""
+		if holds[p] {
+			continue
+		}
+		record := model.InForce{Policy: p.Policy, From: p.From, To: p.To, Why: "no longer permitted; it rested on " + basis,
+			ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index + 1, CommittedAt: now.UTC()}
+		ops = append(ops, group.Op{Key: inForceKey(record), Value: model.Encode(record)})
+		k.cfg.Logger.Info("tightening", "policy", p.Policy, "from", p.From, "to", p.To)
+	}
+	// The compare makes ZoneIndex right: this transaction's own index is at least revision.Index+1, and a
+	// view of an index at or above it lacks the pair.
+	_, err = k.cfg.Store.Txn(ctx, group.Txn{
+		Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: kv.ModIndex}},
+		Ops:      ops,
+	})
+	return err
+}
+
+// inForceKey sorts a zone's records by when they came.
+func inForceKey(r model.InForce) string {
+	return fmt.Sprintf("%s%020d/%s/%s>%s", model.PrefixInForce, r.ZoneIndex, r.Policy, r.From, r.To)
+}
+
+// complete signs each pending tightening that now holds everywhere: when all senders have acknowledged or
+// their grants have ended, or all receivers have acknowledged; in both cases plus the time to cut.
+func (k *Keeper) complete(ctx context.Context) error {
+	zone := k.cfg.Store.Local()
+	now := time.Now()
+	for kv := range zone.List(model.PrefixInForce) {
+		record, err := model.Decode[model.InForce](kv.Key, kv.Value)
+		if err != nil {
+			return err
+		}
+		if !record.At.IsZero() {
+			continue
+		}
+		by, waiting := k.holds(record, now)
+		if len(waiting) > 0 {
+			continue
+		}
+		record.At, record.By = now.UTC(), by
+		record.Signature = ed25519.Sign(k.cfg.Signer, inForceText(record))
+		if _, err := k.cfg.Store.Txn(ctx, group.Txn{
+			Compares: []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}},
+			Ops:      []group.Op{{Key: kv.Key, Value: model.Encode(record)}},
+		}); err != nil {
+			return err
+		}
+		k.cfg.Logger.Info("tightening in force", "policy", record.Policy, "from", record.From, "to", record.To,
+			"by", by, "after_ms", record.At.Sub(record.CommittedAt).Milliseconds())
+	}
+	return nil
+}
+
+func inForceText(r model.InForce) []byte {
+	r.Signature = nil
+	return append([]byte("bailiwick-in-force/1\n"), model.Encode(r)...)
+}
+
+// VerifyInForce checks a completed record's signature.
+func VerifyInForce(key ed25519.PublicKey, r model.InForce) bool {
+	return len(key) == ed25519.PublicKeySize && ed25519.Verify(key, inForceText(r), r.Signature)
+}
+
+// holds says which half makes the tightening hold, or for which edges it still waits (the shorter list).
+func (k *Keeper) holds(r model.InForce, now time.Time) (by string, waiting []string) {
+	registry := nodes(k.cfg.Catalog.Local())
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.term
+	if t == nil {
+		return "", []string{"leader"}
+	}
+	acked := func(edge string) bool {
+		rep, ok := t.reports[edge]
+		if !ok || rep.edge.GetZone().GetEpoch() != r.ZoneEpoch || rep.edge.GetZone().GetIndex() < r.ZoneIndex {
+			return false
+		}
+		first, seen := rep.acked[r.ZoneIndex]
+		if !seen {
+			rep.acked[r.ZoneIndex] = now
+			return false
+		}
+		return now.Sub(first) >= abort
+	}
+	var senders, receivers []string
+	for edge, l := range t.ends { // also edges that were removed: until its end a grant may still be used
+		if l.region == r.From && now.Before(l.end) && !acked(edge) {
+			senders = append(senders, edge)
+		}
+	}
+	foreign := false
+	for name, n := range registry {
+		if n.Region == r.To && n.Kind == "edge" {
+			foreign = foreign || n.Zone != k.cfg.Zone
+			if !acked(name) {
+				receivers = append(receivers, name)
+			}
+		}
+	}
+	slices.Sort(senders)
+	slices.Sort(receivers)
+	switch {
+	case len(senders) == 0:
+		return "senders", nil
+	case len(receivers) == 0 && !foreign: // another zone's edges report to their own leader
+		return "receivers", nil
+	case foreign || len(senders) <= len(receivers):
+		return "", senders
+	}
+	return "", receivers
+}
+
+func nodes(catalog group.Snapshot) map[string]model.Node {
+	out := map[string]model.Node{}
+	for kv := range catalog.List(model.PrefixNode) {
+		if n, err := model.Decode[model.Node](kv.Key, kv.Value); err == nil {
+			out[strings.TrimPrefix(kv.Key, model.PrefixNode)] = n
+		}
+	}
+	return out
+}
+
+// Tightenings lists the zone's in-force records, newest first, at most 100; pending ones say for whom they wait.
+func (k *Keeper) Tightenings() ([]*adminv1.Tightening, error) {
+	records, err := list[model.InForce](k.cfg.Store.Local(), model.PrefixInForce)
+	if err != nil {
+		return nil, err
+	}
+	slices.Reverse(records)
+	var out []*adminv1.Tightening
+	for _, r := range records[:min(len(records), 100)] {
+		t := &adminv1.Tightening{Policy: r.Policy, From: r.From, To: r.To, Why: r.Why, CommittedAt: timestamppb.New(r.CommittedAt)}
+		if r.At.IsZero() {
+			_, t.WaitingFor = k.holds(r, time.Now())
+		} else {
+			t.InForceAt = timestamppb.New(r.At)
+		}
+		out = append(out, t)
+	}
+	return out, nil
+}
