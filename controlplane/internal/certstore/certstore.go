@@ -1,0 +1,297 @@
+// Package certstore owns the shelf where the edges of a zone keep host
+// certificates and the locks they take while obtaining one, in the zone store.
+//
+// It never sees a private key: edges seal them first, and text that looks like
+// one is refused. What it acknowledged survives as the zone store does; a lock
+// ends by itself when its holder is gone. Everything may be called at once.
+package certstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/peer"
+	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/identity"
+)
+
+// Limits of what edges may keep here.
+const (
+	MaxValue   = 128 << 10
+	MaxKey     = 400 // certmagic's keys repeat the host name twice
+	MaxList    = 20_000
+	MinLockTTL = time.Second
+	MaxLockTTL = 10 * time.Minute
+)
+
+// Reasons of errors.
+const (
+	ReasonKey       = "CERT_KEY_INVALID" // Invalid
+	ReasonTooLarge  = "CERT_TOO_LARGE"   // TooLarge
+	ReasonPlaintext = "CERT_KEY_NOT_SEALED"
+	ReasonNotFound  = "CERT_NOT_FOUND"
+	ReasonLock      = "LOCK_INVALID"
+)
+
+// Service is joinv1connect's CertStoreServiceHandler.
+type Service struct {
+	store group.Store
+	// trustDomain is of the zone whose edges may call.
+	trustDomain string
+}
+
+// New serves the edges of trustDomain (<zone>.<installation>) from the zone's store.
+func New(store group.Store, trustDomain string) (*Service, error) {
+	if store == nil || trustDomain == "" {
+		return nil, errors.New("certstore: store and trust domain are required")
+	}
+	return &Service{store, trustDomain}, nil
+}
+
+// item is a value as it rests.
+type item struct {
+	Value    []byte    `json:"value"`
+	Modified time.Time `json:"modified"`
+}
+
+// lock is a lock as it rests. Its fence is the ModIndex of its record: every
+// later holder's is higher.
+type lock struct {
+	Holder  string    `json:"holder"`
+	Expires time.Time `json:"expires"` // of the leader's time
+}
+
+// edge lets only edges of the zone in.
+func (s *Service) edge(ctx context.Context) error {
+	n, ok := peer.NameFrom(ctx)
+	if !ok {
+		return fault.New(fault.Unauthenticated, identity.ReasonUnverified, "the caller has no verified certificate")
+	}
+	if n.Kind != identity.Edge || n.TrustDomain() != s.trustDomain {
+		return fault.New(fault.Denied, identity.ReasonWrongPeer, "%s is not an edge of %s", n, s.trustDomain)
+	}
+	return nil
+}
+
+// path checks a key or, with empty allowed, a prefix.
+func path(key string, emptyAllowed bool) error {
+	if key == "" && emptyAllowed {
+		return nil
+	}
+	bad := len(key) == 0 || len(key) > MaxKey
+	for part := range strings.SplitSeq(key, "/") {
+		bad = bad || part == "" || part == "." || part == ".."
+	}
+	if bad {
+		return fault.New(fault.Invalid, ReasonKey, "key is not a path of 1 to %d bytes without empty parts", MaxKey).At("key")
+	}
+	return nil
+}
+
+func (s *Service) begin(ctx context.Context, key string, emptyAllowed bool) error {
+	if err := s.edge(ctx); err != nil {
+		return err
+	}
+	return path(key, emptyAllowed)
+}
+
+// Store puts a value.
+func (s *Service) Store(ctx context.Context, req *joinv1.StoreRequest) (*joinv1.StoreResponse, error) {
+	if err := s.begin(ctx, req.GetKey(), false); err != nil {
+		return nil, err
+	}
+	if n := len(req.GetValue()); n > MaxValue {
+		return nil, fault.New(fault.TooLarge, ReasonTooLarge, "value holds %d bytes, at most %d are kept", n, MaxValue).At("value")
+	}
+	if bytes.Contains(req.GetValue(), []byte("PRIVATE KEY")) {
+		return nil, fault.New(fault.Invalid, ReasonPlaintext, "value holds a private key that is not sealed").At("value")
+	}
+	_, err := s.store.Txn(ctx, group.Txn{Ops: []group.Op{{
+		Key: model.PrefixCert + req.GetKey(), Value: model.Encode(item{req.GetValue(), time.Now().UTC()}),
+	}}})
+	if err != nil {
+		return nil, err
+	}
+	return &joinv1.StoreResponse{}, nil
+}
+
+func (s *Service) load(ctx context.Context, key string) (item, error) {
+	kv, ok, _, err := s.store.Get(ctx, model.PrefixCert+key)
+	if err != nil {
+		return item{}, err
+	}
+	if !ok {
+		return item{}, fault.New(fault.NotFound, ReasonNotFound, "no value is kept under this key")
+	}
+	return model.Decode[item](model.PrefixCert, kv.Value)
+}
+
+// Load reads a value: the last that was stored, on whatever node.
+func (s *Service) Load(ctx context.Context, req *joinv1.LoadRequest) (*joinv1.LoadResponse, error) {
+	if err := s.begin(ctx, req.GetKey(), false); err != nil {
+		return nil, err
+	}
+	it, err := s.load(ctx, req.GetKey())
+	if err != nil {
+		return nil, err
+	}
+	return &joinv1.LoadResponse{Value: it.Value}, nil
+}
+
+// Delete removes a key and all below it; an absent one is no error.
+func (s *Service) Delete(ctx context.Context, req *joinv1.DeleteRequest) (*joinv1.DeleteResponse, error) {
+	if err := s.begin(ctx, req.GetKey(), false); err != nil {
+		return nil, err
+	}
+	key := model.PrefixCert + req.GetKey()
+	_, err := s.store.Txn(ctx, group.Txn{Ops: []group.Op{{Key: key, Delete: true}, {Key: key + "/", DeletePrefix: true}}})
+	if err != nil {
+		return nil, err
+	}
+	return &joinv1.DeleteResponse{}, nil
+}
+
+// List names what lies below a prefix: with recursive every value, otherwise
+// the direct children, directories included.
+func (s *Service) List(ctx context.Context, req *joinv1.ListRequest) (*joinv1.ListResponse, error) {
+	if err := s.begin(ctx, req.GetPrefix(), true); err != nil {
+		return nil, err
+	}
+	prefix := model.PrefixCert
+	if req.GetPrefix() != "" {
+		prefix += req.GetPrefix() + "/"
+	}
+	kvs, _, err := s.store.List(ctx, prefix)
+	if err != nil {
+		return nil, err
+	}
+	resp := &joinv1.ListResponse{}
+	for _, kv := range kvs {
+		name := strings.TrimPrefix(kv.Key, model.PrefixCert)
+		if !req.GetRecursive() {
+			if i := strings.IndexByte(kv.Key[len(prefix):], '/'); i >= 0 {
+				name = name[:len(prefix)-len(model.PrefixCert)+i]
+			}
+		}
+		resp.Keys = append(resp.Keys, name)
+	}
+	// "a/b" and "a.b" interleave with "a/": equal names need not be neighbours.
+	slices.Sort(resp.Keys)
+	resp.Keys = slices.Compact(resp.Keys)
+	if len(resp.Keys) == 0 {
+		return nil, fault.New(fault.NotFound, ReasonNotFound, "nothing is kept below this prefix")
+	}
+	if len(resp.Keys) > MaxList {
+		return nil, fault.New(fault.TooLarge, ReasonTooLarge, "%d keys lie below the prefix, at most %d are listed", len(resp.Keys), MaxList)
+	}
+	return resp, nil
+}
+
+// Stat describes a key; a directory has terminal false.
+func (s *Service) Stat(ctx context.Context, req *joinv1.StatRequest) (*joinv1.StatResponse, error) {
+	if err := s.begin(ctx, req.GetKey(), false); err != nil {
+		return nil, err
+	}
+	snap, err := s.store.Sync(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key := model.PrefixCert + req.GetKey()
+	if kv, ok := snap.Get(key); ok {
+		it, err := model.Decode[item](model.PrefixCert, kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		return &joinv1.StatResponse{Key: req.GetKey(), ModifiedUnixMs: it.Modified.UnixMilli(), Size: int64(len(it.Value)), Terminal: true}, nil
+	}
+	for range snap.List(key + "/") {
+		return &joinv1.StatResponse{Key: req.GetKey()}, nil
+	}
+	return nil, fault.New(fault.NotFound, ReasonNotFound, "no value is kept under this key")
+}
+
+// Lock takes, or for the same holder renews, a lock for a time. held false is
+// no error: somebody else has it. It never waits.
+func (s *Service) Lock(ctx context.Context, req *joinv1.LockRequest) (*joinv1.LockResponse, error) {
+	ttl := time.Duration(req.GetTtlMs()) * time.Millisecond
+	if err := s.lockRequest(ctx, req.GetName(), req.GetHolder()); err != nil {
+		return nil, err
+	}
+	if req.GetTtlMs() < MinLockTTL.Milliseconds() || req.GetTtlMs() > MaxLockTTL.Milliseconds() {
+		return nil, fault.New(fault.Invalid, ReasonLock, "ttl_ms is not between %d and %d", MinLockTTL.Milliseconds(), MaxLockTTL.Milliseconds()).At("ttl_ms")
+	}
+	key := model.PrefixLock + "cert/" + req.GetName()
+	kv, ok, _, err := s.store.Get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	cur := lock{}
+	if ok {
+		if cur, err = model.Decode[lock](model.PrefixLock, kv.Value); err != nil {
+			return nil, err
+		}
+		// This node's clock only spares the leader the question: it never decides
+		// that a lock has ended.
+		if cur.Holder != req.GetHolder() && time.Until(cur.Expires) > 0 {
+			return &joinv1.LockResponse{}, nil
+		}
+	}
+	compare := []group.Compare{{Key: key, ModIndex: kv.ModIndex}}
+	// A transaction without operations asks the leader for the time.
+	res, err := s.store.Txn(ctx, group.Txn{Compares: compare})
+	if err != nil {
+		return nil, err
+	}
+	if !res.Succeeded || ok && cur.Holder != req.GetHolder() && !res.Time.After(cur.Expires) {
+		return &joinv1.LockResponse{}, nil
+	}
+	res, err = s.store.Txn(ctx, group.Txn{
+		Compares: compare,
+		Ops:      []group.Op{{Key: key, Value: model.Encode(lock{req.GetHolder(), res.Time.Add(ttl).UTC()})}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !res.Succeeded {
+		return &joinv1.LockResponse{}, nil
+	}
+	return &joinv1.LockResponse{Held: true, Fence: res.Revision.Index}, nil
+}
+
+// Unlock releases the holder's lock; one that it no longer holds is no error.
+func (s *Service) Unlock(ctx context.Context, req *joinv1.UnlockRequest) (*joinv1.UnlockResponse, error) {
+	if err := s.lockRequest(ctx, req.GetName(), req.GetHolder()); err != nil {
+		return nil, err
+	}
+	key := model.PrefixLock + "cert/" + req.GetName()
+	kv, ok, _, err := s.store.Get(ctx, key)
+	if err != nil || !ok {
+		return &joinv1.UnlockResponse{}, err
+	}
+	cur, err := model.Decode[lock](model.PrefixLock, kv.Value)
+	if err != nil || cur.Holder != req.GetHolder() {
+		return &joinv1.UnlockResponse{}, err
+	}
+	_, err = s.store.Txn(ctx, group.Txn{
+		Compares: []group.Compare{{Key: key, ModIndex: kv.ModIndex}},
+		Ops:      []group.Op{{Key: key, Delete: true}},
+	})
+	return &joinv1.UnlockResponse{}, err
+}
+
+func (s *Service) lockRequest(ctx context.Context, name, holder string) error {
+	if err := s.edge(ctx); err != nil {
+		return err
+	}
+	if name == "" || len(name) > MaxKey || holder == "" || len(holder) > 128 {
+		return fault.New(fault.Invalid, ReasonLock, "a lock has a name of 1 to %d and a holder of 1 to 128 bytes", MaxKey).At("name")
+	}
+	return nil
+}
