@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"os"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -51,19 +53,18 @@ type boltDisk struct {
 	path string
 }
 
-func openDisk(path string) (d *boltDisk, err error) {
-	defer func() { // bbolt panics on pages it cannot make sense of
-		if p := recover(); p != nil {
-			err = corrupt(path, 0, fmt.Sprint(p))
+// openDisk proves the file before it opens it for writing: bbolt's own scan for
+// free pages runs on a goroutine of its own, where a page that makes no sense
+// would end the process without a word that helps.
+func openDisk(path string) (*boltDisk, error) {
+	if fi, err := os.Stat(path); err == nil && fi.Size() > 0 {
+		if err := proveFile(path); err != nil {
+			return nil, err
 		}
-	}()
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file cut short under the mmap is a fault
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType})
-	if errors.Is(err, bolterrors.ErrTimeout) {
-		return nil, fmt.Errorf("open %s: another process holds it: %w", path, err)
 	}
+	db, err := openBolt(path, false)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, err
 	}
 	err = db.Update(func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{logBucket, stableBucket, metaBucket} {
@@ -72,13 +73,10 @@ func openDisk(path string) (d *boltDisk, err error) {
 			}
 		}
 		meta := tx.Bucket(metaBucket)
-		switch v := meta.Get(formatKey); {
-		case v == nil:
-			return meta.Put(formatKey, []byte{diskFormat})
-		case len(v) != 1 || v[0] > diskFormat:
-			return fmt.Errorf("format %v is newer than %d: it was written by a newer bailiwick-control: run that one", v, diskFormat)
+		if v := meta.Get(formatKey); v != nil {
+			return checkFormat(v)
 		}
-		return nil
+		return meta.Put(formatKey, []byte{diskFormat})
 	})
 	if err != nil {
 		db.Close()
@@ -87,19 +85,73 @@ func openDisk(path string) (d *boltDisk, err error) {
 	return &boltDisk{db: db, path: path}, nil
 }
 
-// verify reads every record: a node that would only meet a bad one later could
-// have voted or led by then.
-func (d *boltDisk) verify() (err error) {
-	var prev uint64
-	defer func() {
+func openBolt(path string, readOnly bool) (*bolt.DB, error) {
+	db, err := bolt.Open(path, 0o600, &bolt.Options{
+		Timeout: time.Second, NoFreelistSync: true, FreelistType: bolt.FreelistMapType, ReadOnly: readOnly,
+	})
+	if errors.Is(err, bolterrors.ErrTimeout) {
+		return nil, fmt.Errorf("open %s: another process holds it: %w", path, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return db, nil
+}
+
+// proveFile reads every record: a node that would only meet a bad one later
+// could have voted or led by then.
+func proveFile(path string) (err error) {
+	defer func() { // bbolt panics on pages it cannot make sense of
 		if p := recover(); p != nil {
-			err = corrupt(d.path, prev+1, fmt.Sprint(p))
+			err = corrupt(path, 0, fmt.Sprint(p))
 		}
 	}()
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // a file cut short is a fault under its mmap
+	db, err := openBolt(path, true)
+	var errno syscall.Errno
+	switch {
+	case err == nil:
+	case errors.Is(err, bolterrors.ErrTimeout), errors.As(err, &errno): // held, or not ours to read
+		return err
+	default:
+		return corrupt(path, 0, err.Error())
+	}
+	defer db.Close()
+	fi, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	// The rest of a page behind the end of a file reads as zeros, which bbolt
+	// takes for an empty tree.
+	err = db.View(func(tx *bolt.Tx) error {
+		if fi.Size() < tx.Size() {
+			return corrupt(path, 0, fmt.Sprintf("it holds %d bytes instead of %d", fi.Size(), tx.Size()))
+		}
+		if b := tx.Bucket(metaBucket); tx.ID() > 1 && (b == nil || b.Get(formatKey) == nil) {
+			return corrupt(path, 0, "its format record is missing")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return (&boltDisk{db: db, path: path}).verify()
+}
+
+func (d *boltDisk) verify() error {
+	var prev uint64
 	return d.db.View(func(tx *bolt.Tx) error {
+		each := func(bucket []byte, do func(k, v []byte) error) error {
+			if b := tx.Bucket(bucket); b != nil { // else stopped while it was made
+				return b.ForEach(do)
+			}
+			return nil
+		}
+		if err := each(metaBucket, func(_, v []byte) error { return checkFormat(v) }); err != nil {
+			return fmt.Errorf("open %s: %w", d.path, err)
+		}
 		var l raft.Log
-		err := tx.Bucket(logBucket).ForEach(func(k, v []byte) error {
+		err := each(logBucket, func(k, v []byte) error {
 			if len(k) != 8 {
 				return corrupt(d.path, prev+1, "its key is malformed")
 			}
@@ -113,11 +165,18 @@ func (d *boltDisk) verify() (err error) {
 		if err != nil {
 			return err
 		}
-		return tx.Bucket(stableBucket).ForEach(func(k, v []byte) error {
+		return each(stableBucket, func(k, v []byte) error {
 			_, err := d.openStable(k, v)
 			return err
 		})
 	})
+}
+
+func checkFormat(v []byte) error {
+	if len(v) != 1 || v[0] > diskFormat {
+		return fmt.Errorf("format %v is newer than %d: it was written by a newer bailiwick-control: run that one", v, diskFormat)
+	}
+	return nil
 }
 
 func (d *boltDisk) Close() error { return d.db.Close() }

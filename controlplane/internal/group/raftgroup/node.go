@@ -115,9 +115,6 @@ func (n *Node) openDisk() error {
 		inner = n.cfg.wrapDisk(d)
 	}
 	n.disk = &watchdog{disk: inner, limit: n.cfg.StallLimit, fail: n.fail}
-	if err := d.verify(); err != nil {
-		return err
-	}
 	n.snaps, err = openSnapshots(n.cfg.Dir, n.cfg.Group, newHclog(n.cfg.Logger), n.snapshotFailed)
 	if err != nil {
 		return err
@@ -137,6 +134,7 @@ func (n *Node) openDisk() error {
 	if err != nil {
 		return err
 	}
+	_, voteErr := d.GetUint64([]byte("CurrentTerm")) // raft's key
 	const rejoin = "wipe the directory and let this node rejoin under a new name, or restore a backup"
 	switch {
 	case first == 0 && snap == 0 && len(bad) > 0:
@@ -146,6 +144,11 @@ func (n *Node) openDisk() error {
 			first, snap, errors.Join(append(bad, ErrCorrupt)...), rejoin)
 	case n.machine.Applied() > max(last, snap):
 		return fmt.Errorf("the state has applied entry %d but the log ends at %d: the log was lost: %s", n.machine.Applied(), max(last, snap), rejoin)
+	case voteErr != nil && voteErr.Error() != errNotFound.Error():
+		return voteErr
+	case voteErr != nil && snap > 0:
+		// It could vote twice in one term.
+		return fmt.Errorf("there is a snapshot at entry %d but no term: log and vote were lost: %s", snap, rejoin)
 	case last > 0 && last < snap:
 		// Stopped between installing a leader's snapshot and dropping the log
 		// it covers; appending to that would leave a gap.
