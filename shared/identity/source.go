@@ -173,11 +173,38 @@ func NewKeyAndCSR() (keyPEM, csrDER []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode a node key: %w", err)
 	}
+	keyPEM = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	csrDER, err = CSR(keyPEM)
+	return keyPEM, csrDER, err
+}
+
+// CSR is a request for a key drawn earlier.
+func CSR(keyPEM []byte) ([]byte, error) {
+	key, _, err := parseKey(keyPEM)
+	if err != nil {
+		return nil, err
+	}
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a certificate request: %w", err)
+		return nil, fmt.Errorf("make a certificate request: %w", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), csr, nil
+	return csr, nil
+}
+
+func parseKey(keyPEM []byte) (crypto.Signer, *pem.Block, error) {
+	block, rest := pem.Decode(keyPEM)
+	if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
+		return nil, nil, errors.New("read private key: not one PKCS #8 block")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read private key: %w", err)
+	}
+	signer, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, nil, fmt.Errorf("read private key: a %T does not sign", key)
+	}
+	return signer, block, nil
 }
 
 // ParseRoots reads a CA bundle. x509.CertPool.AppendCertsFromPEM skips what it
@@ -248,17 +275,9 @@ func parse(chainPEM, keyPEM, rootsPEM []byte) (*material, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, rest := pem.Decode(keyPEM)
-	if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, errors.New("read private key: not one PKCS #8 block")
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	signer, block, err := parseKey(keyPEM)
 	if err != nil {
-		return nil, fmt.Errorf("read private key: %w", err)
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("read private key: a %T does not sign", key)
+		return nil, err
 	}
 	if pub, ok := signer.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(leaf.PublicKey) {
 		return nil, errors.New("private key is not the certificate's")
