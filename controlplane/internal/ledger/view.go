@@ -1,0 +1,339 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	pebbledb "github.com/cockroachdb/pebble/v2"
+
+	"bailiwick/shared/fault"
+	"bailiwick/shared/usage"
+)
+
+// MaxRows bounds one report: beyond it the caller narrows the time range.
+const MaxRows = 250_000
+
+var errClosed = fault.New(fault.Unavailable, ReasonClosed, "the ledger of this node is closed")
+
+// Reasons of the ledger's errors, besides those of a block's refusal.
+const (
+	ReasonClosed   = "LEDGER_CLOSED"   // kind Unavailable
+	ReasonTooMany  = "TOO_MANY_ROWS"   // kind TooLarge
+	ReasonBadRange = "RANGE_INVALID"   // kind Invalid
+	ReasonEpoch    = "EPOCH_UNKNOWN"   // kind NotFound
+	ReasonBadEdge  = "EDGE_INVALID"    // kind Invalid
+	ReasonTooLarge = "BLOCK_TOO_LARGE" // kind TooLarge
+)
+
+// Total sums rows as design.md §7 counts them.
+type Total struct {
+	Requests int64 // of every outcome other than limited and refused
+	Billable int64 // of success; prices may know better (rating)
+	Limited  int64
+	Errors   int64 // Requests that are not Billable
+	Units    int64 // of Requests
+}
+
+func (t *Total) add(o usage.Outcome, s usage.Sums) {
+	// Sums.Add is the one saturating addition there is.
+	plus := func(to *int64, n int64) { *to = usage.Sums{Requests: *to}.Add(usage.Sums{Requests: n}).Requests }
+	switch o {
+	case usage.OutcomeLimited:
+		plus(&t.Limited, s.Requests)
+		return
+	case usage.OutcomeRefused:
+		return
+	case usage.OutcomeSuccess:
+		plus(&t.Billable, s.Requests)
+	default:
+		plus(&t.Errors, s.Requests)
+	}
+	plus(&t.Requests, s.Requests)
+	plus(&t.Units, s.Units)
+}
+
+// Row is one cell of a customer.
+type Row struct {
+	Cell usage.Cell
+	Sums usage.Sums
+}
+
+// Report is a customer's usage, rows in order of time.
+type Report struct {
+	Total Total
+	Rows  []Row
+	Index uint64 // of the ledger's log
+}
+
+// TotalsRow sums cells over time and customers.
+type TotalsRow struct {
+	Product, Plan, API, ServedRegion string
+	Outcome                          usage.Outcome
+	Sums                             usage.Sums
+}
+
+// Totals is the zone's usage without a customer column.
+type Totals struct {
+	Total Total
+	Rows  []TotalsRow
+	Index uint64
+}
+
+// Gap is usage known to be lost: blocks Applied+1 to Sealed of an epoch that an
+// operator closed.
+type Gap struct {
+	Edge            string
+	Epoch           uint64
+	Applied, Sealed uint64
+}
+
+// EdgeEpoch is one epoch of one edge as the ledger knows it.
+type EdgeEpoch struct {
+	Edge, Region    string
+	Epoch           uint64
+	Applied, Sealed uint64
+	Through         time.Time // its rows that finished before are in the ledger; zero: not known
+	Closed          bool
+}
+
+// View is the ledger at one index: whatever is asked of one View agrees, so that
+// CompleteThrough speaks of the very rows beside it. For one goroutine; Close it
+// soon: an open View keeps replaced data on disk.
+type View struct {
+	m     *Machine
+	g     *generation
+	snap  *pebbledb.Snapshot
+	index uint64
+}
+
+// View captures the state this node has applied, which may be behind the
+// group's: Ledger.View is the linearizable one.
+func (m *Machine) View() (v *View, err error) {
+	g, err := m.acquire()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			m.release(g)
+		}
+	}()
+	defer guard(&err, "read ledger")
+	snap := g.db.NewSnapshot()
+	index, err := readApplied(snap)
+	if err != nil {
+		return nil, errors.Join(err, snap.Close())
+	}
+	return &View{m, g, snap, index}, nil
+}
+
+// Index is the ledger's log index the view stands at.
+func (v *View) Index() uint64 { return v.index }
+
+// Close ends the view.
+func (v *View) Close() {
+	if err := v.snap.Close(); err != nil {
+		v.m.logger.Error("ledger view does not close", "error", err)
+	}
+	v.m.release(v.g)
+}
+
+// cellRange turns a time range into the starts of the cells that overlap it.
+func cellRange(since, until time.Time) (lo, hi int64, err error) {
+	if !since.Before(until) {
+		return 0, 0, fault.New(fault.Invalid, ReasonBadRange, "usage from %s to %s: the range is empty",
+			since.UTC().Format(time.RFC3339), until.UTC().Format(time.RFC3339))
+	}
+	lo = since.Unix() - usage.CellSeconds + 1
+	hi = until.Unix()
+	if until.Nanosecond() > 0 {
+		hi++
+	}
+	return lo, hi, nil
+}
+
+func (v *View) scan(ctx context.Context, lo, hi []byte, each func(k, val []byte) error) (err error) {
+	defer guard(&err, "read ledger")
+	n := 0
+	return scan(v.snap, lo, hi, func(k, val []byte) error {
+		if n++; n%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return each(k, val)
+	})
+}
+
+// Usage reports a customer's cells that overlap [since, until): a cell is never
+// split. A customer without usage has an empty report.
+func (v *View) Usage(ctx context.Context, customer string, since, until time.Time) (Report, error) {
+	out := Report{Index: v.index}
+	lo, hi, err := cellRange(since, until)
+	if err != nil {
+		return out, err
+	}
+	prefix := appendCellPrefix(nil, customer)
+	err = v.scan(ctx, appendStart(slices.Clone(prefix), lo), appendStart(slices.Clone(prefix), hi), func(k, val []byte) error {
+		if len(out.Rows) == MaxRows {
+			return fault.New(fault.TooLarge, ReasonTooMany, "usage of one customer: more than %d rows: ask for a shorter time range", MaxRows)
+		}
+		c, err := decodeCellKey(k)
+		if err != nil {
+			return err
+		}
+		s, err := decodeSums(val)
+		if err != nil {
+			return err
+		}
+		out.Rows = append(out.Rows, Row{c, s})
+		out.Total.add(c.Outcome, s)
+		return nil
+	})
+	if err != nil {
+		return Report{}, fmt.Errorf("report usage: %w", err)
+	}
+	return out, nil
+}
+
+// Totals sums the zone's cells that overlap [since, until) by product, plan,
+// API, served region and outcome, in that order.
+func (v *View) Totals(ctx context.Context, since, until time.Time) (Totals, error) {
+	out := Totals{Index: v.index}
+	lo, hi, err := cellRange(since, until)
+	if err != nil {
+		return out, err
+	}
+	sums := make(map[TotalsRow]usage.Sums)
+	err = v.scan(ctx, appendStart([]byte(prefixTotal), lo), appendStart([]byte(prefixTotal), hi), func(k, val []byte) error {
+		row, err := decodeTotalKey(k)
+		if err != nil {
+			return err
+		}
+		s, err := decodeSums(val)
+		if err != nil {
+			return err
+		}
+		sums[row] = sums[row].Add(s)
+		out.Total.add(row.Outcome, s)
+		return nil
+	})
+	if err != nil {
+		return Totals{}, fmt.Errorf("sum usage: %w", err)
+	}
+	for row, s := range sums {
+		row.Sums = s
+		out.Rows = append(out.Rows, row)
+	}
+	slices.SortFunc(out.Rows, func(a, b TotalsRow) int {
+		return cmp.Or(cmp.Compare(a.Product, b.Product), cmp.Compare(a.Plan, b.Plan), cmp.Compare(a.API, b.API),
+			cmp.Compare(a.ServedRegion, b.ServedRegion), cmp.Compare(a.Outcome, b.Outcome))
+	})
+	return out, nil
+}
+
+func (v *View) epochs(ctx context.Context, lo, hi []byte, each func(epochKey, *epoch) error) error {
+	return v.scan(ctx, lo, hi, func(k, val []byte) error {
+		key, err := decodeEpochKey(k)
+		if err != nil {
+			return err
+		}
+		e, err := decodeEpoch(val)
+		if err != nil {
+			return err
+		}
+		return each(key, e)
+	})
+}
+
+func (v *View) epochsOf(ctx context.Context, edge string, each func(epochKey, *epoch) error) error {
+	prefix := append(append([]byte(prefixEpoch), edge...), 0)
+	return v.epochs(ctx, prefix, upper(prefix), each)
+}
+
+// CompleteThrough is the instant before which every finished row of these edges
+// is in this view, gaps excepted. The zero time: one of them has not said yet,
+// or there are none.
+func (v *View) CompleteThrough(ctx context.Context, edges []string) (time.Time, error) {
+	var least int64
+	for i, edge := range edges {
+		through, err := v.through(ctx, edge)
+		if err != nil {
+			return time.Time{}, fmt.Errorf("read completeness: %w", err)
+		}
+		if i == 0 || through < least {
+			least = through
+		}
+	}
+	if least == 0 {
+		return time.Time{}, nil
+	}
+	return time.UnixMilli(least).UTC(), nil
+}
+
+// through follows an edge's epochs in order. What a newer epoch says covers the
+// older ones only if nothing of those is outstanding.
+func (v *View) through(ctx context.Context, edge string) (int64, error) {
+	var ms int64
+	stuck := false
+	err := v.epochsOf(ctx, edge, func(_ epochKey, e *epoch) error {
+		if stuck {
+			return nil
+		}
+		ms = max(ms, e.Through.MS)
+		stuck = !e.complete()
+		return nil
+	})
+	return ms, err
+}
+
+// Watermark says how far an epoch of an edge has been applied; one never heard
+// of stands at 0.
+func (v *View) Watermark(edge string, number uint64) (w Watermark, err error) {
+	defer guard(&err, "read ledger")
+	w = Watermark{Edge: edge, Epoch: number, Index: v.index}
+	val, closer, err := v.snap.Get(appendEpochKey(nil, epochKey{edge, number}))
+	if errors.Is(err, pebbledb.ErrNotFound) {
+		return w, nil
+	}
+	if err != nil {
+		return w, fmt.Errorf("read watermark: %w", err)
+	}
+	defer closer.Close()
+	e, err := decodeEpoch(val)
+	if err != nil {
+		return w, fmt.Errorf("read watermark: %w", err)
+	}
+	w.Applied, w.Head, w.Closed = e.Applied, e.Head, e.Closed
+	return w, nil
+}
+
+// Edges lists every epoch of every edge, by edge and epoch.
+func (v *View) Edges(ctx context.Context) ([]EdgeEpoch, error) {
+	var out []EdgeEpoch
+	prefix := []byte(prefixEpoch)
+	err := v.epochs(ctx, prefix, upper(prefix), func(k epochKey, e *epoch) error {
+		n := EdgeEpoch{Edge: k.edge, Region: e.Region, Epoch: k.epoch, Applied: e.Applied, Sealed: e.Sealed, Closed: e.Closed}
+		if e.Through.MS > 0 {
+			n.Through = time.UnixMilli(e.Through.MS).UTC()
+		}
+		out = append(out, n)
+		return nil
+	})
+	return out, err
+}
+
+// Gaps lists what is known to be lost.
+func (v *View) Gaps(ctx context.Context) ([]Gap, error) {
+	var out []Gap
+	prefix := []byte(prefixEpoch)
+	err := v.epochs(ctx, prefix, upper(prefix), func(k epochKey, e *epoch) error {
+		if e.Closed && e.Gap > 0 {
+			out = append(out, Gap{Edge: k.edge, Epoch: k.epoch, Applied: e.Sealed - e.Gap, Sealed: e.Sealed})
+		}
+		return nil
+	})
+	return out, err
+}
