@@ -1,0 +1,191 @@
+// Package adminapi owns the operators' door: the Connect handlers of the admin API, from the bearer token to
+// the committed transaction. Every call is authorised, validated, committed to one group at a time, and
+// answered once this node has applied the result.
+//
+// It never replicates, grants, issues or counts by itself: stores, join tokens, edge reports and usage are
+// given to it. It keeps no state; what it acknowledged is in a group's log and survives any crash of this
+// node. The handler serves any number of calls at once. DESIGN.md says what is atomic and what is not.
+package adminapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"buf.build/go/protovalidate"
+	"connectrpc.com/connect"
+	"connectrpc.com/grpcreflect"
+
+	"bailiwick/controlplane/internal/group"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/proto/gen/bailiwick/admin/v1/adminv1connect"
+	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/fault/rpcfault"
+)
+
+const (
+	// MaxRequest bounds one request message.
+	MaxRequest = 4 << 20
+	// DefaultWait is how long a call waits for a quorum.
+	DefaultWait = 5 * time.Second
+	// softWait is how long a read that may fall back on this node's copy waits for a fresh one.
+	softWait = time.Second
+	// maxAttempts bounds the retries of an optimistic transaction.
+	maxAttempts = 5
+)
+
+// Tokens mints join tokens.
+type Tokens interface {
+	CreateToken(ctx context.Context, kind, region, name string, ttl time.Duration) (token string, expires time.Time, err error)
+}
+
+// Edges tells what the zone's leader knows of the zone's edges.
+type Edges interface {
+	Reports(ctx context.Context) ([]*peerv1.EdgeReport, []*adminv1.Tightening, error)
+}
+
+// Usage reads ledgers. Rows outside [since, until) may be included where they share a cell with the range.
+type Usage interface {
+	Usage(ctx context.Context, customer string, since, until time.Time) (UsageReport, error)
+	Totals(ctx context.Context, since, until time.Time) (ZoneTotals, error)      // of this zone
+	AllTotals(ctx context.Context, since, until time.Time) ([]ZoneTotals, error) // of every zone, unreachable ones with Error
+}
+
+// UsageReport is one customer's usage.
+type UsageReport struct {
+	Rows            []UsageRow
+	CompleteThrough time.Time
+	Gaps            []Gap
+}
+
+// UsageRow is one cell of one customer. Outcome is the text of shared/usage.
+type UsageRow struct {
+	Cell                                             time.Time
+	Product, API, Route, Plan, ServedRegion, Outcome string
+	Requests, Units                                  int64
+}
+
+// Gap is usage known to be lost.
+type Gap struct {
+	Edge                         string
+	Epoch, AppliedSeq, SealedSeq uint64
+}
+
+// ZoneTotals are a zone's sums, without a customer column.
+type ZoneTotals struct {
+	Zone            string
+	Rows            []TotalsRow
+	CompleteThrough time.Time
+	Age             time.Duration // 0: answered now
+	Error           string        // why it is old or missing
+}
+
+// TotalsRow sums over time and customers.
+type TotalsRow struct {
+	Product, Plan, API, ServedRegion, Outcome string
+	Requests, Units                           int64
+}
+
+// Config of the handler. Fields marked optional may be nil.
+type Config struct {
+	Zone        string // required: of this node
+	Node        string // required
+	PrimaryZone string // whose quorum the catalog needs; named in errors
+	Catalog     group.Store
+	Store       group.Store // of Zone
+	Pepper      []byte      // required: the zone's, apikey.PepperLen bytes
+	Tokens      Tokens      // optional: without it join tokens are Unimplemented
+	Edges       Edges       // optional: without it no edge's status is known
+	Usage       Usage       // optional: without it usage is Unimplemented
+	// Alive optionally says which control nodes of the zone this node hears from.
+	Alive func() map[string]bool
+	// Leaders optionally names the leader of each group this node knows; by default of Catalog and Store.
+	Leaders func() map[string]string
+	Wait    time.Duration // for a quorum; 0 means DefaultWait
+	Logger  *slog.Logger  // nil discards
+}
+
+// Validate checks what is required.
+func (c Config) Validate() error {
+	switch {
+	case c.Zone == "" || c.Node == "":
+		return errors.New("admin API: Zone and Node are required")
+	case c.Catalog == nil || c.Store == nil:
+		return errors.New("admin API: Catalog and Store are required")
+	case len(c.Pepper) != apikey.PepperLen:
+		return fmt.Errorf("admin API: the pepper has %d bytes, want %d", len(c.Pepper), apikey.PepperLen)
+	}
+	return nil
+}
+
+type server struct {
+	Config
+	hasher *apikey.Hasher
+}
+
+// Handler serves all services of bailiwick.admin.v1 and gRPC reflection, at the root of its host.
+func Handler(cfg Config) (http.Handler, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Wait == 0 {
+		cfg.Wait = DefaultWait
+	}
+	validator, err := protovalidate.New(protovalidate.WithMessages(requests()...))
+	if err != nil {
+		return nil, fmt.Errorf("build request validation: %w", err)
+	}
+	s := &server{Config: cfg, hasher: apikey.NewHasher(cfg.Pepper)}
+	gate := connect.WithRequestGate(s.authorise)
+	opts := []connect.HandlerOption{
+		gate,
+		connect.WithReadMaxBytes(MaxRequest),
+		connect.WithInterceptors(rpcfault.Server(cfg.Logger), bounded(cfg.Wait), validation{validator}),
+		connect.WithCodec(jsonCodec{"json"}),
+		connect.WithCodec(jsonCodec{"json; charset=utf-8"}),
+	}
+	mux := http.NewServeMux()
+	mux.Handle(adminv1connect.NewResourceServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewKeyServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewNodeServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewBorderServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewUsageServiceHandler(s, opts...))
+	reflector := grpcreflect.NewStaticReflector(adminv1connect.ResourceServiceName, adminv1connect.KeyServiceName,
+		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.UsageServiceName)
+	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
+	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
+	return bodyLimit(mux, connect.NewErrorWriter(opts...)), nil
+}
+
+// bodyLimit answers a request that announces too much before it is read, with a reason; Connect's own limit
+// stops the others without one.
+func bodyLimit(next http.Handler, errs *connect.ErrorWriter) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength > MaxRequest+5 && errs.IsSupported(r) { // 5: gRPC's frame
+			err := fault.New(fault.TooLarge, rpcfault.ReasonTooLarge, "the request holds %d bytes, at most %d are read: split it", r.ContentLength, MaxRequest)
+			w.Header().Set("Connection", "close") // the rest of the body is not worth reading
+			_ = errs.Write(w, r, rpcfault.ToConnect(err))
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// bounded ends every call: a client without a deadline must not wait for a quorum for ever.
+func bounded(wait time.Duration) connect.UnaryInterceptorFunc {
+	return func(next connect.UnaryFunc) connect.UnaryFunc {
+		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
+			ctx, cancel := context.WithTimeout(ctx, wait)
+			defer cancel()
+			return next(ctx, req)
+		}
+	}
+}

@@ -1,0 +1,158 @@
+package apitest
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/controlplane/internal/adminapi"
+	"bailiwick/controlplane/internal/model"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/apikey"
+)
+
+// Tokens of the operators that every zone knows.
+const (
+	Admin  = "admin-token"
+	Viewer = "viewer-token"
+)
+
+// Pepper of all zones.
+var Pepper = bytes.Repeat([]byte{7}, apikey.PepperLen)
+
+// Zone is one zone's control node.
+type Zone struct {
+	Name   string
+	Store  *Store
+	Server *httptest.Server
+	Usage  *Usage
+}
+
+// Installation is two zones over one catalog: emea (eu-west, eu-central, control-only eu-north) and us.
+type Installation struct {
+	Catalog *Store
+	Zones   map[string]*Zone
+}
+
+// New starts an installation whose nodes wait for a quorum as long as told.
+func New(t testing.TB, wait time.Duration) *Installation {
+	in := &Installation{Catalog: NewStore("catalog"), Zones: map[string]*Zone{}}
+	for _, r := range []model.Region{
+		{Name: "eu-west", Zone: "emea", Country: "IE", Jurisdiction: "EEA"}, {Name: "eu-central", Zone: "emea", Country: "DE", Jurisdiction: "EEA"},
+		{Name: "eu-north", Zone: "emea", Country: "SE", Jurisdiction: "EEA", ControlOnly: true},
+		{Name: "us-east", Zone: "us", Country: "US", Jurisdiction: "US"}, {Name: "us-west", Zone: "us", Country: "US", Jurisdiction: "US"},
+	} {
+		in.Catalog.Put(model.PrefixRegion+r.Name, model.Encode(r))
+	}
+	for _, n := range []model.Node{
+		{Name: "emea-1", Kind: "control", Region: "eu-west", Zone: "emea"}, {Name: "us-1", Kind: "control", Region: "us-east", Zone: "us"},
+		{Name: "eu-west-edge-1", Kind: "edge", Region: "eu-west", Zone: "emea"}, {Name: "us-east-edge-1", Kind: "edge", Region: "us-east", Zone: "us"},
+	} {
+		in.Catalog.Put(model.PrefixNode+n.Name, model.Encode(n))
+	}
+	for _, name := range []string{"emea", "us"} {
+		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}}
+		for token, role := range map[string]string{Admin: adminapi.RoleAdmin, Viewer: adminapi.RoleViewer} {
+			z.Store.Put(adminapi.TokenKey(token), model.Encode(model.Operator{Name: role, Role: role}))
+		}
+		h, err := adminapi.Handler(adminapi.Config{Zone: name, Node: name + "-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store,
+			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Wait: wait})
+		if err != nil {
+			t.Fatal(err)
+		}
+		z.Server = httptest.NewServer(h)
+		t.Cleanup(z.Server.Close)
+		in.Zones[name] = z
+		jurisdiction := map[string]string{"emea": "EEA", "us": "US"}[name]
+		in.Catalog.Put(model.PrefixZone+name, model.Encode(model.Zone{Name: name, Jurisdiction: jurisdiction, AdminURLs: []string{z.Server.URL}, SigningKey: []byte(name)}))
+	}
+	for _, z := range in.Zones {
+		z.Usage.all = in
+	}
+	return in
+}
+
+// Client is an HTTP client that presents a token.
+func Client(token string) *http.Client { return &http.Client{Transport: bearer(token)} }
+
+type bearer string
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	if b != "" {
+		r.Header.Set("Authorization", "Bearer "+string(b))
+	}
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+type tokens struct{}
+
+func (tokens) CreateToken(_ context.Context, kind, region, name string, ttl time.Duration) (string, time.Time, error) {
+	return strings.Join([]string{"jt", kind, region, name}, "-"), time.Now().Add(ttl), nil
+}
+
+type edges struct{ zone string }
+
+func (e edges) Reports(context.Context) ([]*peerv1.EdgeReport, []*adminv1.Tightening, error) {
+	name := map[string]string{"emea": "eu-west-edge-1", "us": "us-east-edge-1"}[e.zone]
+	at := &syncv1.Position{Epoch: 1, Index: 9, Sum: []byte{0xab, 0xcd}}
+	return []*peerv1.EdgeReport{{Edge: name, Control: e.zone + "-1", Connected: true, Catalog: at, CatalogWant: at, Zone: at, ZoneWant: at,
+		Status: &syncv1.Status{Ready: true, ServesAloneUntilUnix: 2_000_000_000, RelayAddr: "127.0.0.1:1"}}}, nil, nil
+}
+
+// Usage is a ledger of given reports.
+type Usage struct {
+	zone string
+	all  *Installation
+	// mu covers reports.
+	mu      sync.Mutex
+	reports map[string]adminapi.UsageReport
+}
+
+// Set gives a customer's report.
+func (u *Usage) Set(customer string, r adminapi.UsageReport) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.reports[customer] = r
+}
+
+func (u *Usage) Usage(_ context.Context, customer string, since, until time.Time) (adminapi.UsageReport, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	r := u.reports[customer]
+	r.Rows = slices.DeleteFunc(slices.Clone(r.Rows), func(row adminapi.UsageRow) bool { return row.Cell.Before(since) || !row.Cell.Before(until) })
+	return r, nil
+}
+
+func (u *Usage) Totals(context.Context, time.Time, time.Time) (adminapi.ZoneTotals, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	out := adminapi.ZoneTotals{Zone: u.zone}
+	for _, r := range u.reports {
+		for _, row := range r.Rows {
+			out.Rows = append(out.Rows, adminapi.TotalsRow{Product: row.Product, Plan: row.Plan, API: row.API, ServedRegion: row.ServedRegion,
+				Outcome: row.Outcome, Requests: row.Requests, Units: row.Units})
+		}
+	}
+	return out, nil
+}
+
+func (u *Usage) AllTotals(ctx context.Context, since, until time.Time) ([]adminapi.ZoneTotals, error) {
+	var out []adminapi.ZoneTotals
+	for _, name := range []string{"emea", "us"} {
+		z, err := u.all.Zones[name].Usage.Totals(ctx, since, until)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, z)
+	}
+	return out, nil
+}

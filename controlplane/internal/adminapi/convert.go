@@ -1,0 +1,305 @@
+package adminapi
+
+import (
+	"encoding/base64"
+	"fmt"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/manifest"
+	"bailiwick/controlplane/internal/model"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/shared/fault"
+)
+
+// record is one of the model's resource types. Generated types stop here.
+type record interface{ Validate() error }
+
+func prefixOf(kind string) string {
+	switch kind {
+	case "Zone":
+		return model.PrefixZone
+	case "Region":
+		return model.PrefixRegion
+	case "LegalBasis":
+		return model.PrefixBasis
+	case "Policy":
+		return model.PrefixPolicy
+	case "API":
+		return model.PrefixAPI
+	case "Product":
+		return model.PrefixProduct
+	case "Plan":
+		return model.PrefixPlan
+	case "Customer":
+		return model.PrefixCustomer
+	case "Closure":
+		return model.PrefixClosure
+	}
+	panic("adminapi: kind " + kind + " has no prefix")
+}
+
+func keyOf(r record) string {
+	switch v := r.(type) {
+	case model.Zone:
+		return model.PrefixZone + v.Name
+	case model.Region:
+		return model.PrefixRegion + v.Name
+	case model.LegalBasis:
+		return model.PrefixBasis + v.Name
+	case model.Policy:
+		return model.PrefixPolicy + v.Name
+	case model.API:
+		return model.APIKey(v.Zone, v.Name)
+	case model.Product:
+		return model.PrefixProduct + v.Name
+	case model.Plan:
+		return model.PrefixPlan + v.Name
+	case model.Customer:
+		return model.PrefixCustomer + v.Name
+	case model.Closure:
+		return model.PrefixClosure + v.Name
+	}
+	panic(fmt.Sprintf("adminapi: %T has no key", r))
+}
+
+func decode(kind string, kv group.KV) (record, error) {
+	switch kind {
+	case "Zone":
+		return model.Decode[model.Zone](kv.Key, kv.Value)
+	case "Region":
+		return model.Decode[model.Region](kv.Key, kv.Value)
+	case "LegalBasis":
+		return model.Decode[model.LegalBasis](kv.Key, kv.Value)
+	case "Policy":
+		return model.Decode[model.Policy](kv.Key, kv.Value)
+	case "API":
+		return model.Decode[model.API](kv.Key, kv.Value)
+	case "Product":
+		return model.Decode[model.Product](kv.Key, kv.Value)
+	case "Plan":
+		return model.Decode[model.Plan](kv.Key, kv.Value)
+	case "Customer":
+		return model.Decode[model.Customer](kv.Key, kv.Value)
+	case "Closure":
+		return model.Decode[model.Closure](kv.Key, kv.Value)
+	}
+	panic("adminapi: kind " + kind + " cannot be decoded")
+}
+
+// fromProto takes a resource in, filling the defaults that are part of a value's meaning, so that writing
+// "active" or leaving it out is the same document.
+func fromProto(r *adminv1.Resource) (record, error) {
+	name := r.GetName()
+	switch spec := r.GetSpec().(type) {
+	case *adminv1.Resource_Zone:
+		v := spec.Zone
+		key, err := base64.StdEncoding.DecodeString(v.GetSigningKey())
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "SIGNING_KEY_INVALID", "zone %s: the signing key is not base64", name).At("spec.signing_key")
+		}
+		if len(key) == 0 {
+			key = nil
+		}
+		return model.Zone{Name: name, Jurisdiction: v.GetJurisdiction(), Description: v.GetDescription(), AdminURLs: v.GetAdminUrls(), SigningKey: key}, nil
+	case *adminv1.Resource_Region:
+		v := spec.Region
+		return model.Region{Name: name, Zone: v.GetZone(), Provider: v.GetProvider(), ProviderRegion: v.GetProviderRegion(), Partition: v.GetPartition(),
+			Country: v.GetCountry(), Jurisdiction: v.GetJurisdiction(), ControlOnly: v.GetControlOnly()}, nil
+	case *adminv1.Resource_LegalBasis:
+		v := spec.LegalBasis
+		return model.LegalBasis{Name: name, Kind: v.GetKind(), Status: or(v.GetStatus(), "active"), Expires: v.GetExpires(), Source: v.GetSource()}, nil
+	case *adminv1.Resource_Policy:
+		return policyFromProto(name, spec.Policy)
+	case *adminv1.Resource_Api:
+		return apiFromProto(name, spec.Api)
+	case *adminv1.Resource_Product:
+		v := spec.Product
+		return model.Product{Name: name, APIs: v.GetApis(), BillableOutcomes: v.GetBillableOutcomes(), Summary: v.GetSummary()}, nil
+	case *adminv1.Resource_Plan:
+		return planFromProto(name, spec.Plan)
+	case *adminv1.Resource_Customer:
+		v := spec.Customer
+		out := model.Customer{Name: name, Zone: v.GetZone(), DisplayName: v.GetDisplayName(), AccountID: v.GetAccountId(), Status: or(v.GetStatus(), "active")}
+		for _, s := range v.GetSubscriptions() {
+			out.Subscriptions = append(out.Subscriptions, model.Subscription{Name: or(s.GetName(), s.GetPlan()), Plan: s.GetPlan()})
+		}
+		return out, nil
+	case *adminv1.Resource_Closure:
+		v := spec.Closure
+		return model.Closure{Name: name, Zone: v.GetZone(), From: v.GetFrom(), To: v.GetTo(), Basis: v.GetBasis(), Reason: v.GetReason()}, nil
+	}
+	return nil, fault.New(fault.Invalid, "SPEC_MISSING", "resource %q has no spec", name).At("spec")
+}
+
+func policyFromProto(name string, v *adminv1.Policy) (record, error) {
+	out := model.Policy{Name: name, Zone: v.GetZone(), TwoPerson: v.GetTwoPerson()}
+	if w := v.GetWithinZone(); w != nil {
+		out.WithinZone = &model.WithinZone{Basis: w.GetBasis(), Classes: w.GetClasses()}
+	}
+	for _, p := range v.GetPairs() {
+		out.Pairs = append(out.Pairs, model.Pair{From: p.GetFrom(), To: p.GetTo(), Basis: p.GetBasis(), Classes: p.GetClasses(),
+			Priority: int(p.GetPriority()), ReviewBy: p.GetReviewBy(), Status: or(p.GetStatus(), "open")})
+	}
+	if v.GetOfflineGrant() != nil {
+		d, err := duration(v.GetOfflineGrant(), "spec.offline_grant")
+		if err != nil {
+			return nil, err
+		}
+		out.OfflineGrant = &d
+	}
+	return out, nil
+}
+
+func apiFromProto(name string, v *adminv1.API) (record, error) {
+	out := model.API{Name: name, Zone: v.GetZone(), Hosts: v.GetHosts(), Policy: v.GetPolicy(), Summary: v.GetSummary(), Docs: v.GetDocs(), OpenAPI: v.GetOpenapi()}
+	for i, r := range v.GetRoutes() {
+		timeout, err := duration(r.GetTimeout(), fmt.Sprintf("spec.routes[%d].timeout", i))
+		if err != nil {
+			return nil, err
+		}
+		out.Routes = append(out.Routes, model.Route{Name: r.GetName(), Methods: r.GetMethods(), PathPrefix: or(r.GetPathPrefix(), "/"),
+			Timeout: timeout, MaxRequestBytes: r.GetMaxRequestBytes()})
+	}
+	for _, u := range v.GetUpstreams() {
+		out.Upstreams = append(out.Upstreams, model.Upstream{Region: u.GetRegion(), URL: u.GetUrl()})
+	}
+	interval, err := duration(v.GetHealth().GetInterval(), "spec.health.interval")
+	out.Health = model.Health{Path: v.GetHealth().GetPath(), Interval: interval}
+	return out, err
+}
+
+func planFromProto(name string, v *adminv1.Plan) (record, error) {
+	out := model.Plan{Name: name, Products: v.GetProducts(), PriorityClass: v.GetPriorityClass(), SLATarget: v.GetSlaTarget(), Price: v.GetPrice()}
+	if r := v.GetRateLimit(); r != nil {
+		out.RateLimit = &model.RateLimit{RequestsPerSecond: int(r.GetRequestsPerSecond()), Burst: int(r.GetBurst())}
+	}
+	if q := v.GetQuota(); q != nil {
+		out.Quota = &model.Quota{Units: q.GetUnits(), Period: or(q.GetPeriod(), "month"), Mode: or(q.GetMode(), "soft")}
+	}
+	var err error
+	out.MaxKeyStaleness, err = duration(v.GetMaxKeyStaleness(), "spec.max_key_staleness")
+	return out, err
+}
+
+// toProto shows a stored resource. index is its ModIndex, 0 for one not stored yet.
+func toProto(rec record, index uint64) *adminv1.Resource {
+	out := &adminv1.Resource{}
+	if index > 0 {
+		out.Etag = etag(index)
+	}
+	switch v := rec.(type) {
+	case model.Zone:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Zone{Zone: &adminv1.Zone{Jurisdiction: v.Jurisdiction, Description: v.Description, AdminUrls: v.AdminURLs,
+			SigningKey: base64.StdEncoding.EncodeToString(v.SigningKey)}}
+	case model.Region:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Region{Region: &adminv1.Region{Zone: v.Zone, Provider: v.Provider, ProviderRegion: v.ProviderRegion, Partition: v.Partition,
+			Country: v.Country, Jurisdiction: v.Jurisdiction, ControlOnly: v.ControlOnly}}
+	case model.LegalBasis:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_LegalBasis{LegalBasis: &adminv1.LegalBasis{Kind: v.Kind, Status: v.Status, Expires: v.Expires, Source: v.Source}}
+	case model.Policy:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Policy{Policy: policyToProto(v)}
+	case model.API:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Api{Api: apiToProto(v)}
+	case model.Product:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Product{Product: &adminv1.Product{Apis: v.APIs, BillableOutcomes: v.BillableOutcomes, Summary: v.Summary}}
+	case model.Plan:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Plan{Plan: planToProto(v)}
+	case model.Customer:
+		out.Name = v.Name
+		c := &adminv1.Customer{Zone: v.Zone, DisplayName: v.DisplayName, AccountId: v.AccountID, Status: v.Status}
+		for _, s := range v.Subscriptions {
+			c.Subscriptions = append(c.Subscriptions, &adminv1.Subscription{Name: s.Name, Plan: s.Plan})
+		}
+		out.Spec = &adminv1.Resource_Customer{Customer: c}
+	case model.Closure:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Closure{Closure: &adminv1.Closure{Zone: v.Zone, From: v.From, To: v.To, Basis: v.Basis, Reason: v.Reason}}
+	}
+	return out
+}
+
+func policyToProto(v model.Policy) *adminv1.Policy {
+	out := &adminv1.Policy{Zone: v.Zone, TwoPerson: v.TwoPerson}
+	if w := v.WithinZone; w != nil {
+		out.WithinZone = &adminv1.WithinZone{Basis: w.Basis, Classes: w.Classes}
+	}
+	for _, p := range v.Pairs {
+		out.Pairs = append(out.Pairs, &adminv1.Pair{From: p.From, To: p.To, Basis: p.Basis, Classes: p.Classes,
+			Priority: int32(p.Priority), ReviewBy: p.ReviewBy, Status: p.Status})
+	}
+	if v.OfflineGrant != nil {
+		out.OfflineGrant = durationpb.New(*v.OfflineGrant)
+	}
+	return out
+}
+
+func apiToProto(v model.API) *adminv1.API {
+	out := &adminv1.API{Zone: v.Zone, Hosts: v.Hosts, Policy: v.Policy, Summary: v.Summary, Docs: v.Docs, Openapi: v.OpenAPI}
+	for _, r := range v.Routes {
+		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
+			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes})
+	}
+	for _, u := range v.Upstreams {
+		out.Upstreams = append(out.Upstreams, &adminv1.Upstream{Region: u.Region, Url: u.URL})
+	}
+	if v.Health != (model.Health{}) {
+		out.Health = &adminv1.Health{Path: v.Health.Path, Interval: showDuration(v.Health.Interval)}
+	}
+	return out
+}
+
+func planToProto(v model.Plan) *adminv1.Plan {
+	out := &adminv1.Plan{Products: v.Products, PriorityClass: v.PriorityClass, SlaTarget: v.SLATarget, Price: v.Price, MaxKeyStaleness: showDuration(v.MaxKeyStaleness)}
+	if r := v.RateLimit; r != nil {
+		out.RateLimit = &adminv1.RateLimit{RequestsPerSecond: int32(r.RequestsPerSecond), Burst: int32(r.Burst)}
+	}
+	if q := v.Quota; q != nil {
+		out.Quota = &adminv1.Quota{Units: q.Units, Period: q.Period, Mode: q.Mode}
+	}
+	return out
+}
+
+// duration refuses what time.Duration would silently clamp.
+func duration(d *durationpb.Duration, field string) (time.Duration, error) {
+	if d == nil {
+		return 0, nil
+	}
+	if err := d.CheckValid(); err != nil || d.AsDuration().Truncate(time.Second) != time.Duration(d.Seconds)*time.Second {
+		return 0, fault.New(fault.Invalid, "DURATION_INVALID", "%s is no duration of less than 292 years", field).At(field)
+	}
+	return d.AsDuration(), nil
+}
+
+func showDuration(d time.Duration) *durationpb.Duration {
+	if d == 0 {
+		return nil
+	}
+	return durationpb.New(d)
+}
+
+func etag(index uint64) string { return strconv.FormatUint(index, 10) }
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}
+
+// fullName is how people name a record: an API with its zone, since its name is unique there only.
+func fullName(r record) (kind, name string) {
+	p := toProto(r, 0)
+	k, _ := manifest.KindOf(p)
+	return k.Name, p.GetName()
+}

@@ -1,0 +1,177 @@
+package adminapi
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/fault"
+)
+
+const (
+	keyActive  = "active"
+	keyRevoked = "revoked"
+)
+
+// CreateKey needs the zone's quorum and nothing of the catalog. The text of the key leaves in this answer and
+// rests nowhere; an answer that got lost cannot be repeated, so the same request id is refused and names the
+// key whose text nobody has.
+func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (*adminv1.CreateKeyResponse, error) {
+	if z := req.GetZone(); z != "" && z != s.Zone {
+		return nil, s.wrongZone("customer "+req.GetCustomer(), z)
+	}
+	id := requestID("key", req.GetRequestId())
+	for attempt := range maxAttempts {
+		snap, err := s.fresh(ctx, s.Store)
+		if err != nil {
+			return nil, err
+		}
+		before := state{snap: snap}
+		customer, ok, err := get[model.Customer](before, model.PrefixCustomer+req.GetCustomer())
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			return nil, s.customerUnknown(req.GetCustomer())
+		}
+		sub, err := choose(customer, req)
+		if err != nil {
+			return nil, err
+		}
+		keyID, text, err := apikey.Mint(s.Zone, rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		sum := s.hasher.Sum(text.Reveal())
+		key := model.Key{ID: keyID, DigestHex: hex.EncodeToString(sum[:]), Customer: customer.Name, Subscription: sub.Name,
+			Plan: sub.Plan, Status: keyActive, CreatedAt: time.Now().UTC().Truncate(time.Millisecond)}
+		res, err := s.commit(ctx, s.Store, group.Txn{
+			RequestID: id + "/" + strconv.Itoa(attempt),
+			Compares:  []group.Compare{compareAt(before, model.PrefixCustomer+customer.Name), {Key: model.PrefixKey + keyID}},
+			Ops: []group.Op{{Key: model.PrefixKey + keyID, Value: model.Encode(key)},
+				{Key: keysFence(customer.Name), Value: []byte(keyID)}},
+		})
+		if err != nil {
+			return nil, err
+		}
+		if !res.Succeeded {
+			continue
+		}
+		if _, ours := s.Store.Local().Get(model.PrefixKey + keyID); !ours {
+			return nil, alreadyCreated(s.Store.Local(), res.Revision.Index)
+		}
+		return &adminv1.CreateKeyResponse{Id: keyID, Key: text.Reveal()}, nil
+	}
+	return nil, outran()
+}
+
+// alreadyCreated finds the key that an earlier call with the same id made, by the revision that it made.
+func alreadyCreated(snap group.Snapshot, index uint64) error {
+	f := fault.New(fault.Conflict, "KEY_ALREADY_CREATED", "a key was created for this request id before, and its text cannot be shown again: find it with `bailiwick key list`, revoke it, and create another")
+	for kv := range snap.List(model.PrefixKey) {
+		if kv.CreateIndex == index {
+			id := strings.TrimPrefix(kv.Key, model.PrefixKey)
+			f = fault.New(fault.Conflict, f.Reason, "key %s was created for this request id before, and its text cannot be shown again: revoke it and create another", id).With("id", id)
+		}
+	}
+	return f
+}
+
+func (s *server) customerUnknown(name string) error {
+	return fault.New(fault.NotFound, "CUSTOMER_NOT_FOUND", "customer %q does not exist in zone %s", name, s.Zone)
+}
+
+// choose picks the subscription a key is for.
+func choose(c model.Customer, req *adminv1.CreateKeyRequest) (model.Subscription, error) {
+	if c.Status != "" && c.Status != "active" {
+		return model.Subscription{}, fault.New(fault.Conflict, "CUSTOMER_SUSPENDED", "customer %s is %s: a key of theirs would be refused", c.Name, c.Status)
+	}
+	var fit, all []string
+	var chosen model.Subscription
+	for _, sub := range c.Subscriptions {
+		all = append(all, sub.Name+" (plan "+sub.Plan+")")
+		if (req.GetSubscription() == "" || sub.Name == req.GetSubscription()) && (req.GetPlan() == "" || sub.Plan == req.GetPlan()) {
+			fit, chosen = append(fit, sub.Name), sub
+		}
+	}
+	switch len(fit) {
+	case 1:
+		return chosen, nil
+	case 0:
+		return chosen, fault.New(fault.Invalid, "SUBSCRIPTION_UNKNOWN", "customer %s has no such subscription; there are: %s", c.Name, or(some(all), "none"))
+	}
+	return chosen, fault.New(fault.Invalid, "SUBSCRIPTION_AMBIGUOUS", "customer %s has several subscriptions that fit: name one of %s", c.Name, some(fit))
+}
+
+// RevokeKey may be called again: a revoked key stays revoked.
+func (s *server) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) (*adminv1.RevokeKeyResponse, error) {
+	id := requestID("revoke/"+req.GetId(), req.GetRequestId())
+	for attempt := range maxAttempts {
+		snap, err := s.fresh(ctx, s.Store)
+		if err != nil {
+			return nil, err
+		}
+		kv, ok := snap.Get(model.PrefixKey + req.GetId())
+		if !ok {
+			return nil, fault.New(fault.NotFound, "KEY_NOT_FOUND", "zone %s has no key %q", s.Zone, req.GetId())
+		}
+		key, err := model.Decode[model.Key](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		if key.Status == keyRevoked {
+			return &adminv1.RevokeKeyResponse{}, nil // fresh: this node has applied it
+		}
+		key.Status = keyRevoked
+		res, err := s.commit(ctx, s.Store, group.Txn{
+			RequestID: id + "/" + strconv.Itoa(attempt),
+			Compares:  []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}},
+			Ops:       []group.Op{{Key: kv.Key, Value: model.Encode(key)}},
+		})
+		if err != nil {
+			return nil, err
+		}
+		if res.Succeeded {
+			return &adminv1.RevokeKeyResponse{}, nil
+		}
+	}
+	return nil, outran()
+}
+
+func (s *server) ListKeys(ctx context.Context, req *adminv1.ListKeysRequest) (*adminv1.ListKeysResponse, error) {
+	snap, err := s.fresh(ctx, s.Store)
+	if err != nil {
+		return nil, err
+	}
+	if name := req.GetCustomer(); name != "" {
+		if _, ok := snap.Get(model.PrefixCustomer + name); !ok {
+			return nil, s.customerUnknown(name)
+		}
+	}
+	out := &adminv1.ListKeysResponse{}
+	for kv := range snap.List(model.PrefixKey) {
+		k, err := model.Decode[model.Key](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		if req.GetCustomer() == "" || k.Customer == req.GetCustomer() {
+			out.Keys = append(out.Keys, &adminv1.Key{Id: k.ID, Customer: k.Customer, Subscription: k.Subscription, Plan: k.Plan,
+				Status: k.Status, CreatedAt: timestamppb.New(k.CreatedAt)})
+		}
+	}
+	slices.SortFunc(out.Keys, func(a, b *adminv1.Key) int {
+		return cmp.Or(cmp.Compare(a.Customer, b.Customer), a.CreatedAt.AsTime().Compare(b.CreatedAt.AsTime()), cmp.Compare(a.Id, b.Id))
+	})
+	return out, nil
+}

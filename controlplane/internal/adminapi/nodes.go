@@ -1,0 +1,196 @@
+package adminapi
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/fault"
+)
+
+// MaxTokenTTL is the default and longest life of a join token.
+const MaxTokenTTL = 15 * time.Minute
+
+// What is known of a node.
+const (
+	statusConnected    = "connected"
+	statusDisconnected = "disconnected"
+	statusUnknown      = "unknown"
+	statusNack         = "nack"
+)
+
+// ListNodes shows the registry, and of this zone's edges what they have acknowledged. It is asked when things
+// are down, so it answers from this node's copy if there is no quorum.
+func (s *server) ListNodes(ctx context.Context, _ *adminv1.ListNodesRequest) (*adminv1.ListNodesResponse, error) {
+	reports := map[string]*peerv1.EdgeReport{}
+	known := false
+	if s.Edges != nil {
+		rctx, cancel := context.WithTimeout(ctx, min(softWait, s.Wait/2))
+		list, _, err := s.Edges.Reports(rctx)
+		cancel()
+		if known = err == nil; !known {
+			s.Logger.WarnContext(ctx, "edge reports unavailable", "err", err)
+		}
+		for _, r := range list {
+			reports[r.GetEdge()] = r
+		}
+	}
+	var alive map[string]bool
+	if s.Alive != nil {
+		alive = s.Alive()
+	}
+	out := &adminv1.ListNodesResponse{}
+	for kv := range s.freshOrLocal(ctx, s.Catalog).List(model.PrefixNode) {
+		n, err := model.Decode[model.Node](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		row := &adminv1.Node{Name: n.Name, Kind: n.Kind, Region: n.Region, Zone: n.Zone, RelayAddr: n.RelayAddr, Status: statusUnknown}
+		switch {
+		case n.Zone != s.Zone:
+		case n.Kind == "edge":
+			if r := reports[n.Name]; r != nil {
+				fill(row, r)
+			} else if known {
+				row.Status = statusDisconnected
+			}
+		case n.Name == s.Node:
+			row.Status = statusConnected
+		case alive != nil && alive[n.Name]:
+			row.Status = statusConnected
+		case alive != nil:
+			row.Status = statusDisconnected
+		}
+		out.Nodes = append(out.Nodes, row)
+	}
+	slices.SortFunc(out.Nodes, func(a, b *adminv1.Node) int {
+		return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+	})
+	return out, nil
+}
+
+func fill(row *adminv1.Node, r *peerv1.EdgeReport) {
+	switch {
+	case !r.GetConnected():
+		row.Status = statusDisconnected
+	case r.GetNackReason() != "":
+		row.Status = statusNack
+	default:
+		row.Status = statusConnected
+	}
+	row.Catalog, row.CatalogWant = position(r.GetCatalog()), position(r.GetCatalogWant())
+	row.ZonePosition, row.ZoneWant = position(r.GetZone()), position(r.GetZoneWant())
+	row.NackReason, row.LastSeen, row.Version, row.ConnectedTo = r.GetNackReason(), r.GetLastSeen(), r.GetVersion(), r.GetControl()
+	st := r.GetStatus()
+	row.CertificateExpires, row.ServesAloneUntil = unixTime(st.GetCertificateExpiresUnix()), unixTime(st.GetServesAloneUntilUnix())
+	row.CertificateSerial = st.GetCertificateSerial()
+	if st.GetRelayAddr() != "" {
+		row.RelayAddr = st.GetRelayAddr()
+	}
+}
+
+func position(p *syncv1.Position) *adminv1.Position {
+	if p == nil {
+		return nil
+	}
+	return &adminv1.Position{Epoch: p.GetEpoch(), Index: p.GetIndex(), Sum: fmt.Sprintf("%x", p.GetSum())}
+}
+
+func unixTime(s int64) *timestamppb.Timestamp {
+	if s == 0 {
+		return nil
+	}
+	return timestamppb.New(time.Unix(s, 0))
+}
+
+// RemoveNode withdraws a node by deleting its registry row: every door asks the registry on each handshake.
+func (s *server) RemoveNode(ctx context.Context, req *adminv1.RemoveNodeRequest) (*adminv1.RemoveNodeResponse, error) {
+	id := requestID("node/"+req.GetName(), req.GetRequestId())
+	for attempt := range maxAttempts {
+		snap, err := s.fresh(ctx, s.Catalog)
+		if err != nil {
+			return nil, err
+		}
+		kv, ok := snap.Get(model.PrefixNode + req.GetName())
+		if !ok {
+			return nil, fault.New(fault.NotFound, "NODE_NOT_FOUND", "node %q is not in the registry", req.GetName())
+		}
+		n, err := model.Decode[model.Node](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		if n.Kind == "control" {
+			// Voters are fixed: a control node that is refused would still be counted for the quorum.
+			return nil, fault.New(fault.Invalid, "NODE_IS_CONTROL", "node %s is a control node, which cannot be removed: its group's members are fixed", n.Name)
+		}
+		res, err := s.commit(ctx, s.Catalog, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt),
+			Compares: []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}}, Ops: []group.Op{{Key: kv.Key, Delete: true}}})
+		if err != nil {
+			return nil, err
+		}
+		if res.Succeeded {
+			return &adminv1.RemoveNodeResponse{}, nil
+		}
+	}
+	return nil, outran()
+}
+
+func (s *server) CreateJoinToken(ctx context.Context, req *adminv1.CreateJoinTokenRequest) (*adminv1.CreateJoinTokenResponse, error) {
+	if s.Tokens == nil {
+		return nil, fault.New(fault.Unimplemented, "JOIN_TOKENS_OFF", "node %s does not mint join tokens", s.Node)
+	}
+	ttl, err := duration(req.GetTtl(), "ttl")
+	if err != nil {
+		return nil, err
+	}
+	if req.GetTtl() == nil {
+		ttl = MaxTokenTTL
+	}
+	if ttl <= 0 || ttl > MaxTokenTTL {
+		return nil, fault.New(fault.Invalid, "TTL_INVALID", "a join token lives more than 0s and at most %v", MaxTokenTTL).At("ttl")
+	}
+	kv, ok := s.freshOrLocal(ctx, s.Catalog).Get(model.PrefixRegion + req.GetRegion())
+	if !ok {
+		return nil, fault.New(fault.Invalid, "REGION_UNKNOWN", "region %q does not exist", req.GetRegion()).At("region")
+	}
+	r, err := model.Decode[model.Region](kv.Key, kv.Value)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case r.Zone != s.Zone:
+		return nil, s.wrongZone("region "+r.Name, r.Zone)
+	case r.ControlOnly:
+		return nil, fault.New(fault.Invalid, "REGION_CONTROL_ONLY", "region %s is control-only: no edge joins there", r.Name).At("region")
+	}
+	token, expires, err := s.Tokens.CreateToken(ctx, req.GetKind(), r.Name, req.GetName(), ttl)
+	if err != nil {
+		return nil, s.explain(s.Store, err)
+	}
+	return &adminv1.CreateJoinTokenResponse{Token: token, ExpiresAt: timestamppb.New(expires)}, nil
+}
+
+func (s *server) leaders() map[string]string {
+	if s.Config.Leaders != nil {
+		return s.Config.Leaders()
+	}
+	out := map[string]string{}
+	for _, store := range []group.Store{s.Catalog, s.Store} {
+		out[store.Name()], _ = store.Leader()
+	}
+	return out
+}
+
+func (s *server) Leaders(context.Context, *adminv1.LeadersRequest) (*adminv1.LeadersResponse, error) {
+	return &adminv1.LeadersResponse{Leaders: s.leaders()}, nil
+}
