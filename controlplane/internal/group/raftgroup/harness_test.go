@@ -167,7 +167,15 @@ func (c *cluster) config(name string) Config {
 	cfg := c.base
 	cfg.Node, cfg.Dir = name, filepath.Join(c.dir, name)
 	cfg.Forward = netForward{c.nw, name}
-	cfg.OnFatal = func(err error) { c.fatal <- err }
+	cfg.OnFatal = func(err error) {
+		c.nw.mu.Lock()
+		s := c.nw.nodes[name]
+		c.nw.mu.Unlock()
+		if s != nil && s.node.fence != nil && !s.node.fence.up() {
+			c.t.Errorf("%s: OnFatal is called before the fence is up", name)
+		}
+		c.fatal <- err
+	}
 	return cfg
 }
 
