@@ -1,0 +1,107 @@
+package gate
+
+import "encoding/json"
+
+// Reasons an edge refuses or fails a request for. They are interface: programs match on them, so none ever
+// changes. The problem type is TypePrefix + reason.
+const (
+	ReasonBadRequest     = "bad-request"
+	ReasonPathAmbiguous  = "path-ambiguous"    // two parsers could read the path as two paths
+	ReasonMethod         = "method-refused"    // CONNECT, TRACE and what is no token
+	ReasonUpgrade        = "upgrade-refused"   // protocols this edge does not switch to
+	ReasonSNI            = "sni-mismatch"      // TLS was set up for another host
+	ReasonHostUnknown    = "host-unknown"      //
+	ReasonHostForeign    = "host-foreign"      // the host belongs to another zone
+	ReasonNotHome        = "region-not-home"   // the API is not deployed in this region
+	ReasonRouteUnknown   = "route-unknown"     //
+	ReasonMethodUnknown  = "method-not-routed" // the path has routes, none with this method
+	ReasonKeyMissing     = "key-missing"
+	ReasonKeyInvalid     = "key-invalid"   // malformed, unknown, revoked or wrong: on purpose not told apart
+	ReasonKeyConflict    = "key-conflict"  // more than one key, or one twice
+	ReasonKeyForeign     = "key-foreign"   // the key belongs to another zone
+	ReasonKeySuspended   = "key-suspended" //
+	ReasonKeyStale       = "key-stale"     // the edge has not heard from its control plane for longer than the plan allows
+	ReasonNotEntitled    = "not-entitled"  // the plan does not include the API
+	ReasonRateExceeded   = "rate-exceeded"
+	ReasonBodyTooLarge   = "body-too-large"
+	ReasonBodyBroken     = "body-broken" // the client's body ended early
+	ReasonNotReady       = "not-ready"   // the edge has no table yet
+	ReasonUsage          = "usage-unavailable"
+	ReasonNoRegion       = "no-compatible-region" // no permitted region is healthy
+	ReasonUpstream       = "upstream-failed"
+	ReasonUpstreamLate   = "upstream-timeout"
+	ReasonRetriesSpent   = "retry-budget-spent"
+	ReasonResidency      = "residency" // a relay that some rule forbids
+	ReasonUpstreamDown   = "upstream-down"
+	ReasonHeadersTooLong = "headers-too-large"
+)
+
+// TypePrefix begins every problem type: a name, not an address, so that it stays true wherever the
+// documentation moves.
+const TypePrefix = "urn:bailiwick:problem:"
+
+// Problem is an answer of the edge itself (RFC 9457). A zero Status is none.
+type Problem struct {
+	Status int
+	Reason string
+	Title  string   // the same for every occurrence of a reason
+	Detail string   // what to do next; never personal data, never key material
+	Hosts  []string // where the request belongs instead (421)
+}
+
+var titles = map[string]string{
+	ReasonBadRequest:     "The request is malformed",
+	ReasonPathAmbiguous:  "The path is ambiguous",
+	ReasonMethod:         "The method is not served",
+	ReasonUpgrade:        "The protocol upgrade is not served",
+	ReasonSNI:            "The connection was made for another host",
+	ReasonHostUnknown:    "No API at this host",
+	ReasonHostForeign:    "The host belongs to another zone",
+	ReasonNotHome:        "The API is not deployed in this region",
+	ReasonRouteUnknown:   "No route at this path",
+	ReasonMethodUnknown:  "The route does not take this method",
+	ReasonKeyMissing:     "An API key is needed",
+	ReasonKeyInvalid:     "The API key is not valid",
+	ReasonKeyConflict:    "More than one API key was sent",
+	ReasonKeyForeign:     "The API key belongs to another zone",
+	ReasonKeySuspended:   "The API key is suspended",
+	ReasonKeyStale:       "The API key cannot be confirmed",
+	ReasonNotEntitled:    "The plan does not include this API",
+	ReasonRateExceeded:   "The plan's rate limit is exceeded",
+	ReasonBodyTooLarge:   "The request body is too large",
+	ReasonBodyBroken:     "The request body ended early",
+	ReasonNotReady:       "The edge is not ready",
+	ReasonUsage:          "Usage cannot be recorded",
+	ReasonNoRegion:       "No compatible region is healthy",
+	ReasonUpstream:       "The upstream failed",
+	ReasonUpstreamLate:   "The upstream did not answer in time",
+	ReasonRetriesSpent:   "Too many requests are being retried",
+	ReasonResidency:      "The residency policy forbids this relay",
+	ReasonUpstreamDown:   "The upstream is down",
+	ReasonHeadersTooLong: "The request headers are too large",
+}
+
+// NewProblem is a problem with the title of its reason.
+func NewProblem(status int, reason, detail string) Problem {
+	return Problem{Status: status, Reason: reason, Title: titles[reason], Detail: detail}
+}
+
+// ProblemType is the media type of JSON.
+const ProblemType = "application/problem+json"
+
+// JSON is the body of the answer.
+func (p *Problem) JSON(requestID string) []byte {
+	data, err := json.Marshal(struct {
+		Type      string   `json:"type"`
+		Title     string   `json:"title"`
+		Status    int      `json:"status"`
+		Detail    string   `json:"detail,omitempty"`
+		Reason    string   `json:"reason"`
+		RequestID string   `json:"request_id,omitempty"`
+		Hosts     []string `json:"hosts,omitempty"`
+	}{TypePrefix + p.Reason, p.Title, p.Status, p.Detail, p.Reason, requestID, p.Hosts})
+	if err != nil { // strings and numbers always marshal
+		panic(err)
+	}
+	return data
+}

@@ -1,0 +1,154 @@
+// Package limit owns the rate limits of an edge: GCRA (the generic cell rate algorithm, ITU-T I.371) with
+// one atomic integer for each subscription and plan.
+//
+// It never knows what a plan is, answers nobody and reads no clock: time comes in as an argument. Nothing
+// survives a crash: after a restart every subscription has its full burst, which costs at most one burst.
+// Everything may be called from any number of goroutines at once; no call blocks on another's.
+package limit
+
+import (
+	"hash/maphash"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Limiter is one limit. Its only state is the theoretical arrival time: the instant at which the bucket
+// is full again. The zero Limiter is full.
+type Limiter struct{ tat atomic.Int64 }
+
+// dropped marks a limiter that its map has let go, so that a goroutine that still holds it takes nothing
+// from a bucket nobody else sees.
+const dropped = math.MinInt64
+
+// Result is what a Take found.
+type Result struct {
+	OK         bool
+	Remaining  int           // whole requests that could be taken right now
+	Reset      time.Duration // until the burst is full again
+	RetryAfter time.Duration // until the next request is taken; 0 when OK
+}
+
+// Take takes one request at now, a monotonic reading from any fixed origin ≥ 0, under rate requests a
+// second and the given burst (below 1 it is 1). A rate of 0 or less takes everything. Rate and burst are
+// arguments, not state: a changed plan is in effect with the next request.
+func (l *Limiter) Take(now time.Duration, rate, burst int) Result {
+	r, ok := l.take(now, rate, burst)
+	for !ok { // only a limiter of a Map is ever dropped, and Map.Take does not come here
+		l.tat.CompareAndSwap(dropped, 0)
+		r, ok = l.take(now, rate, burst)
+	}
+	return r
+}
+
+func (l *Limiter) take(now time.Duration, rate, burst int) (r Result, ok bool) {
+	if rate <= 0 {
+		return Result{OK: true, Remaining: math.MaxInt}, true
+	}
+	if burst < 1 {
+		burst = 1
+	}
+	// Rounded up: a rate that does not divide a second is kept from below, never exceeded.
+	interval := (int64(time.Second) + int64(rate) - 1) / int64(rate)
+	window := interval * int64(burst)
+	if window/interval != int64(burst) { // overflow: a burst of ages is no limit within anybody's lifetime
+		window = math.MaxInt64 / 4
+	}
+	for {
+		tat := l.tat.Load()
+		if tat == dropped {
+			return Result{}, false
+		}
+		next := max(tat, int64(now)) + interval
+		if over := next - int64(now) - window; over > 0 {
+			return Result{Reset: time.Duration(tat - int64(now)), RetryAfter: time.Duration(over)}, true
+		}
+		if l.tat.CompareAndSwap(tat, next) {
+			used := next - int64(now)
+			return Result{OK: true, Remaining: int((window - used) / interval), Reset: time.Duration(used)}, true
+		}
+	}
+}
+
+// ID names a limit. A subscription that moves to another plan starts with that plan's full burst.
+type ID struct{ Customer, Subscription, Plan string }
+
+const shards = 64
+
+// Map holds the limiters of an edge. It outlives policy tables. Make one with NewMap.
+//
+// An entry exists only for a subscription that presented a valid key, and goes when its burst is full
+// again: dropping a full bucket cannot be told from keeping it. So the size is bounded by the
+// subscriptions seen within twice their burst window, and random keys cost nothing.
+type Map struct {
+	seed  maphash.Seed
+	shard [shards]shard
+}
+
+type shard struct {
+	mu      sync.RWMutex // covers the map, not the limiters in it
+	m       map[ID]*Limiter
+	sweepAt int
+}
+
+// NewMap makes an empty map.
+func NewMap() *Map {
+	m := &Map{seed: maphash.MakeSeed()}
+	for i := range m.shard {
+		m.shard[i].m, m.shard[i].sweepAt = map[ID]*Limiter{}, minSweep
+	}
+	return m
+}
+
+const minSweep = 64
+
+// Take takes one request of id. It allocates only when id is new.
+func (m *Map) Take(id ID, now time.Duration, rate, burst int) Result {
+	if rate <= 0 {
+		return Result{OK: true, Remaining: math.MaxInt}
+	}
+	s := &m.shard[maphash.String(m.seed, id.Customer)%shards]
+	for {
+		s.mu.RLock()
+		l := s.m[id]
+		s.mu.RUnlock()
+		if l == nil {
+			l = s.add(id, now)
+		}
+		if r, ok := l.take(now, rate, burst); ok {
+			return r
+		}
+	}
+}
+
+func (s *shard) add(id ID, now time.Duration) *Limiter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l := s.m[id]; l != nil {
+		return l
+	}
+	// Swept when the shard has doubled since the last sweep: amortised O(1) an insert, and no goroutine.
+	if len(s.m) >= s.sweepAt {
+		for id, l := range s.m {
+			if tat := l.tat.Load(); tat <= int64(now) && l.tat.CompareAndSwap(tat, dropped) {
+				delete(s.m, id)
+			}
+		}
+		s.sweepAt = max(minSweep, 2*len(s.m))
+	}
+	l := &Limiter{}
+	s.m[id] = l
+	return l
+}
+
+// Len is how many limiters there are, for metrics.
+func (m *Map) Len() int {
+	n := 0
+	for i := range m.shard {
+		m.shard[i].mu.RLock()
+		n += len(m.shard[i].m)
+		m.shard[i].mu.RUnlock()
+	}
+	return n
+}
