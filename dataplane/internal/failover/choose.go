@@ -1,0 +1,208 @@
+package failover
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/shared/table"
+)
+
+// Router chooses where a request goes next.
+type Router struct {
+	monitor *Monitor
+	grants  *Grants
+	region  string
+
+	mu  sync.RWMutex // covers bad
+	bad map[peerKey]time.Duration
+}
+
+// peerKey: a region can be unreachable for all, or its upstream down for one API (api != "").
+type peerKey struct{ region, zone, api string }
+
+// NewRouter joins both halves of the decision. grants may be nil: then nothing is ever relayed, which is
+// what the receiving end of a relay needs.
+func NewRouter(m *Monitor, g *Grants, region string) *Router {
+	return &Router{monitor: m, grants: g, region: region, bad: map[peerKey]time.Duration{}}
+}
+
+// Candidate is where one attempt goes: Target at home, or a relay over a pair with a grant.
+type Candidate struct {
+	Target *Target // nil: a relay
+	To     string
+	Grant  *Grant
+}
+
+// Home says whether the attempt stays in this region.
+func (c Candidate) Home() bool { return c.Target != nil }
+
+// Attempts is the walk of one request over its candidates. Not for concurrent use.
+type Attempts struct {
+	r     *Router
+	api   *policy.API
+	route *policy.Route
+	once  bool // the request must not be sent twice: proof of life first
+
+	triedHome [4]string // the first few; a region has a target or two for an API
+	nHome     int
+	tried     [8]string // regions
+	nTried    int
+}
+
+// Start begins the walk. once is for requests that must never be sent twice.
+func (r *Router) Start(api *policy.API, route *policy.Route, once bool) Attempts {
+	return Attempts{r: r, api: api, route: route, once: once}
+}
+
+// Next is where to try now, ok false when nowhere is left. It may wait some milliseconds for a sign of life.
+// Every call looks at the newest table, and so does whoever sends: a permission is asked for at the moment
+// of every attempt, never remembered from an earlier one.
+func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
+	m := a.r.monitor
+	var timeout time.Duration
+	if a.route != nil {
+		timeout = a.route.Timeout
+	}
+	// 1. A home upstream believed to be well.
+	for _, url := range a.api.Targets {
+		if a.seenHome(url) {
+			continue
+		}
+		t := m.target(a.api, url)
+		now := m.now()
+		if !t.takes(now) {
+			continue
+		}
+		// Silent for long, or about to get what must not be lost: a few milliseconds buy certainty, and keep
+		// a merely slow upstream from losing its traffic.
+		if (t.stalled(now, timeout) || a.once && t.unproven(now)) && !t.alive(ctx, m.cfg.LivenessWait) {
+			continue
+		}
+		a.sawHome(url)
+		return Candidate{Target: t}, true
+	}
+	if c, ok = a.pair(); ok {
+		return c, true
+	}
+	// 3. A home upstream in doubt, with its own word that it lives: doubt alone is no reason for a 503.
+	for _, url := range a.api.Targets {
+		if a.seenHome(url) || ctx.Err() != nil {
+			continue
+		}
+		a.sawHome(url)
+		t := m.target(a.api, url)
+		if t.usable() && t.alive(ctx, m.cfg.ProbeTimeout) {
+			return Candidate{Target: t}, true
+		}
+	}
+	return Candidate{}, false
+}
+
+// pair is the best permitted, granted and not known-bad region not tried yet.
+func (a *Attempts) pair() (Candidate, bool) {
+	if a.r.grants == nil || a.api.Foreign {
+		return Candidate{}, false
+	}
+	t := a.r.monitor.cfg.Tables.Load()
+	for _, p := range t.Pairs(a.api.Policy, a.r.region) {
+		if a.seen(p.To) || !deployed(a.api, p.To) || !a.r.good(p.To, &a.api.API) {
+			continue
+		}
+		// Permits again although the pair came from the same table: one rule, one place to break.
+		if g := a.r.grants.Live(t, a.api.Policy, p.To); g != nil && t.Permits(a.api.Policy, a.r.region, p.To) {
+			if a.nTried == len(a.tried) {
+				return Candidate{}, false
+			}
+			a.tried[a.nTried] = p.To
+			a.nTried++
+			return Candidate{To: p.To, Grant: g}, true
+		}
+	}
+	return Candidate{}, false
+}
+
+// Hedge is a second place for a request that is still waiting at the first.
+func (a *Attempts) Hedge() (Candidate, bool) { return a.pair() }
+
+// CanHedge says whether Hedge would give something, without using it up.
+func (a *Attempts) CanHedge() bool {
+	b := *a
+	_, ok := b.pair()
+	return ok
+}
+
+// deployed: no list means the table does not say, and the peer will.
+func deployed(api *policy.API, region string) bool {
+	if len(api.Regions) == 0 {
+		return true
+	}
+	for _, r := range api.Regions {
+		if r == region {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *Attempts) seenHome(url string) bool {
+	for _, u := range a.triedHome[:a.nHome] {
+		if u == url {
+			return true
+		}
+	}
+	return a.nHome == len(a.triedHome)
+}
+
+func (a *Attempts) sawHome(url string) {
+	if a.nHome < len(a.triedHome) {
+		a.triedHome[a.nHome] = url
+		a.nHome++
+	}
+}
+
+func (a *Attempts) seen(region string) bool {
+	for _, r := range a.tried[:a.nTried] {
+		if r == region {
+			return true
+		}
+	}
+	return false
+}
+
+// PeerBad tells that a region did not take a relay: api nil if it could not be reached at all, else its
+// upstream of that API is down by its own word. Both are forgotten soon: they cost others only an attempt.
+func (r *Router) PeerBad(region string, api *table.API, lasts time.Duration) {
+	key := peerKey{region: region}
+	if api != nil {
+		key.zone, key.api = api.Zone, api.Name
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bad[key] = r.monitor.now() + lasts
+}
+
+// PeerGood takes that back.
+func (r *Router) PeerGood(region string, api *table.API) {
+	r.mu.RLock()
+	n := len(r.bad)
+	r.mu.RUnlock()
+	if n == 0 {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.bad, peerKey{region: region})
+	delete(r.bad, peerKey{region, api.Zone, api.Name})
+}
+
+func (r *Router) good(region string, api *table.API) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if len(r.bad) == 0 {
+		return true
+	}
+	now := r.monitor.now()
+	return r.bad[peerKey{region: region}] <= now && r.bad[peerKey{region, api.Zone, api.Name}] <= now
+}

@@ -1,0 +1,66 @@
+// Package failover owns where a request may go next: the health of this region's upstreams, the grants to
+// relay, and the choice among them.
+//
+// It never sends a request, never dials and never widens a permission: it offers a candidate only if the
+// newest table has the pair and a live grant covers it, and refuses when unsure. There is no panic mode.
+// Nothing survives a crash: after a restart every target is taken for healthy and no grant is held, so home
+// traffic goes on and relays wait for the control plane. Everything may be called from any number of
+// goroutines at once.
+package failover
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"bailiwick/dataplane/internal/policy"
+)
+
+// Prober asks a target's health page once: nil if the answer is below 500. It must respect ctx.
+type Prober interface {
+	Probe(ctx context.Context, url string) error
+}
+
+// Config of a Monitor. Tables, Prober and Logger are required.
+type Config struct {
+	Tables *policy.Holder
+	Prober Prober
+	Logger *slog.Logger
+
+	ProbeTimeout  time.Duration // 0: 500 ms. Longer than this is not an answer.
+	ProbeInterval time.Duration // 0: 1 s, where the API does not say; of a healthy target without traffic.
+	EjectAfter    int           // 0: 3 failed outcomes in a row
+	GoodFor       time.Duration // 0: 10 s of good probes before a target returns
+	Ramp          time.Duration // 0: 3 s; with GoodFor and a probe interval below 15 s in all
+	LivenessWait  time.Duration // 0: 50 ms; what a request waits at most for proof of life
+	StallFloor    time.Duration // 0: 50 ms; below that no silence is a stall
+	ProofFor      time.Duration // 0: 20 ms; how old proof of life may be before a request that cannot be repeated
+}
+
+// Validate fills in the defaults.
+func (c *Config) Validate() error {
+	if c.Tables == nil || c.Prober == nil || c.Logger == nil {
+		return errors.New("failover: Tables, Prober and Logger are required")
+	}
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&c.ProbeTimeout, 500*time.Millisecond)
+	def(&c.ProbeInterval, time.Second)
+	def(&c.GoodFor, 10*time.Second)
+	def(&c.Ramp, 3*time.Second)
+	def(&c.LivenessWait, 50*time.Millisecond)
+	def(&c.StallFloor, 50*time.Millisecond)
+	def(&c.ProofFor, 20*time.Millisecond)
+	if c.EjectAfter <= 0 {
+		c.EjectAfter = 3
+	}
+	return nil
+}
+
+func (c *Config) timing() Timing {
+	return Timing{EjectAfter: c.EjectAfter, GoodFor: c.GoodFor, Ramp: c.Ramp}
+}
