@@ -1,0 +1,389 @@
+package edgetls_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/edgetls"
+	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/identity"
+	"bailiwick/shared/identity/identitytest"
+)
+
+// zone is the shelf and the authority that the edges of a zone share.
+type zone struct {
+	in     *identitytest.Installation
+	issued atomic.Int32
+	ttl    time.Duration
+
+	mu    sync.Mutex
+	away  bool
+	vals  map[string][]byte
+	locks map[string]struct {
+		holder string
+		until  time.Time
+	}
+}
+
+func newZone(t *testing.T) *zone {
+	return &zone{in: identitytest.New(t, "test.example", "emea"), ttl: time.Hour, vals: map[string][]byte{}, locks: map[string]struct {
+		holder string
+		until  time.Time
+	}{}}
+}
+
+// begin locks, and fails while the control plane is away.
+func (z *zone) begin() (func(), error) {
+	z.mu.Lock()
+	if z.away {
+		z.mu.Unlock()
+		return nil, fault.New(fault.Unavailable, "AWAY", "the control plane is away")
+	}
+	return z.mu.Unlock, nil
+}
+
+func (z *zone) setAway(away bool) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.away = away
+}
+
+var errNotFound = fault.New(fault.NotFound, "CERT_NOT_FOUND", "absent")
+
+func (z *zone) Store(_ context.Context, r *joinv1.StoreRequest) (*joinv1.StoreResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if bytes.Contains(r.Value, []byte("PRIVATE KEY")) {
+		return nil, fault.New(fault.Invalid, "CERT_KEY_NOT_SEALED", "plaintext")
+	}
+	z.vals[r.Key] = r.Value
+	return &joinv1.StoreResponse{}, nil
+}
+
+func (z *zone) Load(_ context.Context, r *joinv1.LoadRequest) (*joinv1.LoadResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	v, ok := z.vals[r.Key]
+	if !ok {
+		return nil, errNotFound
+	}
+	return &joinv1.LoadResponse{Value: v}, nil
+}
+
+func (z *zone) Delete(_ context.Context, r *joinv1.DeleteRequest) (*joinv1.DeleteResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	for k := range z.vals {
+		if k == r.Key || strings.HasPrefix(k, r.Key+"/") {
+			delete(z.vals, k)
+		}
+	}
+	return &joinv1.DeleteResponse{}, nil
+}
+
+func (z *zone) List(_ context.Context, r *joinv1.ListRequest) (*joinv1.ListResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	resp := &joinv1.ListResponse{}
+	for k := range z.vals {
+		if strings.HasPrefix(k, r.Prefix) {
+			resp.Keys = append(resp.Keys, k)
+		}
+	}
+	return resp, nil
+}
+
+func (z *zone) Stat(_ context.Context, r *joinv1.StatRequest) (*joinv1.StatResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	v, ok := z.vals[r.Key]
+	if !ok {
+		return nil, errNotFound
+	}
+	return &joinv1.StatResponse{Key: r.Key, Size: int64(len(v)), Terminal: true}, nil
+}
+
+func (z *zone) Lock(_ context.Context, r *joinv1.LockRequest) (*joinv1.LockResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	l := z.locks[r.Name]
+	if l.holder != "" && l.holder != r.Holder && time.Now().Before(l.until) {
+		return &joinv1.LockResponse{}, nil
+	}
+	l.holder, l.until = r.Holder, time.Now().Add(time.Duration(r.TtlMs)*time.Millisecond)
+	z.locks[r.Name] = l
+	return &joinv1.LockResponse{Held: true, Fence: 1}, nil
+}
+
+func (z *zone) Unlock(_ context.Context, r *joinv1.UnlockRequest) (*joinv1.UnlockResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if z.locks[r.Name].holder == r.Holder {
+		delete(z.locks, r.Name)
+	}
+	return &joinv1.UnlockResponse{}, nil
+}
+
+func (z *zone) IssueHost(_ context.Context, r *joinv1.IssueHostRequest) (*joinv1.IssueHostResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	end()
+	z.issued.Add(1)
+	time.Sleep(100 * time.Millisecond) // long enough for another edge to try as well
+	csr, err := x509.ParseCertificateRequest(r.Csr)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := z.in.Sign(r.Csr, "emea", z.in.Node("emea", "r", identity.Edge, "x"), z.ttl, func(c *x509.Certificate) {
+		c.URIs, c.DNSNames, c.ExtKeyUsage = nil, csr.DNSNames, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	})
+	return &joinv1.IssueHostResponse{CertificateChain: chain}, err
+}
+
+// edge starts a manager and returns it with its stop.
+func (z *zone) edge(t *testing.T, dir, node string) (*edgetls.Manager, func()) {
+	t.Helper()
+	m, err := edgetls.New(edgetls.Config{
+		Dir: dir, Node: node, Seal: bytes.Repeat([]byte{7}, 32), Shelf: z, Issuer: z,
+		RenewCheck: 100 * time.Millisecond, CallLimit: time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	var once sync.Once
+	stop := func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("Run: got %v", err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return m, stop
+}
+
+func (z *zone) roots(t *testing.T) *x509.CertPool {
+	t.Helper()
+	p, _, err := identity.ParseRoots(z.in.RootsPEM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func (z *zone) dial(t *testing.T, server *tls.Config, host string) (*x509.Certificate, error) {
+	t.Helper()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	go tls.Server(a, server).Handshake()
+	c := tls.Client(b, &tls.Config{RootCAs: z.roots(t), ServerName: host, NextProtos: []string{"h2"}})
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	if err := c.Handshake(); err != nil {
+		return nil, err
+	}
+	return c.ConnectionState().PeerCertificates[0], nil
+}
+
+func wait(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(15 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("after 15 s still not: %s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+const host = "orders.emea.example.test"
+
+func TestManager_TwoEdgesShareOneCertificate(t *testing.T) {
+	z := newZone(t)
+	dir := t.TempDir()
+	a, _ := z.edge(t, filepath.Join(dir, "a"), "a")
+	b, _ := z.edge(t, filepath.Join(dir, "b"), "b")
+	a.Manage([]string{host})
+	b.Manage([]string{"Orders.emea.example.test"})
+	wait(t, "both edges have the certificate", func() bool { return len(a.Missing())+len(b.Missing()) == 0 })
+	if n := z.issued.Load(); n != 1 {
+		t.Errorf("issuer called %d times, want once", n)
+	}
+	ca, err := z.dial(t, a.TLSConfig(), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cb, err := z.dial(t, b.QUICTLSConfig(), host)
+	if err == nil || cb != nil {
+		// net.Pipe offers h2 only: the QUIC policy must not take it.
+		t.Errorf("h2 on the QUIC policy: got %v, want no common protocol", err)
+	}
+	if cb, err = z.dial(t, b.TLSConfig(), host); err != nil || !ca.Equal(cb) {
+		t.Errorf("the edges serve different certificates (%v)", err)
+	}
+	if !a.Expires().Equal(ca.NotAfter) {
+		t.Errorf("expires: got %v, want %v", a.Expires(), ca.NotAfter)
+	}
+	// At rest, here and there, no key is readable.
+	seen := 0
+	filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		info, _ := d.Info()
+		if info.Mode().Perm()&0o077 != 0 && p != dir {
+			t.Errorf("%s: mode %v, want no access for others", p, info.Mode())
+		}
+		if !d.IsDir() {
+			seen++
+			if data, _ := os.ReadFile(p); bytes.Contains(data, []byte("PRIVATE")) || bytes.Contains(data, []byte("CERTIFICATE")) {
+				t.Errorf("%s is not sealed", p)
+			}
+		}
+		return nil
+	})
+	if seen < 6 {
+		t.Errorf("got %d files on both disks, want 6", seen)
+	}
+}
+
+func TestManager_ServesWithoutControlPlaneAfterRestart(t *testing.T) {
+	z := newZone(t)
+	dir := t.TempDir()
+	a, stop := z.edge(t, dir, "a")
+	a.Manage([]string{host})
+	wait(t, "certificate", func() bool { return len(a.Missing()) == 0 })
+	stop()
+	z.setAway(true)
+	again, stop := z.edge(t, dir, "a")
+	again.Manage([]string{host, "new.emea.example.test"})
+	wait(t, "certificate from the disk", func() bool { return len(again.Missing()) == 1 })
+	if _, err := z.dial(t, again.TLSConfig(), host); err != nil {
+		t.Fatalf("with the control plane away: %v", err)
+	}
+	// A known host without a certificate, then the control plane is back.
+	if _, err := z.dial(t, again.TLSConfig(), "new.emea.example.test"); err == nil {
+		t.Error("host without a certificate: got a handshake")
+	}
+	z.setAway(false)
+	wait(t, "the new host's certificate", func() bool { return len(again.Missing()) == 0 })
+	stop()
+
+	// Each spoilt file is refused, and replaced from the shelf.
+	filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if !d.IsDir() {
+			data, _ := os.ReadFile(p)
+			data[len(data)-1] ^= 1
+			os.WriteFile(p, data, 0o600)
+		}
+		return nil
+	})
+	n := z.issued.Load()
+	healed, _ := z.edge(t, dir, "a")
+	healed.Manage([]string{host})
+	wait(t, "certificate from the shelf", func() bool { return len(healed.Missing()) == 0 })
+	if z.issued.Load() != n {
+		t.Errorf("issuer called again for a spoilt file")
+	}
+}
+
+func TestManager_UnknownHostIsUnrecognizedName(t *testing.T) {
+	z := newZone(t)
+	m, _ := z.edge(t, t.TempDir(), "a")
+	m.Manage([]string{host, "gone.emea.example.test"})
+	wait(t, "certificates", func() bool { return len(m.Missing()) == 0 })
+	const unrecognizedName = tls.AlertError(112)
+	for _, h := range []string{"unknown.example.test", "sub." + host, "emea.example.test"} {
+		var alert tls.AlertError
+		if _, err := z.dial(t, m.TLSConfig(), h); !errors.As(err, &alert) || alert != unrecognizedName {
+			// crypto/tls gives a remote alert as *net.OpError around it.
+			if err == nil || !strings.Contains(err.Error(), "unrecognized name") {
+				t.Errorf("%s: got %v, want unrecognized_name", h, err)
+			}
+		}
+	}
+	if _, err := z.dial(t, m.TLSConfig(), strings.ToUpper(host)); err != nil {
+		t.Errorf("capital letters: got %v, want served", err)
+	}
+	m.Manage([]string{host})
+	if _, err := z.dial(t, m.TLSConfig(), "gone.emea.example.test"); err == nil || !strings.Contains(err.Error(), "unrecognized name") {
+		t.Errorf("removed host: got %v, want unrecognized_name at once", err)
+	}
+	if _, err := z.dial(t, m.TLSConfig(), host); err != nil {
+		t.Errorf("host that stays: got %v", err)
+	}
+}
+
+func TestManager_Renews(t *testing.T) {
+	z := newZone(t)
+	z.ttl = 3 * time.Second
+	a, _ := z.edge(t, t.TempDir(), "a")
+	b, _ := z.edge(t, t.TempDir(), "b")
+	a.Manage([]string{host})
+	b.Manage([]string{host})
+	wait(t, "certificates", func() bool { return len(a.Missing())+len(b.Missing()) == 0 })
+	first := a.Expires()
+	stopAt := time.Now().Add(6 * time.Second)
+	for time.Now().Before(stopAt) {
+		for _, m := range []*edgetls.Manager{a, b} {
+			if _, err := z.dial(t, m.TLSConfig(), host); err != nil {
+				t.Fatalf("handshake while renewing: %v (now %v, expires %v)", err, time.Now(), m.Expires())
+			}
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if !a.Expires().After(first) || !b.Expires().After(first) {
+		t.Error("a certificate was not renewed")
+	}
+	if n := z.issued.Load(); n > 6 {
+		t.Errorf("issuer called %d times in 6 s for certificates of 3 s, want one for both edges each time", n)
+	}
+}
+
+func TestConfig_Validate(t *testing.T) {
+	if _, err := edgetls.New(edgetls.Config{}); err == nil {
+		t.Error("empty configuration: got accepted")
+	}
+	z := newZone(t)
+	_, err := edgetls.New(edgetls.Config{Dir: t.TempDir(), Node: "a", Seal: make([]byte, 32), Shelf: z, ACME: edgetls.ACME{Directory: "https://127.0.0.1:1/dir", RootsPEM: []byte("noise")}})
+	if err == nil {
+		t.Error("unparsable ACME roots: got accepted")
+	}
+}
