@@ -195,6 +195,16 @@ type ZoneKey struct {
 	PublicKey []byte `json:"public_key"` // Ed25519
 }
 
+// SignedBytes is what the zone's signature of an update covers: the edge's name binds it to one data plane,
+// so that a message for a neighbour, though truly signed, is refused.
+func SignedBytes(edge string, payload []byte) []byte {
+	b := make([]byte, 0, len(signDomain)+len(edge)+1+len(payload))
+	b = append(append(append(b, signDomain...), edge...), '\n')
+	return append(b, payload...)
+}
+
+const signDomain = "bailiwick-table/1\n"
+
 // Encode gives an object's canonical bytes: JSON with the field order of the types above and map keys sorted.
 func Encode(kind Kind, id string, value any) (Object, error) {
 	data, err := json.Marshal(value)

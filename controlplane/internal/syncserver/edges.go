@@ -1,0 +1,246 @@
+package syncserver
+
+import (
+	"strings"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/view"
+	"bailiwick/shared/revision"
+	"bailiwick/shared/table"
+)
+
+// edge is what this node knows of one edge that has connected to it since its start. Covered by Server.mu.
+type edge struct {
+	node     model.Node
+	view     *view.View
+	log      changeLog // of objects that are no keys
+	sent     []place   // positions this edge was sent, oldest first, to find what a returning edge holds
+	conn     *conn     // nil while it is not connected
+	gone     bool      // it left the registry
+	buildErr error
+	report   report
+}
+
+// place is a version by the positions an edge knows it under.
+type place struct {
+	version       uint64
+	catalog, zone revision.Revision
+}
+
+const (
+	rememberedPlaces  = 1024
+	rememberedChanges = 65_536
+)
+
+// changeLog remembers which objects changed at which version, so that a difference from any remembered
+// version costs the changes since then and not a second copy of the objects.
+type changeLog struct {
+	floor   uint64 // differences from below this version are unknown
+	entries []change
+	count   int // keys in entries
+}
+
+type change struct {
+	version uint64
+	keys    []table.ObjectKey
+}
+
+func (l *changeLog) add(version uint64, keys []table.ObjectKey) {
+	if len(keys) == 0 {
+		return
+	}
+	l.entries = append(l.entries, change{version, keys})
+	l.count += len(keys)
+	for l.count > rememberedChanges && len(l.entries) > 0 {
+		l.count -= len(l.entries[0].keys)
+		l.floor = l.entries[0].version
+		l.entries[0] = change{}
+		l.entries = l.entries[1:]
+	}
+}
+
+// since adds what changed after a version; false if that is not remembered.
+func (l *changeLog) since(version uint64, into map[table.ObjectKey]struct{}) bool {
+	if version < l.floor {
+		return false
+	}
+	for i := len(l.entries) - 1; i >= 0 && l.entries[i].version > version; i-- {
+		for _, k := range l.entries[i].keys {
+			into[k] = struct{}{}
+		}
+	}
+	return true
+}
+
+func (s *Server) resetCatalog(snap group.Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.catalogRev = snap.Revision()
+	s.version++
+	s.rebuildAll()
+	s.catalogSeen = true
+	s.advance()
+}
+
+func (s *Server) resetZone(snap group.Snapshot) {
+	keys := view.NewKeys(snap) // not under mu: it may take seconds
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version++
+	if s.keys != nil {
+		s.keyLog.add(s.version, view.DiffKeys(s.keys, keys))
+	}
+	s.keys, s.zoneRev = keys, snap.Revision()
+	s.rebuildAll()
+	s.advance()
+}
+
+func (s *Server) catalogEvents(_ []group.Event, rev group.Revision) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.catalogRev = rev
+	s.version++
+	s.rebuildAll() // some hundred objects an edge; catalog changes are rare
+	s.advance()
+}
+
+func (s *Server) zoneEvents(events []group.Event, rev group.Revision) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.zoneRev = rev
+	s.version++
+	malformed := s.keys.Malformed()
+	s.keyLog.add(s.version, s.keys.Update(events))
+	if n := s.keys.Malformed(); n > malformed {
+		s.cfg.Logger.Error("key or customer record does not read, its keys are refused", "records", n-malformed, "revision", rev.String())
+	}
+	quiet := true
+	for _, e := range events {
+		if view.Depends(e.KV.Key) {
+			s.rebuildAll()
+			quiet = false
+			break
+		}
+		if strings.HasPrefix(e.KV.Key, model.PrefixKey) || strings.HasPrefix(e.KV.Key, model.PrefixCustomer) {
+			quiet = false
+		}
+	}
+	if !quiet {
+		s.advance()
+		return
+	}
+	// Grant records, locks and certificates move the index and no object. They are told a little later,
+	// together: an fsync on every edge for each of them would be for nothing.
+	for _, e := range s.edges {
+		if e.conn != nil {
+			e.conn.nudge()
+		}
+	}
+	s.announce()
+}
+
+// advance wakes every stream; announce only those who wait for a revision.
+func (s *Server) advance() {
+	for _, e := range s.edges {
+		if e.conn != nil {
+			e.conn.kick()
+		}
+	}
+	s.announce()
+}
+
+func (s *Server) announce() {
+	close(s.advanced)
+	s.advanced = make(chan struct{})
+}
+
+func (s *Server) rebuildAll() {
+	if s.keys == nil {
+		return
+	}
+	s.rebuildAt = time.Time{}
+	for _, e := range s.edges {
+		s.rebuild(e)
+	}
+}
+
+// rebuild makes an edge's view anew. One that cannot be built leaves the last in place: never serve less
+// than was good because of a record that does not read.
+func (s *Server) rebuild(e *edge) {
+	catalog, zone := s.cfg.Catalog.Local(), s.cfg.Zone.Local()
+	kv, ok := catalog.Get(model.PrefixNode + e.node.Name)
+	e.gone = !ok || !registered(kv, e.node.Name, e.node.Region, e.node.Zone)
+	if e.gone {
+		if e.conn != nil {
+			e.conn.withdraw() // the stream says so and ends
+		}
+		return
+	}
+	now := s.cfg.Now()
+	v, err := view.Build(catalog, zone, e.node, now)
+	e.buildErr = err
+	if err != nil {
+		s.stats.BuildErrors.Add(1)
+		s.cfg.Logger.Error("view cannot be built, the edge keeps the last one", "edge", e.node.Name, "error", err)
+		if e.view == nil {
+			return
+		}
+		v = e.view
+	}
+	if v != e.view {
+		e.log.add(s.version, view.Diff(e.view, v))
+		e.view = v
+	}
+	if at := v.NextChange; at.After(now) && (s.rebuildAt.IsZero() || at.Before(s.rebuildAt)) {
+		s.rebuildAt = at
+		select {
+		case s.retime <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// track finds or begins an edge. The log of a new one starts here: what came before is not remembered.
+func (s *Server) track(node model.Node) *edge {
+	e := s.edges[node.Name]
+	if e == nil || e.node.Region != node.Region {
+		e = &edge{node: node}
+		s.edges[node.Name] = e
+		e.log.floor = s.version
+	}
+	if e.view == nil || e.gone {
+		s.version++
+		s.rebuild(e)
+	}
+	return e
+}
+
+// now is where an edge should stand.
+func (s *Server) now(e *edge) place {
+	return place{version: s.version,
+		catalog: revision.Revision{Epoch: s.catalogRev.Epoch, Index: s.catalogRev.Index, Sum: e.view.CatalogSum},
+		zone:    revision.Revision{Epoch: s.zoneRev.Epoch, Index: s.zoneRev.Index, Sum: e.view.ZoneSum(s.keys)}}
+}
+
+// find is the version at which an edge was at these positions; false: it is unknown here.
+func (s *Server) find(e *edge, catalog, zone revision.Revision) (place, bool) {
+	if now := s.now(e); now.catalog.Sum == catalog.Sum && now.zone.Sum == zone.Sum {
+		// Equal sums are equal objects, whichever node they came from.
+		return place{now.version, catalog, zone}, true
+	}
+	for i := len(e.sent) - 1; i >= 0; i-- {
+		if p := e.sent[i]; p.catalog == catalog && p.zone == zone {
+			return p, true
+		}
+	}
+	return place{}, false
+}
+
+func (e *edge) remember(p place) {
+	if len(e.sent) >= rememberedPlaces {
+		e.sent = append(e.sent[:0], e.sent[rememberedPlaces/2:]...)
+	}
+	e.sent = append(e.sent, p)
+}

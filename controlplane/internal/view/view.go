@@ -1,0 +1,335 @@
+// Package view owns what one data plane may hold now: it turns the catalog and a zone store into the
+// objects of that edge's table, and says what differs between two such answers.
+//
+// It is pure: no clock, no I/O, no randomness; time comes in as an argument and View.NextChange says when
+// the answer changes by time alone. Default deny: what no rule here puts in, no edge gets. It never sends
+// anything (syncserver does) and keeps nothing a crash could lose. A View never changes after Build and may
+// be shared; Keys change in place and belong to one goroutine at a time.
+package view
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/regions"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/revision"
+	"bailiwick/shared/table"
+)
+
+// View is all that one edge holds but the API keys, which are the same for every edge of a zone (Keys).
+type View struct {
+	Objects    map[table.ObjectKey]table.Object
+	CatalogSum revision.Sum // of the objects of the catalog's scope
+	PairSum    revision.Sum // of the objects of the zone's scope that are no keys
+	// NextChange is when this answer may change without any write: the next end of a legal basis. Zero: never.
+	NextChange time.Time
+}
+
+// ZoneSum is the sum of the zone's scope as the edge holds it.
+func (v *View) ZoneSum(k *Keys) revision.Sum { return v.PairSum.Add(k.Sum()) }
+
+// Build makes the view of one edge. It is an error of kind Denied if the edge is no edge, its region is
+// unknown, control-only or of another zone than the edge's; of kind Internal if a stored value does not read.
+func Build(catalog, zone group.Snapshot, edge model.Node, now time.Time) (*View, error) {
+	b := builder{catalog: catalog, zone: zone, edge: edge, now: now, view: &View{Objects: map[table.ObjectKey]table.Object{}}}
+	steps := []func() error{b.region, b.rules, b.settings, b.apis, b.plans, b.pairs, b.peers}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return nil, fmt.Errorf("build view of %s: %w", edge.Name, err)
+		}
+	}
+	return b.view, nil
+}
+
+type builder struct {
+	catalog, zone group.Snapshot
+	edge          model.Node
+	now           time.Time
+	view          *View
+
+	zones   map[string]string // region → zone
+	allowed []table.Pair      // pairs that involve this region
+	own     map[string]bool   // names of the own zone's APIs
+}
+
+func (b *builder) put(kind table.Kind, id string, value any) error {
+	o, err := table.Encode(kind, id, value)
+	if err != nil {
+		return err
+	}
+	if _, dup := b.view.Objects[o.Key()]; dup {
+		return fault.New(fault.Internal, "OBJECT_DUPLICATE", "%s %s comes from two records", kind, id)
+	}
+	b.view.Objects[o.Key()] = o
+	if kind.Scope() == table.ScopeZone {
+		b.view.PairSum = b.view.PairSum.Add(o.Sum())
+	} else {
+		b.view.CatalogSum = b.view.CatalogSum.Add(o.Sum())
+	}
+	return nil
+}
+
+// each decodes every value below a prefix.
+func each[T any](s group.Snapshot, prefix string, f func(kv group.KV, v T) error) error {
+	for kv := range s.List(prefix) {
+		v, err := model.Decode[T](kv.Key, kv.Value)
+		if err == nil {
+			err = f(kv, v)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *builder) region() error {
+	denied := func(what string) error {
+		return fault.New(fault.Denied, "EDGE_REGION_REFUSED", "region %s of edge %s %s", b.edge.Region, b.edge.Name, what)
+	}
+	if b.edge.Kind != "edge" {
+		return fault.New(fault.Denied, "NOT_AN_EDGE", "node %s is no edge", b.edge.Name)
+	}
+	b.zones = map[string]string{}
+	var own *model.Region
+	err := each(b.catalog, model.PrefixRegion, func(_ group.KV, r model.Region) error {
+		b.zones[r.Name] = r.Zone
+		if r.Name == b.edge.Region {
+			own = &r
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case own == nil:
+		return denied("is not in the catalog")
+	case own.ControlOnly:
+		return denied("is control-only: no edge serves there")
+	case own.Zone != b.edge.Zone:
+		return denied("belongs to another zone")
+	}
+	return nil
+}
+
+// rules finds the pairs that involve this region: what the zone has adopted, less its closures. For pairs
+// that come in from another zone that is the receiver's half of the answer; the sender's zone has its own.
+func (b *builder) rules() error {
+	kv, ok := b.zone.Get(model.KeyAdopted)
+	if !ok {
+		return nil // nothing adopted yet, nothing permitted
+	}
+	adopted, err := model.Decode[model.Adopted](kv.Key, kv.Value)
+	if err != nil {
+		return err
+	}
+	set, err := adopted.Compile()
+	if err != nil {
+		return fmt.Errorf("compile adopted rules: %w", err)
+	}
+	var closures []regions.Closure
+	err = each(b.zone, model.PrefixClosure, func(_ group.KV, c model.Closure) error {
+		closures = append(closures, c.Rule())
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, basis := range adopted.Bases {
+		rule, err := basis.Rule()
+		if err != nil {
+			return err
+		}
+		if rule.Expires.After(b.now) && (b.view.NextChange.IsZero() || rule.Expires.Before(b.view.NextChange)) {
+			b.view.NextChange = rule.Expires
+		}
+	}
+	for _, p := range set.Pairs(b.now, closures) {
+		if p.From != b.edge.Region && p.To != b.edge.Region {
+			continue
+		}
+		from, _ := set.Region(p.From)
+		to, _ := set.Region(p.To)
+		b.allowed = append(b.allowed, table.Pair{Policy: p.Policy, From: p.From, To: p.To, FromZone: from.Zone, ToZone: to.Zone,
+			Basis: p.Basis, Classes: p.Classes, Priority: p.Priority, OfflineGrant: p.OfflineGrant})
+	}
+	return nil
+}
+
+func (b *builder) settings() error {
+	return b.put(table.KindSettings, table.SettingsID, table.Settings{Zone: b.edge.Zone, Region: b.edge.Region})
+}
+
+func (b *builder) apis() error {
+	b.own = map[string]bool{}
+	return each(b.catalog, model.PrefixAPI, func(_ group.KV, a model.API) error {
+		if a.Zone == b.edge.Zone {
+			return b.ownAPI(a)
+		}
+		if err := b.put(table.KindDirectory, table.DirectoryID(a.Zone, a.Name), table.Directory{API: a.Name, Zone: a.Zone, Hosts: sorted(a.Hosts)}); err != nil {
+			return err
+		}
+		return b.foreignAPI(a)
+	})
+}
+
+func (b *builder) ownAPI(a model.API) error {
+	b.own[a.Name] = true
+	out := b.api(a)
+	if !slices.ContainsFunc(out.Regions, func(r string) bool { return b.zones[r] == a.Zone }) {
+		return nil // nowhere at home: nobody could accept it
+	}
+	out.Hosts = sorted(a.Hosts)
+	return b.put(table.KindAPI, table.APIID(out), out)
+}
+
+// foreignAPI is pushed only where a pair of its policy leads from its zone to this region, and only what a
+// receiver of relays needs.
+func (b *builder) foreignAPI(a model.API) error {
+	into := func(p table.Pair) bool {
+		return p.Policy == a.Policy && p.To == b.edge.Region && p.FromZone == a.Zone
+	}
+	out := b.api(a)
+	if len(out.Targets) == 0 || !slices.ContainsFunc(b.allowed, into) {
+		return nil
+	}
+	out.Foreign, out.Regions = true, []string{b.edge.Region}
+	return b.put(table.KindAPI, table.APIID(out), out)
+}
+
+// api leaves out the upstreams of other regions: an edge that does not know them cannot dial them.
+func (b *builder) api(a model.API) *table.API {
+	out := &table.API{Name: a.Name, Zone: a.Zone, Policy: a.Policy, HealthPath: a.Health.Path, HealthInterval: a.Health.Interval}
+	for _, r := range a.Routes {
+		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes})
+	}
+	for _, u := range a.Upstreams {
+		if u.Region == b.edge.Region {
+			out.Targets = append(out.Targets, u.URL)
+		}
+		if _, known := b.zones[u.Region]; known && !slices.Contains(out.Regions, u.Region) {
+			out.Regions = append(out.Regions, u.Region)
+		}
+	}
+	slices.Sort(out.Regions)
+	return out
+}
+
+func (b *builder) plans() error {
+	products := map[string]model.Product{}
+	err := each(b.catalog, model.PrefixProduct, func(_ group.KV, p model.Product) error {
+		products[p.Name] = p
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return each(b.catalog, model.PrefixPlan, func(kv group.KV, p model.Plan) error {
+		out := table.Plan{Name: p.Name, Rev: kv.ModIndex, APIs: map[string]string{}, MaxKeyStaleness: p.MaxKeyStaleness}
+		for _, name := range p.Products {
+			for _, api := range products[name].APIs {
+				// The first product that sells an API is the one its usage is booked on.
+				if _, sold := out.APIs[api]; !sold && b.own[api] {
+					out.APIs[api] = name
+				}
+			}
+		}
+		if r := p.RateLimit; r != nil {
+			out.RequestsPerSecond, out.Burst = r.RequestsPerSecond, r.Burst
+			if out.Burst == 0 {
+				out.Burst = r.RequestsPerSecond
+			}
+		}
+		if q := p.Quota; q != nil {
+			out.QuotaUnits, out.QuotaPeriod, out.QuotaMode = q.Units, q.Period, q.Mode
+			if out.QuotaPeriod == "" {
+				out.QuotaPeriod = "month"
+			}
+			if out.QuotaMode == "" {
+				out.QuotaMode = "soft"
+			}
+		}
+		return b.put(table.KindPlan, p.Name, out)
+	})
+}
+
+func (b *builder) pairs() error {
+	for _, p := range b.allowed {
+		if err := b.put(table.KindPair, table.PairID(p.Policy, p.From, p.To), p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// peers are who may relay to this region, and the keys that sign their grants.
+func (b *builder) peers() error {
+	senders, signers := map[string]bool{}, map[string]bool{b.edge.Zone: true}
+	for _, p := range b.allowed {
+		if p.To == b.edge.Region {
+			senders[p.From], signers[p.FromZone] = true, true
+		}
+	}
+	err := each(b.catalog, model.PrefixNode, func(_ group.KV, n model.Node) error {
+		if n.Kind != "edge" || !senders[n.Region] {
+			return nil
+		}
+		return b.put(table.KindNode, n.Name, table.Node{Name: n.Name, Zone: n.Zone, Region: n.Region})
+	})
+	if err != nil {
+		return err
+	}
+	return each(b.catalog, model.PrefixZone, func(_ group.KV, z model.Zone) error {
+		if !signers[z.Name] || len(z.SigningKey) == 0 {
+			return nil
+		}
+		return b.put(table.KindZoneKey, z.Name, table.ZoneKey{Zone: z.Name, PublicKey: z.SigningKey})
+	})
+}
+
+// sorted copies: snapshots are shared.
+func sorted(hosts []string) []string {
+	out := make([]string, 0, len(hosts))
+	for _, h := range hosts {
+		out = append(out, strings.ToLower(h))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Diff names the objects that are in one view and not the other, or differ. nil is the empty view.
+func Diff(old, new *View) []table.ObjectKey {
+	var changed []table.ObjectKey
+	if new != nil {
+		for key, o := range new.Objects {
+			if old != nil {
+				if was, ok := old.Objects[key]; ok && bytes.Equal(was.Data, o.Data) {
+					continue
+				}
+			}
+			changed = append(changed, key)
+		}
+	}
+	if old != nil {
+		for key := range old.Objects {
+			if new != nil {
+				if _, ok := new.Objects[key]; ok {
+					continue
+				}
+			}
+			changed = append(changed, key)
+		}
+	}
+	return changed
+}
+
+// Depends says whether events below this key of a zone store can change a View (Keys aside).
+func Depends(key string) bool {
+	return key == model.KeyAdopted || strings.HasPrefix(key, model.PrefixClosure)
+}

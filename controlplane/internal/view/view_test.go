@@ -1,0 +1,301 @@
+package view_test
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/view"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/revision"
+	"bailiwick/shared/table"
+)
+
+// snap is a fake snapshot.
+type snap map[string]any
+
+func (s snap) Revision() group.Revision { return group.Revision{Epoch: 1, Index: uint64(len(s))} }
+func (s snap) Len() int                 { return len(s) }
+func (s snap) Get(key string) (group.KV, bool) {
+	v, ok := s[key]
+	return group.KV{Key: key, Value: model.Encode(v), ModIndex: 7}, ok
+}
+func (s snap) List(prefix string) iter.Seq[group.KV] {
+	return func(yield func(group.KV) bool) {
+		for _, k := range slices.Sorted(maps.Keys(s)) {
+			if kv, _ := s.Get(k); strings.HasPrefix(k, prefix) && !yield(kv) {
+				return
+			}
+		}
+	}
+}
+
+var now = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func world() (catalog, zone snap) {
+	regions := []model.Region{
+		{Name: "eu-west", Zone: "emea"}, {Name: "eu-central", Zone: "emea"}, {Name: "eu-north", Zone: "emea", ControlOnly: true},
+		{Name: "uk-south", Zone: "uk"}, {Name: "us-east", Zone: "us"},
+	}
+	bases := []model.LegalBasis{{Name: "gdpr", Kind: "same-law", Status: "active"}, {Name: "uk-adequacy", Kind: "adequacy", Status: "active", Expires: "2026-12-27"}}
+	policies := []model.Policy{
+		{Name: "gdpr-emea", Zone: "emea", WithinZone: &model.WithinZone{Basis: "gdpr"}, Pairs: []model.Pair{{From: "eu-west", To: "uk-south", Basis: "uk-adequacy", Priority: 5}}},
+		{Name: "uk", Zone: "uk", Pairs: []model.Pair{{From: "uk-south", To: "eu-west", Basis: "uk-adequacy"}}},
+	}
+	catalog = snap{}
+	for _, r := range regions {
+		catalog[model.PrefixRegion+r.Name] = r
+	}
+	for _, z := range []string{"emea", "uk", "us"} {
+		catalog[model.PrefixZone+z] = model.Zone{Name: z, SigningKey: []byte(fmt.Sprintf("%032s", z))}
+	}
+	for _, n := range []model.Node{
+		{Name: "w1", Kind: "edge", Region: "eu-west", Zone: "emea"}, {Name: "c1", Kind: "edge", Region: "eu-central", Zone: "emea"},
+		{Name: "uk1", Kind: "edge", Region: "uk-south", Zone: "uk"}, {Name: "us1", Kind: "edge", Region: "us-east", Zone: "us"},
+		{Name: "emea-2", Kind: "control", Region: "eu-central", Zone: "emea"},
+	} {
+		catalog[model.PrefixNode+n.Name] = n
+	}
+	up := func(regions ...string) (out []model.Upstream) {
+		for _, r := range regions {
+			out = append(out, model.Upstream{Region: r, URL: "http://" + r})
+		}
+		return out
+	}
+	for _, a := range []model.API{
+		{Name: "orders", Zone: "emea", Hosts: []string{"orders.emea.test"}, Policy: "gdpr-emea", Upstreams: up("eu-west", "eu-central", "uk-south")},
+		{Name: "far", Zone: "emea", Hosts: []string{"far.emea.test"}, Upstreams: up("uk-south")},
+		{Name: "orders", Zone: "uk", Hosts: []string{"Orders.uk.test"}, Policy: "uk", Upstreams: up("uk-south", "eu-west")},
+		{Name: "secret", Zone: "uk", Hosts: []string{"secret.uk.test"}, Policy: "none", Upstreams: up("uk-south", "eu-west")},
+		{Name: "orders", Zone: "us", Hosts: []string{"orders.us.test"}, Upstreams: up("us-east")},
+	} {
+		catalog[model.PrefixAPI+a.Zone+"."+a.Name] = a
+	}
+	catalog[model.PrefixProduct+"core"] = model.Product{Name: "core", APIs: []string{"orders", "unknown"}}
+	catalog[model.PrefixProduct+"more"] = model.Product{Name: "more", APIs: []string{"orders", "far"}}
+	catalog[model.PrefixPlan+"gold"] = model.Plan{Name: "gold", Products: []string{"core", "more"}, RateLimit: &model.RateLimit{RequestsPerSecond: 5}, Quota: &model.Quota{Units: 9}}
+	zone = snap{
+		model.KeyAdopted: model.Adopted{Regions: regions, Bases: bases, Policies: policies},
+		"customers/acme": model.Customer{Name: "acme", Zone: "emea", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}},
+		"keys/k1":        key("k1", "acme", "active"), "keys/k2": key("k2", "acme", "revoked"), "keys/k3": key("k3", "nobody", "active"),
+	}
+	return catalog, zone
+}
+
+func key(id, customer, status string) model.Key {
+	return model.Key{ID: id, DigestHex: hex.EncodeToString(fmt.Appendf(nil, "%032s", id)), Customer: customer, Subscription: "main", Plan: "old", Status: status}
+}
+
+func edge(name, region, zone string) model.Node {
+	return model.Node{Name: name, Kind: "edge", Region: region, Zone: zone}
+}
+
+func ids(v *view.View) (out []string) {
+	for k := range v.Objects {
+		out = append(out, k.Kind.String()+" "+k.ID)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func build(t *testing.T, catalog, zone snap, e model.Node, at time.Time) *view.View {
+	t.Helper()
+	v, err := view.Build(catalog, zone, e, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c, z revision.Sum
+	for _, o := range v.Objects {
+		if o.Kind.Scope() == table.ScopeZone {
+			z = z.Add(o.Sum())
+		} else {
+			c = c.Add(o.Sum())
+		}
+	}
+	if c != v.CatalogSum || z != v.PairSum {
+		t.Errorf("sums: got %v %v, want %v %v", v.CatalogSum, v.PairSum, c, z)
+	}
+	return v
+}
+
+func get[T any](t *testing.T, v *view.View, kind table.Kind, id string) (out T) {
+	t.Helper()
+	if err := table.Decode(v.Objects[table.ObjectKey{Kind: kind, ID: id}], &out); err != nil {
+		t.Fatalf("%s %s: %v", kind, id, err)
+	}
+	return out
+}
+
+func TestBuild_HoldsWhatTheRegionMayHoldAndNoMore(t *testing.T) {
+	catalog, zone := world()
+	v := build(t, catalog, zone, edge("w1", "eu-west", "emea"), now)
+	want := []string{
+		"api orders", "api uk/orders", "directory uk/orders", "directory uk/secret", "directory us/orders",
+		"node c1", "node uk1", "pair gdpr-emea/eu-central>eu-west", "pair gdpr-emea/eu-west>eu-central", "pair gdpr-emea/eu-west>uk-south", "pair uk/uk-south>eu-west",
+		"plan gold", "settings settings", "zone-key emea", "zone-key uk",
+	}
+	if got := ids(v); !slices.Equal(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+	own := get[table.API](t, v, table.KindAPI, "orders")
+	if !slices.Equal(own.Targets, []string{"http://eu-west"}) || !slices.Equal(own.Regions, []string{"eu-central", "eu-west", "uk-south"}) || own.Foreign {
+		t.Errorf("own api: got %+v", own)
+	}
+	foreign := get[table.API](t, v, table.KindAPI, "uk/orders")
+	if !foreign.Foreign || len(foreign.Hosts) != 0 || !slices.Equal(foreign.Targets, []string{"http://eu-west"}) || !slices.Equal(foreign.Regions, []string{"eu-west"}) {
+		t.Errorf("foreign api: got %+v", foreign)
+	}
+	plan := get[table.Plan](t, v, table.KindPlan, "gold")
+	if !maps.Equal(plan.APIs, map[string]string{"orders": "core", "far": "more"}) || plan.Burst != 5 || plan.Rev != 7 || plan.QuotaMode != "soft" || plan.QuotaPeriod != "month" {
+		t.Errorf("plan: got %+v", plan)
+	}
+	pair := get[table.Pair](t, v, table.KindPair, "gdpr-emea/eu-west>uk-south")
+	if pair.FromZone != "emea" || pair.ToZone != "uk" || pair.Priority != 5 || pair.OfflineGrant != 0 || !slices.Equal(pair.Classes, []string{"request"}) {
+		t.Errorf("pair: got %+v", pair)
+	}
+	if hosts := get[table.Directory](t, v, table.KindDirectory, "uk/orders").Hosts; !slices.Equal(hosts, []string{"orders.uk.test"}) {
+		t.Errorf("directory: got %v", hosts)
+	}
+	if wantAt := time.Date(2026, 12, 28, 0, 0, 0, 0, time.UTC); !v.NextChange.Equal(wantAt) {
+		t.Errorf("next change: got %v, want %v", v.NextChange, wantAt)
+	}
+	all, _ := json.Marshal(v)
+	if strings.Contains(string(all), "us-east") || strings.Contains(string(all), "http://uk-south") {
+		t.Error("the view names an upstream or region it has no business with")
+	}
+}
+
+func TestBuild_ClosuresExpiryAndAdoptionClose(t *testing.T) {
+	e := edge("w1", "eu-west", "emea")
+	check := func(name string, v *view.View, gone ...string) {
+		t.Helper()
+		for _, id := range gone {
+			if slices.Contains(ids(v), id) {
+				t.Errorf("%s: view still has %s", name, id)
+			}
+		}
+	}
+	uk := []string{"pair uk/uk-south>eu-west", "api uk/orders", "node uk1", "zone-key uk"}
+	catalog, zone := world()
+	before := build(t, catalog, zone, e, now)
+	zone["closures/x"] = model.Closure{Name: "x", Zone: "emea", From: "uk-south", To: "eu-west"}
+	after := build(t, catalog, zone, e, now)
+	check("closure of a foreign zone's pair", after, uk...)
+	if !slices.Contains(ids(after), "pair gdpr-emea/eu-west>uk-south") {
+		t.Error("the closure closed the other direction too")
+	}
+	if got := view.Diff(before, after); len(got) != 4 {
+		t.Errorf("diff: got %v, want the four objects that went", got)
+	}
+	if got := view.Diff(after, before); len(got) != 4 {
+		t.Errorf("diff back: got %v, want four", got)
+	}
+
+	catalog, zone = world()
+	zone["closures/x"] = model.Closure{Name: "x", Zone: "emea", Basis: "uk-adequacy"}
+	check("closure of a basis", build(t, catalog, zone, e, now), append(uk, "pair gdpr-emea/eu-west>uk-south")...)
+
+	catalog, zone = world()
+	end := build(t, catalog, zone, e, now).NextChange
+	if !slices.Contains(ids(build(t, catalog, zone, e, end.Add(-1))), uk[0]) {
+		t.Error("the pair is gone before its basis ends")
+	}
+	v := build(t, catalog, zone, e, end)
+	check("expiry", v, append(uk, "pair gdpr-emea/eu-west>uk-south")...)
+	if !v.NextChange.IsZero() {
+		t.Errorf("next change after the last expiry: got %v, want none", v.NextChange)
+	}
+
+	catalog, zone = world()
+	delete(zone, model.KeyAdopted)
+	check("nothing adopted", build(t, catalog, zone, e, now), append(uk, "pair gdpr-emea/eu-west>eu-central", "node c1")...)
+
+	catalog, zone = world()
+	delete(catalog, model.PrefixNode+"uk1")
+	check("withdrawn sender", build(t, catalog, zone, e, now), "node uk1")
+}
+
+func TestBuild_Refuses(t *testing.T) {
+	catalog, zone := world()
+	for _, c := range []struct {
+		name string
+		e    model.Node
+		kind fault.Kind
+	}{
+		{"control-only", edge("n", "eu-north", "emea"), fault.Denied}, {"unknown region", edge("n", "mars", "emea"), fault.Denied},
+		{"other zone", edge("n", "us-east", "emea"), fault.Denied}, {"no edge", model.Node{Name: "n", Kind: "control", Region: "eu-west", Zone: "emea"}, fault.Denied},
+	} {
+		if _, err := view.Build(catalog, zone, c.e, now); err == nil || fault.KindOf(err) != c.kind {
+			t.Errorf("%s: got %v, want kind %v", c.name, err, c.kind)
+		}
+	}
+	catalog["plans/bad"] = map[string]any{"name": "bad", "a_field_of_tomorrow": 1}
+	if _, err := view.Build(catalog, zone, edge("w1", "eu-west", "emea"), now); fault.KindOf(err) != fault.Internal {
+		t.Errorf("malformed record: got %v, want an internal fault", err)
+	}
+}
+
+func event(k string, v any) group.Event {
+	if v == nil {
+		return group.Event{Delete: true, KV: group.KV{Key: k}}
+	}
+	return group.Event{KV: group.KV{Key: k, Value: model.Encode(v)}}
+}
+
+func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
+	_, zone := world()
+	k := view.NewKeys(zone)
+	if k.Len() != 1 {
+		t.Fatalf("got %d keys, want the active one of a known customer", k.Len())
+	}
+	o, _ := k.Get("k1")
+	var got table.Key
+	if err := table.Decode(o, &got); err != nil || got.Plan != "gold" || got.Customer != "acme" || got.Suspended {
+		t.Errorf("got %+v %v, want plan gold of the subscription", got, err)
+	}
+	steps := []struct {
+		key     string
+		value   any
+		changed int
+	}{
+		{"keys/k4", key("k4", "acme", "active"), 1},
+		{"keys/k4", key("k4", "acme", "active"), 0},
+		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 2},
+		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", DisplayName: "x", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 0},
+		{"customers/nobody", model.Customer{Name: "nobody"}, 1},
+		{"keys/k1", key("k1", "acme", "revoked"), 1},
+		{"customers/nobody", nil, 1},
+		{"customers/nobody", model.Customer{Name: "nobody"}, 1},
+		{"keys/k3", nil, 1},
+		{"keys/k5", model.Key{ID: "k5", DigestHex: "short", Customer: "acme", Plan: "p", Status: "active"}, 0},
+		{"keys/k6", map[string]string{"id": "k6", "tomorrow": "x"}, 0},
+		{"grants/w1", model.GrantRecord{}, 0},
+	}
+	for i, s := range steps {
+		if s.value == nil {
+			delete(zone, s.key)
+		} else {
+			zone[s.key] = s.value
+		}
+		if got := k.Update([]group.Event{event(s.key, s.value)}); len(got) != s.changed {
+			t.Errorf("step %d (%s): got %v changed, want %d", i, s.key, got, s.changed)
+		}
+		if fresh := view.NewKeys(zone); fresh.Sum() != k.Sum() || fresh.Len() != k.Len() || len(view.DiffKeys(fresh, k)) != 0 {
+			t.Errorf("step %d (%s): got %d keys, built from scratch %d, or other sums", i, s.key, k.Len(), fresh.Len())
+		}
+	}
+	if k.Malformed() != 2 {
+		t.Errorf("malformed: got %d, want 2", k.Malformed())
+	}
+	if got := view.DiffKeys(nil, k); len(got) != k.Len() {
+		t.Errorf("diff from nothing: got %d, want %d", len(got), k.Len())
+	}
+}
