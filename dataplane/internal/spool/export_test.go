@@ -1,0 +1,18 @@
+package spool
+
+// What Run does, one step at a time, so that tests need no clock.
+
+func (s *Spool) Seal() error        { return s.seal() }
+func (s *Spool) GroupCommit() error { return s.groupCommit() }
+
+// Abandon lets go of everything as a kill of the process does: no sync, no seal.
+func (s *Spool) Abandon() { s.release() }
+
+const SegmentHeader = segmentHeader
+
+// RowEnd is where the last row ends in its segment, and that segment's file.
+func (s *Spool) RowEnd() (string, int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cur.path, s.rowsEnd.off()
+}

@@ -1,0 +1,82 @@
+package spool_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/spool"
+	"bailiwick/shared/usage"
+)
+
+func contextRun(t testing.TB, s *spool.Spool) (context.Context, func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	var once sync.Once
+	stop := func() {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("run: %v", err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return ctx, stop
+}
+
+// Appends from several goroutines beside Run and acks: each row is in exactly one block.
+func TestSpool_ConcurrentAppendsAreEachCountedOnce(t *testing.T) {
+	s := open(t, spool.Config{Dir: t.TempDir(), SealEvery: 2 * time.Millisecond, GroupCommit: time.Millisecond, MaxUnacked: 4})
+	_, stop := contextRun(t, s)
+	const writers, each = 4, 5000
+	total := map[string]int64{}
+	collect := func() {
+		for _, b := range pending(t, s) {
+			cells := requests(t, []usage.Block{b})
+			for c, n := range cells {
+				total[c] += n
+			}
+			if err := s.Ack(b.Epoch, b.Seq, b.Hash); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range each {
+				r := row("acme")
+				if err := s.Append(&r); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		case <-s.Changed():
+			collect()
+		}
+	}
+	stop()
+	collect()
+	if err := s.Seal(); err != nil {
+		t.Fatal(err)
+	}
+	collect()
+	if total["acme"] != writers*each {
+		t.Errorf("counted %d rows, want %d", total["acme"], writers*each)
+	}
+	if st := s.Stats(); st.GroupCommits == 0 || st.Unacked != 0 {
+		t.Errorf("stats %+v: want group commits, and nothing waiting", st)
+	}
+}

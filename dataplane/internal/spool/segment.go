@@ -1,0 +1,339 @@
+package spool
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"bailiwick/shared/durable"
+	"bailiwick/shared/usage"
+)
+
+// A segment is a file of fixed size, allocated before it is mapped: a store to a
+// mapped page without a block on disk is SIGBUS when the disk is full.
+//
+//	header: magic[8] | version u32 | size u32 | epoch u64 | number u64 | boot[16] | program[64] | 12 zeros | crc32c u32
+//	record: word u64 = length u32 | crc32c u32 << 32   payload   zeros to the next multiple of 8
+//
+// The word is stored last, in one store: a record is there whole or not at all,
+// whenever the process is killed. The checksum is seeded with the length. A word
+// of zero is where the log ends so far; of all ones, where it goes on in the
+// next segment.
+const (
+	segmentMagic   = "bwrows\x00\x00"
+	segmentVersion = 1
+	segmentHeader  = 128
+	wordSize       = 8
+	endWord        = ^uint64(0)
+)
+
+const (
+	kindRow  = 1 // request id, numbers, cell: putRow
+	kindSync = 2 // a pos, u64 at 8: all before it is known to be on disk
+)
+
+// Offsets in a row's payload. What follows rowKey is the cell, and as bytes the
+// key by which rows are folded.
+const (
+	rowID     = 8
+	rowEnd    = 24
+	rowLat    = 32
+	rowSums   = 40
+	rowKey    = 72
+	keyRev    = 8
+	keyOut    = 16
+	keyTexts  = 17
+	keyLimit  = keyTexts + 7*(2+usage.MaxString)
+	maxRecord = wordSize + (rowKey+keyLimit+7)&^7
+)
+
+// pos is a place in the row log of one epoch: segment number and offset.
+type pos uint64
+
+func (p pos) seg() uint64 { return uint64(p) >> 32 }
+func (p pos) off() int    { return int(uint32(p)) }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func recordWord(payload []byte) uint64 {
+	n := uint32(len(payload))
+	return uint64(n) | uint64(crc32.Update(n, castagnoli, payload))<<32
+}
+
+type segment struct {
+	no    uint64
+	epoch uint64
+	path  string
+	boot  [16]byte
+	data  []byte // mapped, or read by Open
+	f     *os.File
+
+	populated int // pages below are in memory; Run's
+}
+
+func (g *segment) at(off int) pos { return pos(g.no<<32 | uint64(off)) }
+
+func segmentName(epoch, no uint64) string { return fmt.Sprintf("rows-%016x-%08x", epoch, no) }
+
+func parseSegmentName(name string) (epoch, no uint64, ok bool) {
+	n, err := fmt.Sscanf(name, "rows-%016x-%08x", &epoch, &no)
+	return epoch, no, err == nil && n == 2 && name == segmentName(epoch, no)
+}
+
+func (g *segment) putHeader(program string) {
+	b := g.data[:segmentHeader]
+	copy(b, segmentMagic)
+	binary.LittleEndian.PutUint32(b[8:], segmentVersion)
+	binary.LittleEndian.PutUint32(b[12:], uint32(len(g.data)))
+	binary.LittleEndian.PutUint64(b[16:], g.epoch)
+	binary.LittleEndian.PutUint64(b[24:], g.no)
+	copy(b[32:48], g.boot[:])
+	copy(b[48:112], program)
+	binary.LittleEndian.PutUint32(b[124:], crc32.Checksum(b[:124], castagnoli))
+}
+
+// createSegment makes an empty segment, durable under its name or not there.
+func createSegment(dir string, epoch, no uint64, size int, boot [16]byte, program string) (g *segment, err error) {
+	g = &segment{no: no, epoch: epoch, boot: boot, path: filepath.Join(dir, segmentName(epoch, no))}
+	tmp := g.path + ".tmp"
+	if g.f, err = os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, durable.FilePerm); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			g.close()
+			os.Remove(tmp)
+		}
+	}()
+	if err = reserveBlocks(g.f, int64(size)); err != nil {
+		return nil, fmt.Errorf("allocate %d bytes for %s: %w", size, g.path, err)
+	}
+	if g.data, err = unix.Mmap(int(g.f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return nil, fmt.Errorf("map %s: %w", g.path, err)
+	}
+	if err = guarded(func() error { g.putHeader(program); return nil }); err != nil {
+		return nil, err
+	}
+	if err = g.f.Sync(); err != nil {
+		return nil, fmt.Errorf("sync %s: %w", g.path, err)
+	}
+	if err = os.Rename(tmp, g.path); err != nil {
+		return nil, err
+	}
+	return g, durable.OS().SyncDir(dir)
+}
+
+// readSegment reads a segment of a process before into memory: a file that was
+// cut short must not be mapped. What is missing of it reads as zeros.
+func readSegment(path string, epoch, no uint64) (*segment, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	g := &segment{no: no, epoch: epoch, path: path}
+	bad := func(what string) (*segment, error) { return nil, &durable.CorruptError{Path: path, What: what} }
+	if len(b) < segmentHeader || string(b[:8]) != segmentMagic {
+		return bad("it is no row segment")
+	}
+	if crc32.Checksum(b[:124], castagnoli) != binary.LittleEndian.Uint32(b[124:]) {
+		return bad("its header's checksum differs")
+	}
+	if v := binary.LittleEndian.Uint32(b[8:]); v > segmentVersion {
+		return nil, fmt.Errorf("read %s: %q wrote version %d, this program reads up to %d; start that program or a newer one: %w",
+			path, strings.TrimRight(string(b[48:112]), "\x00"), v, segmentVersion, durable.ErrNewer)
+	}
+	if binary.LittleEndian.Uint64(b[16:]) != epoch || binary.LittleEndian.Uint64(b[24:]) != no {
+		return bad("its header is another segment's")
+	}
+	size := int(binary.LittleEndian.Uint32(b[12:]))
+	if len(b) > size {
+		return bad("it is longer than its header says")
+	}
+	g.boot = [16]byte(b[32:48])
+	g.data = append(b, make([]byte, size-len(b))...)
+	return g, nil
+}
+
+func (g *segment) close() {
+	if g.f != nil {
+		if g.data != nil {
+			unix.Munmap(g.data)
+		}
+		g.f.Close()
+	}
+	g.data, g.f = nil, nil
+}
+
+// place is what read found.
+type place int
+
+const (
+	placeRecord place = iota
+	placeBlank        // nothing was written here yet
+	placeEnd          // the log goes on in the next segment
+	placeBad          // neither
+)
+
+// read looks at the record at off. The payload lies in the segment.
+func (g *segment) read(off int) (payload []byte, next int, p place) {
+	if off+wordSize > len(g.data) {
+		return nil, off, placeEnd
+	}
+	w := binary.LittleEndian.Uint64(g.data[off:])
+	switch w {
+	case 0:
+		return nil, off, placeBlank
+	case endWord:
+		return nil, off, placeEnd
+	}
+	n := int(uint32(w))
+	if n < 16 || n > maxRecord || n > len(g.data)-off-wordSize {
+		return nil, off, placeBad
+	}
+	payload = g.data[off+wordSize : off+wordSize+n]
+	if recordWord(payload) != w || payload[0] != kindRow && payload[0] != kindSync || payload[0] == kindRow && n < rowKey+keyTexts {
+		return nil, off, placeBad
+	}
+	return payload, off + wordSize + (n+7)&^7, placeRecord
+}
+
+// commit makes the payload that was copied behind off a record.
+func (g *segment) commit(off, n int) {
+	w := recordWord(g.data[off+wordSize : off+wordSize+n])
+	storeWord(g.data[off:], w)
+}
+
+// storeWord is one store, after all stores before it, so that no kill of the
+// process leaves a word before its payload.
+func storeWord(b []byte, w uint64) {
+	var le [wordSize]byte
+	binary.LittleEndian.PutUint64(le[:], w) // costs nothing on little-endian machines
+	atomic.StoreUint64((*uint64)(unsafe.Pointer(&b[0])), binary.NativeEndian.Uint64(le[:]))
+}
+
+// rowSize is the length of the row's payload.
+func rowSize(r *usage.Row) int {
+	return rowKey + keyTexts + 14 + len(r.Customer) + len(r.Subscription) + len(r.Plan) + len(r.Product) + len(r.API) + len(r.Route) + len(r.ServedRegion)
+}
+
+// putRow writes the row's payload to b, which is exactly its size.
+func putRow(b []byte, r *usage.Row) {
+	le := binary.LittleEndian
+	_ = b[rowKey+keyTexts]
+	le.PutUint64(b, kindRow)
+	copy(b[rowID:rowEnd], r.RequestID[:])
+	le.PutUint64(b[rowEnd:], uint64(r.EndUnixMS))
+	le.PutUint64(b[rowLat:], uint64(r.LatencyUS))
+	le.PutUint64(b[rowSums:], uint64(r.Requests))
+	le.PutUint64(b[rowSums+8:], uint64(r.Units))
+	le.PutUint64(b[rowSums+16:], uint64(r.BytesIn))
+	le.PutUint64(b[rowSums+24:], uint64(r.BytesOut))
+	le.PutUint64(b[rowKey:], uint64(usage.CellStart(r.EndUnixMS)))
+	le.PutUint64(b[rowKey+keyRev:], r.PlanRev)
+	b[rowKey+keyOut] = byte(r.Outcome)
+	b = b[rowKey+keyTexts:]
+	b = putText(b, r.Customer)
+	b = putText(b, r.Subscription)
+	b = putText(b, r.Plan)
+	b = putText(b, r.Product)
+	b = putText(b, r.API)
+	b = putText(b, r.Route)
+	putText(b, r.ServedRegion)
+}
+
+func putText(b []byte, s string) []byte {
+	binary.LittleEndian.PutUint16(b, uint16(len(s)))
+	return b[2+copy(b[2:], s):]
+}
+
+// cells are open sums by the bytes of their cell: one hash of one string a row,
+// no decoding until a block is made.
+type cells map[string]*usage.Sums
+
+var errRow = errors.New("a row does not decode")
+
+// add folds one row's payload.
+func (c cells) add(payload []byte) {
+	le := binary.LittleEndian
+	s := usage.Sums{Requests: int64(le.Uint64(payload[rowSums:])), Units: int64(le.Uint64(payload[rowSums+8:])),
+		BytesIn: int64(le.Uint64(payload[rowSums+16:])), BytesOut: int64(le.Uint64(payload[rowSums+24:]))}
+	if p := c[string(payload[rowKey:])]; p != nil {
+		*p = p.Add(s)
+		return
+	}
+	c[string(payload[rowKey:])] = &s
+}
+
+func (c cells) decode() (map[usage.Cell]usage.Sums, error) {
+	out := make(map[usage.Cell]usage.Sums, len(c))
+	for k, s := range c {
+		cell, err := decodeKey(k)
+		if err != nil {
+			return nil, err
+		}
+		out[cell] = *s
+	}
+	return out, nil
+}
+
+func decodeKey(k string) (c usage.Cell, err error) {
+	b := []byte(k)
+	c.Start = int64(binary.LittleEndian.Uint64(b))
+	c.PlanRev = binary.LittleEndian.Uint64(b[keyRev:])
+	c.Outcome = usage.Outcome(b[keyOut])
+	b = b[keyTexts:]
+	for _, s := range [...]*string{&c.Customer, &c.Subscription, &c.Plan, &c.Product, &c.API, &c.Route, &c.ServedRegion} {
+		if len(b) < 2 || len(b)-2 < int(binary.LittleEndian.Uint16(b)) {
+			return c, errRow
+		}
+		n := int(binary.LittleEndian.Uint16(b))
+		*s, b = string(b[2:2+n]), b[2+n:]
+	}
+	if len(b) != 0 {
+		return c, errRow
+	}
+	return c, nil
+}
+
+// encodeKey is the key of a cell, for cells that come from a checkpoint.
+func encodeKey(c usage.Cell) string {
+	r := usage.Row{Customer: c.Customer, Subscription: c.Subscription, Plan: c.Plan, PlanRev: c.PlanRev, Product: c.Product, API: c.API,
+		Route: c.Route, Outcome: c.Outcome, ServedRegion: c.ServedRegion, EndUnixMS: c.Start * 1000}
+	b := make([]byte, rowSize(&r))
+	putRow(b, &r)
+	return string(b[rowKey:])
+}
+
+// bootID tells one boot of the machine from another; zeros if it cannot.
+func bootID() (id [16]byte) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || len(b) < 36 {
+		return id
+	}
+	var n int
+	for _, c := range strings.ReplaceAll(string(b[:36]), "-", "") {
+		v := strings.IndexRune("0123456789abcdef", c)
+		if v < 0 || n == 32 {
+			return [16]byte{}
+		}
+		id[n/2] = id[n/2]<<4 | byte(v)
+		n++
+	}
+	return id
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
