@@ -4,16 +4,17 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
 	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
 	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
 	"bailiwick/shared/fault"
+	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/identity"
 )
 
@@ -61,6 +62,7 @@ func HTTPClient(src *identity.Source, p Peer) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			Protocols:           protos,
+			DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			TLSClientConfig:     src.ClientTLS([]string{"h2"}, identity.Only(identity.Control, src.Name().Zone, p.Name)),
 			TLSHandshakeTimeout: 5 * time.Second, IdleConnTimeout: 90 * time.Second,
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 20 * time.Second},
@@ -101,7 +103,7 @@ func ask[Req, Resp any](ctx context.Context, c *Client, req *Req, call func(*nod
 			c.last.Store(int32(at))
 			return resp, nil
 		}
-		last = toFault(err)
+		last = rpcfault.From(err)
 		if fault.KindOf(last) == fault.Unavailable {
 			c.last.CompareAndSwap(int32(at), int32((at+1)%len(c.nodes))) // so a silent node is not asked first again
 		}
@@ -175,15 +177,3 @@ var (
 	_ joinv1connect.IdentityServiceClient  = (*Client)(nil)
 	_ joinv1connect.CertStoreServiceClient = (*Client)(nil)
 )
-
-// infoReasons are the stable reasons in an RPC error's details.
-func infoReasons(err *connect.Error) (reasons []string) {
-	for _, d := range err.Details() {
-		if v, verr := d.Value(); verr == nil {
-			if info, ok := v.(*errdetails.ErrorInfo); ok && info.GetReason() != "" {
-				reasons = append(reasons, info.GetReason())
-			}
-		}
-	}
-	return reasons
-}

@@ -22,7 +22,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +31,7 @@ import (
 	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
 	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
+	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/identity"
 )
 
@@ -56,10 +56,9 @@ type Config struct {
 	ControlURLs []string // admin URLs of control nodes of the zone, tried in order
 	CAFile      string   // the installation's roots; missing or unparsable refuses
 
-	Timeout time.Duration // how long to go on trying to join; zero is 2 minutes
-	Logger  *slog.Logger  // nil is silent
-	// Options are for the RPC clients, interceptors for instance.
-	Options []connect.ClientOption
+	Timeout time.Duration          // how long to go on trying to join; zero is 2 minutes
+	Logger  *slog.Logger           // nil is silent
+	Options []connect.ClientOption // of the RPC client of the join
 }
 
 // Validate tells what is missing for a start with an identity.
@@ -271,7 +270,7 @@ func (c Config) askAll(ctx context.Context, hc *http.Client, req *joinv1.JoinReq
 			if err == nil {
 				return resp, nil
 			}
-			last = toFault(err)
+			last = rpcfault.From(err)
 			switch k := fault.KindOf(last); {
 			case fault.ReasonOf(last) == "TOKEN_UNKNOWN":
 				// A node of another zone says so too: only if all do is it final.
@@ -292,23 +291,4 @@ func (c Config) askAll(ctx context.Context, hc *http.Client, req *joinv1.JoinReq
 		case <-time.After(wait + rand.N(wait)):
 		}
 	}
-}
-
-// toFault gives an RPC error a kind. An interceptor of Options may have done so.
-func toFault(err error) error {
-	if _, ok := fault.As(err); ok || err == nil {
-		return err
-	}
-	kinds := map[connect.Code]fault.Kind{
-		connect.CodeInvalidArgument: fault.Invalid, connect.CodeFailedPrecondition: fault.Conflict,
-		connect.CodeNotFound: fault.NotFound, connect.CodeAborted: fault.Conflict, connect.CodeAlreadyExists: fault.Conflict,
-		connect.CodePermissionDenied: fault.Denied, connect.CodeUnauthenticated: fault.Unauthenticated,
-		connect.CodeUnavailable: fault.Unavailable, connect.CodeDeadlineExceeded: fault.Unavailable, connect.CodeCanceled: fault.Unavailable,
-		connect.CodeResourceExhausted: fault.Exhausted, connect.CodeUnimplemented: fault.Unimplemented,
-	}
-	reason := "RPC_" + strings.ToUpper(connect.CodeOf(err).String())
-	if ce := new(connect.Error); errors.As(err, &ce) {
-		reason = slices.Concat(infoReasons(ce), []string{reason})[0]
-	}
-	return fault.New(kinds[connect.CodeOf(err)], reason, "%w", err) // an unlisted code is Internal
 }
