@@ -30,4 +30,5 @@ _ "golang.org/x/crypto/hkdf"
 _ "golang.org/x/sync/errgroup"
 _ "github.com/bufbuild/protocompile"
 _ "google.golang.org/genproto/googleapis/rpc/errdetails"
+_ "github.com/letsencrypt/pebble/v2/ca"
 )
