@@ -1,0 +1,337 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"bailiwick/controlplane/internal/manifest"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/shared/fault"
+)
+
+func (a *app) applyCommand() *cobra.Command {
+	var files []string
+	var dry bool
+	c := &cobra.Command{Use: "apply -f FILE|DIR|-", Short: "Write the documents of manifests", Args: cobra.NoArgs,
+		Long: `Write the documents of manifests. One error refuses all of them. Documents of the catalog are written in one
+transaction and the customers and closures of each zone in one.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				docs, err := a.read(files)
+				if err != nil {
+					return err
+				}
+				result, err := send(ctx, c, docs, dry)
+				if err != nil {
+					return err
+				}
+				return a.printApply(result, dry)
+			})
+		}}
+	c.Flags().StringArrayVarP(&files, "file", "f", nil, "manifest file, directory of *.yaml, or - for stdin; may be repeated")
+	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would change, and which flows it opens and closes")
+	must(c.MarkFlagRequired("file"))
+	return c
+}
+
+func (a *app) diffCommand() *cobra.Command {
+	var files []string
+	c := &cobra.Command{Use: "diff -f FILE|DIR|-", Short: "Say what apply would change: exit 0 nothing, 2 something, 1 error", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				docs, err := a.read(files)
+				if err != nil {
+					return err
+				}
+				result, err := send(ctx, c, docs, true)
+				if err != nil {
+					return err
+				}
+				if slices.ContainsFunc(result.Changes, func(c change) bool { return c.Action != "unchanged" }) {
+					a.exit = exitUsage
+				}
+				return a.printApply(result, true)
+			})
+			if err != nil {
+				return codedError{err, exitFailure}
+			}
+			return nil
+		}}
+	c.Flags().StringArrayVarP(&files, "file", "f", nil, "manifest file, directory of *.yaml, or - for stdin; may be repeated")
+	must(c.MarkFlagRequired("file"))
+	return c
+}
+
+// must is for flags named in this file.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func (a *app) read(paths []string) ([]manifest.Document, error) {
+	var files []string
+	for _, p := range paths {
+		info, err := os.Stat(p)
+		switch {
+		case p == "-":
+			files = append(files, p)
+		case err != nil:
+			return nil, fmt.Errorf("read manifest: %w", err)
+		case !info.IsDir():
+			files = append(files, p)
+		default:
+			before := len(files)
+			for _, pattern := range []string{"*.yaml", "*.yml"} {
+				found, err := filepath.Glob(filepath.Join(p, pattern))
+				if err != nil {
+					return nil, fmt.Errorf("read manifest directory: %w", err)
+				}
+				files = append(files, found...)
+			}
+			if len(files) == before {
+				return nil, fmt.Errorf("read manifest directory %s: it holds no *.yaml file", p)
+			}
+			slices.Sort(files[before:])
+		}
+	}
+	var docs []manifest.Document
+	var errs []error
+	for _, f := range files {
+		name, data, err := a.load(f)
+		if err != nil {
+			return nil, err
+		}
+		found, err := manifest.Parse(name, data)
+		errs = append(errs, err)
+		docs = append(docs, found...)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	if len(docs) == 0 {
+		return nil, fault.New(fault.Invalid, "MANIFEST_EMPTY", "%s: no document found", strings.Join(paths, ", "))
+	}
+	return docs, nil
+}
+
+func (a *app) load(file string) (name string, data []byte, err error) {
+	name, in := "<stdin>", a.in
+	if file != "-" {
+		name = file
+		f, err := os.Open(file)
+		if err != nil {
+			return name, nil, fmt.Errorf("read manifest: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	data, err = io.ReadAll(io.LimitReader(in, manifest.MaxBytes+1))
+	if err != nil {
+		return name, nil, fmt.Errorf("read manifest %s: %w", name, err)
+	}
+	if len(data) > manifest.MaxBytes {
+		return name, nil, manifest.TooLarge(name)
+	}
+	return name, data, nil
+}
+
+type applied struct {
+	Changes  []change `json:"changes"`
+	Warnings []string `json:"warnings"`
+	Flows    []flow   `json:"flows"`
+}
+type change struct {
+	Kind   string        `json:"kind"`
+	Name   string        `json:"name"`
+	Action string        `json:"action"`
+	Fields []fieldChange `json:"fields,omitempty"`
+}
+type fieldChange struct {
+	Field string `json:"field"`
+	Old   string `json:"old"`
+	New   string `json:"new"`
+}
+type flow struct {
+	Policy  string `json:"policy"`
+	From    string `json:"from"`
+	To      string `json:"to"`
+	Allowed bool   `json:"allowed"`
+	Basis   string `json:"basis"`
+}
+
+// batch is what goes into one request.
+type batch struct {
+	urls []string
+	docs []manifest.Document
+}
+
+// send takes each document to the zone it belongs to. Documents of several zones cannot be one transaction, so
+// all are judged by a dry run before the first is written.
+func send(ctx context.Context, c *client, docs []manifest.Document, dry bool) (*applied, error) {
+	var common []manifest.Document
+	var names []string
+	byZone := map[string][]manifest.Document{}
+	for _, d := range docs {
+		if !d.Kind.Zonal {
+			common = append(common, d)
+			continue
+		}
+		z := zoneOf(d.Resource)
+		if byZone[z] == nil {
+			names = append(names, z)
+		}
+		byZone[z] = append(byZone[z], d)
+	}
+	var judged, written []batch
+	if len(names) == 0 {
+		written = []batch{{c.urls, common}}
+	} else {
+		zones, err := c.zones(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for i, name := range names {
+			urls := c.urls // of an unknown zone any node says so
+			if at := slices.IndexFunc(zones, func(z zone) bool { return z.name == name }); at >= 0 {
+				urls = zones[at].urls
+			}
+			whole := batch{urls, append(slices.Clone(common), byZone[name]...)}
+			judged = append(judged, whole)
+			if i > 0 {
+				whole.docs = byZone[name] // the catalog's documents are written by then
+			}
+			written = append(written, whole)
+		}
+	}
+	if !dry {
+		if len(written) > 1 {
+			if _, err := sendAll(ctx, c, judged, true); err != nil {
+				return nil, err
+			}
+		}
+		return sendAll(ctx, c, written, false)
+	}
+	if len(judged) == 0 {
+		judged = written
+	}
+	return sendAll(ctx, c, judged, true)
+}
+
+func zoneOf(r *adminv1.Resource) string {
+	if r.GetClosure() != nil {
+		return r.GetClosure().GetZone()
+	}
+	return r.GetCustomer().GetZone()
+}
+
+func sendAll(ctx context.Context, c *client, batches []batch, dry bool) (*applied, error) {
+	out := &applied{Changes: []change{}, Warnings: []string{}, Flows: []flow{}}
+	for i, b := range batches {
+		req := &adminv1.ApplyRequest{DryRun: dry, RequestId: rand.Text()}
+		for _, d := range b.docs {
+			req.Resources = append(req.Resources, d.Resource)
+		}
+		resp, err := ask(ctx, c, b.urls, func(ctx context.Context, n api) (*adminv1.ApplyResponse, error) { return n.Apply(ctx, req) })
+		if err != nil {
+			if i > 0 && !dry {
+				err = fmt.Errorf("the documents of %d other batches are written, these are not: %w", i, err)
+			}
+			return nil, locate(err, b.docs)
+		}
+		out.add(resp, i == 0)
+	}
+	return out, nil
+}
+
+func (out *applied) add(resp *adminv1.ApplyResponse, first bool) {
+	for _, c := range resp.GetChanges() {
+		if kind, _ := manifest.ParseKind(c.GetKind()); !first && !kind.Zonal {
+			continue // told before
+		}
+		one := change{Kind: c.GetKind(), Name: c.GetName(), Action: c.GetAction()}
+		for _, f := range c.GetFields() {
+			one.Fields = append(one.Fields, fieldChange{f.GetField(), f.GetOld(), f.GetNew()})
+		}
+		out.Changes = append(out.Changes, one)
+	}
+	for _, w := range resp.GetWarnings() {
+		if !slices.Contains(out.Warnings, w) {
+			out.Warnings = append(out.Warnings, w)
+		}
+	}
+	for _, f := range resp.GetFlows() {
+		if one := (flow{f.GetPolicy(), f.GetFrom(), f.GetTo(), f.GetAllowed(), f.GetBasis()}); !slices.Contains(out.Flows, one) {
+			out.Flows = append(out.Flows, one)
+		}
+	}
+}
+
+var resourcePath = regexp.MustCompile(`^resources\[(\d+)\]\.?(.*)$`)
+
+// locate puts the file and line of the offending field before a server's sentence.
+func locate(err error, docs []manifest.Document) error {
+	f, ok := fault.As(err)
+	if !ok {
+		return err
+	}
+	m := resourcePath.FindStringSubmatch(f.Field)
+	if m == nil {
+		return err
+	}
+	i, convErr := strconv.Atoi(m[1])
+	if convErr != nil || i >= len(docs) {
+		return err
+	}
+	where := docs[i].Position(m[2])
+	if m[2] != "" {
+		where += ": " + m[2]
+	}
+	return fmt.Errorf("%s: %w", where, err)
+}
+
+func (a *app) printApply(r *applied, dry bool) error {
+	for _, w := range r.Warnings {
+		fmt.Fprintln(a.err, "warning: "+w)
+	}
+	return a.print(r, func(w io.Writer) {
+		for _, c := range r.Changes {
+			action := c.Action
+			if dry && action != "unchanged" {
+				action = "would be " + action
+			}
+			fmt.Fprintf(w, "%s %s %s\n", c.Kind, c.Name, action)
+			if c.Action != "updated" {
+				continue
+			}
+			for _, f := range c.Fields {
+				fmt.Fprintf(w, "  %s: %s -> %s\n", f.Field, or(f.Old, "(unset)"), or(f.New, "(unset)"))
+			}
+		}
+		for _, f := range r.Flows {
+			verb := "closes"
+			if f.Allowed {
+				verb = "opens"
+			}
+			fmt.Fprintf(w, "%s %s -> %s in policy %s, on %s\n", verb, f.From, f.To, f.Policy, f.Basis)
+		}
+	})
+}
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/shared/fault"
+)
+
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+func (a *app) keyCommand() *cobra.Command {
+	req := &adminv1.CreateKeyRequest{}
+	create := &cobra.Command{Use: "create --customer NAME", Short: "Create an API key and show it, once", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				resp, err := createKey(ctx, c, req)
+				if err != nil {
+					return err
+				}
+				return a.print(struct {
+					ID  string `json:"id"`
+					Key string `json:"key"`
+				}{resp.GetId(), resp.GetKey()}, func(w io.Writer) {
+					fmt.Fprintf(w, "id:  %s\nkey: %s\nKeep the key now: it cannot be shown again.\n", resp.GetId(), resp.GetKey())
+				})
+			})
+		}}
+	create.Flags().StringVar(&req.Customer, "customer", "", "whose key")
+	create.Flags().StringVar(&req.Plan, "plan", "", "which subscription, by its plan; may be left out if there is one")
+	create.Flags().StringVar(&req.Subscription, "subscription", "", "which subscription, by name")
+	create.Flags().StringVar(&req.Zone, "zone", "", "the customer's zone; left out, the zones are asked one by one")
+	must(create.MarkFlagRequired("customer"))
+
+	var revokeZone string
+	revoke := &cobra.Command{Use: "revoke ID", Short: "Revoke an API key, for ever", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				if err := revokeKey(ctx, c, args[0], revokeZone); err != nil {
+					return err
+				}
+				return a.done("Key", args[0], "revoked")
+			})
+		}}
+	revoke.Flags().StringVar(&revokeZone, "zone", "", "the key's zone; left out, the zones are asked one by one")
+
+	var customer, listZone string
+	list := &cobra.Command{Use: "list", Short: "List the API keys of a customer or of a zone", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				call := func(ctx context.Context, n api) (*adminv1.ListKeysResponse, error) {
+					return n.ListKeys(ctx, &adminv1.ListKeysRequest{Customer: customer})
+				}
+				var resp *adminv1.ListKeysResponse
+				var err error
+				if customer == "" && listZone == "" {
+					resp, err = ask(ctx, c, c.urls, call)
+				} else {
+					resp, err = around(ctx, c, listZone, call)
+				}
+				if err != nil {
+					return err
+				}
+				return a.printKeys(resp.GetKeys())
+			})
+		}}
+	list.Flags().StringVar(&customer, "customer", "", "only this customer's")
+	list.Flags().StringVar(&listZone, "zone", "", "ask this zone")
+	return group("key", "API keys", create, revoke, list)
+}
+
+// createKey never leaves a key behind whose text nobody has: if an answer was lost on the way and the next node
+// says that the key exists, that one is revoked and another made.
+func createKey(ctx context.Context, c *client, req *adminv1.CreateKeyRequest) (*adminv1.CreateKeyResponse, error) {
+	for range 3 {
+		req.RequestId = rand.Text()
+		resp, err := around(ctx, c, req.GetZone(), func(ctx context.Context, n api) (*adminv1.CreateKeyResponse, error) { return n.CreateKey(ctx, req) })
+		f, ok := fault.As(err)
+		if !ok || f.Reason != "KEY_ALREADY_CREATED" || f.Meta["id"] == "" {
+			return resp, err
+		}
+		if err := revokeKey(ctx, c, f.Meta["id"], req.GetZone()); err != nil {
+			return nil, fmt.Errorf("key %s was created and its text lost on the way; revoke it: %w", f.Meta["id"], err)
+		}
+	}
+	return nil, fault.New(fault.Unavailable, "ANSWER_LOST", "three keys were created, their texts lost on the way, and revoked again: try later")
+}
+
+func revokeKey(ctx context.Context, c *client, id, zoneName string) error {
+	req := &adminv1.RevokeKeyRequest{Id: id, RequestId: rand.Text()}
+	_, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.RevokeKeyResponse, error) { return n.RevokeKey(ctx, req) })
+	return err
+}
+
+func (a *app) printKeys(keys []*adminv1.Key) error {
+	type key struct {
+		ID           string `json:"id"`
+		Customer     string `json:"customer"`
+		Subscription string `json:"subscription"`
+		Plan         string `json:"plan"`
+		Status       string `json:"status"`
+		CreatedAt    string `json:"created_at"`
+	}
+	out := []key{}
+	var lines [][]string
+	for _, k := range keys {
+		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt())}
+		out = append(out, one)
+		lines = append(lines, []string{one.ID, one.Customer, one.Subscription, one.Plan, one.Status, one.CreatedAt})
+	}
+	return a.print(out, func(w io.Writer) { rows(w, "ID CUSTOMER SUBSCRIPTION PLAN STATUS CREATED", lines) })
+}
+
+func (a *app) joinTokenCommand() *cobra.Command {
+	req := &adminv1.CreateJoinTokenRequest{}
+	var ttl time.Duration
+	create := &cobra.Command{Use: "create --region REGION --name NAME", Short: "Create a token with which one edge joins, once", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				req.RequestId = rand.Text()
+				if ttl != 0 {
+					req.Ttl = durationpb.New(ttl)
+				}
+				resp, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.CreateJoinTokenResponse, error) {
+					return n.CreateJoinToken(ctx, req)
+				})
+				if err != nil {
+					return err
+				}
+				return a.print(struct {
+					Token   string `json:"token"`
+					Expires string `json:"expires_at"`
+				}{resp.GetToken(), clock(resp.GetExpiresAt())}, func(w io.Writer) {
+					fmt.Fprintf(w, "token:   %s\nexpires: %s\n", resp.GetToken(), clock(resp.GetExpiresAt()))
+				})
+			})
+		}}
+	create.Flags().StringVar(&req.Kind, "kind", "edge", "what joins: edge")
+	create.Flags().StringVar(&req.Region, "region", "", "where it joins")
+	create.Flags().StringVar(&req.Name, "name", "", "under which name")
+	create.Flags().DurationVar(&ttl, "ttl", 0, "how long the token lives; default and at most 15m")
+	must(create.MarkFlagRequired("region"))
+	must(create.MarkFlagRequired("name"))
+	return group("join-token", "Tokens with which nodes join", create)
+}

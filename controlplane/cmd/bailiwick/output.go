@@ -1,0 +1,77 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	yaml "go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// print writes v as asked for; table writes the form for people. Only results go to stdout.
+func (a *app) print(v any, table func(io.Writer)) error {
+	var buf bytes.Buffer
+	switch a.output {
+	case "json":
+		enc := json.NewEncoder(&buf)
+		enc.SetEscapeHTML(false)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(v); err != nil {
+			return err
+		}
+	case "yaml":
+		data, err := json.Marshal(v)
+		if err != nil {
+			return err
+		}
+		var node yaml.Node // JSON is YAML: read as such, the order of fields stays
+		if err := yaml.Unmarshal(data, &node); err != nil {
+			return err
+		}
+		plain(&node)
+		enc := yaml.NewEncoder(&buf)
+		enc.SetIndent(2)
+		if err := enc.Encode(&node); err != nil {
+			return err
+		}
+	default:
+		table(&buf)
+	}
+	_, err := a.out.Write(buf.Bytes())
+	return err
+}
+
+func plain(n *yaml.Node) {
+	n.Style = 0
+	for _, c := range n.Content {
+		plain(c)
+	}
+}
+
+// rows writes aligned columns under a heading.
+func rows(w io.Writer, heading string, lines [][]string) {
+	tw := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(tw, strings.ReplaceAll(heading, " ", "\t"))
+	for _, l := range lines {
+		for i, cell := range l {
+			if cell == "" {
+				l[i] = "-"
+			}
+		}
+		fmt.Fprintln(tw, strings.Join(l, "\t"))
+	}
+	tw.Flush()
+}
+
+// clock is how times are written everywhere; "" if there is none.
+func clock(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return ""
+	}
+	return t.AsTime().UTC().Format(time.RFC3339)
+}

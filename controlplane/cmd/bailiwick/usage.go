@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+)
+
+// The shapes below are an interface (design.md §7); numbers are JSON numbers, which protojson would quote.
+type usageTotal struct {
+	Requests int64 `json:"requests"`
+	Billable int64 `json:"billable"`
+	Limited  int64 `json:"limited"`
+	Errors   int64 `json:"errors"`
+	Units    int64 `json:"units"`
+}
+type usageRow struct {
+	Cell         string `json:"cell"`
+	API          string `json:"api"`
+	Route        string `json:"route"`
+	Plan         string `json:"plan"`
+	ServedRegion string `json:"served_region"`
+	Outcome      string `json:"outcome"`
+	Requests     int64  `json:"requests"`
+	Units        int64  `json:"units"`
+}
+type usageReport struct {
+	Total           usageTotal `json:"total"`
+	Rows            []usageRow `json:"rows"`
+	CompleteThrough string     `json:"complete_through"`
+	Gaps            []usageGap `json:"gaps,omitempty"`
+}
+type usageGap struct {
+	Edge       string `json:"edge"`
+	Epoch      uint64 `json:"epoch"`
+	AppliedSeq uint64 `json:"applied_seq"`
+	SealedSeq  uint64 `json:"sealed_seq"`
+}
+type zoneTotals struct {
+	Zone            string      `json:"zone"`
+	Total           usageTotal  `json:"total"`
+	Rows            []totalsRow `json:"rows"`
+	CompleteThrough string      `json:"complete_through"`
+	AgeSeconds      float64     `json:"age_seconds"`
+	Error           string      `json:"error"`
+}
+type totalsRow struct {
+	Product      string `json:"product"`
+	Plan         string `json:"plan"`
+	API          string `json:"api"`
+	ServedRegion string `json:"served_region"`
+	Outcome      string `json:"outcome"`
+	Requests     int64  `json:"requests"`
+	Units        int64  `json:"units"`
+}
+
+func totalOf(t *adminv1.UsageTotal) usageTotal {
+	return usageTotal{t.GetRequests(), t.GetBillable(), t.GetLimited(), t.GetErrors(), t.GetUnits()}
+}
+
+func (a *app) usageCommand() *cobra.Command {
+	var customer, since, until, zoneName string
+	var all bool
+	c := &cobra.Command{Use: "usage --customer NAME | --all-zones", Short: "Show usage: a customer's, or the sums of every zone", Args: cobra.NoArgs,
+		Long: `Show usage: a customer's, or the sums of every zone. Times are an age (1h, 36h), a date or an RFC 3339 time. The
+ledger's cells are 15 minutes wide and never split: usage is shown from the cell that holds --since.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if (customer == "") == !all {
+				return misuse("usage needs one of --customer NAME and --all-zones")
+			}
+			now := time.Now()
+			from, err := instant(since, now)
+			if err != nil {
+				return misuse("--since: %v", err)
+			}
+			to, err := instant(until, now)
+			if err != nil {
+				return misuse("--until: %v", err)
+			}
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				if all {
+					return a.totals(ctx, c, from, to)
+				}
+				resp, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.QueryUsageResponse, error) {
+					return n.QueryUsage(ctx, &adminv1.QueryUsageRequest{Customer: customer, Since: from, Until: to})
+				})
+				if err != nil {
+					return err
+				}
+				return a.printUsage(resp)
+			})
+		}}
+	c.Flags().StringVar(&customer, "customer", "", "whose usage")
+	c.Flags().BoolVar(&all, "all-zones", false, "the sums of every zone, without customers")
+	c.Flags().StringVar(&since, "since", "1h", "from when")
+	c.Flags().StringVar(&until, "until", "", "until when; default now")
+	c.Flags().StringVar(&zoneName, "zone", "", "the customer's zone; left out, the zones are asked one by one")
+	return c
+}
+
+// instant reads an age, a date or a time; nil for "".
+func instant(text string, now time.Time) (*timestamppb.Timestamp, error) {
+	if text == "" {
+		return nil, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil {
+		return timestamppb.New(now.Add(-d)), nil
+	}
+	for _, layout := range []string{time.RFC3339, time.DateOnly} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return timestamppb.New(t), nil
+		}
+	}
+	return nil, fmt.Errorf("%q is neither an age such as 1h, a date such as 2026-11-23, nor a time such as 2026-11-23T10:00:00Z", text)
+}
+
+func (a *app) printUsage(resp *adminv1.QueryUsageResponse) error {
+	out := usageReport{Total: totalOf(resp.GetTotal()), Rows: []usageRow{}, CompleteThrough: clock(resp.GetCompleteThrough())}
+	for _, r := range resp.GetRows() {
+		out.Rows = append(out.Rows, usageRow{clock(r.GetCell()), r.GetApi(), r.GetRoute(), r.GetPlan(), r.GetServedRegion(), r.GetOutcome(), r.GetRequests(), r.GetUnits()})
+	}
+	for _, g := range resp.GetGaps() {
+		out.Gaps = append(out.Gaps, usageGap{g.GetEdge(), g.GetEpoch(), g.GetAppliedSeq(), g.GetSealedSeq()})
+		fmt.Fprintf(a.err, "warning: usage is missing: blocks %d to %d of epoch %d of edge %s\n", g.GetAppliedSeq()+1, g.GetSealedSeq(), g.GetEpoch(), g.GetEdge())
+	}
+	return a.print(out, func(w io.Writer) {
+		var lines [][]string
+		for _, r := range out.Rows {
+			lines = append(lines, []string{r.Cell, r.API, r.Route, r.Plan, r.ServedRegion, r.Outcome, number(r.Requests), number(r.Units)})
+		}
+		rows(w, "CELL API ROUTE PLAN SERVED OUTCOME REQUESTS UNITS", lines)
+		printTotal(w, out.Total)
+		fmt.Fprintf(w, "complete through %s\n", or(out.CompleteThrough, "no time yet: not every edge has reported"))
+	})
+}
+
+func printTotal(w io.Writer, t usageTotal) {
+	fmt.Fprintf(w, "total: %d requests, %d billable, %d limited, %d errors, %d units\n", t.Requests, t.Billable, t.Limited, t.Errors, t.Units)
+}
+
+func (a *app) totals(ctx context.Context, c *client, from, to *timestamppb.Timestamp) error {
+	resp, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.QueryTotalsResponse, error) {
+		return n.QueryTotals(ctx, &adminv1.QueryTotalsRequest{Since: from, Until: to, AllZones: true})
+	})
+	if err != nil {
+		return err
+	}
+	out := struct {
+		Zones []zoneTotals `json:"zones"`
+	}{[]zoneTotals{}}
+	for _, z := range resp.GetZones() {
+		one := zoneTotals{Zone: z.GetZone(), Total: totalOf(z.GetTotal()), Rows: []totalsRow{}, CompleteThrough: clock(z.GetCompleteThrough()),
+			AgeSeconds: z.GetAge().AsDuration().Seconds(), Error: z.GetError()}
+		for _, r := range z.GetRows() {
+			one.Rows = append(one.Rows, totalsRow{r.GetProduct(), r.GetPlan(), r.GetApi(), r.GetServedRegion(), r.GetOutcome(), r.GetRequests(), r.GetUnits()})
+		}
+		out.Zones = append(out.Zones, one)
+	}
+	return a.print(out, func(w io.Writer) {
+		for _, z := range out.Zones {
+			fmt.Fprintf(w, "zone %s, complete through %s", z.Zone, or(z.CompleteThrough, "no time yet"))
+			if z.Error != "" {
+				fmt.Fprintf(w, ", %v old: %s", time.Duration(z.AgeSeconds*float64(time.Second)).Round(time.Second), z.Error)
+			}
+			fmt.Fprintln(w)
+			var lines [][]string
+			for _, r := range z.Rows {
+				lines = append(lines, []string{r.Product, r.Plan, r.API, r.ServedRegion, r.Outcome, number(r.Requests), number(r.Units)})
+			}
+			rows(w, "PRODUCT PLAN API SERVED OUTCOME REQUESTS UNITS", lines)
+			printTotal(w, z.Total)
+		}
+	})
+}
+
+func number(n int64) string { return strconv.FormatInt(n, 10) }
