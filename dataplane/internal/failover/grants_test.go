@@ -190,7 +190,10 @@ func TestGrants_EndWithADenialAndARecovery(t *testing.T) {
 func TestGrants_RefuseWhatIsNotTheirs(t *testing.T) {
 	other := ed25519.NewKeyFromSeed(append(make([]byte, 31), 1))
 	for name, spoil := range map[string]func(g *syncv1.Grant, s *syncv1.SignedGrant) *syncv1.SignedGrant{
-		"another edge":   func(g *syncv1.Grant, s *syncv1.SignedGrant) *syncv1.SignedGrant { g.Edge = "eu-west-edge-2"; return nil },
+		"another edge": func(g *syncv1.Grant, s *syncv1.SignedGrant) *syncv1.SignedGrant {
+			g.Edge = "eu-west-edge-2"
+			return nil
+		},
 		"another region": func(g *syncv1.Grant, s *syncv1.SignedGrant) *syncv1.SignedGrant { g.From = "eu-north"; return nil },
 		"another zone":   func(g *syncv1.Grant, s *syncv1.SignedGrant) *syncv1.SignedGrant { g.Zone = "us"; return nil },
 		"an old epoch":   func(g *syncv1.Grant, s *syncv1.SignedGrant) *syncv1.SignedGrant { g.ZoneEpoch = 0; return nil },

@@ -1,0 +1,156 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/relay"
+	"bailiwick/shared/usage"
+)
+
+// interimEvery is how often a long answer writes a row.
+const interimEvery = 15 * time.Second
+
+// finish answers with what the walk brought.
+func (x *exchange) finish(res result) {
+	if res.resp != nil {
+		x.deliver(&res)
+		return
+	}
+	if x.gone() {
+		return // nobody to answer; close counts it as aborted
+	}
+	if x.relayed {
+		h := x.w.Header()
+		if !res.sent {
+			h.Set(relay.HeaderUnsent, "1")
+		}
+	}
+	x.refuse(res.problem)
+}
+
+// deliver passes an upstream's answer on. The final row is appended before the bytes that complete it can
+// leave: before the headers where there is no body, before the last bytes where the length is declared,
+// before the handler returns where it is not.
+func (x *exchange) deliver(res *result) {
+	defer res.drop(nil)
+	resp := res.resp
+	x.served, x.status = res.region, resp.StatusCode
+	h := x.w.Header()
+	answerable(h, resp.Header)
+	h[relay.HeaderServed] = []string{res.region}
+	x.limits(h)
+	if x.relayed {
+		delete(h, "Date")
+	}
+	outcome := usage.OutcomeOf(resp.StatusCode)
+
+	if x.r.Method == http.MethodHead || resp.StatusCode == 204 || resp.StatusCode == 304 || resp.ContentLength == 0 {
+		if !x.count(outcome) {
+			x.uncounted(h)
+			return
+		}
+		x.written = true
+		x.w.WriteHeader(resp.StatusCode)
+		return
+	}
+
+	buf := x.p.buffers.Get().(*[]byte)
+	defer x.p.buffers.Put(buf)
+	rc := http.NewResponseController(x.w)
+	idle := x.timeout()
+	declared, passed := resp.ContentLength, int64(0)
+	bounded := false
+	x.lastRow = time.Now()
+	for {
+		res.watch.Reset(idle)
+		n, err := resp.Body.Read(*buf)
+		if n > 0 {
+			if declared >= 0 && passed+int64(n) >= declared {
+				n = int(declared - passed) // the library sees to it already; the row must not depend on that
+				x.out += int64(n)
+				if !x.count(outcome) {
+					x.uncounted(h)
+					return
+				}
+			} else {
+				x.out += int64(n)
+			}
+			if passed > 0 { // what fits in one buffer cannot be waited for
+				rc.SetWriteDeadline(time.Now().Add(idle)) // a client that reads nothing is given the same time as an upstream
+				if !bounded {
+					bounded = true
+					defer rc.SetWriteDeadline(time.Time{})
+				}
+				res.watch.Reset(idle)
+			}
+			x.head(resp.StatusCode)
+			if _, werr := x.w.Write((*buf)[:n]); werr != nil {
+				return // the client left; close counts it
+			}
+			if passed += int64(n); declared >= 0 && passed >= declared {
+				return
+			}
+			// Unknown length means a stream more often than not: nothing waits in a buffer.
+			if declared < 0 && rc.Flush() != nil {
+				return
+			}
+			if time.Since(x.lastRow) >= interimEvery {
+				x.interim()
+			}
+		}
+		if err == nil {
+			continue
+		}
+		if err == io.EOF && (declared < 0 || passed >= declared) {
+			break
+		}
+		// The upstream died within its answer. A clean end would make half an answer look whole.
+		x.abort(err)
+	}
+	if !x.count(outcome) {
+		x.uncounted(h)
+		return
+	}
+	x.head(resp.StatusCode)
+	for name, values := range resp.Trailer {
+		if !strings.HasPrefix(name, relay.Prefix) && !hop[name] {
+			h[http.TrailerPrefix+name] = values
+		}
+	}
+}
+
+func (x *exchange) head(status int) {
+	if !x.written {
+		x.written = true
+		x.w.WriteHeader(status)
+	}
+}
+
+// uncounted ends an answer that could not be counted: as an error if nothing of it has left, else by
+// breaking it off, so that the client does not take for complete what nobody has on record.
+func (x *exchange) uncounted(h http.Header) {
+	if x.written {
+		panic(http.ErrAbortHandler)
+	}
+	for name := range h {
+		if name != relay.HeaderRequestID && name != "Bailiwick-Edge" {
+			delete(h, name)
+		}
+	}
+	x.refuse(gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be recorded at this edge just now."))
+}
+
+// abort breaks the connection (HTTP/1.1) or resets the stream. The row is written first.
+func (x *exchange) abort(err error) {
+	if !errors.Is(err, context.Canceled) {
+		x.p.cfg.Logger.Debug("answer broken off", "request", x.idText, "served", x.served, "error", err)
+	}
+	x.count(usage.OutcomeAborted)
+	panic(http.ErrAbortHandler)
+}

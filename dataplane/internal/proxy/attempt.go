@@ -1,0 +1,320 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/relay"
+)
+
+// result is what one attempt, or all of them, came to.
+type result struct {
+	resp   *http.Response
+	region string
+	end    context.CancelCauseFunc // frees the attempt; call it when done with resp
+	watch  *time.Timer             // ends the attempt when nothing moves; reset it while something does
+
+	err     error
+	sent    bool         // may have reached an upstream
+	problem gate.Problem // of the whole walk, when there is no resp
+}
+
+// answered says that an upstream gave an answer worth showing if there may be a better one elsewhere.
+func (r *result) answered() bool {
+	if r.resp == nil {
+		return false
+	}
+	switch r.resp.StatusCode {
+	case 502, 503, 504:
+		return false
+	}
+	return true
+}
+
+func (r *result) drop(why error) {
+	if r.watch != nil {
+		r.watch.Stop()
+	}
+	if r.end != nil {
+		r.end(why)
+	}
+	if r.resp != nil {
+		r.resp.Body.Close()
+		r.resp = nil
+	}
+}
+
+// walk tries candidates until one answers. A request that can be repeated goes on to the next after any
+// failure, one that cannot only while no byte of it can have reached an upstream.
+func (x *exchange) walk(a *failover.Attempts) result {
+	ctx := x.r.Context()
+	repeatable := idempotent(x.r.Method)
+	var held result // an upstream's 502, 503 or 504, shown if nobody does better
+	last := result{problem: gate.NewProblem(503, gate.ReasonNoRegion, "No region that the policy permits has a healthy upstream; try again shortly.")}
+	charge := false
+	for !x.gone() {
+		c, ok := a.Next(ctx)
+		if !ok {
+			break
+		}
+		if charge && !x.budget.take(time.Since(x.p.start)) {
+			last.problem = gate.NewProblem(503, gate.ReasonRetriesSpent, "Too many requests to this API are being retried; try again shortly.")
+			break
+		}
+		res := x.race(ctx, a, c)
+		if res.answered() || res.resp != nil && !repeatable {
+			held.drop(nil)
+			return res
+		}
+		if res.resp != nil {
+			held.drop(nil)
+			held, charge = res, true
+			if !x.body.fresh() {
+				break
+			}
+			continue
+		}
+		x.body.shut()
+		if res.sent {
+			charge = true
+			if !repeatable || !x.body.fresh() {
+				last.sent = true
+				last.problem = gate.NewProblem(502, gate.ReasonUpstream, "The upstream failed after the request was sent; it may or may not have acted on it.")
+				if errors.Is(res.err, errLate) {
+					last.problem = gate.NewProblem(504, gate.ReasonUpstreamLate, "The upstream did not answer in time; it may or may not have acted on the request.")
+				}
+				break
+			}
+			last.sent = true
+		}
+		if errors.Is(res.err, errLate) && repeatable && held.resp == nil {
+			// The whole time of the route is spent: the client has waited long enough.
+			last.problem = gate.NewProblem(504, gate.ReasonUpstreamLate, "The upstream did not answer in time.")
+			break
+		}
+		if !x.body.fresh() {
+			last.problem = gate.NewProblem(502, gate.ReasonUpstream, "The upstream failed while the body was being sent.")
+			break
+		}
+	}
+	if b := x.body; b != nil {
+		switch {
+		case b.tooLarge.Load():
+			held.drop(nil)
+			last.problem = gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
+			return last
+		case b.broken.Load():
+			held.drop(nil)
+			last.problem = gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended early.")
+			return last
+		}
+	}
+	if held.resp != nil {
+		return held
+	}
+	return last
+}
+
+// race makes one attempt, and a second beside it when the first is silent for long and the request can be
+// repeated. The first answer wins; the other attempt is ended.
+func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Candidate) result {
+	if !idempotent(x.r.Method) || !x.body.repeatable() || !a.CanHedge() {
+		return x.try(ctx, nil, c)
+	}
+	after := x.p.cfg.HedgeAfter
+	if c.Home() {
+		after = c.Target.StallAfter(after)
+	} else {
+		after *= 2
+	}
+	h := &hedge{x: x, a: a, c: c, after: after, done: make(chan struct{})}
+	first, cancel := context.WithCancelCause(ctx)
+	second, cancelSecond := context.WithCancelCause(ctx)
+	h.ctx, h.won = second, func() { cancel(errHedged) }
+	h.mu.Lock()
+	h.timer = time.AfterFunc(after, h.fire)
+	h.mu.Unlock()
+
+	res := x.try(first, cancel, c)
+	h.mu.Lock()
+	h.over = true
+	started := h.started
+	h.timer.Stop()
+	h.mu.Unlock()
+	if !started {
+		cancelSecond(nil)
+		return res
+	}
+	if res.answered() {
+		cancelSecond(errHedged)
+		<-h.done
+		h.res.drop(errHedged)
+		return res
+	}
+	<-h.done               // before anything else: it ends by itself, by its own watch or with the client
+	if h.res.resp == nil { // the second try has nothing to add but that it was made
+		cancelSecond(nil)
+		res.sent = res.sent || h.res.sent
+		if res.resp == nil && errors.Is(res.err, errHedged) {
+			res.err = h.res.err
+		}
+		return res
+	}
+	res.drop(errHedged)
+	end := h.res.end
+	h.res.end = func(why error) { end(why); cancelSecond(why) }
+	return h.res
+}
+
+// hedge is the second try beside a first.
+type hedge struct {
+	x     *exchange
+	a     *failover.Attempts // used by fire only while the first try is under way, by nobody else then
+	c     failover.Candidate
+	ctx   context.Context
+	after time.Duration
+	won   func()
+
+	mu      sync.Mutex // covers all below up to done
+	timer   *time.Timer
+	asked   bool
+	over    bool // the first try has ended: start nothing
+	started bool
+
+	done chan struct{} // closed once res is final
+	res  result
+}
+
+// fire runs when the first try has been silent for after. A target that shows life gets four times as long:
+// its work is slow, and doing it twice, in another region, would not be faster.
+func (h *hedge) fire() {
+	if !h.asked && h.c.Home() {
+		h.asked = true
+		if h.c.Target.Alive(h.ctx) {
+			h.mu.Lock()
+			if !h.over {
+				h.timer.Reset(4 * h.after)
+			}
+			h.mu.Unlock()
+			return
+		}
+	}
+	h.mu.Lock()
+	if h.over {
+		h.mu.Unlock()
+		return
+	}
+	h.started = true
+	h.mu.Unlock()
+	defer close(h.done)
+	c, ok := h.a.Hedge()
+	if !ok || !h.x.budget.take(time.Since(h.x.p.start)) {
+		h.res.err = errors.New("no second try")
+		return
+	}
+	ctx, cancel := context.WithCancelCause(h.ctx)
+	h.res = h.x.try(ctx, cancel, c)
+	if h.res.answered() {
+		h.won()
+	}
+}
+
+// try makes exactly one attempt. ctx may come with its own cancel.
+func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c failover.Candidate) result {
+	if cancel == nil {
+		ctx, cancel = context.WithCancelCause(ctx)
+	}
+	left := x.timeout() - time.Since(x.began)
+	res := result{end: cancel, watch: time.AfterFunc(max(left, 0), func() { cancel(errLate) })}
+	if c.Home() {
+		x.home(ctx, c.Target, &res)
+	} else {
+		x.abroad(ctx, c, &res)
+	}
+	if res.resp == nil {
+		if why := cause(ctx); why != nil {
+			res.err = why
+		}
+		res.watch.Stop()
+		cancel(nil)
+	}
+	return res
+}
+
+// home sends to an upstream of this region.
+func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
+	if t.Base == nil {
+		res.err = errors.New("the target is no URL")
+		return
+	}
+	u := &url.URL{Scheme: t.Base.Scheme, Host: t.Base.Host, RawQuery: x.r.URL.RawQuery, ForceQuery: x.r.URL.ForceQuery,
+		Path: t.Base.Path + x.r.URL.Path}
+	if x.r.URL.RawPath != "" || t.Base.RawPath != "" {
+		u.RawPath = t.Base.EscapedPath() + x.r.URL.EscapedPath()
+	}
+	req := &http.Request{Method: x.r.Method, URL: u, Host: t.Base.Host, Header: x.header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	switch {
+	case x.body != nil:
+		req.Body, req.ContentLength = x.body.reader(), x.body.length
+	case !idempotent(x.r.Method):
+		req.Body = noBody{}
+	}
+	sent := t.Begin()
+	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, req)
+	switch {
+	case err == nil && resp.StatusCode == http.StatusSwitchingProtocols:
+		resp.Body.Close()
+		sent.End(failover.Answered)
+		res.err, res.sent = errors.New("upstream switched protocols unasked"), true
+	case err == nil:
+		switch resp.StatusCode {
+		case 502, 503, 504:
+			sent.End(failover.Unavailable)
+		default:
+			sent.End(failover.Answered)
+		}
+		res.resp, res.region = resp, x.p.cfg.Region
+	default:
+		res.err, res.sent = err, maybe
+		why := cause(ctx)
+		switch {
+		case why != nil && !errors.Is(why, errLate): // the client left, or the other try won
+			sent.End(failover.Tick)
+		case x.body != nil && (x.body.broken.Load() || x.body.tooLarge.Load()):
+			sent.End(failover.Tick)
+		default:
+			sent.End(failover.Failed)
+		}
+	}
+}
+
+// abroad relays to another region.
+func (x *exchange) abroad(ctx context.Context, c failover.Candidate, res *result) {
+	f := relay.Forward{API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.idText, Once: !idempotent(x.r.Method),
+		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.header}
+	if x.body != nil {
+		f.Body, f.ContentLength = x.body.reader(), x.body.length
+	}
+	resp, err := x.p.cfg.Relay.Do(ctx, f)
+	if err == nil {
+		x.p.router.PeerGood(c.To, &x.v.API.API)
+		res.resp, res.region = resp, c.To
+		return
+	}
+	res.err, res.sent = err, true
+	if e, ok := errors.AsType[*relay.Error](err); ok {
+		res.sent = e.Sent
+		switch {
+		case e.Down:
+			x.p.router.PeerBad(c.To, &x.v.API.API, 500*time.Millisecond)
+		case e.Unreachable:
+			x.p.router.PeerBad(c.To, nil, time.Second)
+		}
+	}
+}

@@ -1,0 +1,186 @@
+package proxy
+
+import (
+	"net"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"strings"
+
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/relay"
+)
+
+// canonicalHost is the host a request is for, in the one form the table knows: lower case, no port, no
+// trailing dot. "" is no host.
+func canonicalHost(host string) string {
+	if host == "" || len(host) > 255+6 {
+		return ""
+	}
+	if i := strings.LastIndexByte(host, ':'); i >= 0 {
+		h, port, err := net.SplitHostPort(host)
+		if err != nil || strings.Trim(port, "0123456789") != "" {
+			return ""
+		}
+		host = h
+	}
+	host = strings.TrimSuffix(host, ".")
+	for i := range len(host) {
+		c := host[i]
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '.' {
+			return strings.ToLower(plainHost(host))
+		}
+	}
+	return host
+}
+
+// plainHost refuses what is no host name even in capitals.
+func plainHost(host string) string {
+	for i := range len(host) {
+		c := host[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '.' && c != '_' {
+			return ""
+		}
+	}
+	return host
+}
+
+// check refuses what two parsers could read as two different requests. It decides on the request line and
+// headers alone.
+func check(t *policy.Table, r *http.Request, host string) gate.Problem {
+	switch r.Method {
+	case http.MethodConnect, http.MethodTrace:
+		return gate.NewProblem(405, gate.ReasonMethod, "This edge serves neither CONNECT nor TRACE.")
+	}
+	if host == "" {
+		return gate.NewProblem(400, gate.ReasonBadRequest, "The request names no valid host.")
+	}
+	if r.TLS != nil && r.TLS.ServerName != "" {
+		// One connection may carry requests for several hosts of one API; for another's, TLS was set up
+		// under other rules.
+		if sni := canonicalHost(r.TLS.ServerName); sni != host && (t.API(sni) == nil || t.API(sni) != t.API(host)) {
+			return gate.NewProblem(421, gate.ReasonSNI, "Open a new connection for this host.")
+		}
+	}
+	if ambiguous(r.URL) {
+		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without empty or dot segments, encoded slashes, backslashes or control bytes.")
+	}
+	if up := r.Header["Upgrade"]; len(up) > 0 {
+		for _, u := range up {
+			for p := range strings.SplitSeq(u, ",") {
+				// An offer of h2c is declined by silence, as HTTP says; a client that wants a WebSocket should be told.
+				if p = strings.TrimSpace(p); p != "" && !strings.EqualFold(p, "h2c") && !strings.HasPrefix(strings.ToLower(p), "tls/") {
+					return gate.NewProblem(501, gate.ReasonUpgrade, "This edge switches to no other protocol.")
+				}
+			}
+		}
+	}
+	return gate.Problem{}
+}
+
+// ambiguous says whether a path could be another path to somebody behind this edge.
+func ambiguous(u *url.URL) bool {
+	p := u.Path
+	if p == "" || p[0] != '/' || u.Opaque != "" || u.User != nil {
+		return true
+	}
+	start := 1 // of the current segment
+	for i := 1; i <= len(p); i++ {
+		if i < len(p) && p[i] != '/' {
+			if p[i] < 0x20 || p[i] == 0x7f || p[i] == '\\' {
+				return true
+			}
+			continue
+		}
+		switch seg := p[start:i]; {
+		case seg == "." || seg == "..", strings.HasPrefix(seg, ".;") || strings.HasPrefix(seg, "..;"):
+			return true
+		case seg == "" && i < len(p): // an empty segment inside; a trailing slash is fine
+			return true
+		}
+		start = i + 1
+	}
+	// RawPath is set only where the text differs from the usual encoding of Path.
+	for raw := u.RawPath; ; {
+		i := strings.IndexByte(raw, '%')
+		if i < 0 || i+2 >= len(raw) {
+			return false
+		}
+		switch strings.ToLower(raw[i+1 : i+3]) {
+		case "2f", "5c", "2e", "00", "25":
+			return true
+		}
+		raw = raw[i+3:]
+	}
+}
+
+// hop are the headers that belong to one connection (RFC 9110 §7.6.1) and what nobody behind this edge may
+// believe a client about.
+var hop = map[string]bool{
+	"Connection": true, "Proxy-Connection": true, "Keep-Alive": true, "Te": true, "Trailer": true,
+	"Transfer-Encoding": true, "Upgrade": true, "Http2-Settings": true, "Proxy-Authenticate": true,
+	"Proxy-Authorization": true, "Expect": true, "Content-Length": true, "Host": true,
+}
+
+var claims = map[string]bool{
+	"X-Api-Key": true, "Forwarded": true, "X-Forwarded-For": true, "X-Forwarded-Proto": true, "X-Forwarded-Host": true,
+	"X-Forwarded-Port": true, "X-Forwarded-Prefix": true, "X-Forwarded-Server": true, "X-Real-Ip": true, "X-Original-Url": true, "X-Rewrite-Url": true,
+}
+
+// forwardable makes the headers to send on: hop-by-hop ones, internal ones and forged claims are gone, also
+// those spelt with underscores, which many a server reads as dashes. The values are shared, not copied.
+func forwardable(in http.Header) http.Header {
+	out := make(http.Header, len(in)+4)
+	for name, values := range in {
+		if hop[name] || claims[name] || strings.HasPrefix(name, relay.Prefix) || name == "Authorization" && len(values) != 1 {
+			continue
+		}
+		if strings.IndexByte(name, '_') >= 0 {
+			alias := textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+			if hop[alias] || claims[alias] || alias == "Authorization" || alias == "Via" || strings.HasPrefix(alias, relay.Prefix) {
+				continue
+			}
+		}
+		out[name] = values
+	}
+	// What Connection names belongs to the connection too; last, so that it can only take away.
+	for _, v := range in["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = textproto.TrimString(name); name != "" {
+				delete(out, textproto.CanonicalMIMEHeaderKey(name))
+			}
+		}
+	}
+	if _, ok := out["User-Agent"]; !ok {
+		out["User-Agent"] = nil // else the library would invent one
+	}
+	return out
+}
+
+// answerable copies what of an upstream's headers the client may see.
+func answerable(dst, src http.Header) {
+	for name, values := range src {
+		switch {
+		case hop[name] && name != "Content-Length", name == "Alt-Svc", strings.HasPrefix(name, relay.Prefix):
+			continue // an upstream's Alt-Svc would lead clients past the edge
+		}
+		dst[name] = values
+	}
+	for _, v := range src["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = textproto.TrimString(name); name != "" && !strings.EqualFold(name, "Content-Length") && !strings.HasPrefix(textproto.CanonicalMIMEHeaderKey(name), relay.Prefix) {
+				dst.Del(name)
+			}
+		}
+	}
+}
+
+// idempotent methods may be sent again (RFC 9110 §9.2.2); TRACE never comes this far.
+func idempotent(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,181 @@
+// Package proxy owns the request path of an edge: what comes in over HTTP/1.1, HTTP/2 and HTTP/3, the one
+// order in which it is judged, sent on, counted and answered, and the connections to this region's upstreams.
+//
+// It never decides who may (gate does), never dials another region (relay does) and never calls the control
+// plane. A request that must not be repeated is never sent again once a byte of it may have reached an
+// upstream. Every finished request with a valid key gets exactly one row, in the spool before the bytes that
+// complete the answer leave. Nothing of it survives a crash but those rows. A Proxy serves any number of
+// requests at once.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/relay"
+	"bailiwick/shared/usage"
+)
+
+// Meter keeps usage rows. Append returns when the row survives the end of this process; Healthy says why new
+// requests could not be counted, nil if they can.
+type Meter interface {
+	Append(row *usage.Row) error
+	Healthy() error
+}
+
+// Relayer sends a request to another region.
+type Relayer interface {
+	Do(ctx context.Context, f relay.Forward) (*http.Response, error)
+}
+
+// What to do when usage cannot be recorded.
+const (
+	RefuseNew     = "refuse-new"     // answer 503: no request is served that cannot be counted
+	ServeUnbilled = "serve-unbilled" // serve, and count how many were not
+)
+
+// Config of a Proxy. Fields without a default are required.
+type Config struct {
+	Region    string // of this edge
+	Tables    *policy.Holder
+	Gate      *gate.Gate
+	Monitor   *failover.Monitor
+	Grants    *failover.Grants // nil: nothing is ever relayed
+	Relay     Relayer          // nil: nothing is ever relayed
+	Upstreams *Upstreams
+	Meter     Meter
+	Logger    *slog.Logger
+	TableAge  func() time.Duration // since the control plane last confirmed the table; nil: always fresh
+
+	OnSpoolError    string        // "": RefuseNew
+	MaxRequestBytes int64         // 0: 10 MiB, where the route does not say
+	Timeout         time.Duration // 0: 30 s to the headers of the answer, and between bytes after, where the route does not say
+	HedgeAfter      time.Duration // 0: 100 ms; a repeatable request waits at least so long before a second try beside the first
+	AltSvc          string        // of answers over TCP: where HTTP/3 is; "": none
+}
+
+// Proxy is the handler for clients (ServeHTTP) and for relays from other edges (ServeRelayed).
+type Proxy struct {
+	cfg    Config
+	start  time.Time
+	router *failover.Router // for clients
+	local  *failover.Router // for relays: this region's upstreams and nothing else
+
+	budgets  sync.Map // API name → *budget
+	buffers  sync.Pool
+	unbilled atomic.Int64
+}
+
+// New makes a Proxy.
+func New(cfg Config) (*Proxy, error) {
+	if cfg.Region == "" || cfg.Tables == nil || cfg.Gate == nil || cfg.Monitor == nil || cfg.Upstreams == nil || cfg.Meter == nil || cfg.Logger == nil {
+		return nil, errors.New("proxy: Region, Tables, Gate, Monitor, Upstreams, Meter and Logger are required")
+	}
+	if (cfg.Grants == nil) != (cfg.Relay == nil) {
+		return nil, errors.New("proxy: Grants and Relay go together")
+	}
+	switch cfg.OnSpoolError {
+	case "":
+		cfg.OnSpoolError = RefuseNew
+	case RefuseNew, ServeUnbilled:
+	default:
+		return nil, errors.New("proxy: OnSpoolError is " + RefuseNew + " or " + ServeUnbilled)
+	}
+	if cfg.MaxRequestBytes <= 0 {
+		cfg.MaxRequestBytes = 10 << 20
+	}
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = 30 * time.Second
+	}
+	if cfg.HedgeAfter <= 0 {
+		cfg.HedgeAfter = 100 * time.Millisecond
+	}
+	p := &Proxy{cfg: cfg, start: time.Now(),
+		router: failover.NewRouter(cfg.Monitor, cfg.Grants, cfg.Region), local: failover.NewRouter(cfg.Monitor, nil, cfg.Region)}
+	p.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
+	return p, nil
+}
+
+// Unbilled is how many requests were served that could not be counted (ServeUnbilled only).
+func (p *Proxy) Unbilled() int64 { return p.unbilled.Load() }
+
+// budget keeps retries from becoming a storm: a fifth of the requests, and ten a second, with room for a
+// burst, since an upstream that dies takes all its requests in flight with it at once.
+type budget struct{ tokens, refilled atomic.Int64 } // thousandths; ns since the proxy's start
+
+const (
+	budgetRoom    = 1000 * 1000
+	budgetRequest = 200       // a request earns a fifth of a retry
+	budgetSecond  = 10 * 1000 // and a second earns ten
+)
+
+func (p *Proxy) budget(api string) *budget {
+	if b, ok := p.budgets.Load(api); ok {
+		return b.(*budget)
+	}
+	b := &budget{}
+	b.tokens.Store(budgetRoom)
+	got, _ := p.budgets.LoadOrStore(api, b)
+	return got.(*budget)
+}
+
+func (b *budget) earn() {
+	if b.tokens.Load() < budgetRoom {
+		b.tokens.Add(budgetRequest)
+	}
+}
+
+func (b *budget) take(now time.Duration) bool {
+	if last := b.refilled.Load(); now-time.Duration(last) > time.Second && b.refilled.CompareAndSwap(last, int64(now)) {
+		add := int64((now - time.Duration(last)).Seconds() * budgetSecond)
+		b.tokens.Add(max(0, min(add, budgetRoom-b.tokens.Load())))
+	}
+	for {
+		n := b.tokens.Load()
+		if n < 1000 {
+			return false
+		}
+		if b.tokens.CompareAndSwap(n, n-1000) {
+			return true
+		}
+	}
+}
+
+// newID is a UUIDv7 (RFC 9562): ordered by time, so that ids found in two logs sort, and random beyond that.
+func newID(now time.Time) (id [16]byte) {
+	ms := uint64(now.UnixMilli())
+	a, b := rand.Uint64(), rand.Uint64()
+	for i := range 6 {
+		id[i] = byte(ms >> (40 - 8*i))
+	}
+	id[6], id[7] = 0x70|byte(a>>8)&0x0f, byte(a)
+	for i := range 8 {
+		id[8+i] = byte(b >> (56 - 8*i))
+	}
+	id[8] = 0x80 | id[8]&0x3f
+	return id
+}
+
+func idText(id [16]byte) string {
+	const digits = "0123456789abcdef"
+	var b [36]byte
+	j := 0
+	for i, c := range id {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			b[j] = '-'
+			j++
+		}
+		b[j], b[j+1] = digits[c>>4], digits[c&15]
+		j += 2
+	}
+	return string(b[:])
+}

@@ -1,0 +1,298 @@
+package relay
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/shared/identity"
+)
+
+// Evidence records a relay durably enough to survive this process: before the first relayed byte.
+type Evidence interface {
+	Relay(requestID, grantID, from, to string) error
+}
+
+// ClientConfig of a Client. All but the durations are required.
+type ClientConfig struct {
+	Identity *identity.Source
+	Tables   *policy.Holder
+	Grants   *failover.Grants
+	Evidence Evidence
+	Logger   *slog.Logger
+
+	DialTimeout time.Duration // 0: 500 ms, for connecting and the handshake
+	PingWait    time.Duration // 0: 50 ms; what a request that must not be repeated waits for a sign of life
+	ProofFor    time.Duration // 0: 20 ms; how old a sign of life may be for one
+}
+
+// Client sends requests to other regions' edges.
+type Client struct {
+	cfg  ClientConfig
+	from string
+	log  *ledger
+
+	mu       sync.Mutex // covers the maps; held for no I/O
+	sessions map[sessionKey]*session
+	flights  map[*flight]struct{}
+}
+
+// flight is one relay under way, at either end.
+type flight struct {
+	policy, from, to string
+	node             string
+	cut              func()
+}
+
+// NewClient makes a client; Run it.
+func NewClient(cfg ClientConfig) (*Client, error) {
+	if cfg.Identity == nil || cfg.Tables == nil || cfg.Grants == nil || cfg.Evidence == nil || cfg.Logger == nil {
+		return nil, errors.New("relay: a client needs Identity, Tables, Grants, Evidence and Logger")
+	}
+	if cfg.DialTimeout <= 0 {
+		cfg.DialTimeout = 500 * time.Millisecond
+	}
+	if cfg.PingWait <= 0 {
+		cfg.PingWait = 50 * time.Millisecond
+	}
+	if cfg.ProofFor <= 0 {
+		cfg.ProofFor = 20 * time.Millisecond
+	}
+	return &Client{cfg: cfg, from: cfg.Identity.Name().Region, log: newLedger(), sessions: map[sessionKey]*session{}, flights: map[*flight]struct{}{}}, nil
+}
+
+// Forward is a request to relay.
+type Forward struct {
+	API           *policy.API
+	Route         *policy.Route
+	To            string
+	RequestID     string
+	Once          bool // must not be sent twice: a sign of life of the peer first
+	Method        string
+	URL           *url.URL // path and query as received
+	Host          string
+	Header        http.Header // without credentials, hop-by-hop and internal headers; not written to
+	Body          io.Reader   // nil: none
+	ContentLength int64       // -1: unknown
+}
+
+var errCut = errors.New("the pair is not permitted any more")
+
+// Do relays one request and returns the answer of the other region's upstream. Every error is an *Error. The
+// permission is asked for here, of the newest table and grants, whatever the caller found before. Closing the
+// body ends the flight.
+func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
+	policyName := f.API.Policy
+	refuse := func(rule string, err error) (*http.Response, error) {
+		c.log.refuse(rule, c.from, f.To)
+		return nil, &Error{Rule: rule, To: f.To, Err: err}
+	}
+	grant, rule := c.permitted(policyName, f.To)
+	if rule != "" {
+		return refuse(rule, nil)
+	}
+	s, err := c.session(ctx, policyName, grant, f.Once)
+	if err != nil {
+		return nil, &Error{To: f.To, Unreachable: ctx.Err() == nil, Err: err}
+	}
+	if err := c.cfg.Evidence.Relay(f.RequestID, grant.ID, c.from, f.To); err != nil {
+		return refuse(RuleEvidence, err)
+	}
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	fl := &flight{policy: policyName, from: c.from, to: f.To, node: s.key.node, cut: func() { cancel(errCut) }}
+	end := func() {
+		c.mu.Lock()
+		delete(c.flights, fl)
+		c.mu.Unlock()
+		cancel(nil)
+	}
+	c.mu.Lock()
+	c.flights[fl] = struct{}{}
+	c.mu.Unlock()
+	// Once more, now that a sweep would find the flight: between the question above and this line the pair
+	// may have been closed, a dial and an fsync lie between them.
+	if grant, rule = c.permitted(policyName, f.To); rule != "" {
+		end()
+		return refuse(rule, nil)
+	}
+
+	req := c.request(ctx, f, grant)
+	if f.Body != nil && f.ContentLength != 0 {
+		req.Body = plainBody{f.Body}
+	} else {
+		req.ContentLength = 0
+	}
+	resp, err := s.conn.RoundTrip(req)
+	if err != nil {
+		cause := context.Cause(ctx) // before end, which gives it one
+		end()
+		e := &Error{To: f.To, Sent: true, Err: err}
+		if errors.Is(cause, errCut) {
+			c.log.refuse(RuleCut, c.from, f.To)
+			e.Rule = RuleCut
+		} else if cause == nil {
+			e.Unreachable = true
+		}
+		return nil, e
+	}
+	if resp.Header.Get(HeaderUnsent) != "" {
+		rule, down := resp.Header.Get(HeaderRefused), resp.StatusCode == http.StatusServiceUnavailable
+		resp.Body.Close()
+		end()
+		if rule != "" {
+			c.log.refuse(rule, c.from, f.To)
+			c.cfg.Logger.Warn("peer refused a relay", "rule", rule, "to", f.To, "grant", grant.ID)
+		}
+		return nil, &Error{Rule: rule, To: f.To, Down: down, Err: errors.New("peer sent it to no upstream")}
+	}
+	if resp.Header.Get(HeaderServed) == "" { // the peer's own answer: its upstream got the request and gave none
+		resp.Body.Close()
+		end()
+		return nil, &Error{To: f.To, Sent: true, Down: true, Err: errors.New("peer got no answer from its upstream")}
+	}
+	// A region speaks for itself only: who answered is what its certificate says, not what its header says.
+	resp.Header.Set(HeaderServed, f.To)
+	resp.Body = &flightBody{ReadCloser: resp.Body, end: sync.OnceFunc(end)}
+	return resp, nil
+}
+
+// permitted is the sender's half of the decision: the newest table has the pair and a live grant covers it.
+func (c *Client) permitted(policyName, to string) (*failover.Grant, string) {
+	t := c.cfg.Tables.Load()
+	if !t.Permits(policyName, c.from, to) {
+		return nil, RulePair
+	}
+	grant := c.cfg.Grants.Live(t, policyName, to)
+	if grant == nil {
+		return nil, RuleNoGrant
+	}
+	return grant, ""
+}
+
+func (c *Client) request(ctx context.Context, f Forward, grant *failover.Grant) *http.Request {
+	header := f.Header.Clone()
+	header.Set(HeaderAPI, f.API.Name)
+	if f.Route != nil {
+		header.Set(HeaderRoute, f.Route.Name)
+	}
+	header.Set(HeaderGrant, base64.StdEncoding.EncodeToString(grant.Signed))
+	header.Set(HeaderRequestID, f.RequestID)
+	header.Set(HeaderHome, c.from)
+	u := *f.URL
+	u.Scheme, u.Host = "https", f.Host
+	if _, ok := header["User-Agent"]; !ok {
+		header["User-Agent"] = nil // else the library would invent one
+	}
+	req := &http.Request{Method: f.Method, URL: &u, Host: f.Host, Header: header, ContentLength: f.ContentLength, Proto: "HTTP/2.0", ProtoMajor: 2}
+	return req.WithContext(ctx)
+}
+
+// plainBody has no effect on Close: the library must not close the client's body.
+type plainBody struct{ io.Reader }
+
+func (plainBody) Close() error { return nil }
+
+type flightBody struct {
+	io.ReadCloser
+	end func()
+}
+
+func (b *flightBody) Close() error {
+	err := b.ReadCloser.Close()
+	b.end()
+	return err
+}
+
+// Enforce cuts at once what the newest table and the live grants do not permit: flights, then sessions. When
+// it has returned, no byte of such a pair moves. Run calls it; whoever acknowledges a table calls it before.
+func (c *Client) Enforce() {
+	t := c.cfg.Tables.Load()
+	var cut []*flight
+	var gone []*session
+	c.mu.Lock()
+	for f := range c.flights {
+		if !t.Permits(f.policy, f.from, f.to) || c.cfg.Grants.Live(t, f.policy, f.to) == nil {
+			cut = append(cut, f)
+		}
+	}
+	for key, s := range c.sessions {
+		if !c.cfg.Grants.Any(t, key.to) {
+			delete(c.sessions, key)
+			gone = append(gone, s)
+		}
+	}
+	c.mu.Unlock()
+	for _, f := range cut {
+		f.cut()
+	}
+	for _, s := range gone {
+		s.close()
+		c.cfg.Logger.Info("relay session closed", "to", s.key.to, "peer", s.key.node)
+	}
+	if len(cut) > 0 {
+		c.cfg.Logger.Info("relays cut", "count", len(cut))
+	}
+	c.log.now(outbound(t, c.from))
+}
+
+// Run keeps sessions to granted peers warm and enforces until ctx ends, then closes all.
+func (c *Client) Run(ctx context.Context) error {
+	tick := time.NewTicker(200 * time.Millisecond) // grants end by time, which tells nobody
+	defer tick.Stop()
+	defer c.shut()
+	for {
+		tables, grants := c.cfg.Tables.Changed(), c.cfg.Grants.Changed()
+		c.Enforce()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-tables:
+		case <-grants:
+			c.warm(ctx)
+		}
+	}
+}
+
+func (c *Client) shut() {
+	c.mu.Lock()
+	sessions := c.sessions
+	c.sessions = map[sessionKey]*session{}
+	c.mu.Unlock()
+	for _, s := range sessions {
+		s.close()
+	}
+}
+
+// warm dials what will be needed when an upstream dies: the first failover should not pay for a handshake.
+func (c *Client) warm(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, grant := range c.cfg.Grants.Held() {
+		if t := c.cfg.Tables.Load(); len(grant.Policies) > 0 && t.Permits(grant.Policies[0], grant.From, grant.To) {
+			wg.Go(func() { c.session(ctx, grant.Policies[0], grant, false) })
+		}
+	}
+}
+
+// CutPairs are the pairs cut since the last call, "from>to".
+func (c *Client) CutPairs() []string { return c.log.takeCuts() }
+
+// Refusals are counts since the start.
+func (c *Client) Refusals() map[Refusal]int64 { return c.log.counts() }
+
+// InFlight is how many relays are under way.
+func (c *Client) InFlight() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.flights)
+}

@@ -1,0 +1,326 @@
+package relay
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/policy"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/identity"
+)
+
+// Inbound is a relay that both ends permit.
+type Inbound struct {
+	API       *policy.API
+	Route     *policy.Route // nil if the table does not know the other zone's routes
+	From      string        // the home region, from the peer's certificate
+	GrantID   string
+	RequestID string
+}
+
+// Local sends a relayed request to this region's own upstream, and nowhere else. Internal headers are already
+// gone from r; its answer carries HeaderServed, or HeaderUnsent if no upstream got a byte.
+type Local interface {
+	ServeRelayed(w http.ResponseWriter, r *http.Request, in Inbound)
+}
+
+// ServerConfig of a Server. All fields are required.
+type ServerConfig struct {
+	Identity *identity.Source
+	Tables   *policy.Holder
+	Local    Local
+	Logger   *slog.Logger
+}
+
+// Server takes relays from other regions' edges.
+type Server struct {
+	cfg  ServerConfig
+	self identity.Name
+	log  *ledger
+	ages ages
+
+	mu      sync.Mutex // covers the maps; held for no I/O
+	flights map[*flight]struct{}
+	conns   map[net.Conn]identity.Name
+}
+
+// NewServer makes a server; Serve it.
+func NewServer(cfg ServerConfig) (*Server, error) {
+	if cfg.Identity == nil || cfg.Tables == nil || cfg.Local == nil || cfg.Logger == nil {
+		return nil, errors.New("relay: a server needs Identity, Tables, Local and Logger")
+	}
+	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
+}
+
+type connKey struct{}
+
+// Serve takes relays from l until ctx ends, then cuts what is left after two seconds.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	var protocols http.Protocols
+	protocols.SetHTTP2(true)
+	srv := &http.Server{
+		Handler:   s,
+		Protocols: &protocols,
+		TLSConfig: s.cfg.Identity.ServerTLS([]string{"h2"}, s.allow),
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: 10_000, SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second, WriteByteTimeout: 20 * time.Second},
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		},
+		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateClosed {
+				s.mu.Lock()
+				delete(s.conns, c)
+				s.mu.Unlock()
+			}
+		},
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       10 * time.Minute, // sessions are kept warm on purpose
+		MaxHeaderBytes:    256 << 10,        // what the home edge accepted, and the grant
+		ErrorLog:          slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { s.enforceUntil(ctx) })
+	wg.Go(func() {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	})
+	err := srv.ServeTLS(l, "", "")
+	if ctx.Err() != nil {
+		wg.Wait()
+		return nil
+	}
+	return err
+}
+
+// allow is asked in the handshake: a stranger does not even get to speak HTTP.
+func (s *Server) allow(n identity.Name) error {
+	if rule := s.registered(s.cfg.Tables.Load(), n); rule != "" {
+		s.log.refuse(rule, n.Region, s.self.Region)
+		return fault.New(fault.Denied, identity.ReasonWrongPeer, "peer %s may not relay here: %s", n, rule)
+	}
+	return nil
+}
+
+func (s *Server) registered(t *policy.Table, n identity.Name) (rule string) {
+	if n.Kind != identity.Edge {
+		return RuleKind
+	}
+	node := t.Node(n.Node)
+	if node == nil || node.Region != n.Region || node.Zone != n.Zone {
+		return RuleNode
+	}
+	return ""
+}
+
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	peer, err := identity.PeerName(*r.TLS)
+	if err != nil { // TLS has verified it: this cannot happen unless the server was wired without it
+		s.refuse(w, r, RuleKind, identity.Name{}, err)
+		return
+	}
+	t := s.cfg.Tables.Load()
+	if rule := s.registered(t, peer); rule != "" {
+		s.refuse(w, r, rule, peer, nil)
+		return
+	}
+	conn, _ := r.Context().Value(connKey{}).(net.Conn)
+	s.mu.Lock()
+	s.conns[conn] = peer
+	s.mu.Unlock()
+	if r.Header.Get(HeaderPing) != "" {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	in, policyName, rule, err := s.admit(t, peer, r)
+	if rule != "" {
+		s.refuse(w, r, rule, peer, err)
+		return
+	}
+
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	rc := http.NewResponseController(w)
+	f := &flight{policy: policyName, from: peer.Region, to: s.self.Region, node: peer.Node, cut: func() {
+		cancel(errCut)
+		// A handler that waits for the peer's window would not notice its context.
+		past := time.Unix(1, 0)
+		rc.SetWriteDeadline(past)
+		rc.SetReadDeadline(past)
+	}}
+	s.mu.Lock()
+	s.flights[f] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.flights, f)
+		s.mu.Unlock()
+	}()
+	// Once more, now that a sweep would find the flight.
+	if t := s.cfg.Tables.Load(); !t.Permits(policyName, peer.Region, s.self.Region) || s.registered(t, peer) != "" {
+		s.refuse(w, r, RulePair, peer, nil)
+		return
+	}
+	for name := range r.Header {
+		if len(name) >= len(Prefix) && name[:len(Prefix)] == Prefix {
+			delete(r.Header, name)
+		}
+	}
+	s.cfg.Local.ServeRelayed(w, r.WithContext(ctx), in)
+}
+
+// admit is the receiver's half of the decision, from the peer's certificate, its grant and the own table. It
+// reads headers only.
+func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in Inbound, policyName, rule string, err error) {
+	if r.Header.Get(HeaderHome) != peer.Region {
+		return in, "", RuleHop, nil
+	}
+	raw, err := base64.StdEncoding.DecodeString(r.Header.Get(HeaderGrant))
+	if err != nil || len(raw) == 0 || len(raw) > 64<<10 {
+		return in, "", failover.GrantMalformed, err
+	}
+	var signed syncv1.SignedGrant
+	if err := proto.Unmarshal(raw, &signed); err != nil {
+		return in, "", failover.GrantMalformed, err
+	}
+	g, err := failover.Verify(t, &signed)
+	if err != nil {
+		return in, "", fault.ReasonOf(err), err
+	}
+	switch {
+	case g.Zone != peer.Zone: // only the sender's zone says what leaves it
+		return in, "", failover.GrantZone, nil
+	case g.Edge != peer.Node:
+		return in, "", failover.GrantEdge, nil
+	case g.From != peer.Region:
+		return in, "", failover.GrantFrom, nil
+	case g.To != s.self.Region:
+		return in, "", failover.GrantTo, nil
+	case g.Zone == s.self.Zone && (g.Catalog.Epoch < t.Catalog().Epoch || g.Store.Epoch < t.Zone().Epoch):
+		return in, "", failover.GrantEpoch, nil
+	}
+	api := t.APIOf(g.Zone, r.Header.Get(HeaderAPI))
+	if api == nil {
+		return in, "", RuleAPI, nil
+	}
+	if !g.Covers(api.Policy) {
+		return in, "", failover.GrantPolicy, nil
+	}
+	if !t.Permits(api.Policy, peer.Region, s.self.Region) {
+		return in, "", RulePair, nil
+	}
+	if !s.ages.fresh(g) {
+		return in, "", failover.GrantExpired, nil
+	}
+	route, match := api.Route(r.Method, r.URL.Path)
+	if match != policy.RouteFound && !api.Foreign {
+		return in, "", RuleAPI, nil
+	}
+	id := r.Header.Get(HeaderRequestID)
+	if len(id) > 64 {
+		return in, "", RuleMalformed, nil
+	}
+	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id}, api.Policy, "", nil
+}
+
+func (s *Server) refuse(w http.ResponseWriter, r *http.Request, rule string, peer identity.Name, err error) {
+	s.log.refuse(rule, peer.Region, s.self.Region)
+	s.cfg.Logger.Debug("relay refused", "rule", rule, "peer", peer.String(), "error", err)
+	p := gate.NewProblem(http.StatusForbidden, gate.ReasonResidency, "This region does not take the request from that one.")
+	body := p.JSON(r.Header.Get(HeaderRequestID))
+	h := w.Header()
+	h.Set(HeaderRefused, rule)
+	h.Set(HeaderUnsent, "1")
+	h.Set("Content-Type", gate.ProblemType)
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusForbidden)
+	w.Write(body)
+}
+
+// Enforce cuts at once what the newest table does not permit: flights, then sessions of peers that may relay
+// nothing any more. Run calls it; whoever acknowledges a table calls it before.
+func (s *Server) Enforce() {
+	t := s.cfg.Tables.Load()
+	in := inbound(t)
+	regions := map[string]bool{}
+	for p := range in {
+		regions[p.from] = true
+	}
+	known := func(node, region string) bool {
+		n := t.Node(node)
+		return n != nil && n.Region == region && regions[region]
+	}
+	var cut []*flight
+	var gone []net.Conn
+	s.mu.Lock()
+	for f := range s.flights {
+		if !t.Permits(f.policy, f.from, f.to) || !known(f.node, f.from) {
+			cut = append(cut, f)
+		}
+	}
+	for c, peer := range s.conns {
+		if !known(peer.Node, peer.Region) {
+			gone = append(gone, c)
+			delete(s.conns, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, f := range cut {
+		f.cut()
+	}
+	for _, c := range gone {
+		// In its own time: closing a TLS connection may wait for a lock that a blocked write holds.
+		if tc, ok := c.(interface{ NetConn() net.Conn }); ok {
+			tc.NetConn().Close()
+		} else {
+			c.Close()
+		}
+	}
+	if len(cut)+len(gone) > 0 {
+		s.cfg.Logger.Info("relays cut", "flights", len(cut), "sessions", len(gone))
+	}
+	s.ages.forget(func(edge string) bool { return t.Node(edge) != nil })
+	s.log.now(in)
+}
+
+func (s *Server) enforceUntil(ctx context.Context) {
+	tick := time.NewTicker(500 * time.Millisecond) // a second line: a swap wakes it at once
+	defer tick.Stop()
+	for {
+		changed := s.cfg.Tables.Changed()
+		s.Enforce()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-changed:
+		}
+	}
+}
+
+// CutPairs are the pairs cut since the last call, "from>to".
+func (s *Server) CutPairs() []string { return s.log.takeCuts() }
+
+// Refusals are counts since the start.
+func (s *Server) Refusals() map[Refusal]int64 { return s.log.counts() }
+
+// InFlight is how many relays are under way.
+func (s *Server) InFlight() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.flights)
+}

@@ -1,0 +1,140 @@
+// Package relay owns the border between regions: it is the one place that dials another region's edge, and
+// the one that takes what another region's edge sends.
+//
+// It never chooses where to relay, never relays what it received (one hop), and never reads a body byte
+// before both the sender's grant and its own table permit the pair. Nothing survives a crash: sessions and
+// flights end with the process, and a receiver takes every grant for new again, for at most its lifetime.
+// Client and Server may be used from any number of goroutines at once.
+package relay
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"bailiwick/dataplane/internal/policy"
+)
+
+// Headers between two edges. They are stripped from what clients and upstreams send.
+const (
+	HeaderAPI       = "Bailiwick-Relay-Api"   // name of the API in the home zone
+	HeaderRoute     = "Bailiwick-Relay-Route" // for the peer's logs; it matches by itself
+	HeaderGrant     = "Bailiwick-Relay-Grant" // base64 of the syncv1.SignedGrant
+	HeaderPing      = "Bailiwick-Relay-Ping"  // a sign of life, nothing else
+	HeaderHome      = "Bailiwick-Home"        // region that accepted the request
+	HeaderRequestID = "Bailiwick-Request-Id"
+	HeaderServed    = "Bailiwick-Served"  // region whose upstream answered
+	HeaderRefused   = "Bailiwick-Refused" // the rule that forbade it
+	HeaderUnsent    = "Bailiwick-Unsent"  // no upstream got a byte of this request: it may be sent elsewhere
+	Prefix          = "Bailiwick-"
+)
+
+// Rules of refusal beyond those of failover's grants: stable names.
+const (
+	RulePair      = "pair-closed"  // the own table has no such pair
+	RuleNoGrant   = "grant-none"   // no live grant
+	RuleNode      = "node-unknown" // the registry does not have the peer, or not in that region
+	RuleKind      = "peer-kind"    // the peer is no edge
+	RuleHop       = "second-hop"   // the sender is not where the request was accepted
+	RuleAPI       = "api-unknown"  //
+	RuleCut       = "cut"          // permitted when it began, not any more
+	RuleEvidence  = "evidence"     // the sender could not record it
+	RuleMalformed = "malformed"
+)
+
+// Refusal says what was refused; counts of them are bounded by rules times pairs, so that strangers cannot
+// fill anything.
+type Refusal struct{ Rule, From, To string }
+
+// ledger counts refusals and remembers cuts until somebody reports them.
+type ledger struct {
+	mu       sync.Mutex // covers all below
+	refusals map[Refusal]int64
+	pairs    map[pair]struct{} // those of the last table
+	cuts     map[string]struct{}
+}
+
+type pair struct{ policy, from, to string }
+
+func newLedger() *ledger {
+	return &ledger{refusals: map[Refusal]int64{}, pairs: map[pair]struct{}{}, cuts: map[string]struct{}{}}
+}
+
+func (l *ledger) refuse(rule, from, to string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refusals[Refusal{rule, from, to}]++
+}
+
+func (l *ledger) counts() map[Refusal]int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.refusals)
+}
+
+// now takes the pairs of the newest table, after what is not in it has been cut.
+func (l *ledger) now(pairs map[pair]struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for p := range l.pairs {
+		if _, still := pairs[p]; !still {
+			l.cuts[p.from+">"+p.to] = struct{}{}
+		}
+	}
+	l.pairs = pairs
+}
+
+func (l *ledger) takeCuts() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	cuts := slices.Sorted(maps.Keys(l.cuts))
+	clear(l.cuts)
+	return cuts
+}
+
+func outbound(t *policy.Table, region string) map[pair]struct{} {
+	out := map[pair]struct{}{}
+	for _, host := range t.Hosts() {
+		p := t.API(host).Policy
+		for _, x := range t.Pairs(p, region) {
+			out[pair{p, x.From, x.To}] = struct{}{}
+		}
+	}
+	return out
+}
+
+func inbound(t *policy.Table) map[pair]struct{} {
+	in := map[pair]struct{}{}
+	for _, x := range t.Inbound() {
+		in[pair{x.Policy, x.From, x.To}] = struct{}{}
+	}
+	return in
+}
+
+// Error is why a relay did not bring an answer of an upstream.
+type Error struct {
+	Rule string // refused by this rule; blank: it failed
+	To   string
+	// Sent says that the request may have reached an upstream, so that only one which can be repeated may be.
+	Sent bool
+	// Unreachable says that no edge of the region answered; Down that one did, for its upstream.
+	Unreachable, Down bool
+	Err               error
+}
+
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("relay to " + e.To)
+	if e.Rule != "" {
+		b.WriteString(": refused by rule " + e.Rule)
+	}
+	if e.Err != nil {
+		b.WriteString(": " + e.Err.Error())
+	}
+	b.WriteString(" (sent " + strconv.FormatBool(e.Sent) + ")")
+	return b.String()
+}
+
+func (e *Error) Unwrap() error { return e.Err }
