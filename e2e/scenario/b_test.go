@@ -1,0 +1,224 @@
+package scenario_test
+
+import (
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/e2e/harness"
+)
+
+type death string
+
+const (
+	byKill  death = "kill"
+	byPause death = "pause"
+	by503   death = "503"
+)
+
+const (
+	loadWorkers = 8
+	loadRate    = 150
+	backHome    = 15 * time.Second
+)
+
+// tolerated is how many of n requests may fail when at least 99.9 % must succeed.
+func tolerated(n int64) int64 { return n / 1000 }
+
+// upstreamDies: the home upstream dies in one way under GETs, and its pair takes over.
+func upstreamDies(t *testing.T, s *harness.Sandbox, how death) {
+	key := s.Key("emea", "unlimited")
+	us := usCounts(s)
+	pair := s.Count("eu-central")
+	var mu sync.Mutex
+	served := map[string]int{}
+	load := harness.StartLoad(loadWorkers, loadRate, func(int64) error {
+		a := s.Get("eu-west", key)
+		if err := ok(a, "eu-west", "eu-central"); err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		served[a.Served()]++
+		return nil
+	})
+	time.Sleep(2 * time.Second) // the load itself is what is timed here
+	mu.Lock()
+	home := served["eu-west"]
+	mu.Unlock()
+	if home == 0 {
+		t.Error("before the fault nothing was served at home: a failover would prove nothing")
+	}
+	switch how {
+	case byKill:
+		s.Act("kill", "orders@eu-west")
+	case byPause:
+		s.Act("pause", "orders@eu-west")
+	case by503:
+		s.Fail("eu-west", http.StatusServiceUnavailable)
+	}
+	time.Sleep(10 * time.Second)
+	failed, reasons := load.Stop()
+	sent := load.Sent.Load()
+	t.Logf("%s: %d of %d GETs failed %v; served %v", how, failed, sent, reasons, served)
+	if most := tolerated(sent); int64(failed) > most || how == byKill && failed > 0 {
+		t.Errorf("%s: %d of %d GETs failed, want at most %d and none on a kill: %v", how, failed, sent, most, reasons)
+	}
+	if sent < loadRate*5 {
+		t.Errorf("%s: only %d requests were sent in 12 s: callers stood still", how, sent)
+	}
+	if got := s.Count("eu-central") - pair; served["eu-central"] == 0 || got < int64(served["eu-central"]) {
+		t.Errorf("%s: eu-central served %d by its header and %d by its count, want both, the count not smaller", how, served["eu-central"], got)
+	}
+	if got := usCounts(s) - us; got != 0 {
+		t.Errorf("%s: %d requests reached a us upstream", how, got)
+	}
+	switch how {
+	case byKill:
+		s.Act("start", "orders@eu-west")
+	case byPause:
+		s.Act("resume", "orders@eu-west")
+	case by503:
+		s.Fail("eu-west", 0)
+	}
+	comesHome(t, s, key)
+}
+
+// comesHome waits for traffic to return to its own region.
+func comesHome(t *testing.T, s *harness.Sandbox, key string) {
+	t.Helper()
+	took := within(t, time.Now(), backHome, "traffic returns home", func() error {
+		for range 5 { // a ramp sends some home before all
+			if err := ok(s.Get("eu-west", key), "eu-west"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	t.Logf("home again after %s", took.Round(time.Millisecond))
+}
+
+// bothUpstreamsDie: there is no panic mode. Nothing compatible is healthy, so the answer is 503, here and now.
+func bothUpstreamsDie(t *testing.T, s *harness.Sandbox) {
+	key := s.Key("emea", "unlimited")
+	us := usCounts(s)
+	s.ActAll("kill", "orders@eu-west", "orders@eu-central")
+	within(t, time.Now(), 5*time.Second, "the answer without any upstream", func() error {
+		return refused(s.Get("eu-west", key), http.StatusServiceUnavailable, "no-compatible-region")
+	})
+	for i := range 200 {
+		region := []string{"eu-west", "eu-central"}[i%2]
+		a := s.Get(region, key)
+		if err := refused(a, http.StatusServiceUnavailable, "no-compatible-region"); err != nil {
+			t.Fatalf("request %d at %s with every compatible upstream dead: %v", i, region, err)
+		}
+		if n, err := strconv.Atoi(a.Header.Get("Retry-After")); err != nil || n < 1 {
+			t.Fatalf("Retry-After is %q, want whole seconds from 1", a.Header.Get("Retry-After"))
+		}
+	}
+	if got := usCounts(s) - us; got != 0 {
+		t.Errorf("%d requests reached a us upstream", got)
+	}
+	if err := ok(s.Get("us-east", s.Key("us", "unlimited")), "us-east"); err != nil || usCounts(s) == us {
+		t.Errorf("a us request at home: %v, counted %d: the counters above would have seen nothing", err, usCounts(s)-us)
+	}
+	s.ActAll("start", "orders@eu-west", "orders@eu-central")
+	comesHome(t, s, key)
+	s.Settle()
+}
+
+// posts: under mixed GETs and POSTs on upstreams that remember each POST, none whose body reached an upstream
+// reaches one again, however the first one died.
+func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstream, key string, how death) {
+	west, central := upstreams["eu-west"], upstreams["eu-central"]
+	us := upstreams["us-east"].Total() + upstreams["us-west"].Total()
+	prefix := "/posts/" + string(how) + "/"
+	var mu sync.Mutex
+	answered := map[string]bool{}
+	gets, getsFailed, served := 0, 0, map[string]int{}
+	load := harness.StartLoad(loadWorkers, 2*loadRate, func(n int64) error {
+		method, path, body := http.MethodGet, "/gets/"+string(how), ""
+		if n%2 == 0 {
+			method, path, body = http.MethodPost, prefix+strconv.FormatInt(n, 10), `{"amount":`+strconv.FormatInt(n, 10)+`}`
+		}
+		a := s.Do("eu-west", method, ordersEMEA, path, key, strings.NewReader(body))
+		err := ok(a, "eu-west", "eu-central")
+		mu.Lock()
+		defer mu.Unlock()
+		if method == http.MethodGet {
+			gets++
+			if err != nil {
+				getsFailed++
+			}
+		} else if err == nil {
+			answered[path] = true
+		}
+		if err == nil {
+			served[a.Served()]++
+			return nil
+		}
+		return fmt.Errorf("%s: %w", method, err)
+	})
+	time.Sleep(2 * time.Second)
+	switch how {
+	case byKill:
+		west.Kill()
+	case byPause:
+		west.Pause()
+	case by503:
+		west.Break(true)
+	}
+	time.Sleep(10 * time.Second)
+	failed, reasons := load.Stop()
+	switch how { // before counting: what waits in a stopped process is done when it goes on
+	case byKill:
+		if err := west.Start(); err != nil {
+			t.Fatal(err)
+		}
+	case byPause:
+		west.Resume()
+	case by503:
+		west.Break(false)
+	}
+	comesHome(t, s, key)
+
+	sent := load.Sent.Load()
+	t.Logf("%s: %d of %d failed, %d of %d GETs among them %v; served %v", how, failed, sent, getsFailed, gets, reasons, served)
+	if most := tolerated(sent); int64(failed) > most {
+		t.Errorf("%s: %d of %d requests failed, want at most %d: %v", how, failed, sent, most, reasons)
+	}
+	if how == byKill && getsFailed > 0 {
+		t.Errorf("kill: %d of %d GETs failed, want none: %v", getsFailed, gets, reasons)
+	}
+	if served["eu-west"] == 0 || served["eu-central"] == 0 {
+		t.Errorf("%s: served %v, want both regions to have served", how, served)
+	}
+	reached := map[string]int{}
+	for _, u := range []*harness.Upstream{west, central} {
+		for what, n := range u.Seen() {
+			if path, ok := strings.CutPrefix(what, "POST "); ok && strings.HasPrefix(path, prefix) {
+				reached[path] += n
+			}
+		}
+	}
+	if len(reached) < 100 {
+		t.Errorf("%s: %d POSTs reached an upstream: too few to prove anything", how, len(reached))
+	}
+	for path, n := range reached {
+		if n > 1 {
+			t.Errorf("%s: POST %s reached upstreams %d times", how, path, n)
+		}
+	}
+	for path := range answered {
+		if reached[path] == 0 {
+			t.Errorf("%s: POST %s was answered 200 and reached no upstream", how, path)
+		}
+	}
+	if got := upstreams["us-east"].Total() + upstreams["us-west"].Total() - us; got != 0 {
+		t.Errorf("%s: %d requests reached a us upstream", how, got)
+	}
+}

@@ -1,0 +1,4 @@
+// Package scenario holds the end-to-end tests: one file a promise, each through public interfaces only (CLI,
+// admin and join API, HTTP through the edges, the sandbox's control_url and directory). Each test also shows
+// that it would see the broken case. It owns nothing but the sandboxes its tests start; tests run one at a time.
+package scenario

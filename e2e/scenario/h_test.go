@@ -1,0 +1,146 @@
+package scenario_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"bailiwick/e2e/harness"
+)
+
+// TestGrowth runs with node certificates of 20 seconds: a region and two edges join a running installation,
+// everybody's certificate changes under traffic that sees no error, and an edge that is removed is off at once.
+func TestGrowth(t *testing.T) {
+	s := harness.Start(t, "-identity-ttl", "20s")
+	key := s.Key("emea", "unlimited")
+	s.Settle()
+	regions := []string{"eu-west", "eu-central", "us-east", "us-west"}
+	keys := map[string]string{"emea": key, "us": s.Key("us", "unlimited")}
+	load := harness.StartLoad(8, 40, func(n int64) error {
+		region := regions[n%4]
+		return ok(s.Get(region, keys[s.ZoneOf(region)]), region)
+	})
+	began := time.Now()
+	first := serials(t, s)
+
+	// The README's three commands: apply, join-token create, bailiwick-edge.
+	south := harness.NewUpstream(t, "eu-south")
+	upstreams := []string{fmt.Sprintf("{region: eu-south, url: \"http://%s\"}", south.Address)}
+	for _, region := range []string{"eu-west", "eu-central"} {
+		upstreams = append(upstreams, fmt.Sprintf("{region: %s, url: %q}", region, s.UpstreamURL(region)))
+	}
+	s.MustCLI("emea", "apply", "-f", writeFile(t, "eu-south.yaml", `kind: Region
+name: eu-south
+spec: {zone: emea, country: IT, jurisdiction: EEA, provider: sandbox}
+---
+kind: API
+name: orders
+spec:
+  zone: emea
+  hosts: [orders.emea.example.test]
+  policy: gdpr-emea
+  summary: Orders of European customers
+  routes: [{name: all, path_prefix: /}]
+  upstreams: [`+strings.Join(upstreams, ", ")+"]\n"))
+	southEdge := s.AddEdge("eu-south", "eu-south-edge-1", 10)
+	client := s.Client(southEdge.HTTPS)
+	get := func(c *http.Client) harness.Answer {
+		return s.Send(c, http.MethodGet, ordersEMEA, "/v1/orders", key, nil)
+	}
+	within(t, time.Now(), 10*time.Second, "eu-south serves", func() error { return ok(get(client), "eu-south") })
+	if south.Total() == 0 {
+		t.Error("eu-south is said to have served, and its upstream has seen nothing")
+	}
+	if got := get(client).Header.Get("Bailiwick-Edge"); got != "eu-south" {
+		t.Errorf("Bailiwick-Edge is %q, want eu-south", got)
+	}
+	south.Kill() // it is a region like any other: its pairs take over
+	within(t, time.Now(), 10*time.Second, "eu-south fails over", func() error { return ok(get(client), "eu-west", "eu-central") })
+	if err := south.Start(); err != nil {
+		t.Fatal(err)
+	}
+	within(t, time.Now(), backHome, "eu-south is home again", func() error { return ok(get(client), "eu-south") })
+
+	second := s.AddEdge("eu-west", "eu-west-edge-2", 11)
+	within(t, time.Now(), 10*time.Second, "the second edge in eu-west serves", func() error { return ok(get(s.Client(second.HTTPS)), "eu-west") })
+
+	length := 60 * time.Second
+	if os.Getenv("BAILIWICK_LONG") == "1" {
+		length = 5 * time.Minute
+	}
+	seen := map[string]map[string]bool{} // edge → serials
+	for time.Since(began) < length {
+		for name, serial := range serials(t, s) {
+			if seen[name] == nil {
+				seen[name] = map[string]bool{first[name]: true}
+			}
+			seen[name][serial] = true
+		}
+		if err := ok(get(client), "eu-south"); err != nil {
+			t.Errorf("eu-south meanwhile: %v", err)
+		}
+		time.Sleep(2 * time.Second) // the time that certificates live is the point
+	}
+	for _, name := range []string{"eu-west-edge-1", "eu-central-edge-1", "us-east-edge-1", "us-west-edge-1", "eu-south-edge-1"} {
+		if len(seen[name]) < 3 {
+			t.Errorf("%s had %d certificates of 20 s in %s, want at least 3", name, len(seen[name]), length)
+		}
+	}
+	if failed, reasons := load.Stop(); failed > 0 {
+		t.Errorf("%d of %d requests failed: %v", failed, load.Sent.Load(), reasons)
+	}
+	relayed(t, s, key) // the pair's mutual TLS still stands, on certificates that did not exist at the start
+
+	fresh := s.NewClient(second.HTTPS)
+	if err := ok(get(fresh), "eu-west"); err != nil {
+		t.Fatalf("the second edge before its removal: %v", err)
+	}
+	s.MustCLI("emea", "node", "remove", second.Name)
+	took := within(t, time.Now(), time.Second, "the removed edge is off", func() error {
+		a := get(fresh)
+		if a.Err == nil && a.Status != http.StatusServiceUnavailable {
+			return fmt.Errorf("status %d", a.Status)
+		}
+		return nil
+	})
+	t.Logf("off %s after its removal", took.Round(time.Millisecond))
+	for range 20 {
+		if a := get(fresh); a.Err == nil && a.Status == http.StatusOK {
+			t.Fatal("the removed edge served once more")
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if err := ok(s.Get("eu-west", key), "eu-west"); err != nil {
+		t.Errorf("its neighbour: %v", err)
+	}
+}
+
+// serials are the certificates of all edges, by name.
+func serials(t *testing.T, s *harness.Sandbox) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	for _, zone := range []string{"emea", "us"} {
+		nodes, err := s.Nodes(zone)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range nodes {
+			if n.Kind == "edge" && n.Zone == zone && n.Serial != "" {
+				out[n.Name] = n.Serial
+			}
+		}
+	}
+	return out
+}
+
+// relayed shows that eu-west can reach eu-central, and leaves everything at home.
+func relayed(t *testing.T, s *harness.Sandbox, key string) {
+	t.Helper()
+	s.Fail("eu-west", http.StatusServiceUnavailable)
+	within(t, time.Now(), 5*time.Second, "relay", func() error { return ok(s.Get("eu-west", key), "eu-central", "eu-south") })
+	s.Fail("eu-west", 0)
+	comesHome(t, s, key)
+}
