@@ -96,8 +96,9 @@ func (x *exchange) deliver(res *result) {
 			if passed += int64(n); declared >= 0 && passed >= declared {
 				return
 			}
-			// Unknown length means a stream more often than not: nothing waits in a buffer.
-			if declared < 0 && rc.Flush() != nil {
+			// Unknown length means a stream more often than not: nothing waits in a buffer. Nor does it on the
+			// way back to the home edge, which has buffers of its own.
+			if (declared < 0 || x.relayed) && rc.Flush() != nil {
 				return
 			}
 			if time.Since(x.lastRow) >= interimEvery {

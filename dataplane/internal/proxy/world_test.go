@@ -130,7 +130,10 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(status)
 		return
 	}
-	body, _ := io.ReadAll(r.Body)
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return // half a request is none
+	}
 	u.mu.Lock()
 	if len(body) > 0 {
 		u.bodies[string(body)]++
@@ -223,7 +226,6 @@ type region struct {
 	evidence *evidence
 	server   *httptest.Server
 	addr     string
-	peers    map[string]string // region → relay address
 }
 
 // world is two regions that may relay to each other, and a key.
@@ -233,27 +235,17 @@ type world struct {
 	key           string
 	free          string
 	objects       []table.Object
-	mod           func(*proxy.Config)
 }
 
-func (w *world) RequestGrants(ctx context.Context, r *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
-	return nil, nil // each region has its own, below
-}
-
+// leader grants one pair to one edge.
 type leader struct {
-	t         testing.TB
-	edge      string
-	from, to  string
-	addr      func() string
-	n         atomic.Int64
-	withheld  atomic.Bool
-	lifetimes int64
+	edge     string
+	from, to string
+	addr     func() string
+	n        atomic.Int64
 }
 
 func (l *leader) RequestGrants(ctx context.Context, r *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
-	if l.withheld.Load() {
-		return &syncv1.RequestGrantsResponse{}, nil
-	}
 	g := &syncv1.Grant{Id: fmt.Sprint("g", l.n.Add(1)), Zone: "emea", Edge: l.edge, From: l.from, To: l.to, Policies: []string{"gdpr"}, CatalogEpoch: 1, ZoneEpoch: 1,
 		GrantedUnixMs: time.Now().UnixMilli(), TtlMs: 30_000, Peers: []*syncv1.Peer{{Edge: l.to + "-edge-1", RelayAddr: l.addr()}}}
 	payload, err := proto.Marshal(g)
@@ -321,7 +313,7 @@ func (w *world) view(r *region, paired bool) *policy.Table {
 
 func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 	t.Helper()
-	w := &world{t: t, mod: mod}
+	w := &world{t: t}
 	var o table.Object
 	w.key, o = mint(t, "gold")
 	w.objects = append(w.objects, o)
@@ -346,7 +338,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 		if err != nil {
 			t.Fatal(err)
 		}
-		lead := &leader{t: t, edge: name + "-edge-1", from: name, to: other}
+		lead := &leader{edge: name + "-edge-1", from: name, to: other}
 		return r, lead, func(lead *leader) {
 			grants, err := failover.NewGrants(failover.GrantsConfig{Requester: lead, Tables: r.tables, Self: source.Name(), Logger: log})
 			if err != nil {

@@ -1,0 +1,458 @@
+package proxy_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/quic-go/quic-go/http3"
+
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/usage"
+)
+
+func TestPath_AnswersAndCounts(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, c := range []struct {
+		name, method, path, body string
+		header                   []string
+		status                   int
+		reason                   string
+		outcome                  usage.Outcome // 0: no row
+		units                    int64
+	}{
+		{"served", "GET", "/v1/x", "", nil, 200, "", usage.OutcomeSuccess, 1},
+		{"head", "HEAD", "/v1/x", "", nil, 200, "", usage.OutcomeSuccess, 1},
+		{"posted", "POST", "/v1/x", "hello", nil, 200, "", usage.OutcomeSuccess, 1},
+		{"no key", "GET", "/v1/x", "", []string{"X-Api-Key", ""}, 401, gate.ReasonKeyMissing, 0, 0},
+		{"bad key", "GET", "/v1/x", "", []string{"X-Api-Key", "", "Authorization", "Bearer bw_emea_x"}, 401, gate.ReasonKeyInvalid, 0, 0},
+		{"not sold", "GET", "/v1/x", "", []string{"Host", "reports.test"}, 403, gate.ReasonNotEntitled, usage.OutcomeRefused, 0},
+		{"unknown host", "GET", "/v1/x", "", []string{"Host", "nobody.test"}, 421, gate.ReasonHostUnknown, 0, 0},
+		{"foreign host", "GET", "/v1/x", "", []string{"Host", "orders.us.test"}, 421, gate.ReasonHostForeign, 0, 0},
+		{"host in capitals, with port and dot", "GET", "/v1/x", "", []string{"Host", "Orders.TEST.:8443"}, 200, "", usage.OutcomeSuccess, 1},
+		{"body over the route's limit", "POST", "/small/x", "12345678901", nil, 413, gate.ReasonBodyTooLarge, usage.OutcomeRefused, 0},
+		{"body at the limit", "POST", "/small/x", "1234567890", nil, 200, "", usage.OutcomeSuccess, 1},
+		{"trace", "TRACE", "/v1/x", "", nil, 405, gate.ReasonMethod, 0, 0},
+		{"websocket", "GET", "/v1/x", "", []string{"Upgrade", "websocket", "Connection", "upgrade"}, 501, gate.ReasonUpgrade, 0, 0},
+		{"h2c is declined by silence", "GET", "/v1/x", "", []string{"Upgrade", "h2c", "Connection", "upgrade, http2-settings", "Http2-Settings", "AA"}, 200, "", usage.OutcomeSuccess, 1},
+		{"encoded slash", "GET", "/v1/a%2fb", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"encoded dots", "GET", "/v1/%2e%2e/x", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"dot segments", "GET", "/v1/../x", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"dot segment with parameter", "GET", "/v1/..;a=b/x", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"double slash", "GET", "/v1//x", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"backslash", "GET", "/v1/%5cx", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"nul", "GET", "/v1/%00", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"encoded twice", "GET", "/v1/%252e%252e/x", "", nil, 200, "", usage.OutcomeSuccess, 1}, // decodes to the text %2e, which no one decodes again
+		{"other encodings pass", "GET", "/v1/a%20b%C3%A9?q=%2F..", "", nil, 200, "", usage.OutcomeSuccess, 1},
+	} {
+		before := len(w.west.meter.rows)
+		a := w.send(c.method, c.path, c.body, c.header...)
+		if a.err != nil || a.status != c.status {
+			t.Errorf("%s: got %d %v %s, want %d", c.name, a.status, a.err, a.body, c.status)
+			continue
+		}
+		if !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`).MatchString(a.header.Get("Bailiwick-Request-Id")) || a.header.Get("Bailiwick-Edge") != "eu-west" {
+			t.Errorf("%s: got headers %v, want request id and edge", c.name, a.header)
+		}
+		if c.reason != "" {
+			var p struct {
+				Type, Reason, Title string
+				Status              int
+				RequestID           string `json:"request_id"`
+			}
+			if err := json.Unmarshal([]byte(a.body), &p); c.method != "HEAD" && (err != nil || p.Reason != c.reason || p.Type != gate.TypePrefix+c.reason || p.Status != c.status || p.Title == "" || p.RequestID != a.header.Get("Bailiwick-Request-Id")) {
+				t.Errorf("%s: got problem %s, want reason %s", c.name, a.body, c.reason)
+			}
+			if a.served != "" || a.header.Get("Content-Type") != gate.ProblemType {
+				t.Errorf("%s: got served by %q as %s", c.name, a.served, a.header.Get("Content-Type"))
+			}
+		}
+		rows := w.west.meter.rows[before:]
+		if c.outcome == 0 {
+			if len(rows) != 0 {
+				t.Errorf("%s: got rows %+v, want none", c.name, rows)
+			}
+			continue
+		}
+		if len(rows) != 1 || rows[0].Outcome != c.outcome || rows[0].Units != c.units || rows[0].Requests != 1 || rows[0].Customer != "acme" || rows[0].PlanRev != 7 {
+			t.Errorf("%s: got rows %+v, want one %s", c.name, rows, c.outcome)
+			continue
+		}
+		if r := rows[0]; c.status == 200 && (r.ServedRegion != "eu-west" || r.Product != "core" || r.API != "orders" || r.Route == "" || r.BytesIn != int64(len(c.body)) || c.method != "HEAD" && r.BytesOut != int64(len(a.body))) {
+			t.Errorf("%s: got row %+v for an answer of %d bytes", c.name, r, len(a.body))
+		}
+	}
+	for i := range 6 {
+		a := w.send("GET", "/v1/x", "", "X-Api-Key", "", "X-Api-Key", w.free)
+		if want := map[bool]int{true: 200, false: 429}[i < 5]; a.status != want {
+			t.Errorf("request %d of a plan of 5: got %d, want %d", i, a.status, want)
+		}
+		if i == 5 && (a.header.Get("Retry-After") != "1" || a.header["Ratelimit"] == nil || a.header["Ratelimit-Policy"][0] != `"plan";q=5;w=1`) {
+			t.Errorf("429: got %v", a.header)
+		}
+	}
+	if n := w.west.meter.finals(t)[usage.OutcomeLimited]; n != 1 {
+		t.Errorf("got %d limited rows, want 1", n)
+	}
+}
+
+// What reaches the upstream: nothing the client says of itself that only an edge may say.
+func TestPath_StripsWhatIsNotTheClients(t *testing.T) {
+	w := newWorld(t, nil)
+	a := w.send("GET", "/v1/a%20b?x=1&y=%2F", "", "Bailiwick-Relay-Api", "x", "Bailiwick-Home", "us", "bailiwick_home", "us", "Bailiwick_Served", "us", "BAILIWICK_SERVED", "us",
+		"X-Forwarded-For", "9.9.9.9", "X_forwarded_for", "9.9.9.9", "X_api_key", "stolen", "Forwarded", "for=9.9.9.9", "X-Real-Ip", "9.9.9.9", "Proxy-Authorization", "x", "Te", "trailers",
+		"Connection", "X-Secret, X-Forwarded-Proto", "X-Secret", "1", "X-Original-Url", "/admin", "X-Mine", "kept", "Cookie", "kept=1", "Content_length", "5")
+	if a.status != 200 || a.served != "eu-west" {
+		t.Fatalf("got %d served by %q", a.status, a.served)
+	}
+	got := w.west.up.headers
+	for name, values := range got {
+		switch name {
+		case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Request-Id", "Via", "X-Mine", "Cookie", "User-Agent", "Accept-Encoding":
+		default:
+			t.Errorf("upstream got %s: %v", name, values)
+		}
+	}
+	if got.Get("X-Forwarded-For") != "127.0.0.1" || got.Get("X-Forwarded-Proto") != "http" || got.Get("X-Forwarded-Host") != "orders.test" || got.Get("X-Mine") != "kept" || got.Get("Via") != "1.1 bailiwick" {
+		t.Errorf("upstream got %v", got)
+	}
+	if w.west.up.uri != "/v1/a%20b?x=1&y=%2F" {
+		t.Errorf("upstream got %s", w.west.up.uri)
+	}
+	// A key in Authorization is ours; another scheme beside X-API-Key is the upstream's.
+	w.send("GET", "/v1/x", "", "X-Api-Key", "", "Authorization", "Bearer "+w.key)
+	if h := w.west.up.headers; h.Get("Authorization") != "" {
+		t.Error("the key went upstream")
+	}
+	w.send("GET", "/v1/x", "", "Authorization", "Basic dTpw")
+	if h := w.west.up.headers; h.Get("Authorization") != "Basic dTpw" || h.Get("X-Api-Key") != "" {
+		t.Errorf("upstream got %v", h)
+	}
+	// The same across a relay.
+	w.west.up.kill()
+	if a := w.send("GET", "/v1/a%20b?x=1", "", "Bailiwick-Home", "us", "X-Mine", "kept"); a.served != "eu-central" {
+		t.Fatalf("got %d by %q", a.status, a.served)
+	}
+	got = w.central.up.headers
+	for name := range got {
+		if strings.HasPrefix(name, "Bailiwick-") || name == "X-Api-Key" || name == "Authorization" {
+			t.Errorf("upstream abroad got %s", name)
+		}
+	}
+	if got.Get("X-Mine") != "kept" || got.Get("X-Forwarded-For") != "127.0.0.1" || w.central.up.uri != "/v1/a%20b?x=1" {
+		t.Errorf("upstream abroad got %s %v", w.central.up.uri, got)
+	}
+}
+
+// Byte streams that smuggle: whatever happens, upstreams see as many requests as were counted.
+func TestPath_FramingAgrees(t *testing.T) {
+	w := newWorld(t, nil)
+	key := "X-Api-Key: " + w.key + "\r\n"
+	inner := "GET /smuggled HTTP/1.1\r\nHost: orders.test\r\n\r\n"
+	for name, text := range map[string]string{
+		"cl.te":            "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n%s", len(inner)+5, inner),
+		"te obfuscated":    "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "Transfer-Encoding: xchunked\r\n\r\n" + inner,
+		"te twice":         "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+		"two lengths":      "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+		"negative length":  "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "Content-Length: -1\r\n\r\n",
+		"plus length":      "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "Content-Length: +3\r\n\r\nabc",
+		"space in name":    "GET /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "Content-Length : 3\r\n\r\nabc",
+		"folded header":    "GET /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "X-A: 1\r\n Transfer-Encoding: chunked\r\n\r\n",
+		"two hosts":        "GET /v1/x HTTP/1.1\r\nHost: orders.test\r\nHost: reports.test\r\n" + key + "\r\n",
+		"bare lf in chunk": "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "Transfer-Encoding: chunked\r\n\r\n5;\nhello\r\n0\r\n\r\n",
+		"get with body":    "GET /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(inner), inner),
+		"absolute form":    "GET http://reports.test/v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "\r\n",
+		"connect":          "CONNECT orders.test:443 HTTP/1.1\r\nHost: orders.test\r\n" + key + "\r\n",
+		"asterisk":         "OPTIONS * HTTP/1.1\r\nHost: orders.test\r\n" + key + "\r\n",
+		"short body":       "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\n" + key + "Content-Length: 10\r\n\r\nabc",
+	} {
+		conn, err := net.Dial("tcp", w.west.server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(conn, text)
+		conn.SetDeadline(time.Now().Add(200 * time.Millisecond)) // closing earlier would be a client that leaves
+		data, _ := io.ReadAll(conn)
+		conn.Close()
+		if bytes.Contains(data, []byte("smuggled")) {
+			t.Errorf("%s: the inner request was answered", name)
+		}
+		if bytes.HasPrefix(data, []byte("HTTP/1.1 5")) && !bytes.HasPrefix(data, []byte("HTTP/1.1 501")) {
+			t.Errorf("%s: got %.60q", name, data)
+		}
+	}
+	eventually(t, 3*time.Second, "as many answered as counted", func() bool {
+		n := w.west.meter.finals(t)
+		return int64(n[usage.OutcomeSuccess]) == w.west.up.count.Load() && n[usage.OutcomeSuccess] >= 3
+	})
+}
+
+func TestPath_TheRowComesBeforeTheLastByte(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, c := range []struct {
+		name   string
+		handle http.HandlerFunc
+	}{
+		{"declared, large", func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Set("Content-Length", "300000")
+			rw.Write(make([]byte, 300000))
+		}},
+		{"declared, small", func(rw http.ResponseWriter, r *http.Request) { rw.Write([]byte("x")) }},
+		{"chunked", func(rw http.ResponseWriter, r *http.Request) {
+			for range 3 {
+				rw.Write([]byte("part"))
+				http.NewResponseController(rw).Flush()
+			}
+		}},
+		{"no body", func(rw http.ResponseWriter, r *http.Request) { rw.WriteHeader(204) }},
+	} {
+		w.west.up.handle = c.handle
+		for range 20 {
+			before := len(w.west.meter.rows)
+			if a := w.send("GET", "/v1/x", ""); a.err != nil || a.status/100 != 2 {
+				t.Fatalf("%s: got %d %v", c.name, a.status, a.err)
+			}
+			// No waiting: the client has the whole answer, so the row must be there.
+			w.west.meter.mu.Lock()
+			n := len(w.west.meter.rows) - before
+			w.west.meter.mu.Unlock()
+			if n != 1 {
+				t.Fatalf("%s: answer complete with %d rows", c.name, n)
+			}
+		}
+	}
+	// And a row that cannot be written means no complete answer.
+	w.west.meter.mu.Lock()
+	w.west.meter.err = errors.New("disk full")
+	w.west.meter.mu.Unlock()
+	for _, size := range []int{1, 300000} {
+		w.west.up.handle = func(rw http.ResponseWriter, r *http.Request) {
+			rw.Header().Set("Content-Length", fmt.Sprint(size))
+			rw.Write(make([]byte, size))
+		}
+		if a := w.send("GET", "/v1/x", ""); a.err == nil && (a.status == 200 || !strings.Contains(a.body, gate.ReasonUsage)) {
+			t.Errorf("%d bytes uncounted: got %d and %d bytes, want an error", size, a.status, len(a.body))
+		}
+	}
+	w.west.meter.mu.Lock()
+	w.west.meter.err, w.west.meter.healthy = nil, errors.New("disk full")
+	w.west.meter.mu.Unlock()
+	before := w.west.up.count.Load()
+	if a := w.send("GET", "/v1/x", ""); a.status != 503 || a.header.Get("Retry-After") == "" || w.west.up.count.Load() != before {
+		t.Errorf("spool full: got %d, want 503 without asking the upstream", a.status)
+	}
+}
+
+func TestPath_ServesUnbilledWhereToldTo(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) { c.OnSpoolError = proxy.ServeUnbilled })
+	w.west.meter.mu.Lock()
+	w.west.meter.err, w.west.meter.healthy = errors.New("disk full"), errors.New("disk full")
+	w.west.meter.mu.Unlock()
+	if a := w.send("GET", "/v1/x", ""); a.status != 200 || w.west.proxy.Unbilled() != 1 {
+		t.Errorf("got %d with %d unbilled, want 200 and 1", a.status, w.west.proxy.Unbilled())
+	}
+}
+
+func TestPath_HalfAnAnswerIsNoAnswer(t *testing.T) {
+	w := newWorld(t, nil)
+	for _, relayed := range []bool{false, true} {
+		up := w.west.up
+		if relayed {
+			w.west.up.kill()
+			up = w.central.up
+		}
+		for _, length := range []string{"20000", ""} {
+			up.handle = func(rw http.ResponseWriter, r *http.Request) {
+				if length != "" {
+					rw.Header().Set("Content-Length", length)
+				}
+				rw.Write(make([]byte, 8192)) // more than any buffer on the way holds back
+				http.NewResponseController(rw).Flush()
+				time.Sleep(20 * time.Millisecond)
+				panic(http.ErrAbortHandler)
+			}
+			a := w.send("GET", "/v1/x", "")
+			if a.err == nil {
+				t.Errorf("relayed %v, length %q: got %d and %d bytes without error, want it broken off", relayed, length, a.status, len(a.body))
+			}
+			eventually(t, 2*time.Second, fmt.Sprintf("the row, relayed %v, length %q, of %+v", relayed, length, w.west.meter.last()), func() bool {
+				r := w.west.meter.last()
+				return r.Outcome == usage.OutcomeAborted && r.BytesOut == 8192 && r.ServedRegion == up.region
+			})
+		}
+	}
+	w.west.meter.finals(t)
+}
+
+func TestPath_AClientThatLeavesIsCountedOnce(t *testing.T) {
+	w := newWorld(t, nil)
+	w.west.up.handle = func(rw http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	req, _ := http.NewRequestWithContext(ctx, "GET", w.west.server.URL+"/v1/x", nil)
+	req.Host = "orders.test"
+	req.Header.Set("X-Api-Key", w.key)
+	if _, err := w.west.server.Client().Do(req); err == nil {
+		t.Fatal("got an answer")
+	}
+	eventually(t, 2*time.Second, "one aborted row", func() bool { return w.west.meter.finals(t)[usage.OutcomeAborted] == 1 })
+}
+
+func TestPath_StreamsBothWays(t *testing.T) {
+	w := newWorld(t, nil)
+	big := strings.Repeat("0123456789abcdef", 64<<10/16*3) // not kept in memory
+	if a := w.send("POST", "/v1/x", big); a.status != 200 || both2(w, big) != 1 {
+		t.Errorf("large body: got %d, came %d times", a.status, both2(w, big))
+	}
+	w.west.up.kill()
+	time.Sleep(50 * time.Millisecond) // on a connection that is just dying, it might have got through
+	if a := w.send("POST", "/v1/x", big); a.status != 200 || a.served != "eu-central" || both2(w, big) != 2 {
+		t.Errorf("large body after a refused dial: got %d by %q, came %d times in all, want the pair to get it whole", a.status, a.served, both2(w, big))
+	}
+}
+
+func both2(w *world, body string) int {
+	n := 0
+	for _, u := range []*upstream{w.west.up, w.central.up} {
+		u.mu.Lock()
+		n += u.bodies[body]
+		u.mu.Unlock()
+	}
+	return n
+}
+
+// The same request over three protocols: the same decision and the same row.
+func TestPath_ProtocolsAgree(t *testing.T) {
+	w := newWorld(t, nil)
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS()
+	defer cert.Close()
+	servers := proxy.NewServers(proxy.ServersConfig{Handler: w.west.proxy, TLS: &tls.Config{Certificates: cert.TLS.Certificates}, Logger: slog.New(slog.DiscardHandler)})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pc, err := net.ListenPacket("udp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	go servers.HTTPS.ServeTLS(l, "", "")
+	go servers.H3.Serve(pc)
+	defer servers.HTTPS.Close()
+	defer pc.Close()
+	defer servers.H3.Close()
+
+	var h1, h2 http.Protocols
+	h1.SetHTTP1(true)
+	h2.SetHTTP2(true)
+	insecure := func() *tls.Config { return &tls.Config{InsecureSkipVerify: true, ServerName: "orders.test"} }
+	h3 := &http3.Transport{TLSClientConfig: insecure()}
+	defer h3.Close()
+	clients := map[string]http.RoundTripper{
+		"h1": &http.Transport{Protocols: &h1, TLSClientConfig: insecure()}, "h2": &http.Transport{Protocols: &h2, TLSClientConfig: insecure()}, "h3": h3}
+	for _, c := range []struct {
+		name, method, path, host, key string
+		reads                         int // headers beyond what is allowed, in KiB
+		status                        int
+	}{
+		{"served", "GET", "/v1/x", "orders.test", w.key, 0, 200},
+		{"posted", "POST", "/v1/x", "orders.test", w.key, 0, 200},
+		{"no key", "GET", "/v1/x", "orders.test", "", 0, 401},
+		{"no route for the plan", "GET", "/v1/x", "reports.test", w.key, 0, 421}, // another API on a connection made for orders
+		{"another host of the API", "GET", "/v1/x", "orders2.test", w.key, 0, 200},
+		{"dots", "GET", "/v1/%2e%2e/x", "orders.test", w.key, 0, 400},
+		{"too large", "POST", "/small/x", "orders.test", w.key, 0, 413},
+	} {
+		for name, rt := range clients {
+			before := len(w.west.meter.rows)
+			var body io.Reader
+			if c.method == "POST" {
+				body = strings.NewReader("twelve bytes")
+			}
+			req, _ := http.NewRequest(c.method, "https://"+l.Addr().String()+c.path, body)
+			req.Host = c.host
+			if c.key != "" {
+				req.Header.Set("Authorization", "Bearer "+c.key)
+			}
+			resp, err := rt.RoundTrip(req)
+			if err != nil {
+				t.Errorf("%s over %s: %v", c.name, name, err)
+				continue
+			}
+			io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode != c.status {
+				t.Errorf("%s over %s: got %d, want %d", c.name, name, resp.StatusCode, c.status)
+			}
+			rows := w.west.meter.rows[before:]
+			if want := map[bool]int{true: 1}[c.status == 200 || c.status == 413]; len(rows) != want {
+				t.Errorf("%s over %s: got %d rows, want %d", c.name, name, len(rows), want)
+			} else if want == 1 && c.status == 200 && (rows[0].Outcome != usage.OutcomeSuccess || rows[0].Customer != "acme" || c.method == "POST" && rows[0].BytesIn != 12) {
+				t.Errorf("%s over %s: got row %+v", c.name, name, rows[0])
+			}
+		}
+	}
+	// Headers beyond the limit are told so.
+	conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, ServerName: "orders.test", NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	go fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: orders.test\r\nX-Large: %s\r\n\r\n", strings.Repeat("a", 1<<20))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || resp.StatusCode != 431 {
+		t.Errorf("1 MiB of headers: got %v %v, want 431", resp, err)
+	}
+}
+
+func TestUpstreams_GuardTheDial(t *testing.T) {
+	for _, url := range []string{"http://169.254.169.254/latest", "http://[fe80::1]/", "http://0.0.0.0:80/", "http://[::]:80/", "http://[::ffff:169.254.169.254]/", "http://[64:ff9b::a9fe:a9fe]/", "http://127.0.0.1:1/", "http://[::1]:1/", "http://[::ffff:127.0.0.1]:1/"} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		if err := proxy.NewUpstreams(proxy.UpstreamConfig{}).Probe(ctx, url); !errors.Is(err, proxy.ErrAddress) {
+			t.Errorf("%s: got %v, want it refused", url, err)
+		}
+		cancel()
+	}
+}
+
+func BenchmarkProxy_Get(b *testing.B) {
+	w := newWorld(b, nil)
+	rt := w.west.server.Client().Transport
+	b.ReportAllocs()
+	for b.Loop() {
+		req, _ := http.NewRequest("GET", w.west.server.URL+"/v1/x", nil)
+		req.Host = "orders.test"
+		req.Header.Set("X-Api-Key", w.key)
+		resp, err := rt.RoundTrip(req)
+		if err != nil {
+			b.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+}
+
+// BenchmarkProxy_Refuse is the path alone, up to the gate's no: what a flood of random keys costs.
+func BenchmarkProxy_Refuse(b *testing.B) {
+	w := newWorld(b, nil)
+	req := httptest.NewRequest("GET", "http://orders.test/v1/x", nil)
+	req.Header.Set("X-Api-Key", w.key[:len(w.key)-1]+"_")
+	b.ReportAllocs()
+	for b.Loop() {
+		w.west.proxy.ServeHTTP(httptest.NewRecorder(), req)
+	}
+}
