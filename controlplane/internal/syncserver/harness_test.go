@@ -317,6 +317,8 @@ func (e *edge) follow(ctx context.Context) error {
 	}
 	defer st.CloseResponse()
 	defer st.CloseRequest()
+	// net/http does not look at the context while the body waits for a Send.
+	defer context.AfterFunc(ctx, func() { st.CloseRequest() })()
 	e.mu.Lock()
 	hello := &syncv1.Hello{Protocol: 1, Version: "test", Catalog: e.catalog, Zone: e.zone}
 	e.mu.Unlock()

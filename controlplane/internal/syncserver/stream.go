@@ -3,6 +3,7 @@ package syncserver
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -103,7 +104,9 @@ func (s *Server) Subscribe(ctx context.Context, stream *stream) error {
 		for {
 			m, err := stream.Receive()
 			if err != nil {
-				cancel()
+				if !errors.Is(err, io.EOF) { // an edge that parts properly may have said something last
+					cancel()
+				}
 				return
 			}
 			select {
@@ -151,7 +154,7 @@ func (s *Server) hello(ctx context.Context, requests <-chan *syncv1.SubscribeReq
 	t := time.NewTimer(helloWithin)
 	defer t.Stop()
 	select {
-	case m := <-requests:
+	case m := <-requests: // nil if it is gone already
 		h := m.GetHello()
 		if h == nil {
 			return nil, fault.New(fault.Invalid, "HELLO_MISSING", "a stream opens with Hello")

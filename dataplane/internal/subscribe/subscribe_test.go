@@ -1,0 +1,381 @@
+package subscribe_test
+
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/subscribe"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/table"
+)
+
+func keyOf(id string) table.ObjectKey { return table.ObjectKey{Kind: table.KindKey, ID: id} }
+
+func TestRun_SnapshotDeltaRestart(t *testing.T) {
+	src, n, fs := newSource(t), newNode(t), memory(t)
+	e := run(t, src, n, fs, nil)
+	s := n.next()
+	if h := s.recv().GetHello(); h == nil || h.Zone != nil || h.Protocol != 1 || h.Version != "1.0" {
+		t.Fatalf("got %v, want a hello that holds nothing", h)
+	}
+	select {
+	case <-e.client.Ready():
+		t.Fatal("ready without a table")
+	default:
+	}
+	s.send(src.parts(3)...)
+	s.ack(src)
+	<-e.client.Ready()
+	s.send(src.delta([]table.Object{src.key("k2", "gold")}, keyOf("k1")))
+	s.ack(src)
+	if tab := e.holder.Load(); tab.Key("k2") == nil || tab.Key("k1") != nil || tab.API("orders.test") == nil {
+		t.Error("the table in force is not what was sent")
+	}
+	s.put(src.beat())
+	s.end()
+	s = n.next() // reconnects by itself
+	if h := s.recv().GetHello(); !proto.Equal(h.Zone, pos(src.zon)) || !proto.Equal(h.Catalog, pos(src.cat)) {
+		t.Fatalf("second stream: got %v, want the positions held", h)
+	}
+	e.stop()
+	fs.Crash()
+
+	f := run(t, src, nil, fs, nil)
+	<-f.client.Ready()
+	if tab := f.holder.Load(); !at(tab, src) || tab.Key("k2") == nil {
+		t.Errorf("after a crash: got %s, want %s", tab.Zone(), src.zon)
+	}
+	if f.client.Fresh().IsZero() || time.Since(f.client.Fresh()) > time.Minute {
+		t.Errorf("fresh: got %v, want about now", f.client.Fresh())
+	}
+}
+
+// Every refusal leaves the table as it was.
+func TestRun_Refuses(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		bad      func(src *source) *syncv1.Signed
+		reason   string
+		snapshot bool // asks for one and keeps the stream; otherwise, if leaves is set, it goes elsewhere
+		leaves   bool
+	}{
+		{"signature", func(src *source) *syncv1.Signed {
+			m := src.delta(nil)
+			m.Signature[3] ^= 1
+			return m
+		}, subscribe.ReasonSignature, false, true},
+		{"payload", func(src *source) *syncv1.Signed {
+			m := src.delta([]table.Object{src.key("k9", "gold")})
+			m.Payload[len(m.Payload)-1] ^= 1
+			return m
+		}, subscribe.ReasonSignature, false, true},
+		{"another zone's signer", func(src *source) *syncv1.Signed {
+			_, src.priv, _ = ed25519.GenerateKey(nil)
+			return src.delta(nil)
+		}, subscribe.ReasonSignature, false, true},
+		{"a neighbour's message", func(src *source) *syncv1.Signed { src.edge = "w2"; return src.snapshot() }, subscribe.ReasonSignature, false, true},
+		{"another region", func(src *source) *syncv1.Signed { src.region = "eu-central"; return src.snapshot() }, subscribe.ReasonWrongEdge, false, true},
+		{"older snapshot", func(src *source) *syncv1.Signed { src.zon.Index -= 2; return src.snapshot() }, subscribe.ReasonStale, false, true},
+		{"older catalog", func(src *source) *syncv1.Signed { src.cat.Index--; return src.snapshot() }, subscribe.ReasonStale, false, true},
+		{"older epoch", func(src *source) *syncv1.Signed { src.zon.Epoch--; src.zon.Index += 99; return src.snapshot() }, subscribe.ReasonStale, false, true},
+		{"a gap", func(src *source) *syncv1.Signed { src.delta(nil); return src.delta(nil) }, subscribe.ReasonPosition, true, false},
+		{"a lost object", func(src *source) *syncv1.Signed {
+			src.zon.Sum[7] ^= 1
+			m := src.delta(nil)
+			u := new(syncv1.TableUpdate)
+			proto.Unmarshal(m.Payload, u)
+			u.ZoneFrom.Sum[7] ^= 1
+			return src.sign(u)
+		}, policy.ReasonSumMismatch, true, false},
+		{"a malformed object", func(src *source) *syncv1.Signed {
+			return src.delta([]table.Object{{Kind: table.KindPlan, ID: "p", Data: []byte("{")}})
+		}, "OBJECT_MALFORMED", false, false},
+		{"a blank snapshot", func(src *source) *syncv1.Signed {
+			src.cat.Index++
+			u := &syncv1.TableUpdate{Snapshot: true, CatalogTo: pos(src.cat), ZoneTo: pos(src.zon)}
+			u.CatalogTo.Sum, u.ZoneTo.Sum = make([]byte, 32), make([]byte, 32)
+			return src.sign(u)
+		}, "SETTINGS_MISSING", false, false},
+		{"no positions", func(src *source) *syncv1.Signed { return src.sign(&syncv1.TableUpdate{Snapshot: true}) }, subscribe.ReasonMalformed, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			src, n, fs := newSource(t), newNode(t), memory(t)
+			e := run(t, src, n, fs, nil)
+			s := n.next()
+			s.recv()
+			s.send(src.snapshot())
+			s.ack(src)
+			held := e.holder.Load()
+			good := *src
+			s.send(c.bad(src))
+			s.nack(c.reason, c.snapshot)
+			if e.holder.Load() != held {
+				t.Error("the table in force changed")
+			}
+			if c.leaves {
+				if m := s.recv(); m != nil {
+					t.Errorf("got %v, want the end of the stream", m)
+				}
+			}
+			e.stop()
+			if tab := loaded(t, &good, fs); tab.Catalog() != held.Catalog() || tab.Zone() != held.Zone() {
+				t.Errorf("on disk: got %s, want %s", tab.Zone(), held.Zone())
+			}
+		})
+	}
+}
+
+func TestRun_LossIsNoticedByHeartbeatAndHealed(t *testing.T) {
+	src, n := newSource(t), newNode(t)
+	e := run(t, src, n, memory(t), nil)
+	s := n.next()
+	s.recv()
+	s.send(src.snapshot())
+	s.ack(src)
+	src.delta([]table.Object{src.key("k2", "gold")}) // never sent
+	s.put(src.beat())
+	s.nack(subscribe.ReasonLost, true)
+	s.send(src.delta(nil)) // was under way: not another complaint
+	s.send(src.parts(2)...)
+	s.ack(src)
+	if e.holder.Load().Key("k2") == nil {
+		t.Error("not healed")
+	}
+	src.delta(nil)
+	for range 4 { // a snapshot that never comes is asked for again
+		s.put(src.beat())
+	}
+	s.nack(subscribe.ReasonLost, true)
+	s.nack(subscribe.ReasonLost, true)
+}
+
+func TestRun_NewEpochMayStartLower(t *testing.T) {
+	src, n := newSource(t), newNode(t)
+	e := run(t, src, n, memory(t), nil)
+	s := n.next()
+	s.recv()
+	s.send(src.snapshot())
+	s.ack(src)
+	src.zon.Epoch, src.zon.Index = 2, 1
+	s.send(src.snapshot())
+	s.ack(src)
+	if e.holder.Load().Epoch() != 2 {
+		t.Errorf("epoch: got %d, want 2", e.holder.Load().Epoch())
+	}
+}
+
+func TestRun_WithdrawnEdgeKeepsNothing(t *testing.T) {
+	src, n, fs := newSource(t), newNode(t), memory(t)
+	e := run(t, src, n, fs, nil)
+	s := n.next()
+	s.recv()
+	s.send(src.snapshot())
+	s.ack(src)
+	for range 2 {
+		s.put(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_Withdrawn{Withdrawn: &syncv1.Withdrawn{Reason: "EDGE_WITHDRAWN"}}})
+		s = n.next()
+	}
+	if got := <-e.gone; got != "EDGE_WITHDRAWN" || e.holder.Load() != nil || len(e.gone) != 0 {
+		t.Errorf("got %q and %d more, a table: %v, want the reason once and no table", got, len(e.gone), e.holder.Load() != nil)
+	}
+	if files := fs.Files("/table"); len(files) != 1 {
+		t.Errorf("files: got %v, want the mark alone", files)
+	}
+	e.stop()
+	if loaded(t, src, fs) != nil {
+		t.Error("a restarted edge serves what was taken from it")
+	}
+	// Let in again it must not go back behind what it had.
+	e = run(t, src, n, fs, nil)
+	s = n.next()
+	if h := s.recv().GetHello(); h.Zone != nil {
+		t.Errorf("hello: got %v, want nothing held", h)
+	}
+	src.zon.Index--
+	s.send(src.snapshot())
+	s.nack(subscribe.ReasonStale, false)
+	src.zon.Index++
+	s = n.next()
+	s.recv()
+	s.send(src.snapshot())
+	s.ack(src)
+	<-e.client.Ready()
+}
+
+func TestRun_SilentNodeIsLeft(t *testing.T) {
+	src, n := newSource(t), newNode(t)
+	run(t, src, n, memory(t), func(c *subscribe.Config) { c.FirstFrame, c.Silence = 30*time.Millisecond, 60*time.Millisecond })
+	n.next() // says nothing at all
+	s := n.next()
+	s.recv()
+	begin := time.Now()
+	s.send(src.snapshot())
+	s.ack(src)
+	n.next() // said something once
+	if took := time.Since(begin); took < 50*time.Millisecond {
+		t.Errorf("left after %v, want 60 ms of silence", took)
+	}
+}
+
+func TestRun_StreamIsRenewed(t *testing.T) {
+	src, n := newSource(t), newNode(t)
+	e := run(t, src, n, memory(t), func(c *subscribe.Config) { c.RenewAfter = 30 * time.Millisecond })
+	s := n.next()
+	s.recv()
+	s.send(src.snapshot())
+	s.ack(src)
+	s = n.next()
+	if h := s.recv().GetHello(); !proto.Equal(h.Zone, pos(src.zon)) || e.holder.Load() == nil {
+		t.Errorf("got %v, want the positions held", h)
+	}
+}
+
+func TestRun_LongLogAsksForANewBase(t *testing.T) {
+	src, n, fs := newSource(t), newNode(t), memory(t)
+	e := run(t, src, n, fs, func(c *subscribe.Config) { c.LogRecords = 5 })
+	s := n.next()
+	s.recv()
+	s.send(src.snapshot())
+	s.ack(src)
+	for i := range 6 {
+		s.send(src.delta([]table.Object{src.key(fmt.Sprint("n", i), "gold")}))
+		s.ack(src)
+	}
+	if h := s.recv().GetHello(); h == nil || h.Zone != nil {
+		t.Fatalf("got %v, want a hello without positions", h)
+	}
+	s.send(src.snapshot())
+	s.ack(src)
+	s.send(src.delta([]table.Object{src.key("last", "gold")}))
+	s.ack(src)
+	if files := fs.Files("/table"); len(files) != 3 {
+		t.Errorf("files: got %v, want base, log and mark of one generation", files)
+	}
+	e.stop()
+	if tab := loaded(t, src, fs); tab.Key("last") == nil || tab.Key("n5") == nil || !at(tab, src) {
+		t.Error("the new base and log do not hold the table")
+	}
+}
+
+// A full disk must not keep a revocation from taking effect, and nothing unsaved is acked.
+func TestRun_DiskFull(t *testing.T) {
+	src, n, fs := newSource(t), newNode(t), memory(t)
+	e := run(t, src, n, fs, nil)
+	s := n.next()
+	s.recv()
+	s.send(src.snapshot())
+	s.ack(src)
+	fs.Inject(func(op, _ string) error {
+		if op == "write" {
+			return errors.New("no space left on device")
+		}
+		return nil
+	})
+	s.send(src.delta(nil, keyOf("k1")))
+	s.nack(subscribe.ReasonPersist, false)
+	if e.holder.Load().Key("k1") != nil {
+		t.Error("the revocation is not in force")
+	}
+	fs.Inject(nil)
+	s = n.next()
+	if h := s.recv().GetHello(); h.Zone != nil {
+		t.Fatalf("got %v, want a hello that asks for a snapshot", h)
+	}
+	s.send(src.snapshot())
+	s.ack(src)
+	s.send(src.delta([]table.Object{src.key("k2", "gold")}))
+	s.ack(src)
+	e.stop()
+	if tab := loaded(t, src, fs); tab.Key("k2") == nil || tab.Key("k1") != nil {
+		t.Error("on disk is not what was acked")
+	}
+}
+
+// Ten thousand updates, of which many are dropped, doubled and swapped: at the end the sums are equal.
+func TestRun_ManyUpdatesUnderFaults(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 5))
+	src, n, fs := newSource(t), newNode(t), memory(t)
+	e := run(t, src, n, fs, nil)
+	var s *stream
+	open := func() {
+		s = n.next()
+		s.recv()
+		s.send(src.snapshot())
+	}
+	open()
+	// serve answers what came up; false if the edge left.
+	serve := func() bool {
+		for {
+			select {
+			case m, ok := <-s.up:
+				if !ok {
+					return false
+				}
+				if m.GetNack().GetWantSnapshot() || m.GetHello() != nil {
+					s.send(src.snapshot())
+				}
+			default:
+				return true
+			}
+		}
+	}
+	var held *syncv1.Signed
+	faults := 0
+	for i := range 10_000 {
+		id := fmt.Sprintf("k%02d", r.IntN(50))
+		var m *syncv1.Signed
+		if r.IntN(3) == 0 {
+			m = src.delta(nil, keyOf(id))
+		} else {
+			m = src.delta([]table.Object{src.key(id, fmt.Sprint("p", i))})
+		}
+		switch r.IntN(40) {
+		case 0: // dropped
+			faults++
+		case 1: // doubled
+			s.send(m, m)
+			faults++
+		case 2: // swapped with a later one
+			held = m
+			faults++
+		default:
+			s.send(m)
+			if held != nil {
+				s.send(held)
+				held = nil
+			}
+		}
+		if r.IntN(20) == 0 {
+			s.put(src.beat())
+		}
+		if r.IntN(200) == 0 {
+			s.end()
+		}
+		if !serve() {
+			open()
+		}
+	}
+	eventually(t, "equal sums", func() bool {
+		s.put(src.beat())
+		if !serve() {
+			open()
+		}
+		return at(e.holder.Load(), src)
+	})
+	t.Logf("%d faults, %d snapshots, %d deltas, %d nacks", faults, e.client.Stats().Snapshots.Load(), e.client.Stats().Deltas.Load(), e.client.Stats().Nacks.Load())
+	if e.client.Stats().Nacks.Load() == 0 || e.client.Stats().Deltas.Load() < 100 {
+		t.Error("hardly anything was refused or applied: the test proves nothing")
+	}
+	e.stop()
+	fs.Crash()
+	if tab := loaded(t, src, fs); tab == nil || !at(tab, src) {
+		t.Error("the disk holds another table")
+	}
+}
