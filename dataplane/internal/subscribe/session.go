@@ -82,8 +82,8 @@ func (c *Client) session(ctx context.Context, addr string) (heard bool, err erro
 		stream.CloseResponse()
 		c.stats.Connected.Store(0)
 	}()
-	if err := s.send(&syncv1.SubscribeRequest{Message: &syncv1.SubscribeRequest_Hello{Hello: c.hello()}}); err != nil && !errors.Is(err, io.EOF) {
-		return false, cause(ctx, err) // EOF: refused already, Receive says why
+	if err := s.send(&syncv1.SubscribeRequest{Message: &syncv1.SubscribeRequest_Hello{Hello: c.hello()}}); err != nil {
+		return false, cause(ctx, err)
 	}
 	helpers.Go(func() { s.reportStatus(ctx) })
 	for {
@@ -144,10 +144,12 @@ func wire(r revision.Revision) *syncv1.Position {
 	return &syncv1.Position{Epoch: r.Epoch, Index: r.Index, Sum: r.Sum[:]}
 }
 
+// send passes over io.EOF: the node has ended the stream, and what it said last (a withdrawal, a refusal) is
+// still to be received.
 func (s *session) send(m *syncv1.SubscribeRequest) error {
 	s.sending.Lock()
 	defer s.sending.Unlock()
-	if err := s.stream.Send(m); err != nil {
+	if err := s.stream.Send(m); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("send to control node: %w", err)
 	}
 	return nil
