@@ -13,9 +13,6 @@ import (
 	"bailiwick/shared/usage"
 )
 
-// interimEvery is how often a long answer writes a row.
-const interimEvery = 15 * time.Second
-
 // finish answers with what the walk brought.
 func (x *exchange) finish(res result) {
 	if res.resp != nil {
@@ -101,7 +98,7 @@ func (x *exchange) deliver(res *result) {
 			if (declared < 0 || x.relayed) && rc.Flush() != nil {
 				return
 			}
-			if time.Since(x.lastRow) >= interimEvery {
+			if time.Since(x.lastRow) >= x.p.cfg.InterimEvery {
 				x.interim()
 			}
 		}

@@ -59,7 +59,7 @@ func TestPath_AnswersAndCounts(t *testing.T) {
 		{"encoded twice", "GET", "/v1/%252e%252e/x", "", nil, 200, "", usage.OutcomeSuccess, 1}, // decodes to the text %2e, which no one decodes again
 		{"other encodings pass", "GET", "/v1/a%20b%C3%A9?q=%2F..", "", nil, 200, "", usage.OutcomeSuccess, 1},
 	} {
-		before := len(w.west.meter.rows)
+		before := w.west.meter.len()
 		a := w.send(c.method, c.path, c.body, c.header...)
 		if a.err != nil || a.status != c.status {
 			t.Errorf("%s: got %d %v %s, want %d", c.name, a.status, a.err, a.body, c.status)
@@ -81,7 +81,7 @@ func TestPath_AnswersAndCounts(t *testing.T) {
 				t.Errorf("%s: got served by %q as %s", c.name, a.served, a.header.Get("Content-Type"))
 			}
 		}
-		rows := w.west.meter.rows[before:]
+		rows := w.west.meter.since(before)
 		if c.outcome == 0 {
 			if len(rows) != 0 {
 				t.Errorf("%s: got rows %+v, want none", c.name, rows)
@@ -119,7 +119,7 @@ func TestPath_StripsWhatIsNotTheClients(t *testing.T) {
 	if a.status != 200 || a.served != "eu-west" {
 		t.Fatalf("got %d served by %q", a.status, a.served)
 	}
-	got := w.west.up.headers
+	got, uri := w.west.up.last()
 	for name, values := range got {
 		switch name {
 		case "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Request-Id", "Via", "X-Mine", "Cookie", "User-Agent", "Accept-Encoding":
@@ -130,16 +130,16 @@ func TestPath_StripsWhatIsNotTheClients(t *testing.T) {
 	if got.Get("X-Forwarded-For") != "127.0.0.1" || got.Get("X-Forwarded-Proto") != "http" || got.Get("X-Forwarded-Host") != "orders.test" || got.Get("X-Mine") != "kept" || got.Get("Via") != "1.1 bailiwick" {
 		t.Errorf("upstream got %v", got)
 	}
-	if w.west.up.uri != "/v1/a%20b?x=1&y=%2F" {
-		t.Errorf("upstream got %s", w.west.up.uri)
+	if uri != "/v1/a%20b?x=1&y=%2F" {
+		t.Errorf("upstream got %s", uri)
 	}
 	// A key in Authorization is ours; another scheme beside X-API-Key is the upstream's.
 	w.send("GET", "/v1/x", "", "X-Api-Key", "", "Authorization", "Bearer "+w.key)
-	if h := w.west.up.headers; h.Get("Authorization") != "" {
+	if h, _ := w.west.up.last(); h.Get("Authorization") != "" {
 		t.Error("the key went upstream")
 	}
 	w.send("GET", "/v1/x", "", "Authorization", "Basic dTpw")
-	if h := w.west.up.headers; h.Get("Authorization") != "Basic dTpw" || h.Get("X-Api-Key") != "" {
+	if h, _ := w.west.up.last(); h.Get("Authorization") != "Basic dTpw" || h.Get("X-Api-Key") != "" {
 		t.Errorf("upstream got %v", h)
 	}
 	// The same across a relay.
@@ -147,14 +147,14 @@ func TestPath_StripsWhatIsNotTheClients(t *testing.T) {
 	if a := w.send("GET", "/v1/a%20b?x=1", "", "Bailiwick-Home", "us", "X-Mine", "kept"); a.served != "eu-central" {
 		t.Fatalf("got %d by %q", a.status, a.served)
 	}
-	got = w.central.up.headers
+	got, uri = w.central.up.last()
 	for name := range got {
 		if strings.HasPrefix(name, "Bailiwick-") || name == "X-Api-Key" || name == "Authorization" {
 			t.Errorf("upstream abroad got %s", name)
 		}
 	}
-	if got.Get("X-Mine") != "kept" || got.Get("X-Forwarded-For") != "127.0.0.1" || w.central.up.uri != "/v1/a%20b?x=1" {
-		t.Errorf("upstream abroad got %s %v", w.central.up.uri, got)
+	if got.Get("X-Mine") != "kept" || got.Get("X-Forwarded-For") != "127.0.0.1" || uri != "/v1/a%20b?x=1" {
+		t.Errorf("upstream abroad got %s %v", uri, got)
 	}
 }
 
@@ -220,17 +220,14 @@ func TestPath_TheRowComesBeforeTheLastByte(t *testing.T) {
 		}},
 		{"no body", func(rw http.ResponseWriter, r *http.Request) { rw.WriteHeader(204) }},
 	} {
-		w.west.up.handle = c.handle
+		w.west.up.does(c.handle)
 		for range 20 {
-			before := len(w.west.meter.rows)
+			before := w.west.meter.len()
 			if a := w.send("GET", "/v1/x", ""); a.err != nil || a.status/100 != 2 {
 				t.Fatalf("%s: got %d %v", c.name, a.status, a.err)
 			}
 			// No waiting: the client has the whole answer, so the row must be there.
-			w.west.meter.mu.Lock()
-			n := len(w.west.meter.rows) - before
-			w.west.meter.mu.Unlock()
-			if n != 1 {
+			if n := w.west.meter.len() - before; n != 1 {
 				t.Fatalf("%s: answer complete with %d rows", c.name, n)
 			}
 		}
@@ -240,10 +237,10 @@ func TestPath_TheRowComesBeforeTheLastByte(t *testing.T) {
 	w.west.meter.err = errors.New("disk full")
 	w.west.meter.mu.Unlock()
 	for _, size := range []int{1, 300000} {
-		w.west.up.handle = func(rw http.ResponseWriter, r *http.Request) {
+		w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
 			rw.Header().Set("Content-Length", fmt.Sprint(size))
 			rw.Write(make([]byte, size))
-		}
+		})
 		if a := w.send("GET", "/v1/x", ""); a.err == nil && (a.status == 200 || !strings.Contains(a.body, gate.ReasonUsage)) {
 			t.Errorf("%d bytes uncounted: got %d and %d bytes, want an error", size, a.status, len(a.body))
 		}
@@ -267,6 +264,31 @@ func TestPath_ServesUnbilledWhereToldTo(t *testing.T) {
 	}
 }
 
+func TestPath_LongAnswersWriteInterimRows(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) { c.InterimEvery = 20 * time.Millisecond })
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		for range 10 {
+			rw.Write([]byte("0123456789"))
+			http.NewResponseController(rw).Flush()
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	if a := w.send("GET", "/v1/x", ""); a.status != 200 || len(a.body) != 100 {
+		t.Fatalf("got %d and %d bytes", a.status, len(a.body))
+	}
+	rows := w.west.meter.since(0)
+	var out, requests, units int64
+	for i, r := range rows {
+		out, requests, units = out+r.BytesOut, requests+r.Requests, units+r.Units
+		if r.RequestID != rows[0].RequestID || (r.Requests == 1) != (i == len(rows)-1) {
+			t.Errorf("row %d: got %+v", i, r)
+		}
+	}
+	if len(rows) < 3 || out != 100 || requests != 1 || units != 1 {
+		t.Errorf("got %d rows of %d bytes, %d requests, %d units; want some, 100, 1, 1", len(rows), out, requests, units)
+	}
+}
+
 func TestPath_HalfAnAnswerIsNoAnswer(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, relayed := range []bool{false, true} {
@@ -276,7 +298,7 @@ func TestPath_HalfAnAnswerIsNoAnswer(t *testing.T) {
 			up = w.central.up
 		}
 		for _, length := range []string{"20000", ""} {
-			up.handle = func(rw http.ResponseWriter, r *http.Request) {
+			up.does(func(rw http.ResponseWriter, r *http.Request) {
 				if length != "" {
 					rw.Header().Set("Content-Length", length)
 				}
@@ -284,7 +306,7 @@ func TestPath_HalfAnAnswerIsNoAnswer(t *testing.T) {
 				http.NewResponseController(rw).Flush()
 				time.Sleep(20 * time.Millisecond)
 				panic(http.ErrAbortHandler)
-			}
+			})
 			a := w.send("GET", "/v1/x", "")
 			if a.err == nil {
 				t.Errorf("relayed %v, length %q: got %d and %d bytes without error, want it broken off", relayed, length, a.status, len(a.body))
@@ -300,7 +322,7 @@ func TestPath_HalfAnAnswerIsNoAnswer(t *testing.T) {
 
 func TestPath_AClientThatLeavesIsCountedOnce(t *testing.T) {
 	w := newWorld(t, nil)
-	w.west.up.handle = func(rw http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, "GET", w.west.server.URL+"/v1/x", nil)
@@ -378,7 +400,7 @@ func TestPath_ProtocolsAgree(t *testing.T) {
 		{"too large", "POST", "/small/x", "orders.test", w.key, 0, 413},
 	} {
 		for name, rt := range clients {
-			before := len(w.west.meter.rows)
+			before := w.west.meter.len()
 			var body io.Reader
 			if c.method == "POST" {
 				body = strings.NewReader("twelve bytes")
@@ -398,7 +420,7 @@ func TestPath_ProtocolsAgree(t *testing.T) {
 			if resp.StatusCode != c.status {
 				t.Errorf("%s over %s: got %d, want %d", c.name, name, resp.StatusCode, c.status)
 			}
-			rows := w.west.meter.rows[before:]
+			rows := w.west.meter.since(before)
 			if want := map[bool]int{true: 1}[c.status == 200 || c.status == 413]; len(rows) != want {
 				t.Errorf("%s over %s: got %d rows, want %d", c.name, name, len(rows), want)
 			} else if want == 1 && c.status == 200 && (rows[0].Outcome != usage.OutcomeSuccess || rows[0].Customer != "acme" || c.method == "POST" && rows[0].BytesIn != 12) {

@@ -60,6 +60,7 @@ type Config struct {
 	MaxRequestBytes int64         // 0: 10 MiB, where the route does not say
 	Timeout         time.Duration // 0: 30 s to the headers of the answer, and between bytes after, where the route does not say
 	HedgeAfter      time.Duration // 0: 100 ms; a repeatable request waits at least so long before a second try beside the first
+	InterimEvery    time.Duration // 0: 15 s; how often a long answer writes a row
 	AltSvc          string        // of answers over TCP: where HTTP/3 is; "": none
 }
 
@@ -98,6 +99,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.HedgeAfter <= 0 {
 		cfg.HedgeAfter = 100 * time.Millisecond
+	}
+	if cfg.InterimEvery <= 0 {
+		cfg.InterimEvery = 15 * time.Second
 	}
 	p := &Proxy{cfg: cfg, start: time.Now(),
 		router: failover.NewRouter(cfg.Monitor, cfg.Grants, cfg.Region), local: failover.NewRouter(cfg.Monitor, nil, cfg.Region)}

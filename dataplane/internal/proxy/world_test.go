@@ -104,6 +104,20 @@ func (u *upstream) answer(status int) {
 	u.status = status
 }
 
+// does sets what answers from now on.
+func (u *upstream) does(h http.HandlerFunc) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.handle = h
+}
+
+// last is what came last.
+func (u *upstream) last() (http.Header, string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.headers, u.uri
+}
+
 func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	wait := func() bool {
 		u.mu.Lock()
@@ -200,6 +214,19 @@ func (m *meter) finals(t testing.TB) map[usage.Outcome]int {
 		out[r.Outcome]++
 	}
 	return out
+}
+
+// since are the rows from the n-th on.
+func (m *meter) since(n int) []usage.Row {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]usage.Row(nil), m.rows[n:]...)
+}
+
+func (m *meter) len() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.rows)
 }
 
 func (m *meter) last() usage.Row {

@@ -216,6 +216,14 @@ func (b *flightBody) Close() error {
 // it has returned, no byte of such a pair moves. Run calls it; whoever acknowledges a table calls it before.
 func (c *Client) Enforce() {
 	t := c.cfg.Tables.Load()
+	peers := map[sessionKey]bool{}
+	for _, grant := range c.cfg.Grants.Held() {
+		if c.cfg.Grants.Any(t, grant.To) {
+			for _, p := range grant.Peers {
+				peers[sessionKey{grant.To, p.Edge, p.Addr}] = true
+			}
+		}
+	}
 	var cut []*flight
 	var gone []*session
 	c.mu.Lock()
@@ -225,7 +233,7 @@ func (c *Client) Enforce() {
 		}
 	}
 	for key, s := range c.sessions {
-		if !c.cfg.Grants.Any(t, key.to) {
+		if !peers[key] { // no address and no session without a grant: nothing to get wrong in a retry
 			delete(c.sessions, key)
 			gone = append(gone, s)
 		}
