@@ -204,15 +204,6 @@ func (g *Grants) Held() []*Grant {
 	return out
 }
 
-// Remaining is how long a grant lasts from now, 0 if it is over.
-func (g *Grants) Remaining(x *Grant) time.Duration {
-	ttl := x.TTL
-	if g.away.Load() {
-		ttl = x.OfflineTTL
-	}
-	return max(0, ttl-time.Since(x.asked))
-}
-
 // outbound names the pairs this edge could use: a change of it is a reason to ask at once.
 func (g *Grants) outbound(t *policy.Table) string {
 	seen := map[string]bool{}

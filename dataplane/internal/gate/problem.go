@@ -5,35 +5,33 @@ import "encoding/json"
 // Reasons an edge refuses or fails a request for. They are interface: programs match on them, so none ever
 // changes. The problem type is TypePrefix + reason.
 const (
-	ReasonBadRequest     = "bad-request"
-	ReasonPathAmbiguous  = "path-ambiguous"    // two parsers could read the path as two paths
-	ReasonMethod         = "method-refused"    // CONNECT, TRACE and what is no token
-	ReasonUpgrade        = "upgrade-refused"   // protocols this edge does not switch to
-	ReasonSNI            = "sni-mismatch"      // TLS was set up for another host
-	ReasonHostUnknown    = "host-unknown"      //
-	ReasonHostForeign    = "host-foreign"      // the host belongs to another zone
-	ReasonNotHome        = "region-not-home"   // the API is not deployed in this region
-	ReasonRouteUnknown   = "route-unknown"     //
-	ReasonMethodUnknown  = "method-not-routed" // the path has routes, none with this method
-	ReasonKeyMissing     = "key-missing"
-	ReasonKeyInvalid     = "key-invalid"   // malformed, unknown, revoked or wrong: on purpose not told apart
-	ReasonKeyConflict    = "key-conflict"  // more than one key, or one twice
-	ReasonKeyForeign     = "key-foreign"   // the key belongs to another zone
-	ReasonKeySuspended   = "key-suspended" //
-	ReasonKeyStale       = "key-stale"     // the edge has not heard from its control plane for longer than the plan allows
-	ReasonNotEntitled    = "not-entitled"  // the plan does not include the API
-	ReasonRateExceeded   = "rate-exceeded"
-	ReasonBodyTooLarge   = "body-too-large"
-	ReasonBodyBroken     = "body-broken" // the client's body ended early
-	ReasonNotReady       = "not-ready"   // the edge has no table yet
-	ReasonUsage          = "usage-unavailable"
-	ReasonNoRegion       = "no-compatible-region" // no permitted region is healthy
-	ReasonUpstream       = "upstream-failed"
-	ReasonUpstreamLate   = "upstream-timeout"
-	ReasonRetriesSpent   = "retry-budget-spent"
-	ReasonResidency      = "residency" // a relay that some rule forbids
-	ReasonUpstreamDown   = "upstream-down"
-	ReasonHeadersTooLong = "headers-too-large"
+	ReasonBadRequest    = "bad-request"
+	ReasonPathAmbiguous = "path-ambiguous"    // two parsers could read the path as two paths
+	ReasonMethod        = "method-refused"    // CONNECT, TRACE and what is no token
+	ReasonUpgrade       = "upgrade-refused"   // protocols this edge does not switch to
+	ReasonSNI           = "sni-mismatch"      // TLS was set up for another host
+	ReasonHostUnknown   = "host-unknown"      //
+	ReasonHostForeign   = "host-foreign"      // the host belongs to another zone
+	ReasonNotHome       = "region-not-home"   // the API is not deployed in this region
+	ReasonRouteUnknown  = "route-unknown"     //
+	ReasonMethodUnknown = "method-not-routed" // the path has routes, none with this method
+	ReasonKeyMissing    = "key-missing"
+	ReasonKeyInvalid    = "key-invalid"   // malformed, unknown, revoked or wrong: on purpose not told apart
+	ReasonKeyConflict   = "key-conflict"  // more than one key, or one twice
+	ReasonKeyForeign    = "key-foreign"   // the key belongs to another zone
+	ReasonKeySuspended  = "key-suspended" //
+	ReasonKeyStale      = "key-stale"     // the edge has not heard from its control plane for longer than the plan allows
+	ReasonNotEntitled   = "not-entitled"  // the plan does not include the API
+	ReasonRateExceeded  = "rate-exceeded"
+	ReasonBodyTooLarge  = "body-too-large"
+	ReasonBodyBroken    = "body-broken" // the client's body ended early
+	ReasonNotReady      = "not-ready"   // the edge has no table yet
+	ReasonUsage         = "usage-unavailable"
+	ReasonNoRegion      = "no-compatible-region" // no permitted region is healthy
+	ReasonUpstream      = "upstream-failed"
+	ReasonUpstreamLate  = "upstream-timeout"
+	ReasonRetriesSpent  = "retry-budget-spent"
+	ReasonResidency     = "residency" // a relay that some rule forbids
 )
 
 // TypePrefix begins every problem type: a name, not an address, so that it stays true wherever the
@@ -50,35 +48,33 @@ type Problem struct {
 }
 
 var titles = map[string]string{
-	ReasonBadRequest:     "The request is malformed",
-	ReasonPathAmbiguous:  "The path is ambiguous",
-	ReasonMethod:         "The method is not served",
-	ReasonUpgrade:        "The protocol upgrade is not served",
-	ReasonSNI:            "The connection was made for another host",
-	ReasonHostUnknown:    "No API at this host",
-	ReasonHostForeign:    "The host belongs to another zone",
-	ReasonNotHome:        "The API is not deployed in this region",
-	ReasonRouteUnknown:   "No route at this path",
-	ReasonMethodUnknown:  "The route does not take this method",
-	ReasonKeyMissing:     "An API key is needed",
-	ReasonKeyInvalid:     "The API key is not valid",
-	ReasonKeyConflict:    "More than one API key was sent",
-	ReasonKeyForeign:     "The API key belongs to another zone",
-	ReasonKeySuspended:   "The API key is suspended",
-	ReasonKeyStale:       "The API key cannot be confirmed",
-	ReasonNotEntitled:    "The plan does not include this API",
-	ReasonRateExceeded:   "The plan's rate limit is exceeded",
-	ReasonBodyTooLarge:   "The request body is too large",
-	ReasonBodyBroken:     "The request body ended early",
-	ReasonNotReady:       "The edge is not ready",
-	ReasonUsage:          "Usage cannot be recorded",
-	ReasonNoRegion:       "No compatible region is healthy",
-	ReasonUpstream:       "The upstream failed",
-	ReasonUpstreamLate:   "The upstream did not answer in time",
-	ReasonRetriesSpent:   "Too many requests are being retried",
-	ReasonResidency:      "The residency policy forbids this relay",
-	ReasonUpstreamDown:   "The upstream is down",
-	ReasonHeadersTooLong: "The request headers are too large",
+	ReasonBadRequest:    "The request is malformed",
+	ReasonPathAmbiguous: "The path is ambiguous",
+	ReasonMethod:        "The method is not served",
+	ReasonUpgrade:       "The protocol upgrade is not served",
+	ReasonSNI:           "The connection was made for another host",
+	ReasonHostUnknown:   "No API at this host",
+	ReasonHostForeign:   "The host belongs to another zone",
+	ReasonNotHome:       "The API is not deployed in this region",
+	ReasonRouteUnknown:  "No route at this path",
+	ReasonMethodUnknown: "The route does not take this method",
+	ReasonKeyMissing:    "An API key is needed",
+	ReasonKeyInvalid:    "The API key is not valid",
+	ReasonKeyConflict:   "More than one API key was sent",
+	ReasonKeyForeign:    "The API key belongs to another zone",
+	ReasonKeySuspended:  "The API key is suspended",
+	ReasonKeyStale:      "The API key cannot be confirmed",
+	ReasonNotEntitled:   "The plan does not include this API",
+	ReasonRateExceeded:  "The plan's rate limit is exceeded",
+	ReasonBodyTooLarge:  "The request body is too large",
+	ReasonBodyBroken:    "The request body ended early",
+	ReasonNotReady:      "The edge is not ready",
+	ReasonUsage:         "Usage cannot be recorded",
+	ReasonNoRegion:      "No compatible region is healthy",
+	ReasonUpstream:      "The upstream failed",
+	ReasonUpstreamLate:  "The upstream did not answer in time",
+	ReasonRetriesSpent:  "Too many requests are being retried",
+	ReasonResidency:     "The residency policy forbids this relay",
 }
 
 // NewProblem is a problem with the title of its reason.

@@ -203,11 +203,9 @@ func newBorder(t testing.TB) *border {
 	wg.Go(func() { grants.Run(ctx) })
 	wg.Go(func() { b.client.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	eventually(t, 5*time.Second, "first grants", func() bool { return len(grants.Held()) > 0 || b.grantsRefused() })
+	eventually(t, 5*time.Second, "first grants", func() bool { return len(grants.Held()) > 0 })
 	return b
 }
-
-func (b *border) grantsRefused() bool { return false }
 
 func (b *border) do(ctx context.Context, body io.Reader) (*http.Response, error) {
 	length := int64(0)
@@ -296,8 +294,7 @@ func (b *border) raw(t *testing.T, who *identity.Source, header http.Header) (*h
 	p.SetHTTP2(true)
 	tr := &http.Transport{Protocols: &p, TLSClientConfig: who.ClientTLS([]string{"h2"}, nil)}
 	defer tr.CloseIdleConnections()
-	read := &readNoted{r: strings.NewReader("secret")}
-	req, err := http.NewRequest("POST", "https://"+b.addr+"/v1/x", read)
+	req, err := http.NewRequest("POST", "https://"+b.addr+"/v1/x", strings.NewReader("secret"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,10 +302,6 @@ func (b *border) raw(t *testing.T, who *identity.Source, header http.Header) (*h
 	req.Header = header
 	return tr.RoundTrip(req)
 }
-
-type readNoted struct{ r io.Reader }
-
-func (r *readNoted) Read(p []byte) (int, error) { return r.r.Read(p) }
 
 func TestServer_RefusesAtItsEnd(t *testing.T) {
 	b := newBorder(t)
