@@ -1,0 +1,345 @@
+// Package ship owns the carrying of sealed usage from the spool to the zone
+// ledger: over QUIC, or over a Connect stream where UDP is blocked.
+//
+// It never discards: a block is let go only by an acknowledgement whose hash is
+// the block's own, and what the ledger refuses stays in the spool, loudly. It
+// keeps nothing on disk; after a crash the ledger's watermark says where to go
+// on, and repeats are harmless. Run runs once; the other methods may be called
+// at any time.
+package ship
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"sync"
+	"time"
+
+	"bailiwick/dataplane/internal/spool"
+)
+
+// ALPN names the protocol on QUIC.
+const ALPN = "bailiwick-usage/1"
+
+// Reasons of refusals, as in usage.v1 Refusal.
+const (
+	ReasonWrongChain  = "WRONG_CHAIN"
+	ReasonGap         = "GAP"
+	ReasonForeign     = "FOREIGN_CUSTOMER"
+	ReasonWithdrawn   = "WITHDRAWN"
+	ReasonMalformed   = "MALFORMED"
+	ReasonFork        = "FORK"
+	ReasonEpochClosed = "EPOCH_CLOSED"
+)
+
+// Config describes a Shipper. Zero values mean the default in the comment.
+type Config struct {
+	Spool *spool.Spool    // required
+	Addrs func() []string // required: peer addresses of the zone's control nodes, host:port
+
+	QUICTLS    func() *tls.Config // required: asked before each dial, so that a renewed certificate is used
+	HTTPClient *http.Client       // required: HTTP/2 over mutual TLS, for the fallback; without a Timeout
+
+	Patience     time.Duration // to connect, and to be answered; 0: 3 s
+	Heartbeat    time.Duration // how often the ledger hears how far usage is sealed; 0: 1 s
+	RetryQUIC    time.Duration // while on the fallback; 0: 30 s
+	RetryRefused time.Duration // an epoch the ledger refused is offered again; 0: 10 min
+	Backoff      time.Duration // the first one; it doubles up to 5 s; 0: 200 ms
+	Window       int           // blocks on their way; 0: 32
+	WindowBytes  int           // 0: 8 MiB
+
+	Logger *slog.Logger // nil: none
+}
+
+// Validate says what is missing.
+func (c Config) Validate() error {
+	switch {
+	case c.Spool == nil || c.Addrs == nil || c.QUICTLS == nil || c.HTTPClient == nil:
+		return errors.New("ship config: Spool, Addrs, QUICTLS and HTTPClient are required")
+	case c.Patience < 0 || c.Heartbeat < 0 || c.RetryQUIC < 0 || c.RetryRefused < 0 || c.Backoff < 0 || c.Window < 0 || c.WindowBytes < 0:
+		return errors.New("ship config: a duration or limit is negative")
+	}
+	return nil
+}
+
+func (c Config) withDefaults() Config {
+	c.Patience = or(c.Patience, 3*time.Second)
+	c.Heartbeat = or(c.Heartbeat, time.Second)
+	c.RetryQUIC = or(c.RetryQUIC, 30*time.Second)
+	c.RetryRefused = or(c.RetryRefused, 10*time.Minute)
+	c.Backoff = or(c.Backoff, 200*time.Millisecond)
+	c.Window = or(c.Window, 32)
+	c.WindowBytes = or(c.WindowBytes, 8<<20)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func or[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// Refusal is why an epoch is not shipped.
+type Refusal struct {
+	Epoch, Seq     uint64
+	Reason, Detail string
+	At             time.Time
+}
+
+// Stats are counters since New and the state now.
+type Stats struct {
+	Transport string // "quic" or "connect"; "" while there is no session that was answered
+	Addr      string
+	Err       string    // why there is none, or why the last one ended; "" while all is well
+	Withdrawn bool      // the ledger said that this edge may not bring usage: shipping has stopped
+	Refused   []Refusal // epochs that are not shipped
+
+	Sessions     int64 // answered ones
+	BlocksSent   int64
+	BytesSent    int64 // payloads
+	BlocksResent int64 // sent more than once by this process
+	Acks         int64
+	Refusals     int64
+	LastAck      time.Time
+}
+
+// Shipper carries blocks. New makes one.
+type Shipper struct {
+	cfg Config
+
+	mu      sync.Mutex // covers what follows
+	stats   Stats
+	refused map[uint64]refused
+
+	next    int               // index of the address to try; Run's
+	highest map[uint64]uint64 // per epoch, the last number sent; Run's
+}
+
+type refused struct {
+	Refusal
+	retry time.Time // zero: never, this process
+	hold  bool      // newer epochs wait for it: see session.pump
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Shipper, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Shipper{cfg: cfg.withDefaults(), refused: map[uint64]refused{}, highest: map[uint64]uint64{}}, nil
+}
+
+// Stats may be called at any time.
+func (s *Shipper) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.stats
+	for _, r := range s.refused {
+		out.Refused = append(out.Refused, r.Refusal)
+	}
+	return out
+}
+
+// Err says why usage does not reach the ledger as it should; nil: it does.
+func (s *Shipper) Err() error {
+	st := s.Stats()
+	switch {
+	case st.Withdrawn:
+		return errWithdrawn
+	case len(st.Refused) > 0:
+		r := st.Refused[0]
+		return fmt.Errorf("the ledger refuses usage block %d/%d: %s: %s", r.Epoch, r.Seq, r.Reason, r.Detail)
+	case st.Err != "":
+		return errors.New(st.Err)
+	}
+	return nil
+}
+
+var (
+	errWithdrawn = errors.New("the ledger takes no usage from this edge: it is withdrawn")
+	errStalled   = errors.New("the ledger does not answer")
+	errNoAddress = errors.New("no control node's address is known")
+)
+
+// Run ships until ctx ends. It returns nil.
+func (s *Shipper) Run(ctx context.Context) error {
+	quicFailed, attempt := 0, 0
+	for ctx.Err() == nil && !s.withdrawn() {
+		answered := false
+		if quicFailed < 2 {
+			if answered = s.round(ctx, s.dialQUIC); answered {
+				quicFailed = 0
+			} else if quicFailed++; quicFailed == 2 {
+				s.cfg.Logger.Warn("usage goes over the Connect stream: QUIC does not get through", "error", s.Stats().Err)
+			}
+		} else {
+			var quic bool
+			if answered, quic = s.fallback(ctx); quic {
+				quicFailed = 0
+			}
+		}
+		if answered {
+			attempt = 0
+		}
+		s.pause(ctx, attempt)
+		attempt++
+	}
+	<-ctx.Done() // withdrawn: stopped for good, and that is not a reason to end the edge
+	return nil
+}
+
+// pause waits with full jitter over the upper half.
+func (s *Shipper) pause(ctx context.Context, attempt int) {
+	d := min(s.cfg.Backoff<<min(attempt, 10), 5*time.Second)
+	d = d/2 + rand.N(d/2+1)
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// round tries the addresses in turn until one session was answered and ended,
+// or all failed.
+func (s *Shipper) round(ctx context.Context, dial func(context.Context, string) (link, error)) (answered bool) {
+	addrs := s.cfg.Addrs()
+	if len(addrs) == 0 {
+		s.fail("", errNoAddress)
+	}
+	for range addrs {
+		if ctx.Err() != nil || s.withdrawn() {
+			return false
+		}
+		addr := addrs[s.next%len(addrs)]
+		l, err := dial(ctx, addr)
+		if err == nil {
+			answered, err = s.session(ctx, addr, l)
+		}
+		if ctx.Err() != nil {
+			return answered
+		}
+		s.next++ // whatever ended it, the next node may do better
+		s.fail(addr, err)
+		if answered {
+			return true
+		}
+	}
+	return false
+}
+
+// fallback is one round over Connect, while QUIC is tried beside it. The QUIC
+// connection that comes through takes over.
+func (s *Shipper) fallback(ctx context.Context) (answered, quic bool) {
+	type found struct {
+		addr string
+		link link
+	}
+	cctx, cancel := context.WithCancel(ctx)
+	took := make(chan found, 1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(s.cfg.RetryQUIC)
+		defer t.Stop()
+		for {
+			select {
+			case <-cctx.Done():
+				return
+			case <-t.C:
+			}
+			for _, addr := range s.cfg.Addrs() {
+				if l, err := s.dialQUIC(cctx, addr); err == nil {
+					took <- found{addr, l}
+					cancel()
+					return
+				}
+			}
+		}
+	})
+	answered = s.round(cctx, s.dialConnect)
+	cancel()
+	wg.Wait()
+	select {
+	case f := <-took:
+		s.cfg.Logger.Info("usage goes over QUIC again", "addr", f.addr)
+		ok, err := s.session(ctx, f.addr, f.link)
+		if ctx.Err() == nil {
+			s.fail(f.addr, err)
+		}
+		return answered || ok, ok
+	default:
+	}
+	if !answered && ctx.Err() == nil { // neither: perhaps the nodes were away, and UDP is fine
+		ok := s.round(ctx, s.dialQUIC)
+		return ok, ok
+	}
+	return answered, false
+}
+
+func (s *Shipper) withdrawn() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stats.Withdrawn
+}
+
+// fail records why a session is over, and logs it when it is news.
+func (s *Shipper) fail(addr string, err error) {
+	if err == nil {
+		err = errors.New("the ledger ended the session")
+	}
+	text := err.Error()
+	s.mu.Lock()
+	news := s.stats.Err != text
+	s.stats.Err, s.stats.Transport, s.stats.Addr = text, "", ""
+	s.mu.Unlock()
+	if news {
+		s.cfg.Logger.Warn("usage session", "addr", addr, "error", err)
+	}
+}
+
+// refuse parks an epoch.
+func (s *Shipper) refuse(r Refusal, hold, final bool) {
+	r.At = time.Now()
+	e := refused{Refusal: r, hold: hold}
+	if !final {
+		e.retry = r.At.Add(s.cfg.RetryRefused)
+	}
+	s.cfg.Spool.Park(r.Epoch, true)
+	s.mu.Lock()
+	s.refused[r.Epoch] = e
+	s.mu.Unlock()
+	s.cfg.Logger.Error("the ledger refuses usage: it stays in the spool, unbilled, until somebody looks", "epoch", r.Epoch, "seq", r.Seq, "reason", r.Reason, "detail", r.Detail)
+}
+
+// standing is the refusal that an epoch is under, if it is not time to try again.
+func (s *Shipper) standing(epoch uint64) (refused, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.refused[epoch]
+	return r, ok && (r.retry.IsZero() || time.Now().Before(r.retry))
+}
+
+// pardon lifts a refusal after the ledger has taken a block of the epoch.
+func (s *Shipper) pardon(epoch uint64) {
+	s.mu.Lock()
+	_, was := s.refused[epoch]
+	delete(s.refused, epoch)
+	s.mu.Unlock()
+	if was {
+		s.cfg.Spool.Park(epoch, false)
+		s.cfg.Logger.Info("the ledger takes the epoch again", "epoch", epoch)
+	}
+}
+
+func (s *Shipper) count(f func(*Stats)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(&s.stats)
+}
