@@ -1,5 +1,10 @@
 package spool
 
+import (
+	"encoding/binary"
+	"hash/crc32"
+)
+
 // What Run does, one step at a time, so that tests need no clock.
 
 func (s *Spool) Seal() error        { return s.seal() }
@@ -15,4 +20,10 @@ func (s *Spool) RowEnd() (string, int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.cur.path, s.rowsEnd.off()
+}
+
+// SumHeader makes a changed header check out.
+func SumHeader(b []byte) []byte {
+	binary.LittleEndian.PutUint32(b[124:], crc32.Checksum(b[:124], castagnoli))
+	return b
 }

@@ -19,11 +19,8 @@ import (
 // finishEpoch makes the rows that the process before left behind its last seal
 // into the last blocks of its epoch.
 func (s *Spool) finishEpoch() error {
-	if s.st.epoch == 0 || s.st.final {
-		return nil
-	}
 	found, err := s.segmentsOf(s.st.epoch)
-	if err != nil {
+	if err != nil || s.st.epoch == 0 || s.st.final {
 		return err
 	}
 	from := max(s.st.covered, pos(1<<32|segmentHeader))

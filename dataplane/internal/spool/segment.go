@@ -102,34 +102,37 @@ func (g *segment) putHeader(program string) {
 }
 
 // createSegment makes an empty segment, durable under its name or not there.
-func createSegment(dir string, epoch, no uint64, size int, boot [16]byte, program string) (g *segment, err error) {
-	g = &segment{no: no, epoch: epoch, boot: boot, path: filepath.Join(dir, segmentName(epoch, no))}
+func createSegment(dir string, epoch, no uint64, size int, boot [16]byte, program string) (*segment, error) {
+	g := &segment{no: no, epoch: epoch, boot: boot, path: filepath.Join(dir, segmentName(epoch, no))}
 	tmp := g.path + ".tmp"
-	if g.f, err = os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, durable.FilePerm); err != nil {
+	if err := g.create(tmp, size, program); err != nil {
+		g.close()
+		os.Remove(tmp) // best effort: a leftover is removed by the next Open
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			g.close()
-			os.Remove(tmp)
-		}
-	}()
-	if err = reserveBlocks(g.f, int64(size)); err != nil {
-		return nil, fmt.Errorf("allocate %d bytes for %s: %w", size, g.path, err)
+	return g, nil
+}
+
+func (g *segment) create(tmp string, size int, program string) (err error) {
+	if g.f, err = os.OpenFile(tmp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, durable.FilePerm); err != nil {
+		return err
+	}
+	if err := reserveBlocks(g.f, int64(size)); err != nil {
+		return fmt.Errorf("allocate %d bytes for %s: %w", size, g.path, err)
 	}
 	if g.data, err = unix.Mmap(int(g.f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
-		return nil, fmt.Errorf("map %s: %w", g.path, err)
+		return fmt.Errorf("map %s: %w", g.path, err)
 	}
-	if err = guarded(func() error { g.putHeader(program); return nil }); err != nil {
-		return nil, err
+	if err := guarded(func() error { g.putHeader(program); return nil }); err != nil {
+		return err
 	}
-	if err = g.f.Sync(); err != nil {
-		return nil, fmt.Errorf("sync %s: %w", g.path, err)
+	if err := g.f.Sync(); err != nil {
+		return fmt.Errorf("sync %s: %w", g.path, err)
 	}
-	if err = os.Rename(tmp, g.path); err != nil {
-		return nil, err
+	if err := os.Rename(tmp, g.path); err != nil {
+		return err
 	}
-	return g, durable.OS().SyncDir(dir)
+	return durable.OS().SyncDir(filepath.Dir(g.path))
 }
 
 // readSegment reads a segment of a process before into memory: a file that was
