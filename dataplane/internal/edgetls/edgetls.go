@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/certmagic"
+	"github.com/mholt/acmez/v3"
+	"github.com/mholt/acmez/v3/acme"
 	"go.uber.org/zap"
 
 	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
@@ -48,8 +51,8 @@ type ACME struct {
 	Directory string // URL of the directory; "" keeps the installation's authority
 	Email     string
 	RootsPEM  []byte // trusted for the directory; empty is the system's
-	HTTPPort  int    // port of this edge that port 80 leads to; zero is 80
-	TLSPort   int    // port of this edge that port 443 leads to; zero is 443
+	HTTPPort  int    // port of this edge that port 80 leads to; zero keeps HTTP-01 off
+	TLSPort   int    // port of this edge that port 443 leads to; zero keeps TLS-ALPN-01 off
 }
 
 // Config describes the certificates of an edge.
@@ -78,6 +81,8 @@ func (c Config) Validate() error {
 		return errors.New("edgetls: Shelf is required")
 	case c.Issuer == nil && c.ACME.Directory == "":
 		return errors.New("edgetls: Issuer or ACME is required")
+	case c.ACME.Directory != "" && c.ACME.HTTPPort == 0 && c.ACME.TLSPort == 0:
+		return errors.New("edgetls: ACME needs HTTPPort or TLSPort: no challenge could be answered")
 	}
 	return nil
 }
@@ -88,7 +93,9 @@ type Manager struct {
 	log   *slog.Logger
 	cache *certmagic.Cache
 	magic *certmagic.Config
+	first *certmagic.Config     // magic as it is for the first certificate of a host: see silent
 	acme  *certmagic.ACMEIssuer // nil with the installation's authority
+	stop  net.Listener          // nil without acme: see doorstop
 	shelf *shelf
 
 	hosts   atomic.Pointer[map[string]bool] // wanted; never changed in place
@@ -144,29 +151,74 @@ func New(cfg Config) (*Manager, error) {
 		Logger:             zlog,
 	})
 	m.magic = certmagic.New(m.cache, tmpl)
+	m.first = m.magic
 	if cfg.ACME.Directory != "" {
-		if m.acme, err = newACME(m.magic, cfg.ACME, zlog); err != nil {
+		if err = m.useACME(zlog); err != nil {
 			m.cache.Stop()
 			return nil, err
 		}
 		m.magic.Issuers = []certmagic.Issuer{m.acme}
+		m.first = certmagic.New(m.cache, tmpl)
+		m.first.Issuers = []certmagic.Issuer{silent{m.acme}}
 	}
 	return m, nil
 }
 
-func newACME(magic *certmagic.Config, cfg ACME, log *zap.Logger) (*certmagic.ACMEIssuer, error) {
+// useACME makes the public authority. Its challenges are answered by the edge's
+// own doors, through TLSConfig and HTTPHandler. certmagic would open a door
+// itself wherever it finds none: on every address, though the edge was told to
+// listen on one, or after the edge has shut its doors. It lets be what somebody
+// listens on already: so it is shown a doorstop, a port of loopback that
+// nothing is ever said on.
+func (m *Manager) useACME(log *zap.Logger) error {
+	cfg := m.cfg.ACME
 	tmpl := certmagic.ACMEIssuer{
-		CA: cfg.Directory, TestCA: cfg.Directory, Email: cfg.Email, Agreed: true,
-		AltHTTPPort: cfg.HTTPPort, AltTLSALPNPort: cfg.TLSPort, Logger: log,
+		CA: cfg.Directory, Email: cfg.Email, Agreed: true, Logger: log,
+		DisableHTTPChallenge: cfg.HTTPPort == 0, DisableTLSALPNChallenge: cfg.TLSPort == 0,
 	}
 	if len(cfg.RootsPEM) > 0 {
 		roots, _, err := identity.ParseRoots(cfg.RootsPEM)
 		if err != nil {
-			return nil, fmt.Errorf("edgetls: roots of the ACME directory: %w", err)
+			return fmt.Errorf("edgetls: roots of the ACME directory: %w", err)
 		}
 		tmpl.TrustedRoots = roots
 	}
-	return certmagic.NewACMEIssuer(magic, tmpl), nil
+	stop, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("edgetls: listen on the doorstop: %w", err)
+	}
+	m.stop = stop
+	tmpl.ListenHost = "127.0.0.1"
+	tmpl.AltHTTPPort = stop.Addr().(*net.TCPAddr).Port
+	tmpl.AltTLSALPNPort = tmpl.AltHTTPPort
+	m.acme = certmagic.NewACMEIssuer(m.magic, tmpl)
+	// A second directory to practise on would never be told that an order
+	// replaces a certificate, which authorities exempt from their limits.
+	m.acme.TestCA = ""
+	return nil
+}
+
+// silent keeps certmagic from asking for an e-mail address on the terminal, as
+// it does where an attempt is waited for and none is configured. Renewal by the
+// cache's maintenance never asks, and needs the issuer's own type: only then is
+// an order said to replace a certificate.
+type silent struct{ *certmagic.ACMEIssuer }
+
+func (s silent) PreCheck(ctx context.Context, names []string, _ bool) error {
+	return s.ACMEIssuer.PreCheck(ctx, names, false)
+}
+
+// doorstop takes certmagic's knocks until it is shut.
+func (m *Manager) doorstop() {
+	for {
+		c, err := m.stop.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			c.Close()
+		}
+	}
 }
 
 // caIssuer is the installation's authority as certmagic sees it.
@@ -219,6 +271,11 @@ const (
 	lastRetry   = 30 * time.Second
 	obtainLimit = 2 * time.Minute // of one attempt, waiting for another edge's included
 	atOnce      = 8
+
+	// A public authority that has refused counts the next attempt against the
+	// host: a few an hour, then none. In between the shelf is still looked at.
+	firstRefused = time.Minute
+	lastRefused  = time.Hour
 )
 
 // Run obtains and renews until ctx ends; then it returns nil.
@@ -227,7 +284,12 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer m.cache.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	slots := make(chan struct{}, atOnce)
+	if m.stop != nil {
+		wg.Go(m.doorstop)
+		defer m.stop.Close()
+	}
+	// Orders may hang on an authority; what is on the disk does not wait for them.
+	loads, orders := make(chan struct{}, atOnce), make(chan struct{}, atOnce)
 	busy := map[string]bool{}
 	done := make(chan string)
 	for {
@@ -235,7 +297,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			if !busy[h] && !m.have(h) {
 				busy[h] = true
 				wg.Go(func() {
-					m.obtain(ctx, h, slots)
+					m.obtain(ctx, h, loads, orders)
 					select {
 					case done <- h:
 					case <-ctx.Done():
@@ -254,18 +316,15 @@ func (m *Manager) Run(ctx context.Context) error {
 }
 
 // obtain tries until the host has a certificate or is no longer wanted.
-func (m *Manager) obtain(ctx context.Context, host string, slots chan struct{}) {
-	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return
+func (m *Manager) obtain(ctx context.Context, host string, loads, orders chan struct{}) {
+	var wait, refused time.Duration
+	var orderAt time.Time
+	for {
+		err := m.within(ctx, loads, func(ctx context.Context) error { return m.load(ctx, host) })
+		if err != nil && !time.Now().Before(orderAt) {
+			err = m.within(ctx, orders, func(ctx context.Context) error { return m.first.ManageSync(ctx, []string{host}) })
 		}
-		once, cancel := context.WithTimeout(ctx, obtainLimit)
-		err := m.magic.ManageSync(once, []string{host})
-		cancel()
-		<-slots
-		if !(*m.hosts.Load())[host] {
+		if !m.wanted(host) {
 			m.cache.RemoveManaged([]certmagic.SubjectIssuer{{Subject: host}})
 			return
 		}
@@ -278,17 +337,51 @@ func (m *Manager) obtain(ctx context.Context, host string, slots chan struct{}) 
 		if ctx.Err() != nil {
 			return
 		}
-		m.log.Warn("host has no certificate yet", "host", host, "error", err, "retry_in", wait)
+		wait = min(max(2*wait, firstRetry), lastRetry)
+		if p := (acme.Problem{}); errors.As(err, &p) {
+			refused = min(max(2*refused, firstRefused), lastRefused)
+			orderAt = time.Now().Add(refused/2 + rand.N(refused))
+			m.log.Warn("the authority refuses a certificate", "host", host, "error", err, "next_order", orderAt)
+		} else if time.Now().After(orderAt) {
+			m.log.Warn("host has no certificate yet", "host", host, "error", err, "retry_in", wait)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait/2 + rand.N(wait)):
 		}
-		if !(*m.hosts.Load())[host] {
+		if !m.wanted(host) {
 			return
 		}
 	}
 }
+
+// within runs f when there is a slot, and not for long.
+func (m *Manager) within(ctx context.Context, slots chan struct{}, f func(context.Context) error) error {
+	select {
+	case slots <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-slots }()
+	ctx, cancel := context.WithTimeout(ctx, obtainLimit)
+	defer cancel()
+	return f(ctx)
+}
+
+// load serves what the disk or the shelf has, asking no authority: ManageSync
+// would ask first when to renew, and wait for an answer before the next host.
+// What is only due for renewal is left to the cache's maintenance.
+func (m *Manager) load(ctx context.Context, host string) error {
+	cert, err := m.magic.CacheManagedCertificate(ctx, host)
+	if err == nil && cert.Expired() {
+		m.cache.RemoveManaged([]certmagic.SubjectIssuer{{Subject: host}}) // ManageSync renews only what is not served yet
+		return fmt.Errorf("the certificate of %s has expired", host)
+	}
+	return err
+}
+
+func (m *Manager) wanted(host string) bool { return (*m.hosts.Load())[strings.ToLower(host)] }
 
 func (m *Manager) have(host string) bool { return !m.notAfter(host).IsZero() }
 
@@ -325,19 +418,30 @@ func (m *Manager) Missing() []string {
 	return missing
 }
 
-// HTTPHandler answers ACME's HTTP-01 challenges and hands all else to next.
+// HTTPHandler answers ACME's HTTP-01 challenges, whichever edge of the zone has
+// ordered, and hands all else to next.
 func (m *Manager) HTTPHandler(next http.Handler) http.Handler {
-	if m.acme == nil {
+	if m.acme == nil || m.acme.DisableHTTPChallenge {
 		return next
 	}
-	return m.acme.HTTPChallengeHandler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		// To look a token up is to ask a control node: a stranger does not get
+		// that far by inventing hosts.
+		if !m.wanted(host) || !m.acme.HandleHTTPChallenge(w, r) {
+			next.ServeHTTP(w, r)
+		}
+	})
 }
 
-// TLSConfig is for TCP: HTTP/2 and HTTP/1.1.
+// TLSConfig is for TCP: HTTP/2, HTTP/1.1 and ACME's TLS-ALPN-01 challenges.
 func (m *Manager) TLSConfig() *tls.Config {
 	c := m.config(tls.VersionTLS12, "h2", "http/1.1")
-	if m.acme != nil {
-		c.NextProtos = append(c.NextProtos, "acme-tls/1")
+	if m.acme != nil && !m.acme.DisableTLSALPNChallenge {
+		c.NextProtos = append(c.NextProtos, acmez.ACMETLS1Protocol)
 	}
 	return c
 }
@@ -356,7 +460,7 @@ func (m *Manager) config(min uint16, protos ...string) *tls.Config {
 // neither certificate nor error, which crypto/tls turns into the alert
 // unrecognized_name; certmagic's own error would become internal_error.
 func (m *Manager) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	if !(*m.hosts.Load())[strings.ToLower(hello.ServerName)] {
+	if !m.wanted(hello.ServerName) {
 		return nil, nil
 	}
 	return m.magic.GetCertificate(hello)

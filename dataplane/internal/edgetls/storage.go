@@ -269,6 +269,7 @@ type local struct {
 	fs  durable.FS
 	dir string
 	box box
+	mu  sync.Mutex // one change at a time: writers of one file would share its temporary name
 }
 
 var (
@@ -288,6 +289,8 @@ func (l *local) Store(_ context.Context, key string, value []byte) error {
 	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if err := l.fs.MkdirAll(filepath.Dir(p), durable.DirPerm); err != nil {
 		return fmt.Errorf("make %s: %w", filepath.Dir(p), err)
 	}
@@ -311,6 +314,8 @@ func (l *local) Delete(_ context.Context, key string) error {
 	if err != nil {
 		return err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	return l.remove(p)
 }
 
