@@ -85,6 +85,11 @@ func leadersDie(t *testing.T, s *harness.Sandbox) {
 	}
 	watchers.Wait()
 
+	for _, e := range book.effects {
+		if e.err != nil {
+			t.Errorf("%s: %v", e.what, e.err)
+		}
+	}
 	revoked := 0
 	for _, k := range book.acked {
 		if !k.revoked.IsZero() {
@@ -104,8 +109,7 @@ func leadersDie(t *testing.T, s *harness.Sandbox) {
 			}
 		}
 		switch lag := e.saw.Sub(due); {
-		case e.err != nil:
-			t.Errorf("%s: %v", e.what, e.err)
+		case e.err != nil: // told above
 		case lag > keyLag:
 			late++
 			t.Errorf("%s: held %s after it was due, want at most %s", e.what, lag.Round(time.Millisecond), keyLag)

@@ -73,7 +73,7 @@ func badManifests(t *testing.T, s *harness.Sandbox) {
 			{"unknown field", "kind: Product\nname: p\nspec:\n  apis: [orders]\n  colour: red\n", "FIELD_UNKNOWN", 1, true},
 			{"unknown kind", "kind: Wish\nname: p\nspec: {}\n", "MANIFEST_INVALID", 1, true},
 			{"broken YAML", "kind: [Product\n", "MANIFEST_SYNTAX", 1, true},
-			{"blank name", "kind: Product\nname: \"\"\nspec: {apis: [orders]}\n", "FIELD_INVALID", 1, true},
+			{"blank name", "kind: Product\nname: \"\"\nspec: {apis: [orders]}\n", "MANIFEST_INVALID", 1, true},
 			{"10 MB", huge, "TOO_LARGE", 1, false},
 			{"unknown region in a pair", policy("pairs: [{from: eu-west, to: eu-nowhere, basis: gdpr}]"), "REGION_UNKNOWN", 1, true},
 			{"unknown region of an upstream", "kind: API\nname: lost\nspec:\n  zone: emea\n  hosts: [lost.emea.example.test]\n  policy: gdpr-emea\n  upstreams: [{region: eu-nowhere, url: \"http://127.0.0.1:1\"}]\n", "REGION_UNKNOWN", 1, true},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -34,7 +35,7 @@ type usageRow struct {
 type usageReport struct {
 	Total           usageTotal `json:"total"`
 	Rows            []usageRow `json:"rows"`
-	CompleteThrough string     `json:"complete_through"`
+	CompleteThrough moment     `json:"complete_through"`
 	Gaps            []usageGap `json:"gaps,omitempty"`
 }
 type usageGap struct {
@@ -47,7 +48,7 @@ type zoneTotals struct {
 	Zone            string      `json:"zone"`
 	Total           usageTotal  `json:"total"`
 	Rows            []totalsRow `json:"rows"`
-	CompleteThrough string      `json:"complete_through"`
+	CompleteThrough moment      `json:"complete_through"`
 	AgeSeconds      float64     `json:"age_seconds"`
 	Error           string      `json:"error"`
 }
@@ -59,6 +60,16 @@ type totalsRow struct {
 	Outcome      string `json:"outcome"`
 	Requests     int64  `json:"requests"`
 	Units        int64  `json:"units"`
+}
+
+// moment is a time as text; one that is not known yet is null in JSON, so that no reader takes it for a time.
+type moment string
+
+func (m moment) MarshalJSON() ([]byte, error) {
+	if m == "" {
+		return []byte("null"), nil
+	}
+	return json.Marshal(string(m))
 }
 
 func totalOf(t *adminv1.UsageTotal) usageTotal {
@@ -122,7 +133,7 @@ func instant(text string, now time.Time) (*timestamppb.Timestamp, error) {
 }
 
 func (a *app) printUsage(resp *adminv1.QueryUsageResponse) error {
-	out := usageReport{Total: totalOf(resp.GetTotal()), Rows: []usageRow{}, CompleteThrough: clock(resp.GetCompleteThrough())}
+	out := usageReport{Total: totalOf(resp.GetTotal()), Rows: []usageRow{}, CompleteThrough: moment(clock(resp.GetCompleteThrough()))}
 	for _, r := range resp.GetRows() {
 		out.Rows = append(out.Rows, usageRow{clock(r.GetCell()), r.GetApi(), r.GetRoute(), r.GetPlan(), r.GetServedRegion(), r.GetOutcome(), r.GetRequests(), r.GetUnits()})
 	}
@@ -137,7 +148,7 @@ func (a *app) printUsage(resp *adminv1.QueryUsageResponse) error {
 		}
 		rows(w, "CELL API ROUTE PLAN SERVED OUTCOME REQUESTS UNITS", lines)
 		printTotal(w, out.Total)
-		fmt.Fprintf(w, "complete through %s\n", or(out.CompleteThrough, "no time yet: not every edge has reported"))
+		fmt.Fprintf(w, "complete through %s\n", or(string(out.CompleteThrough), "no time yet: not every edge has reported"))
 	})
 }
 
@@ -156,7 +167,7 @@ func (a *app) totals(ctx context.Context, c *client, from, to *timestamppb.Times
 		Zones []zoneTotals `json:"zones"`
 	}{[]zoneTotals{}}
 	for _, z := range resp.GetZones() {
-		one := zoneTotals{Zone: z.GetZone(), Total: totalOf(z.GetTotal()), Rows: []totalsRow{}, CompleteThrough: clock(z.GetCompleteThrough()),
+		one := zoneTotals{Zone: z.GetZone(), Total: totalOf(z.GetTotal()), Rows: []totalsRow{}, CompleteThrough: moment(clock(z.GetCompleteThrough())),
 			AgeSeconds: z.GetAge().AsDuration().Seconds(), Error: z.GetError()}
 		for _, r := range z.GetRows() {
 			one.Rows = append(one.Rows, totalsRow{r.GetProduct(), r.GetPlan(), r.GetApi(), r.GetServedRegion(), r.GetOutcome(), r.GetRequests(), r.GetUnits()})
@@ -165,7 +176,7 @@ func (a *app) totals(ctx context.Context, c *client, from, to *timestamppb.Times
 	}
 	return a.print(out, func(w io.Writer) {
 		for _, z := range out.Zones {
-			fmt.Fprintf(w, "zone %s, complete through %s", z.Zone, or(z.CompleteThrough, "no time yet"))
+			fmt.Fprintf(w, "zone %s, complete through %s", z.Zone, or(string(z.CompleteThrough), "no time yet"))
 			if z.Error != "" {
 				fmt.Fprintf(w, ", %v old: %s", time.Duration(z.AgeSeconds*float64(time.Second)).Round(time.Second), z.Error)
 			}
