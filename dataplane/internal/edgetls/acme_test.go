@@ -1,0 +1,470 @@
+package edgetls_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+	acmeca "github.com/letsencrypt/pebble/v2/ca"
+	acmedb "github.com/letsencrypt/pebble/v2/db"
+	acmeva "github.com/letsencrypt/pebble/v2/va"
+	acmewfe "github.com/letsencrypt/pebble/v2/wfe"
+	"github.com/miekg/dns"
+
+	"bailiwick/dataplane/internal/edgetls"
+	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
+	"bailiwick/shared/fault/rpcfault"
+)
+
+// authority is a public ACME authority on loopback. Its names all lead to
+// 127.0.0.1, its validations to two fronts.
+type authority struct {
+	front  *httptest.Server
+	roots  *x509.CertPool // of the certificates it issues
+	orders atomic.Int32
+	hang   atomic.Bool
+	end    chan struct{} // releases what hangs
+}
+
+func newAuthority(t *testing.T, httpPort, tlsPort int) *authority {
+	t.Helper()
+	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	t.Setenv("PEBBLE_WFE_NONCEREJECT", "0")
+	t.Setenv("PEBBLE_AUTHZREUSE", "0")
+	names, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resolver := &dns.Server{Listener: names, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		r := new(dns.Msg).SetReply(q)
+		if q.Question[0].Qtype == dns.TypeA {
+			r.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(127, 0, 0, 1)}}
+		}
+		w.WriteMsg(r)
+	})}
+	go resolver.ActivateAndServe()
+	t.Cleanup(func() { resolver.Shutdown() })
+
+	quiet, db := log.New(io.Discard, "", 0), acmedb.NewMemoryStore()
+	ca := acmeca.New(quiet, db, "", "ecdsa", 0, 1, map[string]acmeca.Profile{"default": {}})
+	va := acmeva.New(quiet, httpPort, tlsPort, false, names.Addr().String(), db)
+	wfe := acmewfe.New(quiet, db, va, ca, []string{"authority.test"}, false, false, 1, 1)
+	next := wfe.Handler()
+	a := &authority{roots: x509.NewCertPool(), end: make(chan struct{})}
+	a.roots.AddCert(ca.GetRootCert(0).Cert)
+	a.front = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a.hang.Load() {
+			<-a.end
+			return
+		}
+		if r.URL.Path == "/order-plz" {
+			a.orders.Add(1)
+		}
+		next.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() { close(a.end); a.front.Close() })
+	return a
+}
+
+func (a *authority) rootsPEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.front.Certificate().Raw})
+}
+
+// edgeSpec is all that an edge of this test is made of; as JSON it goes to a
+// process of its own.
+type edgeSpec struct {
+	Name, Dir, Shelf, Directory string
+	Roots                       []byte
+	HTTP01, TLSALPN01           bool
+}
+
+const specEnv = "EDGETLS_TEST_EDGE"
+
+// TestMain runs the test binary as an edge if it is told to: certmagic keeps
+// its challenges in a variable of the process, where a second Manager would find
+// them without the shelf.
+func TestMain(m *testing.M) {
+	raw := os.Getenv(specEnv)
+	if raw == "" {
+		os.Exit(m.Run())
+	}
+	var spec edgeSpec
+	if err := json.Unmarshal([]byte(raw), &spec); err != nil {
+		log.Fatal(err)
+	}
+	e, err := startEdge(spec)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s %s\n", e.http, e.https)
+	io.Copy(io.Discard, os.Stdin)
+	if err := e.stop(); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// acmeEdge has its doors open the way the edge's program has.
+type acmeEdge struct {
+	*edgetls.Manager
+	http, https string
+	stop        func() error
+}
+
+func startEdge(spec edgeSpec) (*acmeEdge, error) {
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	secure, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	cfg := edgetls.Config{
+		Dir: spec.Dir, Node: spec.Name, Seal: bytes.Repeat([]byte{7}, 32),
+		Shelf: joinv1connect.NewCertStoreServiceClient(http.DefaultClient, spec.Shelf, connect.WithInterceptors(rpcfault.Client())),
+		ACME:  edgetls.ACME{Directory: spec.Directory, RootsPEM: spec.Roots},
+	}
+	if spec.HTTP01 {
+		cfg.ACME.HTTPPort = plain.Addr().(*net.TCPAddr).Port
+	}
+	if spec.TLSALPN01 {
+		cfg.ACME.TLSPort = secure.Addr().(*net.TCPAddr).Port
+	}
+	m, err := edgetls.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	api := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "api") })
+	doors := []*http.Server{{Handler: m.HTTPHandler(api)}, {Handler: api, TLSConfig: m.TLSConfig(), ErrorLog: log.New(io.Discard, "", 0)}}
+	doors[1].TLSConfig.NextProtos = append([]string{"h2", "http/1.1"}, doors[1].TLSConfig.NextProtos...)
+	var wg sync.WaitGroup
+	wg.Go(func() { doors[0].Serve(plain) })
+	wg.Go(func() { doors[1].ServeTLS(secure, "", "") })
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- m.Run(ctx) }()
+	m.Manage([]string{host})
+	e := &acmeEdge{Manager: m, http: plain.Addr().String(), https: secure.Addr().String()}
+	e.stop = sync.OnceValue(func() error {
+		cancel()
+		err := <-ran
+		doors[0].Close()
+		doors[1].Close()
+		wg.Wait()
+		return err
+	})
+	return e, nil
+}
+
+// startProcess starts an edge in a process of its own and returns its doors.
+func startProcess(t *testing.T, spec edgeSpec) (http, https string) {
+	t.Helper()
+	raw, _ := json.Marshal(spec)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env, cmd.Stderr = append(os.Environ(), specEnv+"="+string(raw)), os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("edge %s: %v", spec.Name, err)
+		}
+	})
+	if _, err := fmt.Fscan(out, &http, &https); err != nil {
+		t.Fatalf("doors of edge %s: %v", spec.Name, err)
+	}
+	return http, https
+}
+
+// cross is where the authority knocks: it leads to the edge that did NOT order,
+// so that only the shelf can have told it the answer.
+type cross struct {
+	net.Listener
+	mu    sync.Mutex
+	doors map[string]string // edge → address
+	used  []string
+}
+
+func newCross(t *testing.T, z *zone) *cross {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cross{Listener: l, doors: map[string]string{}}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go c.lead(conn, z.holder("issue_cert_"+host))
+		}
+	}()
+	return c
+}
+
+func (c *cross) lead(conn net.Conn, orderer string) {
+	defer conn.Close()
+	to := map[string]string{"a": "b", "b": "a"}[orderer]
+	c.mu.Lock()
+	addr := c.doors[to]
+	c.used = append(c.used, to)
+	c.mu.Unlock()
+	up, err := net.Dial("tcp", addr)
+	if err != nil {
+		return
+	}
+	defer up.Close()
+	go func() { io.Copy(up, conn); up.(*net.TCPConn).CloseWrite() }()
+	io.Copy(conn, up)
+}
+
+func (c *cross) set(name, addr string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.doors[name] = addr
+}
+
+func (c *cross) port() int { return c.Addr().(*net.TCPAddr).Port }
+
+// holder is the edge that has a lock, "" if none has.
+func (z *zone) holder(lock string) string {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	name, _, _ := strings.Cut(z.locks[lock].holder, "/")
+	return name
+}
+
+func handshake(addr string, roots *x509.CertPool) (*x509.Certificate, error) {
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", addr, &tls.Config{RootCAs: roots, ServerName: host, NextProtos: []string{"h2"}})
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.ConnectionState().PeerCertificates[0], nil
+}
+
+func TestACME_OneOrderAnsweredByTheOtherEdge(t *testing.T) {
+	for _, c := range []struct {
+		challenge         string
+		http01, tlsALPN01 bool
+	}{{"http-01", true, false}, {"tls-alpn-01", false, true}} {
+		t.Run(c.challenge, func(t *testing.T) {
+			z := newZone(t)
+			mux := http.NewServeMux()
+			mux.Handle(joinv1connect.NewCertStoreServiceHandler(z, connect.WithInterceptors(rpcfault.Server(nil))))
+			shelf := httptest.NewServer(mux)
+			defer shelf.Close()
+			plain, secure := newCross(t, z), newCross(t, z)
+			pub := newAuthority(t, plain.port(), secure.port())
+			spec := edgeSpec{Name: "a", Dir: t.TempDir(), Shelf: shelf.URL, Directory: pub.front.URL + "/dir", Roots: pub.rootsPEM(), HTTP01: c.http01, TLSALPN01: c.tlsALPN01}
+			other := spec
+			other.Name, other.Dir = "b", t.TempDir()
+			z.setAway(true) // nobody orders before the fronts know both edges
+			bHTTP, bHTTPS := startProcess(t, other)
+			plain.set("b", bHTTP)
+			secure.set("b", bHTTPS)
+			a, err := startEdge(spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.stop()
+			plain.set("a", a.http)
+			secure.set("a", a.https)
+			z.setAway(false)
+
+			var ca, cb *x509.Certificate
+			wait(t, "both edges serve a certificate of the authority", func() bool {
+				var errA, errB error
+				ca, errA = handshake(a.https, pub.roots)
+				cb, errB = handshake(bHTTPS, pub.roots)
+				return errA == nil && errB == nil
+			})
+			if !ca.Equal(cb) {
+				t.Error("the edges serve different certificates")
+			}
+			if n := pub.orders.Load(); n != 1 {
+				t.Errorf("orders at the authority: got %d, want 1", n)
+			}
+			knocked, silent := plain, secure
+			if c.tlsALPN01 {
+				knocked, silent = secure, plain
+			}
+			if knocked.mu.Lock(); len(knocked.used) == 0 || slices.Contains(knocked.used, "") {
+				t.Errorf("edges that answered: got %q, want the one that did not order", knocked.used)
+			}
+			knocked.mu.Unlock()
+			if silent.mu.Lock(); len(silent.used) != 0 {
+				t.Errorf("the challenge that is off was knocked for: %q", silent.used)
+			}
+			silent.mu.Unlock()
+			z.checkSealed(t)
+			testRestart(t, z, pub, spec, a)
+		})
+	}
+}
+
+// testRestart: what is on the disk is served while the authority hangs, and
+// while neither it nor the shelf is there.
+func testRestart(t *testing.T, z *zone, pub *authority, spec edgeSpec, a *acmeEdge) {
+	t.Helper()
+	restart := func(when string) {
+		t.Helper()
+		if err := a.stop(); err != nil {
+			t.Errorf("Run: got %v", err)
+		}
+		begin := time.Now()
+		next, err := startEdge(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { next.stop() })
+		wait(t, "certificate from the disk "+when, func() bool { return len(next.Missing()) == 0 })
+		if d := time.Since(begin); d > 3*time.Second {
+			t.Errorf("%s the certificate was there after %v, want at once", when, d)
+		}
+		if _, err := handshake(next.https, pub.roots); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		a = next
+	}
+	pub.hang.Store(true)
+	restart("while the authority hangs")
+	z.setAway(true)
+	restart("while authority and shelf are away")
+	z.setAway(false)
+	if n := pub.orders.Load(); n != 1 {
+		t.Errorf("orders after the restarts: got %d, want 1", n)
+	}
+}
+
+// checkSealed: nothing on the shelf is readable, and no challenge stays.
+func (z *zone) checkSealed(t *testing.T) {
+	t.Helper()
+	wait(t, "the locks are free", func() bool {
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		return len(z.locks) == 0
+	})
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	var keys int
+	for k, v := range z.vals {
+		if strings.HasSuffix(k, ".key") {
+			keys++
+		}
+		if strings.Contains(k, "challenge_tokens") {
+			t.Errorf("%s is still on the shelf", k)
+		}
+		for _, plain := range []string{"PRIVATE", "CERTIFICATE", "BEGIN", host, "contact"} {
+			if bytes.Contains(v, []byte(plain)) {
+				t.Errorf("%s on the shelf reads %q, want sealed", k, plain)
+			}
+		}
+	}
+	if keys != 2 {
+		t.Errorf("private keys on the shelf: got %d, want the host's and the account's", keys)
+	}
+}
+
+// An edge behind closed doors is refused: certmagic must neither open one
+// itself, nor spend the few attempts that an authority grants.
+func TestACME_RefusedIsNotRepeatedAtOnce(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := free.Addr().(*net.TCPAddr).Port
+	free.Close()
+	z := newZone(t)
+	pub := newAuthority(t, port, port)
+	m, err := edgetls.New(edgetls.Config{
+		Dir: t.TempDir(), Node: "a", Seal: bytes.Repeat([]byte{7}, 32), Shelf: z,
+		ACME: edgetls.ACME{Directory: pub.front.URL + "/dir", RootsPEM: pub.rootsPEM(), HTTPPort: port, TLSPort: port},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- m.Run(ctx) }()
+	defer func() { cancel(); <-ran }()
+	m.Manage([]string{host})
+	wait(t, "an order", func() bool { return pub.orders.Load() > 0 })
+	// One attempt tries each challenge with an order of its own.
+	time.Sleep(4 * time.Second)
+	if n := pub.orders.Load(); n > 2 {
+		t.Errorf("orders in 4 s though refused: got %d, want at most 2", n)
+	}
+	if len(m.Missing()) != 1 {
+		t.Error("host behind closed doors: got a certificate")
+	}
+}
+
+func TestACME_StrangersChallengesStayOffTheShelf(t *testing.T) {
+	z := newZone(t)
+	cfg := edgetls.Config{Dir: t.TempDir(), Node: "a", Seal: make([]byte, 32), Shelf: z, ACME: edgetls.ACME{Directory: "https://127.0.0.1:1/dir", HTTPPort: 1}}
+	m, err := edgetls.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	m.Run(ctx)
+	m.Manage([]string{host})
+	h := m.HTTPHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	for name, want := range map[string]int32{"other.example.test": 0, "other.example.test:80": 0, strings.ToUpper(host) + ":80": 1} {
+		z.loads.Store(0)
+		r := httptest.NewRequest(http.MethodGet, (&url.URL{Scheme: "http", Host: name, Path: "/.well-known/acme-challenge/token"}).String(), nil)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if n := z.loads.Load(); n != want || w.Code != http.StatusTeapot {
+			t.Errorf("%s: got %d loads and status %d, want %d and the next handler's", name, n, w.Code, want)
+		}
+	}
+	if slices.Contains(m.TLSConfig().NextProtos, "acme-tls/1") {
+		t.Error("acme-tls/1 is offered though no port leads to it")
+	}
+	cfg.ACME.TLSPort = 443
+	if m, err = edgetls.New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	m.Run(ctx)
+	if !slices.Contains(m.TLSConfig().NextProtos, "acme-tls/1") || slices.Contains(m.QUICTLSConfig().NextProtos, "acme-tls/1") {
+		t.Errorf("acme-tls/1: got %v on TCP and %v on QUIC, want it on TCP only", m.TLSConfig().NextProtos, m.QUICTLSConfig().NextProtos)
+	}
+	cfg.ACME.HTTPPort, cfg.ACME.TLSPort = 0, 0
+	if _, err := edgetls.New(cfg); err == nil {
+		t.Error("ACME without a port for its challenges: got accepted")
+	}
+}
