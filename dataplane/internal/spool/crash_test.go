@@ -300,6 +300,35 @@ func TestSpool_JournalTornAtEveryByte(t *testing.T) {
 	}
 }
 
+// A kill between a seal and the removal of the checkpoint before it: what the checkpoint holds is in the block.
+func TestSpool_CheckpointOlderThanTheSealIsNotCounted(t *testing.T) {
+	dir := fastDir(t)
+	cfg := spool.Config{Dir: dir, MaxUnacked: 1}
+	s := open(t, cfg)
+	add(t, s, "acme", 1)
+	seal(t, s)
+	add(t, s, "acme", 1000)
+	seal(t, s)
+	if s.Stats().Checkpoints != 1 {
+		t.Fatalf("%d checkpoints, want 1", s.Stats().Checkpoints)
+	}
+	old, err := os.ReadFile(dir + "/open")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := pending(t, s)[0]
+	if err := s.Ack(first.Epoch, 1, first.Hash); err != nil {
+		t.Fatal(err)
+	}
+	seal(t, s)
+	add(t, s, "acme", 5)
+	s.Abandon()
+	if err := os.WriteFile(dir+"/open", old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want(t, requests(t, pending(t, open(t, cfg))), "acme", 1005)
+}
+
 // On a full disk Append says so, Healthy before it; what was taken is counted, and with space it goes on.
 func TestSpool_FullDisk(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -20,8 +20,6 @@ type attempt struct {
 	final   bool
 }
 
-func (a *attempt) lastSeq(before uint64) uint64 { return before + uint64(len(a.blocks)) }
-
 // seal folds the new rows and, if few enough blocks wait, makes blocks of all
 // that is open. Otherwise it bounds what the rows take on disk.
 func (s *Spool) seal() error {
@@ -134,16 +132,18 @@ func (s *Spool) newAttempt(covered pos, at int64) (*attempt, error) {
 func (s *Spool) writeAttempt(a *attempt) error {
 	s.jmu.Lock()
 	defer s.jmu.Unlock()
-	before := s.st.seq
 	if s.j.broken != nil {
 		if err := s.reopenJournal(); err != nil {
 			return err
 		}
-		if s.st.seq == a.lastSeq(before) && s.st.covered == a.covered {
-			s.count.sealed.Add(int64(len(a.blocks)))
-			s.publish(func() { s.through = Through{s.st.epoch, s.st.seq, time.UnixMilli(a.at)} })
-			return nil // the write that seemed to fail had not
-		}
+	}
+	// The write that seemed to fail may have reached the disk, and whoever
+	// opened the journal again, here or in Ack, has seen it. The head's hash
+	// covers the whole chain, so it cannot be another seal's.
+	if s.st.head == a.blocks[len(a.blocks)-1].Hash {
+		s.count.sealed.Add(int64(len(a.blocks)))
+		s.publish(func() { s.through = Through{s.st.epoch, s.st.seq, time.UnixMilli(a.at)} })
+		return nil
 	}
 	entries := make([]entry, len(a.blocks))
 	off := s.j.log.Size()
