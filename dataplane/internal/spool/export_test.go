@@ -9,6 +9,7 @@ import (
 
 func (s *Spool) Seal() error        { return s.seal() }
 func (s *Spool) GroupCommit() error { return s.groupCommit() }
+func (s *Spool) Provide() error     { return s.provide() }
 
 // Abandon lets go of everything as a kill of the process does: no sync, no seal.
 func (s *Spool) Abandon() { s.release() }
