@@ -49,12 +49,15 @@ func TestLedger_AppendsShareEntries(t *testing.T) {
 		})
 		synctest.Wait() // one entry is on its way, all others have gathered
 		drop()
-		for range 2 {
-			r.gate <- struct{}{}
+		for range 2 { // or one, if all had gathered before the first left
+			select {
+			case r.gate <- struct{}{}:
+			default:
+			}
 			synctest.Wait()
 		}
 		if n := r.entries(); n > 2 {
-			t.Errorf("entries: got %d for %d concurrent calls, want 2", n, edges)
+			t.Errorf("entries: got %d for %d concurrent calls, want at most 2", n, edges)
 		}
 		if got := requests(t, m, "acme"); got < 2*edges || got > 2*edges+1 {
 			t.Errorf("requests: got %d, want %d, or one more if the one that went was the first", got, 2*edges)
