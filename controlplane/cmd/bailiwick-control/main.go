@@ -1,0 +1,157 @@
+// Command bailiwick-control is a control node, and the tool that makes the keys of an installation.
+//
+//	bailiwick-control init -spec installation.yaml -out DIR    once, on a machine that goes offline after
+//	bailiwick-control run -dir DIR/NODE                        on each control node, with its kit
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"bailiwick/controlplane"
+	"bailiwick/shared/telemetry"
+)
+
+var version = "dev"
+
+const usage = `usage:
+  bailiwick-control init -spec FILE -out DIR   make an installation's keys and one kit for each control node
+  bailiwick-control run -dir DIR               run a control node on its kit
+  bailiwick-control version
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := run(ctx, os.Args[1:])
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		os.Exit(2)
+	default:
+		fmt.Fprintln(os.Stderr, "bailiwick-control:", err)
+		os.Exit(1)
+	}
+}
+
+var errUsage = errors.New("usage")
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		fmt.Fprint(os.Stderr, usage)
+		return errUsage
+	}
+	switch args[0] {
+	case "init":
+		return initialise(args[1:])
+	case "run":
+		return serve(ctx, args[1:])
+	case "version":
+		fmt.Println(version)
+		return nil
+	}
+	fmt.Fprint(os.Stderr, usage)
+	return errUsage
+}
+
+// initialise writes the offline root, a kit for each control node, the bundle that clients verify with, and
+// the first operator's token, of which the kits hold only the hash.
+func initialise(args []string) error {
+	flags := flag.NewFlagSet("init", flag.ContinueOnError)
+	specFile := flags.String("spec", "", "the installation: zones, regions and control nodes, as YAML")
+	out := flags.String("out", "", "directory for the root and the kits; it must not hold a root yet")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *specFile == "" || *out == "" {
+		return errors.New("init: -spec and -out are required")
+	}
+	text, err := os.ReadFile(*specFile)
+	if err != nil {
+		return err
+	}
+	nodes, roots, err := controlplane.Init(text, *out)
+	if err != nil {
+		return err
+	}
+	var secret [24]byte
+	rand.Read(secret[:])
+	token := "bwo_" + base64.RawURLEncoding.EncodeToString(secret[:])
+	hash := sha256.Sum256([]byte(token))
+	operator, err := json.Marshal(controlplane.Operator{Name: "admin", Role: "admin", TokenHash: hex.EncodeToString(hash[:])})
+	if err != nil {
+		return err
+	}
+	for _, node := range nodes {
+		if err := os.WriteFile(filepath.Join(*out, node, "identity", controlplane.FileOperator), append(operator, '\n'), 0o600); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(*out, "admin.token"), []byte(token+"\n"), 0o600); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(*out, "ca.pem"), roots, 0o644); err != nil {
+		return err
+	}
+	fmt.Printf("%s holds a kit for each of %d control nodes, the clients' ca.pem, the first operator's admin.token, and root/.\n", *out, len(nodes))
+	fmt.Println("Copy each kit to its node, keep root/ offline, and run: bailiwick-control run -dir KIT")
+	return nil
+}
+
+func serve(ctx context.Context, args []string) error {
+	cfg := controlplane.Config{Version: version, DropDelta: dropDelta()}
+	flags := flag.NewFlagSet("run", flag.ContinueOnError)
+	flags.StringVar(&cfg.Dir, "dir", os.Getenv("BAILIWICK_DIR"), "data directory with the node's kit in identity/ (BAILIWICK_DIR)")
+	flags.StringVar(&cfg.AdminListen, "admin-listen", "", "host:port of the admin port; default: the node's admin URL")
+	flags.StringVar(&cfg.PeerListen, "peer-listen", "", "host:port of the peer port, TCP and UDP; default: the node's peer address")
+	flags.StringVar(&cfg.Timing, "raft-timing", "regional", "local (one machine room), regional, or global (voters far apart)")
+	level := flags.String("log-level", "info", "debug, info, warn or error")
+	format := flags.String("log-format", "text", "text or json")
+	flags.Int("bootstrap-expect", 3, "voters of a zone's groups; the kit names them, and this must agree when given")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if cfg.Dir == "" {
+		return errors.New("run: -dir is required")
+	}
+	if err := telemetry.CheckLogging(*level, *format); err != nil {
+		return err
+	}
+	flags.Visit(func(f *flag.Flag) {
+		if f.Name == "bootstrap-expect" {
+			cfg.BootstrapExpect = f.Value.(flag.Getter).Get().(int)
+		}
+	})
+	cfg.Logger = telemetry.NewLogger(os.Stderr, *level, *format, "bailiwick-control", filepath.Base(cfg.Dir))
+	node, err := controlplane.New(cfg)
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() { // a thread stuck in a disk write cannot be recalled: the second signal ends it now
+		<-ctx.Done()
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, os.Interrupt, syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-again:
+			os.Exit(1)
+		case <-time.After(45 * time.Second):
+			os.Exit(1)
+		}
+	}()
+	defer close(ended)
+	return node.Run(ctx)
+}

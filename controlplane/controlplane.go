@@ -1,0 +1,180 @@
+// Package controlplane assembles a control node from its parts: the groups it has a part in, the border, the
+// road down to edges and the road up from them, and the doors for operators and nodes. It is wiring and
+// nothing else; each part says for itself what it owns and what survives a crash. New opens a data directory
+// that no other process may use; Run is called once.
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"bailiwick/controlplane/internal/border"
+	"bailiwick/controlplane/internal/carrier"
+	"bailiwick/controlplane/internal/certstore"
+	"bailiwick/controlplane/internal/group/raftgroup"
+	"bailiwick/controlplane/internal/ingest"
+	"bailiwick/controlplane/internal/ledger"
+	"bailiwick/controlplane/internal/peer"
+	"bailiwick/controlplane/internal/pki"
+	"bailiwick/controlplane/internal/syncserver"
+	"bailiwick/shared/identity"
+	"bailiwick/shared/lifecycle"
+)
+
+// Config of a control node. What differs between nodes, name, zone, addresses, keys, is in the kit that
+// `bailiwick-control init` put into Dir/identity.
+type Config struct {
+	Dir         string // required: data directory
+	AdminListen string // host:port of the admin port; "": that of the node's admin URL
+	PeerListen  string // host:port of the peer port, TCP and UDP; "": that of the node's peer address
+	Version     string
+	Timing      string       // raft timing: "local", "regional" (default) or "global"
+	Logger      *slog.Logger // required
+
+	// BootstrapExpect, when not 0, must be the number of the zone's control nodes in the kit: a guard against
+	// a kit of another installation.
+	BootstrapExpect int
+
+	// DropDelta is a fault hook of test builds; nil in production.
+	DropDelta func() bool
+}
+
+// Node is a control node.
+type Node struct {
+	cfg     Config
+	log     *slog.Logger
+	in      *pki.Installation
+	secrets *pki.ZoneSecrets
+	self    pki.ControlNode
+	source  *identity.Source
+
+	mux      *peer.Mux
+	carrier  *carrier.Carrier
+	catalog  *raftgroup.Store
+	store    *raftgroup.Store
+	machine  *ledger.Machine
+	replica  *raftgroup.Node
+	ledger   *ledger.Ledger
+	keeper   *border.Keeper
+	sync     *syncserver.Server
+	ingest   *ingest.Server
+	enroll   *pki.Enroll
+	certs    *certstore.Service
+	registry pki.Registry
+	central  *central
+
+	adminListener net.Listener
+	adminTLS      *tls.Config
+
+	fatalOnce sync.Once
+	fatal     chan error // a group that can no longer take part
+}
+
+// New opens everything and begins to take part in the groups; nothing is served before Run.
+func New(cfg Config) (_ *Node, err error) {
+	if cfg.Dir == "" || cfg.Logger == nil {
+		return nil, errors.New("control node: Dir and Logger are required")
+	}
+	n := &Node{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1)}
+	home := filepath.Join(cfg.Dir, "identity")
+	if n.source, err = identity.Load(home); err != nil {
+		return nil, err
+	}
+	var ca *pki.CA
+	if n.in, n.secrets, ca, err = pki.Load(home); err != nil {
+		return nil, err
+	}
+	name := n.source.Name()
+	self, ok := n.in.Control(name.Node)
+	if !ok {
+		return nil, fmt.Errorf("control node %s is not in %s/installation.json", name.Node, home)
+	}
+	n.self = self
+	if want := cfg.BootstrapExpect; want != 0 && want != len(n.in.InZone(self.Zone)) {
+		return nil, fmt.Errorf("-bootstrap-expect %d: the kit names %d control nodes in zone %s", want, len(n.in.InZone(self.Zone)), self.Zone)
+	}
+	adminURL, err := url.Parse(self.Admin)
+	if err != nil {
+		return nil, fmt.Errorf("admin URL of %s: %w", self.Name, err)
+	}
+	if n.adminTLS, err = ca.AdminTLS([]string{adminURL.Hostname(), "localhost"}, 0); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			n.closeListeners()
+		}
+	}()
+	if n.adminListener, err = net.Listen("tcp", orElse(cfg.AdminListen, adminURL.Host)); err != nil {
+		return nil, fmt.Errorf("listen on the admin port: %w", err)
+	}
+	if err := n.openPeer(ca); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func orElse(s, fallback string) string {
+	if s == "" {
+		return fallback
+	}
+	return s
+}
+
+func (n *Node) closeListeners() {
+	if n.adminListener != nil {
+		n.adminListener.Close()
+	}
+}
+
+// fail takes the first fault after which the process must end; the group has fenced itself by then.
+func (n *Node) fail(err error) {
+	n.fatalOnce.Do(func() { n.fatal <- err })
+}
+
+// Run serves until ctx ends or a part can no longer go on. The order is the order in which parts rest on each
+// other; they stop in reverse.
+func (n *Node) Run(ctx context.Context) error {
+	parts := []lifecycle.Part{
+		{Name: "faults", Run: n.watchFaults, Why: "a fenced group must end the process, whatever else runs"},
+		{Name: "peer port", Run: n.mux.Run, Why: "groups elect over it, and hand leadership over through it when they stop"},
+		{Name: "catalog", Run: n.catalog.Run, Why: "the registry in it says who may connect"},
+		{Name: "zone store", Run: n.store.Run, Why: "border, sync and doors read it"},
+		{Name: "zone ledger", Run: n.replica.Run, StopTimeout: 20 * time.Second, Why: "blocks commit to it"},
+		{Name: "ledger commits", Run: n.ledger.Run, Why: "ingest waits for its commits"},
+		{Name: "registry", Run: n.followRegistry, Why: "withdrawn nodes must be cut as long as any door is open"},
+		{Name: "border", Run: n.keeper.Run, Why: "grants are given through sync"},
+		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},
+		{Name: "sync", Run: n.sync.Run, Why: "edges follow it"},
+		{Name: "edge reports", Run: n.report, Why: "it reads sync and feeds the border"},
+		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},
+		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},
+		{Name: "admin port", Run: n.serveAdmin, Why: "last up, first down: operators see a node only while it works"},
+	}
+	return lifecycle.Run(ctx, n.log, parts...)
+}
+
+func (n *Node) watchFaults(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-n.fatal:
+		return err
+	}
+}
+
+// renewer signs this node's own certificates: a control node holds its zone's authority.
+func (n *Node) renewer() *identity.Renewer {
+	return &identity.Renewer{Source: n.source, Logger: n.log, Issue: func(_ context.Context, csr []byte) ([]byte, []byte, error) {
+		chain, err := n.enroll.RenewFor(n.source.Name(), csr)
+		return chain, nil, err
+	}}
+}

@@ -1,0 +1,248 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"bailiwick/controlplane/internal/border"
+	"bailiwick/controlplane/internal/carrier"
+	"bailiwick/controlplane/internal/certstore"
+	"bailiwick/controlplane/internal/group/raftgroup"
+	"bailiwick/controlplane/internal/ingest"
+	"bailiwick/controlplane/internal/ledger"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/peer"
+	"bailiwick/controlplane/internal/pki"
+	"bailiwick/controlplane/internal/syncserver"
+	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/fault/rpcfault"
+	"bailiwick/shared/identity"
+	"bailiwick/shared/usage"
+
+	"connectrpc.com/connect"
+)
+
+const catalogGroup = "catalog"
+
+func storeGroup(zone string) string  { return "store/" + zone }
+func ledgerGroup(zone string) string { return "ledger/" + zone }
+
+// openPeer opens the peer port, the groups that speak over it, and the doors behind it.
+func (n *Node) openPeer(ca *pki.CA) error {
+	listen := orElse(n.cfg.PeerListen, n.self.Peer)
+	tcp, err := net.Listen("tcp", listen)
+	if err != nil {
+		return fmt.Errorf("listen on the peer port: %w", err)
+	}
+	udp, err := net.ListenPacket("udp", listen)
+	if err != nil {
+		tcp.Close()
+		return fmt.Errorf("listen on the peer port, UDP: %w", err)
+	}
+	handler := http.NewServeMux()
+	n.mux, err = peer.New(peer.Config{Listener: tcp, Source: n.source, Handler: handler, Logger: n.log,
+		Resolve: func(node string) (string, bool) {
+			c, ok := n.in.Control(node)
+			return c.Peer, ok
+		},
+		Allow: func(name identity.Name) error { return n.registry.Allow(name) },
+	})
+	if err != nil {
+		return err
+	}
+	n.carrier = carrier.New(carrier.Config{Zone: n.self.Zone, Client: n.mux.Client, Peer: peer.NameFrom, Logger: n.log})
+	if err := n.openGroups(); err != nil {
+		return err
+	}
+	n.registry = pki.Registry{Catalog: n.catalog, Installation: n.in}
+	if n.keeper, err = border.New(border.Config{Zone: n.self.Zone, Catalog: n.catalog, Store: n.store, Signer: n.secrets.Signer, Logger: n.log}); err != nil {
+		return err
+	}
+	n.sync, err = syncserver.New(syncserver.Config{Node: n.self.Name, ZoneName: n.self.Zone, Catalog: n.catalog, Zone: n.store,
+		Signer: n.secrets.Signer, Granter: granter{n}, Logger: n.log, DropDelta: n.cfg.DropDelta,
+		Peer: func(ctx context.Context) (node, region, zone, kind string, err error) {
+			name, ok := peer.NameFrom(ctx)
+			if !ok {
+				return "", "", "", "", fault.New(fault.Unauthenticated, "NO_PEER", "the request carries no verified certificate")
+			}
+			return name.Node, name.Region, name.Zone, name.Kind, nil
+		}})
+	if err != nil {
+		return err
+	}
+	if n.ledger, err = ledger.New(ledger.Config{Machine: n.machine, Replica: n.replica, Logger: n.log}); err != nil {
+		return err
+	}
+	if err := n.openIngest(udp); err != nil {
+		return err
+	}
+	n.enroll, err = pki.NewEnroll(pki.EnrollConfig{CA: ca, Secrets: n.secrets, Installation: n.in, RootsPEM: n.source.RootsPEM(),
+		Catalog: n.catalog, ZoneStore: n.store, Allow: n.registry.Allow, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	if n.certs, err = certstore.New(n.store, n.source.Name().TrustDomain()); err != nil {
+		return err
+	}
+	n.central = newCentral(n)
+
+	opts := []connect.HandlerOption{connect.WithInterceptors(rpcfault.Server(n.log)), connect.WithReadMaxBytes(1 << 20)}
+	handler.Handle(n.sync.Handler())
+	handler.Handle(n.ingest.Handler())
+	handler.Handle(joinv1connect.NewIdentityServiceHandler(n.enroll, opts...))
+	handler.Handle(joinv1connect.NewCertStoreServiceHandler(n.certs, opts...))
+	n.carrier.Register(handler, n.keeper, n.central.own)
+	return nil
+}
+
+func (n *Node) timing() (raftgroup.Timing, error) {
+	switch n.cfg.Timing {
+	case "", "regional":
+		return raftgroup.Regional(), nil
+	case "local":
+		return raftgroup.Local(), nil
+	case "global":
+		return raftgroup.Global(), nil
+	}
+	return raftgroup.Timing{}, fmt.Errorf("raft timing %q: choose local, regional or global", n.cfg.Timing)
+}
+
+// openGroups opens the catalog, of which every control node has a part, and the two groups of the zone.
+func (n *Node) openGroups() error {
+	timing, err := n.timing()
+	if err != nil {
+		return err
+	}
+	var zone, primary, others []string
+	for _, c := range n.in.ControlNodes {
+		if c.Zone == n.self.Zone {
+			zone = append(zone, c.Name)
+		}
+		if c.Zone == n.in.PrimaryZone {
+			primary = append(primary, c.Name)
+		} else {
+			others = append(others, c.Name)
+		}
+	}
+	ofInstallation := func(identity.Name) error { return nil } // the peer port has asked the registry already
+	config := func(name, dir string, voters, nonvoters []string, allow func(identity.Name) error) raftgroup.Config {
+		return raftgroup.Config{Group: name, Node: n.self.Name, Dir: filepath.Join(n.cfg.Dir, dir), Voters: voters, Nonvoters: nonvoters,
+			Timing: timing, Stream: n.mux.Stream(name, controls(allow)), Forward: n.carrier, Logger: n.log.With("group", name), OnFatal: n.fail}
+	}
+	ofZone := func(name identity.Name) error {
+		if name.Zone != n.self.Zone {
+			return fault.New(fault.Denied, "FOREIGN_ZONE", "%s is of zone %s and has no part in the groups of zone %s", name.Node, name.Zone, n.self.Zone)
+		}
+		return nil
+	}
+	if n.catalog, err = raftgroup.NewStore(config(catalogGroup, "catalog", primary, others, ofInstallation)); err != nil {
+		return err
+	}
+	if n.store, err = raftgroup.NewStore(config(storeGroup(n.self.Zone), "zone", zone, nil, ofZone)); err != nil {
+		return err
+	}
+	n.machine, err = ledger.OpenMachine(ledger.MachineConfig{Dir: filepath.Join(n.cfg.Dir, "ledger", "cells"), Logger: n.log, OnFatal: n.fail})
+	if err != nil {
+		return err
+	}
+	n.replica, err = raftgroup.New(config(ledgerGroup(n.self.Zone), filepath.Join("ledger", "raft"), zone, nil, ofZone), n.machine)
+	if err != nil {
+		return err
+	}
+	n.carrier.Serve(catalogGroup, n.catalog.Node())
+	n.carrier.Serve(storeGroup(n.self.Zone), n.store.Node())
+	n.carrier.Serve(ledgerGroup(n.self.Zone), n.replica)
+	return nil
+}
+
+// controls lets control nodes alone into a group.
+func controls(allow func(identity.Name) error) func(identity.Name) error {
+	return func(name identity.Name) error {
+		if name.Kind != identity.Control {
+			return fault.New(fault.Denied, "NOT_A_CONTROL_NODE", "%s is no control node", name.Node)
+		}
+		return allow(name)
+	}
+}
+
+func (n *Node) openIngest(udp net.PacketConn) error {
+	edgeOf := func(name identity.Name) error {
+		if name.Kind != identity.Edge || name.Zone != n.self.Zone {
+			return fault.New(fault.Denied, "NOT_AN_EDGE", "%s is no edge of zone %s", name.Node, n.self.Zone)
+		}
+		return n.registry.Allow(name)
+	}
+	reset, err := hkdf.Key(sha256.New, n.secrets.Signer.Seed(), nil, "bailiwick quic reset "+n.self.Name, 32)
+	if err != nil {
+		return err
+	}
+	n.ingest, err = ingest.New(ingest.Config{Ledger: n.ledger, Conn: udp, TLS: n.source.ServerTLS([]string{ingest.ALPN}, edgeOf), ResetKey: [32]byte(reset), Logger: n.log,
+		Peer: func(cs tls.ConnectionState) (string, string, error) {
+			name, err := n.source.Peer(cs)
+			return name.Node, name.Region, err
+		},
+		PeerFromContext: func(ctx context.Context) (string, string, error) {
+			name, ok := peer.NameFrom(ctx)
+			if !ok {
+				return "", "", fault.New(fault.Unauthenticated, "NO_PEER", "the request carries no verified certificate")
+			}
+			return name.Node, name.Region, edgeOf(name)
+		},
+		Allow: n.attribute,
+	})
+	return err
+}
+
+// attribute judges what an edge says was used: the edge must be registered, and its customers be of this zone.
+// A customer that was deleted meanwhile still owes what he used, so a name unknown here is only refused when
+// this node has caught up with its zone.
+func (n *Node) attribute(edge, region string, cells map[usage.Cell]usage.Sums) (string, error) {
+	if err := n.registry.Allow(identity.Name{Zone: n.self.Zone, Installation: n.in.Name, Region: region, Kind: identity.Edge, Node: edge}); err != nil {
+		return ingest.ReasonWithdrawn, nil
+	}
+	local := n.store.Local()
+	var unknown []string
+	for c := range cells {
+		if _, ok := local.Get(model.PrefixCustomer + c.Customer); !ok {
+			unknown = append(unknown, c.Customer)
+		}
+	}
+	if len(unknown) == 0 {
+		return "", nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	fresh, err := n.store.Sync(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, customer := range unknown {
+		if _, ok := fresh.Get(model.PrefixCustomer + customer); !ok {
+			return ingest.ReasonForeignCustomer, nil
+		}
+	}
+	return "", nil
+}
+
+// granter asks the border here if this node leads the zone store, and carries the question to the leader if not.
+type granter struct{ *Node }
+
+func (g granter) Grant(ctx context.Context, edge, region string, req *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
+	leader, self := g.store.Leader()
+	switch {
+	case self:
+		return g.keeper.Grant(ctx, edge, region, req)
+	case leader == "":
+		return nil, fault.New(fault.Unavailable, "NO_LEADER", "zone store of %s has no leader now; grants wait for one", g.self.Zone)
+	}
+	return g.carrier.Grant(ctx, leader, edge, region, req)
+}
