@@ -1,0 +1,96 @@
+// Command bailiwick-edge is a data plane: the proxy that customers talk to.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"bailiwick/dataplane"
+	"bailiwick/shared/telemetry"
+)
+
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "bailiwick-edge:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	cfg := dataplane.Config{Version: version}
+	flags := flag.NewFlagSet("bailiwick-edge", flag.ContinueOnError)
+	flags.StringVar(&cfg.Dir, "dir", os.Getenv("BAILIWICK_DIR"), "data directory (BAILIWICK_DIR)")
+	flags.StringVar(&cfg.Name, "name", "", "this edge's name, as its join token says")
+	flags.StringVar(&cfg.Region, "region", "", "its region, likewise")
+	flags.StringVar(&cfg.HTTPS, "https", ":443", "host:port for HTTPS; HTTP/3 on the same number in UDP")
+	flags.StringVar(&cfg.HTTP, "http", "", "host:port for cleartext HTTP; empty: none")
+	flags.StringVar(&cfg.Relay, "relay", ":7500", "host:port where edges of other regions relay to")
+	flags.StringVar(&cfg.RelayAdvertise, "relay-advertise", "", "host:port that other edges are told; default: -relay")
+	flags.StringVar(&cfg.Admin, "admin", "127.0.0.1:7900", "host:port for health and metrics; empty: none")
+	control := flags.String("control", os.Getenv("BAILIWICK_CONTROL"), "admin URLs of the zone's control nodes, comma separated; to join (BAILIWICK_CONTROL)")
+	flags.StringVar(&cfg.CAFile, "ca-file", os.Getenv("BAILIWICK_CA_FILE"), "the installation's roots; to join (BAILIWICK_CA_FILE)")
+	flags.StringVar(&cfg.JoinTokenFile, "join-token-file", "", "file with the join token; to join")
+	flags.StringVar(&cfg.OnSpoolError, "on-spool-error", "refuse-new", "refuse-new or serve-unbilled, when usage cannot be recorded")
+	flags.BoolVar(&cfg.AllowLoopbackUpstreams, "allow-loopback-upstreams", false, "let manifests name upstreams on this machine")
+	flags.StringVar(&cfg.ACME.Directory, "acme-directory", "", "ACME directory URL for the hosts' certificates; empty: the installation's authority")
+	flags.StringVar(&cfg.ACME.Email, "acme-email", "", "contact for the ACME account")
+	acmeRoots := flags.String("acme-ca-file", "", "roots of the ACME directory's own TLS; default: the system's")
+	level := flags.String("log-level", "info", "debug, info, warn or error")
+	format := flags.String("log-format", "text", "text or json")
+	showVersion := flags.Bool("version", false, "print the version and exit")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if *showVersion {
+		fmt.Println(version)
+		return nil
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if *acmeRoots != "" {
+		var err error
+		if cfg.ACME.RootsPEM, err = os.ReadFile(*acmeRoots); err != nil {
+			return fmt.Errorf("read the ACME directory's roots: %w", err)
+		}
+	}
+	if err := telemetry.CheckLogging(*level, *format); err != nil {
+		return err
+	}
+	for _, url := range strings.Split(*control, ",") {
+		if url = strings.TrimSpace(url); url != "" {
+			cfg.ControlURLs = append(cfg.ControlURLs, url)
+		}
+	}
+	cfg.Logger = telemetry.NewLogger(os.Stderr, *level, *format, "bailiwick-edge", cfg.Name)
+	edge, err := dataplane.New(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() { // a second signal, or a part that never ends, must not keep the process
+		<-ctx.Done()
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, os.Interrupt, syscall.SIGTERM)
+		select {
+		case <-ended:
+		case <-again:
+			os.Exit(1)
+		case <-time.After(45 * time.Second):
+			os.Exit(1)
+		}
+	}()
+	return edge.Run(ctx)
+}

@@ -1,0 +1,88 @@
+package dataplane
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/enroll"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/proto/gen/bailiwick/sync/v1/syncv1connect"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/fault/rpcfault"
+
+	"connectrpc.com/connect"
+)
+
+func (e *Edge) controlAddrs() []string {
+	var addrs []string
+	for _, p := range e.state.Peers {
+		addrs = append(addrs, p.Addr)
+	}
+	return addrs
+}
+
+// peerAt finds the control node of an address; whoever else answers there is refused by its certificate.
+func (e *Edge) peerAt(addr string) enroll.Peer {
+	for _, p := range e.state.Peers {
+		if p.Addr == addr {
+			return p
+		}
+	}
+	return enroll.Peer{Addr: addr} // no certificate has an empty name: nobody is accepted
+}
+
+func (e *Edge) controlHTTP(addr string) *http.Client {
+	return enroll.HTTPClient(e.state.Source, e.peerAt(addr))
+}
+
+// requester asks for grants at whichever control node answers, the last one that did first.
+type requester struct {
+	e    *Edge
+	once sync.Once
+	all  []syncv1connect.SyncServiceClient
+	last atomic.Int32
+}
+
+// grantAttempt bounds one question: with three nodes an edge knows within ten seconds, a third of a grant,
+// whether anybody answers.
+const grantAttempt = 3 * time.Second
+
+func (r *requester) RequestGrants(ctx context.Context, req *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
+	r.once.Do(func() {
+		for _, p := range r.e.state.Peers {
+			r.all = append(r.all, syncv1connect.NewSyncServiceClient(enroll.HTTPClient(r.e.state.Source, p), p.URL(),
+				connect.WithInterceptors(rpcfault.Client()), connect.WithReadMaxBytes(1<<20)))
+		}
+	})
+	err := error(fault.New(fault.Unavailable, "NO_CONTROL_NODE", "edge %s knows no control node", r.e.self.Node))
+	first := int(r.last.Load())
+	for i := range r.all {
+		n := (first + i) % len(r.all)
+		attempt, cancel := context.WithTimeout(ctx, grantAttempt)
+		var response *syncv1.RequestGrantsResponse
+		response, err = r.all[n].RequestGrants(attempt, req)
+		cancel()
+		if err == nil {
+			r.last.Store(int32(n))
+			return response, nil
+		}
+		if fault.KindOf(err) == fault.Denied || ctx.Err() != nil {
+			break // every node would say the same
+		}
+	}
+	return nil, err
+}
+
+// status is what the edge tells control nodes of itself.
+func (e *Edge) status() *syncv1.Status {
+	source := e.state.Source
+	until := source.NotAfter() // relays and usage need it; home traffic needs the hosts' certificates
+	if hosts := e.tls.Expires(); !hosts.IsZero() {
+		until = hosts
+	}
+	return &syncv1.Status{Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
+		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise}
+}

@@ -1,0 +1,259 @@
+// Package dataplane assembles an edge from its parts: the table that control nodes push, the request path in
+// front of it, and the spool that usage leaves through. It is wiring and nothing else; each part says for
+// itself what it owns and what survives a crash. New opens a data directory that no other process may use;
+// Run is called once.
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/edgetls"
+	"bailiwick/dataplane/internal/enroll"
+	"bailiwick/dataplane/internal/evidence"
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/limit"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/ship"
+	"bailiwick/dataplane/internal/spool"
+	"bailiwick/dataplane/internal/subscribe"
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/identity"
+	"bailiwick/shared/lifecycle"
+)
+
+// Config of an edge. Zero values mean the default in the comment.
+type Config struct {
+	Dir    string // required: data directory
+	Name   string // required: the node's name, as its join token says
+	Region string // required, likewise
+
+	HTTPS string // host:port for HTTP/1.1 and HTTP/2 over TCP and HTTP/3 over UDP; required
+	HTTP  string // host:port for cleartext HTTP/1.1; "": none
+	Relay string // host:port where edges of other regions relay to; required
+	Admin string // host:port for health and metrics; keep it on loopback; "": none
+	// RelayAdvertise is the address that other edges are told; "": Relay.
+	RelayAdvertise string
+
+	// Needed for the first start only.
+	ControlURLs   []string // admin URLs of the zone's control nodes
+	CAFile        string   // the installation's roots
+	JoinTokenFile string
+
+	OnSpoolError           string // proxy.RefuseNew (default) or proxy.ServeUnbilled
+	AllowLoopbackUpstreams bool
+	ACME                   ACME
+	Version                string
+	Logger                 *slog.Logger // required
+}
+
+// ACME makes the edge get its hosts' certificates from an ACME authority in place of the installation's own.
+type ACME struct {
+	Directory string // URL; "": the installation's authority
+	Email     string
+	RootsPEM  []byte // trusted for the directory's own TLS; nil: the system's
+}
+
+// Validate says what is missing.
+func (c Config) Validate() error {
+	switch {
+	case c.Dir == "" || c.Name == "" || c.Region == "" || c.Logger == nil:
+		return errors.New("edge: Dir, Name, Region and Logger are required")
+	case c.HTTPS == "" || c.Relay == "":
+		return errors.New("edge: HTTPS and Relay are required")
+	}
+	return nil
+}
+
+// Edge is a data plane process.
+type Edge struct {
+	cfg   Config
+	log   *slog.Logger
+	state *enroll.State
+	self  identity.Name
+
+	control  *enroll.Client
+	tables   *policy.Holder
+	evidence *evidence.Log
+	spool    *spool.Spool
+	ship     *ship.Shipper
+	follow   *subscribe.Client
+	monitor  *failover.Monitor
+	grants   *failover.Grants
+	relays   *relay.Client
+	inbound  *relay.Server
+	tls      *edgetls.Manager
+	proxy    *proxy.Proxy
+	ups      *proxy.Upstreams
+	servers  proxy.Servers
+
+	https, http, relay, admin net.Listener
+	h3                        net.PacketConn
+
+	serving   atomic.Bool
+	withdrawn chan string
+}
+
+// New joins, if the edge has not yet, and opens everything; nothing is served before Run.
+func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.RelayAdvertise == "" {
+		cfg.RelayAdvertise = cfg.Relay
+	}
+	e := &Edge{cfg: cfg, log: cfg.Logger, tables: &policy.Holder{}, withdrawn: make(chan string, 1)}
+	e.state, err = enroll.Enroll(ctx, enroll.Config{Dir: cfg.Dir, Name: cfg.Name, Region: cfg.Region, RelayAddr: cfg.RelayAdvertise,
+		TokenFile: cfg.JoinTokenFile, ControlURLs: cfg.ControlURLs, CAFile: cfg.CAFile, Logger: cfg.Logger})
+	if err != nil {
+		return nil, err
+	}
+	e.self = e.state.Source.Name()
+	e.control = e.state.NewClient()
+	if err := e.openUsage(); err != nil {
+		return nil, err
+	}
+	if err := e.listen(); err != nil {
+		return nil, err
+	}
+	if err := e.openPath(); err != nil {
+		return nil, err // the process ends; the kernel shuts the listeners
+	}
+	return e, nil
+}
+
+func (e *Edge) openUsage() (err error) {
+	if e.evidence, err = evidence.Open(evidence.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Logger: e.log}); err != nil {
+		return err
+	}
+	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Logger: e.log, Program: "bailiwick-edge " + e.cfg.Version})
+	if err != nil {
+		return err
+	}
+	e.ship, err = e.newShipper()
+	return err
+}
+
+func (e *Edge) openPath() (err error) {
+	e.follow, err = subscribe.New(subscribe.Config{Addrs: e.controlAddrs, HTTPClient: e.controlHTTP, Dir: filepath.Join(e.cfg.Dir, "table"),
+		Edge: e.self.Node, Region: e.self.Region, Zone: e.self.Zone, SigningKey: e.state.TableSigningKey, Holder: e.tables,
+		Status: e.status, OnWithdrawn: e.onWithdrawn, Logger: e.log, Version: e.cfg.Version})
+	if err != nil {
+		return err
+	}
+	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{AllowLoopback: e.cfg.AllowLoopbackUpstreams})
+	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Logger: e.log}); err != nil {
+		return err
+	}
+	if e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Tables: e.tables, Self: e.self, Logger: e.log}); err != nil {
+		return err
+	}
+	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Logger: e.log})
+	if err != nil {
+		return err
+	}
+	if e.tls, err = e.newTLS(); err != nil {
+		return err
+	}
+	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables, Gate: &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap()},
+		Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Logger: e.log,
+		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: proxy.AltSvc(e.https.Addr())})
+	if err != nil {
+		return err
+	}
+	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Local: e.proxy, Logger: e.log})
+	if err != nil {
+		return err
+	}
+	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: e.tls.TLSConfig(), Logger: e.log})
+	e.servers.HTTP.Handler = e.tls.HTTPHandler(e.proxy) // answers ACME's HTTP-01 challenges, when there are any
+	return nil
+}
+
+func (e *Edge) listen() (err error) {
+	var open []interface{ Close() error }
+	defer func() {
+		if err != nil {
+			for _, l := range open {
+				l.Close()
+			}
+		}
+	}()
+	for _, l := range []struct {
+		to      *net.Listener
+		address string
+		what    string
+	}{{&e.https, e.cfg.HTTPS, "HTTPS"}, {&e.http, e.cfg.HTTP, "HTTP"}, {&e.relay, e.cfg.Relay, "relays"}, {&e.admin, e.cfg.Admin, "health and metrics"}} {
+		if l.address == "" {
+			continue
+		}
+		listener, err := net.Listen("tcp", l.address)
+		if err != nil {
+			return fmt.Errorf("listen for %s: %w", l.what, err)
+		}
+		*l.to = listener
+		open = append(open, listener)
+	}
+	if e.h3, err = net.ListenPacket("udp", e.https.Addr().String()); err != nil {
+		return fmt.Errorf("listen for HTTP/3: %w", err)
+	}
+	return nil
+}
+
+// tableAge is how long ago a control node last confirmed the table.
+func (e *Edge) tableAge() time.Duration {
+	fresh := e.follow.Fresh()
+	if fresh.IsZero() {
+		return 0
+	}
+	return time.Since(fresh)
+}
+
+// ErrWithdrawn ends an edge that the node registry no longer holds.
+var ErrWithdrawn = errors.New("this edge was removed from the node registry")
+
+func (e *Edge) onWithdrawn(reason string) {
+	select {
+	case e.withdrawn <- reason:
+	default:
+	}
+}
+
+// Run serves until ctx ends or the edge is withdrawn. Parts stop in reverse: doors first, then what drains
+// behind them, the shipper near the end so that the last rows still leave.
+func (e *Edge) Run(ctx context.Context) error {
+	parts := []lifecycle.Part{
+		{Name: "evidence", Run: e.evidence.Run, Why: "relays record into it until the doors are shut"},
+		{Name: "spool", Run: e.spool.Run, Why: "requests count into it until the doors are shut"},
+		{Name: "ship", Run: e.ship.Run, Why: "takes the last blocks away"},
+		{Name: "admin", Run: e.serveAdmin, Why: "says why the edge is not ready while the rest comes up"},
+		{Name: "identity", Run: e.control.Renewer(e.state.Source, e.log).Run, Why: "every connection to other nodes uses it"},
+		{Name: "table", Run: e.follow.Run, Ready: e.follow.Ready(), Why: "no door opens before there is a whole table"},
+		{Name: "certificates", Run: e.runTLS, Why: "HTTPS needs them"},
+		{Name: "upstream health", Run: e.monitor.Run, Why: "requests choose by it"},
+		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
+		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},
+		{Name: "relays in", Run: func(ctx context.Context) error { return e.inbound.Serve(ctx, e.relay) }, Why: "other regions send here"},
+		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut"},
+		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
+	}
+	return lifecycle.Run(ctx, e.log, parts...)
+}
+
+func (e *Edge) watchWithdrawal(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case reason := <-e.withdrawn:
+		return fmt.Errorf("%w: %s", ErrWithdrawn, reason)
+	}
+}

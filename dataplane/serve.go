@@ -1,0 +1,150 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"bailiwick/shared/telemetry"
+)
+
+// serve opens the doors until ctx ends, then drains them: no new requests, ten seconds for those under way.
+func (e *Edge) serve(ctx context.Context) error {
+	ended := make(chan error, 3)
+	var wg sync.WaitGroup
+	run := func(what string, serve func() error) {
+		wg.Go(func() {
+			if err := serve(); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				ended <- fmt.Errorf("serve %s: %w", what, err)
+			}
+		})
+	}
+	run("HTTPS", func() error { return e.servers.HTTPS.ServeTLS(e.https, "", "") })
+	if e.http != nil {
+		run("HTTP", func() error { return e.servers.HTTP.Serve(e.http) })
+	}
+	run("HTTP/3", func() error { return e.servers.H3.Serve(e.h3) })
+	e.serving.Store(true)
+	e.log.Info("serving", "https", e.https.Addr().String(), "region", e.self.Region, "zone", e.self.Zone)
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-ended:
+	}
+	e.serving.Store(false)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	var drain sync.WaitGroup
+	for _, s := range []*http.Server{e.servers.HTTPS, e.servers.HTTP} {
+		drain.Go(func() {
+			if s.Shutdown(grace) != nil {
+				s.Close()
+			}
+		})
+	}
+	drain.Go(func() {
+		if e.servers.H3.Shutdown(grace) != nil {
+			e.servers.H3.Close()
+		}
+	})
+	drain.Wait()
+	e.h3.Close()
+	wg.Wait()
+	e.ups.CloseIdle()
+	return err
+}
+
+// ready is nil when the edge takes traffic.
+func (e *Edge) ready() error {
+	switch {
+	case e.tables.Load() == nil:
+		return errors.New("no table yet: no control node has sent one and none is on disk")
+	case !e.serving.Load():
+		return errors.New("the doors are shut")
+	}
+	return e.spool.Healthy()
+}
+
+func (e *Edge) serveAdmin(ctx context.Context) error {
+	if e.admin == nil {
+		<-ctx.Done()
+		return nil
+	}
+	registry := telemetry.NewRegistry()
+	telemetry.Register(registry, e.metrics()...)
+	server := &http.Server{Handler: telemetry.NewAdminMux(registry, e.checks, e.extra), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute,
+		ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug)}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(e.admin); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve health and metrics: %w", err)
+	}
+	return nil
+}
+
+func (e *Edge) checks(context.Context) []telemetry.Check {
+	table := telemetry.Check{Name: "table"}
+	if t := e.tables.Load(); t == nil {
+		table.Err = errors.New("none yet: no control node has sent one and none is on disk")
+	} else {
+		table.Detail = fmt.Sprintf("catalog %s, zone %s", t.Catalog(), t.Zone())
+	}
+	doors := telemetry.Check{Name: "doors"}
+	if !e.serving.Load() {
+		doors.Err = errors.New("shut")
+	}
+	usage := telemetry.Check{Name: "spool", Err: e.spool.Healthy()}
+	return []telemetry.Check{table, doors, usage}
+}
+
+// extra are lines of readyz?verbose that say more than pass or fail.
+func (e *Edge) extra(context.Context) []string {
+	s := e.status()
+	stats := e.spool.Stats()
+	return []string{
+		"serves_alone_until " + time.Unix(s.ServesAloneUntilUnix, 0).UTC().Format(time.RFC3339),
+		"certificate " + s.CertificateSerial + " expires " + time.Unix(s.CertificateExpiresUnix, 0).UTC().Format(time.RFC3339),
+		fmt.Sprintf("control connected=%v", e.follow.Stats().Connected.Load() == 1),
+		fmt.Sprintf("usage epoch=%d seq=%d unacked=%d", stats.Epoch, stats.Seq, stats.Unacked),
+	}
+}
+
+func (e *Edge) metrics() []telemetry.Metric {
+	gauge := func(name, help string, read func() float64) telemetry.Metric {
+		return telemetry.Metric{Name: name, Help: help, Read: read}
+	}
+	counter := func(name, help string, read func() int64) telemetry.Metric {
+		return telemetry.Metric{Name: name, Help: help, Counter: true, Read: func() float64 { return float64(read()) }}
+	}
+	f := e.follow.Stats()
+	return []telemetry.Metric{
+		gauge("table_connected", "1 while a control node speaks to this edge.", func() float64 { return float64(f.Connected.Load()) }),
+		counter("table_snapshots_total", "Whole tables applied.", f.Snapshots.Load),
+		counter("table_deltas_total", "Deltas applied.", f.Deltas.Load),
+		counter("table_nacks_total", "Updates refused.", f.Nacks.Load),
+		counter("table_refused_files_total", "Table files on disk that did not check out.", f.Refused.Load),
+		counter("usage_rows_total", "Requests counted.", func() int64 { return e.spool.Stats().Rows }),
+		counter("usage_blocks_sealed_total", "Blocks sealed.", func() int64 { return e.spool.Stats().BlocksSealed }),
+		counter("usage_blocks_acked_total", "Blocks acknowledged by the ledger.", func() int64 { return e.spool.Stats().BlocksAcked }),
+		gauge("usage_blocks_unacked", "Blocks waiting for the ledger.", func() float64 { return float64(e.spool.Stats().Unacked) }),
+		gauge("usage_epochs_parked", "Epochs that the ledger refused; their blocks are kept.", func() float64 { return float64(e.spool.Stats().Parked) }),
+		counter("unbilled_requests_total", "Requests served that could not be counted.", e.proxy.Unbilled),
+		gauge("grants_held", "Grants to relay that this edge holds.", func() float64 { return float64(len(e.grants.Held())) }),
+		gauge("relays_out_in_flight", "Requests being served by another region.", func() float64 { return float64(e.relays.InFlight()) }),
+		gauge("relays_in_in_flight", "Requests being served for another region.", func() float64 { return float64(e.inbound.InFlight()) }),
+		counter("relays_refused_total", "Relays refused, at either end of this edge.", func() (n int64) {
+			for _, c := range e.relays.Refusals() {
+				n += c
+			}
+			for _, c := range e.inbound.Refusals() {
+				n += c
+			}
+			return n
+		}),
+		gauge("certificate_expires_seconds", "When this edge's certificate expires, Unix time.", func() float64 { return float64(e.state.Source.NotAfter().Unix()) }),
+	}
+}

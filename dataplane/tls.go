@@ -1,0 +1,70 @@
+package dataplane
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"bailiwick/dataplane/internal/edgetls"
+	"bailiwick/dataplane/internal/ship"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/identity"
+)
+
+func (e *Edge) newTLS() (*edgetls.Manager, error) {
+	return edgetls.New(edgetls.Config{Dir: e.cfg.Dir, Node: e.self.Node, Seal: e.state.CertSeal, Shelf: e.control, Issuer: e.control, Logger: e.log,
+		ACME: edgetls.ACME{Directory: e.cfg.ACME.Directory, Email: e.cfg.ACME.Email, RootsPEM: e.cfg.ACME.RootsPEM, HTTPPort: port(e.http), TLSPort: port(e.https)}})
+}
+
+// port is where an ACME authority's challenges arrive, behind whatever forwards ports 80 and 443 to here.
+func port(l net.Listener) int {
+	if l == nil {
+		return 0
+	}
+	if a, ok := l.Addr().(*net.TCPAddr); ok {
+		return a.Port
+	}
+	return 0
+}
+
+// runTLS keeps a certificate for each host that the table names.
+func (e *Edge) runTLS(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		for {
+			changed := e.tables.Changed()
+			if t := e.tables.Load(); t != nil {
+				e.tls.Manage(t.Hosts())
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+		}
+	})
+	return e.tls.Run(ctx)
+}
+
+// newShipper takes blocks to any control node of the zone: whichever carries them, the zone's ledger counts.
+func (e *Edge) newShipper() (*ship.Shipper, error) {
+	source := e.state.Source
+	control := func(n identity.Name) error {
+		if n.Kind != identity.Control || n.Zone != e.self.Zone {
+			return fault.New(fault.Denied, identity.ReasonWrongPeer, "usage of zone %s is not for %s", e.self.Zone, n)
+		}
+		return nil
+	}
+	var http2 http.Protocols
+	http2.SetHTTP2(true)
+	return ship.New(ship.Config{Spool: e.spool, Addrs: e.controlAddrs, Logger: e.log,
+		QUICTLS: func() *tls.Config { return source.ClientTLS(nil, control) },
+		HTTPClient: &http.Client{Transport: &http.Transport{Protocols: &http2, TLSClientConfig: source.ClientTLS([]string{"h2"}, control), TLSHandshakeTimeout: 5 * time.Second,
+			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 20 * time.Second}}}})
+}
