@@ -96,8 +96,8 @@ type Edge struct {
 	ups      *proxy.Upstreams
 	servers  proxy.Servers
 
-	https, http, relay, admin net.Listener
-	h3                        net.PacketConn
+	https, http, admin net.Listener
+	h3                 net.PacketConn
 
 	serving   atomic.Bool
 	withdrawn chan string
@@ -122,11 +122,13 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 	if err := e.openUsage(); err != nil {
 		return nil, err
 	}
-	if err := e.listen(); err != nil {
+	if err := e.openPath(); err != nil {
 		return nil, err
 	}
-	if err := e.openPath(); err != nil {
-		return nil, err // the process ends; the kernel shuts the listeners
+	if cfg.Admin != "" {
+		if e.admin, err = net.Listen("tcp", cfg.Admin); err != nil {
+			return nil, fmt.Errorf("listen for health and metrics: %w", err)
+		}
 	}
 	return e, nil
 }
@@ -166,7 +168,7 @@ func (e *Edge) openPath() (err error) {
 	}
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables, Gate: &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap()},
 		Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Logger: e.log,
-		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: proxy.AltSvc(e.https.Addr())})
+		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS)})
 	if err != nil {
 		return err
 	}
@@ -179,34 +181,30 @@ func (e *Edge) openPath() (err error) {
 	return nil
 }
 
-func (e *Edge) listen() (err error) {
-	var open []interface{ Close() error }
-	defer func() {
-		if err != nil {
-			for _, l := range open {
-				l.Close()
-			}
+// openDoors listens for clients. Not before there is a whole table: a connection that nobody accepts hangs,
+// while a refused one sends the client to the next edge at once.
+func (e *Edge) openDoors() (err error) {
+	if e.https, err = net.Listen("tcp", e.cfg.HTTPS); err != nil {
+		return fmt.Errorf("listen for HTTPS: %w", err)
+	}
+	if e.cfg.HTTP != "" {
+		if e.http, err = net.Listen("tcp", e.cfg.HTTP); err != nil {
+			return fmt.Errorf("listen for HTTP: %w", err)
 		}
-	}()
-	for _, l := range []struct {
-		to      *net.Listener
-		address string
-		what    string
-	}{{&e.https, e.cfg.HTTPS, "HTTPS"}, {&e.http, e.cfg.HTTP, "HTTP"}, {&e.relay, e.cfg.Relay, "relays"}, {&e.admin, e.cfg.Admin, "health and metrics"}} {
-		if l.address == "" {
-			continue
-		}
-		listener, err := net.Listen("tcp", l.address)
-		if err != nil {
-			return fmt.Errorf("listen for %s: %w", l.what, err)
-		}
-		*l.to = listener
-		open = append(open, listener)
 	}
 	if e.h3, err = net.ListenPacket("udp", e.https.Addr().String()); err != nil {
 		return fmt.Errorf("listen for HTTP/3: %w", err)
 	}
 	return nil
+}
+
+// serveRelays takes relays from other regions, likewise not before there is a table to judge them by.
+func (e *Edge) serveRelays(ctx context.Context) error {
+	l, err := net.Listen("tcp", e.cfg.Relay)
+	if err != nil {
+		return fmt.Errorf("listen for relays: %w", err)
+	}
+	return e.inbound.Serve(ctx, l)
 }
 
 // tableAge is how long ago a control node last confirmed the table.
@@ -242,7 +240,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "upstream health", Run: e.monitor.Run, Why: "requests choose by it"},
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
 		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},
-		{Name: "relays in", Run: func(ctx context.Context) error { return e.inbound.Serve(ctx, e.relay) }, Why: "other regions send here"},
+		{Name: "relays in", Run: e.serveRelays, Why: "other regions send here"},
 		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut"},
 		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
 	}

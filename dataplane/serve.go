@@ -14,6 +14,9 @@ import (
 
 // serve opens the doors until ctx ends, then drains them: no new requests, ten seconds for those under way.
 func (e *Edge) serve(ctx context.Context) error {
+	if err := e.openDoors(); err != nil {
+		return err
+	}
 	ended := make(chan error, 3)
 	var wg sync.WaitGroup
 	run := func(what string, serve func() error) {

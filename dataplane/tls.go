@@ -3,8 +3,10 @@ package dataplane
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -16,18 +18,29 @@ import (
 
 func (e *Edge) newTLS() (*edgetls.Manager, error) {
 	return edgetls.New(edgetls.Config{Dir: e.cfg.Dir, Node: e.self.Node, Seal: e.state.CertSeal, Shelf: e.control, Issuer: e.control, Logger: e.log,
-		ACME: edgetls.ACME{Directory: e.cfg.ACME.Directory, Email: e.cfg.ACME.Email, RootsPEM: e.cfg.ACME.RootsPEM, HTTPPort: port(e.http), TLSPort: port(e.https)}})
+		ACME: edgetls.ACME{Directory: e.cfg.ACME.Directory, Email: e.cfg.ACME.Email, RootsPEM: e.cfg.ACME.RootsPEM, HTTPPort: port(e.cfg.HTTP), TLSPort: port(e.cfg.HTTPS)}})
 }
 
-// port is where an ACME authority's challenges arrive, behind whatever forwards ports 80 and 443 to here.
-func port(l net.Listener) int {
-	if l == nil {
+// port is where an ACME authority's challenges arrive, behind whatever forwards ports 80 and 443 to here; 0
+// when the address names none.
+func port(address string) int {
+	_, text, err := net.SplitHostPort(address)
+	if err != nil {
 		return 0
 	}
-	if a, ok := l.Addr().(*net.TCPAddr); ok {
-		return a.Port
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0
 	}
-	return 0
+	return int(n)
+}
+
+// altSvc leads clients from TCP to HTTP/3 on the same port number.
+func altSvc(address string) string {
+	if n := port(address); n != 0 {
+		return fmt.Sprintf(`h3=":%d"; ma=3600`, n)
+	}
+	return ""
 }
 
 // runTLS keeps a certificate for each host that the table names.

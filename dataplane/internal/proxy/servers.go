@@ -3,9 +3,7 @@ package proxy
 import (
 	"crypto/tls"
 	"log/slog"
-	"net"
 	"net/http"
-	"strconv"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -60,16 +58,4 @@ func NewServers(cfg ServersConfig) Servers {
 		Logger:     cfg.Logger,
 	}
 	return s
-}
-
-// AltSvc is the header value that leads clients from TCP to HTTP/3 on the same port number.
-func AltSvc(addr net.Addr) string {
-	_, port, err := net.SplitHostPort(addr.String())
-	if err != nil {
-		return ""
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		return ""
-	}
-	return `h3=":` + port + `"; ma=3600`
 }
