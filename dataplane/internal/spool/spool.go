@@ -257,8 +257,8 @@ func (s *Spool) beginEpoch() error {
 }
 
 // Run commits rows to disk, seals blocks and keeps a segment ahead until ctx
-// ends. It returns nil; what goes wrong shows in Healthy and is retried where
-// that can help.
+// ends. What goes wrong shows in Healthy and is retried where that can help; it
+// returns only what went wrong with the last commit and seal, after ctx ended.
 func (s *Spool) Run(ctx context.Context) error {
 	commit, seal := time.NewTicker(s.cfg.GroupCommit), time.NewTicker(s.cfg.SealEvery)
 	defer commit.Stop()
