@@ -63,7 +63,11 @@ func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Pee
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {
 		return nil, rpcfault.ToConnect(fault.New(fault.Unauthenticated, "TOKEN_MISSING", "this call needs an operator's token: Authorization: Bearer <token>"))
 	}
-	kv, ok := s.Store.Local().Get(TokenKey(token))
+	local := s.Store.Local()
+	kv, ok := local.Get(TokenKey(token))
+	if !ok && local.Revision().Index == 0 {
+		return nil, rpcfault.ToConnect(fault.New(fault.Unavailable, "NODE_NOT_CAUGHT_UP", "control node %s has not heard from zone %s yet and knows no operator: ask another node, or again", s.Node, s.Zone))
+	}
 	if !ok {
 		return nil, rpcfault.ToConnect(fault.New(fault.Unauthenticated, "TOKEN_UNKNOWN", "zone %s does not know this operator's token", s.Zone))
 	}

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,6 +21,10 @@ type disk interface {
 	raft.LogStore
 	raft.StableStore
 	Close() error
+
+	// StageCommitIndex and GetCommitIndex keep, a write late, how far the log is known to be committed.
+	StageCommitIndex(index uint64)
+	GetCommitIndex() (uint64, error)
 }
 
 // ErrCorrupt is in the chain of every error that says a record of the log does
@@ -37,6 +42,7 @@ var (
 	stableBucket = []byte("stable")
 	metaBucket   = []byte("meta")
 	formatKey    = []byte("format")
+	commitKey    = []byte("CommitIndex")   // in stableBucket
 	errNotFound  = errors.New("not found") // raft compares this text
 )
 
@@ -49,8 +55,9 @@ const diskFormat = 1
 // CRC32C over index, term, type and data. The freelist is rebuilt on open rather
 // than synced: syncing it wrote megabytes per entry in the Roblox outage.
 type boltDisk struct {
-	db   *bolt.DB
-	path string
+	db     *bolt.DB
+	path   string
+	staged atomic.Uint64 // commit index that the next StoreLogs writes along
 }
 
 // openDisk proves the file before it opens it for writing: bbolt's own scan for
@@ -220,8 +227,30 @@ func (d *boltDisk) StoreLogs(logs []*raft.Log) error {
 				return fmt.Errorf("store entry %d: %w", l.Index, err)
 			}
 		}
+		if n := len(logs); n > 0 {
+			if staged := min(d.staged.Load(), logs[n-1].Index); staged > 0 {
+				return tx.Bucket(stableBucket).Put(commitKey, sealStable(commitKey, binary.BigEndian.AppendUint64(nil, staged)))
+			}
+		}
 		return nil
 	})
+}
+
+// StageCommitIndex remembers how far the log is known to be committed; the next StoreLogs writes it along. A
+// node that starts again thereby knows its state as of one write ago before it hears from anybody.
+func (d *boltDisk) StageCommitIndex(index uint64) { d.staged.Store(index) }
+
+// GetCommitIndex is what was written along, 0 if nothing was; never beyond the end of the log.
+func (d *boltDisk) GetCommitIndex() (uint64, error) {
+	index, err := d.GetUint64(commitKey)
+	if errors.Is(err, errNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	last, err := d.LastIndex()
+	return min(index, last), err
 }
 
 // DeleteRange is one transaction: the watchdog calls it in chunks.
@@ -238,10 +267,14 @@ func (d *boltDisk) DeleteRange(lo, hi uint64) error {
 }
 
 func (d *boltDisk) Set(key, val []byte) error {
-	rec := binary.BigEndian.AppendUint32(nil, crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, val))
 	return d.db.Update(func(tx *bolt.Tx) error {
-		return tx.Bucket(stableBucket).Put(key, append(rec, val...))
+		return tx.Bucket(stableBucket).Put(key, sealStable(key, val))
 	})
+}
+
+func sealStable(key, val []byte) []byte {
+	rec := binary.BigEndian.AppendUint32(nil, crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, val))
+	return append(rec, val...)
 }
 
 func (d *boltDisk) Get(key []byte) (val []byte, err error) {

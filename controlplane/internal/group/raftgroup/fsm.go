@@ -93,6 +93,7 @@ type fsm struct {
 	group   string
 	machine Machine
 	fail    func(error)
+	commit  func(index uint64) // told what raft hands over, which is committed; nil while the disk is replayed
 
 	done, visible *progress
 	dead          atomic.Bool // after a fatal error nothing is applied or snapshot
@@ -102,6 +103,9 @@ type fsm struct {
 var errDead = errors.New("this node stopped applying after a fatal error")
 
 func (f *fsm) see(index uint64) {
+	if f.commit != nil {
+		f.commit(index)
+	}
 	f.visible.advance(index)
 	f.done.advance(index)
 }

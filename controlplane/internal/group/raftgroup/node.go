@@ -92,6 +92,10 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 			return nil, err
 		}
 	}
+	if err := n.replay(); err != nil {
+		return nil, errors.Join(err, n.Err())
+	}
+	n.fsm.commit = n.disk.StageCommitIndex
 	if n.raft, err = raft.NewRaft(rc, n.fsm, logs, n.disk, n.snaps, n.trans); err != nil {
 		return nil, errors.Join(err, n.Err())
 	}
@@ -100,6 +104,54 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 		return ok
 	}))
 	return n, nil
+}
+
+// replay brings the Machine to what the disk knows to be committed, before anybody may read this node's copy
+// and before it hears from a leader: while the group has no quorum a restarted node would otherwise take
+// itself for empty. Raft's own RestoreCommittedLogs forgets the configuration in the entries it restores
+// (v1.8.0), after which a group that restarts as a whole elects nobody; raft replays the same entries once
+// more and fsm skips them.
+func (n *Node) replay() error {
+	commit, err := n.disk.GetCommitIndex()
+	if err != nil {
+		return err
+	}
+	from := uint64(1)
+	metas, err := n.snaps.List()
+	if err != nil {
+		return err
+	}
+	if len(metas) > 0 && metas[0].Index > n.machine.Applied() {
+		_, rc, err := n.snaps.Open(metas[0].ID)
+		if err != nil {
+			return err
+		}
+		if err := n.fsm.Restore(rc); err != nil {
+			return err
+		}
+	}
+	if len(metas) > 0 {
+		from = metas[0].Index + 1
+	}
+	first, err := n.disk.FirstIndex()
+	if err != nil {
+		return err
+	}
+	for i := max(from, first); i <= commit; i++ {
+		var l raft.Log
+		if err := n.disk.GetLog(i, &l); err != nil {
+			return fmt.Errorf("read entry %d: %w", i, err)
+		}
+		switch l.Type {
+		case raft.LogCommand:
+			if a, ok := n.fsm.Apply(&l).(applied); ok && a.err != nil {
+				return a.err
+			}
+		case raft.LogConfiguration:
+			n.fsm.StoreConfiguration(l.Index, raft.Configuration{})
+		}
+	}
+	return nil
 }
 
 // openDisk opens and proves log and snapshots, and that they join up: raft
