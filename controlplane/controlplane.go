@@ -148,7 +148,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "peer port", Run: n.mux.Run, Why: "groups elect over it, and hand leadership over through it when they stop"},
 		{Name: "catalog", Run: n.catalog.Run, Why: "the registry in it says who may connect"},
 		{Name: "zone store", Run: n.store.Run, Why: "border, sync and doors read it"},
-		{Name: "zone ledger", Run: n.replica.Run, StopTimeout: 20 * time.Second, Why: "blocks commit to it"},
+		{Name: "zone ledger", Run: n.runLedger, StopTimeout: 20 * time.Second, Why: "blocks commit to it"},
 		{Name: "ledger commits", Run: n.ledger.Run, Why: "ingest waits for its commits"},
 		{Name: "registry", Run: n.followRegistry, Why: "withdrawn nodes must be cut as long as any door is open"},
 		{Name: "border", Run: n.keeper.Run, Why: "grants are given through sync"},
@@ -160,6 +160,12 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "admin port", Run: n.serveAdmin, Why: "last up, first down: operators see a node only while it works"},
 	}
 	return lifecycle.Run(ctx, n.log, parts...)
+}
+
+// runLedger closes the cells only after the group that writes them has ended.
+func (n *Node) runLedger(ctx context.Context) error {
+	err := n.replica.Run(ctx)
+	return errors.Join(err, n.machine.Close())
 }
 
 func (n *Node) watchFaults(ctx context.Context) error {
