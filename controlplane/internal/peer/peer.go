@@ -271,6 +271,19 @@ func (m *Mux) tellRefused(addr net.Addr, err error) {
 // Refused is how many inbound connections were refused since the start.
 func (m *Mux) Refused() uint64 { return m.refused.Load() }
 
+// Connected names the nodes that a connection stands with now, in either direction.
+func (m *Mux) Connected() map[string]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	names := map[string]bool{}
+	for c := range m.conns {
+		if c.name != (identity.Name{}) {
+			names[c.name.Node] = true
+		}
+	}
+	return names
+}
+
 // CloseNode drops every connection with a node, both directions: call it when
 // the registry no longer holds it, after Allow refuses it. It returns how many.
 func (m *Mux) CloseNode(n identity.Name) int {
