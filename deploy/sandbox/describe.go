@@ -12,7 +12,10 @@ import (
 // writeJSON writes sandbox.json, whole or not at all: its presence means that everything is ready.
 func (s *sandbox) writeJSON() error {
 	type object = map[string]any
-	var admins, edges, upstreams, controls, apis []object
+	admins, edges, upstreams, controls, apis := []object{}, []object{}, []object{}, []object{}, []object{}
+	if s.keys == nil {
+		s.keys = []keyInfo{} // a list without entries is [], never null
+	}
 	for i, c := range controlSpecs {
 		admins = append(admins, object{"name": c.name, "region": c.region, "zone": c.zone, "url": "https://" + s.layout.admin(i)})
 		controls = append(controls, object{"name": c.name, "region": c.region, "zone": c.zone, "pid": s.children[c.name].pid(), "dir": s.rel(c.name)})
