@@ -22,7 +22,7 @@ type disk interface {
 	raft.StableStore
 	Close() error
 
-	// StageCommitIndex and GetCommitIndex keep, a write late, how far the log is known to be committed.
+	// StageCommitIndex and GetCommitIndex keep, some writes late, how far the log is known to be committed.
 	StageCommitIndex(index uint64)
 	GetCommitIndex() (uint64, error)
 }
@@ -237,7 +237,7 @@ func (d *boltDisk) StoreLogs(logs []*raft.Log) error {
 }
 
 // StageCommitIndex remembers how far the log is known to be committed; the next StoreLogs writes it along. A
-// node that starts again thereby knows its state as of one write ago before it hears from anybody.
+// node that starts again thereby knows its state as of a few writes ago before it hears from anybody.
 func (d *boltDisk) StageCommitIndex(index uint64) { d.staged.Store(index) }
 
 // GetCommitIndex is what was written along, 0 if nothing was; never beyond the end of the log.
