@@ -14,6 +14,7 @@ import (
 	"bailiwick/controlplane/internal/border"
 	"bailiwick/controlplane/internal/carrier"
 	"bailiwick/controlplane/internal/certstore"
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/ingest"
 	"bailiwick/controlplane/internal/ledger"
@@ -203,8 +204,8 @@ func (n *Node) openIngest(udp net.PacketConn) error {
 }
 
 // attribute judges what an edge says was used: the edge must be registered, and its customers be of this zone.
-// A customer that was deleted meanwhile still owes what he used, so a name unknown here is only refused when
-// this node has caught up with its zone.
+// A customer that was deleted meanwhile still owes what he used, and an edge that was cut off may have served
+// him since. A name unknown here is only refused when this node has caught up with its zone.
 func (n *Node) attribute(edge, region string, cells map[usage.Cell]usage.Sums) (string, error) {
 	if err := n.registry.Allow(identity.Name{Zone: n.self.Zone, Installation: n.in.Name, Region: region, Kind: identity.Edge, Node: edge}); err != nil {
 		return ingest.ReasonWithdrawn, nil
@@ -212,7 +213,7 @@ func (n *Node) attribute(edge, region string, cells map[usage.Cell]usage.Sums) (
 	local := n.store.Local()
 	var unknown []string
 	for c := range cells {
-		if _, ok := local.Get(model.PrefixCustomer + c.Customer); !ok {
+		if !homed(local, c.Customer) {
 			unknown = append(unknown, c.Customer)
 		}
 	}
@@ -226,11 +227,20 @@ func (n *Node) attribute(edge, region string, cells map[usage.Cell]usage.Sums) (
 		return "", err
 	}
 	for _, customer := range unknown {
-		if _, ok := fresh.Get(model.PrefixCustomer + customer); !ok {
+		if !homed(fresh, customer) {
 			return ingest.ReasonForeignCustomer, nil
 		}
 	}
 	return "", nil
+}
+
+// homed says whether a customer is of this zone, or was.
+func homed(store group.Snapshot, customer string) bool {
+	_, is := store.Get(model.PrefixCustomer + customer)
+	if !is {
+		_, is = store.Get(model.PrefixGone + customer)
+	}
+	return is
 }
 
 // granter asks the border here if this node leads the zone store, and carries the question to the leader if not.

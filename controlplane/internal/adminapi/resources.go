@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/manifest"
@@ -141,6 +142,8 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 		if c, ok := rec.(model.Customer); ok {
 			fence := keysFence(c.Name)
 			ops, compares = append(ops, group.Op{Key: fence, Delete: true}), append(compares, compareAt(before, fence))
+			// In the same transaction: at no revision is he unknown whose usage may still be on its way.
+			ops = append(ops, group.Op{Key: model.PrefixGone + c.Name, Value: model.Encode(model.Gone{Name: c.Name, At: time.Now().UTC().Truncate(time.Second)})})
 		}
 		ops, compares = fenced(before, ops, compares)
 		res, err := s.commit(ctx, store, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt), Ops: ops, Compares: compares})

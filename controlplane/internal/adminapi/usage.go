@@ -55,7 +55,9 @@ func (s *server) QueryUsage(ctx context.Context, req *adminv1.QueryUsageRequest)
 		return nil, err
 	}
 	if len(report.Rows) == 0 { // a customer who is gone may still have usage
-		if _, ok := s.freshOrLocal(ctx, s.Store).Get(model.PrefixCustomer + req.GetCustomer()); !ok {
+		store := s.freshOrLocal(ctx, s.Store)
+		_, is := store.Get(model.PrefixCustomer + req.GetCustomer())
+		if _, was := store.Get(model.PrefixGone + req.GetCustomer()); !is && !was {
 			return nil, s.customerUnknown(req.GetCustomer())
 		}
 	}

@@ -36,6 +36,7 @@ const (
 	PrefixGrant     = "grants/"     // latest grants of an edge, the record of §2.5
 	PrefixInForce   = "inforce/"    // signed in-force records
 	PrefixCert      = "certs/"      // certmagic storage, private keys sealed
+	PrefixGone      = "gone/"       // names of customers that were deleted: what they used before may still arrive
 	PrefixLock      = "locks/"
 	KeyAdopted      = "adopted"   // the catalog's border rules as this zone has adopted them
 	KeyPermitted    = "permitted" // the pairs that followed from it when the leader last looked
@@ -170,6 +171,13 @@ type Customer struct {
 	AccountID     string         `json:"account_id,omitempty"`
 	Subscriptions []Subscription `json:"subscriptions,omitempty"`
 	Status        string         `json:"status,omitempty"` // "", active, suspended
+}
+
+// Gone is what remains of a customer that was deleted, for good: an edge that was cut off meanwhile honours his
+// keys until it hears of it, and brings what he used. Without a trace here that usage would look forged.
+type Gone struct {
+	Name string    `json:"name"`
+	At   time.Time `json:"at"`
 }
 
 type Subscription struct {
