@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/adminapi"
+	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
@@ -36,16 +37,31 @@ type remembered struct {
 
 func newCentral(n *Node) *central { return &central{Node: n, last: map[string]remembered{}} }
 
-// edges lists the zone's registered edges and those that ever shipped and left no open end: the answer is
-// complete when all of them have told everything.
-func (c *central) edges() []string {
+// told is the instant up to which the view is complete: all registered edges have told everything before it,
+// and no edge that was removed is known to hold blocks that never came. Those may yet come, should it join
+// again; until then, or until its epoch is closed, saying more would hide the loss.
+func (c *central) told(ctx context.Context, view *ledger.View) (time.Time, error) {
 	var names []string
 	for kv := range c.catalog.Local().List(model.PrefixNode) {
 		if node, err := model.Decode[model.Node](kv.Key, kv.Value); err == nil && node.Kind == identity.Edge && node.Zone == c.self.Zone {
 			names = append(names, node.Name)
 		}
 	}
-	return names
+	epochs, err := view.Edges(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return view.CompleteThrough(ctx, withOpenEnds(names, epochs))
+}
+
+// withOpenEnds adds to edges those of which the ledger knows blocks that it does not have.
+func withOpenEnds(edges []string, epochs []ledger.EdgeEpoch) []string {
+	for _, e := range epochs {
+		if e.Sealed > e.Applied && !e.Closed && !slices.Contains(edges, e.Edge) {
+			edges = append(edges, e.Edge)
+		}
+	}
+	return edges
 }
 
 // Usage implements adminapi.Usage.
@@ -60,7 +76,7 @@ func (c *central) Usage(ctx context.Context, customer string, since, until time.
 		return adminapi.UsageReport{}, err
 	}
 	out := adminapi.UsageReport{}
-	if out.CompleteThrough, err = view.CompleteThrough(ctx, c.edges()); err != nil {
+	if out.CompleteThrough, err = c.told(ctx, view); err != nil {
 		return out, err
 	}
 	gaps, err := view.Gaps(ctx)
@@ -88,7 +104,7 @@ func (c *central) Totals(ctx context.Context, since, until time.Time) (adminapi.
 	if err != nil {
 		return adminapi.ZoneTotals{}, err
 	}
-	through, err := view.CompleteThrough(ctx, c.edges())
+	through, err := c.told(ctx, view)
 	if err != nil {
 		return adminapi.ZoneTotals{}, err
 	}
