@@ -20,7 +20,12 @@ func (x *exchange) finish(res result) {
 		return
 	}
 	if x.gone() {
-		return // nobody to answer; close counts it as aborted
+		if !x.relayed {
+			// Nobody to answer, or so it looks: a client that only shut its sending half still reads, and a plain
+			// return would have the library tell it 200. close counts it as aborted.
+			panic(http.ErrAbortHandler)
+		}
+		return
 	}
 	if x.relayed {
 		h := x.w.Header()
