@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,9 +35,9 @@ func (s *Spool) seal() error {
 		switch {
 		case len(s.open) == 0:
 			s.setThrough(at)
-			return s.tidy()
+			return errors.Join(s.mend(), s.tidy())
 		case s.waiting() >= s.cfg.MaxUnacked:
-			return s.shrink()
+			return errors.Join(s.mend(), s.shrink())
 		}
 		if s.attempt, err = s.newAttempt(s.folded, at); err != nil {
 			return s.note(err)
@@ -252,6 +253,33 @@ func (s *Spool) reopenJournal() error {
 	}
 	s.j = j
 	s.publish(func() { s.st = st })
+	return nil
+}
+
+// mend finds out whether a disk that was full has space again, when nothing is to be written that would tell:
+// an edge that refuses what it cannot count would else refuse for ever. Under work.
+func (s *Spool) mend() error {
+	if s.fullErr.Load() == nil {
+		return nil
+	}
+	s.jmu.Lock()
+	if s.j.broken != nil {
+		if err := s.reopenJournal(); err != nil {
+			s.jmu.Unlock()
+			return s.note(err)
+		}
+	}
+	s.jmu.Unlock()
+	s.makeReserve()
+	s.jmu.Lock()
+	well := s.reserved
+	s.jmu.Unlock()
+	s.mu.Lock()
+	well = well && s.spare != nil // else provide will tell
+	s.mu.Unlock()
+	if well {
+		s.fullErr.Store(nil)
+	}
 	return nil
 }
 

@@ -234,6 +234,7 @@ func (s *Spool) beginEpoch() error {
 	// A clock that went back a little since the process before must not make
 	// rows that seem to have finished before they were promised complete. One
 	// that went back a lot was wrong before.
+	s.last = now // also if it goes back in the first moment: through is said below
 	if d := s.st.at - now; d > 0 && d < time.Hour.Milliseconds() {
 		s.last = s.st.at
 	}
@@ -249,7 +250,7 @@ func (s *Spool) beginEpoch() error {
 	s.cur, s.off, s.segs = seg, segmentHeader, []*segment{seg}
 	s.rowsEnd = seg.at(segmentHeader)
 	s.synced, s.folded, s.ckpt = s.rowsEnd, s.rowsEnd, s.rowsEnd
-	s.through = Through{Epoch: epoch, At: time.UnixMilli(max(now, s.last))}
+	s.through = Through{Epoch: epoch, At: time.UnixMilli(s.last)}
 	if err := s.provide(); err != nil { // not fatal: this segment has room
 		s.cfg.Logger.Warn("allocate spare usage segment", "error", err)
 	}
