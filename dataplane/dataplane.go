@@ -231,8 +231,8 @@ func (e *Edge) onWithdrawn(reason string) {
 func (e *Edge) Run(ctx context.Context) error {
 	parts := []lifecycle.Part{
 		{Name: "evidence", Run: e.evidence.Run, Why: "relays record into it until the doors are shut"},
+		{Name: "ship", Run: e.ship.Run, Why: "takes the last block away, which the spool seals when it stops"},
 		{Name: "spool", Run: e.spool.Run, Why: "requests count into it until the doors are shut"},
-		{Name: "ship", Run: e.ship.Run, Why: "takes the last blocks away"},
 		{Name: "admin", Run: e.serveAdmin, Why: "says why the edge is not ready while the rest comes up"},
 		{Name: "identity", Run: e.control.Renewer(e.state.Source, e.log).Run, Why: "every connection to other nodes uses it"},
 		{Name: "table", Run: e.follow.Run, Ready: e.follow.Ready(), Why: "no door opens before there is a whole table"},

@@ -85,6 +85,7 @@ func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadRespon
 	defer heart.Stop()
 	watch := time.NewTicker(max(e.s.cfg.Patience/8, time.Millisecond))
 	defer watch.Stop()
+	bye := e.s.bye
 	for {
 		changed := e.s.cfg.Spool.Changed()
 		// Answers that are there go first: they free the window and may refuse.
@@ -109,6 +110,11 @@ func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadRespon
 				return err
 			}
 		case <-changed:
+		case <-bye:
+			bye, e.told = nil, spool.Through{}
+			if err := e.heartbeat(); err != nil {
+				return err
+			}
 		case <-heart.C:
 			e.told = spool.Through{} // also when it stays put: a silent session looks dead
 			if err := e.heartbeat(); err != nil {

@@ -47,10 +47,11 @@ type Config struct {
 	Patience     time.Duration // to connect, and to be answered; 0: 3 s
 	Heartbeat    time.Duration // how often the ledger hears how far usage is sealed; 0: 1 s
 	RetryQUIC    time.Duration // while on the fallback; 0: 30 s
-	RetryRefused time.Duration // an epoch the ledger refused is offered again; 0: 10 min
+	RetryRefused time.Duration // an epoch the ledger refused is offered again, and a withdrawn edge asks again; 0: 10 min
 	Backoff      time.Duration // the first one; it doubles up to 5 s; 0: 200 ms
 	Window       int           // blocks on their way; 0: 32
 	WindowBytes  int           // 0: 8 MiB
+	Drain        time.Duration // once Run's ctx has ended, how long an open session may take the rest along; 0: ends at once
 
 	Logger *slog.Logger // nil: none
 }
@@ -60,7 +61,7 @@ func (c Config) Validate() error {
 	switch {
 	case c.Spool == nil || c.Addrs == nil || c.QUICTLS == nil || c.HTTPClient == nil:
 		return errors.New("ship config: Spool, Addrs, QUICTLS and HTTPClient are required")
-	case c.Patience < 0 || c.Heartbeat < 0 || c.RetryQUIC < 0 || c.RetryRefused < 0 || c.Backoff < 0 || c.Window < 0 || c.WindowBytes < 0:
+	case c.Patience < 0 || c.Heartbeat < 0 || c.RetryQUIC < 0 || c.RetryRefused < 0 || c.Backoff < 0 || c.Window < 0 || c.WindowBytes < 0 || c.Drain < 0:
 		return errors.New("ship config: a duration or limit is negative")
 	}
 	return nil
@@ -100,7 +101,7 @@ type Stats struct {
 	Transport string // "quic" or "connect"; "" while there is no session that was answered
 	Addr      string
 	Err       string    // why there is none, or why the last one ended; "" while all is well
-	Withdrawn bool      // the ledger said that this edge may not bring usage: shipping has stopped
+	Withdrawn bool      // the ledger said that this edge may not bring usage: shipping rests for RetryRefused
 	Refused   []Refusal // epochs that are not shipped
 
 	Sessions     int64 // answered ones
@@ -115,6 +116,7 @@ type Stats struct {
 // Shipper carries blocks. New makes one.
 type Shipper struct {
 	cfg Config
+	bye chan struct{} // closed when Run's ctx ends: a session says its last heartbeat
 
 	mu      sync.Mutex // covers what follows
 	stats   Stats
@@ -135,7 +137,7 @@ func New(cfg Config) (*Shipper, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Shipper{cfg: cfg.withDefaults(), refused: map[uint64]refused{}, highest: map[uint64]uint64{}}, nil
+	return &Shipper{cfg: cfg.withDefaults(), bye: make(chan struct{}), refused: map[uint64]refused{}, highest: map[uint64]uint64{}}, nil
 }
 
 // Stats may be called at any time.
@@ -170,10 +172,61 @@ var (
 	errNoAddress = errors.New("no control node's address is known")
 )
 
-// Run ships until ctx ends. It returns nil.
+// Run ships until ctx ends and, if a session is open then, until all is taken or Drain is over. It returns nil.
 func (s *Shipper) Run(ctx context.Context) error {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		<-ctx.Done()
+		close(s.bye)
+		s.drain()
+		cancel()
+	})
+	s.run(work)
+	wg.Wait()
+	return nil
+}
+
+// drain waits until the ledger has all that it takes, as long as somebody talks to it.
+func (s *Shipper) drain() {
+	limit := time.NewTimer(s.cfg.Drain)
+	defer limit.Stop()
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for range 2 { // once more after all is taken: the last heartbeat is under way
+		for first := true; first || s.waits(); first = false {
+			if s.cfg.Drain == 0 || s.Stats().Transport == "" {
+				return
+			}
+			select {
+			case <-limit.C:
+				return
+			case <-look.C:
+			}
+		}
+	}
+}
+
+func (s *Shipper) waits() bool {
+	for _, ep := range s.cfg.Spool.Epochs() {
+		if !ep.Parked && ep.Oldest <= ep.Sealed {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Shipper) run(ctx context.Context) {
 	quicFailed, attempt := 0, 0
-	for ctx.Err() == nil && !s.withdrawn() {
+	for ctx.Err() == nil {
+		if s.withdrawn() { // whoever removed the edge may take it back
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(s.cfg.RetryRefused):
+			}
+			s.count(func(st *Stats) { st.Withdrawn = false })
+		}
 		answered := false
 		if quicFailed < 2 {
 			if answered = s.round(ctx, s.dialQUIC); answered {
@@ -193,8 +246,6 @@ func (s *Shipper) Run(ctx context.Context) error {
 		s.pause(ctx, attempt)
 		attempt++
 	}
-	<-ctx.Done() // withdrawn: stopped for good, and that is not a reason to end the edge
-	return nil
 }
 
 // pause waits with full jitter over the upper half.
