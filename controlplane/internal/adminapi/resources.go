@@ -136,7 +136,7 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 		}
 		before := state{snap: snap}
 		ops, compares := []group.Op{{Key: kv.Key, Delete: true}}, []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}}
-		if err := s.unused(before, rec); err != nil {
+		if err := s.unused(ctx, before, rec); err != nil {
 			return nil, err
 		}
 		if c, ok := rec.(model.Customer); ok {
@@ -163,7 +163,7 @@ func compareAt(s state, key string) group.Compare {
 
 // unused refuses to remove what others refer to, naming them. What rests in other zones cannot be seen from
 // here: a plan that only their customers use goes, and their keys are refused by the edges from then on.
-func (s *server) unused(st state, rec record) error {
+func (s *server) unused(ctx context.Context, st state, rec record) error {
 	var users []string
 	use := func(kind, name string) {
 		if u := kind + " " + name; !slices.Contains(users, u) {
@@ -209,7 +209,8 @@ func (s *server) unused(st state, rec record) error {
 			}
 		})
 	case model.Plan:
-		err = each(state{snap: s.Store.Local()}, model.PrefixCustomer, func(c model.Customer) {
+		// This node's copy may not have the customer yet who subscribed through another node a moment ago.
+		err = each(state{snap: s.freshOrLocal(ctx, s.Store)}, model.PrefixCustomer, func(c model.Customer) {
 			if slices.ContainsFunc(c.Subscriptions, func(sub model.Subscription) bool { return sub.Plan == v.Name }) {
 				use("customer", c.Name)
 			}
