@@ -92,12 +92,14 @@ func (n *Node) ready(context.Context) []telemetry.Check {
 // followRegistry cuts nodes off as soon as the registry no longer holds them. Sync streams end by themselves,
 // with a word of farewell; this is for raft, RPCs and usage.
 func (n *Node) followRegistry(ctx context.Context) error {
+	recheck := func() {
+		n.mux.Recheck()
+		n.ingest.Recheck()
+	}
 	for ctx.Err() == nil {
-		err := n.watchRegistry(ctx)
+		err := watchRegistry(ctx, n.catalog, recheck, n.cutWithdrawn)
 		if ctx.Err() == nil {
 			n.log.Warn("follow the node registry", "error", err) // compacted, most likely: start over from now
-			n.mux.Recheck()
-			n.ingest.Recheck()
 			select {
 			case <-ctx.Done():
 			case <-time.After(time.Second):
@@ -107,19 +109,20 @@ func (n *Node) followRegistry(ctx context.Context) error {
 	return nil
 }
 
-func (n *Node) watchRegistry(ctx context.Context) error {
-	w, err := n.catalog.Watch(n.catalog.Local().Revision().Index+1, model.PrefixNode)
+func watchRegistry(ctx context.Context, catalog group.Store, recheck func(), cut func(group.Event)) error {
+	w, err := catalog.Watch(catalog.Local().Revision().Index+1, model.PrefixNode)
 	if err != nil {
 		return err
 	}
 	defer w.Close()
+	recheck() // what happened before the watch began, and that no earlier one has told
 	for {
 		events, _, err := w.Next(ctx)
 		if err != nil {
 			return err
 		}
 		for _, e := range events {
-			n.cutWithdrawn(e)
+			cut(e)
 		}
 	}
 }

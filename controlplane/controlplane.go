@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bailiwick/controlplane/internal/border"
@@ -68,7 +69,7 @@ type Node struct {
 	ingest   *ingest.Server
 	enroll   *pki.Enroll
 	certs    *certstore.Service
-	registry pki.Registry
+	registry atomic.Pointer[pki.Registry] // nil until the catalog is open
 	central  *central
 
 	adminListener net.Listener

@@ -49,13 +49,14 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		tcp.Close()
 		return fmt.Errorf("listen on the peer port, UDP: %w", err)
 	}
+	n.source.RefuseOlder(n.since)
 	handler := http.NewServeMux()
 	n.mux, err = peer.New(peer.Config{Listener: tcp, Source: n.source, Handler: handler, Logger: n.log,
 		Resolve: func(node string) (string, bool) {
 			c, ok := n.in.Control(node)
 			return c.Peer, ok
 		},
-		Allow: func(name identity.Name) error { return n.registry.Allow(name) },
+		Allow: n.allow,
 	})
 	if err != nil {
 		return err
@@ -64,7 +65,6 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if err := n.openGroups(); err != nil {
 		return err
 	}
-	n.registry = pki.Registry{Catalog: n.catalog, Installation: n.in}
 	if n.keeper, err = border.New(border.Config{Zone: n.self.Zone, Catalog: n.catalog, Store: n.store, Signer: n.secrets.Signer, Logger: n.log}); err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		return err
 	}
 	n.enroll, err = pki.NewEnroll(pki.EnrollConfig{CA: ca, Secrets: n.secrets, Installation: n.in, RootsPEM: n.source.RootsPEM(),
-		Catalog: n.catalog, ZoneStore: n.store, Allow: n.registry.Allow, Logger: n.log})
+		Catalog: n.catalog, ZoneStore: n.store, Allow: n.allow, Logger: n.log})
 	if err != nil {
 		return err
 	}
@@ -103,6 +103,23 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	handler.Handle(joinv1connect.NewCertStoreServiceHandler(n.certs, opts...))
 	n.carrier.Register(handler, n.keeper, n.central.own)
 	return nil
+}
+
+// allow asks the registry. A group dials its members as soon as it is opened: until the catalog is, there is
+// nobody to ask, and they dial again.
+func (n *Node) allow(name identity.Name) error {
+	r := n.registry.Load()
+	if r == nil {
+		return fault.New(fault.Unavailable, "REGISTRY_NOT_OPEN", "node %s: the registry is not open yet", name.Node)
+	}
+	return r.Allow(name)
+}
+
+func (n *Node) since(name identity.Name) time.Time {
+	if r := n.registry.Load(); r != nil {
+		return r.Since(name)
+	}
+	return time.Time{} // allow refuses it
 }
 
 func (n *Node) timing() (raftgroup.Timing, error) {
@@ -148,6 +165,7 @@ func (n *Node) openGroups() error {
 	if n.catalog, err = raftgroup.NewStore(config(catalogGroup, "catalog", primary, others, ofInstallation)); err != nil {
 		return err
 	}
+	n.registry.Store(&pki.Registry{Catalog: n.catalog, Installation: n.in})
 	if n.store, err = raftgroup.NewStore(config(storeGroup(n.self.Zone), "zone", zone, nil, ofZone)); err != nil {
 		return err
 	}
@@ -180,7 +198,7 @@ func (n *Node) openIngest(udp net.PacketConn) error {
 		if name.Kind != identity.Edge || name.Zone != n.self.Zone {
 			return fault.New(fault.Denied, "NOT_AN_EDGE", "%s is no edge of zone %s", name.Node, n.self.Zone)
 		}
-		return n.registry.Allow(name)
+		return n.allow(name)
 	}
 	reset, err := hkdf.Key(sha256.New, n.secrets.Signer.Seed(), nil, "bailiwick quic reset "+n.self.Name, 32)
 	if err != nil {
@@ -207,7 +225,7 @@ func (n *Node) openIngest(udp net.PacketConn) error {
 // A customer that was deleted meanwhile still owes what he used, and an edge that was cut off may have served
 // him since. A name unknown here is only refused when this node has caught up with its zone.
 func (n *Node) attribute(edge, region string, cells map[usage.Cell]usage.Sums) (string, error) {
-	if err := n.registry.Allow(identity.Name{Zone: n.self.Zone, Installation: n.in.Name, Region: region, Kind: identity.Edge, Node: edge}); err != nil {
+	if err := n.allow(identity.Name{Zone: n.self.Zone, Installation: n.in.Name, Region: region, Kind: identity.Edge, Node: edge}); err != nil {
 		return ingest.ReasonWithdrawn, nil
 	}
 	local := n.store.Local()

@@ -131,6 +131,7 @@ const (
 	ReasonUnverified = "PEER_UNVERIFIED"  // no certificate, or its chain does not verify
 	ReasonNotAName   = "PEER_NOT_A_NODE"  // verified, but not the certificate of a node
 	ReasonForeign    = "PEER_FOREIGN"     // a node of another installation
+	ReasonOutdated   = "PEER_OUTDATED"    // a node of that name joined after this certificate was issued
 	ReasonWrongPeer  = "PEER_NOT_ALLOWED" // for allow functions: a node, but not one that belongs here
 )
 

@@ -44,6 +44,8 @@ type Source struct {
 	dir string // "" is memory only
 	cur atomic.Pointer[material]
 
+	since func(Name) time.Time // set before use, see RefuseOlder
+
 	// mu lets one Replace at a time write the directory; readers never take it.
 	mu sync.Mutex
 }

@@ -33,7 +33,7 @@ func (s *Source) ServerTLS(alpn []string, allow func(Name) error) *tls.Config {
 				if err != nil {
 					return err
 				}
-				return s.admit(n, allow)
+				return s.admit(n, cs.PeerCertificates[0], allow)
 			},
 		}
 	}
@@ -63,7 +63,7 @@ func (s *Source) ClientTLS(alpn []string, allow func(Name) error) *tls.Config {
 			if err != nil {
 				return err
 			}
-			return s.admit(n, allow)
+			return s.admit(n, cs.PeerCertificates[0], allow)
 		},
 	}
 }
@@ -78,7 +78,19 @@ func (s *Source) Peer(cs tls.ConnectionState) (Name, error) {
 	return CertificateName(leaf)
 }
 
-func (s *Source) admit(n Name, allow func(Name) error) error {
+// RefuseOlder makes every later handshake refuse certificates issued before since says that the node of their
+// name joined: a name that was withdrawn and given to another node must not let the first one's certificate in
+// again. since must not block; zero takes any. Call it before the Source is used by others.
+func (s *Source) RefuseOlder(since func(Name) time.Time) { s.since = since }
+
+func (s *Source) admit(n Name, leaf *x509.Certificate, allow func(Name) error) error {
+	if s.since != nil {
+		// Issuers backdate by a minute or a twentieth of the lifetime at most, and certificates count in seconds.
+		slack := min(time.Minute, leaf.NotAfter.Sub(leaf.NotBefore)/20) + time.Second
+		if at := s.since(n); leaf.NotBefore.Add(slack).Before(at) {
+			return fault.New(fault.Denied, ReasonOutdated, "peer %s shows a certificate from before that node joined at %s", n, at.UTC().Format(time.RFC3339))
+		}
+	}
 	if own := s.Name().Installation; n.Installation != own {
 		return fault.New(fault.Denied, ReasonForeign, "peer %s is not of the installation %s", n, own)
 	}

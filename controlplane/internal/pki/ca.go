@@ -3,6 +3,7 @@ package pki
 import (
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -36,11 +37,17 @@ func (ca *CA) TrustDomain() string { return ca.zone + "." + ca.installation }
 // ReasonCSR is the reason of a request that cannot be signed; kind Invalid.
 const ReasonCSR = "CSR_INVALID"
 
+const maxRSABits = 4096
+
 // parseCSR checks that the sender holds the key. Only the key counts from then on.
 func parseCSR(der []byte) (*x509.CertificateRequest, error) {
 	csr, err := x509.ParseCertificateRequest(der)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, ReasonCSR, "read certificate request: %w", err)
+	}
+	// Strangers send requests: the check of an RSA signature takes seconds if the key has what 64 KiB hold.
+	if key, ok := csr.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSABits {
+		return nil, fault.New(fault.Invalid, ReasonCSR, "check certificate request: an RSA key of %d bits, at most %d are taken", key.N.BitLen(), maxRSABits)
 	}
 	if err := csr.CheckSignature(); err != nil {
 		return nil, fault.New(fault.Invalid, ReasonCSR, "check certificate request: %w", err)

@@ -127,7 +127,7 @@ func (e *Enroll) Join(ctx context.Context, req *joinv1.JoinRequest) (*joinv1.Joi
 	if err != nil {
 		return nil, err
 	}
-	index, err := e.register(ctx, tok, req.GetRelayAddr())
+	index, joined, err := e.register(ctx, tok, req.GetRelayAddr())
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +146,12 @@ func (e *Enroll) Join(ctx context.Context, req *joinv1.JoinRequest) (*joinv1.Joi
 		return nil, err
 	}
 	name := e.name(tok.Kind, tok.Region, tok.Name)
-	chain, err := e.cfg.CA.SignNode(req.GetCsr(), name, e.cfg.Installation.IdentityTTL, time.Now())
+	// Not before it joined, also if another node entered it whose clock is ahead: see Registry.Since.
+	now := time.Now()
+	if joined.After(now) {
+		now = joined
+	}
+	chain, err := e.cfg.CA.SignNode(req.GetCsr(), name, e.cfg.Installation.IdentityTTL, now)
 	if err != nil {
 		return nil, err
 	}
@@ -230,25 +235,26 @@ func (e *Enroll) sameNode(kv group.KV, tok claimedToken) (model.Node, error) {
 	return n, err
 }
 
-// register enters the node in the catalog and returns the index to wait for.
-func (e *Enroll) register(ctx context.Context, tok claimedToken, relayAddr string) (uint64, error) {
+// register enters the node in the catalog and returns the index to wait for and when the node joined.
+func (e *Enroll) register(ctx context.Context, tok claimedToken, relayAddr string) (uint64, time.Time, error) {
+	never := time.Time{}
 	key := model.PrefixNode + tok.Name
 	for range 8 {
 		kv, ok, rev, err := e.cfg.Catalog.Get(ctx, key)
 		if err != nil {
-			return 0, err
+			return 0, never, err
 		}
 		n := model.Node{Name: tok.Name, Kind: tok.Kind, Region: tok.Region, Zone: e.cfg.CA.Zone(), JoinedAt: time.Now().UTC().Truncate(time.Millisecond)}
 		switch {
 		case ok:
 			if n, err = e.sameNode(kv, tok); err != nil {
-				return 0, err
+				return 0, never, err
 			}
 			if n.RelayAddr == relayAddr {
-				return rev.Index, nil
+				return rev.Index, n.JoinedAt, nil
 			}
 		case tok.Done:
-			return 0, fault.New(fault.Denied, ReasonWithdrawn, "join: node %s was withdrawn: ask for a new token", tok.Name)
+			return 0, never, fault.New(fault.Denied, ReasonWithdrawn, "join: node %s was withdrawn: ask for a new token", tok.Name)
 		}
 		n.RelayAddr = relayAddr
 		res, err := e.cfg.Catalog.Txn(ctx, group.Txn{
@@ -256,13 +262,13 @@ func (e *Enroll) register(ctx context.Context, tok claimedToken, relayAddr strin
 			Ops:      []group.Op{{Key: key, Value: model.Encode(n)}},
 		})
 		if err != nil {
-			return 0, err
+			return 0, never, err
 		}
 		if res.Succeeded {
-			return res.Revision.Index, nil
+			return res.Revision.Index, n.JoinedAt, nil
 		}
 	}
-	return 0, fault.New(fault.Conflict, ReasonNameTaken, "register node %s: its entry changes all the time", tok.Name)
+	return 0, never, fault.New(fault.Conflict, ReasonNameTaken, "register node %s: its entry changes all the time", tok.Name)
 }
 
 func (e *Enroll) name(kind, region, node string) identity.Name {

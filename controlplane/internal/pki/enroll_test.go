@@ -44,6 +44,7 @@ type world struct {
 	catalog, zone group.Store
 	in            *pki.Installation
 	roots         []byte
+	dir           string // of the installation's kits
 }
 
 // failing lets a test lose the nth transaction's answer, or the transaction.
@@ -67,7 +68,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{catalog: &failing{Store: startStore(t, "catalog")}, zone: &failing{Store: startStore(t, "store/emea")}, in: in}
+	w := &world{catalog: &failing{Store: startStore(t, "catalog")}, zone: &failing{Store: startStore(t, "store/emea")}, in: in, dir: dir}
 	w.roots, _ = os.ReadFile(filepath.Join(home, "roots.pem"))
 	var ops []group.Op
 	for _, r := range in.Regions {

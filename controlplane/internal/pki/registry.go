@@ -1,6 +1,8 @@
 package pki
 
 import (
+	"time"
+
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
@@ -33,6 +35,20 @@ func (r Registry) Allow(n identity.Name) error {
 		}
 	}
 	return fault.New(fault.Denied, ReasonWithdrawn, "node %s is not in the registry", n)
+}
+
+// Since is when the node of that name joined: a certificate issued before is of one that was withdrawn, and does
+// not come back to life with the next node of its name. Zero for nodes that came with the installation.
+func (r Registry) Since(n identity.Name) time.Time {
+	kv, ok := r.Catalog.Local().Get(model.PrefixNode + n.Node)
+	if !ok {
+		return time.Time{}
+	}
+	m, err := model.Decode[model.Node](kv.Key, kv.Value)
+	if err != nil {
+		return time.Time{} // Allow refuses it
+	}
+	return m.JoinedAt
 }
 
 func seeded(snap group.Snapshot) bool {
