@@ -24,6 +24,7 @@ import (
 	"bailiwick/controlplane/internal/syncserver"
 	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/proto/gen/bailiwick/sync/v1/syncv1connect"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/identity"
@@ -51,12 +52,18 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	}
 	n.source.RefuseOlder(n.since)
 	handler := http.NewServeMux()
-	n.mux, err = peer.New(peer.Config{Listener: tcp, Source: n.source, Handler: handler, Logger: n.log,
+	n.mux, err = peer.New(peer.Config{Listener: tcp, Source: n.source, Handler: n.registeredOnly(handler), Logger: n.log,
 		Resolve: func(node string) (string, bool) {
 			c, ok := n.in.Control(node)
 			return c.Peer, ok
 		},
 		Allow: n.allow,
+		Farewell: func(name identity.Name) error {
+			if name.Kind == identity.Edge && name.Zone == n.self.Zone {
+				return nil
+			}
+			return fault.New(fault.Denied, "NOT_AN_EDGE", "%s is no edge of zone %s", name.Node, n.self.Zone)
+		},
 	})
 	if err != nil {
 		return err
@@ -113,6 +120,28 @@ func (n *Node) allow(name identity.Name) error {
 		return fault.New(fault.Unavailable, "REGISTRY_NOT_OPEN", "node %s: the registry is not open yet", name.Node)
 	}
 	return r.Allow(name)
+}
+
+// registeredOnly refuses the RPCs of nodes that the registry does not hold, on standing connections too. They
+// may subscribe: syncserver sends them nothing but the word that they are withdrawn, upon which an edge stops.
+func (n *Node) registeredOnly(next http.Handler) http.Handler {
+	errs := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, ok := peer.NameFrom(r.Context())
+		err := error(fault.New(fault.Unauthenticated, "NO_PEER", "the request carries no verified certificate"))
+		if ok {
+			err = n.allow(name)
+		}
+		if err == nil || ok && r.URL.Path == syncv1connect.SyncServiceSubscribeProcedure {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if !errs.IsSupported(r) {
+			http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
+			return
+		}
+		_ = errs.Write(w, r, rpcfault.ToConnect(err))
+	})
 }
 
 func (n *Node) since(name identity.Name) time.Time {

@@ -3,10 +3,19 @@ package controlplane
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"bailiwick/controlplane/internal/adminapi/apitest"
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/peer"
+	"bailiwick/controlplane/internal/pki"
+	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
+	"bailiwick/proto/gen/bailiwick/peer/v1/peerv1connect"
+	"bailiwick/proto/gen/bailiwick/sync/v1/syncv1connect"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
 )
@@ -60,5 +69,43 @@ func TestWatchRegistry_LooksAgainOnceItStands(t *testing.T) {
 	}
 	if looked != 2 {
 		t.Errorf("looked %d times, want once for each watch", looked)
+	}
+}
+
+// An edge that was withdrawn while it was away must be able to ask, or it serves revoked keys from its disk for
+// ever; and it must be able to ask for nothing else.
+func TestRegisteredOnly(t *testing.T) {
+	catalog := apitest.NewStore("catalog")
+	catalog.Put(model.PrefixNode+"emea-1", model.Encode(model.Node{Name: "emea-1", Kind: identity.Control, Region: "eu-west", Zone: "emea"}))
+	catalog.Put(model.PrefixNode+"e1", model.Encode(model.Node{Name: "e1", Kind: identity.Edge, Region: "eu-west", Zone: "emea"}))
+	n := &Node{}
+	n.registry.Store(&pki.Registry{Catalog: catalog, Installation: &pki.Installation{}})
+	h := n.registeredOnly(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	for _, c := range []struct {
+		node, path string
+		through    bool
+	}{
+		{"e1", syncv1connect.SyncServiceSubscribeProcedure, true},
+		{"e1", joinv1connect.CertStoreServiceLoadProcedure, true},
+		{"gone", syncv1connect.SyncServiceSubscribeProcedure, true},
+		{"gone", syncv1connect.SyncServiceRequestGrantsProcedure, false},
+		{"gone", joinv1connect.CertStoreServiceLoadProcedure, false},
+		{"gone", joinv1connect.IdentityServiceRenewProcedure, false},
+		{"gone", peerv1connect.GroupServiceProposeProcedure, false},
+		{"gone", "/", false},
+		{"gone", syncv1connect.SyncServiceSubscribeProcedure + "/../RequestGrants", false},
+		{"", syncv1connect.SyncServiceSubscribeProcedure, false},
+	} {
+		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("{}"))
+		r.URL.Path = c.path
+		r.Header.Set("Content-Type", "application/json")
+		if c.node != "" {
+			r = r.WithContext(peer.WithName(r.Context(), identity.Name{Zone: "emea", Installation: "x.example", Region: "eu-west", Kind: identity.Edge, Node: c.node}))
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if got := w.Code == http.StatusTeapot; got != c.through {
+			t.Errorf("%q calls %s: got through %v, want %v (%d %s)", c.node, c.path, got, c.through, w.Code, w.Body)
+		}
 	}
 }

@@ -42,9 +42,14 @@ type Config struct {
 	Resolve  func(node string) (addr string, ok bool) // required: the peer address of a control node
 	// Allow is the registry's word on a node: a withdrawn one is refused. It is
 	// asked in every handshake, inbound and outbound, and must not block. Required.
-	Allow   func(identity.Name) error
-	Handler http.Handler // required: the RPCs; which peer may call what is for each service to say
-	Logger  *slog.Logger // nil is silent
+	Allow func(identity.Name) error
+	// Farewell allows nodes that Allow refuses to call RPCs all the same, so that
+	// they can be told that they are withdrawn: an edge that was away at the time
+	// would serve from its disk for ever. Handler must refuse them all else. nil
+	// allows none.
+	Farewell func(identity.Name) error
+	Handler  http.Handler // required: the RPCs; which peer may call what is for each service to say
+	Logger   *slog.Logger // nil is silent
 
 	HandshakeTimeout time.Duration // zero is 5 s; also bounds a dial
 	MaxHandshakes    int           // half-open connections; zero is 512. Beyond it the oldest is dropped: an honest one is done in milliseconds
@@ -221,7 +226,7 @@ func (m *Mux) handshake(c *conn) {
 	cs := tc.ConnectionState()
 	name, err := identity.PeerName(cs)
 	if err == nil {
-		err = m.admit(c, name)
+		err = m.admit(c, name, m.inbound(cs.NegotiatedProtocol))
 	}
 	if err != nil {
 		tc.Close()
@@ -244,10 +249,24 @@ func (m *Mux) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		d := m.doors[proto]
 		m.mu.Unlock()
 		if d != nil {
-			return m.cfg.Source.ServerTLS([]string{proto}, both(m.cfg.Allow, d.allow)), nil
+			return m.cfg.Source.ServerTLS([]string{proto}, both(m.inbound(proto), d.allow)), nil
 		}
 	}
 	return nil, fmt.Errorf("no protocol of %.200q is served here", hello.SupportedProtos)
+}
+
+// inbound is who may come in by a protocol, as far as the registry goes.
+func (m *Mux) inbound(proto string) func(identity.Name) error {
+	if proto != protoHTTP || m.cfg.Farewell == nil {
+		return m.cfg.Allow
+	}
+	return func(n identity.Name) error {
+		err := m.cfg.Allow(n)
+		if err != nil && m.cfg.Farewell(n) == nil {
+			return nil
+		}
+		return err
+	}
 }
 
 func both(a, b func(identity.Name) error) func(identity.Name) error {
@@ -389,11 +408,11 @@ func (m *Mux) opened(c *conn) {
 
 // admit enters the name and asks the registry once more: a withdrawal between
 // the handshake and this entry would otherwise find no connection to close.
-func (m *Mux) admit(c *conn, n identity.Name) error {
+func (m *Mux) admit(c *conn, n identity.Name, allow func(identity.Name) error) error {
 	m.mu.Lock()
 	c.name = n
 	m.mu.Unlock()
-	return m.cfg.Allow(n)
+	return allow(n)
 }
 
 func (c *conn) Close() error {

@@ -86,7 +86,7 @@ func (m *Mux) dial(ctx context.Context, node, proto string, allow func(identity.
 		err = errors.New("the node does not speak " + proto)
 	}
 	if err == nil {
-		err = m.admit(c, peer)
+		err = m.admit(c, peer, m.cfg.Allow)
 	}
 	if err != nil {
 		tc.Close()
