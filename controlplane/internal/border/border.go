@@ -59,9 +59,15 @@ type Keeper struct {
 // term is what a leader knows only by itself.
 type term struct {
 	since   time.Time
-	ends    map[string]lease // edge → when the last grant given to it has certainly ended
+	ends    map[leaseKey]lease // when the last grant given to an edge for a target has certainly ended
 	reports map[string]report
 }
+
+// leaseKey: by target too, or a pair that ends in seconds would wait for another's offline lifetime.
+type leaseKey struct{ edge, to string }
+
+// anywhere: what a new leader assumes although nothing in its log says so.
+const anywhere = ""
 
 type lease struct {
 	region string
@@ -91,7 +97,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 func (k *Keeper) lead(ctx context.Context) {
-	t := &term{since: time.Now(), ends: map[string]lease{}, reports: map[string]report{}}
+	t := &term{since: time.Now(), ends: map[leaseKey]lease{}, reports: map[string]report{}}
 	k.assumeGrants(t)
 	k.mu.Lock()
 	k.term = t
@@ -177,7 +183,8 @@ func (k *Keeper) adopt(ctx context.Context) error {
 		return err
 	}
 	next.CatalogEpoch, next.CatalogIndex = current.CatalogEpoch, current.CatalogIndex
-	if string(model.Encode(next)) == string(model.Encode(current)) {
+	// A recovery of the catalog opens an epoch: the same rules are adopted anew, since grants carry it.
+	if catalog.Revision().Epoch == current.CatalogEpoch && string(model.Encode(next)) == string(model.Encode(current)) {
 		return nil
 	}
 	if _, err := next.Compile(); err != nil {
@@ -227,7 +234,7 @@ func list[T any](s group.Snapshot, prefix string) ([]T, error) {
 }
 
 // Permitted lists the pairs that hold now by what a zone has adopted less its closures, those alone that
-// touch the zone. It is the one reading of the rules that grants, tightenings and status share.
+// touch the zone and carry requests. It is the one reading of the rules that grants, tightenings and status share.
 func Permitted(zone group.Snapshot, name string, now time.Time) ([]regions.Permitted, error) {
 	a, _, err := adopted(zone)
 	if err != nil {
@@ -250,7 +257,7 @@ func Permitted(zone group.Snapshot, name string, now time.Time) ([]regions.Permi
 		inZone[r.Name] = r.Zone == name
 	}
 	return slices.DeleteFunc(set.Pairs(now, closures), func(p regions.Permitted) bool {
-		return !inZone[p.From] && !inZone[p.To]
+		return !inZone[p.From] && !inZone[p.To] || !slices.Contains(p.Classes, regions.DefaultClass)
 	}), nil
 }
 

@@ -26,6 +26,8 @@ type world struct {
 	keeper         *border.Keeper
 	public         ed25519.PublicKey
 	stop           func()
+
+	startKeeper, endKeeper func()
 }
 
 // open runs a keeper over real one-node groups with two regions, eu-west and eu-central, an edge in each.
@@ -48,9 +50,15 @@ func open(t *testing.T, ttl time.Duration, offline time.Duration) *world {
 		t.Fatal(err)
 	}
 	w.public = public
-	w.keeper, err = border.New(border.Config{Zone: "emea", Catalog: w.catalog, Store: w.store, Signer: private, TTL: ttl, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
+	w.startKeeper = func() {
+		kctx, end := context.WithCancel(ctx)
+		done := make(chan struct{})
+		w.keeper, err = border.New(border.Config{Zone: "emea", Catalog: w.catalog, Store: w.store, Signer: private, TTL: ttl, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { defer close(done); _ = w.keeper.Run(kctx) }()
+		w.endKeeper = func() { end(); <-done }
 	}
 	w.put(w.catalog, model.PrefixRegion+"eu-west", model.Region{Name: "eu-west", Zone: "emea", Jurisdiction: "EEA"})
 	w.put(w.catalog, model.PrefixRegion+"eu-central", model.Region{Name: "eu-central", Zone: "emea", Jurisdiction: "EEA"})
@@ -59,8 +67,8 @@ func open(t *testing.T, ttl time.Duration, offline time.Duration) *world {
 	for _, r := range []string{"eu-west", "eu-central"} {
 		w.put(w.catalog, model.PrefixNode+r+"-edge", model.Node{Name: r + "-edge", Kind: "edge", Region: r, Zone: "emea", RelayAddr: r + ":1"})
 	}
-	wg.Go(func() { _ = w.keeper.Run(ctx) })
-	w.stop = func() { cancel(); wg.Wait() }
+	w.startKeeper()
+	w.stop = func() { w.endKeeper(); cancel(); wg.Wait() }
 	t.Cleanup(w.stop)
 	w.eventually("rules adopted", func() error {
 		if _, ok := w.store.Local().Get(model.KeyPermitted); !ok {

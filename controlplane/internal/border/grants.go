@@ -27,30 +27,47 @@ const grantText = "bailiwick-grant/1\n"
 // run at different speeds. The edge counts from when it asked, which is earlier.
 func slack(d time.Duration) time.Duration { return d + d/50 + time.Second }
 
+// unslack takes that off again, in whole milliseconds rounded up.
+func unslack(d time.Duration) int64 { return ((d-time.Second)*50/51 + time.Millisecond).Milliseconds() }
+
 // assumeGrants takes the worst for granted: every edge that may hold a grant got a full one when the term began.
 func (k *Keeper) assumeGrants(t *term) {
-	longest := k.cfg.TTL
+	longest := map[string]time.Duration{} // by target
+	reckon := func(to string, d time.Duration) { longest[to] = max(longest[to], d, k.cfg.TTL) }
 	zone := k.cfg.Store.Local()
 	if a, _, err := adopted(zone); err == nil {
 		if set, err := a.Compile(); err == nil {
 			for _, p := range set.Pairs(t.since, nil) { // without closures: a closed pair may still be granted
-				longest = max(longest, p.OfflineGrant)
+				reckon(p.To, p.OfflineGrant)
 			}
+		}
+	}
+	if pending, err := list[model.InForce](zone, model.PrefixInForce); err == nil {
+		for _, r := range pending {
+			reckon(r.To, 0)
+		}
+	}
+	edges := map[string]string{} // to their regions
+	for name, n := range nodes(k.cfg.Catalog.Local()) {
+		if n.Kind == "edge" && n.Zone == k.cfg.Zone {
+			edges[name] = n.Region
 		}
 	}
 	if records, err := list[model.GrantRecord](zone, model.PrefixGrant); err == nil {
 		for _, r := range records { // the log remembers edges that left the registry, and pairs that left the rules
+			edges[r.Edge] = r.Region
 			for _, g := range r.Grants {
-				longest = max(longest, time.Duration(g.TTLMS)*time.Millisecond)
+				reckon(g.To, time.Duration(g.TTLMS)*time.Millisecond)
+			}
+			for to, ms := range r.EarlierMS {
+				reckon(to, time.Duration(ms)*time.Millisecond)
 			}
 		}
-		for _, r := range records {
-			t.ends[r.Edge] = lease{r.Region, t.since.Add(slack(longest))}
-		}
 	}
-	for name, n := range nodes(k.cfg.Catalog.Local()) {
-		if n.Kind == "edge" && n.Zone == k.cfg.Zone {
-			t.ends[name] = lease{n.Region, t.since.Add(slack(longest))}
+	for edge, region := range edges {
+		t.ends[leaseKey{edge, anywhere}] = lease{region, t.since.Add(slack(k.cfg.TTL))}
+		for to, d := range longest {
+			t.ends[leaseKey{edge, to}] = lease{region, t.since.Add(slack(d))}
 		}
 	}
 }
@@ -62,6 +79,9 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	now := time.Now()
 	zone, catalog := k.cfg.Store.Local(), k.cfg.Catalog.Local()
 	registry := nodes(catalog)
+	if at := catalog.Revision(); registry[edge].Name == "" && at.Less(group.Revision{Epoch: req.GetCatalog().GetEpoch(), Index: req.GetCatalog().GetIndex()}) {
+		return nil, fault.New(fault.Unavailable, "CATALOG_BEHIND", "edge %s is not in the node registry as of catalog %s, and has itself seen more", edge, at)
+	}
 	if n, ok := registry[edge]; !ok || n.Kind != "edge" || n.Region != region || n.Zone != k.cfg.Zone {
 		return nil, fault.New(fault.Denied, "WITHDRAWN", "edge %s of region %s is not in the node registry; it gets no grant", edge, region)
 	}
@@ -72,7 +92,13 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	if err != nil {
 		return nil, err
 	}
-	grants, longest := k.compose(zone, edge, region, pairs, registry, now)
+	// What was not noticed as permitted is not granted: no tightening of it would be noticed either.
+	baseline, mod, err := noticed(zone)
+	if err != nil {
+		return nil, err
+	}
+	pairs = slices.DeleteFunc(pairs, func(p regions.Permitted) bool { return !baseline[pairKey{p.Policy, p.From, p.To}] })
+	grants := k.compose(zone, edge, region, pairs, registry, now)
 	if len(grants) == 0 {
 		return &syncv1.RequestGrantsResponse{}, nil
 	}
@@ -86,11 +112,23 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		k.mu.Unlock()
 		return nil, notLeader()
 	}
-	k.term.ends[edge] = lease{region, laterOf(k.term.ends[edge].end, now.Add(slack(longest)))}
+	// The record replaces the one before it, whose grants may last longer than these, and so does the answer,
+	// which may be lost: what the edge may hold from earlier stays in the log.
+	for key, l := range k.term.ends {
+		if ms := unslack(l.end.Sub(now)); key.edge == edge && key.to != anywhere && ms > 0 {
+			if record.EarlierMS == nil {
+				record.EarlierMS = map[string]int64{}
+			}
+			record.EarlierMS[key.to] = ms
+		}
+	}
+	for _, g := range record.Grants {
+		key := leaseKey{edge, g.To}
+		k.term.ends[key] = lease{region, laterOf(k.term.ends[key].end, now.Add(slack(time.Duration(g.TTLMS)*time.Millisecond)))}
+	}
 	k.mu.Unlock()
-	permitted, _ := zone.Get(model.KeyPermitted)
 	result, err := k.cfg.Store.Txn(ctx, group.Txn{
-		Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: permitted.ModIndex}},
+		Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}},
 		Ops:      []group.Op{{Key: model.PrefixGrant + edge, Value: model.Encode(record)}},
 	})
 	if err != nil {
@@ -145,12 +183,11 @@ func outbound(zone group.Snapshot, name, region string, now time.Time) ([]region
 }
 
 // compose builds one grant for each target region that has an edge to receive it.
-func (k *Keeper) compose(zone group.Snapshot, edge, region string, pairs []regions.Permitted, registry map[string]model.Node, now time.Time) ([]*syncv1.Grant, time.Duration) {
+func (k *Keeper) compose(zone group.Snapshot, edge, region string, pairs []regions.Permitted, registry map[string]model.Node, now time.Time) []*syncv1.Grant {
 	a, _, _ := adopted(zone)
 	revision := zone.Revision()
 	byTarget := map[string]*syncv1.Grant{}
 	var grants []*syncv1.Grant
-	longest := k.cfg.TTL
 	for _, p := range pairs {
 		g := byTarget[p.To]
 		if g == nil {
@@ -175,9 +212,8 @@ func (k *Keeper) compose(zone group.Snapshot, edge, region string, pairs []regio
 	}
 	for _, g := range grants {
 		g.OfflineTtlMs = max(g.OfflineTtlMs, g.TtlMs)
-		longest = max(longest, time.Duration(g.OfflineTtlMs)*time.Millisecond)
 	}
-	return grants, longest
+	return grants
 }
 
 func laterOf(a, b time.Time) time.Time {

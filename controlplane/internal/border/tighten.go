@@ -24,13 +24,11 @@ func (k *Keeper) notice(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var before model.Permitted
-	kv, known := zone.Get(model.KeyPermitted)
-	if known {
-		if before, err = model.Decode[model.Permitted](kv.Key, kv.Value); err != nil {
-			return err
-		}
+	before, mod, err := baseline(zone)
+	if err != nil {
+		return err
 	}
+	known := mod != 0
 	next := model.Permitted{Pairs: []model.PermittedPair{}}
 	holds := map[model.PermittedPair]bool{}
 	for _, p := range pairs {
@@ -55,13 +53,42 @@ func (k *Keeper) notice(ctx context.Context) error {
 		ops = append(ops, group.Op{Key: inForceKey(record), Value: model.Encode(record)})
 		k.cfg.Logger.Info("tightening", "policy", p.Policy, "from", p.From, "to", p.To)
 	}
-	// The compare makes ZoneIndex right: this transaction's own index is at least revision.Index+1, and a
-	// view of an index at or above it lacks the pair.
-	_, err = k.cfg.Store.Txn(ctx, group.Txn{
-		Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: kv.ModIndex}},
-		Ops:      ops,
-	})
+	// Views rest on the baseline too: one of this transaction's index or above lacks the pair, by whatever
+	// clock it was built. That index is the record's ModIndex while it is pending; ZoneIndex says since when.
+	compares := []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}}
+	// What opens again before it was shut everywhere will never have been: its pending record ends here.
+	for kv := range zone.List(model.PrefixInForce) {
+		r, err := model.Decode[model.InForce](kv.Key, kv.Value)
+		if err != nil {
+			return err
+		}
+		if r.At.IsZero() && holds[model.PermittedPair{Policy: r.Policy, From: r.From, To: r.To}] {
+			compares = append(compares, group.Compare{Key: kv.Key, ModIndex: kv.ModIndex})
+			ops = append(ops, group.Op{Key: kv.Key, Delete: true})
+			k.cfg.Logger.Info("tightening taken back before it was in force", "policy", r.Policy, "from", r.From, "to", r.To)
+		}
+	}
+	_, err = k.cfg.Store.Txn(ctx, group.Txn{Compares: compares, Ops: ops})
 	return err
+}
+
+func baseline(zone group.Snapshot) (p model.Permitted, mod uint64, err error) {
+	kv, ok := zone.Get(model.KeyPermitted)
+	if ok {
+		p, err = model.Decode[model.Permitted](kv.Key, kv.Value)
+	}
+	return p, kv.ModIndex, err
+}
+
+type pairKey struct{ policy, from, to string }
+
+func noticed(zone group.Snapshot) (pairs map[pairKey]bool, mod uint64, err error) {
+	p, mod, err := baseline(zone)
+	pairs = map[pairKey]bool{}
+	for _, x := range p.Pairs {
+		pairs[pairKey{x.Policy, x.From, x.To}] = true
+	}
+	return pairs, mod, err
 }
 
 // inForceKey sorts a zone's records by when they came.
@@ -82,7 +109,7 @@ func (k *Keeper) complete(ctx context.Context) error {
 		if !record.At.IsZero() {
 			continue
 		}
-		by, waiting := k.holds(record, now)
+		by, waiting := k.holds(record, kv.ModIndex, now)
 		if len(waiting) > 0 {
 			continue
 		}
@@ -111,8 +138,29 @@ func VerifyInForce(key ed25519.PublicKey, r model.InForce) bool {
 }
 
 // holds says which half makes the tightening hold, or for which edges it still waits (the shorter list).
-func (k *Keeper) holds(r model.InForce, now time.Time) (by string, waiting []string) {
+// barrier is the zone index from which a table lacks the pair. Only the own zone's edges answer to this leader:
+// of a pair from abroad the receivers alone count, of one that leads abroad the senders alone.
+func (k *Keeper) holds(r model.InForce, barrier uint64, now time.Time) (by string, waiting []string) {
 	registry := nodes(k.cfg.Catalog.Local())
+	a, _, err := adopted(k.cfg.Store.Local())
+	if err != nil {
+		return "", []string{"leader"}
+	}
+	away := func(region string) bool {
+		for _, x := range a.Regions {
+			if x.Name == region {
+				return x.Zone != k.cfg.Zone
+			}
+		}
+		// Not in the rules any more: the edges that are there or were granted something tell.
+		for _, n := range registry {
+			if n.Region == region {
+				return n.Zone != k.cfg.Zone
+			}
+		}
+		return false
+	}
+	sends, takes := !away(r.From), !away(r.To)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := k.term
@@ -121,39 +169,50 @@ func (k *Keeper) holds(r model.InForce, now time.Time) (by string, waiting []str
 	}
 	acked := func(edge string) bool {
 		rep, ok := t.reports[edge]
-		if !ok || rep.edge.GetZone().GetEpoch() != r.ZoneEpoch || rep.edge.GetZone().GetIndex() < r.ZoneIndex {
+		if !ok || rep.edge.GetZone().GetEpoch() != r.ZoneEpoch || rep.edge.GetZone().GetIndex() < barrier {
 			return false
 		}
-		first, seen := rep.acked[r.ZoneIndex]
+		first, seen := rep.acked[barrier]
 		if !seen {
-			rep.acked[r.ZoneIndex] = now
+			rep.acked[barrier] = now
 			return false
 		}
 		return now.Sub(first) >= abort
 	}
 	var senders, receivers []string
-	for edge, l := range t.ends { // also edges that were removed: until its end a grant may still be used
-		if l.region == r.From && now.Before(l.end) && !acked(edge) {
-			senders = append(senders, edge)
-		}
-	}
-	foreign := false
-	for name, n := range registry {
-		if n.Region == r.To && n.Kind == "edge" {
-			foreign = foreign || n.Zone != k.cfg.Zone
-			if !acked(name) {
-				receivers = append(receivers, name)
-			}
+	for key, l := range t.ends { // also edges that were removed: until its end a grant may still be used
+		if l.region == r.From && (key.to == r.To || key.to == anywhere) && now.Before(l.end) && !acked(key.edge) {
+			senders = append(senders, key.edge)
 		}
 	}
 	slices.Sort(senders)
+	senders = slices.Compact(senders)
+	known := map[string]bool{} // receivers: of the registry, and who a node of this zone speaks for
+	for name, n := range registry {
+		if n.Region == r.To && n.Kind == "edge" {
+			known[name] = true
+		}
+	}
+	for name, rep := range t.reports {
+		if rep.edge.GetRegion() == r.To {
+			known[name] = true
+		}
+	}
+	for name := range known {
+		if !acked(name) {
+			receivers = append(receivers, name)
+		}
+	}
+	if len(known) == 0 { // the registry may not have arrived here yet: nobody has acknowledged anything
+		receivers = []string{"edges of " + r.To}
+	}
 	slices.Sort(receivers)
 	switch {
-	case len(senders) == 0:
+	case sends && len(senders) == 0:
 		return "senders", nil
-	case len(receivers) == 0 && !foreign: // another zone's edges report to their own leader
+	case takes && len(receivers) == 0:
 		return "receivers", nil
-	case foreign || len(senders) <= len(receivers):
+	case sends && (!takes || len(senders) <= len(receivers)):
 		return "", senders
 	}
 	return "", receivers
@@ -171,16 +230,17 @@ func nodes(catalog group.Snapshot) map[string]model.Node {
 
 // Tightenings lists the zone's in-force records, newest first, at most 100; pending ones say for whom they wait.
 func (k *Keeper) Tightenings() ([]*adminv1.Tightening, error) {
-	records, err := list[model.InForce](k.cfg.Store.Local(), model.PrefixInForce)
-	if err != nil {
-		return nil, err
-	}
+	records := slices.Collect(k.cfg.Store.Local().List(model.PrefixInForce))
 	slices.Reverse(records)
 	var out []*adminv1.Tightening
-	for _, r := range records[:min(len(records), 100)] {
+	for _, kv := range records[:min(len(records), 100)] {
+		r, err := model.Decode[model.InForce](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
+		}
 		t := &adminv1.Tightening{Policy: r.Policy, From: r.From, To: r.To, Why: r.Why, CommittedAt: timestamppb.New(r.CommittedAt)}
 		if r.At.IsZero() {
-			_, t.WaitingFor = k.holds(r, time.Now())
+			_, t.WaitingFor = k.holds(r, kv.ModIndex, time.Now())
 		} else {
 			t.InForceAt = timestamppb.New(r.At)
 		}

@@ -248,6 +248,8 @@ type GrantRecord struct {
 	Region    string    `json:"region"`
 	Grants    []Granted `json:"grants"`
 	GrantedAt time.Time `json:"granted_at"`
+	// EarlierMS is how long grants given before these may still last, by target region.
+	EarlierMS map[string]int64 `json:"earlier_ms,omitempty"`
 }
 
 type Granted struct {

@@ -166,8 +166,9 @@ func (s *Server) rebuildAll() {
 	}
 }
 
-// rebuild makes an edge's view anew. One that cannot be built leaves the last in place: never serve less
-// than was good because of a record that does not read.
+// rebuild makes an edge's view anew. One that cannot be built leaves the last in place, never serve less
+// than was good because of a record that does not read, but for its pairs: the edge's position moves on, and
+// with it what the zone's leader takes for closed.
 func (s *Server) rebuild(e *edge) {
 	catalog, zone := s.cfg.Catalog.Local(), s.cfg.Zone.Local()
 	kv, ok := catalog.Get(model.PrefixNode + e.node.Name)
@@ -183,14 +184,14 @@ func (s *Server) rebuild(e *edge) {
 	e.buildErr = err
 	if err != nil {
 		s.stats.BuildErrors.Add(1)
-		s.cfg.Logger.Error("view cannot be built, the edge keeps the last one", "edge", e.node.Name, "error", err)
+		s.cfg.Logger.Error("view cannot be built, the edge keeps the last one without its pairs", "edge", e.node.Name, "error", err)
 		if e.view == nil {
 			return
 		}
-		v = e.view
+		v = e.view.Closed()
 	}
-	if v != e.view {
-		e.log.add(s.version, view.Diff(e.view, v))
+	if changed := view.Diff(e.view, v); len(changed) > 0 || err == nil {
+		e.log.add(s.version, changed)
 		e.view = v
 	}
 	if at := v.NextChange; at.After(now) && (s.rebuildAt.IsZero() || at.Before(s.rebuildAt)) {

@@ -160,7 +160,11 @@ func (s *Server) RequestGrants(ctx context.Context, req *syncv1.RequestGrantsReq
 	if err != nil {
 		return nil, err
 	}
-	if kv, ok := s.cfg.Catalog.Local().Get(model.PrefixNode + node); !ok || !registered(kv, node, region, s.cfg.ZoneName) {
+	catalog := s.cfg.Catalog.Local()
+	if kv, ok := catalog.Get(model.PrefixNode + node); !ok || !registered(kv, node, region, s.cfg.ZoneName) {
+		if at := catalog.Revision(); !ok && at.Less(group.Revision{Epoch: req.GetCatalog().GetEpoch(), Index: req.GetCatalog().GetIndex()}) {
+			return nil, fault.New(fault.Unavailable, "CATALOG_BEHIND", "edge %s is not in the catalog as far as %s has it", node, s.cfg.Node)
+		}
 		return nil, fault.New(fault.Denied, "EDGE_WITHDRAWN", "edge %s is not in the node registry", node)
 	}
 	if s.cfg.Granter == nil {

@@ -31,6 +31,21 @@ type View struct {
 	NextChange time.Time
 }
 
+// Closed is the view without any pair: what an edge may hold while its present view cannot be built. The rest
+// of it was good once and stays; a permission to relay that may be gone does not.
+func (v *View) Closed() *View {
+	c := *v
+	c.Objects = make(map[table.ObjectKey]table.Object, len(v.Objects))
+	for key, o := range v.Objects {
+		if key.Kind == table.KindPair {
+			c.PairSum = c.PairSum.Sub(o.Sum())
+			continue
+		}
+		c.Objects[key] = o
+	}
+	return &c
+}
+
 // ZoneSum is the sum of the zone's scope as the edge holds it.
 func (v *View) ZoneSum(k *Keys) revision.Sum { return v.PairSum.Add(k.Sum()) }
 
@@ -118,8 +133,10 @@ func (b *builder) region() error {
 	return nil
 }
 
-// rules finds the pairs that involve this region: what the zone has adopted, less its closures. For pairs
-// that come in from another zone that is the receiver's half of the answer; the sender's zone has its own.
+// rules finds the pairs that involve this region and carry requests: what the zone has adopted, less its
+// closures, and of that what the zone's leader has noticed as permitted. The latter makes a tightening a place
+// in the log, whatever the clock here says of a legal basis that ends: a table of that place or later lacks
+// the pair, and the leader counts on that when it says that it is in force. For pairs that come in from another zone that is the receiver's half of the answer; the sender's zone has its own.
 func (b *builder) rules() error {
 	kv, ok := b.zone.Get(model.KeyAdopted)
 	if !ok {
@@ -141,6 +158,18 @@ func (b *builder) rules() error {
 	if err != nil {
 		return err
 	}
+	var noticed map[model.PermittedPair]bool // nil: the leader has not looked yet, nor granted anything
+	if kv, ok := b.zone.Get(model.KeyPermitted); ok {
+		permitted, err := model.Decode[model.Permitted](kv.Key, kv.Value)
+		if err != nil {
+			return err
+		}
+		noticed = map[model.PermittedPair]bool{}
+		for _, p := range permitted.Pairs {
+			p.Basis = ""
+			noticed[p] = true
+		}
+	}
 	for _, basis := range adopted.Bases {
 		rule, err := basis.Rule()
 		if err != nil {
@@ -151,7 +180,10 @@ func (b *builder) rules() error {
 		}
 	}
 	for _, p := range set.Pairs(b.now, closures) {
-		if p.From != b.edge.Region && p.To != b.edge.Region {
+		if p.From != b.edge.Region && p.To != b.edge.Region || !slices.Contains(p.Classes, regions.DefaultClass) {
+			continue
+		}
+		if noticed != nil && !noticed[model.PermittedPair{Policy: p.Policy, From: p.From, To: p.To}] {
 			continue
 		}
 		from, _ := set.Region(p.From)
@@ -331,5 +363,5 @@ func Diff(old, new *View) []table.ObjectKey {
 
 // Depends says whether events below this key of a zone store can change a View (Keys aside).
 func Depends(key string) bool {
-	return key == model.KeyAdopted || strings.HasPrefix(key, model.PrefixClosure)
+	return key == model.KeyAdopted || key == model.KeyPermitted || strings.HasPrefix(key, model.PrefixClosure)
 }
