@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/enroll"
+	"bailiwick/dataplane/internal/failover"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/proto/gen/bailiwick/sync/v1/syncv1connect"
 	"bailiwick/shared/fault"
@@ -69,7 +70,7 @@ func (r *requester) RequestGrants(ctx context.Context, req *syncv1.RequestGrants
 			r.last.Store(int32(n))
 			return response, nil
 		}
-		if fault.KindOf(err) == fault.Denied || ctx.Err() != nil {
+		if fault.KindOf(err) == fault.Denied || failover.IsAnswer(err) || ctx.Err() != nil {
 			break // every node would say the same
 		}
 	}

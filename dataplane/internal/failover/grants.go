@@ -52,7 +52,7 @@ type Grant struct {
 	Store      revision.Revision
 	TTL        time.Duration
 	OfflineTTL time.Duration
-	GrantedAt  int64 // unix ms, for people and for ordering grants of one leader
+	GrantedAt  int64 // unix ms, for people
 	Peers      []Peer
 	Signed     []byte // syncv1.SignedGrant as received, to show to the peer
 
@@ -287,6 +287,15 @@ func (g *Grants) every() time.Duration {
 	return every
 }
 
+// IsAnswer says whether an error is the zone's own word about its border rules, and not its silence.
+func IsAnswer(err error) bool {
+	switch fault.ReasonOf(err) {
+	case "STALE_TABLE", "RULES_CHANGED", "NOT_ADOPTED":
+		return true
+	}
+	return false
+}
+
 func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 	asked := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, min(5*time.Second, max(g.every(), 250*time.Millisecond)))
@@ -297,12 +306,16 @@ func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 		Zone:    &syncv1.Position{Epoch: zone.Epoch, Index: zone.Index, Sum: zone.Sum[:]},
 	})
 	if err != nil {
-		switch fault.KindOf(err) {
-		case fault.Denied, fault.Unauthenticated:
+		kind := fault.KindOf(err)
+		switch {
+		case kind == fault.Denied, kind == fault.Unauthenticated:
 			// That is an answer: this edge may relay nothing. Not to be mistaken for silence.
 			g.away.Store(false)
 			g.swap(map[string][]*Grant{})
 			g.cfg.Logger.Warn("grants denied", "error", err)
+		case IsAnswer(err):
+			g.away.Store(false) // ordinary lifetimes count: whoever is behind gets nothing but policy (invariant 9)
+			g.cfg.Logger.Info("grants wait for a newer table", "error", err)
 		default:
 			if !g.away.Swap(true) {
 				g.cfg.Logger.Warn("control plane does not answer for grants, offline lifetimes count", "error", err)
@@ -320,10 +333,15 @@ func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 		held[x.To] = append(held[x.To], x)
 	}
 	// What was not granted again lasts until its ordinary end: the leader counts on that, and an edge that
-	// is one revision behind must not lose its other pairs. The table, which comes faster, closes at once.
+	// is one revision behind must not lose its other pairs. The table, which comes faster, closes at once. An
+	// offline lifetime it has no longer: the newest answer says how long the zone lets a pair go unasked.
 	for to, list := range *g.held.Load() {
 		for _, x := range list {
 			if time.Since(x.asked) < x.TTL && len(held[to]) < 8 {
+				if x.OfflineTTL != x.TTL {
+					short := *x
+					short.OfflineTTL, x = x.TTL, &short
+				}
 				held[to] = append(held[to], x)
 			}
 		}

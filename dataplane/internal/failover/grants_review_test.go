@@ -1,0 +1,57 @@
+package failover_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bailiwick/dataplane/internal/policy"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/fault"
+)
+
+// A control plane that answers "apply the newest table first" is not away: offline lifetimes are for silence.
+func TestGrants_AnAnswerThatRefusesIsNotSilence(t *testing.T) {
+	for _, reason := range []string{"STALE_TABLE", "RULES_CHANGED", "NOT_ADOPTED"} {
+		synctest.Test(t, func(t *testing.T) {
+			l := &leader{grants: []*syncv1.SignedGrant{sign(t, grantTo("eu-central"))}}
+			h := &policy.Holder{}
+			h.Swap(edgeTable(t, 1, nil, "eu-central"))
+			g := start(t, l, h)
+			live := func() bool { return g.Live(h.Load(), "gdpr", "eu-central") != nil }
+			time.Sleep(time.Second)
+			if !live() {
+				t.Fatal("after a grant: want it live")
+			}
+			l.set(func() { l.err = fault.New(fault.Unavailable, reason, "apply the newest table first") })
+			time.Sleep(25 * time.Second)
+			if !live() {
+				t.Errorf("%s within the ordinary lifetime: want the grant live", reason)
+			}
+			time.Sleep(10 * time.Second)
+			if live() {
+				t.Errorf("%s for 35 s: want the grant over, its ordinary lifetime is 30 s", reason)
+			}
+		})
+	}
+}
+
+// What was answered without an offline lifetime has none, whatever an older grant for the same pair said.
+func TestGrants_AReplacedGrantHasNoOfflineLifetime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &leader{grants: []*syncv1.SignedGrant{sign(t, grantTo("eu-central"))}}
+		h := &policy.Holder{}
+		h.Swap(edgeTable(t, 1, nil, "eu-central"))
+		g := start(t, l, h)
+		time.Sleep(time.Second)
+		short := grantTo("eu-central")
+		short.Id, short.OfflineTtlMs = "g-short", 0
+		l.set(func() { l.grants = []*syncv1.SignedGrant{sign(t, short)} })
+		time.Sleep(11 * time.Second) // asked once more
+		l.set(func() { l.err = fault.New(fault.Unavailable, "NO_LEADER", "no leader") })
+		time.Sleep(40 * time.Second)
+		if x := g.Live(h.Load(), "gdpr", "eu-central"); x != nil {
+			t.Errorf("grant %s is live 40 s after the control plane went away, want none: the pair lost its offline lifetime before", x.ID)
+		}
+	})
+}
