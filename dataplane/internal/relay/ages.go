@@ -5,11 +5,13 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/failover"
+	"bailiwick/shared/revision"
 )
 
 // ages counts the age of grants at the receiver, from when it first saw each, on its own monotonic clock: a
 // wall clock that is an hour off changes nothing. An ended grant stays refused although it is forgotten:
-// what a sender's pair was granted before the newest grant seen, and is not remembered, has ended.
+// what a sender's pair was granted before the newest grant seen, and is not remembered, has ended. Before is by
+// place in the zone's log, which each grant moves on: leaders' clocks differ, and a new leader's may be behind.
 type ages struct {
 	mu   sync.Mutex // covers seen
 	seen map[agesKey][]sighting
@@ -18,10 +20,10 @@ type ages struct {
 type agesKey struct{ edge, from, to string }
 
 type sighting struct {
-	id        string
-	grantedAt int64
-	first     time.Time
-	lasts     time.Duration
+	id      string
+	granted revision.Revision
+	first   time.Time
+	lasts   time.Duration
 }
 
 const maxSightings = 64
@@ -37,14 +39,16 @@ func (a *ages) fresh(g *failover.Grant) bool {
 		a.seen = map[agesKey][]sighting{}
 	}
 	list := a.seen[key] // oldest grant first
-	newest := int64(0)
+	var newest revision.Revision
 	for _, s := range list {
 		if s.id == g.ID {
 			return now.Sub(s.first) < s.lasts
 		}
-		newest = max(newest, s.grantedAt)
+		if newest.Less(s.granted) {
+			newest = s.granted
+		}
 	}
-	if g.GrantedAt < newest {
+	if g.Store.Less(newest) {
 		return false
 	}
 	// The newest ended one stays, as the mark below which nothing is taken for new.
@@ -57,7 +61,7 @@ func (a *ages) fresh(g *failover.Grant) bool {
 	if len(keep) >= maxSightings {
 		keep = append(keep[:0], keep[len(keep)-maxSightings+1:]...)
 	}
-	a.seen[key] = append(keep, sighting{g.ID, g.GrantedAt, now, g.OfflineTTL})
+	a.seen[key] = append(keep, sighting{g.ID, g.Store, now, g.OfflineTTL})
 	return true
 }
 

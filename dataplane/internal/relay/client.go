@@ -120,9 +120,16 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	c.mu.Unlock()
 	// Once more, now that a sweep would find the flight: between the question above and this line the pair
 	// may have been closed, a dial and an fsync lie between them.
+	recorded := grant.ID
 	if grant, rule = c.permitted(policyName, f.To); rule != "" {
 		end()
 		return refuse(rule, nil)
+	}
+	if grant.ID != recorded { // renewed meanwhile: the record names the grant that the relay carries
+		if err := c.cfg.Evidence.Relay(f.RequestID, grant.ID, c.from, f.To); err != nil {
+			end()
+			return refuse(RuleEvidence, err)
+		}
 	}
 
 	req := c.request(ctx, f, grant)

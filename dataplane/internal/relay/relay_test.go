@@ -83,12 +83,17 @@ type evidence struct {
 	mu   sync.Mutex
 	rows []string
 	err  error
+	turn func() // once, after the first row
 }
 
 func (e *evidence) Relay(id, grant, from, to string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.rows = append(e.rows, id+" "+grant+" "+from+">"+to)
+	if turn := e.turn; turn != nil {
+		e.turn = nil
+		turn()
+	}
 	return e.err
 }
 
@@ -141,6 +146,7 @@ type border struct {
 	in               *identitytest.Installation
 	west, central    *policy.Holder
 	client           *relay.Client
+	grants           *failover.Grants
 	server           *relay.Server
 	local            *local
 	evidence         *evidence
@@ -194,6 +200,7 @@ func newBorder(t testing.TB) *border {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.grants = grants
 	if b.client, err = relay.NewClient(relay.ClientConfig{Identity: b.westEdge, Tables: b.west, Grants: grants, Evidence: b.evidence, Logger: log}); err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +397,7 @@ func TestServer_RefusesAGrantThatIsOver(t *testing.T) {
 	b := newBorder(t)
 	shown := func(id string, at, ttl int64) string {
 		g := b.grant()
-		g.Id, g.GrantedUnixMs, g.TtlMs = id, at, ttl
+		g.Id, g.ZoneIndex, g.TtlMs = id, uint64(at), ttl
 		data, _ := proto.Marshal(sign(t, emeaKey, g))
 		resp, err := b.raw(t, b.westEdge, http.Header{relay.HeaderAPI: {"orders"}, relay.HeaderHome: {"eu-west"}, relay.HeaderGrant: {b64(data)}})
 		if err != nil {

@@ -210,7 +210,8 @@ func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in
 		return in, "", failover.GrantFrom, nil
 	case g.To != s.self.Region:
 		return in, "", failover.GrantTo, nil
-	case g.Zone == s.self.Zone && (g.Catalog.Epoch < t.Catalog().Epoch || g.Store.Epoch < t.Zone().Epoch):
+	case g.Catalog.Epoch < t.Catalog().Epoch, // the catalog is every zone's
+		g.Zone == s.self.Zone && g.Store.Epoch < t.Zone().Epoch:
 		return in, "", failover.GrantEpoch, nil
 	}
 	api := t.APIOf(g.Zone, r.Header.Get(HeaderAPI))
