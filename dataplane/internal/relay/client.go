@@ -47,9 +47,21 @@ type Client struct {
 
 // flight is one relay under way, at either end.
 type flight struct {
+	zone, api        string
 	policy, from, to string
 	node             string
 	cut              func()
+}
+
+// stands says whether a table still permits the flight: the pair under its policy, and the API that policy.
+func (f *flight) stands(t *policy.Table) bool {
+	return t.Permits(f.policy, f.from, f.to) && under(t, f.zone, f.api, f.policy)
+}
+
+// under says whether an API is under a policy now. A request that began before may have read another.
+func under(t *policy.Table, zone, api, policy string) bool {
+	a := t.APIOf(zone, api)
+	return a != nil && a.Policy == policy
 }
 
 // NewClient makes a client; Run it.
@@ -95,7 +107,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		c.log.refuse(rule, c.from, f.To)
 		return nil, &Error{Rule: rule, To: f.To, Err: err}
 	}
-	grant, rule := c.permitted(policyName, f.To)
+	grant, rule := c.permitted(f.API, f.To)
 	if rule != "" {
 		return refuse(rule, nil)
 	}
@@ -108,7 +120,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
-	fl := &flight{policy: policyName, from: c.from, to: f.To, node: s.key.node, cut: func() { cancel(errCut) }}
+	fl := &flight{zone: f.API.Zone, api: f.API.Name, policy: policyName, from: c.from, to: f.To, node: s.key.node, cut: func() { cancel(errCut) }}
 	end := func() {
 		c.mu.Lock()
 		delete(c.flights, fl)
@@ -121,7 +133,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	// Once more, now that a sweep would find the flight: between the question above and this line the pair
 	// may have been closed, a dial and an fsync lie between them.
 	recorded := grant.ID
-	if grant, rule = c.permitted(policyName, f.To); rule != "" {
+	if grant, rule = c.permitted(f.API, f.To); rule != "" {
 		end()
 		return refuse(rule, nil)
 	}
@@ -172,13 +184,17 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	return resp, nil
 }
 
-// permitted is the sender's half of the decision: the newest table has the pair and a live grant covers it.
-func (c *Client) permitted(policyName, to string) (*failover.Grant, string) {
+// permitted is the sender's half of the decision: the newest table has the API under that policy and the pair,
+// and a live grant covers it.
+func (c *Client) permitted(api *policy.API, to string) (*failover.Grant, string) {
 	t := c.cfg.Tables.Load()
-	if !t.Permits(policyName, c.from, to) {
+	if !under(t, api.Zone, api.Name, api.Policy) {
+		return nil, RuleAPI
+	}
+	if !t.Permits(api.Policy, c.from, to) {
 		return nil, RulePair
 	}
-	grant := c.cfg.Grants.Live(t, policyName, to)
+	grant := c.cfg.Grants.Live(t, api.Policy, to)
 	if grant == nil {
 		return nil, RuleNoGrant
 	}
@@ -235,7 +251,7 @@ func (c *Client) Enforce() {
 	var gone []*session
 	c.mu.Lock()
 	for f := range c.flights {
-		if !t.Permits(f.policy, f.from, f.to) || c.cfg.Grants.Live(t, f.policy, f.to) == nil {
+		if !f.stands(t) || c.cfg.Grants.Live(t, f.policy, f.to) == nil {
 			cut = append(cut, f)
 		}
 	}

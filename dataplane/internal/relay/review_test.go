@@ -154,3 +154,75 @@ func TestClient_EvidenceNamesTheGrantThatWasCarried(t *testing.T) {
 		t.Errorf("evidence %q, want the last to be %q", rows, want)
 	}
 }
+
+// tightened is a region's table after the API moved to a policy without pairs, while another API keeps the old
+// one: the pair is still there, and not for this API.
+func tightened(t *testing.T, old *policy.Table, region string, nodes ...table.Node) *policy.Table {
+	t.Helper()
+	var objects []table.Object
+	add := func(kind table.Kind, id string, v any) {
+		o, err := table.Encode(kind, id, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects = append(objects, o)
+	}
+	add(table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: region})
+	add(table.KindAPI, "orders", table.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, Policy: "closed", Targets: []string{"http://127.0.0.1:9"}})
+	add(table.KindAPI, "other", table.API{Name: "other", Zone: "emea", Hosts: []string{"other.test"}, Policy: "gdpr", Targets: []string{"http://127.0.0.1:9"}})
+	add(table.KindZoneKey, "emea", table.ZoneKey{Zone: "emea", PublicKey: emeaKey.Public().(ed25519.PublicKey)})
+	add(table.KindPair, table.PairID("gdpr", "eu-west", "eu-central"), table.Pair{Policy: "gdpr", From: "eu-west", To: "eu-central", FromZone: "emea", ToZone: "emea"})
+	for _, n := range nodes {
+		add(table.KindNode, n.Name, n)
+	}
+	c, z := old.Catalog(), old.Zone()
+	c.Sum, z.Sum = revision.Sum{}, revision.Sum{}
+	for _, o := range objects {
+		if o.Kind.Scope() == table.ScopeZone {
+			z.Sum = z.Sum.Add(o.Sum())
+		} else {
+			c.Sum = c.Sum.Add(o.Sum())
+		}
+	}
+	tab, err := policy.NewTable(objects, c, z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tab
+}
+
+// An API that moves to a narrower policy takes its relays with it, those under way and those that begin with
+// what they read before, although the old policy keeps its pair for others.
+func TestRelay_AnAPIThatChangesItsPolicyIsCut(t *testing.T) {
+	for _, end := range []string{"sender", "receiver"} {
+		t.Run(end, func(t *testing.T) {
+			b := newBorder(t)
+			b.local.wait = make(chan struct{})
+			before := b.west.Load().API("orders.test")
+			resp, err := b.do(context.Background(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			start := time.Now()
+			if end == "sender" {
+				b.west.Swap(tightened(t, b.west.Load(), "eu-west"))
+			} else {
+				b.central.Swap(tightened(t, b.central.Load(), "eu-central", westNode))
+			}
+			select {
+			case <-b.local.cut:
+			case <-time.After(2 * time.Second):
+				t.Error("not cut within 2 s")
+				close(b.local.wait)
+			}
+			t.Logf("cut after %v", time.Since(start))
+			seen := b.local.count()
+			_, err = b.client.Do(context.Background(), relay.Forward{API: before, To: "eu-central", RequestID: "id-2", Method: "GET",
+				URL: resp.Request.URL, Host: "orders.test", Header: http.Header{}})
+			if err == nil || b.local.count() != seen {
+				t.Errorf("a request that read the API before: got %v and %d relays, want it refused", err, b.local.count()-seen)
+			}
+		})
+	}
+}

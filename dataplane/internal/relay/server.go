@@ -155,7 +155,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	rc := http.NewResponseController(w)
-	f := &flight{policy: policyName, from: peer.Region, to: s.self.Region, node: peer.Node, cut: func() {
+	f := &flight{zone: in.API.Zone, api: in.API.Name, policy: policyName, from: peer.Region, to: s.self.Region, node: peer.Node, cut: func() {
 		cancel(errCut)
 		// A handler that waits for the peer's window would not notice its context.
 		past := time.Unix(1, 0)
@@ -171,7 +171,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.mu.Unlock()
 	}()
 	// Once more, now that a sweep would find the flight.
-	if t := s.cfg.Tables.Load(); !t.Permits(policyName, peer.Region, s.self.Region) || s.registered(t, peer) != "" {
+	if t := s.cfg.Tables.Load(); !f.stands(t) || s.registered(t, peer) != "" {
 		s.refuse(w, r, RulePair, peer, nil)
 		return
 	}
@@ -269,7 +269,7 @@ func (s *Server) Enforce() {
 	var gone []net.Conn
 	s.mu.Lock()
 	for f := range s.flights {
-		if !t.Permits(f.policy, f.from, f.to) || !known(f.node, f.from) {
+		if !f.stands(t) || !known(f.node, f.from) {
 			cut = append(cut, f)
 		}
 	}
