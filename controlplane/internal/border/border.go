@@ -12,6 +12,7 @@ package border
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -155,16 +156,18 @@ func (k *Keeper) follow(ctx context.Context, s group.Store) {
 func (k *Keeper) step(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	// What cannot be adopted holds up nothing that the zone decides alone.
+	var errs []error
 	if err := k.adopt(ctx); err != nil {
-		return fmt.Errorf("adopt catalog rules: %w", err)
+		errs = append(errs, fmt.Errorf("adopt catalog rules: %w", err))
 	}
 	if err := k.notice(ctx); err != nil {
-		return fmt.Errorf("compare permitted pairs: %w", err)
+		errs = append(errs, fmt.Errorf("compare permitted pairs: %w", err))
 	}
 	if err := k.complete(ctx); err != nil {
-		return fmt.Errorf("complete tightenings: %w", err)
+		errs = append(errs, fmt.Errorf("complete tightenings: %w", err))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // adopt copies the catalog's border rules into the zone's log as soon as they differ from what it holds.

@@ -240,3 +240,16 @@ func TestKeeper_ALaggingCatalogWithdrawsNobody(t *testing.T) {
 		}
 	}
 }
+
+// Rules of the catalog that do not compile are not adopted, and hold up nothing that the zone decides alone.
+func TestKeeper_UnreadableCatalogHoldsUpNoClosure(t *testing.T) {
+	w := open(t, 200*time.Millisecond, 0)
+	w.put(w.catalog, model.PrefixPolicy+"broken", model.Policy{Name: "broken", Zone: "emea", Pairs: []model.Pair{{From: "eu-west", To: "nowhere", Basis: "gdpr"}}})
+	w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
+	w.eventually("in force", func() error {
+		if r, _ := w.record("eu-west", "eu-central"); r.At.IsZero() {
+			return fmt.Errorf("%+v", r)
+		}
+		return nil
+	})
+}
