@@ -174,21 +174,6 @@ func (g *Grants) Live(t *policy.Table, policy, to string) *Grant {
 	return nil
 }
 
-// Any says whether some live grant and some pair of the table lead to the region.
-func (g *Grants) Any(t *policy.Table, to string) bool {
-	for _, x := range (*g.held.Load())[to] {
-		if !g.live(x, t) {
-			continue
-		}
-		for _, p := range x.Policies {
-			if t.Permits(p, x.From, to) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // Held are the live grants, for people.
 func (g *Grants) Held() []*Grant {
 	t := g.cfg.Tables.Load()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -235,15 +236,18 @@ func (b *flightBody) Close() error {
 	return err
 }
 
-// Enforce cuts at once what the newest table and the live grants do not permit: flights, then sessions. When
+// Enforce cuts at once what the newest table and the newest live grants do not permit: flights, then sessions.
+// A peer that the newest grant does not name has left the registry. When
 // it has returned, no byte of such a pair moves. Run calls it; whoever acknowledges a table calls it before.
 func (c *Client) Enforce() {
 	t := c.cfg.Tables.Load()
 	peers := map[sessionKey]bool{}
-	for _, grant := range c.cfg.Grants.Held() {
-		if c.cfg.Grants.Any(t, grant.To) {
-			for _, p := range grant.Peers {
-				peers[sessionKey{grant.To, p.Edge, p.Addr}] = true
+	for _, held := range c.cfg.Grants.Held() {
+		for _, policyName := range held.Policies {
+			if grant := c.cfg.Grants.Live(t, policyName, held.To); grant != nil && t.Permits(policyName, c.from, held.To) {
+				for _, p := range grant.Peers {
+					peers[sessionKey{grant.To, p.Edge, p.Addr}] = true
+				}
 			}
 		}
 	}
@@ -251,7 +255,8 @@ func (c *Client) Enforce() {
 	var gone []*session
 	c.mu.Lock()
 	for f := range c.flights {
-		if !f.stands(t) || c.cfg.Grants.Live(t, f.policy, f.to) == nil {
+		grant := c.cfg.Grants.Live(t, f.policy, f.to)
+		if !f.stands(t) || grant == nil || !slices.ContainsFunc(grant.Peers, func(p failover.Peer) bool { return p.Edge == f.node }) {
 			cut = append(cut, f)
 		}
 	}

@@ -226,3 +226,29 @@ func TestRelay_AnAPIThatChangesItsPolicyIsCut(t *testing.T) {
 		})
 	}
 }
+
+// An edge that left the registry is no peer in the next grant: what still runs to it is cut then, not when the
+// last grant that named it ends.
+func TestClient_APeerThatTheNewestGrantDoesNotNameIsLeft(t *testing.T) {
+	b := newBorder(t)
+	b.local.wait = make(chan struct{})
+	resp, err := b.do(context.Background(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b.mu.Lock()
+	b.mint = func() []*syncv1.SignedGrant {
+		g := b.grant()
+		g.Peers = []*syncv1.Peer{{Edge: "eu-central-edge-2", RelayAddr: "127.0.0.1:1"}}
+		return []*syncv1.SignedGrant{sign(t, emeaKey, g)}
+	}
+	b.mu.Unlock()
+	b.west.Swap(view(t, "eu-west", []string{"eu-west>eu-central", "eu-west>eu-south"}, nil)) // asked anew at once
+	select {
+	case <-b.local.cut:
+	case <-time.After(2 * time.Second):
+		t.Error("the relay to an edge that no grant names any more: not cut within 2 s")
+		close(b.local.wait)
+	}
+}
