@@ -253,3 +253,21 @@ func TestKeeper_UnreadableCatalogHoldsUpNoClosure(t *testing.T) {
 		return nil
 	})
 }
+
+// A foreign region that leaves the catalog with its edges and policy was still foreign.
+func TestKeeper_AForeignRegionThatIsGoneWasForeign(t *testing.T) {
+	w := open(t, 100*time.Millisecond, 0)
+	w.abroad("us", "us-east", "eu-west")
+	if _, err := w.catalog.Txn(context.Background(), group.Txn{Ops: []group.Op{{Key: model.PrefixPolicy + "abroad", Delete: true},
+		{Key: model.PrefixRegion + "us-east", Delete: true}, {Key: model.PrefixNode + "us-east-edge", Delete: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.pendingFor("us-east", "eu-west", 500*time.Millisecond)
+	w.report("eu-west-edge", "eu-west", w.position())
+	w.eventually("in force", func() error {
+		if r, _ := w.record("us-east", "eu-west"); r.By != "receivers" {
+			return fmt.Errorf("%+v, want it by receivers", r)
+		}
+		return nil
+	})
+}

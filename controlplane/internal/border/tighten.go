@@ -146,27 +146,31 @@ func (k *Keeper) holds(r model.InForce, barrier uint64, now time.Time) (by strin
 	if err != nil {
 		return "", []string{"leader"}
 	}
-	away := func(region string) bool {
-		for _, x := range a.Regions {
-			if x.Name == region {
-				return x.Zone != k.cfg.Zone
-			}
-		}
-		// Not in the rules any more: the edges that are there or were granted something tell.
-		for _, n := range registry {
-			if n.Region == region {
-				return n.Zone != k.cfg.Zone
-			}
-		}
-		return false
-	}
-	sends, takes := !away(r.From), !away(r.To)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := k.term
 	if t == nil {
 		return "", []string{"leader"}
 	}
+	own := func(region string) bool {
+		for _, x := range a.Regions {
+			if x.Name == region {
+				return x.Zone == k.cfg.Zone
+			}
+		}
+		for _, l := range t.ends { // not in the rules any more: edges that may hold grants tell, and those that report
+			if l.region == region {
+				return true
+			}
+		}
+		for _, rep := range t.reports {
+			if rep.edge.GetRegion() == region {
+				return true
+			}
+		}
+		return false
+	}
+	sends, takes := own(r.From), own(r.To)
 	acked := func(edge string) bool {
 		rep, ok := t.reports[edge]
 		if !ok || rep.edge.GetZone().GetEpoch() != r.ZoneEpoch || rep.edge.GetZone().GetIndex() < barrier {
