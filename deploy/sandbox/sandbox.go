@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -137,6 +138,9 @@ func (s *sandbox) up(ctx context.Context) error {
 		}
 	}
 	if err := s.waitServing(ctx); err != nil {
+		return err
+	}
+	if err := s.waitGrants(ctx); err != nil {
 		return err
 	}
 	return s.writeJSON()
@@ -338,6 +342,52 @@ func (s *sandbox) waitServing(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// waitGrants waits until each edge may relay to its pair: an upstream killed in the first second is then taken
+// over as well. Manifests of one's own may permit no pair at all, so only the built-in ones are waited for.
+func (s *sandbox) waitGrants(ctx context.Context) error {
+	if s.cfg.Manifests != "" {
+		return nil
+	}
+	client := s.client()
+	for i, e := range edgeSpecs {
+		for {
+			held, err := metric(ctx, client, "http://"+s.layout.edgeAdmin(i)+"/metrics", "bailiwick_grants_held")
+			if err == nil && held > 0 {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s holds no grant to relay: %v", e.name, err)
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	}
+	return nil
+}
+
+// metric reads one number of a metrics page.
+func metric(ctx context.Context, client *http.Client, url, name string) (float64, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return 0, err
+	}
+	defer response.Body.Close()
+	page, err := io.ReadAll(io.LimitReader(response.Body, 4<<20))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(page)) {
+		if value, ok := strings.CutPrefix(line, name+" "); ok {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no %s", url, name)
 }
 
 // edgeClient resolves every host to one edge, as its DNS would.
