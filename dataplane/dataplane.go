@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"path/filepath"
 	"sync/atomic"
@@ -207,11 +208,12 @@ func (e *Edge) serveRelays(ctx context.Context) error {
 	return e.inbound.Serve(ctx, l)
 }
 
-// tableAge is how long ago a control node last confirmed the table.
+// tableAge is how long ago a control node last confirmed the table. Not known is for ever: a key that a plan
+// lets live only so long without confirmation must not live on because its date was lost.
 func (e *Edge) tableAge() time.Duration {
 	fresh := e.follow.Fresh()
 	if fresh.IsZero() {
-		return 0
+		return math.MaxInt64
 	}
 	return time.Since(fresh)
 }
