@@ -139,10 +139,13 @@ type Plan struct {
 	APIs              map[string]string `json:"apis,omitempty"`
 	RequestsPerSecond int               `json:"rps,omitempty"` // 0: no limit
 	Burst             int               `json:"burst,omitempty"`
-	QuotaUnits        int64             `json:"quota_units,omitempty"`
-	QuotaPeriod       string            `json:"quota_period,omitempty"`
-	QuotaMode         string            `json:"quota_mode,omitempty"`
-	MaxKeyStaleness   time.Duration     `json:"max_key_staleness,omitempty"` // 0: for ever
+	// A quota of mode soft is only watched, unless QuotaGrace (percent above its units) ends it. "" is no quota.
+	QuotaUnits      int64         `json:"quota_units,omitempty"`
+	QuotaPeriod     string        `json:"quota_period,omitempty"` // hour, day, week, month, year, rolling, prepaid
+	QuotaMode       string        `json:"quota_mode,omitempty"`   // strict, elastic, soft
+	QuotaWindow     time.Duration `json:"quota_window,omitempty"` // of a rolling one
+	QuotaGrace      int           `json:"quota_grace,omitempty"`
+	MaxKeyStaleness time.Duration `json:"max_key_staleness,omitempty"` // 0: for ever
 }
 
 // Pair is a permission to relay that involves this region, as its zone has adopted it, less closures.
@@ -180,6 +183,7 @@ type Key struct {
 	Subscription string        `json:"subscription"`
 	Plan         string        `json:"plan"`
 	Suspended    bool          `json:"suspended,omitempty"`
+	Overdue      bool          `json:"overdue,omitempty"` // 402 until it is paid
 }
 
 // Node is an edge of another region that may relay to this one.

@@ -90,12 +90,44 @@ type Row struct {
 	Outcome      Outcome
 	ServedRegion string // whose upstream answered; blank if none did
 
+	// Period is the start (unix s) of the quota period whose lease the units were taken from, stamped at
+	// admission; PeriodRolling or PeriodPrepaid where periods have no start; 0: the plan has no quota, or
+	// no unit was taken.
+	Period int64
+
 	Requests  int64 // 1 in the final row, 0 in an interim one
 	Units     int64 // what is billed
 	BytesIn   int64 // bodies, since the row before
 	BytesOut  int64
 	LatencyUS int64 // of the whole request; not summed
+
+	// What only the detail part keeps.
+	KeyID      string
+	Status     uint16 // answered to the client
+	UpstreamUS int64  // of LatencyUS, waiting for upstreams
+	Attempts   uint8  // at upstreams, relays included
+	Flags      Flags
+	Actor      uint64 // end user, pseudonymous under a key of the region and month; 0: not known
+	Address    uint64 // client address, pseudonymous under a key of the region and day; 0: not kept
 }
+
+// Flags of a row.
+type Flags uint8
+
+// The numbers are part of the wire format.
+const (
+	FlagRelayed      Flags = 1 << iota // another region's upstream was asked
+	FlagRateLimited                    // refused by the plan's rate
+	FlagQuotaLimited                   // refused by the quota
+	FlagCached                         // answered from the cache
+	FlagStreamed                       // it had interim rows
+)
+
+// Periods that have no start. No calendar period starts in the first seconds of 1970.
+const (
+	PeriodRolling int64 = 1
+	PeriodPrepaid int64 = 2
+)
 
 // Cell is what rows are summed by. Comparable.
 type Cell struct {
@@ -105,6 +137,7 @@ type Cell struct {
 	Product, API, Route          string
 	Outcome                      Outcome
 	ServedRegion                 string
+	Period                       int64 // as in Row
 }
 
 // Sums is what a cell holds: exact integers, none negative.
@@ -123,7 +156,7 @@ func CellStart(unixMS int64) int64 {
 func (r *Row) Cell() Cell {
 	return Cell{
 		Start: CellStart(r.EndUnixMS), Customer: r.Customer, Subscription: r.Subscription, Plan: r.Plan, PlanRev: r.PlanRev,
-		Product: r.Product, API: r.API, Route: r.Route, Outcome: r.Outcome, ServedRegion: r.ServedRegion,
+		Product: r.Product, API: r.API, Route: r.Route, Outcome: r.Outcome, ServedRegion: r.ServedRegion, Period: r.Period,
 	}
 }
 

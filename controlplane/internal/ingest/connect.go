@@ -21,7 +21,7 @@ import (
 // ReadTimeout and no WriteTimeout.
 func (s *Server) Handler(opts ...connect.HandlerOption) (path string, h http.Handler) {
 	opts = append(opts, connect.WithReadMaxBytes(MaxMessage))
-	path, inner := usagev1connect.NewIngestServiceHandler(door{s}, opts...)
+	path, inner := usagev1connect.NewIngestServiceHandler(door{s: s}, opts...)
 	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Connect's streams have no deadlines of their own.
 		inner.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), deadlines{}, http.NewResponseController(w))))
@@ -30,7 +30,10 @@ func (s *Server) Handler(opts ...connect.HandlerOption) (path string, h http.Han
 
 type deadlines struct{}
 
-type door struct{ s *Server }
+type door struct {
+	s *Server
+	usagev1connect.UnimplementedIngestServiceHandler
+}
 
 func (d door) Upload(ctx context.Context, st *connect.BidiStream[usagev1.UploadRequest, usagev1.UploadResponse]) error {
 	s := d.s

@@ -162,6 +162,7 @@ func (l *ledger) take(m *usagev1.UploadRequest) (*usagev1.UploadResponse, error)
 
 // node is a control node's peer port: TCP and UDP of the same number.
 type node struct {
+	usagev1connect.UnimplementedIngestServiceHandler
 	addr string
 	p    *pki
 	led  *ledger

@@ -1202,10 +1202,17 @@ func (x *RateLimit) GetBurst() int32 {
 }
 
 type Quota struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Units         int64                  `protobuf:"varint,1,opt,name=units,proto3" json:"units,omitempty"`
-	Period        string                 `protobuf:"bytes,2,opt,name=period,proto3" json:"period,omitempty"`
-	Mode          string                 `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// units of a period; of a prepaid quota what a new subscription begins with, 0 included.
+	Units int64 `protobuf:"varint,1,opt,name=units,proto3" json:"units,omitempty"`
+	// period: hour, day, week (from Monday), month (default) or year in the customer's time zone; rolling: the last
+	// window; prepaid: a balance that top-ups raise and that does not renew.
+	Period string `protobuf:"bytes,2,opt,name=period,proto3" json:"period,omitempty"`
+	Mode   string `protobuf:"bytes,3,opt,name=mode,proto3" json:"mode,omitempty"`
+	// window of a rolling quota: a multiple of 15 minutes, 15 minutes to 31 days.
+	Window *durationpb.Duration `protobuf:"bytes,4,opt,name=window,proto3" json:"window,omitempty"`
+	// grace_percent: a soft quota ends at this much above units. 0: it never ends, overage is billed.
+	GracePercent  int32 `protobuf:"varint,5,opt,name=grace_percent,json=gracePercent,proto3" json:"grace_percent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1261,6 +1268,20 @@ func (x *Quota) GetMode() string {
 	return ""
 }
 
+func (x *Quota) GetWindow() *durationpb.Duration {
+	if x != nil {
+		return x.Window
+	}
+	return nil
+}
+
+func (x *Quota) GetGracePercent() int32 {
+	if x != nil {
+		return x.GracePercent
+	}
+	return 0
+}
+
 // Customer buys, in one home zone.
 type Customer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1268,7 +1289,10 @@ type Customer struct {
 	DisplayName   string                 `protobuf:"bytes,2,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`
 	AccountId     string                 `protobuf:"bytes,3,opt,name=account_id,json=accountId,proto3" json:"account_id,omitempty"`
 	Subscriptions []*Subscription        `protobuf:"bytes,4,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
-	Status        string                 `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	// status: overdue answers 402 until it is paid.
+	Status string `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	// time_zone in which calendar periods begin, an IANA name; empty means UTC.
+	TimeZone      string `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1334,6 +1358,13 @@ func (x *Customer) GetSubscriptions() []*Subscription {
 func (x *Customer) GetStatus() string {
 	if x != nil {
 		return x.Status
+	}
+	return ""
+}
+
+func (x *Customer) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
 	}
 	return ""
 }
@@ -1573,18 +1604,22 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x11max_key_staleness\x18\a \x01(\v2\x19.google.protobuf.DurationR\x0fmaxKeyStaleness\"m\n" +
 	"\tRateLimit\x12<\n" +
 	"\x13requests_per_second\x18\x01 \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x01R\x11requestsPerSecond\x12\"\n" +
-	"\x05burst\x18\x02 \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00R\x05burst\"\x87\x01\n" +
+	"\x05burst\x18\x02 \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00R\x05burst\"\x8f\x02\n" +
 	"\x05Quota\x12\x1d\n" +
-	"\x05units\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x01R\x05units\x12+\n" +
-	"\x06period\x18\x02 \x01(\tB\x13\xbaH\x10r\x0eR\x00R\x05monthR\x03dayR\x06period\x122\n" +
-	"\x04mode\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19R\x00R\x06strictR\aelasticR\x04softR\x04mode\"\x98\x02\n" +
+	"\x05units\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x05units\x12O\n" +
+	"\x06period\x18\x02 \x01(\tB7\xbaH4r2R\x00R\x04hourR\x03dayR\x04weekR\x05monthR\x04yearR\arollingR\aprepaidR\x06period\x122\n" +
+	"\x04mode\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19R\x00R\x06strictR\aelasticR\x04softR\x04mode\x121\n" +
+	"\x06window\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06window\x12/\n" +
+	"\rgrace_percent\x18\x05 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\fgracePercent\"\xc7\x02\n" +
 	"\bCustomer\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12+\n" +
 	"\fdisplay_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdisplayName\x12&\n" +
 	"\n" +
 	"account_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\taccountId\x12P\n" +
-	"\rsubscriptions\x18\x04 \x03(\v2 .bailiwick.admin.v1.SubscriptionB\b\xbaH\x05\x92\x01\x02\x10@R\rsubscriptions\x122\n" +
-	"\x06status\x18\x05 \x01(\tB\x1a\xbaH\x17r\x15R\x00R\x06activeR\tsuspendedR\x06status\"J\n" +
+	"\rsubscriptions\x18\x04 \x03(\v2 .bailiwick.admin.v1.SubscriptionB\b\xbaH\x05\x92\x01\x02\x10@R\rsubscriptions\x12;\n" +
+	"\x06status\x18\x05 \x01(\tB#\xbaH r\x1eR\x00R\x06activeR\tsuspendedR\aoverdueR\x06status\x12$\n" +
+	"\ttime_zone\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\"J\n" +
 	"\fSubscription\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04name\x12\x1d\n" +
 	"\x04plan\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04plan\"\xb3\x01\n" +
@@ -1652,12 +1687,13 @@ var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
 	13, // 18: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
 	14, // 19: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
 	19, // 20: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	16, // 21: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	19, // 21: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	16, // 22: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }

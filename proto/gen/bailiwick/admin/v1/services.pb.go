@@ -1901,10 +1901,14 @@ func (x *Tightening) GetWaitingFor() []string {
 }
 
 type QueryUsageRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
-	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Customer string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Since    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Until    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	// group_by folds rows: any of hour, day, month (in time_zone), subscription, plan, product, api, route, served_region, outcome.
+	GroupBy []string `protobuf:"bytes,4,rep,name=group_by,json=groupBy,proto3" json:"group_by,omitempty"`
+	// time_zone of group_by's hours, days and months, an IANA name; empty means the customer's.
+	TimeZone      string `protobuf:"bytes,5,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1960,14 +1964,30 @@ func (x *QueryUsageRequest) GetUntil() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *QueryUsageRequest) GetGroupBy() []string {
+	if x != nil {
+		return x.GroupBy
+	}
+	return nil
+}
+
+func (x *QueryUsageRequest) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
 type QueryUsageResponse struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Total           *UsageTotal            `protobuf:"bytes,1,opt,name=total,proto3" json:"total,omitempty"`
 	Rows            []*UsageRow            `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"`
 	CompleteThrough *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=complete_through,json=completeThrough,proto3" json:"complete_through,omitempty"`
 	Gaps            []*Gap                 `protobuf:"bytes,4,rep,name=gaps,proto3" json:"gaps,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// corrections that fall into the range, their sums included in total and rows.
+	Corrections   []*Correction `protobuf:"bytes,5,rep,name=corrections,proto3" json:"corrections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *QueryUsageResponse) Reset() {
@@ -2024,6 +2044,13 @@ func (x *QueryUsageResponse) GetCompleteThrough() *timestamppb.Timestamp {
 func (x *QueryUsageResponse) GetGaps() []*Gap {
 	if x != nil {
 		return x.Gaps
+	}
+	return nil
+}
+
+func (x *QueryUsageResponse) GetCorrections() []*Correction {
+	if x != nil {
+		return x.Corrections
 	}
 	return nil
 }
@@ -2105,15 +2132,22 @@ func (x *UsageTotal) GetUnits() int64 {
 }
 
 type UsageRow struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Cell          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
-	Api           string                 `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
-	Route         string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`
-	Plan          string                 `protobuf:"bytes,4,opt,name=plan,proto3" json:"plan,omitempty"`
-	ServedRegion  string                 `protobuf:"bytes,5,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
-	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	Requests      int64                  `protobuf:"varint,7,opt,name=requests,proto3" json:"requests,omitempty"`
-	Units         int64                  `protobuf:"varint,8,opt,name=units,proto3" json:"units,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Cell         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	Api          string                 `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	Route        string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`
+	Plan         string                 `protobuf:"bytes,4,opt,name=plan,proto3" json:"plan,omitempty"`
+	ServedRegion string                 `protobuf:"bytes,5,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
+	Outcome      string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Requests     int64                  `protobuf:"varint,7,opt,name=requests,proto3" json:"requests,omitempty"`
+	Units        int64                  `protobuf:"varint,8,opt,name=units,proto3" json:"units,omitempty"`
+	Subscription string                 `protobuf:"bytes,9,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Product      string                 `protobuf:"bytes,10,opt,name=product,proto3" json:"product,omitempty"`
+	BytesIn      int64                  `protobuf:"varint,11,opt,name=bytes_in,json=bytesIn,proto3" json:"bytes_in,omitempty"`
+	BytesOut     int64                  `protobuf:"varint,12,opt,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
+	Billable     bool                   `protobuf:"varint,13,opt,name=billable,proto3" json:"billable,omitempty"` // folded rows: every row in it is
+	// correction: booked by an operator, or late for a closed day; may be negative.
+	Correction    bool `protobuf:"varint,14,opt,name=correction,proto3" json:"correction,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2202,6 +2236,48 @@ func (x *UsageRow) GetUnits() int64 {
 		return x.Units
 	}
 	return 0
+}
+
+func (x *UsageRow) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *UsageRow) GetProduct() string {
+	if x != nil {
+		return x.Product
+	}
+	return ""
+}
+
+func (x *UsageRow) GetBytesIn() int64 {
+	if x != nil {
+		return x.BytesIn
+	}
+	return 0
+}
+
+func (x *UsageRow) GetBytesOut() int64 {
+	if x != nil {
+		return x.BytesOut
+	}
+	return 0
+}
+
+func (x *UsageRow) GetBillable() bool {
+	if x != nil {
+		return x.Billable
+	}
+	return false
+}
+
+func (x *UsageRow) GetCorrection() bool {
+	if x != nil {
+		return x.Correction
+	}
+	return false
 }
 
 // Gap is usage known to be lost: an epoch closed by an operator before all of it arrived.
@@ -2555,6 +2631,3396 @@ func (x *TotalsRow) GetUnits() int64 {
 	return 0
 }
 
+type QueryLatencyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	Api   string                 `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	Route string                 `protobuf:"bytes,4,opt,name=route,proto3" json:"route,omitempty"`
+	// quantiles between 0 and 1; empty means 0.5, 0.9, 0.99.
+	Quantiles     []float64 `protobuf:"fixed64,5,rep,packed,name=quantiles,proto3" json:"quantiles,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QueryLatencyRequest) Reset() {
+	*x = QueryLatencyRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueryLatencyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueryLatencyRequest) ProtoMessage() {}
+
+func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueryLatencyRequest.ProtoReflect.Descriptor instead.
+func (*QueryLatencyRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *QueryLatencyRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *QueryLatencyRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *QueryLatencyRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *QueryLatencyRequest) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *QueryLatencyRequest) GetQuantiles() []float64 {
+	if x != nil {
+		return x.Quantiles
+	}
+	return nil
+}
+
+type QueryLatencyResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Rows            []*LatencyRow          `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	Quantiles       []float64              `protobuf:"fixed64,2,rep,packed,name=quantiles,proto3" json:"quantiles,omitempty"`
+	CompleteThrough *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=complete_through,json=completeThrough,proto3" json:"complete_through,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *QueryLatencyResponse) Reset() {
+	*x = QueryLatencyResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QueryLatencyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QueryLatencyResponse) ProtoMessage() {}
+
+func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QueryLatencyResponse.ProtoReflect.Descriptor instead.
+func (*QueryLatencyResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *QueryLatencyResponse) GetRows() []*LatencyRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *QueryLatencyResponse) GetQuantiles() []float64 {
+	if x != nil {
+		return x.Quantiles
+	}
+	return nil
+}
+
+func (x *QueryLatencyResponse) GetCompleteThrough() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CompleteThrough
+	}
+	return nil
+}
+
+type LatencyRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Api           string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	Route         string                 `protobuf:"bytes,2,opt,name=route,proto3" json:"route,omitempty"`
+	ServedRegion  string                 `protobuf:"bytes,3,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
+	Count         int64                  `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	Seconds       []float64              `protobuf:"fixed64,5,rep,packed,name=seconds,proto3" json:"seconds,omitempty"` // one per quantile, within 1 % of the true value
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LatencyRow) Reset() {
+	*x = LatencyRow{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LatencyRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LatencyRow) ProtoMessage() {}
+
+func (x *LatencyRow) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LatencyRow.ProtoReflect.Descriptor instead.
+func (*LatencyRow) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *LatencyRow) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *LatencyRow) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *LatencyRow) GetServedRegion() string {
+	if x != nil {
+		return x.ServedRegion
+	}
+	return ""
+}
+
+func (x *LatencyRow) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *LatencyRow) GetSeconds() []float64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return nil
+}
+
+type ForecastRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"` // empty: every customer of the zone
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForecastRequest) Reset() {
+	*x = ForecastRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForecastRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForecastRequest) ProtoMessage() {}
+
+func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForecastRequest.ProtoReflect.Descriptor instead.
+func (*ForecastRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ForecastRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+type ForecastResponse struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Subscriptions []*SubscriptionForecast `protobuf:"bytes,1,rep,name=subscriptions,proto3" json:"subscriptions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForecastResponse) Reset() {
+	*x = ForecastResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForecastResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForecastResponse) ProtoMessage() {}
+
+func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForecastResponse.ProtoReflect.Descriptor instead.
+func (*ForecastResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *ForecastResponse) GetSubscriptions() []*SubscriptionForecast {
+	if x != nil {
+		return x.Subscriptions
+	}
+	return nil
+}
+
+type SubscriptionForecast struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Customer     string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Subscription string                 `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Plan         string                 `protobuf:"bytes,3,opt,name=plan,proto3" json:"plan,omitempty"`
+	Limit        int64                  `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	Used         int64                  `protobuf:"varint,5,opt,name=used,proto3" json:"used,omitempty"`
+	UnitsPerDay  float64                `protobuf:"fixed64,6,opt,name=units_per_day,json=unitsPerDay,proto3" json:"units_per_day,omitempty"` // of the last 7 days, the current one weighed by its part
+	// exhausted_at: when the quota is used up at that pace; unset: not in this period.
+	ExhaustedAt    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=exhausted_at,json=exhaustedAt,proto3" json:"exhausted_at,omitempty"`
+	PeriodEnd      *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=period_end,json=periodEnd,proto3" json:"period_end,omitempty"`
+	Limited_7D     int64                  `protobuf:"varint,9,opt,name=limited_7d,json=limited7d,proto3" json:"limited_7d,omitempty"`                // requests refused by a limit or quota in the last 7 days
+	DaysLimited_7D int64                  `protobuf:"varint,10,opt,name=days_limited_7d,json=daysLimited7d,proto3" json:"days_limited_7d,omitempty"` // days of the last 7 on which that happened
+	Requests_7D    int64                  `protobuf:"varint,11,opt,name=requests_7d,json=requests7d,proto3" json:"requests_7d,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SubscriptionForecast) Reset() {
+	*x = SubscriptionForecast{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SubscriptionForecast) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SubscriptionForecast) ProtoMessage() {}
+
+func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SubscriptionForecast.ProtoReflect.Descriptor instead.
+func (*SubscriptionForecast) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *SubscriptionForecast) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *SubscriptionForecast) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *SubscriptionForecast) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *SubscriptionForecast) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *SubscriptionForecast) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *SubscriptionForecast) GetUnitsPerDay() float64 {
+	if x != nil {
+		return x.UnitsPerDay
+	}
+	return 0
+}
+
+func (x *SubscriptionForecast) GetExhaustedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExhaustedAt
+	}
+	return nil
+}
+
+func (x *SubscriptionForecast) GetPeriodEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PeriodEnd
+	}
+	return nil
+}
+
+func (x *SubscriptionForecast) GetLimited_7D() int64 {
+	if x != nil {
+		return x.Limited_7D
+	}
+	return 0
+}
+
+func (x *SubscriptionForecast) GetDaysLimited_7D() int64 {
+	if x != nil {
+		return x.DaysLimited_7D
+	}
+	return 0
+}
+
+func (x *SubscriptionForecast) GetRequests_7D() int64 {
+	if x != nil {
+		return x.Requests_7D
+	}
+	return 0
+}
+
+type TraceUsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	Api           string                 `protobuf:"bytes,4,opt,name=api,proto3" json:"api,omitempty"`
+	Route         string                 `protobuf:"bytes,5,opt,name=route,proto3" json:"route,omitempty"`
+	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Limit         int32                  `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"` // rows; 0: 1000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceUsageRequest) Reset() {
+	*x = TraceUsageRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceUsageRequest) ProtoMessage() {}
+
+func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceUsageRequest.ProtoReflect.Descriptor instead.
+func (*TraceUsageRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *TraceUsageRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *TraceUsageRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *TraceUsageRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *TraceUsageRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *TraceUsageRequest) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *TraceUsageRequest) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *TraceUsageRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type TraceUsageResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Cells     []*TraceCell           `protobuf:"bytes,1,rep,name=cells,proto3" json:"cells,omitempty"`
+	Rows      []*TraceRow            `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"`
+	Truncated bool                   `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"` // there are more rows than asked for; cells are complete all the same
+	// unreachable names nodes of the zone that hold detail and did not answer.
+	Unreachable   []string `protobuf:"bytes,4,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceUsageResponse) Reset() {
+	*x = TraceUsageResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceUsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceUsageResponse) ProtoMessage() {}
+
+func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceUsageResponse.ProtoReflect.Descriptor instead.
+func (*TraceUsageResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *TraceUsageResponse) GetCells() []*TraceCell {
+	if x != nil {
+		return x.Cells
+	}
+	return nil
+}
+
+func (x *TraceUsageResponse) GetRows() []*TraceRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *TraceUsageResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *TraceUsageResponse) GetUnreachable() []string {
+	if x != nil {
+		return x.Unreachable
+	}
+	return nil
+}
+
+// TraceCell compares the ledger with the rows behind it.
+type TraceCell struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cell          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"`
+	Api           string                 `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	Route         string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`
+	Plan          string                 `protobuf:"bytes,4,opt,name=plan,proto3" json:"plan,omitempty"`
+	ServedRegion  string                 `protobuf:"bytes,5,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
+	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Requests      int64                  `protobuf:"varint,7,opt,name=requests,proto3" json:"requests,omitempty"` // as the ledger has it
+	Units         int64                  `protobuf:"varint,8,opt,name=units,proto3" json:"units,omitempty"`
+	Rows          int64                  `protobuf:"varint,9,opt,name=rows,proto3" json:"rows,omitempty"` // found in detail
+	RowUnits      int64                  `protobuf:"varint,10,opt,name=row_units,json=rowUnits,proto3" json:"row_units,omitempty"`
+	Blocks        []string               `protobuf:"bytes,11,rep,name=blocks,proto3" json:"blocks,omitempty"` // edge/epoch/seq
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceCell) Reset() {
+	*x = TraceCell{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceCell) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceCell) ProtoMessage() {}
+
+func (x *TraceCell) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceCell.ProtoReflect.Descriptor instead.
+func (*TraceCell) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *TraceCell) GetCell() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Cell
+	}
+	return nil
+}
+
+func (x *TraceCell) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *TraceCell) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *TraceCell) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *TraceCell) GetServedRegion() string {
+	if x != nil {
+		return x.ServedRegion
+	}
+	return ""
+}
+
+func (x *TraceCell) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *TraceCell) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *TraceCell) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+func (x *TraceCell) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *TraceCell) GetRowUnits() int64 {
+	if x != nil {
+		return x.RowUnits
+	}
+	return 0
+}
+
+func (x *TraceCell) GetBlocks() []string {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type TraceRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	End           *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
+	Edge          string                 `protobuf:"bytes,3,opt,name=edge,proto3" json:"edge,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Seq           uint64                 `protobuf:"varint,5,opt,name=seq,proto3" json:"seq,omitempty"`
+	Api           string                 `protobuf:"bytes,6,opt,name=api,proto3" json:"api,omitempty"`
+	Route         string                 `protobuf:"bytes,7,opt,name=route,proto3" json:"route,omitempty"`
+	Plan          string                 `protobuf:"bytes,8,opt,name=plan,proto3" json:"plan,omitempty"`
+	KeyId         string                 `protobuf:"bytes,9,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Outcome       string                 `protobuf:"bytes,10,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Status        int32                  `protobuf:"varint,11,opt,name=status,proto3" json:"status,omitempty"`
+	ServedRegion  string                 `protobuf:"bytes,12,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
+	Units         int64                  `protobuf:"varint,13,opt,name=units,proto3" json:"units,omitempty"`
+	BytesIn       int64                  `protobuf:"varint,14,opt,name=bytes_in,json=bytesIn,proto3" json:"bytes_in,omitempty"`
+	BytesOut      int64                  `protobuf:"varint,15,opt,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
+	LatencyUs     int64                  `protobuf:"varint,16,opt,name=latency_us,json=latencyUs,proto3" json:"latency_us,omitempty"`
+	UpstreamUs    int64                  `protobuf:"varint,17,opt,name=upstream_us,json=upstreamUs,proto3" json:"upstream_us,omitempty"`
+	Attempts      int32                  `protobuf:"varint,18,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRow) Reset() {
+	*x = TraceRow{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRow) ProtoMessage() {}
+
+func (x *TraceRow) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRow.ProtoReflect.Descriptor instead.
+func (*TraceRow) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *TraceRow) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *TraceRow) GetEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *TraceRow) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *TraceRow) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *TraceRow) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *TraceRow) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *TraceRow) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *TraceRow) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *TraceRow) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *TraceRow) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *TraceRow) GetStatus() int32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *TraceRow) GetServedRegion() string {
+	if x != nil {
+		return x.ServedRegion
+	}
+	return ""
+}
+
+func (x *TraceRow) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+func (x *TraceRow) GetBytesIn() int64 {
+	if x != nil {
+		return x.BytesIn
+	}
+	return 0
+}
+
+func (x *TraceRow) GetBytesOut() int64 {
+	if x != nil {
+		return x.BytesOut
+	}
+	return 0
+}
+
+func (x *TraceRow) GetLatencyUs() int64 {
+	if x != nil {
+		return x.LatencyUs
+	}
+	return 0
+}
+
+func (x *TraceRow) GetUpstreamUs() int64 {
+	if x != nil {
+		return x.UpstreamUs
+	}
+	return 0
+}
+
+func (x *TraceRow) GetAttempts() int32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+type GetQuotasRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetQuotasRequest) Reset() {
+	*x = GetQuotasRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetQuotasRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetQuotasRequest) ProtoMessage() {}
+
+func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetQuotasRequest.ProtoReflect.Descriptor instead.
+func (*GetQuotasRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *GetQuotasRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+type GetQuotasResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Quotas        []*QuotaStatus         `protobuf:"bytes,1,rep,name=quotas,proto3" json:"quotas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetQuotasResponse) Reset() {
+	*x = GetQuotasResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetQuotasResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetQuotasResponse) ProtoMessage() {}
+
+func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetQuotasResponse.ProtoReflect.Descriptor instead.
+func (*GetQuotasResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *GetQuotasResponse) GetQuotas() []*QuotaStatus {
+	if x != nil {
+		return x.Quotas
+	}
+	return nil
+}
+
+type QuotaStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Subscription  string                 `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Plan          string                 `protobuf:"bytes,3,opt,name=plan,proto3" json:"plan,omitempty"`
+	Mode          string                 `protobuf:"bytes,4,opt,name=mode,proto3" json:"mode,omitempty"`
+	Period        string                 `protobuf:"bytes,5,opt,name=period,proto3" json:"period,omitempty"`
+	PeriodStart   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=period_start,json=periodStart,proto3" json:"period_start,omitempty"`
+	PeriodEnd     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=period_end,json=periodEnd,proto3" json:"period_end,omitempty"`
+	Limit         int64                  `protobuf:"varint,8,opt,name=limit,proto3" json:"limit,omitempty"` // top-ups included
+	ToppedUp      int64                  `protobuf:"varint,9,opt,name=topped_up,json=toppedUp,proto3" json:"topped_up,omitempty"`
+	Used          int64                  `protobuf:"varint,10,opt,name=used,proto3" json:"used,omitempty"`
+	Held          int64                  `protobuf:"varint,11,opt,name=held,proto3" json:"held,omitempty"`           // leased to edges and not spent; counts as spent until they say otherwise
+	Remaining     int64                  `protobuf:"varint,12,opt,name=remaining,proto3" json:"remaining,omitempty"` // limit - used - held
+	Holders       []*QuotaHolder         `protobuf:"bytes,13,rep,name=holders,proto3" json:"holders,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaStatus) Reset() {
+	*x = QuotaStatus{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaStatus) ProtoMessage() {}
+
+func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaStatus.ProtoReflect.Descriptor instead.
+func (*QuotaStatus) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *QuotaStatus) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *QuotaStatus) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *QuotaStatus) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *QuotaStatus) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *QuotaStatus) GetPeriod() string {
+	if x != nil {
+		return x.Period
+	}
+	return ""
+}
+
+func (x *QuotaStatus) GetPeriodStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PeriodStart
+	}
+	return nil
+}
+
+func (x *QuotaStatus) GetPeriodEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PeriodEnd
+	}
+	return nil
+}
+
+func (x *QuotaStatus) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *QuotaStatus) GetToppedUp() int64 {
+	if x != nil {
+		return x.ToppedUp
+	}
+	return 0
+}
+
+func (x *QuotaStatus) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *QuotaStatus) GetHeld() int64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *QuotaStatus) GetRemaining() int64 {
+	if x != nil {
+		return x.Remaining
+	}
+	return 0
+}
+
+func (x *QuotaStatus) GetHolders() []*QuotaHolder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
+type QuotaHolder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Held          int64                  `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`
+	LastHeard     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_heard,json=lastHeard,proto3" json:"last_heard,omitempty"` // unset: not by this leader
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaHolder) Reset() {
+	*x = QuotaHolder{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaHolder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaHolder) ProtoMessage() {}
+
+func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaHolder.ProtoReflect.Descriptor instead.
+func (*QuotaHolder) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *QuotaHolder) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *QuotaHolder) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *QuotaHolder) GetHeld() int64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *QuotaHolder) GetLastHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastHeard
+	}
+	return nil
+}
+
+type TopUpRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Subscription  string                 `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Units         int64                  `protobuf:"varint,3,opt,name=units,proto3" json:"units,omitempty"`
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	RequestId     string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopUpRequest) Reset() {
+	*x = TopUpRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopUpRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopUpRequest) ProtoMessage() {}
+
+func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopUpRequest.ProtoReflect.Descriptor instead.
+func (*TopUpRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *TopUpRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *TopUpRequest) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *TopUpRequest) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+func (x *TopUpRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TopUpRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type TopUpResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Quota         *QuotaStatus           `protobuf:"bytes,1,opt,name=quota,proto3" json:"quota,omitempty"`
+	Repeated      bool                   `protobuf:"varint,2,opt,name=repeated,proto3" json:"repeated,omitempty"` // this request_id had its effect before
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopUpResponse) Reset() {
+	*x = TopUpResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopUpResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopUpResponse) ProtoMessage() {}
+
+func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopUpResponse.ProtoReflect.Descriptor instead.
+func (*TopUpResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *TopUpResponse) GetQuota() *QuotaStatus {
+	if x != nil {
+		return x.Quota
+	}
+	return nil
+}
+
+func (x *TopUpResponse) GetRepeated() bool {
+	if x != nil {
+		return x.Repeated
+	}
+	return false
+}
+
+type ListEpochsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEpochsRequest) Reset() {
+	*x = ListEpochsRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEpochsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEpochsRequest) ProtoMessage() {}
+
+func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEpochsRequest.ProtoReflect.Descriptor instead.
+func (*ListEpochsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListEpochsRequest) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+type ListEpochsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epochs        []*LedgerEpoch         `protobuf:"bytes,1,rep,name=epochs,proto3" json:"epochs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEpochsResponse) Reset() {
+	*x = ListEpochsResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEpochsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEpochsResponse) ProtoMessage() {}
+
+func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEpochsResponse.ProtoReflect.Descriptor instead.
+func (*ListEpochsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ListEpochsResponse) GetEpochs() []*LedgerEpoch {
+	if x != nil {
+		return x.Epochs
+	}
+	return nil
+}
+
+type LedgerEpoch struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Edge       string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Region     string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
+	Epoch      uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	AppliedSeq uint64                 `protobuf:"varint,4,opt,name=applied_seq,json=appliedSeq,proto3" json:"applied_seq,omitempty"`
+	SealedSeq  uint64                 `protobuf:"varint,5,opt,name=sealed_seq,json=sealedSeq,proto3" json:"sealed_seq,omitempty"`
+	Through    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=through,proto3" json:"through,omitempty"`
+	// status: open, complete, closed, quarantined.
+	Status        string `protobuf:"bytes,7,opt,name=status,proto3" json:"status,omitempty"`
+	Gap           uint64 `protobuf:"varint,8,opt,name=gap,proto3" json:"gap,omitempty"` // blocks known to be lost
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LedgerEpoch) Reset() {
+	*x = LedgerEpoch{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LedgerEpoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LedgerEpoch) ProtoMessage() {}
+
+func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LedgerEpoch.ProtoReflect.Descriptor instead.
+func (*LedgerEpoch) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *LedgerEpoch) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *LedgerEpoch) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *LedgerEpoch) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *LedgerEpoch) GetAppliedSeq() uint64 {
+	if x != nil {
+		return x.AppliedSeq
+	}
+	return 0
+}
+
+func (x *LedgerEpoch) GetSealedSeq() uint64 {
+	if x != nil {
+		return x.SealedSeq
+	}
+	return 0
+}
+
+func (x *LedgerEpoch) GetThrough() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Through
+	}
+	return nil
+}
+
+func (x *LedgerEpoch) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *LedgerEpoch) GetGap() uint64 {
+	if x != nil {
+		return x.Gap
+	}
+	return 0
+}
+
+type CloseEpochRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Edge      string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Epoch     uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	SealedSeq uint64                 `protobuf:"varint,3,opt,name=sealed_seq,json=sealedSeq,proto3" json:"sealed_seq,omitempty"` // highest block known to have existed, if the ledger has not heard of it
+	// held: what becomes of quota units that the epoch held and did not account for: return, forfeit, or auto
+	// (default): forfeit where blocks are known to be lost, else return.
+	Held          string `protobuf:"bytes,4,opt,name=held,proto3" json:"held,omitempty"`
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseEpochRequest) Reset() {
+	*x = CloseEpochRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseEpochRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseEpochRequest) ProtoMessage() {}
+
+func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseEpochRequest.ProtoReflect.Descriptor instead.
+func (*CloseEpochRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *CloseEpochRequest) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *CloseEpochRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *CloseEpochRequest) GetSealedSeq() uint64 {
+	if x != nil {
+		return x.SealedSeq
+	}
+	return 0
+}
+
+func (x *CloseEpochRequest) GetHeld() string {
+	if x != nil {
+		return x.Held
+	}
+	return ""
+}
+
+func (x *CloseEpochRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type CloseEpochResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         *LedgerEpoch           `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloseEpochResponse) Reset() {
+	*x = CloseEpochResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloseEpochResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloseEpochResponse) ProtoMessage() {}
+
+func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloseEpochResponse.ProtoReflect.Descriptor instead.
+func (*CloseEpochResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *CloseEpochResponse) GetEpoch() *LedgerEpoch {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+// CorrectionRow is one signed quantity on one cell.
+type CorrectionRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cell          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=cell,proto3" json:"cell,omitempty"` // any time in it
+	Subscription  string                 `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Plan          string                 `protobuf:"bytes,3,opt,name=plan,proto3" json:"plan,omitempty"`
+	Product       string                 `protobuf:"bytes,4,opt,name=product,proto3" json:"product,omitempty"`
+	Api           string                 `protobuf:"bytes,5,opt,name=api,proto3" json:"api,omitempty"`
+	Route         string                 `protobuf:"bytes,6,opt,name=route,proto3" json:"route,omitempty"`
+	ServedRegion  string                 `protobuf:"bytes,7,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
+	Outcome       string                 `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"` // empty: success
+	Requests      int64                  `protobuf:"varint,9,opt,name=requests,proto3" json:"requests,omitempty"`
+	Units         int64                  `protobuf:"varint,10,opt,name=units,proto3" json:"units,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CorrectionRow) Reset() {
+	*x = CorrectionRow{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CorrectionRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CorrectionRow) ProtoMessage() {}
+
+func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CorrectionRow.ProtoReflect.Descriptor instead.
+func (*CorrectionRow) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *CorrectionRow) GetCell() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Cell
+	}
+	return nil
+}
+
+func (x *CorrectionRow) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *CorrectionRow) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *CorrectionRow) GetProduct() string {
+	if x != nil {
+		return x.Product
+	}
+	return ""
+}
+
+func (x *CorrectionRow) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *CorrectionRow) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *CorrectionRow) GetServedRegion() string {
+	if x != nil {
+		return x.ServedRegion
+	}
+	return ""
+}
+
+func (x *CorrectionRow) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *CorrectionRow) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *CorrectionRow) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+type CorrectRequest struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Customer string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Rows     []*CorrectionRow       `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"`
+	Reason   string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	DryRun   bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// producer and request_id name the correction for ever: the same pair has its effect once.
+	Producer      string `protobuf:"bytes,5,opt,name=producer,proto3" json:"producer,omitempty"` // empty: the operator
+	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CorrectRequest) Reset() {
+	*x = CorrectRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CorrectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CorrectRequest) ProtoMessage() {}
+
+func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CorrectRequest.ProtoReflect.Descriptor instead.
+func (*CorrectRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *CorrectRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *CorrectRequest) GetRows() []*CorrectionRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *CorrectRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CorrectRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CorrectRequest) GetProducer() string {
+	if x != nil {
+		return x.Producer
+	}
+	return ""
+}
+
+func (x *CorrectRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type CorrectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Correction    *Correction            `protobuf:"bytes,1,opt,name=correction,proto3" json:"correction,omitempty"`
+	Before        *UsageTotal            `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"` // of the cells' whole span
+	After         *UsageTotal            `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	Repeated      bool                   `protobuf:"varint,4,opt,name=repeated,proto3" json:"repeated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CorrectResponse) Reset() {
+	*x = CorrectResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CorrectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CorrectResponse) ProtoMessage() {}
+
+func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CorrectResponse.ProtoReflect.Descriptor instead.
+func (*CorrectResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *CorrectResponse) GetCorrection() *Correction {
+	if x != nil {
+		return x.Correction
+	}
+	return nil
+}
+
+func (x *CorrectResponse) GetBefore() *UsageTotal {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *CorrectResponse) GetAfter() *UsageTotal {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *CorrectResponse) GetRepeated() bool {
+	if x != nil {
+		return x.Repeated
+	}
+	return false
+}
+
+type Correction struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Id       string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Customer string                 `protobuf:"bytes,2,opt,name=customer,proto3" json:"customer,omitempty"`
+	Reason   string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	By       string                 `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"` // operator
+	At       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Corrects string                 `protobuf:"bytes,6,opt,name=corrects,proto3" json:"corrects,omitempty"` // id of the correction that this one undoes
+	UndoneBy string                 `protobuf:"bytes,7,opt,name=undone_by,json=undoneBy,proto3" json:"undone_by,omitempty"`
+	// kind: correction, import, late.
+	Kind          string           `protobuf:"bytes,8,opt,name=kind,proto3" json:"kind,omitempty"`
+	Rows          []*CorrectionRow `protobuf:"bytes,9,rep,name=rows,proto3" json:"rows,omitempty"`
+	Signature     []byte           `protobuf:"bytes,10,opt,name=signature,proto3" json:"signature,omitempty"` // Ed25519 by the zone's key over the rest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Correction) Reset() {
+	*x = Correction{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Correction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Correction) ProtoMessage() {}
+
+func (x *Correction) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Correction.ProtoReflect.Descriptor instead.
+func (*Correction) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *Correction) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Correction) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *Correction) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Correction) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Correction) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Correction) GetCorrects() string {
+	if x != nil {
+		return x.Corrects
+	}
+	return ""
+}
+
+func (x *Correction) GetUndoneBy() string {
+	if x != nil {
+		return x.UndoneBy
+	}
+	return ""
+}
+
+func (x *Correction) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Correction) GetRows() []*CorrectionRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *Correction) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+type UndoCorrectionRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string                 `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UndoCorrectionRequest) Reset() {
+	*x = UndoCorrectionRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UndoCorrectionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UndoCorrectionRequest) ProtoMessage() {}
+
+func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UndoCorrectionRequest.ProtoReflect.Descriptor instead.
+func (*UndoCorrectionRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *UndoCorrectionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UndoCorrectionRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *UndoCorrectionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *UndoCorrectionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type ListCorrectionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCorrectionsRequest) Reset() {
+	*x = ListCorrectionsRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCorrectionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCorrectionsRequest) ProtoMessage() {}
+
+func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCorrectionsRequest.ProtoReflect.Descriptor instead.
+func (*ListCorrectionsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ListCorrectionsRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+type ListCorrectionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Corrections   []*Correction          `protobuf:"bytes,1,rep,name=corrections,proto3" json:"corrections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCorrectionsResponse) Reset() {
+	*x = ListCorrectionsResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCorrectionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCorrectionsResponse) ProtoMessage() {}
+
+func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCorrectionsResponse.ProtoReflect.Descriptor instead.
+func (*ListCorrectionsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *ListCorrectionsResponse) GetCorrections() []*Correction {
+	if x != nil {
+		return x.Corrections
+	}
+	return nil
+}
+
+type ListPeriodsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPeriodsRequest) Reset() {
+	*x = ListPeriodsRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPeriodsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPeriodsRequest) ProtoMessage() {}
+
+func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPeriodsRequest.ProtoReflect.Descriptor instead.
+func (*ListPeriodsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
+}
+
+type ListPeriodsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Periods       []*ClosedPeriod        `protobuf:"bytes,1,rep,name=periods,proto3" json:"periods,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPeriodsResponse) Reset() {
+	*x = ListPeriodsResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPeriodsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPeriodsResponse) ProtoMessage() {}
+
+func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPeriodsResponse.ProtoReflect.Descriptor instead.
+func (*ListPeriodsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ListPeriodsResponse) GetPeriods() []*ClosedPeriod {
+	if x != nil {
+		return x.Periods
+	}
+	return nil
+}
+
+type ClosedPeriod struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Day      string                 `protobuf:"bytes,1,opt,name=day,proto3" json:"day,omitempty"` // YYYY-MM-DD, UTC
+	ClosedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=closed_at,json=closedAt,proto3" json:"closed_at,omitempty"`
+	// why: complete, grace.
+	Why           string   `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	WaitedFor     []string `protobuf:"bytes,4,rep,name=waited_for,json=waitedFor,proto3" json:"waited_for,omitempty"` // edges whose usage was outstanding when grace ended
+	Compacted     bool     `protobuf:"varint,5,opt,name=compacted,proto3" json:"compacted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClosedPeriod) Reset() {
+	*x = ClosedPeriod{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClosedPeriod) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClosedPeriod) ProtoMessage() {}
+
+func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClosedPeriod.ProtoReflect.Descriptor instead.
+func (*ClosedPeriod) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *ClosedPeriod) GetDay() string {
+	if x != nil {
+		return x.Day
+	}
+	return ""
+}
+
+func (x *ClosedPeriod) GetClosedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ClosedAt
+	}
+	return nil
+}
+
+func (x *ClosedPeriod) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *ClosedPeriod) GetWaitedFor() []string {
+	if x != nil {
+		return x.WaitedFor
+	}
+	return nil
+}
+
+func (x *ClosedPeriod) GetCompacted() bool {
+	if x != nil {
+		return x.Compacted
+	}
+	return false
+}
+
+type ListRefusalsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRefusalsRequest) Reset() {
+	*x = ListRefusalsRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRefusalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRefusalsRequest) ProtoMessage() {}
+
+func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRefusalsRequest.ProtoReflect.Descriptor instead.
+func (*ListRefusalsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
+}
+
+type ListRefusalsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Refusals      []*UsageRefusal        `protobuf:"bytes,1,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRefusalsResponse) Reset() {
+	*x = ListRefusalsResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRefusalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRefusalsResponse) ProtoMessage() {}
+
+func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRefusalsResponse.ProtoReflect.Descriptor instead.
+func (*ListRefusalsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *ListRefusalsResponse) GetRefusals() []*UsageRefusal {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+type UsageRefusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Count         int64                  `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	SampleEpoch   uint64                 `protobuf:"varint,4,opt,name=sample_epoch,json=sampleEpoch,proto3" json:"sample_epoch,omitempty"`
+	SampleSeq     uint64                 `protobuf:"varint,5,opt,name=sample_seq,json=sampleSeq,proto3" json:"sample_seq,omitempty"`
+	SampleDetail  string                 `protobuf:"bytes,6,opt,name=sample_detail,json=sampleDetail,proto3" json:"sample_detail,omitempty"`
+	First         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=first,proto3" json:"first,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageRefusal) Reset() {
+	*x = UsageRefusal{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageRefusal) ProtoMessage() {}
+
+func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageRefusal.ProtoReflect.Descriptor instead.
+func (*UsageRefusal) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *UsageRefusal) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *UsageRefusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *UsageRefusal) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *UsageRefusal) GetSampleEpoch() uint64 {
+	if x != nil {
+		return x.SampleEpoch
+	}
+	return 0
+}
+
+func (x *UsageRefusal) GetSampleSeq() uint64 {
+	if x != nil {
+		return x.SampleSeq
+	}
+	return 0
+}
+
+func (x *UsageRefusal) GetSampleDetail() string {
+	if x != nil {
+		return x.SampleDetail
+	}
+	return ""
+}
+
+func (x *UsageRefusal) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *UsageRefusal) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type ExportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRequest) Reset() {
+	*x = ExportRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRequest) ProtoMessage() {}
+
+func (x *ExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
+func (*ExportRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ExportRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+type ExportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"` // of a JSON document, in order
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResponse) Reset() {
+	*x = ExportResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResponse) ProtoMessage() {}
+
+func (x *ExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
+func (*ExportResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *ExportResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type EraseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseRequest) Reset() {
+	*x = EraseRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseRequest) ProtoMessage() {}
+
+func (x *EraseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseRequest.ProtoReflect.Descriptor instead.
+func (*EraseRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *EraseRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *EraseRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EraseRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type EraseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// statement is a JSON document: what was erased where, counts and digests before and after, what stays and why.
+	Statement []byte `protobuf:"bytes,1,opt,name=statement,proto3" json:"statement,omitempty"`
+	Signature []byte `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"` // Ed25519 by the zone's key
+	// pending names nodes and edges of the zone that have not confirmed yet; asking again brings a newer statement.
+	Pending       []string `protobuf:"bytes,3,rep,name=pending,proto3" json:"pending,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseResponse) Reset() {
+	*x = EraseResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseResponse) ProtoMessage() {}
+
+func (x *EraseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseResponse.ProtoReflect.Descriptor instead.
+func (*EraseResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *EraseResponse) GetStatement() []byte {
+	if x != nil {
+		return x.Statement
+	}
+	return nil
+}
+
+func (x *EraseResponse) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *EraseResponse) GetPending() []string {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+type Webhook struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	Thresholds    []int32                `protobuf:"varint,3,rep,packed,name=thresholds,proto3" json:"thresholds,omitempty"` // percent of the quota
+	Customer      string                 `protobuf:"bytes,4,opt,name=customer,proto3" json:"customer,omitempty"`             // empty: every customer
+	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Webhook) Reset() {
+	*x = Webhook{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Webhook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Webhook) ProtoMessage() {}
+
+func (x *Webhook) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
+func (*Webhook) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
+}
+
+func (x *Webhook) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Webhook) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Webhook) GetThresholds() []int32 {
+	if x != nil {
+		return x.Thresholds
+	}
+	return nil
+}
+
+func (x *Webhook) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *Webhook) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+type CreateWebhookRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	Thresholds    []int32                `protobuf:"varint,3,rep,packed,name=thresholds,proto3" json:"thresholds,omitempty"` // empty: 50, 80, 100
+	Customer      string                 `protobuf:"bytes,4,opt,name=customer,proto3" json:"customer,omitempty"`
+	RequestId     string                 `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateWebhookRequest) Reset() {
+	*x = CreateWebhookRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateWebhookRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateWebhookRequest) ProtoMessage() {}
+
+func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
+func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
+}
+
+func (x *CreateWebhookRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateWebhookRequest) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *CreateWebhookRequest) GetThresholds() []int32 {
+	if x != nil {
+		return x.Thresholds
+	}
+	return nil
+}
+
+func (x *CreateWebhookRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *CreateWebhookRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type CreateWebhookResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Webhook       *Webhook               `protobuf:"bytes,1,opt,name=webhook,proto3" json:"webhook,omitempty"`
+	Secret        string                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"` // whsec_…, shown once
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateWebhookResponse) Reset() {
+	*x = CreateWebhookResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateWebhookResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateWebhookResponse) ProtoMessage() {}
+
+func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
+func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *CreateWebhookResponse) GetWebhook() *Webhook {
+	if x != nil {
+		return x.Webhook
+	}
+	return nil
+}
+
+func (x *CreateWebhookResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+type ListWebhooksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWebhooksRequest) Reset() {
+	*x = ListWebhooksRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWebhooksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWebhooksRequest) ProtoMessage() {}
+
+func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
+func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
+}
+
+type ListWebhooksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Webhooks      []*Webhook             `protobuf:"bytes,1,rep,name=webhooks,proto3" json:"webhooks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWebhooksResponse) Reset() {
+	*x = ListWebhooksResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWebhooksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWebhooksResponse) ProtoMessage() {}
+
+func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
+func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
+	if x != nil {
+		return x.Webhooks
+	}
+	return nil
+}
+
+type DeleteWebhookRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteWebhookRequest) Reset() {
+	*x = DeleteWebhookRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteWebhookRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteWebhookRequest) ProtoMessage() {}
+
+func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteWebhookRequest.ProtoReflect.Descriptor instead.
+func (*DeleteWebhookRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *DeleteWebhookRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteWebhookResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteWebhookResponse) Reset() {
+	*x = DeleteWebhookResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteWebhookResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteWebhookResponse) ProtoMessage() {}
+
+func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteWebhookResponse.ProtoReflect.Descriptor instead.
+func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
+}
+
+type RotateWebhookSecretRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Overlap       *durationpb.Duration   `protobuf:"bytes,2,opt,name=overlap,proto3" json:"overlap,omitempty"` // default 24 h
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateWebhookSecretRequest) Reset() {
+	*x = RotateWebhookSecretRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateWebhookSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateWebhookSecretRequest) ProtoMessage() {}
+
+func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateWebhookSecretRequest.ProtoReflect.Descriptor instead.
+func (*RotateWebhookSecretRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *RotateWebhookSecretRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotateWebhookSecretRequest) GetOverlap() *durationpb.Duration {
+	if x != nil {
+		return x.Overlap
+	}
+	return nil
+}
+
+type RotateWebhookSecretResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Secret        string                 `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateWebhookSecretResponse) Reset() {
+	*x = RotateWebhookSecretResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateWebhookSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateWebhookSecretResponse) ProtoMessage() {}
+
+func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateWebhookSecretResponse.ProtoReflect.Descriptor instead.
+func (*RotateWebhookSecretResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *RotateWebhookSecretResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+type ListAlertsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAlertsRequest) Reset() {
+	*x = ListAlertsRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAlertsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAlertsRequest) ProtoMessage() {}
+
+func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
+func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *ListAlertsRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+type ListAlertsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Alerts        []*Alert               `protobuf:"bytes,1,rep,name=alerts,proto3" json:"alerts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAlertsResponse) Reset() {
+	*x = ListAlertsResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAlertsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAlertsResponse) ProtoMessage() {}
+
+func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
+func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *ListAlertsResponse) GetAlerts() []*Alert {
+	if x != nil {
+		return x.Alerts
+	}
+	return nil
+}
+
+type Alert struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // the webhook-id of every delivery of it
+	Webhook      string                 `protobuf:"bytes,2,opt,name=webhook,proto3" json:"webhook,omitempty"`
+	Customer     string                 `protobuf:"bytes,3,opt,name=customer,proto3" json:"customer,omitempty"`
+	Subscription string                 `protobuf:"bytes,4,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	PeriodStart  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=period_start,json=periodStart,proto3" json:"period_start,omitempty"`
+	Threshold    int32                  `protobuf:"varint,6,opt,name=threshold,proto3" json:"threshold,omitempty"`
+	RaisedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=raised_at,json=raisedAt,proto3" json:"raised_at,omitempty"`
+	DeliveredAt  *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=delivered_at,json=deliveredAt,proto3" json:"delivered_at,omitempty"`
+	Attempts     int32                  `protobuf:"varint,9,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	LastError    string                 `protobuf:"bytes,10,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// status: pending, delivered, failed.
+	Status        string `protobuf:"bytes,11,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alert) Reset() {
+	*x = Alert{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alert) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alert) ProtoMessage() {}
+
+func (x *Alert) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alert.ProtoReflect.Descriptor instead.
+func (*Alert) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *Alert) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Alert) GetWebhook() string {
+	if x != nil {
+		return x.Webhook
+	}
+	return ""
+}
+
+func (x *Alert) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *Alert) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *Alert) GetPeriodStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.PeriodStart
+	}
+	return nil
+}
+
+func (x *Alert) GetThreshold() int32 {
+	if x != nil {
+		return x.Threshold
+	}
+	return 0
+}
+
+func (x *Alert) GetRaisedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RaisedAt
+	}
+	return nil
+}
+
+func (x *Alert) GetDeliveredAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DeliveredAt
+	}
+	return nil
+}
+
+func (x *Alert) GetAttempts() int32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Alert) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Alert) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
 var File_bailiwick_admin_v1_services_proto protoreflect.FileDescriptor
 
 const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
@@ -2697,23 +6163,26 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\fcommitted_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vcommittedAt\x12:\n" +
 	"\vin_force_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tinForceAt\x12\x1f\n" +
 	"\vwaiting_for\x18\a \x03(\tR\n" +
-	"waitingFor\"\x9e\x01\n" +
+	"waitingFor\"\xc0\x02\n" +
 	"\x11QueryUsageRequest\x12%\n" +
 	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
-	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\xf0\x01\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12z\n" +
+	"\bgroup_by\x18\x04 \x03(\tB_\xbaH\\\x92\x01Y\x10\b\"UrSR\x04hourR\x03dayR\x05monthR\fsubscriptionR\x04planR\aproductR\x03apiR\x05routeR\rserved_regionR\aoutcomeR\agroupBy\x12$\n" +
+	"\ttime_zone\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\"\xb2\x02\n" +
 	"\x12QueryUsageResponse\x124\n" +
 	"\x05total\x18\x01 \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x05total\x120\n" +
 	"\x04rows\x18\x02 \x03(\v2\x1c.bailiwick.admin.v1.UsageRowR\x04rows\x12E\n" +
 	"\x10complete_through\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fcompleteThrough\x12+\n" +
-	"\x04gaps\x18\x04 \x03(\v2\x17.bailiwick.admin.v1.GapR\x04gaps\"\x8c\x01\n" +
+	"\x04gaps\x18\x04 \x03(\v2\x17.bailiwick.admin.v1.GapR\x04gaps\x12@\n" +
+	"\vcorrections\x18\x05 \x03(\v2\x1e.bailiwick.admin.v1.CorrectionR\vcorrections\"\x8c\x01\n" +
 	"\n" +
 	"UsageTotal\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x03R\brequests\x12\x1a\n" +
 	"\bbillable\x18\x02 \x01(\x03R\bbillable\x12\x18\n" +
 	"\alimited\x18\x03 \x01(\x03R\alimited\x12\x16\n" +
 	"\x06errors\x18\x04 \x01(\x03R\x06errors\x12\x14\n" +
-	"\x05units\x18\x05 \x01(\x03R\x05units\"\xe7\x01\n" +
+	"\x05units\x18\x05 \x01(\x03R\x05units\"\x99\x03\n" +
 	"\bUsageRow\x12.\n" +
 	"\x04cell\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04cell\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x14\n" +
@@ -2722,7 +6191,16 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\rserved_region\x18\x05 \x01(\tR\fservedRegion\x12\x18\n" +
 	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x1a\n" +
 	"\brequests\x18\a \x01(\x03R\brequests\x12\x14\n" +
-	"\x05units\x18\b \x01(\x03R\x05units\"o\n" +
+	"\x05units\x18\b \x01(\x03R\x05units\x12\"\n" +
+	"\fsubscription\x18\t \x01(\tR\fsubscription\x12\x18\n" +
+	"\aproduct\x18\n" +
+	" \x01(\tR\aproduct\x12\x19\n" +
+	"\bbytes_in\x18\v \x01(\x03R\abytesIn\x12\x1b\n" +
+	"\tbytes_out\x18\f \x01(\x03R\bbytesOut\x12\x1a\n" +
+	"\bbillable\x18\r \x01(\bR\bbillable\x12\x1e\n" +
+	"\n" +
+	"correction\x18\x0e \x01(\bR\n" +
+	"correction\"o\n" +
 	"\x03Gap\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1f\n" +
@@ -2751,7 +6229,293 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\rserved_region\x18\x04 \x01(\tR\fservedRegion\x12\x18\n" +
 	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x1a\n" +
 	"\brequests\x18\x06 \x01(\x03R\brequests\x12\x14\n" +
-	"\x05units\x18\a \x01(\x03R\x05units2\xcd\x02\n" +
+	"\x05units\x18\a \x01(\x03R\x05units\"\xf1\x01\n" +
+	"\x13QueryLatencyRequest\x120\n" +
+	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x19\n" +
+	"\x03api\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\x03api\x12\x1d\n" +
+	"\x05route\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\x05route\x12<\n" +
+	"\tquantiles\x18\x05 \x03(\x01B\x1e\xbaH\x1b\x92\x01\x18\x10\x10\"\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\tquantiles\"\xaf\x01\n" +
+	"\x14QueryLatencyResponse\x122\n" +
+	"\x04rows\x18\x01 \x03(\v2\x1e.bailiwick.admin.v1.LatencyRowR\x04rows\x12\x1c\n" +
+	"\tquantiles\x18\x02 \x03(\x01R\tquantiles\x12E\n" +
+	"\x10complete_through\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fcompleteThrough\"\x89\x01\n" +
+	"\n" +
+	"LatencyRow\x12\x10\n" +
+	"\x03api\x18\x01 \x01(\tR\x03api\x12\x14\n" +
+	"\x05route\x18\x02 \x01(\tR\x05route\x12#\n" +
+	"\rserved_region\x18\x03 \x01(\tR\fservedRegion\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x03R\x05count\x12\x18\n" +
+	"\aseconds\x18\x05 \x03(\x01R\aseconds\"6\n" +
+	"\x0fForecastRequest\x12#\n" +
+	"\bcustomer\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\bcustomer\"b\n" +
+	"\x10ForecastResponse\x12N\n" +
+	"\rsubscriptions\x18\x01 \x03(\v2(.bailiwick.admin.v1.SubscriptionForecastR\rsubscriptions\"\x9a\x03\n" +
+	"\x14SubscriptionForecast\x12\x1a\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\"\n" +
+	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x12\n" +
+	"\x04plan\x18\x03 \x01(\tR\x04plan\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\x03R\x05limit\x12\x12\n" +
+	"\x04used\x18\x05 \x01(\x03R\x04used\x12\"\n" +
+	"\runits_per_day\x18\x06 \x01(\x01R\vunitsPerDay\x12=\n" +
+	"\fexhausted_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\vexhaustedAt\x129\n" +
+	"\n" +
+	"period_end\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tperiodEnd\x12\x1d\n" +
+	"\n" +
+	"limited_7d\x18\t \x01(\x03R\tlimited7d\x12&\n" +
+	"\x0fdays_limited_7d\x18\n" +
+	" \x01(\x03R\rdaysLimited7d\x12\x1f\n" +
+	"\vrequests_7d\x18\v \x01(\x03R\n" +
+	"requests7d\"\x9e\x02\n" +
+	"\x11TraceUsageRequest\x12%\n" +
+	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x19\n" +
+	"\x03api\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\x03api\x12\x1d\n" +
+	"\x05route\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18?R\x05route\x12!\n" +
+	"\aoutcome\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18 R\aoutcome\x12!\n" +
+	"\x05limit\x18\a \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x05limit\"\xbb\x01\n" +
+	"\x12TraceUsageResponse\x123\n" +
+	"\x05cells\x18\x01 \x03(\v2\x1d.bailiwick.admin.v1.TraceCellR\x05cells\x120\n" +
+	"\x04rows\x18\x02 \x03(\v2\x1c.bailiwick.admin.v1.TraceRowR\x04rows\x12\x1c\n" +
+	"\ttruncated\x18\x03 \x01(\bR\ttruncated\x12 \n" +
+	"\vunreachable\x18\x04 \x03(\tR\vunreachable\"\xb1\x02\n" +
+	"\tTraceCell\x12.\n" +
+	"\x04cell\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04cell\x12\x10\n" +
+	"\x03api\x18\x02 \x01(\tR\x03api\x12\x14\n" +
+	"\x05route\x18\x03 \x01(\tR\x05route\x12\x12\n" +
+	"\x04plan\x18\x04 \x01(\tR\x04plan\x12#\n" +
+	"\rserved_region\x18\x05 \x01(\tR\fservedRegion\x12\x18\n" +
+	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x1a\n" +
+	"\brequests\x18\a \x01(\x03R\brequests\x12\x14\n" +
+	"\x05units\x18\b \x01(\x03R\x05units\x12\x12\n" +
+	"\x04rows\x18\t \x01(\x03R\x04rows\x12\x1b\n" +
+	"\trow_units\x18\n" +
+	" \x01(\x03R\browUnits\x12\x16\n" +
+	"\x06blocks\x18\v \x03(\tR\x06blocks\"\xe7\x03\n" +
+	"\bTraceRow\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tR\trequestId\x12,\n" +
+	"\x03end\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x03end\x12\x12\n" +
+	"\x04edge\x18\x03 \x01(\tR\x04edge\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x10\n" +
+	"\x03seq\x18\x05 \x01(\x04R\x03seq\x12\x10\n" +
+	"\x03api\x18\x06 \x01(\tR\x03api\x12\x14\n" +
+	"\x05route\x18\a \x01(\tR\x05route\x12\x12\n" +
+	"\x04plan\x18\b \x01(\tR\x04plan\x12\x15\n" +
+	"\x06key_id\x18\t \x01(\tR\x05keyId\x12\x18\n" +
+	"\aoutcome\x18\n" +
+	" \x01(\tR\aoutcome\x12\x16\n" +
+	"\x06status\x18\v \x01(\x05R\x06status\x12#\n" +
+	"\rserved_region\x18\f \x01(\tR\fservedRegion\x12\x14\n" +
+	"\x05units\x18\r \x01(\x03R\x05units\x12\x19\n" +
+	"\bbytes_in\x18\x0e \x01(\x03R\abytesIn\x12\x1b\n" +
+	"\tbytes_out\x18\x0f \x01(\x03R\bbytesOut\x12\x1d\n" +
+	"\n" +
+	"latency_us\x18\x10 \x01(\x03R\tlatencyUs\x12\x1f\n" +
+	"\vupstream_us\x18\x11 \x01(\x03R\n" +
+	"upstreamUs\x12\x1a\n" +
+	"\battempts\x18\x12 \x01(\x05R\battempts\"9\n" +
+	"\x10GetQuotasRequest\x12%\n" +
+	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\"L\n" +
+	"\x11GetQuotasResponse\x127\n" +
+	"\x06quotas\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.QuotaStatusR\x06quotas\"\xbb\x03\n" +
+	"\vQuotaStatus\x12\x1a\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\"\n" +
+	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x12\n" +
+	"\x04plan\x18\x03 \x01(\tR\x04plan\x12\x12\n" +
+	"\x04mode\x18\x04 \x01(\tR\x04mode\x12\x16\n" +
+	"\x06period\x18\x05 \x01(\tR\x06period\x12=\n" +
+	"\fperiod_start\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vperiodStart\x129\n" +
+	"\n" +
+	"period_end\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tperiodEnd\x12\x14\n" +
+	"\x05limit\x18\b \x01(\x03R\x05limit\x12\x1b\n" +
+	"\ttopped_up\x18\t \x01(\x03R\btoppedUp\x12\x12\n" +
+	"\x04used\x18\n" +
+	" \x01(\x03R\x04used\x12\x12\n" +
+	"\x04held\x18\v \x01(\x03R\x04held\x12\x1c\n" +
+	"\tremaining\x18\f \x01(\x03R\tremaining\x129\n" +
+	"\aholders\x18\r \x03(\v2\x1f.bailiwick.admin.v1.QuotaHolderR\aholders\"\x86\x01\n" +
+	"\vQuotaHolder\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\x03R\x04held\x129\n" +
+	"\n" +
+	"last_heard\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tlastHeard\"\xd6\x01\n" +
+	"\fTopUpRequest\x12%\n" +
+	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\x12+\n" +
+	"\fsubscription\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\fsubscription\x12&\n" +
+	"\x05units\x18\x03 \x01(\x03B\x10\xbaH\r\"\v\x18\x80\x80\x9a\xa6\xea\xaf\xe3\x01(\x01R\x05units\x12 \n" +
+	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x12(\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\trequestId\"b\n" +
+	"\rTopUpResponse\x125\n" +
+	"\x05quota\x18\x01 \x01(\v2\x1f.bailiwick.admin.v1.QuotaStatusR\x05quota\x12\x1a\n" +
+	"\brepeated\x18\x02 \x01(\bR\brepeated\"0\n" +
+	"\x11ListEpochsRequest\x12\x1b\n" +
+	"\x04edge\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04edge\"M\n" +
+	"\x12ListEpochsResponse\x127\n" +
+	"\x06epochs\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.LedgerEpochR\x06epochs\"\xef\x01\n" +
+	"\vLedgerEpoch\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1f\n" +
+	"\vapplied_seq\x18\x04 \x01(\x04R\n" +
+	"appliedSeq\x12\x1d\n" +
+	"\n" +
+	"sealed_seq\x18\x05 \x01(\x04R\tsealedSeq\x124\n" +
+	"\athrough\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\athrough\x12\x16\n" +
+	"\x06status\x18\a \x01(\tR\x06status\x12\x10\n" +
+	"\x03gap\x18\b \x01(\x04R\x03gap\"\xc6\x01\n" +
+	"\x11CloseEpochRequest\x12\x1d\n" +
+	"\x04edge\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04edge\x12\x1d\n" +
+	"\x05epoch\x18\x02 \x01(\x04B\a\xbaH\x042\x02(\x01R\x05epoch\x12\x1d\n" +
+	"\n" +
+	"sealed_seq\x18\x03 \x01(\x04R\tsealedSeq\x122\n" +
+	"\x04held\x18\x04 \x01(\tB\x1e\xbaH\x1br\x19R\x00R\x04autoR\x06returnR\aforfeitR\x04held\x12 \n" +
+	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\"K\n" +
+	"\x12CloseEpochResponse\x125\n" +
+	"\x05epoch\x18\x01 \x01(\v2\x1f.bailiwick.admin.v1.LedgerEpochR\x05epoch\"\xeb\x02\n" +
+	"\rCorrectionRow\x12.\n" +
+	"\x04cell\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04cell\x12+\n" +
+	"\fsubscription\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\fsubscription\x12\x1b\n" +
+	"\x04plan\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04plan\x12!\n" +
+	"\aproduct\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproduct\x12\x1b\n" +
+	"\x03api\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x03api\x12\x1d\n" +
+	"\x05route\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18?R\x05route\x12,\n" +
+	"\rserved_region\x18\a \x01(\tB\a\xbaH\x04r\x02\x18?R\fservedRegion\x12!\n" +
+	"\aoutcome\x18\b \x01(\tB\a\xbaH\x04r\x02\x18 R\aoutcome\x12\x1a\n" +
+	"\brequests\x18\t \x01(\x03R\brequests\x12\x14\n" +
+	"\x05units\x18\n" +
+	" \x01(\x03R\x05units\"\x87\x02\n" +
+	"\x0eCorrectRequest\x12%\n" +
+	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\x12B\n" +
+	"\x04rows\x18\x02 \x03(\v2!.bailiwick.admin.v1.CorrectionRowB\v\xbaH\b\x92\x01\x05\b\x01\x10\x90NR\x04rows\x12\"\n" +
+	"\x06reason\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06reason\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\x12#\n" +
+	"\bproducer\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18?R\bproducer\x12(\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\trequestId\"\xdb\x01\n" +
+	"\x0fCorrectResponse\x12>\n" +
+	"\n" +
+	"correction\x18\x01 \x01(\v2\x1e.bailiwick.admin.v1.CorrectionR\n" +
+	"correction\x126\n" +
+	"\x06before\x18\x02 \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x06before\x124\n" +
+	"\x05after\x18\x03 \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x05after\x12\x1a\n" +
+	"\brepeated\x18\x04 \x01(\bR\brepeated\"\xae\x02\n" +
+	"\n" +
+	"Correction\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x12*\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1a\n" +
+	"\bcorrects\x18\x06 \x01(\tR\bcorrects\x12\x1b\n" +
+	"\tundone_by\x18\a \x01(\tR\bundoneBy\x12\x12\n" +
+	"\x04kind\x18\b \x01(\tR\x04kind\x125\n" +
+	"\x04rows\x18\t \x03(\v2!.bailiwick.admin.v1.CorrectionRowR\x04rows\x12\x1c\n" +
+	"\tsignature\x18\n" +
+	" \x01(\fR\tsignature\"\x9a\x01\n" +
+	"\x15UndoCorrectionRequest\x12\x1a\n" +
+	"\x02id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x82\x01R\x02id\x12\"\n" +
+	"\x06reason\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06reason\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12(\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\trequestId\"=\n" +
+	"\x16ListCorrectionsRequest\x12#\n" +
+	"\bcustomer\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\bcustomer\"[\n" +
+	"\x17ListCorrectionsResponse\x12@\n" +
+	"\vcorrections\x18\x01 \x03(\v2\x1e.bailiwick.admin.v1.CorrectionR\vcorrections\"\x14\n" +
+	"\x12ListPeriodsRequest\"Q\n" +
+	"\x13ListPeriodsResponse\x12:\n" +
+	"\aperiods\x18\x01 \x03(\v2 .bailiwick.admin.v1.ClosedPeriodR\aperiods\"\xa8\x01\n" +
+	"\fClosedPeriod\x12\x10\n" +
+	"\x03day\x18\x01 \x01(\tR\x03day\x127\n" +
+	"\tclosed_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bclosedAt\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x1d\n" +
+	"\n" +
+	"waited_for\x18\x04 \x03(\tR\twaitedFor\x12\x1c\n" +
+	"\tcompacted\x18\x05 \x01(\bR\tcompacted\"\x15\n" +
+	"\x13ListRefusalsRequest\"T\n" +
+	"\x14ListRefusalsResponse\x12<\n" +
+	"\brefusals\x18\x01 \x03(\v2 .bailiwick.admin.v1.UsageRefusalR\brefusals\"\x99\x02\n" +
+	"\fUsageRefusal\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x03R\x05count\x12!\n" +
+	"\fsample_epoch\x18\x04 \x01(\x04R\vsampleEpoch\x12\x1d\n" +
+	"\n" +
+	"sample_seq\x18\x05 \x01(\x04R\tsampleSeq\x12#\n" +
+	"\rsample_detail\x18\x06 \x01(\tR\fsampleDetail\x120\n" +
+	"\x05first\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"6\n" +
+	"\rExportRequest\x12%\n" +
+	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\"&\n" +
+	"\x0eExportResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"\x81\x01\n" +
+	"\fEraseRequest\x12%\n" +
+	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\x12 \n" +
+	"\x06reason\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\x12(\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\trequestId\"e\n" +
+	"\rEraseResponse\x12\x1c\n" +
+	"\tstatement\x18\x01 \x01(\fR\tstatement\x12\x1c\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x18\n" +
+	"\apending\x18\x03 \x03(\tR\apending\"\xa6\x01\n" +
+	"\aWebhook\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\x12\x1e\n" +
+	"\n" +
+	"thresholds\x18\x03 \x03(\x05R\n" +
+	"thresholds\x12\x1a\n" +
+	"\bcustomer\x18\x04 \x01(\tR\bcustomer\x129\n" +
+	"\n" +
+	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"\xe7\x01\n" +
+	"\x14CreateWebhookRequest\x121\n" +
+	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x12\x1c\n" +
+	"\x03url\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x10R\x03url\x121\n" +
+	"\n" +
+	"thresholds\x18\x03 \x03(\x05B\x11\xbaH\x0e\x92\x01\v\x10\x10\"\a\x1a\x05\x18\xe8\a(\x01R\n" +
+	"thresholds\x12#\n" +
+	"\bcustomer\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\bcustomer\x12&\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\trequestId\"f\n" +
+	"\x15CreateWebhookResponse\x125\n" +
+	"\awebhook\x18\x01 \x01(\v2\x1b.bailiwick.admin.v1.WebhookR\awebhook\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\tR\x06secret\"\x15\n" +
+	"\x13ListWebhooksRequest\"O\n" +
+	"\x14ListWebhooksResponse\x127\n" +
+	"\bwebhooks\x18\x01 \x03(\v2\x1b.bailiwick.admin.v1.WebhookR\bwebhooks\"5\n" +
+	"\x14DeleteWebhookRequest\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\"\x17\n" +
+	"\x15DeleteWebhookResponse\"p\n" +
+	"\x1aRotateWebhookSecretRequest\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x123\n" +
+	"\aoverlap\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aoverlap\"5\n" +
+	"\x1bRotateWebhookSecretResponse\x12\x16\n" +
+	"\x06secret\x18\x01 \x01(\tR\x06secret\"8\n" +
+	"\x11ListAlertsRequest\x12#\n" +
+	"\bcustomer\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\bcustomer\"G\n" +
+	"\x12ListAlertsResponse\x121\n" +
+	"\x06alerts\x18\x01 \x03(\v2\x19.bailiwick.admin.v1.AlertR\x06alerts\"\x99\x03\n" +
+	"\x05Alert\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\awebhook\x18\x02 \x01(\tR\awebhook\x12\x1a\n" +
+	"\bcustomer\x18\x03 \x01(\tR\bcustomer\x12\"\n" +
+	"\fsubscription\x18\x04 \x01(\tR\fsubscription\x12=\n" +
+	"\fperiod_start\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vperiodStart\x12\x1c\n" +
+	"\tthreshold\x18\x06 \x01(\x05R\tthreshold\x127\n" +
+	"\traised_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\braisedAt\x12=\n" +
+	"\fdelivered_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\vdeliveredAt\x12\x1a\n" +
+	"\battempts\x18\t \x01(\x05R\battempts\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\n" +
+	" \x01(\tR\tlastError\x12\x16\n" +
+	"\x06status\x18\v \x01(\tR\x06status2\xcd\x02\n" +
 	"\x0fResourceService\x12L\n" +
 	"\x05Apply\x12 .bailiwick.admin.v1.ApplyRequest\x1a!.bailiwick.admin.v1.ApplyResponse\x12K\n" +
 	"\x03Get\x12\x1e.bailiwick.admin.v1.GetRequest\x1a\x1f.bailiwick.admin.v1.GetResponse\"\x03\x90\x02\x01\x12N\n" +
@@ -2769,11 +6533,38 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x0fCreateJoinToken\x12*.bailiwick.admin.v1.CreateJoinTokenRequest\x1a+.bailiwick.admin.v1.CreateJoinTokenResponse\x12W\n" +
 	"\aLeaders\x12\".bailiwick.admin.v1.LeadersRequest\x1a#.bailiwick.admin.v1.LeadersResponse\"\x03\x90\x02\x012q\n" +
 	"\rBorderService\x12`\n" +
-	"\x06Status\x12'.bailiwick.admin.v1.BorderStatusRequest\x1a(.bailiwick.admin.v1.BorderStatusResponse\"\x03\x90\x02\x012\xd5\x01\n" +
+	"\x06Status\x12'.bailiwick.admin.v1.BorderStatusRequest\x1a(.bailiwick.admin.v1.BorderStatusResponse\"\x03\x90\x02\x012\xfb\x03\n" +
 	"\fUsageService\x12`\n" +
 	"\n" +
 	"QueryUsage\x12%.bailiwick.admin.v1.QueryUsageRequest\x1a&.bailiwick.admin.v1.QueryUsageResponse\"\x03\x90\x02\x01\x12c\n" +
-	"\vQueryTotals\x12&.bailiwick.admin.v1.QueryTotalsRequest\x1a'.bailiwick.admin.v1.QueryTotalsResponse\"\x03\x90\x02\x01B0Z.bailiwick/proto/gen/bailiwick/admin/v1;adminv1b\x06proto3"
+	"\vQueryTotals\x12&.bailiwick.admin.v1.QueryTotalsRequest\x1a'.bailiwick.admin.v1.QueryTotalsResponse\"\x03\x90\x02\x01\x12f\n" +
+	"\fQueryLatency\x12'.bailiwick.admin.v1.QueryLatencyRequest\x1a(.bailiwick.admin.v1.QueryLatencyResponse\"\x03\x90\x02\x01\x12Z\n" +
+	"\bForecast\x12#.bailiwick.admin.v1.ForecastRequest\x1a$.bailiwick.admin.v1.ForecastResponse\"\x03\x90\x02\x01\x12`\n" +
+	"\n" +
+	"TraceUsage\x12%.bailiwick.admin.v1.TraceUsageRequest\x1a&.bailiwick.admin.v1.TraceUsageResponse\"\x03\x90\x02\x012\xbb\x01\n" +
+	"\fQuotaService\x12]\n" +
+	"\tGetQuotas\x12$.bailiwick.admin.v1.GetQuotasRequest\x1a%.bailiwick.admin.v1.GetQuotasResponse\"\x03\x90\x02\x01\x12L\n" +
+	"\x05TopUp\x12 .bailiwick.admin.v1.TopUpRequest\x1a!.bailiwick.admin.v1.TopUpResponse2\xc2\x05\n" +
+	"\rLedgerService\x12`\n" +
+	"\n" +
+	"ListEpochs\x12%.bailiwick.admin.v1.ListEpochsRequest\x1a&.bailiwick.admin.v1.ListEpochsResponse\"\x03\x90\x02\x01\x12[\n" +
+	"\n" +
+	"CloseEpoch\x12%.bailiwick.admin.v1.CloseEpochRequest\x1a&.bailiwick.admin.v1.CloseEpochResponse\x12R\n" +
+	"\aCorrect\x12\".bailiwick.admin.v1.CorrectRequest\x1a#.bailiwick.admin.v1.CorrectResponse\x12`\n" +
+	"\x0eUndoCorrection\x12).bailiwick.admin.v1.UndoCorrectionRequest\x1a#.bailiwick.admin.v1.CorrectResponse\x12o\n" +
+	"\x0fListCorrections\x12*.bailiwick.admin.v1.ListCorrectionsRequest\x1a+.bailiwick.admin.v1.ListCorrectionsResponse\"\x03\x90\x02\x01\x12c\n" +
+	"\vListPeriods\x12&.bailiwick.admin.v1.ListPeriodsRequest\x1a'.bailiwick.admin.v1.ListPeriodsResponse\"\x03\x90\x02\x01\x12f\n" +
+	"\fListRefusals\x12'.bailiwick.admin.v1.ListRefusalsRequest\x1a(.bailiwick.admin.v1.ListRefusalsResponse\"\x03\x90\x02\x012\xb7\x01\n" +
+	"\x0fCustomerService\x12V\n" +
+	"\x06Export\x12!.bailiwick.admin.v1.ExportRequest\x1a\".bailiwick.admin.v1.ExportResponse\"\x03\x90\x02\x010\x01\x12L\n" +
+	"\x05Erase\x12 .bailiwick.admin.v1.EraseRequest\x1a!.bailiwick.admin.v1.EraseResponse2\x9c\x04\n" +
+	"\fAlertService\x12d\n" +
+	"\rCreateWebhook\x12(.bailiwick.admin.v1.CreateWebhookRequest\x1a).bailiwick.admin.v1.CreateWebhookResponse\x12f\n" +
+	"\fListWebhooks\x12'.bailiwick.admin.v1.ListWebhooksRequest\x1a(.bailiwick.admin.v1.ListWebhooksResponse\"\x03\x90\x02\x01\x12d\n" +
+	"\rDeleteWebhook\x12(.bailiwick.admin.v1.DeleteWebhookRequest\x1a).bailiwick.admin.v1.DeleteWebhookResponse\x12v\n" +
+	"\x13RotateWebhookSecret\x12..bailiwick.admin.v1.RotateWebhookSecretRequest\x1a/.bailiwick.admin.v1.RotateWebhookSecretResponse\x12`\n" +
+	"\n" +
+	"ListAlerts\x12%.bailiwick.admin.v1.ListAlertsRequest\x1a&.bailiwick.admin.v1.ListAlertsResponse\"\x03\x90\x02\x01B0Z.bailiwick/proto/gen/bailiwick/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_bailiwick_admin_v1_services_proto_rawDescOnce sync.Once
@@ -2787,125 +6578,257 @@ func file_bailiwick_admin_v1_services_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_services_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
 var file_bailiwick_admin_v1_services_proto_goTypes = []any{
-	(*ApplyRequest)(nil),            // 0: bailiwick.admin.v1.ApplyRequest
-	(*ApplyResponse)(nil),           // 1: bailiwick.admin.v1.ApplyResponse
-	(*Change)(nil),                  // 2: bailiwick.admin.v1.Change
-	(*FieldChange)(nil),             // 3: bailiwick.admin.v1.FieldChange
-	(*Flow)(nil),                    // 4: bailiwick.admin.v1.Flow
-	(*GetRequest)(nil),              // 5: bailiwick.admin.v1.GetRequest
-	(*GetResponse)(nil),             // 6: bailiwick.admin.v1.GetResponse
-	(*ListRequest)(nil),             // 7: bailiwick.admin.v1.ListRequest
-	(*ListResponse)(nil),            // 8: bailiwick.admin.v1.ListResponse
-	(*DeleteRequest)(nil),           // 9: bailiwick.admin.v1.DeleteRequest
-	(*DeleteResponse)(nil),          // 10: bailiwick.admin.v1.DeleteResponse
-	(*CreateKeyRequest)(nil),        // 11: bailiwick.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),       // 12: bailiwick.admin.v1.CreateKeyResponse
-	(*RevokeKeyRequest)(nil),        // 13: bailiwick.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),       // 14: bailiwick.admin.v1.RevokeKeyResponse
-	(*ListKeysRequest)(nil),         // 15: bailiwick.admin.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),        // 16: bailiwick.admin.v1.ListKeysResponse
-	(*Key)(nil),                     // 17: bailiwick.admin.v1.Key
-	(*ListNodesRequest)(nil),        // 18: bailiwick.admin.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 19: bailiwick.admin.v1.ListNodesResponse
-	(*Position)(nil),                // 20: bailiwick.admin.v1.Position
-	(*Node)(nil),                    // 21: bailiwick.admin.v1.Node
-	(*RemoveNodeRequest)(nil),       // 22: bailiwick.admin.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 23: bailiwick.admin.v1.RemoveNodeResponse
-	(*CreateJoinTokenRequest)(nil),  // 24: bailiwick.admin.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 25: bailiwick.admin.v1.CreateJoinTokenResponse
-	(*LeadersRequest)(nil),          // 26: bailiwick.admin.v1.LeadersRequest
-	(*LeadersResponse)(nil),         // 27: bailiwick.admin.v1.LeadersResponse
-	(*BorderStatusRequest)(nil),     // 28: bailiwick.admin.v1.BorderStatusRequest
-	(*BorderStatusResponse)(nil),    // 29: bailiwick.admin.v1.BorderStatusResponse
-	(*PermittedPair)(nil),           // 30: bailiwick.admin.v1.PermittedPair
-	(*Tightening)(nil),              // 31: bailiwick.admin.v1.Tightening
-	(*QueryUsageRequest)(nil),       // 32: bailiwick.admin.v1.QueryUsageRequest
-	(*QueryUsageResponse)(nil),      // 33: bailiwick.admin.v1.QueryUsageResponse
-	(*UsageTotal)(nil),              // 34: bailiwick.admin.v1.UsageTotal
-	(*UsageRow)(nil),                // 35: bailiwick.admin.v1.UsageRow
-	(*Gap)(nil),                     // 36: bailiwick.admin.v1.Gap
-	(*QueryTotalsRequest)(nil),      // 37: bailiwick.admin.v1.QueryTotalsRequest
-	(*QueryTotalsResponse)(nil),     // 38: bailiwick.admin.v1.QueryTotalsResponse
-	(*ZoneTotals)(nil),              // 39: bailiwick.admin.v1.ZoneTotals
-	(*TotalsRow)(nil),               // 40: bailiwick.admin.v1.TotalsRow
-	nil,                             // 41: bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	(*Resource)(nil),                // 42: bailiwick.admin.v1.Resource
-	(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 44: google.protobuf.Duration
+	(*ApplyRequest)(nil),                // 0: bailiwick.admin.v1.ApplyRequest
+	(*ApplyResponse)(nil),               // 1: bailiwick.admin.v1.ApplyResponse
+	(*Change)(nil),                      // 2: bailiwick.admin.v1.Change
+	(*FieldChange)(nil),                 // 3: bailiwick.admin.v1.FieldChange
+	(*Flow)(nil),                        // 4: bailiwick.admin.v1.Flow
+	(*GetRequest)(nil),                  // 5: bailiwick.admin.v1.GetRequest
+	(*GetResponse)(nil),                 // 6: bailiwick.admin.v1.GetResponse
+	(*ListRequest)(nil),                 // 7: bailiwick.admin.v1.ListRequest
+	(*ListResponse)(nil),                // 8: bailiwick.admin.v1.ListResponse
+	(*DeleteRequest)(nil),               // 9: bailiwick.admin.v1.DeleteRequest
+	(*DeleteResponse)(nil),              // 10: bailiwick.admin.v1.DeleteResponse
+	(*CreateKeyRequest)(nil),            // 11: bailiwick.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),           // 12: bailiwick.admin.v1.CreateKeyResponse
+	(*RevokeKeyRequest)(nil),            // 13: bailiwick.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),           // 14: bailiwick.admin.v1.RevokeKeyResponse
+	(*ListKeysRequest)(nil),             // 15: bailiwick.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),            // 16: bailiwick.admin.v1.ListKeysResponse
+	(*Key)(nil),                         // 17: bailiwick.admin.v1.Key
+	(*ListNodesRequest)(nil),            // 18: bailiwick.admin.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 19: bailiwick.admin.v1.ListNodesResponse
+	(*Position)(nil),                    // 20: bailiwick.admin.v1.Position
+	(*Node)(nil),                        // 21: bailiwick.admin.v1.Node
+	(*RemoveNodeRequest)(nil),           // 22: bailiwick.admin.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),          // 23: bailiwick.admin.v1.RemoveNodeResponse
+	(*CreateJoinTokenRequest)(nil),      // 24: bailiwick.admin.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),     // 25: bailiwick.admin.v1.CreateJoinTokenResponse
+	(*LeadersRequest)(nil),              // 26: bailiwick.admin.v1.LeadersRequest
+	(*LeadersResponse)(nil),             // 27: bailiwick.admin.v1.LeadersResponse
+	(*BorderStatusRequest)(nil),         // 28: bailiwick.admin.v1.BorderStatusRequest
+	(*BorderStatusResponse)(nil),        // 29: bailiwick.admin.v1.BorderStatusResponse
+	(*PermittedPair)(nil),               // 30: bailiwick.admin.v1.PermittedPair
+	(*Tightening)(nil),                  // 31: bailiwick.admin.v1.Tightening
+	(*QueryUsageRequest)(nil),           // 32: bailiwick.admin.v1.QueryUsageRequest
+	(*QueryUsageResponse)(nil),          // 33: bailiwick.admin.v1.QueryUsageResponse
+	(*UsageTotal)(nil),                  // 34: bailiwick.admin.v1.UsageTotal
+	(*UsageRow)(nil),                    // 35: bailiwick.admin.v1.UsageRow
+	(*Gap)(nil),                         // 36: bailiwick.admin.v1.Gap
+	(*QueryTotalsRequest)(nil),          // 37: bailiwick.admin.v1.QueryTotalsRequest
+	(*QueryTotalsResponse)(nil),         // 38: bailiwick.admin.v1.QueryTotalsResponse
+	(*ZoneTotals)(nil),                  // 39: bailiwick.admin.v1.ZoneTotals
+	(*TotalsRow)(nil),                   // 40: bailiwick.admin.v1.TotalsRow
+	(*QueryLatencyRequest)(nil),         // 41: bailiwick.admin.v1.QueryLatencyRequest
+	(*QueryLatencyResponse)(nil),        // 42: bailiwick.admin.v1.QueryLatencyResponse
+	(*LatencyRow)(nil),                  // 43: bailiwick.admin.v1.LatencyRow
+	(*ForecastRequest)(nil),             // 44: bailiwick.admin.v1.ForecastRequest
+	(*ForecastResponse)(nil),            // 45: bailiwick.admin.v1.ForecastResponse
+	(*SubscriptionForecast)(nil),        // 46: bailiwick.admin.v1.SubscriptionForecast
+	(*TraceUsageRequest)(nil),           // 47: bailiwick.admin.v1.TraceUsageRequest
+	(*TraceUsageResponse)(nil),          // 48: bailiwick.admin.v1.TraceUsageResponse
+	(*TraceCell)(nil),                   // 49: bailiwick.admin.v1.TraceCell
+	(*TraceRow)(nil),                    // 50: bailiwick.admin.v1.TraceRow
+	(*GetQuotasRequest)(nil),            // 51: bailiwick.admin.v1.GetQuotasRequest
+	(*GetQuotasResponse)(nil),           // 52: bailiwick.admin.v1.GetQuotasResponse
+	(*QuotaStatus)(nil),                 // 53: bailiwick.admin.v1.QuotaStatus
+	(*QuotaHolder)(nil),                 // 54: bailiwick.admin.v1.QuotaHolder
+	(*TopUpRequest)(nil),                // 55: bailiwick.admin.v1.TopUpRequest
+	(*TopUpResponse)(nil),               // 56: bailiwick.admin.v1.TopUpResponse
+	(*ListEpochsRequest)(nil),           // 57: bailiwick.admin.v1.ListEpochsRequest
+	(*ListEpochsResponse)(nil),          // 58: bailiwick.admin.v1.ListEpochsResponse
+	(*LedgerEpoch)(nil),                 // 59: bailiwick.admin.v1.LedgerEpoch
+	(*CloseEpochRequest)(nil),           // 60: bailiwick.admin.v1.CloseEpochRequest
+	(*CloseEpochResponse)(nil),          // 61: bailiwick.admin.v1.CloseEpochResponse
+	(*CorrectionRow)(nil),               // 62: bailiwick.admin.v1.CorrectionRow
+	(*CorrectRequest)(nil),              // 63: bailiwick.admin.v1.CorrectRequest
+	(*CorrectResponse)(nil),             // 64: bailiwick.admin.v1.CorrectResponse
+	(*Correction)(nil),                  // 65: bailiwick.admin.v1.Correction
+	(*UndoCorrectionRequest)(nil),       // 66: bailiwick.admin.v1.UndoCorrectionRequest
+	(*ListCorrectionsRequest)(nil),      // 67: bailiwick.admin.v1.ListCorrectionsRequest
+	(*ListCorrectionsResponse)(nil),     // 68: bailiwick.admin.v1.ListCorrectionsResponse
+	(*ListPeriodsRequest)(nil),          // 69: bailiwick.admin.v1.ListPeriodsRequest
+	(*ListPeriodsResponse)(nil),         // 70: bailiwick.admin.v1.ListPeriodsResponse
+	(*ClosedPeriod)(nil),                // 71: bailiwick.admin.v1.ClosedPeriod
+	(*ListRefusalsRequest)(nil),         // 72: bailiwick.admin.v1.ListRefusalsRequest
+	(*ListRefusalsResponse)(nil),        // 73: bailiwick.admin.v1.ListRefusalsResponse
+	(*UsageRefusal)(nil),                // 74: bailiwick.admin.v1.UsageRefusal
+	(*ExportRequest)(nil),               // 75: bailiwick.admin.v1.ExportRequest
+	(*ExportResponse)(nil),              // 76: bailiwick.admin.v1.ExportResponse
+	(*EraseRequest)(nil),                // 77: bailiwick.admin.v1.EraseRequest
+	(*EraseResponse)(nil),               // 78: bailiwick.admin.v1.EraseResponse
+	(*Webhook)(nil),                     // 79: bailiwick.admin.v1.Webhook
+	(*CreateWebhookRequest)(nil),        // 80: bailiwick.admin.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),       // 81: bailiwick.admin.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),         // 82: bailiwick.admin.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),        // 83: bailiwick.admin.v1.ListWebhooksResponse
+	(*DeleteWebhookRequest)(nil),        // 84: bailiwick.admin.v1.DeleteWebhookRequest
+	(*DeleteWebhookResponse)(nil),       // 85: bailiwick.admin.v1.DeleteWebhookResponse
+	(*RotateWebhookSecretRequest)(nil),  // 86: bailiwick.admin.v1.RotateWebhookSecretRequest
+	(*RotateWebhookSecretResponse)(nil), // 87: bailiwick.admin.v1.RotateWebhookSecretResponse
+	(*ListAlertsRequest)(nil),           // 88: bailiwick.admin.v1.ListAlertsRequest
+	(*ListAlertsResponse)(nil),          // 89: bailiwick.admin.v1.ListAlertsResponse
+	(*Alert)(nil),                       // 90: bailiwick.admin.v1.Alert
+	nil,                                 // 91: bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	(*Resource)(nil),                    // 92: bailiwick.admin.v1.Resource
+	(*timestamppb.Timestamp)(nil),       // 93: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 94: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
-	42, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
-	2,  // 1: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
-	4,  // 2: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
-	3,  // 3: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
-	42, // 4: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	42, // 5: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
-	17, // 6: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
-	43, // 7: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	21, // 8: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
-	20, // 9: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
-	20, // 10: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
-	20, // 11: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
-	20, // 12: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
-	43, // 13: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	43, // 14: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	43, // 15: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
-	44, // 16: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	43, // 17: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	41, // 18: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	30, // 19: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
-	31, // 20: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	43, // 21: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
-	43, // 22: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
-	43, // 23: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
-	43, // 24: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
-	34, // 25: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
-	35, // 26: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
-	43, // 27: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	36, // 28: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
-	43, // 29: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
-	43, // 30: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	43, // 31: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
-	39, // 32: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
-	34, // 33: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
-	40, // 34: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	43, // 35: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	44, // 36: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	0,  // 37: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	5,  // 38: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	7,  // 39: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	9,  // 40: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	11, // 41: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	13, // 42: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	15, // 43: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	18, // 44: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	22, // 45: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	24, // 46: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	26, // 47: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	28, // 48: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	32, // 49: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	37, // 50: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	1,  // 51: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	6,  // 52: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	8,  // 53: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	10, // 54: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	12, // 55: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	14, // 56: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	16, // 57: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	19, // 58: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	23, // 59: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	25, // 60: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	27, // 61: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	29, // 62: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	33, // 63: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	38, // 64: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	51, // [51:65] is the sub-list for method output_type
-	37, // [37:51] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	92,  // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
+	2,   // 1: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
+	4,   // 2: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
+	3,   // 3: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
+	92,  // 4: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	92,  // 5: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
+	17,  // 6: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
+	93,  // 7: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	21,  // 8: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
+	20,  // 9: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
+	20,  // 10: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
+	20,  // 11: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
+	20,  // 12: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
+	93,  // 13: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	93,  // 14: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	93,  // 15: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
+	94,  // 16: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	93,  // 17: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	91,  // 18: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	30,  // 19: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
+	31,  // 20: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	93,  // 21: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
+	93,  // 22: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
+	93,  // 23: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
+	93,  // 24: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
+	34,  // 25: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
+	35,  // 26: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
+	93,  // 27: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	36,  // 28: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
+	65,  // 29: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	93,  // 30: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
+	93,  // 31: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	93,  // 32: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	39,  // 33: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
+	34,  // 34: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
+	40,  // 35: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
+	93,  // 36: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	94,  // 37: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	93,  // 38: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	93,  // 39: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	43,  // 40: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
+	93,  // 41: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	46,  // 42: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
+	93,  // 43: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	93,  // 44: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	93,  // 45: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	93,  // 46: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	49,  // 47: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
+	50,  // 48: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	93,  // 49: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	93,  // 50: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	53,  // 51: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	93,  // 52: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	93,  // 53: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	54,  // 54: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	93,  // 55: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	53,  // 56: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	59,  // 57: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	93,  // 58: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	59,  // 59: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	93,  // 60: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	62,  // 61: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	65,  // 62: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	34,  // 63: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	34,  // 64: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	93,  // 65: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	62,  // 66: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	65,  // 67: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	71,  // 68: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	93,  // 69: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	74,  // 70: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	93,  // 71: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	93,  // 72: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	93,  // 73: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	79,  // 74: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	79,  // 75: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	94,  // 76: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	90,  // 77: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	93,  // 78: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	93,  // 79: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	93,  // 80: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	0,   // 81: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	5,   // 82: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	7,   // 83: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	9,   // 84: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	11,  // 85: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	13,  // 86: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	15,  // 87: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	18,  // 88: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	22,  // 89: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	24,  // 90: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	26,  // 91: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	28,  // 92: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	32,  // 93: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	37,  // 94: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	41,  // 95: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	44,  // 96: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	47,  // 97: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	51,  // 98: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	55,  // 99: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	57,  // 100: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	60,  // 101: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	63,  // 102: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	66,  // 103: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	67,  // 104: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	69,  // 105: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	72,  // 106: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	75,  // 107: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	77,  // 108: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	80,  // 109: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	82,  // 110: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	84,  // 111: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	86,  // 112: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	88,  // 113: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 114: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	6,   // 115: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	8,   // 116: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	10,  // 117: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	12,  // 118: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	14,  // 119: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	16,  // 120: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	19,  // 121: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	23,  // 122: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	25,  // 123: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	27,  // 124: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	29,  // 125: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	33,  // 126: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	38,  // 127: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	42,  // 128: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	45,  // 129: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	48,  // 130: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	52,  // 131: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	56,  // 132: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	58,  // 133: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	61,  // 134: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	64,  // 135: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	64,  // 136: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	68,  // 137: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	70,  // 138: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	73,  // 139: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	76,  // 140: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	78,  // 141: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	81,  // 142: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	83,  // 143: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	85,  // 144: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	87,  // 145: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	89,  // 146: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	114, // [114:147] is the sub-list for method output_type
+	81,  // [81:114] is the sub-list for method input_type
+	81,  // [81:81] is the sub-list for extension type_name
+	81,  // [81:81] is the sub-list for extension extendee
+	0,   // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
@@ -2920,9 +6843,9 @@ func file_bailiwick_admin_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_services_proto_rawDesc), len(file_bailiwick_admin_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   92,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   9,
 		},
 		GoTypes:           file_bailiwick_admin_v1_services_proto_goTypes,
 		DependencyIndexes: file_bailiwick_admin_v1_services_proto_depIdxs,

@@ -12,6 +12,7 @@ package peerv1
 import (
 	v11 "bailiwick/proto/gen/bailiwick/admin/v1"
 	v1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	v12 "bailiwick/proto/gen/bailiwick/usage/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -711,11 +712,663 @@ func (x *TotalsResponse) GetTotals() *v11.ZoneTotals {
 	return nil
 }
 
+type ExchangeForRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"` // as authenticated by the carrying node
+	Region        string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
+	Request       *v12.ExchangeRequest   `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExchangeForRequest) Reset() {
+	*x = ExchangeForRequest{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExchangeForRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExchangeForRequest) ProtoMessage() {}
+
+func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExchangeForRequest.ProtoReflect.Descriptor instead.
+func (*ExchangeForRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ExchangeForRequest) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *ExchangeForRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *ExchangeForRequest) GetRequest() *v12.ExchangeRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type ExchangeForResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Response      *v12.ExchangeResponse  `protobuf:"bytes,1,opt,name=response,proto3" json:"response,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExchangeForResponse) Reset() {
+	*x = ExchangeForResponse{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExchangeForResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExchangeForResponse) ProtoMessage() {}
+
+func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExchangeForResponse.ProtoReflect.Descriptor instead.
+func (*ExchangeForResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ExchangeForResponse) GetResponse() *v12.ExchangeResponse {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+type QuotaHoldersRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaHoldersRequest) Reset() {
+	*x = QuotaHoldersRequest{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaHoldersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaHoldersRequest) ProtoMessage() {}
+
+func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaHoldersRequest.ProtoReflect.Descriptor instead.
+func (*QuotaHoldersRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *QuotaHoldersRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+type QuotaHoldersResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Quotas        []*v11.QuotaStatus     `protobuf:"bytes,1,rep,name=quotas,proto3" json:"quotas,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuotaHoldersResponse) Reset() {
+	*x = QuotaHoldersResponse{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuotaHoldersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuotaHoldersResponse) ProtoMessage() {}
+
+func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuotaHoldersResponse.ProtoReflect.Descriptor instead.
+func (*QuotaHoldersResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *QuotaHoldersResponse) GetQuotas() []*v11.QuotaStatus {
+	if x != nil {
+		return x.Quotas
+	}
+	return nil
+}
+
+type TraceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	Api           string                 `protobuf:"bytes,4,opt,name=api,proto3" json:"api,omitempty"`
+	Route         string                 `protobuf:"bytes,5,opt,name=route,proto3" json:"route,omitempty"`
+	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Limit         int32                  `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRequest) Reset() {
+	*x = TraceRequest{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRequest) ProtoMessage() {}
+
+func (x *TraceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
+func (*TraceRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *TraceRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *TraceRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *TraceRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *TraceRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type TraceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          []*v11.TraceRow        `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	Sums          []*TraceSum            `protobuf:"bytes,2,rep,name=sums,proto3" json:"sums,omitempty"` // over all rows found, whatever limit says
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceResponse) Reset() {
+	*x = TraceResponse{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceResponse) ProtoMessage() {}
+
+func (x *TraceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
+func (*TraceResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *TraceResponse) GetRows() []*v11.TraceRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *TraceResponse) GetSums() []*TraceSum {
+	if x != nil {
+		return x.Sums
+	}
+	return nil
+}
+
+type TraceSum struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cell          int64                  `protobuf:"varint,1,opt,name=cell,proto3" json:"cell,omitempty"` // start, unix s
+	Api           string                 `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	Route         string                 `protobuf:"bytes,3,opt,name=route,proto3" json:"route,omitempty"`
+	Plan          string                 `protobuf:"bytes,4,opt,name=plan,proto3" json:"plan,omitempty"`
+	ServedRegion  string                 `protobuf:"bytes,5,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
+	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Rows          int64                  `protobuf:"varint,7,opt,name=rows,proto3" json:"rows,omitempty"`
+	Units         int64                  `protobuf:"varint,8,opt,name=units,proto3" json:"units,omitempty"`
+	Blocks        []string               `protobuf:"bytes,9,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceSum) Reset() {
+	*x = TraceSum{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceSum) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceSum) ProtoMessage() {}
+
+func (x *TraceSum) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceSum.ProtoReflect.Descriptor instead.
+func (*TraceSum) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TraceSum) GetCell() int64 {
+	if x != nil {
+		return x.Cell
+	}
+	return 0
+}
+
+func (x *TraceSum) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *TraceSum) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *TraceSum) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *TraceSum) GetServedRegion() string {
+	if x != nil {
+		return x.ServedRegion
+	}
+	return ""
+}
+
+func (x *TraceSum) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *TraceSum) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *TraceSum) GetUnits() int64 {
+	if x != nil {
+		return x.Units
+	}
+	return 0
+}
+
+func (x *TraceSum) GetBlocks() []string {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type EraseDetailRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseDetailRequest) Reset() {
+	*x = EraseDetailRequest{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseDetailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseDetailRequest) ProtoMessage() {}
+
+func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseDetailRequest.ProtoReflect.Descriptor instead.
+func (*EraseDetailRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *EraseDetailRequest) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+type EraseDetailResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         int64                  `protobuf:"varint,1,opt,name=files,proto3" json:"files,omitempty"`
+	Rows          int64                  `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	Before        []string               `protobuf:"bytes,3,rep,name=before,proto3" json:"before,omitempty"` // SHA-256 of each file that changed, hex
+	After         []string               `protobuf:"bytes,4,rep,name=after,proto3" json:"after,omitempty"`   // of what took its place; "" where nothing did
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseDetailResponse) Reset() {
+	*x = EraseDetailResponse{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseDetailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseDetailResponse) ProtoMessage() {}
+
+func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseDetailResponse.ProtoReflect.Descriptor instead.
+func (*EraseDetailResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *EraseDetailResponse) GetFiles() int64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *EraseDetailResponse) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *EraseDetailResponse) GetBefore() []string {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *EraseDetailResponse) GetAfter() []string {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+type StateHashRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of a checkpoint; 0: the newest
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateHashRequest) Reset() {
+	*x = StateHashRequest{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateHashRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateHashRequest) ProtoMessage() {}
+
+func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
+func (*StateHashRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *StateHashRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type StateHashResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Sum           []byte                 `protobuf:"bytes,2,opt,name=sum,proto3" json:"sum,omitempty"` // empty: not computed yet
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateHashResponse) Reset() {
+	*x = StateHashResponse{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateHashResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateHashResponse) ProtoMessage() {}
+
+func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
+func (*StateHashResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *StateHashResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *StateHashResponse) GetSum() []byte {
+	if x != nil {
+		return x.Sum
+	}
+	return nil
+}
+
 var File_bailiwick_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1cbailiwick/peer/v1/peer.proto\x12\x11bailiwick.peer.v1\x1a!bailiwick/admin/v1/services.proto\x1a\x1cbailiwick/sync/v1/sync.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n" +
+	"\x1cbailiwick/peer/v1/peer.proto\x12\x11bailiwick.peer.v1\x1a!bailiwick/admin/v1/services.proto\x1a\x1cbailiwick/sync/v1/sync.proto\x1a\x1ebailiwick/usage/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"@\n" +
 	"\x0eProposeRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\fR\acommand\")\n" +
@@ -758,14 +1411,63 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"H\n" +
 	"\x0eTotalsResponse\x126\n" +
-	"\x06totals\x18\x01 \x01(\v2\x1e.bailiwick.admin.v1.ZoneTotalsR\x06totals2\xb8\x01\n" +
+	"\x06totals\x18\x01 \x01(\v2\x1e.bailiwick.admin.v1.ZoneTotalsR\x06totals\"\x7f\n" +
+	"\x12ExchangeForRequest\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12=\n" +
+	"\arequest\x18\x03 \x01(\v2#.bailiwick.usage.v1.ExchangeRequestR\arequest\"W\n" +
+	"\x13ExchangeForResponse\x12@\n" +
+	"\bresponse\x18\x01 \x01(\v2$.bailiwick.usage.v1.ExchangeResponseR\bresponse\"1\n" +
+	"\x13QuotaHoldersRequest\x12\x1a\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\"O\n" +
+	"\x14QuotaHoldersResponse\x127\n" +
+	"\x06quotas\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.QuotaStatusR\x06quotas\"\xe6\x01\n" +
+	"\fTraceRequest\x12\x1a\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x120\n" +
+	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x10\n" +
+	"\x03api\x18\x04 \x01(\tR\x03api\x12\x14\n" +
+	"\x05route\x18\x05 \x01(\tR\x05route\x12\x18\n" +
+	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x14\n" +
+	"\x05limit\x18\a \x01(\x05R\x05limit\"r\n" +
+	"\rTraceResponse\x120\n" +
+	"\x04rows\x18\x01 \x03(\v2\x1c.bailiwick.admin.v1.TraceRowR\x04rows\x12/\n" +
+	"\x04sums\x18\x02 \x03(\v2\x1b.bailiwick.peer.v1.TraceSumR\x04sums\"\xdb\x01\n" +
+	"\bTraceSum\x12\x12\n" +
+	"\x04cell\x18\x01 \x01(\x03R\x04cell\x12\x10\n" +
+	"\x03api\x18\x02 \x01(\tR\x03api\x12\x14\n" +
+	"\x05route\x18\x03 \x01(\tR\x05route\x12\x12\n" +
+	"\x04plan\x18\x04 \x01(\tR\x04plan\x12#\n" +
+	"\rserved_region\x18\x05 \x01(\tR\fservedRegion\x12\x18\n" +
+	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x12\n" +
+	"\x04rows\x18\a \x01(\x03R\x04rows\x12\x14\n" +
+	"\x05units\x18\b \x01(\x03R\x05units\x12\x16\n" +
+	"\x06blocks\x18\t \x03(\tR\x06blocks\"0\n" +
+	"\x12EraseDetailRequest\x12\x1a\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\"m\n" +
+	"\x13EraseDetailResponse\x12\x14\n" +
+	"\x05files\x18\x01 \x01(\x03R\x05files\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x03R\x04rows\x12\x16\n" +
+	"\x06before\x18\x03 \x03(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x04 \x03(\tR\x05after\"(\n" +
+	"\x10StateHashRequest\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\";\n" +
+	"\x11StateHashResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x10\n" +
+	"\x03sum\x18\x02 \x01(\fR\x03sum2\xb8\x01\n" +
 	"\fGroupService\x12P\n" +
 	"\aPropose\x12!.bailiwick.peer.v1.ProposeRequest\x1a\".bailiwick.peer.v1.ProposeResponse\x12V\n" +
 	"\tReadIndex\x12#.bailiwick.peer.v1.ReadIndexRequest\x1a$.bailiwick.peer.v1.ReadIndexResponse2\x9e\x02\n" +
 	"\vZoneService\x12S\n" +
 	"\bGrantFor\x12\".bailiwick.peer.v1.GrantForRequest\x1a#.bailiwick.peer.v1.GrantForResponse\x12\\\n" +
 	"\vReportEdges\x12%.bailiwick.peer.v1.ReportEdgesRequest\x1a&.bailiwick.peer.v1.ReportEdgesResponse\x12\\\n" +
-	"\vEdgeReports\x12%.bailiwick.peer.v1.EdgeReportsRequest\x1a&.bailiwick.peer.v1.EdgeReportsResponse2_\n" +
+	"\vEdgeReports\x12%.bailiwick.peer.v1.EdgeReportsRequest\x1a&.bailiwick.peer.v1.EdgeReportsResponse2\xd2\x03\n" +
+	"\rLedgerService\x12\\\n" +
+	"\vExchangeFor\x12%.bailiwick.peer.v1.ExchangeForRequest\x1a&.bailiwick.peer.v1.ExchangeForResponse\x12_\n" +
+	"\fQuotaHolders\x12&.bailiwick.peer.v1.QuotaHoldersRequest\x1a'.bailiwick.peer.v1.QuotaHoldersResponse\x12L\n" +
+	"\x05Trace\x12\x1f.bailiwick.peer.v1.TraceRequest\x1a .bailiwick.peer.v1.TraceResponse0\x01\x12\\\n" +
+	"\vEraseDetail\x12%.bailiwick.peer.v1.EraseDetailRequest\x1a&.bailiwick.peer.v1.EraseDetailResponse\x12V\n" +
+	"\tStateHash\x12#.bailiwick.peer.v1.StateHashRequest\x1a$.bailiwick.peer.v1.StateHashResponse2_\n" +
 	"\x0eCentralService\x12M\n" +
 	"\x06Totals\x12 .bailiwick.peer.v1.TotalsRequest\x1a!.bailiwick.peer.v1.TotalsResponseB.Z,bailiwick/proto/gen/bailiwick/peer/v1;peerv1b\x06proto3"
 
@@ -781,7 +1483,7 @@ func file_bailiwick_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_bailiwick_peer_v1_peer_proto_rawDescData
 }
 
-var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ProposeRequest)(nil),           // 0: bailiwick.peer.v1.ProposeRequest
 	(*ProposeResponse)(nil),          // 1: bailiwick.peer.v1.ProposeResponse
@@ -796,46 +1498,78 @@ var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*EdgeReportsResponse)(nil),      // 10: bailiwick.peer.v1.EdgeReportsResponse
 	(*TotalsRequest)(nil),            // 11: bailiwick.peer.v1.TotalsRequest
 	(*TotalsResponse)(nil),           // 12: bailiwick.peer.v1.TotalsResponse
-	(*v1.RequestGrantsRequest)(nil),  // 13: bailiwick.sync.v1.RequestGrantsRequest
-	(*v1.RequestGrantsResponse)(nil), // 14: bailiwick.sync.v1.RequestGrantsResponse
-	(*v1.Position)(nil),              // 15: bailiwick.sync.v1.Position
-	(*v1.Status)(nil),                // 16: bailiwick.sync.v1.Status
-	(*timestamppb.Timestamp)(nil),    // 17: google.protobuf.Timestamp
-	(*v11.Tightening)(nil),           // 18: bailiwick.admin.v1.Tightening
-	(*v11.ZoneTotals)(nil),           // 19: bailiwick.admin.v1.ZoneTotals
+	(*ExchangeForRequest)(nil),       // 13: bailiwick.peer.v1.ExchangeForRequest
+	(*ExchangeForResponse)(nil),      // 14: bailiwick.peer.v1.ExchangeForResponse
+	(*QuotaHoldersRequest)(nil),      // 15: bailiwick.peer.v1.QuotaHoldersRequest
+	(*QuotaHoldersResponse)(nil),     // 16: bailiwick.peer.v1.QuotaHoldersResponse
+	(*TraceRequest)(nil),             // 17: bailiwick.peer.v1.TraceRequest
+	(*TraceResponse)(nil),            // 18: bailiwick.peer.v1.TraceResponse
+	(*TraceSum)(nil),                 // 19: bailiwick.peer.v1.TraceSum
+	(*EraseDetailRequest)(nil),       // 20: bailiwick.peer.v1.EraseDetailRequest
+	(*EraseDetailResponse)(nil),      // 21: bailiwick.peer.v1.EraseDetailResponse
+	(*StateHashRequest)(nil),         // 22: bailiwick.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),        // 23: bailiwick.peer.v1.StateHashResponse
+	(*v1.RequestGrantsRequest)(nil),  // 24: bailiwick.sync.v1.RequestGrantsRequest
+	(*v1.RequestGrantsResponse)(nil), // 25: bailiwick.sync.v1.RequestGrantsResponse
+	(*v1.Position)(nil),              // 26: bailiwick.sync.v1.Position
+	(*v1.Status)(nil),                // 27: bailiwick.sync.v1.Status
+	(*timestamppb.Timestamp)(nil),    // 28: google.protobuf.Timestamp
+	(*v11.Tightening)(nil),           // 29: bailiwick.admin.v1.Tightening
+	(*v11.ZoneTotals)(nil),           // 30: bailiwick.admin.v1.ZoneTotals
+	(*v12.ExchangeRequest)(nil),      // 31: bailiwick.usage.v1.ExchangeRequest
+	(*v12.ExchangeResponse)(nil),     // 32: bailiwick.usage.v1.ExchangeResponse
+	(*v11.QuotaStatus)(nil),          // 33: bailiwick.admin.v1.QuotaStatus
+	(*v11.TraceRow)(nil),             // 34: bailiwick.admin.v1.TraceRow
 }
 var file_bailiwick_peer_v1_peer_proto_depIdxs = []int32{
-	13, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
-	14, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
-	15, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
-	15, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
-	15, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
-	15, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
-	16, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
-	17, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
+	24, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
+	25, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
+	26, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
+	26, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
+	26, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
+	26, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
+	27, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
+	28, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
 	6,  // 8: bailiwick.peer.v1.ReportEdgesRequest.edges:type_name -> bailiwick.peer.v1.EdgeReport
 	6,  // 9: bailiwick.peer.v1.EdgeReportsResponse.edges:type_name -> bailiwick.peer.v1.EdgeReport
-	18, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	17, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
-	17, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
-	19, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
-	0,  // 14: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
-	2,  // 15: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
-	4,  // 16: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
-	7,  // 17: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
-	9,  // 18: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
-	11, // 19: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
-	1,  // 20: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
-	3,  // 21: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
-	5,  // 22: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
-	8,  // 23: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
-	10, // 24: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
-	12, // 25: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
-	20, // [20:26] is the sub-list for method output_type
-	14, // [14:20] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	29, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	28, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
+	28, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
+	30, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
+	31, // 14: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
+	32, // 15: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
+	33, // 16: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	28, // 17: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
+	28, // 18: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
+	34, // 19: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	19, // 20: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
+	0,  // 21: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
+	2,  // 22: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
+	4,  // 23: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
+	7,  // 24: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
+	9,  // 25: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
+	13, // 26: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
+	15, // 27: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
+	17, // 28: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
+	20, // 29: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
+	22, // 30: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
+	11, // 31: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
+	1,  // 32: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
+	3,  // 33: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
+	5,  // 34: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
+	8,  // 35: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
+	10, // 36: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
+	14, // 37: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
+	16, // 38: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
+	18, // 39: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
+	21, // 40: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
+	23, // 41: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
+	12, // 42: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
+	32, // [32:43] is the sub-list for method output_type
+	21, // [21:32] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_peer_v1_peer_proto_init() }
@@ -849,9 +1583,9 @@ func file_bailiwick_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_peer_v1_peer_proto_rawDesc), len(file_bailiwick_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   24,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_bailiwick_peer_v1_peer_proto_goTypes,
 		DependencyIndexes: file_bailiwick_peer_v1_peer_proto_depIdxs,

@@ -480,12 +480,13 @@ func (x *Watermark) GetLedgerIndex() uint64 {
 }
 
 type Refusal struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // WRONG_CHAIN, GAP, FOREIGN_CUSTOMER, WITHDRAWN, MALFORMED, FORK, EPOCH_CLOSED
-	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
-	ExpectedSeq   uint64                 `protobuf:"varint,5,opt,name=expected_seq,json=expectedSeq,proto3" json:"expected_seq,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Seq   uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
+	// WRONG_CHAIN, GAP, FOREIGN_CUSTOMER, FOREIGN_REGION, IMPLAUSIBLE, WITHDRAWN, MALFORMED, FORK, QUARANTINED, EPOCH_CLOSED
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Detail        string `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	ExpectedSeq   uint64 `protobuf:"varint,5,opt,name=expected_seq,json=expectedSeq,proto3" json:"expected_seq,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -555,6 +556,974 @@ func (x *Refusal) GetExpectedSeq() uint64 {
 	return 0
 }
 
+type UploadDetailRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*UploadDetailRequest_Hello
+	//	*UploadDetailRequest_Block
+	//	*UploadDetailRequest_Lost
+	Message       isUploadDetailRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadDetailRequest) Reset() {
+	*x = UploadDetailRequest{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadDetailRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadDetailRequest) ProtoMessage() {}
+
+func (x *UploadDetailRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadDetailRequest.ProtoReflect.Descriptor instead.
+func (*UploadDetailRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UploadDetailRequest) GetMessage() isUploadDetailRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *UploadDetailRequest) GetHello() *DetailHello {
+	if x != nil {
+		if x, ok := x.Message.(*UploadDetailRequest_Hello); ok {
+			return x.Hello
+		}
+	}
+	return nil
+}
+
+func (x *UploadDetailRequest) GetBlock() *DetailBlock {
+	if x != nil {
+		if x, ok := x.Message.(*UploadDetailRequest_Block); ok {
+			return x.Block
+		}
+	}
+	return nil
+}
+
+func (x *UploadDetailRequest) GetLost() *DetailLost {
+	if x != nil {
+		if x, ok := x.Message.(*UploadDetailRequest_Lost); ok {
+			return x.Lost
+		}
+	}
+	return nil
+}
+
+type isUploadDetailRequest_Message interface {
+	isUploadDetailRequest_Message()
+}
+
+type UploadDetailRequest_Hello struct {
+	Hello *DetailHello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
+}
+
+type UploadDetailRequest_Block struct {
+	Block *DetailBlock `protobuf:"bytes,2,opt,name=block,proto3,oneof"`
+}
+
+type UploadDetailRequest_Lost struct {
+	Lost *DetailLost `protobuf:"bytes,3,opt,name=lost,proto3,oneof"`
+}
+
+func (*UploadDetailRequest_Hello) isUploadDetailRequest_Message() {}
+
+func (*UploadDetailRequest_Block) isUploadDetailRequest_Message() {}
+
+func (*UploadDetailRequest_Lost) isUploadDetailRequest_Message() {}
+
+type UploadDetailResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*UploadDetailResponse_Mark
+	//	*UploadDetailResponse_Refusal
+	Message       isUploadDetailResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadDetailResponse) Reset() {
+	*x = UploadDetailResponse{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadDetailResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadDetailResponse) ProtoMessage() {}
+
+func (x *UploadDetailResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadDetailResponse.ProtoReflect.Descriptor instead.
+func (*UploadDetailResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *UploadDetailResponse) GetMessage() isUploadDetailResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *UploadDetailResponse) GetMark() *DetailMark {
+	if x != nil {
+		if x, ok := x.Message.(*UploadDetailResponse_Mark); ok {
+			return x.Mark
+		}
+	}
+	return nil
+}
+
+func (x *UploadDetailResponse) GetRefusal() *DetailRefusal {
+	if x != nil {
+		if x, ok := x.Message.(*UploadDetailResponse_Refusal); ok {
+			return x.Refusal
+		}
+	}
+	return nil
+}
+
+type isUploadDetailResponse_Message interface {
+	isUploadDetailResponse_Message()
+}
+
+type UploadDetailResponse_Mark struct {
+	Mark *DetailMark `protobuf:"bytes,1,opt,name=mark,proto3,oneof"`
+}
+
+type UploadDetailResponse_Refusal struct {
+	Refusal *DetailRefusal `protobuf:"bytes,2,opt,name=refusal,proto3,oneof"`
+}
+
+func (*UploadDetailResponse_Mark) isUploadDetailResponse_Message() {}
+
+func (*UploadDetailResponse_Refusal) isUploadDetailResponse_Message() {}
+
+// DetailHello opens one epoch of the edge's detail; the answer is its DetailMark.
+type DetailHello struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Oldest        uint64                 `protobuf:"varint,2,opt,name=oldest,proto3" json:"oldest,omitempty"`
+	Written       uint64                 `protobuf:"varint,3,opt,name=written,proto3" json:"written,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetailHello) Reset() {
+	*x = DetailHello{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetailHello) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetailHello) ProtoMessage() {}
+
+func (x *DetailHello) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetailHello.ProtoReflect.Descriptor instead.
+func (*DetailHello) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DetailHello) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DetailHello) GetOldest() uint64 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+func (x *DetailHello) GetWritten() uint64 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
+// DetailBlock is a piece of detail. It has a number of its own, since detail may be given up where usage may not.
+type DetailBlock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`  // from 1 in each epoch, no number is left out (what was given up is a DetailLost)
+	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`        // the ledger block in which its rows are summed; the first, where one seal made several
+	Payload       []byte                 `protobuf:"bytes,4,opt,name=payload,proto3" json:"payload,omitempty"` // shared/usage's detail part
+	Hash          []byte                 `protobuf:"bytes,5,opt,name=hash,proto3" json:"hash,omitempty"`       // SHA-256 over (edge, epoch, number, seq, payload)
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetailBlock) Reset() {
+	*x = DetailBlock{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetailBlock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetailBlock) ProtoMessage() {}
+
+func (x *DetailBlock) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetailBlock.ProtoReflect.Descriptor instead.
+func (*DetailBlock) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *DetailBlock) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DetailBlock) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *DetailBlock) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *DetailBlock) GetPayload() []byte {
+	if x != nil {
+		return x.Payload
+	}
+	return nil
+}
+
+func (x *DetailBlock) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+// DetailLost stands in the place of pieces that were given up for want of space: a visible fact, never silence.
+type DetailLost struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	From          uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // first number given up
+	To            uint64                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`     // last
+	Rows          int64                  `protobuf:"varint,4,opt,name=rows,proto3" json:"rows,omitempty"`
+	SinceUnixMs   int64                  `protobuf:"varint,5,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"`
+	UntilUnixMs   int64                  `protobuf:"varint,6,opt,name=until_unix_ms,json=untilUnixMs,proto3" json:"until_unix_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetailLost) Reset() {
+	*x = DetailLost{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetailLost) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetailLost) ProtoMessage() {}
+
+func (x *DetailLost) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetailLost.ProtoReflect.Descriptor instead.
+func (*DetailLost) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DetailLost) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DetailLost) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *DetailLost) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *DetailLost) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *DetailLost) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
+func (x *DetailLost) GetUntilUnixMs() int64 {
+	if x != nil {
+		return x.UntilUnixMs
+	}
+	return 0
+}
+
+// DetailMark: every number up to stored is on this node's disk for good, or was said to be lost.
+type DetailMark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Stored        uint64                 `protobuf:"varint,2,opt,name=stored,proto3" json:"stored,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetailMark) Reset() {
+	*x = DetailMark{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetailMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetailMark) ProtoMessage() {}
+
+func (x *DetailMark) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetailMark.ProtoReflect.Descriptor instead.
+func (*DetailMark) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DetailMark) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DetailMark) GetStored() uint64 {
+	if x != nil {
+		return x.Stored
+	}
+	return 0
+}
+
+type DetailRefusal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // MALFORMED, WITHDRAWN, GAP, FOREIGN_CUSTOMER
+	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	Expected      uint64                 `protobuf:"varint,5,opt,name=expected,proto3" json:"expected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetailRefusal) Reset() {
+	*x = DetailRefusal{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetailRefusal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetailRefusal) ProtoMessage() {}
+
+func (x *DetailRefusal) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetailRefusal.ProtoReflect.Descriptor instead.
+func (*DetailRefusal) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *DetailRefusal) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DetailRefusal) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *DetailRefusal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DetailRefusal) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *DetailRefusal) GetExpected() uint64 {
+	if x != nil {
+		return x.Expected
+	}
+	return 0
+}
+
+type ExchangeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the edge's spool, whose rows spend what is leased here
+	// sequence grows with every request of the epoch. The ledger ignores one below the newest it has seen, and the
+	// edge ignores the answer to any but its newest: so an answer that is lost or late never doubles a lease.
+	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// pending are older epochs of this edge of which blocks are not acknowledged yet, with their last block. Of
+	// every older epoch that is not named all blocks are in the ledger: what it held and did not spend is free.
+	Pending       []*PendingEpoch `protobuf:"bytes,3,rep,name=pending,proto3" json:"pending,omitempty"`
+	Accounts      []*AccountAsk   `protobuf:"bytes,4,rep,name=accounts,proto3" json:"accounts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExchangeRequest) Reset() {
+	*x = ExchangeRequest{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExchangeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExchangeRequest) ProtoMessage() {}
+
+func (x *ExchangeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExchangeRequest.ProtoReflect.Descriptor instead.
+func (*ExchangeRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ExchangeRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *ExchangeRequest) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *ExchangeRequest) GetPending() []*PendingEpoch {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
+func (x *ExchangeRequest) GetAccounts() []*AccountAsk {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
+type PendingEpoch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	SealedSeq     uint64                 `protobuf:"varint,2,opt,name=sealed_seq,json=sealedSeq,proto3" json:"sealed_seq,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PendingEpoch) Reset() {
+	*x = PendingEpoch{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PendingEpoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PendingEpoch) ProtoMessage() {}
+
+func (x *PendingEpoch) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PendingEpoch.ProtoReflect.Descriptor instead.
+func (*PendingEpoch) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PendingEpoch) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *PendingEpoch) GetSealedSeq() uint64 {
+	if x != nil {
+		return x.SealedSeq
+	}
+	return 0
+}
+
+// AccountAsk is one subscription's state at the edge.
+type AccountAsk struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Customer     string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Subscription string                 `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Plan         string                 `protobuf:"bytes,3,opt,name=plan,proto3" json:"plan,omitempty"`
+	Period       int64                  `protobuf:"varint,4,opt,name=period,proto3" json:"period,omitempty"` // start, unix s; 0: which is it now?
+	// ceiling: the edge will never have spent more than this in (epoch, period), unless it is leased more. Below
+	// what it was leased it gives units back.
+	Ceiling       int64 `protobuf:"varint,5,opt,name=ceiling,proto3" json:"ceiling,omitempty"`
+	Spent         int64 `protobuf:"varint,6,opt,name=spent,proto3" json:"spent,omitempty"`                                // by rows appended so far in (epoch, period), sealed or not
+	InFlight      int64 `protobuf:"varint,7,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`          // reserved by requests that have not finished
+	Want          int64 `protobuf:"varint,8,opt,name=want,proto3" json:"want,omitempty"`                                  // further units it asks for now
+	DemandMilli   int64 `protobuf:"varint,9,opt,name=demand_milli,json=demandMilli,proto3" json:"demand_milli,omitempty"` // requests offered under the plan's rate limit, per 1000 s
+	Starving      bool  `protobuf:"varint,10,opt,name=starving,proto3" json:"starving,omitempty"`                         // requests wait for the answer
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountAsk) Reset() {
+	*x = AccountAsk{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountAsk) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountAsk) ProtoMessage() {}
+
+func (x *AccountAsk) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountAsk.ProtoReflect.Descriptor instead.
+func (*AccountAsk) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AccountAsk) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *AccountAsk) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *AccountAsk) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *AccountAsk) GetPeriod() int64 {
+	if x != nil {
+		return x.Period
+	}
+	return 0
+}
+
+func (x *AccountAsk) GetCeiling() int64 {
+	if x != nil {
+		return x.Ceiling
+	}
+	return 0
+}
+
+func (x *AccountAsk) GetSpent() int64 {
+	if x != nil {
+		return x.Spent
+	}
+	return 0
+}
+
+func (x *AccountAsk) GetInFlight() int64 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *AccountAsk) GetWant() int64 {
+	if x != nil {
+		return x.Want
+	}
+	return 0
+}
+
+func (x *AccountAsk) GetDemandMilli() int64 {
+	if x != nil {
+		return x.DemandMilli
+	}
+	return 0
+}
+
+func (x *AccountAsk) GetStarving() bool {
+	if x != nil {
+		return x.Starving
+	}
+	return false
+}
+
+type ExchangeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Accounts      []*AccountState        `protobuf:"bytes,1,rep,name=accounts,proto3" json:"accounts,omitempty"`
+	LiveEdges     uint32                 `protobuf:"varint,2,opt,name=live_edges,json=liveEdges,proto3" json:"live_edges,omitempty"` // of the edge's region, itself included
+	Sequence      uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`                    // of the request answered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExchangeResponse) Reset() {
+	*x = ExchangeResponse{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExchangeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExchangeResponse) ProtoMessage() {}
+
+func (x *ExchangeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExchangeResponse.ProtoReflect.Descriptor instead.
+func (*ExchangeResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ExchangeResponse) GetAccounts() []*AccountState {
+	if x != nil {
+		return x.Accounts
+	}
+	return nil
+}
+
+func (x *ExchangeResponse) GetLiveEdges() uint32 {
+	if x != nil {
+		return x.LiveEdges
+	}
+	return 0
+}
+
+func (x *ExchangeResponse) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+type AccountState struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Customer     string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Subscription string                 `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	Period       int64                  `protobuf:"varint,3,opt,name=period,proto3" json:"period,omitempty"`                        // start of the current period, unix s
+	PeriodEnd    int64                  `protobuf:"varint,4,opt,name=period_end,json=periodEnd,proto3" json:"period_end,omitempty"` // unix s; 0: it does not end (prepaid) or slides (rolling)
+	Leased       int64                  `protobuf:"varint,5,opt,name=leased,proto3" json:"leased,omitempty"`                        // all that (edge, epoch) may spend in the period
+	Limit        int64                  `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`                          // of the whole quota, top-ups included
+	Used         int64                  `protobuf:"varint,7,opt,name=used,proto3" json:"used,omitempty"`                            // by all edges, as far as known
+	Held         int64                  `protobuf:"varint,8,opt,name=held,proto3" json:"held,omitempty"`                            // leased to edges and not spent
+	// mode: strict, elastic, soft; none when the plan has no quota.
+	Mode          string `protobuf:"bytes,9,opt,name=mode,proto3" json:"mode,omitempty"`
+	Recall        bool   `protobuf:"varint,10,opt,name=recall,proto3" json:"recall,omitempty"`                     // somebody starves: give back what is not in use
+	SharePpm      int64  `protobuf:"varint,11,opt,name=share_ppm,json=sharePpm,proto3" json:"share_ppm,omitempty"` // of the plan's rate limit that this edge may use; 0: limit / live_edges
+	Exhausted     bool   `protobuf:"varint,12,opt,name=exhausted,proto3" json:"exhausted,omitempty"`               // nothing is left to lease
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountState) Reset() {
+	*x = AccountState{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountState) ProtoMessage() {}
+
+func (x *AccountState) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountState.ProtoReflect.Descriptor instead.
+func (*AccountState) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AccountState) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *AccountState) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
+func (x *AccountState) GetPeriod() int64 {
+	if x != nil {
+		return x.Period
+	}
+	return 0
+}
+
+func (x *AccountState) GetPeriodEnd() int64 {
+	if x != nil {
+		return x.PeriodEnd
+	}
+	return 0
+}
+
+func (x *AccountState) GetLeased() int64 {
+	if x != nil {
+		return x.Leased
+	}
+	return 0
+}
+
+func (x *AccountState) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *AccountState) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *AccountState) GetHeld() int64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *AccountState) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+func (x *AccountState) GetRecall() bool {
+	if x != nil {
+		return x.Recall
+	}
+	return false
+}
+
+func (x *AccountState) GetSharePpm() int64 {
+	if x != nil {
+		return x.SharePpm
+	}
+	return 0
+}
+
+func (x *AccountState) GetExhausted() bool {
+	if x != nil {
+		return x.Exhausted
+	}
+	return false
+}
+
 var File_bailiwick_usage_v1_usage_proto protoreflect.FileDescriptor
 
 const file_bailiwick_usage_v1_usage_proto_rawDesc = "" +
@@ -597,9 +1566,91 @@ const file_bailiwick_usage_v1_usage_proto_rawDesc = "" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12!\n" +
-	"\fexpected_seq\x18\x05 \x01(\x04R\vexpectedSeq2d\n" +
+	"\fexpected_seq\x18\x05 \x01(\x04R\vexpectedSeq\"\xc8\x01\n" +
+	"\x13UploadDetailRequest\x127\n" +
+	"\x05hello\x18\x01 \x01(\v2\x1f.bailiwick.usage.v1.DetailHelloH\x00R\x05hello\x127\n" +
+	"\x05block\x18\x02 \x01(\v2\x1f.bailiwick.usage.v1.DetailBlockH\x00R\x05block\x124\n" +
+	"\x04lost\x18\x03 \x01(\v2\x1e.bailiwick.usage.v1.DetailLostH\x00R\x04lostB\t\n" +
+	"\amessage\"\x96\x01\n" +
+	"\x14UploadDetailResponse\x124\n" +
+	"\x04mark\x18\x01 \x01(\v2\x1e.bailiwick.usage.v1.DetailMarkH\x00R\x04mark\x12=\n" +
+	"\arefusal\x18\x02 \x01(\v2!.bailiwick.usage.v1.DetailRefusalH\x00R\arefusalB\t\n" +
+	"\amessage\"U\n" +
+	"\vDetailHello\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06oldest\x18\x02 \x01(\x04R\x06oldest\x12\x18\n" +
+	"\awritten\x18\x03 \x01(\x04R\awritten\"{\n" +
+	"\vDetailBlock\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x10\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x18\n" +
+	"\apayload\x18\x04 \x01(\fR\apayload\x12\x12\n" +
+	"\x04hash\x18\x05 \x01(\fR\x04hash\"\xa2\x01\n" +
+	"\n" +
+	"DetailLost\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x04R\x02to\x12\x12\n" +
+	"\x04rows\x18\x04 \x01(\x03R\x04rows\x12\"\n" +
+	"\rsince_unix_ms\x18\x05 \x01(\x03R\vsinceUnixMs\x12\"\n" +
+	"\runtil_unix_ms\x18\x06 \x01(\x03R\vuntilUnixMs\":\n" +
+	"\n" +
+	"DetailMark\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06stored\x18\x02 \x01(\x04R\x06stored\"\x89\x01\n" +
+	"\rDetailRefusal\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x04 \x01(\tR\x06detail\x12\x1a\n" +
+	"\bexpected\x18\x05 \x01(\x04R\bexpected\"\xbb\x01\n" +
+	"\x0fExchangeRequest\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12:\n" +
+	"\apending\x18\x03 \x03(\v2 .bailiwick.usage.v1.PendingEpochR\apending\x12:\n" +
+	"\baccounts\x18\x04 \x03(\v2\x1e.bailiwick.usage.v1.AccountAskR\baccounts\"C\n" +
+	"\fPendingEpoch\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1d\n" +
+	"\n" +
+	"sealed_seq\x18\x02 \x01(\x04R\tsealedSeq\"\x98\x02\n" +
+	"\n" +
+	"AccountAsk\x12\x1a\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\"\n" +
+	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x12\n" +
+	"\x04plan\x18\x03 \x01(\tR\x04plan\x12\x16\n" +
+	"\x06period\x18\x04 \x01(\x03R\x06period\x12\x18\n" +
+	"\aceiling\x18\x05 \x01(\x03R\aceiling\x12\x14\n" +
+	"\x05spent\x18\x06 \x01(\x03R\x05spent\x12\x1b\n" +
+	"\tin_flight\x18\a \x01(\x03R\binFlight\x12\x12\n" +
+	"\x04want\x18\b \x01(\x03R\x04want\x12!\n" +
+	"\fdemand_milli\x18\t \x01(\x03R\vdemandMilli\x12\x1a\n" +
+	"\bstarving\x18\n" +
+	" \x01(\bR\bstarving\"\x8b\x01\n" +
+	"\x10ExchangeResponse\x12<\n" +
+	"\baccounts\x18\x01 \x03(\v2 .bailiwick.usage.v1.AccountStateR\baccounts\x12\x1d\n" +
+	"\n" +
+	"live_edges\x18\x02 \x01(\rR\tliveEdges\x12\x1a\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\xc2\x02\n" +
+	"\fAccountState\x12\x1a\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\"\n" +
+	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x16\n" +
+	"\x06period\x18\x03 \x01(\x03R\x06period\x12\x1d\n" +
+	"\n" +
+	"period_end\x18\x04 \x01(\x03R\tperiodEnd\x12\x16\n" +
+	"\x06leased\x18\x05 \x01(\x03R\x06leased\x12\x14\n" +
+	"\x05limit\x18\x06 \x01(\x03R\x05limit\x12\x12\n" +
+	"\x04used\x18\a \x01(\x03R\x04used\x12\x12\n" +
+	"\x04held\x18\b \x01(\x03R\x04held\x12\x12\n" +
+	"\x04mode\x18\t \x01(\tR\x04mode\x12\x16\n" +
+	"\x06recall\x18\n" +
+	" \x01(\bR\x06recall\x12\x1b\n" +
+	"\tshare_ppm\x18\v \x01(\x03R\bsharePpm\x12\x1c\n" +
+	"\texhausted\x18\f \x01(\bR\texhausted2\xcb\x01\n" +
 	"\rIngestService\x12S\n" +
-	"\x06Upload\x12!.bailiwick.usage.v1.UploadRequest\x1a\".bailiwick.usage.v1.UploadResponse(\x010\x01B0Z.bailiwick/proto/gen/bailiwick/usage/v1;usagev1b\x06proto3"
+	"\x06Upload\x12!.bailiwick.usage.v1.UploadRequest\x1a\".bailiwick.usage.v1.UploadResponse(\x010\x01\x12e\n" +
+	"\fUploadDetail\x12'.bailiwick.usage.v1.UploadDetailRequest\x1a(.bailiwick.usage.v1.UploadDetailResponse(\x010\x012e\n" +
+	"\fQuotaService\x12U\n" +
+	"\bExchange\x12#.bailiwick.usage.v1.ExchangeRequest\x1a$.bailiwick.usage.v1.ExchangeResponseB0Z.bailiwick/proto/gen/bailiwick/usage/v1;usagev1b\x06proto3"
 
 var (
 	file_bailiwick_usage_v1_usage_proto_rawDescOnce sync.Once
@@ -613,29 +1664,53 @@ func file_bailiwick_usage_v1_usage_proto_rawDescGZIP() []byte {
 	return file_bailiwick_usage_v1_usage_proto_rawDescData
 }
 
-var file_bailiwick_usage_v1_usage_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_bailiwick_usage_v1_usage_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_bailiwick_usage_v1_usage_proto_goTypes = []any{
-	(*UploadRequest)(nil),  // 0: bailiwick.usage.v1.UploadRequest
-	(*UploadResponse)(nil), // 1: bailiwick.usage.v1.UploadResponse
-	(*Hello)(nil),          // 2: bailiwick.usage.v1.Hello
-	(*Block)(nil),          // 3: bailiwick.usage.v1.Block
-	(*SealedThrough)(nil),  // 4: bailiwick.usage.v1.SealedThrough
-	(*Watermark)(nil),      // 5: bailiwick.usage.v1.Watermark
-	(*Refusal)(nil),        // 6: bailiwick.usage.v1.Refusal
+	(*UploadRequest)(nil),        // 0: bailiwick.usage.v1.UploadRequest
+	(*UploadResponse)(nil),       // 1: bailiwick.usage.v1.UploadResponse
+	(*Hello)(nil),                // 2: bailiwick.usage.v1.Hello
+	(*Block)(nil),                // 3: bailiwick.usage.v1.Block
+	(*SealedThrough)(nil),        // 4: bailiwick.usage.v1.SealedThrough
+	(*Watermark)(nil),            // 5: bailiwick.usage.v1.Watermark
+	(*Refusal)(nil),              // 6: bailiwick.usage.v1.Refusal
+	(*UploadDetailRequest)(nil),  // 7: bailiwick.usage.v1.UploadDetailRequest
+	(*UploadDetailResponse)(nil), // 8: bailiwick.usage.v1.UploadDetailResponse
+	(*DetailHello)(nil),          // 9: bailiwick.usage.v1.DetailHello
+	(*DetailBlock)(nil),          // 10: bailiwick.usage.v1.DetailBlock
+	(*DetailLost)(nil),           // 11: bailiwick.usage.v1.DetailLost
+	(*DetailMark)(nil),           // 12: bailiwick.usage.v1.DetailMark
+	(*DetailRefusal)(nil),        // 13: bailiwick.usage.v1.DetailRefusal
+	(*ExchangeRequest)(nil),      // 14: bailiwick.usage.v1.ExchangeRequest
+	(*PendingEpoch)(nil),         // 15: bailiwick.usage.v1.PendingEpoch
+	(*AccountAsk)(nil),           // 16: bailiwick.usage.v1.AccountAsk
+	(*ExchangeResponse)(nil),     // 17: bailiwick.usage.v1.ExchangeResponse
+	(*AccountState)(nil),         // 18: bailiwick.usage.v1.AccountState
 }
 var file_bailiwick_usage_v1_usage_proto_depIdxs = []int32{
-	2, // 0: bailiwick.usage.v1.UploadRequest.hello:type_name -> bailiwick.usage.v1.Hello
-	3, // 1: bailiwick.usage.v1.UploadRequest.block:type_name -> bailiwick.usage.v1.Block
-	4, // 2: bailiwick.usage.v1.UploadRequest.sealed_through:type_name -> bailiwick.usage.v1.SealedThrough
-	5, // 3: bailiwick.usage.v1.UploadResponse.watermark:type_name -> bailiwick.usage.v1.Watermark
-	6, // 4: bailiwick.usage.v1.UploadResponse.refusal:type_name -> bailiwick.usage.v1.Refusal
-	0, // 5: bailiwick.usage.v1.IngestService.Upload:input_type -> bailiwick.usage.v1.UploadRequest
-	1, // 6: bailiwick.usage.v1.IngestService.Upload:output_type -> bailiwick.usage.v1.UploadResponse
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	2,  // 0: bailiwick.usage.v1.UploadRequest.hello:type_name -> bailiwick.usage.v1.Hello
+	3,  // 1: bailiwick.usage.v1.UploadRequest.block:type_name -> bailiwick.usage.v1.Block
+	4,  // 2: bailiwick.usage.v1.UploadRequest.sealed_through:type_name -> bailiwick.usage.v1.SealedThrough
+	5,  // 3: bailiwick.usage.v1.UploadResponse.watermark:type_name -> bailiwick.usage.v1.Watermark
+	6,  // 4: bailiwick.usage.v1.UploadResponse.refusal:type_name -> bailiwick.usage.v1.Refusal
+	9,  // 5: bailiwick.usage.v1.UploadDetailRequest.hello:type_name -> bailiwick.usage.v1.DetailHello
+	10, // 6: bailiwick.usage.v1.UploadDetailRequest.block:type_name -> bailiwick.usage.v1.DetailBlock
+	11, // 7: bailiwick.usage.v1.UploadDetailRequest.lost:type_name -> bailiwick.usage.v1.DetailLost
+	12, // 8: bailiwick.usage.v1.UploadDetailResponse.mark:type_name -> bailiwick.usage.v1.DetailMark
+	13, // 9: bailiwick.usage.v1.UploadDetailResponse.refusal:type_name -> bailiwick.usage.v1.DetailRefusal
+	15, // 10: bailiwick.usage.v1.ExchangeRequest.pending:type_name -> bailiwick.usage.v1.PendingEpoch
+	16, // 11: bailiwick.usage.v1.ExchangeRequest.accounts:type_name -> bailiwick.usage.v1.AccountAsk
+	18, // 12: bailiwick.usage.v1.ExchangeResponse.accounts:type_name -> bailiwick.usage.v1.AccountState
+	0,  // 13: bailiwick.usage.v1.IngestService.Upload:input_type -> bailiwick.usage.v1.UploadRequest
+	7,  // 14: bailiwick.usage.v1.IngestService.UploadDetail:input_type -> bailiwick.usage.v1.UploadDetailRequest
+	14, // 15: bailiwick.usage.v1.QuotaService.Exchange:input_type -> bailiwick.usage.v1.ExchangeRequest
+	1,  // 16: bailiwick.usage.v1.IngestService.Upload:output_type -> bailiwick.usage.v1.UploadResponse
+	8,  // 17: bailiwick.usage.v1.IngestService.UploadDetail:output_type -> bailiwick.usage.v1.UploadDetailResponse
+	17, // 18: bailiwick.usage.v1.QuotaService.Exchange:output_type -> bailiwick.usage.v1.ExchangeResponse
+	16, // [16:19] is the sub-list for method output_type
+	13, // [13:16] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_usage_v1_usage_proto_init() }
@@ -652,15 +1727,24 @@ func file_bailiwick_usage_v1_usage_proto_init() {
 		(*UploadResponse_Watermark)(nil),
 		(*UploadResponse_Refusal)(nil),
 	}
+	file_bailiwick_usage_v1_usage_proto_msgTypes[7].OneofWrappers = []any{
+		(*UploadDetailRequest_Hello)(nil),
+		(*UploadDetailRequest_Block)(nil),
+		(*UploadDetailRequest_Lost)(nil),
+	}
+	file_bailiwick_usage_v1_usage_proto_msgTypes[8].OneofWrappers = []any{
+		(*UploadDetailResponse_Mark)(nil),
+		(*UploadDetailResponse_Refusal)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_usage_v1_usage_proto_rawDesc), len(file_bailiwick_usage_v1_usage_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   19,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_bailiwick_usage_v1_usage_proto_goTypes,
 		DependencyIndexes: file_bailiwick_usage_v1_usage_proto_depIdxs,

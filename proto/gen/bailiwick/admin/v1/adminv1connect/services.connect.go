@@ -33,6 +33,14 @@ const (
 	BorderServiceName = "bailiwick.admin.v1.BorderService"
 	// UsageServiceName is the fully-qualified name of the UsageService service.
 	UsageServiceName = "bailiwick.admin.v1.UsageService"
+	// QuotaServiceName is the fully-qualified name of the QuotaService service.
+	QuotaServiceName = "bailiwick.admin.v1.QuotaService"
+	// LedgerServiceName is the fully-qualified name of the LedgerService service.
+	LedgerServiceName = "bailiwick.admin.v1.LedgerService"
+	// CustomerServiceName is the fully-qualified name of the CustomerService service.
+	CustomerServiceName = "bailiwick.admin.v1.CustomerService"
+	// AlertServiceName is the fully-qualified name of the AlertService service.
+	AlertServiceName = "bailiwick.admin.v1.AlertService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -73,6 +81,55 @@ const (
 	// UsageServiceQueryTotalsProcedure is the fully-qualified name of the UsageService's QueryTotals
 	// RPC.
 	UsageServiceQueryTotalsProcedure = "/bailiwick.admin.v1.UsageService/QueryTotals"
+	// UsageServiceQueryLatencyProcedure is the fully-qualified name of the UsageService's QueryLatency
+	// RPC.
+	UsageServiceQueryLatencyProcedure = "/bailiwick.admin.v1.UsageService/QueryLatency"
+	// UsageServiceForecastProcedure is the fully-qualified name of the UsageService's Forecast RPC.
+	UsageServiceForecastProcedure = "/bailiwick.admin.v1.UsageService/Forecast"
+	// UsageServiceTraceUsageProcedure is the fully-qualified name of the UsageService's TraceUsage RPC.
+	UsageServiceTraceUsageProcedure = "/bailiwick.admin.v1.UsageService/TraceUsage"
+	// QuotaServiceGetQuotasProcedure is the fully-qualified name of the QuotaService's GetQuotas RPC.
+	QuotaServiceGetQuotasProcedure = "/bailiwick.admin.v1.QuotaService/GetQuotas"
+	// QuotaServiceTopUpProcedure is the fully-qualified name of the QuotaService's TopUp RPC.
+	QuotaServiceTopUpProcedure = "/bailiwick.admin.v1.QuotaService/TopUp"
+	// LedgerServiceListEpochsProcedure is the fully-qualified name of the LedgerService's ListEpochs
+	// RPC.
+	LedgerServiceListEpochsProcedure = "/bailiwick.admin.v1.LedgerService/ListEpochs"
+	// LedgerServiceCloseEpochProcedure is the fully-qualified name of the LedgerService's CloseEpoch
+	// RPC.
+	LedgerServiceCloseEpochProcedure = "/bailiwick.admin.v1.LedgerService/CloseEpoch"
+	// LedgerServiceCorrectProcedure is the fully-qualified name of the LedgerService's Correct RPC.
+	LedgerServiceCorrectProcedure = "/bailiwick.admin.v1.LedgerService/Correct"
+	// LedgerServiceUndoCorrectionProcedure is the fully-qualified name of the LedgerService's
+	// UndoCorrection RPC.
+	LedgerServiceUndoCorrectionProcedure = "/bailiwick.admin.v1.LedgerService/UndoCorrection"
+	// LedgerServiceListCorrectionsProcedure is the fully-qualified name of the LedgerService's
+	// ListCorrections RPC.
+	LedgerServiceListCorrectionsProcedure = "/bailiwick.admin.v1.LedgerService/ListCorrections"
+	// LedgerServiceListPeriodsProcedure is the fully-qualified name of the LedgerService's ListPeriods
+	// RPC.
+	LedgerServiceListPeriodsProcedure = "/bailiwick.admin.v1.LedgerService/ListPeriods"
+	// LedgerServiceListRefusalsProcedure is the fully-qualified name of the LedgerService's
+	// ListRefusals RPC.
+	LedgerServiceListRefusalsProcedure = "/bailiwick.admin.v1.LedgerService/ListRefusals"
+	// CustomerServiceExportProcedure is the fully-qualified name of the CustomerService's Export RPC.
+	CustomerServiceExportProcedure = "/bailiwick.admin.v1.CustomerService/Export"
+	// CustomerServiceEraseProcedure is the fully-qualified name of the CustomerService's Erase RPC.
+	CustomerServiceEraseProcedure = "/bailiwick.admin.v1.CustomerService/Erase"
+	// AlertServiceCreateWebhookProcedure is the fully-qualified name of the AlertService's
+	// CreateWebhook RPC.
+	AlertServiceCreateWebhookProcedure = "/bailiwick.admin.v1.AlertService/CreateWebhook"
+	// AlertServiceListWebhooksProcedure is the fully-qualified name of the AlertService's ListWebhooks
+	// RPC.
+	AlertServiceListWebhooksProcedure = "/bailiwick.admin.v1.AlertService/ListWebhooks"
+	// AlertServiceDeleteWebhookProcedure is the fully-qualified name of the AlertService's
+	// DeleteWebhook RPC.
+	AlertServiceDeleteWebhookProcedure = "/bailiwick.admin.v1.AlertService/DeleteWebhook"
+	// AlertServiceRotateWebhookSecretProcedure is the fully-qualified name of the AlertService's
+	// RotateWebhookSecret RPC.
+	AlertServiceRotateWebhookSecretProcedure = "/bailiwick.admin.v1.AlertService/RotateWebhookSecret"
+	// AlertServiceListAlertsProcedure is the fully-qualified name of the AlertService's ListAlerts RPC.
+	AlertServiceListAlertsProcedure = "/bailiwick.admin.v1.AlertService/ListAlerts"
 )
 
 // ResourceServiceClient is a client for the bailiwick.admin.v1.ResourceService service.
@@ -637,6 +694,12 @@ type UsageServiceClient interface {
 	QueryUsage(context.Context, *v1.QueryUsageRequest) (*v1.QueryUsageResponse, error)
 	// QueryTotals sums without a customer column, over this zone or, asked for all, over every zone.
 	QueryTotals(context.Context, *v1.QueryTotalsRequest) (*v1.QueryTotalsResponse, error)
+	// QueryLatency answers quantiles of answers' latencies by API, route and served region; no customer column.
+	QueryLatency(context.Context, *v1.QueryLatencyRequest) (*v1.QueryLatencyResponse, error)
+	// Forecast says for each subscription with a quota when it will be used up, and how often its limits are met.
+	Forecast(context.Context, *v1.ForecastRequest) (*v1.ForecastResponse, error)
+	// TraceUsage shows the requests behind a customer's cells: cell, blocks, rows. It stays in the zone.
+	TraceUsage(context.Context, *v1.TraceUsageRequest) (*v1.TraceUsageResponse, error)
 }
 
 // NewUsageServiceClient constructs a client for the bailiwick.admin.v1.UsageService service. By
@@ -664,13 +727,37 @@ func NewUsageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		queryLatency: connect.NewClient[v1.QueryLatencyRequest, v1.QueryLatencyResponse](
+			httpClient,
+			baseURL+UsageServiceQueryLatencyProcedure,
+			connect.WithSchema(usageServiceMethods.ByName("QueryLatency")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		forecast: connect.NewClient[v1.ForecastRequest, v1.ForecastResponse](
+			httpClient,
+			baseURL+UsageServiceForecastProcedure,
+			connect.WithSchema(usageServiceMethods.ByName("Forecast")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		traceUsage: connect.NewClient[v1.TraceUsageRequest, v1.TraceUsageResponse](
+			httpClient,
+			baseURL+UsageServiceTraceUsageProcedure,
+			connect.WithSchema(usageServiceMethods.ByName("TraceUsage")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // usageServiceClient implements UsageServiceClient.
 type usageServiceClient struct {
-	queryUsage  *connect.Client[v1.QueryUsageRequest, v1.QueryUsageResponse]
-	queryTotals *connect.Client[v1.QueryTotalsRequest, v1.QueryTotalsResponse]
+	queryUsage   *connect.Client[v1.QueryUsageRequest, v1.QueryUsageResponse]
+	queryTotals  *connect.Client[v1.QueryTotalsRequest, v1.QueryTotalsResponse]
+	queryLatency *connect.Client[v1.QueryLatencyRequest, v1.QueryLatencyResponse]
+	forecast     *connect.Client[v1.ForecastRequest, v1.ForecastResponse]
+	traceUsage   *connect.Client[v1.TraceUsageRequest, v1.TraceUsageResponse]
 }
 
 // QueryUsage calls bailiwick.admin.v1.UsageService.QueryUsage.
@@ -691,12 +778,45 @@ func (c *usageServiceClient) QueryTotals(ctx context.Context, req *v1.QueryTotal
 	return nil, err
 }
 
+// QueryLatency calls bailiwick.admin.v1.UsageService.QueryLatency.
+func (c *usageServiceClient) QueryLatency(ctx context.Context, req *v1.QueryLatencyRequest) (*v1.QueryLatencyResponse, error) {
+	response, err := c.queryLatency.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Forecast calls bailiwick.admin.v1.UsageService.Forecast.
+func (c *usageServiceClient) Forecast(ctx context.Context, req *v1.ForecastRequest) (*v1.ForecastResponse, error) {
+	response, err := c.forecast.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TraceUsage calls bailiwick.admin.v1.UsageService.TraceUsage.
+func (c *usageServiceClient) TraceUsage(ctx context.Context, req *v1.TraceUsageRequest) (*v1.TraceUsageResponse, error) {
+	response, err := c.traceUsage.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // UsageServiceHandler is an implementation of the bailiwick.admin.v1.UsageService service.
 type UsageServiceHandler interface {
 	// QueryUsage answers one customer's usage from the zone ledger.
 	QueryUsage(context.Context, *v1.QueryUsageRequest) (*v1.QueryUsageResponse, error)
 	// QueryTotals sums without a customer column, over this zone or, asked for all, over every zone.
 	QueryTotals(context.Context, *v1.QueryTotalsRequest) (*v1.QueryTotalsResponse, error)
+	// QueryLatency answers quantiles of answers' latencies by API, route and served region; no customer column.
+	QueryLatency(context.Context, *v1.QueryLatencyRequest) (*v1.QueryLatencyResponse, error)
+	// Forecast says for each subscription with a quota when it will be used up, and how often its limits are met.
+	Forecast(context.Context, *v1.ForecastRequest) (*v1.ForecastResponse, error)
+	// TraceUsage shows the requests behind a customer's cells: cell, blocks, rows. It stays in the zone.
+	TraceUsage(context.Context, *v1.TraceUsageRequest) (*v1.TraceUsageResponse, error)
 }
 
 // NewUsageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -720,12 +840,39 @@ func NewUsageServiceHandler(svc UsageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	usageServiceQueryLatencyHandler := connect.NewUnaryHandlerSimple(
+		UsageServiceQueryLatencyProcedure,
+		svc.QueryLatency,
+		connect.WithSchema(usageServiceMethods.ByName("QueryLatency")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	usageServiceForecastHandler := connect.NewUnaryHandlerSimple(
+		UsageServiceForecastProcedure,
+		svc.Forecast,
+		connect.WithSchema(usageServiceMethods.ByName("Forecast")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	usageServiceTraceUsageHandler := connect.NewUnaryHandlerSimple(
+		UsageServiceTraceUsageProcedure,
+		svc.TraceUsage,
+		connect.WithSchema(usageServiceMethods.ByName("TraceUsage")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.admin.v1.UsageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case UsageServiceQueryUsageProcedure:
 			usageServiceQueryUsageHandler.ServeHTTP(w, r)
 		case UsageServiceQueryTotalsProcedure:
 			usageServiceQueryTotalsHandler.ServeHTTP(w, r)
+		case UsageServiceQueryLatencyProcedure:
+			usageServiceQueryLatencyHandler.ServeHTTP(w, r)
+		case UsageServiceForecastProcedure:
+			usageServiceForecastHandler.ServeHTTP(w, r)
+		case UsageServiceTraceUsageProcedure:
+			usageServiceTraceUsageHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -741,4 +888,708 @@ func (UnimplementedUsageServiceHandler) QueryUsage(context.Context, *v1.QueryUsa
 
 func (UnimplementedUsageServiceHandler) QueryTotals(context.Context, *v1.QueryTotalsRequest) (*v1.QueryTotalsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.UsageService.QueryTotals is not implemented"))
+}
+
+func (UnimplementedUsageServiceHandler) QueryLatency(context.Context, *v1.QueryLatencyRequest) (*v1.QueryLatencyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.UsageService.QueryLatency is not implemented"))
+}
+
+func (UnimplementedUsageServiceHandler) Forecast(context.Context, *v1.ForecastRequest) (*v1.ForecastResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.UsageService.Forecast is not implemented"))
+}
+
+func (UnimplementedUsageServiceHandler) TraceUsage(context.Context, *v1.TraceUsageRequest) (*v1.TraceUsageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.UsageService.TraceUsage is not implemented"))
+}
+
+// QuotaServiceClient is a client for the bailiwick.admin.v1.QuotaService service.
+type QuotaServiceClient interface {
+	GetQuotas(context.Context, *v1.GetQuotasRequest) (*v1.GetQuotasResponse, error)
+	// TopUp adds units to the current period, or to a prepaid balance, at once. request_id makes it happen once.
+	TopUp(context.Context, *v1.TopUpRequest) (*v1.TopUpResponse, error)
+}
+
+// NewQuotaServiceClient constructs a client for the bailiwick.admin.v1.QuotaService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewQuotaServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) QuotaServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	quotaServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("QuotaService").Methods()
+	return &quotaServiceClient{
+		getQuotas: connect.NewClient[v1.GetQuotasRequest, v1.GetQuotasResponse](
+			httpClient,
+			baseURL+QuotaServiceGetQuotasProcedure,
+			connect.WithSchema(quotaServiceMethods.ByName("GetQuotas")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		topUp: connect.NewClient[v1.TopUpRequest, v1.TopUpResponse](
+			httpClient,
+			baseURL+QuotaServiceTopUpProcedure,
+			connect.WithSchema(quotaServiceMethods.ByName("TopUp")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// quotaServiceClient implements QuotaServiceClient.
+type quotaServiceClient struct {
+	getQuotas *connect.Client[v1.GetQuotasRequest, v1.GetQuotasResponse]
+	topUp     *connect.Client[v1.TopUpRequest, v1.TopUpResponse]
+}
+
+// GetQuotas calls bailiwick.admin.v1.QuotaService.GetQuotas.
+func (c *quotaServiceClient) GetQuotas(ctx context.Context, req *v1.GetQuotasRequest) (*v1.GetQuotasResponse, error) {
+	response, err := c.getQuotas.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TopUp calls bailiwick.admin.v1.QuotaService.TopUp.
+func (c *quotaServiceClient) TopUp(ctx context.Context, req *v1.TopUpRequest) (*v1.TopUpResponse, error) {
+	response, err := c.topUp.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// QuotaServiceHandler is an implementation of the bailiwick.admin.v1.QuotaService service.
+type QuotaServiceHandler interface {
+	GetQuotas(context.Context, *v1.GetQuotasRequest) (*v1.GetQuotasResponse, error)
+	// TopUp adds units to the current period, or to a prepaid balance, at once. request_id makes it happen once.
+	TopUp(context.Context, *v1.TopUpRequest) (*v1.TopUpResponse, error)
+}
+
+// NewQuotaServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewQuotaServiceHandler(svc QuotaServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	quotaServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("QuotaService").Methods()
+	quotaServiceGetQuotasHandler := connect.NewUnaryHandlerSimple(
+		QuotaServiceGetQuotasProcedure,
+		svc.GetQuotas,
+		connect.WithSchema(quotaServiceMethods.ByName("GetQuotas")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	quotaServiceTopUpHandler := connect.NewUnaryHandlerSimple(
+		QuotaServiceTopUpProcedure,
+		svc.TopUp,
+		connect.WithSchema(quotaServiceMethods.ByName("TopUp")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.QuotaService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case QuotaServiceGetQuotasProcedure:
+			quotaServiceGetQuotasHandler.ServeHTTP(w, r)
+		case QuotaServiceTopUpProcedure:
+			quotaServiceTopUpHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedQuotaServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedQuotaServiceHandler struct{}
+
+func (UnimplementedQuotaServiceHandler) GetQuotas(context.Context, *v1.GetQuotasRequest) (*v1.GetQuotasResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.QuotaService.GetQuotas is not implemented"))
+}
+
+func (UnimplementedQuotaServiceHandler) TopUp(context.Context, *v1.TopUpRequest) (*v1.TopUpResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.QuotaService.TopUp is not implemented"))
+}
+
+// LedgerServiceClient is a client for the bailiwick.admin.v1.LedgerService service.
+type LedgerServiceClient interface {
+	// ListEpochs lists what the ledger knows of each edge's usage: applied, outstanding, closed, quarantined.
+	ListEpochs(context.Context, *v1.ListEpochsRequest) (*v1.ListEpochsResponse, error)
+	// CloseEpoch declares that no further block of an epoch will come. What is missing becomes a permanent gap.
+	CloseEpoch(context.Context, *v1.CloseEpochRequest) (*v1.CloseEpochResponse, error)
+	// Correct books signed quantities on a customer's cells, with a reason; dry_run shows what would change.
+	Correct(context.Context, *v1.CorrectRequest) (*v1.CorrectResponse, error)
+	// UndoCorrection books the opposite of an earlier correction and links to it.
+	UndoCorrection(context.Context, *v1.UndoCorrectionRequest) (*v1.CorrectResponse, error)
+	ListCorrections(context.Context, *v1.ListCorrectionsRequest) (*v1.ListCorrectionsResponse, error)
+	// ListPeriods lists closed days and why each was closed: complete, or grace ended.
+	ListPeriods(context.Context, *v1.ListPeriodsRequest) (*v1.ListPeriodsResponse, error)
+	// ListRefusals counts usage that was refused, by edge and reason, with a sample.
+	ListRefusals(context.Context, *v1.ListRefusalsRequest) (*v1.ListRefusalsResponse, error)
+}
+
+// NewLedgerServiceClient constructs a client for the bailiwick.admin.v1.LedgerService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewLedgerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) LedgerServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	ledgerServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("LedgerService").Methods()
+	return &ledgerServiceClient{
+		listEpochs: connect.NewClient[v1.ListEpochsRequest, v1.ListEpochsResponse](
+			httpClient,
+			baseURL+LedgerServiceListEpochsProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("ListEpochs")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		closeEpoch: connect.NewClient[v1.CloseEpochRequest, v1.CloseEpochResponse](
+			httpClient,
+			baseURL+LedgerServiceCloseEpochProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("CloseEpoch")),
+			connect.WithClientOptions(opts...),
+		),
+		correct: connect.NewClient[v1.CorrectRequest, v1.CorrectResponse](
+			httpClient,
+			baseURL+LedgerServiceCorrectProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("Correct")),
+			connect.WithClientOptions(opts...),
+		),
+		undoCorrection: connect.NewClient[v1.UndoCorrectionRequest, v1.CorrectResponse](
+			httpClient,
+			baseURL+LedgerServiceUndoCorrectionProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("UndoCorrection")),
+			connect.WithClientOptions(opts...),
+		),
+		listCorrections: connect.NewClient[v1.ListCorrectionsRequest, v1.ListCorrectionsResponse](
+			httpClient,
+			baseURL+LedgerServiceListCorrectionsProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("ListCorrections")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listPeriods: connect.NewClient[v1.ListPeriodsRequest, v1.ListPeriodsResponse](
+			httpClient,
+			baseURL+LedgerServiceListPeriodsProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("ListPeriods")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listRefusals: connect.NewClient[v1.ListRefusalsRequest, v1.ListRefusalsResponse](
+			httpClient,
+			baseURL+LedgerServiceListRefusalsProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("ListRefusals")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// ledgerServiceClient implements LedgerServiceClient.
+type ledgerServiceClient struct {
+	listEpochs      *connect.Client[v1.ListEpochsRequest, v1.ListEpochsResponse]
+	closeEpoch      *connect.Client[v1.CloseEpochRequest, v1.CloseEpochResponse]
+	correct         *connect.Client[v1.CorrectRequest, v1.CorrectResponse]
+	undoCorrection  *connect.Client[v1.UndoCorrectionRequest, v1.CorrectResponse]
+	listCorrections *connect.Client[v1.ListCorrectionsRequest, v1.ListCorrectionsResponse]
+	listPeriods     *connect.Client[v1.ListPeriodsRequest, v1.ListPeriodsResponse]
+	listRefusals    *connect.Client[v1.ListRefusalsRequest, v1.ListRefusalsResponse]
+}
+
+// ListEpochs calls bailiwick.admin.v1.LedgerService.ListEpochs.
+func (c *ledgerServiceClient) ListEpochs(ctx context.Context, req *v1.ListEpochsRequest) (*v1.ListEpochsResponse, error) {
+	response, err := c.listEpochs.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CloseEpoch calls bailiwick.admin.v1.LedgerService.CloseEpoch.
+func (c *ledgerServiceClient) CloseEpoch(ctx context.Context, req *v1.CloseEpochRequest) (*v1.CloseEpochResponse, error) {
+	response, err := c.closeEpoch.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Correct calls bailiwick.admin.v1.LedgerService.Correct.
+func (c *ledgerServiceClient) Correct(ctx context.Context, req *v1.CorrectRequest) (*v1.CorrectResponse, error) {
+	response, err := c.correct.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UndoCorrection calls bailiwick.admin.v1.LedgerService.UndoCorrection.
+func (c *ledgerServiceClient) UndoCorrection(ctx context.Context, req *v1.UndoCorrectionRequest) (*v1.CorrectResponse, error) {
+	response, err := c.undoCorrection.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListCorrections calls bailiwick.admin.v1.LedgerService.ListCorrections.
+func (c *ledgerServiceClient) ListCorrections(ctx context.Context, req *v1.ListCorrectionsRequest) (*v1.ListCorrectionsResponse, error) {
+	response, err := c.listCorrections.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListPeriods calls bailiwick.admin.v1.LedgerService.ListPeriods.
+func (c *ledgerServiceClient) ListPeriods(ctx context.Context, req *v1.ListPeriodsRequest) (*v1.ListPeriodsResponse, error) {
+	response, err := c.listPeriods.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListRefusals calls bailiwick.admin.v1.LedgerService.ListRefusals.
+func (c *ledgerServiceClient) ListRefusals(ctx context.Context, req *v1.ListRefusalsRequest) (*v1.ListRefusalsResponse, error) {
+	response, err := c.listRefusals.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// LedgerServiceHandler is an implementation of the bailiwick.admin.v1.LedgerService service.
+type LedgerServiceHandler interface {
+	// ListEpochs lists what the ledger knows of each edge's usage: applied, outstanding, closed, quarantined.
+	ListEpochs(context.Context, *v1.ListEpochsRequest) (*v1.ListEpochsResponse, error)
+	// CloseEpoch declares that no further block of an epoch will come. What is missing becomes a permanent gap.
+	CloseEpoch(context.Context, *v1.CloseEpochRequest) (*v1.CloseEpochResponse, error)
+	// Correct books signed quantities on a customer's cells, with a reason; dry_run shows what would change.
+	Correct(context.Context, *v1.CorrectRequest) (*v1.CorrectResponse, error)
+	// UndoCorrection books the opposite of an earlier correction and links to it.
+	UndoCorrection(context.Context, *v1.UndoCorrectionRequest) (*v1.CorrectResponse, error)
+	ListCorrections(context.Context, *v1.ListCorrectionsRequest) (*v1.ListCorrectionsResponse, error)
+	// ListPeriods lists closed days and why each was closed: complete, or grace ended.
+	ListPeriods(context.Context, *v1.ListPeriodsRequest) (*v1.ListPeriodsResponse, error)
+	// ListRefusals counts usage that was refused, by edge and reason, with a sample.
+	ListRefusals(context.Context, *v1.ListRefusalsRequest) (*v1.ListRefusalsResponse, error)
+}
+
+// NewLedgerServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewLedgerServiceHandler(svc LedgerServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	ledgerServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("LedgerService").Methods()
+	ledgerServiceListEpochsHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceListEpochsProcedure,
+		svc.ListEpochs,
+		connect.WithSchema(ledgerServiceMethods.ByName("ListEpochs")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceCloseEpochHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceCloseEpochProcedure,
+		svc.CloseEpoch,
+		connect.WithSchema(ledgerServiceMethods.ByName("CloseEpoch")),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceCorrectHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceCorrectProcedure,
+		svc.Correct,
+		connect.WithSchema(ledgerServiceMethods.ByName("Correct")),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceUndoCorrectionHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceUndoCorrectionProcedure,
+		svc.UndoCorrection,
+		connect.WithSchema(ledgerServiceMethods.ByName("UndoCorrection")),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceListCorrectionsHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceListCorrectionsProcedure,
+		svc.ListCorrections,
+		connect.WithSchema(ledgerServiceMethods.ByName("ListCorrections")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceListPeriodsHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceListPeriodsProcedure,
+		svc.ListPeriods,
+		connect.WithSchema(ledgerServiceMethods.ByName("ListPeriods")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceListRefusalsHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceListRefusalsProcedure,
+		svc.ListRefusals,
+		connect.WithSchema(ledgerServiceMethods.ByName("ListRefusals")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.LedgerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case LedgerServiceListEpochsProcedure:
+			ledgerServiceListEpochsHandler.ServeHTTP(w, r)
+		case LedgerServiceCloseEpochProcedure:
+			ledgerServiceCloseEpochHandler.ServeHTTP(w, r)
+		case LedgerServiceCorrectProcedure:
+			ledgerServiceCorrectHandler.ServeHTTP(w, r)
+		case LedgerServiceUndoCorrectionProcedure:
+			ledgerServiceUndoCorrectionHandler.ServeHTTP(w, r)
+		case LedgerServiceListCorrectionsProcedure:
+			ledgerServiceListCorrectionsHandler.ServeHTTP(w, r)
+		case LedgerServiceListPeriodsProcedure:
+			ledgerServiceListPeriodsHandler.ServeHTTP(w, r)
+		case LedgerServiceListRefusalsProcedure:
+			ledgerServiceListRefusalsHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedLedgerServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedLedgerServiceHandler struct{}
+
+func (UnimplementedLedgerServiceHandler) ListEpochs(context.Context, *v1.ListEpochsRequest) (*v1.ListEpochsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.ListEpochs is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) CloseEpoch(context.Context, *v1.CloseEpochRequest) (*v1.CloseEpochResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.CloseEpoch is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) Correct(context.Context, *v1.CorrectRequest) (*v1.CorrectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.Correct is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) UndoCorrection(context.Context, *v1.UndoCorrectionRequest) (*v1.CorrectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.UndoCorrection is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) ListCorrections(context.Context, *v1.ListCorrectionsRequest) (*v1.ListCorrectionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.ListCorrections is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) ListPeriods(context.Context, *v1.ListPeriodsRequest) (*v1.ListPeriodsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.ListPeriods is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) ListRefusals(context.Context, *v1.ListRefusalsRequest) (*v1.ListRefusalsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.ListRefusals is not implemented"))
+}
+
+// CustomerServiceClient is a client for the bailiwick.admin.v1.CustomerService service.
+type CustomerServiceClient interface {
+	// Export is all that the zone holds of a customer, as one JSON document in pieces.
+	Export(context.Context, *v1.ExportRequest) (*connect.ServerStreamForClient[v1.ExportResponse], error)
+	// Erase removes a customer's keys, record and detail, and answers a signed statement of what went and what must stay.
+	Erase(context.Context, *v1.EraseRequest) (*v1.EraseResponse, error)
+}
+
+// NewCustomerServiceClient constructs a client for the bailiwick.admin.v1.CustomerService service.
+// By default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped
+// responses, and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewCustomerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) CustomerServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	customerServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("CustomerService").Methods()
+	return &customerServiceClient{
+		export: connect.NewClient[v1.ExportRequest, v1.ExportResponse](
+			httpClient,
+			baseURL+CustomerServiceExportProcedure,
+			connect.WithSchema(customerServiceMethods.ByName("Export")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		erase: connect.NewClient[v1.EraseRequest, v1.EraseResponse](
+			httpClient,
+			baseURL+CustomerServiceEraseProcedure,
+			connect.WithSchema(customerServiceMethods.ByName("Erase")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// customerServiceClient implements CustomerServiceClient.
+type customerServiceClient struct {
+	export *connect.Client[v1.ExportRequest, v1.ExportResponse]
+	erase  *connect.Client[v1.EraseRequest, v1.EraseResponse]
+}
+
+// Export calls bailiwick.admin.v1.CustomerService.Export.
+func (c *customerServiceClient) Export(ctx context.Context, req *v1.ExportRequest) (*connect.ServerStreamForClient[v1.ExportResponse], error) {
+	return c.export.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// Erase calls bailiwick.admin.v1.CustomerService.Erase.
+func (c *customerServiceClient) Erase(ctx context.Context, req *v1.EraseRequest) (*v1.EraseResponse, error) {
+	response, err := c.erase.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CustomerServiceHandler is an implementation of the bailiwick.admin.v1.CustomerService service.
+type CustomerServiceHandler interface {
+	// Export is all that the zone holds of a customer, as one JSON document in pieces.
+	Export(context.Context, *v1.ExportRequest, *connect.ServerStream[v1.ExportResponse]) error
+	// Erase removes a customer's keys, record and detail, and answers a signed statement of what went and what must stay.
+	Erase(context.Context, *v1.EraseRequest) (*v1.EraseResponse, error)
+}
+
+// NewCustomerServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewCustomerServiceHandler(svc CustomerServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	customerServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("CustomerService").Methods()
+	customerServiceExportHandler := connect.NewServerStreamHandlerSimple(
+		CustomerServiceExportProcedure,
+		svc.Export,
+		connect.WithSchema(customerServiceMethods.ByName("Export")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	customerServiceEraseHandler := connect.NewUnaryHandlerSimple(
+		CustomerServiceEraseProcedure,
+		svc.Erase,
+		connect.WithSchema(customerServiceMethods.ByName("Erase")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.CustomerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case CustomerServiceExportProcedure:
+			customerServiceExportHandler.ServeHTTP(w, r)
+		case CustomerServiceEraseProcedure:
+			customerServiceEraseHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedCustomerServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedCustomerServiceHandler struct{}
+
+func (UnimplementedCustomerServiceHandler) Export(context.Context, *v1.ExportRequest, *connect.ServerStream[v1.ExportResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.CustomerService.Export is not implemented"))
+}
+
+func (UnimplementedCustomerServiceHandler) Erase(context.Context, *v1.EraseRequest) (*v1.EraseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.CustomerService.Erase is not implemented"))
+}
+
+// AlertServiceClient is a client for the bailiwick.admin.v1.AlertService service.
+type AlertServiceClient interface {
+	// CreateWebhook answers the signing secret once.
+	CreateWebhook(context.Context, *v1.CreateWebhookRequest) (*v1.CreateWebhookResponse, error)
+	ListWebhooks(context.Context, *v1.ListWebhooksRequest) (*v1.ListWebhooksResponse, error)
+	DeleteWebhook(context.Context, *v1.DeleteWebhookRequest) (*v1.DeleteWebhookResponse, error)
+	// RotateWebhookSecret answers a new secret; both sign until overlap is over.
+	RotateWebhookSecret(context.Context, *v1.RotateWebhookSecretRequest) (*v1.RotateWebhookSecretResponse, error)
+	// ListAlerts lists what was raised and what became of its deliveries.
+	ListAlerts(context.Context, *v1.ListAlertsRequest) (*v1.ListAlertsResponse, error)
+}
+
+// NewAlertServiceClient constructs a client for the bailiwick.admin.v1.AlertService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewAlertServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) AlertServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	alertServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("AlertService").Methods()
+	return &alertServiceClient{
+		createWebhook: connect.NewClient[v1.CreateWebhookRequest, v1.CreateWebhookResponse](
+			httpClient,
+			baseURL+AlertServiceCreateWebhookProcedure,
+			connect.WithSchema(alertServiceMethods.ByName("CreateWebhook")),
+			connect.WithClientOptions(opts...),
+		),
+		listWebhooks: connect.NewClient[v1.ListWebhooksRequest, v1.ListWebhooksResponse](
+			httpClient,
+			baseURL+AlertServiceListWebhooksProcedure,
+			connect.WithSchema(alertServiceMethods.ByName("ListWebhooks")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		deleteWebhook: connect.NewClient[v1.DeleteWebhookRequest, v1.DeleteWebhookResponse](
+			httpClient,
+			baseURL+AlertServiceDeleteWebhookProcedure,
+			connect.WithSchema(alertServiceMethods.ByName("DeleteWebhook")),
+			connect.WithClientOptions(opts...),
+		),
+		rotateWebhookSecret: connect.NewClient[v1.RotateWebhookSecretRequest, v1.RotateWebhookSecretResponse](
+			httpClient,
+			baseURL+AlertServiceRotateWebhookSecretProcedure,
+			connect.WithSchema(alertServiceMethods.ByName("RotateWebhookSecret")),
+			connect.WithClientOptions(opts...),
+		),
+		listAlerts: connect.NewClient[v1.ListAlertsRequest, v1.ListAlertsResponse](
+			httpClient,
+			baseURL+AlertServiceListAlertsProcedure,
+			connect.WithSchema(alertServiceMethods.ByName("ListAlerts")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// alertServiceClient implements AlertServiceClient.
+type alertServiceClient struct {
+	createWebhook       *connect.Client[v1.CreateWebhookRequest, v1.CreateWebhookResponse]
+	listWebhooks        *connect.Client[v1.ListWebhooksRequest, v1.ListWebhooksResponse]
+	deleteWebhook       *connect.Client[v1.DeleteWebhookRequest, v1.DeleteWebhookResponse]
+	rotateWebhookSecret *connect.Client[v1.RotateWebhookSecretRequest, v1.RotateWebhookSecretResponse]
+	listAlerts          *connect.Client[v1.ListAlertsRequest, v1.ListAlertsResponse]
+}
+
+// CreateWebhook calls bailiwick.admin.v1.AlertService.CreateWebhook.
+func (c *alertServiceClient) CreateWebhook(ctx context.Context, req *v1.CreateWebhookRequest) (*v1.CreateWebhookResponse, error) {
+	response, err := c.createWebhook.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListWebhooks calls bailiwick.admin.v1.AlertService.ListWebhooks.
+func (c *alertServiceClient) ListWebhooks(ctx context.Context, req *v1.ListWebhooksRequest) (*v1.ListWebhooksResponse, error) {
+	response, err := c.listWebhooks.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteWebhook calls bailiwick.admin.v1.AlertService.DeleteWebhook.
+func (c *alertServiceClient) DeleteWebhook(ctx context.Context, req *v1.DeleteWebhookRequest) (*v1.DeleteWebhookResponse, error) {
+	response, err := c.deleteWebhook.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RotateWebhookSecret calls bailiwick.admin.v1.AlertService.RotateWebhookSecret.
+func (c *alertServiceClient) RotateWebhookSecret(ctx context.Context, req *v1.RotateWebhookSecretRequest) (*v1.RotateWebhookSecretResponse, error) {
+	response, err := c.rotateWebhookSecret.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListAlerts calls bailiwick.admin.v1.AlertService.ListAlerts.
+func (c *alertServiceClient) ListAlerts(ctx context.Context, req *v1.ListAlertsRequest) (*v1.ListAlertsResponse, error) {
+	response, err := c.listAlerts.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AlertServiceHandler is an implementation of the bailiwick.admin.v1.AlertService service.
+type AlertServiceHandler interface {
+	// CreateWebhook answers the signing secret once.
+	CreateWebhook(context.Context, *v1.CreateWebhookRequest) (*v1.CreateWebhookResponse, error)
+	ListWebhooks(context.Context, *v1.ListWebhooksRequest) (*v1.ListWebhooksResponse, error)
+	DeleteWebhook(context.Context, *v1.DeleteWebhookRequest) (*v1.DeleteWebhookResponse, error)
+	// RotateWebhookSecret answers a new secret; both sign until overlap is over.
+	RotateWebhookSecret(context.Context, *v1.RotateWebhookSecretRequest) (*v1.RotateWebhookSecretResponse, error)
+	// ListAlerts lists what was raised and what became of its deliveries.
+	ListAlerts(context.Context, *v1.ListAlertsRequest) (*v1.ListAlertsResponse, error)
+}
+
+// NewAlertServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewAlertServiceHandler(svc AlertServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	alertServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("AlertService").Methods()
+	alertServiceCreateWebhookHandler := connect.NewUnaryHandlerSimple(
+		AlertServiceCreateWebhookProcedure,
+		svc.CreateWebhook,
+		connect.WithSchema(alertServiceMethods.ByName("CreateWebhook")),
+		connect.WithHandlerOptions(opts...),
+	)
+	alertServiceListWebhooksHandler := connect.NewUnaryHandlerSimple(
+		AlertServiceListWebhooksProcedure,
+		svc.ListWebhooks,
+		connect.WithSchema(alertServiceMethods.ByName("ListWebhooks")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	alertServiceDeleteWebhookHandler := connect.NewUnaryHandlerSimple(
+		AlertServiceDeleteWebhookProcedure,
+		svc.DeleteWebhook,
+		connect.WithSchema(alertServiceMethods.ByName("DeleteWebhook")),
+		connect.WithHandlerOptions(opts...),
+	)
+	alertServiceRotateWebhookSecretHandler := connect.NewUnaryHandlerSimple(
+		AlertServiceRotateWebhookSecretProcedure,
+		svc.RotateWebhookSecret,
+		connect.WithSchema(alertServiceMethods.ByName("RotateWebhookSecret")),
+		connect.WithHandlerOptions(opts...),
+	)
+	alertServiceListAlertsHandler := connect.NewUnaryHandlerSimple(
+		AlertServiceListAlertsProcedure,
+		svc.ListAlerts,
+		connect.WithSchema(alertServiceMethods.ByName("ListAlerts")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.AlertService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case AlertServiceCreateWebhookProcedure:
+			alertServiceCreateWebhookHandler.ServeHTTP(w, r)
+		case AlertServiceListWebhooksProcedure:
+			alertServiceListWebhooksHandler.ServeHTTP(w, r)
+		case AlertServiceDeleteWebhookProcedure:
+			alertServiceDeleteWebhookHandler.ServeHTTP(w, r)
+		case AlertServiceRotateWebhookSecretProcedure:
+			alertServiceRotateWebhookSecretHandler.ServeHTTP(w, r)
+		case AlertServiceListAlertsProcedure:
+			alertServiceListAlertsHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedAlertServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedAlertServiceHandler struct{}
+
+func (UnimplementedAlertServiceHandler) CreateWebhook(context.Context, *v1.CreateWebhookRequest) (*v1.CreateWebhookResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.AlertService.CreateWebhook is not implemented"))
+}
+
+func (UnimplementedAlertServiceHandler) ListWebhooks(context.Context, *v1.ListWebhooksRequest) (*v1.ListWebhooksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.AlertService.ListWebhooks is not implemented"))
+}
+
+func (UnimplementedAlertServiceHandler) DeleteWebhook(context.Context, *v1.DeleteWebhookRequest) (*v1.DeleteWebhookResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.AlertService.DeleteWebhook is not implemented"))
+}
+
+func (UnimplementedAlertServiceHandler) RotateWebhookSecret(context.Context, *v1.RotateWebhookSecretRequest) (*v1.RotateWebhookSecretResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.AlertService.RotateWebhookSecret is not implemented"))
+}
+
+func (UnimplementedAlertServiceHandler) ListAlerts(context.Context, *v1.ListAlertsRequest) (*v1.ListAlertsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.AlertService.ListAlerts is not implemented"))
 }

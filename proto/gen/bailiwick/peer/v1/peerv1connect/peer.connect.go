@@ -28,6 +28,8 @@ const (
 	GroupServiceName = "bailiwick.peer.v1.GroupService"
 	// ZoneServiceName is the fully-qualified name of the ZoneService service.
 	ZoneServiceName = "bailiwick.peer.v1.ZoneService"
+	// LedgerServiceName is the fully-qualified name of the LedgerService service.
+	LedgerServiceName = "bailiwick.peer.v1.LedgerService"
 	// CentralServiceName is the fully-qualified name of the CentralService service.
 	CentralServiceName = "bailiwick.peer.v1.CentralService"
 )
@@ -50,6 +52,19 @@ const (
 	ZoneServiceReportEdgesProcedure = "/bailiwick.peer.v1.ZoneService/ReportEdges"
 	// ZoneServiceEdgeReportsProcedure is the fully-qualified name of the ZoneService's EdgeReports RPC.
 	ZoneServiceEdgeReportsProcedure = "/bailiwick.peer.v1.ZoneService/EdgeReports"
+	// LedgerServiceExchangeForProcedure is the fully-qualified name of the LedgerService's ExchangeFor
+	// RPC.
+	LedgerServiceExchangeForProcedure = "/bailiwick.peer.v1.LedgerService/ExchangeFor"
+	// LedgerServiceQuotaHoldersProcedure is the fully-qualified name of the LedgerService's
+	// QuotaHolders RPC.
+	LedgerServiceQuotaHoldersProcedure = "/bailiwick.peer.v1.LedgerService/QuotaHolders"
+	// LedgerServiceTraceProcedure is the fully-qualified name of the LedgerService's Trace RPC.
+	LedgerServiceTraceProcedure = "/bailiwick.peer.v1.LedgerService/Trace"
+	// LedgerServiceEraseDetailProcedure is the fully-qualified name of the LedgerService's EraseDetail
+	// RPC.
+	LedgerServiceEraseDetailProcedure = "/bailiwick.peer.v1.LedgerService/EraseDetail"
+	// LedgerServiceStateHashProcedure is the fully-qualified name of the LedgerService's StateHash RPC.
+	LedgerServiceStateHashProcedure = "/bailiwick.peer.v1.LedgerService/StateHash"
 	// CentralServiceTotalsProcedure is the fully-qualified name of the CentralService's Totals RPC.
 	CentralServiceTotalsProcedure = "/bailiwick.peer.v1.CentralService/Totals"
 )
@@ -290,6 +305,206 @@ func (UnimplementedZoneServiceHandler) ReportEdges(context.Context, *v1.ReportEd
 
 func (UnimplementedZoneServiceHandler) EdgeReports(context.Context, *v1.EdgeReportsRequest) (*v1.EdgeReportsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.ZoneService.EdgeReports is not implemented"))
+}
+
+// LedgerServiceClient is a client for the bailiwick.peer.v1.LedgerService service.
+type LedgerServiceClient interface {
+	// ExchangeFor is answered by the leader of the zone ledger.
+	ExchangeFor(context.Context, *v1.ExchangeForRequest) (*v1.ExchangeForResponse, error)
+	// QuotaHolders is the leader's word on a customer's leases.
+	QuotaHolders(context.Context, *v1.QuotaHoldersRequest) (*v1.QuotaHoldersResponse, error)
+	// Trace answers from the detail on the asked node's own disk.
+	Trace(context.Context, *v1.TraceRequest) (*connect.ServerStreamForClient[v1.TraceResponse], error)
+	// EraseDetail removes a customer's rows from the asked node's detail.
+	EraseDetail(context.Context, *v1.EraseDetailRequest) (*v1.EraseDetailResponse, error)
+	// StateHash is the asked node's hash of the ledger at a checkpoint.
+	StateHash(context.Context, *v1.StateHashRequest) (*v1.StateHashResponse, error)
+}
+
+// NewLedgerServiceClient constructs a client for the bailiwick.peer.v1.LedgerService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewLedgerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) LedgerServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	ledgerServiceMethods := v1.File_bailiwick_peer_v1_peer_proto.Services().ByName("LedgerService").Methods()
+	return &ledgerServiceClient{
+		exchangeFor: connect.NewClient[v1.ExchangeForRequest, v1.ExchangeForResponse](
+			httpClient,
+			baseURL+LedgerServiceExchangeForProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("ExchangeFor")),
+			connect.WithClientOptions(opts...),
+		),
+		quotaHolders: connect.NewClient[v1.QuotaHoldersRequest, v1.QuotaHoldersResponse](
+			httpClient,
+			baseURL+LedgerServiceQuotaHoldersProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("QuotaHolders")),
+			connect.WithClientOptions(opts...),
+		),
+		trace: connect.NewClient[v1.TraceRequest, v1.TraceResponse](
+			httpClient,
+			baseURL+LedgerServiceTraceProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("Trace")),
+			connect.WithClientOptions(opts...),
+		),
+		eraseDetail: connect.NewClient[v1.EraseDetailRequest, v1.EraseDetailResponse](
+			httpClient,
+			baseURL+LedgerServiceEraseDetailProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("EraseDetail")),
+			connect.WithClientOptions(opts...),
+		),
+		stateHash: connect.NewClient[v1.StateHashRequest, v1.StateHashResponse](
+			httpClient,
+			baseURL+LedgerServiceStateHashProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("StateHash")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// ledgerServiceClient implements LedgerServiceClient.
+type ledgerServiceClient struct {
+	exchangeFor  *connect.Client[v1.ExchangeForRequest, v1.ExchangeForResponse]
+	quotaHolders *connect.Client[v1.QuotaHoldersRequest, v1.QuotaHoldersResponse]
+	trace        *connect.Client[v1.TraceRequest, v1.TraceResponse]
+	eraseDetail  *connect.Client[v1.EraseDetailRequest, v1.EraseDetailResponse]
+	stateHash    *connect.Client[v1.StateHashRequest, v1.StateHashResponse]
+}
+
+// ExchangeFor calls bailiwick.peer.v1.LedgerService.ExchangeFor.
+func (c *ledgerServiceClient) ExchangeFor(ctx context.Context, req *v1.ExchangeForRequest) (*v1.ExchangeForResponse, error) {
+	response, err := c.exchangeFor.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// QuotaHolders calls bailiwick.peer.v1.LedgerService.QuotaHolders.
+func (c *ledgerServiceClient) QuotaHolders(ctx context.Context, req *v1.QuotaHoldersRequest) (*v1.QuotaHoldersResponse, error) {
+	response, err := c.quotaHolders.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Trace calls bailiwick.peer.v1.LedgerService.Trace.
+func (c *ledgerServiceClient) Trace(ctx context.Context, req *v1.TraceRequest) (*connect.ServerStreamForClient[v1.TraceResponse], error) {
+	return c.trace.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// EraseDetail calls bailiwick.peer.v1.LedgerService.EraseDetail.
+func (c *ledgerServiceClient) EraseDetail(ctx context.Context, req *v1.EraseDetailRequest) (*v1.EraseDetailResponse, error) {
+	response, err := c.eraseDetail.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// StateHash calls bailiwick.peer.v1.LedgerService.StateHash.
+func (c *ledgerServiceClient) StateHash(ctx context.Context, req *v1.StateHashRequest) (*v1.StateHashResponse, error) {
+	response, err := c.stateHash.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// LedgerServiceHandler is an implementation of the bailiwick.peer.v1.LedgerService service.
+type LedgerServiceHandler interface {
+	// ExchangeFor is answered by the leader of the zone ledger.
+	ExchangeFor(context.Context, *v1.ExchangeForRequest) (*v1.ExchangeForResponse, error)
+	// QuotaHolders is the leader's word on a customer's leases.
+	QuotaHolders(context.Context, *v1.QuotaHoldersRequest) (*v1.QuotaHoldersResponse, error)
+	// Trace answers from the detail on the asked node's own disk.
+	Trace(context.Context, *v1.TraceRequest, *connect.ServerStream[v1.TraceResponse]) error
+	// EraseDetail removes a customer's rows from the asked node's detail.
+	EraseDetail(context.Context, *v1.EraseDetailRequest) (*v1.EraseDetailResponse, error)
+	// StateHash is the asked node's hash of the ledger at a checkpoint.
+	StateHash(context.Context, *v1.StateHashRequest) (*v1.StateHashResponse, error)
+}
+
+// NewLedgerServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewLedgerServiceHandler(svc LedgerServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	ledgerServiceMethods := v1.File_bailiwick_peer_v1_peer_proto.Services().ByName("LedgerService").Methods()
+	ledgerServiceExchangeForHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceExchangeForProcedure,
+		svc.ExchangeFor,
+		connect.WithSchema(ledgerServiceMethods.ByName("ExchangeFor")),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceQuotaHoldersHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceQuotaHoldersProcedure,
+		svc.QuotaHolders,
+		connect.WithSchema(ledgerServiceMethods.ByName("QuotaHolders")),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceTraceHandler := connect.NewServerStreamHandlerSimple(
+		LedgerServiceTraceProcedure,
+		svc.Trace,
+		connect.WithSchema(ledgerServiceMethods.ByName("Trace")),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceEraseDetailHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceEraseDetailProcedure,
+		svc.EraseDetail,
+		connect.WithSchema(ledgerServiceMethods.ByName("EraseDetail")),
+		connect.WithHandlerOptions(opts...),
+	)
+	ledgerServiceStateHashHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceStateHashProcedure,
+		svc.StateHash,
+		connect.WithSchema(ledgerServiceMethods.ByName("StateHash")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.peer.v1.LedgerService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case LedgerServiceExchangeForProcedure:
+			ledgerServiceExchangeForHandler.ServeHTTP(w, r)
+		case LedgerServiceQuotaHoldersProcedure:
+			ledgerServiceQuotaHoldersHandler.ServeHTTP(w, r)
+		case LedgerServiceTraceProcedure:
+			ledgerServiceTraceHandler.ServeHTTP(w, r)
+		case LedgerServiceEraseDetailProcedure:
+			ledgerServiceEraseDetailHandler.ServeHTTP(w, r)
+		case LedgerServiceStateHashProcedure:
+			ledgerServiceStateHashHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedLedgerServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedLedgerServiceHandler struct{}
+
+func (UnimplementedLedgerServiceHandler) ExchangeFor(context.Context, *v1.ExchangeForRequest) (*v1.ExchangeForResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.LedgerService.ExchangeFor is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) QuotaHolders(context.Context, *v1.QuotaHoldersRequest) (*v1.QuotaHoldersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.LedgerService.QuotaHolders is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) Trace(context.Context, *v1.TraceRequest, *connect.ServerStream[v1.TraceResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.LedgerService.Trace is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) EraseDetail(context.Context, *v1.EraseDetailRequest) (*v1.EraseDetailResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.LedgerService.EraseDetail is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) StateHash(context.Context, *v1.StateHashRequest) (*v1.StateHashResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.LedgerService.StateHash is not implemented"))
 }
 
 // CentralServiceClient is a client for the bailiwick.peer.v1.CentralService service.

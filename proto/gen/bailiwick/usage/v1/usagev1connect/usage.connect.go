@@ -26,6 +26,8 @@ const _ = connect.IsAtLeastVersion1_13_0
 const (
 	// IngestServiceName is the fully-qualified name of the IngestService service.
 	IngestServiceName = "bailiwick.usage.v1.IngestService"
+	// QuotaServiceName is the fully-qualified name of the QuotaService service.
+	QuotaServiceName = "bailiwick.usage.v1.QuotaService"
 )
 
 // These constants are the fully-qualified names of the RPCs defined in this package. They're
@@ -38,11 +40,18 @@ const (
 const (
 	// IngestServiceUploadProcedure is the fully-qualified name of the IngestService's Upload RPC.
 	IngestServiceUploadProcedure = "/bailiwick.usage.v1.IngestService/Upload"
+	// IngestServiceUploadDetailProcedure is the fully-qualified name of the IngestService's
+	// UploadDetail RPC.
+	IngestServiceUploadDetailProcedure = "/bailiwick.usage.v1.IngestService/UploadDetail"
+	// QuotaServiceExchangeProcedure is the fully-qualified name of the QuotaService's Exchange RPC.
+	QuotaServiceExchangeProcedure = "/bailiwick.usage.v1.QuotaService/Exchange"
 )
 
 // IngestServiceClient is a client for the bailiwick.usage.v1.IngestService service.
 type IngestServiceClient interface {
 	Upload(context.Context) (*connect.BidiStreamForClientSimple[v1.UploadRequest, v1.UploadResponse], error)
+	// UploadDetail carries the detail part, a row a request, on a stream of its own: it never delays the ledger part.
+	UploadDetail(context.Context) (*connect.BidiStreamForClientSimple[v1.UploadDetailRequest, v1.UploadDetailResponse], error)
 }
 
 // NewIngestServiceClient constructs a client for the bailiwick.usage.v1.IngestService service. By
@@ -62,12 +71,19 @@ func NewIngestServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(ingestServiceMethods.ByName("Upload")),
 			connect.WithClientOptions(opts...),
 		),
+		uploadDetail: connect.NewClient[v1.UploadDetailRequest, v1.UploadDetailResponse](
+			httpClient,
+			baseURL+IngestServiceUploadDetailProcedure,
+			connect.WithSchema(ingestServiceMethods.ByName("UploadDetail")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // ingestServiceClient implements IngestServiceClient.
 type ingestServiceClient struct {
-	upload *connect.Client[v1.UploadRequest, v1.UploadResponse]
+	upload       *connect.Client[v1.UploadRequest, v1.UploadResponse]
+	uploadDetail *connect.Client[v1.UploadDetailRequest, v1.UploadDetailResponse]
 }
 
 // Upload calls bailiwick.usage.v1.IngestService.Upload.
@@ -75,9 +91,16 @@ func (c *ingestServiceClient) Upload(ctx context.Context) (*connect.BidiStreamFo
 	return c.upload.CallBidiStreamSimple(ctx)
 }
 
+// UploadDetail calls bailiwick.usage.v1.IngestService.UploadDetail.
+func (c *ingestServiceClient) UploadDetail(ctx context.Context) (*connect.BidiStreamForClientSimple[v1.UploadDetailRequest, v1.UploadDetailResponse], error) {
+	return c.uploadDetail.CallBidiStreamSimple(ctx)
+}
+
 // IngestServiceHandler is an implementation of the bailiwick.usage.v1.IngestService service.
 type IngestServiceHandler interface {
 	Upload(context.Context, *connect.BidiStream[v1.UploadRequest, v1.UploadResponse]) error
+	// UploadDetail carries the detail part, a row a request, on a stream of its own: it never delays the ledger part.
+	UploadDetail(context.Context, *connect.BidiStream[v1.UploadDetailRequest, v1.UploadDetailResponse]) error
 }
 
 // NewIngestServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -93,10 +116,18 @@ func NewIngestServiceHandler(svc IngestServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(ingestServiceMethods.ByName("Upload")),
 		connect.WithHandlerOptions(opts...),
 	)
+	ingestServiceUploadDetailHandler := connect.NewBidiStreamHandler(
+		IngestServiceUploadDetailProcedure,
+		svc.UploadDetail,
+		connect.WithSchema(ingestServiceMethods.ByName("UploadDetail")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.usage.v1.IngestService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case IngestServiceUploadProcedure:
 			ingestServiceUploadHandler.ServeHTTP(w, r)
+		case IngestServiceUploadDetailProcedure:
+			ingestServiceUploadDetailHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -108,4 +139,86 @@ type UnimplementedIngestServiceHandler struct{}
 
 func (UnimplementedIngestServiceHandler) Upload(context.Context, *connect.BidiStream[v1.UploadRequest, v1.UploadResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.usage.v1.IngestService.Upload is not implemented"))
+}
+
+func (UnimplementedIngestServiceHandler) UploadDetail(context.Context, *connect.BidiStream[v1.UploadDetailRequest, v1.UploadDetailResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.usage.v1.IngestService.UploadDetail is not implemented"))
+}
+
+// QuotaServiceClient is a client for the bailiwick.usage.v1.QuotaService service.
+type QuotaServiceClient interface {
+	// Exchange says what was spent and is wanted, and answers leases, the whole quota's state and shares of rate
+	// limits. Any control node of the zone takes it; the leader of the zone ledger decides.
+	Exchange(context.Context, *v1.ExchangeRequest) (*v1.ExchangeResponse, error)
+}
+
+// NewQuotaServiceClient constructs a client for the bailiwick.usage.v1.QuotaService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewQuotaServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) QuotaServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	quotaServiceMethods := v1.File_bailiwick_usage_v1_usage_proto.Services().ByName("QuotaService").Methods()
+	return &quotaServiceClient{
+		exchange: connect.NewClient[v1.ExchangeRequest, v1.ExchangeResponse](
+			httpClient,
+			baseURL+QuotaServiceExchangeProcedure,
+			connect.WithSchema(quotaServiceMethods.ByName("Exchange")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// quotaServiceClient implements QuotaServiceClient.
+type quotaServiceClient struct {
+	exchange *connect.Client[v1.ExchangeRequest, v1.ExchangeResponse]
+}
+
+// Exchange calls bailiwick.usage.v1.QuotaService.Exchange.
+func (c *quotaServiceClient) Exchange(ctx context.Context, req *v1.ExchangeRequest) (*v1.ExchangeResponse, error) {
+	response, err := c.exchange.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// QuotaServiceHandler is an implementation of the bailiwick.usage.v1.QuotaService service.
+type QuotaServiceHandler interface {
+	// Exchange says what was spent and is wanted, and answers leases, the whole quota's state and shares of rate
+	// limits. Any control node of the zone takes it; the leader of the zone ledger decides.
+	Exchange(context.Context, *v1.ExchangeRequest) (*v1.ExchangeResponse, error)
+}
+
+// NewQuotaServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewQuotaServiceHandler(svc QuotaServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	quotaServiceMethods := v1.File_bailiwick_usage_v1_usage_proto.Services().ByName("QuotaService").Methods()
+	quotaServiceExchangeHandler := connect.NewUnaryHandlerSimple(
+		QuotaServiceExchangeProcedure,
+		svc.Exchange,
+		connect.WithSchema(quotaServiceMethods.ByName("Exchange")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.usage.v1.QuotaService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case QuotaServiceExchangeProcedure:
+			quotaServiceExchangeHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedQuotaServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedQuotaServiceHandler struct{}
+
+func (UnimplementedQuotaServiceHandler) Exchange(context.Context, *v1.ExchangeRequest) (*v1.ExchangeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.usage.v1.QuotaService.Exchange is not implemented"))
 }
