@@ -26,6 +26,9 @@ const (
 	prefixTotal = "t/"
 )
 
+// prefixes lists them: a snapshot that holds another key is of a newer program.
+var prefixes = [...]string{prefixEpoch, prefixCell, prefixTotal}
+
 var keyApplied = []byte("m/applied")
 
 func appendEpochKey(b []byte, k epochKey) []byte {

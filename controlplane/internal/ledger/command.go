@@ -11,16 +11,40 @@ import (
 )
 
 // A command is version u8, kind u8, body. Numbers are uvarints unless said
-// otherwise, texts and payloads a length and bytes. A kind or a field is only
-// ever added under a new version: what a version means never changes, or nodes
-// of two releases would apply one log to two states.
+// otherwise, texts and payloads a length and bytes. A kind, a field or an effect
+// is only ever added under a new version: what a version means never changes, or
+// nodes of two releases would apply one log to two states. Version 1 is replayed
+// as it was written; version 2 is what this program writes.
 const (
-	commandVersion = 1
+	commandVersion = 2
 
 	kindAppend = 1 // n, n × (edge, region, epoch, seq, prev[32], hash[32], payload)
 	kindSealed = 2 // n, n × (edge, epoch, sealed, seq, unix ms)
-	kindClose  = 3 // edge, epoch, sealed
+	kindClose  = 3 // edge, epoch, sealed; not written any more
+
+	// Since version 2. 4 to 19 are of the ledger itself, 20 to 39 of quotas, 40 to 49 of alerts.
+	kindCloseBy = 4 // edge, epoch, sealed, held u8, at unix ms, by, reason
 )
+
+// order is the body of a command.
+type order interface {
+	// apply writes what the order changes into t and returns its result. What it
+	// refuses is part of the result; an error stops the machine. It reads nothing
+	// but the order and the state: no clock, no randomness, no order of a map.
+	apply(t *tx) ([]byte, error)
+}
+
+// kinds says since which version a kind exists and how its body is read: to its
+// last byte, errors kept by the reader.
+var kinds = map[byte]struct {
+	since  byte
+	decode func(*reader) order
+}{
+	kindAppend:  {1, decodeAppend},
+	kindSealed:  {1, decodeSealed},
+	kindClose:   {1, decodeClose},
+	kindCloseBy: {2, decodeCloseBy},
+}
 
 const maxName = 256 // bytes of an edge's or region's name
 
@@ -52,7 +76,7 @@ func encodeAppend(blocks []Block) []byte {
 	for i := range blocks {
 		n += blocks[i].size() + 16
 	}
-	b := append(make([]byte, 0, n), commandVersion, kindAppend)
+	b := append(make([]byte, 0, n), begin(kindAppend)...)
 	b = binary.AppendUvarint(b, uint64(len(blocks)))
 	for i := range blocks {
 		k := &blocks[i]
@@ -65,8 +89,7 @@ func encodeAppend(blocks []Block) []byte {
 }
 
 func encodeSealed(seals []seal) []byte {
-	b := []byte{commandVersion, kindSealed}
-	b = binary.AppendUvarint(b, uint64(len(seals)))
+	b := binary.AppendUvarint(begin(kindSealed), uint64(len(seals)))
 	for _, s := range seals {
 		b = appendText(b, s.Edge)
 		b = binary.AppendUvarint(b, s.Epoch)
@@ -77,56 +100,51 @@ func encodeSealed(seals []seal) []byte {
 	return b
 }
 
-func encodeClose(edge string, epoch, sealed uint64) []byte {
-	b := appendText([]byte{commandVersion, kindClose}, edge)
-	return binary.AppendUvarint(binary.AppendUvarint(b, epoch), sealed)
+func decodeAppend(r *reader) order {
+	o := make(appendOrder, r.count(70)) // least bytes of a block
+	for i := range o {
+		k := &o[i]
+		k.Edge, k.Region = r.name(), r.name()
+		k.Epoch, k.Seq = r.uvarint(), r.uvarint()
+		k.Prev, k.Hash = [32]byte(r.take(32)), [32]byte(r.take(32))
+		k.Payload = r.bytes(usage.MaxPayload)
+	}
+	return o
 }
 
-// command is one decoded command; exactly one of its parts is meant by kind.
-type command struct {
-	kind   byte
-	blocks []Block
-	seals  []seal // for kindClose one, with Edge, Epoch and Sealed
+func decodeSealed(r *reader) order {
+	o := make(sealedOrder, r.count(5))
+	for i := range o {
+		o[i] = seal{Edge: r.name(), Epoch: r.uvarint(), Sealed: r.uvarint(), Seq: r.uvarint(), MS: r.int64()}
+	}
+	return o
 }
 
-// decodeCommand's blocks share b.
-func decodeCommand(b []byte) (command, error) {
+// begin is the head of every command that this program writes.
+func begin(kind byte) []byte { return []byte{commandVersion, kind} }
+
+// decodeCommand's order shares b.
+func decodeCommand(b []byte) (version byte, o order, err error) {
 	if len(b) < 2 {
-		return command{}, errors.New("ledger command is cut short")
+		return 0, nil, errors.New("ledger command is cut short")
 	}
-	if b[0] != commandVersion {
-		return command{}, fmt.Errorf("ledger command version %d is unknown, this program knows %d: run a newer bailiwick-control", b[0], commandVersion)
+	version = b[0]
+	if version == 0 || version > commandVersion {
+		return 0, nil, fmt.Errorf("ledger command version %d is unknown, this program knows up to %d: run a newer bailiwick-control", version, commandVersion)
 	}
-	c := command{kind: b[1]}
+	k, ok := kinds[b[1]]
+	if !ok || version < k.since {
+		return 0, nil, fmt.Errorf("ledger command kind %d of version %d is unknown: run a newer bailiwick-control", b[1], version)
+	}
 	r := reader{b: b[2:]}
-	switch c.kind {
-	case kindAppend:
-		n := r.count(70) // least bytes of a block
-		c.blocks = make([]Block, n)
-		for i := range c.blocks {
-			k := &c.blocks[i]
-			k.Edge, k.Region = r.name(), r.name()
-			k.Epoch, k.Seq = r.uvarint(), r.uvarint()
-			k.Prev, k.Hash = [32]byte(r.take(32)), [32]byte(r.take(32))
-			k.Payload = r.bytes(usage.MaxPayload)
-		}
-	case kindSealed:
-		c.seals = make([]seal, r.count(5))
-		for i := range c.seals {
-			c.seals[i] = seal{Edge: r.name(), Epoch: r.uvarint(), Sealed: r.uvarint(), Seq: r.uvarint(), MS: r.int64()}
-		}
-	case kindClose:
-		c.seals = []seal{{Edge: r.name(), Epoch: r.uvarint(), Sealed: r.uvarint()}}
-	default:
-		return command{}, fmt.Errorf("ledger command kind %d is unknown: run a newer bailiwick-control", c.kind)
-	}
+	o = k.decode(&r)
 	if r.err == nil && len(r.b) != 0 {
 		r.err = fmt.Errorf("%d bytes too many", len(r.b))
 	}
 	if r.err != nil {
-		return command{}, fmt.Errorf("decode ledger command of kind %d: %w", c.kind, r.err)
+		return 0, nil, fmt.Errorf("decode ledger command of kind %d: %w", b[1], r.err)
 	}
-	return c, nil
+	return version, o, nil
 }
 
 // reader takes fields off bytes and remembers the first error, after which all
@@ -210,97 +228,4 @@ func (r *reader) count(each int) int {
 		return 0
 	}
 	return int(n)
-}
-
-// The reasons of a refusal, as in usage.v1 Refusal.
-const (
-	ReasonMalformed   = "MALFORMED"    // the payload does not decode, or says what may not be
-	ReasonWrongChain  = "WRONG_CHAIN"  // the hash is not the block's, or prev is not the ledger's head
-	ReasonFork        = "FORK"         // another block with this number was applied: a cloned disk
-	ReasonGap         = "GAP"          // an earlier block is missing
-	ReasonEpochClosed = "EPOCH_CLOSED" // an operator closed the epoch, or a newer one has begun
-)
-
-var refusals = []struct{ reason, detail string }{
-	{},
-	{ReasonMalformed, "the payload does not decode or holds values that may not be"},
-	{ReasonWrongChain, "hash or prev does not continue the chain the ledger holds"},
-	{ReasonFork, "a different block with this number is in the ledger: this spool is a copy of another"},
-	{ReasonGap, "an earlier block is missing"},
-	{ReasonEpochClosed, "the epoch was closed by an operator, or a newer epoch of this edge has begun"},
-}
-
-const (
-	refMalformed = 1 + iota
-	refWrongChain
-	refFork
-	refGap
-	refClosed
-)
-
-// Watermark is how far one epoch of an edge has been applied.
-type Watermark struct {
-	Edge    string
-	Epoch   uint64
-	Applied uint64   // every block up to this one is in the ledger; 0: none
-	Head    [32]byte // hash of block Applied
-	Index   uint64   // of the ledger's log, at least where this was true
-	Closed  bool
-}
-
-// Ack is the ledger's word on one block.
-type Ack struct {
-	Watermark        // after it
-	Reason    string // "": the block is in the ledger, now or since before
-	Detail    string
-}
-
-// Expected is the number of the only block the ledger would apply next.
-func (a *Ack) Expected() uint64 { return a.Applied + 1 }
-
-// A result is version u8, the raft index, n, n × (refusal u8, closed u8,
-// applied, head[32]).
-func encodeAcks(b []byte, index uint64, n int) []byte {
-	b = append(b, commandVersion)
-	return binary.AppendUvarint(binary.AppendUvarint(b, index), uint64(n))
-}
-
-func appendAck(b []byte, refusal byte, e *epoch) []byte {
-	b = append(b, refusal, boolByte(e.Closed))
-	b = binary.AppendUvarint(b, e.Applied)
-	return append(b, e.Head[:]...)
-}
-
-func decodeAcks(b []byte, blocks []Block) ([]Ack, error) {
-	if len(b) == 0 || b[0] != commandVersion {
-		return nil, errors.New("the ledger's answer is of an unknown version")
-	}
-	r := reader{b: b[1:]}
-	index := r.uvarint()
-	if n := r.count(35); r.err == nil && n != len(blocks) {
-		r.fail(fmt.Sprintf("it answers %d blocks of %d", n, len(blocks)))
-	}
-	out := make([]Ack, len(blocks))
-	for i := range out {
-		flags := r.take(2)
-		a := Ack{Watermark: Watermark{Edge: blocks[i].Edge, Epoch: blocks[i].Epoch, Closed: flags[1] != 0, Applied: r.uvarint(), Index: index}}
-		a.Head = [32]byte(r.take(32))
-		if int(flags[0]) >= len(refusals) {
-			r.fail("it holds an unknown refusal")
-		} else {
-			a.Reason, a.Detail = refusals[flags[0]].reason, refusals[flags[0]].detail
-		}
-		out[i] = a
-	}
-	if r.err != nil {
-		return nil, fmt.Errorf("decode the ledger's answer: %w", r.err)
-	}
-	return out, nil
-}
-
-func boolByte(b bool) byte {
-	if b {
-		return 1
-	}
-	return 0
 }

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"encoding/binary"
 
 	pebbledb "github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -19,7 +20,6 @@ type Said = seal
 var (
 	EncodeAppend = encodeAppend
 	EncodeSealed = encodeSealed
-	EncodeClose  = encodeClose
 	DecodeAcks   = decodeAcks
 )
 
@@ -27,5 +27,11 @@ var (
 func (m *Machine) Sync() error { return m.cur.db.LogData(nil, pebbledb.Sync) }
 
 func (m *Machine) Flush() error { return m.cur.db.Flush() }
+
+// EncodeClose is a command of version 1.
+func EncodeClose(edge string, epoch, sealed uint64) []byte {
+	b := appendText([]byte{1, kindClose}, edge)
+	return binary.AppendUvarint(binary.AppendUvarint(b, epoch), sealed)
+}
 
 func (l *Ledger) FlushSeals(ctx context.Context) error { return l.flushSeals(ctx) }

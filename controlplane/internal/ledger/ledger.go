@@ -296,7 +296,7 @@ func (l *Ledger) CloseEpoch(ctx context.Context, edge string, number, sealed uin
 	if number == 0 {
 		return Watermark{}, fault.New(fault.Invalid, ReasonEpoch, "close epoch 0 of edge %s: epochs begin at 1", edge)
 	}
-	out, err := l.propose(ctx, encodeClose(edge, number, sealed))
+	out, err := l.propose(ctx, encodeClose(&closeOrder{Edge: edge, Epoch: number, Sealed: sealed}))
 	if err != nil {
 		return Watermark{}, fmt.Errorf("close epoch %d of edge %s: %w", number, edge, err)
 	}

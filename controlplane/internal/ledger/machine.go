@@ -116,7 +116,7 @@ func (m *Machine) Applied() uint64 { return m.applied.Load() }
 
 // Check is part of raftgroup.Checker.
 func (m *Machine) Check(cmd []byte) error {
-	_, err := decodeCommand(cmd)
+	_, _, err := decodeCommand(cmd)
 	return err
 }
 
@@ -138,106 +138,20 @@ func (m *Machine) Apply(index uint64, _ time.Time, cmd []byte) (out []byte, err 
 		}
 	}()
 	defer guard(&err, "apply to ledger")
-	c, err := decodeCommand(cmd)
+	version, o, err := decodeCommand(cmd)
 	if err != nil {
 		return nil, err
 	}
-	b := g.db.NewBatch()
-	defer b.Close()
-	changed := make(map[epochKey]*epoch)
-	switch c.kind {
-	case kindAppend:
-		out = encodeAcks(make([]byte, 0, 16+48*len(c.blocks)), index, len(c.blocks))
-		for i := range c.blocks {
-			k := &c.blocks[i]
-			key := epochKey{k.Edge, k.Epoch}
-			e := m.epoch(key)
-			refusal, next := e.judge(k, m.latest[k.Edge])
-			if next {
-				if refusal, err = m.fold(b, k); err != nil {
-					return nil, err
-				}
-				if refusal == 0 {
-					e.advance(k)
-					m.keep(key, e, changed)
-				}
-			}
-			out = appendAck(out, refusal, e)
-		}
-	case kindSealed:
-		for _, s := range c.seals {
-			key := epochKey{s.Edge, s.Epoch}
-			e := m.epoch(key)
-			e.hear(s)
-			m.keep(key, e, changed)
-		}
-		out = []byte{commandVersion}
-	case kindClose:
-		s := c.seals[0]
-		key := epochKey{s.Edge, s.Epoch}
-		e := m.epoch(key)
-		e.close(s.Sealed)
-		m.keep(key, e, changed)
-		out = appendAck(encodeAcks(nil, index, 1), 0, e)
-	}
-	for k, e := range changed {
-		m.key = appendEpochKey(m.key[:0], k)
-		if err := b.Set(m.key, e.encode(), nil); err != nil {
-			return nil, err
-		}
-	}
-	for k, s := range m.totals {
-		if err := b.Merge([]byte(k), appendSums(m.key[:0], s), nil); err != nil {
-			return nil, err
-		}
-	}
-	clear(m.totals)
-	if err := b.Set(keyApplied, binary.BigEndian.AppendUint64(nil, index), nil); err != nil {
+	t := tx{m: m, db: g.db, b: g.db.NewBatch(), index: index, version: version, changed: make(map[epochKey]*epoch)}
+	defer t.b.Close()
+	if out, err = o.apply(&t); err != nil {
 		return nil, err
 	}
-	if err := g.db.Apply(b, pebbledb.NoSync); err != nil {
+	if err := t.commit(); err != nil {
 		return nil, fmt.Errorf("commit entry %d: %w", index, err)
 	}
 	m.applied.Store(index)
 	return out, nil
-}
-
-func (m *Machine) epoch(k epochKey) *epoch {
-	if e := m.epochs[k]; e != nil {
-		return e
-	}
-	return new(epoch)
-}
-
-func (m *Machine) keep(k epochKey, e *epoch, changed map[epochKey]*epoch) {
-	m.epochs[k], changed[k] = e, e
-	m.begin(k, e)
-}
-
-// fold writes a block's cells, all or none. The order of the writes follows the
-// map and differs between nodes; the state does not: keys are distinct inside a
-// block, and sums commute.
-func (m *Machine) fold(b *pebbledb.Batch, k *Block) (refusal byte, err error) {
-	cells, err := usage.DecodePayload(k.Payload)
-	if err != nil {
-		return refMalformed, nil
-	}
-	for c, s := range cells {
-		if !acceptable(&c, &s) {
-			return refMalformed, nil
-		}
-	}
-	var value [4 * binary.MaxVarintLen64]byte
-	for c, s := range cells {
-		m.key = appendCellKey(m.key[:0], &c)
-		if err := b.Merge(m.key, appendSums(value[:0], s), nil); err != nil {
-			return 0, err
-		}
-		// Many customers share one total: summed here first, written once an entry.
-		m.key = appendTotalKey(m.key[:0], &c)
-		m.totals[string(m.key)] = m.totals[string(m.key)].Add(s)
-	}
-	return 0, nil
 }
 
 // breakWith makes every later Apply fail with err.

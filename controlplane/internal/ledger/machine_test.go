@@ -180,11 +180,12 @@ func TestMachine_SumsSaturate(t *testing.T) {
 func TestMachine_UnknownCommandStopsLoudly(t *testing.T) {
 	good := ledger.EncodeAppend([]ledger.Block{block("e", 1, 1, [32]byte{}, usage.EncodePayload(one("acme", 0, 1)))})
 	newer := bytes.Clone(good)
-	newer[0] = 2
+	newer[0] = 3
+	early := []byte{1, 4, 1, 'e', 1, 1, 0, 0, 0, 0}
 	kind := bytes.Clone(good)
 	kind[1] = 99
 	for name, cmd := range map[string][]byte{
-		"newer version": newer, "unknown kind": kind, "empty": nil, "cut short": good[:len(good)-1], "too long": append(bytes.Clone(good), 0),
+		"newer version": newer, "a kind of version 2 in a log of version 1": early, "unknown kind": kind, "empty": nil, "cut short": good[:len(good)-1], "too long": append(bytes.Clone(good), 0),
 		"blank edge": ledger.EncodeClose("", 1, 1), "zero byte in edge": ledger.EncodeClose("a\x00", 1, 1),
 		"lying count": {1, 1, 0xff, 0xff, 0xff, 0xff, 0x0f},
 	} {

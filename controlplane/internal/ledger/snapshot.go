@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 
@@ -258,5 +259,5 @@ func (s *summedReader) pairs(db *pebbledb.DB) (uint64, error) {
 
 func known(key []byte) bool {
 	k := string(key)
-	return k == string(keyApplied) || strings.HasPrefix(k, prefixEpoch) || strings.HasPrefix(k, prefixCell) || strings.HasPrefix(k, prefixTotal)
+	return k == string(keyApplied) || slices.ContainsFunc(prefixes[:], func(p string) bool { return strings.HasPrefix(k, p) })
 }

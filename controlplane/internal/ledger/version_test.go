@@ -1,0 +1,35 @@
+package ledger_test
+
+import (
+	"testing"
+
+	"bailiwick/controlplane/internal/ledger"
+)
+
+// asVersionOne is a command as the release before wrote it.
+func asVersionOne(cmd []byte) []byte {
+	cmd[0] = 1
+	return cmd
+}
+
+// A node that is updated replays the log it has on disk.
+func TestMachine_ReplaysALogOfVersionOne(t *testing.T) {
+	old, now := openMem(t), openMem(t)
+	c := &chain{edge: "e", epoch: 1}
+	blocks := []ledger.Block{c.next(one("acme", 0, 1)), c.next(one("acme", 5, 3))}
+	said := []ledger.Said{{Edge: "e", Epoch: 1, Sealed: 4, Seq: 2, MS: 9}}
+	applyCmd(t, old, asVersionOne(ledger.EncodeAppend(blocks)))
+	applyCmd(t, old, asVersionOne(ledger.EncodeSealed(said)))
+	applyCmd(t, now, ledger.EncodeAppend(blocks))
+	applyCmd(t, now, ledger.EncodeSealed(said))
+	if got := requests(t, old, "acme"); got != 4 {
+		t.Errorf("requests: got %d, want 4", got)
+	}
+	if stateHash(t, old) != stateHash(t, now) {
+		t.Error("state hash: the same facts in versions 1 and 2 differ")
+	}
+	applyCmd(t, old, ledger.EncodeClose("e", 1, 4))
+	if a := apply(t, old, c.next(one("acme", 0, 1)))[0]; a.Reason != ledger.ReasonEpochClosed {
+		t.Errorf("block after the close of version 1: got %q, want %s", a.Reason, ledger.ReasonEpochClosed)
+	}
+}
