@@ -153,3 +153,19 @@ func (e *epoch) close(sealed uint64) {
 
 // complete: nothing of it is known to be outstanding.
 func (e *epoch) complete() bool { return e.Closed || e.Sealed == e.Applied }
+
+// reach is how far an edge's usage is complete, going past its epochs in order:
+// what a newer epoch says covers the older ones only if nothing of those is
+// outstanding.
+type reach struct {
+	ms    int64
+	stuck bool
+}
+
+func (r *reach) past(e *epoch) {
+	if r.stuck {
+		return
+	}
+	r.ms = max(r.ms, e.Through.MS)
+	r.stuck = !e.complete()
+}

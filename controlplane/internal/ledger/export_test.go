@@ -35,3 +35,31 @@ func EncodeClose(edge string, epoch, sealed uint64) []byte {
 }
 
 func (l *Ledger) FlushSeals(ctx context.Context) error { return l.flushSeals(ctx) }
+
+// What the explorer runs: the judgement itself, without the disk.
+type (
+	Epoch = epoch
+	Reach = reach
+)
+
+var (
+	Judge      = (*epoch).judge
+	Advance    = (*epoch).advance
+	Hear       = (*epoch).hear
+	Close      = (*epoch).close
+	Begun      = (*epoch).begun
+	Complete   = (*epoch).complete
+	EncodeInto = (*epoch).encode
+	Past       = (*reach).past
+)
+
+// Through is how far r reaches.
+func (r reach) Through() int64 { return r.ms }
+
+// Refusals, as Judge answers them.
+const (
+	RefWrongChain = refWrongChain
+	RefFork       = refFork
+	RefGap        = refGap
+	RefClosed     = refClosed
+)

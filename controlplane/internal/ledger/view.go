@@ -273,20 +273,14 @@ func (v *View) CompleteThrough(ctx context.Context, edges []string) (time.Time, 
 	return time.UnixMilli(least).UTC(), nil
 }
 
-// through follows an edge's epochs in order. What a newer epoch says covers the
-// older ones only if nothing of those is outstanding.
+// through follows an edge's epochs in order.
 func (v *View) through(ctx context.Context, edge string) (int64, error) {
-	var ms int64
-	stuck := false
+	var r reach
 	err := v.epochsOf(ctx, edge, func(_ epochKey, e *epoch) error {
-		if stuck {
-			return nil
-		}
-		ms = max(ms, e.Through.MS)
-		stuck = !e.complete()
+		r.past(e)
 		return nil
 	})
-	return ms, err
+	return r.ms, err
 }
 
 // Watermark says how far an epoch of an edge has been applied; one never heard
