@@ -90,17 +90,18 @@ func appendTotalKey(b []byte, c *usage.Cell) []byte {
 	return append(b, byte(c.Outcome))
 }
 
-func decodeTotalKey(k []byte) (TotalsRow, error) {
+func decodeTotalKey(k []byte) (start int64, t TotalsRow, err error) {
 	if len(k) < len(prefixTotal)+8 {
-		return TotalsRow{}, errors.New("a total's key is malformed")
+		return 0, t, errors.New("a total's key is malformed")
 	}
+	start = int64(binary.BigEndian.Uint64(k[len(prefixTotal):]) ^ 1<<63)
 	r := reader{b: k[len(prefixTotal)+8:]}
-	t := TotalsRow{Product: r.text(), Plan: r.text(), API: r.text(), ServedRegion: r.text()}
+	t = TotalsRow{Product: r.text(), Plan: r.text(), API: r.text(), ServedRegion: r.text()}
 	t.Outcome = usage.Outcome(r.take(1)[0])
 	if r.err != nil {
-		return TotalsRow{}, fmt.Errorf("decode a total's key: %w", r.err)
+		return 0, t, fmt.Errorf("decode a total's key: %w", r.err)
 	}
-	return t, nil
+	return start, t, nil
 }
 
 // acceptable repeats what this package's keys and sums rest on, whatever a later

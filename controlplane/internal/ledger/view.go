@@ -167,19 +167,15 @@ func (v *View) scan(ctx context.Context, lo, hi []byte, each func(k, val []byte)
 	})
 }
 
-// Usage reports a customer's cells that overlap [since, until): a cell is never
-// split. A customer without usage has an empty report.
-func (v *View) Usage(ctx context.Context, customer string, since, until time.Time) (Report, error) {
-	out := Report{Index: v.index}
+// Cells calls each with a customer's cells that overlap [since, until), in order of time: a cell is never split.
+// Nothing bounds their number but the range.
+func (v *View) Cells(ctx context.Context, customer string, since, until time.Time, each func(Row) error) error {
 	lo, hi, err := cellRange(since, until)
 	if err != nil {
-		return out, err
+		return err
 	}
 	prefix := appendCellPrefix(nil, customer)
-	err = v.scan(ctx, appendStart(slices.Clone(prefix), lo), appendStart(slices.Clone(prefix), hi), func(k, val []byte) error {
-		if len(out.Rows) == MaxRows {
-			return fault.New(fault.TooLarge, ReasonTooMany, "usage of one customer: more than %d rows: ask for a shorter time range", MaxRows)
-		}
+	return v.scan(ctx, appendStart(slices.Clone(prefix), lo), appendStart(slices.Clone(prefix), hi), func(k, val []byte) error {
 		c, err := decodeCellKey(k)
 		if err != nil {
 			return err
@@ -188,8 +184,19 @@ func (v *View) Usage(ctx context.Context, customer string, since, until time.Tim
 		if err != nil {
 			return err
 		}
-		out.Rows = append(out.Rows, Row{c, s})
-		out.Total.add(c.Outcome, s)
+		return each(Row{c, s})
+	})
+}
+
+// Usage reports a customer's cells that overlap [since, until). A customer without usage has an empty report.
+func (v *View) Usage(ctx context.Context, customer string, since, until time.Time) (Report, error) {
+	out := Report{Index: v.index}
+	err := v.Cells(ctx, customer, since, until, func(r Row) error {
+		if len(out.Rows) == MaxRows {
+			return fault.New(fault.TooLarge, ReasonTooMany, "usage of one customer: more than %d rows: ask for a shorter time range", MaxRows)
+		}
+		out.Rows = append(out.Rows, r)
+		out.Total.add(r.Cell.Outcome, r.Sums)
 		return nil
 	})
 	if err != nil {
@@ -198,24 +205,33 @@ func (v *View) Usage(ctx context.Context, customer string, since, until time.Tim
 	return out, nil
 }
 
+// TotalCells calls each with the zone's cells that overlap [since, until), in order of time, by product, plan, API,
+// served region and outcome.
+func (v *View) TotalCells(ctx context.Context, since, until time.Time, each func(start int64, row TotalsRow) error) error {
+	lo, hi, err := cellRange(since, until)
+	if err != nil {
+		return err
+	}
+	return v.scan(ctx, appendStart([]byte(prefixTotal), lo), appendStart([]byte(prefixTotal), hi), func(k, val []byte) error {
+		start, row, err := decodeTotalKey(k)
+		if err != nil {
+			return err
+		}
+		if row.Sums, err = decodeSums(val); err != nil {
+			return err
+		}
+		return each(start, row)
+	})
+}
+
 // Totals sums the zone's cells that overlap [since, until) by product, plan,
 // API, served region and outcome, in that order.
 func (v *View) Totals(ctx context.Context, since, until time.Time) (Totals, error) {
 	out := Totals{Index: v.index}
-	lo, hi, err := cellRange(since, until)
-	if err != nil {
-		return out, err
-	}
 	sums := make(map[TotalsRow]usage.Sums)
-	err = v.scan(ctx, appendStart([]byte(prefixTotal), lo), appendStart([]byte(prefixTotal), hi), func(k, val []byte) error {
-		row, err := decodeTotalKey(k)
-		if err != nil {
-			return err
-		}
-		s, err := decodeSums(val)
-		if err != nil {
-			return err
-		}
+	err := v.TotalCells(ctx, since, until, func(_ int64, row TotalsRow) error {
+		s := row.Sums
+		row.Sums = usage.Sums{}
 		sums[row] = sums[row].Add(s)
 		out.Total.add(row.Outcome, s)
 		return nil
