@@ -1218,7 +1218,7 @@ type AccountAsk struct {
 	Customer     string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
 	Subscription string                 `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
 	Plan         string                 `protobuf:"bytes,3,opt,name=plan,proto3" json:"plan,omitempty"`
-	Period       int64                  `protobuf:"varint,4,opt,name=period,proto3" json:"period,omitempty"` // start, unix s; 0: which is it now?
+	Period       int64                  `protobuf:"varint,4,opt,name=period,proto3" json:"period,omitempty"` // start, unix s; 0: which is it now? (then ceiling says nothing)
 	// ceiling: the edge will never have spent more than this in (epoch, period), unless it is leased more. Below
 	// what it was leased it gives units back.
 	Ceiling       int64 `protobuf:"varint,5,opt,name=ceiling,proto3" json:"ceiling,omitempty"`
@@ -1406,6 +1406,7 @@ type AccountState struct {
 	Recall        bool   `protobuf:"varint,10,opt,name=recall,proto3" json:"recall,omitempty"`                     // somebody starves: give back what is not in use
 	SharePpm      int64  `protobuf:"varint,11,opt,name=share_ppm,json=sharePpm,proto3" json:"share_ppm,omitempty"` // of the plan's rate limit that this edge may use; 0: limit / live_edges
 	Exhausted     bool   `protobuf:"varint,12,opt,name=exhausted,proto3" json:"exhausted,omitempty"`               // nothing is left to lease
+	UsedHere      int64  `protobuf:"varint,13,opt,name=used_here,json=usedHere,proto3" json:"used_here,omitempty"` // of used, what (edge, epoch) spent: the edge adds what it has spent since
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1524,6 +1525,13 @@ func (x *AccountState) GetExhausted() bool {
 	return false
 }
 
+func (x *AccountState) GetUsedHere() int64 {
+	if x != nil {
+		return x.UsedHere
+	}
+	return 0
+}
+
 var File_bailiwick_usage_v1_usage_proto protoreflect.FileDescriptor
 
 const file_bailiwick_usage_v1_usage_proto_rawDesc = "" +
@@ -1630,7 +1638,7 @@ const file_bailiwick_usage_v1_usage_proto_rawDesc = "" +
 	"\baccounts\x18\x01 \x03(\v2 .bailiwick.usage.v1.AccountStateR\baccounts\x12\x1d\n" +
 	"\n" +
 	"live_edges\x18\x02 \x01(\rR\tliveEdges\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\xc2\x02\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\xdf\x02\n" +
 	"\fAccountState\x12\x1a\n" +
 	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\"\n" +
 	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x16\n" +
@@ -1645,7 +1653,8 @@ const file_bailiwick_usage_v1_usage_proto_rawDesc = "" +
 	"\x06recall\x18\n" +
 	" \x01(\bR\x06recall\x12\x1b\n" +
 	"\tshare_ppm\x18\v \x01(\x03R\bsharePpm\x12\x1c\n" +
-	"\texhausted\x18\f \x01(\bR\texhausted2\xcb\x01\n" +
+	"\texhausted\x18\f \x01(\bR\texhausted\x12\x1b\n" +
+	"\tused_here\x18\r \x01(\x03R\busedHere2\xcb\x01\n" +
 	"\rIngestService\x12S\n" +
 	"\x06Upload\x12!.bailiwick.usage.v1.UploadRequest\x1a\".bailiwick.usage.v1.UploadResponse(\x010\x01\x12e\n" +
 	"\fUploadDetail\x12'.bailiwick.usage.v1.UploadDetailRequest\x1a(.bailiwick.usage.v1.UploadDetailResponse(\x010\x012e\n" +
