@@ -35,7 +35,7 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], world{os.Getenv, os.Stdin, os.Stdout, os.Stderr})
+	code := run(ctx, os.Args[1:], world{os.Getenv, os.Stdin, screen{os.Stdout}, os.Stderr})
 	stop()
 	os.Exit(code)
 }
@@ -130,6 +130,10 @@ Exit codes: 0 ok, 1 failure, 2 wrong usage (diff: there are changes), 3 not foun
 			}
 			switch a.output {
 			case "table", "json", "yaml":
+			case "csv":
+				if c.Annotations[hasCSV] == "" {
+					return fmt.Errorf("output format csv is of usage alone: bailiwick %s has table, json and yaml", c.Name())
+				}
 			default:
 				return fmt.Errorf("output format %q is none of table, json, yaml", a.output)
 			}
@@ -144,7 +148,7 @@ Exit codes: 0 ok, 1 failure, 2 wrong usage (diff: there are changes), 3 not foun
 	flags.StringVar(&a.admin, "admin", "", "URLs of control nodes, comma separated")
 	flags.StringVar(&a.caFile, "ca-file", "", "PEM file of the installation's root certificates")
 	flags.StringVar(&a.tokenFile, "token-file", "", "file that holds the operator's token")
-	flags.StringVarP(&a.output, "output", "o", "table", "table, json or yaml")
+	flags.StringVarP(&a.output, "output", "o", "table", "table, json or yaml; usage has csv as well")
 	flags.DurationVar(&a.timeout, "timeout", 30*time.Second, "for the whole command")
 	root.AddCommand(a.applyCommand(), a.diffCommand(), a.getCommand(), a.deleteCommand(), a.keyCommand(), a.nodeCommand(),
 		a.joinTokenCommand(), a.usageCommand(), a.borderCommand(), a.closeCommand(), a.reopenCommand(), a.leadersCommand(),

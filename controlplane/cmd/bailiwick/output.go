@@ -75,3 +75,14 @@ func clock(t *timestamppb.Timestamp) string {
 	}
 	return t.AsTime().UTC().Format(time.RFC3339)
 }
+
+// quoted is a JSON string.
+func quoted(s string) string {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s); err != nil {
+		return `""` // no string fails
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -77,14 +78,23 @@ func totalOf(t *adminv1.UsageTotal) usageTotal {
 }
 
 func (a *app) usageCommand() *cobra.Command {
-	var customer, since, until, zoneName string
+	var customer, since, until, zoneName, timeZone string
+	var by []string
 	var all bool
 	c := &cobra.Command{Use: "usage --customer NAME | --all-zones", Short: "Show usage: a customer's, or the sums of every zone", Args: cobra.NoArgs,
-		Long: `Show usage: a customer's, or the sums of every zone. Times are an age (1h, 36h), a date or an RFC 3339 time. The
-ledger's cells are 15 minutes wide and never split: usage is shown from the cell that holds --since.`,
+		Annotations: map[string]string{hasCSV: "yes"},
+		Long: `Show usage: a customer's, or the sums of every zone. Times are an age (1h, 36h, 30d), a date or an RFC 3339 time. The
+ledger's cells are 15 minutes wide and never split: usage is shown from the cell that holds --since.
+
+--by sums rows by one of hour, day and month and by any of subscription, plan, product, api, route, served_region
+and outcome. Hours, days and months are those of the customer's time zone, or of --time-zone. On a terminal a line of
+each group's requests over time follows.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if (customer == "") == !all {
 				return misuse("usage needs one of --customer NAME and --all-zones")
+			}
+			if !cmd.Flags().Changed("since") {
+				since = sinceBy(by)
 			}
 			now := time.Now()
 			from, err := instant(since, now)
@@ -97,23 +107,43 @@ ledger's cells are 15 minutes wide and never split: usage is shown from the cell
 			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				if all {
-					return a.totals(ctx, c, from, to)
+					return a.totals(ctx, c, &adminv1.QueryTotalsRequest{Since: from, Until: to, AllZones: true, GroupBy: by, TimeZone: timeZone})
 				}
 				resp, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.QueryUsageResponse, error) {
-					return n.QueryUsage(ctx, &adminv1.QueryUsageRequest{Customer: customer, Since: from, Until: to})
+					return n.QueryUsage(ctx, &adminv1.QueryUsageRequest{Customer: customer, Since: from, Until: to, GroupBy: by, TimeZone: timeZone})
 				})
 				if err != nil {
 					return err
+				}
+				if len(by) > 0 {
+					return a.printFolded(resp, by)
 				}
 				return a.printUsage(resp)
 			})
 		}}
 	c.Flags().StringVar(&customer, "customer", "", "whose usage")
 	c.Flags().BoolVar(&all, "all-zones", false, "the sums of every zone, without customers")
-	c.Flags().StringVar(&since, "since", "1h", "from when")
+	c.Flags().StringVar(&since, "since", "1h", "from when; with --by hour 24h, --by day 30d, --by month 365d")
 	c.Flags().StringVar(&until, "until", "", "until when; default now")
+	c.Flags().StringSliceVar(&by, "by", nil, "sum by these, comma separated")
+	c.Flags().StringVar(&timeZone, "time-zone", "", "IANA name, for --by; default the customer's, and UTC for --all-zones")
 	c.Flags().StringVar(&zoneName, "zone", "", "the customer's zone; left out, the zones are asked one by one")
 	return c
+}
+
+// sinceBy is how far back one looks who said nothing.
+func sinceBy(by []string) string {
+	for _, g := range by {
+		switch g {
+		case "hour":
+			return "24h"
+		case "day":
+			return "30d"
+		case "month":
+			return "365d"
+		}
+	}
+	return "1h"
 }
 
 // instant reads an age, a date or a time; nil for "".
@@ -124,12 +154,17 @@ func instant(text string, now time.Time) (*timestamppb.Timestamp, error) {
 	if d, err := time.ParseDuration(text); err == nil {
 		return timestamppb.New(now.Add(-d)), nil
 	}
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			return timestamppb.New(now.Add(-time.Duration(n) * 24 * time.Hour)), nil
+		}
+	}
 	for _, layout := range []string{time.RFC3339, time.DateOnly} {
 		if t, err := time.Parse(layout, text); err == nil {
 			return timestamppb.New(t), nil
 		}
 	}
-	return nil, fmt.Errorf("%q is neither an age such as 1h, a date such as 2026-11-23, nor a time such as 2026-11-23T10:00:00Z", text)
+	return nil, fmt.Errorf("%q is neither an age such as 1h or 30d, a date such as 2026-11-23, nor a time such as 2026-11-23T10:00:00Z", text)
 }
 
 func (a *app) printUsage(resp *adminv1.QueryUsageResponse) error {
@@ -137,9 +172,9 @@ func (a *app) printUsage(resp *adminv1.QueryUsageResponse) error {
 	for _, r := range resp.GetRows() {
 		out.Rows = append(out.Rows, usageRow{clock(r.GetCell()), r.GetApi(), r.GetRoute(), r.GetPlan(), r.GetServedRegion(), r.GetOutcome(), r.GetRequests(), r.GetUnits()})
 	}
-	for _, g := range resp.GetGaps() {
-		out.Gaps = append(out.Gaps, usageGap{g.GetEdge(), g.GetEpoch(), g.GetAppliedSeq(), g.GetSealedSeq()})
-		fmt.Fprintf(a.err, "warning: usage is missing: blocks %d to %d of epoch %d of edge %s\n", g.GetAppliedSeq()+1, g.GetSealedSeq(), g.GetEpoch(), g.GetEdge())
+	out.Gaps = a.warnGaps(resp.GetGaps())
+	if a.output == "csv" {
+		return a.printCSV(cellHeading, cellRecords(resp.GetRows()))
 	}
 	return a.print(out, func(w io.Writer) {
 		var lines [][]string
@@ -152,16 +187,27 @@ func (a *app) printUsage(resp *adminv1.QueryUsageResponse) error {
 	})
 }
 
+// warnGaps says on stderr what is known to be lost.
+func (a *app) warnGaps(gaps []*adminv1.Gap) []usageGap {
+	var out []usageGap
+	for _, g := range gaps {
+		out = append(out, usageGap{g.GetEdge(), g.GetEpoch(), g.GetAppliedSeq(), g.GetSealedSeq()})
+		fmt.Fprintf(a.err, "warning: usage is missing: blocks %d to %d of epoch %d of edge %s\n", g.GetAppliedSeq()+1, g.GetSealedSeq(), g.GetEpoch(), g.GetEdge())
+	}
+	return out
+}
+
 func printTotal(w io.Writer, t usageTotal) {
 	fmt.Fprintf(w, "total: %d requests, %d billable, %d limited, %d errors, %d units\n", t.Requests, t.Billable, t.Limited, t.Errors, t.Units)
 }
 
-func (a *app) totals(ctx context.Context, c *client, from, to *timestamppb.Timestamp) error {
-	resp, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.QueryTotalsResponse, error) {
-		return n.QueryTotals(ctx, &adminv1.QueryTotalsRequest{Since: from, Until: to, AllZones: true})
-	})
+func (a *app) totals(ctx context.Context, c *client, req *adminv1.QueryTotalsRequest) error {
+	resp, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.QueryTotalsResponse, error) { return n.QueryTotals(ctx, req) })
 	if err != nil {
 		return err
+	}
+	if by := req.GetGroupBy(); len(by) > 0 {
+		return a.printFoldedTotals(resp, by)
 	}
 	out := struct {
 		Zones []zoneTotals `json:"zones"`
@@ -173,6 +219,9 @@ func (a *app) totals(ctx context.Context, c *client, from, to *timestamppb.Times
 			one.Rows = append(one.Rows, totalsRow{r.GetProduct(), r.GetPlan(), r.GetApi(), r.GetServedRegion(), r.GetOutcome(), r.GetRequests(), r.GetUnits()})
 		}
 		out.Zones = append(out.Zones, one)
+	}
+	if a.output == "csv" {
+		return a.printCSV(totalsHeading, totalsRecords(resp.GetZones()))
 	}
 	return a.print(out, func(w io.Writer) {
 		for _, z := range out.Zones {

@@ -49,11 +49,27 @@ type Edges interface {
 	Reports(ctx context.Context) ([]*peerv1.EdgeReport, []*adminv1.Tightening, error)
 }
 
-// Usage reads ledgers. Rows outside [since, until) may be included where they share a cell with the range.
+// Usage reads ledgers. Rows outside [Since, Until) may be included where they share a cell with the range.
 type Usage interface {
-	Usage(ctx context.Context, customer string, since, until time.Time) (UsageReport, error)
-	Totals(ctx context.Context, since, until time.Time) (ZoneTotals, error)      // of this zone
-	AllTotals(ctx context.Context, since, until time.Time) ([]ZoneTotals, error) // of every zone, unreachable ones with Error
+	Usage(ctx context.Context, q UsageQuery) (UsageReport, error)
+	Totals(ctx context.Context, q TotalsQuery) (ZoneTotals, error)      // of this zone
+	AllTotals(ctx context.Context, q TotalsQuery) ([]ZoneTotals, error) // of every zone, unreachable ones with Error
+}
+
+// UsageQuery asks for one customer's usage.
+type UsageQuery struct {
+	Customer     string
+	Since, Until time.Time
+	// Fold maps a row, its sums left out, to what it is summed by; nil: cells stay as they are. The ledger is read
+	// cell by cell, so a year of a busy customer costs the memory of what it folds into.
+	Fold func(UsageRow) UsageRow
+}
+
+// TotalsQuery asks for sums without a customer column.
+type TotalsQuery struct {
+	Since, Until time.Time
+	Unit         string // of package calendar: rows are parted by it; "": they are summed over all the time
+	Zone         *time.Location
 }
 
 // UsageReport is one customer's usage.
@@ -63,11 +79,12 @@ type UsageReport struct {
 	Gaps            []Gap
 }
 
-// UsageRow is one cell of one customer. Outcome is the text of shared/usage.
+// UsageRow is one cell of one customer, or a fold of several. Outcome is the text of shared/usage. Comparable.
 type UsageRow struct {
-	Cell                                             time.Time
-	Product, API, Route, Plan, ServedRegion, Outcome string
-	Requests, Units                                  int64
+	Cell                                                           time.Time
+	Subscription, Product, API, Route, Plan, ServedRegion, Outcome string
+	Correction                                                     bool
+	Requests, Units, BytesIn, BytesOut                             int64
 }
 
 // Gap is usage known to be lost.
@@ -85,8 +102,9 @@ type ZoneTotals struct {
 	Error           string        // why it is old or missing
 }
 
-// TotalsRow sums over time and customers.
+// TotalsRow sums over customers, and over a unit of time that begins at Start or over all of it.
 type TotalsRow struct {
+	Start                                     time.Time
 	Product, Plan, API, ServedRegion, Outcome string
 	Requests, Units                           int64
 }

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"bailiwick/controlplane/internal/calendar"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
@@ -50,7 +51,19 @@ func (s *server) QueryUsage(ctx context.Context, req *adminv1.QueryUsageRequest)
 	if err != nil {
 		return nil, err
 	}
-	report, err := s.Usage.Usage(ctx, req.GetCustomer(), since, until)
+	zone, err := s.timeZone(req.GetCustomer(), req.GetTimeZone())
+	if err != nil {
+		return nil, err
+	}
+	fold, err := newFolding(req.GetGroupBy(), zone)
+	if err != nil {
+		return nil, err
+	}
+	q := UsageQuery{Customer: req.GetCustomer(), Since: since, Until: until}
+	if fold != nil {
+		q.Fold = fold.row
+	}
+	report, err := s.Usage.Usage(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -65,13 +78,24 @@ func (s *server) QueryUsage(ctx context.Context, req *adminv1.QueryUsageRequest)
 	bills := biller(s.Catalog.Local())
 	for _, r := range report.Rows {
 		add(out.Total, bills, r.Product, r.Outcome, r.Requests, r.Units)
-		out.Rows = append(out.Rows, &adminv1.UsageRow{Cell: stamp(r.Cell), Api: r.API, Route: r.Route, Plan: r.Plan,
-			ServedRegion: r.ServedRegion, Outcome: r.Outcome, Requests: r.Requests, Units: r.Units})
+		if fold == nil {
+			out.Rows = append(out.Rows, &adminv1.UsageRow{Cell: stamp(r.Cell), Api: r.API, Route: r.Route, Plan: r.Plan, ServedRegion: r.ServedRegion,
+				Outcome: r.Outcome, Requests: r.Requests, Units: r.Units, Subscription: r.Subscription, Product: r.Product,
+				BytesIn: r.BytesIn, BytesOut: r.BytesOut, Billable: bills(r.Product, r.Outcome), Correction: r.Correction})
+		}
+	}
+	if fold != nil {
+		out.Rows, out.TimeZone = fold.usage(report.Rows, bills), zone.String()
 	}
 	for _, g := range report.Gaps {
 		out.Gaps = append(out.Gaps, &adminv1.Gap{Edge: g.Edge, Epoch: g.Epoch, AppliedSeq: g.AppliedSeq, SealedSeq: g.SealedSeq})
 	}
 	return out, nil
+}
+
+// timeZone is the one asked for, or else the customer's.
+func (s *server) timeZone(customer, asked string) (*time.Location, error) {
+	return calendar.Load(asked)
 }
 
 func (s *server) QueryTotals(ctx context.Context, req *adminv1.QueryTotalsRequest) (*adminv1.QueryTotalsResponse, error) {
@@ -82,21 +106,37 @@ func (s *server) QueryTotals(ctx context.Context, req *adminv1.QueryTotalsReques
 	if err != nil {
 		return nil, err
 	}
+	zone, err := calendar.Load(req.GetTimeZone())
+	if err != nil {
+		return nil, err
+	}
+	fold, err := newFolding(req.GetGroupBy(), zone)
+	if err != nil {
+		return nil, err
+	}
+	q := TotalsQuery{Since: since, Until: until, Zone: zone}
+	out := &adminv1.QueryTotalsResponse{}
+	if fold != nil {
+		q.Unit, out.TimeZone = fold.unit, zone.String()
+	}
 	var zones []ZoneTotals
 	if req.GetAllZones() {
-		zones, err = s.Usage.AllTotals(ctx, since, until)
+		zones, err = s.Usage.AllTotals(ctx, q)
 	} else {
 		var one ZoneTotals
-		one, err = s.Usage.Totals(ctx, since, until)
+		one, err = s.Usage.Totals(ctx, q)
 		zones = []ZoneTotals{one}
 	}
 	if err != nil {
 		return nil, err
 	}
-	out := &adminv1.QueryTotalsResponse{}
 	bills := biller(s.Catalog.Local())
 	for _, z := range zones {
-		out.Zones = append(out.Zones, totalsToProto(z, bills))
+		sums := totalsToProto(z, bills)
+		if fold != nil {
+			sums.Rows = fold.totals(z.Rows, bills)
+		}
+		out.Zones = append(out.Zones, sums)
 	}
 	return out, nil
 }
@@ -105,7 +145,7 @@ func totalsToProto(z ZoneTotals, bills func(product, outcome string) bool) *admi
 	out := &adminv1.ZoneTotals{Zone: z.Zone, Total: &adminv1.UsageTotal{}, CompleteThrough: stamp(z.CompleteThrough), Age: durationpb.New(z.Age), Error: z.Error}
 	for _, r := range z.Rows {
 		add(out.Total, bills, r.Product, r.Outcome, r.Requests, r.Units)
-		out.Rows = append(out.Rows, &adminv1.TotalsRow{Product: r.Product, Plan: r.Plan, Api: r.API, ServedRegion: r.ServedRegion,
+		out.Rows = append(out.Rows, &adminv1.TotalsRow{Start: stamp(r.Start), Product: r.Product, Plan: r.Plan, Api: r.API, ServedRegion: r.ServedRegion,
 			Outcome: r.Outcome, Requests: r.Requests, Units: r.Units})
 	}
 	return out
@@ -124,8 +164,12 @@ func TotalsFrom(z *adminv1.ZoneTotals) ZoneTotals {
 		out.CompleteThrough = z.GetCompleteThrough().AsTime()
 	}
 	for _, r := range z.GetRows() {
-		out.Rows = append(out.Rows, TotalsRow{Product: r.GetProduct(), Plan: r.GetPlan(), API: r.GetApi(), ServedRegion: r.GetServedRegion(),
-			Outcome: r.GetOutcome(), Requests: r.GetRequests(), Units: r.GetUnits()})
+		row := TotalsRow{Product: r.GetProduct(), Plan: r.GetPlan(), API: r.GetApi(), ServedRegion: r.GetServedRegion(),
+			Outcome: r.GetOutcome(), Requests: r.GetRequests(), Units: r.GetUnits()}
+		if r.GetStart() != nil {
+			row.Start = r.GetStart().AsTime()
+		}
+		out.Rows = append(out.Rows, row)
 	}
 	return out
 }

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"time"
 
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
@@ -122,7 +121,7 @@ func (c *Carrier) Totals(ctx context.Context, node string, req *peerv1.TotalsReq
 }
 
 // Register mounts the doors. totals answers for this zone alone.
-func (c *Carrier) Register(mux *http.ServeMux, zone Zone, totals func(ctx context.Context, since, until time.Time) (*adminv1.ZoneTotals, error)) {
+func (c *Carrier) Register(mux *http.ServeMux, zone Zone, totals func(ctx context.Context, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error)) {
 	handler := []connect.HandlerOption{connect.WithInterceptors(rpcfault.Server(c.cfg.Logger)), connect.WithReadMaxBytes(maxMessage)}
 	mux.Handle(peerv1connect.NewGroupServiceHandler(groupDoor{c}, handler...))
 	mux.Handle(peerv1connect.NewZoneServiceHandler(zoneDoor{c, zone}, handler...))
@@ -233,7 +232,7 @@ func (d zoneDoor) EdgeReports(ctx context.Context, _ *peerv1.EdgeReportsRequest)
 
 type centralDoor struct {
 	*Carrier
-	totals func(ctx context.Context, since, until time.Time) (*adminv1.ZoneTotals, error)
+	totals func(ctx context.Context, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error)
 }
 
 func (d centralDoor) Totals(ctx context.Context, req *peerv1.TotalsRequest) (*peerv1.TotalsResponse, error) {
@@ -243,7 +242,7 @@ func (d centralDoor) Totals(ctx context.Context, req *peerv1.TotalsRequest) (*pe
 	if req.Since == nil || req.Until == nil {
 		return nil, fault.New(fault.Invalid, "TIME_REQUIRED", "since and until are required")
 	}
-	totals, err := d.totals(ctx, req.Since.AsTime(), req.Until.AsTime())
+	totals, err := d.totals(ctx, req)
 	if err != nil {
 		return nil, fmt.Errorf("sum up zone %s: %w", d.cfg.Zone, err)
 	}

@@ -3,6 +3,7 @@ package apitest
 import (
 	"bytes"
 	"context"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/adminapi"
+	"bailiwick/controlplane/internal/calendar"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
@@ -124,31 +126,51 @@ func (u *Usage) Set(customer string, r adminapi.UsageReport) {
 	u.reports[customer] = r
 }
 
-func (u *Usage) Usage(_ context.Context, customer string, since, until time.Time) (adminapi.UsageReport, error) {
+func (u *Usage) Usage(_ context.Context, q adminapi.UsageQuery) (adminapi.UsageReport, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	r := u.reports[customer]
-	r.Rows = slices.DeleteFunc(slices.Clone(r.Rows), func(row adminapi.UsageRow) bool { return row.Cell.Before(since) || !row.Cell.Before(until) })
+	r := u.reports[q.Customer]
+	r.Rows = slices.DeleteFunc(slices.Clone(r.Rows), func(row adminapi.UsageRow) bool { return row.Cell.Before(q.Since) || !row.Cell.Before(q.Until) })
+	if q.Fold == nil {
+		return r, nil
+	}
+	sums := map[adminapi.UsageRow]adminapi.UsageRow{}
+	for _, row := range r.Rows {
+		key := row
+		key.Requests, key.Units, key.BytesIn, key.BytesOut, key.Correction = 0, 0, 0, 0, false
+		key = q.Fold(key)
+		sum, ok := sums[key]
+		if !ok {
+			sum = key
+		}
+		sum.Requests, sum.Units, sum.BytesIn, sum.BytesOut = sum.Requests+row.Requests, sum.Units+row.Units, sum.BytesIn+row.BytesIn, sum.BytesOut+row.BytesOut
+		sums[key] = sum
+	}
+	r.Rows = slices.Collect(maps.Values(sums))
 	return r, nil
 }
 
-func (u *Usage) Totals(context.Context, time.Time, time.Time) (adminapi.ZoneTotals, error) {
+func (u *Usage) Totals(_ context.Context, q adminapi.TotalsQuery) (adminapi.ZoneTotals, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	out := adminapi.ZoneTotals{Zone: u.zone}
 	for _, r := range u.reports {
 		for _, row := range r.Rows {
-			out.Rows = append(out.Rows, adminapi.TotalsRow{Product: row.Product, Plan: row.Plan, API: row.API, ServedRegion: row.ServedRegion,
-				Outcome: row.Outcome, Requests: row.Requests, Units: row.Units})
+			t := adminapi.TotalsRow{Product: row.Product, Plan: row.Plan, API: row.API, ServedRegion: row.ServedRegion,
+				Outcome: row.Outcome, Requests: row.Requests, Units: row.Units}
+			if q.Unit != "" {
+				t.Start, _ = calendar.Span(row.Cell, q.Unit, q.Zone)
+			}
+			out.Rows = append(out.Rows, t)
 		}
 	}
 	return out, nil
 }
 
-func (u *Usage) AllTotals(ctx context.Context, since, until time.Time) ([]adminapi.ZoneTotals, error) {
+func (u *Usage) AllTotals(ctx context.Context, q adminapi.TotalsQuery) ([]adminapi.ZoneTotals, error) {
 	var out []adminapi.ZoneTotals
 	for _, name := range []string{"emea", "us"} {
-		z, err := u.all.Zones[name].Usage.Totals(ctx, since, until)
+		z, err := u.all.Zones[name].Usage.Totals(ctx, q)
 		if err != nil {
 			return nil, err
 		}

@@ -1905,7 +1905,7 @@ type QueryUsageRequest struct {
 	Customer string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
 	Since    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
 	Until    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
-	// group_by folds rows: any of hour, day, month (in time_zone), subscription, plan, product, api, route, served_region, outcome.
+	// group_by folds rows: at most one of hour, day, month (in time_zone), and any of subscription, plan, product, api, route, served_region, outcome.
 	GroupBy []string `protobuf:"bytes,4,rep,name=group_by,json=groupBy,proto3" json:"group_by,omitempty"`
 	// time_zone of group_by's hours, days and months, an IANA name; empty means the customer's.
 	TimeZone      string `protobuf:"bytes,5,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
@@ -1985,7 +1985,9 @@ type QueryUsageResponse struct {
 	CompleteThrough *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=complete_through,json=completeThrough,proto3" json:"complete_through,omitempty"`
 	Gaps            []*Gap                 `protobuf:"bytes,4,rep,name=gaps,proto3" json:"gaps,omitempty"`
 	// corrections that fall into the range, their sums included in total and rows.
-	Corrections   []*Correction `protobuf:"bytes,5,rep,name=corrections,proto3" json:"corrections,omitempty"`
+	Corrections []*Correction `protobuf:"bytes,5,rep,name=corrections,proto3" json:"corrections,omitempty"`
+	// time_zone that group_by's hours, days and months are of; empty when none was asked for.
+	TimeZone      string `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2053,6 +2055,13 @@ func (x *QueryUsageResponse) GetCorrections() []*Correction {
 		return x.Corrections
 	}
 	return nil
+}
+
+func (x *QueryUsageResponse) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
 }
 
 type UsageTotal struct {
@@ -2147,7 +2156,11 @@ type UsageRow struct {
 	BytesOut     int64                  `protobuf:"varint,12,opt,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
 	Billable     bool                   `protobuf:"varint,13,opt,name=billable,proto3" json:"billable,omitempty"` // folded rows: every row in it is
 	// correction: booked by an operator, or late for a closed day; may be negative.
-	Correction    bool `protobuf:"varint,14,opt,name=correction,proto3" json:"correction,omitempty"`
+	Correction bool `protobuf:"varint,14,opt,name=correction,proto3" json:"correction,omitempty"` // folded rows: some row in it is
+	// What follows is of folded rows alone. There cell is when the hour, day or month begins, and requests and units
+	// are those of total, or, grouped by outcome, of whatever the outcome is.
+	Time          string      `protobuf:"bytes,15,opt,name=time,proto3" json:"time,omitempty"` // the local hour, day or month as text: 2026-11-25T14:00+01:00, 2026-11-25, 2026-11
+	Total         *UsageTotal `protobuf:"bytes,16,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2280,6 +2293,20 @@ func (x *UsageRow) GetCorrection() bool {
 	return false
 }
 
+func (x *UsageRow) GetTime() string {
+	if x != nil {
+		return x.Time
+	}
+	return ""
+}
+
+func (x *UsageRow) GetTotal() *UsageTotal {
+	if x != nil {
+		return x.Total
+	}
+	return nil
+}
+
 // Gap is usage known to be lost: an epoch closed by an operator before all of it arrived.
 type Gap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2350,10 +2377,13 @@ func (x *Gap) GetSealedSeq() uint64 {
 }
 
 type QueryTotalsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
-	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
-	AllZones      bool                   `protobuf:"varint,3,opt,name=all_zones,json=allZones,proto3" json:"all_zones,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Since    *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	Until    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	AllZones bool                   `protobuf:"varint,3,opt,name=all_zones,json=allZones,proto3" json:"all_zones,omitempty"`
+	// group_by folds rows, as in QueryUsageRequest; empty means by product, plan, api, served_region and outcome.
+	GroupBy       []string `protobuf:"bytes,4,rep,name=group_by,json=groupBy,proto3" json:"group_by,omitempty"`
+	TimeZone      string   `protobuf:"bytes,5,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"` // empty means UTC
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2409,9 +2439,24 @@ func (x *QueryTotalsRequest) GetAllZones() bool {
 	return false
 }
 
+func (x *QueryTotalsRequest) GetGroupBy() []string {
+	if x != nil {
+		return x.GroupBy
+	}
+	return nil
+}
+
+func (x *QueryTotalsRequest) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
 type QueryTotalsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Zones         []*ZoneTotals          `protobuf:"bytes,1,rep,name=zones,proto3" json:"zones,omitempty"`
+	TimeZone      string                 `protobuf:"bytes,2,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2451,6 +2496,13 @@ func (x *QueryTotalsResponse) GetZones() []*ZoneTotals {
 		return x.Zones
 	}
 	return nil
+}
+
+func (x *QueryTotalsResponse) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
 }
 
 type ZoneTotals struct {
@@ -2540,14 +2592,18 @@ func (x *ZoneTotals) GetError() string {
 }
 
 type TotalsRow struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Product       string                 `protobuf:"bytes,1,opt,name=product,proto3" json:"product,omitempty"`
-	Plan          string                 `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
-	Api           string                 `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
-	ServedRegion  string                 `protobuf:"bytes,4,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
-	Outcome       string                 `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	Requests      int64                  `protobuf:"varint,6,opt,name=requests,proto3" json:"requests,omitempty"`
-	Units         int64                  `protobuf:"varint,7,opt,name=units,proto3" json:"units,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Product      string                 `protobuf:"bytes,1,opt,name=product,proto3" json:"product,omitempty"`
+	Plan         string                 `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
+	Api          string                 `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	ServedRegion string                 `protobuf:"bytes,4,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
+	Outcome      string                 `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Requests     int64                  `protobuf:"varint,6,opt,name=requests,proto3" json:"requests,omitempty"`
+	Units        int64                  `protobuf:"varint,7,opt,name=units,proto3" json:"units,omitempty"`
+	// What follows is of folded rows alone, as in UsageRow.
+	Start         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=start,proto3" json:"start,omitempty"`
+	Time          string                 `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
+	Total         *UsageTotal            `protobuf:"bytes,10,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2629,6 +2685,27 @@ func (x *TotalsRow) GetUnits() int64 {
 		return x.Units
 	}
 	return 0
+}
+
+func (x *TotalsRow) GetStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *TotalsRow) GetTime() string {
+	if x != nil {
+		return x.Time
+	}
+	return ""
+}
+
+func (x *TotalsRow) GetTotal() *UsageTotal {
+	if x != nil {
+		return x.Total
+	}
+	return nil
 }
 
 type QueryLatencyRequest struct {
@@ -6169,20 +6246,21 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12z\n" +
 	"\bgroup_by\x18\x04 \x03(\tB_\xbaH\\\x92\x01Y\x10\b\"UrSR\x04hourR\x03dayR\x05monthR\fsubscriptionR\x04planR\aproductR\x03apiR\x05routeR\rserved_regionR\aoutcomeR\agroupBy\x12$\n" +
-	"\ttime_zone\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\"\xb2\x02\n" +
+	"\ttime_zone\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\"\xcf\x02\n" +
 	"\x12QueryUsageResponse\x124\n" +
 	"\x05total\x18\x01 \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x05total\x120\n" +
 	"\x04rows\x18\x02 \x03(\v2\x1c.bailiwick.admin.v1.UsageRowR\x04rows\x12E\n" +
 	"\x10complete_through\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x0fcompleteThrough\x12+\n" +
 	"\x04gaps\x18\x04 \x03(\v2\x17.bailiwick.admin.v1.GapR\x04gaps\x12@\n" +
-	"\vcorrections\x18\x05 \x03(\v2\x1e.bailiwick.admin.v1.CorrectionR\vcorrections\"\x8c\x01\n" +
+	"\vcorrections\x18\x05 \x03(\v2\x1e.bailiwick.admin.v1.CorrectionR\vcorrections\x12\x1b\n" +
+	"\ttime_zone\x18\x06 \x01(\tR\btimeZone\"\x8c\x01\n" +
 	"\n" +
 	"UsageTotal\x12\x1a\n" +
 	"\brequests\x18\x01 \x01(\x03R\brequests\x12\x1a\n" +
 	"\bbillable\x18\x02 \x01(\x03R\bbillable\x12\x18\n" +
 	"\alimited\x18\x03 \x01(\x03R\alimited\x12\x16\n" +
 	"\x06errors\x18\x04 \x01(\x03R\x06errors\x12\x14\n" +
-	"\x05units\x18\x05 \x01(\x03R\x05units\"\x99\x03\n" +
+	"\x05units\x18\x05 \x01(\x03R\x05units\"\xe3\x03\n" +
 	"\bUsageRow\x12.\n" +
 	"\x04cell\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04cell\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x14\n" +
@@ -6200,20 +6278,25 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\bbillable\x18\r \x01(\bR\bbillable\x12\x1e\n" +
 	"\n" +
 	"correction\x18\x0e \x01(\bR\n" +
-	"correction\"o\n" +
+	"correction\x12\x12\n" +
+	"\x04time\x18\x0f \x01(\tR\x04time\x124\n" +
+	"\x05total\x18\x10 \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x05total\"o\n" +
 	"\x03Gap\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1f\n" +
 	"\vapplied_seq\x18\x03 \x01(\x04R\n" +
 	"appliedSeq\x12\x1d\n" +
 	"\n" +
-	"sealed_seq\x18\x04 \x01(\x04R\tsealedSeq\"\x95\x01\n" +
+	"sealed_seq\x18\x04 \x01(\x04R\tsealedSeq\"\xa2\x02\n" +
 	"\x12QueryTotalsRequest\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x1b\n" +
-	"\tall_zones\x18\x03 \x01(\bR\ballZones\"K\n" +
+	"\tall_zones\x18\x03 \x01(\bR\ballZones\x12e\n" +
+	"\bgroup_by\x18\x04 \x03(\tBJ\xbaHG\x92\x01D\x10\b\"@r>R\x04hourR\x03dayR\x05monthR\x04planR\aproductR\x03apiR\rserved_regionR\aoutcomeR\agroupBy\x12$\n" +
+	"\ttime_zone\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\"h\n" +
 	"\x13QueryTotalsResponse\x124\n" +
-	"\x05zones\x18\x01 \x03(\v2\x1e.bailiwick.admin.v1.ZoneTotalsR\x05zones\"\x93\x02\n" +
+	"\x05zones\x18\x01 \x03(\v2\x1e.bailiwick.admin.v1.ZoneTotalsR\x05zones\x12\x1b\n" +
+	"\ttime_zone\x18\x02 \x01(\tR\btimeZone\"\x93\x02\n" +
 	"\n" +
 	"ZoneTotals\x12\x12\n" +
 	"\x04zone\x18\x01 \x01(\tR\x04zone\x124\n" +
@@ -6221,7 +6304,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x04rows\x18\x03 \x03(\v2\x1d.bailiwick.admin.v1.TotalsRowR\x04rows\x12E\n" +
 	"\x10complete_through\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0fcompleteThrough\x12+\n" +
 	"\x03age\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"\xbc\x01\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xb8\x02\n" +
 	"\tTotalsRow\x12\x18\n" +
 	"\aproduct\x18\x01 \x01(\tR\aproduct\x12\x12\n" +
 	"\x04plan\x18\x02 \x01(\tR\x04plan\x12\x10\n" +
@@ -6229,7 +6312,11 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\rserved_region\x18\x04 \x01(\tR\fservedRegion\x12\x18\n" +
 	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x1a\n" +
 	"\brequests\x18\x06 \x01(\x03R\brequests\x12\x14\n" +
-	"\x05units\x18\a \x01(\x03R\x05units\"\xf1\x01\n" +
+	"\x05units\x18\a \x01(\x03R\x05units\x120\n" +
+	"\x05start\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12\x12\n" +
+	"\x04time\x18\t \x01(\tR\x04time\x124\n" +
+	"\x05total\x18\n" +
+	" \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x05total\"\xf1\x01\n" +
 	"\x13QueryLatencyRequest\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x19\n" +
@@ -6708,127 +6795,130 @@ var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
 	36,  // 28: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
 	65,  // 29: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
 	93,  // 30: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
-	93,  // 31: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	93,  // 32: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
-	39,  // 33: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
-	34,  // 34: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
-	40,  // 35: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	93,  // 36: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	94,  // 37: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	93,  // 38: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
-	93,  // 39: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
-	43,  // 40: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
-	93,  // 41: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
-	46,  // 42: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
-	93,  // 43: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
-	93,  // 44: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
-	93,  // 45: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
-	93,  // 46: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
-	49,  // 47: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
-	50,  // 48: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	93,  // 49: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	93,  // 50: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
-	53,  // 51: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	93,  // 52: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	93,  // 53: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
-	54,  // 54: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	93,  // 55: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
-	53,  // 56: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
-	59,  // 57: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	93,  // 58: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	59,  // 59: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	93,  // 60: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
-	62,  // 61: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	65,  // 62: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
-	34,  // 63: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
-	34,  // 64: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	93,  // 65: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
-	62,  // 66: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	65,  // 67: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	71,  // 68: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	93,  // 69: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
-	74,  // 70: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	93,  // 71: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	93,  // 72: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	93,  // 73: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	79,  // 74: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
-	79,  // 75: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	94,  // 76: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
-	90,  // 77: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	93,  // 78: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	93,  // 79: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	93,  // 80: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	0,   // 81: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	5,   // 82: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	7,   // 83: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	9,   // 84: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	11,  // 85: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	13,  // 86: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	15,  // 87: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	18,  // 88: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	22,  // 89: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	24,  // 90: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	26,  // 91: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	28,  // 92: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	32,  // 93: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	37,  // 94: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	41,  // 95: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	44,  // 96: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	47,  // 97: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	51,  // 98: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	55,  // 99: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	57,  // 100: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	60,  // 101: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	63,  // 102: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	66,  // 103: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	67,  // 104: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	69,  // 105: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	72,  // 106: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	75,  // 107: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	77,  // 108: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	80,  // 109: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	82,  // 110: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	84,  // 111: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	86,  // 112: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	88,  // 113: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 114: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	6,   // 115: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	8,   // 116: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	10,  // 117: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	12,  // 118: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	14,  // 119: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	16,  // 120: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	19,  // 121: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	23,  // 122: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	25,  // 123: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	27,  // 124: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	29,  // 125: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	33,  // 126: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	38,  // 127: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	42,  // 128: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	45,  // 129: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	48,  // 130: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	52,  // 131: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	56,  // 132: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	58,  // 133: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	61,  // 134: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	64,  // 135: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	64,  // 136: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	68,  // 137: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	70,  // 138: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	73,  // 139: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	76,  // 140: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	78,  // 141: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	81,  // 142: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	83,  // 143: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	85,  // 144: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	87,  // 145: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	89,  // 146: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	114, // [114:147] is the sub-list for method output_type
-	81,  // [81:114] is the sub-list for method input_type
-	81,  // [81:81] is the sub-list for extension type_name
-	81,  // [81:81] is the sub-list for extension extendee
-	0,   // [0:81] is the sub-list for field type_name
+	34,  // 31: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	93,  // 32: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	93,  // 33: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	39,  // 34: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
+	34,  // 35: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
+	40,  // 36: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
+	93,  // 37: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	94,  // 38: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	93,  // 39: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
+	34,  // 40: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	93,  // 41: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	93,  // 42: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	43,  // 43: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
+	93,  // 44: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	46,  // 45: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
+	93,  // 46: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	93,  // 47: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	93,  // 48: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	93,  // 49: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	49,  // 50: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
+	50,  // 51: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	93,  // 52: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	93,  // 53: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	53,  // 54: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	93,  // 55: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	93,  // 56: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	54,  // 57: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	93,  // 58: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	53,  // 59: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	59,  // 60: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	93,  // 61: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	59,  // 62: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	93,  // 63: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	62,  // 64: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	65,  // 65: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	34,  // 66: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	34,  // 67: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	93,  // 68: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	62,  // 69: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	65,  // 70: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	71,  // 71: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	93,  // 72: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	74,  // 73: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	93,  // 74: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	93,  // 75: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	93,  // 76: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	79,  // 77: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	79,  // 78: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	94,  // 79: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	90,  // 80: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	93,  // 81: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	93,  // 82: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	93,  // 83: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	0,   // 84: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	5,   // 85: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	7,   // 86: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	9,   // 87: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	11,  // 88: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	13,  // 89: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	15,  // 90: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	18,  // 91: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	22,  // 92: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	24,  // 93: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	26,  // 94: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	28,  // 95: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	32,  // 96: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	37,  // 97: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	41,  // 98: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	44,  // 99: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	47,  // 100: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	51,  // 101: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	55,  // 102: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	57,  // 103: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	60,  // 104: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	63,  // 105: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	66,  // 106: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	67,  // 107: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	69,  // 108: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	72,  // 109: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	75,  // 110: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	77,  // 111: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	80,  // 112: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	82,  // 113: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	84,  // 114: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	86,  // 115: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	88,  // 116: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 117: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	6,   // 118: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	8,   // 119: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	10,  // 120: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	12,  // 121: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	14,  // 122: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	16,  // 123: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	19,  // 124: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	23,  // 125: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	25,  // 126: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	27,  // 127: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	29,  // 128: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	33,  // 129: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	38,  // 130: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	42,  // 131: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	45,  // 132: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	48,  // 133: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	52,  // 134: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	56,  // 135: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	58,  // 136: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	61,  // 137: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	64,  // 138: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	64,  // 139: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	68,  // 140: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	70,  // 141: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	73,  // 142: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	76,  // 143: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	78,  // 144: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	81,  // 145: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	83,  // 146: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	85,  // 147: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	87,  // 148: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	89,  // 149: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	117, // [117:150] is the sub-list for method output_type
+	84,  // [84:117] is the sub-list for method input_type
+	84,  // [84:84] is the sub-list for extension type_name
+	84,  // [84:84] is the sub-list for extension extendee
+	0,   // [0:84] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }

@@ -617,9 +617,12 @@ func (x *EdgeReportsResponse) GetTightenings() []*v11.Tightening {
 }
 
 type TotalsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Since         *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
-	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	// unit of time_zone by which rows are parted: hour, day or month; empty: they are summed over all the time.
+	Unit          string `protobuf:"bytes,3,opt,name=unit,proto3" json:"unit,omitempty"`
+	TimeZone      string `protobuf:"bytes,4,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -666,6 +669,20 @@ func (x *TotalsRequest) GetUntil() *timestamppb.Timestamp {
 		return x.Until
 	}
 	return nil
+}
+
+func (x *TotalsRequest) GetUnit() string {
+	if x != nil {
+		return x.Unit
+	}
+	return ""
+}
+
+func (x *TotalsRequest) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
 }
 
 type TotalsResponse struct {
@@ -1406,10 +1423,12 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x12EdgeReportsRequest\"\x8c\x01\n" +
 	"\x13EdgeReportsResponse\x123\n" +
 	"\x05edges\x18\x01 \x03(\v2\x1d.bailiwick.peer.v1.EdgeReportR\x05edges\x12@\n" +
-	"\vtightenings\x18\x02 \x03(\v2\x1e.bailiwick.admin.v1.TighteningR\vtightenings\"s\n" +
+	"\vtightenings\x18\x02 \x03(\v2\x1e.bailiwick.admin.v1.TighteningR\vtightenings\"\xa4\x01\n" +
 	"\rTotalsRequest\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
-	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"H\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
+	"\x04unit\x18\x03 \x01(\tR\x04unit\x12\x1b\n" +
+	"\ttime_zone\x18\x04 \x01(\tR\btimeZone\"H\n" +
 	"\x0eTotalsResponse\x126\n" +
 	"\x06totals\x18\x01 \x01(\v2\x1e.bailiwick.admin.v1.ZoneTotalsR\x06totals\"\x7f\n" +
 	"\x12ExchangeForRequest\x12\x12\n" +
