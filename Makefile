@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e bench fuzz lint generate generate-check clean
+.PHONY: help run build test test-race e2e explore bench fuzz lint generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-race: ## the unit tests under the race detector (needs a C compiler)
 
 e2e: build ## the end-to-end tests alone; one of them: make e2e ARGS='-run TestStory/b'
 	$(GO) test -count=1 -timeout 40m -p 1 -v ./e2e/scenario/... $(ARGS)
+
+explore: ## every state of the usage and quota protocols in the small, within the larger bounds (minutes, and some GB of memory)
+	EXPLORE=full $(GO) test -count=1 -timeout 60m -v -run 'Explore' ./controlplane/internal/ledger/... $(ARGS)
 
 bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover
 	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/...
