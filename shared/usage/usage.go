@@ -169,10 +169,13 @@ func (r *Row) Sums() Sums {
 // the row: one bad row would have its whole block refused, and all after it.
 // It does not allocate unless it refuses.
 func (r *Row) Check() error {
-	if r.LatencyUS < 0 {
-		return errors.New("usage row: latency is negative")
+	if r.LatencyUS < 0 || r.UpstreamUS < 0 {
+		return errors.New("usage row: a latency is negative")
 	}
-	for _, s := range [...]string{r.Subscription, r.Plan, r.Product, r.API, r.Route, r.ServedRegion} {
+	if r.Period < 0 {
+		return errPeriod
+	}
+	for _, s := range [...]string{r.Subscription, r.Plan, r.Product, r.API, r.Route, r.ServedRegion, r.KeyID} {
 		if !textOK(s) {
 			return errText
 		}
@@ -193,6 +196,8 @@ func checkRest(customer string, o Outcome, s Sums) error {
 	}
 	return nil
 }
+
+var errPeriod = errors.New("usage: a period begins before 1970")
 
 // The text itself is not in the error: it may name a person.
 var errText = fmt.Errorf("usage: a text is longer than %d bytes, not UTF-8, or holds a zero byte", MaxString)
@@ -229,7 +234,7 @@ type Block struct {
 	Edge       string
 	Epoch, Seq uint64   // Seq counts from 1 in each epoch
 	Prev       [32]byte // Hash of Seq-1; zeros for Seq 1
-	Payload    []byte   // EncodePayload
+	Payload    []byte   // Encode
 	Hash       [32]byte // HashBlock
 }
 

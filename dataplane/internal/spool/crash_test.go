@@ -3,6 +3,7 @@ package spool_test
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -370,7 +371,7 @@ func testFull(t *testing.T, dir string, size int64) {
 	unwell := false
 	for {
 		r := row("acme")
-		r.Route = fmt.Sprintf("route-%d", took%1000) // the block needs more than the journal's last page has
+		r.Route = fmt.Sprintf("route-%x", sha256.Sum256([]byte{byte(took), byte(took % 1000 >> 8)})) // the block needs more than the journal's last page has
 		err := s.Append(&r)
 		if err == nil {
 			took++

@@ -227,7 +227,7 @@ func (s *Spool) writeCheckpoint() error {
 	}
 	var parts []byte
 	n := uint64(0)
-	for p := range usage.Payloads(decoded) {
+	for p := range usage.Payloads(usage.Payload{Cells: decoded}) {
 		parts = appendBytes(parts, p)
 		n++
 	}

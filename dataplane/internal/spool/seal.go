@@ -121,7 +121,7 @@ func (s *Spool) newAttempt(covered pos, at int64) (*attempt, error) {
 	}
 	a := &attempt{covered: covered, at: at}
 	seq, head := s.st.seq, s.st.head
-	for p := range usage.Payloads(decoded) {
+	for p := range usage.Payloads(usage.Payload{Cells: decoded}) {
 		seq++
 		b := usage.NewBlock(s.cfg.Edge, s.st.epoch, seq, head, p)
 		a.blocks, head = append(a.blocks, b), b.Hash
