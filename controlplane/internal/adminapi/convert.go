@@ -123,7 +123,7 @@ func fromProto(r *adminv1.Resource) (record, error) {
 		return planFromProto(name, spec.Plan)
 	case *adminv1.Resource_Customer:
 		v := spec.Customer
-		out := model.Customer{Name: name, Zone: v.GetZone(), DisplayName: v.GetDisplayName(), AccountID: v.GetAccountId(), Status: or(v.GetStatus(), "active")}
+		out := model.Customer{Name: name, Zone: v.GetZone(), DisplayName: v.GetDisplayName(), AccountID: v.GetAccountId(), Status: or(v.GetStatus(), "active"), TimeZone: v.GetTimeZone()}
 		for _, s := range v.GetSubscriptions() {
 			out.Subscriptions = append(out.Subscriptions, model.Subscription{Name: or(s.GetName(), s.GetPlan()), Plan: s.GetPlan()})
 		}
@@ -178,7 +178,12 @@ func planFromProto(name string, v *adminv1.Plan) (record, error) {
 		out.RateLimit = &model.RateLimit{RequestsPerSecond: int(r.GetRequestsPerSecond()), Burst: int(r.GetBurst())}
 	}
 	if q := v.GetQuota(); q != nil {
-		out.Quota = &model.Quota{Units: q.GetUnits(), Period: or(q.GetPeriod(), "month"), Mode: or(q.GetMode(), "soft")}
+		window, err := duration(q.GetWindow(), "spec.quota.window")
+		if err != nil {
+			return nil, err
+		}
+		out.Quota = &model.Quota{Units: q.GetUnits(), Period: or(q.GetPeriod(), "month"), Mode: or(q.GetMode(), "soft"),
+			Window: window, GracePercent: int(q.GetGracePercent())}
 	}
 	var err error
 	out.MaxKeyStaleness, err = duration(v.GetMaxKeyStaleness(), "spec.max_key_staleness")
@@ -217,7 +222,7 @@ func toProto(rec record, index uint64) *adminv1.Resource {
 		out.Spec = &adminv1.Resource_Plan{Plan: planToProto(v)}
 	case model.Customer:
 		out.Name = v.Name
-		c := &adminv1.Customer{Zone: v.Zone, DisplayName: v.DisplayName, AccountId: v.AccountID, Status: v.Status}
+		c := &adminv1.Customer{Zone: v.Zone, DisplayName: v.DisplayName, AccountId: v.AccountID, Status: v.Status, TimeZone: v.TimeZone}
 		for _, s := range v.Subscriptions {
 			c.Subscriptions = append(c.Subscriptions, &adminv1.Subscription{Name: s.Name, Plan: s.Plan})
 		}
@@ -265,7 +270,10 @@ func planToProto(v model.Plan) *adminv1.Plan {
 		out.RateLimit = &adminv1.RateLimit{RequestsPerSecond: int32(r.RequestsPerSecond), Burst: int32(r.Burst)}
 	}
 	if q := v.Quota; q != nil {
-		out.Quota = &adminv1.Quota{Units: q.Units, Period: q.Period, Mode: q.Mode}
+		out.Quota = &adminv1.Quota{Units: q.Units, Period: q.Period, Mode: q.Mode, GracePercent: int32(q.GracePercent)}
+		if q.Window != 0 {
+			out.Quota.Window = durationpb.New(q.Window)
+		}
 	}
 	return out
 }

@@ -304,19 +304,27 @@ func (j *judge) product(d *doc, p model.Product) error {
 	return nil
 }
 
+// knownTimeZone refuses what is no IANA zone: periods of quotas could not begin in it.
+func knownTimeZone(name string) error {
+	if _, err := time.LoadLocation(name); err != nil || name == "Local" {
+		return fmt.Errorf("time zone %q does not exist; write an IANA name such as Europe/Berlin, or leave it out for UTC", name)
+	}
+	return nil
+}
+
 func (j *judge) planOf(d *doc, p model.Plan) error {
 	for i, name := range p.Products {
 		if !j.catalog.has(model.PrefixProduct + name) {
 			return d.errorf(fault.Invalid, fmt.Sprintf("spec.products[%d]", i), "PRODUCT_UNKNOWN", "plan %s: product %q does not exist", p.Name, name)
 		}
 	}
-	if p.Quota != nil {
-		j.warn("plan %s: quota is stored and shown but not yet enforced", p.Name)
-	}
 	return nil
 }
 
 func (j *judge) customer(d *doc, c model.Customer) error {
+	if err := knownTimeZone(c.TimeZone); err != nil {
+		return d.errorf(fault.Invalid, "spec.time_zone", "TIME_ZONE_UNKNOWN", "customer %s: %w", c.Name, err)
+	}
 	for i, sub := range c.Subscriptions {
 		if !j.catalog.has(model.PrefixPlan + sub.Plan) {
 			return d.errorf(fault.Invalid, fmt.Sprintf("spec.subscriptions[%d].plan", i), "PLAN_UNKNOWN", "customer %s: plan %q does not exist", c.Name, sub.Plan)

@@ -116,8 +116,11 @@ func (t *tx) fold(k *Block) (refusal byte, err error) {
 		// Many customers share one total: summed here first, written once an entry.
 		m.key = appendTotalKey(m.key[:0], &c)
 		m.totals[string(m.key)] = m.totals[string(m.key)].Add(s)
+		if t.version >= 2 {
+			m.spending.add(&c, s.Units)
+		}
 	}
-	return 0, nil
+	return 0, t.spend(epochKey{k.Edge, k.Epoch})
 }
 
 // sealedOrder is what edges said of themselves.

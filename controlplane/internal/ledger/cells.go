@@ -27,7 +27,7 @@ const (
 )
 
 // prefixes lists them: a snapshot that holds another key is of a newer program.
-var prefixes = [...]string{prefixEpoch, prefixCell, prefixTotal}
+var prefixes = [...]string{prefixEpoch, prefixCell, prefixTotal, prefixAccount, prefixSpan, prefixAsker, prefixTopUp}
 
 var keyApplied = []byte("m/applied")
 

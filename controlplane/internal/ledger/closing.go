@@ -48,7 +48,13 @@ const maxReason = 2048
 func (o *closeOrder) apply(t *tx) ([]byte, error) {
 	key := epochKey{o.Edge, o.Epoch}
 	e := t.epoch(key)
+	first := !e.Closed
 	e.close(o.Sealed)
 	t.keep(key, e)
+	if first && t.version >= 2 {
+		if err := t.closeHeld(key, o.Held, e.Gap); err != nil {
+			return nil, err
+		}
+	}
 	return appendAck(encodeAcks(nil, t.index, 1), 0, e), nil
 }

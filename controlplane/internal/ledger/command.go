@@ -24,6 +24,9 @@ const (
 
 	// Since version 2. 4 to 19 are of the ledger itself, 20 to 39 of quotas, 40 to 49 of alerts.
 	kindCloseBy = 4 // edge, epoch, sealed, held u8, at unix ms, by, reason
+
+	kindExchange = 20 // now, n × edge, n × (edge, epoch, sequence, n × pending, n × ask): see quota_exchange.go
+	kindTopUp    = 21 // account, terms, units, request id, at, by, reason
 )
 
 // order is the body of a command.
@@ -44,6 +47,9 @@ var kinds = map[byte]struct {
 	kindSealed:  {1, decodeSealed},
 	kindClose:   {1, decodeClose},
 	kindCloseBy: {2, decodeCloseBy},
+
+	kindExchange: {2, decodeExchange},
+	kindTopUp:    {2, decodeTopUp},
 }
 
 const maxName = 256 // bytes of an edge's or region's name

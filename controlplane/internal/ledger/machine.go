@@ -43,8 +43,11 @@ type Machine struct {
 	// e/ record; latest is the highest epoch of an edge that has begun.
 	epochs map[epochKey]*epoch
 	latest map[string]uint64
+	askers map[string]*asker     // every x/ record
 	totals map[string]usage.Sums // scratch of one Apply
 	key    []byte                // scratch
+
+	spending spending // scratch of one block
 
 	mu     sync.Mutex  // covers cur and broken, and the counts inside generations
 	cur    *generation // nil: closed
@@ -65,6 +68,7 @@ func OpenMachine(cfg MachineConfig) (m *Machine, err error) {
 	}
 	m = &Machine{cfg: cfg, logger: cfg.Logger, totals: make(map[string]usage.Sums)}
 	m.idle = sync.NewCond(&m.mu)
+	m.spending.init()
 	defer guard(&err, "open ledger")
 	if err := m.open(); err != nil {
 		return nil, fmt.Errorf("open ledger %s: %w", cfg.Dir, err)
@@ -100,6 +104,9 @@ func (m *Machine) load(db *pebbledb.DB) error {
 		m.begin(key, e)
 		return nil
 	})
+	if err == nil {
+		err = m.loadAskers(db)
+	}
 	m.applied.Store(applied)
 	return err
 }

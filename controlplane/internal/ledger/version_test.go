@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"bailiwick/controlplane/internal/ledger"
+	"bailiwick/shared/usage"
 )
 
 // asVersionOne is a command as the release before wrote it.
@@ -16,7 +17,10 @@ func asVersionOne(cmd []byte) []byte {
 func TestMachine_ReplaysALogOfVersionOne(t *testing.T) {
 	old, now := openMem(t), openMem(t)
 	c := &chain{edge: "e", epoch: 1}
-	blocks := []ledger.Block{c.next(one("acme", 0, 1)), c.next(one("acme", 5, 3))}
+	free := func(n int, requests int64) map[usage.Cell]usage.Sums { // units are also counted for quotas, since version 2
+		return map[usage.Cell]usage.Sums{cell("acme", n): {Requests: requests}}
+	}
+	blocks := []ledger.Block{c.next(free(0, 1)), c.next(free(5, 3))}
 	said := []ledger.Said{{Edge: "e", Epoch: 1, Sealed: 4, Seq: 2, MS: 9}}
 	applyCmd(t, old, asVersionOne(ledger.EncodeAppend(blocks)))
 	applyCmd(t, old, asVersionOne(ledger.EncodeSealed(said)))

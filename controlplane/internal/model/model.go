@@ -148,9 +148,11 @@ type RateLimit struct {
 }
 
 type Quota struct {
-	Units  int64  `json:"units"`
-	Period string `json:"period,omitempty"` // month (default), day
-	Mode   string `json:"mode,omitempty"`   // soft (default), elastic, strict
+	Units        int64         `json:"units"`
+	Period       string        `json:"period,omitempty"`        // hour, day, week, month (default), year, rolling, prepaid
+	Mode         string        `json:"mode,omitempty"`          // soft (default), elastic, strict
+	Window       time.Duration `json:"window,omitempty"`        // of a rolling one
+	GracePercent int           `json:"grace_percent,omitempty"` // above Units, where a soft one ends; 0: it does not
 }
 
 // Node is a row of the node registry. Removing it withdraws the node: its certificate is refused.
@@ -170,7 +172,8 @@ type Customer struct {
 	DisplayName   string         `json:"display_name,omitempty"`
 	AccountID     string         `json:"account_id,omitempty"`
 	Subscriptions []Subscription `json:"subscriptions,omitempty"`
-	Status        string         `json:"status,omitempty"` // "", active, suspended
+	Status        string         `json:"status,omitempty"`    // "", active, suspended, overdue
+	TimeZone      string         `json:"time_zone,omitempty"` // IANA name; "" is UTC
 }
 
 // Gone is what remains of a customer that was deleted, for good: an edge that was cut off meanwhile honours his

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"bailiwick/controlplane/internal/quota"
 	"bailiwick/regions"
 	"bailiwick/shared/fault"
 )
@@ -18,6 +19,7 @@ const (
 	MinHealthInterval = 100 * time.Millisecond
 	MaxHealthInterval = time.Minute
 	MaxRequestBytes   = 1 << 40
+	MaxQuotaUnits     = 1_000_000_000_000_000
 )
 
 // Outcomes that a product may bill. What the edge answered by itself is never billed.
@@ -239,17 +241,34 @@ func (p Plan) Validate() error {
 		return bad("spec.rate_limit", "RATE_LIMIT_INVALID", "plan %s: a rate limit needs at least 1 request a second and no negative burst", p.Name)
 	}
 	if q := p.Quota; q != nil {
-		switch {
-		case q.Units < 1:
-			return bad("spec.quota.units", "QUOTA_INVALID", "plan %s: a quota of %d units sells nothing", p.Name, q.Units)
-		case !slices.Contains([]string{"", "month", "day"}, q.Period):
-			return bad("spec.quota.period", "QUOTA_INVALID", "plan %s: quota period %q is neither month nor day", p.Name, q.Period)
-		case !slices.Contains([]string{"", "strict", "elastic", "soft"}, q.Mode):
-			return bad("spec.quota.mode", "QUOTA_INVALID", "plan %s: quota mode %q is none of strict, elastic, soft", p.Name, q.Mode)
+		if err := p.checkQuota(q); err != nil {
+			return err
 		}
 	}
 	if p.MaxKeyStaleness < 0 {
 		return bad("spec.max_key_staleness", "STALENESS_INVALID", "plan %s: max_key_staleness %v is less than nothing", p.Name, p.MaxKeyStaleness)
+	}
+	return nil
+}
+
+func (p Plan) checkQuota(q *Quota) error {
+	switch {
+	case q.Units < 0 || q.Units == 0 && q.Period != "prepaid":
+		return bad("spec.quota.units", "QUOTA_INVALID", "plan %s: a quota of %d units sells nothing", p.Name, q.Units)
+	case q.Units > MaxQuotaUnits:
+		return bad("spec.quota.units", "QUOTA_INVALID", "plan %s: a quota of %d units is more than can be counted: at most %d", p.Name, q.Units, int64(MaxQuotaUnits))
+	case !slices.Contains([]string{"", "hour", "day", "week", "month", "year", "rolling", "prepaid"}, q.Period):
+		return bad("spec.quota.period", "QUOTA_INVALID", "plan %s: quota period %q is none of hour, day, week, month, year, rolling, prepaid", p.Name, q.Period)
+	case !slices.Contains([]string{"", "strict", "elastic", "soft"}, q.Mode):
+		return bad("spec.quota.mode", "QUOTA_INVALID", "plan %s: quota mode %q is none of strict, elastic, soft", p.Name, q.Mode)
+	case q.Period == "rolling" && !quota.ValidWindow(q.Window):
+		return bad("spec.quota.window", "QUOTA_INVALID", "plan %s: the window of a rolling quota is %v; it must be a multiple of 15 minutes, from 15m to 744h", p.Name, q.Window)
+	case q.Period != "rolling" && q.Window != 0:
+		return bad("spec.quota.window", "QUOTA_INVALID", "plan %s: only a rolling quota has a window", p.Name)
+	case q.GracePercent < 0 || q.GracePercent > 1000:
+		return bad("spec.quota.grace_percent", "QUOTA_INVALID", "plan %s: grace_percent %d is not between 0 and 1000", p.Name, q.GracePercent)
+	case q.GracePercent != 0 && q.Mode != "" && q.Mode != "soft":
+		return bad("spec.quota.grace_percent", "QUOTA_INVALID", "plan %s: only a soft quota has a grace; a %s one ends at its units", p.Name, q.Mode)
 	}
 	return nil
 }
@@ -262,8 +281,8 @@ func (c Customer) Validate() error {
 	if err := checkZone("customer", c.Name, c.Zone); err != nil {
 		return err
 	}
-	if !slices.Contains([]string{"", "active", "suspended"}, c.Status) {
-		return bad("spec.status", "STATUS_INVALID", "customer %s: status %q is neither active nor suspended", c.Name, c.Status)
+	if !slices.Contains([]string{"", "active", "suspended", "overdue"}, c.Status) {
+		return bad("spec.status", "STATUS_INVALID", "customer %s: status %q is none of active, suspended, overdue", c.Name, c.Status)
 	}
 	for i, s := range c.Subscriptions {
 		at := fmt.Sprintf("spec.subscriptions[%d]", i)

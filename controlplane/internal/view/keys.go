@@ -169,7 +169,8 @@ func (k *Keys) object(key model.Key) (table.Object, bool) {
 		return table.Object{}, false // nobody to bill: not a key
 	}
 	out := table.Key{ID: key.ID, DigestHex: key.DigestHex, Customer: key.Customer, Subscription: key.Subscription, Plan: key.Plan,
-		Suspended: c.Status != "" && c.Status != "active"}
+		// A status not known here is one that a newer program refuses for.
+		Suspended: c.Status != "" && c.Status != "active" && c.Status != "overdue", Overdue: c.Status == "overdue"}
 	for _, s := range c.Subscriptions {
 		name := s.Name
 		if name == "" {

@@ -280,6 +280,7 @@ func (b *builder) plans() error {
 		}
 		if q := p.Quota; q != nil {
 			out.QuotaUnits, out.QuotaPeriod, out.QuotaMode = q.Units, q.Period, q.Mode
+			out.QuotaWindow, out.QuotaGrace = q.Window, q.GracePercent
 			if out.QuotaPeriod == "" {
 				out.QuotaPeriod = "month"
 			}
