@@ -1,7 +1,8 @@
 // Package gate owns the decision whether a request is admitted, and on whose account: route, key,
-// entitlement, staleness, rate limit, in that order.
+// entitlement, staleness, payment, rate limit, quota, in that order.
 //
-// It never sees net/http, never touches a network or disk, reads no clock and counts nothing: the same
+// It never sees net/http, never touches a network or disk, reads no clock and counts nothing but the units it
+// takes from a lease: the same
 // logical request over HTTP/1.1, HTTP/2 and HTTP/3 becomes the same Request and gets the same Verdict. A
 // flood of random keys costs it no memory. Nothing survives a crash but what its callers hold. A Gate may be
 // used from any number of goroutines at once.
@@ -9,20 +10,21 @@ package gate
 
 import (
 	"math"
-	"strconv"
 	"strings"
 	"time"
 
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/quota"
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/usage"
 )
 
-// Gate admits. Both fields are required.
+// Gate admits.
 type Gate struct {
-	Hasher *apikey.Hasher // under the zone's pepper
-	Limits *limit.Map     // outlives tables
+	Hasher *apikey.Hasher // required; under the zone's pepper
+	Limits *limit.Map     // required; outlives tables
+	Quotas *quota.Book    // likewise; nil: no quota is enforced, and no rate limit is shared
 }
 
 // Request is what a decision rests on.
@@ -34,9 +36,10 @@ type Request struct {
 	APIKey        []string // values of X-API-Key as received
 	// TableAge is how long ago the control plane last confirmed the table.
 	TableAge time.Duration
+	Unix     int64 // the time of day, s
 }
 
-// Verdict is the answer. It is admitted if Problem.Status is 0.
+// Verdict is the answer. It is admitted if Problem.Status is 0 and it is not Parked.
 type Verdict struct {
 	Problem Problem
 	API     *policy.API   // set from the host on
@@ -53,16 +56,29 @@ type Verdict struct {
 	PlanRev      uint64
 	Product      string
 	KeyInBearer  bool // the key came as Authorization, which must then not go upstream
+	Flags        usage.Flags
+
+	// Ticket holds the request's units. Whoever has the verdict spends it when the row that counts them is kept,
+	// and releases it when no upstream answered.
+	Ticket quota.Ticket
+	// Parked: whether units are left is not known yet. The caller waits with Account.Park and calls Settle.
+	Parked  bool
+	Account *quota.Account // of the subscription, if the plan has a quota or a limit
+	Leased  bool           // the plan's units must be leased
 
 	// Answer headers; blank means none.
 	RateLimit       string
 	RateLimitPolicy string
 	RetryAfter      time.Duration
 	Allow           []string // methods, with a 405
+
+	plan    *policy.Plan
+	rate    limit.Result
+	overdue bool
 }
 
 // Admitted says whether the request goes on.
-func (v *Verdict) Admitted() bool { return v.Problem.Status == 0 }
+func (v *Verdict) Admitted() bool { return v.Problem.Status == 0 && !v.Parked }
 
 func (v *Verdict) refuse(status int, reason, detail string) {
 	v.Problem = NewProblem(status, reason, detail)
@@ -124,9 +140,32 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 		v.refuse(403, ReasonKeyStale, "This edge has been cut off from its control plane for longer than the plan allows keys to go unconfirmed.")
 		return v
 	}
-	g.limit(plan, now, &v)
+	if v.overdue {
+		v.refuse(402, ReasonOverdue, "The subscription's invoice is overdue; pay it, or ask the provider of the API.")
+		return v
+	}
+	v.plan = plan
+	if g.Quotas != nil && (plan.RequestsPerSecond > 0 || plan.QuotaMode != "") {
+		v.Account = g.Quotas.Account(quota.ID{Customer: v.Customer, Subscription: v.Subscription}, plan)
+	}
+	if g.limit(plan, now, &v); v.Problem.Status != 0 {
+		v.describe(r.Unix)
+		return v
+	}
+	if plan.QuotaMode == "" || v.Account == nil {
+		v.describe(r.Unix)
+		return v
+	}
+	v.Leased = quota.Leases(plan)
+	ticket, decision := v.Account.Take(RequestUnits, v.Leased, r.Unix)
+	if v.Parked = decision == quota.Wait; !v.Parked {
+		g.Settle(&v, ticket, decision, r.Unix)
+	}
 	return v
 }
+
+// RequestUnits is what a request costs that an upstream answered.
+const RequestUnits = 1
 
 // authenticate finds whose key was presented; false leaves a problem in v.
 func (g *Gate) authenticate(t *policy.Table, r *Request, v *Verdict) bool {
@@ -160,7 +199,7 @@ func (g *Gate) authenticate(t *policy.Table, r *Request, v *Verdict) bool {
 		v.refuse(401, ReasonKeyInvalid, "The key is not valid at this host.")
 		return false
 	}
-	v.KeyID, v.Customer, v.Subscription, v.Plan, v.KeyInBearer = key.ID, key.Customer, key.Subscription, key.Plan, bearer
+	v.KeyID, v.Customer, v.Subscription, v.Plan, v.KeyInBearer, v.overdue = key.ID, key.Customer, key.Subscription, key.Plan, bearer, key.Overdue
 	if key.Suspended {
 		if plan := t.Plan(v.Plan); plan != nil {
 			v.PlanRev = plan.Rev
@@ -196,39 +235,6 @@ func present(r *Request) (text string, bearer bool, p Problem) {
 		return "", false, NewProblem(401, ReasonKeyMissing, "Send the key as Authorization: Bearer or as X-API-Key.")
 	}
 	return text, bearer, p
-}
-
-func (g *Gate) limit(plan *policy.Plan, now time.Duration, v *Verdict) {
-	if plan.RequestsPerSecond <= 0 {
-		return
-	}
-	burst := plan.Burst
-	if burst <= 0 {
-		burst = plan.RequestsPerSecond
-	}
-	// The customer is part of the name: a subscription's is unique only within its customer.
-	res := g.Limits.Take(limit.ID{Customer: v.Customer, Subscription: v.Subscription, Plan: v.Plan}, now, plan.RequestsPerSecond, burst)
-	// One buffer for both values (draft-ietf-httpapi-ratelimit-headers-11).
-	var buf [96]byte
-	b := append(buf[:0], `"plan";q=`...)
-	q, w := plan.RequestsPerSecond, 1
-	if burst%q == 0 { // a window in whole seconds that holds exactly one burst at the plan's rate
-		q, w = burst, burst/q
-	}
-	b = strconv.AppendInt(b, int64(q), 10)
-	b = append(b, ";w="...)
-	b = strconv.AppendInt(b, int64(w), 10)
-	cut := len(b)
-	b = append(b, `"plan";r=`...)
-	b = strconv.AppendInt(b, int64(res.Remaining), 10)
-	b = append(b, ";t="...)
-	b = strconv.AppendInt(b, Seconds(res.Reset), 10)
-	s := string(b)
-	v.RateLimitPolicy, v.RateLimit = s[:cut], s[cut:]
-	if !res.OK {
-		v.Outcome, v.RetryAfter = usage.OutcomeLimited, res.RetryAfter
-		v.refuse(429, ReasonRateExceeded, "Wait as long as Retry-After says, or move to a plan with a higher rate.")
-	}
 }
 
 // Seconds rounds up to whole seconds, at least 1: what a header can carry without inviting a client too early.

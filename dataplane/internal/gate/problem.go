@@ -23,6 +23,10 @@ const (
 	ReasonKeyStale      = "key-stale"     // the edge has not heard from its control plane for longer than the plan allows
 	ReasonNotEntitled   = "not-entitled"  // the plan does not include the API
 	ReasonRateExceeded  = "rate-exceeded"
+	ReasonOverdue       = "payment-overdue"
+	ReasonQuotaExceeded = "quota-exceeded"
+	ReasonPrepaid       = "prepaid-exhausted"
+	ReasonUnconfirmed   = "quota-unconfirmed" // nobody said in time whether units are left
 	ReasonBodyTooLarge  = "body-too-large"
 	ReasonBodyBroken    = "body-broken" // the client's body ended early
 	ReasonNotReady      = "not-ready"   // the edge has no table yet
@@ -66,6 +70,10 @@ var titles = map[string]string{
 	ReasonKeyStale:      "The API key cannot be confirmed",
 	ReasonNotEntitled:   "The plan does not include this API",
 	ReasonRateExceeded:  "The plan's rate limit is exceeded",
+	ReasonOverdue:       "The subscription's payment is overdue",
+	ReasonQuotaExceeded: "The plan's quota is used up",
+	ReasonPrepaid:       "The prepaid balance is used up",
+	ReasonUnconfirmed:   "The quota cannot be confirmed",
 	ReasonBodyTooLarge:  "The request body is too large",
 	ReasonBodyBroken:    "The request body ended early",
 	ReasonNotReady:      "The edge is not ready",

@@ -30,31 +30,45 @@ type Result struct {
 	RetryAfter time.Duration // until the next request is taken; 0 when OK
 }
 
-// Take takes one request at now, a monotonic reading from any fixed origin ≥ 0, under rate requests a
-// second and the given burst (below 1 it is 1). A rate of 0 or less takes everything. Rate and burst are
-// arguments, not state: a changed plan is in effect with the next request.
-func (l *Limiter) Take(now time.Duration, rate, burst int) Result {
-	r, ok := l.take(now, rate, burst)
+// Whole is the share of who has a limit to itself. Shares are in millionths.
+const Whole = 1_000_000
+
+// Take takes one request at now, a monotonic reading from any fixed origin ≥ 0, under a share (millionths,
+// 1 to Whole) of rate requests a second and the given burst (below 1 it is 1). A rate of 0 or less takes
+// everything. All of it are arguments, not state: a changed plan or share is in effect with the next request.
+// Result speaks of the whole limit, as if all who share it stood as this one does.
+func (l *Limiter) Take(now time.Duration, rate, burst int, share int64) Result {
+	r, ok := l.take(now, rate, burst, share)
 	for !ok { // only a limiter of a Map is ever dropped, and Map.Take does not come here
 		l.tat.CompareAndSwap(dropped, 0)
-		r, ok = l.take(now, rate, burst)
+		r, ok = l.take(now, rate, burst, share)
 	}
 	return r
 }
 
-func (l *Limiter) take(now time.Duration, rate, burst int) (r Result, ok bool) {
+func (l *Limiter) take(now time.Duration, rate, burst int, share int64) (r Result, ok bool) {
 	if rate <= 0 {
 		return Result{OK: true, Remaining: math.MaxInt}, true
 	}
 	if burst < 1 {
 		burst = 1
 	}
-	// Rounded up: a rate that does not divide a second is kept from below, never exceeded.
-	interval := (int64(time.Second) + int64(rate) - 1) / int64(rate)
-	window := interval * int64(burst)
-	if window/interval != int64(burst) { // overflow: a burst of ages is no limit within anybody's lifetime
+	share = min(max(share, 1), Whole)
+	// Both rounded up: a rate that does not divide a second is kept from below, never exceeded. A share of the
+	// rate is a longer interval, exact to a nanosecond however small it is; a share of the burst is the same
+	// window of time, so a share that changes leaves a bucket as full as it was. Somebody whose share of the
+	// burst is less than one request may still send one.
+	whole := (int64(time.Second) + int64(rate) - 1) / int64(rate)
+	interval := whole
+	if share < Whole {
+		perShare := int64(rate) * share // at most 2^31 × 10^6
+		interval = (int64(time.Second)*Whole + perShare - 1) / perShare
+	}
+	window := whole * int64(burst)
+	if window/whole != int64(burst) { // overflow: a burst of ages is no limit within anybody's lifetime
 		window = math.MaxInt64 / 4
 	}
+	window = max(window, interval)
 	for {
 		tat := l.tat.Load()
 		if tat == dropped {
@@ -66,7 +80,11 @@ func (l *Limiter) take(now time.Duration, rate, burst int) (r Result, ok bool) {
 		}
 		if l.tat.CompareAndSwap(tat, next) {
 			used := next - int64(now)
-			return Result{OK: true, Remaining: int((window - used) / interval), Reset: time.Duration(used)}, true
+			r = Result{OK: true, Reset: time.Duration(used)}
+			if used+interval <= window { // else the next one would be refused here, whatever others have left
+				r.Remaining = int(min((window-used)/whole, int64(burst)))
+			}
+			return r, true
 		}
 	}
 }
@@ -104,7 +122,7 @@ func NewMap() *Map {
 const minSweep = 64
 
 // Take takes one request of id. It allocates only when id is new.
-func (m *Map) Take(id ID, now time.Duration, rate, burst int) Result {
+func (m *Map) Take(id ID, now time.Duration, rate, burst int, share int64) Result {
 	if rate <= 0 {
 		return Result{OK: true, Remaining: math.MaxInt}
 	}
@@ -116,7 +134,7 @@ func (m *Map) Take(id ID, now time.Duration, rate, burst int) Result {
 		if l == nil {
 			l = s.add(id, now)
 		}
-		if r, ok := l.take(now, rate, burst); ok {
+		if r, ok := l.take(now, rate, burst, share); ok {
 			return r
 		}
 	}

@@ -26,7 +26,7 @@ func TestLimiter_CountsExactly(t *testing.T) {
 		var l limit.Limiter
 		got := 0
 		for now := time.Duration(0); now <= c.over; now += c.every {
-			if l.Take(now, c.rate, c.burst).OK {
+			if l.Take(now, c.rate, c.burst, limit.Whole).OK {
 				got++
 			}
 		}
@@ -40,25 +40,25 @@ func TestLimiter_TellsWhatIsLeftAndWhen(t *testing.T) {
 	var l limit.Limiter
 	now := time.Hour
 	for i := range 5 {
-		if r := l.Take(now, 5, 5); !r.OK || r.Remaining != 4-i || r.Reset != time.Duration(i+1)*200*time.Millisecond {
+		if r := l.Take(now, 5, 5, limit.Whole); !r.OK || r.Remaining != 4-i || r.Reset != time.Duration(i+1)*200*time.Millisecond {
 			t.Fatalf("take %d: got %+v", i, r)
 		}
 	}
-	r := l.Take(now, 5, 5)
+	r := l.Take(now, 5, 5, limit.Whole)
 	if r.OK || r.Remaining != 0 || r.RetryAfter != 200*time.Millisecond || r.Reset != time.Second {
 		t.Fatalf("take over the burst: got %+v, want a retry after 200ms and a reset after 1s", r)
 	}
-	if r = l.Take(now+r.RetryAfter-1, 5, 5); r.OK {
+	if r = l.Take(now+r.RetryAfter-1, 5, 5, limit.Whole); r.OK {
 		t.Error("taken one nanosecond early")
 	}
-	if r = l.Take(now+200*time.Millisecond, 5, 5); !r.OK {
+	if r = l.Take(now+200*time.Millisecond, 5, 5, limit.Whole); !r.OK {
 		t.Errorf("not taken after RetryAfter: %+v", r)
 	}
 	// A better plan counts with the next request: what is owed is time, and its window is longer.
-	if r = l.Take(now+200*time.Millisecond, 500, 1000); !r.OK {
+	if r = l.Take(now+200*time.Millisecond, 500, 1000, limit.Whole); !r.OK {
 		t.Errorf("raised limit: got %+v", r)
 	}
-	if r = l.Take(now, 0, 0); !r.OK {
+	if r = l.Take(now, 0, 0, limit.Whole); !r.OK {
 		t.Errorf("no limit: got %+v", r)
 	}
 }
@@ -70,7 +70,7 @@ func TestMap_TakesTogetherWhatOneMay(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 1000 {
-				if m.Take(limit.ID{Customer: "acme", Subscription: "main", Plan: "gold"}, time.Second, 10, 137).OK {
+				if m.Take(limit.ID{Customer: "acme", Subscription: "main", Plan: "gold"}, time.Second, 10, 137, limit.Whole).OK {
 					got.Add(1)
 				}
 			}
@@ -89,8 +89,8 @@ func TestMap_ForgetsOnlyFullBuckets(t *testing.T) {
 	taken := 0
 	for i := range 200_000 {
 		now += time.Millisecond
-		m.Take(limit.ID{Customer: fmt.Sprint("c", i), Plan: "free"}, now, 5, 5)
-		if m.Take(busy, now, 5, 5).OK {
+		m.Take(limit.ID{Customer: fmt.Sprint("c", i), Plan: "free"}, now, 5, 5, limit.Whole)
+		if m.Take(busy, now, 5, 5, limit.Whole).OK {
 			taken++
 		}
 	}
@@ -106,8 +106,8 @@ func TestMap_ForgetsOnlyFullBuckets(t *testing.T) {
 func TestMap_TakesWithoutAllocating(t *testing.T) {
 	m := limit.NewMap()
 	id := limit.ID{Customer: "acme", Subscription: "main", Plan: "gold"}
-	m.Take(id, 1, 5, 5)
-	if n := testing.AllocsPerRun(100, func() { m.Take(id, 1, 5, 5) }); n != 0 {
+	m.Take(id, 1, 5, 5, limit.Whole)
+	if n := testing.AllocsPerRun(100, func() { m.Take(id, 1, 5, 5, limit.Whole) }); n != 0 {
 		t.Errorf("got %v allocations a take, want 0", n)
 	}
 }
@@ -117,6 +117,6 @@ func BenchmarkMap_Take(b *testing.B) {
 	id := limit.ID{Customer: "acme", Subscription: "main", Plan: "gold"}
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		m.Take(id, time.Duration(i)*time.Microsecond, 500, 500)
+		m.Take(id, time.Duration(i)*time.Microsecond, 500, 500, limit.Whole)
 	}
 }

@@ -101,7 +101,7 @@ func decodeKey(o table.Object) (*Key, error) {
 	if err := table.Decode(o, &w); err != nil {
 		return nil, err
 	}
-	k := &Key{ID: o.ID, Suspended: w.Suspended, Customer: intern(w.Customer), Subscription: intern(w.Subscription), Plan: intern(w.Plan)}
+	k := &Key{ID: o.ID, Suspended: w.Suspended, Overdue: w.Overdue, Customer: intern(w.Customer), Subscription: intern(w.Subscription), Plan: intern(w.Plan)}
 	switch {
 	case w.ID != o.ID:
 		return nil, misfit(o, "it calls itself by another id")

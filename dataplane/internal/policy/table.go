@@ -64,6 +64,7 @@ type Key struct {
 	Subscription string
 	Plan         string
 	Suspended    bool
+	Overdue      bool
 
 	sum revision.Sum
 }

@@ -11,6 +11,7 @@ import (
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/quota"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/shared/usage"
 )
@@ -66,7 +67,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p.cfg.TableAge != nil {
 		req.TableAge = p.cfg.TableAge()
 	}
+	req.Unix = x.began.Unix()
 	x.v = p.cfg.Gate.Admit(x.table, &req, x.began.Sub(p.start))
+	if x.v.Parked { // nobody has said yet whether units are left: wait for it, not long
+		ticket, decision := x.v.Account.Park(r.Context(), gate.RequestUnits, x.v.Leased)
+		p.cfg.Gate.Settle(&x.v, ticket, decision, time.Now().Unix())
+	}
 	if !x.v.Admitted() {
 		x.refuse(x.v.Problem)
 		return
@@ -215,7 +221,7 @@ func (x *exchange) count(outcome usage.Outcome) bool {
 	row := x.row(outcome)
 	row.Requests = 1
 	if x.served != "" { // what no upstream answered is not for sale
-		row.Units = 1
+		row.Units, row.Period = gate.RequestUnits, x.v.Ticket.Period()
 	}
 	return x.append(&row)
 }
@@ -232,7 +238,7 @@ func (x *exchange) interim() {
 func (x *exchange) row(outcome usage.Outcome) usage.Row {
 	in := x.body.bytes()
 	row := usage.Row{RequestID: x.id, Customer: x.v.Customer, Subscription: x.v.Subscription, Plan: x.v.Plan, PlanRev: x.v.PlanRev,
-		Product: x.v.Product, Outcome: outcome, ServedRegion: x.served,
+		Product: x.v.Product, Outcome: outcome, ServedRegion: x.served, Flags: x.v.Flags,
 		BytesIn: in - x.inBefore, BytesOut: x.out, LatencyUS: time.Since(x.began).Microseconds()}
 	if x.v.API != nil {
 		row.API = x.v.API.Name
@@ -246,6 +252,12 @@ func (x *exchange) row(outcome usage.Outcome) usage.Row {
 
 func (x *exchange) append(row *usage.Row) bool {
 	err := x.p.cfg.Meter.Append(row)
+	if row.Units > 0 { // neither spent nor given back if the row's fate is not known
+		if err == nil {
+			x.v.Ticket.Spend()
+		}
+		x.v.Ticket = quota.Ticket{}
+	}
 	if err == nil {
 		return true
 	}
@@ -262,6 +274,8 @@ func (x *exchange) close() {
 	if x.v.Counted && x.v.Admitted() && !x.counted {
 		x.count(usage.OutcomeAborted)
 	}
+	x.v.Ticket.Release() // if it is still there, no upstream answered
+	x.v.Ticket = quota.Ticket{}
 	x.body.shut()
 }
 

@@ -1,0 +1,123 @@
+package gate
+
+import (
+	"strconv"
+	"time"
+
+	"bailiwick/dataplane/internal/limit"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/quota"
+	"bailiwick/shared/usage"
+)
+
+// retryMost bounds Retry-After of a quota that is used up: a month is no time to wait for, and a top-up or
+// another plan ends it sooner.
+const retryMost = time.Hour
+
+func (g *Gate) limit(plan *policy.Plan, now time.Duration, v *Verdict) {
+	if plan.RequestsPerSecond <= 0 {
+		return
+	}
+	share := int64(limit.Whole)
+	if v.Account != nil {
+		share = v.Account.Offer()
+	}
+	// The customer is part of the name: a subscription's is unique only within its customer.
+	v.rate = g.Limits.Take(limit.ID{Customer: v.Customer, Subscription: v.Subscription, Plan: v.Plan}, now, plan.RequestsPerSecond, burst(plan), share)
+	if !v.rate.OK {
+		v.Outcome, v.RetryAfter, v.Flags = usage.OutcomeLimited, v.rate.RetryAfter, usage.FlagRateLimited
+		v.refuse(429, ReasonRateExceeded, "Wait as long as Retry-After says, or move to a plan with a higher rate.")
+	}
+}
+
+func burst(plan *policy.Plan) int {
+	if plan.Burst > 0 {
+		return plan.Burst
+	}
+	return plan.RequestsPerSecond
+}
+
+// Settle makes a verdict of what asking for units came to, at once or after a wait.
+func (g *Gate) Settle(v *Verdict, ticket quota.Ticket, decision quota.Decision, unix int64) {
+	v.Parked, v.Ticket = false, ticket
+	switch {
+	case decision == quota.Taken || !v.Leased: // what is only watched is never refused
+	case decision == quota.Exhausted && v.plan.QuotaPeriod == "prepaid":
+		v.Flags = usage.FlagQuotaLimited
+		v.refuse(402, ReasonPrepaid, "The prepaid units are used up; buy more.")
+	case decision == quota.Exhausted:
+		v.Outcome, v.Flags, v.RetryAfter = usage.OutcomeLimited, usage.FlagQuotaLimited, v.untilRenewed(unix)
+		v.refuse(429, ReasonQuotaExceeded, "Wait for the next period, or move to a plan with a higher quota.")
+	default:
+		v.Outcome, v.RetryAfter = usage.OutcomeUnserved, time.Second
+		v.refuse(503, ReasonUnconfirmed, "This edge could not confirm in time that units of the quota are left; try again.")
+	}
+	v.describe(unix)
+}
+
+// untilRenewed is how long until there may be units again.
+func (v *Verdict) untilRenewed(unix int64) time.Duration {
+	if w, ok := v.Account.Whole(0); ok && w.End != 0 {
+		return min(max(time.Duration(w.End-unix)*time.Second, time.Second), retryMost)
+	}
+	return min(max(v.plan.QuotaWindow/100, time.Second), retryMost) // a rolling one frees units all the time
+}
+
+// describe writes the headers of draft-ietf-httpapi-ratelimit-headers-11: a list of one member for the rate
+// and one for the quota, of the whole limit and the whole quota, whatever part of it this edge has.
+func (v *Verdict) describe(unix int64) {
+	// One buffer for both values: one allocation.
+	var buf [192]byte
+	b := buf[:0]
+	rated := v.plan.RequestsPerSecond > 0
+	if rated {
+		q, w := v.plan.RequestsPerSecond, 1
+		if n := burst(v.plan); n%q == 0 { // a window in whole seconds that holds exactly one burst at the plan's rate
+			q, w = n, n/q
+		}
+		b = number(append(b, `"plan";q=`...), int64(q))
+		b = number(append(b, ";w="...), int64(w))
+	}
+	var whole quota.Whole
+	counted := false
+	if v.plan.QuotaMode != "" && v.Account != nil {
+		whole, counted = v.Account.Whole(v.Ticket.Units())
+	}
+	if counted {
+		if rated {
+			b = append(b, ", "...)
+		}
+		b = number(append(b, `"quota";q=`...), whole.Limit)
+		if w := period(whole, v.plan); w > 0 {
+			b = number(append(b, ";w="...), w)
+		}
+	}
+	cut := len(b)
+	if rated {
+		b = number(append(b, `"plan";r=`...), int64(v.rate.Remaining))
+		b = number(append(b, ";t="...), Seconds(v.rate.Reset))
+	}
+	if counted {
+		if rated {
+			b = append(b, ", "...)
+		}
+		b = number(append(b, `"quota";r=`...), whole.Rest)
+		if whole.End != 0 {
+			b = number(append(b, ";t="...), max(1, whole.End-unix))
+		}
+	}
+	if len(b) == 0 {
+		return
+	}
+	s := string(b)
+	v.RateLimitPolicy, v.RateLimit = s[:cut], s[cut:]
+}
+
+func period(w quota.Whole, plan *policy.Plan) int64 {
+	if w.Length > 0 {
+		return w.Length
+	}
+	return int64(plan.QuotaWindow / time.Second)
+}
+
+func number(b []byte, n int64) []byte { return strconv.AppendInt(b, n, 10) }

@@ -1,0 +1,445 @@
+package quota_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/quota"
+	"bailiwick/shared/table"
+)
+
+var (
+	acme   = quota.ID{Customer: "acme", Subscription: "main"}
+	strict = &policy.Plan{Plan: table.Plan{Name: "free", QuotaUnits: 4, QuotaPeriod: "month", QuotaMode: "strict"}}
+	soft   = &policy.Plan{Plan: table.Plan{Name: "gold", QuotaUnits: 4, QuotaPeriod: "month", QuotaMode: "soft"}}
+)
+
+func newBook(t testing.TB, leader quota.Leader, mod func(*quota.Config)) *quota.Book {
+	t.Helper()
+	cfg := quota.Config{Leader: leader, Epoch: 7, Logger: slog.New(slog.DiscardHandler), Wait: quota.DefaultWait}
+	if mod != nil {
+		mod(&cfg)
+	}
+	b, err := quota.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// run runs the books until the test's function returns.
+func run(t *testing.T, f func(ctx context.Context), books ...*quota.Book) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for _, b := range books {
+		wg.Go(func() { b.Run(ctx) })
+	}
+	f(ctx)
+	cancel()
+	wg.Wait()
+}
+
+// request takes a unit as the proxy does.
+func request(ctx context.Context, b *quota.Book, plan *policy.Plan) (quota.Ticket, quota.Decision) {
+	a := b.Account(acme, plan)
+	a.Offer()
+	t, d := a.Take(1, quota.Leases(plan), time.Now().Unix())
+	if d == quota.Wait {
+		t, d = a.Park(ctx, 1, quota.Leases(plan))
+	}
+	return t, d
+}
+
+func TestBook_ServesExactlyTheLimitOverTwoEdges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(4, acme)
+		l.broken = t.Errorf
+		a := newBook(t, &link{edge: "a", ledger: l, delay: 5 * time.Millisecond}, nil)
+		b := newBook(t, &link{edge: "b", ledger: l, delay: 5 * time.Millisecond}, nil)
+		run(t, func(ctx context.Context) {
+			served, refused := 0, 0
+			for _, book := range []*quota.Book{a, a, a, b, b} {
+				ticket, d := request(ctx, book, strict)
+				switch d {
+				case quota.Taken:
+					served++
+					ticket.Spend()
+				case quota.Exhausted:
+					refused++
+				default:
+					t.Errorf("got decision %v, want taken or exhausted", d)
+				}
+			}
+			if served != 4 || refused != 1 {
+				t.Errorf("got %d served and %d refused of five requests, want 4 and 1", served, refused)
+			}
+		}, a, b)
+	})
+}
+
+func TestBook_ParkedRequestsEndInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(4, acme)
+		way := &link{edge: "a", ledger: l, cut: true}
+		b := newBook(t, way, func(c *quota.Config) { c.MaxParked = 3 })
+		run(t, func(ctx context.Context) {
+			began := time.Now()
+			if _, d := request(ctx, b, strict); d != quota.Unconfirmed || time.Since(began) != quota.DefaultWait {
+				t.Errorf("nobody answers: got %v after %v, want unconfirmed after %v", d, time.Since(began), quota.DefaultWait)
+			}
+			gone, cancel := context.WithTimeout(ctx, 30*time.Millisecond)
+			began = time.Now()
+			if _, d := request(gone, b, strict); d != quota.Unconfirmed || time.Since(began) != 30*time.Millisecond {
+				t.Errorf("the client left: got %v after %v, want it to end with the request", d, time.Since(began))
+			}
+			cancel()
+			var wg sync.WaitGroup
+			var at atomic.Int64
+			for range 5 {
+				wg.Go(func() {
+					began := time.Now()
+					request(ctx, b, strict)
+					if time.Since(began) == 0 {
+						at.Add(1)
+					}
+				})
+			}
+			wg.Wait()
+			if at.Load() != 2 {
+				t.Errorf("got %d of five refused at once where three may wait, want 2", at.Load())
+			}
+			if s := b.Stats(); s.Parked != 0 || s.Crowded != 2 {
+				t.Errorf("got %+v, want nobody parked and two crowded out", s)
+			}
+		}, b)
+	})
+}
+
+func TestBook_WaitsNotAtAllWhenToldSo(t *testing.T) {
+	b := newBook(t, &link{edge: "a", ledger: newLedger(4, acme)}, func(c *quota.Config) { c.Wait = 0 })
+	if _, d := request(t.Context(), b, strict); d != quota.Unconfirmed {
+		t.Errorf("got %v, want unconfirmed at once", d)
+	}
+}
+
+// A unit that is given back goes to the one who has waited longest, and nobody else wakes.
+func TestBook_ReleasedUnitsGoToThoseWhoWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(1, acme)
+		b := newBook(t, &link{edge: "a", ledger: l}, func(c *quota.Config) { c.Wait = time.Second })
+		other := newBook(t, &link{edge: "b", ledger: l}, nil)
+		run(t, func(ctx context.Context) {
+			ticket, d := request(ctx, b, strict)
+			if d != quota.Taken {
+				t.Fatalf("got %v, want the one unit", d)
+			}
+			if _, d := request(ctx, other, strict); d != quota.Unconfirmed {
+				t.Errorf("elsewhere: got %v, want unconfirmed: the unit is under way and may come back", d)
+			}
+			var second quota.Decision
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				time.Sleep(10 * time.Millisecond)
+				ticket.Release()
+			})
+			_, second = request(ctx, b, strict)
+			wg.Wait()
+			if second != quota.Taken && second != quota.Exhausted {
+				t.Errorf("got %v, want the unit that was given back, or the word that there is none", second)
+			}
+		}, b, other)
+	})
+}
+
+func TestBook_GivesBackWhatIsIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(1000, acme)
+		b := newBook(t, &link{edge: "a", ledger: l, delay: 5 * time.Millisecond}, nil)
+		run(t, func(ctx context.Context) {
+			for range 200 {
+				if ticket, d := request(ctx, b, strict); d == quota.Taken {
+					ticket.Spend()
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			synctest.Wait()
+			h := l.holder(acme, holderID{"a", 7})
+			if held := h.leased - h.said; held < 50 {
+				t.Errorf("got %d held at 100 requests a second, want about two seconds' worth", held)
+			}
+			time.Sleep(1500 * time.Millisecond)
+			synctest.Wait()
+			if h.leased != 200 || h.said != 200 {
+				t.Errorf("a second and a half later: got leased %d, spent %d, want both 200", h.leased, h.said)
+			}
+			asks := l.asks
+			time.Sleep(10 * time.Second)
+			if l.asks != asks {
+				t.Errorf("got %d asks of an account nobody uses, want none", l.asks-asks)
+			}
+		}, b)
+	})
+}
+
+// An account that was let go and comes back within its period remembers what it spent: else the ledger's
+// cumulative number would be leased to it a second time.
+func TestBook_AnAccountThatComesBackIsNotLeasedTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(10, acme)
+		l.broken = t.Errorf
+		b := newBook(t, &link{edge: "a", ledger: l}, nil)
+		run(t, func(ctx context.Context) {
+			for range 6 {
+				ticket, _ := request(ctx, b, strict)
+				ticket.Spend()
+			}
+			time.Sleep(15 * time.Minute)
+			if s := b.Stats(); s.Accounts != 0 {
+				t.Fatalf("got %d accounts after a quarter of an hour, want none", s.Accounts)
+			}
+			served := 6
+			for range 10 {
+				if ticket, d := request(ctx, b, strict); d == quota.Taken {
+					served++
+					ticket.Spend()
+				}
+			}
+			if served != 10 {
+				t.Errorf("got %d served of a limit of 10", served)
+			}
+		}, b)
+	})
+}
+
+func TestBook_PeriodRolls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(3, acme)
+		now := time.Now().Unix()
+		l.period, l.end = now-100, now+10
+		b := newBook(t, &link{edge: "a", ledger: l, delay: time.Millisecond}, nil)
+		run(t, func(ctx context.Context) {
+			for i := range 4 {
+				ticket, d := request(ctx, b, strict)
+				if want := i < 3; (d == quota.Taken) != want {
+					t.Fatalf("request %d: got %v, want taken %v", i, d, want)
+				}
+				if d == quota.Taken {
+					if ticket.Period() != now-100 {
+						t.Errorf("got period %d, want %d", ticket.Period(), now-100)
+					}
+					ticket.Spend()
+				}
+			}
+			w, ok := b.Account(acme, strict).Whole(0)
+			if !ok || w.Limit != 3 || w.Rest != 0 || w.Length != 110 || w.End != now+10 {
+				t.Errorf("got %+v, want all three used of a period of 110 s", w)
+			}
+			time.Sleep(10 * time.Second)
+			l.mu.Lock()
+			l.period, l.end = now+10, now+110
+			l.accounts = map[quota.ID]map[holderID]*holder{}
+			l.mu.Unlock()
+			ticket, d := request(ctx, b, strict)
+			if d != quota.Taken || ticket.Period() != now+10 {
+				t.Errorf("in the next period: got %v in %d, want taken in %d", d, ticket.Period(), now+10)
+			}
+		}, b)
+	})
+}
+
+// The leader's clock rules: an edge whose clock runs ahead goes on in the period that the leader calls current.
+func TestBook_AFastClockDoesNotStopIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(100, acme)
+		l.period, l.end = 1000, time.Now().Unix()-5
+		b := newBook(t, &link{edge: "a", ledger: l, delay: time.Millisecond}, nil)
+		run(t, func(ctx context.Context) {
+			for range 50 {
+				ticket, d := request(ctx, b, strict)
+				if d != quota.Taken {
+					t.Fatalf("got %v, want taken", d)
+				}
+				ticket.Spend()
+				time.Sleep(100 * time.Millisecond)
+			}
+		}, b)
+	})
+}
+
+func TestBook_TopUpAndUpgradeActAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(1, acme)
+		b := newBook(t, &link{edge: "a", ledger: l, delay: 5 * time.Millisecond}, nil)
+		run(t, func(ctx context.Context) {
+			ticket, _ := request(ctx, b, strict)
+			ticket.Spend()
+			if _, d := request(ctx, b, strict); d != quota.Exhausted {
+				t.Fatalf("got %v, want exhausted", d)
+			}
+			raise := func(to int64) {
+				l.mu.Lock()
+				defer l.mu.Unlock()
+				l.limits[acme] = to
+			}
+			raise(2) // a top-up: nothing tells the edge, but demand does
+			began := time.Now()
+			for time.Since(began) < time.Second {
+				if ticket, d := request(ctx, b, strict); d == quota.Taken {
+					ticket.Spend()
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if took := time.Since(began); took > 350*time.Millisecond {
+				t.Errorf("top-up: first changed decision after %v, want 350ms at most", took)
+			}
+			time.Sleep(300 * time.Millisecond)
+			request(ctx, b, strict)
+			raise(3)
+			other := *strict // the table's next plan object
+			if _, d := request(ctx, b, &other); d != quota.Taken {
+				t.Errorf("another plan: got %v at once, want taken", d)
+			}
+		}, b)
+	})
+}
+
+// A soft quota is only watched: the first request waits for the period, so that it is counted in it, and
+// nobody waits while the control plane is away.
+func TestBook_SoftIsWatchedAndNeverHeldUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(4, acme)
+		l.soft = true
+		way := &link{edge: "a", ledger: l, delay: 5 * time.Millisecond}
+		b := newBook(t, way, nil)
+		run(t, func(ctx context.Context) {
+			for range 10 {
+				ticket, d := request(ctx, b, soft)
+				if d != quota.Taken || ticket.Period() != 1000 {
+					t.Fatalf("got %v in period %d, want taken in 1000", d, ticket.Period())
+				}
+				ticket.Spend()
+			}
+			time.Sleep(time.Second)
+			if h := l.holder(acme, holderID{"a", 7}); h.leased != 0 || h.said != 10 {
+				t.Errorf("got leased %d and spent %d, want 0 and 10", h.leased, h.said)
+			}
+			// It becomes strict within the period: what was spent counts.
+			l.mu.Lock()
+			l.soft = false
+			l.limits[acme] = 12
+			l.applyLocked(acme, "a", 7, 10)
+			l.mu.Unlock()
+			served := 0
+			for range 20 {
+				if ticket, d := request(ctx, b, strict); d == quota.Taken {
+					served++
+					ticket.Spend()
+				}
+			}
+			if served != 2 {
+				t.Errorf("strict, 10 of 12 spent: got %d served, want 2", served)
+			}
+		}, b)
+		away := newBook(t, &link{edge: "a", ledger: l, cut: true}, nil)
+		run(t, func(ctx context.Context) {
+			time.Sleep(time.Second)
+			began := time.Now()
+			if _, d := request(ctx, away, soft); d != quota.Unconfirmed || time.Since(began) != 0 {
+				t.Errorf("control plane away: got %v after %v, want it not to wait", d, time.Since(began))
+			}
+		}, away)
+	})
+}
+
+func TestTicket_LostRowsStayTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(10, acme)
+		b := newBook(t, &link{edge: "a", ledger: l}, nil)
+		run(t, func(ctx context.Context) {
+			request(ctx, b, strict) // its row is not kept: neither spent nor released
+			time.Sleep(5 * time.Second)
+			h := l.holder(acme, holderID{"a", 7})
+			if h.leased != 1 || h.said != 0 || h.inFlight != 1 {
+				t.Errorf("got %+v, want the unit held in flight", *h)
+			}
+		}, b)
+	})
+}
+
+func TestAccount_TakesWithoutAllocating(t *testing.T) {
+	b := busyBook(t)
+	unix := time.Now().Unix()
+	if n := testing.AllocsPerRun(100, func() {
+		a := b.Account(acme, strict)
+		a.Offer()
+		ticket, d := a.Take(1, true, unix)
+		if d != quota.Taken {
+			t.Fatal(d)
+		}
+		ticket.Spend()
+	}); n != 0 {
+		t.Errorf("got %v allocations a decision, want 0", n)
+	}
+}
+
+// busyBook holds a large lease.
+func busyBook(t testing.TB) *quota.Book {
+	b := newBook(t, plenty{}, nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); b.Run(ctx) }()
+	if _, d := request(ctx, b, strict); d != quota.Taken {
+		t.Fatal(d)
+	}
+	cancel()
+	<-done
+	return b
+}
+
+// plenty leases more than is asked for.
+type plenty struct{}
+
+func (plenty) Exchange(_ context.Context, r *quota.Request) (*quota.Response, error) {
+	out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+	for _, k := range r.Asks {
+		out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: 1 << 50, Limit: 1 << 50, Leases: true})
+	}
+	return out, nil
+}
+
+func BenchmarkAccount_StrictDecision(b *testing.B) {
+	book := busyBook(b)
+	for i := range 10_000 { // among others
+		book.Account(quota.ID{Customer: fmt.Sprint("c", i), Subscription: "main"}, strict)
+	}
+	unix := time.Now().Unix()
+	b.ReportAllocs()
+	for b.Loop() {
+		a := book.Account(acme, strict)
+		ticket, d := a.Take(1, true, unix)
+		if d != quota.Taken {
+			b.Fatal(d)
+		}
+		ticket.Spend()
+	}
+}
+
+func BenchmarkAccount_StrictDecisionParallel(b *testing.B) {
+	book := busyBook(b)
+	unix := time.Now().Unix()
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			ticket, _ := book.Account(acme, strict).Take(1, true, unix)
+			ticket.Spend()
+		}
+	})
+}

@@ -1,0 +1,233 @@
+package quota_test
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"bailiwick/dataplane/internal/quota"
+)
+
+// ledger is a small reference of the other side of the protocol: what the ledger's machine and its leader
+// decide, without raft, for one period of each account.
+type ledger struct {
+	mu       sync.Mutex
+	period   int64
+	end      int64
+	limits   map[quota.ID]int64
+	accounts map[quota.ID]map[holderID]*holder
+	sequence map[holderID]uint64
+	heard    map[string]time.Time // edges
+	starving map[quota.ID]starver
+	soft     bool
+	none     bool
+	shares   map[string]int64 // by edge
+	asks     int
+	last     map[string]*quota.Request
+	broken   func(string, ...any)
+}
+
+type starver struct {
+	edge string
+	at   time.Time
+}
+
+type holderID struct {
+	edge  string
+	epoch uint64
+}
+
+// holder counts units. applied is what blocks have brought; said is what the edge says of itself.
+type holder struct{ leased, applied, said, inFlight int64 }
+
+func newLedger(limit int64, ids ...quota.ID) *ledger {
+	l := &ledger{period: 1000, limits: map[quota.ID]int64{}, accounts: map[quota.ID]map[holderID]*holder{}, sequence: map[holderID]uint64{},
+		heard: map[string]time.Time{}, starving: map[quota.ID]starver{}, shares: map[string]int64{}, last: map[string]*quota.Request{}, broken: func(string, ...any) {}}
+	for _, id := range ids {
+		l.limits[id] = limit
+	}
+	return l
+}
+
+func (l *ledger) counted(id quota.ID) (n int64) {
+	for _, h := range l.accounts[id] {
+		n += max(h.leased, h.applied)
+	}
+	return n
+}
+
+func (l *ledger) used(id quota.ID) (n int64) {
+	for _, h := range l.accounts[id] {
+		n += h.applied
+	}
+	return n
+}
+
+func (l *ledger) holder(id quota.ID, at holderID) *holder {
+	if l.accounts[id] == nil {
+		l.accounts[id] = map[holderID]*holder{}
+	}
+	h := l.accounts[id][at]
+	if h == nil {
+		h = &holder{}
+		l.accounts[id][at] = h
+	}
+	return h
+}
+
+// apply is a block: all that the epoch has spent so far.
+func (l *ledger) apply(id quota.ID, edge string, epoch uint64, spent int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.applyLocked(id, edge, epoch, spent)
+}
+
+func (l *ledger) applyLocked(id quota.ID, edge string, epoch uint64, spent int64) {
+	h := l.holder(id, holderID{edge, epoch})
+	h.applied = max(h.applied, spent)
+	if h.applied > h.leased && !l.soft {
+		l.broken("edge %s epoch %d spent %d of %d leased", edge, epoch, h.applied, h.leased)
+	}
+}
+
+var errOld = errors.New("an older request")
+
+func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	me := holderID{edge, r.Epoch}
+	if r.Sequence <= l.sequence[me] {
+		return nil, errOld
+	}
+	now := time.Now()
+	l.sequence[me], l.heard[edge], l.last[edge] = r.Sequence, now, r
+	l.asks += len(r.Asks)
+	pending := map[uint64]bool{}
+	for _, p := range r.Pending {
+		pending[p.Epoch] = true
+	}
+	for _, holders := range l.accounts {
+		for at, h := range holders {
+			if at.edge == edge && at.epoch < r.Epoch && !pending[at.epoch] {
+				h.leased = h.applied
+			}
+		}
+	}
+	out := &quota.Response{Sequence: r.Sequence}
+	for _, at := range l.heard {
+		if now.Sub(at) < 3*time.Second {
+			out.LiveEdges++
+		}
+	}
+	for _, k := range r.Asks {
+		h := l.holder(k.ID, me)
+		if k.Period == l.period {
+			h.leased = min(h.leased, max(k.Ceiling, h.applied))
+			h.said, h.inFlight = k.Spent, k.InFlight
+		}
+		s := quota.State{ID: k.ID, Period: l.period, PeriodEnd: l.end, Limit: l.limits[k.ID], Leases: !l.soft && !l.none, None: l.none, Share: l.shares[edge]}
+		if s.Leases {
+			available := max(0, s.Limit-l.counted(k.ID))
+			if k.Want > 0 && available > 0 {
+				h.leased += min(k.Want, max(1, available/(2*out.LiveEdges)))
+			}
+			available = max(0, s.Limit-l.counted(k.ID))
+			idle := int64(0) // others may give it back
+			for at, o := range l.accounts[k.ID] {
+				if at != me {
+					idle += max(0, o.leased-max(o.applied, o.said))
+				}
+			}
+			if k.Starving && h.leased-k.Spent-k.InFlight <= 0 {
+				l.starving[k.ID] = starver{edge, now}
+			}
+			if w := l.starving[k.ID]; available == 0 && w.edge != edge && now.Sub(w.at) < time.Second {
+				s.Recall = true
+			}
+			s.Exhausted = available == 0 && idle == 0
+		}
+		s.Leased, s.Used, s.UsedHere = h.leased, l.used(k.ID), h.applied
+		out.States = append(out.States, s)
+		if n := l.counted(k.ID); n > s.Limit && !l.soft {
+			l.broken("%v: leased or spent %d of %d", k.ID, n, s.Limit)
+		}
+	}
+	return out, nil
+}
+
+func (l *ledger) edges() []string { return slices.Sorted(maps.Keys(l.heard)) }
+
+// link is an edge's way to the ledger.
+type link struct {
+	edge   string
+	ledger *ledger
+	rnd    *rand.Rand // nil: a perfect one
+
+	mu    sync.Mutex
+	cut   bool
+	loss  float64 // of each direction
+	twice float64 // a request is delivered once more, later
+	delay time.Duration
+	wg    sync.WaitGroup
+	calls int
+}
+
+var errCut = errors.New("nobody answers")
+
+func (l *link) Exchange(ctx context.Context, r *quota.Request) (*quota.Response, error) {
+	l.mu.Lock()
+	l.calls++
+	cut, delay := l.cut, l.delay
+	var lost, lostBack, twice bool
+	var back, later time.Duration
+	if l.rnd != nil {
+		lost, lostBack, twice = l.rnd.Float64() < l.loss, l.rnd.Float64() < l.loss, l.rnd.Float64() < l.twice
+		delay += time.Duration(l.rnd.Int64N(int64(20 * time.Millisecond)))
+		if l.rnd.IntN(20) == 0 {
+			delay += time.Duration(l.rnd.Int64N(int64(2 * time.Second))) // it comes after its successor
+		}
+		back, later = time.Duration(l.rnd.Int64N(int64(20*time.Millisecond))), time.Duration(l.rnd.Int64N(int64(3*time.Second)))
+	}
+	l.mu.Unlock()
+	if cut {
+		return nil, errCut
+	}
+	type answer struct {
+		r   *quota.Response
+		err error
+	}
+	got := make(chan answer, 1)
+	if !lost {
+		l.wg.Go(func() {
+			time.Sleep(delay)
+			response, err := l.ledger.exchange(l.edge, r)
+			if lostBack {
+				return
+			}
+			time.Sleep(back)
+			got <- answer{response, err}
+		})
+	}
+	if twice {
+		l.wg.Go(func() {
+			time.Sleep(later)
+			l.ledger.exchange(l.edge, r)
+		})
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case a := <-got:
+		return a.r, a.err
+	}
+}
+
+func (l *link) set(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f()
+}

@@ -1,0 +1,380 @@
+package quota
+
+import (
+	"context"
+	"time"
+)
+
+// manager is what only Run's goroutine touches. One exchange is under way at a time.
+type manager struct {
+	sequence uint64
+	past     map[ID][]*lease // of accounts that were let go
+	queue    []*Account      // for the next exchange
+	starved  []*Account      // their requests still wait, though the leader was asked
+
+	lastScan, lastSweep, lastStart time.Time
+	notBefore                      time.Time // after a failure
+	backoff                        time.Duration
+}
+
+// exchange is what the manager keeps of an account.
+type exchange struct {
+	queued bool
+	again  time.Time // when to ask anew, while requests wait
+	asked  time.Time // last
+	used   time.Time // last: a request came or waits
+	old    []*lease  // of other periods: units under way belong to them, and a plan may go back
+
+	known bool // the leader has answered for it
+	gone  bool // dropped
+
+	lastOffered, lastWanted int64
+	offerRate, wantRate     int64 // per 1000 s, smoothed over a second
+	toldRate                int64 // the leader's word on offerRate
+	recall                  bool
+}
+
+// Run exchanges until ctx ends. A leader that does not answer is asked again; nothing is ever returned but nil.
+func (b *Book) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-b.wake:
+		case <-timer.C:
+		}
+		next := b.step(ctx, time.Now())
+		timer.Reset(max(0, time.Until(next)))
+	}
+}
+
+// step does what is due and says when there is more to do.
+func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
+	if since := now.Sub(b.lastScan); since >= tick {
+		b.scan(now, since)
+		b.lastScan = now
+	}
+	b.takeHot(now)
+	next = b.lastScan.Add(tick)
+	due := b.lastStart.Add(beatEvery)
+	if len(b.queue) > 0 {
+		due = b.lastStart.Add(gap)
+	}
+	if due.Before(b.notBefore) {
+		due = b.notBefore
+	}
+	if !now.Before(due) {
+		b.lastStart = now
+		b.trade(ctx, now)
+		now = time.Now()
+		if len(b.queue) > 0 {
+			due = b.lastStart.Add(gap)
+		} else {
+			due = b.lastStart.Add(beatEvery)
+		}
+		if due.Before(b.notBefore) {
+			due = b.notBefore
+		}
+	}
+	for _, a := range b.starved {
+		if a.again.Before(next) {
+			next = a.again
+		}
+	}
+	if due.Before(next) {
+		next = due
+	}
+	return next
+}
+
+func (b *Book) enqueue(a *Account) {
+	if !a.queued {
+		a.queued = true
+		b.queue = append(b.queue, a)
+	}
+}
+
+// takeHot moves accounts that cannot wait for a tick into the queue.
+func (b *Book) takeHot(now time.Time) {
+	b.hotMu.Lock()
+	hot := b.hot
+	b.hot = nil
+	b.hotMu.Unlock()
+	for _, a := range hot {
+		a.hot.Store(false)
+		if !a.gone { // whoever waits finds the account that took its place
+			a.used = now
+			b.enqueue(a)
+		}
+	}
+	keep := b.starved[:0]
+	for _, a := range b.starved {
+		switch {
+		case a.waiters.Load() == 0:
+		case a.again.After(now):
+			keep = append(keep, a)
+		default:
+			b.enqueue(a)
+		}
+	}
+	clear(b.starved[len(keep):])
+	b.starved = keep
+}
+
+// scan looks at all accounts: how much they are used, and which have something to say.
+func (b *Book) scan(now time.Time, since time.Duration) {
+	b.all(func(a *Account) {
+		a.measure(now, since)
+		if a.due(now) {
+			b.enqueue(a)
+		}
+	})
+	if now.Sub(b.lastSweep) >= 10*time.Second {
+		b.lastSweep = now
+		b.sweep(now)
+	}
+}
+
+// measure brings the rates up to date. They rise at once, since who waits for a rate to be believed is
+// refused meanwhile, and fall over a second.
+func (a *Account) measure(now time.Time, since time.Duration) {
+	offered, wanted := a.offered.Load(), a.wanted.Load()
+	more, units := offered-a.lastOffered, wanted-a.lastWanted
+	a.lastOffered, a.lastWanted = offered, wanted
+	if more > 0 || units > 0 || a.waiters.Load() > 0 {
+		a.used = now
+	}
+	a.offerRate = smooth(a.offerRate, more, since)
+	a.wantRate = smooth(a.wantRate, units, since)
+}
+
+// smooth is an exponential average with a time constant of a second, of n in since per 1000 s.
+func smooth(rate, n int64, since time.Duration) int64 {
+	ms := max(1, since.Milliseconds())
+	return rate + (n*1_000_000/ms-rate)*ms/(1000+ms)
+}
+
+func (a *Account) inUse(now time.Time) bool { return now.Sub(a.used) < idleAfter }
+
+// due says whether the account goes into the next exchange without anybody waiting in it.
+func (a *Account) due(now time.Time) bool {
+	l, since := a.lease.Load(), now.Sub(a.asked)
+	switch {
+	case l != nil && (l.leased != l.confirmed || a.recall):
+		return true
+	case !a.inUse(now): // what is held goes back, and so does the share of the rate
+		return a.toldRate > 0 || l != nil && l.free.Load() > 0
+	case !a.known || l != nil && l.ended(now.Unix()):
+		return true
+	case l != nil && (l.free.Load() > 0 || !l.exhausted.Load() && a.leases()):
+		return true
+	}
+	return since >= watchEvery-tick/2 // once in two or three ticks
+}
+
+// leases says whether the account's plan needs units to be leased.
+func (a *Account) leases() bool { return Leases(a.plan.Load()) }
+
+// trade makes one exchange.
+func (b *Book) trade(ctx context.Context, now time.Time) {
+	n := min(len(b.queue), maxAsks)
+	batch := append([]*Account(nil), b.queue[:n]...)
+	b.queue = append(b.queue[:0], b.queue[n:]...)
+	b.sequence++
+	r := &Request{Epoch: b.cfg.Epoch, Sequence: b.sequence, Pending: b.cfg.Pending(), Asks: make([]Ask, n)}
+	for i, a := range batch {
+		a.queued = false
+		r.Asks[i] = a.ask(now)
+	}
+	attempt, cancel := context.WithTimeout(ctx, exchangeTime)
+	defer cancel()
+	response, err := b.cfg.Leader.Exchange(attempt, r)
+	done := time.Now()
+	b.stats.exchanges.Add(1)
+	b.stats.latency.Store(int64(done.Sub(now)))
+	if err != nil || response.Sequence != r.Sequence {
+		if ctx.Err() != nil {
+			return
+		}
+		b.stats.failed.Add(1)
+		if b.reachable.Swap(false) {
+			b.cfg.Logger.Warn("quota exchange", "error", err)
+		}
+		b.backoff = min(max(2*b.backoff, retryFirst), retryMost)
+		b.notBefore = done.Add(b.backoff)
+		for _, a := range batch { // their requests wait on; the rest is due again by itself
+			if a.waiters.Load() > 0 {
+				b.enqueue(a)
+			}
+		}
+		return
+	}
+	b.backoff, b.notBefore = 0, time.Time{}
+	if !b.reachable.Swap(true) {
+		b.cfg.Logger.Info("quota exchange is answered again")
+	}
+	b.even.Store(millionths / max(1, response.LiveEdges))
+	states := make(map[ID]*State, len(response.States))
+	for i := range response.States {
+		states[response.States[i].ID] = &response.States[i]
+	}
+	for i, a := range batch {
+		s := states[a.id]
+		if s == nil {
+			continue
+		}
+		a.known, a.toldRate = true, r.Asks[i].Demand
+		b.apply(a, s, done)
+		if l := a.lease.Load(); a.recall && l != nil && l.free.Load() > 0 {
+			b.enqueue(a)
+		} else if a.waiters.Load() > 0 {
+			a.again = done.Add(starveEvery)
+			b.starved = append(b.starved, a)
+		}
+	}
+}
+
+// ask lowers the local limit by what goes back, and then says so.
+func (a *Account) ask(now time.Time) Ask {
+	waiting := a.waiters.Load()
+	plan := a.plan.Load()
+	k := Ask{ID: a.id, Plan: plan.Name, Starving: waiting > 0}
+	if a.inUse(now) {
+		k.Demand = a.offerRate
+	}
+	a.asked = now
+	var want int64
+	if Leases(plan) {
+		// Who was asked to give back wants no more than what waits here already.
+		if want = waiting; !a.recall && a.inUse(now) {
+			want = max(want, horizon*a.wantRate/1000, 1)
+		}
+	}
+	l := a.lease.Load()
+	if l == nil {
+		k.Want = want
+		return k
+	}
+	free := l.free.Load()
+	ended := l.ended(now.Unix())
+	switch {
+	case a.recall, !a.inUse(now), ended:
+		l.leased -= l.reclaim(free)
+	case free > 2*want:
+		l.leased -= l.reclaim(free - want)
+	}
+	a.recall = false
+	free = l.free.Load()
+	k.Period, k.Spent = l.period, l.spent.Load()
+	k.Ceiling = l.leased - min(0, free)
+	k.InFlight = max(0, l.leased-free-k.Spent)
+	if !ended {
+		want -= max(0, free)
+	}
+	k.Want = max(0, want)
+	return k
+}
+
+// apply takes the leader's word on an account.
+func (b *Book) apply(a *Account, s *State, now time.Time) {
+	a.share.Store(s.Share)
+	a.recall = s.Recall
+	if s.None {
+		a.keep(a.lease.Swap(nil))
+		a.settle(now.Unix())
+		return
+	}
+	l := a.lease.Load()
+	if l == nil || l.period != s.Period {
+		a.keep(l)
+		l = b.leaseOf(a, s.Period)
+	}
+	if more := s.Leased - l.leased; more > 0 {
+		l.leased += more
+		l.free.Add(more)
+	} else { // a ledger that knows of less, having lost some of its own past, is believed
+		l.leased -= l.reclaim(-more)
+	}
+	l.confirmed = s.Leased
+	l.limit.Store(s.Limit)
+	l.used.Store(s.Used)
+	l.usedHere.Store(s.UsedHere)
+	l.exhausted.Store(s.Exhausted && s.Leases)
+	end := s.PeriodEnd
+	l.length.Store(0)
+	if end != 0 {
+		l.length.Store(end - s.Period)
+		// The leader's clock rules: what it calls the current period is, a little longer, also when this edge's
+		// clock says that it is over.
+		end = max(end, now.Unix()+1)
+	}
+	l.until.Store(end)
+	a.lease.Store(l)
+	a.settle(now.Unix())
+}
+
+// keep remembers a lease of another period.
+func (a *Account) keep(l *lease) {
+	if l != nil {
+		a.old = append(a.old, l)
+	}
+}
+
+// leaseOf finds the account's lease of a period among those of before, or begins one.
+func (b *Book) leaseOf(a *Account, period int64) *lease {
+	if known := b.past[a.id]; known != nil {
+		a.old = append(a.old, known...)
+		delete(b.past, a.id)
+	}
+	for i, l := range a.old {
+		if l.period == period {
+			a.old = append(a.old[:i], a.old[i+1:]...)
+			return l
+		}
+	}
+	return &lease{period: period}
+}
+
+// forget is how long after a period's end its lease is kept: no leader's clock is so far behind.
+const forget = time.Hour
+
+// sweep lets go what nobody uses. Leases of periods that have not ended stay: an epoch's units are counted
+// from its beginning, and an account that came back with none would be leased its old units once more.
+func (b *Book) sweep(now time.Time) {
+	over := func(l *lease) bool {
+		end := l.until.Load()
+		return end != 0 && now.Unix() > end+int64(forget.Seconds())
+	}
+	trim := func(leases []*lease) []*lease {
+		kept := leases[:0]
+		for _, l := range leases {
+			if !over(l) {
+				kept = append(kept, l)
+			}
+		}
+		clear(leases[len(kept):])
+		return kept
+	}
+	for id, leases := range b.past {
+		if b.past[id] = trim(leases); len(b.past[id]) == 0 {
+			delete(b.past, id)
+		}
+	}
+	var idle []*Account
+	b.all(func(a *Account) {
+		a.old = trim(a.old)
+		l := a.lease.Load()
+		if now.Sub(a.used) >= dropAfter && !a.queued && a.toldRate == 0 && (l == nil || l.free.Load() <= 0 && l.leased == l.confirmed) {
+			idle = append(idle, a)
+		}
+	})
+	for _, a := range idle {
+		if b.drop(a) {
+			a.gone = true
+			a.keep(a.lease.Load())
+			b.past[a.id] = append(b.past[a.id], a.old...)
+		}
+	}
+}

@@ -1,0 +1,121 @@
+// Package quota owns an edge's share of its customers' quotas and rate limits: how many units the zone ledger
+// has leased to this edge, how many requests have taken, and the one background exchange that asks for more
+// and gives back.
+//
+// It never calls anybody on the request path: Account.Take is a compare-and-swap, and a request that finds
+// nothing leased and nothing known waits, for a bounded time, for the exchange that runs anyway. It never
+// decides who is asked for a unit (gate does) nor what a unit costs. Nothing survives a crash: what the
+// process had leased belongs to its spool's epoch, and the ledger settles that epoch from the blocks. A Book
+// and everything reached from it may be used from any number of goroutines at once; Run is called once.
+package quota
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"bailiwick/dataplane/internal/policy"
+)
+
+// Leader is the zone ledger's leader, however it is reached. A call is one attempt: whoever tries again after
+// an error does so with a new sequence, or an attempt that was only delayed could undo a newer answer.
+type Leader interface {
+	Exchange(ctx context.Context, r *Request) (*Response, error)
+}
+
+// Request is what the edge says and asks.
+type Request struct {
+	Epoch    uint64 // of the spool
+	Sequence uint64 // grows with every request of the epoch
+	Pending  []Pending
+	Asks     []Ask
+}
+
+// Pending is an older epoch with blocks that the ledger has not acknowledged.
+type Pending struct{ Epoch, Sealed uint64 }
+
+// Ask is one account's state here.
+type Ask struct {
+	ID
+	Plan     string
+	Period   int64 // 0: not known yet
+	Ceiling  int64 // never more than this will have been spent in (epoch, period), unless more is leased
+	Spent    int64 // by rows in the spool
+	InFlight int64 // taken by requests that have not finished, or whose row was lost with the disk
+	Want     int64 // further units
+	Demand   int64 // requests offered under the rate limit, per 1000 s
+	Starving bool  // requests wait for the answer
+}
+
+// Response is the leader's word.
+type Response struct {
+	Sequence  uint64 // of the request answered
+	LiveEdges int64  // of this region
+	States    []State
+}
+
+// State is one account in its current period.
+type State struct {
+	ID
+	Period    int64
+	PeriodEnd int64 // unix s; 0: it does not end, or slides
+	Leased    int64 // all that (edge, epoch) may spend in the period
+	Limit     int64 // of the whole quota
+	Used      int64 // by all edges, as far as known
+	UsedHere  int64 // of it, by (edge, epoch)
+	Leases    bool  // units must be leased; false: they are only watched, or there is no quota
+	None      bool  // the plan has no quota
+	Recall    bool  // somebody starves: give back what is not in use
+	Exhausted bool  // nothing is left to lease
+	Share     int64 // of the rate limit, in millionths; 0: limit / live edges
+}
+
+// Leases says whether a plan's units must be leased. Those of a soft quota without grace are only watched.
+func Leases(p *policy.Plan) bool {
+	return p.QuotaMode == "strict" || p.QuotaMode == "elastic" || p.QuotaMode == "soft" && p.QuotaGrace > 0
+}
+
+// Limits that are not configured: each is a compromise between an idle edge's traffic and a busy one's waits.
+const (
+	tick         = 100 * time.Millisecond // accounts in use are exchanged so often
+	watchEvery   = 250 * time.Millisecond // those that hold no lease, and those known to be exhausted
+	beatEvery    = time.Second            // an edge with nothing to say is heard so often
+	idleAfter    = time.Second            // then unspent units go back
+	starveEvery  = 20 * time.Millisecond  // while requests wait and the answer brought nothing
+	gap          = 2 * time.Millisecond   // between two exchanges: requests that arrive together ask together
+	retryFirst   = 50 * time.Millisecond  // after a failed exchange, doubled up to
+	retryMost    = time.Second            //
+	dropAfter    = 10 * time.Minute       // an account nobody uses
+	maxAsks      = 1024                   // in one exchange; the rest goes into the next
+	horizon      = 2                      // seconds of demand that an edge wants to hold
+	millionths   = 1_000_000
+	exchangeTime = 500 * time.Millisecond // one attempt
+)
+
+// Config of a Book. Fields without a default are required.
+type Config struct {
+	Leader  Leader
+	Epoch   uint64           // of the spool whose rows spend what is leased
+	Pending func() []Pending // older epochs with blocks not acknowledged; nil: never any
+	Logger  *slog.Logger
+
+	Wait      time.Duration // a request waits so long for a first answer; 0: not at all, it is refused at once
+	MaxParked int           // requests that wait at once; 0: 4096
+}
+
+// DefaultWait is what an edge sets Wait to unless it is told otherwise.
+const DefaultWait = 250 * time.Millisecond
+
+// Validate says what is missing or absurd.
+func (c Config) Validate() error {
+	switch {
+	case c.Leader == nil || c.Logger == nil || c.Epoch == 0:
+		return errors.New("quota config: Leader, Epoch and Logger are required")
+	case c.Wait < 0 || c.Wait > 10*time.Second:
+		return errors.New("quota config: Wait is 0 to 10 s")
+	case c.MaxParked < 0:
+		return errors.New("quota config: MaxParked is negative")
+	}
+	return nil
+}
