@@ -40,6 +40,7 @@ type Ledger interface {
 	Append(ctx context.Context, blocks ...ledger.Block) ([]ledger.Ack, error)
 	Watermark(ctx context.Context, edge string, epoch uint64) (ledger.Watermark, error)
 	NoteSealed(edge string, epoch, sealed, seq uint64, at time.Time)
+	NoteFork(ctx context.Context, edge string, epoch, seq uint64, hash [32]byte) error
 }
 
 // Config describes a Server.

@@ -16,6 +16,7 @@ import (
 	"github.com/quic-go/quic-go"
 
 	"bailiwick/controlplane/internal/ingest"
+	"bailiwick/controlplane/internal/ledger"
 	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/usage"
@@ -82,7 +83,7 @@ func TestServer_Refusals(t *testing.T) {
 			}, "WRONG_CHAIN", 1, 2, false},
 			"wrong prev": {func(e string, c *chain) *usagev1.UploadRequest {
 				return carry(usage.NewBlock(e, 1, 2, [32]byte{9}, payload("acme", base, 1)))
-			}, "WRONG_CHAIN", 1, 2, false},
+			}, "FORK", 1, 2, false},
 			"another edge's block": {func(_ string, c *chain) *usagev1.UploadRequest {
 				return carry(usage.NewBlock("somebody", 1, 2, c.head, payload("acme", base, 1)))
 			}, "WRONG_CHAIN", 1, 2, false},
@@ -154,6 +155,10 @@ func TestServer_Refusals(t *testing.T) {
 					wantMark(t, l, 1, 1)
 				}
 				l.send(t, carry(good.next(payload("acme-"+edge, base, 10))))
+				if c.reason == "FORK" { // and whoever is the copy, neither may drop what it has
+					wantRefusal(t, l, "QUARANTINED", 1, 2)
+					return
+				}
 				wantMark(t, l, 1, 2)
 				if got := w.requests(t, "acme-"+edge); got != 11 {
 					t.Errorf("requests: got %d, want 11: the refused block changed nothing", got)
@@ -175,12 +180,23 @@ func TestServer_HelloFindsForksAndLostBlocks(t *testing.T) {
 		l.send(t, hello(1, 1, 2, make([]byte, 32)))
 		wantMark(t, l, 1, 2)
 		wantRefusal(t, l, "FORK", 1, 2)
+		l.send(t, hello(1, 1, 2, nil))
+		wantMark(t, l, 1, 2)
+		wantRefusal(t, l, "QUARANTINED", 1, 2)
+		other := &chain{edge: "e2", epoch: 1}
+		l2 := tr.dial(t, w, "e2/eu-west")
+		l2.send(t, hello(1, 1, 2, nil))
+		wantMark(t, l2, 1, 0)
+		l2.send(t, carry(other.next(payload("acme", base, 1))))
+		l2.send(t, carry(other.next(payload("acme", base, 1))))
+		wantMark(t, l2, 1, 2)
+		l, c = l2, other
 		l.send(t, hello(1, 5, 9, nil))
 		wantMark(t, l, 1, 2)
 		if r := wantRefusal(t, l, "GAP", 1, 9); r.ExpectedSeq != 3 {
 			t.Errorf("expected_seq: got %d, want 3", r.ExpectedSeq)
 		}
-		if _, err := w.ledger.CloseEpoch(t.Context(), "e1", 1, 0); err != nil {
+		if _, err := w.ledger.CloseEpoch(t.Context(), ledger.Closing{Edge: "e2", Epoch: 1}); err != nil {
 			t.Fatal(err)
 		}
 		l.send(t, hello(1, 5, 9, nil))

@@ -326,12 +326,19 @@ func (e *session) welcome(ctx context.Context, h *usagev1.Hello) error {
 	switch {
 	case w.Closed && h.SealedSeq > w.Applied:
 		r.Reason, r.Detail = ledger.ReasonEpochClosed, "an operator closed this epoch; what it still holds will not be counted"
+	case w.Quarantined:
+		r.Reason, r.Detail = ledger.ReasonQuarantined, "two spools speak for this epoch: an operator must close it; what is here stays here"
 	case h.SealedSeq == w.Applied && w.Applied > 0 && len(h.Head) == 32 && [32]byte(h.Head) != w.Head:
 		r.Reason, r.Detail = ledger.ReasonFork, "the ledger holds another block with this number: this spool is a copy of another"
 	case h.OldestSeq > w.Applied+1 && h.SealedSeq > w.Applied:
 		r.Reason, r.Detail = ledger.ReasonGap, "the oldest block that this edge still holds is not the next: blocks are lost; an operator may close the epoch"
 	default:
 		return nil
+	}
+	if r.Reason == ledger.ReasonFork {
+		if err := e.s.cfg.Ledger.NoteFork(ctx, e.edge, h.Epoch, h.SealedSeq, [32]byte(h.Head)); err != nil {
+			return fmt.Errorf("%w: %w", errLedger, err)
+		}
 	}
 	return e.sendRefusal(r)
 }

@@ -13,6 +13,7 @@ const (
 	ReasonFork        = "FORK"         // another block with this number was applied: a cloned disk
 	ReasonGap         = "GAP"          // an earlier block is missing
 	ReasonEpochClosed = "EPOCH_CLOSED" // an operator closed the epoch, or a newer one has begun
+	ReasonQuarantined = "QUARANTINED"  // a fork was found before: nothing of the epoch is taken until an operator closes it
 )
 
 var refusals = []struct{ reason, detail string }{
@@ -22,6 +23,7 @@ var refusals = []struct{ reason, detail string }{
 	{ReasonFork, "a different block with this number is in the ledger: this spool is a copy of another"},
 	{ReasonGap, "an earlier block is missing"},
 	{ReasonEpochClosed, "the epoch was closed by an operator, or a newer epoch of this edge has begun"},
+	{ReasonQuarantined, "two spools speak for this epoch: it is quarantined until an operator closes it; what is here stays here"},
 }
 
 const (
@@ -30,6 +32,7 @@ const (
 	refFork
 	refGap
 	refClosed
+	refQuarantined
 )
 
 // Watermark is how far one epoch of an edge has been applied.
@@ -40,6 +43,8 @@ type Watermark struct {
 	Head    [32]byte // hash of block Applied
 	Index   uint64   // of the ledger's log, at least where this was true
 	Closed  bool
+
+	Quarantined bool // two spools speak for it: see ReasonQuarantined
 }
 
 // Ack is the ledger's word on one block.
@@ -55,15 +60,15 @@ func (a *Ack) Expected() uint64 { return a.Applied + 1 }
 // resultVersion begins every result: a node may ask a leader of another release.
 const resultVersion = 1
 
-// The result of blocks is version u8, the raft index, n, n × (refusal u8, closed u8,
-// applied, head[32]).
+// The result of blocks is version u8, the raft index, n, n × (refusal u8,
+// 1 closed + 2 quarantined, applied, head[32]).
 func encodeAcks(b []byte, index uint64, n int) []byte {
 	b = append(b, resultVersion)
 	return binary.AppendUvarint(binary.AppendUvarint(b, index), uint64(n))
 }
 
 func appendAck(b []byte, refusal byte, e *epoch) []byte {
-	b = append(b, refusal, boolByte(e.Closed))
+	b = append(b, refusal, boolByte(e.Closed)|boolByte(e.quarantined())<<1)
 	b = binary.AppendUvarint(b, e.Applied)
 	return append(b, e.Head[:]...)
 }
@@ -80,7 +85,7 @@ func decodeAcks(b []byte, blocks []Block) ([]Ack, error) {
 	out := make([]Ack, len(blocks))
 	for i := range out {
 		flags := r.take(2)
-		a := Ack{Watermark: Watermark{Edge: blocks[i].Edge, Epoch: blocks[i].Epoch, Closed: flags[1] != 0, Applied: r.uvarint(), Index: index}}
+		a := Ack{Watermark: Watermark{Edge: blocks[i].Edge, Epoch: blocks[i].Epoch, Closed: flags[1]&1 != 0, Quarantined: flags[1]&2 != 0, Applied: r.uvarint(), Index: index}}
 		a.Head = [32]byte(r.take(32))
 		if int(flags[0]) >= len(refusals) {
 			r.fail("it holds an unknown refusal")

@@ -79,13 +79,16 @@ func (o appendOrder) apply(t *tx) (out []byte, err error) {
 		k := &o[i]
 		key := epochKey{k.Edge, k.Epoch}
 		e := t.epoch(key)
-		refusal, next := e.judge(k, t.m.latest[k.Edge])
+		refusal, next, changed := e.judge(k, t.m.latest[k.Edge], t.version)
+		if changed {
+			t.quarantine(key, e)
+		}
 		if next {
 			if refusal, err = t.fold(k); err != nil {
 				return nil, err
 			}
 			if refusal == 0 {
-				e.advance(k)
+				e.advance(k, t.version)
 				t.keep(key, e)
 			}
 		}

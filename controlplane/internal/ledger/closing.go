@@ -1,6 +1,13 @@
 package ledger
 
-import "encoding/binary"
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"bailiwick/shared/fault"
+)
 
 // What becomes of quota units that a closed epoch was leased and did not account for.
 type Held uint8
@@ -49,6 +56,12 @@ func (o *closeOrder) apply(t *tx) ([]byte, error) {
 	key := epochKey{o.Edge, o.Epoch}
 	e := t.epoch(key)
 	first := !e.Closed
+	if t.version > 1 && first {
+		e.Closing = &closing{o.AtMS, o.By, o.Reason, o.Held}
+	}
+	if e.quarantined() {
+		t.m.forks.Add(-1)
+	}
 	e.close(o.Sealed)
 	t.keep(key, e)
 	if first && t.version >= 2 {
@@ -57,4 +70,44 @@ func (o *closeOrder) apply(t *tx) ([]byte, error) {
 		}
 	}
 	return appendAck(encodeAcks(nil, t.index, 1), 0, e), nil
+}
+
+// Closing says which epoch ends, and who wants it so.
+type Closing struct {
+	Edge   string
+	Epoch  uint64
+	Sealed uint64 // highest block known to have existed; 0: the highest that the ledger has heard of
+	Held   Held
+	At     time.Time
+	By     string // operator
+	Reason string
+}
+
+// CloseEpoch declares that no further block of an epoch will come: its disk is
+// gone, or two spools speak for it. What lies between the last applied block and
+// Sealed (or the highest block the ledger has heard of) becomes a permanent Gap,
+// and completeness no longer waits for it. There is no undo; a second close
+// changes nothing.
+func (l *Ledger) CloseEpoch(ctx context.Context, c Closing) (Watermark, error) {
+	if err := checkName("edge", c.Edge); err != nil {
+		return Watermark{}, err
+	}
+	switch {
+	case c.Epoch == 0:
+		return Watermark{}, fault.New(fault.Invalid, ReasonEpoch, "close epoch 0 of edge %s: epochs begin at 1", c.Edge)
+	case c.Held > HeldForfeit || len(c.By) > maxName || len(c.Reason) > maxReason:
+		return Watermark{}, fault.New(fault.Invalid, ReasonEpoch, "close epoch %d of edge %s: what becomes of held units, the operator or the reason (at most %d bytes) is not valid", c.Epoch, c.Edge, maxReason)
+	}
+	o := closeOrder{Edge: c.Edge, Epoch: c.Epoch, Sealed: c.Sealed, Held: c.Held, AtMS: max(c.At.UnixMilli(), 0), By: c.By, Reason: c.Reason}
+	out, err := l.propose(ctx, encodeClose(&o))
+	if err != nil {
+		return Watermark{}, fmt.Errorf("close epoch %d of edge %s: %w", c.Epoch, c.Edge, err)
+	}
+	key := Block{}
+	key.Edge, key.Epoch = c.Edge, c.Epoch
+	acks, err := decodeAcks(out, []Block{key})
+	if err != nil {
+		return Watermark{}, err
+	}
+	return acks[0].Watermark, nil
 }

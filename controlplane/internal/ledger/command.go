@@ -24,6 +24,7 @@ const (
 
 	// Since version 2. 4 to 19 are of the ledger itself, 20 to 39 of quotas, 40 to 49 of alerts.
 	kindCloseBy = 4 // edge, epoch, sealed, held u8, at unix ms, by, reason
+	kindFork    = 5 // edge, epoch, seq, hash[32]
 
 	kindExchange = 20 // now, n × edge, n × (edge, epoch, sequence, n × pending, n × ask): see quota_exchange.go
 	kindTopUp    = 21 // account, terms, units, request id, at, by, reason
@@ -47,6 +48,7 @@ var kinds = map[byte]struct {
 	kindSealed:  {1, decodeSealed},
 	kindClose:   {1, decodeClose},
 	kindCloseBy: {2, decodeCloseBy},
+	kindFork:    {2, decodeFork},
 
 	kindExchange: {2, decodeExchange},
 	kindTopUp:    {2, decodeTopUp},

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"bailiwick/shared/usage"
 )
@@ -24,6 +25,25 @@ type epoch struct {
 
 	Closed bool
 	Gap    uint64 // blocks known to exist and not applied when it was closed
+
+	// Since version 2 of the log. Recent holds the first bytes of the hashes of
+	// the newest applied blocks, the newest last: by them a copy of a spool is
+	// noticed that repeats a number with other content.
+	Recent  []byte
+	Fork    *fork
+	Closing *closing
+}
+
+const (
+	recentBytes  = 4
+	recentBlocks = 64 // an edge has no more on their way
+)
+
+// closing is who closed an epoch, and why.
+type closing struct {
+	AtMS       int64
+	By, Reason string
+	Held       Held
 }
 
 // mark: every row that finished before MS is in a block with a number at most Seq.
@@ -37,21 +57,38 @@ type epochKey struct {
 	epoch uint64
 }
 
-const epochVersion = 1
+// epochVersion 2 appends what came with version 2 of the log. A record without
+// it is written as before, so that one log has one state in either release.
+const epochVersion = 2
 
 func (e *epoch) encode() []byte {
-	b := []byte{epochVersion, boolByte(e.Closed)}
+	b := []byte{1, boolByte(e.Closed)}
 	b = binary.AppendUvarint(appendText(b, e.Region), e.Applied)
 	b = append(b, e.Head[:]...)
 	b = binary.AppendUvarint(b, e.Sealed)
 	for _, m := range []mark{e.Through, e.First, e.Last} {
 		b = binary.AppendUvarint(binary.AppendUvarint(b, m.Seq), uint64(m.MS))
 	}
-	return binary.AppendUvarint(b, e.Gap)
+	b = binary.AppendUvarint(b, e.Gap)
+	if len(e.Recent) == 0 && e.Fork == nil && e.Closing == nil {
+		return b
+	}
+	b[0] = epochVersion
+	b = append(binary.AppendUvarint(b, uint64(len(e.Recent))), e.Recent...)
+	b = append(b, boolByte(e.Fork != nil))
+	if e.Fork != nil {
+		b = append(binary.AppendUvarint(b, e.Fork.Seq), e.Fork.Hash[:]...)
+	}
+	b = append(b, boolByte(e.Closing != nil))
+	if c := e.Closing; c != nil {
+		b = appendText(appendText(binary.AppendUvarint(b, uint64(c.AtMS)), c.By), c.Reason)
+		b = append(b, byte(c.Held))
+	}
+	return b
 }
 
 func decodeEpoch(b []byte) (*epoch, error) {
-	if len(b) < 2 || b[0] != epochVersion {
+	if len(b) < 2 || b[0] == 0 || b[0] > epochVersion {
 		return nil, errors.New("decode epoch record: its version is unknown")
 	}
 	r := reader{b: b[2:]}
@@ -62,6 +99,15 @@ func decodeEpoch(b []byte) (*epoch, error) {
 		*m = mark{r.uvarint(), r.int64()}
 	}
 	e.Gap = r.uvarint()
+	if b[0] == 2 {
+		e.Recent = slices.Clone(r.bytes(recentBytes * recentBlocks))
+		if r.take(1)[0] != 0 {
+			e.Fork = &fork{Seq: r.uvarint(), Hash: [32]byte(r.take(32))}
+		}
+		if r.take(1)[0] != 0 {
+			e.Closing = &closing{AtMS: r.int64(), By: r.text(), Reason: r.text(), Held: Held(r.take(1)[0])}
+		}
+	}
 	if r.err == nil && len(r.b) != 0 {
 		r.fail("something follows its end")
 	}
@@ -76,29 +122,44 @@ func decodeEpoch(b []byte) (*epoch, error) {
 func (e *epoch) begun() bool { return e.Applied > 0 || e.Closed }
 
 // judge decides what becomes of a block before its payload is looked at: 0 and
-// next means that it is the next one.
-func (e *epoch) judge(b *Block, latest uint64) (refusal byte, next bool) {
+// next means that it is the next one. What it finds to be a fork it notes down,
+// if the log is of version 2; changed says so.
+func (e *epoch) judge(b *Block, latest uint64, version byte) (refusal byte, next, changed bool) {
 	switch {
 	case b.Epoch == 0 || b.Seq == 0:
-		return refMalformed, false
-	case b.Seq < e.Applied: // its hash is no longer known: the chain vouches for it
-		return 0, false
+		return refMalformed, false, false
+	case e.quarantined():
+		return refQuarantined, false, false
+	case b.Seq < e.Applied: // the chain vouches for what is no longer remembered
+		if version > 1 && !e.Closed && e.contradicts(b) && b.Hash == hashOf(b) {
+			e.Fork = &fork{b.Seq, b.Hash}
+			return refFork, false, true
+		}
+		return 0, false, false
 	case b.Seq == e.Applied:
 		switch {
 		case b.Hash == e.Head:
-			return 0, false
-		case b.Hash == hashOf(b):
-			return refFork, false
+			return 0, false, false
+		case b.Hash != hashOf(b):
+			return refWrongChain, false, false
 		}
-		return refWrongChain, false
+		if changed = version > 1 && !e.Closed; changed {
+			e.Fork = &fork{b.Seq, b.Hash}
+		}
+		return refFork, false, changed
 	case e.Closed || b.Epoch < latest && !e.begun():
-		return refClosed, false
+		return refClosed, false, false
 	case b.Seq != e.Applied+1:
-		return refGap, false
-	case b.Prev != e.Head || b.Hash != hashOf(b):
-		return refWrongChain, false
+		return refGap, false, false
+	case b.Hash != hashOf(b):
+		return refWrongChain, false, false
+	case b.Prev != e.Head && version > 1 && e.Applied > 0: // whole, but it follows another block than ours
+		e.Fork = &fork{e.Applied, b.Hash}
+		return refFork, false, true
+	case b.Prev != e.Head:
+		return refWrongChain, false, false
 	}
-	return 0, true
+	return 0, true, false
 }
 
 func hashOf(b *Block) [32]byte {
@@ -106,8 +167,15 @@ func hashOf(b *Block) [32]byte {
 }
 
 // advance makes b the newest applied block.
-func (e *epoch) advance(b *Block) {
+func (e *epoch) advance(b *Block, version byte) {
 	e.Applied, e.Head, e.Region = b.Seq, b.Hash, b.Region
+	if version > 1 {
+		if e.Recent = append(e.Recent, b.Hash[:recentBytes]...); len(e.Recent) > recentBytes*recentBlocks {
+			e.Recent = e.Recent[:copy(e.Recent, e.Recent[recentBytes:])]
+		}
+	} else {
+		e.Recent = nil
+	}
 	e.Sealed = max(e.Sealed, e.Applied)
 	if e.Last.MS > 0 && e.Last.Seq <= e.Applied {
 		e.Through, e.First, e.Last = e.Last, mark{}, mark{}

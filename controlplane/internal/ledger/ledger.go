@@ -285,30 +285,6 @@ func (l *Ledger) flushSeals(ctx context.Context) error {
 	return err
 }
 
-// CloseEpoch declares that no further block of an epoch will come: its disk is
-// gone. What lies between the last applied block and sealed (or the highest
-// block the ledger has heard of) becomes a permanent Gap, and completeness no
-// longer waits for it. There is no undo.
-func (l *Ledger) CloseEpoch(ctx context.Context, edge string, number, sealed uint64) (Watermark, error) {
-	if err := checkName("edge", edge); err != nil {
-		return Watermark{}, err
-	}
-	if number == 0 {
-		return Watermark{}, fault.New(fault.Invalid, ReasonEpoch, "close epoch 0 of edge %s: epochs begin at 1", edge)
-	}
-	out, err := l.propose(ctx, encodeClose(&closeOrder{Edge: edge, Epoch: number, Sealed: sealed}))
-	if err != nil {
-		return Watermark{}, fmt.Errorf("close epoch %d of edge %s: %w", number, edge, err)
-	}
-	key := Block{}
-	key.Edge, key.Epoch = edge, number
-	acks, err := decodeAcks(out, []Block{key})
-	if err != nil {
-		return Watermark{}, err
-	}
-	return acks[0].Watermark, nil
-}
-
 // View is linearizable: it holds whatever was acknowledged before the call.
 func (l *Ledger) View(ctx context.Context) (*View, error) {
 	index, err := l.cfg.Replica.ReadIndex(ctx)

@@ -236,7 +236,7 @@ func TestLedger_ClosedEpochIsAPermanentGap(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // repeated: the same fact
-		w, err := l.CloseEpoch(t.Context(), "e", 4, 5)
+		w, err := l.CloseEpoch(t.Context(), ledger.Closing{Edge: "e", Epoch: 4, Sealed: 5, At: base, By: "ann", Reason: "the disk is gone"})
 		if err != nil || !w.Closed || w.Applied != 1 {
 			t.Fatalf("close: got %+v, %v", w, err)
 		}
@@ -253,7 +253,7 @@ func TestLedger_ClosedEpochIsAPermanentGap(t *testing.T) {
 	if err != nil || len(edges) != 1 || !edges[0].Closed || edges[0].Region != "eu-west" || edges[0].Sealed != 6 {
 		t.Errorf("edges: got %+v, %v", edges, err)
 	}
-	if _, err := l.CloseEpoch(t.Context(), "e", 0, 0); fault.KindOf(err) != fault.Invalid {
+	if _, err := l.CloseEpoch(t.Context(), ledger.Closing{Edge: "e"}); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("close epoch 0: got %v, want Invalid", err)
 	}
 }

@@ -37,6 +37,7 @@ type Machine struct {
 	logger  *slog.Logger
 	marker  *atomicfs.Marker // only the FSM goroutine
 	applied atomic.Uint64
+	forks   atomic.Int64 // epochs in quarantine
 	fatal   sync.Once
 
 	// What Apply works with belongs to the FSM goroutine. epochs mirrors every
@@ -86,6 +87,7 @@ func guard(err *error, what string) {
 
 // load reads what Apply keeps in memory.
 func (m *Machine) load(db *pebbledb.DB) error {
+	m.forks.Store(0)
 	m.epochs, m.latest = make(map[epochKey]*epoch), make(map[string]uint64)
 	applied, err := readApplied(db)
 	if err != nil {
@@ -102,6 +104,9 @@ func (m *Machine) load(db *pebbledb.DB) error {
 		}
 		m.epochs[key] = e
 		m.begin(key, e)
+		if e.quarantined() {
+			m.forks.Add(1)
+		}
 		return nil
 	})
 	if err == nil {
@@ -120,6 +125,9 @@ func (m *Machine) begin(k epochKey, e *epoch) {
 // Applied is part of raftgroup.Machine: after a crash it may be lower than it
 // was, never inconsistent with the cells; the raft log has the rest.
 func (m *Machine) Applied() uint64 { return m.applied.Load() }
+
+// Quarantined is how many epochs wait for an operator because two spools speak for each.
+func (m *Machine) Quarantined() int64 { return m.forks.Load() }
 
 // Check is part of raftgroup.Checker.
 func (m *Machine) Check(cmd []byte) error {

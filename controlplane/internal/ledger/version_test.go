@@ -29,8 +29,8 @@ func TestMachine_ReplaysALogOfVersionOne(t *testing.T) {
 	if got := requests(t, old, "acme"); got != 4 {
 		t.Errorf("requests: got %d, want 4", got)
 	}
-	if stateHash(t, old) != stateHash(t, now) {
-		t.Error("state hash: the same facts in versions 1 and 2 differ")
+	if a, b := epochOf(t, old, "e", 1), epochOf(t, now, "e", 1); a != b {
+		t.Errorf("epoch: got %+v of version 1 and %+v of version 2, want them the same", a, b)
 	}
 	applyCmd(t, old, ledger.EncodeClose("e", 1, 4))
 	if a := apply(t, old, c.next(one("acme", 0, 1)))[0]; a.Reason != ledger.ReasonEpochClosed {

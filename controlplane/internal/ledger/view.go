@@ -98,6 +98,26 @@ type EdgeEpoch struct {
 	Applied, Sealed uint64
 	Through         time.Time // its rows that finished before are in the ledger; zero: not known
 	Closed          bool
+	Quarantined     bool   // two spools speak for it, and nobody has closed it yet
+	Forked          uint64 // the block of which there is more than one content; 0: none
+	Gap             uint64 // blocks known to be lost
+	ClosedBy        string
+	ClosedWhy       string
+	ClosedAt        time.Time
+	Held            Held
+}
+
+// Status is one word: open, complete, closed, quarantined.
+func (e *EdgeEpoch) Status() string {
+	switch {
+	case e.Closed:
+		return "closed"
+	case e.Quarantined:
+		return "quarantined"
+	case e.Sealed == e.Applied:
+		return "complete"
+	}
+	return "open"
 }
 
 // View is the ledger at one index: whatever is asked of one View agrees, so that
@@ -316,7 +336,7 @@ func (v *View) Watermark(edge string, number uint64) (w Watermark, err error) {
 	if err != nil {
 		return w, fmt.Errorf("read watermark: %w", err)
 	}
-	w.Applied, w.Head, w.Closed = e.Applied, e.Head, e.Closed
+	w.Applied, w.Head, w.Closed, w.Quarantined = e.Applied, e.Head, e.Closed, e.quarantined()
 	return w, nil
 }
 
@@ -325,7 +345,14 @@ func (v *View) Edges(ctx context.Context) ([]EdgeEpoch, error) {
 	var out []EdgeEpoch
 	prefix := []byte(prefixEpoch)
 	err := v.epochs(ctx, prefix, upper(prefix), func(k epochKey, e *epoch) error {
-		n := EdgeEpoch{Edge: k.edge, Region: e.Region, Epoch: k.epoch, Applied: e.Applied, Sealed: e.Sealed, Closed: e.Closed}
+		n := EdgeEpoch{Edge: k.edge, Region: e.Region, Epoch: k.epoch, Applied: e.Applied, Sealed: e.Sealed, Closed: e.Closed,
+			Quarantined: e.quarantined(), Gap: e.Gap}
+		if e.Fork != nil {
+			n.Forked = e.Fork.Seq
+		}
+		if c := e.Closing; c != nil {
+			n.ClosedBy, n.ClosedWhy, n.ClosedAt, n.Held = c.By, c.Reason, time.UnixMilli(c.AtMS).UTC(), c.Held
+		}
 		if e.Through.MS > 0 {
 			n.Through = time.UnixMilli(e.Through.MS).UTC()
 		}
