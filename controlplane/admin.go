@@ -23,7 +23,7 @@ import (
 // serveAdmin serves operators, and edges that join, until ctx ends.
 func (n *Node) serveAdmin(ctx context.Context) error {
 	api, err := adminapi.Handler(adminapi.Config{Zone: n.self.Zone, Node: n.self.Name, PrimaryZone: n.in.PrimaryZone,
-		Catalog: n.catalog, Store: n.store, Pepper: n.secrets.Pepper, Tokens: n.enroll, Edges: zoneEdges{n}, Usage: n.central,
+		Catalog: n.catalog, Store: n.store, Pepper: n.secrets.Pepper, Tokens: n.enroll, Edges: zoneEdges{n}, Usage: n.central, Ledger: n.ledger,
 		Leaders: n.leaders, Alive: n.mux.Connected, Logger: n.log})
 	if err != nil {
 		return err
@@ -164,6 +164,7 @@ func (n *Node) metrics() []telemetry.Metric {
 		counter("sync_dropped_deltas_total", "Deltas dropped by the fault hook of test builds.", s.Dropped.Load),
 		counter("ingest_blocks_total", "Usage blocks acknowledged, repeats included.", func() int64 { return int64(n.ingest.Stats().Blocks) }),
 		gauge("ingest_sessions", "Edges shipping usage to this node.", func() float64 { return float64(n.ingest.Stats().Sessions) }),
+		gauge("ledger_quarantined_epochs", "Epochs of edges that two spools speak for; an operator must close them.", func() float64 { return float64(n.machine.Quarantined()) }),
 		counter("peer_refused_total", "Peer connections refused.", func() int64 { return int64(n.mux.Refused()) }),
 		gauge("certificate_expires_seconds", "When this node's certificate expires, Unix time.", func() float64 { return float64(n.source.NotAfter().Unix()) }),
 	}

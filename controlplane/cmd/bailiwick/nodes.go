@@ -84,6 +84,7 @@ func (a *app) nodeCommand() *cobra.Command {
 	remove := &cobra.Command{Use: "remove NAME", Short: "Withdraw an edge: it is refused from then on", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				a.warnUnshipped(ctx, c, args[0])
 				req := &adminv1.RemoveNodeRequest{Name: args[0], RequestId: rand.Text()}
 				_, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.RemoveNodeResponse, error) { return n.RemoveNode(ctx, req) })
 				if err != nil {

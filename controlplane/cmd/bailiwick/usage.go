@@ -121,6 +121,7 @@ each group's requests over time follows.`,
 				return a.printUsage(resp)
 			})
 		}}
+	c.AddCommand(a.ledgerCommands()...)
 	c.Flags().StringVar(&customer, "customer", "", "whose usage")
 	c.Flags().BoolVar(&all, "all-zones", false, "the sums of every zone, without customers")
 	c.Flags().StringVar(&since, "since", "1h", "from when; with --by hour 24h, --by day 30d, --by month 365d")

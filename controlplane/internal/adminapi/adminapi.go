@@ -120,6 +120,7 @@ type Config struct {
 	Tokens      Tokens      // optional: without it join tokens are Unimplemented
 	Edges       Edges       // optional: without it no edge's status is known
 	Usage       Usage       // optional: without it usage is Unimplemented
+	Ledger      Ledger      // optional: without it what operators do to a ledger is Unimplemented
 	// Alive optionally says which control nodes of the zone this node hears from.
 	Alive func() map[string]bool
 	// Leaders optionally names the leader of each group this node knows; by default of Catalog and Store.
@@ -146,6 +147,7 @@ type server struct {
 	hasher *apikey.Hasher
 	// A procedure that nobody has built yet says so.
 	adminv1connect.UnimplementedUsageServiceHandler
+	adminv1connect.UnimplementedLedgerServiceHandler
 }
 
 // Handler serves all services of bailiwick.admin.v1 and gRPC reflection, at the root of its host.
@@ -178,8 +180,9 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewNodeServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewBorderServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewUsageServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewLedgerServiceHandler(s, opts...))
 	reflector := grpcreflect.NewStaticReflector(adminv1connect.ResourceServiceName, adminv1connect.KeyServiceName,
-		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.UsageServiceName)
+		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.UsageServiceName, adminv1connect.LedgerServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
 	return bodyLimit(mux, connect.NewErrorWriter(opts...)), nil

@@ -44,6 +44,8 @@ var rights = map[string]string{
 	adminv1connect.BorderServiceStatusProcedure:                      RoleViewer,
 	adminv1connect.UsageServiceQueryUsageProcedure:                   RoleViewer,
 	adminv1connect.UsageServiceQueryTotalsProcedure:                  RoleViewer,
+	adminv1connect.LedgerServiceListEpochsProcedure:                  RoleViewer,
+	adminv1connect.LedgerServiceCloseEpochProcedure:                  RoleAdmin,
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      RoleViewer,
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": RoleViewer,
 }
@@ -53,6 +55,14 @@ var rights = map[string]string{
 func TokenKey(token string) string {
 	sum := sha256.Sum256([]byte(token))
 	return model.PrefixOperator + hex.EncodeToString(sum[:])
+}
+
+type operatorKey struct{}
+
+// operator is the name of who calls, for records of what was done.
+func operator(ctx context.Context) string {
+	name, _ := ctx.Value(operatorKey{}).(string)
+	return name
 }
 
 // authorise runs before a body byte is decoded, on the dispatched procedure. It reads what this node has
@@ -78,7 +88,7 @@ func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Pee
 	}
 	need, known := rights[spec.Procedure]
 	if known && (op.Role == RoleAdmin || op.Role == need) {
-		return ctx, nil
+		return context.WithValue(ctx, operatorKey{}, op.Name), nil
 	}
 	return nil, rpcfault.ToConnect(fault.New(fault.Denied, "ROLE_INSUFFICIENT", "role %q may not call %s", op.Role, spec.Procedure))
 }
@@ -87,7 +97,8 @@ func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Pee
 func requests() []proto.Message {
 	return []proto.Message{&adminv1.ApplyRequest{}, &adminv1.GetRequest{}, &adminv1.ListRequest{}, &adminv1.DeleteRequest{},
 		&adminv1.CreateKeyRequest{}, &adminv1.RevokeKeyRequest{}, &adminv1.ListKeysRequest{}, &adminv1.RemoveNodeRequest{},
-		&adminv1.CreateJoinTokenRequest{}, &adminv1.QueryUsageRequest{}, &adminv1.QueryTotalsRequest{}}
+		&adminv1.CreateJoinTokenRequest{}, &adminv1.QueryUsageRequest{}, &adminv1.QueryTotalsRequest{},
+		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{}}
 }
 
 // validation checks requests against the rules written in the proto files.

@@ -14,6 +14,7 @@ import (
 
 	"bailiwick/controlplane/internal/adminapi"
 	"bailiwick/controlplane/internal/calendar"
+	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
@@ -36,6 +37,7 @@ type Zone struct {
 	Store  *Store
 	Server *httptest.Server
 	Usage  *Usage
+	Ledger *ledger.Ledger // real, empty
 }
 
 // Installation is two zones over one catalog: emea (eu-west, eu-central, control-only eu-north) and us.
@@ -61,12 +63,12 @@ func New(t testing.TB, wait time.Duration) *Installation {
 		in.Catalog.Put(model.PrefixNode+n.Name, model.Encode(n))
 	}
 	for _, name := range []string{"emea", "us"} {
-		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}}
+		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}, Ledger: newLedger(t)}
 		for token, role := range map[string]string{Admin: adminapi.RoleAdmin, Viewer: adminapi.RoleViewer} {
 			z.Store.Put(adminapi.TokenKey(token), model.Encode(model.Operator{Name: role, Role: role}))
 		}
 		h, err := adminapi.Handler(adminapi.Config{Zone: name, Node: name + "-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store,
-			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Wait: wait})
+			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Ledger: z.Ledger, Wait: wait})
 		if err != nil {
 			t.Fatal(err)
 		}

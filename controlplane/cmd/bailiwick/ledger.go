@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+)
+
+// ledgerCommands are what an operator does to a zone's ledger; they live below `usage`.
+func (a *app) ledgerCommands() []*cobra.Command {
+	return []*cobra.Command{a.epochsCommand(), a.closeEpochCommand()}
+}
+
+type ledgerEpoch struct {
+	Zone         string `json:"zone,omitempty"`
+	Edge         string `json:"edge"`
+	Region       string `json:"region"`
+	Epoch        uint64 `json:"epoch"`
+	AppliedSeq   uint64 `json:"applied_seq"`
+	SealedSeq    uint64 `json:"sealed_seq"`
+	Through      moment `json:"through"`
+	Status       string `json:"status"`
+	Gap          uint64 `json:"gap"`
+	ForkedSeq    uint64 `json:"forked_seq,omitempty"`
+	ClosedBy     string `json:"closed_by,omitempty"`
+	ClosedAt     string `json:"closed_at,omitempty"`
+	ClosedReason string `json:"closed_reason,omitempty"`
+	Held         string `json:"held,omitempty"`
+}
+
+func epochOf(zone string, e *adminv1.LedgerEpoch) ledgerEpoch {
+	out := ledgerEpoch{Zone: zone, Edge: e.GetEdge(), Region: e.GetRegion(), Epoch: e.GetEpoch(), AppliedSeq: e.GetAppliedSeq(), SealedSeq: e.GetSealedSeq(),
+		Through: moment(clock(e.GetThrough())), Status: e.GetStatus(), Gap: e.GetGap(), ForkedSeq: e.GetForkedSeq(),
+		ClosedBy: e.GetClosedBy(), ClosedAt: clock(e.GetClosedAt()), ClosedReason: e.GetClosedReason()}
+	if e.GetStatus() == "closed" {
+		out.Held = e.GetHeld()
+	}
+	return out
+}
+
+func (a *app) epochsCommand() *cobra.Command {
+	var edge string
+	c := &cobra.Command{Use: "epochs", Short: "Show how far each edge's usage is in the ledger", Args: cobra.NoArgs,
+		Long: `Show how far each edge's usage is in the ledger. A status is open (blocks are known to be on their way), complete,
+closed (by an operator; a gap is what was lost) or quarantined: two spools speak for one epoch, as after a disk was
+cloned, and nothing of it is counted or acknowledged until an operator closes it.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListEpochsResponse, error) {
+					return n.ListEpochs(ctx, &adminv1.ListEpochsRequest{Edge: edge})
+				})
+				if err != nil {
+					return err
+				}
+				out := []ledgerEpoch{}
+				for _, zone := range sorted(answers) {
+					for _, e := range answers[zone].GetEpochs() {
+						out = append(out, epochOf(zone, e))
+						if e.GetStatus() == "quarantined" {
+							fmt.Fprintf(a.err, "warning: epoch %d of edge %s is quarantined at block %d: find out which disk is the copy, then close it\n", e.GetEpoch(), e.GetEdge(), e.GetForkedSeq())
+						}
+					}
+				}
+				return a.printEpochs(out)
+			})
+		}}
+	c.Flags().StringVar(&edge, "edge", "", "of this edge only")
+	return c
+}
+
+func (a *app) printEpochs(list []ledgerEpoch) error {
+	return a.print(list, func(w io.Writer) {
+		var lines [][]string
+		for _, e := range list {
+			lines = append(lines, []string{e.Edge, e.Region, strconv.FormatUint(e.Epoch, 10), e.Status, strconv.FormatUint(e.AppliedSeq, 10),
+				strconv.FormatUint(e.SealedSeq, 10), strconv.FormatUint(e.Gap, 10), string(e.Through), e.ClosedBy, e.ClosedReason})
+		}
+		rows(w, "EDGE REGION EPOCH STATUS APPLIED SEALED GAP THROUGH CLOSED-BY REASON", lines)
+	})
+}
+
+func (a *app) closeEpochCommand() *cobra.Command {
+	req := &adminv1.CloseEpochRequest{}
+	var zoneName string
+	c := &cobra.Command{Use: "close-epoch EDGE EPOCH --reason TEXT", Short: "Declare that no further usage of an edge's epoch will come", Args: cobra.ExactArgs(2),
+		Long: `Declare that no further usage of an edge's epoch will come: its disk is gone, or two disks speak for it. Blocks that
+are known to have existed and never came become a permanent gap. There is no undo; usage known from elsewhere is
+booked with usage correct.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			number, err := strconv.ParseUint(args[1], 10, 64)
+			if err != nil || number == 0 {
+				return misuse("epoch %q is not a number from 1", args[1])
+			}
+			switch req.Held {
+			case "", "auto", "return", "forfeit":
+			default:
+				return misuse("--held %q is none of auto, return, forfeit", req.Held)
+			}
+			req.Edge, req.Epoch = args[0], number
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				resp, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.CloseEpochResponse, error) { return n.CloseEpoch(ctx, req) })
+				if err != nil {
+					return err
+				}
+				return a.printEpochs([]ledgerEpoch{epochOf("", resp.GetEpoch())})
+			})
+		}}
+	c.Flags().Uint64Var(&req.SealedSeq, "sealed", 0, "highest block known to have existed, if the ledger has not heard of it")
+	c.Flags().StringVar(&req.Held, "held", "auto", "quota units that the epoch held: auto, return or forfeit")
+	c.Flags().StringVar(&req.Reason, "reason", "", "why; kept for good")
+	c.Flags().StringVar(&zoneName, "zone", "", "the edge's zone; left out, the zones are asked one by one")
+	c.MarkFlagRequired("reason")
+	return c
+}
+
+// warnUnshipped says what an edge still owes before it is withdrawn. It is best effort: a node is removed when
+// things are down, too.
+func (a *app) warnUnshipped(ctx context.Context, c *client, edge string) {
+	answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListEpochsResponse, error) {
+		return n.ListEpochs(ctx, &adminv1.ListEpochsRequest{Edge: edge})
+	})
+	if err != nil {
+		fmt.Fprintf(a.err, "warning: whether edge %s has usage that it has not shipped is not known: %s\n", edge, describe(err))
+		return
+	}
+	for _, zone := range sorted(answers) {
+		for _, e := range answers[zone].GetEpochs() {
+			if e.GetSealedSeq() > e.GetAppliedSeq() && e.GetStatus() != "closed" {
+				fmt.Fprintf(a.err, "warning: blocks %d to %d of epoch %d of edge %s are not in the ledger: let it join again to ship them, or give them up with usage close-epoch\n",
+					e.GetAppliedSeq()+1, e.GetSealedSeq(), e.GetEpoch(), edge)
+			}
+		}
+	}
+}
