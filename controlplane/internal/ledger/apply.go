@@ -79,9 +79,9 @@ func (o appendOrder) apply(t *tx) (out []byte, err error) {
 		k := &o[i]
 		key := epochKey{k.Edge, k.Epoch}
 		e := t.epoch(key)
-		refusal, next, changed := e.judge(k, t.m.latest[k.Edge], t.version)
-		if changed {
-			t.quarantine(key, e)
+		refusal, next := e.judge(k, t.m.latest[k.Edge])
+		if refusal == refFork {
+			t.quarantine(key, e, k.Seq, k.Hash)
 		}
 		if next {
 			if refusal, err = t.fold(k); err != nil {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"bailiwick/shared/usage"
 )
@@ -29,9 +28,10 @@ type epoch struct {
 	// Since version 2 of the log. Recent holds the first bytes of the hashes of
 	// the newest applied blocks, the newest last: by them a copy of a spool is
 	// noticed that repeats a number with other content.
-	Recent  []byte
-	Fork    *fork
-	Closing *closing
+	Recent     [recentBlocks][recentBytes]byte
+	Remembered int // how many
+	Fork       *fork
+	Closing    *closing
 }
 
 const (
@@ -70,11 +70,14 @@ func (e *epoch) encode() []byte {
 		b = binary.AppendUvarint(binary.AppendUvarint(b, m.Seq), uint64(m.MS))
 	}
 	b = binary.AppendUvarint(b, e.Gap)
-	if len(e.Recent) == 0 && e.Fork == nil && e.Closing == nil {
+	if e.Remembered == 0 && e.Fork == nil && e.Closing == nil {
 		return b
 	}
 	b[0] = epochVersion
-	b = append(binary.AppendUvarint(b, uint64(len(e.Recent))), e.Recent...)
+	b = append(b, byte(e.Remembered))
+	for i := range e.Remembered {
+		b = append(b, e.Recent[i][:]...)
+	}
 	b = append(b, boolByte(e.Fork != nil))
 	if e.Fork != nil {
 		b = append(binary.AppendUvarint(b, e.Fork.Seq), e.Fork.Hash[:]...)
@@ -100,7 +103,12 @@ func decodeEpoch(b []byte) (*epoch, error) {
 	}
 	e.Gap = r.uvarint()
 	if b[0] == 2 {
-		e.Recent = slices.Clone(r.bytes(recentBytes * recentBlocks))
+		if e.Remembered = int(r.take(1)[0]); e.Remembered > recentBlocks {
+			return nil, errors.New("decode epoch record: it remembers too many blocks")
+		}
+		for i := range e.Remembered {
+			e.Recent[i] = [recentBytes]byte(r.take(recentBytes))
+		}
 		if r.take(1)[0] != 0 {
 			e.Fork = &fork{Seq: r.uvarint(), Hash: [32]byte(r.take(32))}
 		}
@@ -122,44 +130,38 @@ func decodeEpoch(b []byte) (*epoch, error) {
 func (e *epoch) begun() bool { return e.Applied > 0 || e.Closed }
 
 // judge decides what becomes of a block before its payload is looked at: 0 and
-// next means that it is the next one. What it finds to be a fork it notes down,
-// if the log is of version 2; changed says so.
-func (e *epoch) judge(b *Block, latest uint64, version byte) (refusal byte, next, changed bool) {
+// next means that it is the next one.
+func (e *epoch) judge(b *Block, latest uint64) (refusal byte, next bool) {
 	switch {
 	case b.Epoch == 0 || b.Seq == 0:
-		return refMalformed, false, false
+		return refMalformed, false
 	case e.quarantined():
-		return refQuarantined, false, false
+		return refQuarantined, false
 	case b.Seq < e.Applied: // the chain vouches for what is no longer remembered
-		if version > 1 && !e.Closed && e.contradicts(b) && b.Hash == hashOf(b) {
-			e.Fork = &fork{b.Seq, b.Hash}
-			return refFork, false, true
+		if !e.Closed && e.contradicts(b) && b.Hash == hashOf(b) {
+			return refFork, false
 		}
-		return 0, false, false
+		return 0, false
 	case b.Seq == e.Applied:
 		switch {
 		case b.Hash == e.Head:
-			return 0, false, false
-		case b.Hash != hashOf(b):
-			return refWrongChain, false, false
+			return 0, false
+		case b.Hash == hashOf(b):
+			return refFork, false
 		}
-		if changed = version > 1 && !e.Closed; changed {
-			e.Fork = &fork{b.Seq, b.Hash}
-		}
-		return refFork, false, changed
+		return refWrongChain, false
 	case e.Closed || b.Epoch < latest && !e.begun():
-		return refClosed, false, false
+		return refClosed, false
 	case b.Seq != e.Applied+1:
-		return refGap, false, false
+		return refGap, false
 	case b.Hash != hashOf(b):
-		return refWrongChain, false, false
-	case b.Prev != e.Head && version > 1 && e.Applied > 0: // whole, but it follows another block than ours
-		e.Fork = &fork{e.Applied, b.Hash}
-		return refFork, false, true
+		return refWrongChain, false
+	case b.Prev != e.Head && e.Applied > 0: // whole, but it follows another block than ours
+		return refFork, false
 	case b.Prev != e.Head:
-		return refWrongChain, false, false
+		return refWrongChain, false
 	}
-	return 0, true, false
+	return 0, true
 }
 
 func hashOf(b *Block) [32]byte {
@@ -170,11 +172,12 @@ func hashOf(b *Block) [32]byte {
 func (e *epoch) advance(b *Block, version byte) {
 	e.Applied, e.Head, e.Region = b.Seq, b.Hash, b.Region
 	if version > 1 {
-		if e.Recent = append(e.Recent, b.Hash[:recentBytes]...); len(e.Recent) > recentBytes*recentBlocks {
-			e.Recent = e.Recent[:copy(e.Recent, e.Recent[recentBytes:])]
+		if e.Remembered == recentBlocks {
+			copy(e.Recent[:], e.Recent[1:])
+			e.Remembered--
 		}
-	} else {
-		e.Recent = nil
+		e.Recent[e.Remembered] = [recentBytes]byte(b.Hash[:])
+		e.Remembered++
 	}
 	e.Sealed = max(e.Sealed, e.Applied)
 	if e.Last.MS > 0 && e.Last.Seq <= e.Applied {

@@ -39,7 +39,7 @@ var mutants = []struct {
 	}},
 	{name: "seq alone decides", world: copiedTwo, code: func(r *rules) {
 		r.judge = func(e *ledger.Epoch, b *ledger.Block, latest uint64) (byte, bool) {
-			if refusal, next := ledger.Judge(e, b, latest); refusal == ledger.RefWrongChain && b.Seq == e.Applied+1 {
+			if refusal, next := ledger.Judge(e, b, latest); (refusal == ledger.RefWrongChain || refusal == ledger.RefFork) && b.Seq == e.Applied+1 {
 				return 0, true
 			} else {
 				return refusal, next

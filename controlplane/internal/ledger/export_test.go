@@ -44,7 +44,7 @@ type (
 
 var (
 	Judge      = (*epoch).judge
-	Advance    = (*epoch).advance
+	Advance    = func(e *Epoch, b *Block) { e.advance(b, commandVersion) }
 	Hear       = (*epoch).hear
 	Close      = (*epoch).close
 	Begun      = (*epoch).begun

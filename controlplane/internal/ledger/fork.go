@@ -1,7 +1,6 @@
 package ledger
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -21,17 +20,16 @@ func (e *epoch) contradicts(b *Block) bool {
 	if b.Seq == e.Applied {
 		return b.Hash != e.Head
 	}
-	n := uint64(len(e.Recent) / recentBytes)
 	back := e.Applied - b.Seq
-	if back >= n {
-		return false
-	}
-	at := (n - 1 - back) * recentBytes
-	return !bytes.Equal(e.Recent[at:at+recentBytes], b.Hash[:recentBytes])
+	return back < uint64(e.Remembered) && e.Recent[uint64(e.Remembered)-1-back] != [recentBytes]byte(b.Hash[:])
 }
 
-// quarantine makes the fork of an epoch a fact.
-func (t *tx) quarantine(key epochKey, e *epoch) {
+// quarantine makes the fork of an open epoch a fact.
+func (t *tx) quarantine(key epochKey, e *epoch, seq uint64, hash [32]byte) {
+	if t.version < 2 || e.Closed || e.Fork != nil {
+		return
+	}
+	e.Fork = &fork{min(seq, e.Applied), hash}
 	t.keep(key, e)
 	t.m.forks.Add(1)
 	t.m.logger.Error("two spools speak for one epoch of an edge: it is quarantined until an operator closes it",
@@ -55,9 +53,8 @@ func decodeFork(r *reader) order {
 
 func (o *forkOrder) apply(t *tx) ([]byte, error) {
 	key := epochKey{o.Edge, o.Epoch}
-	if e := t.epoch(key); e.Fork == nil && !e.Closed && o.Seq > 0 && o.Seq <= e.Applied && e.contradicts((*Block)(o)) {
-		e.Fork = &fork{o.Seq, o.Hash}
-		t.quarantine(key, e)
+	if e := t.epoch(key); o.Seq > 0 && o.Seq <= e.Applied && e.contradicts((*Block)(o)) {
+		t.quarantine(key, e, o.Seq, o.Hash)
 	}
 	return []byte{resultVersion}, nil
 }
