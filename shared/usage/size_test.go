@@ -47,3 +47,28 @@ func BenchmarkDecodeLedgerPart(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(p.Cells)), "ns/cell")
 }
+
+func BenchmarkDetailPart(b *testing.B) {
+	for _, n := range []int{250, 1000, 1500, 4000} {
+		rows := trafficRows(n, 1000)
+		b.Run(time.Duration(n*int(time.Millisecond)).String()+"-at-1000rps", func(b *testing.B) {
+			var enc []byte
+			for b.Loop() {
+				enc = usage.EncodeDetail(rows)
+			}
+			b.ReportMetric(float64(len(enc))/float64(n), "B/request")
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/row")
+		})
+	}
+}
+
+func BenchmarkDecodeDetailPart(b *testing.B) {
+	rows := trafficRows(4000, 1000)
+	enc := usage.EncodeDetail(rows)
+	for b.Loop() {
+		if _, err := usage.DecodeDetail(enc); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(rows)), "ns/row")
+}

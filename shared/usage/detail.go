@@ -1,0 +1,463 @@
+package usage
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Limits of one piece of detail. DecodeDetail refuses more.
+const (
+	MaxDetailRows = 8192
+	MaxDetail     = 4 << 20 // bytes, and of its texts
+)
+
+// What the detail part keeps of what is not summed: enough to look at, in a
+// third of the bytes.
+const (
+	latencyBits  = 8 // of LatencyUS: within 0.4 %
+	overheadBits = 5 // of LatencyUS - UpstreamUS: within 3.2 %
+)
+
+// Detail is a piece of an edge's detail. (Edge, Epoch, Number) names it for ever.
+type Detail struct {
+	Edge          string
+	Epoch, Number uint64 // Number counts from 1 in each epoch
+	Seq           uint64 // ledger block in which its rows are summed; the first, where one seal made several
+	Payload       []byte // EncodeDetail
+	Hash          [32]byte
+}
+
+// Intact says whether Hash is the hash of the rest.
+func (d *Detail) Intact() bool {
+	return d.Hash == HashDetail(d.Edge, d.Epoch, d.Number, d.Seq, d.Payload)
+}
+
+// HashDetail is SHA-256 over a domain word and all of a piece, as HashBlock.
+// Pieces are no chain: detail may be given up where usage may not.
+func HashDetail(edge string, epoch, number, seq uint64, payload []byte) (sum [32]byte) {
+	h := sha256.New()
+	b := append(make([]byte, 0, 128+len(edge)), "bailiwick usage detail 1\x00"...)
+	b = binary.BigEndian.AppendUint64(b, uint64(len(edge)))
+	b = append(b, edge...)
+	for _, v := range [...]uint64{epoch, number, seq, uint64(len(payload))} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	h.Write(b)
+	h.Write(payload)
+	h.Sum(sum[:0])
+	return sum
+}
+
+// ShortID is what detail keeps of a request's id: of a UUIDv7 its time and the
+// last 24 of its 74 random bits, in their places, the rest zero; any other id
+// whole. All 74 would cost 9 bytes a request, more than all else together. With
+// 24, two requests of one edge in one millisecond share a ShortID once in 16
+// million, so it names a request; whoever looks for one shortens its id first.
+func ShortID(id [16]byte) [16]byte {
+	if id[6]>>4 != 7 || id[8]>>6 != 2 {
+		return id
+	}
+	id[6], id[7], id[8] = 0x70, 0, 0x80
+	clear(id[9:13])
+	return id
+}
+
+// Kept is the row as the detail part keeps it: all that is summed is exact, the
+// latencies are rounded, the id is its ShortID.
+func (r *Row) Kept() Row {
+	k := *r
+	k.RequestID = ShortID(r.RequestID)
+	k.LatencyUS = int64(rounded(uint64(r.LatencyUS), latencyBits))
+	if k.UpstreamUS > 0 {
+		over := rounded(uint64(max(k.LatencyUS-k.UpstreamUS, 0)), overheadBits)
+		k.UpstreamUS = max(k.LatencyUS-int64(over), 0)
+	}
+	return k
+}
+
+// A piece of detail is written as a payload is: a version, a length, and the
+// stream of a coder.
+//
+//	texts, accounts, spots, places: as in a payload, but an account has a key id and no period
+//	kinds: distinct (outcome, status, place, flags, attempts, requests), ascending
+//	rows, in the order in which they were appended
+//
+// The models of a row's numbers go by its route, because that is what latencies
+// and sizes go by, and pseudonyms and periods by its account.
+const detailVersion = 1
+
+type detailAccount struct {
+	customer, subscription, plan, key int
+	rev                               uint64
+}
+
+func (a detailAccount) compare(o detailAccount) int {
+	return cmp.Or(a.customer-o.customer, a.subscription-o.subscription, a.plan-o.plan, a.key-o.key, cmp.Compare(a.rev, o.rev))
+}
+
+type kind struct {
+	outcome  Outcome
+	status   uint16
+	place    int
+	flags    Flags
+	attempts uint8
+	requests int64
+}
+
+func (k kind) compare(o kind) int {
+	return cmp.Or(int(k.outcome)-int(o.outcome), int(k.status)-int(o.status), k.place-o.place, int(k.flags)-int(o.flags), int(k.attempts)-int(o.attempts), cmp.Compare(k.requests, o.requests))
+}
+
+type detailTables struct {
+	tables   // texts, spots and places
+	accounts []detailAccount
+	kinds    []kind
+	rows     []detailEntry
+}
+
+// detailEntry names what a row shares with others; what it has alone is in row.
+type detailEntry struct {
+	account, spot, kind int
+	row                 Row
+}
+
+// EncodeDetail writes what Kept leaves of rows, the same bytes for the same
+// rows. It checks no limit.
+func EncodeDetail(rows []Row) []byte {
+	t := tabulateDetail(rows)
+	c := newWriter()
+	t.code(c)
+	return closeStream(detailVersion, c)
+}
+
+// DecodeDetail reads what EncodeDetail wrote, and refuses everything else: more
+// than the limits, rows that Check refuses, a second spelling of the same. Its
+// memory is bounded by a small multiple of the limits. The result shares nothing
+// with b.
+func DecodeDetail(b []byte) ([]Row, error) {
+	rows, err := decodeDetail(b)
+	if err != nil {
+		return nil, fmt.Errorf("decode usage detail of %d bytes: %w", len(b), err)
+	}
+	return rows, nil
+}
+
+func decodeDetail(b []byte) ([]Row, error) {
+	switch {
+	case len(b) > MaxDetail:
+		return nil, fmt.Errorf("at most %d are allowed", MaxDetail)
+	case len(b) == 0 || b[0] != detailVersion:
+		return nil, fmt.Errorf("this program knows versions up to %d", detailVersion)
+	}
+	c, err := openStream(b)
+	if err != nil {
+		return nil, err
+	}
+	var t detailTables
+	t.code(c)
+	if err := c.end(); err != nil {
+		return nil, err
+	}
+	return t.result()
+}
+
+func tabulateDetail(rows []Row) *detailTables {
+	var t detailTables
+	var texts index[string]
+	for i := range rows {
+		r := &rows[i]
+		for _, s := range [...]string{r.Customer, r.Subscription, r.Plan, r.KeyID, r.Product, r.API, r.Route, r.ServedRegion} {
+			texts.add(s)
+		}
+	}
+	t.texts = texts.sort(cmp.Compare[string])
+	id := texts.place
+	var places index[int]
+	for i := range rows {
+		places.add(id[rows[i].ServedRegion])
+	}
+	t.places = places.sort(cmp.Compare[int])
+	var accounts index[detailAccount]
+	var spots index[spot]
+	var kinds index[kind]
+	of := func(r *Row) (detailAccount, spot, kind) {
+		return detailAccount{id[r.Customer], id[r.Subscription], id[r.Plan], id[r.KeyID], r.PlanRev}, spot{id[r.Product], id[r.API], id[r.Route]},
+			kind{r.Outcome, r.Status, places.place[id[r.ServedRegion]], r.Flags, r.Attempts, r.Requests}
+	}
+	for i := range rows {
+		a, s, k := of(&rows[i])
+		accounts.add(a)
+		spots.add(s)
+		kinds.add(k)
+	}
+	t.accounts, t.spots, t.kinds = accounts.sort(detailAccount.compare), spots.sort(spot.compare), kinds.sort(kind.compare)
+	t.rows = make([]detailEntry, len(rows))
+	for i := range rows {
+		a, s, k := of(&rows[i])
+		t.rows[i] = detailEntry{accounts.place[a], spots.place[s], kinds.place[k], rows[i].Kept()}
+	}
+	return &t
+}
+
+// result checks what was read and makes rows of it.
+func (t *detailTables) result() ([]Row, error) {
+	texts, accounts, spots, kinds, places := make([]bool, len(t.texts)), make([]bool, len(t.accounts)), make([]bool, len(t.spots)), make([]bool, len(t.kinds)), make([]bool, len(t.places))
+	if !ascend(t.accounts, detailAccount.compare) || !ascend(t.spots, spot.compare) || !ascend(t.kinds, kind.compare) || !ascend(t.places, cmp.Compare[int]) {
+		return nil, errors.New("one of its tables is not in order")
+	}
+	out := make([]Row, len(t.rows))
+	for i := range t.rows {
+		e := &t.rows[i]
+		a, s, k := &t.accounts[e.account], &t.spots[e.spot], &t.kinds[e.kind]
+		accounts[e.account], spots[e.spot], kinds[e.kind], places[k.place] = true, true, true, true
+		for _, id := range [...]int{a.customer, a.subscription, a.plan, a.key, s.product, s.api, s.route, t.places[k.place]} {
+			texts[id] = true
+		}
+		r := &out[i]
+		*r = e.row
+		r.Customer, r.Subscription, r.Plan, r.KeyID, r.PlanRev = t.texts[a.customer], t.texts[a.subscription], t.texts[a.plan], t.texts[a.key], a.rev
+		r.Product, r.API, r.Route, r.ServedRegion = t.texts[s.product], t.texts[s.api], t.texts[s.route], t.texts[t.places[k.place]]
+		r.Outcome, r.Status, r.Flags, r.Attempts, r.Requests = k.outcome, k.status, k.flags, k.attempts, k.requests
+		if err := r.Check(); err != nil {
+			return nil, err
+		}
+	}
+	for _, u := range [...][]bool{texts, accounts, spots, kinds, places} {
+		for _, used := range u {
+			if !used {
+				return nil, errors.New("it lists what no row names")
+			}
+		}
+	}
+	return out, nil
+}
+
+func ascend[T any](list []T, compare func(a, b T) int) bool {
+	for i := 1; i < len(list); i++ {
+		if compare(list[i-1], list[i]) >= 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (t *detailTables) code(c *coder) {
+	t.texts = c.dictionary(t.texts, MaxDetail)
+	for _, part := range [...]func(*coder){t.codeAccounts, t.codeSpots, t.codeKinds, t.codeRows} {
+		if c.err == nil {
+			part(c)
+		}
+	}
+}
+
+func (t *detailTables) codeAccounts(c *coder) {
+	rows(c, &t.accounts, MaxDetailRows)
+	var customer, subscription, plan, key, rev number
+	var prev detailAccount
+	for i := range t.accounts {
+		a := &t.accounts[i]
+		t.textID(c, &customer, &a.customer, prev.customer)
+		t.textID(c, &subscription, &a.subscription, prev.subscription)
+		t.textID(c, &plan, &a.plan, prev.plan)
+		t.textID(c, &key, &a.key, prev.key)
+		a.rev = prev.rev + uint64(c.signed(&rev, int64(a.rev-prev.rev)))
+		if c.err != nil {
+			return
+		}
+		prev = *a
+	}
+}
+
+func (t *detailTables) codeKinds(c *coder) {
+	rows(c, &t.kinds, MaxDetailRows)
+	if len(t.kinds) > 0 && len(t.places) == 0 {
+		c.fail("a kind of row names no region")
+		return
+	}
+	var outcome, status, place, flags, attempts, requests number
+	for i := range t.kinds {
+		k := &t.kinds[i]
+		k.outcome = Outcome(c.below(&outcome, uint64(k.outcome), 256))
+		k.status = uint16(c.below(&status, uint64(k.status), 1<<16))
+		k.place = int(c.below(&place, uint64(k.place), uint64(len(t.places))))
+		k.flags = Flags(c.below(&flags, uint64(k.flags), 256))
+		k.attempts = uint8(c.below(&attempts, uint64(k.attempts), 256))
+		k.requests = c.positive(&requests, k.requests)
+		if c.err != nil {
+			return
+		}
+	}
+}
+
+// choice models a place in a table: each by itself in a small one.
+type choice struct {
+	tree  [256]prob
+	large number
+}
+
+func (c *coder) choose(m *choice, v, n int) int {
+	if n > len(m.tree) {
+		return int(c.below(&m.large, uint64(v), uint64(n)))
+	}
+	node, size := 1, 0
+	for n > 1<<size {
+		size++
+	}
+	for i := size - 1; i >= 0; i-- {
+		node = node<<1 | c.bit(&m.tree[node], v>>i&1)
+	}
+	if v = node - 1<<size; v >= n {
+		c.fail("a number is too large")
+		return 0
+	}
+	return v
+}
+
+// recent codes pseudonyms of one account: mostly one of its last few.
+type recent struct {
+	place, value number
+	lists        map[int][]uint64
+}
+
+const recentMax = 64
+
+func (c *coder) pseudonym(m *recent, account int, v uint64) uint64 {
+	list := m.lists[account]
+	at := 0 // 0: not among them; else its place, from 1
+	if !c.reading {
+		at = placeOf(list, v)
+	}
+	at = int(c.below(&m.place, uint64(at), uint64(len(list))+1))
+	if at > 0 {
+		v = list[at-1]
+		copy(list[1:at], list[:at-1])
+		list[0] = v
+		return v
+	}
+	if v = c.num(&m.value, v); placeOf(list, v) > 0 {
+		c.fail("it names a pseudonym as new that is not")
+	}
+	if len(list) < recentMax {
+		list = append(list, 0)
+	}
+	copy(list[1:], list)
+	list[0] = v
+	m.lists[account] = list
+	return v
+}
+
+func placeOf(list []uint64, v uint64) int {
+	for i, o := range list {
+		if o == v {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+type rowModel struct {
+	end                  number
+	account, spot, kind  choice
+	again                prob // the period is as last in such a row of the account
+	period, units        number
+	latency, over        [16]number
+	direct               [16]prob // no upstream was waited for
+	empty                [16]prob
+	bytesIn              [16]number
+	bytesOut             [2][16]number
+	actor, address       recent
+	v7                   prob
+	began, idHigh, idLow number
+}
+
+func (t *detailTables) codeRows(c *coder) {
+	rows(c, &t.rows, MaxDetailRows)
+	if len(t.rows) > 0 && (len(t.accounts) == 0 || len(t.spots) == 0 || len(t.kinds) == 0) {
+		c.fail("a row names nothing")
+		return
+	}
+	m := new(rowModel)
+	m.actor.lists, m.address.lists = map[int][]uint64{}, map[int][]uint64{}
+	periods := map[[2]int]int64{}
+	var end int64
+	for i := range t.rows {
+		e := &t.rows[i]
+		r := &e.row
+		r.EndUnixMS = end + c.signed(&m.end, r.EndUnixMS-end)
+		end = r.EndUnixMS
+		e.account = c.choose(&m.account, e.account, len(t.accounts))
+		e.spot = c.choose(&m.spot, e.spot, len(t.spots))
+		e.kind = c.choose(&m.kind, e.kind, len(t.kinds))
+		if c.err != nil {
+			return
+		}
+		last := periods[[2]int{e.account, e.kind}]
+		if again := c.flag(&m.again, r.Period == last); again {
+			r.Period = last
+		} else if r.Period = c.positive(&m.period, r.Period); r.Period == last {
+			c.fail("it names a period as new that is not")
+		}
+		periods[[2]int{e.account, e.kind}] = r.Period
+		k := &t.kinds[e.kind]
+		r.Units = k.requests + c.signed(&m.units, r.Units-k.requests)
+		c.latencies(m, r, e)
+		if empty := c.flag(&m.empty[e.spot&15], r.BytesIn == 0); empty {
+			r.BytesIn = 0
+		} else if r.BytesIn = c.positive(&m.bytesIn[e.spot&15], r.BytesIn-1) + 1; r.BytesIn < 0 {
+			c.fail("a number is too large")
+		}
+		if k.outcome == OutcomeSuccess {
+			r.BytesOut = c.positive(&m.bytesOut[0][e.spot&15], r.BytesOut)
+		} else {
+			r.BytesOut = c.positive(&m.bytesOut[1][e.kind&15], r.BytesOut)
+		}
+		r.Actor = c.pseudonym(&m.actor, e.account, r.Actor)
+		r.Address = c.pseudonym(&m.address, e.account, r.Address)
+		c.requestID(m, r)
+		if c.err != nil {
+			return
+		}
+	}
+}
+
+func (c *coder) latencies(m *rowModel, r *Row, e *detailEntry) {
+	r.LatencyUS = int64(c.float(&m.latency[e.spot&15], uint64(r.LatencyUS), latencyBits))
+	if r.LatencyUS < 0 {
+		c.fail("a number is too large")
+		return
+	}
+	if direct := c.flag(&m.direct[e.kind&15], r.UpstreamUS == 0); direct {
+		r.UpstreamUS = 0
+		return
+	}
+	r.UpstreamUS = r.LatencyUS - int64(c.float(&m.over[e.spot&15], uint64(r.LatencyUS-r.UpstreamUS), overheadBits))
+	if r.UpstreamUS <= 0 || r.UpstreamUS > r.LatencyUS {
+		c.fail("it waited for upstreams longer than for all")
+	}
+}
+
+func (c *coder) requestID(m *rowModel, r *Row) {
+	id := &r.RequestID
+	be := binary.BigEndian
+	if !c.flag(&m.v7, id[6] == 0x70 && id[8]>>6 == 2) {
+		hi, lo := c.num(&m.idHigh, be.Uint64(id[:])), c.num(&m.idLow, be.Uint64(id[8:]))
+		be.PutUint64(id[:], hi)
+		be.PutUint64(id[8:], lo)
+		if id[6]>>4 == 7 && id[8]>>6 == 2 {
+			c.fail("an id is not shortened")
+		}
+		return
+	}
+	expect := r.EndUnixMS - r.LatencyUS/1000
+	began := expect + c.signed(&m.began, int64(be.Uint64(id[:])>>16)-expect)
+	if began < 0 || began >= 1<<48 {
+		c.fail("a time is out of range")
+		return
+	}
+	low := c.raw(uint64(be.Uint32(id[12:])&0xffffff), 24)
+	be.PutUint64(id[:], uint64(began)<<16|0x7000)
+	be.PutUint64(id[8:], 0x80<<56|low)
+}
