@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -129,32 +130,94 @@ func TestBook_WaitsNotAtAllWhenToldSo(t *testing.T) {
 	}
 }
 
+// one leases a single unit, once, and never says that there is nothing left.
+type one struct{}
+
+func (one) Exchange(_ context.Context, r *quota.Request) (*quota.Response, error) {
+	out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+	for _, k := range r.Asks {
+		out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: 1, Limit: 2, Leases: true})
+	}
+	return out, nil
+}
+
 // A unit that is given back goes to the one who has waited longest, and nobody else wakes.
 func TestBook_ReleasedUnitsGoToThoseWhoWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLedger(1, acme)
-		b := newBook(t, &link{edge: "a", ledger: l}, func(c *quota.Config) { c.Wait = time.Second })
-		other := newBook(t, &link{edge: "b", ledger: l}, nil)
+		b := newBook(t, one{}, nil)
 		run(t, func(ctx context.Context) {
 			ticket, d := request(ctx, b, strict)
 			if d != quota.Taken {
 				t.Fatalf("got %v, want the one unit", d)
 			}
-			if _, d := request(ctx, other, strict); d != quota.Unconfirmed {
-				t.Errorf("elsewhere: got %v, want unconfirmed: the unit is under way and may come back", d)
-			}
-			var second quota.Decision
+			began := time.Now()
+			var order []int
 			var wg sync.WaitGroup
-			wg.Go(func() {
-				time.Sleep(10 * time.Millisecond)
-				ticket.Release()
-			})
-			_, second = request(ctx, b, strict)
-			wg.Wait()
-			if second != quota.Taken && second != quota.Exhausted {
-				t.Errorf("got %v, want the unit that was given back, or the word that there is none", second)
+			for i := range 3 {
+				time.Sleep(time.Millisecond)
+				wg.Go(func() {
+					ticket, d := request(ctx, b, strict)
+					order = append(order, i) // one at a time: each has the unit
+					if i < 2 && (d != quota.Taken || time.Since(began) > 60*time.Millisecond) {
+						t.Errorf("waiter %d: got %v after %v, want the unit as soon as it is free", i, d, time.Since(began))
+					}
+					if i == 2 && d != quota.Unconfirmed {
+						t.Errorf("waiter 2: got %v, want unconfirmed: the unit was spent", d)
+					}
+					time.Sleep(10 * time.Millisecond)
+					if i == 0 {
+						ticket.Release()
+					}
+				})
 			}
-		}, b, other)
+			time.Sleep(40 * time.Millisecond)
+			ticket.Release()
+			wg.Wait()
+			if !slices.Equal(order, []int{0, 1, 2}) {
+				t.Errorf("got order %v, want first come first served", order)
+			}
+		}, b)
+	})
+}
+
+// An edge that uses what it holds gives it back at once when another starves, not after a second of silence.
+func TestBook_RecalledUnitsGoToWhoStarves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(100, acme)
+		l.broken, l.generous = t.Errorf, true
+		a := newBook(t, &link{edge: "a", ledger: l, delay: 5 * time.Millisecond}, nil)
+		b := newBook(t, &link{edge: "b", ledger: l, delay: 5 * time.Millisecond}, nil)
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() { a.Run(ctx) })
+		defer wg.Wait()
+		defer cancel()
+		for range 60 { // at 100 a second it wants to hold 200
+			if ticket, d := request(ctx, a, strict); d == quota.Taken {
+				ticket.Spend()
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		l.mu.Lock()
+		if h := l.holder(acme, holderID{"a", 7}); h.leased != 100 {
+			t.Errorf("got %d leased to a, want all 100", h.leased)
+		}
+		l.mu.Unlock()
+		wg.Go(func() { b.Run(ctx) })
+		wg.Go(func() {
+			for range 20 {
+				if ticket, d := request(ctx, a, strict); d == quota.Taken {
+					ticket.Spend()
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		})
+		began := time.Now()
+		if ticket, d := request(ctx, b, strict); d != quota.Taken {
+			t.Errorf("got %v after %v, want a unit that a gave back", d, time.Since(began))
+		} else {
+			ticket.Spend()
+		}
 	})
 }
 

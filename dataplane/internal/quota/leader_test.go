@@ -25,6 +25,7 @@ type ledger struct {
 	starving map[quota.ID]starver
 	soft     bool
 	none     bool
+	generous bool             // all that is wanted
 	shares   map[string]int64 // by edge
 	asks     int
 	last     map[string]*quota.Request
@@ -133,7 +134,11 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 		if s.Leases {
 			available := max(0, s.Limit-l.counted(k.ID))
 			if k.Want > 0 && available > 0 {
-				h.leased += min(k.Want, max(1, available/(2*out.LiveEdges)))
+				part := max(1, available/(2*out.LiveEdges))
+				if l.generous {
+					part = available
+				}
+				h.leased += min(k.Want, part)
 			}
 			available = max(0, s.Limit-l.counted(k.ID))
 			idle := int64(0) // others may give it back

@@ -1,0 +1,222 @@
+package quota_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bailiwick/dataplane/internal/quota"
+)
+
+// simEdge is one edge: a Book that dies and comes back, clients, and a spool that survives it.
+type simEdge struct {
+	sim  *sim
+	name string
+	way  *link
+	rnd  *rand.Rand
+
+	mu    sync.Mutex
+	epoch uint64
+	book  *quota.Book
+	rows  map[uint64]int64 // by epoch: units of rows appended, never lost
+	sent  map[uint64]int64 // of them, in the ledger
+	stop  context.CancelFunc
+	ended sync.WaitGroup
+}
+
+type sim struct {
+	t       *testing.T
+	ledger  *ledger
+	edges   []*simEdge
+	limit   int64
+	healed  bool
+	mu      sync.Mutex
+	served  int64
+	refused int
+	late    int
+	longest time.Duration
+}
+
+func (e *simEdge) start() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.epoch++
+	ctx, cancel := context.WithCancel(context.Background())
+	e.stop = cancel
+	epoch := e.epoch
+	b, err := quota.New(quota.Config{Leader: e.way, Epoch: epoch, Pending: func() []quota.Pending { return e.pending(epoch) }, Logger: slog.New(slog.DiscardHandler), Wait: quota.DefaultWait})
+	if err != nil {
+		e.sim.t.Fatal(err)
+	}
+	e.book = b
+	e.ended.Go(func() { b.Run(ctx) })
+}
+
+// kill is SIGKILL: nothing in memory survives, every row appended does.
+func (e *simEdge) kill() {
+	e.mu.Lock()
+	e.book = nil
+	stop := e.stop
+	e.mu.Unlock()
+	stop()
+	e.ended.Wait()
+}
+
+func (e *simEdge) pending(current uint64) (out []quota.Pending) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for epoch := range e.epoch {
+		if epoch != current && e.rows[epoch] > e.sent[epoch] {
+			out = append(out, quota.Pending{Epoch: epoch, Sealed: 1})
+		}
+	}
+	return out
+}
+
+// ship brings rows to the ledger: blocks in order, epoch by epoch, acknowledged or sent again.
+func (e *simEdge) ship() {
+	e.mu.Lock()
+	for epoch := range e.epoch + 1 {
+		if rows := e.rows[epoch]; rows > e.sent[epoch] {
+			e.mu.Unlock()
+			e.sim.ledger.apply(acme, e.name, epoch, rows)
+			e.mu.Lock()
+			e.sent[epoch] = rows
+		}
+	}
+	e.mu.Unlock()
+}
+
+// request is one client's.
+func (e *simEdge) request(ctx context.Context, service time.Duration, answered bool) quota.Decision {
+	e.mu.Lock()
+	b, epoch := e.book, e.epoch
+	e.mu.Unlock()
+	if b == nil {
+		return quota.Unconfirmed
+	}
+	began := time.Now()
+	ticket, d := request(ctx, b, strict)
+	s := e.sim
+	s.mu.Lock()
+	s.longest = max(s.longest, time.Since(began))
+	s.mu.Unlock()
+	if d != quota.Taken {
+		return d
+	}
+	time.Sleep(service)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.book != b {
+		return d // killed meanwhile: no row
+	}
+	if !answered {
+		ticket.Release()
+		return d
+	}
+	e.rows[epoch]++
+	ticket.Spend()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.served++; s.served > s.limit {
+		s.t.Errorf("served %d of a limit of %d", s.served, s.limit)
+	}
+	return d
+}
+
+// TestBook_InvariantQ runs real Books against the reference ledger over a network that loses, delays, reorders
+// and repeats, with edges that die and partitions: never more than the limit, exactly the limit once all is
+// well again, and nobody who waits waits longer than allowed.
+func TestBook_InvariantQ(t *testing.T) {
+	seeds := 40
+	if testing.Short() {
+		seeds = 5
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { simulate(t, uint64(seed)) })
+		})
+	}
+}
+
+func simulate(t *testing.T, seed uint64) {
+	rnd := rand.New(rand.NewPCG(seed, 6))
+	s := &sim{t: t, limit: []int64{1, 4, 100, 1000, 1000}[rnd.IntN(5)]}
+	s.ledger = newLedger(s.limit, acme)
+	s.ledger.broken = t.Errorf
+	n := 2 + rnd.IntN(3)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	loads := []int{90, 5, 5, 1}
+	for i := range n {
+		e := &simEdge{sim: s, name: fmt.Sprint("edge-", i), rnd: rand.New(rand.NewPCG(seed, uint64(i))), rows: map[uint64]int64{}, sent: map[uint64]int64{}}
+		e.way = &link{edge: e.name, ledger: s.ledger, rnd: rand.New(rand.NewPCG(seed, uint64(100+i))), loss: 0.1, twice: 0.1, delay: time.Millisecond}
+		s.edges = append(s.edges, e)
+		e.start()
+		wg.Go(func() { // clients
+			r := rand.New(rand.NewPCG(seed, uint64(200+i)))
+			var under sync.WaitGroup
+			for ctx.Err() == nil {
+				time.Sleep(time.Duration(1 + r.Int64N(int64(2*time.Second)/int64(loads[i]))))
+				service, answered := time.Duration(r.Int64N(int64(100*time.Millisecond))), r.IntN(10) > 0
+				under.Go(func() { e.request(ctx, service, answered) })
+			}
+			under.Wait()
+		})
+		wg.Go(func() { // the road up
+			for ctx.Err() == nil {
+				time.Sleep(250 * time.Millisecond)
+				e.way.mu.Lock()
+				cut := e.way.cut
+				e.way.mu.Unlock()
+				if !cut {
+					e.ship()
+				}
+			}
+		})
+	}
+	// Faults for twenty seconds of virtual time.
+	for range 40 {
+		time.Sleep(500 * time.Millisecond)
+		e := s.edges[rnd.IntN(n)]
+		switch rnd.IntN(4) {
+		case 0:
+			e.way.set(func() { e.way.cut = !e.way.cut })
+		case 1:
+			e.kill()
+			time.Sleep(time.Duration(rnd.Int64N(int64(time.Second))))
+			e.start()
+		case 2:
+			e.way.set(func() { e.way.loss = rnd.Float64() / 2 })
+		}
+	}
+	// All is well again: what was held by dead epochs and idle edges comes back, and is served.
+	for _, e := range s.edges {
+		e.way.set(func() { e.way.cut, e.way.loss, e.way.twice, e.way.rnd = false, 0, 0, nil })
+	}
+	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(100 * time.Millisecond) {
+		s.mu.Lock()
+		done := s.served == s.limit
+		s.mu.Unlock()
+		if done {
+			break
+		}
+	}
+	cancel()
+	wg.Wait()
+	for _, e := range s.edges {
+		e.kill()
+		e.way.wg.Wait()
+	}
+	if s.served != s.limit {
+		t.Errorf("served %d after all was well for a minute, want exactly %d", s.served, s.limit)
+	}
+	if s.longest > quota.DefaultWait {
+		t.Errorf("a request waited %v, want %v at most", s.longest, quota.DefaultWait)
+	}
+}
