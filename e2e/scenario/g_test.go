@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bailiwick/e2e/harness"
+	"bailiwick/e2e/netlab"
 )
 
 // TestRecorded runs on upstreams of the test's own, which know what reached them: POSTs are never sent twice
@@ -144,22 +145,21 @@ func usageLaw(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Up
 	}
 }
 
-const inNamespace = "BAILIWICK_E2E_NAMESPACE"
-
 // TestQUICPathCut: the way up over UDP is cut for a while. Usage goes on over a stream of TCP, and in the end
 // is what it would have been. It runs in a network namespace of its own, in a process of its own.
 func TestQUICPathCut(t *testing.T) {
-	cut, heal := cutUDP, healUDP
-	if os.Getenv(inNamespace) == "" {
+	var heal func() error
+	cut := func() (err error) { heal, err = netlab.Make(netlab.UDP); return err }
+	if !netlab.Inside() {
 		switch err := reexecInNamespace(t); {
 		case err == nil:
 			return
 		default:
 			// Without the right to a namespace the whole road up is cut instead: its ledger's nodes stand still.
 			t.Logf("no network namespace here (%v): the control nodes are paused instead", err)
-			cut, heal = nil, nil
+			cut = nil
 		}
-	} else if err := loopbackUp(); err != nil {
+	} else if err := netlab.Up(); err != nil {
 		t.Fatal(err)
 	}
 	upstreams := ownUpstreams(t)
