@@ -275,6 +275,10 @@ func decodeLeases(out []byte, xs []Exchange) ([]Leases, error) {
 	return all, r.done("leases")
 }
 
+// Local is this node's copy, which may be behind the group's: View is the
+// linearizable one. On a leader it holds what its term and those before committed.
+func (l *Ledger) Local() (*View, error) { return l.cfg.Machine.View() }
+
 // Exchange commits exchanges in one entry and answers each. now is unix seconds;
 // it and heard are the leader's word. An error means that the outcome is
 // unknown: the edges ask again, with lower ceilings, and what was granted in vain

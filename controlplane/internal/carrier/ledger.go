@@ -1,0 +1,46 @@
+package carrier
+
+import (
+	"context"
+
+	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
+	"bailiwick/proto/gen/bailiwick/peer/v1/peerv1connect"
+	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
+	"bailiwick/shared/fault"
+)
+
+// Lessor is what the zone ledger's leader answers about quotas.
+type Lessor interface {
+	Exchange(ctx context.Context, edge, region string, req *usagev1.ExchangeRequest) (*usagev1.ExchangeResponse, error)
+}
+
+func (c *Carrier) ledger(node string) peerv1connect.LedgerServiceClient {
+	return peerv1connect.NewLedgerServiceClient(c.cfg.Client(node), base(node), options()...)
+}
+
+// Exchange carries an edge's word on its leases, as this node authenticated the edge, to the ledger's leader.
+func (c *Carrier) Exchange(ctx context.Context, leader, edge, region string, req *usagev1.ExchangeRequest) (*usagev1.ExchangeResponse, error) {
+	response, err := c.ledger(leader).ExchangeFor(ctx, &peerv1.ExchangeForRequest{Edge: edge, Region: region, Request: req})
+	return response.GetResponse(), err
+}
+
+type ledgerDoor struct {
+	*Carrier
+	lessor Lessor
+	// A procedure that nobody has built yet says so.
+	peerv1connect.UnimplementedLedgerServiceHandler
+}
+
+func (d ledgerDoor) ExchangeFor(ctx context.Context, req *peerv1.ExchangeForRequest) (*peerv1.ExchangeForResponse, error) {
+	if err := d.neighbour(ctx); err != nil {
+		return nil, err
+	}
+	if req.Edge == "" || req.Region == "" {
+		return nil, fault.New(fault.Invalid, "EDGE_REQUIRED", "edge and region are required")
+	}
+	response, err := d.lessor.Exchange(ctx, req.Edge, req.Region, req.Request)
+	if err != nil {
+		return nil, err
+	}
+	return &peerv1.ExchangeForResponse{Response: response}, nil
+}
