@@ -23,6 +23,7 @@ import (
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/ingest"
 	"bailiwick/controlplane/internal/ledger"
+	"bailiwick/controlplane/internal/lessor"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
 	"bailiwick/controlplane/internal/syncserver"
@@ -64,6 +65,7 @@ type Node struct {
 	machine  *ledger.Machine
 	replica  *raftgroup.Node
 	ledger   *ledger.Ledger
+	lessor   *lessor.Lessor
 	keeper   *border.Keeper
 	sync     *syncserver.Server
 	ingest   *ingest.Server
@@ -151,6 +153,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "zone store", Run: n.store.Run, Why: "border, sync and doors read it"},
 		{Name: "zone ledger", Run: n.runLedger, StopTimeout: 20 * time.Second, Why: "blocks commit to it"},
 		{Name: "ledger commits", Run: n.ledger.Run, Why: "ingest waits for its commits"},
+		{Name: "quotas", Run: n.lessor.Run, Why: "edges lease what they serve"},
 		{Name: "registry", Run: n.followRegistry, Why: "withdrawn nodes must be cut as long as any door is open"},
 		{Name: "border", Run: n.keeper.Run, Why: "grants are given through sync"},
 		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},

@@ -18,6 +18,7 @@ import (
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/ingest"
 	"bailiwick/controlplane/internal/ledger"
+	"bailiwick/controlplane/internal/lessor"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
@@ -25,6 +26,7 @@ import (
 	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/proto/gen/bailiwick/sync/v1/syncv1connect"
+	"bailiwick/proto/gen/bailiwick/usage/v1/usagev1connect"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/identity"
@@ -90,6 +92,10 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if n.ledger, err = ledger.New(ledger.Config{Machine: n.machine, Replica: n.replica, Logger: n.log}); err != nil {
 		return err
 	}
+	if n.lessor, err = lessor.New(lessor.Config{Zone: n.self.Zone, Ledger: n.ledger, Catalog: n.catalog.Local, Store: n.store.Local,
+		RunLeader: n.replica.RunLeader, Logger: n.log}); err != nil {
+		return err
+	}
 	if err := n.openIngest(udp); err != nil {
 		return err
 	}
@@ -106,9 +112,10 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	opts := []connect.HandlerOption{connect.WithInterceptors(rpcfault.Server(n.log)), connect.WithReadMaxBytes(1 << 20)}
 	handler.Handle(n.sync.Handler())
 	handler.Handle(n.ingest.Handler())
+	handler.Handle(usagev1connect.NewQuotaServiceHandler(quotaDoor{n}, opts...))
 	handler.Handle(joinv1connect.NewIdentityServiceHandler(n.enroll, opts...))
 	handler.Handle(joinv1connect.NewCertStoreServiceHandler(n.certs, opts...))
-	n.carrier.Register(handler, n.keeper, n.central.own)
+	n.carrier.Register(handler, n.keeper, carrier.Ledger{Lessor: n.lessor}, n.central.own)
 	return nil
 }
 

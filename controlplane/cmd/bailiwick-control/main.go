@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+	_ "time/tzdata" // quota periods begin in customers' time zones, on machines that have none installed as well
 
 	"bailiwick/controlplane"
 	"bailiwick/shared/telemetry"

@@ -1,6 +1,7 @@
 // Package carrier carries requests between control nodes over the peer port: a transaction to the leader of
-// its group, an edge's wish for grants and what nodes know of their edges to the leader of the zone store,
-// and sums without a customer column between zones.
+// its group, an edge's wish for grants and what nodes know of their edges to the leader of the zone store, an
+// edge's word on its quota leases to the leader of the zone ledger, and sums without a customer column
+// between zones.
 //
 // It carries and checks who asks; it decides nothing else and keeps nothing. The doors refuse any peer that
 // is not a control node of a zone that may hold the group's data. Safe for use by several goroutines at once.
@@ -121,10 +122,11 @@ func (c *Carrier) Totals(ctx context.Context, node string, req *peerv1.TotalsReq
 }
 
 // Register mounts the doors. totals answers for this zone alone.
-func (c *Carrier) Register(mux *http.ServeMux, zone Zone, totals func(ctx context.Context, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error)) {
+func (c *Carrier) Register(mux *http.ServeMux, zone Zone, ledger Ledger, totals func(ctx context.Context, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error)) {
 	handler := []connect.HandlerOption{connect.WithInterceptors(rpcfault.Server(c.cfg.Logger)), connect.WithReadMaxBytes(maxMessage)}
 	mux.Handle(peerv1connect.NewGroupServiceHandler(groupDoor{c}, handler...))
 	mux.Handle(peerv1connect.NewZoneServiceHandler(zoneDoor{c, zone}, handler...))
+	mux.Handle(peerv1connect.NewLedgerServiceHandler(ledgerDoor{Carrier: c, Ledger: ledger}, handler...))
 	mux.Handle(peerv1connect.NewCentralServiceHandler(centralDoor{c, totals}, handler...))
 }
 

@@ -14,6 +14,11 @@ type Lessor interface {
 	Exchange(ctx context.Context, edge, region string, req *usagev1.ExchangeRequest) (*usagev1.ExchangeResponse, error)
 }
 
+// Ledger is what a node answers about its zone's ledger, by the methods of LedgerService.
+type Ledger struct {
+	Lessor Lessor // required
+}
+
 func (c *Carrier) ledger(node string) peerv1connect.LedgerServiceClient {
 	return peerv1connect.NewLedgerServiceClient(c.cfg.Client(node), base(node), options()...)
 }
@@ -26,7 +31,7 @@ func (c *Carrier) Exchange(ctx context.Context, leader, edge, region string, req
 
 type ledgerDoor struct {
 	*Carrier
-	lessor Lessor
+	Ledger
 	// A procedure that nobody has built yet says so.
 	peerv1connect.UnimplementedLedgerServiceHandler
 }
@@ -38,7 +43,7 @@ func (d ledgerDoor) ExchangeFor(ctx context.Context, req *peerv1.ExchangeForRequ
 	if req.Edge == "" || req.Region == "" {
 		return nil, fault.New(fault.Invalid, "EDGE_REQUIRED", "edge and region are required")
 	}
-	response, err := d.lessor.Exchange(ctx, req.Edge, req.Region, req.Request)
+	response, err := d.Lessor.Exchange(ctx, req.Edge, req.Region, req.Request)
 	if err != nil {
 		return nil, err
 	}
