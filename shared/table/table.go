@@ -21,14 +21,16 @@ import (
 type Kind uint8
 
 const (
-	KindSettings  Kind = 1 // one, id "settings"
-	KindAPI       Kind = 2 // id: API name (own zone) or "zone/name" (foreign, relay-in only)
-	KindPlan      Kind = 3 // id: plan name
-	KindPair      Kind = 4 // id: policy ">"-joined: "policy/from>to"
-	KindDirectory Kind = 5 // id: "zone/api"
-	KindKey       Kind = 6 // id: key id
-	KindNode      Kind = 7 // id: node name: an edge that may relay to this one
-	KindZoneKey   Kind = 8 // id: zone name: the key that signs its grants
+	KindSettings  Kind = 1  // one, id "settings"
+	KindAPI       Kind = 2  // id: API name (own zone) or "zone/name" (foreign, relay-in only)
+	KindPlan      Kind = 3  // id: plan name
+	KindPair      Kind = 4  // id: policy ">"-joined: "policy/from>to"
+	KindDirectory Kind = 5  // id: "zone/api"
+	KindKey       Kind = 6  // id: key id
+	KindNode      Kind = 7  // id: node name: an edge that may relay to this one
+	KindZoneKey   Kind = 8  // id: zone name: the key that signs its grants
+	KindRegion    Kind = 9  // id: region name: a serving region of the own zone
+	KindDoors     Kind = 10 // id: node name: where clients reach an edge of the own zone
 )
 
 // Scope is the group whose position an object counts towards.
@@ -66,6 +68,10 @@ func (k Kind) String() string {
 		return "node"
 	case KindZoneKey:
 		return "zone-key"
+	case KindRegion:
+		return "region"
+	case KindDoors:
+		return "doors"
 	}
 	return fmt.Sprintf("kind-%d", uint8(k))
 }
@@ -197,6 +203,24 @@ type Node struct {
 type ZoneKey struct {
 	Zone      string `json:"zone"`
 	PublicKey []byte `json:"public_key"` // Ed25519
+}
+
+// Region is a region of the edge's own zone that serves requests, as DNS needs it.
+type Region struct {
+	Name    string   `json:"name"`
+	Zone    string   `json:"zone"`
+	Clients []string `json:"clients,omitempty"` // CIDR blocks of clients that are led here first
+	Drain   string   `json:"drain,omitempty"`   // why nobody is led here; "": not drained
+}
+
+// Doors are where clients reach an edge of the own zone.
+type Doors struct {
+	Edge      string   `json:"edge"`
+	Region    string   `json:"region"`
+	Zone      string   `json:"zone"`
+	Addresses []string `json:"addresses"` // IPv4 and IPv6
+	HTTPSPort int      `json:"https_port"`
+	DNS       bool     `json:"dns,omitempty"` // it also answers DNS there
 }
 
 // SignedBytes is what the zone's signature of an update covers: the edge's name binds it to one data plane,

@@ -59,6 +59,9 @@ type Region struct {
 	Country        string `json:"country,omitempty"`
 	Jurisdiction   string `json:"jurisdiction,omitempty"`
 	ControlOnly    bool   `json:"control_only,omitempty"`
+	// ClientSubnets and Drain are for DNS alone and no part of any rule.
+	ClientSubnets []string `json:"client_subnets,omitempty"` // CIDR blocks whose clients are led here first
+	Drain         string   `json:"drain,omitempty"`          // why clients are led elsewhere; "": they are not
 }
 
 type LegalBasis struct {
@@ -163,7 +166,15 @@ type Node struct {
 	Zone      string    `json:"zone"`
 	PeerAddr  string    `json:"peer_addr,omitempty"`  // control nodes: host:port of the peer port
 	RelayAddr string    `json:"relay_addr,omitempty"` // edges: host:port where relays are accepted
+	Doors     *Doors    `json:"doors,omitempty"`      // edges: where clients are led; nil: nowhere
 	JoinedAt  time.Time `json:"joined_at,omitzero"`
+}
+
+// Doors are where clients reach an edge.
+type Doors struct {
+	Addresses []string `json:"addresses"` // IPv4 and IPv6
+	HTTPSPort int      `json:"https_port"`
+	DNS       bool     `json:"dns,omitempty"`
 }
 
 type Customer struct {

@@ -10,6 +10,7 @@ import (
 
 	"bailiwick/controlplane/internal/quota"
 	"bailiwick/regions"
+	"bailiwick/regions/answer"
 	"bailiwick/shared/fault"
 )
 
@@ -98,6 +99,11 @@ func (r Region) Validate() error {
 	}
 	if r.Country != "" && (len(r.Country) != 2 || strings.ToUpper(r.Country) != r.Country) {
 		return bad("spec.country", "COUNTRY_INVALID", "region %s: country %q is not two upper-case letters of ISO 3166-1", r.Name, r.Country)
+	}
+	for i, c := range r.ClientSubnets {
+		if _, err := answer.ParseSubnet(c); err != nil {
+			return bad(fmt.Sprintf("spec.client_subnets[%d]", i), "SUBNET_INVALID", "region %s: %w", r.Name, err)
+		}
 	}
 	return nil
 }

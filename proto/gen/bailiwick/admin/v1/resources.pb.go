@@ -326,8 +326,12 @@ type Region struct {
 	Jurisdiction   string                 `protobuf:"bytes,5,opt,name=jurisdiction,proto3" json:"jurisdiction,omitempty"`
 	ControlOnly    bool                   `protobuf:"varint,6,opt,name=control_only,json=controlOnly,proto3" json:"control_only,omitempty"`
 	Partition      string                 `protobuf:"bytes,7,opt,name=partition,proto3" json:"partition,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// client_subnets are CIDR blocks whose clients DNS leads to this region first, while it is well.
+	ClientSubnets []string `protobuf:"bytes,8,rep,name=client_subnets,json=clientSubnets,proto3" json:"client_subnets,omitempty"`
+	// drain says why DNS leads nobody to this region; empty: it is not drained. Who comes all the same is served.
+	Drain         string `protobuf:"bytes,9,opt,name=drain,proto3" json:"drain,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Region) Reset() {
@@ -405,6 +409,20 @@ func (x *Region) GetControlOnly() bool {
 func (x *Region) GetPartition() string {
 	if x != nil {
 		return x.Partition
+	}
+	return ""
+}
+
+func (x *Region) GetClientSubnets() []string {
+	if x != nil {
+		return x.ClientSubnets
+	}
+	return nil
+}
+
+func (x *Region) GetDrain() string {
+	if x != nil {
+		return x.Drain
 	}
 	return ""
 }
@@ -1527,7 +1545,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\n" +
 	"admin_urls\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\tadminUrls\x12(\n" +
 	"\vsigning_key\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\n" +
-	"signingKey\"\xac\x02\n" +
+	"signingKey\"\x84\x03\n" +
 	"\x06Region\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12#\n" +
 	"\bprovider\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\bprovider\x120\n" +
@@ -1535,7 +1553,9 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\acountry\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18\x02R\acountry\x12+\n" +
 	"\fjurisdiction\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18 R\fjurisdiction\x12!\n" +
 	"\fcontrol_only\x18\x06 \x01(\bR\vcontrolOnly\x12%\n" +
-	"\tpartition\x18\a \x01(\tB\a\xbaH\x04r\x02\x18 R\tpartition\"\xc8\x01\n" +
+	"\tpartition\x18\a \x01(\tB\a\xbaH\x04r\x02\x18 R\tpartition\x126\n" +
+	"\x0eclient_subnets\x18\b \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04r\x02\x18@R\rclientSubnets\x12\x1e\n" +
+	"\x05drain\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05drain\"\xc8\x01\n" +
 	"\n" +
 	"LegalBasis\x12A\n" +
 	"\x04kind\x18\x01 \x01(\tB-\xbaH*r(R\bsame-lawR\badequacyR\x03dpfR\x03sccR\bexplicitR\x04kind\x122\n" +

@@ -403,6 +403,8 @@ type Status struct {
 	CertificateSerial      string                 `protobuf:"bytes,4,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
 	CutPairs               []string               `protobuf:"bytes,5,rep,name=cut_pairs,json=cutPairs,proto3" json:"cut_pairs,omitempty"`    // "from>to" pairs whose relays this edge has cut since its last ack
 	RelayAddr              string                 `protobuf:"bytes,6,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"` // where this edge accepts relays, host:port
+	Doors                  *Doors                 `protobuf:"bytes,7,opt,name=doors,proto3" json:"doors,omitempty"`                          // absent: clients are not led to this edge
+	Outlook                *Outlook               `protobuf:"bytes,8,opt,name=outlook,proto3" json:"outlook,omitempty"`                      // absent: this edge watches nobody
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -479,6 +481,210 @@ func (x *Status) GetRelayAddr() string {
 	return ""
 }
 
+func (x *Status) GetDoors() *Doors {
+	if x != nil {
+		return x.Doors
+	}
+	return nil
+}
+
+func (x *Status) GetOutlook() *Outlook {
+	if x != nil {
+		return x.Outlook
+	}
+	return nil
+}
+
+// Doors are where clients reach an edge, as DNS tells them.
+type Doors struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addresses     []string               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"` // IPv4 and IPv6, at most 8
+	HttpsPort     uint32                 `protobuf:"varint,2,opt,name=https_port,json=httpsPort,proto3" json:"https_port,omitempty"`
+	Dns           bool                   `protobuf:"varint,3,opt,name=dns,proto3" json:"dns,omitempty"` // it also answers DNS at these addresses
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Doors) Reset() {
+	*x = Doors{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Doors) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Doors) ProtoMessage() {}
+
+func (x *Doors) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Doors.ProtoReflect.Descriptor instead.
+func (*Doors) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Doors) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Doors) GetHttpsPort() uint32 {
+	if x != nil {
+		return x.HttpsPort
+	}
+	return 0
+}
+
+func (x *Doors) GetDns() bool {
+	if x != nil {
+		return x.Dns
+	}
+	return false
+}
+
+// Outlook is what an edge thinks of its zone's regions and edges, and so what its DNS answers follow.
+type Outlook struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Regions       []*RegionVerdict       `protobuf:"bytes,1,rep,name=regions,proto3" json:"regions,omitempty"`
+	SilentEdges   []string               `protobuf:"bytes,2,rep,name=silent_edges,json=silentEdges,proto3" json:"silent_edges,omitempty"` // of regions that are well
+	Held          bool                   `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`                                 // more than half of at least four regions look dead: it distrusts itself and declares none dead
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outlook) Reset() {
+	*x = Outlook{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outlook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outlook) ProtoMessage() {}
+
+func (x *Outlook) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outlook.ProtoReflect.Descriptor instead.
+func (*Outlook) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Outlook) GetRegions() []*RegionVerdict {
+	if x != nil {
+		return x.Regions
+	}
+	return nil
+}
+
+func (x *Outlook) GetSilentEdges() []string {
+	if x != nil {
+		return x.SilentEdges
+	}
+	return nil
+}
+
+func (x *Outlook) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
+}
+
+type RegionVerdict struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	Healthy       bool                   `protobuf:"varint,2,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	SinceUnixMs   int64                  `protobuf:"varint,4,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"` // for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegionVerdict) Reset() {
+	*x = RegionVerdict{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegionVerdict) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegionVerdict) ProtoMessage() {}
+
+func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegionVerdict.ProtoReflect.Descriptor instead.
+func (*RegionVerdict) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RegionVerdict) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *RegionVerdict) GetHealthy() bool {
+	if x != nil {
+		return x.Healthy
+	}
+	return false
+}
+
+func (x *RegionVerdict) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *RegionVerdict) GetSinceUnixMs() int64 {
+	if x != nil {
+		return x.SinceUnixMs
+	}
+	return 0
+}
+
 type SubscribeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -493,7 +699,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +711,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +724,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SubscribeResponse) GetMessage() isSubscribeResponse_Message {
@@ -589,7 +795,7 @@ type Signed struct {
 
 func (x *Signed) Reset() {
 	*x = Signed{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +807,7 @@ func (x *Signed) String() string {
 func (*Signed) ProtoMessage() {}
 
 func (x *Signed) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +820,7 @@ func (x *Signed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signed.ProtoReflect.Descriptor instead.
 func (*Signed) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Signed) GetPayload() []byte {
@@ -651,7 +857,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +869,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +882,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TableUpdate) GetEdge() string {
@@ -767,7 +973,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +985,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +998,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Object) GetKind() uint32 {
@@ -826,7 +1032,7 @@ type ObjectKey struct {
 
 func (x *ObjectKey) Reset() {
 	*x = ObjectKey{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +1044,7 @@ func (x *ObjectKey) String() string {
 func (*ObjectKey) ProtoMessage() {}
 
 func (x *ObjectKey) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +1057,7 @@ func (x *ObjectKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectKey.ProtoReflect.Descriptor instead.
 func (*ObjectKey) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ObjectKey) GetKind() uint32 {
@@ -880,7 +1086,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +1098,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1111,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Heartbeat) GetCatalog() *Position {
@@ -938,7 +1144,7 @@ type Withdrawn struct {
 
 func (x *Withdrawn) Reset() {
 	*x = Withdrawn{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1156,7 @@ func (x *Withdrawn) String() string {
 func (*Withdrawn) ProtoMessage() {}
 
 func (x *Withdrawn) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1169,7 @@ func (x *Withdrawn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withdrawn.ProtoReflect.Descriptor instead.
 func (*Withdrawn) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Withdrawn) GetReason() string {
@@ -983,7 +1189,7 @@ type RequestGrantsRequest struct {
 
 func (x *RequestGrantsRequest) Reset() {
 	*x = RequestGrantsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1201,7 @@ func (x *RequestGrantsRequest) String() string {
 func (*RequestGrantsRequest) ProtoMessage() {}
 
 func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1214,7 @@ func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsRequest.ProtoReflect.Descriptor instead.
 func (*RequestGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RequestGrantsRequest) GetCatalog() *Position {
@@ -1034,7 +1240,7 @@ type RequestGrantsResponse struct {
 
 func (x *RequestGrantsResponse) Reset() {
 	*x = RequestGrantsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1252,7 @@ func (x *RequestGrantsResponse) String() string {
 func (*RequestGrantsResponse) ProtoMessage() {}
 
 func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1265,7 @@ func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsResponse.ProtoReflect.Descriptor instead.
 func (*RequestGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
@@ -1079,7 +1285,7 @@ type SignedGrant struct {
 
 func (x *SignedGrant) Reset() {
 	*x = SignedGrant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1297,7 @@ func (x *SignedGrant) String() string {
 func (*SignedGrant) ProtoMessage() {}
 
 func (x *SignedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1310,7 @@ func (x *SignedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
 func (*SignedGrant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SignedGrant) GetPayload() []byte {
@@ -1143,7 +1349,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1361,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1374,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Grant) GetId() string {
@@ -1279,7 +1485,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1497,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1510,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Peer) GetEdge() string {
@@ -1349,7 +1555,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xfa\x01\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xe0\x02\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
@@ -1357,7 +1563,23 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x12certificate_serial\x18\x04 \x01(\tR\x11certificateSerial\x12\x1b\n" +
 	"\tcut_pairs\x18\x05 \x03(\tR\bcutPairs\x12\x1d\n" +
 	"\n" +
-	"relay_addr\x18\x06 \x01(\tR\trelayAddr\"\xcd\x01\n" +
+	"relay_addr\x18\x06 \x01(\tR\trelayAddr\x12.\n" +
+	"\x05doors\x18\a \x01(\v2\x18.bailiwick.sync.v1.DoorsR\x05doors\x124\n" +
+	"\aoutlook\x18\b \x01(\v2\x1a.bailiwick.sync.v1.OutlookR\aoutlook\"V\n" +
+	"\x05Doors\x12\x1c\n" +
+	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x1d\n" +
+	"\n" +
+	"https_port\x18\x02 \x01(\rR\thttpsPort\x12\x10\n" +
+	"\x03dns\x18\x03 \x01(\bR\x03dns\"|\n" +
+	"\aOutlook\x12:\n" +
+	"\aregions\x18\x01 \x03(\v2 .bailiwick.sync.v1.RegionVerdictR\aregions\x12!\n" +
+	"\fsilent_edges\x18\x02 \x03(\tR\vsilentEdges\x12\x12\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\"w\n" +
+	"\rRegionVerdict\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x12\x18\n" +
+	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\"\n" +
+	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\"\xcd\x01\n" +
 	"\x11SubscribeResponse\x121\n" +
 	"\x05table\x18\x01 \x01(\v2\x19.bailiwick.sync.v1.SignedH\x00R\x05table\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.bailiwick.sync.v1.HeartbeatH\x00R\theartbeat\x12<\n" +
@@ -1439,7 +1661,7 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 	return file_bailiwick_sync_v1_sync_proto_rawDescData
 }
 
-var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Position)(nil),              // 0: bailiwick.sync.v1.Position
 	(*SubscribeRequest)(nil),      // 1: bailiwick.sync.v1.SubscribeRequest
@@ -1447,18 +1669,21 @@ var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Ack)(nil),                   // 3: bailiwick.sync.v1.Ack
 	(*Nack)(nil),                  // 4: bailiwick.sync.v1.Nack
 	(*Status)(nil),                // 5: bailiwick.sync.v1.Status
-	(*SubscribeResponse)(nil),     // 6: bailiwick.sync.v1.SubscribeResponse
-	(*Signed)(nil),                // 7: bailiwick.sync.v1.Signed
-	(*TableUpdate)(nil),           // 8: bailiwick.sync.v1.TableUpdate
-	(*Object)(nil),                // 9: bailiwick.sync.v1.Object
-	(*ObjectKey)(nil),             // 10: bailiwick.sync.v1.ObjectKey
-	(*Heartbeat)(nil),             // 11: bailiwick.sync.v1.Heartbeat
-	(*Withdrawn)(nil),             // 12: bailiwick.sync.v1.Withdrawn
-	(*RequestGrantsRequest)(nil),  // 13: bailiwick.sync.v1.RequestGrantsRequest
-	(*RequestGrantsResponse)(nil), // 14: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 15: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 16: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 17: bailiwick.sync.v1.Peer
+	(*Doors)(nil),                 // 6: bailiwick.sync.v1.Doors
+	(*Outlook)(nil),               // 7: bailiwick.sync.v1.Outlook
+	(*RegionVerdict)(nil),         // 8: bailiwick.sync.v1.RegionVerdict
+	(*SubscribeResponse)(nil),     // 9: bailiwick.sync.v1.SubscribeResponse
+	(*Signed)(nil),                // 10: bailiwick.sync.v1.Signed
+	(*TableUpdate)(nil),           // 11: bailiwick.sync.v1.TableUpdate
+	(*Object)(nil),                // 12: bailiwick.sync.v1.Object
+	(*ObjectKey)(nil),             // 13: bailiwick.sync.v1.ObjectKey
+	(*Heartbeat)(nil),             // 14: bailiwick.sync.v1.Heartbeat
+	(*Withdrawn)(nil),             // 15: bailiwick.sync.v1.Withdrawn
+	(*RequestGrantsRequest)(nil),  // 16: bailiwick.sync.v1.RequestGrantsRequest
+	(*RequestGrantsResponse)(nil), // 17: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 18: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 19: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 20: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	2,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
@@ -1471,30 +1696,33 @@ var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	0,  // 7: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
 	0,  // 8: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
 	0,  // 9: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
-	7,  // 10: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
-	11, // 11: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
-	12, // 12: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
-	0,  // 13: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
-	0,  // 14: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
-	0,  // 15: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
-	0,  // 16: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
-	9,  // 17: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
-	10, // 18: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
-	0,  // 19: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 20: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
-	0,  // 21: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 22: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	15, // 23: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	17, // 24: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	1,  // 25: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	13, // 26: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	6,  // 27: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	14, // 28: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	27, // [27:29] is the sub-list for method output_type
-	25, // [25:27] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	6,  // 10: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
+	7,  // 11: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
+	8,  // 12: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
+	10, // 13: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
+	14, // 14: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
+	15, // 15: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
+	0,  // 16: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
+	0,  // 17: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
+	0,  // 18: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
+	0,  // 19: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
+	12, // 20: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
+	13, // 21: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
+	0,  // 22: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
+	0,  // 23: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
+	0,  // 24: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
+	0,  // 25: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
+	18, // 26: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	20, // 27: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	1,  // 28: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	16, // 29: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	9,  // 30: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	17, // 31: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	30, // [30:32] is the sub-list for method output_type
+	28, // [28:30] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -1508,7 +1736,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		(*SubscribeRequest_Nack)(nil),
 		(*SubscribeRequest_Status)(nil),
 	}
-	file_bailiwick_sync_v1_sync_proto_msgTypes[6].OneofWrappers = []any{
+	file_bailiwick_sync_v1_sync_proto_msgTypes[9].OneofWrappers = []any{
 		(*SubscribeResponse_Table)(nil),
 		(*SubscribeResponse_Heartbeat)(nil),
 		(*SubscribeResponse_Withdrawn)(nil),
@@ -1519,7 +1747,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -31,6 +31,8 @@ const (
 	NodeServiceName = "bailiwick.admin.v1.NodeService"
 	// BorderServiceName is the fully-qualified name of the BorderService service.
 	BorderServiceName = "bailiwick.admin.v1.BorderService"
+	// DNSServiceName is the fully-qualified name of the DNSService service.
+	DNSServiceName = "bailiwick.admin.v1.DNSService"
 	// UsageServiceName is the fully-qualified name of the UsageService service.
 	UsageServiceName = "bailiwick.admin.v1.UsageService"
 	// QuotaServiceName is the fully-qualified name of the QuotaService service.
@@ -76,6 +78,8 @@ const (
 	NodeServiceLeadersProcedure = "/bailiwick.admin.v1.NodeService/Leaders"
 	// BorderServiceStatusProcedure is the fully-qualified name of the BorderService's Status RPC.
 	BorderServiceStatusProcedure = "/bailiwick.admin.v1.BorderService/Status"
+	// DNSServiceExplainProcedure is the fully-qualified name of the DNSService's Explain RPC.
+	DNSServiceExplainProcedure = "/bailiwick.admin.v1.DNSService/Explain"
 	// UsageServiceQueryUsageProcedure is the fully-qualified name of the UsageService's QueryUsage RPC.
 	UsageServiceQueryUsageProcedure = "/bailiwick.admin.v1.UsageService/QueryUsage"
 	// UsageServiceQueryTotalsProcedure is the fully-qualified name of the UsageService's QueryTotals
@@ -686,6 +690,82 @@ type UnimplementedBorderServiceHandler struct{}
 
 func (UnimplementedBorderServiceHandler) Status(context.Context, *v1.BorderStatusRequest) (*v1.BorderStatusResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.BorderService.Status is not implemented"))
+}
+
+// DNSServiceClient is a client for the bailiwick.admin.v1.DNSService service.
+type DNSServiceClient interface {
+	Explain(context.Context, *v1.ExplainDNSRequest) (*v1.ExplainDNSResponse, error)
+}
+
+// NewDNSServiceClient constructs a client for the bailiwick.admin.v1.DNSService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewDNSServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) DNSServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	dNSServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("DNSService").Methods()
+	return &dNSServiceClient{
+		explain: connect.NewClient[v1.ExplainDNSRequest, v1.ExplainDNSResponse](
+			httpClient,
+			baseURL+DNSServiceExplainProcedure,
+			connect.WithSchema(dNSServiceMethods.ByName("Explain")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// dNSServiceClient implements DNSServiceClient.
+type dNSServiceClient struct {
+	explain *connect.Client[v1.ExplainDNSRequest, v1.ExplainDNSResponse]
+}
+
+// Explain calls bailiwick.admin.v1.DNSService.Explain.
+func (c *dNSServiceClient) Explain(ctx context.Context, req *v1.ExplainDNSRequest) (*v1.ExplainDNSResponse, error) {
+	response, err := c.explain.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DNSServiceHandler is an implementation of the bailiwick.admin.v1.DNSService service.
+type DNSServiceHandler interface {
+	Explain(context.Context, *v1.ExplainDNSRequest) (*v1.ExplainDNSResponse, error)
+}
+
+// NewDNSServiceHandler builds an HTTP handler from the service implementation. It returns the path
+// on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewDNSServiceHandler(svc DNSServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	dNSServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("DNSService").Methods()
+	dNSServiceExplainHandler := connect.NewUnaryHandlerSimple(
+		DNSServiceExplainProcedure,
+		svc.Explain,
+		connect.WithSchema(dNSServiceMethods.ByName("Explain")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.DNSService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case DNSServiceExplainProcedure:
+			dNSServiceExplainHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedDNSServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedDNSServiceHandler struct{}
+
+func (UnimplementedDNSServiceHandler) Explain(context.Context, *v1.ExplainDNSRequest) (*v1.ExplainDNSResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.DNSService.Explain is not implemented"))
 }
 
 // UsageServiceClient is a client for the bailiwick.admin.v1.UsageService service.
