@@ -159,6 +159,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},
 		{Name: "sync", Run: n.sync.Run, Why: "edges follow it"},
 		{Name: "edge reports", Run: n.report, Why: "it reads sync and feeds the border"},
+		{Name: "edge doors", Run: n.registerDoors, Why: "it reads sync and writes to the catalog"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},
 		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},
 		{Name: "admin port", Run: n.serveAdmin, Why: "last up, first down: operators see a node only while it works"},
