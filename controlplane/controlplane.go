@@ -11,12 +11,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"bailiwick/controlplane/internal/alert"
 	"bailiwick/controlplane/internal/border"
 	"bailiwick/controlplane/internal/carrier"
 	"bailiwick/controlplane/internal/certstore"
@@ -44,6 +46,10 @@ type Config struct {
 	// BootstrapExpect, when not 0, must be the number of the zone's control nodes in the kit: a guard against
 	// a kit of another installation.
 	BootstrapExpect int
+
+	// WebhookAllow opens networks to webhooks that are closed to them (loopback, private, link-local), and plain http
+	// there; only ever for tests and sandboxes.
+	WebhookAllow []netip.Prefix
 
 	// DropDelta is a fault hook of test builds; nil in production.
 	DropDelta func() bool
@@ -73,6 +79,7 @@ type Node struct {
 	certs    *certstore.Service
 	registry atomic.Pointer[pki.Registry] // nil until the catalog is open
 	central  *central
+	alerts   *alert.Service
 
 	adminListener net.Listener
 	adminTLS      *tls.Config
@@ -159,8 +166,8 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},
 		{Name: "sync", Run: n.sync.Run, Why: "edges follow it"},
 		{Name: "edge reports", Run: n.report, Why: "it reads sync and feeds the border"},
-		{Name: "edge doors", Run: n.registerDoors, Why: "it reads sync and writes to the catalog"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},
+		{Name: "alerts", Run: n.alerts.Run, Why: "it reads quotas, and what it raises rests in the zone store"},
 		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},
 		{Name: "admin port", Run: n.serveAdmin, Why: "last up, first down: operators see a node only while it works"},
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"bailiwick/controlplane/internal/alert"
 	"bailiwick/controlplane/internal/border"
 	"bailiwick/controlplane/internal/carrier"
 	"bailiwick/controlplane/internal/certstore"
@@ -108,6 +109,10 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		return err
 	}
 	n.central = newCentral(n)
+	if n.alerts, err = alert.New(alert.Config{Zone: n.self.Zone, Store: n.store, SealKey: n.secrets.HookSeal, Accounts: n.central.accounts,
+		Allow: n.cfg.WebhookAllow, Logger: n.log}); err != nil {
+		return err
+	}
 
 	opts := []connect.HandlerOption{connect.WithInterceptors(rpcfault.Server(n.log)), connect.WithReadMaxBytes(1 << 20)}
 	handler.Handle(n.sync.Handler())

@@ -22,6 +22,7 @@ import (
 	_ "time/tzdata" // quota periods begin in customers' time zones, on machines that have none installed as well
 
 	"bailiwick/controlplane"
+	"bailiwick/controlplane/internal/alert"
 	"bailiwick/shared/telemetry"
 )
 
@@ -118,6 +119,10 @@ func serve(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.AdminListen, "admin-listen", "", "host:port of the admin port; default: the node's admin URL")
 	flags.StringVar(&cfg.PeerListen, "peer-listen", "", "host:port of the peer port, TCP and UDP; default: the node's peer address")
 	flags.StringVar(&cfg.Timing, "raft-timing", "regional", "local (one machine room), regional, or global (voters far apart)")
+	flags.Func("webhook-allow", "networks that webhooks may reach although they are not public, by http too, comma separated; for tests and sandboxes", func(text string) (err error) {
+		cfg.WebhookAllow, err = alert.Networks(text)
+		return err
+	})
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
 	flags.Int("bootstrap-expect", 3, "voters of a zone's groups; the kit names them, and this must agree when given")

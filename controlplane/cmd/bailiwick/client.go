@@ -38,6 +38,7 @@ type api struct {
 	adminv1connect.NodeServiceClient
 	adminv1connect.BorderServiceClient
 	adminv1connect.UsageServiceClient
+	adminv1connect.AlertServiceClient
 	adminv1connect.LedgerServiceClient
 }
 
@@ -119,6 +120,7 @@ func (c *client) at(u string) api {
 		adminv1connect.NewResourceServiceClient(c.http, u, opt), adminv1connect.NewKeyServiceClient(c.http, u, opt),
 		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),
 		adminv1connect.NewUsageServiceClient(c.http, u, opt),
+		adminv1connect.NewAlertServiceClient(c.http, u, opt),
 		adminv1connect.NewLedgerServiceClient(c.http, u, opt),
 	}
 }

@@ -61,6 +61,10 @@ func TestUsageBy_FoldsIntoLocalDays(t *testing.T) {
 		}
 	}
 	d.must(nil, append(args, "--by", "month,outcome", "-o", "yaml")...)
+	d.must(nil, "apply", "-f", d.file("zone.yaml", "kind: Customer\nname: acme\nspec: {zone: emea, time_zone: Asia/Kathmandu, subscriptions: [{plan: gold}]}\n"))
+	if out := d.must(nil, "usage", "--customer", "acme", "--since", "2026-11-20", "--until", "2026-11-21", "--by", "day"); !strings.Contains(out, "2026-11-21 ") || !strings.Contains(out, "time zone Asia/Kathmandu") {
+		t.Errorf("in the customer's own zone: %s", out)
+	}
 	if out := d.must(nil, "usage", "--all-zones", "--by", "day,api", "--time-zone", "Europe/Berlin", "-o", "csv"); !strings.HasPrefix(out, "zone,day,api,requests,billable,limited,errors,units\r\nemea,2026-11-20,orders,7,7,0,0,7\r\n") {
 		t.Errorf("all zones by day and api: %q", out)
 	}

@@ -19,6 +19,7 @@ import (
 	"connectrpc.com/connect"
 	"connectrpc.com/grpcreflect"
 
+	"bailiwick/controlplane/internal/alert"
 	"bailiwick/controlplane/internal/group"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	"bailiwick/proto/gen/bailiwick/admin/v1/adminv1connect"
@@ -115,12 +116,13 @@ type Config struct {
 	Node        string // required
 	PrimaryZone string // whose quorum the catalog needs; named in errors
 	Catalog     group.Store
-	Store       group.Store // of Zone
-	Pepper      []byte      // required: the zone's, apikey.PepperLen bytes
-	Tokens      Tokens      // optional: without it join tokens are Unimplemented
-	Edges       Edges       // optional: without it no edge's status is known
-	Usage       Usage       // optional: without it usage is Unimplemented
-	Ledger      Ledger      // optional: without it what operators do to a ledger is Unimplemented
+	Store       group.Store    // of Zone
+	Pepper      []byte         // required: the zone's, apikey.PepperLen bytes
+	Tokens      Tokens         // optional: without it join tokens are Unimplemented
+	Edges       Edges          // optional: without it no edge's status is known
+	Usage       Usage          // optional: without it usage is Unimplemented
+	Ledger      Ledger         // optional: without it what operators do to a ledger is Unimplemented
+	Alerts      *alert.Service // optional: without it webhooks are Unimplemented
 	// Alive optionally says which control nodes of the zone this node hears from.
 	Alive func() map[string]bool
 	// Leaders optionally names the leader of each group this node knows; by default of Catalog and Store.
@@ -180,9 +182,10 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewNodeServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewBorderServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewUsageServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewAlertServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewLedgerServiceHandler(s, opts...))
 	reflector := grpcreflect.NewStaticReflector(adminv1connect.ResourceServiceName, adminv1connect.KeyServiceName,
-		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.UsageServiceName, adminv1connect.LedgerServiceName)
+		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
 	return bodyLimit(mux, connect.NewErrorWriter(opts...)), nil

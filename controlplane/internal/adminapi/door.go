@@ -44,6 +44,11 @@ var rights = map[string]string{
 	adminv1connect.BorderServiceStatusProcedure:                      RoleViewer,
 	adminv1connect.UsageServiceQueryUsageProcedure:                   RoleViewer,
 	adminv1connect.UsageServiceQueryTotalsProcedure:                  RoleViewer,
+	adminv1connect.AlertServiceCreateWebhookProcedure:                RoleAdmin,
+	adminv1connect.AlertServiceListWebhooksProcedure:                 RoleViewer,
+	adminv1connect.AlertServiceDeleteWebhookProcedure:                RoleAdmin,
+	adminv1connect.AlertServiceRotateWebhookSecretProcedure:          RoleAdmin,
+	adminv1connect.AlertServiceListAlertsProcedure:                   RoleViewer,
 	adminv1connect.LedgerServiceListEpochsProcedure:                  RoleViewer,
 	adminv1connect.LedgerServiceCloseEpochProcedure:                  RoleAdmin,
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      RoleViewer,
@@ -98,6 +103,7 @@ func requests() []proto.Message {
 	return []proto.Message{&adminv1.ApplyRequest{}, &adminv1.GetRequest{}, &adminv1.ListRequest{}, &adminv1.DeleteRequest{},
 		&adminv1.CreateKeyRequest{}, &adminv1.RevokeKeyRequest{}, &adminv1.ListKeysRequest{}, &adminv1.RemoveNodeRequest{},
 		&adminv1.CreateJoinTokenRequest{}, &adminv1.QueryUsageRequest{}, &adminv1.QueryTotalsRequest{},
+		&adminv1.CreateWebhookRequest{}, &adminv1.ListWebhooksRequest{}, &adminv1.DeleteWebhookRequest{}, &adminv1.RotateWebhookSecretRequest{}, &adminv1.ListAlertsRequest{},
 		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{}}
 }
 

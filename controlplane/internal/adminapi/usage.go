@@ -95,6 +95,15 @@ func (s *server) QueryUsage(ctx context.Context, req *adminv1.QueryUsageRequest)
 
 // timeZone is the one asked for, or else the customer's.
 func (s *server) timeZone(customer, asked string) (*time.Location, error) {
+	if asked == "" {
+		if kv, ok := s.Store.Local().Get(model.PrefixCustomer + customer); ok {
+			c, err := model.Decode[model.Customer](kv.Key, kv.Value)
+			if err != nil {
+				return nil, err
+			}
+			asked = c.TimeZone
+		}
+	}
 	return calendar.Load(asked)
 }
 

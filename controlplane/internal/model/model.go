@@ -38,6 +38,8 @@ const (
 	PrefixCert      = "certs/"      // certmagic storage, private keys sealed
 	PrefixGone      = "gone/"       // names of customers that were deleted: what they used before may still arrive
 	PrefixLock      = "locks/"
+	PrefixWebhook   = "webhooks/" // their secrets sealed
+	PrefixAlert     = "alerts/"   // by customer first: thresholds that were reached
 	KeyAdopted      = "adopted"   // the catalog's border rules as this zone has adopted them
 	KeyPermitted    = "permitted" // the pairs that followed from it when the leader last looked
 )

@@ -125,6 +125,7 @@ func (in *Installation) InZone(zone string) (nodes []ControlNode) {
 // holds it; edges get Pepper and CertSeal at join.
 type ZoneSecrets struct {
 	Pepper   []byte             // of API key digests
+	HookSeal []byte             // seals the signing secrets of webhooks in the zone store; edges never get it
 	CertSeal []byte             // seals private keys of host certificates in the zone store
 	Signer   ed25519.PrivateKey // signs tables and records
 	caSeal   []byte
@@ -153,6 +154,7 @@ func DeriveSecrets(zoneKey []byte) (*ZoneSecrets, error) {
 	}
 	return &ZoneSecrets{
 		Pepper:   derive("bailiwick pepper"),
+		HookSeal: derive("bailiwick webhook seal"),
 		CertSeal: derive("bailiwick cert seal"),
 		Signer:   ed25519.NewKeyFromSeed(derive("bailiwick signing")),
 		caSeal:   derive("bailiwick ca seal"),

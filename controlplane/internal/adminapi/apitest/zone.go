@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/adminapi"
+	"bailiwick/controlplane/internal/alert"
 	"bailiwick/controlplane/internal/calendar"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
@@ -67,8 +68,12 @@ func New(t testing.TB, wait time.Duration) *Installation {
 		for token, role := range map[string]string{Admin: adminapi.RoleAdmin, Viewer: adminapi.RoleViewer} {
 			z.Store.Put(adminapi.TokenKey(token), model.Encode(model.Operator{Name: role, Role: role}))
 		}
+		alerts, err := alert.New(alert.Config{Zone: name, Store: z.Store, SealKey: bytes.Repeat([]byte{9}, 32)})
+		if err != nil {
+			t.Fatal(err)
+		}
 		h, err := adminapi.Handler(adminapi.Config{Zone: name, Node: name + "-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store,
-			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Ledger: z.Ledger, Wait: wait})
+			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Alerts: alerts, Ledger: z.Ledger, Wait: wait})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,111 @@
+package alert
+
+import (
+	"context"
+	"fmt"
+	"math/bits"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+)
+
+// reached: used is at least threshold percent of limit. 128 bits: quotas are large, and no float decides.
+func reached(used, limit int64, threshold int) bool {
+	if limit <= 0 || used < 0 {
+		return false
+	}
+	uh, ul := bits.Mul64(uint64(used), 100)
+	lh, ll := bits.Mul64(uint64(limit), uint64(threshold))
+	return uh > lh || uh == lh && ul >= ll
+}
+
+// fact is an alert with the key it rests under.
+type fact struct {
+	key   string
+	alert Alert
+}
+
+// reachedBy lists every threshold that is reached now, raised before or not.
+func reachedBy(zone string, hooks []Webhook, accounts []Account, at time.Time) []fact {
+	var out []fact
+	for _, a := range accounts {
+		instance := a.instance(at)
+		for _, w := range hooks {
+			if w.Customer != "" && w.Customer != a.Customer {
+				continue
+			}
+			for _, t := range w.Thresholds {
+				if !reached(a.Used, a.Limit, t) {
+					break // ascending
+				}
+				key := factKey(w, a, instance, t)
+				out = append(out, fact{key, Alert{ID: messageID(zone, key), WebhookID: w.ID, Webhook: w.Name, Customer: a.Customer, Subscription: a.Subscription,
+					Plan: a.Plan, Period: a.Period, PeriodEnd: a.PeriodEnd, Threshold: t, Limit: a.Limit, Used: a.Used, RaisedAt: at, Status: Pending}})
+			}
+		}
+	}
+	return out
+}
+
+// raise writes the facts that are new, and takes old ones away. Only the leader calls it, and the compares hold even
+// against one that does not know yet that it is not.
+func (s *Service) raise(ctx context.Context) error {
+	if s.cfg.Accounts == nil {
+		return nil
+	}
+	local := s.cfg.Store.Local()
+	hooks, err := webhooks(local)
+	if err != nil || len(hooks) == 0 {
+		return err
+	}
+	accounts, err := s.cfg.Accounts(ctx)
+	if err != nil {
+		return fmt.Errorf("read quotas: %w", err)
+	}
+	at := now()
+	facts := reachedBy(s.cfg.Zone, hooks, accounts, at)
+	holds := make(map[string]bool, len(facts))
+	var fresh []fact
+	for _, f := range facts {
+		holds[f.key] = true
+		if _, known := local.Get(f.key); !known {
+			fresh = append(fresh, f)
+		}
+	}
+	for len(fresh) > 0 {
+		n := min(len(fresh), raisedAtOnce)
+		t := group.Txn{}
+		for _, f := range fresh[:n] {
+			t.Compares = append(t.Compares, group.Compare{Key: f.key})
+			t.Ops = append(t.Ops, group.Op{Key: f.key, Value: model.Encode(f.alert)})
+		}
+		if _, err := s.commit(ctx, t); err != nil { // one that failed to compare is looked at again next time
+			return fmt.Errorf("raise %d alerts: %w", n, err)
+		}
+		fresh = fresh[n:]
+	}
+	return s.prune(ctx, local, holds, at)
+}
+
+// prune forgets facts that are old and no longer hold: of one that holds the next look would raise it again.
+func (s *Service) prune(ctx context.Context, local group.Snapshot, holds map[string]bool, at time.Time) error {
+	var ops []group.Op
+	for kv := range local.List(model.PrefixAlert) {
+		if holds[kv.Key] || len(ops) == raisedAtOnce {
+			continue
+		}
+		a, err := model.Decode[Alert](kv.Key, kv.Value)
+		if err != nil {
+			return err
+		}
+		if at.Sub(a.RaisedAt) > Keep {
+			ops = append(ops, group.Op{Key: kv.Key, Delete: true})
+		}
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	_, err := s.cfg.Store.Txn(ctx, group.Txn{Ops: ops})
+	return err
+}
