@@ -313,3 +313,11 @@ func (s *Store) clean(p Piece) (Piece, int64, error) {
 	out, err := NewPiece(strings.Clone(p.Edge), p.Region, p.Epoch, p.Number, p.Seq, payload)
 	return out, gone, err
 }
+
+// Last is when the last of its rows ended; the zero time if it has none.
+func (p *Piece) Last() time.Time {
+	if p.rows == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(p.max)
+}

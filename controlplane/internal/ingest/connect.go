@@ -30,13 +30,18 @@ func (s *Server) Handler(opts ...connect.HandlerOption) (path string, h http.Han
 
 type deadlines struct{}
 
-type door struct {
-	s *Server
-	usagev1connect.UnimplementedIngestServiceHandler
-}
+type door struct{ s *Server }
 
 func (d door) Upload(ctx context.Context, st *connect.BidiStream[usagev1.UploadRequest, usagev1.UploadResponse]) error {
-	s := d.s
+	return receive(ctx, d.s, st, d.s.serve)
+}
+
+func (d door) UploadDetail(ctx context.Context, st *connect.BidiStream[usagev1.UploadDetailRequest, usagev1.UploadDetailResponse]) error {
+	return receive(ctx, d.s, st, d.s.serveDetail)
+}
+
+// receive runs one session over a stream and gives its end a code.
+func receive[In, Out any](ctx context.Context, s *Server, st *connect.BidiStream[In, Out], serve func(ctx context.Context, l link[In, Out], transport, edge, region string) error) error {
 	if s.cfg.PeerFromContext == nil {
 		return connect.NewError(connect.CodeUnimplemented, errors.New("this node takes usage over QUIC only"))
 	}
@@ -52,8 +57,8 @@ func (d door) Upload(ctx context.Context, st *connect.BidiStream[usagev1.UploadR
 	if !ok {
 		return connect.NewError(connect.CodeInternal, errors.New("upload was mounted without Handler"))
 	}
-	l := &connectLink{st: st, rc: rc, quiet: s.cfg.Quiet}
-	err = s.serve(ctx, l, "connect", edge, region)
+	l := &connectLink[In, Out]{st: st, rc: rc, quiet: s.cfg.Quiet}
+	err = serve(ctx, l, "connect", edge, region)
 	l.finish()
 	switch {
 	case err == nil:
@@ -64,14 +69,14 @@ func (d door) Upload(ctx context.Context, st *connect.BidiStream[usagev1.UploadR
 		return connect.NewError(connect.CodeInvalidArgument, errMalformed)
 	case errors.Is(err, errReplaced):
 		return connect.NewError(connect.CodeAborted, errReplaced)
-	case errors.Is(err, errStopping), errors.Is(err, errLedger):
+	case errors.Is(err, errStopping), errors.Is(err, errLedger), errors.Is(err, errDetail):
 		return connect.NewError(connect.CodeUnavailable, errors.New(brief(err)))
 	}
 	return err
 }
 
-type connectLink struct {
-	st    *connect.BidiStream[usagev1.UploadRequest, usagev1.UploadResponse]
+type connectLink[In, Out any] struct {
+	st    *connect.BidiStream[In, Out]
 	rc    *http.ResponseController
 	quiet time.Duration
 
@@ -79,7 +84,7 @@ type connectLink struct {
 	aborted bool
 }
 
-func (l *connectLink) Receive() (*usagev1.UploadRequest, error) {
+func (l *connectLink[In, Out]) Receive() (*In, error) {
 	if err := l.allot(); err != nil {
 		return nil, err
 	}
@@ -97,7 +102,7 @@ func (l *connectLink) Receive() (*usagev1.UploadRequest, error) {
 	return nil, err
 }
 
-func (l *connectLink) allot() error {
+func (l *connectLink[In, Out]) allot() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.aborted {
@@ -108,14 +113,14 @@ func (l *connectLink) allot() error {
 
 // Send lifts its deadline again: on HTTP/2 one that passes resets the stream
 // whether or not something is being written.
-func (l *connectLink) Send(m *usagev1.UploadResponse) error {
+func (l *connectLink[In, Out]) Send(m *Out) error {
 	if err := l.rc.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
 		return err
 	}
 	return errors.Join(l.st.Send(m), l.rc.SetWriteDeadline(time.Time{}))
 }
 
-func (l *connectLink) Abort() {
+func (l *connectLink[In, Out]) Abort() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.aborted {
@@ -126,7 +131,7 @@ func (l *connectLink) Abort() {
 
 // finish makes a late Abort do nothing: once the handler has returned, net/http
 // panics on whoever sets a deadline.
-func (l *connectLink) finish() {
+func (l *connectLink[In, Out]) finish() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.aborted = true

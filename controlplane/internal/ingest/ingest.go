@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/controlplane/internal/detail"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/shared/usage"
 )
@@ -43,6 +44,12 @@ type Ledger interface {
 	NoteFork(ctx context.Context, edge string, epoch, seq uint64, hash [32]byte) error
 }
 
+// Detail is what sessions need of *detail.Store.
+type Detail interface {
+	Mark(edge string, epoch uint64) uint64
+	Append(ctx context.Context, edge string, epoch uint64, entries ...detail.Entry) ([]detail.Answer, error)
+}
+
 // Config describes a Server.
 type Config struct {
 	Ledger Ledger // required
@@ -52,6 +59,12 @@ type Config struct {
 	// judged now, and the edge tries again later. cells is nil when only the
 	// edge is asked about. Called from every session at once.
 	Allow func(edge, region string, cells map[usage.Cell]usage.Sums) (reason string, err error) // required
+
+	// Detail is where rows of single requests go, and AllowDetail judges an edge and
+	// the customers that its rows name, as Allow does. Both or none: without them
+	// detail is refused.
+	Detail      Detail
+	AllowDetail func(edge, region string, customers []string) (reason string, err error)
 
 	// QUIC. All three or none: then only Handler works.
 	Conn net.PacketConn // Run closes it
@@ -78,6 +91,8 @@ func (c Config) Validate() error {
 	switch quic := c.Conn != nil; {
 	case c.Ledger == nil || c.Allow == nil:
 		return errors.New("ingest config: Ledger and Allow are required")
+	case (c.Detail == nil) != (c.AllowDetail == nil):
+		return errors.New("ingest config: Detail and AllowDetail come together")
 	case quic && (c.TLS == nil || c.Peer == nil):
 		return errors.New("ingest config: Conn needs TLS and Peer")
 	case quic && c.TLS.GetConfigForClient == nil && c.TLS.ClientAuth < tls.RequireAnyClientCert:
@@ -94,18 +109,31 @@ type Server struct {
 	stop chan struct{} // closed when Run ends: no session begins after it
 
 	mu       sync.Mutex // covers the rest
-	sessions map[sessionKey]*session
+	sessions map[sessionKey]*open
 	stats    Stats
 }
 
-// One edge has one session on each transport: a second one is the edge come back
-// before we noticed that it had gone, and ends the first.
-type sessionKey struct{ transport, edge string }
+// One edge has one session of each kind on each transport: a second one is the
+// edge come back before we noticed that it had gone, and ends the first.
+type sessionKey struct {
+	transport, edge string
+	detail          bool
+}
+
+// open is a session as the server knows it.
+type open struct {
+	region string
+	cancel context.CancelCauseFunc
+}
+
+// end ends the session for a reason, at once.
+func (o *open) end(why error) { o.cancel(why) }
 
 // Stats counts since the start.
 type Stats struct {
-	Sessions int               // open now
+	Sessions int               // open now, those of detail included
 	Blocks   uint64            // acknowledged, repeats included
+	Pieces   uint64            // of detail, acknowledged, repeats included
 	Refused  map[string]uint64 // by reason
 }
 
@@ -128,7 +156,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, stop: make(chan struct{}), sessions: make(map[sessionKey]*session),
+	return &Server{cfg: cfg, stop: make(chan struct{}), sessions: make(map[sessionKey]*open),
 		stats: Stats{Refused: make(map[string]uint64)}}, nil
 }
 
@@ -153,10 +181,10 @@ func (s *Server) Disconnect(edge string) {
 // it refuses: for when the registry has changed.
 func (s *Server) Recheck() {
 	s.mu.Lock()
-	open := maps.Clone(s.sessions)
+	sessions := maps.Clone(s.sessions)
 	s.mu.Unlock()
-	for k, e := range open {
-		if reason, err := s.cfg.Allow(e.edge, e.region, nil); err == nil && reason != "" {
+	for k, e := range sessions {
+		if reason, err := s.cfg.Allow(k.edge, e.region, nil); err == nil && reason != "" {
 			s.cfg.Logger.Info("edge may no longer bring usage", "edge", k.edge, "reason", reason)
 			e.end(errCut)
 		}
@@ -165,7 +193,7 @@ func (s *Server) Recheck() {
 
 func (s *Server) cut(which func(sessionKey) bool, why error) {
 	s.mu.Lock()
-	var ends []*session
+	var ends []*open
 	for k, e := range s.sessions {
 		if which(k) {
 			ends = append(ends, e)
@@ -192,7 +220,7 @@ func (s *Server) count(f func(*Stats)) {
 	f(&s.stats)
 }
 
-func (s *Server) admit(k sessionKey, e *session) {
+func (s *Server) admit(k sessionKey, e *open) {
 	s.mu.Lock()
 	old := s.sessions[k]
 	s.sessions[k] = e
@@ -202,7 +230,7 @@ func (s *Server) admit(k sessionKey, e *session) {
 	}
 }
 
-func (s *Server) dismiss(k sessionKey, e *session) {
+func (s *Server) dismiss(k sessionKey, e *open) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.sessions[k] == e {

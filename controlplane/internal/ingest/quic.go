@@ -41,16 +41,18 @@ func (s *Server) serveQUIC(ctx context.Context) error {
 	defer tr.Close()
 	tlsConfig := s.cfg.TLS.Clone()
 	tlsConfig.NextProtos = []string{ALPN}
-	// One stream of one edge needs little; the windows bound what a hostile one
-	// can make us hold. 0-RTT stays off: it could be replayed.
+	// Two streams of one edge, ledger and detail, need little; the windows bound
+	// what a hostile one can make us hold. The connection's is larger than both
+	// streams' together from the start, so that detail which waits for the disk
+	// takes nothing from the ledger. 0-RTT stays off: it could be replayed.
 	lis, err := tr.Listen(tlsConfig, &quic.Config{
 		MaxIdleTimeout:                 s.cfg.Idle,
 		KeepAlivePeriod:                s.cfg.Idle / 3,
-		MaxIncomingStreams:             1,
+		MaxIncomingStreams:             2,
 		MaxIncomingUniStreams:          -1,
 		InitialStreamReceiveWindow:     256 << 10,
 		MaxStreamReceiveWindow:         1 << 20,
-		InitialConnectionReceiveWindow: 512 << 10,
+		InitialConnectionReceiveWindow: 4 << 20,
 		MaxConnectionReceiveWindow:     4 << 20,
 	})
 	if err != nil {
@@ -74,7 +76,9 @@ func (s *Server) serveQUIC(ctx context.Context) error {
 	}
 }
 
-// serveConn serves one stream after another until the connection ends.
+// serveConn serves the streams of one connection until it ends: the first that
+// the edge opens is its ledger session, with which the connection ends; any
+// other carries detail and ends alone.
 func (s *Server) serveConn(ctx context.Context, c *quic.Conn) {
 	state := c.ConnectionState().TLS
 	edge, region, err := "", "", error(nil)
@@ -92,45 +96,61 @@ func (s *Server) serveConn(ctx context.Context, c *quic.Conn) {
 		c.CloseWithError(codeDenied, text)
 		return
 	}
+	waiting, cancel := context.WithTimeout(ctx, s.cfg.Quiet)
+	st, err := c.AcceptStream(waiting)
+	cancel()
+	if err != nil {
+		c.CloseWithError(codeDone, "no stream") // or it is closed already, or this node is stopping
+		return
+	}
+	var details sync.WaitGroup
+	defer details.Wait()
+	details.Go(func() { s.acceptDetail(ctx, c, edge, region, &details) })
+	err = s.serve(ctx, newQUICLink[usagev1.UploadRequest, usagev1.UploadResponse](st, s.cfg.Quiet), "quic", edge, region)
+	st.Close() // what was answered still arrives
+	st.CancelRead(0)
+	if !errors.Is(err, errCut) && !errors.Is(err, errReplaced) && !errors.Is(err, errStopping) {
+		select { // closing the connection would overtake the last answer
+		case <-c.Context().Done():
+		case <-time.After(linger):
+		case <-ctx.Done():
+		}
+	}
+	code, text := codeProtocol, brief(err)
+	switch {
+	case err == nil:
+		code, text = codeDone, ""
+	case errors.Is(err, errWithdrawn):
+		code = codeDenied
+	case errors.Is(err, errReplaced):
+		code = codeReplaced
+	case errors.Is(err, errStopping), errors.Is(err, errLedger), ctx.Err() != nil:
+		code = codeUnavailable
+	}
+	c.CloseWithError(code, text)
+}
+
+// acceptDetail serves detail streams until the connection ends.
+func (s *Server) acceptDetail(ctx context.Context, c *quic.Conn, edge, region string, details *sync.WaitGroup) {
 	for {
-		waiting, cancel := context.WithTimeout(ctx, s.cfg.Quiet)
-		st, err := c.AcceptStream(waiting)
-		cancel()
+		st, err := c.AcceptStream(ctx)
 		if err != nil {
-			c.CloseWithError(codeDone, "no stream") // or it is closed already, or this node is stopping
 			return
 		}
-		l := &quicLink{st: st, in: bufio.NewReaderSize(st, 64<<10), quiet: s.cfg.Quiet}
-		err = s.serve(ctx, l, "quic", edge, region)
-		st.Close() // what was answered still arrives
-		st.CancelRead(0)
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, errCut) && !errors.Is(err, errReplaced) && !errors.Is(err, errStopping) {
-			select { // closing the connection would overtake the last answer
-			case <-c.Context().Done():
-			case <-time.After(linger):
-			case <-ctx.Done():
+		details.Go(func() {
+			err := s.serveDetail(ctx, newQUICLink[usagev1.UploadDetailRequest, usagev1.UploadDetailResponse](st, s.cfg.Quiet), "quic", edge, region)
+			st.Close()
+			st.CancelRead(quic.StreamErrorCode(codeDone))
+			if err != nil {
+				st.CancelRead(quic.StreamErrorCode(codeUnavailable))
 			}
-		}
-		code := codeProtocol
-		switch {
-		case errors.Is(err, errWithdrawn):
-			code = codeDenied
-		case errors.Is(err, errReplaced):
-			code = codeReplaced
-		case errors.Is(err, errStopping), errors.Is(err, errLedger), ctx.Err() != nil:
-			code = codeUnavailable
-		}
-		c.CloseWithError(code, brief(err))
-		return
+		})
 	}
 }
 
 // brief keeps inner causes out of what a peer is told.
 func brief(err error) string {
-	for _, e := range []error{errWithdrawn, errReplaced, errStopping, errLedger, errMalformed} {
+	for _, e := range []error{errWithdrawn, errReplaced, errStopping, errLedger, errDetail, errMalformed} {
 		if errors.Is(err, e) {
 			return e.Error()
 		}
@@ -138,15 +158,25 @@ func brief(err error) string {
 	return "the stream broke"
 }
 
+// message is the pointer to a generated type.
+type message[T any] interface {
+	*T
+	proto.Message
+}
+
 // quicLink frames messages on a stream: uvarint length, message.
-type quicLink struct {
+type quicLink[In, Out any, PIn message[In], POut message[Out]] struct {
 	st    *quic.Stream
 	in    *bufio.Reader
 	out   []byte
 	quiet time.Duration
 }
 
-func (l *quicLink) Receive() (*usagev1.UploadRequest, error) {
+func newQUICLink[In, Out any, PIn message[In], POut message[Out]](st *quic.Stream, quiet time.Duration) *quicLink[In, Out, PIn, POut] {
+	return &quicLink[In, Out, PIn, POut]{st: st, in: bufio.NewReaderSize(st, 64<<10), quiet: quiet}
+}
+
+func (l *quicLink[In, Out, PIn, POut]) Receive() (*In, error) {
 	if err := l.st.SetReadDeadline(time.Now().Add(l.quiet)); err != nil {
 		return nil, err
 	}
@@ -168,8 +198,8 @@ func (l *quicLink) Receive() (*usagev1.UploadRequest, error) {
 	if err != nil {
 		return nil, broken(err)
 	}
-	m := new(usagev1.UploadRequest)
-	if err := proto.Unmarshal(b, m); err != nil {
+	m := new(In)
+	if err := proto.Unmarshal(b, PIn(m)); err != nil {
 		return nil, fmt.Errorf("%w: it does not decode", errMalformed)
 	}
 	return m, nil
@@ -196,17 +226,17 @@ func broken(err error) error {
 	return fmt.Errorf("%w: %w", errMalformed, err)
 }
 
-func (l *quicLink) Send(m *usagev1.UploadResponse) error {
+func (l *quicLink[In, Out, PIn, POut]) Send(m *Out) error {
 	if err := l.st.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
 		return err
 	}
-	l.out = binary.AppendUvarint(l.out[:0], uint64(proto.Size(m)))
+	l.out = binary.AppendUvarint(l.out[:0], uint64(proto.Size(POut(m))))
 	var err error
-	if l.out, err = (proto.MarshalOptions{}).MarshalAppend(l.out, m); err != nil {
+	if l.out, err = (proto.MarshalOptions{}).MarshalAppend(l.out, POut(m)); err != nil {
 		return err
 	}
 	_, err = l.st.Write(l.out)
 	return err
 }
 
-func (l *quicLink) Abort() { l.st.CancelRead(0) }
+func (l *quicLink[In, Out, PIn, POut]) Abort() { l.st.CancelRead(0) }

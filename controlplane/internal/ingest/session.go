@@ -17,13 +17,15 @@ import (
 
 // link carries the protocol's messages. Receive and Send each belong to one
 // goroutine; Abort ends a Receive that is waiting, from any.
-type link interface {
+type link[In, Out any] interface {
 	// Receive returns io.EOF when the edge has ended its side in order, and an
 	// error that is errMalformed for what cannot be a message.
-	Receive() (*usagev1.UploadRequest, error)
-	Send(*usagev1.UploadResponse) error
+	Receive() (*In, error)
+	Send(*Out) error
 	Abort()
 }
+
+type ledgerLink = link[usagev1.UploadRequest, usagev1.UploadResponse]
 
 var (
 	errMalformed = errors.New("the message is malformed")
@@ -45,9 +47,8 @@ const (
 // many blocks ahead, and they share raft entries.
 type session struct {
 	s            *Server
-	link         link
+	link         ledgerLink
 	edge, region string
-	cancel       context.CancelCauseFunc
 
 	opened map[uint64]bool // epochs that had their Hello; the reader's
 	queue  chan item
@@ -63,14 +64,14 @@ type item struct {
 }
 
 // serve runs one session to its end. nil: the edge ended it.
-func (s *Server) serve(ctx context.Context, l link, transport, edge, region string) error {
+func (s *Server) serve(ctx context.Context, l ledgerLink, transport, edge, region string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	e := &session{s: s, link: l, edge: edge, region: region, cancel: cancel, opened: make(map[uint64]bool),
+	e := &session{s: s, link: l, edge: edge, region: region, opened: make(map[uint64]bool),
 		queue: make(chan item, queueItems), room: semaphore.NewWeighted(queueBytes)}
-	k := sessionKey{transport, edge}
-	s.admit(k, e)
-	defer s.dismiss(k, e)
+	k, o := sessionKey{transport: transport, edge: edge}, &open{region, cancel}
+	s.admit(k, o)
+	defer s.dismiss(k, o)
 	select {
 	case <-s.stop:
 		return errStopping
@@ -106,9 +107,6 @@ func (s *Server) serve(ctx context.Context, l link, transport, edge, region stri
 	log.Info("usage session ends", "error", err)
 	return err
 }
-
-// end ends the session for a reason, at once.
-func (e *session) end(why error) { e.cancel(why) }
 
 func (e *session) put(ctx context.Context, it item) error {
 	it.weight = min(it.weight+256, queueBytes)
