@@ -15,7 +15,6 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -84,7 +83,7 @@ func NewPiece(edge, region string, epoch, number, seq uint64, payload []byte) (P
 	if epoch == 0 || number == 0 || number == math.MaxUint64 {
 		return p, errors.New("epoch and number of a piece of detail count from 1")
 	}
-	rows, err := decodeRows(payload)
+	rows, err := usage.DecodeDetail(payload)
 	if err != nil {
 		return p, err
 	}
@@ -300,17 +299,13 @@ func (s *Store) clean(p Piece) (Piece, int64, error) {
 	if !slices.ContainsFunc(p.Customers, s.cfg.Erased) {
 		return p, 0, nil
 	}
-	rows, err := decodeRows(p.Payload)
+	rows, err := usage.DecodeDetail(p.Payload)
 	if err != nil {
 		return p, 0, err
 	}
 	kept := slices.DeleteFunc(rows, func(r usage.Row) bool { return s.cfg.Erased(r.Customer) })
 	gone := p.rows - int64(len(kept))
-	payload, err := encodeRows(kept)
-	if err != nil {
-		return p, 0, err
-	}
-	out, err := NewPiece(strings.Clone(p.Edge), p.Region, p.Epoch, p.Number, p.Seq, payload)
+	out, err := NewPiece(p.Edge, p.Region, p.Epoch, p.Number, p.Seq, usage.EncodeDetail(kept))
 	return out, gone, err
 }
 

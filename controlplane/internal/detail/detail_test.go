@@ -92,12 +92,12 @@ func row(at time.Time, customer string, i int) usage.Row {
 		Flags: usage.FlagRelayed, Actor: 1<<63 + 5, Address: ^uint64(0)}
 	binary.BigEndian.PutUint64(r.RequestID[:], uint64(at.UnixMilli()-2)<<16|0x7abc)
 	binary.BigEndian.PutUint64(r.RequestID[8:], 0xbfffffff_00000000+uint64(i))
-	return r
+	return r.Kept() // what an edge ships
 }
 
 func piece(t *testing.T, edge string, epoch, number uint64, rows ...usage.Row) detail.Entry {
 	t.Helper()
-	p, err := detail.NewPiece(edge, "eu-west", epoch, number, number, detail.EncodeRows(rows))
+	p, err := detail.NewPiece(edge, "eu-west", epoch, number, number, usage.EncodeDetail(rows))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,18 +3,7 @@ package detail
 import (
 	"context"
 	"errors"
-
-	"bailiwick/shared/usage"
 )
-
-// EncodeRows makes a payload as an edge does.
-func EncodeRows(rows []usage.Row) []byte {
-	b, err := encodeRows(rows)
-	if err != nil {
-		panic(err)
-	}
-	return b
-}
 
 // Hour does what an hour's passing does: the log becomes Parquet, and what is old or too much goes.
 func Hour(ctx context.Context, s *Store) error {

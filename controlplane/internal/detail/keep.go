@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"bailiwick/shared/durable"
+	"bailiwick/shared/usage"
 )
 
 // catalog says which files are the store's. It is replaced atomically: what it does not name is a leftover of
@@ -223,7 +224,7 @@ func (s *Store) roll(ctx context.Context, t *table, customer string) (his int64,
 			if err := ctx.Err(); err != nil {
 				return 0, errors.Join(err, f.discard())
 			}
-			rows, err := decodeRows(p.Payload)
+			rows, err := usage.DecodeDetail(p.Payload)
 			if err != nil {
 				return 0, errors.Join(err, f.discard())
 			}

@@ -178,7 +178,7 @@ func (s *Store) eachOf(ctx context.Context, p *Piece, q *Query, lo, hi int64, ea
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	rows, err := decodeRows(p.Payload)
+	rows, err := usage.DecodeDetail(p.Payload)
 	if err != nil {
 		return err
 	}
