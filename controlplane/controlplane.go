@@ -22,6 +22,7 @@ import (
 	"bailiwick/controlplane/internal/border"
 	"bailiwick/controlplane/internal/carrier"
 	"bailiwick/controlplane/internal/certstore"
+	"bailiwick/controlplane/internal/detail"
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/ingest"
 	"bailiwick/controlplane/internal/ledger"
@@ -72,6 +73,7 @@ type Node struct {
 	replica  *raftgroup.Node
 	ledger   *ledger.Ledger
 	lessor   *lessor.Lessor
+	detail   *detail.Store
 	keeper   *border.Keeper
 	sync     *syncserver.Server
 	ingest   *ingest.Server
@@ -166,6 +168,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},
 		{Name: "sync", Run: n.sync.Run, Why: "edges follow it"},
 		{Name: "edge reports", Run: n.report, Why: "it reads sync and feeds the border"},
+		{Name: "detail", Run: n.detail.Run, Why: "ingest waits for what it writes"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},
 		{Name: "alerts", Run: n.alerts.Run, Why: "it reads quotas, and what it raises rests in the zone store"},
 		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},

@@ -97,6 +97,9 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		RunLeader: n.replica.RunLeader, Logger: n.log}); err != nil {
 		return err
 	}
+	if err := n.openDetail(); err != nil {
+		return err
+	}
 	if err := n.openIngest(udp); err != nil {
 		return err
 	}
@@ -257,7 +260,7 @@ func (n *Node) openIngest(udp net.PacketConn) error {
 			}
 			return name.Node, name.Region, edgeOf(name)
 		},
-		Allow: n.attribute,
+		Allow: n.attribute, Detail: n.detail, AllowDetail: n.attributeDetail,
 	})
 	return err
 }

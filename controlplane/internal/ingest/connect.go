@@ -18,7 +18,8 @@ import (
 
 // Handler is IngestService, the way around blocked UDP, for the peer port's mux
 // (HTTP/2: the stream goes both ways at once). The http.Server must set no
-// ReadTimeout and no WriteTimeout.
+// ReadTimeout and no WriteTimeout, and its receive buffer per connection must
+// hold several streams', or detail that waits would hold up the ledger.
 func (s *Server) Handler(opts ...connect.HandlerOption) (path string, h http.Handler) {
 	opts = append(opts, connect.WithReadMaxBytes(MaxMessage))
 	path, inner := usagev1connect.NewIngestServiceHandler(door{s: s}, opts...)

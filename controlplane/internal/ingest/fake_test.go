@@ -145,6 +145,9 @@ func (w *world) withdraw(edge string) {
 	w.withdrawn[edge] = true
 }
 
+// extra changes the next world beyond its transport.
+var extra = func(*ingest.Config) {}
+
 func newWorld(t *testing.T, change func(*ingest.Config)) *world {
 	t.Helper()
 	w := &world{ca: newAuthority(t), withdrawn: map[string]bool{}}
@@ -159,6 +162,7 @@ func newWorld(t *testing.T, change func(*ingest.Config)) *world {
 	cfg := ingest.Config{Ledger: w.ledger, Allow: w.allow, Peer: peer, Now: func() time.Time { return base },
 		TLS: &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{w.ca.issue(t, "control")}, ClientCAs: w.ca.pool, ClientAuth: tls.RequireAndVerifyClientCert}}
 	change(&cfg)
+	extra(&cfg)
 	if cfg.Conn != nil {
 		w.addr = cfg.Conn.LocalAddr().String()
 	}

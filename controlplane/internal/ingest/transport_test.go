@@ -143,6 +143,7 @@ func connectURL(t *testing.T, w *world) (url string, client func(tls.Certificate
 		mux.ServeHTTP(rw, r.WithContext(context.WithValue(r.Context(), peerKey{}, r.TLS)))
 	}))
 	srv.EnableHTTP2 = true
+	srv.Config.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerConnection: 8 << 20, MaxReceiveBufferPerStream: 1 << 20} // as the peer port has them
 	srv.TLS = &tls.Config{Certificates: []tls.Certificate{w.ca.issue(t, "control")}, ClientCAs: w.ca.pool, ClientAuth: tls.RequireAndVerifyClientCert}
 	srv.StartTLS()
 	t.Cleanup(srv.Close)

@@ -194,6 +194,9 @@ type Customer struct {
 type Gone struct {
 	Name string    `json:"name"`
 	At   time.Time `json:"at"`
+	// Erased is when the customer was erased, which is more than deleted: his detail goes from every node, what
+	// comes late is dropped, and the name is not given again.
+	Erased time.Time `json:"erased,omitzero"`
 }
 
 type Subscription struct {

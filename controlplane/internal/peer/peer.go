@@ -152,7 +152,10 @@ func (m *Mux) server() *http.Server {
 		Handler: m.cfg.Handler, Protocols: protos,
 		// No Read- and WriteTimeout: streams live for hours. Pings find dead peers.
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		HTTP2:       &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 20 * time.Second},
+		// A stream that nobody reads for a while, such as detail while its disk is slow, may fill its own buffer;
+		// the connection's has room for several, so that it takes nothing from the streams beside it.
+		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerConnection: 8 << 20, MaxReceiveBufferPerStream: 1 << 20,
+			SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 20 * time.Second},
 		ErrorLog:    slog.NewLogLogger(m.log.Handler(), slog.LevelDebug),
 		ConnContext: connContext,
 	}
