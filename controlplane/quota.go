@@ -2,8 +2,14 @@ package controlplane
 
 import (
 	"context"
+	"time"
 
+	"bailiwick/controlplane/internal/adminapi"
+	"bailiwick/controlplane/internal/ledger"
+	"bailiwick/controlplane/internal/lessor"
+	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/peer"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
@@ -23,12 +29,63 @@ func (d quotaDoor) Exchange(ctx context.Context, req *usagev1.ExchangeRequest) (
 	if err := d.allow(name); err != nil {
 		return nil, err
 	}
-	leader, self := d.replica.Leader()
+	return atLessor(d.Node, func() (*usagev1.ExchangeResponse, error) {
+		return d.lessor.Exchange(ctx, name.Node, name.Region, req)
+	}, func(leader string) (*usagev1.ExchangeResponse, error) {
+		return d.carrier.Exchange(ctx, leader, name.Node, name.Region, req)
+	})
+}
+
+// atLessor asks the leader of the zone ledger, here or over there.
+func atLessor[T any](n *Node, here func() (T, error), there func(leader string) (T, error)) (T, error) {
+	leader, self := n.replica.Leader()
 	switch {
 	case self:
-		return d.lessor.Exchange(ctx, name.Node, name.Region, req)
+		return here()
 	case leader == "":
-		return nil, fault.New(fault.Unavailable, "NO_LEADER", "the ledger of zone %s has no leader now; quotas wait for one", d.self.Zone)
+		var none T
+		return none, fault.New(fault.Unavailable, "NO_LEADER", "the ledger of zone %s has no leader now; quotas wait for one", n.self.Zone)
 	}
-	return d.carrier.Exchange(ctx, leader, name.Node, name.Region, req)
+	return there(leader)
+}
+
+// zoneQuotas is what operators are told of quotas, and how they raise one.
+type zoneQuotas struct{ *Node }
+
+// Quotas implements adminapi.Quotas.
+func (q zoneQuotas) Quotas(ctx context.Context, customer string) ([]*adminv1.QuotaStatus, error) {
+	return atLessor(q.Node, func() ([]*adminv1.QuotaStatus, error) { return q.lessor.Quotas(ctx, customer) },
+		func(leader string) ([]*adminv1.QuotaStatus, error) { return q.carrier.Quotas(ctx, leader, customer) })
+}
+
+// TopUp implements adminapi.Quotas. Any node may propose it: which period is the present one is said by this
+// node's clock and stands in the command.
+func (q zoneQuotas) TopUp(ctx context.Context, t adminapi.TopUp) (bool, error) {
+	kv, ok := q.store.Local().Get(model.PrefixCustomer + t.Customer)
+	if !ok {
+		return false, fault.New(fault.NotFound, "CUSTOMER_NOT_FOUND", "customer %q does not exist in zone %s", t.Customer, q.self.Zone)
+	}
+	customer, err := model.Decode[model.Customer](kv.Key, kv.Value)
+	if err != nil {
+		return false, err
+	}
+	now := time.Now()
+	subs, err := lessor.Subscriptions(q.catalog.Local(), customer, now)
+	if err != nil {
+		return false, err
+	}
+	for _, s := range subs {
+		if s.Name != t.Subscription {
+			continue
+		}
+		first, repeated, err := q.ledger.TopUp(ctx, ledger.TopUp{ID: s.ID, Terms: s.Terms, Units: t.Units, RequestID: t.RequestID, At: now.Unix(), By: t.By, Reason: t.Reason})
+		if err != nil {
+			return false, err
+		}
+		if first.ID.Customer != t.Customer || first.ID.Subscription != t.Subscription || first.Units != t.Units {
+			return false, fault.New(fault.Conflict, "REQUEST_ID_REUSED", "request id %s has topped up something else before; it has no effect again: use a new one", t.RequestID)
+		}
+		return repeated, nil
+	}
+	return false, fault.New(fault.Invalid, "NO_QUOTA", "subscription %s of customer %s has no quota", t.Subscription, t.Customer)
 }

@@ -40,6 +40,7 @@ type api struct {
 	adminv1connect.UsageServiceClient
 	adminv1connect.AlertServiceClient
 	adminv1connect.LedgerServiceClient
+	adminv1connect.QuotaServiceClient
 }
 
 type client struct {
@@ -122,6 +123,7 @@ func (c *client) at(u string) api {
 		adminv1connect.NewUsageServiceClient(c.http, u, opt),
 		adminv1connect.NewAlertServiceClient(c.http, u, opt),
 		adminv1connect.NewLedgerServiceClient(c.http, u, opt),
+		adminv1connect.NewQuotaServiceClient(c.http, u, opt),
 	}
 }
 

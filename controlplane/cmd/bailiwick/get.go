@@ -185,7 +185,14 @@ func tableOf(kind string) (string, func(*adminv1.Resource) []string) {
 				rate = fmt.Sprintf("%d/s", l.GetRequestsPerSecond())
 			}
 			if q := v.GetQuota(); q != nil {
-				quota = fmt.Sprintf("%d/%s %s", q.GetUnits(), q.GetPeriod(), q.GetMode())
+				period := q.GetPeriod()
+				if q.GetWindow() != nil {
+					period = q.GetWindow().AsDuration().String()
+				}
+				quota = fmt.Sprintf("%d/%s %s", q.GetUnits(), period, q.GetMode())
+				if q.GetGracePercent() != 0 {
+					quota += fmt.Sprintf("+%d%%", q.GetGracePercent())
+				}
 			}
 			return []string{strings.Join(v.GetProducts(), ","), rate, quota}
 		}

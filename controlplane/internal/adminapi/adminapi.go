@@ -123,6 +123,7 @@ type Config struct {
 	Usage       Usage          // optional: without it usage is Unimplemented
 	Ledger      Ledger         // optional: without it what operators do to a ledger is Unimplemented
 	Alerts      *alert.Service // optional: without it webhooks are Unimplemented
+	Quota       Quotas         // optional: without it quotas are Unimplemented
 	// Alive optionally says which control nodes of the zone this node hears from.
 	Alive func() map[string]bool
 	// Leaders optionally names the leader of each group this node knows; by default of Catalog and Store.
@@ -150,6 +151,7 @@ type server struct {
 	// A procedure that nobody has built yet says so.
 	adminv1connect.UnimplementedUsageServiceHandler
 	adminv1connect.UnimplementedLedgerServiceHandler
+	adminv1connect.UnimplementedQuotaServiceHandler
 }
 
 // Handler serves all services of bailiwick.admin.v1 and gRPC reflection, at the root of its host.
@@ -184,8 +186,10 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewUsageServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewAlertServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewLedgerServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewQuotaServiceHandler(s, opts...))
 	reflector := grpcreflect.NewStaticReflector(adminv1connect.ResourceServiceName, adminv1connect.KeyServiceName,
-		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName)
+		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName,
+		adminv1connect.QuotaServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
 	return bodyLimit(mux, connect.NewErrorWriter(opts...)), nil

@@ -51,6 +51,8 @@ var rights = map[string]string{
 	adminv1connect.AlertServiceListAlertsProcedure:                   RoleViewer,
 	adminv1connect.LedgerServiceListEpochsProcedure:                  RoleViewer,
 	adminv1connect.LedgerServiceCloseEpochProcedure:                  RoleAdmin,
+	adminv1connect.QuotaServiceGetQuotasProcedure:                    RoleViewer,
+	adminv1connect.QuotaServiceTopUpProcedure:                        RoleAdmin,
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      RoleViewer,
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": RoleViewer,
 }
@@ -104,7 +106,8 @@ func requests() []proto.Message {
 		&adminv1.CreateKeyRequest{}, &adminv1.RevokeKeyRequest{}, &adminv1.ListKeysRequest{}, &adminv1.RemoveNodeRequest{},
 		&adminv1.CreateJoinTokenRequest{}, &adminv1.QueryUsageRequest{}, &adminv1.QueryTotalsRequest{},
 		&adminv1.CreateWebhookRequest{}, &adminv1.ListWebhooksRequest{}, &adminv1.DeleteWebhookRequest{}, &adminv1.RotateWebhookSecretRequest{}, &adminv1.ListAlertsRequest{},
-		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{}}
+		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{},
+		&adminv1.GetQuotasRequest{}, &adminv1.TopUpRequest{}}
 }
 
 // validation checks requests against the rules written in the proto files.

@@ -3,6 +3,7 @@ package carrier
 import (
 	"context"
 
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	"bailiwick/proto/gen/bailiwick/peer/v1/peerv1connect"
 	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
@@ -11,6 +12,7 @@ import (
 
 // Lessor is what the zone ledger's leader answers about quotas.
 type Lessor interface {
+	Quotas(ctx context.Context, customer string) ([]*adminv1.QuotaStatus, error)
 	Exchange(ctx context.Context, edge, region string, req *usagev1.ExchangeRequest) (*usagev1.ExchangeResponse, error)
 }
 
@@ -48,4 +50,21 @@ func (d ledgerDoor) ExchangeFor(ctx context.Context, req *peerv1.ExchangeForRequ
 		return nil, err
 	}
 	return &peerv1.ExchangeForResponse{Response: response}, nil
+}
+
+// Quotas asks the ledger's leader for its word on a customer's quotas.
+func (c *Carrier) Quotas(ctx context.Context, leader, customer string) ([]*adminv1.QuotaStatus, error) {
+	response, err := c.ledger(leader).QuotaHolders(ctx, &peerv1.QuotaHoldersRequest{Customer: customer})
+	return response.GetQuotas(), err
+}
+
+func (d ledgerDoor) QuotaHolders(ctx context.Context, req *peerv1.QuotaHoldersRequest) (*peerv1.QuotaHoldersResponse, error) {
+	if err := d.neighbour(ctx); err != nil {
+		return nil, err
+	}
+	quotas, err := d.Lessor.Quotas(ctx, req.Customer)
+	if err != nil {
+		return nil, err
+	}
+	return &peerv1.QuotaHoldersResponse{Quotas: quotas}, nil
 }
