@@ -58,8 +58,7 @@ func (q zoneQuotas) Quotas(ctx context.Context, customer string) ([]*adminv1.Quo
 		func(leader string) ([]*adminv1.QuotaStatus, error) { return q.carrier.Quotas(ctx, leader, customer) })
 }
 
-// TopUp implements adminapi.Quotas. Any node may propose it: which period is the present one is said by this
-// node's clock and stands in the command.
+// TopUp implements adminapi.Quotas.
 func (q zoneQuotas) TopUp(ctx context.Context, t adminapi.TopUp) (bool, error) {
 	kv, ok := q.store.Local().Get(model.PrefixCustomer + t.Customer)
 	if !ok {
@@ -74,18 +73,6 @@ func (q zoneQuotas) TopUp(ctx context.Context, t adminapi.TopUp) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for _, s := range subs {
-		if s.Name != t.Subscription {
-			continue
-		}
-		first, repeated, err := q.ledger.TopUp(ctx, ledger.TopUp{ID: s.ID, Terms: s.Terms, Units: t.Units, RequestID: t.RequestID, At: now.Unix(), By: t.By, Reason: t.Reason})
-		if err != nil {
-			return false, err
-		}
-		if first.ID.Customer != t.Customer || first.ID.Subscription != t.Subscription || first.Units != t.Units {
-			return false, fault.New(fault.Conflict, "REQUEST_ID_REUSED", "request id %s has topped up something else before; it has no effect again: use a new one", t.RequestID)
-		}
-		return repeated, nil
-	}
-	return false, fault.New(fault.Invalid, "NO_QUOTA", "subscription %s of customer %s has no quota", t.Subscription, t.Customer)
+	return lessor.TopUp(ctx, q.ledger, subs, ledger.TopUp{ID: ledger.AccountID{Customer: t.Customer, Subscription: t.Subscription}, Units: t.Units,
+		RequestID: t.RequestID, At: now.Unix(), By: t.By, Reason: t.Reason})
 }

@@ -101,3 +101,27 @@ func (l *Lessor) status(s Subscription, acc *ledger.Account) *adminv1.QuotaStatu
 	slices.SortFunc(q.Holders, func(a, b *adminv1.QuotaHolder) int { return int(min(1, max(-1, b.GetHeld()-a.GetHeld()))) })
 	return q
 }
+
+// TopUpper is where a top-up is committed; *ledger.Ledger is one.
+type TopUpper interface {
+	TopUp(ctx context.Context, o ledger.TopUp) (first ledger.TopUp, repeated bool, err error)
+}
+
+// TopUp adds units to the present period of one of subs, the quotas of a
+// customer. Any node may propose it: which period is the present one is said by
+// that node's clock and stands in the command.
+func TopUp(ctx context.Context, to TopUpper, subs []Subscription, t ledger.TopUp) (repeated bool, err error) {
+	i := slices.IndexFunc(subs, func(s Subscription) bool { return s.Name == t.ID.Subscription })
+	if i < 0 {
+		return false, fault.New(fault.Invalid, "NO_QUOTA", "subscription %s of customer %s has no quota", t.ID.Subscription, t.ID.Customer)
+	}
+	t.ID, t.Terms = subs[i].ID, subs[i].Terms
+	first, repeated, err := to.TopUp(ctx, t)
+	if err != nil {
+		return false, err
+	}
+	if first.ID.Customer != t.ID.Customer || first.ID.Subscription != t.ID.Subscription || first.Units != t.Units {
+		return false, fault.New(fault.Conflict, "REQUEST_ID_REUSED", "request id %s has topped up something else before, and has no effect again: use a new one", t.RequestID)
+	}
+	return repeated, nil
+}

@@ -73,7 +73,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 			t.Fatal(err)
 		}
 		h, err := adminapi.Handler(adminapi.Config{Zone: name, Node: name + "-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store,
-			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Alerts: alerts, Ledger: z.Ledger, Wait: wait})
+			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Alerts: alerts, Ledger: z.Ledger, Quota: quotas{in.Catalog, z.Store, z.Ledger}, Wait: wait})
 		if err != nil {
 			t.Fatal(err)
 		}
