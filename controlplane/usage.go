@@ -79,7 +79,10 @@ func (c *central) Usage(ctx context.Context, q adminapi.UsageQuery) (adminapi.Us
 	sums := map[adminapi.UsageRow]int{} // where in out.Rows
 	err = view.Cells(ctx, q.Customer, q.Since, q.Until, func(r ledger.Row) error {
 		row := adminapi.UsageRow{Cell: time.Unix(r.Cell.Start, 0).UTC(), Subscription: r.Cell.Subscription, Product: r.Cell.Product, API: r.Cell.API,
-			Route: r.Cell.Route, Plan: r.Cell.Plan, ServedRegion: r.Cell.ServedRegion, Outcome: r.Cell.Outcome.String()}
+			Route: r.Cell.Route, Plan: r.Cell.Plan, ServedRegion: r.Cell.ServedRegion, Outcome: r.Cell.Outcome.String(), Correction: r.Kind != ledger.Counted}
+		if r.Kind == ledger.Late {
+			out.Late = append(out.Late, r)
+		}
 		i := len(out.Rows)
 		if q.Fold != nil {
 			row = q.Fold(row)
@@ -106,6 +109,9 @@ func (c *central) Usage(ctx context.Context, q adminapi.UsageQuery) (adminapi.Us
 	if err != nil {
 		return adminapi.UsageReport{}, fmt.Errorf("report usage: %w", err)
 	}
+	if out.Corrections, err = view.Corrections(ctx, q.Customer); err != nil {
+		return out, err
+	}
 	if out.CompleteThrough, err = c.told(ctx, view); err != nil {
 		return out, err
 	}
@@ -129,7 +135,7 @@ func (c *central) Totals(ctx context.Context, q adminapi.TotalsQuery) (adminapi.
 	starts := map[int64]time.Time{} // of the unit that holds a cell
 	rows := map[adminapi.TotalsRow]adminapi.TotalsRow{}
 	err = view.TotalCells(ctx, q.Since, q.Until, func(cell int64, r ledger.TotalsRow) error {
-		key := adminapi.TotalsRow{Product: r.Product, Plan: r.Plan, API: r.API, ServedRegion: r.ServedRegion, Outcome: r.Outcome.String()}
+		key := adminapi.TotalsRow{Product: r.Product, Plan: r.Plan, API: r.API, ServedRegion: r.ServedRegion, Outcome: r.Outcome.String(), Correction: r.Kind != ledger.Counted}
 		if q.Unit != "" {
 			start, ok := starts[cell]
 			if !ok {

@@ -13,7 +13,7 @@ import (
 
 // ledgerCommands are what an operator does to a zone's ledger; they live below `usage`.
 func (a *app) ledgerCommands() []*cobra.Command {
-	return []*cobra.Command{a.epochsCommand(), a.closeEpochCommand()}
+	return []*cobra.Command{a.epochsCommand(), a.closeEpochCommand(), a.correctCommand(), a.undoCommand(), a.correctionsCommand()}
 }
 
 type ledgerEpoch struct {

@@ -21,7 +21,7 @@ func count(t testing.TB, z *apitest.Zone, edge string, epoch, seq uint64, prev [
 }
 
 func ordersCell(customer string, at time.Time) usage.Cell {
-	return usage.Cell{Start: usage.CellStart(at.UnixMilli()), Customer: customer, Subscription: customer + "-gold", Plan: "gold", PlanRev: 7, Product: "commerce",
+	return usage.Cell{Start: usage.CellStart(at.UnixMilli()), Customer: customer, Subscription: "gold", Plan: "gold", PlanRev: 7, Product: "commerce",
 		API: "orders", Route: "all", Outcome: usage.OutcomeSuccess, ServedRegion: "us-east"}
 }
 

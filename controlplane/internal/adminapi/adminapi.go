@@ -9,6 +9,7 @@ package adminapi
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 
 	"bailiwick/controlplane/internal/alert"
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/ledger"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	"bailiwick/proto/gen/bailiwick/admin/v1/adminv1connect"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
@@ -78,6 +80,8 @@ type UsageReport struct {
 	Rows            []UsageRow
 	CompleteThrough time.Time
 	Gaps            []Gap
+	Corrections     []ledger.Booked // all of the customer's; their sums are in Rows
+	Late            []ledger.Row    // those of Rows that came for a closed day
 }
 
 // UsageRow is one cell of one customer, or a fold of several. Outcome is the text of shared/usage. Comparable.
@@ -107,6 +111,7 @@ type ZoneTotals struct {
 type TotalsRow struct {
 	Start                                     time.Time
 	Product, Plan, API, ServedRegion, Outcome string
+	Correction                                bool // booked by an operator, or late for a closed day
 	Requests, Units                           int64
 }
 
@@ -116,14 +121,15 @@ type Config struct {
 	Node        string // required
 	PrimaryZone string // whose quorum the catalog needs; named in errors
 	Catalog     group.Store
-	Store       group.Store    // of Zone
-	Pepper      []byte         // required: the zone's, apikey.PepperLen bytes
-	Tokens      Tokens         // optional: without it join tokens are Unimplemented
-	Edges       Edges          // optional: without it no edge's status is known
-	Usage       Usage          // optional: without it usage is Unimplemented
-	Ledger      Ledger         // optional: without it what operators do to a ledger is Unimplemented
-	Alerts      *alert.Service // optional: without it webhooks are Unimplemented
-	Quota       Quotas         // optional: without it quotas are Unimplemented
+	Store       group.Store        // of Zone
+	Pepper      []byte             // required: the zone's, apikey.PepperLen bytes
+	Tokens      Tokens             // optional: without it join tokens are Unimplemented
+	Edges       Edges              // optional: without it no edge's status is known
+	Usage       Usage              // optional: without it usage is Unimplemented
+	Ledger      Ledger             // optional: without it what operators do to a ledger is Unimplemented
+	Alerts      *alert.Service     // optional: without it webhooks are Unimplemented
+	Quota       Quotas             // optional: without it quotas are Unimplemented
+	Signer      ed25519.PrivateKey // optional: the zone's; without it no correction is booked
 	// Alive optionally says which control nodes of the zone this node hears from.
 	Alive func() map[string]bool
 	// Leaders optionally names the leader of each group this node knows; by default of Catalog and Store.

@@ -50,6 +50,11 @@ var rights = map[string]string{
 	adminv1connect.AlertServiceRotateWebhookSecretProcedure:          RoleAdmin,
 	adminv1connect.AlertServiceListAlertsProcedure:                   RoleViewer,
 	adminv1connect.LedgerServiceListEpochsProcedure:                  RoleViewer,
+	adminv1connect.LedgerServiceCorrectProcedure:                     RoleAdmin,
+	adminv1connect.LedgerServiceUndoCorrectionProcedure:              RoleAdmin,
+	adminv1connect.LedgerServiceListCorrectionsProcedure:             RoleViewer,
+	adminv1connect.LedgerServiceListPeriodsProcedure:                 RoleViewer,
+	adminv1connect.LedgerServiceListRefusalsProcedure:                RoleViewer,
 	adminv1connect.LedgerServiceCloseEpochProcedure:                  RoleAdmin,
 	adminv1connect.QuotaServiceGetQuotasProcedure:                    RoleViewer,
 	adminv1connect.QuotaServiceTopUpProcedure:                        RoleAdmin,
@@ -107,7 +112,8 @@ func requests() []proto.Message {
 		&adminv1.CreateJoinTokenRequest{}, &adminv1.QueryUsageRequest{}, &adminv1.QueryTotalsRequest{},
 		&adminv1.CreateWebhookRequest{}, &adminv1.ListWebhooksRequest{}, &adminv1.DeleteWebhookRequest{}, &adminv1.RotateWebhookSecretRequest{}, &adminv1.ListAlertsRequest{},
 		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{},
-		&adminv1.GetQuotasRequest{}, &adminv1.TopUpRequest{}}
+		&adminv1.GetQuotasRequest{}, &adminv1.TopUpRequest{},
+		&adminv1.CorrectRequest{}, &adminv1.UndoCorrectionRequest{}, &adminv1.ListCorrectionsRequest{}}
 }
 
 // validation checks requests against the rules written in the proto files.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"bailiwick/controlplane/internal/correction"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
@@ -14,6 +15,7 @@ import (
 type Ledger interface {
 	View(ctx context.Context) (*ledger.View, error)
 	CloseEpoch(ctx context.Context, c ledger.Closing) (ledger.Watermark, error)
+	Correct(ctx context.Context, c *correction.Correction) (repeated bool, err error)
 }
 
 // view is linearizable: an operator sees what he has just done.

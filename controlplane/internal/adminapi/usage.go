@@ -87,6 +87,7 @@ func (s *server) QueryUsage(ctx context.Context, req *adminv1.QueryUsageRequest)
 	if fold != nil {
 		out.Rows, out.TimeZone = fold.usage(report.Rows, bills), zone.String()
 	}
+	out.Corrections = within(&report, req.GetCustomer(), since, until)
 	for _, g := range report.Gaps {
 		out.Gaps = append(out.Gaps, &adminv1.Gap{Edge: g.Edge, Epoch: g.Epoch, AppliedSeq: g.AppliedSeq, SealedSeq: g.SealedSeq})
 	}
@@ -155,7 +156,7 @@ func totalsToProto(z ZoneTotals, bills func(product, outcome string) bool) *admi
 	for _, r := range z.Rows {
 		add(out.Total, bills, r.Product, r.Outcome, r.Requests, r.Units)
 		out.Rows = append(out.Rows, &adminv1.TotalsRow{Start: stamp(r.Start), Product: r.Product, Plan: r.Plan, Api: r.API, ServedRegion: r.ServedRegion,
-			Outcome: r.Outcome, Requests: r.Requests, Units: r.Units})
+			Outcome: r.Outcome, Requests: r.Requests, Units: r.Units, Correction: r.Correction})
 	}
 	return out
 }
@@ -174,7 +175,7 @@ func TotalsFrom(z *adminv1.ZoneTotals) ZoneTotals {
 	}
 	for _, r := range z.GetRows() {
 		row := TotalsRow{Product: r.GetProduct(), Plan: r.GetPlan(), API: r.GetApi(), ServedRegion: r.GetServedRegion(),
-			Outcome: r.GetOutcome(), Requests: r.GetRequests(), Units: r.GetUnits()}
+			Outcome: r.GetOutcome(), Correction: r.GetCorrection(), Requests: r.GetRequests(), Units: r.GetUnits()}
 		if r.GetStart() != nil {
 			row.Start = r.GetStart().AsTime()
 		}

@@ -112,12 +112,12 @@ func (t *tx) fold(k *Block) (refusal byte, err error) {
 	m := t.m
 	var value [4 * binary.MaxVarintLen64]byte
 	for c, s := range cells {
-		m.key = appendCellKey(m.key[:0], &c)
+		m.key = appendCellKey(m.key[:0], prefixCell, &c)
 		if err := t.b.Merge(m.key, appendSums(value[:0], s), nil); err != nil {
 			return 0, err
 		}
 		// Many customers share one total: summed here first, written once an entry.
-		m.key = appendTotalKey(m.key[:0], &c)
+		m.key = appendTotalKey(m.key[:0], prefixTotal, &c)
 		m.totals[string(m.key)] = m.totals[string(m.key)].Add(s)
 		if t.version >= 2 {
 			m.spending.add(&c, s.Units)

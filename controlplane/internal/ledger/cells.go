@@ -20,14 +20,30 @@ import (
 //	e/<edge>\x00<epoch be64>                             epoch
 //	c/<customer>\x00<start be64><subscription…region>    sums of one cell: a customer's time range is one scan
 //	t/<start be64><product, plan, api, region, outcome>  the same without the customers: O(1) in their number
+//	lc/ lt/                                              as c/ and t/: rows that came for a day that was closed
+//	dc/ dt/                                              as c/ and t/: what corrections add to requests and units, of either sign
+//	zc/<customer>\x00<day be64><piece be32>              as usage's payload: the cells of a closed day, in the place of its c/
+//	zt/<day be64><piece be32>                            the same for t/
+//	k/<producer>/<request id>                            correction
+//	ki/<customer>\x00<producer>/<request id>             nothing: the corrections of a customer
 const (
 	prefixEpoch = "e/"
 	prefixCell  = "c/"
 	prefixTotal = "t/"
+
+	prefixLateCell    = "lc/"
+	prefixLateTotal   = "lt/"
+	prefixBookedCell  = "dc/"
+	prefixBookedTotal = "dt/"
+	prefixFoldedCell  = "zc/"
+	prefixFoldedTotal = "zt/"
+	prefixCorrection  = "k/"
+	prefixCorrected   = "ki/"
 )
 
 // prefixes lists them: a snapshot that holds another key is of a newer program.
-var prefixes = [...]string{prefixEpoch, prefixCell, prefixTotal, prefixAccount, prefixSpan, prefixAsker, prefixTopUp}
+var prefixes = [...]string{prefixEpoch, prefixCell, prefixTotal, prefixAccount, prefixSpan, prefixAsker, prefixTopUp,
+	prefixLateCell, prefixLateTotal, prefixBookedCell, prefixBookedTotal, prefixFoldedCell, prefixFoldedTotal, prefixCorrection, prefixCorrected}
 
 var keyApplied = []byte("m/applied")
 
@@ -44,9 +60,9 @@ func decodeEpochKey(k []byte) (epochKey, error) {
 	return epochKey{}, errors.New("an epoch's key is malformed")
 }
 
-// appendCellPrefix ends where start begins.
-func appendCellPrefix(b []byte, customer string) []byte {
-	return append(append(append(b, prefixCell...), customer...), 0)
+// appendCustomer ends where start begins.
+func appendCustomer(b []byte, prefix, customer string) []byte {
+	return append(append(append(b, prefix...), customer...), 0)
 }
 
 // appendStart keeps times before 1970 below those after it.
@@ -54,8 +70,10 @@ func appendStart(b []byte, start int64) []byte {
 	return binary.BigEndian.AppendUint64(b, uint64(start)^1<<63)
 }
 
-func appendCellKey(b []byte, c *usage.Cell) []byte {
-	b = appendStart(appendCellPrefix(b, c.Customer), c.Start)
+func startOf(b []byte) int64 { return int64(binary.BigEndian.Uint64(b) ^ 1<<63) }
+
+func appendCellKey(b []byte, prefix string, c *usage.Cell) []byte {
+	b = appendStart(appendCustomer(b, prefix, c.Customer), c.Start)
 	b = appendText(appendText(b, c.Subscription), c.Plan)
 	b = binary.AppendUvarint(b, c.PlanRev)
 	b = appendText(appendText(appendText(b, c.Product), c.API), c.Route)
@@ -63,13 +81,13 @@ func appendCellKey(b []byte, c *usage.Cell) []byte {
 	return appendText(b, c.ServedRegion)
 }
 
-func decodeCellKey(k []byte) (usage.Cell, error) {
-	rest, ok := bytes.CutPrefix(k, []byte(prefixCell))
+func decodeCellKey(prefix string, k []byte) (usage.Cell, error) {
+	rest, ok := bytes.CutPrefix(k, []byte(prefix))
 	customer, rest, found := bytes.Cut(rest, []byte{0})
 	if !ok || !found || len(rest) < 8 {
 		return usage.Cell{}, errors.New("a cell's key is malformed")
 	}
-	c := usage.Cell{Customer: string(customer), Start: int64(binary.BigEndian.Uint64(rest) ^ 1<<63)}
+	c := usage.Cell{Customer: string(customer), Start: startOf(rest)}
 	r := reader{b: rest[8:]}
 	c.Subscription, c.Plan, c.PlanRev = r.text(), r.text(), r.uvarint()
 	c.Product, c.API, c.Route = r.text(), r.text(), r.text()
@@ -84,18 +102,19 @@ func decodeCellKey(k []byte) (usage.Cell, error) {
 	return c, nil
 }
 
-func appendTotalKey(b []byte, c *usage.Cell) []byte {
-	b = appendStart(append(b, prefixTotal...), c.Start)
+func appendTotalKey(b []byte, prefix string, c *usage.Cell) []byte {
+	b = appendStart(append(b, prefix...), c.Start)
 	b = appendText(appendText(appendText(appendText(b, c.Product), c.Plan), c.API), c.ServedRegion)
 	return append(b, byte(c.Outcome))
 }
 
-func decodeTotalKey(k []byte) (start int64, t TotalsRow, err error) {
-	if len(k) < len(prefixTotal)+8 {
+func decodeTotalKey(prefix string, k []byte) (start int64, t TotalsRow, err error) {
+	rest, ok := bytes.CutPrefix(k, []byte(prefix))
+	if !ok || len(rest) < 8 {
 		return 0, t, errors.New("a total's key is malformed")
 	}
-	start = int64(binary.BigEndian.Uint64(k[len(prefixTotal):]) ^ 1<<63)
-	r := reader{b: k[len(prefixTotal)+8:]}
+	start = startOf(rest)
+	r := reader{b: rest[8:]}
 	t = TotalsRow{Product: r.text(), Plan: r.text(), API: r.text(), ServedRegion: r.text()}
 	t.Outcome = usage.Outcome(r.take(1)[0])
 	if r.err != nil {
@@ -107,7 +126,7 @@ func decodeTotalKey(k []byte) (start int64, t TotalsRow, err error) {
 // acceptable repeats what this package's keys and sums rest on, whatever a later
 // codec admits: no zero byte before the separator, and nothing negative, since
 // only then is the saturating addition of a merge operator free of order.
-// Corrections will be their own columns.
+// Corrections are their own records.
 func acceptable(c *usage.Cell, s *usage.Sums) bool {
 	return c.Customer != "" && len(c.Customer) <= maxName && strings.IndexByte(c.Customer, 0) < 0 &&
 		s.Requests >= 0 && s.Units >= 0 && s.BytesIn >= 0 && s.BytesOut >= 0

@@ -25,6 +25,7 @@ const (
 	// Since version 2. 4 to 19 are of the ledger itself, 20 to 39 of quotas, 40 to 49 of alerts.
 	kindCloseBy = 4 // edge, epoch, sealed, held u8, at unix ms, by, reason
 	kindFork    = 5 // edge, epoch, seq, hash[32]
+	kindCorrect = 6 // correction, as package correction encodes it
 
 	kindExchange = 20 // now, n × edge, n × (edge, epoch, sequence, n × pending, n × ask): see quota_exchange.go
 	kindTopUp    = 21 // account, terms, units, request id, at, by, reason
@@ -49,6 +50,7 @@ var kinds = map[byte]struct {
 	kindClose:   {1, decodeClose},
 	kindCloseBy: {2, decodeCloseBy},
 	kindFork:    {2, decodeFork},
+	kindCorrect: {2, decodeCorrect},
 
 	kindExchange: {2, decodeExchange},
 	kindTopUp:    {2, decodeTopUp},
@@ -182,6 +184,21 @@ func (r *reader) uvarint() uint64 {
 	r.b = r.b[n:]
 	return v
 }
+
+func (r *reader) varint() int64 {
+	if r.err != nil {
+		return 0
+	}
+	v, n := binary.Varint(r.b)
+	if n <= 0 {
+		r.fail("a number is malformed")
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func appendVarint(b []byte, v int64) []byte { return binary.AppendVarint(b, v) }
 
 func (r *reader) int64() int64 {
 	v := r.uvarint()

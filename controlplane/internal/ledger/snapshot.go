@@ -21,7 +21,7 @@ const (
 	snapshotMagic   = "bailiwick-ledger"
 	snapshotVersion = 1
 
-	maxPair      = 1 << 20 // bytes of a key or value: far more than we write
+	maxPair      = 8 << 20 // bytes of a key or value: a payload or a correction, and room
 	restoreBatch = 1 << 20
 )
 

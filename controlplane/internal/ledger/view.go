@@ -39,8 +39,7 @@ type Total struct {
 }
 
 func (t *Total) add(o usage.Outcome, s usage.Sums) {
-	// Sums.Add is the one saturating addition there is.
-	plus := func(to *int64, n int64) { *to = usage.Sums{Requests: *to}.Add(usage.Sums{Requests: n}).Requests }
+	plus := func(to *int64, n int64) { *to = plus(*to, n) }
 	switch o {
 	case usage.OutcomeLimited:
 		plus(&t.Limited, s.Requests)
@@ -59,8 +58,18 @@ func (t *Total) add(o usage.Outcome, s usage.Sums) {
 // Row is one cell of a customer.
 type Row struct {
 	Cell usage.Cell
-	Sums usage.Sums
+	Sums usage.Sums // of a correction either sign
+	Kind RowKind
 }
+
+// RowKind says how a row came into the ledger.
+type RowKind uint8
+
+const (
+	Counted   RowKind = 0 // in its time
+	Late      RowKind = 1 // counted all the same, but after its day was closed
+	Corrected RowKind = 2 // booked by an operator or an import
+)
 
 // Report is a customer's usage, rows in order of time.
 type Report struct {
@@ -73,7 +82,8 @@ type Report struct {
 type TotalsRow struct {
 	Product, Plan, API, ServedRegion string
 	Outcome                          usage.Outcome
-	Sums                             usage.Sums
+	Kind                             RowKind
+	Sums                             usage.Sums // of a correction either sign
 }
 
 // Totals is the zone's usage without a customer column.
@@ -178,34 +188,29 @@ func cellRange(since, until time.Time) (lo, hi int64, err error) {
 
 func (v *View) scan(ctx context.Context, lo, hi []byte, each func(k, val []byte) error) (err error) {
 	defer guard(&err, "read ledger")
+	return scan(v.snap, lo, hi, ticking(ctx, each))
+}
+
+// ticking ends a scan when ctx does.
+func ticking(ctx context.Context, each func(k, val []byte) error) func(k, val []byte) error {
 	n := 0
-	return scan(v.snap, lo, hi, func(k, val []byte) error {
+	return func(k, val []byte) error {
 		if n++; n%1024 == 0 && ctx.Err() != nil {
 			return ctx.Err()
 		}
 		return each(k, val)
-	})
+	}
 }
 
 // Cells calls each with a customer's cells that overlap [since, until), in order of time: a cell is never split.
-// Nothing bounds their number but the range.
-func (v *View) Cells(ctx context.Context, customer string, since, until time.Time, each func(Row) error) error {
+// What came late and what was corrected are rows of their own. Nothing bounds their number but the range.
+func (v *View) Cells(ctx context.Context, customer string, since, until time.Time, each func(Row) error) (err error) {
+	defer guard(&err, "read ledger")
 	lo, hi, err := cellRange(since, until)
 	if err != nil {
 		return err
 	}
-	prefix := appendCellPrefix(nil, customer)
-	return v.scan(ctx, appendStart(slices.Clone(prefix), lo), appendStart(slices.Clone(prefix), hi), func(k, val []byte) error {
-		c, err := decodeCellKey(k)
-		if err != nil {
-			return err
-		}
-		s, err := decodeSums(val)
-		if err != nil {
-			return err
-		}
-		return each(Row{c, s})
-	})
+	return readCells(ctx, v.snap, customer, lo, hi, each)
 }
 
 // Usage reports a customer's cells that overlap [since, until). A customer without usage has an empty report.
@@ -226,22 +231,14 @@ func (v *View) Usage(ctx context.Context, customer string, since, until time.Tim
 }
 
 // TotalCells calls each with the zone's cells that overlap [since, until), in order of time, by product, plan, API,
-// served region and outcome.
-func (v *View) TotalCells(ctx context.Context, since, until time.Time, each func(start int64, row TotalsRow) error) error {
+// served region and outcome. What came late and what was corrected are rows of their own.
+func (v *View) TotalCells(ctx context.Context, since, until time.Time, each func(start int64, row TotalsRow) error) (err error) {
+	defer guard(&err, "read ledger")
 	lo, hi, err := cellRange(since, until)
 	if err != nil {
 		return err
 	}
-	return v.scan(ctx, appendStart([]byte(prefixTotal), lo), appendStart([]byte(prefixTotal), hi), func(k, val []byte) error {
-		start, row, err := decodeTotalKey(k)
-		if err != nil {
-			return err
-		}
-		if row.Sums, err = decodeSums(val); err != nil {
-			return err
-		}
-		return each(start, row)
-	})
+	return readTotals(ctx, v.snap, lo, hi, each)
 }
 
 // Totals sums the zone's cells that overlap [since, until) by product, plan,
@@ -252,7 +249,7 @@ func (v *View) Totals(ctx context.Context, since, until time.Time) (Totals, erro
 	err := v.TotalCells(ctx, since, until, func(_ int64, row TotalsRow) error {
 		s := row.Sums
 		row.Sums = usage.Sums{}
-		sums[row] = sums[row].Add(s)
+		sums[row] = sum(sums[row], s)
 		out.Total.add(row.Outcome, s)
 		return nil
 	})
@@ -265,7 +262,7 @@ func (v *View) Totals(ctx context.Context, since, until time.Time) (Totals, erro
 	}
 	slices.SortFunc(out.Rows, func(a, b TotalsRow) int {
 		return cmp.Or(cmp.Compare(a.Product, b.Product), cmp.Compare(a.Plan, b.Plan), cmp.Compare(a.API, b.API),
-			cmp.Compare(a.ServedRegion, b.ServedRegion), cmp.Compare(a.Outcome, b.Outcome))
+			cmp.Compare(a.ServedRegion, b.ServedRegion), cmp.Compare(a.Outcome, b.Outcome), cmp.Compare(a.Kind, b.Kind))
 	})
 	return out, nil
 }

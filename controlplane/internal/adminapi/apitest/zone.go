@@ -3,6 +3,7 @@ package apitest
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -39,6 +40,7 @@ type Zone struct {
 	Server *httptest.Server
 	Usage  *Usage
 	Ledger *ledger.Ledger // real, empty
+	Signer ed25519.PrivateKey
 }
 
 // Installation is two zones over one catalog: emea (eu-west, eu-central, control-only eu-north) and us.
@@ -64,7 +66,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 		in.Catalog.Put(model.PrefixNode+n.Name, model.Encode(n))
 	}
 	for _, name := range []string{"emea", "us"} {
-		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}, Ledger: newLedger(t)}
+		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}, Ledger: newLedger(t), Signer: ed25519.NewKeyFromSeed(bytes.Repeat([]byte(name[:1]), ed25519.SeedSize))}
 		for token, role := range map[string]string{Admin: adminapi.RoleAdmin, Viewer: adminapi.RoleViewer} {
 			z.Store.Put(adminapi.TokenKey(token), model.Encode(model.Operator{Name: role, Role: role}))
 		}
@@ -73,7 +75,8 @@ func New(t testing.TB, wait time.Duration) *Installation {
 			t.Fatal(err)
 		}
 		h, err := adminapi.Handler(adminapi.Config{Zone: name, Node: name + "-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store,
-			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Alerts: alerts, Ledger: z.Ledger, Quota: quotas{in.Catalog, z.Store, z.Ledger}, Wait: wait})
+			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Alerts: alerts, Ledger: z.Ledger,
+			Signer: z.Signer, Quota: quotas{in.Catalog, z.Store, z.Ledger}, Wait: wait})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +84,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 		t.Cleanup(z.Server.Close)
 		in.Zones[name] = z
 		jurisdiction := map[string]string{"emea": "EEA", "us": "US"}[name]
-		in.Catalog.Put(model.PrefixZone+name, model.Encode(model.Zone{Name: name, Jurisdiction: jurisdiction, AdminURLs: []string{z.Server.URL}, SigningKey: []byte(name)}))
+		in.Catalog.Put(model.PrefixZone+name, model.Encode(model.Zone{Name: name, Jurisdiction: jurisdiction, AdminURLs: []string{z.Server.URL}, SigningKey: z.Signer.Public().(ed25519.PublicKey)}))
 	}
 	for _, z := range in.Zones {
 		z.Usage.all = in

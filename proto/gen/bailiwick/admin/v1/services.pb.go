@@ -2887,9 +2887,11 @@ type TotalsRow struct {
 	Requests     int64                  `protobuf:"varint,6,opt,name=requests,proto3" json:"requests,omitempty"`
 	Units        int64                  `protobuf:"varint,7,opt,name=units,proto3" json:"units,omitempty"`
 	// What follows is of folded rows alone, as in UsageRow.
-	Start         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=start,proto3" json:"start,omitempty"`
-	Time          string                 `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
-	Total         *UsageTotal            `protobuf:"bytes,10,opt,name=total,proto3" json:"total,omitempty"`
+	Start *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=start,proto3" json:"start,omitempty"`
+	Time  string                 `protobuf:"bytes,9,opt,name=time,proto3" json:"time,omitempty"`
+	Total *UsageTotal            `protobuf:"bytes,10,opt,name=total,proto3" json:"total,omitempty"`
+	// correction: booked by an operator, or late for a closed day; may be negative.
+	Correction    bool `protobuf:"varint,11,opt,name=correction,proto3" json:"correction,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2992,6 +2994,13 @@ func (x *TotalsRow) GetTotal() *UsageTotal {
 		return x.Total
 	}
 	return nil
+}
+
+func (x *TotalsRow) GetCorrection() bool {
+	if x != nil {
+		return x.Correction
+	}
+	return false
 }
 
 type QueryLatencyRequest struct {
@@ -4945,6 +4954,9 @@ type Correction struct {
 	Kind          string           `protobuf:"bytes,8,opt,name=kind,proto3" json:"kind,omitempty"`
 	Rows          []*CorrectionRow `protobuf:"bytes,9,rep,name=rows,proto3" json:"rows,omitempty"`
 	Signature     []byte           `protobuf:"bytes,10,opt,name=signature,proto3" json:"signature,omitempty"` // Ed25519 by the zone's key over the rest
+	Producer      string           `protobuf:"bytes,11,opt,name=producer,proto3" json:"producer,omitempty"`
+	RequestId     string           `protobuf:"bytes,12,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Node          string           `protobuf:"bytes,13,opt,name=node,proto3" json:"node,omitempty"` // the control node that authorised it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5047,6 +5059,27 @@ func (x *Correction) GetSignature() []byte {
 		return x.Signature
 	}
 	return nil
+}
+
+func (x *Correction) GetProducer() string {
+	if x != nil {
+		return x.Producer
+	}
+	return ""
+}
+
+func (x *Correction) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Correction) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
 }
 
 type UndoCorrectionRequest struct {
@@ -6654,7 +6687,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x04rows\x18\x03 \x03(\v2\x1d.bailiwick.admin.v1.TotalsRowR\x04rows\x12E\n" +
 	"\x10complete_through\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x0fcompleteThrough\x12+\n" +
 	"\x03age\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12\x14\n" +
-	"\x05error\x18\x06 \x01(\tR\x05error\"\xb8\x02\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\"\xd8\x02\n" +
 	"\tTotalsRow\x12\x18\n" +
 	"\aproduct\x18\x01 \x01(\tR\aproduct\x12\x12\n" +
 	"\x04plan\x18\x02 \x01(\tR\x04plan\x12\x10\n" +
@@ -6666,7 +6699,10 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x05start\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12\x12\n" +
 	"\x04time\x18\t \x01(\tR\x04time\x124\n" +
 	"\x05total\x18\n" +
-	" \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x05total\"\xf1\x01\n" +
+	" \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x05total\x12\x1e\n" +
+	"\n" +
+	"correction\x18\v \x01(\bR\n" +
+	"correction\"\xf1\x01\n" +
 	"\x13QueryLatencyRequest\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x19\n" +
@@ -6847,7 +6883,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"correction\x126\n" +
 	"\x06before\x18\x02 \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x06before\x124\n" +
 	"\x05after\x18\x03 \x01(\v2\x1e.bailiwick.admin.v1.UsageTotalR\x05after\x12\x1a\n" +
-	"\brepeated\x18\x04 \x01(\bR\brepeated\"\xae\x02\n" +
+	"\brepeated\x18\x04 \x01(\bR\brepeated\"\xfd\x02\n" +
 	"\n" +
 	"Correction\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
@@ -6860,7 +6896,11 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x04kind\x18\b \x01(\tR\x04kind\x125\n" +
 	"\x04rows\x18\t \x03(\v2!.bailiwick.admin.v1.CorrectionRowR\x04rows\x12\x1c\n" +
 	"\tsignature\x18\n" +
-	" \x01(\fR\tsignature\"\x9a\x01\n" +
+	" \x01(\fR\tsignature\x12\x1a\n" +
+	"\bproducer\x18\v \x01(\tR\bproducer\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\f \x01(\tR\trequestId\x12\x12\n" +
+	"\x04node\x18\r \x01(\tR\x04node\"\x9a\x01\n" +
 	"\x15UndoCorrectionRequest\x12\x1a\n" +
 	"\x02id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x82\x01R\x02id\x12\"\n" +
