@@ -30,7 +30,7 @@ import (
 // next segment.
 const (
 	segmentMagic   = "bwrows\x00\x00"
-	segmentVersion = 1
+	segmentVersion = 2 // 2: a row that took units of a quota ends with its period
 	segmentHeader  = 128
 	wordSize       = 8
 	endWord        = ^uint64(0)
@@ -52,7 +52,8 @@ const (
 	keyRev    = 8
 	keyOut    = 16
 	keyTexts  = 17
-	keyLimit  = keyTexts + 7*(2+usage.MaxString)
+	keyPeriod = 8 // behind the texts, and only where there is one: rows of version 1 read as without
+	keyLimit  = keyTexts + 7*(2+usage.MaxString) + keyPeriod
 	maxRecord = wordSize + (rowKey+keyLimit+7)&^7
 )
 
@@ -225,7 +226,11 @@ func storeWord(b []byte, w uint64) {
 
 // rowSize is the length of the row's payload.
 func rowSize(r *usage.Row) int {
-	return rowKey + keyTexts + 14 + len(r.Customer) + len(r.Subscription) + len(r.Plan) + len(r.Product) + len(r.API) + len(r.Route) + len(r.ServedRegion)
+	n := 0
+	if r.Period != 0 {
+		n = keyPeriod
+	}
+	return n + rowKey + keyTexts + 14 + len(r.Customer) + len(r.Subscription) + len(r.Plan) + len(r.Product) + len(r.API) + len(r.Route) + len(r.ServedRegion)
 }
 
 // putRow writes the row's payload to b, which is exactly its size.
@@ -250,7 +255,10 @@ func putRow(b []byte, r *usage.Row) {
 	b = putText(b, r.Product)
 	b = putText(b, r.API)
 	b = putText(b, r.Route)
-	putText(b, r.ServedRegion)
+	b = putText(b, r.ServedRegion)
+	if r.Period != 0 {
+		le.PutUint64(b, uint64(r.Period))
+	}
 }
 
 func putText(b []byte, s string) []byte {
@@ -301,7 +309,11 @@ func decodeKey(k string) (c usage.Cell, err error) {
 		n := int(binary.LittleEndian.Uint16(b))
 		*s, b = string(b[2:2+n]), b[2+n:]
 	}
-	if len(b) != 0 {
+	switch len(b) {
+	case 0:
+	case keyPeriod:
+		c.Period = int64(binary.LittleEndian.Uint64(b))
+	default:
 		return c, errRow
 	}
 	return c, nil
@@ -310,7 +322,7 @@ func decodeKey(k string) (c usage.Cell, err error) {
 // encodeKey is the key of a cell, for cells that come from a checkpoint.
 func encodeKey(c usage.Cell) string {
 	r := usage.Row{Customer: c.Customer, Subscription: c.Subscription, Plan: c.Plan, PlanRev: c.PlanRev, Product: c.Product, API: c.API,
-		Route: c.Route, Outcome: c.Outcome, ServedRegion: c.ServedRegion, EndUnixMS: c.Start * 1000}
+		Route: c.Route, Outcome: c.Outcome, ServedRegion: c.ServedRegion, Period: c.Period, EndUnixMS: c.Start * 1000}
 	b := make([]byte, rowSize(&r))
 	putRow(b, &r)
 	return string(b[rowKey:])

@@ -18,9 +18,11 @@ import (
 
 const edge = "eu-west-edge-1"
 
+// row is with a period for every other customer: its place in the record is optional.
 func row(customer string) usage.Row {
 	return usage.Row{Customer: customer, Subscription: "main", Plan: "gold", PlanRev: 3, Product: "core", API: "orders", Route: "get",
-		Outcome: usage.OutcomeSuccess, ServedRegion: "eu-west", Requests: 1, Units: 1, BytesIn: 10, BytesOut: 100, LatencyUS: 5}
+		Outcome: usage.OutcomeSuccess, ServedRegion: "eu-west", Requests: 1, Units: 1, BytesIn: 10, BytesOut: 100, LatencyUS: 5,
+		Period: int64(len(customer)%2) * 1_761_955_200}
 }
 
 func open(t testing.TB, cfg spool.Config) *spool.Spool {
