@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e explore bench fuzz lint generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore bench fuzz lint generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,13 +22,16 @@ build: ## build the three programs and the sandbox into bin/
 test: build ## every test: unit, conformance, architecture, end to end (about ten minutes on 2 cores)
 	$(GO) vet ./...
 	$(GO) test -count=1 -timeout 20m ./regions/... ./shared/... ./controlplane/... ./dataplane/... ./deploy/... ./e2e/harness/... ./e2e/netlab/... ./e2e/archtest/...
-	$(GO) test -count=1 -timeout 30m -p 1 ./e2e/scenario/...
+	$(GO) test -count=1 -timeout 30m -p 1 ./e2e/scenario/... ./e2e/campaign/...
 
 test-race: ## the unit tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 40m ./regions/... ./shared/... ./controlplane/... ./dataplane/...
 
 e2e: build ## the end-to-end tests alone; one of them: make e2e ARGS='-run TestStory/b'
 	$(GO) test -count=1 -timeout 40m -p 1 -v ./e2e/scenario/... $(ARGS)
+
+campaign: build ## a sandbox under load and faults, held to the law of usage: make campaign ARGS='-seed 1 -requests 1000000 -faults 300'
+	$(GO) run ./e2e/campaign $(ARGS)
 
 explore: ## every state of the usage and quota protocols in the small, within the larger bounds (minutes, and some GB of memory)
 	EXPLORE=full $(GO) test -count=1 -timeout 60m -v -run 'Explore' ./controlplane/internal/ledger/... $(ARGS)

@@ -197,11 +197,13 @@ func (s *Sandbox) Metric(adminURL, name string) (sum float64, found bool) {
 	return sum, found
 }
 
-// Process is a daemon started beside the sandbox's own.
+// Process is a daemon started beside the sandbox's own. Its methods are one goroutine's at a time.
 type Process struct {
-	Name, HTTPS, Admin, LogFile string
-	cmd                         *exec.Cmd
-	ended                       chan struct{}
+	Name, Dir, HTTPS, Admin, LogFile string
+
+	command []string
+	cmd     *exec.Cmd
+	ended   chan struct{}
 }
 
 // AddEdge does what the README's three commands do: a join token, its file, and the daemon. slot chooses ports
@@ -212,13 +214,8 @@ func (s *Sandbox) AddEdge(region, name string, slot int) *Process {
 	if zone == "" {
 		zone = "emea"
 	}
-	var answer struct{ Token string }
-	out := s.MustCLI(zone, "join-token", "create", "--kind", "edge", "--region", region, "--name", name, "-o", "json")
-	if err := json.Unmarshal([]byte(out), &answer); err != nil || answer.Token == "" {
-		s.t.Fatalf("join-token create printed %d bytes and no token: %v", len(out), err)
-	}
 	tokenFile := filepath.Join(s.Dir, name+".join-token")
-	if err := os.WriteFile(tokenFile, []byte(answer.Token+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(tokenFile, []byte(s.JoinToken(zone, region, name)+"\n"), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
 	var urls []string
@@ -228,27 +225,17 @@ func (s *Sandbox) AddEdge(region, name string, slot int) *Process {
 		}
 	}
 	at := func(offset int) string { return fmt.Sprintf("127.0.0.1:%d", s.Base+offset+slot) }
-	p := &Process{Name: name, HTTPS: at(443), Admin: "http://" + at(901), LogFile: filepath.Join(s.Dir, "logs", name+".log")}
-	log, err := os.OpenFile(p.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	p.cmd = exec.Command(filepath.Join(s.Bin, "bailiwick-edge"), "-dir", filepath.Join(s.Dir, name), "-name", name, "-region", region,
+	p := &Process{Name: name, Dir: filepath.Join(s.Dir, name), HTTPS: at(443), Admin: "http://" + at(901), LogFile: filepath.Join(s.Dir, "logs", name+".log")}
+	p.command = []string{filepath.Join(s.Bin, "bailiwick-edge"), "-dir", p.Dir, "-name", name, "-region", region,
 		"-control", strings.Join(urls, ","), "-ca-file", s.CAFile, "-join-token-file", tokenFile,
-		"-https", p.HTTPS, "-http", at(80), "-relay", at(501), "-admin", at(901), "-allow-loopback-upstreams")
-	p.cmd.Env = append(os.Environ(), "QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true")
-	p.cmd.Stdout, p.cmd.Stderr = log, log
-	err = p.cmd.Start()
-	log.Close()
-	if err != nil {
+		"-https", p.HTTPS, "-http", at(80), "-relay", at(501), "-admin", at(901), "-allow-loopback-upstreams"}
+	if err := p.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	p.ended = make(chan struct{})
-	go func() { _ = p.cmd.Wait(); close(p.ended) }()
 	s.t.Cleanup(p.Stop)
 	s.Eventually(60*time.Second, name+" is ready", func() error {
 		select {
-		case <-p.ended:
+		case <-p.Ended():
 			data, _ := os.ReadFile(p.LogFile)
 			s.t.Fatalf("%s has ended: %s", name, bytes.TrimSpace(data[max(0, len(data)-2000):]))
 		default:
@@ -261,14 +248,62 @@ func (s *Sandbox) AddEdge(region, name string, slot int) *Process {
 	return p
 }
 
+// Start starts it, again or for the first time.
+func (p *Process) Start() error {
+	log, err := os.OpenFile(p.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(p.command[0], p.command[1:]...)
+	cmd.Env = append(os.Environ(), "QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true")
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	p.cmd, p.ended = cmd, ended
+	go func() { _ = cmd.Wait(); close(ended) }()
+	return nil
+}
+
+// Copy is the same edge on another directory and on ports of another slot, as far behind as by says. It is not
+// started.
+func (p *Process) Copy(dir string, by int) *Process {
+	move := func(address string) string {
+		host, port, _ := strings.Cut(strings.TrimPrefix(address, "http://"), ":")
+		n, _ := strconv.Atoi(port)
+		return fmt.Sprintf("%s:%d", host, n+by)
+	}
+	c := &Process{Name: p.Name, Dir: dir, HTTPS: move(p.HTTPS), Admin: "http://" + move(p.Admin), LogFile: p.LogFile + ".copy"}
+	for i, arg := range p.command {
+		switch {
+		case i > 0 && p.command[i-1] == "-dir":
+			arg = dir
+		case i > 0 && (p.command[i-1] == "-https" || p.command[i-1] == "-http" || p.command[i-1] == "-relay" || p.command[i-1] == "-admin"):
+			arg = move(arg)
+		}
+		c.command = append(c.command, arg)
+	}
+	return c
+}
+
+// Ended is closed when the process that was started last has ended.
+func (p *Process) Ended() <-chan struct{} { return p.ended }
+
+// Kill ends it with SIGKILL and waits for its end.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.ended
+}
+
 // Stop ends the process with SIGTERM, and kills it after ten seconds.
 func (p *Process) Stop() {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:
 	case <-time.After(10 * time.Second):
-		_ = p.cmd.Process.Kill()
-		<-p.ended
+		p.Kill()
 	}
 }
 

@@ -2,14 +2,9 @@ package scenario_test
 
 import (
 	"context"
-	"crypto/tls"
-	"net"
 	"net/http"
-	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/net/http2"
 
 	"connectrpc.com/connect"
 
@@ -35,52 +30,15 @@ type stranger struct {
 // token makes a join token.
 func token(t *testing.T, s *harness.Sandbox, zone, region, name string) string {
 	t.Helper()
-	return field(t, s.MustCLI(zone, "join-token", "create", "--kind", "edge", "--region", region, "--name", name, "-o", "json"), "token")
+	return s.With(t).JoinToken(zone, region, name)
 }
 
 // joinEdge joins with a token of its own and leaves when the test ends. It offers no relay address, so nobody
 // relays to it.
 func joinEdge(t *testing.T, s *harness.Sandbox, zone, region, name string) *stranger {
 	t.Helper()
-	key, csr, err := identity.NewKeyAndCSR()
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	answer, err := s.JoinService(s.AdminURLs(zone)[0]).Join(ctx, &joinv1.JoinRequest{Token: token(t, s, zone, region, name), Csr: csr, Name: name, Region: region})
-	if err != nil {
-		t.Fatalf("join as %s: %v", name, err)
-	}
-	t.Cleanup(func() { s.CLI(zone, "node", "remove", name) })
-	source, err := identity.New(answer.GetCertificateChain(), key, answer.GetRoots())
-	if err != nil {
-		t.Fatalf("identity of %s: %v", name, err)
-	}
-	e := &stranger{name: name, source: source, join: answer, peers: map[string]string{}}
-	for _, p := range answer.GetPeerAddrs() {
-		node, address, found := strings.Cut(p, "=")
-		if !found {
-			t.Fatalf("peer address %q is not name=host:port", p)
-		}
-		e.peers[node] = address
-	}
-	first := ""
-	for node := range e.peers {
-		if first == "" || node < first {
-			first = node
-		}
-	}
-	if first == "" {
-		t.Fatalf("join as %s told no peer address", name)
-	}
-	e.base = "https://" + e.peers[first]
-	e.http = &http.Client{Transport: &http2.Transport{DialTLSContext: func(ctx context.Context, network, address string, _ *tls.Config) (net.Conn, error) {
-		d := tls.Dialer{Config: source.ClientTLS([]string{"h2"}, identity.Only(identity.Control, zone, first))}
-		return d.DialContext(ctx, network, address)
-	}}}
-	t.Cleanup(e.http.CloseIdleConnections)
-	return e
+	j := s.With(t).Join(zone, region, name)
+	return &stranger{name: j.Name, source: j.Source, join: j.Answer, peers: j.Peers, http: j.HTTP, base: j.Base}
 }
 
 func (e *stranger) sync() syncv1connect.SyncServiceClient {
