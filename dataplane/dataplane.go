@@ -23,6 +23,7 @@ import (
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/dataplane/internal/quota"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/dataplane/internal/ship"
 	"bailiwick/dataplane/internal/spool"
@@ -49,6 +50,9 @@ type Config struct {
 	ControlURLs   []string // admin URLs of the zone's control nodes
 	CAFile        string   // the installation's roots
 	JoinTokenFile string
+
+	// QuotaWait is how long a request waits for the first word on its quota; 0: not at all, it is refused.
+	QuotaWait time.Duration
 
 	OnSpoolError           string // proxy.RefuseNew (default) or proxy.ServeUnbilled
 	AllowLoopbackUpstreams bool
@@ -90,6 +94,7 @@ type Edge struct {
 	follow   *subscribe.Client
 	monitor  *failover.Monitor
 	grants   *failover.Grants
+	quotas   *quota.Book
 	relays   *relay.Client
 	inbound  *relay.Server
 	tls      *edgetls.Manager
@@ -167,7 +172,12 @@ func (e *Edge) openPath() (err error) {
 	if e.tls, err = e.newTLS(); err != nil {
 		return err
 	}
-	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables, Gate: &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap()},
+	e.quotas, err = quota.New(quota.Config{Leader: e.newLessor(), Epoch: e.spool.Stats().Epoch, Pending: e.pendingEpochs, Wait: e.cfg.QuotaWait, Logger: e.log})
+	if err != nil {
+		return err
+	}
+	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
+		Gate:    &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Quotas: e.quotas},
 		Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Logger: e.log,
 		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS)})
 	if err != nil {
@@ -240,6 +250,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "table", Run: e.follow.Run, Ready: e.follow.Ready(), Why: "no door opens before there is a whole table"},
 		{Name: "certificates", Run: e.runTLS, Why: "HTTPS needs them"},
 		{Name: "upstream health", Run: e.monitor.Run, Why: "requests choose by it"},
+		{Name: "quotas", Run: e.quotas.Run, Why: "requests take from its leases"},
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
 		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},
 		{Name: "relays in", Run: e.serveRelays, Why: "other regions send here"},

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/dataplane/internal/limit"
 	"bailiwick/shared/telemetry"
 )
 
@@ -136,6 +137,17 @@ func (e *Edge) metrics() []telemetry.Metric {
 		gauge("usage_blocks_unacked", "Blocks waiting for the ledger.", func() float64 { return float64(e.spool.Stats().Unacked) }),
 		gauge("usage_epochs_parked", "Epochs that the ledger refused; their blocks are kept.", func() float64 { return float64(e.spool.Stats().Parked) }),
 		counter("unbilled_requests_total", "Requests served that could not be counted.", e.proxy.Unbilled),
+		gauge("quota_accounts", "Subscriptions with a quota or a rate limit that this edge has an account of.", func() float64 { return float64(e.quotas.Stats().Accounts) }),
+		gauge("quota_units_spent", "Units spent here in current periods, since the start.", func() float64 { return float64(e.quotas.Stats().Spent) }),
+		gauge("quota_units_held", "Units leased to this edge that no request has taken.", func() float64 { return float64(e.quotas.Stats().Free) }),
+		gauge("quota_parked", "Requests waiting for the first word on their quota.", func() float64 { return float64(e.quotas.Stats().Parked) }),
+		counter("quota_exhausted_total", "Requests refused because the quota was used up.", func() int64 { return e.quotas.Stats().Exhausted }),
+		counter("quota_unconfirmed_total", "Requests for whose quota nobody answered in time.", func() int64 { return e.quotas.Stats().Unconfirmed }),
+		counter("quota_crowded_total", "Of them, those that could not wait because too many did.", func() int64 { return e.quotas.Stats().Crowded }),
+		counter("quota_exchanges_total", "Exchanges with the zone ledger.", func() int64 { return e.quotas.Stats().Exchanges }),
+		counter("quota_exchanges_failed_total", "Of them, those not answered.", func() int64 { return e.quotas.Stats().Failed }),
+		gauge("quota_exchange_seconds", "How long the last exchange took.", func() float64 { return e.quotas.Stats().Latency.Seconds() }),
+		gauge("rate_share", "Part of a rate limit that this edge uses where the leader named none.", func() float64 { return float64(e.quotas.Stats().Share) / limit.Whole }),
 		gauge("grants_held", "Grants to relay that this edge holds.", func() float64 { return float64(len(e.grants.Held())) }),
 		gauge("relays_out_in_flight", "Requests being served by another region.", func() float64 { return float64(e.relays.InFlight()) }),
 		gauge("relays_in_in_flight", "Requests being served for another region.", func() float64 { return float64(e.inbound.InFlight()) }),

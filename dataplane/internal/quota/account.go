@@ -148,7 +148,11 @@ func (a *Account) Offer() int64 {
 // Taken once the period is known. It does not block and does not allocate.
 func (a *Account) Take(units int64, leased bool, unix int64) (Ticket, Decision) {
 	a.wanted.Add(units)
-	return a.try(units, leased, unix)
+	t, d := a.try(units, leased, unix)
+	if d == Exhausted {
+		a.book.stats.exhausted.Add(1)
+	}
+	return t, d
 }
 
 func (a *Account) try(units int64, leased bool, unix int64) (Ticket, Decision) {

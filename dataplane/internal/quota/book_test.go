@@ -422,6 +422,24 @@ func TestBook_SoftIsWatchedAndNeverHeldUp(t *testing.T) {
 	})
 }
 
+// An edge that stops in order gives back what no request will take.
+func TestBook_GivesBackWhenItStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(1000, acme)
+		b := newBook(t, &link{edge: "a", ledger: l}, nil)
+		run(t, func(ctx context.Context) {
+			for range 50 {
+				ticket, _ := request(ctx, b, strict)
+				ticket.Spend()
+				time.Sleep(10 * time.Millisecond)
+			}
+		}, b)
+		if h := l.holder(acme, holderID{"a", 7}); h.leased != 50 {
+			t.Errorf("got %d leased after the end, want the 50 that were spent", h.leased)
+		}
+	})
+}
+
 func TestTicket_LostRowsStayTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger(10, acme)

@@ -34,19 +34,35 @@ type exchange struct {
 	recall                  bool
 }
 
-// Run exchanges until ctx ends. A leader that does not answer is asked again; nothing is ever returned but nil.
+// Run exchanges until ctx ends, and then gives back what is left: an edge that stops in order may stay away for
+// long. A leader that does not answer is asked again; nothing is ever returned but nil.
 func (b *Book) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			b.leave(context.WithoutCancel(ctx))
 			return nil
 		case <-b.wake:
 		case <-timer.C:
 		}
 		next := b.step(ctx, time.Now())
 		timer.Reset(max(0, time.Until(next)))
+	}
+}
+
+// leave gives back what nobody will take any more, if that can be said in one exchange.
+func (b *Book) leave(ctx context.Context) {
+	b.queue = b.queue[:0]
+	b.all(func(a *Account) {
+		if l := a.lease.Load(); l != nil && l.free.Load() > 0 {
+			a.used = time.Time{}
+			b.queue = append(b.queue, a)
+		}
+	})
+	if len(b.queue) > 0 {
+		b.trade(ctx, time.Now())
 	}
 }
 
@@ -270,10 +286,13 @@ func (a *Account) ask(now time.Time) Ask {
 	k.Period, k.Spent = l.period, l.spent.Load()
 	k.Ceiling = l.leased - min(0, free)
 	k.InFlight = max(0, l.leased-free-k.Spent)
-	if !ended {
-		want -= max(0, free)
+	// Not before half of it is gone: each ask is an entry in the ledger's log.
+	switch {
+	case ended:
+		k.Want = want
+	case 2*free < want:
+		k.Want = want - max(0, free)
 	}
-	k.Want = max(0, want)
 	return k
 }
 

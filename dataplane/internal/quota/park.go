@@ -23,6 +23,17 @@ type outcome struct {
 // word on its period, and only while the control plane answers. Units are handed to those who wait in the
 // order they came, so only those wake who have an outcome. It never calls anybody.
 func (a *Account) Park(ctx context.Context, units int64, leased bool) (Ticket, Decision) {
+	t, d := a.park(ctx, units, leased)
+	switch d {
+	case Exhausted:
+		a.book.stats.exhausted.Add(1)
+	case Unconfirmed:
+		a.book.stats.unconfirmed.Add(1)
+	}
+	return t, d
+}
+
+func (a *Account) park(ctx context.Context, units int64, leased bool) (Ticket, Decision) {
 	b := a.book
 	if b.cfg.Wait <= 0 || !leased && !b.reachable.Load() {
 		a.kick()

@@ -90,7 +90,7 @@ const (
 	maxAsks      = 1024                   // in one exchange; the rest goes into the next
 	horizon      = 2                      // seconds of demand that an edge wants to hold
 	millionths   = 1_000_000
-	exchangeTime = 500 * time.Millisecond // one attempt
+	exchangeTime = 750 * time.Millisecond // one attempt
 )
 
 // Config of a Book. Fields without a default are required.

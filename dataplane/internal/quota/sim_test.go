@@ -63,8 +63,11 @@ func (e *simEdge) kill() {
 	e.book = nil
 	stop := e.stop
 	e.mu.Unlock()
+	var cut bool
+	e.way.set(func() { cut, e.way.cut = e.way.cut, true }) // no last word
 	stop()
 	e.ended.Wait()
+	e.way.set(func() { e.way.cut = cut })
 }
 
 func (e *simEdge) pending(current uint64) (out []quota.Pending) {

@@ -1,0 +1,70 @@
+package dataplane
+
+import (
+	"context"
+
+	"bailiwick/dataplane/internal/enroll"
+	"bailiwick/dataplane/internal/quota"
+	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
+	"bailiwick/proto/gen/bailiwick/usage/v1/usagev1connect"
+	"bailiwick/shared/fault"
+	"bailiwick/shared/fault/rpcfault"
+
+	"connectrpc.com/connect"
+)
+
+// lessor reaches the zone ledger's leader through a control node: the last one that answered, and after a
+// failure the next. One call is one attempt, as the protocol of package quota wants it.
+type lessor struct {
+	nodes []usagev1connect.QuotaServiceClient
+	at    int // the Book makes one exchange at a time
+}
+
+func (e *Edge) newLessor() *lessor {
+	l := &lessor{}
+	for _, p := range e.state.Peers {
+		l.nodes = append(l.nodes, usagev1connect.NewQuotaServiceClient(enroll.HTTPClient(e.state.Source, p), p.URL(),
+			connect.WithInterceptors(rpcfault.Client()), connect.WithReadMaxBytes(4<<20)))
+	}
+	return l
+}
+
+func (l *lessor) Exchange(ctx context.Context, r *quota.Request) (*quota.Response, error) {
+	if len(l.nodes) == 0 {
+		return nil, fault.New(fault.Unavailable, "NO_CONTROL_NODE", "exchange quotas: this edge knows no control node")
+	}
+	out := &usagev1.ExchangeRequest{Epoch: r.Epoch, Sequence: r.Sequence}
+	for _, p := range r.Pending {
+		out.Pending = append(out.Pending, &usagev1.PendingEpoch{Epoch: p.Epoch, SealedSeq: p.Sealed})
+	}
+	for i := range r.Asks {
+		a := &r.Asks[i]
+		out.Accounts = append(out.Accounts, &usagev1.AccountAsk{Customer: a.Customer, Subscription: a.Subscription, Plan: a.Plan, Period: a.Period,
+			Ceiling: a.Ceiling, Spent: a.Spent, InFlight: a.InFlight, Want: a.Want, DemandMilli: a.Demand, Starving: a.Starving})
+	}
+	in, err := l.nodes[l.at].Exchange(ctx, out)
+	if err != nil {
+		l.at = (l.at + 1) % len(l.nodes)
+		return nil, err
+	}
+	response := &quota.Response{Sequence: in.GetSequence(), LiveEdges: int64(in.GetLiveEdges())}
+	for _, s := range in.GetAccounts() {
+		response.States = append(response.States, quota.State{ID: quota.ID{Customer: s.GetCustomer(), Subscription: s.GetSubscription()},
+			Period: s.GetPeriod(), PeriodEnd: s.GetPeriodEnd(), Leased: s.GetLeased(), Limit: s.GetLimit(), Used: s.GetUsed(), UsedHere: s.GetUsedHere(),
+			Leases: s.GetMode() == "strict" || s.GetMode() == "elastic", None: s.GetMode() == "none" || s.GetMode() == "",
+			Recall: s.GetRecall(), Exhausted: s.GetExhausted(), Share: s.GetSharePpm()})
+	}
+	return response, nil
+}
+
+// pendingEpochs are those before this process's whose blocks are not all in the ledger.
+func (e *Edge) pendingEpochs() []quota.Pending {
+	current := e.spool.Stats().Epoch
+	var out []quota.Pending
+	for _, x := range e.spool.Epochs() {
+		if x.Epoch != current && x.Oldest <= x.Sealed {
+			out = append(out, quota.Pending{Epoch: x.Epoch, Sealed: x.Sealed})
+		}
+	}
+	return out
+}
