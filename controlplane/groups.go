@@ -123,7 +123,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	handler.Handle(usagev1connect.NewQuotaServiceHandler(quotaDoor{n}, opts...))
 	handler.Handle(joinv1connect.NewIdentityServiceHandler(n.enroll, opts...))
 	handler.Handle(joinv1connect.NewCertStoreServiceHandler(n.certs, opts...))
-	n.carrier.Register(handler, n.keeper, carrier.Ledger{Lessor: n.lessor}, n.central.own)
+	n.carrier.Register(handler, n.keeper, carrier.Ledger{Lessor: n.lessor, Detail: ownDetail{n}}, n.central.own)
 	return nil
 }
 

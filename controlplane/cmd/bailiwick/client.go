@@ -41,11 +41,13 @@ type api struct {
 	adminv1connect.AlertServiceClient
 	adminv1connect.LedgerServiceClient
 	adminv1connect.QuotaServiceClient
+	adminv1connect.CustomerServiceClient
 }
 
 type client struct {
 	http *http.Client
-	urls []string // as configured, in order
+	urls []string      // as configured, in order
+	try  time.Duration // for one node
 }
 
 // zone is where the control nodes of a zone are.
@@ -62,7 +64,7 @@ func (a *app) setting(flag, env string) string {
 }
 
 func (a *app) connect() (*client, error) {
-	c := &client{}
+	c := &client{try: tryTimeout}
 	for u := range strings.SplitSeq(a.setting(a.admin, "BAILIWICK_ADMIN"), ",") {
 		if u = strings.TrimRight(strings.TrimSpace(u), "/"); u != "" {
 			c.urls = append(c.urls, u)
@@ -124,6 +126,7 @@ func (c *client) at(u string) api {
 		adminv1connect.NewAlertServiceClient(c.http, u, opt),
 		adminv1connect.NewLedgerServiceClient(c.http, u, opt),
 		adminv1connect.NewQuotaServiceClient(c.http, u, opt),
+		adminv1connect.NewCustomerServiceClient(c.http, u, opt),
 	}
 }
 
@@ -140,7 +143,7 @@ func askFollowing[T any](ctx context.Context, c *client, urls []string, call fun
 		if _, err := url.Parse(u); err != nil {
 			return none, misuse("%q is not a URL", u)
 		}
-		tryCtx, cancel := context.WithTimeout(ctx, tryTimeout)
+		tryCtx, cancel := context.WithTimeout(ctx, c.try)
 		v, err := call(tryCtx, c.at(u))
 		cancel()
 		if err == nil {

@@ -129,7 +129,8 @@ type Config struct {
 	Ledger      Ledger             // optional: without it what operators do to a ledger is Unimplemented
 	Alerts      *alert.Service     // optional: without it webhooks are Unimplemented
 	Quota       Quotas             // optional: without it quotas are Unimplemented
-	Signer      ed25519.PrivateKey // optional: the zone's; without it no correction is booked
+	Signer      ed25519.PrivateKey // optional: the zone's; without it no correction is booked and nothing is erased
+	Detail      Detail             // optional: without it traces, exports and erasures are Unimplemented
 	// Alive optionally says which control nodes of the zone this node hears from.
 	Alive func() map[string]bool
 	// Leaders optionally names the leader of each group this node knows; by default of Catalog and Store.
@@ -145,6 +146,8 @@ func (c Config) Validate() error {
 		return errors.New("admin API: Zone and Node are required")
 	case c.Catalog == nil || c.Store == nil:
 		return errors.New("admin API: Catalog and Store are required")
+	case c.Detail != nil && len(c.Signer) != ed25519.PrivateKeySize:
+		return errors.New("admin API: Detail needs the zone's Signer")
 	case len(c.Pepper) != apikey.PepperLen:
 		return fmt.Errorf("admin API: the pepper has %d bytes, want %d", len(c.Pepper), apikey.PepperLen)
 	}
@@ -157,6 +160,7 @@ type server struct {
 	// A procedure that nobody has built yet says so.
 	adminv1connect.UnimplementedUsageServiceHandler
 	adminv1connect.UnimplementedLedgerServiceHandler
+	adminv1connect.UnimplementedCustomerServiceHandler
 	adminv1connect.UnimplementedQuotaServiceHandler
 }
 
@@ -190,12 +194,13 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewNodeServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewBorderServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewUsageServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewCustomerServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewAlertServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewLedgerServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewQuotaServiceHandler(s, opts...))
 	reflector := grpcreflect.NewStaticReflector(adminv1connect.ResourceServiceName, adminv1connect.KeyServiceName,
 		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName,
-		adminv1connect.QuotaServiceName)
+		adminv1connect.QuotaServiceName, adminv1connect.CustomerServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
 	return bodyLimit(mux, connect.NewErrorWriter(opts...)), nil
@@ -215,11 +220,17 @@ func bodyLimit(next http.Handler, errs *connect.ErrorWriter) http.Handler {
 	})
 }
 
+// slow are the calls that read or rewrite files on all nodes of the zone, and how long they may take.
+var slow = map[string]time.Duration{
+	adminv1connect.UsageServiceTraceUsageProcedure: 40 * time.Second,
+	adminv1connect.CustomerServiceEraseProcedure:   50 * time.Second, // the admin port's server ends all in a minute
+}
+
 // bounded ends every call: a client without a deadline must not wait for a quorum for ever.
 func bounded(wait time.Duration) connect.UnaryInterceptorFunc {
 	return func(next connect.UnaryFunc) connect.UnaryFunc {
 		return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-			ctx, cancel := context.WithTimeout(ctx, wait)
+			ctx, cancel := context.WithTimeout(ctx, max(wait, slow[req.Spec().Procedure]))
 			defer cancel()
 			return next(ctx, req)
 		}

@@ -44,6 +44,9 @@ var rights = map[string]string{
 	adminv1connect.BorderServiceStatusProcedure:                      RoleViewer,
 	adminv1connect.UsageServiceQueryUsageProcedure:                   RoleViewer,
 	adminv1connect.UsageServiceQueryTotalsProcedure:                  RoleViewer,
+	adminv1connect.UsageServiceTraceUsageProcedure:                   RoleViewer,
+	adminv1connect.CustomerServiceExportProcedure:                    RoleAdmin,
+	adminv1connect.CustomerServiceEraseProcedure:                     RoleAdmin,
 	adminv1connect.AlertServiceCreateWebhookProcedure:                RoleAdmin,
 	adminv1connect.AlertServiceListWebhooksProcedure:                 RoleViewer,
 	adminv1connect.AlertServiceDeleteWebhookProcedure:                RoleAdmin,
@@ -113,7 +116,8 @@ func requests() []proto.Message {
 		&adminv1.CreateWebhookRequest{}, &adminv1.ListWebhooksRequest{}, &adminv1.DeleteWebhookRequest{}, &adminv1.RotateWebhookSecretRequest{}, &adminv1.ListAlertsRequest{},
 		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{},
 		&adminv1.GetQuotasRequest{}, &adminv1.TopUpRequest{},
-		&adminv1.CorrectRequest{}, &adminv1.UndoCorrectionRequest{}, &adminv1.ListCorrectionsRequest{}}
+		&adminv1.CorrectRequest{}, &adminv1.UndoCorrectionRequest{}, &adminv1.ListCorrectionsRequest{},
+		&adminv1.TraceUsageRequest{}, &adminv1.EraseRequest{}, &adminv1.ExportRequest{}}
 }
 
 // validation checks requests against the rules written in the proto files.
@@ -135,7 +139,7 @@ func (validation) WrapStreamingClient(next connect.StreamingClientFunc) connect.
 }
 
 func (validation) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return next // the admin API has no streams
+	return next // the one stream, Export, checks its only field itself
 }
 
 func (v validation) check(msg proto.Message) error {

@@ -19,6 +19,7 @@ type Lessor interface {
 // Ledger is what a node answers about its zone's ledger, by the methods of LedgerService.
 type Ledger struct {
 	Lessor Lessor // required
+	Detail Detail // required
 }
 
 func (c *Carrier) ledger(node string) peerv1connect.LedgerServiceClient {

@@ -929,7 +929,7 @@ type TraceRequest struct {
 	Api           string                 `protobuf:"bytes,4,opt,name=api,proto3" json:"api,omitempty"`
 	Route         string                 `protobuf:"bytes,5,opt,name=route,proto3" json:"route,omitempty"`
 	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	Limit         int32                  `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit         int32                  `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"` // rows; -1: all, and no sums
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1014,9 +1014,12 @@ func (x *TraceRequest) GetLimit() int32 {
 }
 
 type TraceResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rows          []*v11.TraceRow        `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
-	Sums          []*TraceSum            `protobuf:"bytes,2,rep,name=sums,proto3" json:"sums,omitempty"` // over all rows found, whatever limit says
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Rows      []*v11.TraceRow        `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	Sums      []*TraceSum            `protobuf:"bytes,2,rep,name=sums,proto3" json:"sums,omitempty"` // over all rows found, whatever limit says
+	Truncated bool                   `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
+	// The last message has facts, so that an answer that broke off is known.
+	Facts         *DetailFacts `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1065,6 +1068,20 @@ func (x *TraceResponse) GetSums() []*TraceSum {
 	return nil
 }
 
+func (x *TraceResponse) GetTruncated() bool {
+	if x != nil {
+		return x.Truncated
+	}
+	return false
+}
+
+func (x *TraceResponse) GetFacts() *DetailFacts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 type TraceSum struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cell          int64                  `protobuf:"varint,1,opt,name=cell,proto3" json:"cell,omitempty"` // start, unix s
@@ -1073,9 +1090,7 @@ type TraceSum struct {
 	Plan          string                 `protobuf:"bytes,4,opt,name=plan,proto3" json:"plan,omitempty"`
 	ServedRegion  string                 `protobuf:"bytes,5,opt,name=served_region,json=servedRegion,proto3" json:"served_region,omitempty"`
 	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	Rows          int64                  `protobuf:"varint,7,opt,name=rows,proto3" json:"rows,omitempty"`
-	Units         int64                  `protobuf:"varint,8,opt,name=units,proto3" json:"units,omitempty"`
-	Blocks        []string               `protobuf:"bytes,9,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	Shares        []*TraceShare          `protobuf:"bytes,7,rep,name=shares,proto3" json:"shares,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1152,23 +1167,155 @@ func (x *TraceSum) GetOutcome() string {
 	return ""
 }
 
-func (x *TraceSum) GetRows() int64 {
+func (x *TraceSum) GetShares() []*TraceShare {
 	if x != nil {
-		return x.Rows
+		return x.Shares
+	}
+	return nil
+}
+
+// TraceShare is what one piece of detail adds to a cell. An edge that lost an answer may have sent it to two
+// nodes: who asks several counts each (edge, epoch, number) once.
+type TraceShare struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Number        uint64                 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
+	Seq           uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`
+	Requests      int64                  `protobuf:"varint,5,opt,name=requests,proto3" json:"requests,omitempty"`
+	Units         int64                  `protobuf:"varint,6,opt,name=units,proto3" json:"units,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceShare) Reset() {
+	*x = TraceShare{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceShare) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceShare) ProtoMessage() {}
+
+func (x *TraceShare) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceShare.ProtoReflect.Descriptor instead.
+func (*TraceShare) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TraceShare) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *TraceShare) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
 	}
 	return 0
 }
 
-func (x *TraceSum) GetUnits() int64 {
+func (x *TraceShare) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *TraceShare) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *TraceShare) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *TraceShare) GetUnits() int64 {
 	if x != nil {
 		return x.Units
 	}
 	return 0
 }
 
-func (x *TraceSum) GetBlocks() []string {
+type DetailFacts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lost          []*v11.TraceLost       `protobuf:"bytes,1,rep,name=lost,proto3" json:"lost,omitempty"`
+	KeptSince     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=kept_since,json=keptSince,proto3" json:"kept_since,omitempty"`
+	Damaged       []string               `protobuf:"bytes,3,rep,name=damaged,proto3" json:"damaged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetailFacts) Reset() {
+	*x = DetailFacts{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetailFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetailFacts) ProtoMessage() {}
+
+func (x *DetailFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
-		return x.Blocks
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetailFacts.ProtoReflect.Descriptor instead.
+func (*DetailFacts) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DetailFacts) GetLost() []*v11.TraceLost {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *DetailFacts) GetKeptSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.KeptSince
+	}
+	return nil
+}
+
+func (x *DetailFacts) GetDamaged() []string {
+	if x != nil {
+		return x.Damaged
 	}
 	return nil
 }
@@ -1176,13 +1323,14 @@ func (x *TraceSum) GetBlocks() []string {
 type EraseDetailRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	ZoneIndex     uint64                 `protobuf:"varint,2,opt,name=zone_index,json=zoneIndex,proto3" json:"zone_index,omitempty"` // of the zone store, at which the customer is erased
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EraseDetailRequest) Reset() {
 	*x = EraseDetailRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1342,7 @@ func (x *EraseDetailRequest) String() string {
 func (*EraseDetailRequest) ProtoMessage() {}
 
 func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1355,7 @@ func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailRequest.ProtoReflect.Descriptor instead.
 func (*EraseDetailRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EraseDetailRequest) GetCustomer() string {
@@ -1215,6 +1363,13 @@ func (x *EraseDetailRequest) GetCustomer() string {
 		return x.Customer
 	}
 	return ""
+}
+
+func (x *EraseDetailRequest) GetZoneIndex() uint64 {
+	if x != nil {
+		return x.ZoneIndex
+	}
+	return 0
 }
 
 type EraseDetailResponse struct {
@@ -1229,7 +1384,7 @@ type EraseDetailResponse struct {
 
 func (x *EraseDetailResponse) Reset() {
 	*x = EraseDetailResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1396,7 @@ func (x *EraseDetailResponse) String() string {
 func (*EraseDetailResponse) ProtoMessage() {}
 
 func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1409,7 @@ func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailResponse.ProtoReflect.Descriptor instead.
 func (*EraseDetailResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *EraseDetailResponse) GetFiles() int64 {
@@ -1294,7 +1449,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1461,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1474,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -1339,7 +1494,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1506,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1519,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -1448,22 +1603,37 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x03api\x18\x04 \x01(\tR\x03api\x12\x14\n" +
 	"\x05route\x18\x05 \x01(\tR\x05route\x12\x18\n" +
 	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x14\n" +
-	"\x05limit\x18\a \x01(\x05R\x05limit\"r\n" +
+	"\x05limit\x18\a \x01(\x05R\x05limit\"\xc6\x01\n" +
 	"\rTraceResponse\x120\n" +
 	"\x04rows\x18\x01 \x03(\v2\x1c.bailiwick.admin.v1.TraceRowR\x04rows\x12/\n" +
-	"\x04sums\x18\x02 \x03(\v2\x1b.bailiwick.peer.v1.TraceSumR\x04sums\"\xdb\x01\n" +
+	"\x04sums\x18\x02 \x03(\v2\x1b.bailiwick.peer.v1.TraceSumR\x04sums\x12\x1c\n" +
+	"\ttruncated\x18\x03 \x01(\bR\ttruncated\x124\n" +
+	"\x05facts\x18\x04 \x01(\v2\x1e.bailiwick.peer.v1.DetailFactsR\x05facts\"\xd0\x01\n" +
 	"\bTraceSum\x12\x12\n" +
 	"\x04cell\x18\x01 \x01(\x03R\x04cell\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x14\n" +
 	"\x05route\x18\x03 \x01(\tR\x05route\x12\x12\n" +
 	"\x04plan\x18\x04 \x01(\tR\x04plan\x12#\n" +
 	"\rserved_region\x18\x05 \x01(\tR\fservedRegion\x12\x18\n" +
-	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x12\n" +
-	"\x04rows\x18\a \x01(\x03R\x04rows\x12\x14\n" +
-	"\x05units\x18\b \x01(\x03R\x05units\x12\x16\n" +
-	"\x06blocks\x18\t \x03(\tR\x06blocks\"0\n" +
+	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x125\n" +
+	"\x06shares\x18\a \x03(\v2\x1d.bailiwick.peer.v1.TraceShareR\x06shares\"\x92\x01\n" +
+	"\n" +
+	"TraceShare\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06number\x18\x03 \x01(\x04R\x06number\x12\x10\n" +
+	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x1a\n" +
+	"\brequests\x18\x05 \x01(\x03R\brequests\x12\x14\n" +
+	"\x05units\x18\x06 \x01(\x03R\x05units\"\x95\x01\n" +
+	"\vDetailFacts\x121\n" +
+	"\x04lost\x18\x01 \x03(\v2\x1d.bailiwick.admin.v1.TraceLostR\x04lost\x129\n" +
+	"\n" +
+	"kept_since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tkeptSince\x12\x18\n" +
+	"\adamaged\x18\x03 \x03(\tR\adamaged\"O\n" +
 	"\x12EraseDetailRequest\x12\x1a\n" +
-	"\bcustomer\x18\x01 \x01(\tR\bcustomer\"m\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\x1d\n" +
+	"\n" +
+	"zone_index\x18\x02 \x01(\x04R\tzoneIndex\"m\n" +
 	"\x13EraseDetailResponse\x12\x14\n" +
 	"\x05files\x18\x01 \x01(\x03R\x05files\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\x03R\x04rows\x12\x16\n" +
@@ -1502,7 +1672,7 @@ func file_bailiwick_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_bailiwick_peer_v1_peer_proto_rawDescData
 }
 
-var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ProposeRequest)(nil),           // 0: bailiwick.peer.v1.ProposeRequest
 	(*ProposeResponse)(nil),          // 1: bailiwick.peer.v1.ProposeResponse
@@ -1524,71 +1694,78 @@ var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*TraceRequest)(nil),             // 17: bailiwick.peer.v1.TraceRequest
 	(*TraceResponse)(nil),            // 18: bailiwick.peer.v1.TraceResponse
 	(*TraceSum)(nil),                 // 19: bailiwick.peer.v1.TraceSum
-	(*EraseDetailRequest)(nil),       // 20: bailiwick.peer.v1.EraseDetailRequest
-	(*EraseDetailResponse)(nil),      // 21: bailiwick.peer.v1.EraseDetailResponse
-	(*StateHashRequest)(nil),         // 22: bailiwick.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),        // 23: bailiwick.peer.v1.StateHashResponse
-	(*v1.RequestGrantsRequest)(nil),  // 24: bailiwick.sync.v1.RequestGrantsRequest
-	(*v1.RequestGrantsResponse)(nil), // 25: bailiwick.sync.v1.RequestGrantsResponse
-	(*v1.Position)(nil),              // 26: bailiwick.sync.v1.Position
-	(*v1.Status)(nil),                // 27: bailiwick.sync.v1.Status
-	(*timestamppb.Timestamp)(nil),    // 28: google.protobuf.Timestamp
-	(*v11.Tightening)(nil),           // 29: bailiwick.admin.v1.Tightening
-	(*v11.ZoneTotals)(nil),           // 30: bailiwick.admin.v1.ZoneTotals
-	(*v12.ExchangeRequest)(nil),      // 31: bailiwick.usage.v1.ExchangeRequest
-	(*v12.ExchangeResponse)(nil),     // 32: bailiwick.usage.v1.ExchangeResponse
-	(*v11.QuotaStatus)(nil),          // 33: bailiwick.admin.v1.QuotaStatus
-	(*v11.TraceRow)(nil),             // 34: bailiwick.admin.v1.TraceRow
+	(*TraceShare)(nil),               // 20: bailiwick.peer.v1.TraceShare
+	(*DetailFacts)(nil),              // 21: bailiwick.peer.v1.DetailFacts
+	(*EraseDetailRequest)(nil),       // 22: bailiwick.peer.v1.EraseDetailRequest
+	(*EraseDetailResponse)(nil),      // 23: bailiwick.peer.v1.EraseDetailResponse
+	(*StateHashRequest)(nil),         // 24: bailiwick.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),        // 25: bailiwick.peer.v1.StateHashResponse
+	(*v1.RequestGrantsRequest)(nil),  // 26: bailiwick.sync.v1.RequestGrantsRequest
+	(*v1.RequestGrantsResponse)(nil), // 27: bailiwick.sync.v1.RequestGrantsResponse
+	(*v1.Position)(nil),              // 28: bailiwick.sync.v1.Position
+	(*v1.Status)(nil),                // 29: bailiwick.sync.v1.Status
+	(*timestamppb.Timestamp)(nil),    // 30: google.protobuf.Timestamp
+	(*v11.Tightening)(nil),           // 31: bailiwick.admin.v1.Tightening
+	(*v11.ZoneTotals)(nil),           // 32: bailiwick.admin.v1.ZoneTotals
+	(*v12.ExchangeRequest)(nil),      // 33: bailiwick.usage.v1.ExchangeRequest
+	(*v12.ExchangeResponse)(nil),     // 34: bailiwick.usage.v1.ExchangeResponse
+	(*v11.QuotaStatus)(nil),          // 35: bailiwick.admin.v1.QuotaStatus
+	(*v11.TraceRow)(nil),             // 36: bailiwick.admin.v1.TraceRow
+	(*v11.TraceLost)(nil),            // 37: bailiwick.admin.v1.TraceLost
 }
 var file_bailiwick_peer_v1_peer_proto_depIdxs = []int32{
-	24, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
-	25, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
-	26, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
-	26, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
-	26, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
-	26, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
-	27, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
-	28, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
+	26, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
+	27, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
+	28, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
+	28, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
+	28, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
+	28, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
+	29, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
+	30, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
 	6,  // 8: bailiwick.peer.v1.ReportEdgesRequest.edges:type_name -> bailiwick.peer.v1.EdgeReport
 	6,  // 9: bailiwick.peer.v1.EdgeReportsResponse.edges:type_name -> bailiwick.peer.v1.EdgeReport
-	29, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	28, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
-	28, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
-	30, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
-	31, // 14: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
-	32, // 15: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
-	33, // 16: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	28, // 17: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
-	28, // 18: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
-	34, // 19: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	31, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	30, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
+	30, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
+	32, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
+	33, // 14: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
+	34, // 15: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
+	35, // 16: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	30, // 17: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
+	30, // 18: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
+	36, // 19: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
 	19, // 20: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
-	0,  // 21: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
-	2,  // 22: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
-	4,  // 23: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
-	7,  // 24: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
-	9,  // 25: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
-	13, // 26: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
-	15, // 27: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
-	17, // 28: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
-	20, // 29: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
-	22, // 30: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
-	11, // 31: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
-	1,  // 32: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
-	3,  // 33: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
-	5,  // 34: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
-	8,  // 35: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
-	10, // 36: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
-	14, // 37: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
-	16, // 38: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
-	18, // 39: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
-	21, // 40: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
-	23, // 41: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
-	12, // 42: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
-	32, // [32:43] is the sub-list for method output_type
-	21, // [21:32] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	21, // 21: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
+	20, // 22: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
+	37, // 23: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
+	30, // 24: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
+	0,  // 25: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
+	2,  // 26: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
+	4,  // 27: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
+	7,  // 28: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
+	9,  // 29: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
+	13, // 30: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
+	15, // 31: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
+	17, // 32: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
+	22, // 33: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
+	24, // 34: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
+	11, // 35: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
+	1,  // 36: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
+	3,  // 37: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
+	5,  // 38: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
+	8,  // 39: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
+	10, // 40: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
+	14, // 41: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
+	16, // 42: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
+	18, // 43: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
+	23, // 44: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
+	25, // 45: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
+	12, // 46: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
+	36, // [36:47] is the sub-list for method output_type
+	25, // [25:36] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_peer_v1_peer_proto_init() }
@@ -1602,7 +1779,7 @@ func file_bailiwick_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_peer_v1_peer_proto_rawDesc), len(file_bailiwick_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

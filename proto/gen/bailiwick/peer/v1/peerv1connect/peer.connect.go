@@ -315,7 +315,8 @@ type LedgerServiceClient interface {
 	QuotaHolders(context.Context, *v1.QuotaHoldersRequest) (*v1.QuotaHoldersResponse, error)
 	// Trace answers from the detail on the asked node's own disk.
 	Trace(context.Context, *v1.TraceRequest) (*connect.ServerStreamForClient[v1.TraceResponse], error)
-	// EraseDetail removes a customer's rows from the asked node's detail.
+	// EraseDetail removes an erased customer's rows from the asked node's detail, once that node has applied
+	// zone_index.
 	EraseDetail(context.Context, *v1.EraseDetailRequest) (*v1.EraseDetailResponse, error)
 	// StateHash is the asked node's hash of the ledger at a checkpoint.
 	StateHash(context.Context, *v1.StateHashRequest) (*v1.StateHashResponse, error)
@@ -423,7 +424,8 @@ type LedgerServiceHandler interface {
 	QuotaHolders(context.Context, *v1.QuotaHoldersRequest) (*v1.QuotaHoldersResponse, error)
 	// Trace answers from the detail on the asked node's own disk.
 	Trace(context.Context, *v1.TraceRequest, *connect.ServerStream[v1.TraceResponse]) error
-	// EraseDetail removes a customer's rows from the asked node's detail.
+	// EraseDetail removes an erased customer's rows from the asked node's detail, once that node has applied
+	// zone_index.
 	EraseDetail(context.Context, *v1.EraseDetailRequest) (*v1.EraseDetailResponse, error)
 	// StateHash is the asked node's hash of the ledger at a checkpoint.
 	StateHash(context.Context, *v1.StateHashRequest) (*v1.StateHashResponse, error)
