@@ -52,6 +52,10 @@ type Config struct {
 	// there; only ever for tests and sandboxes.
 	WebhookAllow []netip.Prefix
 
+	// MaxEdgeRate is how many requests a second one edge can serve at most, by the quarter of an hour; usage that says
+	// more is refused as implausible. 0: 250,000.
+	MaxEdgeRate int64
+
 	// DropDelta is a fault hook of test builds; nil in production.
 	DropDelta func() bool
 }

@@ -15,12 +15,10 @@ import (
 	"bailiwick/controlplane/internal/border"
 	"bailiwick/controlplane/internal/carrier"
 	"bailiwick/controlplane/internal/certstore"
-	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/ingest"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/lessor"
-	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
 	"bailiwick/controlplane/internal/syncserver"
@@ -31,7 +29,6 @@ import (
 	"bailiwick/shared/fault"
 	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/identity"
-	"bailiwick/shared/usage"
 
 	"connectrpc.com/connect"
 )
@@ -263,46 +260,6 @@ func (n *Node) openIngest(udp net.PacketConn) error {
 		Allow: n.attribute, Detail: n.detail, AllowDetail: n.attributeDetail,
 	})
 	return err
-}
-
-// attribute judges what an edge says was used: the edge must be registered, and its customers be of this zone.
-// A customer that was deleted meanwhile still owes what he used, and an edge that was cut off may have served
-// him since. A name unknown here is only refused when this node has caught up with its zone.
-func (n *Node) attribute(edge, region string, cells map[usage.Cell]usage.Sums) (string, error) {
-	if err := n.allow(identity.Name{Zone: n.self.Zone, Installation: n.in.Name, Region: region, Kind: identity.Edge, Node: edge}); err != nil {
-		return ingest.ReasonWithdrawn, nil
-	}
-	local := n.store.Local()
-	var unknown []string
-	for c := range cells {
-		if !homed(local, c.Customer) {
-			unknown = append(unknown, c.Customer)
-		}
-	}
-	if len(unknown) == 0 {
-		return "", nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
-	fresh, err := n.store.Sync(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, customer := range unknown {
-		if !homed(fresh, customer) {
-			return ingest.ReasonForeignCustomer, nil
-		}
-	}
-	return "", nil
-}
-
-// homed says whether a customer is of this zone, or was.
-func homed(store group.Snapshot, customer string) bool {
-	_, is := store.Get(model.PrefixCustomer + customer)
-	if !is {
-		_, is = store.Get(model.PrefixGone + customer)
-	}
-	return is
 }
 
 // granter asks the border here if this node leads the zone store, and carries the question to the leader if not.

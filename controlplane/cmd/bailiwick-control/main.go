@@ -123,6 +123,7 @@ func serve(ctx context.Context, args []string) error {
 		cfg.WebhookAllow, err = alert.Networks(text)
 		return err
 	})
+	flags.Int64Var(&cfg.MaxEdgeRate, "max-edge-rate", 250_000, "requests a second that one edge can serve at most: usage that says more is refused")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
 	flags.Int("bootstrap-expect", 3, "voters of a zone's groups; the kit names them, and this must agree when given")

@@ -13,7 +13,8 @@ import (
 
 // ledgerCommands are what an operator does to a zone's ledger; they live below `usage`.
 func (a *app) ledgerCommands() []*cobra.Command {
-	return []*cobra.Command{a.epochsCommand(), a.closeEpochCommand(), a.correctCommand(), a.undoCommand(), a.correctionsCommand()}
+	return []*cobra.Command{a.epochsCommand(), a.closeEpochCommand(), a.correctCommand(), a.undoCommand(), a.correctionsCommand(),
+		a.refusalsCommand()}
 }
 
 type ledgerEpoch struct {
@@ -136,4 +137,45 @@ func (a *app) warnUnshipped(ctx context.Context, c *client, edge string) {
 			}
 		}
 	}
+}
+
+type usageRefusal struct {
+	Zone   string `json:"zone"`
+	Edge   string `json:"edge"`
+	Reason string `json:"reason"`
+	Count  int64  `json:"count"`
+	First  string `json:"first"`
+	Last   string `json:"last"`
+	Epoch  uint64 `json:"sample_epoch"`
+	Seq    uint64 `json:"sample_seq"`
+	Detail string `json:"sample_detail"`
+}
+
+func (a *app) refusalsCommand() *cobra.Command {
+	return &cobra.Command{Use: "refusals", Short: "Show usage that was refused, by edge and reason", Args: cobra.NoArgs,
+		Long: `Show usage that was refused, by edge and reason, with the newest block as a sample. What is refused stays on the edge's
+disk and is offered again; a fork or an implausible block needs somebody to look at the edge.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListRefusalsResponse, error) {
+					return n.ListRefusals(ctx, &adminv1.ListRefusalsRequest{})
+				})
+				if err != nil {
+					return err
+				}
+				out := []usageRefusal{}
+				for _, zone := range sorted(answers) {
+					for _, r := range answers[zone].GetRefusals() {
+						out = append(out, usageRefusal{zone, r.GetEdge(), r.GetReason(), r.GetCount(), clock(r.GetFirst()), clock(r.GetLast()), r.GetSampleEpoch(), r.GetSampleSeq(), r.GetSampleDetail()})
+					}
+				}
+				return a.print(out, func(w io.Writer) {
+					var lines [][]string
+					for _, r := range out {
+						lines = append(lines, []string{r.Edge, r.Reason, number(r.Count), r.First, r.Last, fmt.Sprintf("%d/%d", r.Epoch, r.Seq), r.Detail})
+					}
+					rows(w, "EDGE REASON COUNT FIRST LAST SAMPLE DETAIL", lines)
+				})
+			})
+		}}
 }

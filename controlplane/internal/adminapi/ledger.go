@@ -140,3 +140,23 @@ func (s *server) connected(ctx context.Context, edge string) bool {
 	}
 	return false
 }
+
+// ListRefusals counts what was refused, by edge and reason.
+func (s *server) ListRefusals(ctx context.Context, _ *adminv1.ListRefusalsRequest) (*adminv1.ListRefusalsResponse, error) {
+	v, err := s.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	list, err := v.Refusals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &adminv1.ListRefusalsResponse{}
+	for i := range list {
+		r := &list[i]
+		out.Refusals = append(out.Refusals, &adminv1.UsageRefusal{Edge: r.Edge, Reason: r.Reason, Count: r.Count, SampleEpoch: r.Epoch, SampleSeq: r.Seq,
+			SampleDetail: r.Detail, First: stamp(r.First), Last: stamp(r.Last)})
+	}
+	return out, nil
+}

@@ -145,6 +145,10 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 			// In the same transaction: at no revision is he unknown whose usage may still be on its way.
 			ops = append(ops, group.Op{Key: model.PrefixGone + c.Name, Value: model.Encode(model.Gone{Name: c.Name, At: time.Now().UTC().Truncate(time.Second)})})
 		}
+		switch rec.(type) {
+		case model.API, model.Region: // of these usage may still be on its way, too
+			ops = append(ops, group.Op{Key: model.PrefixGone + kv.Key, Value: kv.Value})
+		}
 		ops, compares = fenced(before, ops, compares)
 		res, err := s.commit(ctx, store, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt), Ops: ops, Compares: compares})
 		if err != nil {

@@ -125,18 +125,18 @@ type world struct {
 	unsure    error
 }
 
-func (w *world) allow(edge, _ string, cells map[usage.Cell]usage.Sums) (string, error) {
+func (w *world) allow(edge, _ string, _ uint64, cells map[usage.Cell]usage.Sums) (string, string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.withdrawn[edge] {
-		return ingest.ReasonWithdrawn, nil
+		return ingest.ReasonWithdrawn, "", nil
 	}
 	for c := range cells {
 		if strings.HasPrefix(c.Customer, "us-") {
-			return ingest.ReasonForeignCustomer, nil
+			return ingest.ReasonForeignCustomer, "a row names a foreign customer", nil
 		}
 	}
-	return "", w.unsure
+	return "", "", w.unsure
 }
 
 func (w *world) withdraw(edge string) {

@@ -41,6 +41,7 @@ type Ledger interface {
 	Append(ctx context.Context, blocks ...ledger.Block) ([]ledger.Ack, error)
 	Watermark(ctx context.Context, edge string, epoch uint64) (ledger.Watermark, error)
 	NoteSealed(edge string, epoch, sealed, seq uint64, at time.Time)
+	NoteRefused(edge string, epoch, seq uint64, reason, detail string, at time.Time)
 	NoteFork(ctx context.Context, edge string, epoch, seq uint64, hash [32]byte) error
 }
 
@@ -58,7 +59,7 @@ type Config struct {
 	// as WITHDRAWN or FOREIGN_CUSTOMER refuses; an error says that it cannot be
 	// judged now, and the edge tries again later. cells is nil when only the
 	// edge is asked about. Called from every session at once.
-	Allow func(edge, region string, cells map[usage.Cell]usage.Sums) (reason string, err error) // required
+	Allow func(edge, region string, epoch uint64, cells map[usage.Cell]usage.Sums) (reason, detail string, err error) // required
 
 	// Detail is where rows of single requests go, and AllowDetail judges an edge and
 	// the customers that its rows name, as Allow does. Both or none: without them
@@ -184,7 +185,7 @@ func (s *Server) Recheck() {
 	sessions := maps.Clone(s.sessions)
 	s.mu.Unlock()
 	for k, e := range sessions {
-		if reason, err := s.cfg.Allow(k.edge, e.region, nil); err == nil && reason != "" {
+		if reason, _, err := s.cfg.Allow(k.edge, e.region, 0, nil); err == nil && reason != "" {
 			s.cfg.Logger.Info("edge may no longer bring usage", "edge", k.edge, "reason", reason)
 			e.end(errCut)
 		}

@@ -168,6 +168,48 @@ func TestServer_Refusals(t *testing.T) {
 	})
 }
 
+// Refusals are facts of the ledger: whoever looks at another node, or later, sees them.
+func TestServer_RefusalsAreRecorded(t *testing.T) {
+	onBoth(t, func(t *testing.T, tr transport, w *world) {
+		c := &chain{edge: "e1", epoch: 1}
+		l := tr.dial(t, w, "e1/eu-west")
+		l.send(t, hello(1, 1, 2, nil))
+		wantMark(t, l, 1, 0)
+		for range 3 {
+			l.send(t, carry(usage.NewBlock("e1", 1, 9, [32]byte{}, payload("acme", base, 1))))
+			wantRefusal(t, l, "GAP", 1, 9)
+		}
+		l.send(t, carry(c.next(payload("us-acme", base, 1))))
+		wantRefusal(t, l, "FOREIGN_CUSTOMER", 1, 1)
+		deadline := time.Now().Add(20 * time.Second)
+		for {
+			v, err := w.ledger.View(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			list, err := v.Refusals(t.Context())
+			v.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]int64{}
+			for _, r := range list {
+				got[r.Edge+" "+r.Reason] = r.Count
+				if r.Detail == "" || !r.Last.Equal(base) || strings.Contains(r.Detail, "us-acme") {
+					t.Errorf("refusal: got %+v, want a detail that names no customer, and the time", r)
+				}
+			}
+			if got["e1 GAP"] == 3 && got["e1 FOREIGN_CUSTOMER"] == 1 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("refusals: got %v", got)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+}
+
 func TestServer_HelloFindsForksAndLostBlocks(t *testing.T) {
 	onBoth(t, func(t *testing.T, tr transport, w *world) {
 		c := &chain{edge: "e1", epoch: 1}

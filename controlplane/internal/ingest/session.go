@@ -128,7 +128,7 @@ func (e *session) refuse(ctx context.Context, epoch, seq uint64, reason, detail 
 // read takes messages until the stream ends. What the ledger need not see to
 // refuse is refused here, and its answer queued behind those before it.
 func (e *session) read(ctx context.Context) error {
-	if reason, err := e.s.cfg.Allow(e.edge, e.region, nil); err != nil {
+	if reason, _, err := e.s.cfg.Allow(e.edge, e.region, 0, nil); err != nil {
 		return fmt.Errorf("%w: %w", errLedger, err)
 	} else if reason != "" {
 		return errors.Join(errWithdrawn, e.refuse(ctx, 0, 0, reason, "this edge may not bring usage"))
@@ -214,14 +214,10 @@ func (e *session) judge(m *usagev1.Block) (reason, detail string, err error) {
 			return ledger.ReasonMalformed, "a cell lies in the future: look at the edge's clock", nil
 		}
 	}
-	if reason, err = e.s.cfg.Allow(e.edge, e.region, cells); err != nil {
+	if reason, detail, err = e.s.cfg.Allow(e.edge, e.region, m.Epoch, cells); err != nil {
 		return "", "", fmt.Errorf("%w: %w", errLedger, err)
 	}
-	switch reason {
-	case "":
-	case ReasonForeignCustomer:
-		detail = "a row names a customer that is not of this zone"
-	case ReasonWithdrawn:
+	if reason == ReasonWithdrawn {
 		detail = "this edge may not bring usage"
 	}
 	return reason, detail, nil
@@ -348,6 +344,7 @@ func (e *session) sendWatermark(w ledger.Watermark) error {
 
 func (e *session) sendRefusal(r *usagev1.Refusal) error {
 	e.s.count(func(s *Stats) { s.Refused[r.Reason]++ })
+	e.s.cfg.Ledger.NoteRefused(e.edge, r.Epoch, r.Seq, r.Reason, r.Detail, e.s.cfg.Now())
 	e.s.cfg.Logger.Warn("usage refused", "edge", e.edge, "epoch", r.Epoch, "seq", r.Seq, "reason", r.Reason)
 	return e.link.Send(&usagev1.UploadResponse{Message: &usagev1.UploadResponse_Refusal{Refusal: r}})
 }

@@ -25,6 +25,7 @@ import (
 //	zc/<customer>\x00<day be64><piece be32>              as usage's payload: the cells of a closed day, in the place of its c/
 //	zt/<day be64><piece be32>                            the same for t/
 //	k/<producer>/<request id>                            correction
+//	rf/<edge>\x00<reason>                                count of refused usage, with a sample
 //	ki/<customer>\x00<producer>/<request id>             nothing: the corrections of a customer
 const (
 	prefixEpoch = "e/"
@@ -39,11 +40,13 @@ const (
 	prefixFoldedTotal = "zt/"
 	prefixCorrection  = "k/"
 	prefixCorrected   = "ki/"
+	prefixRefused     = "rf/"
 )
 
 // prefixes lists them: a snapshot that holds another key is of a newer program.
 var prefixes = [...]string{prefixEpoch, prefixCell, prefixTotal, prefixAccount, prefixSpan, prefixAsker, prefixTopUp,
-	prefixLateCell, prefixLateTotal, prefixBookedCell, prefixBookedTotal, prefixFoldedCell, prefixFoldedTotal, prefixCorrection, prefixCorrected}
+	prefixLateCell, prefixLateTotal, prefixBookedCell, prefixBookedTotal, prefixFoldedCell, prefixFoldedTotal, prefixCorrection, prefixCorrected,
+	prefixRefused}
 
 var keyApplied = []byte("m/applied")
 

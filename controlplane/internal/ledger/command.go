@@ -26,6 +26,7 @@ const (
 	kindCloseBy = 4 // edge, epoch, sealed, held u8, at unix ms, by, reason
 	kindFork    = 5 // edge, epoch, seq, hash[32]
 	kindCorrect = 6 // correction, as package correction encodes it
+	kindRefused = 7 // n, n × (edge, reason, count, epoch, seq, detail, first unix ms, last unix ms)
 
 	kindExchange = 20 // now, n × edge, n × (edge, epoch, sequence, n × pending, n × ask): see quota_exchange.go
 	kindTopUp    = 21 // account, terms, units, request id, at, by, reason
@@ -51,6 +52,7 @@ var kinds = map[byte]struct {
 	kindCloseBy: {2, decodeCloseBy},
 	kindFork:    {2, decodeFork},
 	kindCorrect: {2, decodeCorrect},
+	kindRefused: {2, decodeRefused},
 
 	kindExchange: {2, decodeExchange},
 	kindTopUp:    {2, decodeTopUp},

@@ -60,8 +60,9 @@ type Ledger struct {
 	cfg  Config
 	jobs chan *job
 
-	mu    sync.Mutex // covers seals
-	seals map[epochKey]seal
+	mu      sync.Mutex // covers seals and refused
+	seals   map[epochKey]seal
+	refused map[refusedKey]Refused
 }
 
 type job struct {
@@ -93,7 +94,7 @@ func New(cfg Config) (*Ledger, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 15 * time.Second
 	}
-	return &Ledger{cfg: cfg, jobs: make(chan *job, 64), seals: make(map[epochKey]seal)}, nil
+	return &Ledger{cfg: cfg, jobs: make(chan *job, 64), seals: make(map[epochKey]seal), refused: make(map[refusedKey]Refused)}, nil
 }
 
 // Run commits what Append and NoteSealed bring until ctx ends.
@@ -258,8 +259,8 @@ func (l *Ledger) commitSeals(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if err := l.flushSeals(ctx); err != nil && ctx.Err() == nil {
-			l.cfg.Logger.Warn("sealed-through times are not committed, will retry", "error", err)
+		if err := errors.Join(l.flushSeals(ctx), l.flushRefused(ctx)); err != nil && ctx.Err() == nil {
+			l.cfg.Logger.Warn("sealed-through times and refusals are not committed, will retry", "error", err)
 		}
 	}
 }

@@ -42,11 +42,12 @@ type Machine struct {
 
 	// What Apply works with belongs to the FSM goroutine. epochs mirrors every
 	// e/ record; latest is the highest epoch of an edge that has begun.
-	epochs map[epochKey]*epoch
-	latest map[string]uint64
-	askers map[string]*asker     // every x/ record
-	totals map[string]usage.Sums // scratch of one Apply
-	key    []byte                // scratch
+	epochs  map[epochKey]*epoch
+	latest  map[string]uint64
+	askers  map[string]*asker     // every x/ record
+	refused map[refusedKey]bool   // which records there are
+	totals  map[string]usage.Sums // scratch of one Apply
+	key     []byte                // scratch
 
 	spending spending // scratch of one block
 
@@ -110,7 +111,7 @@ func (m *Machine) load(db *pebbledb.DB) error {
 		return nil
 	})
 	if err == nil {
-		err = m.loadAskers(db)
+		err = errors.Join(m.loadAskers(db), m.loadRefused(db))
 	}
 	m.applied.Store(applied)
 	return err

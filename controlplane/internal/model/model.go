@@ -24,6 +24,7 @@ const (
 	PrefixProduct = "products/"
 	PrefixPlan    = "plans/"
 	PrefixNode    = "nodes/"
+	// PrefixGone, before the key of an API or a region, keeps what was deleted: see there.
 )
 
 // Prefixes of a zone store.
@@ -36,7 +37,7 @@ const (
 	PrefixGrant     = "grants/"     // latest grants of an edge, the record of §2.5
 	PrefixInForce   = "inforce/"    // signed in-force records
 	PrefixCert      = "certs/"      // certmagic storage, private keys sealed
-	PrefixGone      = "gone/"       // names of customers that were deleted: what they used before may still arrive
+	PrefixGone      = "gone/"       // names of customers that were deleted: what they used before may still arrive; in the catalog, before a whole key, the same of APIs and regions
 	PrefixLock      = "locks/"
 	PrefixWebhook   = "webhooks/" // their secrets sealed
 	PrefixAlert     = "alerts/"   // by customer first: thresholds that were reached

@@ -390,7 +390,7 @@ func (e *session) refusal(r *usagev1.Refusal) error {
 	}
 	p.onWay = nil
 	begun := p.applied > 0 || ep.Oldest > 1
-	mayHeal := r.Reason == ReasonMalformed || r.Reason == ReasonForeign || r.Reason == ReasonWrongChain
+	mayHeal := r.Reason != ReasonGap && r.Reason != ReasonFork && r.Reason != ReasonQuarantined && r.Reason != ReasonEpochClosed
 	p.next = 0 // if it is tried again: from the oldest
 	e.s.refuse(Refusal{Epoch: r.Epoch, Seq: r.Seq, Reason: r.Reason, Detail: r.Detail}, mayHeal && !begun, r.Reason == ReasonEpochClosed)
 	return nil

@@ -34,6 +34,10 @@ const (
 	ReasonMalformed   = "MALFORMED"
 	ReasonFork        = "FORK"
 	ReasonEpochClosed = "EPOCH_CLOSED"
+	ReasonRegion      = "FOREIGN_REGION"
+	ReasonAPI         = "FOREIGN_API"
+	ReasonImplausible = "IMPLAUSIBLE"
+	ReasonQuarantined = "QUARANTINED" // two spools speak for the epoch; it is kept whole until an operator closes it
 )
 
 // Config describes a Shipper. Zero values mean the default in the comment.
