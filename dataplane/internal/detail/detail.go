@@ -1,0 +1,364 @@
+// Package detail owns an edge's detail, one row a request, between the fold of
+// the usage spool and the control node that stores it: encoded pieces, numbered
+// from 1 in each epoch without a hole, in checksummed files within a budget of
+// disk.
+//
+// It never decides what is billed and never holds that up: Keep has no error,
+// and what could not be kept, or had to make room for newer detail, is counted
+// and stands in the row of numbers as a Lost. It never talks to the network.
+// What Keep has taken survives a crash of the machine; what it had not taken yet
+// is in the spool's row log and comes again. DESIGN.md has the reasons. All
+// methods may be called at once, except Close: call it last.
+package detail
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"bailiwick/shared/durable"
+	"bailiwick/shared/usage"
+)
+
+// Config describes a Spool. Zero values mean the default in the comment.
+type Config struct {
+	Dir  string // required; of this spool alone
+	Edge string // required; the name in this edge's certificate
+
+	Budget    int64 // bytes on disk, beyond which the oldest pieces are given up; 0: 3 GiB; at least 64 KiB
+	FileBytes int64 // a file longer than this is followed by a new one; 0: 8 MiB, at most a quarter of Budget
+
+	FS      durable.FS   // nil: the disk
+	Program string       // name and version, for files; "": "bailiwick-edge"
+	Logger  *slog.Logger // nil: none
+}
+
+// Validate says what is missing or absurd.
+func (c Config) Validate() error {
+	switch {
+	case c.Dir == "" || c.Edge == "":
+		return errors.New("detail config: Dir and Edge are required")
+	case c.Budget != 0 && c.Budget < 64<<10:
+		return fmt.Errorf("detail config: Budget %d: want at least 64 KiB", c.Budget)
+	case c.FileBytes < 0:
+		return fmt.Errorf("detail config: FileBytes %d is negative", c.FileBytes)
+	}
+	return nil
+}
+
+func (c Config) withDefaults() Config {
+	if c.Budget == 0 {
+		c.Budget = 3 << 30
+	}
+	if c.FileBytes == 0 {
+		c.FileBytes = 8 << 20
+	}
+	c.FileBytes = min(c.FileBytes, c.Budget/4)
+	if c.FS == nil {
+		c.FS = durable.OS()
+	}
+	if c.Program == "" {
+		c.Program = "bailiwick-edge"
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Lost stands in the place of pieces that are no more.
+type Lost struct {
+	From, To         uint64 // their numbers
+	Rows             int64
+	SinceMS, UntilMS int64  // when the first and the last of the rows finished, as far as known
+	through          uint64 // rows of the epoch up to and with these
+}
+
+// Item is a piece, or what stands in its place.
+type Item struct {
+	Piece usage.Detail
+	Lost  *Lost // if not nil, there is no piece
+}
+
+// Epoch is an epoch with something to send, or the newest.
+type Epoch struct {
+	Epoch   uint64
+	Oldest  uint64 // the first number that is not stored
+	Written uint64 // the last number there is; 0: none yet
+}
+
+// Stats are counters since Open and sizes now.
+type Stats struct {
+	RowsKept, RowsLost     int64
+	PiecesKept, PiecesSent int64 // sent: marked as stored
+	BytesKept              int64 // of payloads
+	Failures               int64 // writes that failed; their rows are lost unless a crash brings them again
+	Pieces, Disk           int64 // waiting, and bytes of all files
+}
+
+// Spool keeps one edge's detail.
+type Spool struct {
+	cfg Config
+
+	// work is whoever writes: held across I/O, and nothing on the request path
+	// takes it. Order of locks: work, mu.
+	work  sync.Mutex
+	log   *durable.Log // nil after a failed write, until a new file is begun
+	files []file       // oldest first; the last is log's
+
+	mu      sync.Mutex // covers what readers see; never held across I/O
+	epochs  []*epoch   // oldest first
+	changed chan struct{}
+	sizes   int64
+
+	rowsKept, rowsLost, piecesKept, sent, bytesKept, failures atomic.Int64
+}
+
+type file struct {
+	no   uint64
+	size int64
+}
+
+// epoch is what is known of one. Its pieces and losses are in order, and together
+// hold every number from stored+1 to next-1 once.
+type epoch struct {
+	epoch, next        uint64
+	rows               uint64 // of the epoch, kept, lost or stored
+	stored, storedRows uint64
+	until              int64 // ms, of the newest row
+	pieces             []piece
+	lost               []Lost
+}
+
+type piece struct {
+	number, seq  uint64
+	through      uint64 // rows of the epoch up to and with these
+	rows         int64
+	since, until int64
+	file         uint64
+	off          int64 // of the record in it
+	head, size   int   // of the record: before the payload, and all
+}
+
+// Keep takes rows of an epoch: the last of them is the one with the number
+// through, counted from 1 in the epoch's row log, and all are summed in the block
+// seq or those after it of the same seal. Rows that it has are passed over, so a
+// caller that folds its log again after a crash need not know which. Rows between
+// those it has and those it is given are lost, and so is what cannot be written.
+func (s *Spool) Keep(epochNo, seq, through uint64, rows []usage.Row) {
+	s.work.Lock()
+	defer s.work.Unlock()
+	e := s.take(epochNo)
+	if through <= e.rows {
+		return
+	}
+	missing := through - e.rows
+	if uint64(len(rows)) > missing {
+		rows = rows[uint64(len(rows))-missing:]
+	}
+	var b batch
+	if gap := missing - uint64(len(rows)); gap > 0 {
+		l := Lost{From: e.next, To: e.next, Rows: int64(gap), SinceMS: e.until, UntilMS: e.until, through: e.rows + gap}
+		if len(rows) > 0 {
+			l.UntilMS = rows[0].EndUnixMS
+		}
+		b.lose(e, l)
+	}
+	for len(rows) > 0 {
+		n := chunk(rows)
+		b.keep(e, seq, rows[:n])
+		rows = rows[n:]
+	}
+	if err := s.write(&b); err != nil {
+		s.failures.Add(1)
+		s.cfg.Logger.Error("keep usage detail: these rows are counted, but their detail may be lost", "rows", missing, "error", err)
+		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+			s.giveUp()
+		}
+		return
+	}
+	s.bound()
+}
+
+// chunk is how many rows go into the next piece.
+func chunk(rows []usage.Row) int {
+	const texts = usage.MaxDetail / 2
+	size := 0
+	for i := range rows {
+		r := &rows[i]
+		size += len(r.Customer) + len(r.Subscription) + len(r.Plan) + len(r.Product) + len(r.API) + len(r.Route) + len(r.ServedRegion) + len(r.KeyID) + 128
+		if i == usage.MaxDetailRows || size > texts && i > 0 {
+			return i
+		}
+	}
+	return len(rows)
+}
+
+// take finds or makes the epoch. Under work.
+func (s *Spool) take(no uint64) *epoch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.find(no); e != nil {
+		return e
+	}
+	e := &epoch{epoch: no, next: 1}
+	s.epochs = append(s.epochs, e)
+	s.forget()
+	return e
+}
+
+func (s *Spool) find(no uint64) *epoch {
+	for _, e := range s.epochs {
+		if e.epoch == no {
+			return e
+		}
+	}
+	return nil
+}
+
+// forget drops epochs of which all is stored, but the newest. Under mu.
+func (s *Spool) forget() {
+	left := s.epochs[:0]
+	for i, e := range s.epochs {
+		if i == len(s.epochs)-1 || e.stored+1 < e.next {
+			left = append(left, e)
+		}
+	}
+	s.epochs = left
+}
+
+// Epochs are, oldest first, those with something to send, and the newest.
+func (s *Spool) Epochs() []Epoch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Epoch, len(s.epochs))
+	for i, e := range s.epochs {
+		out[i] = Epoch{Epoch: e.epoch, Oldest: e.stored + 1, Written: e.next - 1}
+	}
+	return out
+}
+
+// Changed closes when something was kept, lost or marked. Take the channel
+// first, then look.
+func (s *Spool) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// publish changes what readers see, and wakes them.
+func (s *Spool) publish(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Next is what stands at number from of an epoch, or the loss that covers it; ok
+// is false if there is nothing yet. Reading does not remove. A piece whose bytes
+// do not check out any more becomes a loss.
+func (s *Spool) Next(epochNo, from uint64) (it Item, ok bool, err error) {
+	for range 2 {
+		s.mu.Lock()
+		var p piece
+		e := s.find(epochNo)
+		if e != nil {
+			for i := range e.lost {
+				if l := e.lost[i]; from >= l.From && from <= l.To {
+					s.mu.Unlock()
+					return Item{Lost: &l}, true, nil
+				}
+			}
+			if i, found := e.search(from); found {
+				p = e.pieces[i]
+			}
+		}
+		s.mu.Unlock()
+		if p.number == 0 {
+			return Item{}, false, nil
+		}
+		payload, err := s.read(&p)
+		if err == nil {
+			d := usage.Detail{Edge: s.cfg.Edge, Epoch: epochNo, Number: p.number, Seq: p.seq, Payload: payload}
+			d.Hash = usage.HashDetail(d.Edge, d.Epoch, d.Number, d.Seq, d.Payload)
+			return Item{Piece: d}, true, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, durable.ErrCorrupt) { // given up meanwhile, or damaged
+			return Item{}, false, err
+		}
+		s.cfg.Logger.Error("read usage detail: the piece is given up", "epoch", epochNo, "number", from, "error", err)
+		if err := s.GiveUp(epochNo, from); err != nil {
+			return Item{}, false, err
+		}
+	}
+	return Item{}, false, nil
+}
+
+// Mark says that a control node has every number of an epoch up to stored for
+// good. Repeats are harmless. It is not synced: what is forgotten is sent again,
+// and marked again.
+func (s *Spool) Mark(epochNo, stored uint64) error {
+	s.work.Lock()
+	defer s.work.Unlock()
+	s.mu.Lock()
+	e := s.find(epochNo)
+	if e == nil || stored <= e.stored {
+		s.mu.Unlock()
+		return nil
+	}
+	next := e.next
+	s.mu.Unlock()
+	if stored >= next {
+		return fmt.Errorf("mark usage detail %d/%d as stored: only %d pieces were written; another edge uses this name, or detail files were removed", epochNo, stored, next-1)
+	}
+	if s.log != nil {
+		if err := s.log.Append(encodeMark(epochNo, stored)); err != nil {
+			s.broken()
+		}
+	}
+	s.publish(func() {
+		s.sent.Add(int64(e.mark(stored)))
+		s.forget()
+	})
+	s.bound()
+	return nil
+}
+
+// GiveUp makes a piece that nobody will store a loss.
+func (s *Spool) GiveUp(epochNo, number uint64) error {
+	s.work.Lock()
+	defer s.work.Unlock()
+	s.mu.Lock()
+	e := s.find(epochNo)
+	var p piece
+	if e != nil {
+		if i, found := e.search(number); found {
+			p = e.pieces[i]
+		}
+	}
+	s.mu.Unlock()
+	if p.number == 0 {
+		return nil
+	}
+	var b batch
+	b.lose(e, p.asLost())
+	return s.write(&b)
+}
+
+// Stats may be called at any time.
+func (s *Spool) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Stats{RowsKept: s.rowsKept.Load(), RowsLost: s.rowsLost.Load(), PiecesKept: s.piecesKept.Load(), PiecesSent: s.sent.Load(),
+		BytesKept: s.bytesKept.Load(), Failures: s.failures.Load(), Disk: s.sizes}
+	for _, e := range s.epochs {
+		st.Pieces += int64(len(e.pieces))
+	}
+	return st
+}
