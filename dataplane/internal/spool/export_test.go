@@ -3,6 +3,7 @@ package spool
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"time"
 )
 
 // What Run does, one step at a time, so that tests need no clock.
@@ -28,3 +29,10 @@ func SumHeader(b []byte) []byte {
 	binary.LittleEndian.PutUint32(b[124:], crc32.Checksum(b[:124], castagnoli))
 	return b
 }
+
+// Pace decides when Run seals.
+type Pace struct{ pace }
+
+func NewPace(now time.Time) *Pace { return &Pace{pace{most: 1375 * time.Millisecond, sealed: now}} }
+
+func (p *Pace) Wait(rows int64, now time.Time) bool { return p.wait(rows, now) }

@@ -16,10 +16,10 @@ import (
 // The journal is a row of durable.Logs, journal-<n>, each beginning with the
 // whole state, so that the oldest can go once its blocks are acknowledged.
 //
-//	state:  edge, epoch, seq, head, covered, at, final, n × epoch
+//	state:  edge, epoch, seq, head, covered, at, final, n × epoch, rows
 //	epoch:  a new epoch begins
 //	block:  a block; it counts only once a commit follows
-//	commit: the blocks before it are sealed, rows below covered are in them
+//	commit: the blocks before it are sealed, rows below covered are in them: the first so many of the epoch
 //	ack:    the ledger has all blocks of an epoch up to a number
 const (
 	recState  = 1
@@ -29,7 +29,7 @@ const (
 	recAck    = 5
 )
 
-const journalVersion = 1
+const journalVersion = 2 // 1: states and commits without a number of rows, before 2026-11-25
 
 func (c *Config) journalHeader() durable.Header {
 	return durable.Header{Magic: "bwspool", Version: journalVersion, Program: c.Program}
@@ -58,6 +58,7 @@ type state struct {
 	seq     uint64   // of the current epoch's last sealed block
 	head    [32]byte // its hash
 	covered pos      // rows of the current epoch below it are in blocks
+	rows    uint64   // how many those are
 	final   bool     // no more rows come into the current epoch
 	at      int64    // unix ms, of the last seal
 	epochs  []epochState
@@ -65,13 +66,13 @@ type state struct {
 }
 
 func (st *state) begin(epoch uint64) {
-	st.epoch, st.seq, st.head, st.covered, st.final = epoch, 0, [32]byte{}, 0, false
+	st.epoch, st.seq, st.head, st.covered, st.rows, st.final = epoch, 0, [32]byte{}, 0, 0, false
 	st.epochs = append(slices.Clone(st.epochs), epochState{epoch: epoch})
 	st.forget()
 }
 
 // seal takes in blocks that are on disk.
-func (st *state) seal(blocks []entry, covered pos, at int64, final bool) {
+func (st *state) seal(blocks []entry, covered pos, at int64, final bool, rows uint64) {
 	st.epochs = slices.Clone(st.epochs)
 	for _, b := range blocks {
 		st.seq, st.head = b.seq, b.hash
@@ -80,7 +81,7 @@ func (st *state) seal(blocks []entry, covered pos, at int64, final bool) {
 		}
 	}
 	st.blocks = append(slices.Clone(st.blocks), blocks...)
-	st.covered, st.at, st.final = covered, max(st.at, at), final
+	st.covered, st.at, st.final, st.rows = covered, max(st.at, at), final, max(st.rows, rows)
 }
 
 func (st *state) find(epoch uint64) *epochState {
@@ -124,7 +125,7 @@ func encodeState(st *state) []byte {
 		b = binary.AppendUvarint(binary.AppendUvarint(binary.AppendUvarint(b, e.epoch), e.sealed), e.acked)
 		b = append(append(b, e.head[:]...), e.ackedHead[:]...)
 	}
-	return b
+	return binary.AppendUvarint(b, st.rows)
 }
 
 func encodeEpoch(epoch uint64) []byte { return binary.AppendUvarint([]byte{recEpoch}, epoch) }
@@ -136,9 +137,9 @@ func encodeBlock(b *usage.Block) (rec []byte, payloadAt int) {
 	return append(rec, b.Payload...), len(rec)
 }
 
-func encodeCommit(covered pos, at int64, final bool) []byte {
+func encodeCommit(covered pos, at int64, final bool, rows uint64) []byte {
 	b := binary.AppendUvarint([]byte{recCommit}, uint64(covered))
-	return append(binary.AppendUvarint(b, uint64(at)), flag(final))
+	return binary.AppendUvarint(append(binary.AppendUvarint(b, uint64(at)), flag(final)), rows)
 }
 
 func encodeAck(epoch, seq uint64) []byte {
@@ -180,16 +181,25 @@ func (f *fields) take(n uint64) []byte {
 	return out
 }
 
+// more is a number that version 1 did not write.
+func (f *fields) more() uint64 {
+	if f.bad || len(f.b) == 0 {
+		return 0
+	}
+	return f.num()
+}
+
 func (f *fields) hash() [32]byte { return [32]byte(f.take(32)) }
 func (f *fields) flag() bool     { return f.take(1)[0] != 0 }
 
 // journal is the open log and the numbers of those before it.
 type journal struct {
-	cfg    *Config
-	log    *durable.Log
-	files  []uint64 // existing, oldest first; the last one is log's
-	broken error    // of the last write: the file must be opened again
-	final  bool     // broken for good: what was not synced may be lost, whatever a later sync says
+	cfg     *Config
+	log     *durable.Log
+	version uint32   // of log as Open found it
+	files   []uint64 // existing, oldest first; the last one is log's
+	broken  error    // of the last write: the file must be opened again
+	final   bool     // broken for good: what was not synced may be lost, whatever a later sync says
 }
 
 func (c *Config) journalPath(n uint64) string {
@@ -212,6 +222,9 @@ func loadJournal(cfg *Config) (*journal, state, error) {
 	}
 	if r.st.edge != cfg.Edge {
 		return j, state{}, fmt.Errorf("this is the spool of edge %q, not of %q: its blocks can be shipped under that name only", r.st.edge, cfg.Edge)
+	}
+	if r.records > 0 && j.version < journalVersion { // records of this version go into files that say so
+		err = j.create(j.files[len(j.files)-1]+1, &r.st)
 	}
 	if r.records == 0 { // the first start, or one that was killed in its first moment
 		if j.log == nil {
@@ -275,11 +288,11 @@ func (j *journal) replayAll(r *replay) error {
 			}
 			j.files = j.files[:i]
 			prev := j.cfg.journalPath(j.files[i-1])
-			if log, _, err = durable.OpenLog(j.cfg.FS, prev, j.cfg.journalHeader(), nil); err != nil {
+			if log, info, err = durable.OpenLog(j.cfg.FS, prev, j.cfg.journalHeader(), nil); err != nil {
 				return err
 			}
 		}
-		j.log = log
+		j.log, j.version = log, info.Header.Version
 	}
 	return nil
 }
@@ -314,6 +327,7 @@ func (r *replay) record(path string, off int64, b []byte) error {
 			}
 			n.epochs = append(n.epochs, epochState{epoch: f.num(), sealed: f.num(), acked: f.num(), head: f.hash(), ackedHead: f.hash()})
 		}
+		n.rows = f.more()
 		// What an older file says must agree, or one of them is of another spool.
 		if r.records > 1 && (n.epoch != st.epoch || n.seq != st.seq || n.head != st.head || n.covered != st.covered || n.edge != st.edge) {
 			return bad("its state does not continue the file before it")
@@ -342,11 +356,11 @@ func (r *replay) record(path string, off int64, b []byte) error {
 		f.b = nil
 		r.pending = append(r.pending, e)
 	case recCommit:
-		covered, at, final := pos(f.num()), int64(f.num()), f.flag()
+		covered, at, final, rows := pos(f.num()), int64(f.num()), f.flag(), f.more()
 		if covered < st.covered {
 			return bad("a commit covers less than the one before it")
 		}
-		st.seal(r.pending, covered, at, final)
+		st.seal(r.pending, covered, at, final, rows)
 		r.pending = nil
 	case recAck:
 		st.ack(f.num(), f.num())

@@ -24,14 +24,15 @@ func (s *Spool) finishEpoch() error {
 		return err
 	}
 	from := max(s.st.covered, pos(1<<32|segmentHeader))
+	s.rows = s.st.rows
 	cp, err := s.readCheckpoint()
 	if err != nil {
 		return err
 	}
 	if cp != nil && cp.epoch == s.st.epoch && cp.upTo > from {
-		from = cp.upTo
-		for c, sum := range cp.cells {
-			s.open[encodeKey(c)] = &sum
+		from, s.rows = cp.upTo, cp.rows
+		if err := s.open.merge(cp.open); err != nil {
+			return err
 		}
 	}
 	rows, at, err := s.recover(found, from)
@@ -39,18 +40,21 @@ func (s *Spool) finishEpoch() error {
 		return err
 	}
 	s.count.recovered.Store(int64(rows))
-	if len(s.open) == 0 {
+	if s.cfg.Detail != nil { // what it has is passed over; what it has not is lost, and said so
+		if len(s.detail.rows) > 0 {
+			s.giveDetail(s.detail.through)
+		}
+		s.giveDetail(s.rows)
+	}
+	if len(s.open.cells) == 0 {
 		return nil
 	}
-	a, err := s.newAttempt(from, max(at, s.st.at))
-	if err != nil {
-		return err
-	}
+	a := s.newAttempt(from, max(at, s.st.at))
 	a.final = true
 	if err := s.writeAttempt(a); err != nil {
 		return err
 	}
-	s.open = cells{}
+	s.open = newSums()
 	s.cfg.Logger.Info("usage of the process before is sealed", "epoch", s.st.epoch, "seq", s.st.seq, "rows", rows)
 	return nil
 }
@@ -114,14 +118,25 @@ func (s *Spool) recover(nos []uint64, from pos) (rows int, at int64, err error) 
 		if err != nil {
 			return 0, 0, err
 		}
+		if s.cfg.Detail != nil { // see keepDetail
+			if err := syncPath(path); err != nil {
+				return 0, 0, fmt.Errorf("sync usage rows: %w", err)
+			}
+		}
 		off, what := segmentHeader, placeRecord
 		if k == 0 {
 			off = from.off()
 		}
 		for halt == nil && what == placeRecord {
 			var payload []byte
-			if payload, off, what = g.read(off); what == placeRecord && payload[0] == kindRow {
-				s.open.add(payload)
+			place := off
+			if payload, off, what = g.read(off); what == placeRecord && isRow(payload) {
+				if err := s.foldRow(payload); err != nil {
+					return corrupt(path, place, err.Error())
+				}
+				if len(s.detail.rows) >= usage.MaxDetailRows {
+					s.giveDetail(s.detail.through)
+				}
 				at = max(at, int64(binary.LittleEndian.Uint64(payload[rowEnd:])))
 				rows++
 			}
@@ -161,6 +176,15 @@ func (h *stop) look(g *segment, off int) {
 	}
 }
 
+func syncPath(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return syncData(f)
+}
+
 // removeOld removes what belongs to epochs before the current one, and leftovers.
 func (s *Spool) removeOld() error {
 	dir, err := os.ReadDir(s.cfg.Dir)
@@ -179,11 +203,12 @@ func (s *Spool) removeOld() error {
 }
 
 // A checkpoint is the open cells and the place up to which rows are in them,
-// for when nothing is sealed: epoch, upTo, n × payload.
+// for when nothing is sealed: epoch, upTo, rows, n × payload.
 type checkpoint struct {
 	epoch uint64
 	upTo  pos
-	cells map[usage.Cell]usage.Sums
+	rows  uint64 // of the epoch, below upTo; version 1 does not say
+	open  usage.Payload
 }
 
 const checkpointLimit = 1 << 30
@@ -191,11 +216,11 @@ const checkpointLimit = 1 << 30
 func (c *Config) checkpointPath() string { return filepath.Join(c.Dir, "open") }
 
 func (c *Config) checkpointHeader() durable.Header {
-	return durable.Header{Magic: "bwopen", Version: 1, Program: c.Program}
+	return durable.Header{Magic: "bwopen", Version: 2, Program: c.Program}
 }
 
 func (s *Spool) readCheckpoint() (*checkpoint, error) {
-	b, _, err := durable.ReadSealed(s.cfg.FS, s.cfg.checkpointPath(), s.cfg.checkpointHeader(), checkpointLimit)
+	b, head, err := durable.ReadSealed(s.cfg.FS, s.cfg.checkpointPath(), s.cfg.checkpointHeader(), checkpointLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -203,16 +228,20 @@ func (s *Spool) readCheckpoint() (*checkpoint, error) {
 		return nil, err
 	}
 	f := fields{b: b}
-	cp := &checkpoint{epoch: f.num(), upTo: pos(f.num()), cells: map[usage.Cell]usage.Sums{}}
+	cp := &checkpoint{epoch: f.num(), upTo: pos(f.num()), open: usage.Payload{Cells: map[usage.Cell]usage.Sums{}, Latency: map[usage.LatencyKey]*usage.Sketch{}}}
+	if head.Version > 1 {
+		cp.rows = f.num()
+	}
 	for range f.num() {
 		if f.bad {
 			break
 		}
-		part, err := usage.DecodePayload(f.take(f.num()))
+		part, err := usage.Decode(f.take(f.num()))
 		if err != nil {
 			return nil, fmt.Errorf("read usage checkpoint: %w", err)
 		}
-		maps.Copy(cp.cells, part)
+		maps.Copy(cp.open.Cells, part.Cells)
+		maps.Copy(cp.open.Latency, part.Latency)
 	}
 	if f.bad || len(f.b) > 0 {
 		return nil, &durable.CorruptError{Path: s.cfg.checkpointPath(), What: "a checkpoint does not decode"}
@@ -221,18 +250,14 @@ func (s *Spool) readCheckpoint() (*checkpoint, error) {
 }
 
 func (s *Spool) writeCheckpoint() error {
-	decoded, err := s.open.decode()
-	if err != nil {
-		return err
-	}
 	var parts []byte
 	n := uint64(0)
-	for p := range usage.Payloads(usage.Payload{Cells: decoded}) {
+	for p := range usage.Payloads(s.open.payload()) {
 		parts = appendBytes(parts, p)
 		n++
 	}
 	b := binary.AppendUvarint(nil, s.st.epoch)
-	b = binary.AppendUvarint(b, uint64(s.folded))
+	b = binary.AppendUvarint(binary.AppendUvarint(b, uint64(s.folded)), s.rows)
 	b = append(binary.AppendUvarint(b, n), parts...)
 	return durable.WriteSealed(s.cfg.FS, s.cfg.checkpointPath(), s.cfg.checkpointHeader(), b)
 }

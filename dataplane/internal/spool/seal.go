@@ -17,6 +17,7 @@ import (
 type attempt struct {
 	blocks  []usage.Block
 	covered pos
+	rows    uint64 // of the epoch, below covered
 	at      int64
 	final   bool
 }
@@ -31,22 +32,23 @@ func (s *Spool) seal() error {
 		if err != nil {
 			return s.note(fmt.Errorf("fold usage rows: %w", err))
 		}
-		s.count.openCells.Store(int64(len(s.open)))
+		s.count.openCells.Store(int64(len(s.open.cells)))
 		switch {
-		case len(s.open) == 0:
+		case len(s.open.cells) == 0:
 			s.setThrough(at)
 			return errors.Join(s.mend(), s.tidy())
 		case s.waiting() >= s.cfg.MaxUnacked:
 			return errors.Join(s.mend(), s.shrink())
 		}
-		if s.attempt, err = s.newAttempt(s.folded, at); err != nil {
-			return s.note(err)
+		if err := s.keepDetail(); err != nil {
+			return err
 		}
+		s.attempt = s.newAttempt(s.folded, at)
 	}
 	if err := s.writeAttempt(s.attempt); err != nil {
 		return s.note(err)
 	}
-	s.open, s.attempt, s.ckpt = cells{}, nil, s.folded
+	s.open, s.attempt, s.ckpt = newSums(), nil, s.folded
 	s.count.openCells.Store(0)
 	s.fullErr.Store(nil)
 	s.makeReserve()
@@ -88,8 +90,10 @@ func (s *Spool) fold() (at int64, err error) {
 				if what != placeRecord {
 					return &durable.CorruptError{Path: g.path, Offset: int64(off), What: "a row just written does not check out"}
 				}
-				if payload[0] == kindRow {
-					s.open.add(payload)
+				if isRow(payload) {
+					if err := s.foldRow(payload); err != nil {
+						return &durable.CorruptError{Path: g.path, Offset: int64(off), What: err.Error()}
+					}
 				}
 				off = next
 				s.folded = g.at(off) // moves with each row: an error must not fold one twice
@@ -114,19 +118,15 @@ func (s *Spool) waiting() int {
 	return n
 }
 
-func (s *Spool) newAttempt(covered pos, at int64) (*attempt, error) {
-	decoded, err := s.open.decode()
-	if err != nil {
-		return nil, err
-	}
-	a := &attempt{covered: covered, at: at}
+func (s *Spool) newAttempt(covered pos, at int64) *attempt {
+	a := &attempt{covered: covered, rows: s.rows, at: at}
 	seq, head := s.st.seq, s.st.head
-	for p := range usage.Payloads(usage.Payload{Cells: decoded}) {
+	for p := range usage.Payloads(s.open.payload()) {
 		seq++
 		b := usage.NewBlock(s.cfg.Edge, s.st.epoch, seq, head, p)
 		a.blocks, head = append(a.blocks, b), b.Hash
 	}
-	return a, nil
+	return a
 }
 
 // writeAttempt brings a into the journal, or finds it there, and publishes it.
@@ -156,12 +156,12 @@ func (s *Spool) writeAttempt(a *attempt) error {
 		recs = append(recs, rec)
 		off += int64(len(rec)) + logRecordHead + 4
 	}
-	if err := s.j.write(append(recs, encodeCommit(a.covered, a.at, a.final))...); err != nil {
+	if err := s.j.write(append(recs, encodeCommit(a.covered, a.at, a.final, a.rows))...); err != nil {
 		return err
 	}
 	s.count.sealed.Add(int64(len(a.blocks)))
 	s.publish(func() {
-		s.st.seal(entries, a.covered, a.at, a.final)
+		s.st.seal(entries, a.covered, a.at, a.final, a.rows)
 		s.through = Through{s.st.epoch, s.st.seq, time.UnixMilli(a.at)}
 	})
 	return nil
@@ -186,7 +186,13 @@ func (s *Spool) setThrough(at int64) {
 // folded, the open cells go to the checkpoint and the segment can go. So disk
 // holds O(open cells), however many rows come.
 func (s *Spool) shrink() error {
-	if s.folded.seg() <= s.ckpt.seg() {
+	full := s.folded.seg() > s.ckpt.seg()
+	if full || len(s.detail.rows) >= usage.MaxDetailRows { // the larger a piece, the smaller
+		if err := s.keepDetail(); err != nil {
+			return err
+		}
+	}
+	if !full {
 		return nil
 	}
 	if err := s.writeCheckpoint(); err != nil {

@@ -30,31 +30,38 @@ import (
 // next segment.
 const (
 	segmentMagic   = "bwrows\x00\x00"
-	segmentVersion = 2 // 2: a row that took units of a quota ends with its period
+	segmentVersion = 2 // 1: rows of kind 1 only, before 2026-11-25
 	segmentHeader  = 128
 	wordSize       = 8
 	endWord        = ^uint64(0)
 )
 
 const (
-	kindRow  = 1 // request id, numbers, cell: putRow
+	kindOld  = 1 // a row of version 1: no period, and nothing that only the detail keeps
 	kindSync = 2 // a pos, u64 at 8: all before it is known to be on disk
+	kindRow  = 3 // request id, numbers, cell, key id: putRow
 )
 
-// Offsets in a row's payload. What follows rowKey is the cell, and as bytes the
-// key by which rows are folded.
+// Offsets in a row's payload. Its first 8 bytes are kind u8, attempts u8, status
+// u16, flags u8, 0, length of the key id u16. What lies between rowKey and the
+// key id is the cell, and as bytes the key by which rows are folded.
 const (
-	rowID     = 8
-	rowEnd    = 24
-	rowLat    = 32
-	rowSums   = 40
-	rowKey    = 72
-	keyRev    = 8
-	keyOut    = 16
-	keyTexts  = 17
-	keyPeriod = 8 // behind the texts, and only where there is one: rows of version 1 read as without
-	keyLimit  = keyTexts + 7*(2+usage.MaxString) + keyPeriod
-	maxRecord = wordSize + (rowKey+keyLimit+7)&^7
+	rowID       = 8
+	rowEnd      = 24
+	rowLat      = 32
+	rowSums     = 40
+	rowUpstream = 72
+	rowActor    = 80
+	rowAddress  = 88
+	rowKey      = 96
+	keyRev      = 8
+	keyPeriod   = 16
+	keyOut      = 24
+	keyTexts    = 25
+	maxRecord   = wordSize + (rowKey+keyTexts+7*(2+usage.MaxString)+usage.MaxString+7)&^7
+
+	oldKey   = 72 // in a row of kind 1: start, rev, outcome, texts
+	oldTexts = 17
 )
 
 // pos is a place in the row log of one epoch: segment number and offset.
@@ -204,11 +211,27 @@ func (g *segment) read(off int) (payload []byte, next int, p place) {
 		return nil, off, placeBad
 	}
 	payload = g.data[off+wordSize : off+wordSize+n]
-	if recordWord(payload) != w || payload[0] != kindRow && payload[0] != kindSync || payload[0] == kindRow && n < rowKey+keyTexts {
+	if recordWord(payload) != w || n < leastRecord(payload) {
 		return nil, off, placeBad
 	}
 	return payload, off + wordSize + (n+7)&^7, placeRecord
 }
+
+func leastRecord(payload []byte) int {
+	switch payload[0] {
+	case kindSync:
+		return 16
+	case kindOld:
+		return oldKey + oldTexts
+	case kindRow:
+		return rowKey + keyTexts + keyIDLen(payload)
+	}
+	return maxRecord + 1
+}
+
+func isRow(payload []byte) bool { return payload[0] != kindSync }
+
+func keyIDLen(payload []byte) int { return int(binary.LittleEndian.Uint16(payload[6:])) }
 
 // commit makes the payload that was copied behind off a record.
 func (g *segment) commit(off, n int) {
@@ -226,18 +249,14 @@ func storeWord(b []byte, w uint64) {
 
 // rowSize is the length of the row's payload.
 func rowSize(r *usage.Row) int {
-	n := 0
-	if r.Period != 0 {
-		n = keyPeriod
-	}
-	return n + rowKey + keyTexts + 14 + len(r.Customer) + len(r.Subscription) + len(r.Plan) + len(r.Product) + len(r.API) + len(r.Route) + len(r.ServedRegion)
+	return rowKey + keyTexts + 14 + len(r.Customer) + len(r.Subscription) + len(r.Plan) + len(r.Product) + len(r.API) + len(r.Route) + len(r.ServedRegion) + len(r.KeyID)
 }
 
 // putRow writes the row's payload to b, which is exactly its size.
 func putRow(b []byte, r *usage.Row) {
 	le := binary.LittleEndian
 	_ = b[rowKey+keyTexts]
-	le.PutUint64(b, kindRow)
+	le.PutUint64(b, kindRow|uint64(r.Attempts)<<8|uint64(r.Status)<<16|uint64(r.Flags)<<32|uint64(len(r.KeyID))<<48)
 	copy(b[rowID:rowEnd], r.RequestID[:])
 	le.PutUint64(b[rowEnd:], uint64(r.EndUnixMS))
 	le.PutUint64(b[rowLat:], uint64(r.LatencyUS))
@@ -245,8 +264,12 @@ func putRow(b []byte, r *usage.Row) {
 	le.PutUint64(b[rowSums+8:], uint64(r.Units))
 	le.PutUint64(b[rowSums+16:], uint64(r.BytesIn))
 	le.PutUint64(b[rowSums+24:], uint64(r.BytesOut))
+	le.PutUint64(b[rowUpstream:], uint64(r.UpstreamUS))
+	le.PutUint64(b[rowActor:], r.Actor)
+	le.PutUint64(b[rowAddress:], r.Address)
 	le.PutUint64(b[rowKey:], uint64(usage.CellStart(r.EndUnixMS)))
 	le.PutUint64(b[rowKey+keyRev:], r.PlanRev)
+	le.PutUint64(b[rowKey+keyPeriod:], uint64(r.Period))
 	b[rowKey+keyOut] = byte(r.Outcome)
 	b = b[rowKey+keyTexts:]
 	b = putText(b, r.Customer)
@@ -256,76 +279,12 @@ func putRow(b []byte, r *usage.Row) {
 	b = putText(b, r.API)
 	b = putText(b, r.Route)
 	b = putText(b, r.ServedRegion)
-	if r.Period != 0 {
-		le.PutUint64(b, uint64(r.Period))
-	}
+	copy(b, r.KeyID)
 }
 
 func putText(b []byte, s string) []byte {
 	binary.LittleEndian.PutUint16(b, uint16(len(s)))
 	return b[2+copy(b[2:], s):]
-}
-
-// cells are open sums by the bytes of their cell: one hash of one string a row,
-// no decoding until a block is made.
-type cells map[string]*usage.Sums
-
-var errRow = errors.New("a row does not decode")
-
-// add folds one row's payload.
-func (c cells) add(payload []byte) {
-	le := binary.LittleEndian
-	s := usage.Sums{Requests: int64(le.Uint64(payload[rowSums:])), Units: int64(le.Uint64(payload[rowSums+8:])),
-		BytesIn: int64(le.Uint64(payload[rowSums+16:])), BytesOut: int64(le.Uint64(payload[rowSums+24:]))}
-	if p := c[string(payload[rowKey:])]; p != nil {
-		*p = p.Add(s)
-		return
-	}
-	c[string(payload[rowKey:])] = &s
-}
-
-func (c cells) decode() (map[usage.Cell]usage.Sums, error) {
-	out := make(map[usage.Cell]usage.Sums, len(c))
-	for k, s := range c {
-		cell, err := decodeKey(k)
-		if err != nil {
-			return nil, err
-		}
-		out[cell] = *s
-	}
-	return out, nil
-}
-
-func decodeKey(k string) (c usage.Cell, err error) {
-	b := []byte(k)
-	c.Start = int64(binary.LittleEndian.Uint64(b))
-	c.PlanRev = binary.LittleEndian.Uint64(b[keyRev:])
-	c.Outcome = usage.Outcome(b[keyOut])
-	b = b[keyTexts:]
-	for _, s := range [...]*string{&c.Customer, &c.Subscription, &c.Plan, &c.Product, &c.API, &c.Route, &c.ServedRegion} {
-		if len(b) < 2 || len(b)-2 < int(binary.LittleEndian.Uint16(b)) {
-			return c, errRow
-		}
-		n := int(binary.LittleEndian.Uint16(b))
-		*s, b = string(b[2:2+n]), b[2+n:]
-	}
-	switch len(b) {
-	case 0:
-	case keyPeriod:
-		c.Period = int64(binary.LittleEndian.Uint64(b))
-	default:
-		return c, errRow
-	}
-	return c, nil
-}
-
-// encodeKey is the key of a cell, for cells that come from a checkpoint.
-func encodeKey(c usage.Cell) string {
-	r := usage.Row{Customer: c.Customer, Subscription: c.Subscription, Plan: c.Plan, PlanRev: c.PlanRev, Product: c.Product, API: c.API,
-		Route: c.Route, Outcome: c.Outcome, ServedRegion: c.ServedRegion, Period: c.Period, EndUnixMS: c.Start * 1000}
-	b := make([]byte, rowSize(&r))
-	putRow(b, &r)
-	return string(b[rowKey:])
 }
 
 // bootID tells one boot of the machine from another; zeros if it cannot.

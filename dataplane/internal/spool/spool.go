@@ -44,13 +44,26 @@ type Config struct {
 	SegmentBytes int           // of one row segment; 0: 8 MiB; at least 64 KiB
 	GroupCommit  time.Duration // rows are on disk after it; what a power cut may cost; 0: 50 ms
 	SealEvery    time.Duration // 0: 250 ms
+	SealMost     time.Duration // under load, to seal fewer and larger blocks; 0: 1.5 s
 	MaxUnacked   int           // blocks; while that many wait, none is sealed; 0: 64
 	JournalBytes int64         // a journal file longer than this is followed by a new one; 0: 4 MiB
+
+	Detail Detail // takes every row on its way into a block; nil: nobody does
 
 	FS      durable.FS       // of the journal and the checkpoint (segments are mapped, so they are always real files); nil: the disk
 	Now     func() time.Time // nil: time.Now
 	Program string           // name and version, for files; "": "bailiwick-edge"
 	Logger  *slog.Logger     // nil: none
+}
+
+// Detail keeps rows one by one. The spool calls it from one goroutine, before the
+// rows are sealed, and again with the same rows after a crash.
+type Detail interface {
+	// Keep takes rows that follow each other in an epoch, the last of them the
+	// one with the number through, which are summed in block seq (or those
+	// behind it of the same seal). It passes over rows it has, and counts as lost
+	// those between that it was not given. The rows are valid only during the call.
+	Keep(epoch, seq, through uint64, rows []usage.Row)
 }
 
 // Validate says what is missing or absurd.
@@ -60,7 +73,7 @@ func (c Config) Validate() error {
 		return errors.New("spool config: Dir and Edge are required")
 	case c.SegmentBytes != 0 && (c.SegmentBytes < 64<<10 || c.SegmentBytes > 1<<30):
 		return fmt.Errorf("spool config: SegmentBytes %d: want 64 KiB to 1 GiB", c.SegmentBytes)
-	case c.GroupCommit < 0 || c.SealEvery < 0 || c.MaxUnacked < 0 || c.JournalBytes < 0:
+	case c.GroupCommit < 0 || c.SealEvery < 0 || c.SealMost < 0 || c.MaxUnacked < 0 || c.JournalBytes < 0:
 		return errors.New("spool config: a duration or limit is negative")
 	}
 	return nil
@@ -70,6 +83,7 @@ func (c Config) withDefaults() Config {
 	c.SegmentBytes = or(c.SegmentBytes, 8<<20) &^ 4095
 	c.GroupCommit = or(c.GroupCommit, 50*time.Millisecond)
 	c.SealEvery = or(c.SealEvery, 250*time.Millisecond)
+	c.SealMost = or(c.SealMost, 1500*time.Millisecond)
 	c.MaxUnacked = or(c.MaxUnacked, 64)
 	c.JournalBytes = or(c.JournalBytes, 4<<20)
 	c.Program = or(c.Program, "bailiwick-edge")
@@ -120,7 +134,9 @@ type Spool struct {
 	synced   pos // rows below it are on disk
 	folded   pos // rows below it are in open, or in blocks
 	ckpt     pos // rows below it are in the checkpoint file
-	open     cells
+	open     sums
+	rows     uint64 // of the epoch, below folded
+	detail   detailRows
 	attempt  *attempt // a seal whose writing failed: it is retried as it is
 	reserved bool     // the reserve file exists
 
@@ -182,7 +198,7 @@ func Open(cfg Config) (s *Spool, err error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	s = &Spool{cfg: cfg, open: cells{}, parked: map[uint64]bool{}, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
+	s = &Spool{cfg: cfg, open: newSums(), parked: map[uint64]bool{}, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			s.release()
@@ -239,7 +255,7 @@ func (s *Spool) beginEpoch() error {
 		s.last = s.st.at
 	}
 	s.st.begin(epoch)
-	s.nextNo = 1
+	s.nextNo, s.rows = 1, 0
 	if err := s.removeOld(); err != nil {
 		return err
 	}
@@ -264,6 +280,7 @@ func (s *Spool) Run(ctx context.Context) error {
 	commit, seal := time.NewTicker(s.cfg.GroupCommit), time.NewTicker(s.cfg.SealEvery)
 	defer commit.Stop()
 	defer seal.Stop()
+	busy := pace{most: s.cfg.SealMost - s.cfg.SealEvery/2, sealed: s.cfg.Now()}
 	var told string
 	for {
 		var err error
@@ -275,7 +292,9 @@ func (s *Spool) Run(ctx context.Context) error {
 		case <-commit.C:
 			err = errors.Join(s.groupCommit(), s.provide())
 		case <-seal.C:
-			err = s.seal()
+			if !busy.wait(s.count.rows.Load(), s.cfg.Now()) {
+				err = s.seal()
+			}
 		}
 		switch {
 		case err == nil && told != "" && s.Healthy() == nil:
@@ -286,6 +305,27 @@ func (s *Spool) Run(ctx context.Context) error {
 			s.cfg.Logger.Error("usage spool", "error", err)
 		}
 	}
+}
+
+// pace decides when to seal. A block says each of its customers, routes and
+// regions once, so under load larger blocks cost fewer bytes a request; while it
+// is quiet, nobody need wait.
+type pace struct {
+	most   time.Duration
+	rows   int64 // at the last look
+	sealed time.Time
+}
+
+const busyRows = 64 // in one SealEvery
+
+func (p *pace) wait(rows int64, now time.Time) bool {
+	fresh := rows - p.rows
+	p.rows = rows
+	if fresh >= busyRows && now.Sub(p.sealed) < p.most {
+		return true
+	}
+	p.sealed = now
+	return false
 }
 
 // Healthy says why rows may soon be refused, or may not survive a power cut:
