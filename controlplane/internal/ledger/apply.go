@@ -64,6 +64,9 @@ func (t *tx) commit() error {
 		}
 	}
 	clear(m.totals)
+	if err := m.latency.write(t); err != nil {
+		return err
+	}
 	if err := t.set(keyApplied, binary.BigEndian.AppendUint64(nil, t.index)); err != nil {
 		return err
 	}
@@ -100,10 +103,11 @@ func (o appendOrder) apply(t *tx) (out []byte, err error) {
 // fold writes a block's cells, all or none. The order of the writes follows the
 // map and differs between nodes; the state does not, since sums commute.
 func (t *tx) fold(k *Block) (refusal byte, err error) {
-	cells, err := usage.DecodePayload(k.Payload)
+	p, err := usage.Decode(k.Payload)
 	if err != nil {
 		return refMalformed, nil
 	}
+	cells := p.Cells
 	for c, s := range cells {
 		if !acceptable(&c, &s) {
 			return refMalformed, nil
@@ -122,6 +126,9 @@ func (t *tx) fold(k *Block) (refusal byte, err error) {
 		if t.version >= 2 {
 			m.spending.add(&c, s.Units)
 		}
+	}
+	if t.version >= 2 {
+		m.latency.add(m, p.Latency)
 	}
 	return 0, t.spend(epochKey{k.Edge, k.Epoch})
 }

@@ -22,7 +22,7 @@ const (
 	kindSealed = 2 // n, n × (edge, epoch, sealed, seq, unix ms)
 	kindClose  = 3 // edge, epoch, sealed; not written any more
 
-	// Since version 2. 4 to 19 are of the ledger itself, 20 to 39 of quotas, 40 to 49 of alerts.
+	// Since version 2. 4 to 19 are of the ledger itself, 20 to 39 of quotas, 40 to 49 of what is looked at.
 	kindCloseBy = 4 // edge, epoch, sealed, held u8, at unix ms, by, reason
 	kindFork    = 5 // edge, epoch, seq, hash[32]
 	kindCorrect = 6 // correction, as package correction encodes it
@@ -30,6 +30,8 @@ const (
 
 	kindExchange = 20 // now, n × edge, n × (edge, epoch, sequence, n × pending, n × ask): see quota_exchange.go
 	kindTopUp    = 21 // account, terms, units, request id, at, by, reason
+
+	kindThinLatency = 40 // before, drop, both signed; most
 )
 
 // order is the body of a command.
@@ -56,6 +58,8 @@ var kinds = map[byte]struct {
 
 	kindExchange: {2, decodeExchange},
 	kindTopUp:    {2, decodeTopUp},
+
+	kindThinLatency: {2, decodeThin},
 }
 
 const maxName = 256 // bytes of an edge's or region's name

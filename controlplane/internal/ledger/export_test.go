@@ -21,7 +21,11 @@ var (
 	EncodeAppend = encodeAppend
 	EncodeSealed = encodeSealed
 	DecodeAcks   = decodeAcks
+	EncodeThin   = encodeThin
 )
+
+// Thin is the order that makes latencies coarse.
+type Thin = thinOrder
 
 // Sync makes all that was applied durable, as an fsync of each entry would.
 func (m *Machine) Sync() error { return m.cur.db.LogData(nil, pebbledb.Sync) }

@@ -327,8 +327,14 @@ func TestLedger_Reports(t *testing.T) {
 	}
 }
 
-// Rows applied in blocks of 8,000 to a database on disk, synced once an entry.
+// Rows applied in blocks of 8,000 to a database on disk, synced once an entry, alone and with the latencies of 200
+// routes beside them.
 func BenchmarkMachine_Apply(b *testing.B) {
+	b.Run("cells", func(b *testing.B) { benchmarkApply(b, 0) })
+	b.Run("latency", func(b *testing.B) { benchmarkApply(b, 200) })
+}
+
+func benchmarkApply(b *testing.B, routes int) {
 	m, err := ledger.OpenMachine(ledger.MachineConfig{Dir: realDir(b)})
 	if err != nil {
 		b.Fatal(err)
@@ -343,7 +349,15 @@ func BenchmarkMachine_Apply(b *testing.B) {
 			k := cell(fmt.Sprintf("customer-%04d", i/4), i%4+4*v)
 			cells[k] = usage.Sums{Requests: int64(i + 1), Units: int64(i + 1), BytesIn: 1000, BytesOut: 5000}
 		}
-		payloads[v] = usage.EncodePayload(cells)
+		p := usage.Payload{Cells: cells, Latency: map[usage.LatencyKey]*usage.Sketch{}}
+		for r := range routes {
+			s := &usage.Sketch{}
+			for i := range int64(40) {
+				s.Add(2000+i*i*i, 1)
+			}
+			p.Latency[usage.LatencyKey{Minute: base.Unix() + int64(v)*60, API: "orders", Route: fmt.Sprint(r), ServedRegion: "eu-west"}] = s
+		}
+		payloads[v] = usage.Encode(p)
 	}
 	n := 0
 	for b.Loop() {

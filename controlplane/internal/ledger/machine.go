@@ -49,7 +49,8 @@ type Machine struct {
 	totals  map[string]usage.Sums // scratch of one Apply
 	key     []byte                // scratch
 
-	spending spending // scratch of one block
+	spending spending  // scratch of one block
+	latency  latencies // scratch of one Apply
 
 	mu     sync.Mutex  // covers cur and broken, and the counts inside generations
 	cur    *generation // nil: closed
@@ -68,7 +69,7 @@ func OpenMachine(cfg MachineConfig) (m *Machine, err error) {
 	if cfg.fs == nil {
 		cfg.fs = privateFS{vfs.Default}
 	}
-	m = &Machine{cfg: cfg, logger: cfg.Logger, totals: make(map[string]usage.Sums)}
+	m = &Machine{cfg: cfg, logger: cfg.Logger, totals: make(map[string]usage.Sums), latency: make(latencies)}
 	m.idle = sync.NewCond(&m.mu)
 	m.spending.init()
 	defer guard(&err, "open ledger")
