@@ -175,6 +175,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "detail", Run: n.detail.Run, Why: "ingest waits for what it writes"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},
 		{Name: "alerts", Run: n.alerts.Run, Why: "it reads quotas, and what it raises rests in the zone store"},
+		{Name: "latency thinning", Run: n.thinLatency, Why: "it commits to the ledger"},
 		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},
 		{Name: "admin port", Run: n.serveAdmin, Why: "last up, first down: operators see a node only while it works"},
 	}

@@ -22,6 +22,7 @@ type standing struct {
 	period       quota.Period
 	limit        int64 // of the plan and top-ups, without grace: what was sold
 	used         int64
+	slides       time.Duration // the window of a rolling quota
 }
 
 // standings calls each with every subscription that has a quota, of one customer or of all.
@@ -59,7 +60,7 @@ func (c *central) standings(ctx context.Context, view *ledger.View, only string,
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			s := standing{customer: customer, subscription: sub, zone: zone, period: period, limit: quota.Add(p.Quota.Units, a.ToppedUp), used: a.Used}
+			s := standing{customer: customer, subscription: sub, zone: zone, period: period, limit: quota.Add(p.Quota.Units, a.ToppedUp), used: a.Used, slides: slides(p.Quota)}
 			if err := each(s); err != nil {
 				return err
 			}

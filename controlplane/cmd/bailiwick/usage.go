@@ -129,7 +129,7 @@ each group's requests over time follows.`,
 	c.Flags().StringSliceVar(&by, "by", nil, "sum by these, comma separated")
 	c.Flags().StringVar(&timeZone, "time-zone", "", "IANA name, for --by; default the customer's, and UTC for --all-zones")
 	c.Flags().StringVar(&zoneName, "zone", "", "the customer's zone; left out, the zones are asked one by one")
-	c.AddCommand(a.usageWatchCommand(), a.usageTraceCommand())
+	c.AddCommand(a.usageWatchCommand(), a.usageLatencyCommand(), a.usageForecastCommand(), a.usageTraceCommand())
 	return c
 }
 

@@ -127,6 +127,7 @@ type Config struct {
 	Edges       Edges              // optional: without it no edge's status is known
 	Usage       Usage              // optional: without it usage is Unimplemented
 	Ledger      Ledger             // optional: without it what operators do to a ledger is Unimplemented
+	Insight     Insight            // optional: without it latencies and forecasts are Unimplemented
 	Alerts      *alert.Service     // optional: without it webhooks are Unimplemented
 	Quota       Quotas             // optional: without it quotas are Unimplemented
 	Signer      ed25519.PrivateKey // optional: the zone's; without it no correction is booked and nothing is erased

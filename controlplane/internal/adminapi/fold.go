@@ -69,10 +69,11 @@ func (f *folding) keep(dimension, name string) string {
 	return ""
 }
 
-// row is what the ledger's reader sums by. Product and outcome stay until it is known what is billed.
+// row is what the ledger's reader sums by. Product and outcome stay until it is known what is billed, and what was
+// corrected until it is said.
 func (f *folding) row(r UsageRow) UsageRow {
 	return UsageRow{Cell: f.start(r.Cell), Subscription: f.keep("subscription", r.Subscription), Plan: f.keep("plan", r.Plan), Product: r.Product,
-		API: f.keep("api", r.API), Route: f.keep("route", r.Route), ServedRegion: f.keep("served_region", r.ServedRegion), Outcome: r.Outcome}
+		API: f.keep("api", r.API), Route: f.keep("route", r.Route), ServedRegion: f.keep("served_region", r.ServedRegion), Outcome: r.Outcome, Correction: r.Correction}
 }
 
 // usage sums rows that are alike but for what only billing asks for.
@@ -80,7 +81,7 @@ func (f *folding) usage(rows []UsageRow, bills func(product, outcome string) boo
 	sums := map[UsageRow]*adminv1.UsageRow{}
 	for _, r := range rows {
 		key := f.row(r)
-		key.Product, key.Outcome = f.keep("product", r.Product), f.keep("outcome", r.Outcome)
+		key.Product, key.Outcome, key.Correction = f.keep("product", r.Product), f.keep("outcome", r.Outcome), false
 		out := sums[key]
 		if out == nil {
 			out = &adminv1.UsageRow{Cell: stamp(key.Cell), Time: f.label(key.Cell), Subscription: key.Subscription, Plan: key.Plan, Product: key.Product,

@@ -17,9 +17,14 @@ import (
 // cell is the width of a ledger row.
 const cell = 15 * time.Minute
 
-// span is the time a query asks about: the last hour by default, and from the start of the cell that holds
-// its beginning, since a cell is never split.
+// span is the time a query asks about, from the start of the cell that holds its beginning, since a cell is never split.
 func span(since, until *timestamppb.Timestamp) (time.Time, time.Time, error) {
+	from, to, err := interval(since, until)
+	return from.Truncate(cell).UTC(), to.UTC(), err
+}
+
+// interval is the time a query asks about: the last hour by default.
+func interval(since, until *timestamppb.Timestamp) (time.Time, time.Time, error) {
 	for _, t := range []*timestamppb.Timestamp{since, until} {
 		if t != nil && t.CheckValid() != nil {
 			return time.Time{}, time.Time{}, fault.New(fault.Invalid, "RANGE_INVALID", "usage: a time is not between the years 1 and 9999")
@@ -36,7 +41,7 @@ func span(since, until *timestamppb.Timestamp) (time.Time, time.Time, error) {
 	if !from.Before(to) {
 		return from, to, fault.New(fault.Invalid, "RANGE_INVALID", "usage since %s until %s: the range is empty", from.UTC().Format(time.RFC3339), to.UTC().Format(time.RFC3339)).At("since")
 	}
-	return from.Truncate(cell).UTC(), to.UTC(), nil
+	return from.UTC(), to.UTC(), nil
 }
 
 func (s *server) usageOff() error {

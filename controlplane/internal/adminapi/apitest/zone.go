@@ -75,7 +75,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 			t.Fatal(err)
 		}
 		h, err := adminapi.Handler(adminapi.Config{Zone: name, Node: name + "-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store,
-			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Alerts: alerts, Ledger: z.Ledger,
+			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Insight: z.Usage, Alerts: alerts, Ledger: z.Ledger,
 			Signer: z.Signer, Quota: quotas{in.Catalog, z.Store, z.Ledger}, Wait: wait})
 		if err != nil {
 			t.Fatal(err)
@@ -127,6 +127,19 @@ type Usage struct {
 	// mu covers reports.
 	mu      sync.Mutex
 	reports map[string]adminapi.UsageReport
+	// Latencies and Forecasts are what Insight answers.
+	Latencies adminapi.LatencyReport
+	Forecasts []adminapi.Forecast
+}
+
+func (u *Usage) Latency(_ context.Context, _, _ time.Time, api, route string) (adminapi.LatencyReport, error) {
+	out := u.Latencies
+	out.Rows = slices.DeleteFunc(slices.Clone(out.Rows), func(r adminapi.LatencyRow) bool { return api != "" && r.API != api || route != "" && r.Route != route })
+	return out, nil
+}
+
+func (u *Usage) Forecast(_ context.Context, customer string) ([]adminapi.Forecast, error) {
+	return slices.DeleteFunc(slices.Clone(u.Forecasts), func(f adminapi.Forecast) bool { return customer != "" && f.Customer != customer }), nil
 }
 
 // Set gives a customer's report.
