@@ -1,0 +1,233 @@
+package scenario_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/e2e/harness"
+)
+
+// TestQuota: the flow as published, and how soon a top-up, an upgrade and a suspension change what each region
+// decides.
+func TestQuota(t *testing.T) {
+	s := harness.Start(t)
+	q := &quotas{s: s, dir: t.TempDir()}
+	q.apply(t, `kind: Plan
+name: four
+spec: {products: [commerce], quota: {units: 4, mode: strict}}
+---
+kind: Plan
+name: more
+spec: {products: [commerce], quota: {units: 1000000, mode: strict}}
+---
+kind: Plan
+name: balance
+spec: {products: [commerce], quota: {period: prepaid, mode: strict}}
+`)
+	t.Run("published", func(t *testing.T) { q.published(t) })
+	t.Run("prepaid", func(t *testing.T) { q.prepaid(t) })
+	t.Run("changes", func(t *testing.T) { q.changes(t) })
+}
+
+type quotas struct {
+	s   *harness.Sandbox
+	dir string
+}
+
+var homes = []string{"eu-west", "eu-central"}
+
+func (q *quotas) apply(t *testing.T, manifest string) {
+	t.Helper()
+	file := filepath.Join(q.dir, "manifest.yaml")
+	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	q.s.With(t).MustCLI("emea", "apply", "-f", file)
+}
+
+// customer writes a customer with one subscription, and makes his key.
+func (q *quotas) customer(t *testing.T, name, plan string) (key string) {
+	t.Helper()
+	q.apply(t, customerManifest(name, plan, "active"))
+	_, key = q.s.With(t).NewKey("emea", name, plan)
+	// Known everywhere: refused for another reason than the key. An unknown host's answer would not tell.
+	for _, region := range homes {
+		q.s.With(t).Eventually(10*time.Second, "the key in "+region, func() error {
+			if a := q.s.Do(region, http.MethodGet, reportsEMEA, "/", key, nil); a.Err != nil || a.Status != http.StatusForbidden {
+				return fmt.Errorf("%d %v", a.Status, a.Err)
+			}
+			return nil
+		})
+	}
+	return key
+}
+
+func customerManifest(name, plan, status string) string {
+	return fmt.Sprintf("kind: Customer\nname: %s\nspec: {zone: emea, status: %s, subscriptions: [{name: main, plan: %s}]}\n", name, status, plan)
+}
+
+// published: a limit of 4, three requests in one region and two in another: exactly 4 are served.
+func (q *quotas) published(t *testing.T) {
+	key := q.customer(t, "pub", "four")
+	before := q.s.Count("eu-west") + q.s.Count("eu-central")
+	served := 0
+	for _, region := range []string{"eu-west", "eu-west", "eu-west", "eu-central", "eu-central"} {
+		a := q.s.Get(region, key)
+		if err := ok(a, region); err == nil {
+			served++
+			if got := a.Header.Get("RateLimit"); !strings.Contains(got, `"quota";r=`) || !strings.Contains(a.Header.Get("RateLimit-Policy"), `"quota";q=4;w=`) {
+				t.Errorf("%s: headers are %q and %q, want the whole quota of 4", region, got, a.Header.Get("RateLimit-Policy"))
+			}
+		}
+	}
+	if served != 4 {
+		t.Errorf("got %d of five requests served, want 4", served)
+	}
+	q.exhausted(t, key, 429, "quota-exceeded")
+	if got := q.s.Count("eu-west") + q.s.Count("eu-central") - before; got != 4 {
+		t.Errorf("the upstreams answered %d requests, want 4", got)
+	}
+	u := q.s.With(t).UsageThrough("emea", "pub", time.Now(), 30*time.Second)
+	if u.Total.Units != 4 || u.Total.Billable != 4 {
+		t.Errorf("usage says %d units, %d billable, want 4 of each", u.Total.Units, u.Total.Billable)
+	}
+}
+
+// exhausted waits until every region refuses with that word: 503 is allowed before, as long as units are under way.
+func (q *quotas) exhausted(t *testing.T, key string, status int, reason string) {
+	t.Helper()
+	for _, region := range homes {
+		q.s.With(t).Eventually(10*time.Second, region+" refuses", func() error {
+			a := q.s.Get(region, key)
+			if err := refused(a, status, reason); err != nil {
+				return err
+			}
+			if retry := a.Header.Get("Retry-After"); (retry != "") != (status == 429) {
+				return fmt.Errorf("%d with Retry-After %q", status, retry)
+			}
+			return nil
+		})
+	}
+}
+
+// prepaid: a balance serves as many as were bought, by whatever region.
+func (q *quotas) prepaid(t *testing.T) {
+	key := q.customer(t, "pre", "balance")
+	q.exhausted(t, key, 402, "prepaid-exhausted")
+	before := q.s.Count("eu-west") + q.s.Count("eu-central")
+	bought := int64(0)
+	for _, units := range []int64{3, 2} {
+		q.s.With(t).MustCLI("emea", "quota", "top-up", "--customer", "pre", "--units", fmt.Sprint(units))
+		bought += units
+		q.s.With(t).Eventually(20*time.Second, fmt.Sprint(bought, " served"), func() error {
+			for _, region := range homes {
+				q.s.Get(region, key)
+			}
+			if got := q.s.Count("eu-west") + q.s.Count("eu-central") - before; got != bought {
+				return fmt.Errorf("got %d", got)
+			}
+			return nil
+		})
+		q.exhausted(t, key, 402, "prepaid-exhausted")
+	}
+	if got := q.s.Count("eu-west") + q.s.Count("eu-central") - before; got != bought {
+		t.Errorf("the upstreams answered %d requests, want the %d that were bought", got, bought)
+	}
+}
+
+// changes measures from the operator's answer to each region's first changed decision.
+func (q *quotas) changes(t *testing.T) {
+	rounds := 15
+	if testing.Short() {
+		rounds = 3
+	}
+	key := q.customer(t, "chg", "four")
+	q.drain(t, key)
+	measure := func(name string, within time.Duration, change func(), back func(), changed func(harness.Answer) bool) {
+		var took []time.Duration
+		for range rounds {
+			took = append(took, q.until(t, key, change, changed)...)
+			back()
+		}
+		slices.Sort(took)
+		p50, p99 := took[len(took)/2], took[(len(took)*99+99)/100-1]
+		t.Logf("%s: first changed decision of %d regions after p50 %v, p99 %v", name, len(took), p50.Round(time.Millisecond), p99.Round(time.Millisecond))
+		if p99 > within {
+			t.Errorf("%s: p99 is %v, want %v at most", name, p99, within)
+		}
+	}
+	served := func(a harness.Answer) bool { return a.Err == nil && a.Status == 200 }
+	measure("top-up", 2*time.Second, func() {
+		q.s.With(t).MustCLI("emea", "quota", "top-up", "--customer", "chg", "--units", "20")
+	}, func() { q.drain(t, key) }, served)
+	status := func(plan, status string) func() {
+		return func() { q.apply(t, customerManifest("chg", plan, status)) }
+	}
+	measure("upgrade", 2*time.Second, status("more", "active"), func() {
+		status("four", "active")()
+		q.drain(t, key)
+	}, served)
+	status("more", "active")()
+	q.wait(t, key, served)
+	again := func() { status("more", "active")(); q.wait(t, key, served) }
+	measure("suspension", time.Second, status("more", "suspended"), again, func(a harness.Answer) bool { return refused(a, 403, "key-suspended") == nil })
+	measure("overdue", time.Second, status("more", "overdue"), again, func(a harness.Answer) bool { return refused(a, 402, "payment-overdue") == nil })
+}
+
+// until polls every region while a change is made, and says how long after the change's answer each decided
+// anew; 0 if before.
+func (q *quotas) until(t *testing.T, key string, change func(), changed func(harness.Answer) bool) (took []time.Duration) {
+	t.Helper()
+	at := make([]time.Time, len(homes))
+	var wg sync.WaitGroup
+	for i, region := range homes {
+		wg.Go(func() {
+			for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+				if changed(q.s.Get(region, key)) {
+					at[i] = time.Now()
+					return
+				}
+			}
+		})
+	}
+	time.Sleep(300 * time.Millisecond) // the polls before the change see none
+	began := time.Now()
+	change()
+	answered := time.Now()
+	wg.Wait()
+	for i, region := range homes {
+		switch {
+		case at[i].IsZero():
+			t.Fatalf("%s: no changed decision within 20 s", region)
+		case at[i].Before(began):
+			t.Fatalf("%s: decided anew before the change", region)
+		}
+		took = append(took, max(0, at[i].Sub(answered)))
+	}
+	return took
+}
+
+// drain uses up the quota until every region says so.
+func (q *quotas) drain(t *testing.T, key string) {
+	t.Helper()
+	q.wait(t, key, func(a harness.Answer) bool { return refused(a, 429, "quota-exceeded") == nil })
+}
+
+func (q *quotas) wait(t *testing.T, key string, as func(harness.Answer) bool) {
+	t.Helper()
+	for _, region := range homes {
+		q.s.With(t).Eventually(20*time.Second, region+" decides so", func() error {
+			if a := q.s.Get(region, key); !as(a) {
+				return fmt.Errorf("%d %v %.100s", a.Status, a.Err, a.Body)
+			}
+			return nil
+		})
+	}
+}
