@@ -173,6 +173,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "sync", Run: n.sync.Run, Why: "edges follow it"},
 		{Name: "edge reports", Run: n.report, Why: "it reads sync and feeds the border"},
 		{Name: "detail", Run: n.detail.Run, Why: "ingest waits for what it writes"},
+		{Name: "edge doors", Run: n.registerDoors, Why: "it reads sync and writes to the catalog"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},
 		{Name: "alerts", Run: n.alerts.Run, Why: "it reads quotas, and what it raises rests in the zone store"},
 		{Name: "latency thinning", Run: n.thinLatency, Why: "it commits to the ledger"},

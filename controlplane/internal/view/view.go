@@ -53,7 +53,7 @@ func (v *View) ZoneSum(k *Keys) revision.Sum { return v.PairSum.Add(k.Sum()) }
 // unknown, control-only or of another zone than the edge's; of kind Internal if a stored value does not read.
 func Build(catalog, zone group.Snapshot, edge model.Node, now time.Time) (*View, error) {
 	b := builder{catalog: catalog, zone: zone, edge: edge, now: now, view: &View{Objects: map[table.ObjectKey]table.Object{}}}
-	steps := []func() error{b.region, b.rules, b.settings, b.apis, b.plans, b.pairs, b.peers}
+	steps := []func() error{b.region, b.rules, b.settings, b.apis, b.plans, b.pairs, b.peers, b.doors}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("build view of %s: %w", edge.Name, err)
@@ -69,6 +69,7 @@ type builder struct {
 	view          *View
 
 	zones   map[string]string // region → zone
+	serving []model.Region    // of the own zone
 	allowed []table.Pair      // pairs that involve this region
 	own     map[string]bool   // names of the own zone's APIs
 }
@@ -115,6 +116,9 @@ func (b *builder) region() error {
 	var own *model.Region
 	err := each(b.catalog, model.PrefixRegion, func(_ group.KV, r model.Region) error {
 		b.zones[r.Name] = r.Zone
+		if r.Zone == b.edge.Zone && !r.ControlOnly {
+			b.serving = append(b.serving, r)
+		}
 		if r.Name == b.edge.Region {
 			own = &r
 		}
@@ -323,6 +327,23 @@ func (b *builder) peers() error {
 			return nil
 		}
 		return b.put(table.KindZoneKey, z.Name, table.ZoneKey{Zone: z.Name, PublicKey: z.SigningKey})
+	})
+}
+
+// doors are where clients reach the edges of this zone, which is what DNS answers are made of, and of no other
+// zone: what an edge does not know it cannot answer.
+func (b *builder) doors() error {
+	for _, r := range b.serving {
+		if err := b.put(table.KindRegion, r.Name, table.Region{Name: r.Name, Zone: r.Zone, Clients: r.ClientSubnets, Drain: r.Drain}); err != nil {
+			return err
+		}
+	}
+	return each(b.catalog, model.PrefixNode, func(_ group.KV, n model.Node) error {
+		if n.Kind != "edge" || n.Zone != b.edge.Zone || n.Doors == nil || b.zones[n.Region] != b.edge.Zone {
+			return nil
+		}
+		return b.put(table.KindDoors, n.Name, table.Doors{Edge: n.Name, Region: n.Region, Zone: n.Zone,
+			Addresses: n.Doors.Addresses, HTTPSPort: n.Doors.HTTPSPort, DNS: n.Doors.DNS})
 	})
 }
 

@@ -140,7 +140,7 @@ func TestBuild_HoldsWhatTheRegionMayHoldAndNoMore(t *testing.T) {
 	want := []string{
 		"api orders", "api uk/orders", "directory uk/orders", "directory uk/secret", "directory us/orders",
 		"node c1", "node uk1", "pair gdpr-emea/eu-central>eu-west", "pair gdpr-emea/eu-west>eu-central", "pair gdpr-emea/eu-west>uk-south", "pair uk/uk-south>eu-west",
-		"plan gold", "settings settings", "zone-key emea", "zone-key uk",
+		"plan gold", "region eu-central", "region eu-west", "settings settings", "zone-key emea", "zone-key uk",
 	}
 	if got := ids(v); !slices.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
@@ -297,5 +297,40 @@ func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
 	}
 	if got := view.DiffKeys(nil, k); len(got) != k.Len() {
 		t.Errorf("diff from nothing: got %d, want %d", len(got), k.Len())
+	}
+}
+
+// Where clients reach an edge is known to the edges of its zone and to nobody else: what an edge does not hold
+// it cannot answer.
+func TestBuild_DoorsStayInTheirZone(t *testing.T) {
+	catalog, zone := world()
+	for name, region := range map[string]string{"w1": "eu-west", "c1": "eu-central", "uk1": "uk-south"} {
+		n := catalog[model.PrefixNode+name].(model.Node)
+		n.Doors = &model.Doors{Addresses: []string{"192.0.2.1"}, HTTPSPort: 443, DNS: true}
+		catalog[model.PrefixNode+name] = n
+		r := catalog[model.PrefixRegion+region].(model.Region)
+		r.ClientSubnets, r.Drain = []string{"198.51.100.0/24"}, "a test"
+		catalog[model.PrefixRegion+region] = r
+	}
+	v, err := view.Build(catalog, zone, model.Node{Name: "w1", Kind: "edge", Region: "eu-west", Zone: "emea"}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for key, o := range v.Objects {
+		switch key.Kind {
+		case table.KindDoors, table.KindRegion:
+			got = append(got, key.Kind.String()+" "+key.ID+" "+string(o.Data))
+		}
+	}
+	slices.Sort(got)
+	want := []string{
+		`doors c1 {"edge":"c1","region":"eu-central","zone":"emea","addresses":["192.0.2.1"],"https_port":443,"dns":true}`,
+		`doors w1 {"edge":"w1","region":"eu-west","zone":"emea","addresses":["192.0.2.1"],"https_port":443,"dns":true}`,
+		`region eu-central {"name":"eu-central","zone":"emea","clients":["198.51.100.0/24"],"drain":"a test"}`,
+		`region eu-west {"name":"eu-west","zone":"emea","clients":["198.51.100.0/24"],"drain":"a test"}`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }

@@ -176,6 +176,18 @@ func decode(o table.Object) (any, error) {
 			err = misfit(o, "it is not that zone's Ed25519 key")
 		}
 		return v, err
+	case table.KindRegion:
+		v, err := decoded[table.Region](o)
+		if err == nil && v.Name != o.ID {
+			err = misfit(o, "it calls itself by another id")
+		}
+		return v, err
+	case table.KindDoors:
+		v, err := decoded[table.Doors](o)
+		if err == nil && v.Edge != o.ID {
+			err = misfit(o, "it calls itself by another id")
+		}
+		return v, err
 	}
 	// A kind from a newer control node: it counts in the sum and means nothing here.
 	return nil, nil
@@ -268,8 +280,14 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 			x.nodes[v.Name] = v
 		case *table.ZoneKey:
 			x.zoneKeys[v.Zone] = v.PublicKey
+		case *table.Region:
+			x.regions = append(x.regions, *v)
+		case *table.Doors:
+			x.doors = append(x.doors, *v)
 		}
 	}
+	slices.SortFunc(x.regions, func(a, b table.Region) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(x.doors, func(a, b table.Doors) int { return strings.Compare(a.Edge, b.Edge) })
 	byTarget := func(a, b table.Pair) int {
 		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(away(a), away(b)),
 			strings.Compare(a.To, b.To), strings.Compare(a.From, b.From), strings.Compare(a.Policy, b.Policy))

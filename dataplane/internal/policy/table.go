@@ -39,6 +39,8 @@ type index struct {
 	nodes     map[string]*table.Node
 	zoneKeys  map[string]ed25519.PublicKey
 	hosts     []string
+	regions   []table.Region
+	doors     []table.Doors
 }
 
 type (
@@ -214,6 +216,12 @@ func (t *Table) Settings() table.Settings { return t.idx().settings }
 
 // Hosts are the public hosts of the own zone's APIs, sorted: those to have certificates for.
 func (t *Table) Hosts() []string { return t.idx().hosts }
+
+// Regions are the serving regions of the own zone, by name. Do not write to the slice.
+func (t *Table) Regions() []table.Region { return t.idx().regions }
+
+// Doors are where clients reach the edges of the own zone, by the edge's name. Do not write to the slice.
+func (t *Table) Doors() []table.Doors { return t.idx().doors }
 
 // Catalog is the position of the catalog's objects.
 func (t *Table) Catalog() revision.Revision {
