@@ -29,8 +29,8 @@ func (n *Node) registerDoors(ctx context.Context) error {
 		changed := n.sync.ReportsChanged()
 		wait := 10 * doorsRetry // also without a report: the registry itself may have changed
 		for _, r := range n.sync.Reports() {
-			if !r.GetConnected() || r.GetStatus() == nil {
-				continue
+			if !r.GetConnected() || r.GetStatus().GetDoors() == nil {
+				continue // it has not said yet: what is registered stays
 			}
 			if err := n.registerDoorsOf(ctx, r); err != nil && ctx.Err() == nil {
 				n.log.Warn("where clients reach an edge cannot be registered; it will be tried again", "edge", r.GetEdge(), "error", err)

@@ -213,13 +213,13 @@ type Region struct {
 	Drain   string   `json:"drain,omitempty"`   // why nobody is led here; "": not drained
 }
 
-// Doors are where clients reach an edge of the own zone.
+// Doors are an edge of the own zone and where clients reach it.
 type Doors struct {
 	Edge      string   `json:"edge"`
 	Region    string   `json:"region"`
 	Zone      string   `json:"zone"`
-	Addresses []string `json:"addresses"` // IPv4 and IPv6
-	HTTPSPort int      `json:"https_port"`
+	Addresses []string `json:"addresses,omitempty"` // IPv4 and IPv6; none: clients are not led to it
+	HTTPSPort int      `json:"https_port,omitempty"`
 	DNS       bool     `json:"dns,omitempty"` // it also answers DNS there
 }
 

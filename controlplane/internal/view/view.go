@@ -330,8 +330,9 @@ func (b *builder) peers() error {
 	})
 }
 
-// doors are where clients reach the edges of this zone, which is what DNS answers are made of, and of no other
-// zone: what an edge does not know it cannot answer.
+// doors are the edges of this zone and where clients reach them, which is what DNS answers are made of; of no
+// other zone: what an edge does not know it cannot answer. One without doors is named too: it may ask others how
+// they are.
 func (b *builder) doors() error {
 	for _, r := range b.serving {
 		if err := b.put(table.KindRegion, r.Name, table.Region{Name: r.Name, Zone: r.Zone, Clients: r.ClientSubnets, Drain: r.Drain}); err != nil {
@@ -339,11 +340,14 @@ func (b *builder) doors() error {
 		}
 	}
 	return each(b.catalog, model.PrefixNode, func(_ group.KV, n model.Node) error {
-		if n.Kind != "edge" || n.Zone != b.edge.Zone || n.Doors == nil || b.zones[n.Region] != b.edge.Zone {
+		if n.Kind != "edge" || n.Zone != b.edge.Zone || b.zones[n.Region] != b.edge.Zone {
 			return nil
 		}
-		return b.put(table.KindDoors, n.Name, table.Doors{Edge: n.Name, Region: n.Region, Zone: n.Zone,
-			Addresses: n.Doors.Addresses, HTTPSPort: n.Doors.HTTPSPort, DNS: n.Doors.DNS})
+		out := table.Doors{Edge: n.Name, Region: n.Region, Zone: n.Zone}
+		if d := n.Doors; d != nil {
+			out.Addresses, out.HTTPSPort, out.DNS = d.Addresses, d.HTTPSPort, d.DNS
+		}
+		return b.put(table.KindDoors, n.Name, out)
 	})
 }
 

@@ -71,7 +71,7 @@ func TestBuild_CrossZonePairAtTheReceiver(t *testing.T) {
 	catalog[model.PrefixAPI+"emea.orders"] = orders
 	v := build(t, catalog, snap{model.KeyAdopted: a}, us, now)
 	want := []string{"api emea/orders", "api orders", "directory emea/far", "directory emea/orders", "directory uk/orders", "directory uk/secret",
-		"node w1", "pair gdpr-emea/eu-west>us-east", "plan gold", "region us-east", "settings settings", "zone-key emea", "zone-key us"}
+		"doors us1", "node w1", "pair gdpr-emea/eu-west>us-east", "plan gold", "region us-east", "settings settings", "zone-key emea", "zone-key us"}
 	if got := ids(v); !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}

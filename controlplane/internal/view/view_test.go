@@ -138,7 +138,7 @@ func TestBuild_HoldsWhatTheRegionMayHoldAndNoMore(t *testing.T) {
 	catalog, zone := world()
 	v := build(t, catalog, zone, edge("w1", "eu-west", "emea"), now)
 	want := []string{
-		"api orders", "api uk/orders", "directory uk/orders", "directory uk/secret", "directory us/orders",
+		"api orders", "api uk/orders", "directory uk/orders", "directory uk/secret", "directory us/orders", "doors c1", "doors w1",
 		"node c1", "node uk1", "pair gdpr-emea/eu-central>eu-west", "pair gdpr-emea/eu-west>eu-central", "pair gdpr-emea/eu-west>uk-south", "pair uk/uk-south>eu-west",
 		"plan gold", "region eu-central", "region eu-west", "settings settings", "zone-key emea", "zone-key uk",
 	}

@@ -403,7 +403,7 @@ type Status struct {
 	CertificateSerial      string                 `protobuf:"bytes,4,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
 	CutPairs               []string               `protobuf:"bytes,5,rep,name=cut_pairs,json=cutPairs,proto3" json:"cut_pairs,omitempty"`    // "from>to" pairs whose relays this edge has cut since its last ack
 	RelayAddr              string                 `protobuf:"bytes,6,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"` // where this edge accepts relays, host:port
-	Doors                  *Doors                 `protobuf:"bytes,7,opt,name=doors,proto3" json:"doors,omitempty"`                          // absent: clients are not led to this edge
+	Doors                  *Doors                 `protobuf:"bytes,7,opt,name=doors,proto3" json:"doors,omitempty"`                          // absent: not open yet, what was said before stands
 	Outlook                *Outlook               `protobuf:"bytes,8,opt,name=outlook,proto3" json:"outlook,omitempty"`                      // absent: this edge watches nobody
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
@@ -498,7 +498,7 @@ func (x *Status) GetOutlook() *Outlook {
 // Doors are where clients reach an edge, as DNS tells them.
 type Doors struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Addresses     []string               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"` // IPv4 and IPv6, at most 8
+	Addresses     []string               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"` // IPv4 and IPv6, at most 8; none: clients are not led to this edge
 	HttpsPort     uint32                 `protobuf:"varint,2,opt,name=https_port,json=httpsPort,proto3" json:"https_port,omitempty"`
 	Dns           bool                   `protobuf:"varint,3,opt,name=dns,proto3" json:"dns,omitempty"` // it also answers DNS at these addresses
 	unknownFields protoimpl.UnknownFields
