@@ -55,8 +55,7 @@ const maxReason = 2048
 func (o *closeOrder) apply(t *tx) ([]byte, error) {
 	key := epochKey{o.Edge, o.Epoch}
 	e := t.epoch(key)
-	first := !e.Closed
-	if t.version > 1 && first {
+	if t.version > 1 && !e.Closed {
 		e.Closing = &closing{o.AtMS, o.By, o.Reason, o.Held}
 	}
 	if e.quarantined() {
@@ -64,11 +63,6 @@ func (o *closeOrder) apply(t *tx) ([]byte, error) {
 	}
 	e.close(o.Sealed)
 	t.keep(key, e)
-	if first && t.version >= 2 {
-		if err := t.closeHeld(key, o.Held, e.Gap); err != nil {
-			return nil, err
-		}
-	}
 	return appendAck(encodeAcks(nil, t.index, 1), 0, e), nil
 }
 

@@ -67,3 +67,15 @@ const (
 	RefGap        = refGap
 	RefClosed     = refClosed
 )
+
+var DecodeLeases = decodeLeases
+
+func EncodeExchange(now int64, xs []Exchange) []byte {
+	return (&exchangeOrder{Now: now, Exchanges: xs}).encode()
+}
+
+func EncodeTopUp(o TopUp) []byte { return o.encode(begin(kindTopUp)) }
+
+func EncodeCloseBy(edge string, epoch, sealed uint64, held Held) []byte {
+	return encodeClose(&closeOrder{Edge: edge, Epoch: epoch, Sealed: sealed, Held: held})
+}

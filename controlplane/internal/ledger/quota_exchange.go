@@ -53,9 +53,10 @@ const (
 	ExchangeOld    = "EXCHANGE_OLD"    // a newer one of this epoch was taken before
 	ExchangeEpoch  = "EXCHANGE_EPOCH"  // a newer epoch of this edge asks
 	ExchangeClosed = "EXCHANGE_CLOSED" // an operator closed the epoch
+	ExchangeForked = "EXCHANGE_FORKED" // two spools speak for the epoch: both would spend one lease
 )
 
-var exchangeRefusals = []string{"", ExchangeOld, ExchangeEpoch, ExchangeClosed}
+var exchangeRefusals = []string{"", ExchangeOld, ExchangeEpoch, ExchangeClosed, ExchangeForked}
 
 // Leases is the answer to one Exchange: Reason, or one Lease an Ask.
 type Leases struct {
@@ -200,8 +201,12 @@ func appendLease(out []byte, b *book, h *holder, sliding int64, heard []string) 
 // hear takes an edge's word on its epochs. An exchange with the newest number
 // taken is answered again and changes nothing: raft may propose one twice.
 func (t *tx) hear(x *Exchange) (refusal byte, repeated bool, err error) {
-	if e := t.m.epochs[epochKey{x.Edge, x.Epoch}]; e != nil && e.Closed {
+	switch e := t.m.epochs[epochKey{x.Edge, x.Epoch}]; {
+	case e == nil:
+	case e.Closed:
 		return 3, false, nil
+	case e.Fork != nil:
+		return 4, false, nil
 	}
 	old := t.m.askers[x.Edge]
 	switch {
@@ -213,9 +218,6 @@ func (t *tx) hear(x *Exchange) (refusal byte, repeated bool, err error) {
 		return 0, true, nil
 	}
 	now := &asker{Epoch: x.Epoch, Sequence: x.Sequence}
-	if old != nil {
-		now.Forfeits = old.Forfeits
-	}
 	for _, p := range x.Pending {
 		if p.Epoch >= x.Epoch || slices.ContainsFunc(now.Pending, func(q Pending) bool { return q.Epoch == p.Epoch }) {
 			continue
@@ -238,20 +240,6 @@ func (t *tx) registers() registers {
 		asker: func(edge string) (*asker, error) { return t.m.askers[edge], nil },
 		epoch: func(k epochKey) (*epoch, error) { return t.m.epochs[k], nil },
 	}
-}
-
-// closeHeld settles what an epoch held at the moment it is closed for good.
-func (t *tx) closeHeld(k epochKey, held Held, gap uint64) error {
-	if held == HeldReturn || held == HeldAuto && gap == 0 {
-		return nil
-	}
-	now := asker{}
-	if old := t.m.askers[k.edge]; old != nil {
-		now = *old
-	}
-	now.Forfeits = append(slices.Clone(now.Forfeits), k.epoch)
-	t.m.askers[k.edge] = &now
-	return t.set(append([]byte(prefixAsker), k.edge...), now.encode())
 }
 
 func decodeLeases(out []byte, xs []Exchange) ([]Leases, error) {

@@ -167,8 +167,6 @@ type asker struct {
 	// in the ledger. It only ever loses members, but for epochs after the last
 	// that asked: what was freed once is never held again.
 	Pending []Pending
-	// Forfeits are epochs that were closed with what they held.
-	Forfeits []uint64
 }
 
 // Pending is an older epoch and its last block.
@@ -178,12 +176,7 @@ const askerVersion = 1
 
 func (a *asker) encode() []byte {
 	b := binary.AppendUvarint(binary.AppendUvarint([]byte{askerVersion}, a.Epoch), a.Sequence)
-	b = appendPending(b, a.Pending)
-	b = binary.AppendUvarint(b, uint64(len(a.Forfeits)))
-	for _, n := range a.Forfeits {
-		b = binary.AppendUvarint(b, n)
-	}
-	return b
+	return appendPending(b, a.Pending)
 }
 
 func decodeAsker(b []byte) (*asker, error) {
@@ -192,9 +185,6 @@ func decodeAsker(b []byte) (*asker, error) {
 	}
 	r := reader{b: b[1:]}
 	a := &asker{Epoch: r.uvarint(), Sequence: r.uvarint(), Pending: r.pending()}
-	for range r.count(1) {
-		a.Forfeits = append(a.Forfeits, r.uvarint())
-	}
 	return a, r.done("asker")
 }
 
@@ -236,7 +226,7 @@ const (
 func fateOf(n uint64, x *asker, e *epoch) fate {
 	switch {
 	case e != nil && e.Closed:
-		if x != nil && slices.Contains(x.Forfeits, n) {
+		if c := e.Closing; c != nil && (c.Held == HeldForfeit || c.Held == HeldAuto && e.Gap > 0) {
 			return fateLost
 		}
 		return fateOver
