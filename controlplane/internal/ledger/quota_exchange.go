@@ -222,13 +222,6 @@ func (t *tx) hear(x *Exchange) (refusal byte, repeated bool, err error) {
 		if p.Epoch >= x.Epoch || slices.ContainsFunc(now.Pending, func(q Pending) bool { return q.Epoch == p.Epoch }) {
 			continue
 		}
-		if old != nil && p.Epoch < old.Epoch {
-			was, is := old.pending(p.Epoch)
-			if !is || fateOf(p.Epoch, old, t.m.epochs[epochKey{x.Edge, p.Epoch}]) != fateOpen {
-				continue // what is free stays free
-			}
-			p.Sealed = max(p.Sealed, was.Sealed)
-		}
 		now.Pending = append(now.Pending, p)
 	}
 	t.m.askers[x.Edge] = now

@@ -164,8 +164,7 @@ func appendSpanKey(b []byte, customer, subscription string, span, width byte, st
 type asker struct {
 	Epoch, Sequence uint64
 	// Pending are older epochs that may still hold units: blocks of theirs are not
-	// in the ledger. It only ever loses members, but for epochs after the last
-	// that asked: what was freed once is never held again.
+	// in the ledger.
 	Pending []Pending
 }
 
@@ -221,8 +220,10 @@ const (
 	fateLost             // an operator closed it, and what it held counts as spent
 )
 
-// fateOf: x and e may be nil. Once an epoch is over, it stays over: an epoch's
-// applied never falls, and asker.hear never makes an older epoch pending again.
+// fateOf: x and e may be nil. That it may change its mind, when an edge names an
+// epoch again that it had left out, is harmless: an account that has counted an
+// epoch as over holds no entry of it any more (readBook), and one that has not
+// counted it has not given its units away.
 func fateOf(n uint64, x *asker, e *epoch) fate {
 	switch {
 	case e != nil && e.Closed:
