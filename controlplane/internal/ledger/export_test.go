@@ -79,3 +79,7 @@ func EncodeTopUp(o TopUp) []byte { return o.encode(begin(kindTopUp)) }
 func EncodeCloseBy(edge string, epoch, sealed uint64, held Held) []byte {
 	return encodeClose(&closeOrder{Edge: edge, Epoch: epoch, Sealed: sealed, Held: held})
 }
+
+func EncodeExchangeHeard(now int64, heard []string, xs []Exchange) []byte {
+	return (&exchangeOrder{Now: now, Heard: heard, Exchanges: xs}).encode()
+}
