@@ -161,7 +161,6 @@ type server struct {
 	// A procedure that nobody has built yet says so.
 	adminv1connect.UnimplementedUsageServiceHandler
 	adminv1connect.UnimplementedLedgerServiceHandler
-	adminv1connect.UnimplementedCustomerServiceHandler
 	adminv1connect.UnimplementedQuotaServiceHandler
 }
 

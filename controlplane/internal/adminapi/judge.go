@@ -322,6 +322,11 @@ func (j *judge) planOf(d *doc, p model.Plan) error {
 }
 
 func (j *judge) customer(d *doc, c model.Customer) error {
+	if gone, was, err := stored[model.Gone](j.zoneBefore.snap, model.PrefixGone+c.Name); err != nil {
+		return err
+	} else if was && !gone.Erased.IsZero() {
+		return d.errorf(fault.Conflict, "name", "CUSTOMER_ERASED", "customer %s was erased on %s, and what still arrives of that one is dropped: choose another name", c.Name, gone.Erased.Format(time.DateOnly))
+	}
 	if err := knownTimeZone(c.TimeZone); err != nil {
 		return d.errorf(fault.Invalid, "spec.time_zone", "TIME_ZONE_UNKNOWN", "customer %s: %w", c.Name, err)
 	}

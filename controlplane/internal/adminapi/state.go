@@ -169,3 +169,12 @@ func (s *server) wrongZone(what, zone string) error {
 	return fault.New(fault.WrongZone, "WRONG_ZONE", "%s belongs to zone %s; this node is of zone %s: ask %s", what, zone, s.Zone, or(urls, "a control node of that zone")).
 		With("zone", zone).With("admin_urls", urls)
 }
+
+// stored reads what is no resource, and so is never laid over.
+func stored[T any](snap group.Snapshot, key string) (v T, ok bool, err error) {
+	kv, ok := snap.Get(key)
+	if ok {
+		v, err = model.Decode[T](key, kv.Value)
+	}
+	return v, ok && err == nil, err
+}

@@ -38,6 +38,7 @@ const (
 	PrefixInForce   = "inforce/"    // signed in-force records
 	PrefixCert      = "certs/"      // certmagic storage, private keys sealed
 	PrefixGone      = "gone/"       // names of customers that were deleted: what they used before may still arrive; in the catalog, before a whole key, the same of APIs and regions
+	PrefixErasure   = "erasures/"   // what became of the erasure of a customer, by name
 	PrefixLock      = "locks/"
 	PrefixWebhook   = "webhooks/" // their secrets sealed
 	PrefixAlert     = "alerts/"   // by customer first: thresholds that were reached
@@ -199,6 +200,38 @@ type Gone struct {
 	// comes late is dropped, and the name is not given again.
 	Erased time.Time `json:"erased,omitzero"`
 }
+
+// Erasure is the record of what went with a customer; a signed statement is made of it whenever one is asked for.
+// It goes on being filled in until every control node of the zone has confirmed.
+type Erasure struct {
+	Customer     string       `json:"customer"`
+	Reason       string       `json:"reason,omitempty"`
+	By           string       `json:"by,omitempty"` // operator
+	At           time.Time    `json:"at"`
+	RecordSHA256 string       `json:"record_sha256,omitempty"` // of the customer's record as it was stored
+	Keys         int          `json:"keys"`
+	KeysSHA256   string       `json:"keys_sha256,omitempty"` // chained over the ids of its keys
+	Webhooks     int          `json:"webhooks"`
+	Alerts       int          `json:"alerts"`
+	Nodes        []NodeErased `json:"nodes,omitempty"`
+}
+
+// NodeErased is one control node's word that it holds no detail of the customer. Before and After are SHA-256 of
+// the files that changed, hex, in pairs; "" where nothing took a file's place. Beyond ErasedListed pairs only the
+// digests of both lists, one a line, are kept.
+type NodeErased struct {
+	Node         string    `json:"node"`
+	At           time.Time `json:"at"`
+	Files        int64     `json:"files"`
+	Rows         int64     `json:"rows"`
+	Before       []string  `json:"before,omitempty"`
+	After        []string  `json:"after,omitempty"`
+	BeforeSHA256 string    `json:"before_sha256"`
+	AfterSHA256  string    `json:"after_sha256"`
+}
+
+// ErasedListed bounds the pairs that a NodeErased lists.
+const ErasedListed = 200
 
 type Subscription struct {
 	Name string `json:"name"`

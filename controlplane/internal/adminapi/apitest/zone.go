@@ -39,6 +39,7 @@ type Zone struct {
 	Store  *Store
 	Server *httptest.Server
 	Usage  *Usage
+	Detail *Detail
 	Ledger *ledger.Ledger // real, empty
 	Signer ed25519.PrivateKey
 }
@@ -66,7 +67,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 		in.Catalog.Put(model.PrefixNode+n.Name, model.Encode(n))
 	}
 	for _, name := range []string{"emea", "us"} {
-		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}, Ledger: newLedger(t), Signer: ed25519.NewKeyFromSeed(bytes.Repeat([]byte(name[:1]), ed25519.SeedSize))}
+		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}, Detail: &Detail{zone: name}, Ledger: newLedger(t), Signer: ed25519.NewKeyFromSeed(bytes.Repeat([]byte(name[:1]), ed25519.SeedSize))}
 		for token, role := range map[string]string{Admin: adminapi.RoleAdmin, Viewer: adminapi.RoleViewer} {
 			z.Store.Put(adminapi.TokenKey(token), model.Encode(model.Operator{Name: role, Role: role}))
 		}
@@ -75,7 +76,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 			t.Fatal(err)
 		}
 		h, err := adminapi.Handler(adminapi.Config{Zone: name, Node: name + "-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store,
-			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Insight: z.Usage, Alerts: alerts, Ledger: z.Ledger,
+			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Insight: z.Usage, Detail: z.Detail, Alerts: alerts, Ledger: z.Ledger,
 			Signer: z.Signer, Quota: quotas{in.Catalog, z.Store, z.Ledger}, Wait: wait})
 		if err != nil {
 			t.Fatal(err)
