@@ -52,6 +52,9 @@ type Config struct {
 	// there; only ever for tests and sandboxes.
 	WebhookAllow []netip.Prefix
 
+	PeriodGrace time.Duration // after a day's end, then it is closed whoever is silent; 0: 12 h
+	FoldAfter   time.Duration // after its end a closed day is compacted; 0: 35 days
+
 	// MaxEdgeRate is how many requests a second one edge can serve at most, by the quarter of an hour; usage that says
 	// more is refused as implausible. 0: 250,000.
 	MaxEdgeRate int64
@@ -76,6 +79,7 @@ type Node struct {
 	machine  *ledger.Machine
 	replica  *raftgroup.Node
 	ledger   *ledger.Ledger
+	days     *ledger.Days
 	lessor   *lessor.Lessor
 	detail   *detail.Store
 	keeper   *border.Keeper
@@ -167,6 +171,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "zone ledger", Run: n.runLedger, StopTimeout: 20 * time.Second, Why: "blocks commit to it"},
 		{Name: "ledger commits", Run: n.ledger.Run, Why: "ingest waits for its commits"},
 		{Name: "quotas", Run: n.lessor.Run, Why: "edges lease what they serve"},
+		{Name: "ledger days", Run: n.days.Run, Why: "closing a day commits through the ledger"},
 		{Name: "registry", Run: n.followRegistry, Why: "withdrawn nodes must be cut as long as any door is open"},
 		{Name: "border", Run: n.keeper.Run, Why: "grants are given through sync"},
 		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},

@@ -109,6 +109,10 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		return err
 	}
 	n.central = newCentral(n)
+	n.days, err = ledger.NewDays(ledger.DaysConfig{Ledger: n.ledger, Leader: n.replica, Edges: n.central.owing, Grace: n.cfg.PeriodGrace, FoldAfter: n.cfg.FoldAfter, Logger: n.log})
+	if err != nil {
+		return err
+	}
 	if n.alerts, err = alert.New(alert.Config{Zone: n.self.Zone, Store: n.store, SealKey: n.secrets.HookSeal, Accounts: n.central.accounts,
 		Allow: n.cfg.WebhookAllow, Logger: n.log}); err != nil {
 		return err

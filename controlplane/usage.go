@@ -45,6 +45,15 @@ func newCentral(n *Node) *central { return &central{Node: n, last: map[string]re
 // and no edge that was removed is known to hold blocks that never came. Those may yet come, should it join
 // again; until then, or until its epoch is closed, saying more would hide the loss.
 func (c *central) told(ctx context.Context, view *ledger.View) (time.Time, error) {
+	edges, err := c.owing(ctx, view)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return view.CompleteThrough(ctx, edges)
+}
+
+// owing names the edges without whose word nothing is complete.
+func (c *central) owing(ctx context.Context, view *ledger.View) ([]string, error) {
 	var names []string
 	for kv := range c.catalog.Local().List(model.PrefixNode) {
 		if node, err := model.Decode[model.Node](kv.Key, kv.Value); err == nil && node.Kind == identity.Edge && node.Zone == c.self.Zone {
@@ -53,9 +62,9 @@ func (c *central) told(ctx context.Context, view *ledger.View) (time.Time, error
 	}
 	epochs, err := view.Edges(ctx)
 	if err != nil {
-		return time.Time{}, err
+		return nil, err
 	}
-	return view.CompleteThrough(ctx, withOpenEnds(names, epochs))
+	return withOpenEnds(names, epochs), nil
 }
 
 // withOpenEnds adds to edges those of which the ledger knows blocks that it does not have.

@@ -123,6 +123,8 @@ func serve(ctx context.Context, args []string) error {
 		cfg.WebhookAllow, err = alert.Networks(text)
 		return err
 	})
+	flags.DurationVar(&cfg.PeriodGrace, "period-grace", 12*time.Hour, "after a day's end, then it is closed whoever is silent")
+	flags.DurationVar(&cfg.FoldAfter, "compact-after", 35*24*time.Hour, "after its end a closed day is compacted")
 	flags.Int64Var(&cfg.MaxEdgeRate, "max-edge-rate", 250_000, "requests a second that one edge can serve at most: usage that says more is refused")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")

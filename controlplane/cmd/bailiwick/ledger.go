@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -14,7 +15,7 @@ import (
 // ledgerCommands are what an operator does to a zone's ledger; they live below `usage`.
 func (a *app) ledgerCommands() []*cobra.Command {
 	return []*cobra.Command{a.epochsCommand(), a.closeEpochCommand(), a.correctCommand(), a.undoCommand(), a.correctionsCommand(),
-		a.refusalsCommand()}
+		a.refusalsCommand(), a.periodsCommand()}
 }
 
 type ledgerEpoch struct {
@@ -175,6 +176,44 @@ disk and is offered again; a fork or an implausible block needs somebody to look
 						lines = append(lines, []string{r.Edge, r.Reason, number(r.Count), r.First, r.Last, fmt.Sprintf("%d/%d", r.Epoch, r.Seq), r.Detail})
 					}
 					rows(w, "EDGE REASON COUNT FIRST LAST SAMPLE DETAIL", lines)
+				})
+			})
+		}}
+}
+
+type closedPeriod struct {
+	Zone      string   `json:"zone"`
+	Day       string   `json:"day"`
+	ClosedAt  string   `json:"closed_at"`
+	Why       string   `json:"why"`
+	WaitedFor []string `json:"waited_for"`
+	Compacted bool     `json:"compacted"`
+}
+
+func (a *app) periodsCommand() *cobra.Command {
+	return &cobra.Command{Use: "periods", Short: "Show which days of usage are closed, and why", Args: cobra.NoArgs,
+		Long: `Show which days (UTC) of usage are closed. A day closes when every edge has told all of it (complete), or when grace is
+over (grace; the edges that were waited for are named). What comes later is counted all the same, marked as late.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListPeriodsResponse, error) {
+					return n.ListPeriods(ctx, &adminv1.ListPeriodsRequest{})
+				})
+				if err != nil {
+					return err
+				}
+				out := []closedPeriod{}
+				for _, zone := range sorted(answers) {
+					for _, p := range answers[zone].GetPeriods() {
+						out = append(out, closedPeriod{zone, p.GetDay(), clock(p.GetClosedAt()), p.GetWhy(), append([]string{}, p.GetWaitedFor()...), p.GetCompacted()})
+					}
+				}
+				return a.print(out, func(w io.Writer) {
+					var lines [][]string
+					for _, p := range out {
+						lines = append(lines, []string{p.Zone, p.Day, p.ClosedAt, p.Why, strings.Join(p.WaitedFor, ","), strconv.FormatBool(p.Compacted)})
+					}
+					rows(w, "ZONE DAY CLOSED-AT WHY WAITED-FOR COMPACTED", lines)
 				})
 			})
 		}}

@@ -160,3 +160,22 @@ func (s *server) ListRefusals(ctx context.Context, _ *adminv1.ListRefusalsReques
 	}
 	return out, nil
 }
+
+// ListPeriods lists closed days, and why each was closed.
+func (s *server) ListPeriods(ctx context.Context, _ *adminv1.ListPeriodsRequest) (*adminv1.ListPeriodsResponse, error) {
+	v, err := s.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	list, err := v.Periods(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &adminv1.ListPeriodsResponse{}
+	for i := range list {
+		p := &list[i]
+		out.Periods = append(out.Periods, &adminv1.ClosedPeriod{Day: p.Day.Format(time.DateOnly), ClosedAt: stamp(p.ClosedAt), Why: p.Why.String(), WaitedFor: p.WaitedFor, Compacted: p.Folded})
+	}
+	return out, nil
+}

@@ -116,12 +116,16 @@ func (t *tx) fold(k *Block) (refusal byte, err error) {
 	m := t.m
 	var value [4 * binary.MaxVarintLen64]byte
 	for c, s := range cells {
-		m.key = appendCellKey(m.key[:0], prefixCell, &c)
+		prefix, totals := prefixCell, prefixTotal
+		if c.Start < m.closed && t.version >= 2 {
+			prefix, totals = prefixLateCell, prefixLateTotal
+		}
+		m.key = appendCellKey(m.key[:0], prefix, &c)
 		if err := t.b.Merge(m.key, appendSums(value[:0], s), nil); err != nil {
 			return 0, err
 		}
 		// Many customers share one total: summed here first, written once an entry.
-		m.key = appendTotalKey(m.key[:0], prefixTotal, &c)
+		m.key = appendTotalKey(m.key[:0], totals, &c)
 		m.totals[string(m.key)] = m.totals[string(m.key)].Add(s)
 		if t.version >= 2 {
 			m.spending.add(&c, s.Units)

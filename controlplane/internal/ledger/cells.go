@@ -25,6 +25,9 @@ import (
 //	zc/<customer>\x00<day be64><piece be32>              as usage's payload: the cells of a closed day, in the place of its c/
 //	zt/<day be64><piece be32>                            the same for t/
 //	k/<producer>/<request id>                            correction
+//	os/<sink>                                            position that a sink has acknowledged
+//	ob/<position be64><size be32>                        applied block that a sink has not acknowledged yet
+//	p/<day be64>                                         closed day
 //	rf/<edge>\x00<reason>                                count of refused usage, with a sample
 //	ki/<customer>\x00<producer>/<request id>             nothing: the corrections of a customer
 const (
@@ -41,12 +44,16 @@ const (
 	prefixCorrection  = "k/"
 	prefixCorrected   = "ki/"
 	prefixRefused     = "rf/"
+	prefixPeriod      = "p/"
+	prefixSink        = "os/"
+	prefixOutbox      = "ob/"
 )
 
 // prefixes lists them: a snapshot that holds another key is of a newer program.
 var prefixes = [...]string{prefixEpoch, prefixCell, prefixTotal, prefixAccount, prefixSpan, prefixAsker, prefixTopUp,
 	prefixLateCell, prefixLateTotal, prefixBookedCell, prefixBookedTotal, prefixFoldedCell, prefixFoldedTotal, prefixCorrection, prefixCorrected,
-	prefixRefused, prefixLatency}
+	prefixRefused, prefixLatency,
+	prefixPeriod, prefixSink, prefixOutbox}
 
 var keyApplied = []byte("m/applied")
 

@@ -23,10 +23,16 @@ const (
 	kindClose  = 3 // edge, epoch, sealed; not written any more
 
 	// Since version 2. 4 to 19 are of the ledger itself, 20 to 39 of quotas, 40 to 49 of what is looked at.
-	kindCloseBy = 4 // edge, epoch, sealed, held u8, at unix ms, by, reason
-	kindFork    = 5 // edge, epoch, seq, hash[32]
-	kindCorrect = 6 // correction, as package correction encodes it
-	kindRefused = 7 // n, n × (edge, reason, count, epoch, seq, detail, first unix ms, last unix ms)
+	kindCloseBy    = 4  // edge, epoch, sealed, held u8, at unix ms, by, reason
+	kindFork       = 5  // edge, epoch, seq, hash[32]
+	kindCorrect    = 6  // correction, as package correction encodes it
+	kindRefused    = 7  // n, n × (edge, reason, count, epoch, seq, detail, first unix ms, last unix ms)
+	kindCloseDay   = 8  // day, period (why u8, folded u8, closed at unix ms, n, n × edge)
+	kindFoldDay    = 9  // day, after customer, cells
+	kindCheckpoint = 10 // at unix ms
+	kindVerdict    = 11 // index of a checkpoint, sum[32]
+	kindSinks      = 12 // budget, n, n × name
+	kindSunk       = 13 // name, position
 
 	kindExchange = 20 // now, n × edge, n × (edge, epoch, sequence, n × pending, n × ask): see quota_exchange.go
 	kindTopUp    = 21 // account, terms, units, request id, at, by, reason
@@ -48,13 +54,15 @@ var kinds = map[byte]struct {
 	since  byte
 	decode func(*reader) order
 }{
-	kindAppend:  {1, decodeAppend},
-	kindSealed:  {1, decodeSealed},
-	kindClose:   {1, decodeClose},
-	kindCloseBy: {2, decodeCloseBy},
-	kindFork:    {2, decodeFork},
-	kindCorrect: {2, decodeCorrect},
-	kindRefused: {2, decodeRefused},
+	kindAppend:   {1, decodeAppend},
+	kindSealed:   {1, decodeSealed},
+	kindClose:    {1, decodeClose},
+	kindCloseBy:  {2, decodeCloseBy},
+	kindFork:     {2, decodeFork},
+	kindCorrect:  {2, decodeCorrect},
+	kindRefused:  {2, decodeRefused},
+	kindCloseDay: {2, decodeCloseDay},
+	kindFoldDay:  {2, decodeFold},
 
 	kindExchange: {2, decodeExchange},
 	kindTopUp:    {2, decodeTopUp},

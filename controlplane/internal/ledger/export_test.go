@@ -22,6 +22,8 @@ var (
 	EncodeSealed = encodeSealed
 	DecodeAcks   = decodeAcks
 	EncodeThin   = encodeThin
+
+	EncodeCloseDay = encodeCloseDay
 )
 
 // Thin is the order that makes latencies coarse.
@@ -82,4 +84,13 @@ func EncodeCloseBy(edge string, epoch, sealed uint64, held Held) []byte {
 
 func EncodeExchangeHeard(now int64, heard []string, xs []Exchange) []byte {
 	return (&exchangeOrder{Now: now, Heard: heard, Exchanges: xs}).encode()
+}
+
+func EncodeFold(day int64, after string, cells uint64) []byte {
+	return encodeFold(&foldOrder{day, after, cells})
+}
+
+func DecodeFolded(out []byte) Folded {
+	r := reader{b: out[2:]}
+	return Folded{Done: out[1] != 0, After: r.text(), Cells: r.uvarint(), Before: r.uvarint(), Bytes: r.uvarint()}
 }

@@ -46,6 +46,7 @@ type Machine struct {
 	latest  map[string]uint64
 	askers  map[string]*asker     // every x/ record
 	refused map[refusedKey]bool   // which records there are
+	closed  int64                 // unix s: rows that finished before are late
 	totals  map[string]usage.Sums // scratch of one Apply
 	key     []byte                // scratch
 
@@ -112,7 +113,7 @@ func (m *Machine) load(db *pebbledb.DB) error {
 		return nil
 	})
 	if err == nil {
-		err = errors.Join(m.loadAskers(db), m.loadRefused(db))
+		err = errors.Join(m.loadAskers(db), m.loadRefused(db), m.loadClosed(db))
 	}
 	m.applied.Store(applied)
 	return err

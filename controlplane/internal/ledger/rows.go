@@ -1,9 +1,12 @@
 package ledger
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"math"
 	"slices"
 
@@ -47,44 +50,63 @@ func decodeBooked(b []byte) (usage.Sums, error) {
 	return s, nil
 }
 
-// timed is a row in waiting for its place in time.
+// stream calls each with rows in order of time.
+type stream[T any] func(each func(start int64, row T) error) error
+
 type timed[T any] struct {
 	start int64
 	row   T
 }
 
-// inOrder calls each with the rows of base, which come in order of time, and
-// before the first later one with those of beside. Beside is in memory: it is
-// what is rare.
-func inOrder[T any](beside []timed[T], base func(yield func(int64, T) error) error, each func(int64, T) error) error {
-	slices.SortStableFunc(beside, func(a, b timed[T]) int {
-		switch {
-		case a.start < b.start:
-			return -1
-		case a.start > b.start:
-			return 1
-		}
-		return 0
-	})
-	flush := func(before int64) error {
-		for len(beside) > 0 && beside[0].start < before {
-			if err := each(beside[0].start, beside[0].row); err != nil {
+// sorted streams rows that are in memory.
+func sorted[T any](rows []timed[T]) stream[T] {
+	slices.SortStableFunc(rows, func(a, b timed[T]) int { return cmp.Compare(a.start, b.start) })
+	return func(each func(int64, T) error) error {
+		for _, r := range rows {
+			if err := each(r.start, r.row); err != nil {
 				return err
 			}
-			beside = beside[1:]
 		}
 		return nil
 	}
-	err := base(func(start int64, row T) error {
-		if err := flush(start); err != nil {
-			return err
+}
+
+var errStopped = errors.New("no more rows are wanted")
+
+// merged streams two in one order; of rows of one time those of a come first.
+func merged[T any](a, b stream[T]) stream[T] {
+	return func(each func(int64, T) error) error {
+		var failed error
+		next, stop := iter.Pull2(func(yield func(int64, T) bool) {
+			failed = a(func(start int64, row T) error {
+				if !yield(start, row) {
+					return errStopped
+				}
+				return nil
+			})
+		})
+		defer stop()
+		start, row, ok := next()
+		drain := func(until int64) error {
+			for ok && start <= until {
+				if err := each(start, row); err != nil {
+					return err
+				}
+				start, row, ok = next()
+			}
+			return failed
 		}
-		return each(start, row)
-	})
-	if err == nil {
-		err = flush(math.MaxInt64)
+		err := b(func(start int64, row T) error {
+			if err := drain(start); err != nil {
+				return err
+			}
+			return each(start, row)
+		})
+		if err == nil {
+			err = drain(math.MaxInt64)
+		}
+		return err
 	}
-	return err
 }
 
 // readCells calls each with the rows of a customer's cells that start in
@@ -113,21 +135,17 @@ func readCells(ctx context.Context, r pebbledb.Reader, customer string, lo, hi i
 			return err
 		}
 	}
-	base := func(yield func(int64, Row) error) error {
-		// Days are folded in their order: what is folded is older than what is not.
+	folded := func(each func(int64, Row) error) error {
 		from, to := ends(prefixFoldedCell, dayOf(lo))
-		err := scan(r, from, to, ticking(ctx, func(_, val []byte) error {
-			return unfold(val, func(c usage.Cell, s usage.Sums) error {
-				if c.Customer = customer; c.Start < lo || c.Start >= hi {
-					return nil
-				}
-				return yield(c.Start, Row{c, s, Counted})
-			})
-		}))
-		if err != nil {
-			return err
-		}
-		from, to = ends(prefixCell, lo)
+		return unfold(ctx, r, from, to, func(c usage.Cell, s usage.Sums) error {
+			if c.Start < lo || c.Start >= hi {
+				return nil
+			}
+			return each(c.Start, Row{c, s, Counted})
+		})
+	}
+	counted := func(each func(int64, Row) error) error {
+		from, to := ends(prefixCell, lo)
 		return scan(r, from, to, ticking(ctx, func(k, val []byte) error {
 			c, err := decodeCellKey(prefixCell, k)
 			if err != nil {
@@ -137,10 +155,10 @@ func readCells(ctx context.Context, r pebbledb.Reader, customer string, lo, hi i
 			if err != nil {
 				return err
 			}
-			return yield(c.Start, Row{c, s, Counted})
+			return each(c.Start, Row{c, s, Counted})
 		}))
 	}
-	return inOrder(beside, base, func(_ int64, row Row) error { return each(row) })
+	return merged(sorted(beside), merged(folded, counted))(func(_ int64, row Row) error { return each(row) })
 }
 
 // readTotals is readCells for the zone without its customers.
@@ -171,39 +189,55 @@ func readTotals(ctx context.Context, r pebbledb.Reader, lo, hi int64, each func(
 	if err != nil {
 		return err
 	}
-	base := func(yield func(int64, TotalsRow) error) error {
+	folded := func(each func(int64, TotalsRow) error) error {
 		from, to := ends(prefixFoldedTotal, dayOf(lo))
-		err := scan(r, from, to, ticking(ctx, func(_, val []byte) error {
-			return unfold(val, func(c usage.Cell, s usage.Sums) error {
-				if c.Start < lo || c.Start >= hi {
-					return nil
-				}
-				return yield(c.Start, TotalsRow{Product: c.Product, Plan: c.Plan, API: c.API, ServedRegion: c.ServedRegion, Outcome: c.Outcome, Sums: s})
-			})
-		}))
-		if err != nil {
-			return err
-		}
-		return read(prefixTotal, Counted, decodeSums, yield)
+		return unfold(ctx, r, from, to, func(c usage.Cell, s usage.Sums) error {
+			if c.Start < lo || c.Start >= hi {
+				return nil
+			}
+			return each(c.Start, TotalsRow{Product: c.Product, Plan: c.Plan, API: c.API, ServedRegion: c.ServedRegion, Outcome: c.Outcome, Sums: s})
+		})
 	}
-	return inOrder(beside, base, each)
+	counted := func(each func(int64, TotalsRow) error) error { return read(prefixTotal, Counted, decodeSums, each) }
+	return merged(sorted(beside), merged(folded, counted))(each)
 }
 
-// unfold calls each with the cells of a folded day in their order.
-func unfold(payload []byte, each func(usage.Cell, usage.Sums) error) error {
-	cells, err := usage.DecodePayload(payload)
-	if err != nil {
-		return fmt.Errorf("read a folded day: %w", err)
-	}
-	order := make([]usage.Cell, 0, len(cells))
-	for c := range cells {
-		order = append(order, c)
-	}
-	slices.SortFunc(order, func(a, b usage.Cell) int { return a.Compare(&b) })
-	for _, c := range order {
-		if err := each(c, cells[c]); err != nil {
-			return err
+// unfold calls each with the cells of the folded days in [from, to), in order of time. The pieces of a day have
+// their own order, so a day is in memory at once.
+func unfold(ctx context.Context, r pebbledb.Reader, from, to []byte, each func(usage.Cell, usage.Sums) error) error {
+	var day []byte // key of its first piece, less the piece's number
+	var rows []Row
+	flush := func() error {
+		slices.SortFunc(rows, func(a, b Row) int { return cmp.Or(cmp.Compare(a.Cell.Start, b.Cell.Start), a.Cell.Compare(&b.Cell)) })
+		for i := range rows {
+			if err := each(rows[i].Cell, rows[i].Sums); err != nil {
+				return err
+			}
 		}
+		rows = rows[:0]
+		return nil
 	}
-	return nil
+	err := scan(r, from, to, ticking(ctx, func(k, val []byte) error {
+		if len(k) < 12 {
+			return errors.New("the key of a folded day is malformed")
+		}
+		if of := k[:len(k)-4]; !bytes.Equal(of, day) {
+			if err := flush(); err != nil {
+				return err
+			}
+			day = append(day[:0], of...)
+		}
+		cells, err := usage.DecodePayload(val)
+		if err != nil {
+			return fmt.Errorf("read a folded day: %w", err)
+		}
+		for c, s := range cells {
+			rows = append(rows, Row{Cell: c, Sums: s})
+		}
+		return nil
+	}))
+	if err != nil {
+		return err
+	}
+	return flush()
 }

@@ -214,7 +214,8 @@ func TestShipper_GapResumesWhereTheLedgerIs(t *testing.T) {
 }
 
 func TestShipper_RefusedBlockStaysAndIsLoud(t *testing.T) {
-	for _, reason := range []string{ship.ReasonWrongChain, ship.ReasonFork, ship.ReasonForeign, ship.ReasonMalformed, ship.ReasonEpochClosed} {
+	for _, reason := range []string{ship.ReasonWrongChain, ship.ReasonFork, ship.ReasonForeign, ship.ReasonMalformed, ship.ReasonRegion, ship.ReasonAPI,
+		ship.ReasonImplausible, ship.ReasonQuarantined, ship.ReasonEpochClosed} {
 		t.Run(reason, func(t *testing.T) {
 			p, led := newPKI(t), newLedger()
 			n := newNode(t, p, led, "127.0.0.1:0", true, true)
