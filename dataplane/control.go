@@ -85,5 +85,5 @@ func (e *Edge) status() *syncv1.Status {
 		until = hosts
 	}
 	return &syncv1.Status{Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
-		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise}
+		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook()}
 }

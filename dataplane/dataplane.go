@@ -11,16 +11,19 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/dns"
 	"bailiwick/dataplane/internal/edgetls"
 	"bailiwick/dataplane/internal/enroll"
 	"bailiwick/dataplane/internal/evidence"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/limit"
+	"bailiwick/dataplane/internal/observe"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/quota"
@@ -46,6 +49,11 @@ type Config struct {
 	// RelayAdvertise is the address that other edges are told; "": Relay.
 	RelayAdvertise string
 
+	// Where clients reach this edge, for DNS answers of the whole zone.
+	Public          []netip.Addr // none: clients are not led here; at most 8
+	PublicHTTPSPort int          // 0: that of HTTPS
+	DNS             DNS
+
 	// Needed for the first start only.
 	ControlURLs   []string // admin URLs of the zone's control nodes
 	CAFile        string   // the installation's roots
@@ -59,6 +67,15 @@ type Config struct {
 	ACME                   ACME
 	Version                string
 	Logger                 *slog.Logger // required
+}
+
+// DNS is the authoritative server for the names of the zone's APIs.
+type DNS struct {
+	Listen      string        // host:port for UDP and TCP; "": none
+	Domains     []string      // delegated to the zone's edges as a whole; none: each host for itself
+	CAA         string        // certification authority that may issue for the hosts; "": none is named
+	TTL         time.Duration // of addresses; 0: 20 s; at most 30 s
+	NegativeTTL time.Duration // of "there is none"; 0: 30 s
 }
 
 // ACME makes the edge get its hosts' certificates from an ACME authority in place of the installation's own.
@@ -75,6 +92,10 @@ func (c Config) Validate() error {
 		return errors.New("edge: Dir, Name, Region and Logger are required")
 	case c.HTTPS == "" || c.Relay == "":
 		return errors.New("edge: HTTPS and Relay are required")
+	case len(c.Public) > 8:
+		return fmt.Errorf("edge: %d public addresses; at most 8", len(c.Public))
+	case len(c.Public) > 0 && c.publicPort() == 0:
+		return fmt.Errorf("edge: HTTPS %q names no port, so PublicHTTPSPort is required with Public", c.HTTPS)
 	}
 	return nil
 }
@@ -101,11 +122,14 @@ type Edge struct {
 	proxy    *proxy.Proxy
 	ups      *proxy.Upstreams
 	servers  proxy.Servers
+	observe  *observe.Observer
+	dns      *dns.Server // nil: none
 
 	https, http, admin net.Listener
 	h3                 net.PacketConn
 
 	serving   atomic.Bool
+	opened    atomic.Bool // it has served once since its start
 	withdrawn chan string
 }
 
@@ -189,7 +213,7 @@ func (e *Edge) openPath() (err error) {
 	}
 	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: e.tls.TLSConfig(), Logger: e.log})
 	e.servers.HTTP.Handler = e.tls.HTTPHandler(e.proxy) // answers ACME's HTTP-01 challenges, when there are any
-	return nil
+	return e.openDNS()
 }
 
 // openDoors listens for clients. Not before there is a whole table: a connection that nobody accepts hangs,
@@ -254,6 +278,8 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
 		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},
 		{Name: "relays in", Run: e.serveRelays, Why: "other regions send here"},
+		{Name: "outlook", Run: e.observe.Run, Why: "DNS answers follow it"},
+		{Name: "dns", Run: e.serveDNS, Why: "shut after the doors: meanwhile it names the other edges"},
 		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut"},
 		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/dataplane/internal/dns"
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/shared/telemetry"
 )
@@ -33,6 +34,7 @@ func (e *Edge) serve(ctx context.Context) error {
 	}
 	run("HTTP/3", func() error { return e.servers.H3.Serve(e.h3) })
 	e.serving.Store(true)
+	e.opened.Store(true)
 	e.log.Info("serving", "https", e.https.Addr().String(), "region", e.self.Region, "zone", e.self.Zone)
 	var err error
 	select {
@@ -148,6 +150,13 @@ func (e *Edge) metrics() []telemetry.Metric {
 		counter("quota_exchanges_failed_total", "Of them, those not answered.", func() int64 { return e.quotas.Stats().Failed }),
 		gauge("quota_exchange_seconds", "How long the last exchange took.", func() float64 { return e.quotas.Stats().Latency.Seconds() }),
 		gauge("rate_share", "Part of a rate limit that this edge uses where the leader named none.", func() float64 { return float64(e.quotas.Stats().Share) / limit.Whole }),
+		counter("dns_answered_total", "DNS questions answered.", e.dnsCount(func(s *dns.Stats) int64 { return s.Answered.Load() })),
+		counter("dns_refused_total", "DNS questions for names that are not this zone's, transfers and other classes.", e.dnsCount(func(s *dns.Stats) int64 { return s.Refused.Load() })),
+		counter("dns_malformed_total", "DNS questions answered with an error.", e.dnsCount(func(s *dns.Stats) int64 { return s.Malformed.Load() })),
+		counter("dns_limited_total", "DNS questions over the rate of their prefix, dropped or sent to TCP, and packets that are no question.", e.dnsCount(func(s *dns.Stats) int64 { return s.Dropped.Load() + s.Slipped.Load() })),
+		counter("dns_desperate_total", "DNS answers that name regions which look dead, since none is well.", e.dnsCount(func(s *dns.Stats) int64 { return s.Desperate.Load() })),
+		gauge("regions_dead", "Regions of the zone that this edge's DNS answers leave out.", func() float64 { return float64(len(e.observe.Outlook().Down)) }),
+		counter("regions_held_total", "How often more than half of the zone's regions looked dead from here, so that none was declared so.", e.observe.Holds),
 		gauge("grants_held", "Grants to relay that this edge holds.", func() float64 { return float64(len(e.grants.Held())) }),
 		gauge("relays_out_in_flight", "Requests being served by another region.", func() float64 { return float64(e.relays.InFlight()) }),
 		gauge("relays_in_in_flight", "Requests being served for another region.", func() float64 { return float64(e.inbound.InFlight()) }),

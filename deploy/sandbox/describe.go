@@ -22,7 +22,7 @@ func (s *sandbox) writeJSON() error {
 	}
 	for i, e := range edgeSpecs {
 		edges = append(edges, object{"name": e.name, "region": e.region, "zone": e.zone, "https": s.layout.edgeHTTPS(i), "http": s.layout.edgeHTTP(i),
-			"h3": s.layout.edgeHTTPS(i), "admin": "http://" + s.layout.edgeAdmin(i), "pid": s.children[e.name].pid(), "dir": s.rel(e.name)})
+			"h3": s.layout.edgeHTTPS(i), "dns": s.layout.edgeDNS(i), "admin": "http://" + s.layout.edgeAdmin(i), "pid": s.children[e.name].pid(), "dir": s.rel(e.name)})
 		if s.cfg.Upstream == "" {
 			name := "orders@" + e.region
 			upstreams = append(upstreams, object{"name": name, "region": e.region, "api": "orders", "url": "http://" + s.layout.upstream(i), "pid": s.children[name].pid()})
@@ -78,6 +78,7 @@ func (s *sandbox) printTable(w io.Writer) {
 		port := s.layout.edgeHTTPS(0)[strings.LastIndex(s.layout.edgeHTTPS(0), ":"):]
 		fmt.Fprintf(w, "\nTry (in another terminal, after `. %s`):\n\n", s.rel("env.sh"))
 		fmt.Fprintf(w, "  curl --cacert %s --resolve %s%s:127.0.0.1 -H 'X-API-Key: %s' -i https://%s%s/v1/orders\n", s.rel("ca.pem"), host, port, k.Key, host, port)
+		fmt.Fprintf(w, "  dig @127.0.0.1 -p %d %s HTTPS +short\n", s.layout.base+53, host)
 		fmt.Fprintf(w, "  curl -X POST http://%s/v1/kill/orders@eu-west    # then the first command again: Bailiwick-Served: eu-central\n", s.layout.control())
 		fmt.Fprintf(w, "  bin/bailiwick usage --customer acme --since 1h\n\n")
 	}

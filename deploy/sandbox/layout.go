@@ -47,6 +47,7 @@ func (l layout) control() string        { return loopback(l.base) }
 func (l layout) admin(i int) string     { return loopback(l.base + 1 + i) }
 func (l layout) peer(i int) string      { return loopback(l.base + 101 + i) }
 func (l layout) upstream(i int) string  { return loopback(l.base + 301 + i) }
+func (l layout) edgeDNS(i int) string   { return loopback(l.base + 53 + i) }
 func (l layout) edgeHTTP(i int) string  { return loopback(l.base + 80 + i) }
 func (l layout) edgeHTTPS(i int) string { return loopback(l.base + 443 + i) }
 func (l layout) edgeRelay(i int) string { return loopback(l.base + 501 + i) }

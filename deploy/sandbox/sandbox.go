@@ -147,7 +147,7 @@ func (s *sandbox) up(ctx context.Context) error {
 }
 
 func (s *sandbox) portsFree() error {
-	for _, address := range []string{s.layout.control(), s.layout.admin(0), s.layout.peer(0), s.layout.edgeHTTPS(0), s.layout.edgeHTTP(0), s.layout.edgeAdmin(0), s.layout.upstream(0)} {
+	for _, address := range []string{s.layout.control(), s.layout.admin(0), s.layout.peer(0), s.layout.edgeHTTPS(0), s.layout.edgeHTTP(0), s.layout.edgeDNS(0), s.layout.edgeAdmin(0), s.layout.upstream(0)} {
 		l, err := net.Listen("tcp", address)
 		if err != nil {
 			return fmt.Errorf("port taken: %w; stop what uses it or choose another -base-port", err)
@@ -246,6 +246,7 @@ func (s *sandbox) startEdge(ctx context.Context, i int, e edgeSpec) error {
 		"-dir", s.path(e.name), "-name", e.name, "-region", e.region,
 		"-control", strings.Join(urls, ","), "-ca-file", s.path("ca.pem"), "-join-token-file", tokenFile,
 		"-https", s.layout.edgeHTTPS(i), "-http", s.layout.edgeHTTP(i), "-relay", s.layout.edgeRelay(i), "-admin", s.layout.edgeAdmin(i),
+		"-public", "127.0.0.1", "-dns", s.layout.edgeDNS(i), "-dns-domains", e.zone+".example.test",
 		"-allow-loopback-upstreams")
 	s.edges = append(s.edges, c)
 	return c.start(s.log)

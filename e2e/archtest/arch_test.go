@@ -89,6 +89,7 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 		"go.uber.org/zap":                  {"dataplane/internal/edgetls"},
 		"github.com/prometheus":            {"shared/telemetry"},
 		"github.com/spf13/cobra":           {"controlplane/cmd/bailiwick"},
+		"github.com/miekg/dns":             {"dataplane/internal/dns"},
 		"github.com/parquet-go":            {"controlplane/internal/detail"},
 	}
 	used := map[string]bool{}

@@ -36,8 +36,8 @@ type T interface {
 type Sandbox struct {
 	Admin []struct{ Name, Region, Zone, URL string }
 	Edges []struct {
-		Name, Region, Zone, HTTPS, HTTP, H3, Admin, Dir string
-		PID                                             int
+		Name, Region, Zone, HTTPS, HTTP, H3, DNS, Admin, Dir string
+		PID                                                  int
 	}
 	Upstreams []struct {
 		Name, Region, API, URL string

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -38,6 +39,13 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.Relay, "relay", ":7500", "host:port where edges of other regions relay to")
 	flags.StringVar(&cfg.RelayAdvertise, "relay-advertise", "", "host:port that other edges are told; default: -relay")
 	flags.StringVar(&cfg.Admin, "admin", "127.0.0.1:7900", "host:port for health and metrics; empty: none")
+	public := flags.String("public", "", "addresses at which clients reach this edge, comma separated, for the zone's DNS answers; empty: clients are not led here")
+	flags.IntVar(&cfg.PublicHTTPSPort, "public-https-port", 0, "port at those addresses; default: that of -https")
+	flags.StringVar(&cfg.DNS.Listen, "dns", "", "host:port for authoritative DNS of the zone's hosts, UDP and TCP; one address on a host with several; empty: none")
+	domains := flags.String("dns-domains", "", "domains delegated to the zone's edges, comma separated; default: each host for itself")
+	flags.StringVar(&cfg.DNS.CAA, "dns-caa", "", "certification authority that CAA records name; empty: no CAA records")
+	flags.DurationVar(&cfg.DNS.TTL, "dns-ttl", 20*time.Second, "life of an answer, at most 30s")
+	flags.DurationVar(&cfg.DNS.NegativeTTL, "dns-negative-ttl", 30*time.Second, "life of the answer that there is none, at most 5m")
 	control := flags.String("control", os.Getenv("BAILIWICK_CONTROL"), "admin URLs of the zone's control nodes, comma separated; to join (BAILIWICK_CONTROL)")
 	flags.StringVar(&cfg.CAFile, "ca-file", os.Getenv("BAILIWICK_CA_FILE"), "the installation's roots; to join (BAILIWICK_CA_FILE)")
 	flags.StringVar(&cfg.JoinTokenFile, "join-token-file", "", "file with the join token; to join")
@@ -69,11 +77,15 @@ func run(ctx context.Context, args []string) error {
 	if err := telemetry.CheckLogging(*level, *format); err != nil {
 		return err
 	}
-	for _, url := range strings.Split(*control, ",") {
-		if url = strings.TrimSpace(url); url != "" {
-			cfg.ControlURLs = append(cfg.ControlURLs, url)
+	for _, text := range list(*public) {
+		a, err := netip.ParseAddr(text)
+		if err != nil || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+			return fmt.Errorf("-public %q is no address that clients could reach", text)
 		}
+		cfg.Public = append(cfg.Public, a.Unmap())
 	}
+	cfg.DNS.Domains = list(*domains)
+	cfg.ControlURLs = list(*control)
 	cfg.Logger = telemetry.NewLogger(os.Stderr, *level, *format, "bailiwick-edge", cfg.Name)
 	edge, err := dataplane.New(ctx, cfg)
 	if err != nil {
@@ -94,4 +106,14 @@ func run(ctx context.Context, args []string) error {
 		}
 	}()
 	return edge.Run(ctx)
+}
+
+// list reads what is separated by commas.
+func list(text string) (out []string) {
+	for part := range strings.SplitSeq(text, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			out = append(out, part)
+		}
+	}
+	return out
 }

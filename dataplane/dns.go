@@ -1,0 +1,81 @@
+package dataplane
+
+import (
+	"context"
+	"maps"
+	"slices"
+
+	"bailiwick/dataplane/internal/dns"
+	"bailiwick/dataplane/internal/observe"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+)
+
+// openDNS makes the observer, and the server whose answers follow it. The server's sockets open with it: a port
+// that is taken is told at the start.
+func (e *Edge) openDNS() (err error) {
+	e.observe, err = observe.New(observe.Config{Identity: e.state.Source, Self: e.self, Tables: e.tables, Logger: e.log,
+		Ready: func() bool { return e.ready() == nil }})
+	if err != nil {
+		return err
+	}
+	e.observe.Attach(e.servers.HTTPS)
+	if e.cfg.DNS.Listen == "" {
+		return nil
+	}
+	e.dns, err = dns.New(dns.Config{Listen: e.cfg.DNS.Listen, Zone: e.self.Zone, Tables: e.tables, Outlook: e.observe.Outlook, Logger: e.log,
+		Apexes: e.cfg.DNS.Domains, CAA: e.cfg.DNS.CAA, TTL: e.cfg.DNS.TTL, NegativeTTL: e.cfg.DNS.NegativeTTL})
+	return err
+}
+
+func (e *Edge) serveDNS(ctx context.Context) error {
+	if e.dns == nil {
+		<-ctx.Done()
+		return nil
+	}
+	e.log.Info("answering DNS", "addr", e.dns.Addr())
+	return e.dns.Run(ctx)
+}
+
+func (c Config) publicPort() int {
+	if c.PublicHTTPSPort != 0 {
+		return c.PublicHTTPSPort
+	}
+	return port(c.HTTPS)
+}
+
+// doors are where clients reach this edge. It says nothing before it has served once: what was registered of an
+// edge that starts again stands, and a new one is not named before it can be reached.
+func (e *Edge) doors() *syncv1.Doors {
+	if !e.opened.Load() {
+		return nil
+	}
+	d := &syncv1.Doors{HttpsPort: uint32(e.cfg.publicPort()), Dns: e.dns != nil}
+	for _, a := range e.cfg.Public {
+		d.Addresses = append(d.Addresses, a.String())
+	}
+	return d
+}
+
+// outlook is what this edge thinks of its zone's regions, and so answers.
+func (e *Edge) outlook() *syncv1.Outlook {
+	look := e.observe.Outlook()
+	out := &syncv1.Outlook{Held: look.Held, SilentEdges: slices.Sorted(maps.Keys(look.Silent))}
+	for _, v := range look.Regions {
+		r := &syncv1.RegionVerdict{Region: v.Region, Healthy: !v.Dead, Why: v.Why}
+		if !v.Since.IsZero() {
+			r.SinceUnixMs = v.Since.UnixMilli()
+		}
+		out.Regions = append(out.Regions, r)
+	}
+	return out
+}
+
+// dnsCount reads a counter of the server, 0 without one.
+func (e *Edge) dnsCount(read func(*dns.Stats) int64) func() int64 {
+	return func() int64 {
+		if e.dns == nil {
+			return 0
+		}
+		return read(e.dns.Stats())
+	}
+}
