@@ -9,7 +9,6 @@ package carrier
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -245,8 +244,17 @@ func (d centralDoor) Totals(ctx context.Context, req *peerv1.TotalsRequest) (*pe
 		return nil, fault.New(fault.Invalid, "TIME_REQUIRED", "since and until are required")
 	}
 	totals, err := d.totals(ctx, req)
-	if err != nil {
-		return nil, fmt.Errorf("sum up zone %s: %w", d.cfg.Zone, err)
+	if err != nil { // what it says may name a customer, and the caller may be of another zone: kind and reason go
+		d.cfg.Logger.WarnContext(ctx, "sum up usage for another node", "error", err)
+		reason := fault.ReasonOf(err)
+		if reason == "" {
+			reason = "TOTALS_FAILED"
+		}
+		return nil, fault.New(fault.KindOf(err), reason, "zone %s cannot sum up its usage now; the log of the node that was asked says why", d.cfg.Zone)
+	}
+	totals.Error = "" // texts for an operator's client are written by the node that he asks
+	for _, r := range totals.GetRows() {
+		r.Time = ""
 	}
 	return &peerv1.TotalsResponse{Totals: totals}, nil
 }
