@@ -28,6 +28,9 @@ type closeOrder struct {
 	By, Reason    string
 }
 
+// forfeits says whether what an epoch held counts as spent: nobody can say that a lost block did not spend it.
+func (h Held) forfeits(gap uint64) bool { return h == HeldForfeit || h == HeldAuto && gap > 0 }
+
 func encodeClose(o *closeOrder) []byte {
 	b := appendText(begin(kindCloseBy), o.Edge)
 	b = binary.AppendUvarint(binary.AppendUvarint(b, o.Epoch), o.Sealed)

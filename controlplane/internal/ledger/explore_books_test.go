@@ -235,6 +235,9 @@ func (p *protocol) applyBlock(l *book, m message) (told message, err error) {
 		}
 		e.blocks[b.Seq-1] = m.block
 	}
+	if refusal == ledger.RefFork && !fresh && !e.rec.Closed && e.rec.Fork == nil {
+		ledger.Quarantine(&e.rec, &b.Block)
+	}
 	told = ackOf(0, num, e, refusal)
 	if told.num = uint8(b.Epoch); refusal != 0 {
 		told.a, told.block = uint8(b.Seq), m.block

@@ -42,34 +42,6 @@ func EncodeClose(edge string, epoch, sealed uint64) []byte {
 
 func (l *Ledger) FlushSeals(ctx context.Context) error { return l.flushSeals(ctx) }
 
-// What the explorer runs: the judgement itself, without the disk.
-type (
-	Epoch = epoch
-	Reach = reach
-)
-
-var (
-	Judge      = (*epoch).judge
-	Advance    = func(e *Epoch, b *Block) { e.advance(b, commandVersion) }
-	Hear       = (*epoch).hear
-	Close      = (*epoch).close
-	Begun      = (*epoch).begun
-	Complete   = (*epoch).complete
-	EncodeInto = (*epoch).encode
-	Past       = (*reach).past
-)
-
-// Through is how far r reaches.
-func (r reach) Through() int64 { return r.ms }
-
-// Refusals, as Judge answers them.
-const (
-	RefWrongChain = refWrongChain
-	RefFork       = refFork
-	RefGap        = refGap
-	RefClosed     = refClosed
-)
-
 var DecodeLeases = decodeLeases
 
 func EncodeExchange(now int64, xs []Exchange) []byte {

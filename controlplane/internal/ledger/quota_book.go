@@ -66,16 +66,21 @@ func (b *book) read(k, v []byte, regs registers) error {
 	if err != nil {
 		return err
 	}
-	switch fateOf(key.epoch, x, e) {
+	b.place(key, h, fateOf(key.epoch, x, e))
+	return nil
+}
+
+// place keeps a holder or, if its epoch is over, settles it.
+func (b *book) place(key epochKey, h quota.Holder, f fate) {
+	switch f {
 	case fateOpen:
 		b.holders = append(b.holders, &holder{key, h, true})
-		return nil
+		return
 	case fateLost:
 		b.lost = quota.Add(b.lost, h.Held())
 	}
 	b.rec.Settled = quota.Add(b.rec.Settled, h.Spent) // the record's own key comes first
 	b.over = append(b.over, key)
-	return nil
 }
 
 func (b *book) rolling() bool { return b.id.Period == usage.PeriodRolling }

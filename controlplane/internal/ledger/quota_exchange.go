@@ -198,34 +198,43 @@ func appendLease(out []byte, b *book, h *holder, sliding int64, heard []string) 
 	return out
 }
 
-// hear takes an edge's word on its epochs. An exchange with the newest number
-// taken is answered again and changes nothing: raft may propose one twice.
+// hear takes an edge's word on its epochs.
 func (t *tx) hear(x *Exchange) (refusal byte, repeated bool, err error) {
-	switch e := t.m.epochs[epochKey{x.Edge, x.Epoch}]; {
+	now, refusal, repeated := t.m.askers[x.Edge].weigh(x, t.m.latest[x.Edge], t.m.epochs[epochKey{x.Edge, x.Epoch}])
+	if now == nil {
+		return refusal, repeated, nil
+	}
+	t.m.askers[x.Edge] = now
+	return 0, false, t.set(append([]byte(prefixAsker), x.Edge...), now.encode())
+}
+
+// weigh is what an exchange makes of what was known of its edge (old; nil: nothing): now, or a refusal. One with
+// the newest number taken is answered again and changes nothing: raft may propose one twice. latest is the
+// edge's newest epoch that has begun, e the exchange's own, if the ledger knows it.
+func (old *asker) weigh(x *Exchange, latest uint64, e *epoch) (now *asker, refusal byte, repeated bool) {
+	switch {
 	case e == nil:
 	case e.Closed:
-		return 3, false, nil
+		return nil, 3, false
 	case e.Fork != nil:
-		return 4, false, nil
+		return nil, 4, false
 	}
-	old := t.m.askers[x.Edge]
 	switch {
-	case x.Epoch == 0 || x.Epoch < t.m.latest[x.Edge] || old != nil && x.Epoch < old.Epoch:
-		return 2, false, nil
+	case x.Epoch == 0 || x.Epoch < latest || old != nil && x.Epoch < old.Epoch:
+		return nil, 2, false
 	case old != nil && x.Epoch == old.Epoch && x.Sequence < old.Sequence:
-		return 1, false, nil
+		return nil, 1, false
 	case old != nil && x.Epoch == old.Epoch && x.Sequence == old.Sequence:
-		return 0, true, nil
+		return nil, 0, true
 	}
-	now := &asker{Epoch: x.Epoch, Sequence: x.Sequence}
+	now = &asker{Epoch: x.Epoch, Sequence: x.Sequence}
 	for _, p := range x.Pending {
 		if p.Epoch >= x.Epoch || slices.ContainsFunc(now.Pending, func(q Pending) bool { return q.Epoch == p.Epoch }) {
 			continue
 		}
 		now.Pending = append(now.Pending, p)
 	}
-	t.m.askers[x.Edge] = now
-	return 0, false, t.set(append([]byte(prefixAsker), x.Edge...), now.encode())
+	return now, 0, false
 }
 
 func (t *tx) registers() registers {

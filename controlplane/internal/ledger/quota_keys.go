@@ -227,7 +227,7 @@ const (
 func fateOf(n uint64, x *asker, e *epoch) fate {
 	switch {
 	case e != nil && e.Closed:
-		if c := e.Closing; c != nil && (c.Held == HeldForfeit || c.Held == HeldAuto && e.Gap > 0) {
+		if c := e.Closing; c != nil && c.Held.forfeits(e.Gap) {
 			return fateLost
 		}
 		return fateOver
