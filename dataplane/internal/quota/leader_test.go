@@ -3,9 +3,7 @@ package quota_test
 import (
 	"context"
 	"errors"
-	"maps"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -25,11 +23,33 @@ type ledger struct {
 	starving map[quota.ID]starver
 	soft     bool
 	none     bool
-	generous bool             // all that is wanted
-	shares   map[string]int64 // by edge
+	generous bool // all that is wanted
+	sharing  bool // rate limits are shared by demand
+	demands  map[string]demand
 	asks     int
 	last     map[string]*quota.Request
 	broken   func(string, ...any)
+}
+
+type demand struct {
+	milli int64
+	at    time.Time
+}
+
+// share is what package quota of the control plane does: a floor of a tenth of an even share for every live
+// edge, the rest by demand.
+func (l *ledger) share(edge string, live int64) int64 {
+	floor := 100_000 / live
+	var sum int64
+	for _, d := range l.demands {
+		if time.Since(d.at) <= 3*time.Second {
+			sum += d.milli
+		}
+	}
+	if sum == 0 {
+		return 1_000_000 / live
+	}
+	return floor + (1_000_000-floor*live)*l.demands[edge].milli/sum
 }
 
 type starver struct {
@@ -47,7 +67,7 @@ type holder struct{ leased, applied, said, inFlight int64 }
 
 func newLedger(limit int64, ids ...quota.ID) *ledger {
 	l := &ledger{period: 1000, limits: map[quota.ID]int64{}, accounts: map[quota.ID]map[holderID]*holder{}, sequence: map[holderID]uint64{},
-		heard: map[string]time.Time{}, starving: map[quota.ID]starver{}, shares: map[string]int64{}, last: map[string]*quota.Request{}, broken: func(string, ...any) {}}
+		heard: map[string]time.Time{}, starving: map[quota.ID]starver{}, demands: map[string]demand{}, last: map[string]*quota.Request{}, broken: func(string, ...any) {}}
 	for _, id := range ids {
 		l.limits[id] = limit
 	}
@@ -130,7 +150,11 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 			h.leased = min(h.leased, max(k.Ceiling, h.applied))
 			h.said, h.inFlight = k.Spent, k.InFlight
 		}
-		s := quota.State{ID: k.ID, Period: l.period, PeriodEnd: l.end, Limit: l.limits[k.ID], Leases: !l.soft && !l.none, None: l.none, Share: l.shares[edge]}
+		s := quota.State{ID: k.ID, Period: l.period, PeriodEnd: l.end, Limit: l.limits[k.ID], Leases: !l.soft && !l.none, None: l.none}
+		if l.sharing {
+			l.demands[edge] = demand{k.Demand, now}
+			s.Share = l.share(edge, out.LiveEdges)
+		}
 		if s.Leases {
 			available := max(0, s.Limit-l.counted(k.ID))
 			if k.Want > 0 && available > 0 {
@@ -163,8 +187,6 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 	}
 	return out, nil
 }
-
-func (l *ledger) edges() []string { return slices.Sorted(maps.Keys(l.heard)) }
 
 // link is an edge's way to the ledger.
 type link struct {
