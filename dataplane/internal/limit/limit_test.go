@@ -120,3 +120,64 @@ func BenchmarkMap_Take(b *testing.B) {
 		m.Take(id, time.Duration(i)*time.Microsecond, 500, 500, limit.Whole)
 	}
 }
+
+// Three with a third of 5 a second each take 5 a second together, not three times one: a share is exact however
+// small the rate, and the last one to it is not lost to rounding.
+func TestLimiter_SharesAreExact(t *testing.T) {
+	for _, c := range []struct {
+		rate, burst int
+		shares      []int64
+		over        time.Duration
+		least, most int // least: the rate without a burst, less one under way for each; most: with the whole burst
+	}{
+		{5, 5, []int64{333_333, 333_333, 333_333}, time.Minute, 300 - 3, 305},
+		{5, 5, []int64{950_000, 50_000}, time.Minute, 300 - 2, 305 + 1}, // the small one's burst is less than one request
+		{1, 1, []int64{250_000, 250_000, 250_000, 250_000}, time.Minute, 60 - 4, 60 + 4},
+		{1000, 100, []int64{835_000, 70_000, 70_000, 25_000}, 10 * time.Second, 10_000 - 4, 10_100},
+		{100_000, 1, []int64{500_000, 500_000}, 100 * time.Millisecond, 100 - 2, 10_000 + 2}, // asked every ms
+	} {
+		limiters := make([]limit.Limiter, len(c.shares))
+		got := 0
+		step := min(time.Millisecond, c.over/100)
+		for now := time.Duration(0); now <= c.over; now += step {
+			for i := range limiters {
+				for range 2 {
+					if limiters[i].Take(now, c.rate, c.burst, c.shares[i]).OK {
+						got++
+					}
+				}
+			}
+		}
+		if got < c.least || got > c.most {
+			t.Errorf("rate %d burst %d shared as %v for %v: got %d, want %d to %d", c.rate, c.burst, c.shares, c.over, got, c.least, c.most)
+		}
+	}
+}
+
+// A share that changes leaves the bucket as full as it was, and a remainder never promises what would be refused.
+func TestLimiter_ShareChanges(t *testing.T) {
+	var l limit.Limiter
+	for range 5 {
+		l.Take(0, 10, 10, limit.Whole)
+	}
+	r := l.Take(0, 10, 10, 100_000) // a tenth: the half that is left is half a request
+	if r.OK {
+		t.Errorf("got %+v, want it refused: half of a tenth of ten is no request", r)
+	}
+	if r = l.Take(500*time.Millisecond, 10, 10, 100_000); !r.OK || r.Remaining != 0 {
+		t.Errorf("full again: got %+v, want one taken and none left", r)
+	}
+	var fresh limit.Limiter
+	if r = fresh.Take(0, 10, 10, 500_000); !r.OK || r.Remaining != 8 {
+		t.Errorf("got %+v, want 8 of the whole limit left, as if the other half stood alike", r)
+	}
+}
+
+func BenchmarkMap_TakeShare(b *testing.B) {
+	m := limit.NewMap()
+	id := limit.ID{Customer: "acme", Subscription: "main", Plan: "gold"}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		m.Take(id, time.Duration(i)*time.Microsecond, 500, 500, 333_333)
+	}
+}

@@ -100,6 +100,20 @@ func (l *ledger) holder(id quota.ID, at holderID) *holder {
 	return h
 }
 
+// peek is what the ledger has of a holder now.
+func (l *ledger) peek(id quota.ID, edge string) holder {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return *l.holder(id, holderID{edge, 7})
+}
+
+// asked is how many asks came so far.
+func (l *ledger) asked() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asks
+}
+
 // apply is a block: all that the epoch has spent so far.
 func (l *ledger) apply(id quota.ID, edge string, epoch uint64, spent int64) {
 	l.mu.Lock()
