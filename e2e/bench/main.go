@@ -1,5 +1,5 @@
 // Command bench measures the floors and reports of the spine on a sandbox of its own: how fast a key begins
-// and ceases to work, how fast a pair takes over, what a request costs the edge, and how big everything is. It
+// and ceases to work, how soon a request is seen in usage, how fast a pair takes over, what a request costs the edge, and how big everything is. It
 // prints one table and exits 1 when a floor is missed. It needs the programs in bin/: make bench.
 package main
 
@@ -47,6 +47,7 @@ func main() {
 		b.report("sandbox start to ready (built)", seconds1(time.Since(begun)), "", "")
 		b.idle()
 		b.keys()
+		b.visible(b.samples / 2)
 		b.failover(*kills)
 		b.cost(time.Duration(*seconds) * time.Second)
 		b.sizes()

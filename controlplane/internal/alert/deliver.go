@@ -2,6 +2,7 @@ package alert
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -141,14 +142,14 @@ func (r *running) leave(id string) {
 // dispatch gives what is due to its webhooks.
 func (s *Service) dispatch(ctx context.Context, wg *sync.WaitGroup, busy *running) error {
 	local, at := s.cfg.Store.Local(), now()
-	due := map[string][]group.KV{}
+	due := map[string][]owed{}
 	for kv := range local.List(model.PrefixAlert) {
 		a, err := model.Decode[Alert](kv.Key, kv.Value)
 		if err != nil {
 			return err
 		}
 		if a.Status == Pending && !at.Before(a.NextAt) {
-			due[a.WebhookID] = append(due[a.WebhookID], kv)
+			due[a.WebhookID] = append(due[a.WebhookID], owed{kv, a})
 		}
 	}
 	if len(due) == 0 {
@@ -159,7 +160,11 @@ func (s *Service) dispatch(ctx context.Context, wg *sync.WaitGroup, busy *runnin
 		return err
 	}
 	for _, w := range hooks {
-		if list := due[w.ID]; len(list) > 0 && busy.take(w.ID) {
+		list := due[w.ID]
+		slices.SortFunc(list, func(a, b owed) int {
+			return cmp.Or(a.alert.RaisedAt.Compare(b.alert.RaisedAt), cmp.Compare(a.alert.Threshold, b.alert.Threshold))
+		})
+		if len(list) > 0 && busy.take(w.ID) {
 			wg.Go(func() {
 				defer busy.leave(w.ID)
 				s.tell(ctx, w, list)
@@ -169,16 +174,18 @@ func (s *Service) dispatch(ctx context.Context, wg *sync.WaitGroup, busy *runnin
 	return nil
 }
 
-func (s *Service) tell(ctx context.Context, w Webhook, list []group.KV) {
-	for _, kv := range list {
+// owed is an alert that is due, as it rests.
+type owed struct {
+	kv    group.KV
+	alert Alert
+}
+
+func (s *Service) tell(ctx context.Context, w Webhook, list []owed) {
+	for _, o := range list {
 		if ctx.Err() != nil {
 			return
 		}
-		a, err := model.Decode[Alert](kv.Key, kv.Value)
-		if err == nil {
-			err = s.deliver(ctx, w, kv, a)
-		}
-		if err != nil {
+		if err := s.deliver(ctx, w, o.kv, o.alert); err != nil {
 			if ctx.Err() == nil {
 				s.log.Warn("deliver an alert", "webhook", w.Name, "error", err)
 			}
@@ -276,6 +283,9 @@ func shorten(err error) error {
 	}
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err
+	}
+	if d, ok := errors.AsType[*net.DNSError](err); ok { // whose text names the resolver of this network
+		return fmt.Errorf("host %s is not found by name", d.Name)
 	}
 	text := strings.Map(func(r rune) rune {
 		if r < ' ' {
