@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"bailiwick/controlplane/internal/calendar"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	"bailiwick/regions"
@@ -306,7 +307,7 @@ func (j *judge) product(d *doc, p model.Product) error {
 
 // knownTimeZone refuses what is no IANA zone: periods of quotas could not begin in it.
 func knownTimeZone(name string) error {
-	if _, err := time.LoadLocation(name); err != nil || name == "Local" {
+	if _, err := calendar.Load(name); err != nil {
 		return fmt.Errorf("time zone %q does not exist; write an IANA name such as Europe/Berlin, or leave it out for UTC", name)
 	}
 	return nil

@@ -77,7 +77,8 @@ func (s *Service) raise(ctx context.Context) error {
 		n := min(len(fresh), raisedAtOnce)
 		t := group.Txn{}
 		for _, f := range fresh[:n] {
-			t.Compares = append(t.Compares, group.Compare{Key: f.key})
+			// A customer who is erased meanwhile must not be named again.
+			t.Compares = append(t.Compares, group.Compare{Key: f.key}, group.Compare{Key: model.PrefixCustomer + f.alert.Customer, Exists: true})
 			t.Ops = append(t.Ops, group.Op{Key: f.key, Value: model.Encode(f.alert)})
 		}
 		if _, err := s.commit(ctx, t); err != nil { // one that failed to compare is looked at again next time
