@@ -230,12 +230,13 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 	if cancel == nil {
 		ctx, cancel = context.WithCancelCause(ctx)
 	}
+	x.tries.Add(1)
 	left := x.timeout() - time.Since(x.began)
 	res := result{end: cancel, watch: time.AfterFunc(max(left, 0), func() { cancel(errLate) })}
 	if c.Home() {
 		x.home(ctx, c.Target, &res)
 	} else {
-		x.abroad(ctx, c, &res)
+		x.relay(ctx, c, &res)
 	}
 	if res.resp == nil {
 		if why := cause(ctx); why != nil {
@@ -294,8 +295,9 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 	}
 }
 
-// abroad relays to another region.
-func (x *exchange) abroad(ctx context.Context, c failover.Candidate, res *result) {
+// relay sends to another region.
+func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result) {
+	x.abroad.Store(true)
 	f := relay.Forward{API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.idText, Once: !idempotent(x.r.Method),
 		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.header}
 	if x.body != nil {

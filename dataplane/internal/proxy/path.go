@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
@@ -39,6 +40,9 @@ type exchange struct {
 	out      int64  // body bytes since the last row
 	inBefore int64  // body bytes of the request in rows before
 	lastRow  time.Time
+	tries    atomic.Int32  // attempts at upstreams; a hedge makes one beside another
+	abroad   atomic.Bool   // one of them was a relay
+	waited   time.Duration // for an upstream's answer to begin
 }
 
 // ServeHTTP is the request path, in order.
@@ -98,7 +102,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.budget = p.budget(x.v.API.Name)
 	x.budget.earn()
 	a := p.router.Start(x.v.API, x.v.Route, !idempotent(r.Method))
+	asked := time.Now()
 	res := x.walk(&a)
+	x.waited = time.Since(asked)
 	// 7. Count, then answer.
 	x.finish(res)
 }
@@ -142,18 +148,23 @@ func (x *exchange) timeout() time.Duration {
 	return x.p.cfg.Timeout
 }
 
+// client is the address that speaks to this edge; what it says of others is not asked.
+func (x *exchange) client() string {
+	host, _, err := net.SplitHostPort(x.r.RemoteAddr)
+	if err != nil {
+		return x.r.RemoteAddr
+	}
+	return host
+}
+
 // introduce says who asks. The edge stands at the border: what a client says of an earlier hop is not
 // passed on.
 func (x *exchange) introduce(host string) {
-	client, _, err := net.SplitHostPort(x.r.RemoteAddr)
-	if err != nil {
-		client = x.r.RemoteAddr
-	}
 	proto := "http"
 	if x.r.TLS != nil {
 		proto = "https"
 	}
-	x.header["X-Forwarded-For"] = []string{client}
+	x.header["X-Forwarded-For"] = []string{x.client()}
 	x.header["X-Forwarded-Proto"] = []string{proto}
 	x.header["X-Forwarded-Host"] = []string{host}
 	x.header["X-Request-Id"] = []string{x.idText}
@@ -166,6 +177,7 @@ func (x *exchange) introduce(host string) {
 
 // refuse answers for the edge itself. The row comes first.
 func (x *exchange) refuse(problem gate.Problem) {
+	x.status = problem.Status
 	if x.v.Counted && !x.counted {
 		outcome := x.v.Outcome
 		if x.v.Admitted() { // refused after admission
@@ -230,6 +242,7 @@ func (x *exchange) count(outcome usage.Outcome) bool {
 // that a crash could lose.
 func (x *exchange) interim() {
 	if x.v.Counted && !x.counted {
+		x.v.Flags |= usage.FlagStreamed
 		row := x.row(usage.OutcomeOf(x.status))
 		x.append(&row)
 	}
@@ -239,7 +252,14 @@ func (x *exchange) row(outcome usage.Outcome) usage.Row {
 	in := x.body.bytes()
 	row := usage.Row{RequestID: x.id, Customer: x.v.Customer, Subscription: x.v.Subscription, Plan: x.v.Plan, PlanRev: x.v.PlanRev,
 		Product: x.v.Product, Outcome: outcome, ServedRegion: x.served, Flags: x.v.Flags,
-		BytesIn: in - x.inBefore, BytesOut: x.out, LatencyUS: time.Since(x.began).Microseconds()}
+		BytesIn: in - x.inBefore, BytesOut: x.out, LatencyUS: time.Since(x.began).Microseconds(),
+		KeyID: x.v.KeyID, Status: uint16(x.status), UpstreamUS: x.waited.Microseconds(), Attempts: uint8(min(x.tries.Load(), 255))}
+	if x.abroad.Load() {
+		row.Flags |= usage.FlagRelayed
+	}
+	if x.p.cfg.Pseudonyms != nil {
+		row.Address = x.p.cfg.Pseudonyms.Of(x.client(), x.began)
+	}
 	if x.v.API != nil {
 		row.API = x.v.API.Name
 	}

@@ -45,16 +45,17 @@ const (
 
 // Config of a Proxy. Fields without a default are required.
 type Config struct {
-	Region    string // of this edge
-	Tables    *policy.Holder
-	Gate      *gate.Gate
-	Monitor   *failover.Monitor
-	Grants    *failover.Grants // nil: nothing is ever relayed
-	Relay     Relayer          // nil: nothing is ever relayed
-	Upstreams *Upstreams
-	Meter     Meter
-	Logger    *slog.Logger
-	TableAge  func() time.Duration // since the control plane last confirmed the table; nil: always fresh
+	Region     string // of this edge
+	Tables     *policy.Holder
+	Gate       *gate.Gate
+	Monitor    *failover.Monitor
+	Grants     *failover.Grants // nil: nothing is ever relayed
+	Relay      Relayer          // nil: nothing is ever relayed
+	Upstreams  *Upstreams
+	Meter      Meter
+	Logger     *slog.Logger
+	Pseudonyms Pseudonyms           // of client addresses, in rows; nil: none are kept
+	TableAge   func() time.Duration // since the control plane last confirmed the table; nil: always fresh
 
 	OnSpoolError    string        // "": RefuseNew
 	MaxRequestBytes int64         // 0: 10 MiB, where the route does not say
@@ -62,6 +63,11 @@ type Config struct {
 	HedgeAfter      time.Duration // 0: 100 ms; a repeatable request waits at least so long before a second try beside the first
 	InterimEvery    time.Duration // 0: 15 s; how often a long answer writes a row
 	AltSvc          string        // of answers over TCP: where HTTP/3 is; "": none
+}
+
+// Pseudonyms is what *pseudonym.Keys does.
+type Pseudonyms interface {
+	Of(address string, now time.Time) uint64
 }
 
 // Proxy is the handler for clients (ServeHTTP) and for relays from other edges (ServeRelayed).
