@@ -25,6 +25,20 @@ func (e *Edge) controlAddrs() []string {
 	return addrs
 }
 
+// usageAddrs has the control nodes of the edge's own region first: detail stays there while one of them is up.
+// An edge that joined before it was told regions knows none, and takes them as they come.
+func (e *Edge) usageAddrs() []string {
+	var own, others []string
+	for _, p := range e.state.Peers {
+		if p.Region == e.self.Region {
+			own = append(own, p.Addr)
+		} else {
+			others = append(others, p.Addr)
+		}
+	}
+	return append(own, others...)
+}
+
 // peerAt finds the control node of an address; whoever else answers there is refused by its certificate.
 func (e *Edge) peerAt(addr string) enroll.Peer {
 	for _, p := range e.state.Peers {

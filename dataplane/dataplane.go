@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/dns"
 	"bailiwick/dataplane/internal/edgetls"
 	"bailiwick/dataplane/internal/enroll"
@@ -26,6 +27,7 @@ import (
 	"bailiwick/dataplane/internal/observe"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/dataplane/internal/pseudonym"
 	"bailiwick/dataplane/internal/quota"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/dataplane/internal/ship"
@@ -62,6 +64,7 @@ type Config struct {
 	// QuotaWait is how long a request waits for the first word on its quota; 0: not at all, it is refused.
 	QuotaWait time.Duration
 
+	DetailBytes            int64  // of disk for detail that no control node has stored yet; beyond it the oldest is given up, counted; 0: 3 GiB
 	OnSpoolError           string // proxy.RefuseNew (default) or proxy.ServeUnbilled
 	AllowLoopbackUpstreams bool
 	ACME                   ACME
@@ -110,6 +113,8 @@ type Edge struct {
 	control  *enroll.Client
 	tables   *policy.Holder
 	evidence *evidence.Log
+	pseudo   *pseudonym.Keys
+	detail   *detail.Spool
 	spool    *spool.Spool
 	ship     *ship.Shipper
 	follow   *subscribe.Client
@@ -167,7 +172,15 @@ func (e *Edge) openUsage() (err error) {
 	if e.evidence, err = evidence.Open(evidence.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Logger: e.log}); err != nil {
 		return err
 	}
-	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Logger: e.log, Program: "bailiwick-edge " + e.cfg.Version})
+	program := "bailiwick-edge " + e.cfg.Version
+	if e.pseudo, err = pseudonym.Open(pseudonym.Config{Dir: filepath.Join(e.cfg.Dir, "detail"), Logger: e.log}); err != nil {
+		return err
+	}
+	e.detail, err = detail.Open(detail.Config{Dir: filepath.Join(e.cfg.Dir, "detail"), Edge: e.self.Node, Budget: e.cfg.DetailBytes, Logger: e.log, Program: program})
+	if err != nil {
+		return err
+	}
+	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Detail: e.detail, Logger: e.log, Program: program})
 	if err != nil {
 		return err
 	}
@@ -202,7 +215,7 @@ func (e *Edge) openPath() (err error) {
 	}
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
 		Gate:    &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Quotas: e.quotas},
-		Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Logger: e.log,
+		Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Pseudonyms: e.pseudo, Logger: e.log,
 		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS)})
 	if err != nil {
 		return err
@@ -267,6 +280,7 @@ func (e *Edge) onWithdrawn(reason string) {
 func (e *Edge) Run(ctx context.Context) error {
 	parts := []lifecycle.Part{
 		{Name: "evidence", Run: e.evidence.Run, Why: "relays record into it until the doors are shut"},
+		{Name: "pseudonyms", Run: e.pseudo.Run, Why: "yesterday's key goes when its day is over"},
 		{Name: "ship", Run: e.ship.Run, Why: "takes the last block away, which the spool seals when it stops"},
 		{Name: "spool", Run: e.spool.Run, Why: "requests count into it until the doors are shut"},
 		{Name: "admin", Run: e.serveAdmin, Why: "says why the edge is not ready while the rest comes up"},

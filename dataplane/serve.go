@@ -110,12 +110,13 @@ func (e *Edge) checks(context.Context) []telemetry.Check {
 // extra are lines of readyz?verbose that say more than pass or fail.
 func (e *Edge) extra(context.Context) []string {
 	s := e.status()
-	stats := e.spool.Stats()
+	stats, detail := e.spool.Stats(), e.detail.Stats()
 	return []string{
 		"serves_alone_until " + time.Unix(s.ServesAloneUntilUnix, 0).UTC().Format(time.RFC3339),
 		"certificate " + s.CertificateSerial + " expires " + time.Unix(s.CertificateExpiresUnix, 0).UTC().Format(time.RFC3339),
 		fmt.Sprintf("control connected=%v", e.follow.Stats().Connected.Load() == 1),
 		fmt.Sprintf("usage epoch=%d seq=%d unacked=%d", stats.Epoch, stats.Seq, stats.Unacked),
+		fmt.Sprintf("detail waiting=%d lost_rows=%d disk=%d", detail.Pieces, detail.RowsLost, detail.Disk),
 	}
 }
 
@@ -138,6 +139,13 @@ func (e *Edge) metrics() []telemetry.Metric {
 		counter("usage_blocks_acked_total", "Blocks acknowledged by the ledger.", func() int64 { return e.spool.Stats().BlocksAcked }),
 		gauge("usage_blocks_unacked", "Blocks waiting for the ledger.", func() float64 { return float64(e.spool.Stats().Unacked) }),
 		gauge("usage_epochs_parked", "Epochs that the ledger refused; their blocks are kept.", func() float64 { return float64(e.spool.Stats().Parked) }),
+		counter("detail_rows_kept_total", "Rows of detail kept for a control node.", func() int64 { return e.detail.Stats().RowsKept }),
+		counter("detail_rows_lost_total", "Rows that are counted, but whose detail is lost: given up for want of space, or not written.", func() int64 { return e.detail.Stats().RowsLost }),
+		counter("detail_bytes_total", "Bytes of detail kept, encoded.", func() int64 { return e.detail.Stats().BytesKept }),
+		counter("detail_pieces_stored_total", "Pieces of detail that a control node has stored.", func() int64 { return e.detail.Stats().PiecesSent }),
+		counter("detail_failures_total", "Writes of detail that failed.", func() int64 { return e.detail.Stats().Failures }),
+		gauge("detail_pieces_waiting", "Pieces of detail that no control node has stored.", func() float64 { return float64(e.detail.Stats().Pieces) }),
+		gauge("detail_disk_bytes", "Disk that detail takes.", func() float64 { return float64(e.detail.Stats().Disk) }),
 		counter("unbilled_requests_total", "Requests served that could not be counted.", e.proxy.Unbilled),
 		gauge("quota_accounts", "Subscriptions with a quota or a rate limit that this edge has an account of.", func() float64 { return float64(e.quotas.Stats().Accounts) }),
 		gauge("quota_units_spent", "Units spent here in current periods, since the start.", func() float64 { return float64(e.quotas.Stats().Spent) }),

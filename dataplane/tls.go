@@ -76,7 +76,7 @@ func (e *Edge) newShipper() (*ship.Shipper, error) {
 	}
 	var http2 http.Protocols
 	http2.SetHTTP2(true)
-	return ship.New(ship.Config{Spool: e.spool, Addrs: e.controlAddrs, Drain: 2 * time.Second, Logger: e.log,
+	return ship.New(ship.Config{Spool: e.spool, Detail: e.detail, Addrs: e.usageAddrs, Drain: 2 * time.Second, Logger: e.log,
 		QUICTLS: func() *tls.Config { return source.ClientTLS(nil, control) },
 		HTTPClient: &http.Client{Transport: &http.Transport{Protocols: &http2, TLSClientConfig: source.ClientTLS([]string{"h2"}, control), TLSHandshakeTimeout: 5 * time.Second,
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 20 * time.Second}}}})

@@ -156,12 +156,13 @@ func (e *Enroll) Join(ctx context.Context, req *joinv1.JoinRequest) (*joinv1.Joi
 		return nil, err
 	}
 	e.log.Info("node joined", "name", name.String())
+	addrs, regions := e.peers()
 	return &joinv1.JoinResponse{
 		CertificateChain: chain, Roots: e.cfg.RootsPEM,
 		Name: tok.Name, Region: tok.Region, Zone: e.cfg.CA.Zone(), TrustDomain: e.cfg.CA.TrustDomain(),
 		TableSigningKey: e.cfg.Secrets.Signer.Public().(ed25519.PublicKey),
 		Pepper:          e.cfg.Secrets.Pepper, CertSealKey: e.cfg.Secrets.CertSeal,
-		PeerAddrs: e.peerAddrs(),
+		PeerAddrs: addrs, PeerRegions: regions,
 	}, nil
 }
 
@@ -275,23 +276,23 @@ func (e *Enroll) name(kind, region, node string) identity.Name {
 	return identity.Name{Zone: e.cfg.CA.zone, Installation: e.cfg.CA.installation, Region: region, Kind: kind, Node: node}
 }
 
-func (e *Enroll) peerAddrs() []string {
+func (e *Enroll) peers() (list []string, regions map[string]string) {
 	addrs := map[string]string{}
+	regions = map[string]string{}
 	for _, n := range e.cfg.Installation.InZone(e.cfg.CA.Zone()) {
-		addrs[n.Name] = n.Peer
+		addrs[n.Name], regions[n.Name] = n.Peer, n.Region
 	}
 	// The registry is newer than the installation file.
 	for kv := range e.cfg.Catalog.Local().List(model.PrefixNode) {
 		if n, err := model.Decode[model.Node](kv.Key, kv.Value); err == nil && n.Kind == identity.Control && n.Zone == e.cfg.CA.Zone() && n.PeerAddr != "" {
-			addrs[n.Name] = n.PeerAddr
+			addrs[n.Name], regions[n.Name] = n.PeerAddr, n.Region
 		}
 	}
-	var list []string
 	for name, addr := range addrs {
 		list = append(list, name+"="+addr)
 	}
 	slices.Sort(list)
-	return list
+	return list, regions
 }
 
 // Renew signs the caller's own name anew, whatever the request says.

@@ -78,6 +78,8 @@ func (c Config) Validate() error {
 type Peer struct {
 	Name string `json:"name"`
 	Addr string `json:"addr"` // of its peer port
+	// Region is blank for an edge that joined a control node from before 2026-11-25.
+	Region string `json:"region,omitempty"`
 }
 
 // State is an edge that has joined.
@@ -190,7 +192,7 @@ func join(ctx context.Context, cfg Config, dir string) (*State, error) {
 		if !ok {
 			return nil, fmt.Errorf("join: control node %.100q is not name=host:port", p)
 		}
-		sec.Peers = append(sec.Peers, Peer{name, addr})
+		sec.Peers = append(sec.Peers, Peer{Name: name, Addr: addr, Region: resp.GetPeerRegions()[name]})
 	}
 	if _, err := newState(src, sec); err != nil {
 		return nil, fmt.Errorf("join: %w", err)

@@ -167,6 +167,8 @@ type node struct {
 	p    *pki
 	led  *ledger
 
+	store *store // of detail; nil: this node does not know such streams
+
 	mute, refusing, withdrawn atomic.Bool
 	sessions                  atomic.Int64
 
@@ -204,7 +206,7 @@ func (n *node) serveQUIC(t *testing.T) {
 	t.Helper()
 	conf := n.p.server.Clone()
 	conf.NextProtos = []string{ship.ALPN}
-	lis, err := quic.ListenAddr(n.addr, conf, nil)
+	lis, err := quic.ListenAddr(n.addr, conf, &quic.Config{InitialStreamReceiveWindow: 32 << 10, MaxStreamReceiveWindow: 32 << 10}) // small, so that a stream that is not read stands still at once
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,23 +225,31 @@ func (n *node) serveQUIC(t *testing.T) {
 				if err != nil {
 					return
 				}
+				if n.store != nil {
+					n.wg.Go(func() {
+						for {
+							st, err := c.AcceptStream(context.Background())
+							if err != nil {
+								return
+							}
+							in := bufio.NewReader(st)
+							n.wg.Go(func() {
+								err := n.store.serve(func() (*usagev1.UploadDetailRequest, error) {
+									m := new(usagev1.UploadDetailRequest)
+									return m, read(in, m)
+								}, func(m *usagev1.UploadDetailResponse) error { return write(st, m) }, c.Context())
+								_ = err
+								st.Close()
+								st.CancelRead(1)
+							})
+						}
+					})
+				}
 				in := bufio.NewReader(st)
 				err = n.serve(func() (*usagev1.UploadRequest, error) {
-					size, err := binary.ReadUvarint(in)
-					if err != nil {
-						return nil, err
-					}
-					b := make([]byte, size)
-					if _, err := io.ReadFull(in, b); err != nil {
-						return nil, err
-					}
 					m := new(usagev1.UploadRequest)
-					return m, proto.Unmarshal(b, m)
-				}, func(m *usagev1.UploadResponse) error {
-					b, _ := proto.Marshal(m)
-					_, err := st.Write(append(binary.AppendUvarint(nil, uint64(len(b))), b...))
-					return err
-				})
+					return m, read(in, m)
+				}, func(m *usagev1.UploadResponse) error { return write(st, m) })
 				if errors.Is(err, errWithdrawn) {
 					time.Sleep(20 * time.Millisecond) // closing would overtake the answer
 				}
@@ -248,6 +258,24 @@ func (n *node) serveQUIC(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { n.cut(); lis.Close() })
+}
+
+func read(in *bufio.Reader, m proto.Message) error {
+	size, err := binary.ReadUvarint(in)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, size)
+	if _, err := io.ReadFull(in, b); err != nil {
+		return err
+	}
+	return proto.Unmarshal(b, m)
+}
+
+func write(w io.Writer, m proto.Message) error {
+	b, _ := proto.Marshal(m)
+	_, err := w.Write(append(binary.AppendUvarint(nil, uint64(len(b))), b...))
+	return err
 }
 
 func (n *node) cut() {
@@ -291,4 +319,9 @@ func (n *node) serve(receive func() (*usagev1.UploadRequest, error), send func(*
 // Upload is the Connect door.
 func (n *node) Upload(_ context.Context, st *connect.BidiStream[usagev1.UploadRequest, usagev1.UploadResponse]) error {
 	return n.serve(st.Receive, st.Send)
+}
+
+// UploadDetail is the Connect door.
+func (n *node) UploadDetail(ctx context.Context, st *connect.BidiStream[usagev1.UploadDetailRequest, usagev1.UploadDetailResponse]) error {
+	return n.store.serve(st.Receive, st.Send, ctx)
 }

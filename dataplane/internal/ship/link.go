@@ -22,16 +22,28 @@ import (
 // maxAnswer bounds one message of the ledger: they are small.
 const maxAnswer = 64 << 10
 
-// link carries the protocol's messages. Send and Receive each belong to one
+// link carries the messages of one stream. Send and Receive each belong to one
 // goroutine; Abort ends both, from any; it must be called in the end.
-type link interface {
-	Send(*usagev1.UploadRequest) error
-	Receive() (*usagev1.UploadResponse, error)
+type link[Q, A any] interface {
+	Send(*Q) error
+	Receive() (*A, error)
 	Abort()
 	Transport() string
 }
 
-func (s *Shipper) dialQUIC(ctx context.Context, addr string) (link, error) {
+type (
+	ledgerLink = link[usagev1.UploadRequest, usagev1.UploadResponse]
+	detailLink = link[usagev1.UploadDetailRequest, usagev1.UploadDetailResponse]
+)
+
+// line is a way to one control node: the ledger's stream, with which it ends,
+// and how to open detail's beside it.
+type line struct {
+	ledgerLink
+	openDetail func(context.Context) (detailLink, error)
+}
+
+func (s *Shipper) dialQUIC(ctx context.Context, addr string) (*line, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Patience)
 	defer cancel()
 	conf := s.cfg.QUICTLS().Clone()
@@ -54,55 +66,108 @@ func (s *Shipper) dialQUIC(ctx context.Context, addr string) (link, error) {
 		c.CloseWithError(0, "")
 		return nil, fmt.Errorf("open usage stream: %w", err)
 	}
-	return &quicLink{c: c, st: st, in: bufio.NewReader(st)}, nil
+	l := &line{ledgerLink: &quicLink[usagev1.UploadRequest, usagev1.UploadResponse, *usagev1.UploadRequest, *usagev1.UploadResponse]{
+		st: st, in: bufio.NewReader(st), abort: func() { c.CloseWithError(0, "") }}}
+	l.openDetail = func(ctx context.Context) (detailLink, error) {
+		st, err := c.OpenStreamSync(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("open detail stream: %w", err)
+		}
+		return &quicLink[usagev1.UploadDetailRequest, usagev1.UploadDetailResponse, *usagev1.UploadDetailRequest, *usagev1.UploadDetailResponse]{
+			st: st, in: bufio.NewReader(st), yield: func() { s.gate.wait(ctx) }, abort: func() {
+				st.CancelRead(0)
+				st.CancelWrite(0)
+			}}, nil
+	}
+	return l, nil
+}
+
+// message is the pointer to a generated type.
+type message[T any] interface {
+	*T
+	proto.Message
 }
 
 // quicLink frames messages on a stream: uvarint length, message.
-type quicLink struct {
-	c   *quic.Conn
-	st  *quic.Stream
-	in  *bufio.Reader
-	out []byte
+type quicLink[Q, A any, PQ message[Q], PA message[A]] struct {
+	st    *quic.Stream
+	in    *bufio.Reader
+	out   []byte
+	yield func() // before each chunk; nil: messages go at once
+	abort func()
 }
 
-func (l *quicLink) Transport() string { return "quic" }
+func (l *quicLink[Q, A, PQ, PA]) Transport() string { return "quic" }
 
-func (l *quicLink) Send(m *usagev1.UploadRequest) (err error) {
-	l.out = binary.AppendUvarint(l.out[:0], uint64(proto.Size(m)))
-	if l.out, err = (proto.MarshalOptions{}).MarshalAppend(l.out, m); err != nil {
+func (l *quicLink[Q, A, PQ, PA]) Send(m *Q) (err error) {
+	l.out = binary.AppendUvarint(l.out[:0], uint64(proto.Size(PQ(m))))
+	if l.out, err = (proto.MarshalOptions{}).MarshalAppend(l.out, PQ(m)); err != nil {
 		return err
 	}
-	_, err = l.st.Write(l.out)
+	for rest := l.out; len(rest) > 0 && err == nil; {
+		n := len(rest)
+		if l.yield != nil {
+			l.yield()
+			n = min(n, detailChunk)
+		}
+		_, err = l.st.Write(rest[:n])
+		rest = rest[n:]
+	}
 	return err
 }
 
-func (l *quicLink) Receive() (*usagev1.UploadResponse, error) {
+func (l *quicLink[Q, A, PQ, PA]) Receive() (*A, error) {
 	n, err := binary.ReadUvarint(l.in)
 	if err != nil {
 		return nil, err
 	}
 	if n > maxAnswer {
-		return nil, fmt.Errorf("the ledger's answer holds %d bytes, at most %d are allowed", n, maxAnswer)
+		return nil, fmt.Errorf("the control node's answer holds %d bytes, at most %d are allowed", n, maxAnswer)
 	}
 	b := make([]byte, n)
 	if _, err := io.ReadFull(l.in, b); err != nil {
 		return nil, err
 	}
-	m := new(usagev1.UploadResponse)
-	if err := proto.Unmarshal(b, m); err != nil {
-		return nil, fmt.Errorf("decode the ledger's answer: %w", err)
+	m := new(A)
+	if err := proto.Unmarshal(b, PA(m)); err != nil {
+		return nil, fmt.Errorf("decode the control node's answer: %w", err)
 	}
 	return m, nil
 }
 
-func (l *quicLink) Abort() { l.c.CloseWithError(0, "") }
+func (l *quicLink[Q, A, PQ, PA]) Abort() { l.abort() }
 
 // dialConnect opens the stream; the connection itself is made by the first Send.
-func (s *Shipper) dialConnect(ctx context.Context, addr string) (link, error) {
+func (s *Shipper) dialConnect(ctx context.Context, addr string) (*line, error) {
+	ledger, err := openConnect(ctx, s.cfg.HTTPClient, addr, func(ctx context.Context, c usagev1connect.IngestServiceClient) (connectStream[usagev1.UploadRequest, usagev1.UploadResponse], error) {
+		return c.Upload(ctx)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &line{ledgerLink: ledger, openDetail: func(ctx context.Context) (detailLink, error) {
+		l, err := openConnect(ctx, s.cfg.HTTPClient, addr, func(ctx context.Context, c usagev1connect.IngestServiceClient) (connectStream[usagev1.UploadDetailRequest, usagev1.UploadDetailResponse], error) {
+			return c.UploadDetail(ctx)
+		})
+		if err != nil {
+			return nil, err
+		}
+		l.yield = func() { s.gate.wait(ctx) }
+		return l, nil
+	}}, nil
+}
+
+// connectStream is a *connect.BidiStreamForClientSimple.
+type connectStream[Q, A any] interface {
+	Send(*Q) error
+	Receive() (*A, error)
+	CloseRequest() error
+}
+
+func openConnect[Q, A any](ctx context.Context, client *http.Client, addr string, open func(context.Context, usagev1connect.IngestServiceClient) (connectStream[Q, A], error)) (*connectLink[Q, A], error) {
 	ctx, cancel := context.WithCancel(ctx)
-	l := &connectLink{client: s.cfg.HTTPClient, cancel: cancel}
-	c := usagev1connect.NewIngestServiceClient(l, "https://"+addr, connect.WithReadMaxBytes(maxAnswer))
-	st, err := c.Upload(ctx)
+	l := &connectLink[Q, A]{body: &responseBody{client: client}, cancel: cancel}
+	st, err := open(ctx, usagev1connect.NewIngestServiceClient(l.body, "https://"+addr, connect.WithReadMaxBytes(maxAnswer)))
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("open usage upload: %w", err)
@@ -111,14 +176,43 @@ func (s *Shipper) dialConnect(ctx context.Context, addr string) (link, error) {
 	return l, nil
 }
 
-// connectLink keeps hold of the response's body, because net/http's HTTP/2
+type connectLink[Q, A any] struct {
+	body   *responseBody
+	cancel context.CancelFunc
+	st     connectStream[Q, A]
+	yield  func() // before each message; nil: they go at once. HTTP/2 divides the connection itself.
+}
+
+func (l *connectLink[Q, A]) Transport() string { return "connect" }
+
+func (l *connectLink[Q, A]) Send(m *Q) error {
+	if l.yield != nil {
+		l.yield()
+	}
+	err := l.st.Send(m)
+	if errors.Is(err, io.EOF) { // the stream is over; why, Receive says
+		return errors.New("the control node ended the upload")
+	}
+	return err
+}
+
+func (l *connectLink[Q, A]) Receive() (*A, error) { return l.st.Receive() }
+
+func (l *connectLink[Q, A]) Abort() {
+	l.cancel()
+	body := l.body.abort()
+	_ = l.st.CloseRequest()
+	if body != nil {
+		_ = body.Close()
+	}
+}
+
+// responseBody keeps hold of the response's body, because net/http's HTTP/2
 // client does not look at a request's context while it waits for more of the
 // request's body, nor for room to send it: only closing what it waits on ends
 // the stream. (Go 1.26.)
-type connectLink struct {
+type responseBody struct {
 	client *http.Client
-	cancel context.CancelFunc
-	st     *connect.BidiStreamForClientSimple[usagev1.UploadRequest, usagev1.UploadResponse]
 
 	mu      sync.Mutex // covers what follows
 	body    io.Closer
@@ -126,41 +220,24 @@ type connectLink struct {
 }
 
 // Do is connect.HTTPClient.
-func (l *connectLink) Do(r *http.Request) (*http.Response, error) {
-	resp, err := l.client.Do(r)
+func (b *responseBody) Do(r *http.Request) (*http.Response, error) {
+	resp, err := b.client.Do(r)
 	if err != nil {
 		return resp, err
 	}
-	l.mu.Lock()
-	l.body = resp.Body
-	aborted := l.aborted
-	l.mu.Unlock()
+	b.mu.Lock()
+	b.body = resp.Body
+	aborted := b.aborted
+	b.mu.Unlock()
 	if aborted {
 		resp.Body.Close()
 	}
 	return resp, nil
 }
 
-func (l *connectLink) Transport() string { return "connect" }
-
-func (l *connectLink) Send(m *usagev1.UploadRequest) error {
-	err := l.st.Send(m)
-	if errors.Is(err, io.EOF) { // the stream is over; why, Receive says
-		return errors.New("the ledger ended the upload")
-	}
-	return err
-}
-
-func (l *connectLink) Receive() (*usagev1.UploadResponse, error) { return l.st.Receive() }
-
-func (l *connectLink) Abort() {
-	l.cancel()
-	l.mu.Lock()
-	l.aborted = true
-	body := l.body
-	l.mu.Unlock()
-	_ = l.st.CloseRequest()
-	if body != nil {
-		_ = body.Close()
-	}
+func (b *responseBody) abort() io.Closer {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.aborted = true
+	return b.body
 }

@@ -16,12 +16,13 @@ import (
 // session is one stream to one control node, from its first Hello to its end.
 type session struct {
 	s      *Shipper
-	l      link
+	l      ledgerLink
 	addr   string
 	epochs map[uint64]*progress
 	told   spool.Through // last heartbeat
 	since  time.Time     // of the last answer, or of the first thing unanswered
 	ok     bool          // something was answered
+	begun  chan struct{} // closes then
 }
 
 // progress is one epoch's place in the session.
@@ -41,12 +42,13 @@ type flight struct {
 
 // session runs until something fails; answered says whether the ledger said
 // anything. It returns only after its goroutine has.
-func (s *Shipper) session(ctx context.Context, addr string, l link) (answered bool, err error) {
+func (s *Shipper) session(ctx context.Context, addr string, l *line) (answered bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, l.Abort)
 	defer stop()
-	e := &session{s: s, l: l, addr: addr, epochs: map[uint64]*progress{}}
+	e := &session{s: s, l: l, addr: addr, epochs: map[uint64]*progress{}, begun: make(chan struct{})}
+	defer s.gate.set(false)
 	answers := make(chan *usagev1.UploadResponse, 64)
 	var rerr error
 	var wg sync.WaitGroup
@@ -66,6 +68,15 @@ func (s *Shipper) session(ctx context.Context, addr string, l link) (answered bo
 			}
 		}
 	})
+	if s.cfg.Detail != nil {
+		wg.Go(func() {
+			select {
+			case <-e.begun: // the node knows a stream by its being the first
+				s.details(ctx, l)
+			case <-ctx.Done():
+			}
+		})
+	}
 	err = e.loop(ctx, answers)
 	cancel()
 	l.Abort()
@@ -85,13 +96,14 @@ func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadRespon
 	defer heart.Stop()
 	watch := time.NewTicker(max(e.s.cfg.Patience/8, time.Millisecond))
 	defer watch.Stop()
-	bye := e.s.bye
+	bye, began := e.s.bye, time.Now()
 	for {
 		changed := e.s.cfg.Spool.Changed()
 		// Answers that are there go first: they free the window and may refuse.
 		if err := e.drain(answers); err != nil {
 			return err
 		}
+		e.s.gate.set(true)
 		more, err := e.pump()
 		if err != nil {
 			return err
@@ -99,6 +111,7 @@ func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadRespon
 		if more {
 			continue
 		}
+		e.s.gate.set(false) // what is not sent now waits for the ledger, not for the line
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -120,12 +133,21 @@ func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadRespon
 			if err := e.heartbeat(); err != nil {
 				return err
 			}
+			if waits, _ := e.unanswered(); !waits && e.abroad() && time.Since(began) > e.s.cfg.RetryHome {
+				return errHome
+			}
 		case <-watch.C:
 			if waits, bytes := e.unanswered(); waits && time.Since(e.since) > e.s.cfg.Patience+allowance(bytes) {
 				return errStalled
 			}
 		}
 	}
+}
+
+// abroad: another node than the one that detail should go to.
+func (e *session) abroad() bool {
+	addrs := e.s.cfg.Addrs()
+	return len(addrs) > 0 && addrs[0] != e.addr
 }
 
 // allowance lets a large block pass a slow link: 128 KiB/s is enough to count
@@ -291,6 +313,7 @@ func (e *session) answer(m *usagev1.UploadResponse) error {
 	e.since = time.Now()
 	if !e.ok {
 		e.ok = true
+		close(e.begun)
 		e.s.count(func(st *Stats) {
 			st.Sessions++
 			st.Err, st.Transport, st.Addr = "", e.l.Transport(), e.addr

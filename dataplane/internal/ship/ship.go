@@ -1,5 +1,6 @@
 // Package ship owns the carrying of sealed usage from the spool to the zone
-// ledger: over QUIC, or over a Connect stream where UDP is blocked.
+// ledger, over QUIC or over a Connect stream where UDP is blocked, and of detail
+// to the same control node on a stream beside it, which waits for the ledger's.
 //
 // It never discards: a block is let go only by an acknowledgement whose hash is
 // the block's own, and what the ledger refuses stays in the spool, loudly. It
@@ -19,6 +20,7 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/spool"
 )
 
@@ -42,8 +44,9 @@ const (
 
 // Config describes a Shipper. Zero values mean the default in the comment.
 type Config struct {
-	Spool *spool.Spool    // required
-	Addrs func() []string // required: peer addresses of the zone's control nodes, host:port
+	Spool  *spool.Spool    // required
+	Detail *detail.Spool   // goes on a stream of its own, behind the ledger's blocks; nil: there is none
+	Addrs  func() []string // required: peer addresses of the zone's control nodes, host:port
 
 	QUICTLS    func() *tls.Config // required: asked before each dial, so that a renewed certificate is used
 	HTTPClient *http.Client       // required: HTTP/2 over mutual TLS, for the fallback; without a Timeout
@@ -52,6 +55,7 @@ type Config struct {
 	Heartbeat    time.Duration // how often the ledger hears how far usage is sealed; 0: 1 s
 	RetryQUIC    time.Duration // while on the fallback; 0: 30 s
 	RetryRefused time.Duration // an epoch the ledger refused is offered again, and a withdrawn edge asks again; 0: 10 min
+	RetryHome    time.Duration // a session with another node than the first ends after it, so that the first is tried again; 0: 5 min
 	Backoff      time.Duration // the first one; it doubles up to 5 s; 0: 200 ms
 	Window       int           // blocks on their way; 0: 32
 	WindowBytes  int           // 0: 8 MiB
@@ -65,7 +69,7 @@ func (c Config) Validate() error {
 	switch {
 	case c.Spool == nil || c.Addrs == nil || c.QUICTLS == nil || c.HTTPClient == nil:
 		return errors.New("ship config: Spool, Addrs, QUICTLS and HTTPClient are required")
-	case c.Patience < 0 || c.Heartbeat < 0 || c.RetryQUIC < 0 || c.RetryRefused < 0 || c.Backoff < 0 || c.Window < 0 || c.WindowBytes < 0 || c.Drain < 0:
+	case c.Patience < 0 || c.Heartbeat < 0 || c.RetryQUIC < 0 || c.RetryRefused < 0 || c.RetryHome < 0 || c.Backoff < 0 || c.Window < 0 || c.WindowBytes < 0 || c.Drain < 0:
 		return errors.New("ship config: a duration or limit is negative")
 	}
 	return nil
@@ -76,6 +80,7 @@ func (c Config) withDefaults() Config {
 	c.Heartbeat = or(c.Heartbeat, time.Second)
 	c.RetryQUIC = or(c.RetryQUIC, 30*time.Second)
 	c.RetryRefused = or(c.RetryRefused, 10*time.Minute)
+	c.RetryHome = or(c.RetryHome, 5*time.Minute)
 	c.Backoff = or(c.Backoff, 200*time.Millisecond)
 	c.Window = or(c.Window, 32)
 	c.WindowBytes = or(c.WindowBytes, 8<<20)
@@ -115,6 +120,10 @@ type Stats struct {
 	Acks         int64
 	Refusals     int64
 	LastAck      time.Time
+
+	PiecesSent      int64  // of detail
+	DetailBytesSent int64  // payloads
+	DetailErr       string // why detail does not arrive, as far as known; "" while all is well
 }
 
 // Shipper carries blocks. New makes one.
@@ -128,6 +137,8 @@ type Shipper struct {
 
 	next    int               // index of the address to try; Run's
 	highest map[uint64]uint64 // per epoch, the last number sent; Run's
+	gate    gate
+	offered [2]uint64 // epoch and number of a piece of detail that was refused once; details'
 }
 
 type refused struct {
@@ -173,6 +184,7 @@ func (s *Shipper) Err() error {
 var (
 	errWithdrawn = errors.New("the ledger takes no usage from this edge: it is withdrawn")
 	errStalled   = errors.New("the ledger does not answer")
+	errHome      = errors.New("a nearer control node is tried again")
 	errNoAddress = errors.New("no control node's address is known")
 )
 
@@ -264,7 +276,7 @@ func (s *Shipper) pause(ctx context.Context, attempt int) {
 
 // round tries the addresses in turn until one session was answered and ended,
 // or all failed.
-func (s *Shipper) round(ctx context.Context, dial func(context.Context, string) (link, error)) (answered bool) {
+func (s *Shipper) round(ctx context.Context, dial func(context.Context, string) (*line, error)) (answered bool) {
 	addrs := s.cfg.Addrs()
 	if len(addrs) == 0 {
 		s.fail("", errNoAddress)
@@ -281,6 +293,10 @@ func (s *Shipper) round(ctx context.Context, dial func(context.Context, string) 
 		if ctx.Err() != nil {
 			return answered
 		}
+		if errors.Is(err, errHome) {
+			s.next = 0
+			return answered
+		}
 		s.next++ // whatever ended it, the next node may do better
 		s.fail(addr, err)
 		if answered {
@@ -295,7 +311,7 @@ func (s *Shipper) round(ctx context.Context, dial func(context.Context, string) 
 func (s *Shipper) fallback(ctx context.Context) (answered, quic bool) {
 	type found struct {
 		addr string
-		link link
+		link *line
 	}
 	cctx, cancel := context.WithCancel(ctx)
 	took := make(chan found, 1)

@@ -12,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/ship"
 	"bailiwick/dataplane/internal/spool"
 	"bailiwick/shared/usage"
@@ -76,9 +77,14 @@ type fixture struct {
 
 func start(t *testing.T, s *spool.Spool, p *pki, addrs ...string) *fixture {
 	t.Helper()
+	return startWith(t, s, nil, p, addrs...)
+}
+
+func startWith(t *testing.T, s *spool.Spool, d *detail.Spool, p *pki, addrs ...string) *fixture {
+	t.Helper()
 	tr := &http.Transport{TLSClientConfig: p.client, ForceAttemptHTTP2: true}
-	f, err := ship.New(ship.Config{Spool: s, Addrs: func() []string { return addrs }, QUICTLS: p.quic, HTTPClient: &http.Client{Transport: tr},
-		Patience: 500 * time.Millisecond, Heartbeat: 20 * time.Millisecond, RetryQUIC: 100 * time.Millisecond, Backoff: 10 * time.Millisecond, RetryRefused: 300 * time.Millisecond})
+	f, err := ship.New(ship.Config{Spool: s, Detail: d, Addrs: func() []string { return addrs }, QUICTLS: p.quic, HTTPClient: &http.Client{Transport: tr},
+		Patience: 500 * time.Millisecond, Heartbeat: 20 * time.Millisecond, RetryQUIC: 100 * time.Millisecond, Backoff: 10 * time.Millisecond, RetryRefused: 300 * time.Millisecond, RetryHome: 700 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -106,11 +106,12 @@ type JoinResponse struct {
 	Name             string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Region           string                 `protobuf:"bytes,4,opt,name=region,proto3" json:"region,omitempty"`
 	Zone             string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
-	TrustDomain      string                 `protobuf:"bytes,6,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`               // <zone>.<installation>
-	TableSigningKey  []byte                 `protobuf:"bytes,7,opt,name=table_signing_key,json=tableSigningKey,proto3" json:"table_signing_key,omitempty"` // the zone's Ed25519 public key
-	Pepper           []byte                 `protobuf:"bytes,8,opt,name=pepper,proto3" json:"pepper,omitempty"`                                            // edges only
-	CertSealKey      []byte                 `protobuf:"bytes,9,opt,name=cert_seal_key,json=certSealKey,proto3" json:"cert_seal_key,omitempty"`             // edges only: seals private keys in the zone store
-	PeerAddrs        []string               `protobuf:"bytes,10,rep,name=peer_addrs,json=peerAddrs,proto3" json:"peer_addrs,omitempty"`                    // "name=host:port" of the zone's control nodes
+	TrustDomain      string                 `protobuf:"bytes,6,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`                                                                            // <zone>.<installation>
+	TableSigningKey  []byte                 `protobuf:"bytes,7,opt,name=table_signing_key,json=tableSigningKey,proto3" json:"table_signing_key,omitempty"`                                                              // the zone's Ed25519 public key
+	Pepper           []byte                 `protobuf:"bytes,8,opt,name=pepper,proto3" json:"pepper,omitempty"`                                                                                                         // edges only
+	CertSealKey      []byte                 `protobuf:"bytes,9,opt,name=cert_seal_key,json=certSealKey,proto3" json:"cert_seal_key,omitempty"`                                                                          // edges only: seals private keys in the zone store
+	PeerAddrs        []string               `protobuf:"bytes,10,rep,name=peer_addrs,json=peerAddrs,proto3" json:"peer_addrs,omitempty"`                                                                                 // "name=host:port" of the zone's control nodes
+	PeerRegions      map[string]string      `protobuf:"bytes,11,rep,name=peer_regions,json=peerRegions,proto3" json:"peer_regions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // region of each of them by name: an edge's detail goes to its own region's
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -211,6 +212,13 @@ func (x *JoinResponse) GetCertSealKey() []byte {
 func (x *JoinResponse) GetPeerAddrs() []string {
 	if x != nil {
 		return x.PeerAddrs
+	}
+	return nil
+}
+
+func (x *JoinResponse) GetPeerRegions() map[string]string {
+	if x != nil {
+		return x.PeerRegions
 	}
 	return nil
 }
@@ -1074,7 +1082,7 @@ const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\n" +
 	"relay_addr\x18\x03 \x01(\tR\trelayAddr\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x16\n" +
-	"\x06region\x18\x05 \x01(\tR\x06region\"\xbb\x02\n" +
+	"\x06region\x18\x05 \x01(\tR\x06region\"\xd0\x03\n" +
 	"\fJoinResponse\x12+\n" +
 	"\x11certificate_chain\x18\x01 \x01(\fR\x10certificateChain\x12\x14\n" +
 	"\x05roots\x18\x02 \x01(\fR\x05roots\x12\x12\n" +
@@ -1087,7 +1095,11 @@ const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\rcert_seal_key\x18\t \x01(\fR\vcertSealKey\x12\x1d\n" +
 	"\n" +
 	"peer_addrs\x18\n" +
-	" \x03(\tR\tpeerAddrs\" \n" +
+	" \x03(\tR\tpeerAddrs\x12S\n" +
+	"\fpeer_regions\x18\v \x03(\v20.bailiwick.join.v1.JoinResponse.PeerRegionsEntryR\vpeerRegions\x1a>\n" +
+	"\x10PeerRegionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\" \n" +
 	"\fRenewRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"R\n" +
 	"\rRenewResponse\x12+\n" +
@@ -1157,7 +1169,7 @@ func file_bailiwick_join_v1_join_proto_rawDescGZIP() []byte {
 	return file_bailiwick_join_v1_join_proto_rawDescData
 }
 
-var file_bailiwick_join_v1_join_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_bailiwick_join_v1_join_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_bailiwick_join_v1_join_proto_goTypes = []any{
 	(*JoinRequest)(nil),       // 0: bailiwick.join.v1.JoinRequest
 	(*JoinResponse)(nil),      // 1: bailiwick.join.v1.JoinResponse
@@ -1179,33 +1191,35 @@ var file_bailiwick_join_v1_join_proto_goTypes = []any{
 	(*LockResponse)(nil),      // 17: bailiwick.join.v1.LockResponse
 	(*UnlockRequest)(nil),     // 18: bailiwick.join.v1.UnlockRequest
 	(*UnlockResponse)(nil),    // 19: bailiwick.join.v1.UnlockResponse
+	nil,                       // 20: bailiwick.join.v1.JoinResponse.PeerRegionsEntry
 }
 var file_bailiwick_join_v1_join_proto_depIdxs = []int32{
-	0,  // 0: bailiwick.join.v1.JoinService.Join:input_type -> bailiwick.join.v1.JoinRequest
-	2,  // 1: bailiwick.join.v1.IdentityService.Renew:input_type -> bailiwick.join.v1.RenewRequest
-	4,  // 2: bailiwick.join.v1.IdentityService.IssueHost:input_type -> bailiwick.join.v1.IssueHostRequest
-	6,  // 3: bailiwick.join.v1.CertStoreService.Store:input_type -> bailiwick.join.v1.StoreRequest
-	8,  // 4: bailiwick.join.v1.CertStoreService.Load:input_type -> bailiwick.join.v1.LoadRequest
-	10, // 5: bailiwick.join.v1.CertStoreService.Delete:input_type -> bailiwick.join.v1.DeleteRequest
-	12, // 6: bailiwick.join.v1.CertStoreService.List:input_type -> bailiwick.join.v1.ListRequest
-	14, // 7: bailiwick.join.v1.CertStoreService.Stat:input_type -> bailiwick.join.v1.StatRequest
-	16, // 8: bailiwick.join.v1.CertStoreService.Lock:input_type -> bailiwick.join.v1.LockRequest
-	18, // 9: bailiwick.join.v1.CertStoreService.Unlock:input_type -> bailiwick.join.v1.UnlockRequest
-	1,  // 10: bailiwick.join.v1.JoinService.Join:output_type -> bailiwick.join.v1.JoinResponse
-	3,  // 11: bailiwick.join.v1.IdentityService.Renew:output_type -> bailiwick.join.v1.RenewResponse
-	5,  // 12: bailiwick.join.v1.IdentityService.IssueHost:output_type -> bailiwick.join.v1.IssueHostResponse
-	7,  // 13: bailiwick.join.v1.CertStoreService.Store:output_type -> bailiwick.join.v1.StoreResponse
-	9,  // 14: bailiwick.join.v1.CertStoreService.Load:output_type -> bailiwick.join.v1.LoadResponse
-	11, // 15: bailiwick.join.v1.CertStoreService.Delete:output_type -> bailiwick.join.v1.DeleteResponse
-	13, // 16: bailiwick.join.v1.CertStoreService.List:output_type -> bailiwick.join.v1.ListResponse
-	15, // 17: bailiwick.join.v1.CertStoreService.Stat:output_type -> bailiwick.join.v1.StatResponse
-	17, // 18: bailiwick.join.v1.CertStoreService.Lock:output_type -> bailiwick.join.v1.LockResponse
-	19, // 19: bailiwick.join.v1.CertStoreService.Unlock:output_type -> bailiwick.join.v1.UnlockResponse
-	10, // [10:20] is the sub-list for method output_type
-	0,  // [0:10] is the sub-list for method input_type
-	0,  // [0:0] is the sub-list for extension type_name
-	0,  // [0:0] is the sub-list for extension extendee
-	0,  // [0:0] is the sub-list for field type_name
+	20, // 0: bailiwick.join.v1.JoinResponse.peer_regions:type_name -> bailiwick.join.v1.JoinResponse.PeerRegionsEntry
+	0,  // 1: bailiwick.join.v1.JoinService.Join:input_type -> bailiwick.join.v1.JoinRequest
+	2,  // 2: bailiwick.join.v1.IdentityService.Renew:input_type -> bailiwick.join.v1.RenewRequest
+	4,  // 3: bailiwick.join.v1.IdentityService.IssueHost:input_type -> bailiwick.join.v1.IssueHostRequest
+	6,  // 4: bailiwick.join.v1.CertStoreService.Store:input_type -> bailiwick.join.v1.StoreRequest
+	8,  // 5: bailiwick.join.v1.CertStoreService.Load:input_type -> bailiwick.join.v1.LoadRequest
+	10, // 6: bailiwick.join.v1.CertStoreService.Delete:input_type -> bailiwick.join.v1.DeleteRequest
+	12, // 7: bailiwick.join.v1.CertStoreService.List:input_type -> bailiwick.join.v1.ListRequest
+	14, // 8: bailiwick.join.v1.CertStoreService.Stat:input_type -> bailiwick.join.v1.StatRequest
+	16, // 9: bailiwick.join.v1.CertStoreService.Lock:input_type -> bailiwick.join.v1.LockRequest
+	18, // 10: bailiwick.join.v1.CertStoreService.Unlock:input_type -> bailiwick.join.v1.UnlockRequest
+	1,  // 11: bailiwick.join.v1.JoinService.Join:output_type -> bailiwick.join.v1.JoinResponse
+	3,  // 12: bailiwick.join.v1.IdentityService.Renew:output_type -> bailiwick.join.v1.RenewResponse
+	5,  // 13: bailiwick.join.v1.IdentityService.IssueHost:output_type -> bailiwick.join.v1.IssueHostResponse
+	7,  // 14: bailiwick.join.v1.CertStoreService.Store:output_type -> bailiwick.join.v1.StoreResponse
+	9,  // 15: bailiwick.join.v1.CertStoreService.Load:output_type -> bailiwick.join.v1.LoadResponse
+	11, // 16: bailiwick.join.v1.CertStoreService.Delete:output_type -> bailiwick.join.v1.DeleteResponse
+	13, // 17: bailiwick.join.v1.CertStoreService.List:output_type -> bailiwick.join.v1.ListResponse
+	15, // 18: bailiwick.join.v1.CertStoreService.Stat:output_type -> bailiwick.join.v1.StatResponse
+	17, // 19: bailiwick.join.v1.CertStoreService.Lock:output_type -> bailiwick.join.v1.LockResponse
+	19, // 20: bailiwick.join.v1.CertStoreService.Unlock:output_type -> bailiwick.join.v1.UnlockResponse
+	11, // [11:21] is the sub-list for method output_type
+	1,  // [1:11] is the sub-list for method input_type
+	1,  // [1:1] is the sub-list for extension type_name
+	1,  // [1:1] is the sub-list for extension extendee
+	0,  // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_join_v1_join_proto_init() }
@@ -1219,7 +1233,7 @@ func file_bailiwick_join_v1_join_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_join_v1_join_proto_rawDesc), len(file_bailiwick_join_v1_join_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
