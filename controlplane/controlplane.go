@@ -52,6 +52,7 @@ type Config struct {
 	// there; only ever for tests and sandboxes.
 	WebhookAllow []netip.Prefix
 
+	StateCheck  time.Duration // between comparisons of the zone ledger's state on all its nodes; 0: 10 min
 	PeriodGrace time.Duration // after a day's end, then it is closed whoever is silent; 0: 12 h
 	FoldAfter   time.Duration // after its end a closed day is compacted; 0: 35 days
 
@@ -80,6 +81,7 @@ type Node struct {
 	replica  *raftgroup.Node
 	ledger   *ledger.Ledger
 	days     *ledger.Days
+	audit    *ledger.Audit
 	lessor   *lessor.Lessor
 	detail   *detail.Store
 	keeper   *border.Keeper
@@ -171,6 +173,8 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "zone ledger", Run: n.runLedger, StopTimeout: 20 * time.Second, Why: "blocks commit to it"},
 		{Name: "ledger commits", Run: n.ledger.Run, Why: "ingest waits for its commits"},
 		{Name: "quotas", Run: n.lessor.Run, Why: "edges lease what they serve"},
+		{Name: "ledger checkpoints", Run: n.machine.HashCheckpoints, Why: "the audit compares their hashes"},
+		{Name: "ledger audit", Run: n.audit.Run, Why: "a node whose state differs must stop"},
 		{Name: "ledger days", Run: n.days.Run, Why: "closing a day commits through the ledger"},
 		{Name: "registry", Run: n.followRegistry, Why: "withdrawn nodes must be cut as long as any door is open"},
 		{Name: "border", Run: n.keeper.Run, Why: "grants are given through sync"},

@@ -109,6 +109,15 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		return err
 	}
 	n.central = newCentral(n)
+	var members []string
+	for _, c := range n.in.InZone(n.self.Zone) {
+		members = append(members, c.Name)
+	}
+	n.audit, err = ledger.NewAudit(ledger.AuditConfig{Ledger: n.ledger, Leader: n.replica, Node: n.self.Name, Members: members, Ask: n.carrier.StateHash,
+		Every: n.cfg.StateCheck, Logger: n.log})
+	if err != nil {
+		return err
+	}
 	n.days, err = ledger.NewDays(ledger.DaysConfig{Ledger: n.ledger, Leader: n.replica, Edges: n.central.owing, Grace: n.cfg.PeriodGrace, FoldAfter: n.cfg.FoldAfter, Logger: n.log})
 	if err != nil {
 		return err
@@ -124,7 +133,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	handler.Handle(usagev1connect.NewQuotaServiceHandler(quotaDoor{n}, opts...))
 	handler.Handle(joinv1connect.NewIdentityServiceHandler(n.enroll, opts...))
 	handler.Handle(joinv1connect.NewCertStoreServiceHandler(n.certs, opts...))
-	n.carrier.Register(handler, n.keeper, carrier.Ledger{Lessor: n.lessor, Detail: ownDetail{n}}, n.central.own)
+	n.carrier.Register(handler, n.keeper, carrier.Ledger{Lessor: n.lessor, Detail: ownDetail{n}, Checkpoint: n.machine.CheckpointSum}, n.central.own)
 	return nil
 }
 

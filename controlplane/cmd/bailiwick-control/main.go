@@ -123,6 +123,7 @@ func serve(ctx context.Context, args []string) error {
 		cfg.WebhookAllow, err = alert.Networks(text)
 		return err
 	})
+	flags.DurationVar(&cfg.StateCheck, "state-check", 10*time.Minute, "between comparisons of the ledger's state on all nodes of the zone")
 	flags.DurationVar(&cfg.PeriodGrace, "period-grace", 12*time.Hour, "after a day's end, then it is closed whoever is silent")
 	flags.DurationVar(&cfg.FoldAfter, "compact-after", 35*24*time.Hour, "after its end a closed day is compacted")
 	flags.Int64Var(&cfg.MaxEdgeRate, "max-edge-rate", 250_000, "requests a second that one edge can serve at most: usage that says more is refused")

@@ -20,6 +20,9 @@ type Lessor interface {
 type Ledger struct {
 	Lessor Lessor // required
 	Detail Detail // required
+	// Checkpoint is this node's hash of the ledger at an index, of the newest it has for 0; ok is false while it has
+	// none. Required.
+	Checkpoint func(index uint64) (at uint64, sum [32]byte, ok bool)
 }
 
 func (c *Carrier) ledger(node string) peerv1connect.LedgerServiceClient {
@@ -68,4 +71,24 @@ func (d ledgerDoor) QuotaHolders(ctx context.Context, req *peerv1.QuotaHoldersRe
 		return nil, err
 	}
 	return &peerv1.QuotaHoldersResponse{Quotas: quotas}, nil
+}
+
+// StateHash asks a node for its hash of the ledger at a checkpoint; ok is false while it has none.
+func (c *Carrier) StateHash(ctx context.Context, node string, index uint64) (sum [32]byte, ok bool, err error) {
+	response, err := c.ledger(node).StateHash(ctx, &peerv1.StateHashRequest{Index: index})
+	if err != nil || response.GetIndex() != index || len(response.GetSum()) != len(sum) {
+		return sum, false, err
+	}
+	return [32]byte(response.GetSum()), true, nil
+}
+
+func (d ledgerDoor) StateHash(ctx context.Context, req *peerv1.StateHashRequest) (*peerv1.StateHashResponse, error) {
+	if err := d.neighbour(ctx); err != nil {
+		return nil, err
+	}
+	index, sum, ok := d.Checkpoint(req.Index)
+	if !ok {
+		return &peerv1.StateHashResponse{Index: index}, nil
+	}
+	return &peerv1.StateHashResponse{Index: index, Sum: sum[:]}, nil
 }

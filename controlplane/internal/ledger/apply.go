@@ -19,6 +19,7 @@ type tx struct {
 	index   uint64
 	version byte // of the command
 	changed map[epochKey]*epoch
+	then    func() // called once the entry is part of the state; it changes none
 }
 
 // get reads a record as it was before this entry; nil: there is none. The result is the caller's.

@@ -54,15 +54,17 @@ var kinds = map[byte]struct {
 	since  byte
 	decode func(*reader) order
 }{
-	kindAppend:   {1, decodeAppend},
-	kindSealed:   {1, decodeSealed},
-	kindClose:    {1, decodeClose},
-	kindCloseBy:  {2, decodeCloseBy},
-	kindFork:     {2, decodeFork},
-	kindCorrect:  {2, decodeCorrect},
-	kindRefused:  {2, decodeRefused},
-	kindCloseDay: {2, decodeCloseDay},
-	kindFoldDay:  {2, decodeFold},
+	kindAppend:     {1, decodeAppend},
+	kindSealed:     {1, decodeSealed},
+	kindClose:      {1, decodeClose},
+	kindCloseBy:    {2, decodeCloseBy},
+	kindFork:       {2, decodeFork},
+	kindCorrect:    {2, decodeCorrect},
+	kindRefused:    {2, decodeRefused},
+	kindCloseDay:   {2, decodeCloseDay},
+	kindFoldDay:    {2, decodeFold},
+	kindCheckpoint: {2, decodeCheckpoint},
+	kindVerdict:    {2, decodeVerdict},
 
 	kindExchange: {2, decodeExchange},
 	kindTopUp:    {2, decodeTopUp},

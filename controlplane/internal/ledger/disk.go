@@ -46,6 +46,10 @@ func (m *Machine) open() error {
 	if err := m.syncDir(fs.PathDir(m.cfg.Dir)); err != nil {
 		return err
 	}
+	if f, err := fs.Open(m.path(condemnedName)); err == nil {
+		index, err := io.ReadAll(io.LimitReader(f, 32))
+		return errors.Join(errCondemned(strings.TrimSpace(string(index))), err, f.Close())
+	}
 	marker, name, err := atomicfs.LocateMarker(fs, m.cfg.Dir, markerName)
 	if err != nil {
 		return err
@@ -218,6 +222,7 @@ func (m *Machine) Close() (err error) {
 		return nil
 	}
 	defer guard(&err, "close ledger")
+	m.drop(m.takeWaiting())
 	return errors.Join(m.retire(g), m.marker.Close())
 }
 

@@ -6,6 +6,8 @@ import (
 
 	pebbledb "github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"bailiwick/shared/usage"
 )
 
 // OpenOn opens a Machine on a file system of the test's.
@@ -24,6 +26,8 @@ var (
 	EncodeThin   = encodeThin
 
 	EncodeCloseDay = encodeCloseDay
+
+	EncodeCheckpoint = encodeCheckpoint
 )
 
 // Thin is the order that makes latencies coarse.
@@ -65,4 +69,9 @@ func EncodeFold(day int64, after string, cells uint64) []byte {
 func DecodeFolded(out []byte) Folded {
 	r := reader{b: out[2:]}
 	return Folded{Done: out[1] != 0, After: r.text(), Cells: r.uvarint(), Before: r.uvarint(), Bytes: r.uvarint()}
+}
+
+// Flip damages one value as a bad memory would: behind all checksums.
+func (m *Machine) Flip(c usage.Cell) error {
+	return m.cur.db.Merge(appendCellKey(nil, prefixCell, &c), appendSums(nil, usage.Sums{Requests: 1}), pebbledb.Sync)
 }

@@ -53,6 +53,8 @@ type Machine struct {
 	spending spending  // scratch of one block
 	latency  latencies // scratch of one Apply
 
+	checks checkpoints
+
 	mu     sync.Mutex  // covers cur and broken, and the counts inside generations
 	cur    *generation // nil: closed
 	broken error       // why nothing is applied any more
@@ -70,7 +72,7 @@ func OpenMachine(cfg MachineConfig) (m *Machine, err error) {
 	if cfg.fs == nil {
 		cfg.fs = privateFS{vfs.Default}
 	}
-	m = &Machine{cfg: cfg, logger: cfg.Logger, totals: make(map[string]usage.Sums), latency: make(latencies)}
+	m = &Machine{cfg: cfg, logger: cfg.Logger, checks: newCheckpoints(), totals: make(map[string]usage.Sums), latency: make(latencies)}
 	m.idle = sync.NewCond(&m.mu)
 	m.spending.init()
 	defer guard(&err, "open ledger")
@@ -169,6 +171,9 @@ func (m *Machine) Apply(index uint64, _ time.Time, cmd []byte) (out []byte, err 
 		return nil, fmt.Errorf("commit entry %d: %w", index, err)
 	}
 	m.applied.Store(index)
+	if t.then != nil {
+		t.then()
+	}
 	return out, nil
 }
 

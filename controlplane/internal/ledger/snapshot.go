@@ -130,6 +130,7 @@ func (m *Machine) Restore(r io.Reader) (err error) {
 	m.cur = &generation{db: db, name: name}
 	m.mu.Unlock()
 	m.logger.Info("ledger restored from a snapshot", "index", m.applied.Load(), "keys", count)
+	m.drop(m.takeWaiting())
 	if err := m.retire(old); err != nil {
 		m.logger.Warn("replaced ledger does not close", "error", err)
 	}
