@@ -37,6 +37,7 @@ type api struct {
 	adminv1connect.KeyServiceClient
 	adminv1connect.NodeServiceClient
 	adminv1connect.BorderServiceClient
+	adminv1connect.DNSServiceClient
 	adminv1connect.UsageServiceClient
 	adminv1connect.AlertServiceClient
 	adminv1connect.LedgerServiceClient
@@ -122,6 +123,7 @@ func (c *client) at(u string) api {
 	return api{
 		adminv1connect.NewResourceServiceClient(c.http, u, opt), adminv1connect.NewKeyServiceClient(c.http, u, opt),
 		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),
+		adminv1connect.NewDNSServiceClient(c.http, u, opt),
 		adminv1connect.NewUsageServiceClient(c.http, u, opt),
 		adminv1connect.NewAlertServiceClient(c.http, u, opt),
 		adminv1connect.NewLedgerServiceClient(c.http, u, opt),
