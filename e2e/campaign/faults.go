@@ -287,21 +287,11 @@ func (w *world) pauseLeader(rng *rand.Rand) error {
 	return w.pause(name, between(rng, 500*time.Millisecond, 6*time.Second))
 }
 
-// peerPort of a control node: usage, tables and raft all come in there.
-func (w *world) peerPort(name string) int {
-	for i, c := range w.s.Controls {
-		if c.Name == name {
-			return w.s.Base + 101 + i
-		}
-	}
-	return 0
-}
-
 // offControl is what keeps a process from reaching any of these control nodes.
 func (w *world) offControl(name string, nodes ...string) (out []netlab.Cut) {
 	for _, n := range nodes {
 		if n != name {
-			out = append(out, netlab.Cut{UID: w.identify(name), Port: w.peerPort(n)})
+			out = append(out, netlab.Cut{UID: w.apart.UID(name), Port: w.s.PeerPort(n)})
 		}
 	}
 	return out
@@ -422,7 +412,6 @@ func (w *world) fsync(name string, after int, how time.Duration) error {
 		return err
 	}
 	defer release()
-	file := filepath.Join(w.dir, "strace", name)
 	edge := strings.Contains(name, "-edge-")
 	swap := func(verb string) (err error) {
 		do := func() {
@@ -440,14 +429,14 @@ func (w *world) fsync(name string, after int, how time.Duration) error {
 	if err := swap("stop"); err != nil {
 		return err
 	}
-	if err := os.WriteFile(file, fmt.Append(nil, after), 0o644); err != nil {
+	if err := w.apart.FailFsync(name, after); err != nil {
 		return err
 	}
 	if _, err := w.running(name); err != nil {
 		return err
 	}
 	time.Sleep(how)
-	if err := os.Remove(file); err != nil {
+	if err := w.apart.FailFsync(name, 0); err != nil {
 		return err
 	}
 	if err := swap("kill"); err != nil {

@@ -130,10 +130,10 @@ func flipBit(rng *rand.Rand, dir string) (file string, at int64, err error) {
 // alone starts an edge on a directory, heard by no control node, and returns how many blocks it holds.
 func (w *world) alone(name, dir string) (blocks float64, log string, err error) {
 	as := filepath.Base(dir)
-	uid := w.identify(as)
+	uid := w.apart.UID(as)
 	var cuts []netlab.Cut
 	for i, c := range w.s.Controls {
-		cuts = append(cuts, netlab.Cut{UID: uid, Port: w.peerPort(c.Name)}, netlab.Cut{UID: uid, Port: w.s.Base + 1 + i})
+		cuts = append(cuts, netlab.Cut{UID: uid, Port: w.s.PeerPort(c.Name)}, netlab.Cut{UID: uid, Port: w.s.Base + 1 + i})
 	}
 	heal, err := netlab.Make(cuts...)
 	if err != nil {
@@ -143,7 +143,7 @@ func (w *world) alone(name, dir string) (blocks float64, log string, err error) 
 	region := name[:strings.Index(name, "-edge-")]
 	at := func(n int) string { return fmt.Sprintf("127.0.0.1:%d", w.s.Base+n+70) }
 	var said strings.Builder
-	cmd := exec.Command(filepath.Join(w.dir, "bin", "bailiwick-edge"), "-dir", dir, "-name", name, "-region", region,
+	cmd := exec.Command(filepath.Join(w.apart.Bin, "bailiwick-edge"), "-dir", dir, "-name", name, "-region", region,
 		"-https", at(443), "-http", at(80), "-relay", at(501), "-admin", at(901), "-allow-loopback-upstreams")
 	cmd.Env = append(os.Environ(), "QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true")
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -319,7 +319,7 @@ func (w *world) cloneDisk(rng *rand.Rand) error {
 	w.excuse(c)
 	slot := w.slot()
 	name := fmt.Sprintf("twin-%d", w.slots)
-	w.identify(name)
+	w.apart.UID(name)
 	e := w.s.AddEdge("eu-west", name, slot)
 	defer e.Stop()
 	if err := w.serve(c, e.HTTPS, 50); err != nil {
@@ -340,7 +340,7 @@ func (w *world) cloneDisk(rng *rand.Rand) error {
 	if err != nil {
 		return err
 	}
-	w.identify(filepath.Base(copied))
+	w.apart.UID(filepath.Base(copied))
 	other := e.Copy(copied, 25)
 	if err := other.Start(); err != nil {
 		return err
@@ -381,7 +381,7 @@ func (w *world) loseDisk(rng *rand.Rand) error {
 	w.excuse(c)
 	slot := w.slot()
 	name := fmt.Sprintf("doomed-%d", w.slots)
-	w.identify(name)
+	w.apart.UID(name)
 	e := w.s.AddEdge("eu-west", name, slot)
 	defer e.Stop()
 	if err := w.serve(c, e.HTTPS, 50); err != nil {

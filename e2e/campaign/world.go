@@ -30,10 +30,10 @@ type world struct {
 	ctx context.Context
 
 	upstreams map[string]*upstream
-	customers []*customer // of the load
-	special   []*customer // of single faults
-	dir       string      // with bin/, uid/ and strace/ of the wrappers
-	apart     bool        // each daemon sends under a user id of its own
+	customers []*customer    // of the load
+	special   []*customer    // of single faults
+	dir       string         // for manifests
+	apart     *harness.Apart // nil: packets cannot be told apart by who sends them
 	small     map[string]bool
 	leftOut   map[string]string
 	sent      atomic.Int64
@@ -41,7 +41,6 @@ type world struct {
 
 	mu       sync.Mutex // covers the rest
 	clients  map[string]*http.Client
-	uids     map[string]int
 	busy     map[string]bool // processes under a fault
 	broken   []string
 	slots    int // of added edges
@@ -59,7 +58,7 @@ func newWorld(t harness.T, o options, out io.Writer) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
 	w := &world{t: t, o: o, out: out, ctx: ctx, upstreams: map[string]*upstream{}, dir: t.TempDir(), small: map[string]bool{}, leftOut: map[string]string{},
-		clients: map[string]*http.Client{}, uids: map[string]int{}, busy: map[string]bool{}, excused: map[string]bool{}, measures: map[string]float64{}}
+		clients: map[string]*http.Client{}, busy: map[string]bool{}, excused: map[string]bool{}, measures: map[string]float64{}}
 	for _, region := range []string{"eu-west", "eu-central", "us-east", "us-west"} {
 		u, err := newUpstream(ctx, region)
 		if err != nil {
@@ -71,8 +70,8 @@ func newWorld(t harness.T, o options, out io.Writer) *world {
 		{name: "dora", zone: "us"}, {name: "emil", zone: "us"}, {name: "still", zone: "us", quiet: true}} {
 		w.customers = append(w.customers, c)
 	}
-	w.wrap()
-	w.s = harness.StartWith(t, harness.Options{Bin: filepath.Join(w.dir, "bin"), Args: []string{"-manifests", w.manifests()}})
+	bin := w.wrap()
+	w.s = harness.StartWith(t, harness.Options{Bin: bin, Args: []string{"-manifests", w.manifests()}})
 	w.smallDisks()
 	for _, c := range w.customers {
 		w.admit(c, "unlimited")
@@ -86,62 +85,21 @@ func newWorld(t harness.T, o options, out io.Writer) *world {
 	return w
 }
 
-// wrap puts scripts in the place of the daemons: they start the real ones under user ids of their own, so that
-// packets can be cut by who sends them, and under strace when a fault wants that. The process stays the same.
-func (w *world) wrap() {
-	for _, d := range []string{"bin", "uid", "strace"} {
-		if err := os.Mkdir(filepath.Join(w.dir, d), 0o755); err != nil {
-			w.t.Fatal(err)
-		}
+// wrap gives each daemon a user id of its own.
+func (w *world) wrap() (bin string) {
+	err := errors.New("no network of its own")
+	if netlab.Inside() {
+		w.apart, err = harness.NewApart(w.t)
 	}
-	real := filepath.Join(harness.Root(w.t), "bin")
-	w.apart = netlab.Inside() && exec.Command("setpriv", "--reuid", "20001", "--clear-groups", "true").Run() == nil
-	if !w.apart {
-		w.leftOut["partition"] = "no setpriv or no other user ids here"
+	if err != nil {
+		w.apart = nil
+		w.leftOut["partition"], w.leftOut["fsync"] = err.Error(), err.Error()
+		return ""
 	}
-	if _, err := exec.LookPath("strace"); err != nil || !w.apart {
-		w.leftOut["fsync"] = "no strace, or no wrappers, here"
+	if err := harness.Strace(); err != nil {
+		w.leftOut["fsync"] = err.Error()
 	}
-	for _, name := range []string{"bailiwick", "bailiwick-control", "bailiwick-edge"} {
-		to := filepath.Join(w.dir, "bin", name)
-		if name == "bailiwick" || !w.apart {
-			if err := os.Symlink(filepath.Join(real, name), to); err != nil {
-				w.t.Fatal(err)
-			}
-			continue
-		}
-		script := `#!/bin/sh
-name= prev=
-for a in "$@"; do
-	if [ "$prev" = -dir ]; then name=${a##*/}; fi
-	prev=$a
-done
-real=` + filepath.Join(real, name) + `
-[ -f "` + w.dir + `/uid/$name" ] || exec "$real" "$@"
-set -- setpriv --reuid "$(cat "` + w.dir + `/uid/$name")" --clear-groups --inh-caps +dac_override,+fowner,+chown --ambient-caps +dac_override,+fowner,+chown -- "$real" "$@"
-[ -f "` + w.dir + `/strace/$name" ] && set -- strace -D -f --seccomp-bpf -qq -o /dev/null -e trace=fsync,fdatasync -e inject=fsync,fdatasync:error=EIO:when="$(cat "` + w.dir + `/strace/$name")"+ "$@"
-exec "$@"
-`
-		if err := os.WriteFile(to, []byte(script), 0o755); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	for _, name := range []string{"emea-1", "emea-2", "emea-3", "us-1", "us-2", "us-3", "eu-west-edge-1", "eu-central-edge-1", "us-east-edge-1", "us-west-edge-1"} {
-		w.identify(name)
-	}
-}
-
-// identify gives a process a user id from its next start on.
-func (w *world) identify(name string) int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.uids[name] == 0 {
-		w.uids[name] = 20001 + len(w.uids)
-		if err := os.WriteFile(filepath.Join(w.dir, "uid", name), fmt.Append(nil, w.uids[name]), 0o644); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	return w.uids[name]
+	return w.apart.Bin
 }
 
 func (w *world) manifests() string {
