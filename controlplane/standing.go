@@ -41,7 +41,7 @@ func (c *central) standings(ctx context.Context, view *ledger.View, only string,
 			return fmt.Errorf("customer's time zone: %w", err)
 		}
 		for _, sub := range customer.Subscriptions {
-			terms, period, err := lessor.Terms(catalog, customer, sub.Name, sub.Plan, zone, now)
+			terms, period, err := lessor.Terms(catalog, customer, sub.Name, zone, now)
 			if err != nil {
 				return err
 			}

@@ -19,7 +19,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
-	_ "time/tzdata" // quota periods begin in customers' time zones, on machines that have none installed as well
 
 	"bailiwick/controlplane"
 	"bailiwick/controlplane/internal/alert"

@@ -131,6 +131,11 @@ func (t *tx) write(b *book, now int64) error {
 	} else {
 		b.rec.Forfeited = quota.Add(b.rec.Forfeited, b.lost)
 	}
+	if !b.told {
+		if err := t.forget(b.id); err != nil {
+			return err
+		}
+	}
 	if err := t.set(append(appendAccountKey(nil, b.id), markAccount), b.rec.encode()); err != nil {
 		return err
 	}
@@ -155,6 +160,23 @@ func (t *tx) write(b *book, now int64) error {
 		}
 	}
 	return nil
+}
+
+// keepFor is how long the accounts of periods that are over are kept: longer
+// than a year, so that a plan that goes from years to days and back does not
+// begin a new year.
+const keepFor = 400 * daySeconds
+
+// forget removes a subscription's accounts of long ago, when a new one begins. A
+// block of that age may still come and makes an account anew; its units are in
+// the cells all the same.
+func (t *tx) forget(id AccountID) error {
+	if id.Period <= keepFor {
+		return nil // rolling, or a balance
+	}
+	first, last := id, id
+	first.Period, last.Period = usage.PeriodPrepaid+1, id.Period-keepFor
+	return t.b.DeleteRange(appendAccountKey(nil, first), appendAccountKey(nil, last), nil)
 }
 
 // sumSpan sums the units of cells that start in [from, until): both are edges of

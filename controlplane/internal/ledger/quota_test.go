@@ -227,3 +227,23 @@ func TestView_Accounts(t *testing.T) {
 		t.Errorf("units without a period: got %d, %v, want 1002", n, err)
 	}
 }
+
+func TestQuota_OldPeriodsAreForgotten(t *testing.T) {
+	b := newBank(t)
+	at := func(days int64) ledger.AccountID {
+		return ledger.AccountID{Customer: "acme", Subscription: "s", Period: month + days*86400}
+	}
+	rolling := ledger.AccountID{Customer: "acme", Subscription: "s", Period: usage.PeriodRolling}
+	for i, id := range []ledger.AccountID{rolling, at(0), at(10), at(399), at(401)} {
+		b.ask("a", 1, uint64(i+1), id, strictly(10), 0, 1)
+	}
+	v, err := b.m.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	all, err := v.Accounts(t.Context(), "acme", b.now)
+	if err != nil || len(all) != 4 || all[0].ID != rolling || all[1].ID != at(10) {
+		t.Errorf("accounts: got %+v, %v, want all but the one of 401 days before the newest", all, err)
+	}
+}

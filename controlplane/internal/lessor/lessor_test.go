@@ -66,9 +66,9 @@ func TestLessor_RefusesTheUnknown(t *testing.T) {
 	foreign.Zone = "us"
 	w := newWorld(t, catalog(strict(10)), store(customer("acme", "p"), foreign))
 	e := &edge{t: t, w: w, name: "a", region: "eu-west", epoch: 1}
-	out := e.ask(&usagev1.AccountAsk{Customer: "far", Subscription: "p", Plan: "p", Want: 1}, &usagev1.AccountAsk{Customer: "nobody", Subscription: "p", Plan: "p", Want: 1}, ask(0, 0, 0, 1))
+	out := e.ask(&usagev1.AccountAsk{Customer: "acme", Subscription: "made-up", Plan: "p", Want: 1}, &usagev1.AccountAsk{Customer: "far", Subscription: "p", Plan: "p", Want: 1}, &usagev1.AccountAsk{Customer: "nobody", Subscription: "p", Plan: "p", Want: 1}, ask(0, 0, 0, 1))
 	if len(out.Accounts) != 1 || out.Accounts[0].Customer != "acme" || out.Accounts[0].Leased != 1 {
-		t.Errorf("customers of another zone and of none: got %v, want only acme answered", out.Accounts)
+		t.Errorf("customers of another zone and of none, and a subscription that nobody bought: got %v, want only acme answered", out.Accounts)
 	}
 	many := make([]*usagev1.AccountAsk, 2049)
 	for i := range many {

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/controlplane/internal/calendar"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
@@ -77,7 +78,7 @@ func (l *Lessor) subject(catalog, store group.Snapshot, ask *usagev1.AccountAsk,
 		l.cfg.Logger.Error("a customer's time zone does not exist here; no quota is leased", "zone", customer.TimeZone)
 		return nil, nil
 	}
-	terms, period, err := Terms(catalog, customer, ask.GetSubscription(), ask.GetPlan(), zone, now)
+	terms, period, err := Terms(catalog, customer, ask.GetSubscription(), zone, now)
 	if err != nil {
 		l.cfg.Logger.Error("a plan's quota is not understood; nothing is leased", "plan", terms.Plan, "error", err)
 		return nil, nil
@@ -88,11 +89,12 @@ func (l *Lessor) subject(catalog, store group.Snapshot, ask *usagev1.AccountAsk,
 	return &subject{ask: ask, terms: terms, period: period, mine: -1}, zone
 }
 
-// Terms are the quota of a customer's subscription now, and its period. fallback
-// is the plan of a key whose subscription the customer does not have any more. A
-// blank Plan: there is no such plan; a blank Mode: it has no quota.
-func Terms(catalog group.Snapshot, customer model.Customer, subscription, fallback string, zone *time.Location, now time.Time) (ledger.Terms, quota.Period, error) {
-	name := fallback
+// Terms are the quota of a customer's subscription now, and its period. A blank
+// Plan: there is no such subscription, or its plan is gone; a blank Mode: it has
+// no quota. Which plan the edge takes for the subscription's is not looked at: an
+// edge must not be able to make up subscriptions, or to sell more than was bought.
+func Terms(catalog group.Snapshot, customer model.Customer, subscription string, zone *time.Location, now time.Time) (ledger.Terms, quota.Period, error) {
+	var name string
 	for _, s := range customer.Subscriptions {
 		if s.Name == subscription {
 			name = s.Plan
@@ -227,8 +229,8 @@ func (c *zoneCache) get(name string) *time.Location {
 	if l, ok := c.m[name]; ok {
 		return l
 	}
-	l, err := time.LoadLocation(name)
-	if err != nil || name == "Local" {
+	l, err := calendar.Load(name)
+	if err != nil {
 		return nil
 	}
 	if c.m == nil {

@@ -2,9 +2,11 @@ package lessor
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
+	"bailiwick/controlplane/internal/calendar"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
@@ -26,13 +28,13 @@ type Subscription struct {
 
 // Subscriptions are a customer's quotas at an instant, those without one left out.
 func Subscriptions(catalog group.Snapshot, customer model.Customer, now time.Time) ([]Subscription, error) {
-	zone, err := time.LoadLocation(customer.TimeZone)
+	zone, err := calendar.Load(customer.TimeZone)
 	if err != nil {
-		return nil, fault.New(fault.Internal, "TIME_ZONE_UNKNOWN", "customer %s: time zone %q does not exist on this node", customer.Name, customer.TimeZone)
+		return nil, fmt.Errorf("quotas of customer %s: %w", customer.Name, err)
 	}
 	var out []Subscription
 	for _, s := range customer.Subscriptions {
-		terms, period, err := Terms(catalog, customer, s.Name, "", zone, now)
+		terms, period, err := Terms(catalog, customer, s.Name, zone, now)
 		if err != nil {
 			return nil, err
 		}

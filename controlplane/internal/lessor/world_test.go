@@ -10,7 +10,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-	_ "time/tzdata"
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/ledger"

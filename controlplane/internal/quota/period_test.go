@@ -3,7 +3,6 @@ package quota_test
 import (
 	"testing"
 	"time"
-	_ "time/tzdata"
 
 	"pgregory.net/rapid"
 
