@@ -144,7 +144,7 @@ func limited(t *testing.T, s *harness.Sandbox, key string) int64 {
 				t.Errorf("free over its rate: Retry-After is %q, want whole seconds from 1", a.Header.Get("Retry-After"))
 			}
 		}
-		for header, want := range map[string]string{"RateLimit": `^"[^"]+";r=\d+;t=\d+$`, "RateLimit-Policy": `^"[^"]+";q=5;w=1$`} {
+		for header, want := range map[string]string{"RateLimit": `^"plan";r=\d+;t=\d+, "quota";r=9\d{3};t=\d+$`, "RateLimit-Policy": `^"plan";q=5;w=1, "quota";q=10000;w=\d+$`} {
 			if got := a.Header.Get(header); !regexp.MustCompile(want).MatchString(got) {
 				t.Errorf("free, status %d: %s is %q, want %s", a.Status, header, got, want)
 			}

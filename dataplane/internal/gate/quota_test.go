@@ -197,3 +197,47 @@ func TestGate_ARateLimitedRequestTakesNoUnit(t *testing.T) {
 		}
 	})
 }
+
+// A decision with a rate and a quota costs one allocation, as one with a rate alone: the text of the headers.
+func TestGate_AQuotaCostsNoAllocation(t *testing.T) {
+	g, tab, r := leased(t)
+	if n := testing.AllocsPerRun(100, func() {
+		if v := g.Admit(tab, r, 0); !v.Admitted() {
+			t.Fatal(v.Problem)
+		}
+	}); n != 1 && !raceDetector {
+		t.Errorf("got %v allocations, want 1", n)
+	}
+}
+
+// leased is a gate that holds a large lease for a key.
+func leased(t testing.TB) (*gate.Gate, *policy.Table, *gate.Request) {
+	w := sample(t)
+	w.add(table.KindPlan, "tested", table.Plan{Name: "tested", APIs: map[string]string{"orders": "core"}, RequestsPerSecond: 1 << 20, Burst: 1 << 30, QuotaMode: "strict"})
+	key := w.key("emea", "acme", "tested", false)
+	b, err := quota.New(quota.Config{Epoch: 1, Logger: slog.New(slog.DiscardHandler), Wait: time.Second, Leader: &lessor{state: func(quota.Ask) quota.State {
+		return quota.State{Period: 1000, PeriodEnd: 1 << 40, Leased: 1 << 40, Limit: 1 << 50, Leases: true}
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); b.Run(ctx) }()
+	g, tab := &gate.Gate{Hasher: apikey.NewHasher(pepper), Limits: limit.NewMap(), Quotas: b}, w.table()
+	if v := admit(g, tab, key); !v.Admitted() {
+		t.Fatal(v.Problem)
+	}
+	t.Cleanup(func() { cancel(); <-done })
+	return g, tab, &gate.Request{Host: "orders.emea.test", Method: "GET", Path: "/v1/x", APIKey: []string{key}, Unix: 2000}
+}
+
+func BenchmarkGate_AdmitWithQuota(b *testing.B) {
+	g, tab, r := leased(b)
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if v := g.Admit(tab, r, time.Duration(i)*time.Microsecond); !v.Admitted() {
+			b.Fatal(v.Problem)
+		}
+	}
+}

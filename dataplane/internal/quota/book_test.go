@@ -306,7 +306,6 @@ func TestBook_PeriodRolls(t *testing.T) {
 			time.Sleep(10 * time.Second)
 			l.mu.Lock()
 			l.period, l.end = now+10, now+110
-			l.accounts = map[quota.ID]map[holderID]*holder{}
 			l.mu.Unlock()
 			ticket, d := request(ctx, b, strict)
 			if d != quota.Taken || ticket.Period() != now+10 {
@@ -397,8 +396,8 @@ func TestBook_SoftIsWatchedAndNeverHeldUp(t *testing.T) {
 			l.mu.Lock()
 			l.soft = false
 			l.limits[acme] = 12
-			l.applyLocked(acme, "a", 7, 10)
 			l.mu.Unlock()
+			l.apply(account{acme, 1000}, "a", 7, 10)
 			served := 0
 			for range 20 {
 				if ticket, d := request(ctx, b, strict); d == quota.Taken {

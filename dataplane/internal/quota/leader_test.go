@@ -11,13 +11,15 @@ import (
 )
 
 // ledger is a small reference of the other side of the protocol: what the ledger's machine and its leader
-// decide, without raft, for one period of each account.
+// decide, without raft.
 type ledger struct {
 	mu       sync.Mutex
 	period   int64
 	end      int64
 	limits   map[quota.ID]int64
-	accounts map[quota.ID]map[holderID]*holder
+	accounts map[account]map[holderID]*holder
+	length   int64         // of a period, s; 0: the one of period and end
+	skew     time.Duration // of the leader's clock
 	sequence map[holderID]uint64
 	heard    map[string]time.Time // edges
 	starving map[quota.ID]starver
@@ -52,6 +54,12 @@ func (l *ledger) share(edge string, live int64) int64 {
 	return floor + (1_000_000-floor*live)*l.demands[edge].milli/sum
 }
 
+// account is one quota of one period.
+type account struct {
+	quota.ID
+	period int64
+}
+
 type starver struct {
 	edge string
 	at   time.Time
@@ -66,7 +74,7 @@ type holderID struct {
 type holder struct{ leased, applied, said, inFlight int64 }
 
 func newLedger(limit int64, ids ...quota.ID) *ledger {
-	l := &ledger{period: 1000, limits: map[quota.ID]int64{}, accounts: map[quota.ID]map[holderID]*holder{}, sequence: map[holderID]uint64{},
+	l := &ledger{period: 1000, limits: map[quota.ID]int64{}, accounts: map[account]map[holderID]*holder{}, sequence: map[holderID]uint64{},
 		heard: map[string]time.Time{}, starving: map[quota.ID]starver{}, demands: map[string]demand{}, last: map[string]*quota.Request{}, broken: func(string, ...any) {}}
 	for _, id := range ids {
 		l.limits[id] = limit
@@ -74,21 +82,21 @@ func newLedger(limit int64, ids ...quota.ID) *ledger {
 	return l
 }
 
-func (l *ledger) counted(id quota.ID) (n int64) {
+func (l *ledger) counted(id account) (n int64) {
 	for _, h := range l.accounts[id] {
 		n += max(h.leased, h.applied)
 	}
 	return n
 }
 
-func (l *ledger) used(id quota.ID) (n int64) {
+func (l *ledger) used(id account) (n int64) {
 	for _, h := range l.accounts[id] {
 		n += h.applied
 	}
 	return n
 }
 
-func (l *ledger) holder(id quota.ID, at holderID) *holder {
+func (l *ledger) holder(id account, at holderID) *holder {
 	if l.accounts[id] == nil {
 		l.accounts[id] = map[holderID]*holder{}
 	}
@@ -104,7 +112,7 @@ func (l *ledger) holder(id quota.ID, at holderID) *holder {
 func (l *ledger) peek(id quota.ID, edge string) holder {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return *l.holder(id, holderID{edge, 7})
+	return *l.holder(account{id, l.period}, holderID{edge, 7})
 }
 
 // asked is how many asks came so far.
@@ -115,13 +123,9 @@ func (l *ledger) asked() int {
 }
 
 // apply is a block: all that the epoch has spent so far.
-func (l *ledger) apply(id quota.ID, edge string, epoch uint64, spent int64) {
+func (l *ledger) apply(id account, edge string, epoch uint64, spent int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.applyLocked(id, edge, epoch, spent)
-}
-
-func (l *ledger) applyLocked(id quota.ID, edge string, epoch uint64, spent int64) {
 	h := l.holder(id, holderID{edge, epoch})
 	h.applied = max(h.applied, spent)
 	if h.applied > h.leased && !l.soft {
@@ -139,6 +143,11 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 		return nil, errOld
 	}
 	now := time.Now()
+	if l.length > 0 {
+		unix := now.Add(l.skew).Unix()
+		l.period = unix - unix%l.length
+		l.end = l.period + l.length
+	}
 	l.sequence[me], l.heard[edge], l.last[edge] = r.Sequence, now, r
 	l.asks += len(r.Asks)
 	pending := map[uint64]bool{}
@@ -159,7 +168,12 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 		}
 	}
 	for _, k := range r.Asks {
-		h := l.holder(k.ID, me)
+		id := account{k.ID, l.period}
+		if k.Period != l.period && k.Period != 0 {
+			was := l.holder(account{k.ID, k.Period}, me)
+			was.leased = min(was.leased, max(k.Ceiling, was.applied))
+		}
+		h := l.holder(id, me)
 		if k.Period == l.period {
 			h.leased = min(h.leased, max(k.Ceiling, h.applied))
 			h.said, h.inFlight = k.Spent, k.InFlight
@@ -170,7 +184,7 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 			s.Share = l.share(edge, out.LiveEdges)
 		}
 		if s.Leases {
-			available := max(0, s.Limit-l.counted(k.ID))
+			available := max(0, s.Limit-l.counted(id))
 			if k.Want > 0 && available > 0 {
 				part := max(1, available/(2*out.LiveEdges))
 				if l.generous {
@@ -178,9 +192,9 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 				}
 				h.leased += min(k.Want, part)
 			}
-			available = max(0, s.Limit-l.counted(k.ID))
+			available = max(0, s.Limit-l.counted(id))
 			idle := int64(0) // others may give it back
-			for at, o := range l.accounts[k.ID] {
+			for at, o := range l.accounts[id] {
 				if at != me {
 					idle += max(0, o.leased-max(o.applied, o.said))
 				}
@@ -193,9 +207,9 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 			}
 			s.Exhausted = available == 0 && idle == 0
 		}
-		s.Leased, s.Used, s.UsedHere = h.leased, l.used(k.ID), h.applied
+		s.Leased, s.Used, s.UsedHere = h.leased, l.used(id), h.applied
 		out.States = append(out.States, s)
-		if n := l.counted(k.ID); n > s.Limit && !l.soft {
+		if n := l.counted(id); n > s.Limit && !l.soft {
 			l.broken("%v: leased or spent %d of %d", k.ID, n, s.Limit)
 		}
 	}

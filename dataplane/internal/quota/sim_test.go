@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -23,10 +24,16 @@ type simEdge struct {
 	mu    sync.Mutex
 	epoch uint64
 	book  *quota.Book
-	rows  map[uint64]int64 // by epoch: units of rows appended, never lost
-	sent  map[uint64]int64 // of them, in the ledger
+	rows  map[spent]int64 // units of rows appended, never lost
+	sent  map[spent]int64 // of them, in the ledger
 	stop  context.CancelFunc
 	ended sync.WaitGroup
+}
+
+// spent is whose units a row's are.
+type spent struct {
+	epoch  uint64
+	period int64
 }
 
 type sim struct {
@@ -34,11 +41,8 @@ type sim struct {
 	ledger  *ledger
 	edges   []*simEdge
 	limit   int64
-	healed  bool
 	mu      sync.Mutex
-	served  int64
-	refused int
-	late    int
+	served  map[int64]int64 // by period
 	longest time.Duration
 }
 
@@ -73,26 +77,27 @@ func (e *simEdge) kill() {
 func (e *simEdge) pending(current uint64) (out []quota.Pending) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for epoch := range e.epoch {
-		if epoch != current && e.rows[epoch] > e.sent[epoch] {
-			out = append(out, quota.Pending{Epoch: epoch, Sealed: 1})
+	late := map[uint64]bool{}
+	for of, n := range e.rows {
+		if of.epoch != current && n > e.sent[of] && !late[of.epoch] {
+			late[of.epoch] = true
+			out = append(out, quota.Pending{Epoch: of.epoch, Sealed: 1})
 		}
 	}
 	return out
 }
 
-// ship brings rows to the ledger: blocks in order, epoch by epoch, acknowledged or sent again.
+// ship brings rows to the ledger: acknowledged, or sent again.
 func (e *simEdge) ship() {
 	e.mu.Lock()
-	for epoch := range e.epoch + 1 {
-		if rows := e.rows[epoch]; rows > e.sent[epoch] {
-			e.mu.Unlock()
-			e.sim.ledger.apply(acme, e.name, epoch, rows)
-			e.mu.Lock()
-			e.sent[epoch] = rows
-		}
-	}
+	rows := maps.Clone(e.rows)
 	e.mu.Unlock()
+	for of, n := range rows {
+		e.sim.ledger.apply(account{acme, of.period}, e.name, of.epoch, n)
+		e.mu.Lock()
+		e.sent[of] = n
+		e.mu.Unlock()
+	}
 }
 
 // request is one client's.
@@ -122,12 +127,12 @@ func (e *simEdge) request(ctx context.Context, service time.Duration, answered b
 		ticket.Release()
 		return d
 	}
-	e.rows[epoch]++
+	e.rows[spent{epoch, ticket.Period()}]++
 	ticket.Spend()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.served++; s.served > s.limit {
-		s.t.Errorf("served %d of a limit of %d", s.served, s.limit)
+	if s.served[ticket.Period()]++; s.served[ticket.Period()] > s.limit {
+		s.t.Errorf("served %d of a limit of %d in period %d", s.served[ticket.Period()], s.limit, ticket.Period())
 	}
 	return d
 }
@@ -149,15 +154,18 @@ func TestBook_InvariantQ(t *testing.T) {
 
 func simulate(t *testing.T, seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 6))
-	s := &sim{t: t, limit: []int64{1, 4, 100, 1000, 1000}[rnd.IntN(5)]}
+	s := &sim{t: t, served: map[int64]int64{}, limit: []int64{1, 4, 100, 1000, 1000}[rnd.IntN(5)]}
 	s.ledger = newLedger(s.limit, acme)
 	s.ledger.broken = t.Errorf
+	if rolls := rnd.IntN(2) == 0; rolls { // periods pass, and the leader's clock is another
+		s.ledger.length, s.ledger.skew = 7, time.Duration(rnd.Int64N(int64(6*time.Second)))-3*time.Second
+	}
 	n := 2 + rnd.IntN(3)
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	loads := []int{90, 5, 5, 1}
 	for i := range n {
-		e := &simEdge{sim: s, name: fmt.Sprint("edge-", i), rnd: rand.New(rand.NewPCG(seed, uint64(i))), rows: map[uint64]int64{}, sent: map[uint64]int64{}}
+		e := &simEdge{sim: s, name: fmt.Sprint("edge-", i), rnd: rand.New(rand.NewPCG(seed, uint64(i))), rows: map[spent]int64{}, sent: map[spent]int64{}}
 		e.way = &link{edge: e.name, ledger: s.ledger, rnd: rand.New(rand.NewPCG(seed, uint64(100+i))), loss: 0.1, twice: 0.1, delay: time.Millisecond}
 		s.edges = append(s.edges, e)
 		e.start()
@@ -196,15 +204,26 @@ func simulate(t *testing.T, seed uint64) {
 			e.start()
 		case 2:
 			e.way.set(func() { e.way.loss = rnd.Float64() / 2 })
+		case 3:
+			s.ledger.mu.Lock()
+			if s.ledger.length > 0 { // another plan, whose periods are longer, and back: an old period is current again
+				s.ledger.length = 7 + 60 - s.ledger.length
+			}
+			s.ledger.mu.Unlock()
 		}
 	}
 	// All is well again: what was held by dead epochs and idle edges comes back, and is served.
 	for _, e := range s.edges {
 		e.way.set(func() { e.way.cut, e.way.loss, e.way.twice, e.way.rnd = false, 0, 0, nil })
 	}
+	s.ledger.mu.Lock()
+	s.ledger.length = 0 // the present period goes on
+	s.ledger.end = 0
+	last := s.ledger.period
+	s.ledger.mu.Unlock()
 	for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(100 * time.Millisecond) {
 		s.mu.Lock()
-		done := s.served == s.limit
+		done := s.served[last] == s.limit
 		s.mu.Unlock()
 		if done {
 			break
@@ -216,8 +235,8 @@ func simulate(t *testing.T, seed uint64) {
 		e.kill()
 		e.way.wg.Wait()
 	}
-	if s.served != s.limit {
-		t.Errorf("served %d after all was well for a minute, want exactly %d", s.served, s.limit)
+	if s.served[last] != s.limit {
+		t.Errorf("served %d after all was well for a minute, want exactly %d", s.served[last], s.limit)
 	}
 	if s.longest > quota.DefaultWait {
 		t.Errorf("a request waited %v, want %v at most", s.longest, quota.DefaultWait)
