@@ -170,6 +170,9 @@ func (n *Node) metrics() []telemetry.Metric {
 		counter("ledger_state_split_total", "Checkpoints at which states differed and no majority had one: nobody was stopped.", n.audit.Split.Load),
 		gauge("ledger_quarantined_epochs", "Epochs of edges that two spools speak for; an operator must close them.", func() float64 { return float64(n.machine.Quarantined()) }),
 		counter("peer_refused_total", "Peer connections refused.", func() int64 { return int64(n.mux.Refused()) }),
+		counter("alerts_raised_total", "Thresholds of quotas raised by this node.", n.alerts.Stats().Raised.Load),
+		counter("alerts_delivered_total", "Webhook messages taken by their receiver.", n.alerts.Stats().Delivered.Load),
+		counter("alerts_refused_total", "Tries of webhook messages that failed.", n.alerts.Stats().Refused.Load),
 		gauge("certificate_expires_seconds", "When this node's certificate expires, Unix time.", func() float64 { return float64(n.source.NotAfter().Unix()) }),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"bailiwick/controlplane/internal/forecast"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
+	"bailiwick/shared/fault"
 	"bailiwick/shared/usage"
 )
 
@@ -89,6 +90,9 @@ func (c *central) Forecast(ctx context.Context, customer string) ([]adminapi.For
 			UnitsPerDay: f.UnitsPerDay, ExhaustedAt: f.ExhaustedAt, PeriodEnd: q.End, Limited: f.Limited, DaysLimited: f.DaysLimits, Requests: f.Requests})
 		return nil
 	})
+	if ctx.Err() != nil {
+		return nil, fault.New(fault.TooLarge, "FORECAST_TOO_LARGE", "zone %s used more in seven days than can be read in time: ask for one customer", c.self.Zone)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("forecast quotas: %w", err)
 	}

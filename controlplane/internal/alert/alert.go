@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"bailiwick/controlplane/internal/group"
@@ -36,6 +37,7 @@ const (
 	Keep          = 35 * 24 * time.Hour // how long a fact stays after its threshold is no longer reached
 	maxBody       = 4 << 10             // bytes of an answer that are read
 	raisedAtOnce  = 32                  // facts of one transaction
+	tidyEvery     = time.Hour           // how often old facts are looked for
 )
 
 // DefaultThresholds in percent.
@@ -79,7 +81,19 @@ type Service struct {
 	seal cipher.AEAD
 	send sender
 	news chan struct{} // holds one: something may be due
+
+	stats Stats
 }
+
+// Stats counts what this node did since it started.
+type Stats struct {
+	Raised    atomic.Int64 // thresholds
+	Delivered atomic.Int64 // messages that a receiver took
+	Refused   atomic.Int64 // tries that failed
+}
+
+// Stats of this node.
+func (s *Service) Stats() *Stats { return &s.stats }
 
 // New returns a Service that raises and delivers while Run does and this node leads the zone store.
 func New(cfg Config) (*Service, error) {

@@ -100,8 +100,12 @@ func (s *Service) lead(ctx context.Context) {
 	busy := &running{hooks: map[string]bool{}}
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
+	var tidied time.Time
 	for {
-		if err := s.raise(ctx); err != nil && ctx.Err() == nil {
+		tidy := time.Since(tidied) > tidyEvery
+		if err := s.raise(ctx, tidy); err == nil && tidy {
+			tidied = time.Now()
+		} else if err != nil && ctx.Err() == nil {
 			s.log.Warn("raise alerts", "error", err)
 		}
 		if err := s.dispatch(ctx, &wg, busy); err != nil && ctx.Err() == nil {
@@ -139,11 +143,17 @@ func (r *running) leave(id string) {
 	delete(r.hooks, id)
 }
 
+// isPending is in the JSON of every pending alert, and in no other: inside a text its quotes would be escaped.
+var isPending = []byte(`"status":"` + Pending + `"`)
+
 // dispatch gives what is due to its webhooks.
 func (s *Service) dispatch(ctx context.Context, wg *sync.WaitGroup, busy *running) error {
 	local, at := s.cfg.Store.Local(), now()
 	due := map[string][]owed{}
 	for kv := range local.List(model.PrefixAlert) {
+		if !bytes.Contains(kv.Value, isPending) { // most have been delivered long ago
+			continue
+		}
 		a, err := model.Decode[Alert](kv.Key, kv.Value)
 		if err != nil {
 			return err
@@ -206,10 +216,14 @@ func (s *Service) deliver(ctx context.Context, w Webhook, kv group.KV, a Alert) 
 		return ctx.Err() // cut off by the end of the leadership: nothing is known of the try
 	}
 	a.Attempts++
+	if failure != nil {
+		s.stats.Refused.Add(1)
+	}
 	var gone *goneError
 	switch {
 	case failure == nil:
 		a.Status, a.DeliveredAt, a.NextAt, a.LastError = Delivered, now(), time.Time{}, ""
+		s.stats.Delivered.Add(1)
 	case a.Attempts >= len(delays) || errors.As(failure, &gone):
 		a.Status, a.NextAt, a.LastError = Failed, time.Time{}, failure.Error()
 	default:

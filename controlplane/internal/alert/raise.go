@@ -48,20 +48,22 @@ func reachedBy(zone string, hooks []Webhook, accounts []Account, at time.Time) [
 	return out
 }
 
-// raise writes the facts that are new, and takes old ones away. Only the leader calls it, and the compares hold even
-// against one that does not know yet that it is not.
-func (s *Service) raise(ctx context.Context) error {
+// raise writes the facts that are new and, if it is time to, takes old ones away. Only the leader calls it, and the
+// compares hold even against one that does not know yet that it is not.
+func (s *Service) raise(ctx context.Context, tidy bool) error {
 	if s.cfg.Accounts == nil {
 		return nil
 	}
 	local := s.cfg.Store.Local()
 	hooks, err := webhooks(local)
-	if err != nil || len(hooks) == 0 {
+	if err != nil {
 		return err
 	}
-	accounts, err := s.cfg.Accounts(ctx)
-	if err != nil {
-		return fmt.Errorf("read quotas: %w", err)
+	var accounts []Account
+	if len(hooks) > 0 {
+		if accounts, err = s.cfg.Accounts(ctx); err != nil {
+			return fmt.Errorf("read quotas: %w", err)
+		}
 	}
 	at := now()
 	facts := reachedBy(s.cfg.Zone, hooks, accounts, at)
@@ -81,10 +83,17 @@ func (s *Service) raise(ctx context.Context) error {
 			t.Compares = append(t.Compares, group.Compare{Key: f.key}, group.Compare{Key: model.PrefixCustomer + f.alert.Customer, Exists: true})
 			t.Ops = append(t.Ops, group.Op{Key: f.key, Value: model.Encode(f.alert)})
 		}
-		if _, err := s.commit(ctx, t); err != nil { // one that failed to compare is looked at again next time
+		res, err := s.commit(ctx, t)
+		if err != nil {
 			return fmt.Errorf("raise %d alerts: %w", n, err)
 		}
+		if res.Succeeded { // else they are looked at again next time
+			s.stats.Raised.Add(int64(n))
+		}
 		fresh = fresh[n:]
+	}
+	if !tidy {
+		return nil
 	}
 	return s.prune(ctx, local, holds, at)
 }
