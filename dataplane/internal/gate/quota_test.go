@@ -201,8 +201,9 @@ func TestGate_ARateLimitedRequestTakesNoUnit(t *testing.T) {
 // A decision with a rate and a quota costs one allocation, as one with a rate alone: the text of the headers.
 func TestGate_AQuotaCostsNoAllocation(t *testing.T) {
 	g, tab, r := leased(t)
+	now := time.Duration(time.Now().UnixNano())
 	if n := testing.AllocsPerRun(100, func() {
-		if v := g.Admit(tab, r, 0); !v.Admitted() {
+		if v := g.Admit(tab, r, now); !v.Admitted() {
 			t.Fatal(v.Problem)
 		}
 	}); n != 1 && !raceDetector {
@@ -235,8 +236,9 @@ func leased(t testing.TB) (*gate.Gate, *policy.Table, *gate.Request) {
 func BenchmarkGate_AdmitWithQuota(b *testing.B) {
 	g, tab, r := leased(b)
 	b.ReportAllocs()
+	now := time.Duration(time.Now().UnixNano())
 	for i := 0; b.Loop(); i++ {
-		if v := g.Admit(tab, r, time.Duration(i)*time.Microsecond); !v.Admitted() {
+		if v := g.Admit(tab, r, now+time.Duration(i)*time.Microsecond); !v.Admitted() {
 			b.Fatal(v.Problem)
 		}
 	}
