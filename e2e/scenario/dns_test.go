@@ -1,0 +1,221 @@
+package scenario_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"bailiwick/e2e/harness"
+)
+
+// dnsGoal is how long after a region's death answers may still name it (issue's figure: the first good answer of
+// the pair within 5 s).
+const dnsGoal = 5 * time.Second
+
+// resolve asks an edge's DNS for the HTTPS records of a host, and gives the addresses that they lead to, the
+// first to try first.
+func resolve(server, host, network string) ([]string, error) {
+	q := new(dns.Msg)
+	q.SetQuestion(dns.Fqdn(host), dns.TypeHTTPS)
+	m, _, err := (&dns.Client{Net: network, Timeout: 2 * time.Second}).Exchange(q, server)
+	if err != nil {
+		return nil, err
+	}
+	if m.Rcode != dns.RcodeSuccess || !m.Authoritative {
+		return nil, fmt.Errorf("%s answers %s", server, dns.RcodeToString[m.Rcode])
+	}
+	var services []*dns.HTTPS
+	for _, rr := range m.Answer {
+		if s, ok := rr.(*dns.HTTPS); ok {
+			services = append(services, s)
+		}
+	}
+	slices.SortStableFunc(services, func(a, b *dns.HTTPS) int { return int(a.Priority) - int(b.Priority) })
+	var out []string
+	for _, s := range services {
+		port := 443
+		var hints []net.IP
+		for _, v := range s.Value {
+			switch v := v.(type) {
+			case *dns.SVCBPort:
+				port = int(v.Port)
+			case *dns.SVCBIPv4Hint:
+				hints = v.Hint
+			}
+		}
+		for _, ip := range hints {
+			out = append(out, net.JoinHostPort(ip.String(), strconv.Itoa(port)))
+		}
+	}
+	if len(out) == 0 {
+		return nil, errors.New("an answer without an address")
+	}
+	return out, nil
+}
+
+func dnsOf(t *testing.T, s *harness.Sandbox, region string) string {
+	t.Helper()
+	for _, e := range s.Edges {
+		if e.Region == region {
+			return e.DNS
+		}
+	}
+	t.Fatalf("no edge in %s", region)
+	return ""
+}
+
+// names says that a server's answers lead to the edges of exactly these regions.
+func names(s *harness.Sandbox, server, host string, regions ...string) error {
+	want := []string{}
+	for _, r := range regions {
+		want = append(want, s.HTTPS(r))
+	}
+	slices.Sort(want)
+	for _, network := range []string{"udp", "tcp"} {
+		got, err := resolve(server, host, network)
+		if err != nil {
+			return err
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			return fmt.Errorf("%s over %s leads to %v, want %v", server, network, got, want)
+		}
+	}
+	return nil
+}
+
+// TestDNS: a client that does as the zone's DNS says is served through the loss of a whole region, and never led
+// out of its zone.
+func TestDNS(t *testing.T) {
+	s := harness.Start(t)
+	west, central, us := dnsOf(t, s, "eu-west"), dnsOf(t, s, "eu-central"), dnsOf(t, s, "us-east")
+	for _, server := range []string{west, central} {
+		s.Eventually(20*time.Second, "both regions are named", func() error { return names(s, server, ordersEMEA, "eu-west", "eu-central") })
+	}
+	s.Eventually(20*time.Second, "both regions of us are named", func() error { return names(s, us, ordersUS, "us-east", "us-west") })
+	for server, host := range map[string]string{west: ordersUS, us: ordersEMEA} {
+		if _, err := resolve(server, host, "udp"); err == nil || !strings.Contains(err.Error(), "REFUSED") {
+			t.Errorf("%s is asked for %s: %v, want REFUSED", server, host, err)
+		}
+	}
+	transfer := new(dns.Msg)
+	transfer.SetAxfr("emea.example.test.")
+	if m, _, err := (&dns.Client{Net: "tcp", Timeout: 2 * time.Second}).Exchange(transfer, west); err != nil || m.Rcode != dns.RcodeRefused || len(m.Answer) > 0 {
+		t.Errorf("a transfer: %v, %v; want REFUSED", m, err)
+	}
+
+	// Clients ask both servers, go where they are told, and try the next address where one does not answer.
+	key := s.Key("emea", "unlimited")
+	follow := func() error {
+		var last error
+		for _, server := range []string{west, central} {
+			addresses, err := resolve(server, ordersEMEA, "udp")
+			if err != nil {
+				last = err
+				continue
+			}
+			for _, a := range addresses {
+				answer := s.Send(s.NewClient(a), http.MethodGet, ordersEMEA, "/v1/orders", key, nil)
+				if answer.Err == nil && answer.Status == http.StatusOK && strings.HasPrefix(answer.Served(), "eu-") {
+					return nil
+				}
+				last = fmt.Errorf("%s answers %d, served by %q: %v", a, answer.Status, answer.Served(), answer.Err)
+			}
+		}
+		return last
+	}
+	if err := follow(); err != nil {
+		t.Fatal(err)
+	}
+	killed := time.Now()
+	s.Act("kill", "region:eu-west")
+	served := within(t, killed, dnsGoal, "a client that follows DNS is served", follow)
+	left := within(t, killed, dnsGoal, "answers name eu-central alone", func() error { return names(s, central, ordersEMEA, "eu-central") })
+	t.Logf("after the loss of eu-west: a client served after %v, eu-west out of all answers after %v", served, left)
+	for range 20 {
+		if err := errors.Join(names(s, central, ordersEMEA, "eu-central"), follow()); err != nil {
+			t.Fatalf("later: %v", err)
+		}
+	}
+	var explained struct {
+		Edges []struct {
+			Edge, Status string
+			Records      []string
+			Regions      []struct {
+				Region   string
+				Answered bool
+				Why      string
+			}
+		}
+	}
+	s.Eventually(20*time.Second, "bailiwick dns explains it", func() error {
+		out, stderr, code := s.CLI("emea", "dns", ordersEMEA, "--type", "HTTPS", "-o", "json")
+		if code != 0 {
+			return fmt.Errorf("exit code %d: %s", code, stderr)
+		}
+		if err := json.Unmarshal([]byte(out), &explained); err != nil {
+			return err
+		}
+		for _, e := range explained.Edges {
+			if e.Edge != "eu-central-edge-1" {
+				continue
+			}
+			for _, r := range e.Regions {
+				if r.Region == "eu-west" && !r.Answered && strings.Contains(r.Why, "not reached by 1 of 1") && len(e.Records) == 1 {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("it prints %s", out)
+	})
+
+	started := time.Now()
+	s.Act("start", "region:eu-west")
+	back := within(t, started, 40*time.Second, "eu-west is named again", func() error { return names(s, central, ordersEMEA, "eu-west", "eu-central") })
+	if back < 10*time.Second {
+		t.Errorf("eu-west is named again %v after its start; want ten seconds of health first", back)
+	}
+	t.Logf("eu-west named again %v after its start", back)
+
+	// An operator drains a region: it is named no more, and serves who comes all the same.
+	manifest := func(drain string) string {
+		return writeManifest(t, "kind: Region\nname: eu-west\nspec: {zone: emea, provider: sandbox, country: IE, jurisdiction: EEA, client_subnets: [127.0.0.0/8]"+drain+"}\n")
+	}
+	s.MustCLI("emea", "apply", "-f", manifest(", drain: work on the building"))
+	for _, server := range []string{west, central} {
+		s.Eventually(10*time.Second, "the drained region is left out", func() error { return names(s, server, ordersEMEA, "eu-central") })
+	}
+	if a := s.Get("eu-west", key); a.Status != http.StatusOK {
+		t.Errorf("the drained region answers %d", a.Status)
+	}
+	s.MustCLI("emea", "apply", "-f", manifest(""))
+	s.Eventually(10*time.Second, "clients of eu-west are led there first", func() error {
+		for range 5 { // every time, not every other
+			got, err := resolve(central, ordersEMEA, "udp")
+			if err != nil || got[0] != s.HTTPS("eu-west") || len(got) != 2 {
+				return fmt.Errorf("%v, %v", got, err)
+			}
+		}
+		return nil
+	})
+}
+
+func writeManifest(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "manifest.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
