@@ -116,7 +116,7 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 // Generated types stop at the doors: inside, code would otherwise hold half-filled messages from the wire.
 func TestGenerated_StopsAtTheDoors(t *testing.T) {
 	inner := []string{"regions", "shared/apikey", "shared/revision", "shared/usage", "shared/table", "shared/durable", "shared/identity",
-		"controlplane/internal/model", "controlplane/internal/group", "controlplane/internal/view", "controlplane/internal/ledger", "controlplane/internal/quota", "controlplane/internal/detail",
+		"controlplane/internal/model", "controlplane/internal/alert", "controlplane/internal/calendar", "controlplane/internal/forecast", "controlplane/internal/group", "controlplane/internal/view", "controlplane/internal/ledger", "controlplane/internal/quota", "controlplane/internal/detail",
 		"dataplane/internal/policy", "dataplane/internal/gate", "dataplane/internal/limit", "dataplane/internal/spool", "dataplane/internal/detail", "dataplane/internal/evidence"}
 	for _, p := range list(t, "./...") {
 		for _, imp := range p.Imports {
@@ -129,7 +129,7 @@ func TestGenerated_StopsAtTheDoors(t *testing.T) {
 
 // Deterministic and pure packages read no clock, randomness or I/O; they are given all of it.
 func TestPure_ReadsNoClock(t *testing.T) {
-	pure := []string{"regions", "controlplane/internal/view", "dataplane/internal/gate", "shared/revision", "shared/usage", "shared/table"}
+	pure := []string{"regions", "controlplane/internal/view", "controlplane/internal/calendar", "controlplane/internal/forecast", "dataplane/internal/gate", "shared/revision", "shared/usage", "shared/table"}
 	forbidden := map[string][]string{"time": {"Now", "Since", "Until", "Sleep", "After", "NewTimer", "NewTicker", "Tick", "AfterFunc"}}
 	imports := []string{"os", "net", "net/http", "math/rand", "math/rand/v2", "crypto/rand"}
 	for _, p := range list(t, "./...") {

@@ -88,7 +88,10 @@ ledger's cells are 15 minutes wide and never split: usage is shown from the cell
 
 --by sums rows by one of hour, day and month and by any of subscription, plan, product, api, route, served_region
 and outcome. Hours, days and months are those of the customer's time zone, or of --time-zone. On a terminal a line of
-each group's requests over time follows.`,
+each group's requests over time follows.
+
+CSV (-o csv) is RFC 4180 with one heading; its columns keep their places, new ones come at the end. A name that a
+spreadsheet would take for a formula begins with an apostrophe.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if (customer == "") == !all {
 				return misuse("usage needs one of --customer NAME and --all-zones")
