@@ -19,6 +19,7 @@ type traceReport struct {
 	Truncated       bool        `json:"truncated"`
 	CompleteThrough moment      `json:"complete_through"`
 	KeptSince       moment      `json:"kept_since"`
+	Erased          moment      `json:"erased"`
 	Lost            []traceLost `json:"lost,omitempty"`
 	Damaged         []string    `json:"damaged,omitempty"`
 	Unreachable     []string    `json:"unreachable,omitempty"`
@@ -113,7 +114,7 @@ middle of its random part: compare the first 13 and the last 6 characters.`,
 
 func (a *app) printTrace(resp *adminv1.TraceUsageResponse) error {
 	out := traceReport{Cells: []traceCell{}, Rows: []traceRow{}, Truncated: resp.GetTruncated(), CompleteThrough: moment(clock(resp.GetCompleteThrough())),
-		KeptSince: moment(clock(resp.GetKeptSince())), Damaged: resp.GetDamaged(), Unreachable: resp.GetUnreachable()}
+		KeptSince: moment(clock(resp.GetKeptSince())), Erased: moment(clock(resp.GetErased())), Damaged: resp.GetDamaged(), Unreachable: resp.GetUnreachable()}
 	for _, c := range resp.GetCells() {
 		out.Cells = append(out.Cells, traceCell{clock(c.GetCell()), c.GetApi(), c.GetRoute(), c.GetPlan(), c.GetServedRegion(), c.GetOutcome(), c.GetRequests(), c.GetUnits(),
 			c.GetRows(), c.GetRowUnits(), append([]string{}, c.GetBlocks()...)})
@@ -161,6 +162,8 @@ func (a *app) verdict(out *traceReport, c traceCell) string {
 	switch {
 	case c.Requests == c.Found && c.Units == c.FoundUnits:
 		return "same"
+	case out.Erased != "":
+		return "erased"
 	case start.Before(kept):
 		return "expired"
 	case through.Before(start.Add(15 * time.Minute)):

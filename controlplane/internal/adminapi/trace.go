@@ -80,12 +80,13 @@ func (s *server) TraceUsage(ctx context.Context, req *adminv1.TraceUsageRequest)
 	if err != nil {
 		return nil, err
 	}
-	if len(report.Rows) == 0 {
-		store := s.freshOrLocal(ctx, s.Store)
-		_, is := store.Get(model.PrefixCustomer + req.GetCustomer())
-		if _, was := store.Get(model.PrefixGone + req.GetCustomer()); !is && !was {
-			return nil, s.customerUnknown(req.GetCustomer())
-		}
+	store := s.freshOrLocal(ctx, s.Store)
+	gone, was, err := stored[model.Gone](store, model.PrefixGone+req.GetCustomer())
+	if err != nil {
+		return nil, err
+	}
+	if _, is := store.Get(model.PrefixCustomer + req.GetCustomer()); !is && !was && len(report.Rows) == 0 {
+		return nil, s.customerUnknown(req.GetCustomer())
 	}
 	limit := req.GetLimit()
 	if limit == 0 {
@@ -97,7 +98,7 @@ func (s *server) TraceUsage(ctx context.Context, req *adminv1.TraceUsageRequest)
 		return nil, err
 	}
 	return &adminv1.TraceUsageResponse{Cells: traceCells(req, report.Rows, found.Cells), Rows: found.Rows, Truncated: found.Truncated, Unreachable: found.Unreachable,
-		Lost: found.Lost, KeptSince: stamp(found.KeptSince), CompleteThrough: stamp(report.CompleteThrough), Damaged: found.Damaged}, nil
+		Lost: found.Lost, KeptSince: stamp(found.KeptSince), CompleteThrough: stamp(report.CompleteThrough), Damaged: found.Damaged, Erased: stamp(gone.Erased)}, nil
 }
 
 // traceCells joins both sides; what one of them lacks is zero there. Corrections have no requests behind them.

@@ -3544,6 +3544,7 @@ type TraceUsageResponse struct {
 	// complete_through: the ledger has everything before it; cells beyond may still grow on either side.
 	CompleteThrough *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=complete_through,json=completeThrough,proto3" json:"complete_through,omitempty"`
 	Damaged         []string               `protobuf:"bytes,8,rep,name=damaged,proto3" json:"damaged,omitempty"` // node/file: files of detail that do not check out
+	Erased          *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=erased,proto3" json:"erased,omitempty"`   // the customer was erased then, and the rows with him
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -3630,6 +3631,13 @@ func (x *TraceUsageResponse) GetCompleteThrough() *timestamppb.Timestamp {
 func (x *TraceUsageResponse) GetDamaged() []string {
 	if x != nil {
 		return x.Damaged
+	}
+	return nil
+}
+
+func (x *TraceUsageResponse) GetErased() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Erased
 	}
 	return nil
 }
@@ -6925,7 +6933,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x03api\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\x03api\x12\x1d\n" +
 	"\x05route\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18?R\x05route\x12!\n" +
 	"\aoutcome\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18 R\aoutcome\x12!\n" +
-	"\x05limit\x18\a \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x05limit\"\x8a\x03\n" +
+	"\x05limit\x18\a \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x05limit\"\xbe\x03\n" +
 	"\x12TraceUsageResponse\x123\n" +
 	"\x05cells\x18\x01 \x03(\v2\x1d.bailiwick.admin.v1.TraceCellR\x05cells\x120\n" +
 	"\x04rows\x18\x02 \x03(\v2\x1c.bailiwick.admin.v1.TraceRowR\x04rows\x12\x1c\n" +
@@ -6935,7 +6943,8 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"kept_since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tkeptSince\x12E\n" +
 	"\x10complete_through\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x0fcompleteThrough\x12\x18\n" +
-	"\adamaged\x18\b \x03(\tR\adamaged\"\xad\x01\n" +
+	"\adamaged\x18\b \x03(\tR\adamaged\x122\n" +
+	"\x06erased\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x06erased\"\xad\x01\n" +
 	"\tTraceLost\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x12\n" +
@@ -7423,114 +7432,115 @@ var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
 	53,  // 55: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
 	98,  // 56: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
 	98,  // 57: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	98,  // 58: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
-	98,  // 59: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
-	98,  // 60: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	98,  // 61: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
-	58,  // 62: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	98,  // 63: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	98,  // 64: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
-	59,  // 65: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	98,  // 66: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
-	58,  // 67: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
-	64,  // 68: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	98,  // 69: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	98,  // 70: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
-	64,  // 71: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	98,  // 72: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
-	67,  // 73: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	70,  // 74: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
-	38,  // 75: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
-	38,  // 76: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	98,  // 77: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
-	67,  // 78: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	70,  // 79: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	76,  // 80: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	98,  // 81: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
-	79,  // 82: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	98,  // 83: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	98,  // 84: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	98,  // 85: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	84,  // 86: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
-	84,  // 87: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	99,  // 88: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
-	95,  // 89: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	98,  // 90: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	98,  // 91: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	98,  // 92: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	0,   // 93: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	5,   // 94: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	7,   // 95: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	9,   // 96: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	11,  // 97: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	13,  // 98: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	15,  // 99: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	18,  // 100: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	22,  // 101: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	24,  // 102: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	26,  // 103: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	28,  // 104: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	32,  // 105: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
-	36,  // 106: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	41,  // 107: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	45,  // 108: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	48,  // 109: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	51,  // 110: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	56,  // 111: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	60,  // 112: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	62,  // 113: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	65,  // 114: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	68,  // 115: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	71,  // 116: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	72,  // 117: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	74,  // 118: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	77,  // 119: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	80,  // 120: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	82,  // 121: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	85,  // 122: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	87,  // 123: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	89,  // 124: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	91,  // 125: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	93,  // 126: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 127: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	6,   // 128: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	8,   // 129: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	10,  // 130: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	12,  // 131: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	14,  // 132: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	16,  // 133: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	19,  // 134: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	23,  // 135: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	25,  // 136: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	27,  // 137: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	29,  // 138: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	33,  // 139: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
-	37,  // 140: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	42,  // 141: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	46,  // 142: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	49,  // 143: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	52,  // 144: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	57,  // 145: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	61,  // 146: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	63,  // 147: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	66,  // 148: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	69,  // 149: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	69,  // 150: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	73,  // 151: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	75,  // 152: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	78,  // 153: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	81,  // 154: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	83,  // 155: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	86,  // 156: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	88,  // 157: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	90,  // 158: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	92,  // 159: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	94,  // 160: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	127, // [127:161] is the sub-list for method output_type
-	93,  // [93:127] is the sub-list for method input_type
-	93,  // [93:93] is the sub-list for extension type_name
-	93,  // [93:93] is the sub-list for extension extendee
-	0,   // [0:93] is the sub-list for field type_name
+	98,  // 58: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
+	98,  // 59: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
+	98,  // 60: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
+	98,  // 61: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	98,  // 62: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	58,  // 63: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	98,  // 64: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	98,  // 65: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	59,  // 66: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	98,  // 67: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	58,  // 68: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	64,  // 69: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	98,  // 70: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	98,  // 71: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
+	64,  // 72: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	98,  // 73: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	67,  // 74: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	70,  // 75: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	38,  // 76: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	38,  // 77: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	98,  // 78: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	67,  // 79: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	70,  // 80: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	76,  // 81: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	98,  // 82: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	79,  // 83: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	98,  // 84: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	98,  // 85: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	98,  // 86: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	84,  // 87: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	84,  // 88: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	99,  // 89: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	95,  // 90: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	98,  // 91: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	98,  // 92: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	98,  // 93: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	0,   // 94: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	5,   // 95: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	7,   // 96: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	9,   // 97: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	11,  // 98: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	13,  // 99: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	15,  // 100: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	18,  // 101: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	22,  // 102: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	24,  // 103: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	26,  // 104: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	28,  // 105: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	32,  // 106: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
+	36,  // 107: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	41,  // 108: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	45,  // 109: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	48,  // 110: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	51,  // 111: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	56,  // 112: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	60,  // 113: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	62,  // 114: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	65,  // 115: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	68,  // 116: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	71,  // 117: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	72,  // 118: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	74,  // 119: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	77,  // 120: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	80,  // 121: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	82,  // 122: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	85,  // 123: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	87,  // 124: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	89,  // 125: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	91,  // 126: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	93,  // 127: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 128: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	6,   // 129: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	8,   // 130: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	10,  // 131: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	12,  // 132: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	14,  // 133: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	16,  // 134: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	19,  // 135: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	23,  // 136: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	25,  // 137: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	27,  // 138: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	29,  // 139: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	33,  // 140: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
+	37,  // 141: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	42,  // 142: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	46,  // 143: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	49,  // 144: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	52,  // 145: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	57,  // 146: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	61,  // 147: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	63,  // 148: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	66,  // 149: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	69,  // 150: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	69,  // 151: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	73,  // 152: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	75,  // 153: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	78,  // 154: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	81,  // 155: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	83,  // 156: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	86,  // 157: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	88,  // 158: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	90,  // 159: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	92,  // 160: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	94,  // 161: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	128, // [128:162] is the sub-list for method output_type
+	94,  // [94:128] is the sub-list for method input_type
+	94,  // [94:94] is the sub-list for extension type_name
+	94,  // [94:94] is the sub-list for extension extendee
+	0,   // [0:94] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
