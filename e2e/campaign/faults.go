@@ -48,7 +48,10 @@ var catalogue = []fault{
 	{name: "lost disk", weight: 1, needs: "partition", alone: true, inject: (*world).loseDisk},
 }
 
-// injectAll injects faults, two at a time, spread over the requests.
+// injectors is how many faults there are at a time.
+const injectors = 3
+
+// injectAll injects faults, spread over the requests.
 func (w *world) injectAll(s *summary, deadline time.Time) {
 	var list []fault
 	total := 0
@@ -66,7 +69,7 @@ func (w *world) injectAll(s *summary, deadline time.Time) {
 	next, injected := 0, 0
 	var calm sync.RWMutex // faults that must be alone hold it for writing
 	var wg sync.WaitGroup
-	for range 2 {
+	for range injectors {
 		wg.Go(func() {
 			for {
 				mu.Lock()

@@ -50,8 +50,12 @@ func (w *world) law(c *customer, a *account) (law, breach string) {
 		return "", fmt.Sprintf("%d counted beyond the %d completed, but only %d were unheard", a.Counted-a.Completed, a.Completed, a.Unheard)
 	case c.limit > 0 && a.Counted > c.limit:
 		return "", fmt.Sprintf("%d counted of a strict quota of %d", a.Counted, c.limit)
+	case c.limit > 0 && a.Counted < c.limit:
+		return "", fmt.Sprintf("all edges refuse, but only %d of a strict quota of %d are counted", a.Counted, c.limit)
 	case a.Completed == 0:
 		return "", "no request was completed: nothing is proved"
+	case c.limit > 0:
+		return fmt.Sprintf("completed ≤ counted = quota of %d ≤ answered", c.limit), ""
 	case c.quiet:
 		return "completed = counted ≤ answered", ""
 	}

@@ -26,6 +26,13 @@ type customer struct {
 	flight sync.RWMutex // of a quiet one: held for reading by requests, for writing by faults
 }
 
+func (c *customer) plan() string {
+	if c.limit > 0 {
+		return "strict-" + c.name
+	}
+	return "unlimited"
+}
+
 // account is the end of it.
 type account struct {
 	Name      string `json:"name"`
@@ -120,15 +127,15 @@ func (w *world) load(ctx context.Context, workers, perSecond int) {
 	wg.Wait()
 }
 
-// ask sends one request of a customer through an edge.
-func (w *world) ask(c *customer, edge string) {
+// ask sends one request of a customer through an edge, and returns the status; 0: no answer came to the end.
+func (w *world) ask(c *customer, edge string) int {
 	if c.quiet {
 		c.flight.RLock()
 		defer c.flight.RUnlock()
 	}
 	request, err := http.NewRequest(http.MethodGet, "https://orders."+c.zone+".example.test/c/"+c.name+"/x", nil)
 	if err != nil {
-		return
+		return 0
 	}
 	request.Header.Set("X-API-Key", c.key)
 	c.sent.Add(1)
@@ -141,8 +148,32 @@ func (w *world) ask(c *customer, edge string) {
 	switch {
 	case err != nil:
 		c.unheard.Add(1)
+		return 0
 	case response.Header.Get("Bailiwick-Served") != "":
 		c.completed.Add(1)
+	}
+	return response.StatusCode
+}
+
+// useUp asks until every edge says that a strict quota is used up: what killed edges held must have come back.
+func (w *world) useUp(c *customer) {
+	deadline := time.Now().Add(2 * time.Minute)
+	for refusals := 0; refusals < 2*len(c.edges); {
+		for _, e := range c.edges {
+			switch w.ask(c, e) {
+			case http.StatusTooManyRequests:
+				refusals++
+			case http.StatusServiceUnavailable: // some units are on their way
+				time.Sleep(20 * time.Millisecond)
+				refusals = 0
+			default:
+				refusals = 0
+			}
+		}
+		if time.Now().After(deadline) {
+			w.breach("%s: its quota of %d is not used up, nor can be, after two minutes of quiet", c.name, c.limit)
+			return
+		}
 	}
 }
 

@@ -67,14 +67,16 @@ func newWorld(t harness.T, o options, out io.Writer) *world {
 		w.upstreams[region] = u
 	}
 	for _, c := range []*customer{{name: "ada", zone: "emea"}, {name: "bert", zone: "emea"}, {name: "cleo", zone: "emea"}, {name: "quiet", zone: "emea", quiet: true},
-		{name: "dora", zone: "us"}, {name: "emil", zone: "us"}, {name: "still", zone: "us", quiet: true}} {
+		{name: "dora", zone: "us"}, {name: "emil", zone: "us"}, {name: "still", zone: "us", quiet: true},
+		// Strict quotas, one used up early and one late.
+		{name: "capped", zone: "emea", limit: max(20, o.requests/60)}, {name: "wide", zone: "us", limit: max(20, o.requests/15)}} {
 		w.customers = append(w.customers, c)
 	}
 	bin := w.wrap()
 	w.s = harness.StartWith(t, harness.Options{Bin: bin, Args: []string{"-manifests", w.manifests()}})
 	w.smallDisks()
 	for _, c := range w.customers {
-		w.admit(c, "unlimited")
+		w.admit(c, c.plan())
 		for _, e := range w.s.Edges {
 			if e.Zone == c.zone {
 				c.edges = append(c.edges, e.HTTPS)
@@ -122,7 +124,10 @@ func (w *world) manifests() string {
 	}
 	b.WriteString("kind: Product\nname: commerce\nspec: {apis: [orders]}\n---\nkind: Plan\nname: unlimited\nspec: {products: [commerce]}\n")
 	for _, c := range w.customers {
-		fmt.Fprintf(&b, "---\nkind: Customer\nname: %s\nspec: {zone: %s, subscriptions: [{plan: unlimited}]}\n", c.name, c.zone)
+		if c.limit > 0 {
+			fmt.Fprintf(&b, "---\nkind: Plan\nname: %s\nspec: {products: [commerce], quota: {units: %d, mode: strict}}\n", c.plan(), c.limit)
+		}
+		fmt.Fprintf(&b, "---\nkind: Customer\nname: %s\nspec: {zone: %s, subscriptions: [{plan: %s}]}\n", c.name, c.zone, c.plan())
 	}
 	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(b.String()), 0o644); err != nil {
 		w.t.Fatal(err)
@@ -212,6 +217,11 @@ func (w *world) run() summary {
 	}
 	settling := time.Now()
 	w.s.Settle()
+	for _, c := range w.customers {
+		if c.limit > 0 {
+			w.useUp(c)
+		}
+	}
 	w.judge(&s)
 	s.SettledIn = time.Since(settling).Seconds()
 	w.panics()
