@@ -29,6 +29,7 @@ import (
 	"bailiwick/controlplane/internal/lessor"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
+	"bailiwick/controlplane/internal/sink"
 	"bailiwick/controlplane/internal/syncserver"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/lifecycle"
@@ -52,6 +53,12 @@ type Config struct {
 	// there; only ever for tests and sandboxes.
 	WebhookAllow []netip.Prefix
 
+	// Sinks are where usage goes besides the ledger: kafka=host:port,host:port/topic. Give all nodes of a zone the same.
+	// A sink that was given once keeps its blocks in the ledger's outbox until it is forgotten.
+	Sinks       []string
+	ForgetSinks []string // by name, as kafka:topic
+	OutboxBytes int64    // what the outbox may hold; beyond it a sink falls behind, which is recorded; 0: 1 GiB
+
 	StateCheck  time.Duration // between comparisons of the zone ledger's state on all its nodes; 0: 10 min
 	PeriodGrace time.Duration // after a day's end, then it is closed whoever is silent; 0: 12 h
 	FoldAfter   time.Duration // after its end a closed day is compacted; 0: 35 days
@@ -73,25 +80,28 @@ type Node struct {
 	self    pki.ControlNode
 	source  *identity.Source
 
-	mux      *peer.Mux
-	carrier  *carrier.Carrier
-	catalog  *raftgroup.Store
-	store    *raftgroup.Store
-	machine  *ledger.Machine
-	replica  *raftgroup.Node
-	ledger   *ledger.Ledger
-	days     *ledger.Days
-	audit    *ledger.Audit
-	lessor   *lessor.Lessor
-	detail   *detail.Store
-	keeper   *border.Keeper
-	sync     *syncserver.Server
-	ingest   *ingest.Server
-	enroll   *pki.Enroll
-	certs    *certstore.Service
-	registry atomic.Pointer[pki.Registry] // nil until the catalog is open
-	central  *central
-	alerts   *alert.Service
+	mux     *peer.Mux
+	carrier *carrier.Carrier
+	catalog *raftgroup.Store
+	store   *raftgroup.Store
+	machine *ledger.Machine
+	replica *raftgroup.Node
+	ledger  *ledger.Ledger
+	days    *ledger.Days
+	audit   *ledger.Audit
+	pump    *sink.Pump
+
+	closeSinks []func()
+	lessor     *lessor.Lessor
+	detail     *detail.Store
+	keeper     *border.Keeper
+	sync       *syncserver.Server
+	ingest     *ingest.Server
+	enroll     *pki.Enroll
+	certs      *certstore.Service
+	registry   atomic.Pointer[pki.Registry] // nil until the catalog is open
+	central    *central
+	alerts     *alert.Service
 
 	adminListener net.Listener
 	adminTLS      *tls.Config
@@ -175,6 +185,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "quotas", Run: n.lessor.Run, Why: "edges lease what they serve"},
 		{Name: "ledger checkpoints", Run: n.machine.HashCheckpoints, Why: "the audit compares their hashes"},
 		{Name: "ledger audit", Run: n.audit.Run, Why: "a node whose state differs must stop"},
+		{Name: "sinks", Run: n.runSinks, Why: "they are fed from the ledger's outbox"},
 		{Name: "ledger days", Run: n.days.Run, Why: "closing a day commits through the ledger"},
 		{Name: "registry", Run: n.followRegistry, Why: "withdrawn nodes must be cut as long as any door is open"},
 		{Name: "border", Run: n.keeper.Run, Why: "grants are given through sync"},

@@ -118,6 +118,9 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if err != nil {
 		return err
 	}
+	if err := n.openSinks(); err != nil {
+		return err
+	}
 	n.days, err = ledger.NewDays(ledger.DaysConfig{Ledger: n.ledger, Leader: n.replica, Edges: n.central.owing, Grace: n.cfg.PeriodGrace, FoldAfter: n.cfg.FoldAfter, Logger: n.log})
 	if err != nil {
 		return err

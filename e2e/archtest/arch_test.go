@@ -89,6 +89,7 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 		"go.uber.org/zap":                  {"dataplane/internal/edgetls"},
 		"github.com/prometheus":            {"shared/telemetry"},
 		"github.com/spf13/cobra":           {"controlplane/cmd/bailiwick"},
+		"github.com/twmb/franz-go":         {"controlplane/internal/sink/kafka"},
 		"github.com/miekg/dns":             {"dataplane/internal/dns"},
 		"github.com/parquet-go":            {"controlplane/internal/detail"},
 	}
@@ -167,7 +168,7 @@ func TestEdge_LinksNoControlTechnology(t *testing.T) {
 			t.Fatalf("bailiwick-edge has %d dependencies; go list did not see them", len(p.Deps))
 		}
 		for _, dep := range p.Deps {
-			for _, bad := range []string{"github.com/hashicorp/raft", "go.etcd.io/", "github.com/cockroachdb/pebble", "github.com/parquet-go", "cel.dev/", "buf.build/go/protovalidate", "github.com/spf13/cobra", module + "/controlplane"} {
+			for _, bad := range []string{"github.com/hashicorp/raft", "go.etcd.io/", "github.com/cockroachdb/pebble", "github.com/parquet-go", "cel.dev/", "buf.build/go/protovalidate", "github.com/spf13/cobra", "github.com/twmb", module + "/controlplane"} {
 				if strings.HasPrefix(dep, bad) {
 					t.Errorf("bailiwick-edge links %s", dep)
 				}

@@ -122,6 +122,12 @@ func serve(ctx context.Context, args []string) error {
 		cfg.WebhookAllow, err = alert.Networks(text)
 		return err
 	})
+	list := func(to *[]string) func(string) error {
+		return func(v string) error { *to = append(*to, v); return nil }
+	}
+	flags.Func("sink", "where usage goes besides the ledger, kafka=host:port,host:port/topic; may be repeated, and is the same on all nodes of a zone", list(&cfg.Sinks))
+	flags.Func("sink-forget", "name of a sink that blocks are no longer kept for, kafka:topic; may be repeated", list(&cfg.ForgetSinks))
+	flags.Int64Var(&cfg.OutboxBytes, "outbox-bytes", 1<<30, "what the ledger keeps for sinks that are away; beyond it they fall behind, which is recorded")
 	flags.DurationVar(&cfg.StateCheck, "state-check", 10*time.Minute, "between comparisons of the ledger's state on all nodes of the zone")
 	flags.DurationVar(&cfg.PeriodGrace, "period-grace", 12*time.Hour, "after a day's end, then it is closed whoever is silent")
 	flags.DurationVar(&cfg.FoldAfter, "compact-after", 35*24*time.Hour, "after its end a closed day is compacted")

@@ -68,6 +68,9 @@ func (t *tx) commit() error {
 	if err := m.latency.write(t); err != nil {
 		return err
 	}
+	if err := t.putOutbox(); err != nil {
+		return err
+	}
 	if err := t.set(keyApplied, binary.BigEndian.AppendUint64(nil, t.index)); err != nil {
 		return err
 	}
@@ -92,6 +95,9 @@ func (o appendOrder) apply(t *tx) (out []byte, err error) {
 				return nil, err
 			}
 			if refusal == 0 {
+				if err := t.emit(k); err != nil {
+					return nil, err
+				}
 				e.advance(k, t.version)
 				t.keep(key, e)
 			}

@@ -17,6 +17,7 @@ import (
 // share a key whatever their names hold.
 //
 //	m/applied                                            raft index of the newest entry that is part of this state
+//	m/outbox                                             next position and budget of the outbox
 //	e/<edge>\x00<epoch be64>                             epoch
 //	c/<customer>\x00<start be64><subscription…region>    sums of one cell: a customer's time range is one scan
 //	t/<start be64><product, plan, api, region, outcome>  the same without the customers: O(1) in their number
@@ -55,7 +56,10 @@ var prefixes = [...]string{prefixEpoch, prefixCell, prefixTotal, prefixAccount, 
 	prefixRefused, prefixLatency,
 	prefixPeriod, prefixSink, prefixOutbox}
 
-var keyApplied = []byte("m/applied")
+var (
+	keyApplied = []byte("m/applied")
+	keyOutbox  = []byte("m/outbox")
+)
 
 func appendEpochKey(b []byte, k epochKey) []byte {
 	b = append(append(append(b, prefixEpoch...), k.edge...), 0)

@@ -31,7 +31,7 @@ const (
 	kindFoldDay    = 9  // day, after customer, cells
 	kindCheckpoint = 10 // at unix ms
 	kindVerdict    = 11 // index of a checkpoint, sum[32]
-	kindSinks      = 12 // budget, n, n × name
+	kindSinks      = 12 // budget, n, n × name to add, n, n × name to forget
 	kindSunk       = 13 // name, position
 
 	kindExchange = 20 // now, n × edge, n × (edge, epoch, sequence, n × pending, n × ask): see quota_exchange.go
@@ -65,6 +65,8 @@ var kinds = map[byte]struct {
 	kindFoldDay:    {2, decodeFold},
 	kindCheckpoint: {2, decodeCheckpoint},
 	kindVerdict:    {2, decodeVerdict},
+	kindSinks:      {2, decodeSinks},
+	kindSunk:       {2, decodeSunk},
 
 	kindExchange: {2, decodeExchange},
 	kindTopUp:    {2, decodeTopUp},

@@ -38,15 +38,17 @@ type Machine struct {
 	marker  *atomicfs.Marker // only the FSM goroutine
 	applied atomic.Uint64
 	forks   atomic.Int64 // epochs in quarantine
+	kept    atomic.Int64 // bytes in the outbox
 	fatal   sync.Once
 
 	// What Apply works with belongs to the FSM goroutine. epochs mirrors every
 	// e/ record; latest is the highest epoch of an edge that has begun.
 	epochs  map[epochKey]*epoch
 	latest  map[string]uint64
-	askers  map[string]*asker     // every x/ record
-	refused map[refusedKey]bool   // which records there are
-	closed  int64                 // unix s: rows that finished before are late
+	askers  map[string]*asker   // every x/ record
+	refused map[refusedKey]bool // which records there are
+	closed  int64               // unix s: rows that finished before are late
+	outbox  *outbox
 	totals  map[string]usage.Sums // scratch of one Apply
 	key     []byte                // scratch
 
@@ -115,7 +117,7 @@ func (m *Machine) load(db *pebbledb.DB) error {
 		return nil
 	})
 	if err == nil {
-		err = errors.Join(m.loadAskers(db), m.loadRefused(db), m.loadClosed(db))
+		err = errors.Join(m.loadAskers(db), m.loadRefused(db), m.loadClosed(db), m.loadOutbox(db))
 	}
 	m.applied.Store(applied)
 	return err
@@ -133,6 +135,9 @@ func (m *Machine) Applied() uint64 { return m.applied.Load() }
 
 // Quarantined is how many epochs wait for an operator because two spools speak for each.
 func (m *Machine) Quarantined() int64 { return m.forks.Load() }
+
+// OutboxBytes is what the outbox holds for sinks that have not acknowledged it.
+func (m *Machine) OutboxBytes() int64 { return m.kept.Load() }
 
 // Check is part of raftgroup.Checker.
 func (m *Machine) Check(cmd []byte) error {
@@ -171,6 +176,7 @@ func (m *Machine) Apply(index uint64, _ time.Time, cmd []byte) (out []byte, err 
 		return nil, fmt.Errorf("commit entry %d: %w", index, err)
 	}
 	m.applied.Store(index)
+	m.kept.Store(int64(m.outbox.bytes))
 	if t.then != nil {
 		t.then()
 	}

@@ -260,5 +260,5 @@ func (s *summedReader) pairs(db *pebbledb.DB) (uint64, error) {
 
 func known(key []byte) bool {
 	k := string(key)
-	return k == string(keyApplied) || slices.ContainsFunc(prefixes[:], func(p string) bool { return strings.HasPrefix(k, p) })
+	return k == string(keyApplied) || k == string(keyOutbox) || slices.ContainsFunc(prefixes[:], func(p string) bool { return strings.HasPrefix(k, p) })
 }
