@@ -36,7 +36,7 @@ const (
 	MaxListed     = 1000                // alerts in one answer, the newest
 	Keep          = 35 * 24 * time.Hour // how long a fact stays after its threshold is no longer reached
 	maxBody       = 4 << 10             // bytes of an answer that are read
-	raisedAtOnce  = 32                  // facts of one transaction
+	raisedAtOnce  = 32                  // facts of one customer in one transaction
 	tidyEvery     = time.Hour           // how often old facts are looked for
 )
 

@@ -76,11 +76,14 @@ func (s *Service) raise(ctx context.Context, tidy bool) error {
 		}
 	}
 	for len(fresh) > 0 {
-		n := min(len(fresh), raisedAtOnce)
-		t := group.Txn{}
+		n := 1
+		for n < min(len(fresh), raisedAtOnce) && fresh[n].alert.Customer == fresh[0].alert.Customer {
+			n++
+		}
+		// A customer who is erased meanwhile must not be named again, and holds up nobody else.
+		t := group.Txn{Compares: []group.Compare{{Key: model.PrefixCustomer + fresh[0].alert.Customer, Exists: true}}}
 		for _, f := range fresh[:n] {
-			// A customer who is erased meanwhile must not be named again.
-			t.Compares = append(t.Compares, group.Compare{Key: f.key}, group.Compare{Key: model.PrefixCustomer + f.alert.Customer, Exists: true})
+			t.Compares = append(t.Compares, group.Compare{Key: f.key})
 			t.Ops = append(t.Ops, group.Op{Key: f.key, Value: model.Encode(f.alert)})
 		}
 		res, err := s.commit(ctx, t)
