@@ -365,8 +365,24 @@ func TestBook_TopUpAndUpgradeActAtOnce(t *testing.T) {
 			request(ctx, b, strict)
 			raise(3)
 			other := *strict // the table's next plan object
-			if _, d := request(ctx, b, &other); d != quota.Taken {
+			if ticket, d := request(ctx, b, &other); d != quota.Taken {
 				t.Errorf("another plan: got %v at once, want taken", d)
+			} else {
+				ticket.Spend()
+			}
+			// The leader hears of the next plan 20 ms after the edge.
+			third := *strict
+			if _, d := request(ctx, b, &third); d != quota.Exhausted {
+				t.Errorf("another plan that the leader does not know: got %v, want exhausted", d)
+			}
+			time.Sleep(20 * time.Millisecond)
+			raise(4)
+			began = time.Now()
+			for d := quota.Exhausted; d != quota.Taken && time.Since(began) < time.Second; time.Sleep(time.Millisecond) {
+				_, d = request(ctx, b, &third)
+			}
+			if took := time.Since(began); took > 60*time.Millisecond {
+				t.Errorf("a leader that hears later: first changed decision after %v, want 60ms at most", took)
 			}
 		}, b)
 	})

@@ -3,6 +3,8 @@ package quota
 import (
 	"context"
 	"time"
+
+	"bailiwick/dataplane/internal/policy"
 )
 
 // manager is what only Run's goroutine touches. One exchange is under way at a time.
@@ -10,7 +12,7 @@ type manager struct {
 	sequence uint64
 	past     map[ID][]*lease // of accounts that were let go
 	queue    []*Account      // for the next exchange
-	starved  []*Account      // their requests still wait, though the leader was asked
+	starved  []*Account      // the leader was asked and its answer may soon be another
 
 	lastScan, lastSweep, lastStart time.Time
 	notBefore                      time.Time // after a failure
@@ -24,6 +26,9 @@ type exchange struct {
 	asked  time.Time // last
 	used   time.Time // last: a request came or waits
 	old    []*lease  // of other periods: units under way belong to them, and a plan may go back
+
+	asPlan  *policy.Plan // of the newest ask
+	planned time.Time    // since when, if there was another before
 
 	known bool // the leader has answered for it
 	gone  bool // dropped
@@ -128,7 +133,7 @@ func (b *Book) takeHot(now time.Time) {
 	keep := b.starved[:0]
 	for _, a := range b.starved {
 		switch {
-		case a.waiters.Load() == 0:
+		case a.waiters.Load() == 0 && !a.doubtful(now):
 		case a.again.After(now):
 			keep = append(keep, a)
 		default:
@@ -190,6 +195,13 @@ func (a *Account) due(now time.Time) bool {
 	return since >= watchEvery-tick/2 // once in two or three ticks
 }
 
+// doubtful says that "used up" may be the word of a leader that has not heard of the account's newest plan: its
+// copy of the zone store is some milliseconds behind the one that this edge's table came from, or ahead.
+func (a *Account) doubtful(now time.Time) bool {
+	l := a.lease.Load()
+	return l != nil && l.exhausted.Load() && now.Sub(a.planned) < doubtFor && a.inUse(now)
+}
+
 // leases says whether the account's plan needs units to be leased.
 func (a *Account) leases() bool { return Leases(a.plan.Load()) }
 
@@ -248,6 +260,9 @@ func (b *Book) trade(ctx context.Context, now time.Time) {
 		} else if a.waiters.Load() > 0 {
 			a.again = done.Add(starveEvery)
 			b.starved = append(b.starved, a)
+		} else if a.doubtful(done) {
+			a.again = done.Add(doubtEvery)
+			b.starved = append(b.starved, a)
 		}
 	}
 }
@@ -256,6 +271,12 @@ func (b *Book) trade(ctx context.Context, now time.Time) {
 func (a *Account) ask(now time.Time) Ask {
 	waiting := a.waiters.Load()
 	plan := a.plan.Load()
+	if plan != a.asPlan {
+		if a.asPlan != nil {
+			a.planned = now
+		}
+		a.asPlan = plan
+	}
 	k := Ask{ID: a.id, Plan: plan.Name, Starving: waiting > 0}
 	if a.inUse(now) {
 		k.Demand = a.offerRate

@@ -83,6 +83,8 @@ const (
 	beatEvery    = time.Second            // an edge with nothing to say is heard so often
 	idleAfter    = time.Second            // then unspent units go back
 	starveEvery  = 20 * time.Millisecond  // while requests wait and the answer brought nothing
+	doubtEvery   = 30 * time.Millisecond  // while a leader may not know of another plan yet
+	doubtFor     = time.Second            //
 	gap          = 2 * time.Millisecond   // between two exchanges: requests that arrive together ask together
 	retryFirst   = 50 * time.Millisecond  // after a failed exchange, doubled up to
 	retryMost    = time.Second            //
