@@ -100,16 +100,22 @@ func (s *Service) lead(ctx context.Context) {
 	busy := &running{hooks: map[string]bool{}}
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
-	var tidied time.Time
+	var tidied, warned time.Time
+	warn := func(event string, err error) {
+		if ctx.Err() == nil && time.Since(warned) > time.Minute { // a ledger without a quorum fails every look
+			warned = time.Now()
+			s.log.Warn(event, "error", err)
+		}
+	}
 	for {
 		tidy := time.Since(tidied) > tidyEvery
 		if err := s.raise(ctx, tidy); err == nil && tidy {
 			tidied = time.Now()
-		} else if err != nil && ctx.Err() == nil {
-			s.log.Warn("raise alerts", "error", err)
+		} else if err != nil {
+			warn("raise alerts", err)
 		}
-		if err := s.dispatch(ctx, &wg, busy); err != nil && ctx.Err() == nil {
-			s.log.Warn("deliver alerts", "error", err)
+		if err := s.dispatch(ctx, &wg, busy); err != nil {
+			warn("deliver alerts", err)
 		}
 		select {
 		case <-ctx.Done():
