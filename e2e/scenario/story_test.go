@@ -33,6 +33,7 @@ func TestStory(t *testing.T) {
 		{"a/requests", requests},
 		{"a/protocols", protocols},
 		{"e/residency", residency},
+		{"p/privacy", privacy},
 		{"i/manifests", badManifests},
 		{"i/tokens", badTokens},
 		{"i/requests", badRequests},
