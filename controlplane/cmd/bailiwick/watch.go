@@ -20,8 +20,9 @@ const (
 	maxEvery = time.Hour
 	// rebase is how long sums are counted from one beginning, so that a watch of days asks for little.
 	rebase = 2 * time.Hour
-	// trendLength is how many rates the line on a terminal remembers.
-	trendLength = 60
+	// trendLength is how many rates the line on a terminal remembers. No line may be wrapped at 80 columns, or the
+	// picture would not be drawn over itself.
+	trendLength = 48
 )
 
 func (a *app) usageWatchCommand() *cobra.Command {
@@ -214,12 +215,12 @@ func (w *watch) show(now time.Time, over time.Duration, sums map[string]int64, r
 	w.rates = append(w.rates, int64(float64(all)*1000/over.Seconds()))
 	w.rates = w.rates[max(0, len(w.rates)-trendLength):]
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s at %s, every %v; Ctrl-C ends it\n\n", w.customer, now.Format(time.TimeOnly), w.every)
+	fmt.Fprintf(&b, "%s\n%s, every %v; Ctrl-C ends it\n\n", w.customer, now.Format(time.TimeOnly), w.every)
 	fmt.Fprintf(&b, "%10s requests/s  |%s|\n", perSecond(all), sparkline(w.rates))
 	for _, r := range rates {
 		fmt.Fprintf(&b, "%10s %s\n", perSecond(r.news), r.outcome)
 	}
-	fmt.Fprintf(&b, "\nlimited %s   complete through %s, %s ago\n", share, or(clock(resp.GetCompleteThrough()), "no time yet"), behind)
+	fmt.Fprintf(&b, "\nlimited %s, ledger behind by %s\n", share, behind)
 	w.draw(b.String())
 }
 

@@ -74,6 +74,13 @@ func TestUsageWatch_OutlivesAControlNodeAndEndsOnCtrlC(t *testing.T) {
 		if code := <-done; code != exitOK {
 			t.Errorf("Ctrl-C: exit %d, want 0: %s", code, errs)
 		}
+		if live {
+			for line := range strings.SplitSeq(out.String(), "\n") {
+				if line = strings.TrimPrefix(line, "\x1b["); len([]rune(line)) > 80 {
+					t.Errorf("a line of %d columns would be wrapped: %q", len([]rune(line)), line)
+				}
+			}
+		}
 		if escaped := strings.Contains(out.String(), "\x1b["); escaped != live {
 			t.Errorf("live %v: escape sequences %v in %q", live, escaped, out)
 		}
