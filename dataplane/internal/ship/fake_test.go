@@ -34,7 +34,7 @@ type pki struct{ server, client *tls.Config }
 
 func (p *pki) quic() *tls.Config { return p.client }
 
-func newPKI(t *testing.T) *pki {
+func newPKI(t testing.TB) *pki {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -178,7 +178,7 @@ type node struct {
 	wg    sync.WaitGroup
 }
 
-func newNode(t *testing.T, p *pki, led *ledger, addr string, udp, tcp bool) *node {
+func newNode(t testing.TB, p *pki, led *ledger, addr string, udp, tcp bool) *node {
 	t.Helper()
 	n := &node{p: p, led: led, conns: map[*quic.Conn]bool{}}
 	t.Cleanup(n.wg.Wait) // runs last
@@ -202,11 +202,20 @@ func newNode(t *testing.T, p *pki, led *ledger, addr string, udp, tcp bool) *nod
 	return n
 }
 
-func (n *node) serveQUIC(t *testing.T) {
+func (n *node) serveQUIC(t testing.TB) {
+	t.Helper()
+	udp, err := net.ListenPacket("udp", n.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.serveQUICOn(t, udp)
+}
+
+func (n *node) serveQUICOn(t testing.TB, udp net.PacketConn) {
 	t.Helper()
 	conf := n.p.server.Clone()
 	conf.NextProtos = []string{ship.ALPN}
-	lis, err := quic.ListenAddr(n.addr, conf, &quic.Config{InitialStreamReceiveWindow: 32 << 10, MaxStreamReceiveWindow: 32 << 10}) // small, so that a stream that is not read stands still at once
+	lis, err := quic.Listen(udp, conf, &quic.Config{InitialStreamReceiveWindow: 32 << 10, MaxStreamReceiveWindow: 32 << 10}) // small, so that a stream that is not read stands still at once
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +266,7 @@ func (n *node) serveQUIC(t *testing.T) {
 			})
 		}
 	})
-	t.Cleanup(func() { n.cut(); lis.Close() })
+	t.Cleanup(func() { n.cut(); lis.Close(); udp.Close() })
 }
 
 func read(in *bufio.Reader, m proto.Message) error {

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const edge = "eu-west-edge-1"
 
-func openSpool(t *testing.T, dir string) *spool.Spool {
+func openSpool(t testing.TB, dir string) *spool.Spool {
 	t.Helper()
 	s, err := spool.Open(spool.Config{Dir: dir, Edge: edge, SegmentBytes: 64 << 10, SealEvery: 5 * time.Millisecond})
 	if err != nil {
@@ -41,7 +41,7 @@ func openSpool(t *testing.T, dir string) *spool.Spool {
 	return s
 }
 
-func add(t *testing.T, s *spool.Spool, customer string, n int) {
+func add(t testing.TB, s *spool.Spool, customer string, n int) {
 	t.Helper()
 	for range n {
 		r := usage.Row{Customer: customer, Plan: "gold", API: "orders", Outcome: usage.OutcomeSuccess, Requests: 1, Units: 1}
@@ -52,7 +52,7 @@ func add(t *testing.T, s *spool.Spool, customer string, n int) {
 }
 
 // addBlocks makes n blocks of one row.
-func addBlocks(t *testing.T, s *spool.Spool, customer string, n int) {
+func addBlocks(t testing.TB, s *spool.Spool, customer string, n int) {
 	t.Helper()
 	for range n {
 		before := s.Stats().Seq
@@ -61,7 +61,7 @@ func addBlocks(t *testing.T, s *spool.Spool, customer string, n int) {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -75,16 +75,22 @@ type fixture struct {
 	stop func()
 }
 
-func start(t *testing.T, s *spool.Spool, p *pki, addrs ...string) *fixture {
+func start(t testing.TB, s *spool.Spool, p *pki, addrs ...string) *fixture {
 	t.Helper()
 	return startWith(t, s, nil, p, addrs...)
 }
 
-func startWith(t *testing.T, s *spool.Spool, d *detail.Spool, p *pki, addrs ...string) *fixture {
+func startWith(t testing.TB, s *spool.Spool, d *detail.Spool, p *pki, addrs ...string) *fixture {
+	t.Helper()
+	return startConfig(t, p, ship.Config{Spool: s, Detail: d, Addrs: func() []string { return addrs },
+		Patience: 500 * time.Millisecond, Heartbeat: 20 * time.Millisecond, RetryQUIC: 100 * time.Millisecond, Backoff: 10 * time.Millisecond, RetryRefused: 300 * time.Millisecond, RetryHome: 700 * time.Millisecond})
+}
+
+func startConfig(t testing.TB, p *pki, cfg ship.Config) *fixture {
 	t.Helper()
 	tr := &http.Transport{TLSClientConfig: p.client, ForceAttemptHTTP2: true}
-	f, err := ship.New(ship.Config{Spool: s, Detail: d, Addrs: func() []string { return addrs }, QUICTLS: p.quic, HTTPClient: &http.Client{Transport: tr},
-		Patience: 500 * time.Millisecond, Heartbeat: 20 * time.Millisecond, RetryQUIC: 100 * time.Millisecond, Backoff: 10 * time.Millisecond, RetryRefused: 300 * time.Millisecond, RetryHome: 700 * time.Millisecond})
+	cfg.QUICTLS, cfg.HTTPClient = p.quic, &http.Client{Transport: tr}
+	f, err := ship.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
