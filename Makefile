@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore bench fuzz lint generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore bench outage fuzz lint generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ explore: ## every state of the usage and quota protocols in the small, within th
 bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover
 	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/...
 	$(GO) run ./e2e/bench $(ARGS)
+
+outage: ## 72 hours without a control node at 1,000 requests/s, every request made (about an hour, 3 GB of disk)
+	OUTAGE_SCALE=1 $(GO) test -count=1 -timeout 4h -run 72Hours -v ./dataplane/internal/spool/...
 
 fuzz: ## a minute of each fuzz target
 	./e2e/fuzz.sh
