@@ -129,10 +129,10 @@ func campaign(o options, out io.Writer) error {
 func (s *summary) print(out io.Writer) {
 	fmt.Fprintf(out, "\n%d requests, %d faults in %s, all settled %s after the last\n", s.Requests, s.Faults,
 		time.Duration(s.Seconds*float64(time.Second)).Round(time.Second), time.Duration(s.SettledIn*float64(time.Second)).Round(100*time.Millisecond))
-	fmt.Fprintf(out, "%-22s %9s %8s %9s\n", "FAULT", "INJECTED", "SKIPPED", "BREACHES")
+	fmt.Fprintf(out, "%-26s %9s %8s %9s\n", "FAULT", "INJECTED", "SKIPPED", "BREACHES")
 	for _, name := range sortedKeys(s.Kinds) {
 		k := s.Kinds[name]
-		fmt.Fprintf(out, "%-22s %9d %8d %9d\n", name, k.Injected, k.Skipped, k.Breaches)
+		fmt.Fprintf(out, "%-26s %9d %8d %9d\n", name, k.Injected, k.Skipped, k.Breaches)
 	}
 	fmt.Fprintf(out, "%-12s %-5s %9s %9s %9s %9s %9s  %s\n", "CUSTOMER", "ZONE", "SENT", "UNHEARD", "COMPLETED", "COUNTED", "ANSWERED", "LAW")
 	for _, c := range s.Customers {
