@@ -16,6 +16,7 @@ const (
 	tcpIdle    = 5 * time.Second // and between queries (RFC 7766 asks for a few seconds)
 	tcpWrite   = 2 * time.Second // for the client to take an answer
 	tcpQueries = 100             // on one connection
+	tcpParting = time.Second     // for the client to read the last answers
 )
 
 // serveTCP takes connections up to the limit, each with one goroutine that answers one query after the other: who
@@ -86,6 +87,15 @@ func (s *Server) converse(conn net.Conn, from netip.Addr) {
 			return
 		}
 		wait = tcpIdle
+	}
+	part(conn)
+}
+
+// part ends a connection whose client has more to say: closed at once, the system would reset it, and with it
+// answers that have not arrived.
+func part(conn net.Conn) {
+	if c, ok := conn.(*net.TCPConn); ok && c.CloseWrite() == nil && c.SetReadDeadline(time.Now().Add(tcpParting)) == nil {
+		_, _ = io.CopyN(io.Discard, c, 1<<16)
 	}
 }
 

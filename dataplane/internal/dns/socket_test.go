@@ -1,0 +1,143 @@
+package dns_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"go.uber.org/goleak"
+
+	"bailiwick/dataplane/internal/dns"
+	"bailiwick/dataplane/internal/observe"
+)
+
+// listening is a server on loopback. It ends, with all it started, before the test does.
+func listening(t *testing.T, change func(*dns.Config)) (*world, *dns.Server) {
+	t.Helper()
+	w := newWorld(t, nil)
+	cfg := dns.Config{Listen: "127.0.0.1:0", Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return &w.outlook }, Logger: slog.New(slog.DiscardHandler)}
+	if change != nil {
+		change(&cfg)
+	}
+	s, err := dns.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(3 * time.Second):
+			t.Error("Run does not return")
+		}
+		goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	})
+	return w, s
+}
+
+func TestServer_UDPAndTCP(t *testing.T) {
+	_, s := listening(t, nil)
+	for _, network := range []string{"udp", "tcp"} {
+		q := question("Orders.EMEA.example.test.", mdns.TypeA)
+		m, _, err := (&mdns.Client{Net: network, Timeout: 2 * time.Second}).Exchange(q, s.Addr())
+		if err != nil || len(m.Answer) != 2 || m.Question[0].Name != "Orders.EMEA.example.test." {
+			t.Errorf("%s: %v, %v", network, m, err)
+		}
+	}
+}
+
+// Queries that are sent together are answered one by one in order; a connection ends after a hundred.
+func TestServer_Pipelining(t *testing.T) {
+	_, s := listening(t, nil)
+	conn, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var all []byte
+	for id := range uint16(101) {
+		q := question("orders.emea.example.test.", mdns.TypeA)
+		q.Id = id
+		b, _ := q.Pack()
+		all = append(binary.BigEndian.AppendUint16(all, uint16(len(b))), b...)
+	}
+	if _, err := conn.Write(all); err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+	for id := range uint16(100) {
+		var head [4]byte
+		if _, err := io.ReadFull(conn, head[:]); err != nil {
+			t.Fatalf("answer %d: %v", id, err)
+		}
+		if got := binary.BigEndian.Uint16(head[2:]); got != id {
+			t.Fatalf("answer %d has id %d", id, got)
+		}
+		_, _ = io.CopyN(io.Discard, conn, int64(binary.BigEndian.Uint16(head[:]))-2)
+	}
+	if n, err := conn.Read(make([]byte, 1)); err == nil {
+		t.Errorf("%d bytes more after a hundred answers", n)
+	}
+}
+
+// One client prefix holds an eighth of the connections; who holds one silent loses it.
+func TestServer_ConnectionsAreBounded(t *testing.T) {
+	_, s := listening(t, func(c *dns.Config) { c.Conns = 16 })
+	var held []net.Conn
+	for range 2 {
+		c, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		held = append(held, c)
+	}
+	deadline := time.Now().Add(2 * time.Second)
+	for s.Stats().Conns.Load() < 2 && time.Now().Before(deadline) {
+		time.Sleep(time.Millisecond)
+	}
+	c, err := net.Dial("tcp", s.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(time.Second))
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) || isTimeout(err) {
+		t.Errorf("the third connection of a prefix is kept open: %v", err)
+	}
+	if s.Stats().ConnsOver.Load() != 1 {
+		t.Errorf("%d connections counted as too many", s.Stats().ConnsOver.Load())
+	}
+	began := time.Now()
+	_ = held[0].SetReadDeadline(time.Now().Add(4 * time.Second))
+	if _, err := held[0].Read(make([]byte, 1)); err == nil || isTimeout(err) {
+		t.Errorf("a silent connection is kept: %v", err)
+	} else if d := time.Since(began); d > 3*time.Second {
+		t.Errorf("a silent connection lives %v", d)
+	}
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) && n.Timeout()
+}
+
+func TestNew_PortTaken(t *testing.T) {
+	_, s := listening(t, nil)
+	w := newWorld(t, nil)
+	if _, err := dns.New(dns.Config{Listen: s.Addr(), Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return &w.outlook }, Logger: slog.New(slog.DiscardHandler)}); err == nil {
+		t.Error("a second server on one port")
+	}
+}
