@@ -350,3 +350,18 @@ func FuzzHandle(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkHandle(b *testing.B) {
+	w := newWorld(b, nil)
+	for _, qtype := range []uint16{mdns.TypeA, mdns.TypeHTTPS} {
+		query, _ := withSubnet(question("orders.emea.example.test.", qtype), "10.1.2.0/24").Pack()
+		b.Run(mdns.TypeToString[qtype], func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if w.Handle(query, nobody, false) == nil {
+					b.Fatal("no answer")
+				}
+			}
+		})
+	}
+}
