@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,8 +97,8 @@ spreadsheet would take for a formula begins with an apostrophe.`,
 			if (customer == "") == !all {
 				return misuse("usage needs one of --customer NAME and --all-zones")
 			}
-			if !cmd.Flags().Changed("since") {
-				since = sinceBy(by)
+			if !cmd.Flags().Changed("since") && slices.ContainsFunc(by, isTime) {
+				since = "" // the server knows where a local day begins
 			}
 			now := time.Now()
 			from, err := instant(since, now)
@@ -127,28 +128,13 @@ spreadsheet would take for a formula begins with an apostrophe.`,
 	c.AddCommand(a.ledgerCommands()...)
 	c.Flags().StringVar(&customer, "customer", "", "whose usage")
 	c.Flags().BoolVar(&all, "all-zones", false, "the sums of every zone, without customers")
-	c.Flags().StringVar(&since, "since", "1h", "from when; with --by hour 24h, --by day 30d, --by month 365d")
+	c.Flags().StringVar(&since, "since", "1h", "from when; by default with --by hour the last 24, --by day 30, --by month 12")
 	c.Flags().StringVar(&until, "until", "", "until when; default now")
 	c.Flags().StringSliceVar(&by, "by", nil, "sum by these, comma separated")
 	c.Flags().StringVar(&timeZone, "time-zone", "", "IANA name, for --by; default the customer's, and UTC for --all-zones")
 	c.Flags().StringVar(&zoneName, "zone", "", "the customer's zone; left out, the zones are asked one by one")
 	c.AddCommand(a.usageWatchCommand(), a.usageLatencyCommand(), a.usageForecastCommand(), a.usageTraceCommand())
 	return c
-}
-
-// sinceBy is how far back one looks who said nothing.
-func sinceBy(by []string) string {
-	for _, g := range by {
-		switch g {
-		case "hour":
-			return "24h"
-		case "day":
-			return "30d"
-		case "month":
-			return "365d"
-		}
-	}
-	return "1h"
 }
 
 // instant reads an age, a date or a time; nil for "".

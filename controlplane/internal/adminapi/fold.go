@@ -40,6 +40,22 @@ func newFolding(groupBy []string, zone *time.Location) (*folding, error) {
 	return f, nil
 }
 
+// usualSpan is how many units of time one looks back who does not say how far.
+var usualSpan = map[string]int{calendar.Hour: 24, calendar.Day: 30, calendar.Month: 12}
+
+// since begins a query that does not say when: with a whole unit, so that the first row is no fragment. For a fold
+// over no unit it is given.
+func (f *folding) since(given, until time.Time) time.Time {
+	if f == nil || f.unit == "" {
+		return given
+	}
+	start, _ := calendar.Span(until.Add(-time.Nanosecond), f.unit, f.zone)
+	for range usualSpan[f.unit] - 1 {
+		start, _ = calendar.Span(start.Add(-time.Nanosecond), f.unit, f.zone)
+	}
+	return start.UTC()
+}
+
 // start is when the unit of time that holds the cell begins; zero if time is not asked for.
 func (f *folding) start(cell time.Time) time.Time {
 	if f.unit == "" {

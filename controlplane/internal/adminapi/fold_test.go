@@ -84,3 +84,29 @@ func TestQueryUsage_FoldsKeepEverySum(t *testing.T) {
 		}
 	})
 }
+
+// Without a beginning the first row is a whole unit, wherever its day begins.
+func TestQueryUsage_BeginsWithAWholeUnit(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	usage := adminv1connect.NewUsageServiceClient(apitest.Client(apitest.Viewer), z.Server.URL, faults)
+	until := time.Date(2026, 11, 25, 12, 7, 0, 0, time.UTC)
+	var rows []adminapi.UsageRow
+	for cell := until.Add(-400 * 24 * time.Hour).Truncate(15 * time.Minute); cell.Before(until); cell = cell.Add(15 * time.Minute) {
+		rows = append(rows, adminapi.UsageRow{Cell: cell, Outcome: "success", Requests: 1})
+	}
+	z.Usage.Set("acme", adminapi.UsageReport{Rows: rows})
+	for unit, want := range map[string]struct {
+		rows     int
+		first    string
+		requests int64
+	}{"hour": {24, "2026-11-24T18:00+05:45", 4}, "day": {30, "2026-10-27", 96}, "month": {12, "2025-12", 31 * 96}} {
+		resp, err := usage.QueryUsage(t.Context(), &adminv1.QueryUsageRequest{Customer: "acme", Until: timestamppb.New(until), GroupBy: []string{unit}, TimeZone: "Asia/Kathmandu"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if first := resp.Rows[0]; len(resp.Rows) != want.rows || first.Time != want.first || first.Requests != want.requests {
+			t.Errorf("by %s: %d rows, the first %s with %d requests, want %d, %s and %d", unit, len(resp.Rows), first.Time, first.Requests, want.rows, want.first, want.requests)
+		}
+	}
+}

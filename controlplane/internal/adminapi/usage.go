@@ -64,6 +64,9 @@ func (s *server) QueryUsage(ctx context.Context, req *adminv1.QueryUsageRequest)
 	if err != nil {
 		return nil, err
 	}
+	if req.GetSince() == nil {
+		since = fold.since(since, until)
+	}
 	q := UsageQuery{Customer: req.GetCustomer(), Since: since, Until: until}
 	if fold != nil {
 		q.Fold = fold.row
@@ -128,6 +131,9 @@ func (s *server) QueryTotals(ctx context.Context, req *adminv1.QueryTotalsReques
 	fold, err := newFolding(req.GetGroupBy(), zone)
 	if err != nil {
 		return nil, err
+	}
+	if req.GetSince() == nil {
+		since = fold.since(since, until)
 	}
 	q := TotalsQuery{Since: since, Until: until, Zone: zone}
 	out := &adminv1.QueryTotalsResponse{}

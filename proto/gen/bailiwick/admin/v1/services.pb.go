@@ -2198,8 +2198,9 @@ func (x *RegionAnswer) GetWhy() string {
 type QueryUsageRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Customer string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
-	Since    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
-	Until    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
+	// since: unset means an hour ago; grouped by hour, day or month, the last 24, 30 or 12 of them, whole ones.
+	Since *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=since,proto3" json:"since,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=until,proto3" json:"until,omitempty"`
 	// group_by folds rows: at most one of hour, day, month (in time_zone), and any of subscription, plan, product, api, route, served_region, outcome.
 	GroupBy []string `protobuf:"bytes,4,rep,name=group_by,json=groupBy,proto3" json:"group_by,omitempty"`
 	// time_zone of group_by's hours, days and months, an IANA name; empty means the customer's.
