@@ -67,6 +67,9 @@ type Config struct {
 	// more is refused as implausible. 0: 250,000.
 	MaxEdgeRate int64
 
+	DetailRetention time.Duration // of a row of detail, from when its request ended; 0: 35 days
+	DetailBudget    int64         // bytes of detail on disk, beyond which the oldest files go; 0: 20 GiB
+
 	// DropDelta is a fault hook of test builds; nil in production.
 	DropDelta func() bool
 }

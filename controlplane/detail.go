@@ -13,7 +13,8 @@ import (
 )
 
 func (n *Node) openDetail() (err error) {
-	n.detail, err = detail.Open(detail.Config{Dir: filepath.Join(n.cfg.Dir, "detail"), Erased: func(customer string) bool { return erased(n.store.Local(), customer) }, Logger: n.log})
+	n.detail, err = detail.Open(detail.Config{Dir: filepath.Join(n.cfg.Dir, "detail"), Retention: n.cfg.DetailRetention, Budget: n.cfg.DetailBudget,
+		Erased: func(customer string) bool { return erased(n.store.Local(), customer) }, Logger: n.log})
 	return err
 }
 

@@ -132,6 +132,8 @@ func serve(ctx context.Context, args []string) error {
 	flags.DurationVar(&cfg.PeriodGrace, "period-grace", 12*time.Hour, "after a day's end, then it is closed whoever is silent")
 	flags.DurationVar(&cfg.FoldAfter, "compact-after", 35*24*time.Hour, "after its end a closed day is compacted")
 	flags.Int64Var(&cfg.MaxEdgeRate, "max-edge-rate", 250_000, "requests a second that one edge can serve at most: usage that says more is refused")
+	flags.DurationVar(&cfg.DetailRetention, "detail-retention", 35*24*time.Hour, "how long rows of single requests are kept")
+	flags.Int64Var(&cfg.DetailBudget, "detail-budget", 20<<30, "bytes of such rows on this node's disk; beyond it the oldest files go, counted")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
 	flags.Int("bootstrap-expect", 3, "voters of a zone's groups; the kit names them, and this must agree when given")

@@ -14,10 +14,12 @@ import (
 	"bailiwick/controlplane/internal/adminapi"
 	"bailiwick/controlplane/internal/adminapi/apitest"
 	"bailiwick/controlplane/internal/erasure"
+	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	"bailiwick/proto/gen/bailiwick/admin/v1/adminv1connect"
 	"bailiwick/shared/fault"
+	usagepkg "bailiwick/shared/usage"
 )
 
 func customersAt(z *apitest.Zone, token string) adminv1connect.CustomerServiceClient {
@@ -33,7 +35,8 @@ func TestTraceUsage_HoldsTheLedgerAgainstRows(t *testing.T) {
 	row := func(route, outcome string, requests, units int64, correction bool) adminapi.UsageRow {
 		return adminapi.UsageRow{Cell: at, API: "orders", Route: route, Plan: "gold", ServedRegion: "eu-west", Outcome: outcome, Requests: requests, Units: units, Correction: correction}
 	}
-	z.Usage.Set("acme", adminapi.UsageReport{Rows: []adminapi.UsageRow{row("get", "success", 4, 8, false), row("get", "success", 1, 2, false), row("list", "success", 7, 7, false), row("get", "success", -3, -3, true)}})
+	z.Usage.Set("acme", adminapi.UsageReport{Rows: []adminapi.UsageRow{row("get", "success", 4, 8, false), row("get", "success", 1, 2, false), row("list", "success", 7, 7, false), row("get", "success", -3, -3, true)},
+		Late: []ledger.Row{{Kind: ledger.Late, Cell: usagepkg.Cell{Start: at.Unix(), API: "orders", Route: "list", Plan: "gold", ServedRegion: "eu-west", Outcome: usagepkg.OutcomeSuccess}, Sums: usagepkg.Sums{Requests: 1, Units: 1}}}})
 	cell := func(route string) adminapi.TraceCell {
 		return adminapi.TraceCell{Start: at.Unix(), API: "orders", Route: route, Plan: "gold", ServedRegion: "eu-west", Outcome: "success"}
 	}
@@ -48,8 +51,8 @@ func TestTraceUsage_HoldsTheLedgerAgainstRows(t *testing.T) {
 	for _, c := range got.Cells {
 		lines = append(lines, strings.Join([]string{c.Route, string(rune('0' + c.Requests)), string(rune('0' + c.Rows)), string(rune('0' + c.Units%10)), string(rune('0' + c.RowUnits%10))}, " "))
 	}
-	// Cells that differ in what a trace does not show are one; corrections have no requests behind them.
-	if want := []string{"get 5 5 0 0", "list 7 0 7 0", "put 0 1 0 1"}; !slices.Equal(lines, want) {
+	// Cells that differ in what a trace does not show are one; what came late counts; corrections have no requests behind them.
+	if want := []string{"get 5 5 0 0", "list 8 0 8 0", "put 0 1 0 1"}; !slices.Equal(lines, want) {
 		t.Errorf("cells %q, want %q", lines, want)
 	}
 	if !slices.Equal(got.Unreachable, []string{"emea-2"}) || got.Cells[0].Blocks[0] != "e/1/1" {

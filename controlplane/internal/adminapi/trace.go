@@ -97,7 +97,12 @@ func (s *server) TraceUsage(ctx context.Context, req *adminv1.TraceUsageRequest)
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.TraceUsageResponse{Cells: traceCells(req, report.Rows, found.Cells), Rows: found.Rows, Truncated: found.Truncated, Unreachable: found.Unreachable,
+	rows := report.Rows
+	for _, r := range report.Late { // counted like any other, though reported beside what its closed day had
+		rows = append(rows, UsageRow{Cell: time.Unix(r.Cell.Start, 0), API: r.Cell.API, Route: r.Cell.Route, Plan: r.Cell.Plan, ServedRegion: r.Cell.ServedRegion,
+			Outcome: r.Cell.Outcome.String(), Requests: r.Sums.Requests, Units: r.Sums.Units})
+	}
+	return &adminv1.TraceUsageResponse{Cells: traceCells(req, rows, found.Cells), Rows: found.Rows, Truncated: found.Truncated, Unreachable: found.Unreachable,
 		Lost: found.Lost, KeptSince: stamp(found.KeptSince), CompleteThrough: stamp(report.CompleteThrough), Damaged: found.Damaged, Erased: stamp(gone.Erased)}, nil
 }
 
