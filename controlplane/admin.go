@@ -155,7 +155,7 @@ func (n *Node) metrics() []telemetry.Metric {
 	counter := func(name, help string, read func() int64) telemetry.Metric {
 		return telemetry.Metric{Name: name, Help: help, Counter: true, Read: func() float64 { return float64(read()) }}
 	}
-	s := n.sync.Stats()
+	s, q := n.sync.Stats(), n.lessor.Stats()
 	return []telemetry.Metric{
 		gauge("sync_streams", "Edges connected to this node.", func() float64 { return float64(s.Streams.Load()) }),
 		counter("sync_snapshots_total", "Whole tables sent to edges.", s.Snapshots.Load),
@@ -178,6 +178,12 @@ func (n *Node) metrics() []telemetry.Metric {
 		counter("detail_expired_files_total", "Files of detail removed by age.", func() int64 { return n.detail.Stats().Expired }),
 		counter("detail_over_budget_files_total", "Files of detail removed before their age by the disk budget.", func() int64 { return n.detail.Stats().OverBudget }),
 		counter("detail_erased_rows_total", "Rows of erased customers that were dropped on arrival or from logs.", func() int64 { return n.detail.Stats().ErasedRows }),
+		counter("quota_exchanges_total", "Exchanges of edges that this node, as the ledger's leader, had committed.", q.Exchanges.Load),
+		counter("quota_entries_total", "Raft entries they took.", q.Entries.Load),
+		counter("quota_looked_up_total", "Exchanges answered without an entry.", q.Looked.Load),
+		counter("quota_stale_total", "Exchanges overtaken by a newer one of their edge, or of an epoch that is over.", q.Stale.Load),
+		counter("quota_refused_accounts_total", "Accounts that edges asked for and that are not of this zone, or not known yet.", q.Refused.Load),
+		counter("quota_recalls_total", "Answers that asked an edge to give back what it does not use.", q.Recalls.Load),
 		counter("peer_refused_total", "Peer connections refused.", func() int64 { return int64(n.mux.Refused()) }),
 		counter("alerts_raised_total", "Thresholds of quotas raised by this node.", n.alerts.Stats().Raised.Load),
 		counter("alerts_delivered_total", "Webhook messages taken by their receiver.", n.alerts.Stats().Delivered.Load),

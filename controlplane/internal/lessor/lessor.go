@@ -139,8 +139,11 @@ func (l *Lessor) Exchange(ctx context.Context, edge, region string, req *usagev1
 		if err := l.decide(ctx, x); err != nil {
 			return nil, err
 		}
-	} else if err := x.lookUp(view); err != nil {
-		return nil, err
+	} else {
+		l.stats.Looked.Add(1)
+		if err := x.lookUp(view); err != nil {
+			return nil, err
+		}
 	}
 	return l.answer(x, region, time.Now())
 }
