@@ -166,6 +166,7 @@ func (n *Node) metrics() []telemetry.Metric {
 		counter("ingest_blocks_total", "Usage blocks acknowledged, repeats included.", func() int64 { return int64(n.ingest.Stats().Blocks) }),
 		gauge("ingest_sessions", "Edges shipping usage to this node.", func() float64 { return float64(n.ingest.Stats().Sessions) }),
 		gauge("ledger_outbox_bytes", "Usage that a sink has not acknowledged yet.", func() float64 { return float64(n.machine.OutboxBytes()) }),
+		gauge("ledger_sinks_lost_blocks", "Blocks that the outbox gave up before a sink had taken them.", func() float64 { return float64(n.machine.SinksLost()) }),
 		counter("ledger_state_agreed_total", "Checkpoints at which all nodes of the zone had one state, seen while this node led.", n.audit.Agreed.Load),
 		counter("ledger_state_outvoted_total", "Checkpoints at which a node had another state than the majority, and was stopped.", n.audit.Outvoted.Load),
 		counter("ledger_state_split_total", "Checkpoints at which states differed and no majority had one: nobody was stopped.", n.audit.Split.Load),

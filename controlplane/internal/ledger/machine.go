@@ -39,6 +39,7 @@ type Machine struct {
 	applied atomic.Uint64
 	forks   atomic.Int64 // epochs in quarantine
 	kept    atomic.Int64 // bytes in the outbox
+	lost    atomic.Int64 // blocks that sinks did not take in time
 	fatal   sync.Once
 
 	// What Apply works with belongs to the FSM goroutine. epochs mirrors every
@@ -139,6 +140,9 @@ func (m *Machine) Quarantined() int64 { return m.forks.Load() }
 // OutboxBytes is what the outbox holds for sinks that have not acknowledged it.
 func (m *Machine) OutboxBytes() int64 { return m.kept.Load() }
 
+// SinksLost is how many blocks the outbox gave up before a sink had taken them, over all sinks registered now.
+func (m *Machine) SinksLost() int64 { return m.lost.Load() }
+
 // Check is part of raftgroup.Checker.
 func (m *Machine) Check(cmd []byte) error {
 	_, _, err := decodeCommand(cmd)
@@ -176,7 +180,7 @@ func (m *Machine) Apply(index uint64, _ time.Time, cmd []byte) (out []byte, err 
 		return nil, fmt.Errorf("commit entry %d: %w", index, err)
 	}
 	m.applied.Store(index)
-	m.kept.Store(int64(m.outbox.bytes))
+	m.outbox.tell(m)
 	if t.then != nil {
 		t.then()
 	}

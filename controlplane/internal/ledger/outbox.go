@@ -181,6 +181,16 @@ func (t *tx) putOutbox() error {
 	return t.set(keyOutbox, binary.AppendUvarint(binary.AppendUvarint(nil, o.next), o.budget))
 }
 
+// tell shows what metrics read.
+func (o *outbox) tell(m *Machine) {
+	m.kept.Store(int64(o.bytes))
+	var lost uint64
+	for _, s := range o.sinks {
+		lost += s.Lost
+	}
+	m.lost.Store(int64(lost))
+}
+
 // sinksOrder registers sinks and forgets others. A new one begins with the next block.
 type sinksOrder struct {
 	budget      uint64
