@@ -37,7 +37,7 @@ explore: ## every state of the usage and quota protocols in the small, within th
 	EXPLORE=full $(GO) test -count=1 -timeout 60m -v -run 'Explore' ./controlplane/internal/ledger/... $(ARGS)
 
 bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover
-	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/...
+	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/... ./controlplane/internal/detail/...
 	$(GO) run ./e2e/bench $(ARGS)
 
 outage: ## 72 hours without a control node at 1,000 requests/s, every request made (about an hour, 3 GB of disk)

@@ -87,10 +87,12 @@ func NewPiece(edge, region string, epoch, number, seq uint64, payload []byte) (P
 	if err != nil {
 		return p, err
 	}
+	seen := map[string]bool{}
 	for i := range rows {
 		r := &rows[i]
 		p.min, p.max = min(p.min, r.EndUnixMS), max(p.max, r.EndUnixMS)
-		if !slices.Contains(p.Customers, r.Customer) {
+		if !seen[r.Customer] {
+			seen[r.Customer] = true
 			p.Customers = append(p.Customers, r.Customer)
 		}
 	}
