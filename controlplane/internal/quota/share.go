@@ -1,5 +1,7 @@
 package quota
 
+import "math/bits"
+
 // Million is a whole in parts per million.
 const Million = 1_000_000
 
@@ -14,7 +16,7 @@ func Shares(live int, demands []int64) []int64 {
 	rest := Million - floor*int64(live)
 	var sum int64
 	for _, d := range demands {
-		sum = Add(sum, max(0, d))
+		sum += clamp(d)
 	}
 	out := make([]int64, len(demands))
 	for i, d := range demands {
@@ -22,15 +24,12 @@ func Shares(live int, demands []int64) []int64 {
 			out[i] = int64(Million / live)
 			continue
 		}
-		out[i] = floor + part(rest, max(0, d), sum)
+		hi, lo := bits.Mul64(uint64(rest), uint64(clamp(d)))
+		part, _ := bits.Div64(hi, lo, uint64(sum))
+		out[i] = floor + int64(part)
 	}
 	return out
 }
 
-// part is whole*n/of for n ≤ of, without overflow: whole is at most Million.
-func part(whole, n, of int64) int64 {
-	for of > 1<<40 {
-		n, of = n>>1, of>>1
-	}
-	return whole * min(n, of) / of
-}
+// clamp keeps what an edge says of its demand within what may be summed exactly.
+func clamp(demand int64) int64 { return min(max(0, demand), 1<<40) }
