@@ -42,6 +42,7 @@ var rights = map[string]string{
 	adminv1connect.NodeServiceCreateJoinTokenProcedure:               RoleAdmin,
 	adminv1connect.NodeServiceLeadersProcedure:                       RoleViewer,
 	adminv1connect.BorderServiceStatusProcedure:                      RoleViewer,
+	adminv1connect.BorderServiceSimulateProcedure:                    RoleViewer,
 	adminv1connect.DNSServiceExplainProcedure:                        RoleViewer,
 	adminv1connect.UsageServiceQueryUsageProcedure:                   RoleViewer,
 	adminv1connect.UsageServiceQueryTotalsProcedure:                  RoleViewer,
@@ -114,7 +115,7 @@ func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Pee
 // requests are compiled at start, so that no rule can fail to compile on a call.
 func requests() []proto.Message {
 	return []proto.Message{&adminv1.ApplyRequest{}, &adminv1.GetRequest{}, &adminv1.ListRequest{}, &adminv1.DeleteRequest{},
-		&adminv1.CreateKeyRequest{}, &adminv1.RevokeKeyRequest{}, &adminv1.ListKeysRequest{}, &adminv1.RemoveNodeRequest{}, &adminv1.ExplainDNSRequest{},
+		&adminv1.CreateKeyRequest{}, &adminv1.RevokeKeyRequest{}, &adminv1.ListKeysRequest{}, &adminv1.RemoveNodeRequest{}, &adminv1.ExplainDNSRequest{}, &adminv1.SimulateRequest{},
 		&adminv1.CreateJoinTokenRequest{}, &adminv1.QueryUsageRequest{}, &adminv1.QueryTotalsRequest{},
 		&adminv1.QueryLatencyRequest{}, &adminv1.ForecastRequest{}, &adminv1.CreateWebhookRequest{}, &adminv1.ListWebhooksRequest{}, &adminv1.DeleteWebhookRequest{}, &adminv1.RotateWebhookSecretRequest{}, &adminv1.ListAlertsRequest{},
 		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{},

@@ -1900,6 +1900,323 @@ func (x *Tightening) GetWaitingFor() []string {
 	return nil
 }
 
+type SimulateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host to speak of; empty: every host of the zone.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// from is the region that accepts; empty: each region that is home.
+	From string   `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	Down []string `protobuf:"bytes,3,rep,name=down,proto3" json:"down,omitempty"`
+	// key_id asks whether a key may use the host; never the key's text.
+	KeyId         string `protobuf:"bytes,4,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateRequest) Reset() {
+	*x = SimulateRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateRequest) ProtoMessage() {}
+
+func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
+func (*SimulateRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SimulateRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *SimulateRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *SimulateRequest) GetDown() []string {
+	if x != nil {
+		return x.Down
+	}
+	return nil
+}
+
+func (x *SimulateRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+type SimulateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Courses       []*Course              `protobuf:"bytes,1,rep,name=courses,proto3" json:"courses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SimulateResponse) Reset() {
+	*x = SimulateResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SimulateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SimulateResponse) ProtoMessage() {}
+
+func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
+func (*SimulateResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *SimulateResponse) GetCourses() []*Course {
+	if x != nil {
+		return x.Courses
+	}
+	return nil
+}
+
+type Course struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Host   string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Api    string                 `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	Policy string                 `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
+	Home   string                 `protobuf:"bytes,4,opt,name=home,proto3" json:"home,omitempty"`
+	// outcome: home, relay, no-region (503), not-home (421), key (the key is refused: see key_why).
+	Outcome  string          `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	ServedBy string          `protobuf:"bytes,6,opt,name=served_by,json=servedBy,proto3" json:"served_by,omitempty"`
+	Basis    string          `protobuf:"bytes,7,opt,name=basis,proto3" json:"basis,omitempty"`
+	Why      string          `protobuf:"bytes,8,opt,name=why,proto3" json:"why,omitempty"`
+	Passed   []*CourseRegion `protobuf:"bytes,9,rep,name=passed,proto3" json:"passed,omitempty"`
+	// led_to are the regions to which DNS leads clients when the edges of home are gone as well.
+	LedTo         []string `protobuf:"bytes,10,rep,name=led_to,json=ledTo,proto3" json:"led_to,omitempty"`
+	KeyWhy        string   `protobuf:"bytes,11,opt,name=key_why,json=keyWhy,proto3" json:"key_why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Course) Reset() {
+	*x = Course{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Course) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Course) ProtoMessage() {}
+
+func (x *Course) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Course.ProtoReflect.Descriptor instead.
+func (*Course) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Course) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Course) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *Course) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *Course) GetHome() string {
+	if x != nil {
+		return x.Home
+	}
+	return ""
+}
+
+func (x *Course) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *Course) GetServedBy() string {
+	if x != nil {
+		return x.ServedBy
+	}
+	return ""
+}
+
+func (x *Course) GetBasis() string {
+	if x != nil {
+		return x.Basis
+	}
+	return ""
+}
+
+func (x *Course) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Course) GetPassed() []*CourseRegion {
+	if x != nil {
+		return x.Passed
+	}
+	return nil
+}
+
+func (x *Course) GetLedTo() []string {
+	if x != nil {
+		return x.LedTo
+	}
+	return nil
+}
+
+func (x *Course) GetKeyWhy() string {
+	if x != nil {
+		return x.KeyWhy
+	}
+	return ""
+}
+
+type CourseRegion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	Permitted     bool                   `protobuf:"varint,2,opt,name=permitted,proto3" json:"permitted,omitempty"`
+	Down          bool                   `protobuf:"varint,3,opt,name=down,proto3" json:"down,omitempty"`
+	Basis         string                 `protobuf:"bytes,4,opt,name=basis,proto3" json:"basis,omitempty"`
+	Why           string                 `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CourseRegion) Reset() {
+	*x = CourseRegion{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CourseRegion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CourseRegion) ProtoMessage() {}
+
+func (x *CourseRegion) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CourseRegion.ProtoReflect.Descriptor instead.
+func (*CourseRegion) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *CourseRegion) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *CourseRegion) GetPermitted() bool {
+	if x != nil {
+		return x.Permitted
+	}
+	return false
+}
+
+func (x *CourseRegion) GetDown() bool {
+	if x != nil {
+		return x.Down
+	}
+	return false
+}
+
+func (x *CourseRegion) GetBasis() string {
+	if x != nil {
+		return x.Basis
+	}
+	return ""
+}
+
+func (x *CourseRegion) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type ExplainDNSRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Host  string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -1913,7 +2230,7 @@ type ExplainDNSRequest struct {
 
 func (x *ExplainDNSRequest) Reset() {
 	*x = ExplainDNSRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2242,7 @@ func (x *ExplainDNSRequest) String() string {
 func (*ExplainDNSRequest) ProtoMessage() {}
 
 func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2255,7 @@ func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDNSRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExplainDNSRequest) GetHost() string {
@@ -1976,7 +2293,7 @@ type ExplainDNSResponse struct {
 
 func (x *ExplainDNSResponse) Reset() {
 	*x = ExplainDNSResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1988,7 +2305,7 @@ func (x *ExplainDNSResponse) String() string {
 func (*ExplainDNSResponse) ProtoMessage() {}
 
 func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2001,7 +2318,7 @@ func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDNSResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExplainDNSResponse) GetHost() string {
@@ -2058,7 +2375,7 @@ type EdgeAnswer struct {
 
 func (x *EdgeAnswer) Reset() {
 	*x = EdgeAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2387,7 @@ func (x *EdgeAnswer) String() string {
 func (*EdgeAnswer) ProtoMessage() {}
 
 func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2400,7 @@ func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeAnswer.ProtoReflect.Descriptor instead.
 func (*EdgeAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EdgeAnswer) GetEdge() string {
@@ -2146,7 +2463,7 @@ type RegionAnswer struct {
 
 func (x *RegionAnswer) Reset() {
 	*x = RegionAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2475,7 @@ func (x *RegionAnswer) String() string {
 func (*RegionAnswer) ProtoMessage() {}
 
 func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2488,7 @@ func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionAnswer.ProtoReflect.Descriptor instead.
 func (*RegionAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RegionAnswer) GetRegion() string {
@@ -2211,7 +2528,7 @@ type QueryUsageRequest struct {
 
 func (x *QueryUsageRequest) Reset() {
 	*x = QueryUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2540,7 @@ func (x *QueryUsageRequest) String() string {
 func (*QueryUsageRequest) ProtoMessage() {}
 
 func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2553,7 @@ func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageRequest.ProtoReflect.Descriptor instead.
 func (*QueryUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *QueryUsageRequest) GetCustomer() string {
@@ -2290,7 +2607,7 @@ type QueryUsageResponse struct {
 
 func (x *QueryUsageResponse) Reset() {
 	*x = QueryUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2619,7 @@ func (x *QueryUsageResponse) String() string {
 func (*QueryUsageResponse) ProtoMessage() {}
 
 func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2632,7 @@ func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageResponse.ProtoReflect.Descriptor instead.
 func (*QueryUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *QueryUsageResponse) GetTotal() *UsageTotal {
@@ -2373,7 +2690,7 @@ type UsageTotal struct {
 
 func (x *UsageTotal) Reset() {
 	*x = UsageTotal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2702,7 @@ func (x *UsageTotal) String() string {
 func (*UsageTotal) ProtoMessage() {}
 
 func (x *UsageTotal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2715,7 @@ func (x *UsageTotal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageTotal.ProtoReflect.Descriptor instead.
 func (*UsageTotal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *UsageTotal) GetRequests() int64 {
@@ -2463,7 +2780,7 @@ type UsageRow struct {
 
 func (x *UsageRow) Reset() {
 	*x = UsageRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2475,7 +2792,7 @@ func (x *UsageRow) String() string {
 func (*UsageRow) ProtoMessage() {}
 
 func (x *UsageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2488,7 +2805,7 @@ func (x *UsageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
 func (*UsageRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *UsageRow) GetCell() *timestamppb.Timestamp {
@@ -2616,7 +2933,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2628,7 +2945,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2641,7 +2958,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Gap) GetEdge() string {
@@ -2686,7 +3003,7 @@ type QueryTotalsRequest struct {
 
 func (x *QueryTotalsRequest) Reset() {
 	*x = QueryTotalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2698,7 +3015,7 @@ func (x *QueryTotalsRequest) String() string {
 func (*QueryTotalsRequest) ProtoMessage() {}
 
 func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +3028,7 @@ func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsRequest.ProtoReflect.Descriptor instead.
 func (*QueryTotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *QueryTotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -2759,7 +3076,7 @@ type QueryTotalsResponse struct {
 
 func (x *QueryTotalsResponse) Reset() {
 	*x = QueryTotalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +3088,7 @@ func (x *QueryTotalsResponse) String() string {
 func (*QueryTotalsResponse) ProtoMessage() {}
 
 func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +3101,7 @@ func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsResponse.ProtoReflect.Descriptor instead.
 func (*QueryTotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *QueryTotalsResponse) GetZones() []*ZoneTotals {
@@ -2817,7 +3134,7 @@ type ZoneTotals struct {
 
 func (x *ZoneTotals) Reset() {
 	*x = ZoneTotals{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2829,7 +3146,7 @@ func (x *ZoneTotals) String() string {
 func (*ZoneTotals) ProtoMessage() {}
 
 func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2842,7 +3159,7 @@ func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneTotals.ProtoReflect.Descriptor instead.
 func (*ZoneTotals) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ZoneTotals) GetZone() string {
@@ -2908,7 +3225,7 @@ type TotalsRow struct {
 
 func (x *TotalsRow) Reset() {
 	*x = TotalsRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +3237,7 @@ func (x *TotalsRow) String() string {
 func (*TotalsRow) ProtoMessage() {}
 
 func (x *TotalsRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3250,7 @@ func (x *TotalsRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRow.ProtoReflect.Descriptor instead.
 func (*TotalsRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TotalsRow) GetProduct() string {
@@ -3027,7 +3344,7 @@ type QueryLatencyRequest struct {
 
 func (x *QueryLatencyRequest) Reset() {
 	*x = QueryLatencyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3039,7 +3356,7 @@ func (x *QueryLatencyRequest) String() string {
 func (*QueryLatencyRequest) ProtoMessage() {}
 
 func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3052,7 +3369,7 @@ func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyRequest.ProtoReflect.Descriptor instead.
 func (*QueryLatencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *QueryLatencyRequest) GetSince() *timestamppb.Timestamp {
@@ -3101,7 +3418,7 @@ type QueryLatencyResponse struct {
 
 func (x *QueryLatencyResponse) Reset() {
 	*x = QueryLatencyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3113,7 +3430,7 @@ func (x *QueryLatencyResponse) String() string {
 func (*QueryLatencyResponse) ProtoMessage() {}
 
 func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3126,7 +3443,7 @@ func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyResponse.ProtoReflect.Descriptor instead.
 func (*QueryLatencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *QueryLatencyResponse) GetRows() []*LatencyRow {
@@ -3163,7 +3480,7 @@ type LatencyRow struct {
 
 func (x *LatencyRow) Reset() {
 	*x = LatencyRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3175,7 +3492,7 @@ func (x *LatencyRow) String() string {
 func (*LatencyRow) ProtoMessage() {}
 
 func (x *LatencyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3188,7 +3505,7 @@ func (x *LatencyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyRow.ProtoReflect.Descriptor instead.
 func (*LatencyRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *LatencyRow) GetApi() string {
@@ -3235,7 +3552,7 @@ type ForecastRequest struct {
 
 func (x *ForecastRequest) Reset() {
 	*x = ForecastRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3247,7 +3564,7 @@ func (x *ForecastRequest) String() string {
 func (*ForecastRequest) ProtoMessage() {}
 
 func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3260,7 +3577,7 @@ func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastRequest.ProtoReflect.Descriptor instead.
 func (*ForecastRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ForecastRequest) GetCustomer() string {
@@ -3279,7 +3596,7 @@ type ForecastResponse struct {
 
 func (x *ForecastResponse) Reset() {
 	*x = ForecastResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3608,7 @@ func (x *ForecastResponse) String() string {
 func (*ForecastResponse) ProtoMessage() {}
 
 func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3621,7 @@ func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastResponse.ProtoReflect.Descriptor instead.
 func (*ForecastResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ForecastResponse) GetSubscriptions() []*SubscriptionForecast {
@@ -3334,7 +3651,7 @@ type SubscriptionForecast struct {
 
 func (x *SubscriptionForecast) Reset() {
 	*x = SubscriptionForecast{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3663,7 @@ func (x *SubscriptionForecast) String() string {
 func (*SubscriptionForecast) ProtoMessage() {}
 
 func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3676,7 @@ func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionForecast.ProtoReflect.Descriptor instead.
 func (*SubscriptionForecast) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *SubscriptionForecast) GetCustomer() string {
@@ -3454,7 +3771,7 @@ type TraceUsageRequest struct {
 
 func (x *TraceUsageRequest) Reset() {
 	*x = TraceUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3466,7 +3783,7 @@ func (x *TraceUsageRequest) String() string {
 func (*TraceUsageRequest) ProtoMessage() {}
 
 func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3479,7 +3796,7 @@ func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageRequest.ProtoReflect.Descriptor instead.
 func (*TraceUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *TraceUsageRequest) GetCustomer() string {
@@ -3552,7 +3869,7 @@ type TraceUsageResponse struct {
 
 func (x *TraceUsageResponse) Reset() {
 	*x = TraceUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3564,7 +3881,7 @@ func (x *TraceUsageResponse) String() string {
 func (*TraceUsageResponse) ProtoMessage() {}
 
 func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3577,7 +3894,7 @@ func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageResponse.ProtoReflect.Descriptor instead.
 func (*TraceUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *TraceUsageResponse) GetCells() []*TraceCell {
@@ -3656,7 +3973,7 @@ type TraceLost struct {
 
 func (x *TraceLost) Reset() {
 	*x = TraceLost{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3668,7 +3985,7 @@ func (x *TraceLost) String() string {
 func (*TraceLost) ProtoMessage() {}
 
 func (x *TraceLost) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3681,7 +3998,7 @@ func (x *TraceLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceLost.ProtoReflect.Descriptor instead.
 func (*TraceLost) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *TraceLost) GetEdge() string {
@@ -3739,7 +4056,7 @@ type TraceCell struct {
 
 func (x *TraceCell) Reset() {
 	*x = TraceCell{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3751,7 +4068,7 @@ func (x *TraceCell) String() string {
 func (*TraceCell) ProtoMessage() {}
 
 func (x *TraceCell) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3764,7 +4081,7 @@ func (x *TraceCell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceCell.ProtoReflect.Descriptor instead.
 func (*TraceCell) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *TraceCell) GetCell() *timestamppb.Timestamp {
@@ -3877,7 +4194,7 @@ type TraceRow struct {
 
 func (x *TraceRow) Reset() {
 	*x = TraceRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3889,7 +4206,7 @@ func (x *TraceRow) String() string {
 func (*TraceRow) ProtoMessage() {}
 
 func (x *TraceRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3902,7 +4219,7 @@ func (x *TraceRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRow.ProtoReflect.Descriptor instead.
 func (*TraceRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *TraceRow) GetRequestId() string {
@@ -4089,7 +4406,7 @@ type GetQuotasRequest struct {
 
 func (x *GetQuotasRequest) Reset() {
 	*x = GetQuotasRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4101,7 +4418,7 @@ func (x *GetQuotasRequest) String() string {
 func (*GetQuotasRequest) ProtoMessage() {}
 
 func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4114,7 +4431,7 @@ func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotasRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetQuotasRequest) GetCustomer() string {
@@ -4133,7 +4450,7 @@ type GetQuotasResponse struct {
 
 func (x *GetQuotasResponse) Reset() {
 	*x = GetQuotasResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4145,7 +4462,7 @@ func (x *GetQuotasResponse) String() string {
 func (*GetQuotasResponse) ProtoMessage() {}
 
 func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4158,7 +4475,7 @@ func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotasResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetQuotasResponse) GetQuotas() []*QuotaStatus {
@@ -4189,7 +4506,7 @@ type QuotaStatus struct {
 
 func (x *QuotaStatus) Reset() {
 	*x = QuotaStatus{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4201,7 +4518,7 @@ func (x *QuotaStatus) String() string {
 func (*QuotaStatus) ProtoMessage() {}
 
 func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4214,7 +4531,7 @@ func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaStatus.ProtoReflect.Descriptor instead.
 func (*QuotaStatus) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *QuotaStatus) GetCustomer() string {
@@ -4320,7 +4637,7 @@ type QuotaHolder struct {
 
 func (x *QuotaHolder) Reset() {
 	*x = QuotaHolder{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +4649,7 @@ func (x *QuotaHolder) String() string {
 func (*QuotaHolder) ProtoMessage() {}
 
 func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +4662,7 @@ func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHolder.ProtoReflect.Descriptor instead.
 func (*QuotaHolder) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *QuotaHolder) GetEdge() string {
@@ -4389,7 +4706,7 @@ type TopUpRequest struct {
 
 func (x *TopUpRequest) Reset() {
 	*x = TopUpRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4401,7 +4718,7 @@ func (x *TopUpRequest) String() string {
 func (*TopUpRequest) ProtoMessage() {}
 
 func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4414,7 +4731,7 @@ func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpRequest.ProtoReflect.Descriptor instead.
 func (*TopUpRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *TopUpRequest) GetCustomer() string {
@@ -4462,7 +4779,7 @@ type TopUpResponse struct {
 
 func (x *TopUpResponse) Reset() {
 	*x = TopUpResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4474,7 +4791,7 @@ func (x *TopUpResponse) String() string {
 func (*TopUpResponse) ProtoMessage() {}
 
 func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4487,7 +4804,7 @@ func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpResponse.ProtoReflect.Descriptor instead.
 func (*TopUpResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TopUpResponse) GetQuota() *QuotaStatus {
@@ -4513,7 +4830,7 @@ type ListEpochsRequest struct {
 
 func (x *ListEpochsRequest) Reset() {
 	*x = ListEpochsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4525,7 +4842,7 @@ func (x *ListEpochsRequest) String() string {
 func (*ListEpochsRequest) ProtoMessage() {}
 
 func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4538,7 +4855,7 @@ func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsRequest.ProtoReflect.Descriptor instead.
 func (*ListEpochsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListEpochsRequest) GetEdge() string {
@@ -4557,7 +4874,7 @@ type ListEpochsResponse struct {
 
 func (x *ListEpochsResponse) Reset() {
 	*x = ListEpochsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4569,7 +4886,7 @@ func (x *ListEpochsResponse) String() string {
 func (*ListEpochsResponse) ProtoMessage() {}
 
 func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4582,7 +4899,7 @@ func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsResponse.ProtoReflect.Descriptor instead.
 func (*ListEpochsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListEpochsResponse) GetEpochs() []*LedgerEpoch {
@@ -4615,7 +4932,7 @@ type LedgerEpoch struct {
 
 func (x *LedgerEpoch) Reset() {
 	*x = LedgerEpoch{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4627,7 +4944,7 @@ func (x *LedgerEpoch) String() string {
 func (*LedgerEpoch) ProtoMessage() {}
 
 func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4640,7 +4957,7 @@ func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEpoch.ProtoReflect.Descriptor instead.
 func (*LedgerEpoch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *LedgerEpoch) GetEdge() string {
@@ -4749,7 +5066,7 @@ type CloseEpochRequest struct {
 
 func (x *CloseEpochRequest) Reset() {
 	*x = CloseEpochRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4761,7 +5078,7 @@ func (x *CloseEpochRequest) String() string {
 func (*CloseEpochRequest) ProtoMessage() {}
 
 func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4774,7 +5091,7 @@ func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochRequest.ProtoReflect.Descriptor instead.
 func (*CloseEpochRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *CloseEpochRequest) GetEdge() string {
@@ -4821,7 +5138,7 @@ type CloseEpochResponse struct {
 
 func (x *CloseEpochResponse) Reset() {
 	*x = CloseEpochResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4833,7 +5150,7 @@ func (x *CloseEpochResponse) String() string {
 func (*CloseEpochResponse) ProtoMessage() {}
 
 func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4846,7 +5163,7 @@ func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochResponse.ProtoReflect.Descriptor instead.
 func (*CloseEpochResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *CloseEpochResponse) GetEpoch() *LedgerEpoch {
@@ -4875,7 +5192,7 @@ type CorrectionRow struct {
 
 func (x *CorrectionRow) Reset() {
 	*x = CorrectionRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4887,7 +5204,7 @@ func (x *CorrectionRow) String() string {
 func (*CorrectionRow) ProtoMessage() {}
 
 func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4900,7 +5217,7 @@ func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectionRow.ProtoReflect.Descriptor instead.
 func (*CorrectionRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CorrectionRow) GetCell() *timestamppb.Timestamp {
@@ -4988,7 +5305,7 @@ type CorrectRequest struct {
 
 func (x *CorrectRequest) Reset() {
 	*x = CorrectRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5000,7 +5317,7 @@ func (x *CorrectRequest) String() string {
 func (*CorrectRequest) ProtoMessage() {}
 
 func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5013,7 +5330,7 @@ func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectRequest.ProtoReflect.Descriptor instead.
 func (*CorrectRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CorrectRequest) GetCustomer() string {
@@ -5070,7 +5387,7 @@ type CorrectResponse struct {
 
 func (x *CorrectResponse) Reset() {
 	*x = CorrectResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5082,7 +5399,7 @@ func (x *CorrectResponse) String() string {
 func (*CorrectResponse) ProtoMessage() {}
 
 func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5095,7 +5412,7 @@ func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectResponse.ProtoReflect.Descriptor instead.
 func (*CorrectResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CorrectResponse) GetCorrection() *Correction {
@@ -5148,7 +5465,7 @@ type Correction struct {
 
 func (x *Correction) Reset() {
 	*x = Correction{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5160,7 +5477,7 @@ func (x *Correction) String() string {
 func (*Correction) ProtoMessage() {}
 
 func (x *Correction) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5173,7 +5490,7 @@ func (x *Correction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Correction.ProtoReflect.Descriptor instead.
 func (*Correction) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Correction) GetId() string {
@@ -5279,7 +5596,7 @@ type UndoCorrectionRequest struct {
 
 func (x *UndoCorrectionRequest) Reset() {
 	*x = UndoCorrectionRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5291,7 +5608,7 @@ func (x *UndoCorrectionRequest) String() string {
 func (*UndoCorrectionRequest) ProtoMessage() {}
 
 func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5304,7 +5621,7 @@ func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoCorrectionRequest.ProtoReflect.Descriptor instead.
 func (*UndoCorrectionRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *UndoCorrectionRequest) GetId() string {
@@ -5344,7 +5661,7 @@ type ListCorrectionsRequest struct {
 
 func (x *ListCorrectionsRequest) Reset() {
 	*x = ListCorrectionsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5356,7 +5673,7 @@ func (x *ListCorrectionsRequest) String() string {
 func (*ListCorrectionsRequest) ProtoMessage() {}
 
 func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5369,7 +5686,7 @@ func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ListCorrectionsRequest) GetCustomer() string {
@@ -5388,7 +5705,7 @@ type ListCorrectionsResponse struct {
 
 func (x *ListCorrectionsResponse) Reset() {
 	*x = ListCorrectionsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5400,7 +5717,7 @@ func (x *ListCorrectionsResponse) String() string {
 func (*ListCorrectionsResponse) ProtoMessage() {}
 
 func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5413,7 +5730,7 @@ func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ListCorrectionsResponse) GetCorrections() []*Correction {
@@ -5431,7 +5748,7 @@ type ListPeriodsRequest struct {
 
 func (x *ListPeriodsRequest) Reset() {
 	*x = ListPeriodsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5443,7 +5760,7 @@ func (x *ListPeriodsRequest) String() string {
 func (*ListPeriodsRequest) ProtoMessage() {}
 
 func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5456,7 +5773,7 @@ func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsRequest.ProtoReflect.Descriptor instead.
 func (*ListPeriodsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 type ListPeriodsResponse struct {
@@ -5468,7 +5785,7 @@ type ListPeriodsResponse struct {
 
 func (x *ListPeriodsResponse) Reset() {
 	*x = ListPeriodsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5480,7 +5797,7 @@ func (x *ListPeriodsResponse) String() string {
 func (*ListPeriodsResponse) ProtoMessage() {}
 
 func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5493,7 +5810,7 @@ func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsResponse.ProtoReflect.Descriptor instead.
 func (*ListPeriodsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListPeriodsResponse) GetPeriods() []*ClosedPeriod {
@@ -5517,7 +5834,7 @@ type ClosedPeriod struct {
 
 func (x *ClosedPeriod) Reset() {
 	*x = ClosedPeriod{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5529,7 +5846,7 @@ func (x *ClosedPeriod) String() string {
 func (*ClosedPeriod) ProtoMessage() {}
 
 func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5542,7 +5859,7 @@ func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClosedPeriod.ProtoReflect.Descriptor instead.
 func (*ClosedPeriod) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ClosedPeriod) GetDay() string {
@@ -5588,7 +5905,7 @@ type ListRefusalsRequest struct {
 
 func (x *ListRefusalsRequest) Reset() {
 	*x = ListRefusalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5600,7 +5917,7 @@ func (x *ListRefusalsRequest) String() string {
 func (*ListRefusalsRequest) ProtoMessage() {}
 
 func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5613,7 +5930,7 @@ func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ListRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 type ListRefusalsResponse struct {
@@ -5625,7 +5942,7 @@ type ListRefusalsResponse struct {
 
 func (x *ListRefusalsResponse) Reset() {
 	*x = ListRefusalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5637,7 +5954,7 @@ func (x *ListRefusalsResponse) String() string {
 func (*ListRefusalsResponse) ProtoMessage() {}
 
 func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5650,7 +5967,7 @@ func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ListRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListRefusalsResponse) GetRefusals() []*UsageRefusal {
@@ -5676,7 +5993,7 @@ type UsageRefusal struct {
 
 func (x *UsageRefusal) Reset() {
 	*x = UsageRefusal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5688,7 +6005,7 @@ func (x *UsageRefusal) String() string {
 func (*UsageRefusal) ProtoMessage() {}
 
 func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5701,7 +6018,7 @@ func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRefusal.ProtoReflect.Descriptor instead.
 func (*UsageRefusal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *UsageRefusal) GetEdge() string {
@@ -5769,7 +6086,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5781,7 +6098,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5794,7 +6111,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ExportRequest) GetCustomer() string {
@@ -5813,7 +6130,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5825,7 +6142,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5838,7 +6155,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ExportResponse) GetChunk() []byte {
@@ -5859,7 +6176,7 @@ type EraseRequest struct {
 
 func (x *EraseRequest) Reset() {
 	*x = EraseRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5871,7 +6188,7 @@ func (x *EraseRequest) String() string {
 func (*EraseRequest) ProtoMessage() {}
 
 func (x *EraseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5884,7 +6201,7 @@ func (x *EraseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseRequest.ProtoReflect.Descriptor instead.
 func (*EraseRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *EraseRequest) GetCustomer() string {
@@ -5921,7 +6238,7 @@ type EraseResponse struct {
 
 func (x *EraseResponse) Reset() {
 	*x = EraseResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5933,7 +6250,7 @@ func (x *EraseResponse) String() string {
 func (*EraseResponse) ProtoMessage() {}
 
 func (x *EraseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5946,7 +6263,7 @@ func (x *EraseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseResponse.ProtoReflect.Descriptor instead.
 func (*EraseResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *EraseResponse) GetStatement() []byte {
@@ -5983,7 +6300,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5995,7 +6312,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6008,7 +6325,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Webhook) GetName() string {
@@ -6059,7 +6376,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6071,7 +6388,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6084,7 +6401,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CreateWebhookRequest) GetName() string {
@@ -6132,7 +6449,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6144,7 +6461,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6157,7 +6474,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -6182,7 +6499,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6194,7 +6511,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6207,7 +6524,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 type ListWebhooksResponse struct {
@@ -6219,7 +6536,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6231,7 +6548,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6244,7 +6561,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -6263,7 +6580,7 @@ type DeleteWebhookRequest struct {
 
 func (x *DeleteWebhookRequest) Reset() {
 	*x = DeleteWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6275,7 +6592,7 @@ func (x *DeleteWebhookRequest) String() string {
 func (*DeleteWebhookRequest) ProtoMessage() {}
 
 func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6288,7 +6605,7 @@ func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *DeleteWebhookRequest) GetName() string {
@@ -6306,7 +6623,7 @@ type DeleteWebhookResponse struct {
 
 func (x *DeleteWebhookResponse) Reset() {
 	*x = DeleteWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6318,7 +6635,7 @@ func (x *DeleteWebhookResponse) String() string {
 func (*DeleteWebhookResponse) ProtoMessage() {}
 
 func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6331,7 +6648,7 @@ func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 type RotateWebhookSecretRequest struct {
@@ -6344,7 +6661,7 @@ type RotateWebhookSecretRequest struct {
 
 func (x *RotateWebhookSecretRequest) Reset() {
 	*x = RotateWebhookSecretRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6356,7 +6673,7 @@ func (x *RotateWebhookSecretRequest) String() string {
 func (*RotateWebhookSecretRequest) ProtoMessage() {}
 
 func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6369,7 +6686,7 @@ func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *RotateWebhookSecretRequest) GetName() string {
@@ -6395,7 +6712,7 @@ type RotateWebhookSecretResponse struct {
 
 func (x *RotateWebhookSecretResponse) Reset() {
 	*x = RotateWebhookSecretResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6407,7 +6724,7 @@ func (x *RotateWebhookSecretResponse) String() string {
 func (*RotateWebhookSecretResponse) ProtoMessage() {}
 
 func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6420,7 +6737,7 @@ func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *RotateWebhookSecretResponse) GetSecret() string {
@@ -6439,7 +6756,7 @@ type ListAlertsRequest struct {
 
 func (x *ListAlertsRequest) Reset() {
 	*x = ListAlertsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6451,7 +6768,7 @@ func (x *ListAlertsRequest) String() string {
 func (*ListAlertsRequest) ProtoMessage() {}
 
 func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6464,7 +6781,7 @@ func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
 func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ListAlertsRequest) GetCustomer() string {
@@ -6483,7 +6800,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6495,7 +6812,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6508,7 +6825,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -6538,7 +6855,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6550,7 +6867,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6563,7 +6880,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Alert) GetId() string {
@@ -6785,7 +7102,33 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\fcommitted_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vcommittedAt\x12:\n" +
 	"\vin_force_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tinForceAt\x12\x1f\n" +
 	"\vwaiting_for\x18\a \x03(\tR\n" +
-	"waitingFor\"}\n" +
+	"waitingFor\"\x90\x01\n" +
+	"\x0fSimulateRequest\x12\x1c\n" +
+	"\x04host\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\x04host\x12\x1b\n" +
+	"\x04from\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04from\x12\"\n" +
+	"\x04down\x18\x03 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10d\"\x04r\x02\x18?R\x04down\x12\x1e\n" +
+	"\x06key_id\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x05keyId\"H\n" +
+	"\x10SimulateResponse\x124\n" +
+	"\acourses\x18\x01 \x03(\v2\x1a.bailiwick.admin.v1.CourseR\acourses\"\xa3\x02\n" +
+	"\x06Course\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
+	"\x03api\x18\x02 \x01(\tR\x03api\x12\x16\n" +
+	"\x06policy\x18\x03 \x01(\tR\x06policy\x12\x12\n" +
+	"\x04home\x18\x04 \x01(\tR\x04home\x12\x18\n" +
+	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x1b\n" +
+	"\tserved_by\x18\x06 \x01(\tR\bservedBy\x12\x14\n" +
+	"\x05basis\x18\a \x01(\tR\x05basis\x12\x10\n" +
+	"\x03why\x18\b \x01(\tR\x03why\x128\n" +
+	"\x06passed\x18\t \x03(\v2 .bailiwick.admin.v1.CourseRegionR\x06passed\x12\x15\n" +
+	"\x06led_to\x18\n" +
+	" \x03(\tR\x05ledTo\x12\x17\n" +
+	"\akey_why\x18\v \x01(\tR\x06keyWhy\"\x80\x01\n" +
+	"\fCourseRegion\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x12\x1c\n" +
+	"\tpermitted\x18\x02 \x01(\bR\tpermitted\x12\x12\n" +
+	"\x04down\x18\x03 \x01(\bR\x04down\x12\x14\n" +
+	"\x05basis\x18\x04 \x01(\tR\x05basis\x12\x10\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\"}\n" +
 	"\x11ExplainDNSRequest\x12\x1e\n" +
 	"\x04host\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04host\x12\x1b\n" +
@@ -7221,9 +7564,10 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"RemoveNode\x12%.bailiwick.admin.v1.RemoveNodeRequest\x1a&.bailiwick.admin.v1.RemoveNodeResponse\x12j\n" +
 	"\x0fCreateJoinToken\x12*.bailiwick.admin.v1.CreateJoinTokenRequest\x1a+.bailiwick.admin.v1.CreateJoinTokenResponse\x12W\n" +
-	"\aLeaders\x12\".bailiwick.admin.v1.LeadersRequest\x1a#.bailiwick.admin.v1.LeadersResponse\"\x03\x90\x02\x012q\n" +
+	"\aLeaders\x12\".bailiwick.admin.v1.LeadersRequest\x1a#.bailiwick.admin.v1.LeadersResponse\"\x03\x90\x02\x012\xcd\x01\n" +
 	"\rBorderService\x12`\n" +
-	"\x06Status\x12'.bailiwick.admin.v1.BorderStatusRequest\x1a(.bailiwick.admin.v1.BorderStatusResponse\"\x03\x90\x02\x012k\n" +
+	"\x06Status\x12'.bailiwick.admin.v1.BorderStatusRequest\x1a(.bailiwick.admin.v1.BorderStatusResponse\"\x03\x90\x02\x01\x12Z\n" +
+	"\bSimulate\x12#.bailiwick.admin.v1.SimulateRequest\x1a$.bailiwick.admin.v1.SimulateResponse\"\x03\x90\x02\x012k\n" +
 	"\n" +
 	"DNSService\x12]\n" +
 	"\aExplain\x12%.bailiwick.admin.v1.ExplainDNSRequest\x1a&.bailiwick.admin.v1.ExplainDNSResponse\"\x03\x90\x02\x012\xfb\x03\n" +
@@ -7271,7 +7615,7 @@ func file_bailiwick_admin_v1_services_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_services_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
+var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),                // 0: bailiwick.admin.v1.ApplyRequest
 	(*ApplyResponse)(nil),               // 1: bailiwick.admin.v1.ApplyResponse
@@ -7305,243 +7649,251 @@ var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*BorderStatusResponse)(nil),        // 29: bailiwick.admin.v1.BorderStatusResponse
 	(*PermittedPair)(nil),               // 30: bailiwick.admin.v1.PermittedPair
 	(*Tightening)(nil),                  // 31: bailiwick.admin.v1.Tightening
-	(*ExplainDNSRequest)(nil),           // 32: bailiwick.admin.v1.ExplainDNSRequest
-	(*ExplainDNSResponse)(nil),          // 33: bailiwick.admin.v1.ExplainDNSResponse
-	(*EdgeAnswer)(nil),                  // 34: bailiwick.admin.v1.EdgeAnswer
-	(*RegionAnswer)(nil),                // 35: bailiwick.admin.v1.RegionAnswer
-	(*QueryUsageRequest)(nil),           // 36: bailiwick.admin.v1.QueryUsageRequest
-	(*QueryUsageResponse)(nil),          // 37: bailiwick.admin.v1.QueryUsageResponse
-	(*UsageTotal)(nil),                  // 38: bailiwick.admin.v1.UsageTotal
-	(*UsageRow)(nil),                    // 39: bailiwick.admin.v1.UsageRow
-	(*Gap)(nil),                         // 40: bailiwick.admin.v1.Gap
-	(*QueryTotalsRequest)(nil),          // 41: bailiwick.admin.v1.QueryTotalsRequest
-	(*QueryTotalsResponse)(nil),         // 42: bailiwick.admin.v1.QueryTotalsResponse
-	(*ZoneTotals)(nil),                  // 43: bailiwick.admin.v1.ZoneTotals
-	(*TotalsRow)(nil),                   // 44: bailiwick.admin.v1.TotalsRow
-	(*QueryLatencyRequest)(nil),         // 45: bailiwick.admin.v1.QueryLatencyRequest
-	(*QueryLatencyResponse)(nil),        // 46: bailiwick.admin.v1.QueryLatencyResponse
-	(*LatencyRow)(nil),                  // 47: bailiwick.admin.v1.LatencyRow
-	(*ForecastRequest)(nil),             // 48: bailiwick.admin.v1.ForecastRequest
-	(*ForecastResponse)(nil),            // 49: bailiwick.admin.v1.ForecastResponse
-	(*SubscriptionForecast)(nil),        // 50: bailiwick.admin.v1.SubscriptionForecast
-	(*TraceUsageRequest)(nil),           // 51: bailiwick.admin.v1.TraceUsageRequest
-	(*TraceUsageResponse)(nil),          // 52: bailiwick.admin.v1.TraceUsageResponse
-	(*TraceLost)(nil),                   // 53: bailiwick.admin.v1.TraceLost
-	(*TraceCell)(nil),                   // 54: bailiwick.admin.v1.TraceCell
-	(*TraceRow)(nil),                    // 55: bailiwick.admin.v1.TraceRow
-	(*GetQuotasRequest)(nil),            // 56: bailiwick.admin.v1.GetQuotasRequest
-	(*GetQuotasResponse)(nil),           // 57: bailiwick.admin.v1.GetQuotasResponse
-	(*QuotaStatus)(nil),                 // 58: bailiwick.admin.v1.QuotaStatus
-	(*QuotaHolder)(nil),                 // 59: bailiwick.admin.v1.QuotaHolder
-	(*TopUpRequest)(nil),                // 60: bailiwick.admin.v1.TopUpRequest
-	(*TopUpResponse)(nil),               // 61: bailiwick.admin.v1.TopUpResponse
-	(*ListEpochsRequest)(nil),           // 62: bailiwick.admin.v1.ListEpochsRequest
-	(*ListEpochsResponse)(nil),          // 63: bailiwick.admin.v1.ListEpochsResponse
-	(*LedgerEpoch)(nil),                 // 64: bailiwick.admin.v1.LedgerEpoch
-	(*CloseEpochRequest)(nil),           // 65: bailiwick.admin.v1.CloseEpochRequest
-	(*CloseEpochResponse)(nil),          // 66: bailiwick.admin.v1.CloseEpochResponse
-	(*CorrectionRow)(nil),               // 67: bailiwick.admin.v1.CorrectionRow
-	(*CorrectRequest)(nil),              // 68: bailiwick.admin.v1.CorrectRequest
-	(*CorrectResponse)(nil),             // 69: bailiwick.admin.v1.CorrectResponse
-	(*Correction)(nil),                  // 70: bailiwick.admin.v1.Correction
-	(*UndoCorrectionRequest)(nil),       // 71: bailiwick.admin.v1.UndoCorrectionRequest
-	(*ListCorrectionsRequest)(nil),      // 72: bailiwick.admin.v1.ListCorrectionsRequest
-	(*ListCorrectionsResponse)(nil),     // 73: bailiwick.admin.v1.ListCorrectionsResponse
-	(*ListPeriodsRequest)(nil),          // 74: bailiwick.admin.v1.ListPeriodsRequest
-	(*ListPeriodsResponse)(nil),         // 75: bailiwick.admin.v1.ListPeriodsResponse
-	(*ClosedPeriod)(nil),                // 76: bailiwick.admin.v1.ClosedPeriod
-	(*ListRefusalsRequest)(nil),         // 77: bailiwick.admin.v1.ListRefusalsRequest
-	(*ListRefusalsResponse)(nil),        // 78: bailiwick.admin.v1.ListRefusalsResponse
-	(*UsageRefusal)(nil),                // 79: bailiwick.admin.v1.UsageRefusal
-	(*ExportRequest)(nil),               // 80: bailiwick.admin.v1.ExportRequest
-	(*ExportResponse)(nil),              // 81: bailiwick.admin.v1.ExportResponse
-	(*EraseRequest)(nil),                // 82: bailiwick.admin.v1.EraseRequest
-	(*EraseResponse)(nil),               // 83: bailiwick.admin.v1.EraseResponse
-	(*Webhook)(nil),                     // 84: bailiwick.admin.v1.Webhook
-	(*CreateWebhookRequest)(nil),        // 85: bailiwick.admin.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),       // 86: bailiwick.admin.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),         // 87: bailiwick.admin.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),        // 88: bailiwick.admin.v1.ListWebhooksResponse
-	(*DeleteWebhookRequest)(nil),        // 89: bailiwick.admin.v1.DeleteWebhookRequest
-	(*DeleteWebhookResponse)(nil),       // 90: bailiwick.admin.v1.DeleteWebhookResponse
-	(*RotateWebhookSecretRequest)(nil),  // 91: bailiwick.admin.v1.RotateWebhookSecretRequest
-	(*RotateWebhookSecretResponse)(nil), // 92: bailiwick.admin.v1.RotateWebhookSecretResponse
-	(*ListAlertsRequest)(nil),           // 93: bailiwick.admin.v1.ListAlertsRequest
-	(*ListAlertsResponse)(nil),          // 94: bailiwick.admin.v1.ListAlertsResponse
-	(*Alert)(nil),                       // 95: bailiwick.admin.v1.Alert
-	nil,                                 // 96: bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	(*Resource)(nil),                    // 97: bailiwick.admin.v1.Resource
-	(*timestamppb.Timestamp)(nil),       // 98: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 99: google.protobuf.Duration
+	(*SimulateRequest)(nil),             // 32: bailiwick.admin.v1.SimulateRequest
+	(*SimulateResponse)(nil),            // 33: bailiwick.admin.v1.SimulateResponse
+	(*Course)(nil),                      // 34: bailiwick.admin.v1.Course
+	(*CourseRegion)(nil),                // 35: bailiwick.admin.v1.CourseRegion
+	(*ExplainDNSRequest)(nil),           // 36: bailiwick.admin.v1.ExplainDNSRequest
+	(*ExplainDNSResponse)(nil),          // 37: bailiwick.admin.v1.ExplainDNSResponse
+	(*EdgeAnswer)(nil),                  // 38: bailiwick.admin.v1.EdgeAnswer
+	(*RegionAnswer)(nil),                // 39: bailiwick.admin.v1.RegionAnswer
+	(*QueryUsageRequest)(nil),           // 40: bailiwick.admin.v1.QueryUsageRequest
+	(*QueryUsageResponse)(nil),          // 41: bailiwick.admin.v1.QueryUsageResponse
+	(*UsageTotal)(nil),                  // 42: bailiwick.admin.v1.UsageTotal
+	(*UsageRow)(nil),                    // 43: bailiwick.admin.v1.UsageRow
+	(*Gap)(nil),                         // 44: bailiwick.admin.v1.Gap
+	(*QueryTotalsRequest)(nil),          // 45: bailiwick.admin.v1.QueryTotalsRequest
+	(*QueryTotalsResponse)(nil),         // 46: bailiwick.admin.v1.QueryTotalsResponse
+	(*ZoneTotals)(nil),                  // 47: bailiwick.admin.v1.ZoneTotals
+	(*TotalsRow)(nil),                   // 48: bailiwick.admin.v1.TotalsRow
+	(*QueryLatencyRequest)(nil),         // 49: bailiwick.admin.v1.QueryLatencyRequest
+	(*QueryLatencyResponse)(nil),        // 50: bailiwick.admin.v1.QueryLatencyResponse
+	(*LatencyRow)(nil),                  // 51: bailiwick.admin.v1.LatencyRow
+	(*ForecastRequest)(nil),             // 52: bailiwick.admin.v1.ForecastRequest
+	(*ForecastResponse)(nil),            // 53: bailiwick.admin.v1.ForecastResponse
+	(*SubscriptionForecast)(nil),        // 54: bailiwick.admin.v1.SubscriptionForecast
+	(*TraceUsageRequest)(nil),           // 55: bailiwick.admin.v1.TraceUsageRequest
+	(*TraceUsageResponse)(nil),          // 56: bailiwick.admin.v1.TraceUsageResponse
+	(*TraceLost)(nil),                   // 57: bailiwick.admin.v1.TraceLost
+	(*TraceCell)(nil),                   // 58: bailiwick.admin.v1.TraceCell
+	(*TraceRow)(nil),                    // 59: bailiwick.admin.v1.TraceRow
+	(*GetQuotasRequest)(nil),            // 60: bailiwick.admin.v1.GetQuotasRequest
+	(*GetQuotasResponse)(nil),           // 61: bailiwick.admin.v1.GetQuotasResponse
+	(*QuotaStatus)(nil),                 // 62: bailiwick.admin.v1.QuotaStatus
+	(*QuotaHolder)(nil),                 // 63: bailiwick.admin.v1.QuotaHolder
+	(*TopUpRequest)(nil),                // 64: bailiwick.admin.v1.TopUpRequest
+	(*TopUpResponse)(nil),               // 65: bailiwick.admin.v1.TopUpResponse
+	(*ListEpochsRequest)(nil),           // 66: bailiwick.admin.v1.ListEpochsRequest
+	(*ListEpochsResponse)(nil),          // 67: bailiwick.admin.v1.ListEpochsResponse
+	(*LedgerEpoch)(nil),                 // 68: bailiwick.admin.v1.LedgerEpoch
+	(*CloseEpochRequest)(nil),           // 69: bailiwick.admin.v1.CloseEpochRequest
+	(*CloseEpochResponse)(nil),          // 70: bailiwick.admin.v1.CloseEpochResponse
+	(*CorrectionRow)(nil),               // 71: bailiwick.admin.v1.CorrectionRow
+	(*CorrectRequest)(nil),              // 72: bailiwick.admin.v1.CorrectRequest
+	(*CorrectResponse)(nil),             // 73: bailiwick.admin.v1.CorrectResponse
+	(*Correction)(nil),                  // 74: bailiwick.admin.v1.Correction
+	(*UndoCorrectionRequest)(nil),       // 75: bailiwick.admin.v1.UndoCorrectionRequest
+	(*ListCorrectionsRequest)(nil),      // 76: bailiwick.admin.v1.ListCorrectionsRequest
+	(*ListCorrectionsResponse)(nil),     // 77: bailiwick.admin.v1.ListCorrectionsResponse
+	(*ListPeriodsRequest)(nil),          // 78: bailiwick.admin.v1.ListPeriodsRequest
+	(*ListPeriodsResponse)(nil),         // 79: bailiwick.admin.v1.ListPeriodsResponse
+	(*ClosedPeriod)(nil),                // 80: bailiwick.admin.v1.ClosedPeriod
+	(*ListRefusalsRequest)(nil),         // 81: bailiwick.admin.v1.ListRefusalsRequest
+	(*ListRefusalsResponse)(nil),        // 82: bailiwick.admin.v1.ListRefusalsResponse
+	(*UsageRefusal)(nil),                // 83: bailiwick.admin.v1.UsageRefusal
+	(*ExportRequest)(nil),               // 84: bailiwick.admin.v1.ExportRequest
+	(*ExportResponse)(nil),              // 85: bailiwick.admin.v1.ExportResponse
+	(*EraseRequest)(nil),                // 86: bailiwick.admin.v1.EraseRequest
+	(*EraseResponse)(nil),               // 87: bailiwick.admin.v1.EraseResponse
+	(*Webhook)(nil),                     // 88: bailiwick.admin.v1.Webhook
+	(*CreateWebhookRequest)(nil),        // 89: bailiwick.admin.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),       // 90: bailiwick.admin.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),         // 91: bailiwick.admin.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),        // 92: bailiwick.admin.v1.ListWebhooksResponse
+	(*DeleteWebhookRequest)(nil),        // 93: bailiwick.admin.v1.DeleteWebhookRequest
+	(*DeleteWebhookResponse)(nil),       // 94: bailiwick.admin.v1.DeleteWebhookResponse
+	(*RotateWebhookSecretRequest)(nil),  // 95: bailiwick.admin.v1.RotateWebhookSecretRequest
+	(*RotateWebhookSecretResponse)(nil), // 96: bailiwick.admin.v1.RotateWebhookSecretResponse
+	(*ListAlertsRequest)(nil),           // 97: bailiwick.admin.v1.ListAlertsRequest
+	(*ListAlertsResponse)(nil),          // 98: bailiwick.admin.v1.ListAlertsResponse
+	(*Alert)(nil),                       // 99: bailiwick.admin.v1.Alert
+	nil,                                 // 100: bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	(*Resource)(nil),                    // 101: bailiwick.admin.v1.Resource
+	(*timestamppb.Timestamp)(nil),       // 102: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 103: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
-	97,  // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
+	101, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
 	2,   // 1: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
 	4,   // 2: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
 	3,   // 3: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
-	97,  // 4: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	97,  // 5: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
+	101, // 4: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	101, // 5: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
 	17,  // 6: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
-	98,  // 7: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	102, // 7: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
 	21,  // 8: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
 	20,  // 9: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
 	20,  // 10: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
 	20,  // 11: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
 	20,  // 12: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
-	98,  // 13: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	98,  // 14: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	98,  // 15: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
-	99,  // 16: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	98,  // 17: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	96,  // 18: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	102, // 13: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	102, // 14: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	102, // 15: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
+	103, // 16: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	102, // 17: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	100, // 18: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
 	30,  // 19: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
 	31,  // 20: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	98,  // 21: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
-	98,  // 22: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
-	34,  // 23: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
-	35,  // 24: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
-	98,  // 25: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
-	98,  // 26: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
-	98,  // 27: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
-	38,  // 28: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
-	39,  // 29: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
-	98,  // 30: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	40,  // 31: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
-	70,  // 32: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	98,  // 33: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
-	38,  // 34: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	98,  // 35: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	98,  // 36: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
-	43,  // 37: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
-	38,  // 38: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
-	44,  // 39: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	98,  // 40: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	99,  // 41: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	98,  // 42: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
-	38,  // 43: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	98,  // 44: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
-	98,  // 45: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
-	47,  // 46: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
-	98,  // 47: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
-	50,  // 48: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
-	98,  // 49: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
-	98,  // 50: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
-	98,  // 51: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
-	98,  // 52: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
-	54,  // 53: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
-	55,  // 54: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	53,  // 55: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
-	98,  // 56: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
-	98,  // 57: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	98,  // 58: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
-	98,  // 59: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
-	98,  // 60: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
-	98,  // 61: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	98,  // 62: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
-	58,  // 63: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	98,  // 64: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	98,  // 65: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
-	59,  // 66: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	98,  // 67: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
-	58,  // 68: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
-	64,  // 69: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	98,  // 70: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	98,  // 71: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
-	64,  // 72: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	98,  // 73: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
-	67,  // 74: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	70,  // 75: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
-	38,  // 76: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
-	38,  // 77: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	98,  // 78: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
-	67,  // 79: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	70,  // 80: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	76,  // 81: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	98,  // 82: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
-	79,  // 83: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	98,  // 84: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	98,  // 85: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	98,  // 86: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	84,  // 87: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
-	84,  // 88: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	99,  // 89: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
-	95,  // 90: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	98,  // 91: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	98,  // 92: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	98,  // 93: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	0,   // 94: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	5,   // 95: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	7,   // 96: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	9,   // 97: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	11,  // 98: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	13,  // 99: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	15,  // 100: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	18,  // 101: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	22,  // 102: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	24,  // 103: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	26,  // 104: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	28,  // 105: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	32,  // 106: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
-	36,  // 107: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	41,  // 108: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	45,  // 109: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	48,  // 110: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	51,  // 111: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	56,  // 112: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	60,  // 113: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	62,  // 114: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	65,  // 115: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	68,  // 116: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	71,  // 117: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	72,  // 118: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	74,  // 119: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	77,  // 120: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	80,  // 121: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	82,  // 122: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	85,  // 123: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	87,  // 124: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	89,  // 125: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	91,  // 126: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	93,  // 127: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 128: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	6,   // 129: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	8,   // 130: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	10,  // 131: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	12,  // 132: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	14,  // 133: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	16,  // 134: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	19,  // 135: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	23,  // 136: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	25,  // 137: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	27,  // 138: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	29,  // 139: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	33,  // 140: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
-	37,  // 141: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	42,  // 142: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	46,  // 143: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	49,  // 144: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	52,  // 145: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	57,  // 146: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	61,  // 147: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	63,  // 148: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	66,  // 149: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	69,  // 150: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	69,  // 151: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	73,  // 152: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	75,  // 153: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	78,  // 154: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	81,  // 155: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	83,  // 156: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	86,  // 157: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	88,  // 158: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	90,  // 159: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	92,  // 160: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	94,  // 161: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	128, // [128:162] is the sub-list for method output_type
-	94,  // [94:128] is the sub-list for method input_type
-	94,  // [94:94] is the sub-list for extension type_name
-	94,  // [94:94] is the sub-list for extension extendee
-	0,   // [0:94] is the sub-list for field type_name
+	102, // 21: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
+	102, // 22: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
+	34,  // 23: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
+	35,  // 24: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
+	38,  // 25: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
+	39,  // 26: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
+	102, // 27: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
+	102, // 28: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
+	102, // 29: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
+	42,  // 30: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
+	43,  // 31: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
+	102, // 32: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	44,  // 33: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
+	74,  // 34: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	102, // 35: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
+	42,  // 36: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	102, // 37: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	102, // 38: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	47,  // 39: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
+	42,  // 40: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
+	48,  // 41: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
+	102, // 42: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	103, // 43: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	102, // 44: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
+	42,  // 45: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	102, // 46: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	102, // 47: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	51,  // 48: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
+	102, // 49: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	54,  // 50: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
+	102, // 51: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	102, // 52: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	102, // 53: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	102, // 54: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	58,  // 55: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
+	59,  // 56: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	57,  // 57: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
+	102, // 58: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
+	102, // 59: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	102, // 60: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
+	102, // 61: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
+	102, // 62: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
+	102, // 63: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	102, // 64: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	62,  // 65: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	102, // 66: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	102, // 67: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	63,  // 68: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	102, // 69: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	62,  // 70: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	68,  // 71: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	102, // 72: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	102, // 73: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
+	68,  // 74: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	102, // 75: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	71,  // 76: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	74,  // 77: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	42,  // 78: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	42,  // 79: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	102, // 80: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	71,  // 81: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	74,  // 82: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	80,  // 83: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	102, // 84: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	83,  // 85: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	102, // 86: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	102, // 87: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	102, // 88: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	88,  // 89: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	88,  // 90: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	103, // 91: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	99,  // 92: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	102, // 93: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	102, // 94: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	102, // 95: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	0,   // 96: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	5,   // 97: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	7,   // 98: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	9,   // 99: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	11,  // 100: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	13,  // 101: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	15,  // 102: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	18,  // 103: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	22,  // 104: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	24,  // 105: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	26,  // 106: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	28,  // 107: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	32,  // 108: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
+	36,  // 109: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
+	40,  // 110: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	45,  // 111: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	49,  // 112: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	52,  // 113: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	55,  // 114: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	60,  // 115: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	64,  // 116: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	66,  // 117: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	69,  // 118: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	72,  // 119: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	75,  // 120: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	76,  // 121: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	78,  // 122: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	81,  // 123: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	84,  // 124: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	86,  // 125: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	89,  // 126: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	91,  // 127: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	93,  // 128: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	95,  // 129: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	97,  // 130: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 131: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	6,   // 132: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	8,   // 133: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	10,  // 134: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	12,  // 135: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	14,  // 136: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	16,  // 137: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	19,  // 138: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	23,  // 139: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	25,  // 140: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	27,  // 141: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	29,  // 142: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	33,  // 143: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
+	37,  // 144: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
+	41,  // 145: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	46,  // 146: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	50,  // 147: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	53,  // 148: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	56,  // 149: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	61,  // 150: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	65,  // 151: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	67,  // 152: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	70,  // 153: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	73,  // 154: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	73,  // 155: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	77,  // 156: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	79,  // 157: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	82,  // 158: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	85,  // 159: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	87,  // 160: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	90,  // 161: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	92,  // 162: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	94,  // 163: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	96,  // 164: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	98,  // 165: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	131, // [131:166] is the sub-list for method output_type
+	96,  // [96:131] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
@@ -7556,7 +7908,7 @@ func file_bailiwick_admin_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_services_proto_rawDesc), len(file_bailiwick_admin_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   97,
+			NumMessages:   101,
 			NumExtensions: 0,
 			NumServices:   10,
 		},

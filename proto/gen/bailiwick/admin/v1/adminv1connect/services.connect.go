@@ -78,6 +78,8 @@ const (
 	NodeServiceLeadersProcedure = "/bailiwick.admin.v1.NodeService/Leaders"
 	// BorderServiceStatusProcedure is the fully-qualified name of the BorderService's Status RPC.
 	BorderServiceStatusProcedure = "/bailiwick.admin.v1.BorderService/Status"
+	// BorderServiceSimulateProcedure is the fully-qualified name of the BorderService's Simulate RPC.
+	BorderServiceSimulateProcedure = "/bailiwick.admin.v1.BorderService/Simulate"
 	// DNSServiceExplainProcedure is the fully-qualified name of the DNSService's Explain RPC.
 	DNSServiceExplainProcedure = "/bailiwick.admin.v1.DNSService/Explain"
 	// UsageServiceQueryUsageProcedure is the fully-qualified name of the UsageService's QueryUsage RPC.
@@ -618,6 +620,9 @@ func (UnimplementedNodeServiceHandler) Leaders(context.Context, *v1.LeadersReque
 type BorderServiceClient interface {
 	// Status says which pairs are permitted now and which tightenings are in force.
 	Status(context.Context, *v1.BorderStatusRequest) (*v1.BorderStatusResponse, error)
+	// Simulate says who would serve requests of this zone's hosts if some regions were down, on which legal basis, and
+	// why each other region would not. It follows what the zone has adopted less its closures, and looks at no health.
+	Simulate(context.Context, *v1.SimulateRequest) (*v1.SimulateResponse, error)
 }
 
 // NewBorderServiceClient constructs a client for the bailiwick.admin.v1.BorderService service. By
@@ -638,12 +643,20 @@ func NewBorderServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		simulate: connect.NewClient[v1.SimulateRequest, v1.SimulateResponse](
+			httpClient,
+			baseURL+BorderServiceSimulateProcedure,
+			connect.WithSchema(borderServiceMethods.ByName("Simulate")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // borderServiceClient implements BorderServiceClient.
 type borderServiceClient struct {
-	status *connect.Client[v1.BorderStatusRequest, v1.BorderStatusResponse]
+	status   *connect.Client[v1.BorderStatusRequest, v1.BorderStatusResponse]
+	simulate *connect.Client[v1.SimulateRequest, v1.SimulateResponse]
 }
 
 // Status calls bailiwick.admin.v1.BorderService.Status.
@@ -655,10 +668,22 @@ func (c *borderServiceClient) Status(ctx context.Context, req *v1.BorderStatusRe
 	return nil, err
 }
 
+// Simulate calls bailiwick.admin.v1.BorderService.Simulate.
+func (c *borderServiceClient) Simulate(ctx context.Context, req *v1.SimulateRequest) (*v1.SimulateResponse, error) {
+	response, err := c.simulate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // BorderServiceHandler is an implementation of the bailiwick.admin.v1.BorderService service.
 type BorderServiceHandler interface {
 	// Status says which pairs are permitted now and which tightenings are in force.
 	Status(context.Context, *v1.BorderStatusRequest) (*v1.BorderStatusResponse, error)
+	// Simulate says who would serve requests of this zone's hosts if some regions were down, on which legal basis, and
+	// why each other region would not. It follows what the zone has adopted less its closures, and looks at no health.
+	Simulate(context.Context, *v1.SimulateRequest) (*v1.SimulateResponse, error)
 }
 
 // NewBorderServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -675,10 +700,19 @@ func NewBorderServiceHandler(svc BorderServiceHandler, opts ...connect.HandlerOp
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	borderServiceSimulateHandler := connect.NewUnaryHandlerSimple(
+		BorderServiceSimulateProcedure,
+		svc.Simulate,
+		connect.WithSchema(borderServiceMethods.ByName("Simulate")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.admin.v1.BorderService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case BorderServiceStatusProcedure:
 			borderServiceStatusHandler.ServeHTTP(w, r)
+		case BorderServiceSimulateProcedure:
+			borderServiceSimulateHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -690,6 +724,10 @@ type UnimplementedBorderServiceHandler struct{}
 
 func (UnimplementedBorderServiceHandler) Status(context.Context, *v1.BorderStatusRequest) (*v1.BorderStatusResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.BorderService.Status is not implemented"))
+}
+
+func (UnimplementedBorderServiceHandler) Simulate(context.Context, *v1.SimulateRequest) (*v1.SimulateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.BorderService.Simulate is not implemented"))
 }
 
 // DNSServiceClient is a client for the bailiwick.admin.v1.DNSService service.
