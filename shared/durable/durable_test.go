@@ -399,3 +399,34 @@ func TestOS_BehavesLikeTheModel(t *testing.T) {
 		t.Errorf("got %d entries, want log and f and no leftovers", len(entries))
 	}
 }
+
+// A log whose maker could not sync its name is found by the next opening; what is appended and synced then must
+// survive a crash.
+func TestOpenLog_NameSurvivesTooIfItsMakerFailed(t *testing.T) {
+	fs := durabletest.New()
+	if err := fs.MkdirAll("/d", durable.DirPerm); err != nil {
+		t.Fatal(err)
+	}
+	fs.Inject(func(op, _ string) error {
+		if op == "syncdir" {
+			return errors.New("the disk does not answer")
+		}
+		return nil
+	})
+	if _, _, err := durable.OpenLog(fs, "/d/log", head, nil); err == nil {
+		t.Fatal("a log whose name is not on disk opens")
+	}
+	fs.Inject(nil)
+	l, _, err := durable.OpenLog(fs, "/d/log", head, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.Append([]byte("kept")), l.Sync()); err != nil {
+		t.Fatal(err)
+	}
+	fs.Crash()
+	n := 0
+	if _, _, err := durable.OpenLog(fs, "/d/log", head, func(int64, []byte) error { n++; return nil }); err != nil || n != 1 {
+		t.Errorf("after the crash: %d records, %v, want 1", n, err)
+	}
+}

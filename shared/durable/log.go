@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 )
 
@@ -78,14 +79,14 @@ func OpenLog(fsys FS, path string, h Header, each func(off int64, payload []byte
 		return nil, st, fmt.Errorf("open log: %w", err)
 	}
 	l := &Log{path: path, f: f}
-	if err := l.load(h, &st, each); err != nil {
+	if err := l.load(fsys, h, &st, each); err != nil {
 		f.Close()
 		return nil, st, err
 	}
 	return l, st, nil
 }
 
-func (l *Log) load(h Header, st *LogState, each func(int64, []byte) error) error {
+func (l *Log) load(fsys FS, h Header, st *LogState, each func(int64, []byte) error) error {
 	found, err := readHeader(l.f, l.path, h)
 	st.Header = found
 	if err != nil {
@@ -154,10 +155,14 @@ func (l *Log) load(h Header, st *LogState, each func(int64, []byte) error) error
 			return fmt.Errorf("cut torn tail of log: %w", err)
 		}
 	}
-	// Also what was whole may never have been synced; from here on it counts
+	// Also what was whole may never have been synced, nor the file's name, if
+	// whoever made it failed or was killed before that; from here on it counts
 	// as read, so it must not vanish at the next crash.
 	if !st.Created {
 		if err := l.f.Sync(); err != nil {
+			return fmt.Errorf("sync log: %w", err)
+		}
+		if err := fsys.SyncDir(filepath.Dir(l.path)); err != nil {
 			return fmt.Errorf("sync log: %w", err)
 		}
 	}

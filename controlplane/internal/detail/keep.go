@@ -114,7 +114,7 @@ func (s *Store) tidy() (logs []uint64, err error) {
 		s.log.Error("a file of detail is gone; its rows are not found any more", "file", name)
 	}
 	slices.Sort(logs)
-	return logs, s.fs.SyncDir(s.cfg.Dir) // a name that was never synced counts from here on
+	return logs, s.fs.SyncDir(s.cfg.Dir)
 }
 
 // keep rolls, expires and erases: the only one that changes files and the catalog.

@@ -208,10 +208,6 @@ func (s *Store) open(number uint64) error {
 	if err != nil {
 		return err
 	}
-	// An earlier attempt may have made the file and failed to sync its name, in which case OpenLog finds it.
-	if err := s.fs.SyncDir(s.cfg.Dir); err != nil {
-		return errors.Join(err, l.Close())
-	}
 	t := &table{number: number, log: l, opened: s.cfg.Now(), marks: map[epochKey]uint64{}}
 	s.mu.Lock()
 	s.tables = append(s.tables, t)
