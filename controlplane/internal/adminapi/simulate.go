@@ -97,7 +97,11 @@ func (m simulation) courses(a model.API, host, from, keyID string) ([]*adminv1.C
 			continue
 		}
 		deployed = append(deployed, u.Region)
-		if r, ok := m.set.Region(u.Region); ok && r.Zone == m.name && !r.ControlOnly {
+		r, ok, err := get[model.Region](m.cat, model.PrefixRegion+u.Region)
+		if err != nil {
+			return nil, err
+		}
+		if ok && r.Zone == m.name && !r.ControlOnly {
 			homes = append(homes, u.Region)
 		}
 	}
@@ -133,6 +137,10 @@ func (m simulation) courses(a model.API, host, from, keyID string) ([]*adminv1.C
 		course := m.set.Course(a.Policy, home, "", deployed, m.down, m.now, m.closures)
 		switch course.Serves {
 		case "":
+			if _, adopted := m.set.Region(home); !adopted && !m.down[home] {
+				c.Outcome, c.ServedBy, c.Why = outcomeHome, home, home+" is home: serving there needs no permission; the zone has not adopted it yet, so nothing is relayed"
+				break
+			}
 			c.Outcome, c.Why = outcomeNoRegion, "no permitted region is up: the answer is 503, never another region"
 		case home:
 			c.Outcome, c.ServedBy, c.Why = outcomeHome, home, course.By.Why()
