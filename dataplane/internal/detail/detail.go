@@ -110,6 +110,7 @@ type Spool struct {
 	work  sync.Mutex
 	log   *durable.Log // nil after a failed write, until a new file is begun
 	files []file       // oldest first; the last is log's
+	told  string       // the failure that was logged last
 
 	mu      sync.Mutex // covers what readers see; never held across I/O
 	epochs  []*epoch   // oldest first
@@ -176,11 +177,18 @@ func (s *Spool) Keep(epochNo, seq, through uint64, rows []usage.Row) {
 	}
 	if err := s.write(&b); err != nil {
 		s.failures.Add(1)
-		s.cfg.Logger.Error("keep usage detail: these rows are counted, but their detail may be lost", "rows", missing, "error", err)
+		if s.told != err.Error() { // once, not at every seal of an outage
+			s.told = err.Error()
+			s.cfg.Logger.Error("keep usage detail: these rows are counted, but their detail may be lost", "rows", missing, "error", err)
+		}
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 			s.giveUp()
 		}
 		return
+	}
+	if s.told != "" {
+		s.told = ""
+		s.cfg.Logger.Info("usage detail is kept again", "rows_lost", b.counts.lost)
 	}
 	s.bound()
 }

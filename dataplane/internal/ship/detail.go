@@ -63,13 +63,14 @@ func (s *Shipper) details(ctx context.Context, l *line) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.count(func(st *Stats) {
-			st.DetailErr = "the control node ended the session"
-			if err != nil {
-				st.DetailErr = err.Error()
-			}
-		})
-		s.cfg.Logger.Warn("detail session", "error", err)
+		if err == nil {
+			err = errEnded
+		}
+		news := false
+		s.count(func(st *Stats) { news, st.DetailErr = st.DetailErr != err.Error(), err.Error() })
+		if news {
+			s.cfg.Logger.Warn("detail session", "error", err)
+		}
 		if time.Since(began) > time.Minute {
 			attempt = 0
 		}
