@@ -33,6 +33,7 @@ type usageRow struct {
 	Outcome      string `json:"outcome"`
 	Requests     int64  `json:"requests"`
 	Units        int64  `json:"units"`
+	Correction   bool   `json:"correction,omitempty"` // booked by an operator, or late for a closed day
 }
 type usageReport struct {
 	Total           usageTotal `json:"total"`
@@ -161,7 +162,7 @@ func instant(text string, now time.Time) (*timestamppb.Timestamp, error) {
 func (a *app) printUsage(resp *adminv1.QueryUsageResponse) error {
 	out := usageReport{Total: totalOf(resp.GetTotal()), Rows: []usageRow{}, CompleteThrough: moment(clock(resp.GetCompleteThrough()))}
 	for _, r := range resp.GetRows() {
-		out.Rows = append(out.Rows, usageRow{clock(r.GetCell()), r.GetApi(), r.GetRoute(), r.GetPlan(), r.GetServedRegion(), r.GetOutcome(), r.GetRequests(), r.GetUnits()})
+		out.Rows = append(out.Rows, usageRow{clock(r.GetCell()), r.GetApi(), r.GetRoute(), r.GetPlan(), r.GetServedRegion(), r.GetOutcome(), r.GetRequests(), r.GetUnits(), r.GetCorrection()})
 	}
 	out.Gaps = a.warnGaps(resp.GetGaps())
 	if a.output == "csv" {
@@ -170,6 +171,9 @@ func (a *app) printUsage(resp *adminv1.QueryUsageResponse) error {
 	return a.print(out, func(w io.Writer) {
 		var lines [][]string
 		for _, r := range out.Rows {
+			if r.Correction {
+				r.Outcome += " (corrected or late)"
+			}
 			lines = append(lines, []string{r.Cell, r.API, r.Route, r.Plan, r.ServedRegion, r.Outcome, number(r.Requests), number(r.Units)})
 		}
 		rows(w, "CELL API ROUTE PLAN SERVED OUTCOME REQUESTS UNITS", lines)

@@ -128,6 +128,9 @@ func readCells(ctx context.Context, r pebbledb.Reader, customer string, lo, hi i
 				return err
 			}
 			s, err := src.decode(val)
+			if s == (usage.Sums{}) && src.kind == Corrected {
+				return err // booked, and taken back
+			}
 			beside = append(beside, timed[Row]{c.Start, Row{c, s, src.kind}})
 			return err
 		}))
@@ -174,7 +177,7 @@ func readTotals(ctx context.Context, r pebbledb.Reader, lo, hi int64, each func(
 				return err
 			}
 			row.Kind = kind
-			if row.Sums, err = decode(val); err != nil {
+			if row.Sums, err = decode(val); err != nil || row.Sums == (usage.Sums{}) && kind == Corrected {
 				return err
 			}
 			return yield(start, row)
