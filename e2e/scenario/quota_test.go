@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,9 +31,14 @@ spec: {products: [commerce], quota: {units: 1000000, mode: strict}}
 kind: Plan
 name: balance
 spec: {products: [commerce], quota: {period: prepaid, mode: strict}}
+---
+kind: Plan
+name: rated
+spec: {products: [commerce], rate_limit: {requests_per_second: 50, burst: 10}}
 `)
 	t.Run("published", func(t *testing.T) { q.published(t) })
 	t.Run("prepaid", func(t *testing.T) { q.prepaid(t) })
+	t.Run("shared", func(t *testing.T) { q.sharedRate(t) })
 	t.Run("changes", func(t *testing.T) { q.changes(t) })
 }
 
@@ -140,6 +146,52 @@ func (q *quotas) prepaid(t *testing.T) {
 	if got := q.s.Count("eu-west") + q.s.Count("eu-central") - before; got != bought {
 		t.Errorf("the upstreams answered %d requests, want the %d that were bought", got, bought)
 	}
+}
+
+// sharedRate: two edges of one region admit together what the plan's rate says, also when all requests move from
+// one to the other.
+func (q *quotas) sharedRate(t *testing.T) {
+	const rate, burst, each = 50, 10, 150 // each edge is offered three times the rate
+	key := q.customer(t, "rat", "rated")
+	second := q.s.With(t).AddEdge("eu-west", "eu-west-edge-2", 10)
+	clients := []*http.Client{q.s.Client(q.s.HTTPS("eu-west")), q.s.Client(second.HTTPS)}
+	// send offers requests to some edges for a while and counts what they admit in its second half, when each
+	// knows its share.
+	send := func(name string, edges ...int) {
+		const length = 6 * time.Second
+		var passed, wrong atomic.Int64
+		began := time.Now()
+		var wg sync.WaitGroup
+		for _, e := range edges {
+			tick := time.NewTicker(time.Second / each)
+			defer tick.Stop()
+			wg.Go(func() {
+				for time.Since(began) < length {
+					<-tick.C
+					wg.Go(func() {
+						at := time.Since(began)
+						a := q.s.Send(clients[e], http.MethodGet, ordersEMEA, "/v1/orders", key, nil)
+						switch {
+						case ok(a, "eu-west") == nil && at > length/2:
+							passed.Add(1)
+						case ok(a, "eu-west") != nil && refused(a, 429, "rate-exceeded") != nil:
+							wrong.Add(1)
+						}
+					})
+				}
+			})
+		}
+		wg.Wait()
+		seconds := length.Seconds() / 2
+		least, most := int64(rate*seconds*8/10), int64(rate*seconds)+burst
+		t.Logf("%s: %d admitted in %v s at a rate of %d", name, passed.Load(), seconds, rate)
+		if n := passed.Load(); n < least || n > most || wrong.Load() > 0 {
+			t.Errorf("%s: %d admitted, want %d to %d; %d answered otherwise than with 200 or 429", name, n, least, most, wrong.Load())
+		}
+	}
+	send("both edges", 0, 1)
+	send("one edge", 0)
+	send("the other", 1)
 }
 
 // changes measures from the operator's answer to each region's first changed decision.
