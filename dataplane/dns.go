@@ -10,8 +10,7 @@ import (
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 )
 
-// openDNS makes the observer, and the server whose answers follow it. The server's sockets open with it: a port
-// that is taken is told at the start.
+// openDNS makes the observer, and the server whose answers follow it.
 func (e *Edge) openDNS() (err error) {
 	e.observe, err = observe.New(observe.Config{Identity: e.state.Source, Self: e.self, Tables: e.tables, Logger: e.log,
 		Ready: func() bool { return e.ready() == nil }})
@@ -22,18 +21,24 @@ func (e *Edge) openDNS() (err error) {
 	if e.cfg.DNS.Listen == "" {
 		return nil
 	}
-	e.dns, err = dns.New(dns.Config{Listen: e.cfg.DNS.Listen, Zone: e.self.Zone, Tables: e.tables, Outlook: e.observe.Outlook, Logger: e.log,
+	e.dns, err = dns.New(dns.Config{Zone: e.self.Zone, Tables: e.tables, Outlook: e.observe.Outlook, Logger: e.log,
 		Apexes: e.cfg.DNS.Domains, CAA: e.cfg.DNS.CAA, TTL: e.cfg.DNS.TTL, NegativeTTL: e.cfg.DNS.NegativeTTL})
 	return err
 }
 
+// serveDNS listens no sooner than there is a table to answer from: until then a resolver is refused, and asks the
+// next server at once.
 func (e *Edge) serveDNS(ctx context.Context) error {
 	if e.dns == nil {
 		<-ctx.Done()
 		return nil
 	}
-	e.log.Info("answering DNS", "addr", e.dns.Addr())
-	return e.dns.Run(ctx)
+	udp, tcp, err := dns.Listen(e.cfg.DNS.Listen)
+	if err != nil {
+		return err
+	}
+	e.log.Info("answering DNS", "addr", udp.LocalAddr().String())
+	return e.dns.Serve(ctx, udp, tcp)
 }
 
 func (c Config) publicPort() int {

@@ -138,6 +138,7 @@ func TestDNS(t *testing.T) {
 	if err := follow(); err != nil {
 		t.Fatal(err)
 	}
+	simulates(t, s)
 	killed := time.Now()
 	s.Act("kill", "region:eu-west")
 	served := within(t, killed, dnsGoal, "a client that follows DNS is served", follow)
@@ -189,17 +190,15 @@ func TestDNS(t *testing.T) {
 	t.Logf("eu-west named again %v after its start", back)
 
 	// An operator drains a region: it is named no more, and serves who comes all the same.
-	manifest := func(drain string) string {
-		return writeManifest(t, "kind: Region\nname: eu-west\nspec: {zone: emea, provider: sandbox, country: IE, jurisdiction: EEA, client_subnets: [127.0.0.0/8]"+drain+"}\n")
-	}
-	s.MustCLI("emea", "apply", "-f", manifest(", drain: work on the building"))
+	s.MustCLI("emea", "region", "drain", "eu-west", "--reason", "work on the building")
 	for _, server := range []string{west, central} {
 		s.Eventually(10*time.Second, "the drained region is left out", func() error { return names(s, server, ordersEMEA, "eu-central") })
 	}
 	if a := s.Get("eu-west", key); a.Status != http.StatusOK {
 		t.Errorf("the drained region answers %d", a.Status)
 	}
-	s.MustCLI("emea", "apply", "-f", manifest(""))
+	s.MustCLI("emea", "region", "undrain", "eu-west")
+	s.MustCLI("emea", "apply", "-f", writeManifest(t, "kind: Region\nname: eu-west\nspec: {zone: emea, provider: sandbox, country: IE, jurisdiction: EEA, client_subnets: [127.0.0.0/8]}\n"))
 	s.Eventually(10*time.Second, "clients of eu-west are led there first", func() error {
 		for range 5 { // every time, not every other
 			got, err := resolve(central, ordersEMEA, "udp")
@@ -209,6 +208,34 @@ func TestDNS(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// simulates holds what explain and policy simulate say against the rules that a real zone has adopted.
+func simulates(t *testing.T, s *harness.Sandbox) {
+	var courses []struct {
+		Host, Home, Outcome, Basis string
+		ServedBy                   string `json:"served_by"`
+	}
+	out := s.MustCLI("emea", "policy", "simulate", "--down", "eu-west,us-east", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &courses); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, c := range courses {
+		got[c.Host+"@"+c.Home] = c.Outcome + " " + c.ServedBy + " " + c.Basis
+	}
+	for at, want := range map[string]string{ordersEMEA + "@eu-west": "relay eu-central gdpr", ordersEMEA + "@eu-central": "home eu-central ", ordersUS + "@us-west": "home us-west "} {
+		if !strings.HasPrefix(got[at], want) {
+			t.Errorf("%s: %q, want %q", at, got[at], want)
+		}
+	}
+	if !strings.HasPrefix(got[ordersUS+"@us-east"], "relay us-west ") {
+		t.Errorf("us-east: %q", got[ordersUS+"@us-east"])
+	}
+	out = s.MustCLI("emea", "explain", "--host", ordersEMEA, "--from", "eu-west", "--down", "eu-west,eu-central", "--key", s.Key("emea", "unlimited"))
+	if !strings.Contains(out, "not served (no-region)") || !strings.Contains(out, "sells API orders") {
+		t.Errorf("explain: %s", out)
+	}
 }
 
 func writeManifest(t *testing.T, text string) string {

@@ -5,7 +5,7 @@
 // It never answers recursively, never transfers a zone, never names an edge of another zone or a region where the
 // API is not deployed, and never stores or logs a client's address or subnet: the limiter keeps counters under a
 // salted hash and no address. An answer permits nothing and its lifetime is a wish. Nothing survives a crash.
-// Run is called once; Handle may be called by any number of goroutines at once. See DESIGN.md.
+// Serve is called once; Handle may be called by any number of goroutines at once. See DESIGN.md.
 package dns
 
 import (
@@ -28,7 +28,6 @@ import (
 
 // Config of a Server.
 type Config struct {
-	Listen  string                  // required: host:port, for UDP and TCP; name one address on a host with several
 	Zone    string                  // required: the edge's zone
 	Tables  *policy.Holder          // required
 	Outlook func() *observe.Outlook // required
@@ -52,8 +51,8 @@ const MaxTTL = 30 * time.Second
 
 // Validate fills in defaults.
 func (c Config) Validate() (Config, error) {
-	if c.Listen == "" || c.Zone == "" || c.Tables == nil || c.Outlook == nil || c.Logger == nil {
-		return c, errors.New("dns config: Listen, Zone, Tables, Outlook and Logger are required")
+	if c.Zone == "" || c.Tables == nil || c.Outlook == nil || c.Logger == nil {
+		return c, errors.New("dns config: Zone, Tables, Outlook and Logger are required")
 	}
 	if c.TTL == 0 {
 		c.TTL = 20 * time.Second
@@ -104,55 +103,48 @@ type Server struct {
 	names atomic.Pointer[names] // of the table they were made from
 	limit *limiter
 	spin  atomic.Uint32
-	seed  maphash.Seed
-
-	udp *net.UDPConn
-	tcp net.Listener
 }
 
-// New opens the sockets; nothing is answered before Run.
+// New makes a server without sockets.
 func New(cfg Config) (*Server, error) {
 	cfg, err := cfg.Validate()
 	if err != nil {
 		return nil, err
 	}
-	s := newServer(cfg)
-	pc, err := net.ListenPacket("udp", cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("listen for DNS: %w", err)
-	}
-	s.udp = pc.(*net.UDPConn)
-	if s.tcp, err = net.Listen("tcp", s.udp.LocalAddr().String()); err != nil {
-		s.udp.Close()
-		return nil, fmt.Errorf("listen for DNS over TCP: %w", err)
-	}
-	return s, nil
+	seed := maphash.MakeSeed()
+	return &Server{cfg: cfg, limit: newLimiter(seed, cfg.RatePerSecond, cfg.Burst)}, nil
 }
 
-func newServer(cfg Config) *Server {
-	seed := maphash.MakeSeed()
-	return &Server{cfg: cfg, seed: seed, limit: newLimiter(seed, cfg.RatePerSecond, cfg.Burst)}
+// Listen opens the two sockets of one address.
+func Listen(address string) (net.PacketConn, net.Listener, error) {
+	udp, err := net.ListenPacket("udp", address)
+	if err != nil {
+		return nil, nil, fmt.Errorf("listen for DNS: %w", err)
+	}
+	tcp, err := net.Listen("tcp", udp.LocalAddr().String())
+	if err != nil {
+		udp.Close()
+		return nil, nil, fmt.Errorf("listen for DNS over TCP: %w", err)
+	}
+	return udp, tcp, nil
 }
 
 // Stats are live counters.
 func (s *Server) Stats() *Stats { return &s.stats }
 
-// Addr is where the server listens.
-func (s *Server) Addr() string { return s.udp.LocalAddr().String() }
-
-// Run answers until ctx ends.
-func (s *Server) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { s.udp.Close(); s.tcp.Close() })
+// Serve answers until ctx ends, and closes both sockets.
+func (s *Server) Serve(ctx context.Context, udp net.PacketConn, tcp net.Listener) error {
+	shut := func() { udp.Close(); tcp.Close() }
+	stop := context.AfterFunc(ctx, shut)
 	defer stop()
 	errs := make(chan error, s.cfg.Workers+1)
 	var wg sync.WaitGroup
 	for range s.cfg.Workers {
-		wg.Go(func() { errs <- s.serveUDP() })
+		wg.Go(func() { errs <- s.serveUDP(udp) })
 	}
-	wg.Go(func() { errs <- s.serveTCP(ctx) })
+	wg.Go(func() { errs <- s.serveTCP(ctx, tcp) })
 	err := <-errs
-	s.udp.Close()
-	s.tcp.Close()
+	shut()
 	wg.Wait()
 	if ctx.Err() != nil {
 		return nil
@@ -165,18 +157,22 @@ const maxQuery = 1232
 
 // serveUDP is one of a fixed number of workers: what they cannot keep up with waits in the socket's buffer, and is
 // lost there.
-func (s *Server) serveUDP() error {
+func (s *Server) serveUDP(conn net.PacketConn) error {
 	buf := make([]byte, maxQuery+1)
 	for {
-		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
+		n, from, err := conn.ReadFrom(buf)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return err
 			}
 			continue // an ICMP answer to something we sent
 		}
-		if out := s.Handle(buf[:n], from.Addr(), false); out != nil {
-			_, _ = s.udp.WriteToUDPAddrPort(out, from) // who did not get it asks again
+		client, ok := from.(*net.UDPAddr)
+		if !ok {
+			continue
+		}
+		if out := s.Handle(buf[:n], client.AddrPort().Addr(), false); out != nil {
+			_, _ = conn.WriteTo(out, from) // who did not get it asks again
 		}
 	}
 }

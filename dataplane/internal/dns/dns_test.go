@@ -39,6 +39,7 @@ func TestHandle_Answers(t *testing.T) {
 		{"emea.example.test.", mdns.TypeA, "NOERROR " + soa},
 		{"nothing.emea.example.test.", mdns.TypeA, "NXDOMAIN " + soa},
 		{"a.orders.emea.example.test.", mdns.TypeA, "NXDOMAIN " + soa},
+		{"deep.emea.example.test.", mdns.TypeA, "NOERROR " + soa}, // nothing there, but something below
 		{"ns-w1.emea.example.test.", mdns.TypeA, "NOERROR an:A 20 192.0.2.1"},
 		{"ns-c1.emea.example.test.", mdns.TypeAAAA, "NOERROR " + soa},
 		{"ns-u1.emea.example.test.", mdns.TypeA, "NXDOMAIN " + soa}, // of another zone
@@ -297,7 +298,7 @@ func TestServer_NoTableNoAnswer(t *testing.T) {
 
 func TestConfig_Validate(t *testing.T) {
 	w := newWorld(t, nil)
-	good := dns.Config{Listen: "127.0.0.1:0", Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return nil }, Logger: slog.New(slog.DiscardHandler)}
+	good := dns.Config{Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return nil }, Logger: slog.New(slog.DiscardHandler)}
 	for what, spoil := range map[string]func(*dns.Config){
 		"TTL over a grant": func(c *dns.Config) { c.TTL = 31 * time.Second },
 		"negative TTL":     func(c *dns.Config) { c.NegativeTTL = time.Hour },

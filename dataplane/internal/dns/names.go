@@ -20,6 +20,7 @@ type names struct {
 	edges   []answer.Edge
 	servers []server // of DNS, by the edge's name
 	subnets answer.Subnets
+	above   map[string]bool // names that have a host of ours below them, and so exist
 }
 
 // server is an edge that answers DNS.
@@ -67,7 +68,12 @@ func (s *Server) current() *names {
 
 func newNames(t *policy.Table, zone string, apexes []string) *names {
 	// A position of the catalog's log only grows, and every edge computes the same from it.
-	n := &names{table: t, apexes: apexes, serial: uint32(t.Catalog().Epoch<<24) + uint32(t.Catalog().Index)}
+	n := &names{table: t, apexes: apexes, above: map[string]bool{}, serial: uint32(t.Catalog().Epoch<<24) + uint32(t.Catalog().Index)}
+	for _, h := range t.Hosts() {
+		for at := parent(h); at != ""; at = parent(at) {
+			n.above[at] = true
+		}
+	}
 	blocks := map[string][]string{}
 	for _, r := range t.Regions() {
 		n.regions = append(n.regions, answer.Region{Name: r.Name, Zone: r.Zone, Drain: r.Drain})
@@ -114,7 +120,7 @@ func (n *names) find(name string) found {
 			switch {
 			case at == name:
 				f.what = apexOnly
-			case n.above(name):
+			case n.above[name]:
 				f.what = empty
 			default:
 				n.server(&f)
@@ -137,11 +143,6 @@ func (n *names) server(f *found) {
 			f.what, f.edge = nsHost, s.Edge
 		}
 	}
-}
-
-// above says whether a host of ours lies below name, which then exists.
-func (n *names) above(name string) bool {
-	return slices.ContainsFunc(n.table.Hosts(), func(h string) bool { return strings.HasSuffix(h, "."+name) })
 }
 
 // apexOf is the domain by which a host is delegated: the closest that the operator named, or itself.

@@ -18,10 +18,10 @@ import (
 )
 
 // listening is a server on loopback. It ends, with all it started, before the test does.
-func listening(t *testing.T, change func(*dns.Config)) (*world, *dns.Server) {
+func listening(t *testing.T, change func(*dns.Config)) *server {
 	t.Helper()
 	w := newWorld(t, nil)
-	cfg := dns.Config{Listen: "127.0.0.1:0", Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return &w.outlook }, Logger: slog.New(slog.DiscardHandler)}
+	cfg := dns.Config{Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return &w.outlook }, Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&cfg)
 	}
@@ -31,27 +31,36 @@ func listening(t *testing.T, change func(*dns.Config)) (*world, *dns.Server) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
+	udp, tcp, err := dns.Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { ended <- s.Serve(ctx, udp, tcp) }()
 	t.Cleanup(func() {
 		cancel()
 		select {
 		case err := <-ended:
 			if err != nil {
-				t.Errorf("Run: %v", err)
+				t.Errorf("Serve: %v", err)
 			}
 		case <-time.After(3 * time.Second):
-			t.Error("Run does not return")
+			t.Error("Serve does not return")
 		}
 		goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	})
-	return w, s
+	return &server{s, udp.LocalAddr().String()}
+}
+
+type server struct {
+	*dns.Server
+	addr string
 }
 
 func TestServer_UDPAndTCP(t *testing.T) {
-	_, s := listening(t, nil)
+	s := listening(t, nil)
 	for _, network := range []string{"udp", "tcp"} {
 		q := question("Orders.EMEA.example.test.", mdns.TypeA)
-		m, _, err := (&mdns.Client{Net: network, Timeout: 2 * time.Second}).Exchange(q, s.Addr())
+		m, _, err := (&mdns.Client{Net: network, Timeout: 2 * time.Second}).Exchange(q, s.addr)
 		if err != nil || len(m.Answer) != 2 || m.Question[0].Name != "Orders.EMEA.example.test." {
 			t.Errorf("%s: %v, %v", network, m, err)
 		}
@@ -60,8 +69,8 @@ func TestServer_UDPAndTCP(t *testing.T) {
 
 // Queries that are sent together are answered one by one in order; a connection ends after a hundred.
 func TestServer_Pipelining(t *testing.T) {
-	_, s := listening(t, nil)
-	conn, err := net.Dial("tcp", s.Addr())
+	s := listening(t, nil)
+	conn, err := net.Dial("tcp", s.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,10 +103,10 @@ func TestServer_Pipelining(t *testing.T) {
 
 // One client prefix holds an eighth of the connections; who holds one silent loses it.
 func TestServer_ConnectionsAreBounded(t *testing.T) {
-	_, s := listening(t, func(c *dns.Config) { c.Conns = 16 })
+	s := listening(t, func(c *dns.Config) { c.Conns = 16 })
 	var held []net.Conn
 	for range 2 {
-		c, err := net.Dial("tcp", s.Addr())
+		c, err := net.Dial("tcp", s.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +117,7 @@ func TestServer_ConnectionsAreBounded(t *testing.T) {
 	for s.Stats().Conns.Load() < 2 && time.Now().Before(deadline) {
 		time.Sleep(time.Millisecond)
 	}
-	c, err := net.Dial("tcp", s.Addr())
+	c, err := net.Dial("tcp", s.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,10 +143,9 @@ func isTimeout(err error) bool {
 	return errors.As(err, &n) && n.Timeout()
 }
 
-func TestNew_PortTaken(t *testing.T) {
-	_, s := listening(t, nil)
-	w := newWorld(t, nil)
-	if _, err := dns.New(dns.Config{Listen: s.Addr(), Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return &w.outlook }, Logger: slog.New(slog.DiscardHandler)}); err == nil {
-		t.Error("a second server on one port")
+func TestListen_PortTaken(t *testing.T) {
+	s := listening(t, nil)
+	if _, _, err := dns.Listen(s.addr); err == nil {
+		t.Error("two servers on one port")
 	}
 }

@@ -21,13 +21,13 @@ const (
 
 // serveTCP takes connections up to the limit, each with one goroutine that answers one query after the other: who
 // sends without reading is not read from.
-func (s *Server) serveTCP(ctx context.Context) error {
+func (s *Server) serveTCP(ctx context.Context, l net.Listener) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	open := conns{all: map[net.Conn]netip.Prefix{}, byPrefix: map[netip.Prefix]int{}, max: s.cfg.Conns, maxEach: max(1, s.cfg.Conns/8)}
 	defer open.closeAll()
 	for {
-		conn, err := s.tcp.Accept()
+		conn, err := l.Accept()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
 				return err

@@ -27,6 +27,7 @@ type world struct {
 var (
 	nobody = netip.MustParseAddr("203.0.113.200")
 	emea   = []table.Object{
+		object(table.KindAPI, "deep", table.API{Name: "deep", Zone: "emea", Hosts: []string{"a.deep.emea.example.test"}, Regions: []string{"eu-west"}}),
 		object(table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: "eu-west"}),
 		object(table.KindAPI, "orders", table.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.emea.example.test"}, Regions: []string{"eu-central", "eu-west", "us-east"}}),
 		object(table.KindAPI, "alone", table.API{Name: "alone", Zone: "emea", Hosts: []string{"alone.example.org"}, Regions: []string{"eu-west"}}),
@@ -76,12 +77,12 @@ func newWorld(t testing.TB, change func(*dns.Config)) *world {
 	t.Helper()
 	w := &world{}
 	w.tables.Swap(newTable(t, emea))
-	cfg := dns.Config{Listen: "127.0.0.1:0", Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return &w.outlook },
+	cfg := dns.Config{Zone: "emea", Tables: &w.tables, Outlook: func() *observe.Outlook { return &w.outlook },
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Apexes: []string{"EMEA.example.test."}, CAA: "ca.example.net", RatePerSecond: 1_000_000, Burst: 1_000_000}
 	if change != nil {
 		change(&cfg)
 	}
-	s, err := dns.Detached(cfg)
+	s, err := dns.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
