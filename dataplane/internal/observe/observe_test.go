@@ -23,6 +23,7 @@ type node struct {
 	*observe.Observer
 	tables  policy.Holder
 	ready   atomic.Bool
+	asked   atomic.Bool // somebody began a handshake
 	address *net.TCPAddr
 	server  *http.Server
 }
@@ -50,6 +51,11 @@ func newNode(t *testing.T, in *identitytest.Installation, zone, region, name str
 	n.server = &http.Server{TLSConfig: public, Protocols: &both, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) }),
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
 	n.Attach(n.server)
+	next := n.server.TLSConfig.GetConfigForClient
+	n.server.TLSConfig.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		n.asked.Store(true)
+		return next(hello)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -170,15 +176,13 @@ func TestObserver_AsksAtThePublicDoor(t *testing.T) {
 func TestObserver_AsksNoForeignEdge(t *testing.T) {
 	in := identitytest.New(t, "test.example", "emea", "us")
 	a, u := newNode(t, in, "emea", "eu-west", "a"), newNode(t, in, "us", "us-east", "u")
-	var asked atomic.Bool
-	u.server.TLSConfig.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { asked.Store(true); return nil, nil }
 	a.know(t, "emea", "eu-west", a.doors("emea", "eu-west", "a"), u.doors("us", "us-east", "u"))
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := a.Run(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if look := a.Outlook(); len(look.Regions) != 1 || asked.Load() {
-		t.Errorf("outlook %+v, asked %v", look, asked.Load())
+	if look := a.Outlook(); len(look.Regions) != 1 || u.asked.Load() {
+		t.Errorf("outlook %+v, asked %v", look, u.asked.Load())
 	}
 }
