@@ -118,7 +118,8 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 func TestGenerated_StopsAtTheDoors(t *testing.T) {
 	inner := []string{"regions", "shared/apikey", "shared/revision", "shared/usage", "shared/table", "shared/durable", "shared/identity",
 		"controlplane/internal/model", "controlplane/internal/alert", "controlplane/internal/calendar", "controlplane/internal/forecast", "controlplane/internal/group", "controlplane/internal/view", "controlplane/internal/ledger", "controlplane/internal/quota", "controlplane/internal/detail",
-		"dataplane/internal/policy", "dataplane/internal/gate", "dataplane/internal/limit", "dataplane/internal/spool", "dataplane/internal/detail", "dataplane/internal/evidence"}
+		"dataplane/internal/policy", "dataplane/internal/gate", "dataplane/internal/limit", "dataplane/internal/spool", "dataplane/internal/detail", "dataplane/internal/evidence",
+		"dataplane/internal/observe", "dataplane/internal/dns"}
 	for _, p := range list(t, "./...") {
 		for _, imp := range p.Imports {
 			if under(imp, "proto/gen") && under(p.ImportPath, inner...) {
