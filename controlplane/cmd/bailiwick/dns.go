@@ -88,9 +88,9 @@ func (a *app) printDNS(d dnsExplained, qtype string) error {
 				if r.Answered {
 					answered = "yes"
 				}
-				lines = append(lines, []string{"  " + r.Region, answered, r.Why})
+				lines = append(lines, []string{r.Region, answered, r.Why})
 			}
-			rows(w, "  REGION ANSWERED WHY", lines)
+			rows(w, "REGION ANSWERED WHY", lines)
 		}
 	})
 }

@@ -91,10 +91,10 @@ func printCourse(w io.Writer, c course) {
 	}
 	var lines [][]string
 	for _, p := range c.Passed {
-		lines = append(lines, []string{"  " + p.Region, yes(p.Permitted), yes(p.Down), p.Basis, p.Why})
+		lines = append(lines, []string{p.Region, yes(p.Permitted), yes(p.Down), p.Basis, p.Why})
 	}
 	if len(lines) > 0 {
-		rows(w, "  PASSED PERMITTED DOWN BASIS WHY", lines)
+		rows(w, "PASSED PERMITTED DOWN BASIS WHY", lines)
 	}
 }
 
