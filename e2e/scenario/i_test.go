@@ -304,7 +304,8 @@ func badBlocks(t *testing.T, s *harness.Sandbox) {
 		{"block out of order", gap, "GAP", 0},
 		{"good block", good, "", 7},
 		{"the same again", good, "", 7},
-		{"prev that is not the head", unchained, "WRONG_CHAIN", 7},
+		{"prev that is not the head", unchained, "FORK", 7}, // a whole block that follows another: two spools speak for one epoch
+		{"the right successor, in quarantine", usage.NewBlock(e.name, 1, 2, good.Hash, payload(customer)), "QUARANTINED", 7},
 	} {
 		applied, reason, err := e.upload(1, c.block)
 		if err != nil || reason != c.reason || c.reason == "" && applied != 1 {
@@ -326,6 +327,10 @@ func badBlocks(t *testing.T, s *harness.Sandbox) {
 	if got := counted(); got != 7 {
 		t.Errorf("after the block of a removed edge %d requests are counted, want 7", got)
 	}
+	if out := s.MustCLI("emea", "usage", "epochs", "--edge", e.name); !strings.Contains(out, "quarantined") {
+		t.Errorf("usage epochs does not show the quarantine:\n%s", out)
+	}
+	s.MustCLI("emea", "usage", "close-epoch", e.name, "1", "--reason", "the edge was a stranger")
 }
 
 // upload brings one block in a session of its own over the peer port, and returns its watermark or refusal.
