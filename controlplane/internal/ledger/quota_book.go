@@ -106,11 +106,12 @@ func (b *book) holder(k epochKey) *holder {
 	return b.holders[i]
 }
 
-// account is the arithmetic's view of it. sliding is what the window holds; of an
-// elastic quota only edges in heard are waited for, all if it is nil.
+// account is the arithmetic's view of it. sliding is what the window holds, to
+// which what is lost comes when the account is written; of an elastic quota only
+// edges in heard are waited for, all if it is nil.
 func (b *book) account(sliding int64, heard []string) quota.Account {
 	a := quota.Account{Limit: quota.Add(b.rec.Limit, b.rec.ToppedUp), Settled: b.rec.Settled, Forfeited: quota.Add(b.rec.Forfeited, b.lost),
-		Rolling: b.rolling(), Sliding: sliding, Holders: make([]quota.Holder, 0, len(b.holders))}
+		Rolling: b.rolling(), Sliding: quota.Add(sliding, b.lost), Holders: make([]quota.Holder, 0, len(b.holders))}
 	for _, h := range b.holders {
 		n := h.Holder
 		n.Free = b.rec.Mode == "elastic" && heard != nil && !slices.Contains(heard, h.edge)
@@ -119,10 +120,29 @@ func (b *book) account(sliding int64, heard []string) quota.Account {
 	return a
 }
 
-// write puts the account back: its record, its holders, and none of those that
-// are over. What it read came from before this entry, and nothing else of the
-// entry writes these keys.
-func (t *tx) write(b *book, now int64) error {
+// write puts accounts back. A new one forgets old ones, of which the entry may
+// name some too: they go first, or what is left would follow from the order of
+// the writes.
+func (t *tx) write(now int64, books ...*book) error {
+	for _, b := range books {
+		if !b.told {
+			if err := t.forget(b.id); err != nil {
+				return err
+			}
+		}
+	}
+	for _, b := range books {
+		if err := t.put(b, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put writes an account's record, its holders, and none of those that are over.
+// What it read came from before this entry, and nothing else of the entry writes
+// these keys.
+func (t *tx) put(b *book, now int64) error {
 	if b.lost > 0 && b.rolling() { // it slides out of the window like what was spent now
 		start := usage.CellStart(now * 1000)
 		if err := t.span(spanKey{b.id.Customer, b.id.Subscription, spanRolling, start}, b.lost); err != nil {
@@ -130,11 +150,6 @@ func (t *tx) write(b *book, now int64) error {
 		}
 	} else {
 		b.rec.Forfeited = quota.Add(b.rec.Forfeited, b.lost)
-	}
-	if !b.told {
-		if err := t.forget(b.id); err != nil {
-			return err
-		}
 	}
 	if err := t.set(append(appendAccountKey(nil, b.id), markAccount), b.rec.encode()); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"bailiwick/controlplane/internal/quota"
@@ -169,12 +170,7 @@ func (o *exchangeOrder) apply(t *tx) ([]byte, error) {
 			out = appendLease(out, b, h, sliding[a.ID], o.Heard)
 		}
 	}
-	for _, b := range books {
-		if err := t.write(b, o.Now); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
+	return out, t.write(o.Now, slices.Collect(maps.Values(books))...)
 }
 
 // decide takes back and gives.
@@ -182,6 +178,9 @@ func (a *Ask) decide(b *book, h *holder, sliding int64, heard []string) {
 	fresh := h.Leased == 0 && h.Spent == 0
 	if a.Ceiling >= 0 {
 		h.Lower(a.Ceiling)
+	}
+	if a.Terms.leased() { // what it took without a lease, while the plan was soft, is no debt to lease first
+		h.Leased = max(h.Leased, h.Spent, a.Ceiling)
 	}
 	if a.Want <= 0 || !a.Terms.leased() || a.Ceiling < 0 && !fresh {
 		return

@@ -60,7 +60,7 @@ func (o *TopUp) apply(t *tx) ([]byte, error) {
 	}
 	b.rec.Terms = o.Terms
 	b.rec.ToppedUp = quota.Add(b.rec.ToppedUp, o.Units)
-	if err := t.write(b, o.At); err != nil {
+	if err := t.write(o.At, b); err != nil {
 		return nil, err
 	}
 	rec := o.encode([]byte{topUpVersion})

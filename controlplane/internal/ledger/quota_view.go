@@ -58,9 +58,6 @@ func (v *View) account(b *book, now int64) (Account, error) {
 	if err != nil {
 		return Account{}, err
 	}
-	if b.rolling() {
-		sliding = quota.Add(sliding, b.lost)
-	}
 	acc := b.account(sliding, nil)
 	out := Account{ID: b.id, Terms: b.rec.Terms, ToppedUp: b.rec.ToppedUp, Limit: acc.Limit, Used: acc.Used(), Held: acc.Held()}
 	for _, h := range b.holders {

@@ -1,0 +1,77 @@
+package ledger_test
+
+import (
+	"fmt"
+	"testing"
+
+	"bailiwick/controlplane/internal/ledger"
+	"bailiwick/shared/usage"
+)
+
+// A plan that was soft for long and becomes strict: what was spent without a lease is not made up for by leases.
+func TestQuota_AStrictPlanLeasesOnTopOfWhatASoftOneSpent(t *testing.T) {
+	b := newBank(t)
+	soft := strictly(1_000_000)
+	soft.Mode = "soft"
+	c := &chain{edge: "a", epoch: 1}
+	b.ask("a", 1, 1, acme, soft, 0, 0)
+	b.ship(c, acme, month, 500_000)
+	b.ship(&chain{edge: "b", epoch: 1}, acme, month, 100_000)
+	l := b.ask("a", 1, 2, acme, strictly(1_000_000), 500_003, 10) // three of its rows are on their way
+	if l.Leased != 500_013 || l.Held != 13 || l.Used != 600_000 {
+		t.Errorf("leased after the plan became strict: got %+v, want 10 more than the 500,003 that were taken", l)
+	}
+	if l := b.ask("b", 1, 1, acme, strictly(600_013), -1, 10); l.Available != 0 || l.Leased > l.Spent {
+		t.Errorf("an edge that asks when nothing is left: got %+v, want nothing", l)
+	}
+}
+
+// What an epoch held of a rolling quota and lost with its disk counts from the moment the epoch is closed.
+func TestQuota_LostUnitsOfARollingQuotaAreNotLeasedAgain(t *testing.T) {
+	b := newBank(t)
+	id := ledger.AccountID{Customer: "acme", Subscription: "s", Period: usage.PeriodRolling}
+	terms := ledger.Terms{Plan: "p", Mode: "strict", Kind: "rolling", Limit: 10, Window: 48 * 3600}
+	b.ask("a", 1, 1, id, terms, 0, 5)
+	b.feed(ledger.EncodeCloseBy("a", 1, 3, ledger.HeldAuto))
+	var got int64
+	for seq := range uint64(12) {
+		l := b.ask("b", 1, seq+1, id, terms, got, 1)
+		if got = l.Leased; l.Used != 5 {
+			t.Errorf("exchange %d: got %d used, want the 5 that were lost", seq+1, l.Used)
+		}
+	}
+	if got != 5 {
+		t.Errorf("leased while 5 of 10 are lost: got %d, want 5", got)
+	}
+}
+
+// Nodes that apply the same entry have the same state, though a new account forgets old ones and the entry
+// names one of those too.
+func TestQuota_NodesForgetTheSame(t *testing.T) {
+	var first string
+	for i := range 24 {
+		b := newBank(t)
+		old := acme
+		old.Period -= 401 * 86400
+		b.exchange(ledger.Exchange{Edge: "a", Epoch: 1, Sequence: 1, Asks: []ledger.Ask{
+			{ID: old, Terms: strictly(10), Ceiling: 3, Want: 3, Sharers: 1}, {ID: acme, Terms: strictly(10), Want: 3, Sharers: 1}}})
+		v, err := b.m.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := v.Accounts(t.Context(), "acme", b.now)
+		v.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got string
+		for _, a := range all {
+			got += fmt.Sprintf("%d: %d held; ", a.ID.Period, a.Held)
+		}
+		if i == 0 {
+			first = got
+		} else if got != first {
+			t.Fatalf("node %d: got accounts %q, the first node has %q", i, got, first)
+		}
+	}
+}
