@@ -37,6 +37,13 @@ func (o ownDetail) Trace(ctx context.Context, req *peerv1.TraceRequest, send fun
 	if req.Customer == "" || req.Since == nil || req.Until == nil || req.Limit < -1 {
 		return fault.New(fault.Invalid, "TRACE_INVALID", "a trace needs a customer, a time range and a limit of -1 or above")
 	}
+	switch len(req.RequestId) {
+	case 0:
+	case len(q.RequestID):
+		q.RequestID = [16]byte(req.RequestId)
+	default:
+		return fault.New(fault.Invalid, "TRACE_INVALID", "a request id has %d bytes, not %d", len(req.RequestId), len(q.RequestID))
+	}
 	if req.Outcome != "" {
 		var err error
 		if q.Outcome, err = usage.ParseOutcome(req.Outcome); err != nil {

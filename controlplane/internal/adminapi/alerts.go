@@ -2,6 +2,7 @@ package adminapi
 
 import (
 	"context"
+	"net/url"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -46,6 +47,15 @@ func webhookToProto(w alert.Webhook) *adminv1.Webhook {
 	return out
 }
 
+// origin is what a viewer is shown of a URL: paths and queries of webhooks often hold their receiver's token.
+func origin(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return "…"
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host}).String() + "/…"
+}
+
 func (s *server) ListWebhooks(ctx context.Context, _ *adminv1.ListWebhooksRequest) (*adminv1.ListWebhooksResponse, error) {
 	if err := s.alertsOff(); err != nil {
 		return nil, err
@@ -56,7 +66,11 @@ func (s *server) ListWebhooks(ctx context.Context, _ *adminv1.ListWebhooksReques
 	}
 	out := &adminv1.ListWebhooksResponse{}
 	for _, w := range all {
-		out.Webhooks = append(out.Webhooks, webhookToProto(w))
+		one := webhookToProto(w)
+		if !mayWrite(ctx) {
+			one.Url = origin(w.URL)
+		}
+		out.Webhooks = append(out.Webhooks, one)
 	}
 	return out, nil
 }

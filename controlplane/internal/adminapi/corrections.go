@@ -256,7 +256,7 @@ func (s *server) ListCorrections(ctx context.Context, req *adminv1.ListCorrectio
 			return nil, s.customerUnknown(req.GetCustomer())
 		}
 	}
-	out := &adminv1.ListCorrectionsResponse{}
+	out := &adminv1.ListCorrectionsResponse{Zone: s.Zone}
 	for i := range list {
 		out.Corrections = append(out.Corrections, correctionToProto(&list[i]))
 	}

@@ -80,8 +80,14 @@ type operatorKey struct{}
 
 // operator is the name of who calls, for records of what was done.
 func operator(ctx context.Context) string {
-	name, _ := ctx.Value(operatorKey{}).(string)
-	return name
+	op, _ := ctx.Value(operatorKey{}).(model.Operator)
+	return op.Name
+}
+
+// mayWrite says whether who calls is more than a viewer.
+func mayWrite(ctx context.Context) bool {
+	op, _ := ctx.Value(operatorKey{}).(model.Operator)
+	return op.Role == RoleAdmin
 }
 
 // authorise runs before a body byte is decoded, on the dispatched procedure. It reads what this node has
@@ -107,7 +113,7 @@ func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Pee
 	}
 	need, known := rights[spec.Procedure]
 	if known && (op.Role == RoleAdmin || op.Role == need) {
-		return context.WithValue(ctx, operatorKey{}, op.Name), nil
+		return context.WithValue(ctx, operatorKey{}, op), nil
 	}
 	return nil, rpcfault.ToConnect(fault.New(fault.Denied, "ROLE_INSUFFICIENT", "role %q may not call %s", op.Role, spec.Procedure))
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"bailiwick/controlplane/internal/alert"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
@@ -67,7 +68,29 @@ func (s *server) Export(ctx context.Context, req *adminv1.ExportRequest, stream 
 	w.answer("corrections", func() (proto.Message, error) {
 		return s.ListCorrections(ctx, &adminv1.ListCorrectionsRequest{Customer: name})
 	})
-	w.answer("quotas", func() (proto.Message, error) { return s.GetQuotas(ctx, &adminv1.GetQuotasRequest{Customer: name}) })
+	if is { // of one who is gone the top-ups are left
+		w.answer("quotas", func() (proto.Message, error) { return s.GetQuotas(ctx, &adminv1.GetQuotasRequest{Customer: name}) })
+	} else {
+		w.list("top_ups", func() error {
+			list, err := s.topUps(ctx, name)
+			for _, t := range list {
+				w.message(t)
+			}
+			return err
+		})
+	}
+	w.list("webhooks", func() error {
+		for kv := range snap.List(model.PrefixWebhook) {
+			h, err := model.Decode[alert.Webhook](kv.Key, kv.Value)
+			if err != nil {
+				return err
+			}
+			if h.Customer == name {
+				w.message(webhookToProto(h))
+			}
+		}
+		return nil
+	})
 	w.answer("alerts", func() (proto.Message, error) { return s.ListAlerts(ctx, &adminv1.ListAlertsRequest{Customer: name}) })
 	w.list("detail", func() error {
 		unreachable, err := s.Detail.Rows(ctx, name, func(rows []*adminv1.TraceRow) error {

@@ -3,6 +3,7 @@ package adminapi_test
 import (
 	"bytes"
 	"crypto/ed25519"
+	"encoding/hex"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -60,6 +61,15 @@ func TestTraceUsage_HoldsTheLedgerAgainstRows(t *testing.T) {
 	}
 	if q := z.Detail.Asked()[0]; !q.Since.AsTime().Equal(at) || !q.Until.AsTime().Equal(at.Add(15*time.Minute)) || q.Limit != 1000 {
 		t.Errorf("asked for %v to %v, %d rows; want the whole cell and 1000", q.Since.AsTime(), q.Until.AsTime(), q.Limit)
+	}
+	one, err := usage.TraceUsage(t.Context(), &adminv1.TraceUsageRequest{Customer: "acme", RequestId: "019ac4f2-8a10-7bcd-9123-456789abcdef"})
+	if asked := z.Detail.Asked(); err != nil || hex.EncodeToString(asked[len(asked)-1].RequestId) != "019ac4f28a107000800000000"+"0abcdef" || len(one.Cells) != 2 {
+		t.Errorf("of one request: %v; asked for %x, got cells %v, want the id as detail keeps it and the cells that have rows", err, asked[len(asked)-1].RequestId, one.GetCells())
+	}
+	for _, bad := range []string{"019ac4f2", "019ac4f2-8a10-7bcd-9123-456789abcdeg", "019ac4f28a107bcd9123456789abcdef0000"} {
+		if _, err := usage.TraceUsage(t.Context(), &adminv1.TraceUsageRequest{Customer: "acme", RequestId: bad}); fault.ReasonOf(err) != "REQUEST_ID_INVALID" {
+			t.Errorf("request id %s: %v", bad, err)
+		}
 	}
 	if _, err := usage.TraceUsage(t.Context(), &adminv1.TraceUsageRequest{Customer: "nobody"}); fault.ReasonOf(err) != "CUSTOMER_NOT_FOUND" {
 		t.Errorf("trace of nobody: %v", err)
@@ -198,6 +208,32 @@ func TestExport_TellsAllButDigests(t *testing.T) {
 		if strings.Contains(text, secret) {
 			t.Errorf("the export holds %q", secret)
 		}
+	}
+	hooks := func(token string) adminv1connect.AlertServiceClient {
+		return adminv1connect.NewAlertServiceClient(apitest.Client(token), z.Server.URL, faults)
+	}
+	if _, err := hooks(apitest.Admin).CreateWebhook(t.Context(), &adminv1.CreateWebhookRequest{Name: "his", Url: "https://hooks.example.com/s/T0KEN?key=T0KEN", Customer: "person"}); err != nil {
+		t.Fatal(err)
+	}
+	if text, err = export(apitest.Admin, "person"); err != nil || !strings.Contains(text, "https://hooks.example.com/s/T0KEN") || strings.Contains(text, "sealed") {
+		t.Errorf("the customer's webhook: %v in %s", err, text)
+	}
+	// What tells a webhook's receiver that it is us may stand in its URL.
+	for token, whole := range map[string]bool{apitest.Viewer: false, apitest.Admin: true} {
+		got, err := hooks(token).ListWebhooks(t.Context(), &adminv1.ListWebhooksRequest{})
+		if err != nil || len(got.Webhooks) != 1 || strings.Contains(got.Webhooks[0].Url, "T0KEN") != whole || !strings.HasPrefix(got.Webhooks[0].Url, "https://hooks.example.com/") {
+			t.Errorf("%s lists %v, %v", token, got.GetWebhooks(), err)
+		}
+	}
+	// A customer who is gone is still told what was added to the quotas.
+	if _, err := quotasAt(z, apitest.Admin).TopUp(t.Context(), &adminv1.TopUpRequest{Customer: "person", Units: 5, Reason: "for Erika", RequestId: "t1"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := customersAt(z, apitest.Admin).Erase(t.Context(), &adminv1.EraseRequest{Customer: "person", Reason: "asked", RequestId: "e1"}); err != nil {
+		t.Fatal(err)
+	}
+	if text, err = export(apitest.Admin, "person"); err != nil || !strings.Contains(text, "for Erika") || strings.Contains(text, "CUSTOMER_NOT_FOUND") || !strings.Contains(text, `"missing": []`) {
+		t.Errorf("export of one who is erased: %v, %s", err, text)
 	}
 	z.Detail.SetDown(true)
 	if text, err = export(apitest.Admin, "person"); err != nil || !strings.Contains(text, "detail on node emea-1") {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	"bailiwick/shared/fault"
+	"bailiwick/shared/usage"
 )
 
 // Quotas is the zone's word on quotas.
@@ -48,7 +50,33 @@ func (s *server) GetQuotas(ctx context.Context, req *adminv1.GetQuotasRequest) (
 	if err != nil {
 		return nil, s.explainLedger(err)
 	}
-	return &adminv1.GetQuotasResponse{Quotas: list}, nil
+	out := &adminv1.GetQuotasResponse{Quotas: list}
+	out.TopUps, err = s.topUps(ctx, req.GetCustomer())
+	return out, err
+}
+
+// maxTopUps bounds a list of top-ups, the newest.
+const maxTopUps = 1000
+
+func (s *server) topUps(ctx context.Context, customer string) ([]*adminv1.ToppedUp, error) {
+	v, err := s.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	list, err := v.TopUps(ctx, customer)
+	if err != nil {
+		return nil, err
+	}
+	var out []*adminv1.ToppedUp
+	for _, t := range list[:min(len(list), maxTopUps)] {
+		one := &adminv1.ToppedUp{Subscription: t.ID.Subscription, Units: t.Units, Reason: t.Reason, By: t.By, At: stamp(time.Unix(t.At, 0)), RequestId: t.RequestID}
+		if p := t.ID.Period; p != usage.PeriodRolling && p != usage.PeriodPrepaid {
+			one.PeriodStart = stamp(time.Unix(p, 0))
+		}
+		out = append(out, one)
+	}
+	return out, nil
 }
 
 // TopUp needs the quorum of the zone's ledger. Edges hear of it with their next exchange, within a quarter of

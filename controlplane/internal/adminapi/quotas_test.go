@@ -33,6 +33,13 @@ func TestTopUp_AddsOnceARequestID(t *testing.T) {
 	if err != nil || len(list.Quotas) != 2 || list.Quotas[0].Mode != "soft" || list.Quotas[1].Limit != 10_500 {
 		t.Errorf("quotas: got %v, %v, want gold's and free's", list, err)
 	}
+	// What was added is listed, of this customer alone; all of it stays findable when the customer is erased.
+	if n := list.GetTopUps(); len(n) != 1 || n[0].Units != 500 || n[0].Reason != "goodwill" || n[0].By != "admin" || n[0].RequestId != "r1" || n[0].Subscription != "free" {
+		t.Errorf("top-ups: got %v", n)
+	}
+	if other, err := quotasAt(z, apitest.Viewer).GetQuotas(t.Context(), &adminv1.GetQuotasRequest{Customer: "acme"}); err != nil || len(other.TopUps) != 0 {
+		t.Errorf("another customer's top-ups: got %v, %v", other.GetTopUps(), err)
+	}
 	for _, c := range []struct {
 		token, reason string
 		req           *adminv1.TopUpRequest

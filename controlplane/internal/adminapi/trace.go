@@ -3,7 +3,9 @@ package adminapi
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -69,6 +71,10 @@ func (s *server) TraceUsage(ctx context.Context, req *adminv1.TraceUsageRequest)
 			return nil, fault.New(fault.Invalid, "OUTCOME_UNKNOWN", "%v", err).At("outcome")
 		}
 	}
+	id, err := keptID(req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
 	since, until, err := span(req.GetSince(), req.GetUntil())
 	if err != nil {
 		return nil, err
@@ -93,7 +99,7 @@ func (s *server) TraceUsage(ctx context.Context, req *adminv1.TraceUsageRequest)
 		limit = traceRows
 	}
 	found, err := s.Detail.Trace(ctx, &peerv1.TraceRequest{Customer: req.GetCustomer(), Since: timestamppb.New(since), Until: timestamppb.New(until),
-		Api: req.GetApi(), Route: req.GetRoute(), Outcome: req.GetOutcome(), Limit: limit})
+		Api: req.GetApi(), Route: req.GetRoute(), Outcome: req.GetOutcome(), Limit: limit, RequestId: id})
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +110,20 @@ func (s *server) TraceUsage(ctx context.Context, req *adminv1.TraceUsageRequest)
 	}
 	return &adminv1.TraceUsageResponse{Cells: traceCells(req, rows, found.Cells), Rows: found.Rows, Truncated: found.Truncated, Unreachable: found.Unreachable,
 		Lost: found.Lost, KeptSince: stamp(found.KeptSince), CompleteThrough: stamp(report.CompleteThrough), Damaged: found.Damaged, Erased: stamp(gone.Erased)}, nil
+}
+
+// keptID is what detail keeps of the request id that a client was answered with; none for "".
+func keptID(text string) ([]byte, error) {
+	if text == "" {
+		return nil, nil
+	}
+	plain := strings.ReplaceAll(text, "-", "")
+	id, err := hex.DecodeString(plain)
+	if err != nil || len(id) != 16 || len(text) != 32 && len(text) != 36 {
+		return nil, fault.New(fault.Invalid, "REQUEST_ID_INVALID", "request id: want it as the header Bailiwick-Request-Id has it, 32 hexadecimal digits in five groups").At("request_id")
+	}
+	kept := usage.ShortID([16]byte(id))
+	return kept[:], nil
 }
 
 // traceCells joins both sides; what one of them lacks is zero there. Corrections have no requests behind them.
@@ -136,7 +156,9 @@ func traceCells(req *adminv1.TraceUsageRequest, rows []UsageRow, found map[Trace
 	})
 	out := make([]*adminv1.TraceCell, 0, len(keys))
 	for _, k := range keys {
-		out = append(out, cells[k])
+		if req.GetRequestId() == "" || cells[k].Rows > 0 { // of a request: the cell that it is counted in
+			out = append(out, cells[k])
+		}
 	}
 	return out
 }

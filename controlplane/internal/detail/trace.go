@@ -16,10 +16,12 @@ type Query struct {
 	Since, Until time.Time
 	API, Route   string
 	Outcome      usage.Outcome // 0: any
+	RequestID    [16]byte      // as usage.ShortID has it; zero: any
 }
 
-func (q *Query) matches(api, route string, o usage.Outcome) bool {
-	return (q.API == "" || q.API == api) && (q.Route == "" || q.Route == route) && (q.Outcome == 0 || q.Outcome == o)
+func (q *Query) matches(r *usage.Row) bool {
+	return (q.API == "" || q.API == r.API) && (q.Route == "" || q.Route == r.Route) && (q.Outcome == 0 || q.Outcome == r.Outcome) &&
+		(q.RequestID == [16]byte{} || q.RequestID == usage.ShortID(r.RequestID))
 }
 
 // Cell is what rows are compared with the ledger by.
@@ -138,10 +140,10 @@ func (s *Store) Each(ctx context.Context, q Query, each func(*Row) error) (Facts
 			continue
 		}
 		visit := func(r *record) error {
-			if !q.matches(r.API, r.Route, usage.Outcome(r.Outcome)) {
+			row := r.row()
+			if !q.matches(&row.Row) {
 				return nil
 			}
-			row := r.row()
 			return each(&row)
 		}
 		err := s.scan(ctx, f, q.Customer, lo, hi, visit)
@@ -183,7 +185,7 @@ func (s *Store) eachOf(ctx context.Context, p *Piece, q *Query, lo, hi int64, ea
 		return err
 	}
 	for _, r := range rows {
-		if r.Customer != q.Customer || r.EndUnixMS < lo || r.EndUnixMS >= hi || !q.matches(r.API, r.Route, r.Outcome) {
+		if r.Customer != q.Customer || r.EndUnixMS < lo || r.EndUnixMS >= hi || !q.matches(&r) {
 			continue
 		}
 		if err := each(&Row{Row: r, Edge: p.Edge, Region: p.Region, Epoch: p.Epoch, Number: p.Number, Seq: p.Seq}); err != nil {

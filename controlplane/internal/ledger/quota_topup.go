@@ -1,10 +1,12 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"bailiwick/controlplane/internal/quota"
 )
@@ -86,4 +88,30 @@ func (l *Ledger) TopUp(ctx context.Context, o TopUp) (done TopUp, repeated bool,
 	r := reader{b: out[3:]}
 	done = *r.topUp()
 	return done, out[1] != 0, r.done("top-up")
+}
+
+// TopUps lists a customer's, of periods that have ended too, the newest first. They rest by request id, so it reads
+// those of every customer: a question for people, not for a request path.
+func (v *View) TopUps(ctx context.Context, customer string) ([]TopUp, error) {
+	var out []TopUp
+	prefix := []byte(prefixTopUp)
+	err := v.scan(ctx, prefix, upper(prefix), func(_, val []byte) error {
+		if len(val) == 0 || val[0] != topUpVersion {
+			return errors.New("a top-up is of an unknown version")
+		}
+		r := reader{b: val[1:]}
+		o := r.topUp()
+		if err := r.done("top-up"); err != nil {
+			return err
+		}
+		if o.ID.Customer == customer {
+			out = append(out, *o)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read top-ups: %w", err)
+	}
+	slices.SortFunc(out, func(a, b TopUp) int { return cmp.Or(cmp.Compare(b.At, a.At), cmp.Compare(a.RequestID, b.RequestID)) })
+	return out, nil
 }

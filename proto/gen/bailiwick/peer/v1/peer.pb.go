@@ -929,7 +929,8 @@ type TraceRequest struct {
 	Api           string                 `protobuf:"bytes,4,opt,name=api,proto3" json:"api,omitempty"`
 	Route         string                 `protobuf:"bytes,5,opt,name=route,proto3" json:"route,omitempty"`
 	Outcome       string                 `protobuf:"bytes,6,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	Limit         int32                  `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"` // rows; -1: all, and no sums
+	Limit         int32                  `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`                         // rows; -1: all, and no sums
+	RequestId     []byte                 `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"` // 16 bytes, as detail keeps it; none: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1011,6 +1012,13 @@ func (x *TraceRequest) GetLimit() int32 {
 		return x.Limit
 	}
 	return 0
+}
+
+func (x *TraceRequest) GetRequestId() []byte {
+	if x != nil {
+		return x.RequestId
+	}
+	return nil
 }
 
 type TraceResponse struct {
@@ -1595,7 +1603,7 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x13QuotaHoldersRequest\x12\x1a\n" +
 	"\bcustomer\x18\x01 \x01(\tR\bcustomer\"O\n" +
 	"\x14QuotaHoldersResponse\x127\n" +
-	"\x06quotas\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.QuotaStatusR\x06quotas\"\xe6\x01\n" +
+	"\x06quotas\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.QuotaStatusR\x06quotas\"\x85\x02\n" +
 	"\fTraceRequest\x12\x1a\n" +
 	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
@@ -1603,7 +1611,9 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x03api\x18\x04 \x01(\tR\x03api\x12\x14\n" +
 	"\x05route\x18\x05 \x01(\tR\x05route\x12\x18\n" +
 	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x14\n" +
-	"\x05limit\x18\a \x01(\x05R\x05limit\"\xc6\x01\n" +
+	"\x05limit\x18\a \x01(\x05R\x05limit\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\b \x01(\fR\trequestId\"\xc6\x01\n" +
 	"\rTraceResponse\x120\n" +
 	"\x04rows\x18\x01 \x03(\v2\x1c.bailiwick.admin.v1.TraceRowR\x04rows\x12/\n" +
 	"\x04sums\x18\x02 \x03(\v2\x1b.bailiwick.peer.v1.TraceSumR\x04sums\x12\x1c\n" +
