@@ -303,7 +303,7 @@ func locate(err error, docs []manifest.Document) error {
 
 func (a *app) printApply(r *applied, dry bool) error {
 	for _, w := range r.Warnings {
-		fmt.Fprintln(a.err, "warning: "+w)
+		fmt.Fprintln(a.err, "warning: "+legible(w))
 	}
 	return a.print(r, func(w io.Writer) {
 		for _, c := range r.Changes {

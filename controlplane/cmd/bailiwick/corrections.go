@@ -253,9 +253,9 @@ func (a *app) correctionsCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				var keys []ed25519.PublicKey
+				var key ed25519.PublicKey
 				if verify {
-					if keys, err = zoneKeys(ctx, c); err != nil {
+					if key, err = zoneKey(ctx, c, or(zoneName, resp.GetZone())); err != nil {
 						return err
 					}
 				}
@@ -264,7 +264,7 @@ func (a *app) correctionsCommand() *cobra.Command {
 				for _, b := range resp.GetCorrections() {
 					r := reportOf(b)
 					if verify {
-						ok := verified(b, keys)
+						ok := verified(b, key)
 						if r.Verified = &ok; !ok {
 							bad++
 						}
@@ -275,13 +275,13 @@ func (a *app) correctionsCommand() *cobra.Command {
 					return err
 				}
 				if bad > 0 {
-					return codedError{fmt.Errorf("%d corrections carry no valid signature of a zone of this installation", bad), exitFailure}
+					return codedError{fmt.Errorf("%d corrections carry no valid signature of zone %s", bad, or(zoneName, resp.GetZone())), exitFailure}
 				}
 				return nil
 			})
 		}}
 	c.Flags().StringVar(&customer, "customer", "", "whose")
-	c.Flags().BoolVar(&verify, "verify", false, "check each signature against the zones' keys; exit 1 if one is false")
+	c.Flags().BoolVar(&verify, "verify", false, "check each signature against the key of the customer's zone; exit 1 if one is false")
 	c.Flags().StringVar(&zoneName, "zone", "", "the customer's zone; left out, the zones are asked one by one")
 	c.MarkFlagRequired("customer")
 	return c
@@ -314,39 +314,29 @@ func (a *app) printCorrections(list []correctionReport, verify bool) error {
 	})
 }
 
-// zoneKeys reads the public keys of the installation's zones from its catalog.
-func zoneKeys(ctx context.Context, c *client) ([]ed25519.PublicKey, error) {
-	resp, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.ListResponse, error) {
-		return n.List(ctx, &adminv1.ListRequest{Kind: "zones"})
+// zoneKey reads a zone's public key from the catalog: of no other zone, since none may book on this one's customers.
+func zoneKey(ctx context.Context, c *client, name string) (ed25519.PublicKey, error) {
+	resp, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.GetResponse, error) {
+		return n.Get(ctx, &adminv1.GetRequest{Kind: "zones", Name: name})
 	})
 	if err != nil {
 		return nil, err
 	}
-	var keys []ed25519.PublicKey
-	for _, r := range resp.GetResources() {
-		if key, err := base64.StdEncoding.DecodeString(r.GetZone().GetSigningKey()); err == nil && len(key) == ed25519.PublicKeySize {
-			keys = append(keys, key)
-		}
+	key, err := base64.StdEncoding.DecodeString(resp.GetResource().GetZone().GetSigningKey())
+	if err != nil || len(key) != ed25519.PublicKeySize {
+		return nil, fault.New(fault.NotFound, "NO_SIGNING_KEY", "zone %s has published no signing key", name)
 	}
-	if len(keys) == 0 {
-		return nil, fault.New(fault.NotFound, "NO_SIGNING_KEY", "no zone of this installation has published a signing key")
-	}
-	return keys, nil
+	return key, nil
 }
 
-func verified(b *adminv1.Correction, keys []ed25519.PublicKey) bool {
+func verified(b *adminv1.Correction, key ed25519.PublicKey) bool {
 	c := correction.Correction{Producer: b.GetProducer(), RequestID: b.GetRequestId(), Kind: b.GetKind(), Customer: b.GetCustomer(), Reason: b.GetReason(), By: b.GetBy(),
 		Node: b.GetNode(), AtMS: millis(b.GetAt()), Corrects: b.GetCorrects(), Signature: b.GetSignature()}
 	for _, r := range b.GetRows() {
 		c.Rows = append(c.Rows, correction.Row{Start: r.GetCell().GetSeconds(), Subscription: r.GetSubscription(), Plan: r.GetPlan(), Product: r.GetProduct(), API: r.GetApi(),
 			Route: r.GetRoute(), ServedRegion: r.GetServedRegion(), Outcome: r.GetOutcome(), Requests: r.GetRequests(), Units: r.GetUnits()})
 	}
-	for _, key := range keys {
-		if c.Verify(key) {
-			return true
-		}
-	}
-	return false
+	return c.Verify(key)
 }
 
 func millis(t *timestamppb.Timestamp) int64 { return t.AsTime().UnixMilli() }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"bailiwick/controlplane/internal/correction"
 	"bailiwick/shared/usage"
 )
 
@@ -101,6 +102,18 @@ func TestCorrections_AreBookedShownAndUndoneOnce(t *testing.T) {
 	if len(got) != 3 || got[0].UndoneBy != "admin/u1" || got[2].Corrects != "admin/r1" {
 		text, _ := json.Marshal(got)
 		t.Errorf("links: got %s", text)
+	}
+	// Another zone's key does not make a booking on this zone's customer good.
+	c := correction.Correction{Producer: "admin", RequestID: "foreign", Kind: "correction", Customer: "umbrella", Reason: "x", By: "admin", Node: "emea-1", AtMS: time.Now().UnixMilli(),
+		Rows: []correction.Row{{Start: usage.CellStart(at.UnixMilli()), Subscription: "gold", Plan: "gold", Product: "commerce", API: "orders", Route: "all", ServedRegion: "us-east", Outcome: "success", Requests: 1, Units: 1}}}
+	if err := c.Sign(d.in.Zones["emea"].Signer); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := us.Ledger.Correct(t.Context(), &c); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := d.run("", "usage", "corrections", "--customer", "umbrella", "--verify"); code != exitFailure || strings.Count(out, "FALSE") != 1 || !strings.Contains(errs, "zone us") {
+		t.Errorf("a correction that emea signed: got exit %d, %s\n%s", code, errs, out)
 	}
 	d.token("viewer-token")
 	if code, _, _ := d.run("", args("-f", minus)...); code != exitDenied {

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	yaml "go.yaml.in/yaml/v3"
 
 	"bailiwick/controlplane/internal/erasure"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
@@ -49,7 +51,7 @@ corrections, quotas, alerts and the rows of single requests. What could not be r
 					return fmt.Errorf("read the export of %s: %w", args[0], err)
 				}
 				for _, m := range told.Missing {
-					fmt.Fprintf(a.err, "warning: missing: %s\n", m)
+					fmt.Fprintf(a.err, "warning: missing: %s\n", legible(m))
 				}
 				if file == "" {
 					_, err = a.out.Write(doc)
@@ -87,9 +89,24 @@ func writePrivate(file string, data []byte) error {
 // signedErasure is the document that customer erase writes and customer verify-erasure reads. Statement is the text that
 // was signed, byte by byte.
 type signedErasure struct {
-	Statement string   `json:"statement"`
-	Signature string   `json:"signature"` // base64
-	Pending   []string `json:"pending"`
+	Statement string   `json:"statement" yaml:"statement"`
+	Signature string   `json:"signature" yaml:"signature"` // base64
+	Pending   []string `json:"pending" yaml:"pending"`
+}
+
+// signatureLine parts the statement from its signature in the form for people.
+const signatureLine = "\nsignature: "
+
+// readErasure takes each form in which customer erase writes: JSON, YAML and that for people.
+func readErasure(data []byte) (doc signedErasure, err error) {
+	text := strings.TrimSpace(string(data))
+	if i := strings.LastIndex(text, signatureLine); i >= 0 && strings.HasPrefix(text, "{") {
+		return signedErasure{Statement: text[:i], Signature: text[i+len(signatureLine):]}, nil
+	}
+	if err = yaml.Unmarshal(data, &doc); err == nil && (doc.Statement == "" || doc.Signature == "") { // JSON is YAML
+		err = errors.New("it holds no statement with a signature")
+	}
+	return doc, err
 }
 
 func (a *app) customerEraseCommand() *cobra.Command {
@@ -141,22 +158,22 @@ func (a *app) printErasure(resp *adminv1.EraseResponse, file string) error {
 	if len(out.Pending) > 0 {
 		fmt.Fprintf(a.err, "warning: not confirmed yet by %s: run the command again\n", strings.Join(out.Pending, ", "))
 	}
-	return a.print(out, func(w io.Writer) { fmt.Fprintln(w, out.Statement) })
+	return a.print(out, func(w io.Writer) { fmt.Fprintf(w, "%s%s%s\n", out.Statement, signatureLine, out.Signature) })
 }
 
 func (a *app) customerVerifyCommand() *cobra.Command {
 	var keyText string
 	c := &cobra.Command{Use: "verify-erasure FILE", Short: "Check the signature of a statement of erasure", Args: cobra.ExactArgs(1),
-		Long: `Check the signature of a statement of erasure. With --key, the zone's public key in base64 (bailiwick get zones -o json
+		Long: `Check the signature of a statement of erasure, in any form in which customer erase wrote it. With --key, the zone's public key in base64 (bailiwick get zones -o json
 shows it as signing_key), nothing is asked over the network.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			data, err := os.ReadFile(args[0])
 			if err != nil {
 				return err
 			}
-			var doc signedErasure
-			if err := json.Unmarshal(data, &doc); err != nil {
-				return fmt.Errorf("read %s: it is not what customer erase wrote: %w", filepath.Base(args[0]), err)
+			doc, err := readErasure(data)
+			if err != nil {
+				return fmt.Errorf("read %s: it is not what customer erase wrote, on its output or with -f: run that again with -f FILE: %w", filepath.Base(args[0]), err)
 			}
 			var said erasure.Statement
 			if err := json.Unmarshal([]byte(doc.Statement), &said); err != nil {

@@ -44,6 +44,21 @@ func TestCustomer_EraseAndVerify(t *testing.T) {
 			t.Errorf("%v: exit %d, %s %s", args, code, out, errs)
 		}
 	}
+	// Whatever form it was written in, a statement can be checked; what is none says what to do.
+	for _, form := range []string{"table", "json", "yaml"} {
+		_, out, _ := d.run("", "customer", "erase", "person", "--reason", "asked", "--yes", "-o", form)
+		if code, out, errs := d.run("", "customer", "verify-erasure", d.file("out", out), "--key", key); code != exitOK || !strings.Contains(out, "customer person") {
+			t.Errorf("what -o %s wrote: exit %d, %s %s", form, code, out, errs)
+		}
+		if code, _, _ := d.run("", "customer", "verify-erasure", d.file("out", strings.ReplaceAll(out, "asked", "axed")), "--key", key); code != exitDenied {
+			t.Errorf("what -o %s wrote, changed: exit %d, want %d", form, code, exitDenied)
+		}
+	}
+	for _, text := range []string{"", "{}", "no statement", "{\n\"format\": \"bailiwick-erasure/1\"\n}\n"} {
+		if code, _, errs := d.run("", "customer", "verify-erasure", d.file("out", text), "--key", key); code != exitFailure || !strings.Contains(errs, "-f FILE") {
+			t.Errorf("%q: exit %d, %s", text, code, errs)
+		}
+	}
 	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -76,6 +91,11 @@ func TestUsageTrace_SaysWhatDiffers(t *testing.T) {
 	code, out, errs := d.run("", "usage", "trace", "--customer", "stark", "--since", "3h", "--zone", "us")
 	if code != exitOK || !strings.Contains(out, "same") || !strings.Contains(out, "DIFFERS") || !strings.Contains(out, "e/1/1 … e/1/4 (4)") || !strings.Contains(out, "0190-x") {
 		t.Errorf("exit %d, %s\n%s", code, errs, out)
+	}
+	// Of one request the cell is not compared, and time begins where the id says.
+	_, out, errs = d.run("", "usage", "trace", "--customer", "stark", "--zone", "us", "--request-id", "019ac4f2-8a10-7bcd-9123-456789abcdef")
+	if asked := z.Detail.Asked(); strings.Contains(out, "DIFFERS") || !strings.Contains(out, "0190-x") || asked[len(asked)-1].Since.AsTime().Unix()/900 != (0x019ac4f28a10/1000-60)/900 {
+		t.Errorf("one request: %s since %v\n%s", errs, asked[len(asked)-1].Since.AsTime(), out)
 	}
 	var doc struct {
 		Cells []struct {

@@ -72,7 +72,7 @@ func run(ctx context.Context, args []string, w world) int {
 
 // describe is the sentence and, for programs and searches, the reason.
 func describe(err error) string {
-	text := err.Error()
+	text := legible(err.Error())
 	if reason := fault.ReasonOf(err); reason != "" {
 		text += " (" + reason + ")"
 	}

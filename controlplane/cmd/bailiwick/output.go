@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	yaml "go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -41,9 +44,36 @@ func (a *app) print(v any, table func(io.Writer)) error {
 		}
 	default:
 		table(&buf)
+		lines := strings.Split(buf.String(), "\n")
+		for i := range lines {
+			lines[i] = legible(lines[i])
+		}
+		_, err := io.WriteString(a.out, strings.Join(lines, "\n"))
+		return err
 	}
 	_, err := a.out.Write(buf.Bytes())
 	return err
+}
+
+// legible writes characters that a terminal acts on, or that turn the order of a line, as Go has them in a string:
+// reasons, notes and errors are other people's text.
+func legible(s string) string {
+	acts := func(r rune) bool {
+		return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == utf8.RuneError
+	}
+	if strings.IndexFunc(s, acts) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if acts(r) {
+			quoted := strconv.QuoteRuneToASCII(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 func plain(n *yaml.Node) {
@@ -59,7 +89,7 @@ func rows(w io.Writer, heading string, lines [][]string) {
 	fmt.Fprintln(tw, strings.ReplaceAll(heading, " ", "\t"))
 	for _, l := range lines {
 		for i, cell := range l {
-			if cell == "" {
+			if l[i] = legible(cell); cell == "" {
 				l[i] = "-"
 			}
 		}

@@ -60,6 +60,22 @@ they count as spent until the edge that holds them says otherwise or its epoch i
 				return a.printQuotas(resp.GetQuotas())
 			})
 		}}
+	var topUpsOf, topUpsZone string
+	topUps := &cobra.Command{Use: "top-ups --customer NAME", Short: "List what was added to a customer's quotas, by whom and why; the newest 1000", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				resp, err := around(ctx, c, topUpsZone, func(ctx context.Context, n api) (*adminv1.GetQuotasResponse, error) {
+					return n.GetQuotas(ctx, &adminv1.GetQuotasRequest{Customer: topUpsOf})
+				})
+				if err != nil {
+					return err
+				}
+				return a.printTopUps(resp.GetTopUps())
+			})
+		}}
+	topUps.Flags().StringVar(&topUpsOf, "customer", "", "whose quotas")
+	topUps.Flags().StringVar(&topUpsZone, "zone", "", "the customer's zone; left out, the zones are asked one by one")
+	must(topUps.MarkFlagRequired("customer"))
 	show.Flags().StringVar(&customer, "customer", "", "whose quotas")
 	show.Flags().StringVar(&zoneName, "zone", "", "the customer's zone; left out, the zones are asked one by one")
 	must(show.MarkFlagRequired("customer"))
@@ -96,7 +112,7 @@ they count as spent until the edge that holds them says otherwise or its epoch i
 	top.Flags().StringVar(&zoneName, "zone", "", "the customer's zone; left out, the zones are asked one by one")
 	must(top.MarkFlagRequired("customer"))
 	must(top.MarkFlagRequired("units"))
-	return group("quota", "Quotas of customers", show, top)
+	return group("quota", "Quotas of customers", show, top, topUps)
 }
 
 func (a *app) printQuotas(list []*adminv1.QuotaStatus) error {
@@ -123,4 +139,24 @@ func (a *app) printQuotas(list []*adminv1.QuotaStatus) error {
 			rows(w, "SUBSCRIPTION EDGE EPOCH HELD LAST_HEARD", holders)
 		}
 	})
+}
+
+func (a *app) printTopUps(list []*adminv1.ToppedUp) error {
+	type topUp struct {
+		At           string `json:"at"`
+		Subscription string `json:"subscription"`
+		PeriodStart  moment `json:"period_start"`
+		Units        int64  `json:"units"`
+		By           string `json:"by"`
+		Reason       string `json:"reason"`
+		RequestID    string `json:"request_id"`
+	}
+	out := []topUp{}
+	var lines [][]string
+	for _, t := range list {
+		one := topUp{clock(t.GetAt()), t.GetSubscription(), moment(clock(t.GetPeriodStart())), t.GetUnits(), t.GetBy(), t.GetReason(), t.GetRequestId()}
+		out = append(out, one)
+		lines = append(lines, []string{one.At, one.Subscription, string(one.PeriodStart), number(one.Units), one.By, one.RequestID, one.Reason})
+	}
+	return a.print(out, func(w io.Writer) { rows(w, "AT SUBSCRIPTION PERIOD UNITS BY REQUEST-ID REASON", lines) })
 }

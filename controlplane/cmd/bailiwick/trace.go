@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 )
@@ -69,13 +71,17 @@ type traceLost struct {
 const traceTimeout = 45 * time.Second
 
 func (a *app) usageTraceCommand() *cobra.Command {
-	var customer, since, until, zoneName, apiName, route, outcome string
+	var customer, since, until, zoneName, apiName, route, outcome, requestID string
 	var limit int32
 	c := &cobra.Command{Use: "trace --customer NAME", Short: "Show the requests behind a customer's usage", Args: cobra.NoArgs,
 		Long: `Show the requests behind a customer's usage: each cell of the ledger beside what the rows of single requests add
 up to, the blocks they came in, and the rows themselves, the earliest first. Rows rest on the control nodes of the
-customer's zone for 35 days; what edges had to give up for want of space is told. A request's id is kept without the
-middle of its random part: compare the first 13 and the last 6 characters.`,
+customer's zone for 35 days; what edges had to give up for want of space is told.
+
+--request-id finds the request that a client was answered with in the header Bailiwick-Request-Id, from the minute that
+the id tells. Detail keeps an id without the middle of its random part, so a row shows zeros there: of the header's id
+the first 13 and the last 6 digits are the same. Two requests of one edge in one millisecond share them once in 16
+million.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			now := time.Now()
 			from, err := instant(since, now)
@@ -89,15 +95,18 @@ middle of its random part: compare the first 13 and the last 6 characters.`,
 			if limit < 1 || limit > 100_000 {
 				return misuse("--limit: %d is not between 1 and 100000", limit)
 			}
+			if at, ok := startOf(requestID); ok && !cmd.Flags().Changed("since") {
+				from = timestamppb.New(at.Add(-time.Minute))
+			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				c.try = traceTimeout
 				resp, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.TraceUsageResponse, error) {
-					return n.TraceUsage(ctx, &adminv1.TraceUsageRequest{Customer: customer, Since: from, Until: to, Api: apiName, Route: route, Outcome: outcome, Limit: limit})
+					return n.TraceUsage(ctx, &adminv1.TraceUsageRequest{Customer: customer, Since: from, Until: to, Api: apiName, Route: route, Outcome: outcome, Limit: limit, RequestId: requestID})
 				})
 				if err != nil {
 					return err
 				}
-				return a.printTrace(resp)
+				return a.printTrace(resp, requestID != "")
 			})
 		}}
 	c.Flags().StringVar(&customer, "customer", "", "whose usage")
@@ -106,13 +115,25 @@ middle of its random part: compare the first 13 and the last 6 characters.`,
 	c.Flags().StringVar(&apiName, "api", "", "only this API")
 	c.Flags().StringVar(&route, "route", "", "only this route")
 	c.Flags().StringVar(&outcome, "outcome", "", "only this outcome: success, client_error, upstream_error, aborted, limited, refused, unserved")
+	c.Flags().StringVar(&requestID, "request-id", "", "only the request that was answered with this Bailiwick-Request-Id")
 	c.Flags().Int32Var(&limit, "limit", 20, "rows to show")
 	c.Flags().StringVar(&zoneName, "zone", "", "the customer's zone; left out, the zones are asked one by one")
 	_ = c.MarkFlagRequired("customer")
 	return c
 }
 
-func (a *app) printTrace(resp *adminv1.TraceUsageResponse) error {
+// startOf is when a request began, as its id tells: a UUID of version 7 begins with its Unix milliseconds.
+func startOf(id string) (time.Time, bool) {
+	plain := strings.ReplaceAll(id, "-", "")
+	if len(plain) != 32 || plain[12] != '7' {
+		return time.Time{}, false
+	}
+	ms, err := strconv.ParseInt(plain[:12], 16, 64)
+	return time.UnixMilli(ms), err == nil
+}
+
+// printTrace shows what was found; of one request no cell is compared, since that holds others as well.
+func (a *app) printTrace(resp *adminv1.TraceUsageResponse, one bool) error {
 	out := traceReport{Cells: []traceCell{}, Rows: []traceRow{}, Truncated: resp.GetTruncated(), CompleteThrough: moment(clock(resp.GetCompleteThrough())),
 		KeptSince: moment(clock(resp.GetKeptSince())), Erased: moment(clock(resp.GetErased())), Damaged: resp.GetDamaged(), Unreachable: resp.GetUnreachable()}
 	for _, c := range resp.GetCells() {
@@ -137,7 +158,11 @@ func (a *app) printTrace(resp *adminv1.TraceUsageResponse) error {
 	return a.print(out, func(w io.Writer) {
 		var lines [][]string
 		for _, c := range out.Cells {
-			lines = append(lines, []string{c.Cell, c.API, c.Route, c.Plan, c.ServedRegion, c.Outcome, number(c.Requests), number(c.Found), number(c.Units), number(c.FoundUnits), a.verdict(&out, c), few(c.Blocks)})
+			verdict := ""
+			if !one {
+				verdict = a.verdict(&out, c)
+			}
+			lines = append(lines, []string{c.Cell, c.API, c.Route, c.Plan, c.ServedRegion, c.Outcome, number(c.Requests), number(c.Found), number(c.Units), number(c.FoundUnits), verdict, few(c.Blocks)})
 		}
 		rows(w, "CELL API ROUTE PLAN SERVED OUTCOME REQUESTS FOUND UNITS FOUND VERDICT BLOCKS", lines)
 		fmt.Fprintln(w)
