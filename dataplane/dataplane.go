@@ -281,6 +281,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	parts := []lifecycle.Part{
 		{Name: "evidence", Run: e.evidence.Run, Why: "relays record into it until the doors are shut"},
 		{Name: "pseudonyms", Run: e.pseudo.Run, Why: "yesterday's key goes when its day is over"},
+		{Name: "detail", Run: e.detail.Run, Why: "rows that are stored elsewhere go from here while the shipper works"},
 		{Name: "ship", Run: e.ship.Run, Why: "takes the last block away, which the spool seals when it stops"},
 		{Name: "spool", Run: e.spool.Run, Why: "requests count into it until the doors are shut"},
 		{Name: "admin", Run: e.serveAdmin, Why: "says why the edge is not ready while the rest comes up"},

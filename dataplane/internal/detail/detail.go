@@ -7,17 +7,20 @@
 // and what could not be kept, or had to make room for newer detail, is counted
 // and stands in the row of numbers as a Lost. It never talks to the network.
 // What Keep has taken survives a crash of the machine; what it had not taken yet
-// is in the spool's row log and comes again. DESIGN.md has the reasons. All
-// methods may be called at once, except Close: call it last.
+// is in the spool's row log and comes again. While Run works, what a control node
+// has is gone from here within two TurnEvery. DESIGN.md has the reasons. All
+// methods may be called at once, except Close: call it last, after Run.
 package detail
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +36,8 @@ type Config struct {
 	Budget    int64 // bytes on disk, beyond which the oldest pieces are given up; 0: 3 GiB; at least 64 KiB
 	FileBytes int64 // a file longer than this is followed by a new one; 0: 8 MiB, at most a quarter of Budget
 
+	TurnEvery time.Duration // so is one that holds what a control node has, at the next turn: see Run; 0: 1 min
+
 	FS      durable.FS   // nil: the disk
 	Program string       // name and version, for files; "": "bailiwick-edge"
 	Logger  *slog.Logger // nil: none
@@ -45,8 +50,8 @@ func (c Config) Validate() error {
 		return errors.New("detail config: Dir and Edge are required")
 	case c.Budget != 0 && c.Budget < 64<<10:
 		return fmt.Errorf("detail config: Budget %d: want at least 64 KiB", c.Budget)
-	case c.FileBytes < 0:
-		return fmt.Errorf("detail config: FileBytes %d is negative", c.FileBytes)
+	case c.FileBytes < 0 || c.TurnEvery < 0:
+		return errors.New("detail config: FileBytes or TurnEvery is negative")
 	}
 	return nil
 }
@@ -59,6 +64,9 @@ func (c Config) withDefaults() Config {
 		c.FileBytes = 8 << 20
 	}
 	c.FileBytes = min(c.FileBytes, c.Budget/4)
+	if c.TurnEvery == 0 {
+		c.TurnEvery = time.Minute
+	}
 	if c.FS == nil {
 		c.FS = durable.OS()
 	}
@@ -110,6 +118,7 @@ type Spool struct {
 	work  sync.Mutex
 	log   *durable.Log // nil after a failed write, until a new file is begun
 	files []file       // oldest first; the last is log's
+	stale bool         // log's file holds pieces that were stored or given up
 	told  string       // the failure that was logged last
 
 	mu      sync.Mutex // covers what readers see; never held across I/O
@@ -330,10 +339,43 @@ func (s *Spool) Mark(epochNo, stored uint64) error {
 			s.broken()
 		}
 	}
+	s.stale = true
 	s.publish(func() {
 		s.sent.Add(int64(e.mark(stored)))
 		s.forget()
 	})
+	s.bound()
+	return nil
+}
+
+// Run lets go of what is stored, until ctx ends: rows must not outlive their
+// erasure on a control node, or their retention, in a file here that is not full
+// for days.
+func (s *Spool) Run(ctx context.Context) error {
+	t := time.NewTicker(s.cfg.TurnEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if err := s.turn(); err != nil {
+				s.cfg.Logger.Warn("begin a new file of usage detail: rows that are stored stay here meanwhile", "error", err)
+			}
+		}
+	}
+}
+
+// turn begins a new file where the current one holds what is not wanted any
+// more. While nothing is stored, as in an outage, there are no more files for it.
+func (s *Spool) turn() error {
+	s.work.Lock()
+	defer s.work.Unlock()
+	if s.stale {
+		if err := s.create(s.files[len(s.files)-1].no + 1); err != nil {
+			return err
+		}
+	}
 	s.bound()
 	return nil
 }
@@ -356,6 +398,7 @@ func (s *Spool) GiveUp(epochNo, number uint64) error {
 	}
 	var b batch
 	b.lose(e, p.asLost())
+	s.stale = true
 	return s.write(&b)
 }
 

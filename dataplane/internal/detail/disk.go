@@ -231,7 +231,7 @@ func (s *Spool) create(no uint64) error {
 	if s.log != nil {
 		s.log.Close()
 	}
-	s.log, s.files = log, append(s.files, file{no, log.Size()})
+	s.log, s.files, s.stale = log, append(s.files, file{no, log.Size()}), false
 	s.measure()
 	return nil
 }
