@@ -56,7 +56,7 @@ var staying = []Staying{
 	{"sums of usage in the zone ledger by 15 minutes, with corrections, top-ups and the reasons written on them", "contract and statutory retention of accounts (GDPR Art. 6(1)(b), Art. 17(3)(b)); they hold no end user, address or request"},
 	{"earlier values in the zone store's log and snapshots on its control nodes, and in the edges' tables", "until the next snapshot or compaction replaces them; nothing reads them"},
 	{"backups and exports that an operator made", "they are outside of the system's reach"},
-	{"rows in the spools of edges", "they are shipped within seconds, and the file they lie in goes when it is full and all of it was shipped; nothing reads them there after that; those of an edge that is away are dropped when they arrive"},
+	{"rows in the spools of edges", "they are shipped within seconds and gone from an edge within three hours of that, or at its next start if a file was damaged; nothing reads them there; those of an edge that is away are dropped when they arrive"},
 }
 
 // Sign writes a statement and signs it with the zone's key. Format and Stays are filled in.

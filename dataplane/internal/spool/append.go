@@ -90,7 +90,7 @@ func (s *Spool) turn() error {
 	if err != nil {
 		return err
 	}
-	s.cur, s.off, s.spare = s.spare, segmentHeader, nil
+	s.cur, s.off, s.since, s.spare = s.spare, segmentHeader, s.last, nil
 	s.segs = append(s.segs, s.cur)
 	return nil
 }

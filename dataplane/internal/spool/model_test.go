@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -131,6 +132,7 @@ func TestSpool_EachRowIsInExactlyOneBlock(t *testing.T) {
 			seen     = map[blockID][32]byte{}
 			limit    = rapid.IntRange(1, 4).Draw(t, "max unacked")
 			journal  = rapid.SampledFrom([]int64{300, 4 << 20}).Draw(t, "journal bytes")
+			age      = rapid.SampledFrom([]time.Duration{1, time.Hour}).Draw(t, "segment age") // 1: at each idle seal
 		)
 		reopen := func() {
 			if s != nil {
@@ -138,7 +140,7 @@ func TestSpool_EachRowIsInExactlyOneBlock(t *testing.T) {
 			}
 			s = nil
 			for tries := 0; s == nil; tries++ {
-				got, err := spool.Open(spool.Config{Dir: dir, Edge: edge, FS: sick, SegmentBytes: 64 << 10, MaxUnacked: limit, JournalBytes: journal})
+				got, err := spool.Open(spool.Config{Dir: dir, Edge: edge, FS: sick, SegmentBytes: 64 << 10, MaxUnacked: limit, JournalBytes: journal, SegmentAge: age})
 				switch {
 				case err == nil:
 					s = got

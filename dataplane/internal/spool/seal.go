@@ -36,7 +36,7 @@ func (s *Spool) seal() error {
 		switch {
 		case len(s.open.cells) == 0:
 			s.setThrough(at)
-			return errors.Join(s.mend(), s.tidy())
+			return errors.Join(s.age(), s.mend(), s.tidy())
 		case s.waiting() >= s.cfg.MaxUnacked:
 			return errors.Join(s.mend(), s.shrink())
 		}

@@ -42,6 +42,7 @@ type Config struct {
 	Edge string // required; the name in this edge's certificate
 
 	SegmentBytes int           // of one row segment; 0: 8 MiB; at least 64 KiB
+	SegmentAge   time.Duration // a segment with rows is followed by a new one after it, though it is not full; 0: 1 h
 	GroupCommit  time.Duration // rows are on disk after it; what a power cut may cost; 0: 50 ms
 	SealEvery    time.Duration // 0: 250 ms
 	SealMost     time.Duration // under load, to seal fewer and larger blocks; 0: 1.5 s
@@ -73,7 +74,7 @@ func (c Config) Validate() error {
 		return errors.New("spool config: Dir and Edge are required")
 	case c.SegmentBytes != 0 && (c.SegmentBytes < 64<<10 || c.SegmentBytes > 1<<30):
 		return fmt.Errorf("spool config: SegmentBytes %d: want 64 KiB to 1 GiB", c.SegmentBytes)
-	case c.GroupCommit < 0 || c.SealEvery < 0 || c.SealMost < 0 || c.MaxUnacked < 0 || c.JournalBytes < 0:
+	case c.GroupCommit < 0 || c.SealEvery < 0 || c.SealMost < 0 || c.MaxUnacked < 0 || c.JournalBytes < 0 || c.SegmentAge < 0:
 		return errors.New("spool config: a duration or limit is negative")
 	}
 	return nil
@@ -81,6 +82,7 @@ func (c Config) Validate() error {
 
 func (c Config) withDefaults() Config {
 	c.SegmentBytes = or(c.SegmentBytes, 8<<20) &^ 4095
+	c.SegmentAge = or(c.SegmentAge, time.Hour)
 	c.GroupCommit = or(c.GroupCommit, 50*time.Millisecond)
 	c.SealEvery = or(c.SealEvery, 250*time.Millisecond)
 	c.SealMost = or(c.SealMost, 1500*time.Millisecond)
@@ -120,6 +122,7 @@ type Spool struct {
 	closed  bool
 	cur     *segment
 	off     int        // of the next record in cur
+	since   int64      // unix ms, when cur became it
 	rowsEnd pos        // where the last row ends; markers lie beyond
 	last    int64      // unix ms, of the newest stamp handed out
 	spare   *segment   // allocated one ahead, nil while there is none
@@ -263,7 +266,7 @@ func (s *Spool) beginEpoch() error {
 	if err != nil {
 		return err
 	}
-	s.cur, s.off, s.segs = seg, segmentHeader, []*segment{seg}
+	s.cur, s.off, s.since, s.segs = seg, segmentHeader, s.last, []*segment{seg}
 	s.rowsEnd = seg.at(segmentHeader)
 	s.synced, s.folded, s.ckpt = s.rowsEnd, s.rowsEnd, s.rowsEnd
 	s.through = Through{Epoch: epoch, At: time.UnixMilli(s.last)}
