@@ -216,6 +216,13 @@ func (w *world) run() summary {
 		w.breach("only %d of %d requests and %d of %d faults in %.0f minutes", s.Requests, w.o.requests, s.Faults, w.o.faults, w.o.minutes)
 	}
 	settling := time.Now()
+	names := w.allControls()
+	for _, e := range w.s.Edges {
+		names = append(names, e.Name)
+	}
+	if err := w.alive(names...); err != nil {
+		w.breach("after all faults: %v", err)
+	}
 	w.s.Settle()
 	for _, c := range w.customers {
 		if c.limit > 0 {
