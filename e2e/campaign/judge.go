@@ -32,7 +32,7 @@ func (w *world) judge(s *summary) {
 // law is what holds for an account, or how it was broken.
 func (w *world) law(c *customer, a *account) (law, breach string) {
 	w.mu.Lock()
-	excused := w.excused[c.name]
+	excused, reported := w.excused[c.name], w.measures["epochs quarantined"]+w.measures["blocks in gaps"] > 0
 	w.mu.Unlock()
 	switch {
 	case a.Counted > a.Answered:
@@ -40,6 +40,9 @@ func (w *world) law(c *customer, a *account) (law, breach string) {
 	case excused:
 		if a.Counted >= a.Completed {
 			return "completed ≤ counted ≤ answered, though a loss was provoked", ""
+		}
+		if !reported {
+			return "", fmt.Sprintf("%d lost, and neither a quarantine nor a gap tells of it", a.Completed-a.Counted)
 		}
 		return fmt.Sprintf("counted ≤ answered; %d lost and reported", a.Completed-a.Counted), ""
 	case a.Completed > a.Counted:

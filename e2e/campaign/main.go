@@ -83,18 +83,17 @@ func run(args []string, out io.Writer) error {
 
 // summary is what -json writes.
 type summary struct {
-	Seed        uint64             `json:"seed"`
-	Requests    int64              `json:"requests"`
-	Faults      int                `json:"faults"`
-	Seconds     float64            `json:"seconds"`
-	SettledIn   float64            `json:"settled_in_seconds"`
-	Kinds       map[string]*tally  `json:"kinds"`
-	Customers   []account          `json:"customers"`
-	Breaches    []string           `json:"breaches"`
-	LeftOut     map[string]string  `json:"left_out,omitempty"`
-	Measures    map[string]float64 `json:"measures,omitempty"`
-	GapsClosed  int                `json:"gaps_closed_by_operator"`
-	Quarantined int                `json:"epochs_quarantined"`
+	Seed      uint64             `json:"seed"`
+	Requests  int64              `json:"requests"`
+	Faults    int                `json:"faults"`
+	Seconds   float64            `json:"seconds"`
+	SettledIn float64            `json:"settled_in_seconds"`
+	Kinds     map[string]*tally  `json:"kinds"`
+	Customers []account          `json:"customers"`
+	Breaches  []string           `json:"breaches"`
+	LeftOut   map[string]string  `json:"left_out,omitempty"`
+	Measures  map[string]float64 `json:"measures,omitempty"`
+	Closed    int                `json:"epochs_closed_by_operator"`
 }
 
 type tally struct {
@@ -137,6 +136,9 @@ func (s *summary) print(out io.Writer) {
 	fmt.Fprintf(out, "%-12s %-5s %9s %9s %9s %9s %9s  %s\n", "CUSTOMER", "ZONE", "SENT", "UNHEARD", "COMPLETED", "COUNTED", "ANSWERED", "LAW")
 	for _, c := range s.Customers {
 		fmt.Fprintf(out, "%-12s %-5s %9d %9d %9d %9d %9d  %s\n", c.Name, c.Zone, c.Sent, c.Unheard, c.Completed, c.Counted, c.Answered, cmp.Or(c.Breach, c.Law))
+	}
+	for _, m := range sortedKeys(s.Measures) {
+		fmt.Fprintf(out, "%s: %.0f\n", m, s.Measures[m])
 	}
 	for kind, why := range s.LeftOut {
 		fmt.Fprintf(out, "left out: %s: %s\n", kind, why)

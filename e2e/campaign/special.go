@@ -367,7 +367,8 @@ func (w *world) cloneDisk(rng *rand.Rand) error {
 		return err
 	}
 	w.measure("epochs quarantined", float64(quarantined))
-	_, err = w.dispose(name, nil)
+	lost, err := w.dispose(name, nil)
+	w.measure("blocks in gaps", float64(lost))
 	return err
 }
 
@@ -417,6 +418,7 @@ func (w *world) loseDisk(rng *rand.Rand) error {
 	if err != nil {
 		return err
 	}
+	w.measure("blocks in gaps", float64(lost))
 	if lost == 0 {
 		return fmt.Errorf("epoch %d of %s ended at block %d on a lost disk, and no gap is reported", epoch, name, seq)
 	}

@@ -232,7 +232,7 @@ func (w *world) run() summary {
 	w.judge(&s)
 	s.SettledIn = time.Since(settling).Seconds()
 	w.panics()
-	s.Breaches, s.Measures, s.GapsClosed = w.broken, w.measures, w.closed
+	s.Breaches, s.Measures, s.Closed = w.broken, w.measures, w.closed
 	return s
 }
 
