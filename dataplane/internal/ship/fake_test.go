@@ -62,6 +62,7 @@ func newPKI(t testing.TB) *pki {
 
 // ledger is the zone's, with the rule that makes usage count once.
 type ledger struct {
+	disputed uint64 // the block of which an edge said that it has another one, under mu
 	mu       sync.Mutex
 	applied  map[uint64]uint64
 	heads    map[uint64][32]byte
@@ -117,6 +118,9 @@ func (l *ledger) take(m *usagev1.UploadRequest) (*usagev1.UploadResponse, error)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if h := m.GetHello(); h != nil {
+		if n := l.applied[h.Epoch]; h.SealedSeq == n && n > 0 && len(h.Head) == 32 && [32]byte(h.Head) != l.heads[h.Epoch] {
+			l.disputed = n
+		}
 		return l.watermark(h.Epoch), nil
 	}
 	if s := m.GetSealedThrough(); s != nil {

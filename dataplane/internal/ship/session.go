@@ -32,6 +32,7 @@ type progress struct {
 	next     uint64 // number of the block to send
 	applied  uint64 // by the ledger
 	resyncs  int    // Hellos since the last progress, after a GAP
+	disputed uint64 // the highest block of the ledger's that it was told is not ours
 	onWay    []flight
 }
 
@@ -252,6 +253,21 @@ func (e *session) hello(ep *spool.Epoch, p *progress) error {
 	return err
 }
 
+// contest tells the ledger that its newest block is not this spool's, which has another one by that number, or
+// none yet. It cannot know otherwise: nothing more is sent of the epoch, and all that the ledger has of it agrees
+// with itself. Zeros stand for the hash of a block that was never sealed.
+func (e *session) contest(w *usagev1.Watermark, ep *spool.Epoch, p *progress) error {
+	if w.AppliedSeq <= p.disputed {
+		return nil
+	}
+	p.disputed = w.AppliedSeq
+	h := &usagev1.Hello{Epoch: w.Epoch, OldestSeq: ep.Oldest, SealedSeq: w.AppliedSeq, Head: make([]byte, 32)}
+	if ep.Sealed == w.AppliedSeq {
+		h.Head = ep.Head[:]
+	}
+	return e.send(&usagev1.UploadRequest{Message: &usagev1.UploadRequest_Hello{Hello: h}}, 0)
+}
+
 // blocks sends one window's worth at most.
 func (e *session) blocks(epoch uint64, p *progress) (more bool, err error) {
 	used := 0
@@ -347,7 +363,7 @@ func (e *session) watermark(w *usagev1.Watermark) error {
 		case errors.Is(err, spool.ErrFork):
 			p.welcomed, p.onWay = true, nil
 			e.s.refuse(Refusal{Epoch: w.Epoch, Seq: w.AppliedSeq, Reason: ReasonFork, Detail: err.Error()}, false, true)
-			return nil
+			return e.contest(w, &ep, p)
 		case err != nil:
 			return err
 		}

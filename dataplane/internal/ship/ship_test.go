@@ -289,6 +289,31 @@ func TestShipper_LedgerWithAnotherHistoryGetsNoTrim(t *testing.T) {
 	}
 }
 
+// The ledger has blocks of an epoch that this spool never sealed, or sealed otherwise: it must hear of that, since
+// all it has agrees with itself and nothing more is sent.
+func TestShipper_TellsTheLedgerOfAFork(t *testing.T) {
+	for sealed := range 4 {
+		t.Run(fmt.Sprint(sealed, " sealed"), func(t *testing.T) {
+			p, led := newPKI(t), newLedger()
+			n := newNode(t, p, led, "127.0.0.1:0", true, true)
+			s := openSpool(t, t.TempDir())
+			if sealed > 0 {
+				addBlocks(t, s, "acme", sealed)
+			}
+			led.preload(s.Stats().Epoch, 2, [32]byte{7})
+			f := start(t, s, p, n.addr)
+			eventually(t, "the ledger hears of it", func() bool {
+				led.mu.Lock()
+				defer led.mu.Unlock()
+				return led.disputed == 2
+			})
+			if r := f.ship.Stats().Refused; len(r) != 1 || r[0].Reason != ship.ReasonFork {
+				t.Errorf("refusals %+v, want one FORK", r)
+			}
+		})
+	}
+}
+
 func TestShipper_WithdrawnStops(t *testing.T) {
 	p, led := newPKI(t), newLedger()
 	n := newNode(t, p, led, "127.0.0.1:0", true, true)
