@@ -34,6 +34,10 @@ const (
 	// a row when it finishes, never before its epoch began; the allowance is for clocks that were set, and for a
 	// spool that is shipped after its edge has joined anew.
 	MaxAge = 35 * 24 * time.Hour
+	// MaxPeriod is how long before a row a quota's period may have begun: a year, and what a long request adds.
+	MaxPeriod = 400 * 24 * time.Hour
+	// MaxAhead is how long after a row's cell its period may begin: a leader whose clock is wrong says so a day early.
+	MaxAhead = 24 * time.Hour
 )
 
 // Facts is what a node knows of its zone. A name may be unknown because the node lags behind.
@@ -66,6 +70,9 @@ func Plausible(cells map[usage.Cell]usage.Sums, joined time.Time, epoch uint64, 
 		case c.Start+usage.CellSeconds <= oldest:
 			return Finding{Reason: Implausible, Detail: fmt.Sprintf("a row of %s is older than this edge and its spool: look at the edge's clock",
 				time.Unix(c.Start, 0).UTC().Format(time.RFC3339))}
+		case !periodic(c.Period, c.Start):
+			return Finding{Reason: Implausible, Detail: fmt.Sprintf("a row of %s names quota period %d, and no quota has one that begins then",
+				time.Unix(c.Start, 0).UTC().Format(time.RFC3339), c.Period)}
 		case s.Units > MaxQuantity || s.BytesIn > MaxQuantity || s.BytesOut > MaxQuantity:
 			return Finding{Reason: Implausible, Detail: fmt.Sprintf("a cell holds more than %d units or bytes", int64(MaxQuantity))}
 		}
@@ -78,6 +85,15 @@ func Plausible(cells map[usage.Cell]usage.Sums, joined time.Time, epoch uint64, 
 		}
 	}
 	return Finding{}
+}
+
+// periodic: a period's start is on a quarter of an hour in every time zone, and not far from the row.
+func periodic(period, start int64) bool {
+	switch period {
+	case 0, usage.PeriodRolling, usage.PeriodPrepaid:
+		return true
+	}
+	return period%usage.CellSeconds == 0 && period >= start-int64(MaxPeriod/time.Second) && period < start+usage.CellSeconds+int64(MaxAhead/time.Second)
 }
 
 // Entitled judges the names that cells hold. Details name no customer.

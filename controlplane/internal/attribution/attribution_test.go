@@ -32,6 +32,10 @@ func TestPlausible_TakesAnOutageAtFullRate(t *testing.T) {
 func TestPlausible_Refuses(t *testing.T) {
 	joined, epoch := now.AddDate(0, 0, -2), uint64(now.Add(-time.Hour).UnixMilli())
 	full := int64(attribution.MaxRate * usage.CellSeconds)
+	month := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+	of := func(period time.Time) usage.Cell {
+		return cell(now, func(c *usage.Cell) { c.Period = period.Unix() })
+	}
 	for name, c := range map[string]struct {
 		cells  map[usage.Cell]usage.Sums
 		joined time.Time
@@ -42,6 +46,11 @@ func TestPlausible_Refuses(t *testing.T) {
 		"too many in one row":       {map[usage.Cell]usage.Sums{cell(now, nil): {Requests: full + 1}}, joined, epoch, attribution.Implausible},
 		"too many in several":       {map[usage.Cell]usage.Sums{cell(now, nil): {Requests: full}, cell(now, func(c *usage.Cell) { c.Route = "b" }): {Requests: 1}}, joined, epoch, attribution.Implausible},
 		"as many in two cells":      {map[usage.Cell]usage.Sums{cell(now, nil): {Requests: full}, cell(now.Add(-time.Hour), nil): {Requests: full}}, joined, epoch, ""},
+		"a month of this year":      {map[usage.Cell]usage.Sums{of(month): {Requests: 1}, of(month.AddDate(-1, 0, 0)): {Requests: 1}, of(time.Unix(usage.PeriodPrepaid, 0)): {Requests: 1}}, joined, epoch, ""},
+		"a period an hour early":    {map[usage.Cell]usage.Sums{of(now.Add(time.Hour)): {Requests: 1}}, joined, epoch, ""},
+		"a period of no calendar":   {map[usage.Cell]usage.Sums{of(month.Add(time.Second)): {Requests: 1}}, joined, epoch, attribution.Implausible},
+		"a period of next month":    {map[usage.Cell]usage.Sums{of(month.AddDate(0, 1, 0)): {Requests: 1}}, joined, epoch, attribution.Implausible},
+		"a period of long ago":      {map[usage.Cell]usage.Sums{of(month.AddDate(-2, 0, 0)): {Requests: 1}}, joined, epoch, attribution.Implausible},
 		"absurd units":              {map[usage.Cell]usage.Sums{cell(now, nil): {Requests: 1, Units: 1<<50 + 1}}, joined, epoch, attribution.Implausible},
 		"absurd bytes":              {map[usage.Cell]usage.Sums{cell(now, nil): {Requests: 1, BytesOut: 1 << 62}}, joined, epoch, attribution.Implausible},
 		"long before the edge":      {map[usage.Cell]usage.Sums{cell(now.AddDate(0, 0, -40), nil): {Requests: 1}}, joined, epoch, attribution.Implausible},

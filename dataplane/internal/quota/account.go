@@ -145,7 +145,8 @@ func (a *Account) Offer() int64 {
 }
 
 // Take asks for units at unix (s). leased false is for plans whose quota is only watched: they are always
-// Taken once the period is known. It does not block and does not allocate.
+// Taken once the first period is known, with no period in the ticket when the one known is over. It does not
+// block and does not allocate.
 func (a *Account) Take(units int64, leased bool, unix int64) (Ticket, Decision) {
 	a.wanted.Add(units)
 	t, d := a.try(units, leased, unix)
@@ -160,6 +161,8 @@ func (a *Account) try(units int64, leased bool, unix int64) (Ticket, Decision) {
 	switch {
 	case l == nil:
 		return Ticket{}, Wait
+	case !leased && l.ended(unix): // nobody is held up; whose period it is, the ledger knows by the time of the row
+		return Ticket{}, Taken
 	case !leased:
 		l.free.Add(-units)
 	case l.ended(unix):

@@ -396,7 +396,7 @@ func TestBook_SoftIsWatchedAndNeverHeldUp(t *testing.T) {
 		way := &link{edge: "a", ledger: l, delay: 5 * time.Millisecond}
 		b := newBook(t, way, nil)
 		run(t, func(ctx context.Context) {
-			for range 10 {
+			for range 1000 {
 				ticket, d := request(ctx, b, soft)
 				if d != quota.Taken || ticket.Period() != 1000 {
 					t.Fatalf("got %v in period %d, want taken in 1000", d, ticket.Period())
@@ -404,15 +404,15 @@ func TestBook_SoftIsWatchedAndNeverHeldUp(t *testing.T) {
 				ticket.Spend()
 			}
 			time.Sleep(time.Second)
-			if h := l.peek(acme, "a"); h.leased != 0 || h.said != 10 {
-				t.Errorf("got leased %d and spent %d, want 0 and 10", h.leased, h.said)
+			if h := l.peek(acme, "a"); h.leased != 0 || h.said != 1000 {
+				t.Errorf("got leased %d and spent %d, want 0 and 1000", h.leased, h.said)
 			}
 			// It becomes strict within the period: what was spent counts.
 			l.mu.Lock()
 			l.soft = false
-			l.limits[acme] = 12
+			l.limits[acme] = 1002
 			l.mu.Unlock()
-			l.apply(account{acme, 1000}, "a", 7, 10)
+			l.apply(account{acme, 1000}, "a", 7, 1000)
 			served := 0
 			for range 20 {
 				if ticket, d := request(ctx, b, strict); d == quota.Taken {
@@ -421,7 +421,7 @@ func TestBook_SoftIsWatchedAndNeverHeldUp(t *testing.T) {
 				}
 			}
 			if served != 2 {
-				t.Errorf("strict, 10 of 12 spent: got %d served, want 2", served)
+				t.Errorf("strict, 1000 of 1002 spent: got %d served, want 2", served)
 			}
 		}, b)
 		away := newBook(t, &link{edge: "a", ledger: l, cut: true}, nil)
@@ -432,6 +432,69 @@ func TestBook_SoftIsWatchedAndNeverHeldUp(t *testing.T) {
 				t.Errorf("control plane away: got %v after %v, want it not to wait", d, time.Since(began))
 			}
 		}, away)
+	})
+}
+
+// A period ends while the control plane is away: what is served then is not of that period any more.
+func TestBook_SoftUnitsAfterThePeriodAreNotOfIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(4, acme)
+		l.soft = true
+		l.end = time.Now().Unix() + 10
+		way := &link{edge: "a", ledger: l}
+		b := newBook(t, way, nil)
+		run(t, func(ctx context.Context) {
+			request(ctx, b, soft)
+			way.set(func() { way.cut = true })
+			for _, want := range []int64{1000, 0} {
+				ticket, d := request(ctx, b, soft)
+				if d != quota.Taken || ticket.Period() != want {
+					t.Errorf("got %v in period %d, want taken in %d", d, ticket.Period(), want)
+				}
+				ticket.Spend()
+				time.Sleep(15 * time.Second)
+			}
+		}, b)
+	})
+}
+
+// A leader whose clock is hours behind names a period that the edge has forgotten: the units on record there
+// may be spent, and are not leased once more.
+func TestBook_AForgottenPeriodThatIsNamedAgainIsNotLeasedTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(10, acme)
+		l.broken = t.Errorf
+		l.length = 3600
+		b := newBook(t, &link{edge: "a", ledger: l}, nil)
+		run(t, func(ctx context.Context) {
+			served := map[int64]int{}
+			serve := func() {
+				for range 12 {
+					if ticket, d := request(ctx, b, strict); d == quota.Taken {
+						served[ticket.Period()]++
+						ticket.Spend()
+					}
+				}
+			}
+			for range 6 {
+				ticket, _ := request(ctx, b, strict)
+				served[ticket.Period()]++
+				ticket.Spend()
+			}
+			time.Sleep(3 * time.Hour)
+			l.mu.Lock()
+			l.skew = -3 * time.Hour
+			l.mu.Unlock()
+			serve()
+			for period, n := range served {
+				if n > 10 {
+					t.Errorf("got %d served of a limit of 10 in period %d", n, period)
+				}
+			}
+			if len(served) != 1 {
+				t.Errorf("got periods %v, want the first one twice", served)
+			}
+		}, b)
 	})
 }
 

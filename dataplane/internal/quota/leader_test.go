@@ -184,6 +184,9 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 			s.Share = l.share(edge, out.LiveEdges)
 		}
 		if s.Leases {
+			if k.Period == l.period {
+				h.leased = max(h.leased, h.applied, k.Ceiling) // taken without a lease, while it was only watched
+			}
 			available := max(0, s.Limit-l.counted(id))
 			if k.Want > 0 && available > 0 {
 				part := max(1, available/(2*out.LiveEdges))

@@ -11,6 +11,7 @@ import (
 type manager struct {
 	sequence uint64
 	past     map[ID][]*lease // of accounts that were let go
+	forgot   int64           // unix s: leases of periods that ended by then may be forgotten
 	queue    []*Account      // for the next exchange
 	starved  []*Account      // the leader was asked and its answer may soon be another
 
@@ -329,7 +330,7 @@ func (b *Book) apply(a *Account, s *State, now time.Time) {
 	l := a.lease.Load()
 	if l == nil || l.period != s.Period {
 		a.keep(l)
-		l = b.leaseOf(a, s.Period)
+		l = b.leaseOf(a, s)
 	}
 	if more := s.Leased - l.leased; more > 0 {
 		l.leased += more
@@ -362,22 +363,28 @@ func (a *Account) keep(l *lease) {
 	}
 }
 
-// leaseOf finds the account's lease of a period among those of before, or begins one.
-func (b *Book) leaseOf(a *Account, period int64) *lease {
+// leaseOf finds the account's lease of the period among those of before, or begins one. Where it may be one
+// that was forgotten, all that the ledger has on record counts as taken: it may have been spent.
+func (b *Book) leaseOf(a *Account, s *State) *lease {
 	if known := b.past[a.id]; known != nil {
 		a.old = append(a.old, known...)
 		delete(b.past, a.id)
 	}
 	for i, l := range a.old {
-		if l.period == period {
+		if l.period == s.Period {
 			a.old = append(a.old[:i], a.old[i+1:]...)
 			return l
 		}
 	}
-	return &lease{period: period}
+	l := &lease{period: s.Period}
+	if s.PeriodEnd != 0 && s.PeriodEnd <= b.forgot {
+		l.leased = s.Leased
+	}
+	return l
 }
 
-// forget is how long after a period's end its lease is kept: no leader's clock is so far behind.
+// forget is how long after a period's end its lease is kept. A leader whose clock is further behind leases
+// only what is new in that period (leaseOf).
 const forget = time.Hour
 
 // sweep lets go what nobody uses. Leases of periods that have not ended stay: an epoch's units are counted
@@ -392,6 +399,8 @@ func (b *Book) sweep(now time.Time) {
 		for _, l := range leases {
 			if !over(l) {
 				kept = append(kept, l)
+			} else {
+				b.forgot = max(b.forgot, l.until.Load())
 			}
 		}
 		clear(leases[len(kept):])
