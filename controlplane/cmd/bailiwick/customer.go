@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -28,36 +27,47 @@ func (a *app) customerCommand() *cobra.Command {
 		a.customerExportCommand(), a.customerEraseCommand(), a.customerVerifyCommand())
 }
 
-// exportTimeout is for one node; the server ends an export after a minute.
-const exportTimeout = 70 * time.Second
+const (
+	eraseTimeout  = 70 * time.Second // for one node, which asks all others
+	exportTimeout = time.Hour        // for one node; what a server takes for an export as well
+	exportStall   = 3 * time.Minute  // without a byte
+)
 
 func (a *app) customerExportCommand() *cobra.Command {
 	var file, zoneName string
 	c := &cobra.Command{Use: "export NAME", Short: "Write all that the zone holds of a customer as one JSON document", Args: cobra.ExactArgs(1),
 		Long: `Write all that the zone holds of a customer as one JSON document: the record, keys without their digests, usage,
-corrections, quotas, alerts and the rows of single requests. What could not be read is listed under "missing".`,
+corrections, quotas, top-ups, webhooks, alerts and the rows of single requests. What could not be read is listed under
+"missing". It may take an hour; the whole of it is gathered on this machine's disk before any of it is written.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.timeout = max(a.timeout, exportTimeout)
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				c.try = exportTimeout
-				doc, err := around(ctx, c, zoneName, func(ctx context.Context, n api) ([]byte, error) { return export(ctx, n, args[0]) })
+				draft, err := newDraft(file)
 				if err != nil {
 					return err
 				}
-				var told struct {
-					Missing []string `json:"missing"`
-				}
-				if err := json.Unmarshal(doc, &told); err != nil {
-					return fmt.Errorf("read the export of %s: %w", args[0], err)
-				}
-				for _, m := range told.Missing {
-					fmt.Fprintf(a.err, "warning: missing: %s\n", legible(m))
-				}
-				if file == "" {
-					_, err = a.out.Write(doc)
+				defer draft.discard()
+				if _, err = around(ctx, c, zoneName, func(ctx context.Context, n api) (none struct{}, err error) {
+					return none, export(ctx, n, args[0], draft)
+				}); err != nil {
 					return err
 				}
-				return writePrivate(file, doc)
+				missing, err := missingOf(draft)
+				if err != nil {
+					return fmt.Errorf("read the export of %s: %w", args[0], err)
+				}
+				for _, m := range missing {
+					fmt.Fprintf(a.err, "warning: missing: %s\n", legible(m))
+				}
+				if file != "" {
+					return draft.keep(file)
+				}
+				if _, err := draft.Seek(0, io.SeekStart); err != nil {
+					return err
+				}
+				_, err = io.Copy(a.out, draft)
+				return err
 			})
 		}}
 	c.Flags().StringVarP(&file, "file", "f", "", "write to this file, readable by you alone; default standard output")
@@ -65,18 +75,102 @@ corrections, quotas, alerts and the rows of single requests. What could not be r
 	return c
 }
 
-// export reads the whole document before a byte of it is written: half a document is no answer.
-func export(ctx context.Context, n api, customer string) ([]byte, error) {
+// draft is where an export is gathered before any of it is shown: half a document is no answer. It may be too large
+// for memory, and nobody else can read it.
+type draft struct{ *os.File }
+
+func newDraft(file string) (draft, error) {
+	dir := "" // the system's
+	if file != "" {
+		dir = filepath.Dir(file)
+	}
+	f, err := os.CreateTemp(dir, ".bailiwick-export-*")
+	if err != nil {
+		return draft{}, fmt.Errorf("gather an export: %w", err)
+	}
+	return draft{f}, nil
+}
+
+func (d draft) discard() {
+	d.Close()
+	os.Remove(d.Name())
+}
+
+// keep gives the draft its name.
+func (d draft) keep(file string) error {
+	if err := errors.Join(d.Sync(), d.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", filepath.Base(file), err)
+	}
+	return os.Rename(d.Name(), file)
+}
+
+// export begins the draft anew: another node may have begun to answer before.
+func export(ctx context.Context, n api, customer string, to draft) error {
+	if _, err := to.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if err := to.Truncate(0); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	silent := time.AfterFunc(exportStall, cancel)
+	defer silent.Stop()
 	stream, err := n.Export(ctx, &adminv1.ExportRequest{Customer: customer})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer stream.Close()
-	var doc bytes.Buffer
 	for stream.Receive() {
-		doc.Write(stream.Msg().GetChunk())
+		silent.Reset(exportStall)
+		if _, err := to.Write(stream.Msg().GetChunk()); err != nil {
+			return err
+		}
 	}
-	return doc.Bytes(), stream.Err()
+	return stream.Err()
+}
+
+// missingOf reads the member "missing" of an export, and that it is a whole document.
+func missingOf(d draft) (missing []string, err error) {
+	if _, err := d.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	dec := json.NewDecoder(d)
+	if _, err := dec.Token(); err != nil {
+		return nil, err
+	}
+	for dec.More() {
+		name, err := dec.Token()
+		if err == nil && name == "missing" {
+			err = dec.Decode(&missing)
+		} else if err == nil {
+			err = skip(dec)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	_, err = dec.Token()
+	return missing, err
+}
+
+// skip passes a value, however large.
+func skip(dec *json.Decoder) error {
+	for depth := 0; ; {
+		token, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		switch token {
+		case json.Delim('{'), json.Delim('['):
+			depth++
+		case json.Delim('}'), json.Delim(']'):
+			depth--
+		}
+		if depth == 0 {
+			return nil
+		}
+	}
 }
 
 func writePrivate(file string, data []byte) error {
@@ -123,9 +217,9 @@ statement follows. Check one with: bailiwick customer verify-erasure FILE`,
 			if !yes {
 				return misuse("erasing customer %s cannot be undone: say --yes", args[0])
 			}
-			a.timeout = max(a.timeout, exportTimeout)
+			a.timeout = max(a.timeout, eraseTimeout)
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
-				c.try = exportTimeout
+				c.try = eraseTimeout
 				id := rand.Text()
 				resp, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.EraseResponse, error) {
 					return n.Erase(ctx, &adminv1.EraseRequest{Customer: args[0], Reason: reason, RequestId: id})

@@ -25,6 +25,27 @@ func TestCustomer_EraseAndVerify(t *testing.T) {
 	if code, out, _ := d.run("", "customer", "export", "person"); code != exitOK || !strings.Contains(out, "Erika") {
 		t.Errorf("export: exit %d, %s", code, out)
 	}
+	exported := filepath.Join(t.TempDir(), "person.json")
+	if code, out, errs := d.run("", "customer", "export", "person", "-f", exported); code != exitOK || out != "" {
+		t.Errorf("export to a file: exit %d, %s %s", code, out, errs)
+	}
+	if text, err := os.ReadFile(exported); err != nil || !strings.Contains(string(text), "Erika") {
+		t.Errorf("exported file: %v, %s", err, text)
+	}
+	if code, out, _ := d.run("", "customer", "export", "nobody", "-f", exported+"2"); code != exitNotFound || out != "" {
+		t.Errorf("export of nobody: exit %d, %s", code, out)
+	}
+	if info, err := os.Stat(exported); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("exported file: %v, %v", info, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(exported), "*")); len(left) != 1 {
+		t.Errorf("an export leaves %v", left)
+	}
+	d.in.Zones["us"].Detail.SetDown(true)
+	if code, out, errs := d.run("", "customer", "export", "person"); code != exitOK || !strings.Contains(errs, "missing: detail on node us-1") || !strings.HasSuffix(out, "}\n") {
+		t.Errorf("export without a node: exit %d, %s", code, errs)
+	}
+	d.in.Zones["us"].Detail.SetDown(false)
 	for range 10 { // so that the zone is ahead of what its edge reports in this world
 		if code, _, errs := d.run("", "key", "create", "--customer", "person"); code != exitOK {
 			t.Fatal(errs)

@@ -204,7 +204,7 @@ func Handler(cfg Config) (http.Handler, error) {
 		adminv1connect.QuotaServiceName, adminv1connect.CustomerServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
-	return bodyLimit(mux, connect.NewErrorWriter(opts...)), nil
+	return patient(adminv1connect.CustomerServiceExportProcedure, exportStall, bodyLimit(mux, connect.NewErrorWriter(opts...))), nil
 }
 
 // bodyLimit answers a request that announces too much before it is read, with a reason; Connect's own limit

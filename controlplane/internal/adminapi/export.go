@@ -19,7 +19,8 @@ import (
 
 const (
 	exportChunk = 64 << 10
-	exportLimit = 55 * time.Second // the admin port's server ends all in a minute
+	exportLimit = time.Hour        // of the whole, as long as its client reads (see exportStall)
+	exportStep  = 20 * time.Second // of each part that is asked for at once
 )
 
 // Export writes all that the zone holds of a customer as one JSON document, section by section, so that its size
@@ -35,7 +36,9 @@ func (s *server) Export(ctx context.Context, req *adminv1.ExportRequest, stream 
 	}
 	ctx, cancel := context.WithTimeout(ctx, exportLimit)
 	defer cancel()
-	snap, err := s.fresh(ctx, s.Store)
+	brief, done := context.WithTimeout(ctx, s.Wait)
+	snap, err := s.fresh(brief, s.Store)
+	done()
 	if err != nil {
 		return err
 	}
@@ -65,11 +68,13 @@ func (s *server) Export(ctx context.Context, req *adminv1.ExportRequest, stream 
 		return nil
 	})
 	w.list("usage", func() error { return s.exportCells(ctx, name, w) })
-	w.answer("corrections", func() (proto.Message, error) {
+	w.answer(ctx, "corrections", func(ctx context.Context) (proto.Message, error) {
 		return s.ListCorrections(ctx, &adminv1.ListCorrectionsRequest{Customer: name})
 	})
 	if is { // of one who is gone the top-ups are left
-		w.answer("quotas", func() (proto.Message, error) { return s.GetQuotas(ctx, &adminv1.GetQuotasRequest{Customer: name}) })
+		w.answer(ctx, "quotas", func(ctx context.Context) (proto.Message, error) {
+			return s.GetQuotas(ctx, &adminv1.GetQuotasRequest{Customer: name})
+		})
 	} else {
 		w.list("top_ups", func() error {
 			list, err := s.topUps(ctx, name)
@@ -91,7 +96,9 @@ func (s *server) Export(ctx context.Context, req *adminv1.ExportRequest, stream 
 		}
 		return nil
 	})
-	w.answer("alerts", func() (proto.Message, error) { return s.ListAlerts(ctx, &adminv1.ListAlertsRequest{Customer: name}) })
+	w.answer(ctx, "alerts", func(ctx context.Context) (proto.Message, error) {
+		return s.ListAlerts(ctx, &adminv1.ListAlertsRequest{Customer: name})
+	})
 	w.list("detail", func() error {
 		unreachable, err := s.Detail.Rows(ctx, name, func(rows []*adminv1.TraceRow) error {
 			for _, r := range rows {
@@ -213,8 +220,10 @@ func (w *exporter) proto(m proto.Message) {
 }
 
 // answer is what another procedure of this API says. A part that is not there is named as missing.
-func (w *exporter) answer(name string, ask func() (proto.Message, error)) {
-	m, err := ask()
+func (w *exporter) answer(ctx context.Context, name string, ask func(context.Context) (proto.Message, error)) {
+	ctx, cancel := context.WithTimeout(ctx, exportStep)
+	defer cancel()
+	m, err := ask(ctx)
 	if err != nil {
 		w.missing = append(w.missing, name+": "+err.Error())
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	"bailiwick/controlplane/internal/adminapi"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
@@ -18,6 +19,7 @@ type Detail struct {
 	traced adminapi.Traced
 	asked  []*peerv1.TraceRequest
 	down   bool
+	slow   time.Duration
 	erased map[string]uint64 // customer to the zone store's index
 }
 
@@ -26,6 +28,13 @@ func (d *Detail) Set(t adminapi.Traced) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.traced = t
+}
+
+// SetSlow has Rows take its time.
+func (d *Detail) SetSlow(slow time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow = slow
 }
 
 // SetDown makes the node answer no more.
@@ -63,6 +72,7 @@ func (d *Detail) Rows(_ context.Context, _ string, each func([]*adminv1.TraceRow
 	if d.down {
 		return []string{d.zone + "-1"}, nil
 	}
+	time.Sleep(d.slow)
 	return nil, each(d.traced.Rows)
 }
 
