@@ -129,7 +129,7 @@ func serve(ctx context.Context, args []string) error {
 	flags.Func("sink-forget", "name of a sink that blocks are no longer kept for, kafka:topic; may be repeated", list(&cfg.ForgetSinks))
 	flags.Int64Var(&cfg.OutboxBytes, "outbox-bytes", 1<<30, "what the ledger keeps for sinks that are away; beyond it they fall behind, which is recorded")
 	flags.DurationVar(&cfg.StateCheck, "state-check", 10*time.Minute, "between comparisons of the ledger's state on all nodes of the zone")
-	flags.DurationVar(&cfg.PeriodGrace, "period-grace", 12*time.Hour, "after a day's end, then it is closed whoever is silent")
+	flags.DurationVar(&cfg.PeriodGrace, "period-grace", 12*time.Hour, "after a day's end, by this node's clock and an edge's, then it is closed whoever else is silent")
 	flags.DurationVar(&cfg.FoldAfter, "compact-after", 35*24*time.Hour, "after its end a closed day is compacted")
 	flags.Int64Var(&cfg.MaxEdgeRate, "max-edge-rate", 250_000, "requests a second that one edge can serve at most: usage that says more is refused")
 	flags.DurationVar(&cfg.DetailRetention, "detail-retention", 35*24*time.Hour, "how long rows of single requests are kept")

@@ -19,7 +19,7 @@ type DaysConfig struct {
 	// Edges names those that must have told of a day before it is complete. Required.
 	Edges func(ctx context.Context, v *View) ([]string, error)
 
-	Grace     time.Duration // after a day's end, then it is closed whoever is silent; 0: 12 h
+	Grace     time.Duration // after a day's end, by the leader's clock and an edge's, then it is closed whoever else is silent; 0: 12 h
 	FoldAfter time.Duration // after a closed day's end; 0: 35 days
 	Every     time.Duration // between looks; 0: 1 min
 	Now       func() time.Time
@@ -151,6 +151,18 @@ func (d *Days) due(ctx context.Context) (due, old []Period, err error) {
 		}
 		told[i] = time.UnixMilli(ms)
 	}
+	// Closing cannot be undone, so grace is over only when an edge's clock says so too: a leader whose clock is
+	// ahead would make all that comes late. When every edge is silent there is nothing to close a day for.
+	grace := now
+	if len(edges) > 0 {
+		ms, err := v.heard(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		if heard := time.UnixMilli(ms); heard.Before(now) {
+			grace = heard
+		}
+	}
 	for ; !now.Before(next.Add(day)); next = next.Add(day) {
 		end := next.Add(day)
 		p := Period{Day: next, ClosedAt: now, Why: WhyComplete}
@@ -162,7 +174,7 @@ func (d *Days) due(ctx context.Context) (due, old []Period, err error) {
 		if len(edges) == 0 {
 			p.Why = WhyGrace // nobody could have told
 		}
-		if p.Why == WhyGrace && now.Before(end.Add(d.cfg.Grace)) {
+		if p.Why == WhyGrace && grace.Before(end.Add(d.cfg.Grace)) {
 			break
 		}
 		due = append(due, p)

@@ -223,6 +223,7 @@ func TestDays_CloseWhenCompleteOrGraceIsOver(t *testing.T) {
 	tell("a", now)
 	once("23 complete [] false") // b is silent, and grace is not over
 	now = now.Add(time.Second)
+	tell("a", now)
 	once("23 complete [] false", "24 grace [b] false")
 	now = midnight.Add(6 * dayLong)
 	tell("b", now)
@@ -230,6 +231,60 @@ func TestDays_CloseWhenCompleteOrGraceIsOver(t *testing.T) {
 	once("23 complete [] true", "24 grace [b] false", "25 complete [] false", "26 complete [] false", "27 complete [] false", "28 complete [] false")
 	if got := requests(t, m, "acme"); got != 2 {
 		t.Errorf("requests of a folded day: got %d, want 2", got)
+	}
+}
+
+// Closing a day cannot be undone: one clock that is wrong must not do it.
+func TestDays_ALeaderWhoseClockIsAheadClosesNoDayByGrace(t *testing.T) {
+	m := openMem(t)
+	l := startLedger(t, &replica{m: m}, ledger.Config{})
+	edges := []string{"a", "b"}
+	days, err := ledger.NewDays(ledger.DaysConfig{Ledger: l, Leader: alone{}, Now: func() time.Time { return midnight.Add(400 * dayLong) },
+		Edges: func(context.Context, *ledger.View) ([]string, error) { return edges, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := func() int {
+		t.Helper()
+		if err := days.Once(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		v, err := m.View()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		list, err := v.Periods(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	c := &chain{edge: "a", epoch: 1}
+	if _, err := l.Append(t.Context(), c.next(map[usage.Cell]usage.Sums{onDay(0, "acme", 50, 0): {Requests: 1}})); err != nil {
+		t.Fatal(err)
+	}
+	tell := func(at time.Time) {
+		t.Helper()
+		l.NoteSealed("a", 1, 9, 9, at) // its blocks are not here: it only says what time it is
+		if err := l.FlushSeals(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := closed(); n != 0 {
+		t.Errorf("%d days closed before any edge has told the time", n)
+	}
+	tell(midnight.Add(dayLong + 12*time.Hour - time.Second))
+	if n := closed(); n != 0 {
+		t.Errorf("%d days closed within grace by the edge's clock", n)
+	}
+	tell(midnight.Add(dayLong + 12*time.Hour))
+	if n := closed(); n != 1 {
+		t.Errorf("%d days closed when grace was over by both clocks, want 1", n)
+	}
+	edges = nil // all were removed: nobody is waited for
+	if n := closed(); n < 300 {
+		t.Errorf("%d days closed in a zone without edges, want all of a year", n)
 	}
 }
 

@@ -306,6 +306,16 @@ func (v *View) CompleteThrough(ctx context.Context, edges []string) (time.Time, 
 	return time.UnixMilli(least).UTC(), nil
 }
 
+// heard is the newest instant that any edge has told of, its blocks applied or
+// not: what time it is at least, by somebody else's clock. Unix ms.
+func (v *View) heard(ctx context.Context) (ms int64, err error) {
+	err = v.epochs(ctx, []byte(prefixEpoch), upper([]byte(prefixEpoch)), func(_ epochKey, e *epoch) error {
+		ms = max(ms, e.Through.MS, e.Last.MS)
+		return nil
+	})
+	return ms, err
+}
+
 // through follows an edge's epochs in order.
 func (v *View) through(ctx context.Context, edge string) (int64, error) {
 	var r reach
