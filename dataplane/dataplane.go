@@ -224,7 +224,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: e.tls.TLSConfig(), Logger: e.log})
+	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: e.tls.TLSConfig(), ResetKey: e.resetKey(), Logger: e.log})
 	e.servers.HTTP.Handler = e.tls.HTTPHandler(e.proxy) // answers ACME's HTTP-01 challenges, when there are any
 	return e.openDNS()
 }

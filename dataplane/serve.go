@@ -32,7 +32,7 @@ func (e *Edge) serve(ctx context.Context) error {
 	if e.http != nil {
 		run("HTTP", func() error { return e.servers.HTTP.Serve(e.http) })
 	}
-	run("HTTP/3", func() error { return e.servers.H3.Serve(e.h3) })
+	run("HTTP/3", func() error { return e.servers.ServeH3(e.h3) })
 	e.serving.Store(true)
 	e.opened.Store(true)
 	e.log.Info("serving", "https", e.https.Addr().String(), "region", e.self.Region, "zone", e.self.Zone)

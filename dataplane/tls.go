@@ -2,11 +2,14 @@ package dataplane
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,8 +20,33 @@ import (
 )
 
 func (e *Edge) newTLS() (*edgetls.Manager, error) {
-	return edgetls.New(edgetls.Config{Dir: e.cfg.Dir, Node: e.self.Node, Seal: e.state.CertSeal, Shelf: e.control, Issuer: e.control, Logger: e.log,
+	return edgetls.New(edgetls.Config{Dir: e.cfg.Dir, Node: e.self.Node, Seal: e.state.CertSeal, Shelf: e.control, Issuer: e.control, Logger: e.log, Border: e.border,
 		ACME: edgetls.ACME{Directory: e.cfg.ACME.Directory, Email: e.cfg.ACME.Email, RootsPEM: e.cfg.ACME.RootsPEM, HTTPPort: port(e.cfg.HTTP), TLSPort: port(e.cfg.HTTPS)}})
+}
+
+// border is what session tickets of a host rest on: where this region may relay its requests to. The catalog's
+// position is in it, so that a pair which was closed and opened again is not the same one; the zone's is not,
+// only its epoch, or every new key would cost all clients a full handshake.
+func (e *Edge) border(host string) string {
+	t := e.tables.Load()
+	api := t.API(host)
+	if api == nil {
+		return ""
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %d/%d %d %s", e.self.Region, t.Catalog().Epoch, t.Catalog().Index, t.Epoch(), api.Policy)
+	for _, p := range t.Pairs(api.Policy, e.self.Region) {
+		fmt.Fprintf(&b, " %s=%s", p.To, p.Basis)
+	}
+	return b.String()
+}
+
+// resetKey lets this edge, after a restart, tell QUIC clients at once that their connections are gone. It is
+// this edge's alone and never sent: another edge could end nobody's connections here.
+func (e *Edge) resetKey() []byte {
+	mac := hmac.New(sha256.New, e.state.CertSeal)
+	mac.Write([]byte("bailiwick-quic-reset/1\n" + e.self.String()))
+	return mac.Sum(nil)
 }
 
 // port is where an ACME authority's challenges arrive, behind whatever forwards ports 80 and 443 to here; 0

@@ -115,6 +115,39 @@ func TestSource_MutualTLS(t *testing.T) {
 	}
 }
 
+// wallet keeps any ticket that comes and offers it to whoever is dialled.
+type wallet struct{ s *tls.ClientSessionState }
+
+func (w *wallet) Get(string) (*tls.ClientSessionState, bool) { return w.s, w.s != nil }
+func (w *wallet) Put(_ string, s *tls.ClientSessionState)    { w.s = s }
+
+// A session between nodes would outlive a withdrawal, a tightening and a change of roots: none is ever resumed,
+// neither by a client that wants to nor by one whose ticket comes from a laxer server of the same name.
+func TestSource_ResumesNothing(t *testing.T) {
+	in := identitytest.New(t, inst, "emea")
+	a, b := in.Source(t, "emea", "eu-west", identity.Edge, "edge-1"), in.Source(t, "emea", "eu-central", identity.Edge, "edge-2")
+	w := &wallet{}
+	client := a.ClientTLS([]string{"h2"}, nil)
+	client.SessionTicketsDisabled, client.ClientSessionCache = false, w
+	for range 2 {
+		if se, ce, sc, _ := shake(t, b.ServerTLS([]string{"h2"}, nil), client); se != nil || ce != nil || sc.DidResume || w.s != nil {
+			t.Fatalf("got errors %v %v, resumed %v, a ticket %v; want a full handshake and no ticket", se, ce, sc.DidResume, w.s != nil)
+		}
+	}
+	lax := b.ServerTLS([]string{"h2"}, nil)
+	var key [32]byte
+	lax.SetSessionTicketKeys([][32]byte{key})
+	strict := lax.Clone()
+	lax.GetConfigForClient, lax.SessionTicketsDisabled = nil, false
+	shake(t, lax, client)
+	if w.s == nil {
+		t.Fatal("the client takes no ticket: the rest would prove nothing")
+	}
+	if se, ce, sc, _ := shake(t, strict, client); se != nil || ce != nil || sc.DidResume {
+		t.Errorf("got errors %v %v, resumed %v; want a full handshake", se, ce, sc.DidResume)
+	}
+}
+
 // Each spoilt certificate is refused as a client and as a server.
 func TestSource_RefusesPeers(t *testing.T) {
 	in := identitytest.New(t, inst, "emea", "us")

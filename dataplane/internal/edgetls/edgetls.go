@@ -63,7 +63,12 @@ type Config struct {
 	Shelf  joinv1connect.CertStoreServiceClient // required: the zone's shelf
 	Issuer Issuer                               // required unless ACME is set
 	ACME   ACME
-	FS     durable.FS   // nil is the real disk
+	FS     durable.FS // nil is the real disk
+
+	// Border says what of the border rules a host's session tickets rest on: a
+	// ticket from before it changed opens nothing. It is asked in handshakes and
+	// must not block; nil: nothing.
+	Border func(host string) string
 	Logger *slog.Logger // nil is silent
 
 	RenewCheck time.Duration // how often certificates are looked at; zero is 10 minutes
@@ -101,6 +106,8 @@ type Manager struct {
 	hosts   atomic.Pointer[map[string]bool] // wanted; never changed in place
 	changed chan struct{}                   // holds one: wanted changed
 
+	tickets tickets
+
 	mu sync.Mutex // one Manage at a time
 }
 
@@ -117,6 +124,9 @@ func New(cfg Config) (*Manager, error) {
 	}
 	if cfg.CallLimit == 0 {
 		cfg.CallLimit = 5 * time.Second
+	}
+	if cfg.Border == nil {
+		cfg.Border = func(string) string { return "" }
 	}
 	box, err := newBox(cfg.Seal)
 	if err != nil {
@@ -239,6 +249,7 @@ func (caIssuer) IssuerKey() string { return "installation" }
 
 // Manage makes hosts the ones that are served, and no others: a host that is
 // gone is refused from the next handshake on. It returns at once; Run obtains.
+// Call it at every change of the border too: tickets from before are void then.
 func (m *Manager) Manage(hosts []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -248,9 +259,11 @@ func (m *Manager) Manage(hosts []string) {
 	}
 	old := *m.hosts.Load()
 	if maps.Equal(old, next) {
+		m.refreshTickets()
 		return
 	}
 	m.hosts.Store(&next)
+	m.refreshTickets()
 	var gone []certmagic.SubjectIssuer
 	for h := range old {
 		if !next[h] {
@@ -449,11 +462,12 @@ func (m *Manager) TLSConfig() *tls.Config {
 // QUICTLSConfig is for HTTP/3.
 func (m *Manager) QUICTLSConfig() *tls.Config { return m.config(tls.VersionTLS13, "h3") }
 
-// config is the one TLS policy of both transports. Tickets are off: a ticket
-// key shared by the edges of a zone would have to travel, one of its own would
-// resume nothing after a fail-over, and 0-RTT stays off with them.
+// config is the one TLS policy of both transports. It gives no tickets itself:
+// those are of a host, see tickets.
 func (m *Manager) config(min uint16, protos ...string) *tls.Config {
-	return &tls.Config{MinVersion: min, NextProtos: protos, GetCertificate: m.certificate, SessionTicketsDisabled: true}
+	c := &tls.Config{MinVersion: min, NextProtos: protos, GetCertificate: m.certificate, SessionTicketsDisabled: true}
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { return m.forHost(c, hello), nil }
+	return c
 }
 
 // certificate answers from memory. For a host that is not managed it returns

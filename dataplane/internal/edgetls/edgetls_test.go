@@ -43,7 +43,7 @@ type zone struct {
 	}
 }
 
-func newZone(t *testing.T) *zone {
+func newZone(t testing.TB) *zone {
 	return &zone{in: identitytest.New(t, "test.example", "emea"), ttl: time.Hour, vals: map[string][]byte{}, locks: map[string]struct {
 		holder string
 		until  time.Time
@@ -193,11 +193,17 @@ func (z *zone) IssueHost(ctx context.Context, r *joinv1.IssueHostRequest) (*join
 }
 
 // edge starts a manager and returns it with its stop.
-func (z *zone) edge(t *testing.T, dir, node string) (*edgetls.Manager, func()) {
+func (z *zone) edge(t testing.TB, dir, node string) (*edgetls.Manager, func()) {
+	t.Helper()
+	return z.edgeAt(t, dir, node, nil)
+}
+
+// edgeAt is edge with a border that its session tickets rest on.
+func (z *zone) edgeAt(t testing.TB, dir, node string, border func(string) string) (*edgetls.Manager, func()) {
 	t.Helper()
 	m, err := edgetls.New(edgetls.Config{
 		Dir: dir, Node: node, Seal: bytes.Repeat([]byte{7}, 32), Shelf: z, Issuer: z,
-		RenewCheck: 100 * time.Millisecond, CallLimit: time.Second,
+		RenewCheck: 100 * time.Millisecond, CallLimit: time.Second, Border: border,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -218,7 +224,7 @@ func (z *zone) edge(t *testing.T, dir, node string) (*edgetls.Manager, func()) {
 	return m, stop
 }
 
-func (z *zone) roots(t *testing.T) *x509.CertPool {
+func (z *zone) roots(t testing.TB) *x509.CertPool {
 	t.Helper()
 	p, _, err := identity.ParseRoots(z.in.RootsPEM)
 	if err != nil {
@@ -241,7 +247,7 @@ func (z *zone) dial(t *testing.T, server *tls.Config, host string) (*x509.Certif
 	return c.ConnectionState().PeerCertificates[0], nil
 }
 
-func wait(t *testing.T, what string, ok func() bool) {
+func wait(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(15 * time.Second)
 	for !ok() {

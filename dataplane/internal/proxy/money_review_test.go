@@ -75,7 +75,7 @@ func TestMoney_GivenUpAnswersLookBroken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	go servers.H3.Serve(u)
+	go servers.ServeH3(u)
 	defer servers.H3.Close()
 	var h1, h2 http.Protocols
 	h1.SetHTTP1(true)

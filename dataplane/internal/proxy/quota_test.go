@@ -153,7 +153,7 @@ func TestQuota_ProtocolsShareIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	go servers.HTTPS.ServeTLS(l, "", "")
-	go servers.H3.Serve(pc)
+	go servers.ServeH3(pc)
 	defer servers.HTTPS.Close()
 	defer pc.Close()
 	defer servers.H3.Close()

@@ -1,8 +1,11 @@
 package proxy
 
 import (
+	"crypto/rand"
 	"crypto/tls"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"time"
 
@@ -16,15 +19,22 @@ type ServersConfig struct {
 	TLS     *tls.Config // one policy for TCP and QUIC: certificates, versions, tickets
 	Logger  *slog.Logger
 
-	MaxHeaderBytes int // 0: 64 KiB; beyond it 431
+	MaxHeaderBytes int    // 0: 64 KiB; beyond it 431
+	ResetKey       []byte // 32 bytes, of this edge alone and the same after a restart; nil: QUIC clients find out by silence
 }
 
 // Servers are the three doors of an edge: one handler, so one decision.
 type Servers struct {
-	HTTPS *http.Server // HTTP/1.1 and HTTP/2: ServeTLS(l, "", "")
-	HTTP  *http.Server // cleartext HTTP/1.1: Serve(l)
-	H3    *http3.Server
+	HTTPS *http.Server  // HTTP/1.1 and HTTP/2: ServeTLS(l, "", "")
+	HTTP  *http.Server  // cleartext HTTP/1.1: Serve(l)
+	H3    *http3.Server // ServeH3
+
+	resetKey *quic.StatelessResetKey
 }
+
+// tokenAge is how long QUIC takes a client's word for its address. A token opens nothing but the limit on what
+// is sent to an address not proven yet, and names no host; it does not outlive a grant all the same.
+const tokenAge = 30 * time.Second
 
 // NewServers makes the doors, none of them open yet. There is no read or write timeout: an upload or a
 // stream may take long, and the request path has its own limits. 0-RTT is off everywhere, since a replayed
@@ -57,5 +67,24 @@ func NewServers(cfg ServersConfig) Servers {
 		QUICConfig: &quic.Config{Allow0RTT: false, MaxIdleTimeout: 90 * time.Second, MaxIncomingStreams: 250, HandshakeIdleTimeout: 10 * time.Second},
 		Logger:     cfg.Logger,
 	}
+	if len(cfg.ResetKey) == len(quic.StatelessResetKey{}) {
+		s.resetKey = (*quic.StatelessResetKey)(cfg.ResetKey)
+	}
 	return s
+}
+
+// ServeH3 takes HTTP/3 from conn until H3 is shut. The key of address tokens is drawn anew each time and leaves
+// the process in nothing: a token of another edge, of another region's above all, is noise here. Connections
+// are taken when their handshake is done, never early. It leaves conn open for those that still drain: close it
+// after H3.Shutdown, which ends the rest.
+func (s *Servers) ServeH3(conn net.PacketConn) error {
+	var token quic.TokenGeneratorKey
+	rand.Read(token[:]) // never fails
+	tr := &quic.Transport{Conn: conn, TokenGeneratorKey: &token, MaxTokenAge: tokenAge, StatelessResetKey: s.resetKey}
+	l, err := tr.Listen(s.H3.TLSConfig, s.H3.QUICConfig)
+	if err != nil {
+		return fmt.Errorf("listen for QUIC: %w", err)
+	}
+	defer l.Close()
+	return s.H3.ServeListener(l)
 }
