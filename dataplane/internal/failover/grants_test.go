@@ -162,6 +162,31 @@ func TestGrants_CountFromTheQuestionAndOutliveAnAbsentControlPlane(t *testing.T)
 	})
 }
 
+// The leader gave it at some time between question and answer: only the question is surely not later.
+func TestGrants_ASlowAnswerLengthensNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		given := grantTo("eu-central")
+		given.OfflineTtlMs = given.TtlMs
+		l := &leader{grants: []*syncv1.SignedGrant{sign(t, given)}, slow: 200 * time.Millisecond}
+		h := &policy.Holder{}
+		h.Swap(edgeTable(t, 1, nil, "eu-central"))
+		asked := time.Now()
+		g := start(t, l, h)
+		live := func() bool { return g.Live(h.Load(), "gdpr", "eu-central") != nil }
+		time.Sleep(time.Second)
+		l.set(func() { l.err = fault.New(fault.Unavailable, "NO_LEADER", "no leader") })
+		for _, c := range []struct {
+			at   time.Duration
+			want bool
+		}{{30*time.Second - time.Millisecond, true}, {30 * time.Second, false}} {
+			time.Sleep(time.Until(asked.Add(c.at)))
+			if live() != c.want {
+				t.Errorf("%v after the question: live is %t, want %t", c.at, !c.want, c.want)
+			}
+		}
+	})
+}
+
 func TestGrants_EndWithADenialAndARecovery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &leader{grants: []*syncv1.SignedGrant{sign(t, grantTo("eu-central"))}}

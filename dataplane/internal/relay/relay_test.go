@@ -153,12 +153,16 @@ type border struct {
 	addr             string
 	mu               sync.Mutex
 	mint             func() []*syncv1.SignedGrant
+	deny             error
 	westEdge, centre *identity.Source
 }
 
 func (b *border) RequestGrants(context.Context, *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.deny != nil {
+		return nil, b.deny
+	}
 	return &syncv1.RequestGrantsResponse{Grants: b.mint()}, nil
 }
 
