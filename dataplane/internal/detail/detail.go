@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -331,8 +332,11 @@ func (s *Spool) Mark(epochNo, stored uint64) error {
 	}
 	next := e.next
 	s.mu.Unlock()
-	if stored >= next {
-		return fmt.Errorf("mark usage detail %d/%d as stored: only %d pieces were written; another edge uses this name, or detail files were removed", epochNo, stored, next-1)
+	switch {
+	case stored == math.MaxUint64:
+		return fmt.Errorf("mark usage detail of epoch %d as stored: there is no number behind %d", epochNo, stored)
+	case stored >= next:
+		return s.outrun(e, stored)
 	}
 	if s.log != nil {
 		if err := s.log.Append(encodeMark(epochNo, stored)); err != nil {
@@ -344,6 +348,34 @@ func (s *Spool) Mark(epochNo, stored uint64) error {
 		s.sent.Add(int64(e.mark(stored)))
 		s.forget()
 	})
+	s.bound()
+	return nil
+}
+
+// outrun takes a mark beyond what is known here: the file that knew was damaged
+// or removed. The control node has other rows under those numbers, so what is
+// here is lost, and said so under the next one; some of it may be what is stored,
+// since nobody can tell. Refusing would hold up all detail that comes behind it.
+func (s *Spool) outrun(e *epoch, stored uint64) error {
+	var b batch
+	s.mu.Lock()
+	next, l := e.next, Lost{From: stored + 1, To: stored + 1, SinceMS: e.until, UntilMS: e.until, through: e.rows}
+	for i := range e.lost {
+		l.Rows, l.SinceMS = l.Rows+e.lost[i].Rows, min(l.SinceMS, e.lost[i].SinceMS)
+	}
+	for i := range e.pieces {
+		l.Rows, l.SinceMS = l.Rows+e.pieces[i].rows, min(l.SinceMS, e.pieces[i].since)
+		b.counts.lost += e.pieces[i].rows
+	}
+	s.mu.Unlock()
+	b.recs = append(b.recs, encodeMark(e.epoch, stored), encodeLost(e.epoch, &l))
+	b.apply = append(b.apply, func(uint64, int64) { e.mark(stored) }, func(uint64, int64) { e.lose(l) })
+	s.stale = true
+	s.cfg.Logger.Error("a control node has usage detail of which nothing is known here: detail files were damaged or removed, or another edge uses this name; what was kept is lost",
+		"epoch", e.epoch, "stored", stored, "written", next-1, "rows", l.Rows)
+	if err := s.write(&b); err != nil {
+		return err
+	}
 	s.bound()
 	return nil
 }

@@ -3,6 +3,7 @@ package detail_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 
@@ -121,8 +122,8 @@ func TestSpool_TrimsWhatIsStored(t *testing.T) {
 		t.Errorf("%d files, %d before 60 of 100 pieces were stored", got, files)
 	}
 	walk(t, s, 7, 3000, 5000)
-	if err := s.Mark(7, 101); err == nil {
-		t.Error("a mark beyond what was written is taken")
+	if err := s.Mark(7, math.MaxUint64); err == nil {
+		t.Error("a mark behind which there is no number is taken")
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -193,6 +194,58 @@ func TestSpool_DamageBecomesALoss(t *testing.T) {
 		if lost == 0 || kept == 0 {
 			t.Errorf("%s: %d kept and %d lost, want some of both", name, kept, lost)
 		}
+	}
+}
+
+// A damaged file may have been the only one that knew how far the numbers went. What the control node has under
+// those numbers is other rows: what is here is lost aloud, and nothing behind it waits for ever.
+func TestSpool_AMarkBeyondWhatDamageLeft(t *testing.T) {
+	m := durabletest.New()
+	s := open(t, m, detail.Config{})
+	for i := range uint64(9) {
+		s.Keep(7, i+1, (i+1)*50, rows(i*50+1, (i+1)*50))
+	}
+	if err := s.Mark(7, 8); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Corrupt(m.Files("/d")[0], func(b []byte) []byte { b[len(b)/3] ^= 4; return b }); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, m, detail.Config{})
+	s.Keep(7, 10, 460, rows(451, 460)) // the spool finishes its epoch
+	s.Keep(8, 1, 10, rows(1, 10))
+	if es := s.Epochs(); len(es) != 2 || es[0].Written >= 8 {
+		t.Fatalf("epochs = %+v: the test does not reach what it is about", es)
+	}
+	if err := s.Mark(7, 8); err != nil {
+		t.Fatalf("the control node's mark is not taken: nothing of this edge would ever be sent again: %v", err)
+	}
+	check := func() {
+		t.Helper()
+		es := s.Epochs()
+		if len(es) != 2 || es[0] != (detail.Epoch{Epoch: 7, Oldest: 9, Written: 9}) {
+			t.Fatalf("epochs = %+v, want number 9 of 7 to be sent", es)
+		}
+		it, ok, err := s.Next(7, 9)
+		if err != nil || !ok || it.Lost == nil || it.Lost.Rows < 60 {
+			t.Errorf("number 9 = %+v, %v, %v; want the loss of the 60 rows that no control node has", it.Lost, ok, err)
+		}
+	}
+	check()
+	m.Crash()
+	s = open(t, m, detail.Config{})
+	if es := s.Epochs(); es[0].Oldest > 9 { // the mark is not synced by itself, but the loss behind it is
+		t.Errorf("epochs = %+v", es)
+	}
+	check()
+	if err := s.Mark(7, 9); err != nil {
+		t.Fatal(err)
+	}
+	if es := s.Epochs(); len(es) != 1 || es[0].Epoch != 8 {
+		t.Errorf("epochs = %+v, want 8 alone", es)
 	}
 }
 

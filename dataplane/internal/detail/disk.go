@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io/fs"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -185,7 +186,7 @@ func (s *Spool) replay(no uint64, off int64, rec []byte) error {
 		}
 	case recMark:
 		e, stored := s.replayed(f.num()), f.num()
-		if !f.bad && stored > e.stored && stored < e.next {
+		if !f.bad && stored > e.stored && stored < math.MaxUint64 {
 			e.mark(stored)
 		}
 	default:

@@ -80,7 +80,7 @@ func (e *epoch) mark(stored uint64) int {
 		k++
 	}
 	e.lost = slices.Clone(e.lost[k:])
-	e.stored = stored
+	e.stored, e.next = stored, max(e.next, stored+1)
 	return n
 }
 
