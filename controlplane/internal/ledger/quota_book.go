@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"cmp"
+	"errors"
 	"math"
 	"slices"
 
@@ -124,6 +125,7 @@ func (b *book) account(sliding int64, heard []string) quota.Account {
 // name some too: they go first, or what is left would follow from the order of
 // the writes.
 func (t *tx) write(now int64, books ...*book) error {
+	books = slices.DeleteFunc(books, func(b *book) bool { return b.idle(now) })
 	for _, b := range books {
 		if !b.told {
 			if err := t.forget(b.id); err != nil {
@@ -137,6 +139,13 @@ func (t *tx) write(now int64, books ...*book) error {
 		}
 	}
 	return nil
+}
+
+// idle: nothing is known of it and its period is over, so that whoever names it
+// begins no account.
+func (b *book) idle(now int64) bool {
+	return !b.told && len(b.over) == 0 && b.rec.End != 0 && b.rec.End <= now && b.rec.ToppedUp == 0 &&
+		!slices.ContainsFunc(b.holders, func(h *holder) bool { return h.Holder != quota.Holder{} })
 }
 
 // put writes an account's record, its holders, and none of those that are over.
@@ -182,15 +191,27 @@ func (t *tx) put(b *book, now int64) error {
 // begin a new year.
 const keepFor = 400 * daySeconds
 
-// forget removes a subscription's accounts of long ago, when a new one begins. A
-// block of that age may still come and makes an account anew; its units are in
-// the cells all the same.
+// forget removes a subscription's accounts of long ago, when a new one begins:
+// long before the newest that there was until then, since the new one may be the
+// word of a leader whose clock is years ahead. A block of that age may still come
+// and makes an account anew; its units are in the cells all the same.
 func (t *tx) forget(id AccountID) error {
 	if id.Period <= keepFor {
 		return nil // rolling, or a balance
 	}
 	first, last := id, id
-	first.Period, last.Period = usage.PeriodPrepaid+1, id.Period-keepFor
+	first.Period = usage.PeriodPrepaid + 1
+	it, err := t.db.NewIter(&pebbledb.IterOptions{LowerBound: appendAccountKey(nil, first), UpperBound: appendAccountKey(nil, id)})
+	if err != nil {
+		return err
+	}
+	if it.Last() {
+		last, _, err = decodeAccountKey(it.Key())
+	}
+	if err = errors.Join(err, it.Error(), it.Close()); err != nil || last.Period-keepFor <= first.Period || last == id {
+		return err
+	}
+	last.Period -= keepFor
 	return t.b.DeleteRange(appendAccountKey(nil, first), appendAccountKey(nil, last), nil)
 }
 

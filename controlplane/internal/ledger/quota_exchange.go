@@ -278,8 +278,8 @@ func (l *Ledger) Exchange(ctx context.Context, now int64, heard []string, xs []E
 		if err := checkName("edge", x.Edge); err != nil {
 			return nil, err
 		}
-		if len(x.Asks) > MaxAsks || len(x.Pending) > MaxPending {
-			return nil, fmt.Errorf("exchange of edge %s: %d accounts and %d epochs, at most %d and %d are allowed", x.Edge, len(x.Asks), len(x.Pending), MaxAsks, MaxPending)
+		if len(x.Asks) > 2*MaxAsks || len(x.Pending) > MaxPending { // each of a period that is over and of the present one
+			return nil, fmt.Errorf("exchange of edge %s: %d asks and %d epochs, at most %d and %d are allowed", x.Edge, len(x.Asks), len(x.Pending), 2*MaxAsks, MaxPending)
 		}
 		for j := range x.Asks {
 			if err := checkName("customer", x.Asks[j].ID.Customer); err != nil {

@@ -51,8 +51,10 @@ func TestQuota_NodesForgetTheSame(t *testing.T) {
 	var first string
 	for i := range 24 {
 		b := newBank(t)
-		old := acme
-		old.Period -= 401 * 86400
+		old, before := acme, acme
+		old.Period -= 410 * 86400
+		before.Period -= 5 * 86400
+		b.ask("b", 1, 1, before, strictly(10), 0, 1)
 		b.exchange(ledger.Exchange{Edge: "a", Epoch: 1, Sequence: 1, Asks: []ledger.Ask{
 			{ID: old, Terms: strictly(10), Ceiling: 3, Want: 3, Sharers: 1}, {ID: acme, Terms: strictly(10), Want: 3, Sharers: 1}}})
 		v, err := b.m.View()
@@ -73,5 +75,37 @@ func TestQuota_NodesForgetTheSame(t *testing.T) {
 		} else if got != first {
 			t.Fatalf("node %d: got accounts %q, the first node has %q", i, got, first)
 		}
+	}
+}
+
+// A leader whose clock is years ahead begins a period of then. What was used of the present one is not forgotten
+// for it.
+func TestQuota_APeriodOfAWrongClockForgetsNothing(t *testing.T) {
+	b := newBank(t)
+	b.ask("a", 1, 1, acme, strictly(10), 0, 5)
+	b.ship(&chain{edge: "a", epoch: 1}, acme, month, 5)
+	then := acme
+	then.Period += 20 * 365 * 86400
+	b.ask("a", 1, 2, then, strictly(10), 0, 1)
+	if a := b.account(acme, strictly(10)); a.Used != 5 {
+		t.Errorf("after a period twenty years ahead began: got %d used, want 5", a.Used)
+	}
+}
+
+// Who gives back what it never had in a period that is over begins no account, however many it names.
+func TestQuota_APeriodThatIsOverBeginsNoAccount(t *testing.T) {
+	b := newBank(t)
+	old := acme
+	old.Period -= 30 * 86400
+	terms := strictly(10)
+	terms.End = acme.Period
+	b.ask("a", 1, 1, old, terms, 0, 0)
+	v, err := b.m.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if all, err := v.Accounts(t.Context(), "acme", b.now); err != nil || len(all) != 0 {
+		t.Errorf("accounts: got %+v, %v, want none", all, err)
 	}
 }

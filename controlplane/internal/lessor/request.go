@@ -133,7 +133,7 @@ func (x *request) resolve(s *subject, zone *time.Location, now time.Time) {
 	switch {
 	case said == s.period.Start:
 		s.ceil = max(0, s.ask.GetCeiling())
-	case said > usage.PeriodPrepaid:
+	case said > usage.PeriodPrepaid && said < s.period.Start: // no edge begins a period
 		if was, err := quota.At(s.terms.Kind, zone, time.Unix(said, 0)); err == nil && was.Start == said {
 			terms := s.terms
 			terms.End = was.End
