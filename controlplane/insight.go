@@ -9,6 +9,7 @@ import (
 
 	"bailiwick/controlplane/internal/adminapi"
 	"bailiwick/controlplane/internal/forecast"
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
@@ -65,11 +66,22 @@ func (c *central) Forecast(ctx context.Context, customer string) ([]adminapi.For
 		return nil, err
 	}
 	defer view.Close()
-	now := time.Now()
+	out, err := forecasts(ctx, c.store.Local(), c.catalog.Local(), view, time.Now(), customer)
+	if ctx.Err() != nil {
+		return nil, fault.New(fault.TooLarge, "FORECAST_TOO_LARGE", "zone %s used more in seven days than can be read in time: ask for one customer", c.self.Zone)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("forecast quotas: %w", err)
+	}
+	return out, nil
+}
+
+// forecasts are in the order of their end, those without one last.
+func forecasts(ctx context.Context, store, catalog group.Snapshot, view *ledger.View, now time.Time, customer string) ([]adminapi.Forecast, error) {
 	var out []adminapi.Forecast
 	var days map[string][]forecast.Day // of the customer in hand, by subscription
 	of := ""
-	err = c.standings(ctx, view, customer, func(s standing) error {
+	err := standings(ctx, store, catalog, view, now, customer, func(s standing) (err error) {
 		starts := forecast.Window(now, s.zone)
 		if s.customer.Name != of {
 			of = s.customer.Name
@@ -90,12 +102,6 @@ func (c *central) Forecast(ctx context.Context, customer string) ([]adminapi.For
 			UnitsPerDay: f.UnitsPerDay, ExhaustedAt: f.ExhaustedAt, PeriodEnd: q.End, Limited: f.Limited, DaysLimited: f.DaysLimits, Requests: f.Requests})
 		return nil
 	})
-	if ctx.Err() != nil {
-		return nil, fault.New(fault.TooLarge, "FORECAST_TOO_LARGE", "zone %s used more in seven days than can be read in time: ask for one customer", c.self.Zone)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("forecast quotas: %w", err)
-	}
 	slices.SortStableFunc(out, func(a, b adminapi.Forecast) int {
 		if a.ExhaustedAt.IsZero() != b.ExhaustedAt.IsZero() {
 			if a.ExhaustedAt.IsZero() {
@@ -105,7 +111,7 @@ func (c *central) Forecast(ctx context.Context, customer string) ([]adminapi.For
 		}
 		return cmp.Or(a.ExhaustedAt.Compare(b.ExhaustedAt), cmp.Compare(a.Customer, b.Customer), cmp.Compare(a.Subscription, b.Subscription))
 	})
-	return out, nil
+	return out, err
 }
 
 // lastDays sums a customer's cells by subscription and local day.

@@ -8,6 +8,7 @@ import (
 
 	"bailiwick/controlplane/internal/alert"
 	"bailiwick/controlplane/internal/calendar"
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/lessor"
 	"bailiwick/controlplane/internal/model"
@@ -26,8 +27,8 @@ type standing struct {
 }
 
 // standings calls each with every subscription that has a quota, of one customer or of all.
-func (c *central) standings(ctx context.Context, view *ledger.View, only string, each func(standing) error) error {
-	store, catalog, now := c.store.Local(), c.catalog.Local(), time.Now()
+func standings(ctx context.Context, store, catalog group.Snapshot, view *ledger.View, now time.Time, only string, each func(standing) error) error {
+	plans := map[string]*model.Quota{}
 	for kv := range store.List(model.PrefixCustomer + only) {
 		customer, err := model.Decode[model.Customer](kv.Key, kv.Value)
 		if err != nil {
@@ -45,13 +46,16 @@ func (c *central) standings(ctx context.Context, view *ledger.View, only string,
 			if err != nil {
 				return err
 			}
-			plan, ok := catalog.Get(model.PrefixPlan + sub.Plan)
-			if terms.Mode == "" || !ok {
-				continue
+			q, read := plans[sub.Plan]
+			if plan, ok := catalog.Get(model.PrefixPlan + sub.Plan); ok && !read {
+				p, err := model.Decode[model.Plan](plan.Key, plan.Value)
+				if err != nil {
+					return err
+				}
+				q, plans[sub.Plan] = p.Quota, p.Quota
 			}
-			p, err := model.Decode[model.Plan](plan.Key, plan.Value)
-			if err != nil {
-				return err
+			if terms.Mode == "" || q == nil {
+				continue
 			}
 			a, err := view.Account(ledger.AccountID{Customer: customer.Name, Subscription: sub.Name, Period: period.Start}, terms, now.Unix())
 			if err != nil {
@@ -60,7 +64,7 @@ func (c *central) standings(ctx context.Context, view *ledger.View, only string,
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			s := standing{customer: customer, subscription: sub, zone: zone, period: period, limit: quota.Add(p.Quota.Units, a.ToppedUp), used: a.Used, slides: slides(p.Quota)}
+			s := standing{customer: customer, subscription: sub, zone: zone, period: period, limit: quota.Add(q.Units, a.ToppedUp), used: a.Used, slides: slides(q)}
 			if err := each(s); err != nil {
 				return err
 			}
@@ -78,13 +82,18 @@ func (c *central) accounts(ctx context.Context) (out []alert.Account, err error)
 		return nil, err
 	}
 	defer view.Close()
-	err = c.standings(ctx, view, "", func(s standing) error {
+	out, err = accounts(ctx, c.store.Local(), c.catalog.Local(), view, time.Now())
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("read every quota of zone %s within 10 s: %w", c.self.Zone, err)
+	}
+	return out, err
+}
+
+func accounts(ctx context.Context, store, catalog group.Snapshot, view *ledger.View, now time.Time) (out []alert.Account, err error) {
+	err = standings(ctx, store, catalog, view, now, "", func(s standing) error {
 		out = append(out, alert.Account{Customer: s.customer.Name, Subscription: s.subscription.Name, Plan: s.subscription.Plan,
 			Period: s.period.Start, PeriodEnd: s.period.End, Limit: s.limit, Used: s.used})
 		return nil
 	})
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("read every quota of zone %s within 10 s: %w", c.self.Zone, err)
-	}
 	return out, err
 }

@@ -221,8 +221,10 @@ func bodyLimit(next http.Handler, errs *connect.ErrorWriter) http.Handler {
 	})
 }
 
-// slow are the calls that read or rewrite files on all nodes of the zone, and how long they may take.
+// slow are the calls that read or rewrite files on all nodes of the zone, or a week of all its customers, and how long
+// they may take.
 var slow = map[string]time.Duration{
+	adminv1connect.UsageServiceForecastProcedure:   40 * time.Second,
 	adminv1connect.UsageServiceTraceUsageProcedure: 40 * time.Second,
 	adminv1connect.CustomerServiceEraseProcedure:   50 * time.Second, // the admin port's server ends all in a minute
 }

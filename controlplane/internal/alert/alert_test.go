@@ -32,8 +32,16 @@ var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
 // books is what the ledger says.
 type books struct {
-	mu       sync.Mutex // covers accounts
+	took     time.Duration // by each read
+	mu       sync.Mutex    // covers the rest
 	accounts []alert.Account
+	reads    int
+}
+
+func (b *books) count() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.reads
 }
 
 func (b *books) set(a ...alert.Account) {
@@ -43,8 +51,10 @@ func (b *books) set(a ...alert.Account) {
 }
 
 func (b *books) read(context.Context) ([]alert.Account, error) {
+	time.Sleep(b.took)
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.reads++
 	return slices.Clone(b.accounts), nil
 }
 
@@ -386,6 +396,25 @@ func TestService_PeriodsWithoutAStart(t *testing.T) {
 }
 
 // Usage of a customer who was erased may be read a moment longer; his name is not written down again.
+// Reading every quota of a large zone takes as long as it takes, and no more than a tenth of the node's time.
+func TestService_RestsAfterLongReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b, r := newStore(), &books{took: 2 * time.Second}, &receiver{status: 200}
+		s := newServiceEvery(t, 2*time.Second, store, b, nil)
+		s.SendBy(r.Do)
+		create(t, s, "ops", "https://hooks.example.com/")
+		b.set(account(500))
+		defer lead(t, s)()
+		time.Sleep(201 * time.Second)
+		if n := b.count(); n < 9 || n > 11 {
+			t.Errorf("quotas that take 2 s to read were read %d times in 200 s, want 10 or so", n)
+		}
+		if n := len(r.deliveries()); n != 1 {
+			t.Errorf("%d deliveries, want 1", n)
+		}
+	})
+}
+
 func TestService_NamesNobodyWhoIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, r := newStore(), &books{}, &receiver{status: 200}

@@ -100,7 +100,7 @@ func (s *Service) lead(ctx context.Context) {
 	busy := &running{hooks: map[string]bool{}}
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
-	var tidied, warned time.Time
+	var tidied, warned, next time.Time // next: when quotas may be read again
 	warn := func(event string, err error) {
 		if ctx.Err() == nil && time.Since(warned) > time.Minute { // a ledger without a quorum fails every look
 			warned = time.Now()
@@ -108,11 +108,14 @@ func (s *Service) lead(ctx context.Context) {
 		}
 	}
 	for {
-		tidy := time.Since(tidied) > tidyEvery
-		if err := s.raise(ctx, tidy); err == nil && tidy {
-			tidied = time.Now()
-		} else if err != nil {
-			warn("raise alerts", err)
+		if tidy := time.Since(tidied) > tidyEvery; !time.Now().Before(next) {
+			reading, err := s.raise(ctx, tidy)
+			next = time.Now().Add(restAfter * reading)
+			if err == nil && tidy {
+				tidied = time.Now()
+			} else if err != nil {
+				warn("raise alerts", err)
+			}
 		}
 		if err := s.dispatch(ctx, &wg, busy); err != nil {
 			warn("deliver alerts", err)

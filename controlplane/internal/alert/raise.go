@@ -49,20 +49,22 @@ func reachedBy(zone string, hooks []Webhook, accounts []Account, at time.Time) [
 }
 
 // raise writes the facts that are new and, if it is time to, takes old ones away. Only the leader calls it, and the
-// compares hold even against one that does not know yet that it is not.
-func (s *Service) raise(ctx context.Context, tidy bool) error {
+// compares hold even against one that does not know yet that it is not. It answers how long reading quotas took.
+func (s *Service) raise(ctx context.Context, tidy bool) (reading time.Duration, err error) {
 	if s.cfg.Accounts == nil {
-		return nil
+		return 0, nil
 	}
 	local := s.cfg.Store.Local()
 	hooks, err := webhooks(local)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var accounts []Account
 	if len(hooks) > 0 {
-		if accounts, err = s.cfg.Accounts(ctx); err != nil {
-			return fmt.Errorf("read quotas: %w", err)
+		begun := time.Now()
+		accounts, err = s.cfg.Accounts(ctx)
+		if reading = time.Since(begun); err != nil {
+			return reading, fmt.Errorf("read quotas: %w", err)
 		}
 	}
 	at := now()
@@ -88,7 +90,7 @@ func (s *Service) raise(ctx context.Context, tidy bool) error {
 		}
 		res, err := s.commit(ctx, t)
 		if err != nil {
-			return fmt.Errorf("raise %d alerts: %w", n, err)
+			return reading, fmt.Errorf("raise %d alerts: %w", n, err)
 		}
 		if res.Succeeded { // else they are looked at again next time
 			s.stats.Raised.Add(int64(n))
@@ -96,9 +98,9 @@ func (s *Service) raise(ctx context.Context, tidy bool) error {
 		fresh = fresh[n:]
 	}
 	if !tidy {
-		return nil
+		return reading, nil
 	}
-	return s.prune(ctx, local, holds, at)
+	return reading, s.prune(ctx, local, holds, at)
 }
 
 // prune forgets facts that are old and no longer hold: of one that holds the next look would raise it again.

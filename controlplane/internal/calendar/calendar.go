@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"time"
 	_ "time/tzdata" // a static program on a bare machine must know every zone
 
@@ -30,17 +31,25 @@ func Units() []string { return []string{Hour, Day, Week, Month, Year} }
 // ReasonUnknown is of the error for a name that is no time zone; its kind is Invalid.
 const ReasonUnknown = "TIME_ZONE_UNKNOWN"
 
+// known holds the zones that were asked for, of which there are some hundreds at most: reading one from the database
+// costs more than all else that is done with it, and quotas ask for their customers' again and again.
+var known sync.Map
+
 // Load finds a time zone; "" is UTC. It refuses what time.LoadLocation would take and another node would read
 // differently: this machine's own zone, and the variants of the database that count leap seconds.
 func Load(name string) (*time.Location, error) {
 	if name == "" {
 		return time.UTC, nil
 	}
+	if loc, ok := known.Load(name); ok {
+		return loc.(*time.Location), nil
+	}
 	variant := slices.ContainsFunc([]string{"right/", "posix/"}, func(p string) bool { return strings.HasPrefix(name, p) })
 	loc, err := time.LoadLocation(name)
 	if err != nil || variant || strings.EqualFold(name, "local") || name == "localtime" {
 		return nil, fault.New(fault.Invalid, ReasonUnknown, "time zone %q does not exist: name one of the IANA database, such as Europe/Berlin", name).At("time_zone")
 	}
+	known.Store(name, loc)
 	return loc, nil
 }
 
