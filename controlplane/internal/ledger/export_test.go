@@ -71,6 +71,15 @@ func DecodeFolded(out []byte) Folded {
 	return Folded{Done: out[1] != 0, After: r.text(), Cells: r.uvarint(), Before: r.uvarint(), Bytes: r.uvarint()}
 }
 
+// Spans is how many sums there are beside the accounts.
+func (m *Machine) Spans() (n int, err error) {
+	err = scan(m.cur.db, []byte(prefixSpan), upper([]byte(prefixSpan)), func(_, _ []byte) error {
+		n++
+		return nil
+	})
+	return n, err
+}
+
 // Flip damages one value as a bad memory would: behind all checksums.
 func (m *Machine) Flip(c usage.Cell) error {
 	return m.cur.db.Merge(appendCellKey(nil, prefixCell, &c), appendSums(nil, usage.Sums{Requests: 1}), pebbledb.Sync)

@@ -194,6 +194,9 @@ func (t *tx) foldDay(o *foldOrder) (out Folded, err error) {
 		if err == nil {
 			err = t.putFolded(appendStart(appendCustomer(nil, prefixFoldedCell, first.Customer), o.day), lo, hi, cells, &out)
 		}
+		if err == nil {
+			err = t.trimSpans(first.Customer, o.day)
+		}
 		if err != nil {
 			return out, err
 		}

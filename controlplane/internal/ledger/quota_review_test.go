@@ -3,6 +3,7 @@ package ledger_test
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/shared/usage"
@@ -108,4 +109,45 @@ func TestQuota_APeriodThatIsOverBeginsNoAccount(t *testing.T) {
 	if all, err := v.Accounts(t.Context(), "acme", b.now); err != nil || len(all) != 0 {
 		t.Errorf("accounts: got %+v, %v, want none", all, err)
 	}
+}
+
+// What quotas sum beside accounts does not grow for ever: folding a day removes what no window and no period looks
+// at, and nothing that one does.
+func TestQuota_FoldingTrimsWhatNoWindowHolds(t *testing.T) {
+	b := newBank(t)
+	rolling, unknown := acme, acme
+	rolling.Period, unknown.Period = usage.PeriodRolling, 0
+	first := int64(month) - month%86400
+	c := &chain{edge: "a", epoch: 1}
+	const days = 70
+	for d := range int64(days) {
+		b.ship(c, rolling, first+d*86400+45_000, 1)
+		b.ship(c, unknown, first+d*86400+900, 1)
+	}
+	b.now = first + days*86400
+	window := ledger.Terms{Plan: "p", Mode: "strict", Kind: "rolling", Limit: 1000, Window: 31 * 86400}
+	year := ledger.Terms{Plan: "p", Mode: "soft", Kind: "year", Limit: 1000, End: first + 366*86400}
+	whole := acme
+	whole.Period = first
+	check := func(when string, spans int) {
+		t.Helper()
+		if a := b.account(rolling, window); a.Used != 31 {
+			t.Errorf("%s: got %d used in the last 31 days, want 31", when, a.Used)
+		}
+		if a := b.account(whole, year); a.Used != days {
+			t.Errorf("%s: got %d used in the year, want %d", when, a.Used, days)
+		}
+		if n, err := b.m.Spans(); err != nil || n != spans {
+			t.Errorf("%s: got %d sums, %v, want %d", when, n, err, spans)
+		}
+	}
+	check("before", 4*days)
+	at := func(day int) time.Time { return time.Unix(first+int64(day)*86400, 0) }
+	for d := range days {
+		b.feed(ledger.EncodeCloseDay(&ledger.Period{Day: at(d), ClosedAt: at(d + 1), Why: ledger.WhyComplete}))
+	}
+	for d := range days { // also those that are younger than is usual
+		b.feed(ledger.EncodeFold(at(d).Unix(), "", 1<<20))
+	}
+	check("after", 3*32+days)
 }

@@ -2,6 +2,10 @@ package ledger
 
 import (
 	"encoding/binary"
+	"errors"
+	"slices"
+
+	pebbledb "github.com/cockroachdb/pebble/v2"
 
 	"bailiwick/controlplane/internal/quota"
 	"bailiwick/shared/usage"
@@ -71,6 +75,33 @@ func (t *tx) span(k spanKey, units int64) error {
 		}
 	}
 	return nil
+}
+
+// trimSpans removes what no quota looks at any more when a day is folded, of one customer: cells that are older
+// than any window, windows' days likewise, and days of unknown periods that are older than any period. The ledger's
+// own closed days say how old something is at least.
+func (t *tx) trimSpans(customer string, day int64) error {
+	old := min(day+daySeconds, dayOf(t.m.closed-int64(quota.MaxWindow.Seconds())-daySeconds))
+	prefix := append(append([]byte(prefixSpan), customer...), 0)
+	it, err := t.db.NewIter(&pebbledb.IterOptions{LowerBound: prefix, UpperBound: upper(prefix)})
+	if err != nil {
+		return err
+	}
+	for it.First(); it.Valid(); { // one turn for each subscription, kind of span and width
+		k := slices.Clone(it.Key())
+		head := k[: len(k)-8 : len(k)-8]
+		until := old
+		if span, width := head[len(head)-2], head[len(head)-1]; span == spanUnknown && width == widthDay {
+			until = day - keepFor
+		}
+		if startOf(k[len(head):]) < until {
+			if err := t.b.DeleteRange(k, appendStart(head, until), nil); err != nil {
+				return errors.Join(err, it.Close())
+			}
+		}
+		it.SeekGE(upper(head))
+	}
+	return errors.Join(it.Error(), it.Close())
 }
 
 // dayOf is the start of the UTC day that holds an instant.

@@ -8,7 +8,6 @@ import (
 	pebbledb "github.com/cockroachdb/pebble/v2"
 
 	"bailiwick/controlplane/internal/quota"
-	"bailiwick/shared/usage"
 )
 
 // Account is a quota as the ledger knows it at a View.
@@ -135,11 +134,4 @@ func (v *View) Asker(edge string) (epoch, sequence uint64, pending []Pending, er
 		return 0, 0, nil, err
 	}
 	return x.Epoch, x.Sequence, x.Pending, nil
-}
-
-// NoPeriod are the units of rows that finished in [from, until) and whose edge
-// did not know a quota's period, whole cells.
-func (v *View) NoPeriod(customer, subscription string, from, until int64) (n int64, err error) {
-	defer guard(&err, "read ledger")
-	return sumSpan(v.snap, AccountID{Customer: customer, Subscription: subscription}, spanUnknown, usage.CellStart(from*1000), until)
 }
