@@ -3,6 +3,7 @@ package detail_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -338,6 +339,36 @@ func TestStore_Damage(t *testing.T) {
 		t.Errorf("then: %d rows, damaged %v", requests(f), f.Facts.Damaged)
 	}
 	w.close()
+}
+
+// A disk that cannot be read for a moment costs nobody's rows: the erasure fails, and goes on when it is repeated.
+func TestErase_TakesNoFileForAnErrorOfTheDisk(t *testing.T) {
+	for _, op := range []string{"open", "read"} {
+		w := newWorld(t, nil)
+		at := w.now()
+		w.append("e1", 1, piece(t, "e1", 1, 1, row(at, "acme", 1), row(at, "person", 1)))
+		w.roll()
+		w.append("e1", 1, piece(t, "e1", 1, 2, row(at, "acme", 2)))
+		w.roll()
+		w.tombstone("person")
+		w.fs.Inject(func(o, path string) error {
+			if o == op && strings.HasSuffix(path, ".parquet") {
+				return errDisk
+			}
+			return nil
+		})
+		if e, err := w.s.Erase(t.Context(), "person"); !errors.Is(err, errDisk) {
+			t.Errorf("%s fails: erased %+v, %v, want the disk's error", op, e, err)
+		}
+		w.fs.Inject(nil)
+		if f := w.found("acme"); requests(f) != 2 || len(f.Facts.Damaged) != 0 {
+			t.Errorf("%s failed: %d rows of another customer are left, damaged %v; want 2", op, requests(f), f.Facts.Damaged)
+		}
+		if e, err := w.s.Erase(t.Context(), "person"); err != nil || e.Files != 1 || e.Rows != 1 {
+			t.Errorf("again: %+v, %v", e, err)
+		}
+		w.close()
+	}
 }
 
 // Readers, rolls and erasures at once: no row is missed or seen twice by a reader that began at any moment.

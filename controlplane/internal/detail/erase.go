@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"slices"
 
+	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
 )
 
@@ -95,6 +97,8 @@ func (s *Store) eraseFrom(ctx context.Context, f info, customer string, out *Era
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case !errors.Is(err, errFound) && !s.ruined(f):
+		return err // of the machine, not of the file, which holds others' rows too: it is tried again
 	}
 	next := s.clone()
 	i := slices.IndexFunc(next.Files, func(o info) bool { return o.Name == f.Name })
@@ -145,6 +149,22 @@ func (s *Store) eraseFrom(ctx context.Context, f info, customer string, out *Era
 	}
 	out.add(f.SHA256, made.SHA256, his)
 	return s.remove(f.Name)
+}
+
+// ruined says whether a file that could not be read is damaged or gone for certain.
+func (s *Store) ruined(f info) bool {
+	s.mu.Lock()
+	if s.sound[f.Name] == nil {
+		delete(s.sound, f.Name) // it may have been sound at first
+	}
+	s.mu.Unlock()
+	h, err := s.fs.Open(s.path(f.Name))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	defer h.Close()
+	_, corrupt := errors.AsType[*durable.CorruptError](s.verify(f, h))
+	return corrupt
 }
 
 func (s *Store) sumOf(name string) (string, error) {
