@@ -20,7 +20,7 @@ import (
 //	epoch:  a new epoch begins
 //	block:  a block; it counts only once a commit follows
 //	commit: the blocks before it are sealed, rows below covered are in them: the first so many of the epoch
-//	ack:    the ledger has all blocks of an epoch up to a number
+//	ack:    the ledger has all blocks of an epoch up to a number, and the hash of that one
 const (
 	recState  = 1
 	recEpoch  = 2
@@ -93,21 +93,36 @@ func (st *state) find(epoch uint64) *epochState {
 	return nil
 }
 
-// ack returns how many blocks it took off.
-func (st *state) ack(epoch, seq uint64) int {
+// ack returns how many blocks it took off. At a start they may be gone already,
+// with their file, and then the record alone says what was acknowledged.
+func (st *state) ack(epoch, seq uint64, head [32]byte) int {
 	st.epochs = slices.Clone(st.epochs)
 	var left []entry
 	for _, b := range st.blocks {
 		if b.epoch != epoch || b.seq > seq {
 			left = append(left, b)
-		} else if e := st.find(epoch); e != nil && b.seq > e.acked {
-			e.acked, e.ackedHead = b.seq, b.hash
 		}
+	}
+	if e := st.find(epoch); e != nil && seq > e.acked && seq <= e.sealed {
+		if seq == e.sealed {
+			head = e.head
+		}
+		e.acked, e.ackedHead = seq, head
 	}
 	n := len(st.blocks) - len(left)
 	st.blocks = left
 	st.forget()
 	return n
+}
+
+// hashOf is the hash of a block that waits; zeros if it does not.
+func (st *state) hashOf(epoch, seq uint64) (hash [32]byte) {
+	for _, b := range st.blocks {
+		if b.epoch == epoch && b.seq == seq {
+			return b.hash
+		}
+	}
+	return hash
 }
 
 // forget drops epochs that are over and acknowledged.
@@ -142,8 +157,8 @@ func encodeCommit(covered pos, at int64, final bool, rows uint64) []byte {
 	return binary.AppendUvarint(append(binary.AppendUvarint(b, uint64(at)), flag(final)), rows)
 }
 
-func encodeAck(epoch, seq uint64) []byte {
-	return binary.AppendUvarint(binary.AppendUvarint([]byte{recAck}, epoch), seq)
+func encodeAck(epoch, seq uint64, head [32]byte) []byte {
+	return append(binary.AppendUvarint(binary.AppendUvarint([]byte{recAck}, epoch), seq), head[:]...)
 }
 
 func appendBytes(b, v []byte) []byte { return append(binary.AppendUvarint(b, uint64(len(v))), v...) }
@@ -363,7 +378,14 @@ func (r *replay) record(path string, off int64, b []byte) error {
 		st.seal(r.pending, covered, at, final, rows)
 		r.pending = nil
 	case recAck:
-		st.ack(f.num(), f.num())
+		epoch, seq := f.num(), f.num()
+		var head [32]byte
+		if len(f.b) > 0 {
+			head = f.hash()
+		} else {
+			head = st.hashOf(epoch, seq)
+		}
+		st.ack(epoch, seq, head)
 	default:
 		return bad(fmt.Sprintf("record kind %d is unknown", b[0]))
 	}

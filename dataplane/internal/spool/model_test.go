@@ -130,6 +130,7 @@ func TestSpool_EachRowIsInExactlyOneBlock(t *testing.T) {
 			appended = map[string]int64{}
 			counted  = map[string]int64{}
 			seen     = map[blockID][32]byte{}
+			has      = map[uint64]usage.Block{} // newest block of each epoch that the ledger has acknowledged
 			limit    = rapid.IntRange(1, 4).Draw(t, "max unacked")
 			journal  = rapid.SampledFrom([]int64{300, 4 << 20}).Draw(t, "journal bytes")
 			age      = rapid.SampledFrom([]time.Duration{1, time.Hour}).Draw(t, "segment age") // 1: at each idle seal
@@ -148,6 +149,11 @@ func TestSpool_EachRowIsInExactlyOneBlock(t *testing.T) {
 					sick = &sickFS{FS: durable.OS(), left: -1} // it died while opening; once more
 				default:
 					t.Fatalf("open: %v", err)
+				}
+			}
+			for epoch, b := range has { // as in the answer to a Hello
+				if err := s.Ack(epoch, b.Seq, b.Hash); errors.Is(err, spool.ErrFork) {
+					t.Fatalf("ack %d/%d after a restart: %v", epoch, b.Seq, err)
 				}
 			}
 		}
@@ -180,6 +186,7 @@ func TestSpool_EachRowIsInExactlyOneBlock(t *testing.T) {
 					}
 					if ack > 0 {
 						ack--
+						has[b.Epoch] = *b
 						if err := s.Ack(b.Epoch, b.Seq, b.Hash); errors.Is(err, spool.ErrFork) {
 							t.Fatalf("ack %v: %v", id, err)
 						}
