@@ -146,7 +146,7 @@ func (l *Lessor) answer(x *request, region string, now time.Time) (*usagev1.Exch
 		state.Period, state.PeriodEnd = s.period.Start, s.period.End
 		state.Leased, state.Limit, state.Used, state.Held, state.UsedHere = s.lease.Leased, s.lease.Limit, s.lease.Used, s.lease.Held, s.lease.Spent
 		if _, is := dry[id]; is {
-			if t.recallable(dry[id], x, now) {
+			if t.recallable(id, dry[id], x, now) {
 				if s.ask.GetStarving() {
 					t.starve(id, x.order.Edge, now)
 				}
@@ -190,11 +190,12 @@ func (l *Lessor) holders(dry map[ledger.AccountID][]ledger.Holder, x *request) e
 
 // recallable says whether units may soon come back: another edge that is alive
 // holds some, or an older epoch of this one whose blocks are on their way. What
-// an edge holds that is not heard from is as good as spent until it is.
-func (t *term) recallable(holders []ledger.Holder, x *request, now time.Time) bool {
+// an edge holds that is not heard from is as good as spent until it is, and what
+// an edge says that it has spent, its blocks will say.
+func (t *term) recallable(id ledger.AccountID, holders []ledger.Holder, x *request, now time.Time) bool {
 	for _, h := range holders {
 		switch {
-		case h.Held == 0 || h.Edge == x.order.Edge && h.Epoch == x.order.Epoch:
+		case h.Held == 0 || h.Edge == x.order.Edge && h.Epoch == x.order.Epoch || h.Leased <= t.spent[holderKey{id, h.Edge, h.Epoch}].units:
 		case h.Edge == x.order.Edge, t.alive(h.Edge, now), now.Sub(t.since) <= liveFor:
 			return true
 		}

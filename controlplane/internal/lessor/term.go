@@ -17,6 +17,7 @@ type term struct {
 	asking  map[ledger.AccountID]map[string]time.Time // edges that lately wanted units
 	starved map[ledger.AccountID]starvation
 	demands map[demandKey]map[string]demand // by edge
+	spent   map[holderKey]word
 	swept   time.Time
 }
 
@@ -30,6 +31,18 @@ type starvation struct {
 	until time.Time
 }
 
+type holderKey struct {
+	id    ledger.AccountID
+	edge  string
+	epoch uint64
+}
+
+// word is what an edge said of units that its rows have spent. Its blocks bring them to the ledger a second later.
+type word struct {
+	units int64
+	at    time.Time
+}
+
 // demandKey: a plan's rate limit is shared by the edges of one region.
 type demandKey struct{ customer, subscription, region string }
 
@@ -40,7 +53,7 @@ type demand struct {
 
 func newTerm(now time.Time) *term {
 	return &term{since: now, swept: now, edges: map[string]heard{}, asking: map[ledger.AccountID]map[string]time.Time{},
-		starved: map[ledger.AccountID]starvation{}, demands: map[demandKey]map[string]demand{}}
+		starved: map[ledger.AccountID]starvation{}, demands: map[demandKey]map[string]demand{}, spent: map[holderKey]word{}}
 }
 
 func (t *term) hear(edge, region string, now time.Time) {
@@ -88,6 +101,9 @@ func (t *term) want(x *request, region string, now time.Time) {
 			t.demands[k] = map[string]demand{}
 		}
 		t.demands[k][x.order.Edge] = demand{max(0, s.ask.GetDemandMilli()), now}
+		if s.mine >= 0 && s.ceil >= 0 {
+			t.spent[holderKey{s.id(), x.order.Edge, x.order.Epoch}] = word{s.ask.GetSpent(), now}
+		}
 		if s.mine < 0 || x.order.Asks[s.mine].Want == 0 {
 			continue
 		}
@@ -138,6 +154,7 @@ func (t *term) sweep(now time.Time) {
 	t.swept = now
 	maps.DeleteFunc(t.edges, func(_ string, h heard) bool { return now.Sub(h.at) > 2*patience })
 	maps.DeleteFunc(t.starved, func(_ ledger.AccountID, s starvation) bool { return now.After(s.until) })
+	maps.DeleteFunc(t.spent, func(_ holderKey, w word) bool { return now.Sub(w.at) > patience })
 	for id, edges := range t.asking {
 		maps.DeleteFunc(edges, func(_ string, at time.Time) bool { return now.Sub(at) > liveFor })
 		if len(edges) == 0 {
