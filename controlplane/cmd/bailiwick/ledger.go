@@ -15,7 +15,7 @@ import (
 // ledgerCommands are what an operator does to a zone's ledger; they live below `usage`.
 func (a *app) ledgerCommands() []*cobra.Command {
 	return []*cobra.Command{a.epochsCommand(), a.closeEpochCommand(), a.correctCommand(), a.undoCommand(), a.correctionsCommand(),
-		a.refusalsCommand(), a.periodsCommand()}
+		a.refusalsCommand(), a.periodsCommand(), a.sinksCommand()}
 }
 
 type ledgerEpoch struct {
@@ -215,6 +215,46 @@ over (grace; the edges that were waited for are named). What comes later is coun
 					}
 					rows(w, "ZONE DAY CLOSED-AT WHY WAITED-FOR COMPACTED", lines)
 				})
+			})
+		}}
+}
+
+type sinkPosition struct {
+	Zone     string `json:"zone"`
+	Sink     string `json:"sink"`
+	Position uint64 `json:"position"`
+	Lost     uint64 `json:"lost"`
+	LostFrom uint64 `json:"lost_from"`
+	LostTo   uint64 `json:"lost_to"`
+}
+
+func (a *app) sinksCommand() *cobra.Command {
+	return &cobra.Command{Use: "sinks", Short: "Show how far each sink has taken usage, and what it never will", Args: cobra.NoArgs,
+		Long: `Show how far each sink (bailiwick-control run -sink) has taken a zone's usage, in blocks counted from 1. LOST are blocks
+that the outbox gave up because a sink was away for too long: they are in the ledger, and will never be in that sink.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListSinksResponse, error) {
+					return n.ListSinks(ctx, &adminv1.ListSinksRequest{})
+				})
+				if err != nil {
+					return err
+				}
+				out := []sinkPosition{}
+				var lines [][]string
+				count := func(n uint64) string { return strconv.FormatUint(n, 10) }
+				for _, zone := range sorted(answers) {
+					for _, k := range answers[zone].GetSinks() {
+						out = append(out, sinkPosition{zone, k.GetName(), k.GetPosition(), k.GetLost(), k.GetLostFrom(), k.GetLostTo()})
+						lost := ""
+						if k.GetLost() > 0 {
+							lost = fmt.Sprintf("%d of %d-%d", k.GetLost(), k.GetLostFrom(), k.GetLostTo())
+							fmt.Fprintf(a.err, "warning: zone %s: sink %s has lost %d blocks, the first of them %d and the last %d\n", zone, legible(k.GetName()), k.GetLost(), k.GetLostFrom(), k.GetLostTo())
+						}
+						lines = append(lines, []string{zone, k.GetName(), count(k.GetPosition()), lost})
+					}
+				}
+				return a.print(out, func(w io.Writer) { rows(w, "ZONE SINK BLOCKS LOST", lines) })
 			})
 		}}
 }

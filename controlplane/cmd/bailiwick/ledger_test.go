@@ -103,3 +103,25 @@ func TestNodeRemove_WarnsOfUnshippedUsage(t *testing.T) {
 		t.Errorf("got exit %d, %q, want a warning of blocks 2 to 3 of epoch 5 alone", code, errs)
 	}
 }
+
+// A sink that was away for longer than the outbox has room is told of, with what it will never have.
+func TestSinks_SayWhatTheyLost(t *testing.T) {
+	d := seeded(t)
+	us := d.in.Zones["us"]
+	if err := us.Ledger.RegisterSinks(t.Context(), 1, []string{"kafka"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	prev := [32]byte{}
+	for seq := range uint64(3) {
+		prev = count(t, us, "us-east-edge-1", 5, seq+1, prev, map[usage.Cell]usage.Sums{ordersCell("umbrella", time.Now()): {Requests: 1, Units: 1}})
+	}
+	d.token("viewer-token")
+	var list []sinkPosition
+	d.must(&list, "usage", "sinks", "-o", "json")
+	if len(list) != 1 || list[0].Zone != "us" || list[0].Sink != "kafka" || list[0].Lost == 0 || list[0].LostFrom != 1 || list[0].LostTo < list[0].LostFrom {
+		t.Fatalf("sinks: got %+v, want kafka to have lost blocks from the first", list)
+	}
+	if _, out, errs := d.run("", "usage", "sinks"); !strings.Contains(out, "kafka") || !strings.Contains(errs, "has lost") {
+		t.Errorf("table: %s, %s", out, errs)
+	}
+}

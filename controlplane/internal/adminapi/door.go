@@ -62,6 +62,7 @@ var rights = map[string]string{
 	adminv1connect.LedgerServiceListCorrectionsProcedure:             RoleViewer,
 	adminv1connect.LedgerServiceListPeriodsProcedure:                 RoleViewer,
 	adminv1connect.LedgerServiceListRefusalsProcedure:                RoleViewer,
+	adminv1connect.LedgerServiceListSinksProcedure:                   RoleViewer,
 	adminv1connect.LedgerServiceCloseEpochProcedure:                  RoleAdmin,
 	adminv1connect.QuotaServiceGetQuotasProcedure:                    RoleViewer,
 	adminv1connect.QuotaServiceTopUpProcedure:                        RoleAdmin,

@@ -179,3 +179,20 @@ func (s *server) ListPeriods(ctx context.Context, _ *adminv1.ListPeriodsRequest)
 	}
 	return out, nil
 }
+
+func (s *server) ListSinks(ctx context.Context, _ *adminv1.ListSinksRequest) (*adminv1.ListSinksResponse, error) {
+	v, err := s.view(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	list, err := v.Sinks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := &adminv1.ListSinksResponse{}
+	for _, k := range list {
+		out.Sinks = append(out.Sinks, &adminv1.SinkPosition{Name: k.Name, Position: k.Position, Lost: k.Lost, LostFrom: k.LostFrom, LostTo: k.LostTo})
+	}
+	return out, nil
+}

@@ -115,6 +115,8 @@ const (
 	// LedgerServiceListPeriodsProcedure is the fully-qualified name of the LedgerService's ListPeriods
 	// RPC.
 	LedgerServiceListPeriodsProcedure = "/bailiwick.admin.v1.LedgerService/ListPeriods"
+	// LedgerServiceListSinksProcedure is the fully-qualified name of the LedgerService's ListSinks RPC.
+	LedgerServiceListSinksProcedure = "/bailiwick.admin.v1.LedgerService/ListSinks"
 	// LedgerServiceListRefusalsProcedure is the fully-qualified name of the LedgerService's
 	// ListRefusals RPC.
 	LedgerServiceListRefusalsProcedure = "/bailiwick.admin.v1.LedgerService/ListRefusals"
@@ -1141,6 +1143,8 @@ type LedgerServiceClient interface {
 	ListCorrections(context.Context, *v1.ListCorrectionsRequest) (*v1.ListCorrectionsResponse, error)
 	// ListPeriods lists closed days and why each was closed: complete, or grace ended.
 	ListPeriods(context.Context, *v1.ListPeriodsRequest) (*v1.ListPeriodsResponse, error)
+	// ListSinks says how far each sink has taken the zone's usage, and what it never will.
+	ListSinks(context.Context, *v1.ListSinksRequest) (*v1.ListSinksResponse, error)
 	// ListRefusals counts usage that was refused, by edge and reason, with a sample.
 	ListRefusals(context.Context, *v1.ListRefusalsRequest) (*v1.ListRefusalsResponse, error)
 }
@@ -1195,6 +1199,13 @@ func NewLedgerServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		listSinks: connect.NewClient[v1.ListSinksRequest, v1.ListSinksResponse](
+			httpClient,
+			baseURL+LedgerServiceListSinksProcedure,
+			connect.WithSchema(ledgerServiceMethods.ByName("ListSinks")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		listRefusals: connect.NewClient[v1.ListRefusalsRequest, v1.ListRefusalsResponse](
 			httpClient,
 			baseURL+LedgerServiceListRefusalsProcedure,
@@ -1213,6 +1224,7 @@ type ledgerServiceClient struct {
 	undoCorrection  *connect.Client[v1.UndoCorrectionRequest, v1.CorrectResponse]
 	listCorrections *connect.Client[v1.ListCorrectionsRequest, v1.ListCorrectionsResponse]
 	listPeriods     *connect.Client[v1.ListPeriodsRequest, v1.ListPeriodsResponse]
+	listSinks       *connect.Client[v1.ListSinksRequest, v1.ListSinksResponse]
 	listRefusals    *connect.Client[v1.ListRefusalsRequest, v1.ListRefusalsResponse]
 }
 
@@ -1270,6 +1282,15 @@ func (c *ledgerServiceClient) ListPeriods(ctx context.Context, req *v1.ListPerio
 	return nil, err
 }
 
+// ListSinks calls bailiwick.admin.v1.LedgerService.ListSinks.
+func (c *ledgerServiceClient) ListSinks(ctx context.Context, req *v1.ListSinksRequest) (*v1.ListSinksResponse, error) {
+	response, err := c.listSinks.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ListRefusals calls bailiwick.admin.v1.LedgerService.ListRefusals.
 func (c *ledgerServiceClient) ListRefusals(ctx context.Context, req *v1.ListRefusalsRequest) (*v1.ListRefusalsResponse, error) {
 	response, err := c.listRefusals.CallUnary(ctx, connect.NewRequest(req))
@@ -1292,6 +1313,8 @@ type LedgerServiceHandler interface {
 	ListCorrections(context.Context, *v1.ListCorrectionsRequest) (*v1.ListCorrectionsResponse, error)
 	// ListPeriods lists closed days and why each was closed: complete, or grace ended.
 	ListPeriods(context.Context, *v1.ListPeriodsRequest) (*v1.ListPeriodsResponse, error)
+	// ListSinks says how far each sink has taken the zone's usage, and what it never will.
+	ListSinks(context.Context, *v1.ListSinksRequest) (*v1.ListSinksResponse, error)
 	// ListRefusals counts usage that was refused, by edge and reason, with a sample.
 	ListRefusals(context.Context, *v1.ListRefusalsRequest) (*v1.ListRefusalsResponse, error)
 }
@@ -1342,6 +1365,13 @@ func NewLedgerServiceHandler(svc LedgerServiceHandler, opts ...connect.HandlerOp
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	ledgerServiceListSinksHandler := connect.NewUnaryHandlerSimple(
+		LedgerServiceListSinksProcedure,
+		svc.ListSinks,
+		connect.WithSchema(ledgerServiceMethods.ByName("ListSinks")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	ledgerServiceListRefusalsHandler := connect.NewUnaryHandlerSimple(
 		LedgerServiceListRefusalsProcedure,
 		svc.ListRefusals,
@@ -1363,6 +1393,8 @@ func NewLedgerServiceHandler(svc LedgerServiceHandler, opts ...connect.HandlerOp
 			ledgerServiceListCorrectionsHandler.ServeHTTP(w, r)
 		case LedgerServiceListPeriodsProcedure:
 			ledgerServiceListPeriodsHandler.ServeHTTP(w, r)
+		case LedgerServiceListSinksProcedure:
+			ledgerServiceListSinksHandler.ServeHTTP(w, r)
 		case LedgerServiceListRefusalsProcedure:
 			ledgerServiceListRefusalsHandler.ServeHTTP(w, r)
 		default:
@@ -1396,6 +1428,10 @@ func (UnimplementedLedgerServiceHandler) ListCorrections(context.Context, *v1.Li
 
 func (UnimplementedLedgerServiceHandler) ListPeriods(context.Context, *v1.ListPeriodsRequest) (*v1.ListPeriodsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.ListPeriods is not implemented"))
+}
+
+func (UnimplementedLedgerServiceHandler) ListSinks(context.Context, *v1.ListSinksRequest) (*v1.ListSinksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.LedgerService.ListSinks is not implemented"))
 }
 
 func (UnimplementedLedgerServiceHandler) ListRefusals(context.Context, *v1.ListRefusalsRequest) (*v1.ListRefusalsResponse, error) {
