@@ -26,7 +26,8 @@ const (
 const (
 	// MaxRate is the requests a second of one edge. A row lies in the cell in which its request finished, so an
 	// edge has at most MaxRate × 900 s requests in one cell, whenever the block comes: an outage makes more cells,
-	// never fuller ones. What one core serves is a tenth of it.
+	// never fuller ones. What one core serves is a tenth of it. Blocks are judged one by one: an edge that lies with
+	// its own certificate can spread a lie over many, which this does not notice.
 	MaxRate = 250_000
 	// MaxQuantity bounds the units and the bytes, each way, that one cell of one block may hold: 900 s at 10 Tbit/s.
 	MaxQuantity = 1 << 50
