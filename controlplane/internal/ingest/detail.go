@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"bailiwick/controlplane/internal/detail"
@@ -54,44 +52,9 @@ func (s *Server) serveDetail(ctx context.Context, l detailLink, transport, edge,
 	if s.cfg.Detail == nil {
 		return fmt.Errorf("%w: it has none", errDetail)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	e := &detailSession{s: s, link: l, edge: edge, region: region, floors: make(map[uint64]uint64),
 		queue: make(chan detailItem, queueItems), room: semaphore.NewWeighted(detailQueue)}
-	k, o := sessionKey{transport: transport, edge: edge, detail: true}, &open{region, cancel}
-	s.admit(k, o)
-	defer s.dismiss(k, o)
-	select {
-	case <-s.stop:
-		return errStopping
-	default:
-	}
-	log := s.cfg.Logger.With("edge", edge, "region", region, "transport", transport)
-	log.Info("detail session begins")
-	stop := context.AfterFunc(ctx, l.Abort)
-	defer stop()
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		err := e.write(gctx)
-		if err != nil {
-			l.Abort()
-		}
-		return err
-	})
-	rerr := e.read(gctx)
-	close(e.queue)
-	err := g.Wait()
-	if err == nil {
-		err = rerr
-	}
-	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
-		err = cause
-	}
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	log.Info("detail session ends", "error", err)
-	return err
+	return s.hold(ctx, sessionKey{transport: transport, edge: edge, detail: true}, region, "detail", l.Abort, e.read, e.write, func() { close(e.queue) })
 }
 
 func (e *detailSession) put(ctx context.Context, it detailItem) error {

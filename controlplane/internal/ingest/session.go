@@ -63,13 +63,19 @@ type item struct {
 	weight  int64
 }
 
-// serve runs one session to its end. nil: the edge ended it.
+// serve runs one session of the ledger to its end. nil: the edge ended it.
 func (s *Server) serve(ctx context.Context, l ledgerLink, transport, edge, region string) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	e := &session{s: s, link: l, edge: edge, region: region, opened: make(map[uint64]bool),
 		queue: make(chan item, queueItems), room: semaphore.NewWeighted(queueBytes)}
-	k, o := sessionKey{transport: transport, edge: edge}, &open{region, cancel}
+	return s.hold(ctx, sessionKey{transport: transport, edge: edge}, region, "usage", l.Abort, e.read, e.write, func() { close(e.queue) })
+}
+
+// hold runs a session of either kind: read ends when the edge does, and closes
+// the queue, which write then drains.
+func (s *Server) hold(ctx context.Context, k sessionKey, region, kind string, abort func(), read, write func(context.Context) error, readAll func()) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	o := &open{region, cancel}
 	s.admit(k, o)
 	defer s.dismiss(k, o)
 	select {
@@ -77,24 +83,23 @@ func (s *Server) serve(ctx context.Context, l ledgerLink, transport, edge, regio
 		return errStopping
 	default:
 	}
-	log := s.cfg.Logger.With("edge", edge, "region", region, "transport", transport)
-	log.Info("usage session begins")
+	log := s.cfg.Logger.With("edge", k.edge, "region", region, "transport", k.transport)
+	log.Info(kind + " session begins")
 	// The reader sits in Receive, which knows no context.
-	stop := context.AfterFunc(ctx, l.Abort)
+	stop := context.AfterFunc(ctx, abort)
 	defer stop()
 
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := e.write(gctx)
+		err := write(gctx)
 		if err != nil {
-			l.Abort()
+			abort()
 		}
 		return err
 	})
-	rerr := e.read(gctx)
-	close(e.queue)
-	werr := g.Wait()
-	err := werr // the writer failing ends the reader, not the reverse
+	rerr := read(gctx)
+	readAll()
+	err := g.Wait() // the writer failing ends the reader, not the reverse
 	if err == nil {
 		err = rerr
 	}
@@ -104,7 +109,7 @@ func (s *Server) serve(ctx context.Context, l ledgerLink, transport, edge, regio
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	log.Info("usage session ends", "error", err)
+	log.Info(kind+" session ends", "error", err)
 	return err
 }
 
