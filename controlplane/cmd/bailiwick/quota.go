@@ -81,7 +81,7 @@ they count as spent until the edge that holds them says otherwise or its epoch i
 	must(show.MarkFlagRequired("customer"))
 
 	req := &adminv1.TopUpRequest{}
-	top := &cobra.Command{Use: "top-up --customer NAME --units N", Short: "Add units to the present period of a quota, or to a prepaid balance", Args: cobra.NoArgs,
+	top := &cobra.Command{Use: "top-up --customer NAME --units N", Short: "Add units to the present period of a quota, to a rolling one for one window, or to a prepaid balance", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if req.RequestId == "" {
 				req.RequestId = rand.Text()

@@ -20,6 +20,7 @@ type book struct {
 	holders []*holder // by edge and epoch
 	over    []epochKey
 	lost    int64 // held by epochs that were closed with it, and not in rec yet
+	added   int64 // by top-ups to a rolling quota, as far as they are in the window
 }
 
 type holder struct {
@@ -111,7 +112,7 @@ func (b *book) holder(k epochKey) *holder {
 // which what is lost comes when the account is written; of an elastic quota only
 // edges in heard are waited for, all if it is nil.
 func (b *book) account(sliding int64, heard []string) quota.Account {
-	a := quota.Account{Limit: quota.Add(b.rec.Limit, b.rec.ToppedUp), Settled: b.rec.Settled, Forfeited: quota.Add(b.rec.Forfeited, b.lost),
+	a := quota.Account{Limit: quota.Add(b.rec.Limit, b.toppedUp()), Settled: b.rec.Settled, Forfeited: quota.Add(b.rec.Forfeited, b.lost),
 		Rolling: b.rolling(), Sliding: quota.Add(sliding, b.lost), Holders: make([]quota.Holder, 0, len(b.holders))}
 	for _, h := range b.holders {
 		n := h.Holder
@@ -248,11 +249,17 @@ func sumSpan(r pebbledb.Reader, id AccountID, span byte, from, until int64) (int
 // farAhead is after every cell there is.
 const farAhead = math.MaxInt64 / 4
 
-// sliding is what a rolling account spent in the window that ends now. A cell of
-// which a part is inside counts whole.
-func (b *book) sliding(r pebbledb.Reader, now int64) (int64, error) {
+// sliding is what a rolling account spent in the window that ends now, and learns
+// what was added to it then. A cell of which a part is inside counts whole.
+func (b *book) sliding(r pebbledb.Reader, now int64) (spent int64, err error) {
 	if !b.rolling() {
 		return 0, nil
 	}
-	return sumSpan(r, b.id, spanRolling, usage.CellStart((now-b.rec.Window)*1000), farAhead)
+	from := usage.CellStart((now - b.rec.Window) * 1000)
+	if b.added, err = sumSpan(r, b.id, spanToppedUp, from, farAhead); err != nil {
+		return 0, err
+	}
+	return sumSpan(r, b.id, spanRolling, from, farAhead)
 }
+
+func (b *book) toppedUp() int64 { return quota.Add(b.rec.ToppedUp, b.added) }

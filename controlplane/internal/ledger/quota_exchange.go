@@ -157,7 +157,8 @@ func (o *exchangeOrder) apply(t *tx) ([]byte, error) {
 				if b, err = readBook(t.db, a.ID, regs); err != nil {
 					return nil, err
 				}
-				if sliding[a.ID], err = (&book{id: a.ID, rec: account{Terms: a.Terms}}).sliding(t.db, o.Now); err != nil {
+				b.rec.Terms = a.Terms
+				if sliding[a.ID], err = b.sliding(t.db, o.Now); err != nil {
 					return nil, err
 				}
 				books[a.ID] = b

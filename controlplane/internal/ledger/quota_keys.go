@@ -139,11 +139,12 @@ func appendHolder(b []byte, leased, spent int64) []byte {
 	return appendSums(b, usage.Sums{Requests: leased, Units: spent})
 }
 
-// The two kinds of spans: units of rows whose edge did not know the period, and
-// units of rolling quotas.
+// The kinds of spans: units of rows whose edge did not know the period, units of
+// rolling quotas, and what was added to those.
 const (
-	spanUnknown = 0
-	spanRolling = 1
+	spanUnknown  = 0
+	spanRolling  = 1
+	spanToppedUp = 2
 )
 
 // The widths of a span's entries. Days make a window of a month 127 reads and

@@ -151,3 +151,21 @@ func TestQuota_FoldingTrimsWhatNoWindowHolds(t *testing.T) {
 	}
 	check("after", 3*32+days)
 }
+
+// What is added to a rolling quota is for one window, not for each that follows.
+func TestQuota_ATopUpSlidesOutOfARollingWindow(t *testing.T) {
+	b := newBank(t)
+	id := acme
+	id.Period = usage.PeriodRolling
+	terms := ledger.Terms{Plan: "p", Mode: "strict", Kind: "rolling", Limit: 10, Window: 48 * 3600}
+	for range 2 {
+		b.feed(ledger.EncodeTopUp(ledger.TopUp{ID: id, Terms: terms, Units: 5, RequestID: "r", At: b.now}))
+	}
+	if l := b.ask("a", 1, 1, id, terms, 0, 100); l.Limit != 15 || l.Leased != 7 {
+		t.Errorf("topped up by 5: got %+v, want half of 15 leased", l)
+	}
+	b.now += 48*3600 + 900
+	if a := b.account(id, terms); a.Limit != 10 || a.ToppedUp != 0 {
+		t.Errorf("a window later: got %+v, want a limit of 10", a)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"bailiwick/controlplane/internal/quota"
+	"bailiwick/shared/usage"
 )
 
 // TopUp adds units to one account. RequestID makes it happen once.
@@ -61,7 +62,14 @@ func (o *TopUp) apply(t *tx) ([]byte, error) {
 		return nil, err
 	}
 	b.rec.Terms = o.Terms
-	b.rec.ToppedUp = quota.Add(b.rec.ToppedUp, o.Units)
+	if b.rolling() { // it has no period to end in: like what is spent, it slides out of the window
+		err = t.span(spanKey{o.ID.Customer, o.ID.Subscription, spanToppedUp, usage.CellStart(o.At * 1000)}, o.Units)
+	} else {
+		b.rec.ToppedUp = quota.Add(b.rec.ToppedUp, o.Units)
+	}
+	if err != nil {
+		return nil, err
+	}
 	if err := t.write(o.At, b); err != nil {
 		return nil, err
 	}

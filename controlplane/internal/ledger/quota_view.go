@@ -58,7 +58,7 @@ func (v *View) account(b *book, now int64) (Account, error) {
 		return Account{}, err
 	}
 	acc := b.account(sliding, nil)
-	out := Account{ID: b.id, Terms: b.rec.Terms, ToppedUp: b.rec.ToppedUp, Limit: acc.Limit, Used: acc.Used(), Held: acc.Held()}
+	out := Account{ID: b.id, Terms: b.rec.Terms, ToppedUp: b.toppedUp(), Limit: acc.Limit, Used: acc.Used(), Held: acc.Held()}
 	for _, h := range b.holders {
 		out.Holders = append(out.Holders, Holder{Edge: h.edge, Epoch: h.epoch, Leased: h.Leased, Spent: h.Spent, Held: h.Held()})
 	}

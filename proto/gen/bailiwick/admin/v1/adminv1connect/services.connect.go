@@ -1025,7 +1025,8 @@ func (UnimplementedUsageServiceHandler) TraceUsage(context.Context, *v1.TraceUsa
 // QuotaServiceClient is a client for the bailiwick.admin.v1.QuotaService service.
 type QuotaServiceClient interface {
 	GetQuotas(context.Context, *v1.GetQuotasRequest) (*v1.GetQuotasResponse, error)
-	// TopUp adds units to the current period, or to a prepaid balance, at once. request_id makes it happen once.
+	// TopUp adds units at once to the current period, to a rolling quota for one window, or to a prepaid balance.
+	// request_id makes it happen once.
 	TopUp(context.Context, *v1.TopUpRequest) (*v1.TopUpResponse, error)
 }
 
@@ -1083,7 +1084,8 @@ func (c *quotaServiceClient) TopUp(ctx context.Context, req *v1.TopUpRequest) (*
 // QuotaServiceHandler is an implementation of the bailiwick.admin.v1.QuotaService service.
 type QuotaServiceHandler interface {
 	GetQuotas(context.Context, *v1.GetQuotasRequest) (*v1.GetQuotasResponse, error)
-	// TopUp adds units to the current period, or to a prepaid balance, at once. request_id makes it happen once.
+	// TopUp adds units at once to the current period, to a rolling quota for one window, or to a prepaid balance.
+	// request_id makes it happen once.
 	TopUp(context.Context, *v1.TopUpRequest) (*v1.TopUpResponse, error)
 }
 
