@@ -52,9 +52,10 @@ type Staying struct {
 
 // staying is the same for every customer: it follows from how the system is built.
 var staying = []Staying{
-	{"the customer's name, in gone/ and in the record of the erasure", "usage that is still on its way must be known to be the zone's, and the erasure must be provable; the name is not given again"},
+	{"the customer's name, in gone/ and in the record of the erasure with its reason and the operator's name", "usage that is still on its way must be known to be the zone's, and the erasure must be provable; the name is not given again"},
 	{"sums of usage in the zone ledger by 15 minutes, with corrections, top-ups and the reasons written on them", "contract and statutory retention of accounts (GDPR Art. 6(1)(b), Art. 17(3)(b)); they hold no end user, address or request"},
 	{"earlier values in the zone store's log and snapshots on its control nodes, and in the edges' tables", "until the next snapshot or compaction replaces them; nothing reads them"},
+	{"what sinks took of the customer's sums, and what webhooks were told of his quotas", "they are outside of the system's reach: whoever receives them must be told"},
 	{"backups and exports that an operator made", "they are outside of the system's reach"},
 	{"rows in the spools of edges", "they are shipped within seconds and gone from an edge within three hours of that, or at its next start if a file was damaged; nothing reads them there; those of an edge that is away are dropped when they arrive"},
 }
