@@ -89,7 +89,7 @@ one counted by the part of it that has passed and time before the first use left
 
 LIMITED is how many requests a rate limit or quota refused in those days, DAYS on how many of them that happened.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			a.timeout = max(a.timeout, traceTimeout)
+			a.timeout = max(a.timeout, 2*traceTimeout) // so that a node that hangs does not take all of it
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				c.try = traceTimeout
 				resp, err := inZone(ctx, c, zoneName, customer != "", func(ctx context.Context, n api) (*adminv1.ForecastResponse, error) {

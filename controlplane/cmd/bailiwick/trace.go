@@ -98,7 +98,7 @@ million.`,
 			if at, ok := startOf(requestID); ok && !cmd.Flags().Changed("since") {
 				from = timestamppb.New(at.Add(-time.Minute))
 			}
-			a.timeout = max(a.timeout, traceTimeout) // the command's would end it before the node does
+			a.timeout = max(a.timeout, 2*traceTimeout) // so that a node that hangs does not take all of it
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				c.try = traceTimeout
 				resp, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.TraceUsageResponse, error) {

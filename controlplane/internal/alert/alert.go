@@ -37,6 +37,7 @@ const (
 	Keep          = 35 * 24 * time.Hour // how long a fact stays after its threshold is no longer reached
 	maxBody       = 4 << 10             // bytes of an answer that are read
 	raisedAtOnce  = 32                  // facts of one customer in one transaction
+	prunedAtOnce  = 1000                // old facts taken away in one transaction
 	restAfter     = 9                   // times as long as reading quotas took, they are left alone: a tenth of a core at most
 	tidyEvery     = time.Hour           // how often old facts are looked for
 )

@@ -415,6 +415,27 @@ func TestService_RestsAfterLongReads(t *testing.T) {
 	})
 }
 
+// Old facts go when they are found to be old, however many there are: a store must not grow for ever.
+func TestService_ForgetsAllThatIsOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, b := newStore(), &books{}
+		s := newServiceEvery(t, time.Minute, store, b, nil)
+		for i := range 3000 {
+			store.Put(fmt.Sprintf("%sacme/main/%d/w/50", model.PrefixAlert, i), model.Encode(alert.Alert{ID: "a", Customer: "acme", RaisedAt: time.Now().Add(-36 * 24 * time.Hour), Status: alert.Delivered}))
+		}
+		store.Put(model.PrefixAlert+"acme/main/new/w/50", model.Encode(alert.Alert{ID: "b", Customer: "acme", RaisedAt: time.Now().Add(-34 * 24 * time.Hour), Status: alert.Delivered}))
+		defer lead(t, s)()
+		time.Sleep(2 * time.Hour)
+		left := 0
+		for range store.Local().List(model.PrefixAlert) {
+			left++
+		}
+		if left != 1 {
+			t.Errorf("%d facts are left after two hours, want the one that is not old", left)
+		}
+	})
+}
+
 func TestService_NamesNobodyWhoIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, r := newStore(), &books{}, &receiver{status: 200}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/bits"
+	"slices"
 	"time"
 
 	"bailiwick/controlplane/internal/group"
@@ -107,7 +108,7 @@ func (s *Service) raise(ctx context.Context, tidy bool) (reading time.Duration, 
 func (s *Service) prune(ctx context.Context, local group.Snapshot, holds map[string]bool, at time.Time) error {
 	var ops []group.Op
 	for kv := range local.List(model.PrefixAlert) {
-		if holds[kv.Key] || len(ops) == raisedAtOnce {
+		if holds[kv.Key] {
 			continue
 		}
 		a, err := model.Decode[Alert](kv.Key, kv.Value)
@@ -118,9 +119,10 @@ func (s *Service) prune(ctx context.Context, local group.Snapshot, holds map[str
 			ops = append(ops, group.Op{Key: kv.Key, Delete: true})
 		}
 	}
-	if len(ops) == 0 {
-		return nil
+	for part := range slices.Chunk(ops, prunedAtOnce) { // all of it: what is left for the next hour may be more each time
+		if _, err := s.cfg.Store.Txn(ctx, group.Txn{Ops: part}); err != nil {
+			return err
+		}
 	}
-	_, err := s.cfg.Store.Txn(ctx, group.Txn{Ops: ops})
-	return err
+	return nil
 }
