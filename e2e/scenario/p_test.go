@@ -63,14 +63,16 @@ func privacy(t *testing.T, s *harness.Sandbox) {
 	get := func(region string) harness.Answer {
 		return s.Send(clients[region], http.MethodGet, ordersEMEA, "/v1/orders", key, nil)
 	}
-	sent := int64(0)
+	sent, answered := int64(0), "" // answered: the id of the last one
 	for region := range clients {
 		within(t, time.Now(), 5*time.Second, "the key works in "+region, func() error { return ok(get(region), region) })
 		sent++
 		for range 30 {
-			if err := ok(get(region), region); err != nil {
+			a := get(region)
+			if err := ok(a, region); err != nil {
 				t.Fatal(err)
 			}
+			answered = a.Header.Get("Bailiwick-Request-Id")
 			sent++
 		}
 	}
@@ -81,6 +83,11 @@ func privacy(t *testing.T, s *harness.Sandbox) {
 		}
 		return err
 	})
+	// Whoever was answered asks with what he was answered.
+	var one traced
+	if err := json.Unmarshal([]byte(s.MustCLI("emea", "usage", "trace", "--customer", person, "--request-id", answered, "-o", "json")), &one); err != nil || len(one.Rows) != 1 {
+		t.Errorf("request %s: %d rows, %v; want its own", answered, len(one.Rows), err)
+	}
 	if _, _, code := s.CLIAt(strings.Join(s.AdminURLs("us"), ","), "usage", "trace", "--customer", person, "--zone", "us"); code != 3 {
 		t.Errorf("a trace asked of zone us: exit code %d, want 3", code)
 	}
