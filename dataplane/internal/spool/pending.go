@@ -103,7 +103,10 @@ func (s *Spool) Ack(epoch, seq uint64, head [32]byte) error {
 		return nil
 	}
 	want := s.st.hashOf(epoch, seq)
-	if seq == e.acked {
+	switch seq {
+	case e.sealed:
+		want = e.head // also where a program of before forgot an acknowledgement, and with it that the block is gone
+	case e.acked:
 		want = e.ackedHead
 	}
 	unsaid := seq == e.acked && want == [32]byte{} // it was acknowledged to a program that did not write down what
