@@ -24,7 +24,7 @@ import (
 func (n *Node) serveAdmin(ctx context.Context) error {
 	api, err := adminapi.Handler(adminapi.Config{Zone: n.self.Zone, Node: n.self.Name, PrimaryZone: n.in.PrimaryZone,
 		Catalog: n.catalog, Store: n.store, Pepper: n.secrets.Pepper, Tokens: n.enroll, Edges: zoneEdges{n}, Usage: n.central, Insight: n.central, Alerts: n.alerts, Ledger: n.ledger,
-		Signer: n.secrets.Signer, Quota: zoneQuotas{n}, Detail: zoneDetail{n},
+		Signer: n.secrets.Signer, Evidence: zoneEvidence{n}, Quota: zoneQuotas{n}, Detail: zoneDetail{n},
 		Leaders: n.leaders, Alive: n.mux.Connected, Logger: n.log})
 	if err != nil {
 		return err
@@ -189,6 +189,13 @@ func (n *Node) metrics() []telemetry.Metric {
 		counter("alerts_raised_total", "Thresholds of quotas raised by this node.", n.alerts.Stats().Raised.Load),
 		counter("alerts_delivered_total", "Webhook messages taken by their receiver.", n.alerts.Stats().Delivered.Load),
 		counter("alerts_refused_total", "Tries of webhook messages that failed.", n.alerts.Stats().Refused.Load),
+		gauge("evidence_records", "Records in this node's copy of the zone's Merkle log.", func() float64 { size, _ := n.evidence.Size(); return float64(size) }),
+		gauge("evidence_split", "1 when this node's copy is not the log whose head the zone has signed.", func() float64 {
+			if _, broken := n.evidence.Size(); broken != nil {
+				return 1
+			}
+			return 0
+		}),
 		gauge("certificate_expires_seconds", "When this node's certificate expires, Unix time.", func() float64 { return float64(n.source.NotAfter().Unix()) }),
 	}
 }

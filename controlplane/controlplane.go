@@ -23,6 +23,7 @@ import (
 	"bailiwick/controlplane/internal/carrier"
 	"bailiwick/controlplane/internal/certstore"
 	"bailiwick/controlplane/internal/detail"
+	"bailiwick/controlplane/internal/evidence"
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/ingest"
 	"bailiwick/controlplane/internal/ledger"
@@ -98,6 +99,8 @@ type Node struct {
 	lessor     *lessor.Lessor
 	detail     *detail.Store
 	keeper     *border.Keeper
+	evidence   *evidence.Log
+	chain      string // PEM: why the zone's signing key is the zone's
 	sync       *syncserver.Server
 	ingest     *ingest.Server
 	enroll     *pki.Enroll
@@ -192,6 +195,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "ledger days", Run: n.days.Run, Why: "closing a day commits through the ledger"},
 		{Name: "registry", Run: n.followRegistry, Why: "withdrawn nodes must be cut as long as any door is open"},
 		{Name: "border", Run: n.keeper.Run, Why: "grants are given through sync"},
+		{Name: "evidence", Run: n.evidence.Run, Why: "it follows the zone store, and what stands above it is what it records"},
 		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},
 		{Name: "sync", Run: n.sync.Run, Why: "edges follow it"},
 		{Name: "edge reports", Run: n.report, Why: "it reads sync and feeds the border"},

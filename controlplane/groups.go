@@ -75,8 +75,11 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if n.keeper, err = border.New(border.Config{Zone: n.self.Zone, Catalog: n.catalog, Store: n.store, Signer: n.secrets.Signer, Logger: n.log}); err != nil {
 		return err
 	}
+	if err := n.openEvidence(ca); err != nil {
+		return err
+	}
 	n.sync, err = syncserver.New(syncserver.Config{Node: n.self.Name, ZoneName: n.self.Zone, Catalog: n.catalog, Zone: n.store,
-		Signer: n.secrets.Signer, Granter: granter{n}, Logger: n.log, DropDelta: n.cfg.DropDelta,
+		Signer: n.secrets.Signer, Granter: granter{n}, Checkpoint: n.evidence.Head, Logger: n.log, DropDelta: n.cfg.DropDelta,
 		Peer: func(ctx context.Context) (node, region, zone, kind string, err error) {
 			name, ok := peer.NameFrom(ctx)
 			if !ok {
@@ -136,7 +139,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	handler.Handle(usagev1connect.NewQuotaServiceHandler(quotaDoor{n}, opts...))
 	handler.Handle(joinv1connect.NewIdentityServiceHandler(n.enroll, opts...))
 	handler.Handle(joinv1connect.NewCertStoreServiceHandler(n.certs, opts...))
-	n.carrier.Register(handler, n.keeper, carrier.Ledger{Lessor: n.lessor, Detail: ownDetail{n}, Checkpoint: n.machine.CheckpointSum}, n.central.own)
+	n.carrier.Register(handler, n.keeper, n.evidence, carrier.Ledger{Lessor: n.lessor, Detail: ownDetail{n}, Checkpoint: n.machine.CheckpointSum}, n.central.own)
 	return nil
 }
 

@@ -72,6 +72,7 @@ func (r *requester) RequestGrants(ctx context.Context, req *syncv1.RequestGrants
 				connect.WithInterceptors(rpcfault.Client()), connect.WithReadMaxBytes(1<<20)))
 		}
 	})
+	relays, refusals := r.e.tell(req)
 	err := error(fault.New(fault.Unavailable, "NO_CONTROL_NODE", "edge %s knows no control node", r.e.self.Node))
 	first := int(r.last.Load())
 	for i := range r.all {
@@ -82,6 +83,7 @@ func (r *requester) RequestGrants(ctx context.Context, req *syncv1.RequestGrants
 		cancel()
 		if err == nil {
 			r.last.Store(int32(n))
+			r.e.told(relays, refusals)
 			return response, nil
 		}
 		if fault.KindOf(err) == fault.Denied || failover.IsAnswer(err) || ctx.Err() != nil {
@@ -98,6 +100,7 @@ func (e *Edge) status() *syncv1.Status {
 	if hosts := e.tls.Expires(); !hosts.IsZero() {
 		until = hosts
 	}
-	return &syncv1.Status{Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
+	size, refused := e.witness.Held()
+	return &syncv1.Status{CheckpointSize: size, CheckpointRefused: refused, Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
 		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook()}
 }

@@ -33,6 +33,7 @@ import (
 	"bailiwick/dataplane/internal/ship"
 	"bailiwick/dataplane/internal/spool"
 	"bailiwick/dataplane/internal/subscribe"
+	"bailiwick/dataplane/internal/witness"
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/lifecycle"
@@ -113,6 +114,8 @@ type Edge struct {
 	control  *enroll.Client
 	tables   *policy.Holder
 	evidence *evidence.Log
+	witness  *witness.Witness
+	refused  toldRefusals
 	pseudo   *pseudonym.Keys
 	detail   *detail.Spool
 	spool    *spool.Spool
@@ -172,6 +175,9 @@ func (e *Edge) openUsage() (err error) {
 	if e.evidence, err = evidence.Open(evidence.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Logger: e.log}); err != nil {
 		return err
 	}
+	if e.witness, err = witness.Open(witness.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Zone: e.self.Zone, Key: e.state.TableSigningKey, Logger: e.log}); err != nil {
+		return err
+	}
 	program := "bailiwick-edge " + e.cfg.Version
 	if e.pseudo, err = pseudonym.Open(pseudonym.Config{Dir: filepath.Join(e.cfg.Dir, "detail"), Logger: e.log}); err != nil {
 		return err
@@ -191,7 +197,7 @@ func (e *Edge) openUsage() (err error) {
 func (e *Edge) openPath() (err error) {
 	e.follow, err = subscribe.New(subscribe.Config{Addrs: e.controlAddrs, HTTPClient: e.controlHTTP, Dir: filepath.Join(e.cfg.Dir, "table"),
 		Edge: e.self.Node, Region: e.self.Region, Zone: e.self.Zone, SigningKey: e.state.TableSigningKey, Holder: e.tables,
-		Status: e.status, OnWithdrawn: e.onWithdrawn, Logger: e.log, Version: e.cfg.Version})
+		Status: e.status, Checkpoint: e.witness.Take, OnWithdrawn: e.onWithdrawn, Logger: e.log, Version: e.cfg.Version})
 	if err != nil {
 		return err
 	}
@@ -199,7 +205,7 @@ func (e *Edge) openPath() (err error) {
 	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Logger: e.log}); err != nil {
 		return err
 	}
-	if e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Tables: e.tables, Self: e.self, Logger: e.log}); err != nil {
+	if e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Untold: e.untold, Tables: e.tables, Self: e.self, Logger: e.log}); err != nil {
 		return err
 	}
 	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Logger: e.log})

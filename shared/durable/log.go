@@ -232,6 +232,26 @@ func (l *Log) Truncate(size int64) error {
 	return nil
 }
 
+// Record reads the record that starts at off, an offset that OpenLog gave or Size before an Append, beside any Append.
+func (l *Log) Record(off int64) ([]byte, error) {
+	var head [recHead]byte
+	if _, err := l.f.ReadAt(head[:], off); err != nil {
+		return nil, fmt.Errorf("read log %s at byte %d: %w", l.path, off, err)
+	}
+	n := binary.LittleEndian.Uint32(head[:4])
+	if checksum(head[:4]) != binary.LittleEndian.Uint32(head[4:]) || n > MaxRecord {
+		return nil, &CorruptError{l.path, off, "checksum of a record's length differs"}
+	}
+	buf := make([]byte, n+4)
+	if _, err := l.f.ReadAt(buf, off+recHead); err != nil {
+		return nil, fmt.Errorf("read log %s at byte %d: %w", l.path, off, err)
+	}
+	if checksum(buf[:n]) != binary.LittleEndian.Uint32(buf[n:]) {
+		return nil, &CorruptError{l.path, off, "checksum of a record differs"}
+	}
+	return buf[:n:n], nil
+}
+
 // Size is the length of the file, header included.
 func (l *Log) Size() int64 {
 	l.mu.Lock()

@@ -43,6 +43,7 @@ type api struct {
 	adminv1connect.LedgerServiceClient
 	adminv1connect.QuotaServiceClient
 	adminv1connect.CustomerServiceClient
+	adminv1connect.EvidenceServiceClient
 }
 
 type client struct {
@@ -129,6 +130,7 @@ func (c *client) at(u string) api {
 		adminv1connect.NewLedgerServiceClient(c.http, u, opt),
 		adminv1connect.NewQuotaServiceClient(c.http, u, opt),
 		adminv1connect.NewCustomerServiceClient(c.http, u, opt),
+		adminv1connect.NewEvidenceServiceClient(c.http, u, opt),
 	}
 }
 

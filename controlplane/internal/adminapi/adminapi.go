@@ -131,6 +131,7 @@ type Config struct {
 	Alerts      *alert.Service     // optional: without it webhooks are Unimplemented
 	Quota       Quotas             // optional: without it quotas are Unimplemented
 	Signer      ed25519.PrivateKey // optional: the zone's; without it no correction is booked and nothing is erased
+	Evidence    Evidence           // optional: without it no evidence is exported
 	Detail      Detail             // optional: without it traces, exports and erasures are Unimplemented
 	// Alive optionally says which control nodes of the zone this node hears from.
 	Alive func() map[string]bool
@@ -196,12 +197,13 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewDNSServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewUsageServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewCustomerServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewEvidenceServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewAlertServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewLedgerServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewQuotaServiceHandler(s, opts...))
 	reflector := grpcreflect.NewStaticReflector(adminv1connect.ResourceServiceName, adminv1connect.KeyServiceName,
 		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.DNSServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName,
-		adminv1connect.QuotaServiceName, adminv1connect.CustomerServiceName)
+		adminv1connect.QuotaServiceName, adminv1connect.CustomerServiceName, adminv1connect.EvidenceServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
 	return patient(adminv1connect.CustomerServiceExportProcedure, exportStall, bodyLimit(mux, connect.NewErrorWriter(opts...))), nil

@@ -49,6 +49,7 @@ var rights = map[string]string{
 	adminv1connect.UsageServiceTraceUsageProcedure:                   RoleViewer,
 	adminv1connect.CustomerServiceExportProcedure:                    RoleAdmin,
 	adminv1connect.CustomerServiceEraseProcedure:                     RoleAdmin,
+	adminv1connect.EvidenceServiceExportEvidenceProcedure:            RoleViewer,
 	adminv1connect.UsageServiceQueryLatencyProcedure:                 RoleViewer,
 	adminv1connect.UsageServiceForecastProcedure:                     RoleViewer,
 	adminv1connect.AlertServiceCreateWebhookProcedure:                RoleAdmin,
@@ -128,7 +129,7 @@ func requests() []proto.Message {
 		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{},
 		&adminv1.GetQuotasRequest{}, &adminv1.TopUpRequest{},
 		&adminv1.CorrectRequest{}, &adminv1.UndoCorrectionRequest{}, &adminv1.ListCorrectionsRequest{},
-		&adminv1.TraceUsageRequest{}, &adminv1.EraseRequest{}, &adminv1.ExportRequest{}}
+		&adminv1.TraceUsageRequest{}, &adminv1.EraseRequest{}, &adminv1.ExportRequest{}, &adminv1.ExportEvidenceRequest{}}
 }
 
 // validation checks requests against the rules written in the proto files.

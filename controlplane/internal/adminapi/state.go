@@ -3,7 +3,10 @@ package adminapi
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -115,6 +118,11 @@ func (s *server) freshOrLocal(ctx context.Context, store group.Store) group.Snap
 // commit makes one transaction happen at most once, trying again while there is time and nobody knows whether
 // it happened, and waits until this node has applied it. t.RequestID must be set and never used for another.
 func (s *server) commit(ctx context.Context, store group.Store, t group.Txn) (group.Result, error) {
+	if by := operator(ctx); by != "" && store == s.Store && len(t.Ops) > 0 {
+		call, _, _ := strings.Cut(t.RequestID, "/")
+		id := sha256.Sum256([]byte(t.RequestID))
+		t.Ops = append(slices.Clip(t.Ops), group.Op{Key: model.KeyAudit, Value: model.Encode(model.Audit{Operator: by, Call: call, RequestSHA256: hex.EncodeToString(id[:])})})
+	}
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		res, err := store.Txn(ctx, t)
 		if err == nil {

@@ -99,10 +99,13 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	}
 	pairs = slices.DeleteFunc(pairs, func(p regions.Permitted) bool { return !baseline[pairKey{p.Policy, p.From, p.To}] })
 	grants := k.compose(zone, edge, region, pairs, registry, now)
-	if len(grants) == 0 {
+	record := model.GrantRecord{Edge: edge, Region: region, GrantedAt: now.UTC()}
+	if record.Relays, record.Refusals, err = told(req); err != nil {
+		return nil, err
+	}
+	if len(grants) == 0 && len(record.Relays) == 0 && len(record.Refusals) == 0 {
 		return &syncv1.RequestGrantsResponse{}, nil
 	}
-	record := model.GrantRecord{Edge: edge, Region: region, GrantedAt: now.UTC()}
 	for _, g := range grants {
 		record.Grants = append(record.Grants, model.Granted{ID: g.Id, From: g.From, To: g.To, Policies: g.Policies, TTLMS: max(g.TtlMs, g.OfflineTtlMs)})
 	}

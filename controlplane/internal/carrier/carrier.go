@@ -42,6 +42,14 @@ type Zone interface {
 	Tightenings() ([]*adminv1.Tightening, error)
 }
 
+// Leaves is a node's copy of the zone's Merkle log.
+type Leaves interface {
+	Leaves(from int64, limit int) (leaves [][]byte, through uint64, err error)
+}
+
+// maxLeaves is how many leaves one answer carries.
+const maxLeaves = 4096
+
 // Config of a Carrier; all fields are required.
 type Config struct {
 	Zone   string
@@ -113,6 +121,12 @@ func (c *Carrier) Reports(ctx context.Context, leader string) ([]*peerv1.EdgeRep
 	return response.GetEdges(), response.GetTightenings(), err
 }
 
+// Leaves asks one node of this zone for its copy of the zone's Merkle log.
+func (c *Carrier) Leaves(ctx context.Context, node string, from int64) (leaves [][]byte, through uint64, err error) {
+	response, err := c.zone(node).EvidenceLeaves(ctx, &peerv1.EvidenceLeavesRequest{From: from})
+	return response.GetLeaves(), response.GetThrough(), err
+}
+
 // Totals asks one node of another zone for that zone's sums.
 func (c *Carrier) Totals(ctx context.Context, node string, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error) {
 	client := peerv1connect.NewCentralServiceClient(c.cfg.Client(node), base(node), options()...)
@@ -121,10 +135,10 @@ func (c *Carrier) Totals(ctx context.Context, node string, req *peerv1.TotalsReq
 }
 
 // Register mounts the doors. totals answers for this zone alone.
-func (c *Carrier) Register(mux *http.ServeMux, zone Zone, ledger Ledger, totals func(ctx context.Context, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error)) {
+func (c *Carrier) Register(mux *http.ServeMux, zone Zone, leaves Leaves, ledger Ledger, totals func(ctx context.Context, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error)) {
 	handler := []connect.HandlerOption{connect.WithInterceptors(rpcfault.Server(c.cfg.Logger)), connect.WithReadMaxBytes(maxMessage)}
 	mux.Handle(peerv1connect.NewGroupServiceHandler(groupDoor{c}, handler...))
-	mux.Handle(peerv1connect.NewZoneServiceHandler(zoneDoor{c, zone}, handler...))
+	mux.Handle(peerv1connect.NewZoneServiceHandler(zoneDoor{c, zone, leaves}, handler...))
 	mux.Handle(peerv1connect.NewLedgerServiceHandler(ledgerDoor{Carrier: c, Ledger: ledger}, handler...))
 	mux.Handle(peerv1connect.NewCentralServiceHandler(centralDoor{c, totals}, handler...))
 }
@@ -192,7 +206,8 @@ func (d groupDoor) ReadIndex(ctx context.Context, req *peerv1.ReadIndexRequest) 
 
 type zoneDoor struct {
 	*Carrier
-	zone Zone
+	zone   Zone
+	leaves Leaves
 }
 
 func (d zoneDoor) GrantFor(ctx context.Context, req *peerv1.GrantForRequest) (*peerv1.GrantForResponse, error) {
@@ -229,6 +244,17 @@ func (d zoneDoor) EdgeReports(ctx context.Context, _ *peerv1.EdgeReportsRequest)
 		return nil, err
 	}
 	return &peerv1.EdgeReportsResponse{Edges: edges, Tightenings: tightenings}, nil
+}
+
+func (d zoneDoor) EvidenceLeaves(ctx context.Context, req *peerv1.EvidenceLeavesRequest) (*peerv1.EvidenceLeavesResponse, error) {
+	if err := d.neighbour(ctx); err != nil {
+		return nil, err
+	}
+	leaves, through, err := d.leaves.Leaves(req.From, maxLeaves)
+	if err != nil {
+		return nil, err
+	}
+	return &peerv1.EvidenceLeavesResponse{Leaves: leaves, Through: through}, nil
 }
 
 type centralDoor struct {

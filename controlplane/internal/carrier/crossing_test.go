@@ -54,7 +54,7 @@ func open(t *testing.T, totals func(context.Context, *peerv1.TotalsRequest) (*ad
 	t.Helper()
 	c := carrier.New(carrier.Config{Zone: "emea", Client: func(string) *http.Client { return nil }, Peer: foreigner, Logger: slog.New(slog.DiscardHandler)})
 	mux := http.NewServeMux()
-	c.Register(mux, nil, carrier.Ledger{}, totals)
+	c.Register(mux, nil, nil, carrier.Ledger{}, totals)
 	s := httptest.NewServer(mux)
 	t.Cleanup(s.Close)
 	return s

@@ -84,7 +84,8 @@ type Result struct {
 
 // Event is one key's change.
 type Event struct {
-	Index  uint64 // of the transaction
+	Index  uint64    // of the transaction
+	Time   time.Time // its stamp, as in its Result; the same on every node
 	Delete bool
 	KV     KV  // the new state; for a delete Key and ModIndex only
 	Prev   *KV // the state before, nil if the key was absent

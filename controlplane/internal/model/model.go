@@ -40,10 +40,12 @@ const (
 	PrefixGone      = "gone/"       // names of customers that were deleted: what they used before may still arrive; in the catalog, before a whole key, the same of APIs and regions
 	PrefixErasure   = "erasures/"   // what became of the erasure of a customer, by name
 	PrefixLock      = "locks/"
-	PrefixWebhook   = "webhooks/" // their secrets sealed
-	PrefixAlert     = "alerts/"   // by customer first: thresholds that were reached
-	KeyAdopted      = "adopted"   // the catalog's border rules as this zone has adopted them
-	KeyPermitted    = "permitted" // the pairs that followed from it when the leader last looked
+	PrefixWebhook   = "webhooks/"  // their secrets sealed
+	PrefixAlert     = "alerts/"    // by customer first: thresholds that were reached
+	KeyAdopted      = "adopted"    // the catalog's border rules as this zone has adopted them
+	KeyPermitted    = "permitted"  // the pairs that followed from it when the leader last looked
+	KeyAudit        = "audit"      // who made the latest change that an operator made, in its own transaction
+	KeyCheckpoint   = "checkpoint" // the latest signed head of the zone's Merkle log
 )
 
 type Zone struct {
@@ -303,6 +305,9 @@ type GrantRecord struct {
 	GrantedAt time.Time `json:"granted_at"`
 	// EarlierMS is how long grants given before these may still last, by target region.
 	EarlierMS map[string]int64 `json:"earlier_ms,omitempty"`
+	// Relays and Refusals are what the edge told of itself when it asked.
+	Relays   []RelayMinute   `json:"relays,omitempty"`
+	Refusals []RefusalMinute `json:"refusals,omitempty"`
 }
 
 type Granted struct {
@@ -311,6 +316,45 @@ type Granted struct {
 	To       string   `json:"to"`
 	Policies []string `json:"policies"`
 	TTLMS    int64    `json:"ttl_ms"`
+}
+
+// Audit says who made the transaction that it is part of. The next one replaces it: the Merkle log keeps all of them.
+type Audit struct {
+	Operator      string `json:"operator"`
+	Call          string `json:"call"`
+	RequestSHA256 string `json:"request_sha256"` // of the transaction's id, hex: ids of some calls name a customer
+}
+
+// Checkpoint is a signed head of the zone's Merkle log, and the revision through which it tells all.
+type Checkpoint struct {
+	Note    string `json:"note"`
+	Size    int64  `json:"size"`
+	Through uint64 `json:"through"`
+}
+
+// RelayMinute is an edge's word on its relays over one pair under one grant that began in one minute: how many, and a
+// digest over their rows, which stay with the edge. Digests of one edge form a chain: Seq counts from 1 in each Epoch
+// and Prev is the digest before.
+type RelayMinute struct {
+	Epoch  int64     `json:"epoch"` // of the edge's evidence: when its directory was made, unix ms
+	Seq    uint64    `json:"seq"`
+	Minute time.Time `json:"minute"`
+	Grant  string    `json:"grant"`
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	Count  int64     `json:"count"`
+	Prev   []byte    `json:"prev,omitempty"`
+	Digest []byte    `json:"digest"`
+}
+
+// RefusalMinute counts what an edge refused for one reason over one pair in one minute.
+type RefusalMinute struct {
+	Minute time.Time `json:"minute"`
+	Rule   string    `json:"rule"`
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	Count  int64     `json:"count"`
+	Sample string    `json:"sample,omitempty"` // a request id
 }
 
 // InForce is the record that a tightening holds everywhere: no relay over the pair happens after At.

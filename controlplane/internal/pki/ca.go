@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
@@ -121,6 +122,13 @@ func (ca *CA) sign(csr *x509.CertificateRequest, c *x509.Certificate) ([]byte, e
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
 	return append(encodeCert(der), ca.chainPEM...), nil
+}
+
+// CertifySigner says that a key is the zone's signing key, for auditors who know the installation's root alone. Its
+// name, spiffe://<zone>.<installation>/signer, is no node's, and it may neither serve nor call.
+func (ca *CA) CertifySigner(key ed25519.PublicKey, now time.Time) (chainPEM []byte, err error) {
+	name := &url.URL{Scheme: "spiffe", Host: ca.TrustDomain(), Path: "/signer"}
+	return ca.sign(&x509.CertificateRequest{PublicKey: key}, &x509.Certificate{NotBefore: now.Add(-time.Minute), NotAfter: ca.cert.NotAfter, URIs: []*url.URL{name}})
 }
 
 // hostName is lower-case letters, digits, hyphens and dots, no wildcard.

@@ -43,6 +43,9 @@ type Config struct {
 	Zone     group.Store        // required: the zone store
 	Signer   ed25519.PrivateKey // required: the zone's signing key
 	Granter  Granter            // nil: RequestGrants is unavailable
+	// Checkpoint is the newest head of the zone's Merkle log, with the proof that it continues the one of held
+	// records; an empty note if there is nothing newer. nil: none is sent.
+	Checkpoint func(held int64) (note []byte, proof [][]byte)
 	// Peer names the verified peer of a request, from its certificate. Required.
 	Peer   func(ctx context.Context) (node, region, zone, kind string, err error)
 	Logger *slog.Logger // nil: slog.Default()

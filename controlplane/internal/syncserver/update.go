@@ -134,6 +134,16 @@ func (ss *session) heartbeat() error {
 	if ss.held != nil {
 		h.Catalog, h.Zone = wire(ss.held.catalog), wire(ss.held.zone)
 	}
+	if head := ss.s.cfg.Checkpoint; head != nil {
+		// What was sent may not have been taken yet: the edge says itself which head it holds, in its status.
+		ss.s.mu.Lock()
+		status := ss.edge.report.status
+		ss.s.mu.Unlock()
+		if status != nil {
+			h.CheckpointFrom = status.GetCheckpointSize()
+			h.Checkpoint, h.CheckpointProof = head(h.CheckpointFrom)
+		}
+	}
 	return ss.send(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_Heartbeat{Heartbeat: h}})
 }
 

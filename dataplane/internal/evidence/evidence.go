@@ -4,7 +4,7 @@
 // A row is in the kernel when Relay returns, so it survives the end of the process; a power cut may cost the
 // group-commit window. The log is a ring of segments of a fixed size: the oldest is dropped when a new one
 // would exceed the budget, and the number of rows dropped so is counted. Rows never leave the edge by this
-// package. Safe for use by several goroutines at once.
+// package; what leaves is how many there were in a minute under a grant, and a chained digest of them. Safe for use by several goroutines at once.
 package evidence
 
 import (
@@ -52,11 +52,12 @@ type Log struct {
 	dirty   atomic.Bool
 	dropped atomic.Uint64
 
-	// mu covers current, number and rows: one row after another, and no row into a closed segment.
+	// mu covers all below: one row after another, and no row into a closed segment.
 	mu      sync.Mutex
 	current *durable.Log
 	number  int
 	buf     []byte
+	tell    *teller
 }
 
 var header = durable.Header{Magic: "bwevid", Version: 1, Program: "bailiwick-edge"}
@@ -80,10 +81,15 @@ func Open(cfg Config) (*Log, error) {
 		return nil, fmt.Errorf("open evidence: %w", err)
 	}
 	l := &Log{cfg: cfg}
+	var err error
+	if l.tell, err = openTeller(cfg.Dir); err != nil {
+		return nil, err
+	}
 	numbers, err := l.segments()
 	if err != nil {
 		return nil, err
 	}
+	l.recount(numbers)
 	if len(numbers) > 0 {
 		l.number = numbers[len(numbers)-1]
 		log, state, err := durable.OpenLog(durable.OS(), l.path(l.number), header, func(int64, []byte) error { return nil })
@@ -172,8 +178,28 @@ func (l *Log) Relay(requestID, grant, from, to string) error {
 	if err := l.current.Append(l.buf); err != nil {
 		return fmt.Errorf("record relay of %s: %w", requestID, err)
 	}
+	at, _ := binary.Varint(l.buf)
+	l.tell.add(l.buf, at, under{grant, from, to})
 	l.dirty.Store(true)
 	return nil
+}
+
+// recount sums up the rows that the zone was not told of before the last end.
+func (l *Log) recount(numbers []int) {
+	for _, n := range numbers {
+		if info, err := durable.OS().Stat(l.path(n)); err == nil && info.ModTime().Unix() < l.tell.done.Through {
+			continue
+		}
+		err := read(l.path(n), func(row []byte, r Row) error {
+			if micros := r.At.UnixMicro(); micros/60e6*60 > l.tell.done.Through {
+				l.tell.add(row, micros, under{r.Grant, r.From, r.To})
+			}
+			return nil
+		})
+		if err != nil {
+			l.cfg.Logger.Error("evidence that was not told yet does not read", "segment", l.path(n), "error", err)
+		}
+	}
 }
 
 // Run commits to disk in groups until ctx ends, then closes.
@@ -218,7 +244,12 @@ func (l *Log) DroppedSegments() uint64 { return l.dropped.Load() }
 
 // Read gives every row of one segment file to each, in order.
 func Read(path string, each func(Row) error) error {
+	return read(path, func(_ []byte, r Row) error { return each(r) })
+}
+
+func read(path string, each func(row []byte, r Row) error) error {
 	log, _, err := durable.OpenLog(durable.OS(), path, header, func(_ int64, p []byte) error {
+		row := p
 		micros, n := binary.Varint(p)
 		if n <= 0 {
 			return fmt.Errorf("%s: a row has no time", path)
@@ -232,7 +263,7 @@ func Read(path string, each func(Row) error) error {
 			}
 			s[i], p = string(p[n:n+int(size)]), p[n+int(size):]
 		}
-		return each(Row{At: time.UnixMicro(micros).UTC(), RequestID: s[0], Grant: s[1], From: s[2], To: s[3]})
+		return each(row, Row{At: time.UnixMicro(micros).UTC(), RequestID: s[0], Grant: s[1], From: s[2], To: s[3]})
 	})
 	if err != nil {
 		return err

@@ -106,6 +106,9 @@ func millis(ms int64) time.Duration {
 
 // GrantsConfig of a Grants. All but Every are required.
 type GrantsConfig struct {
+	// Untold says that the edge has something for the zone's log, which goes with a request for grants: then it asks
+	// even if no pair leaves its region any more. nil: never.
+	Untold    func() bool
 	Requester Requester
 	Tables    *policy.Holder
 	Self      identity.Name
@@ -207,13 +210,14 @@ func (g *Grants) outbound(t *policy.Table) string {
 	return strings.Join(names, ",")
 }
 
-// Run asks: at once, when the pairs change, and three times within each grant's lifetime.
+// Run asks: at once, when the pairs change, and three times within each grant's lifetime. It also asks when there is
+// something to tell.
 func (g *Grants) Run(ctx context.Context) error {
 	for {
 		t := g.cfg.Tables.Load()
 		pairs := g.outbound(t)
 		var err error
-		if pairs != "" {
+		if pairs != "" || g.cfg.Untold != nil && g.cfg.Untold() {
 			err = g.ask(ctx, t)
 		}
 		next := g.every()

@@ -301,6 +301,9 @@ func (s *session) distrust(st *staged, err error) error {
 // a loss, not a delay.
 func (s *session) heartbeat(h *syncv1.Heartbeat) error {
 	c := s.c
+	if take := c.cfg.Checkpoint; take != nil && len(h.Checkpoint) > 0 {
+		_ = take(h.CheckpointFrom, h.Checkpoint, h.CheckpointProof) // tables are judged by themselves
+	}
 	if s.asked || s.staged != nil {
 		if s.waited++; s.waited <= patience {
 			return nil

@@ -109,7 +109,7 @@ func (m *memory) Apply(index uint64, at time.Time, cmd []byte) ([]byte, error) {
 		now.rev.Index++
 	} else if res.Failed = failed(old, t.Compares); res.Failed >= 0 {
 		res.Succeeded = false
-	} else if now.tree, events = change(old, t.Ops); len(events) > 0 {
+	} else if now.tree, events = change(old, t.Ops, at); len(events) > 0 {
 		now.rev.Index++
 		if now.rev.Epoch == 0 {
 			// The leader's seconds: a group wiped and made anew does not
@@ -140,14 +140,14 @@ func failed(s *state, compares []group.Compare) int {
 	return -1
 }
 
-func change(s *state, ops []group.Op) (*iradix.Tree, []group.Event) {
+func change(s *state, ops []group.Op, at time.Time) (*iradix.Tree, []group.Event) {
 	index := s.rev.Index + 1
 	tx := s.tree.Txn()
 	var events []group.Event
 	remove := func(key []byte) {
 		if v, ok := tx.Delete(key); ok {
 			prev := v.(*group.KV)
-			events = append(events, group.Event{Index: index, Delete: true, KV: group.KV{Key: prev.Key, ModIndex: index}, Prev: prev})
+			events = append(events, group.Event{Index: index, Time: at, Delete: true, KV: group.KV{Key: prev.Key, ModIndex: index}, Prev: prev})
 		}
 	}
 	for _, op := range ops {
@@ -167,7 +167,7 @@ func change(s *state, ops []group.Op) (*iradix.Tree, []group.Event) {
 				prev = old.(*group.KV)
 				kv.CreateIndex, kv.Version = prev.CreateIndex, prev.Version+1
 			}
-			events = append(events, group.Event{Index: index, KV: *kv, Prev: prev})
+			events = append(events, group.Event{Index: index, Time: at, KV: *kv, Prev: prev})
 		}
 	}
 	return tx.CommitOnly(), events

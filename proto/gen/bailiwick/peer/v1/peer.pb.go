@@ -616,6 +616,102 @@ func (x *EdgeReportsResponse) GetTightenings() []*v11.Tightening {
 	return nil
 }
 
+type EvidenceLeavesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          int64                  `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceLeavesRequest) Reset() {
+	*x = EvidenceLeavesRequest{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceLeavesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceLeavesRequest) ProtoMessage() {}
+
+func (x *EvidenceLeavesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceLeavesRequest.ProtoReflect.Descriptor instead.
+func (*EvidenceLeavesRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *EvidenceLeavesRequest) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+type EvidenceLeavesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Leaves        [][]byte               `protobuf:"bytes,1,rep,name=leaves,proto3" json:"leaves,omitempty"`
+	Through       uint64                 `protobuf:"varint,2,opt,name=through,proto3" json:"through,omitempty"` // zone index up to which they are all; 0: ask on
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EvidenceLeavesResponse) Reset() {
+	*x = EvidenceLeavesResponse{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EvidenceLeavesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EvidenceLeavesResponse) ProtoMessage() {}
+
+func (x *EvidenceLeavesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EvidenceLeavesResponse.ProtoReflect.Descriptor instead.
+func (*EvidenceLeavesResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *EvidenceLeavesResponse) GetLeaves() [][]byte {
+	if x != nil {
+		return x.Leaves
+	}
+	return nil
+}
+
+func (x *EvidenceLeavesResponse) GetThrough() uint64 {
+	if x != nil {
+		return x.Through
+	}
+	return 0
+}
+
 type TotalsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
@@ -629,7 +725,7 @@ type TotalsRequest struct {
 
 func (x *TotalsRequest) Reset() {
 	*x = TotalsRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +737,7 @@ func (x *TotalsRequest) String() string {
 func (*TotalsRequest) ProtoMessage() {}
 
 func (x *TotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +750,7 @@ func (x *TotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRequest.ProtoReflect.Descriptor instead.
 func (*TotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -694,7 +790,7 @@ type TotalsResponse struct {
 
 func (x *TotalsResponse) Reset() {
 	*x = TotalsResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +802,7 @@ func (x *TotalsResponse) String() string {
 func (*TotalsResponse) ProtoMessage() {}
 
 func (x *TotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +815,7 @@ func (x *TotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsResponse.ProtoReflect.Descriptor instead.
 func (*TotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TotalsResponse) GetTotals() *v11.ZoneTotals {
@@ -740,7 +836,7 @@ type ExchangeForRequest struct {
 
 func (x *ExchangeForRequest) Reset() {
 	*x = ExchangeForRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +848,7 @@ func (x *ExchangeForRequest) String() string {
 func (*ExchangeForRequest) ProtoMessage() {}
 
 func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +861,7 @@ func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeForRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeForRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExchangeForRequest) GetEdge() string {
@@ -798,7 +894,7 @@ type ExchangeForResponse struct {
 
 func (x *ExchangeForResponse) Reset() {
 	*x = ExchangeForResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +906,7 @@ func (x *ExchangeForResponse) String() string {
 func (*ExchangeForResponse) ProtoMessage() {}
 
 func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +919,7 @@ func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeForResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeForResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExchangeForResponse) GetResponse() *v12.ExchangeResponse {
@@ -842,7 +938,7 @@ type QuotaHoldersRequest struct {
 
 func (x *QuotaHoldersRequest) Reset() {
 	*x = QuotaHoldersRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -854,7 +950,7 @@ func (x *QuotaHoldersRequest) String() string {
 func (*QuotaHoldersRequest) ProtoMessage() {}
 
 func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -867,7 +963,7 @@ func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHoldersRequest.ProtoReflect.Descriptor instead.
 func (*QuotaHoldersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *QuotaHoldersRequest) GetCustomer() string {
@@ -886,7 +982,7 @@ type QuotaHoldersResponse struct {
 
 func (x *QuotaHoldersResponse) Reset() {
 	*x = QuotaHoldersResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +994,7 @@ func (x *QuotaHoldersResponse) String() string {
 func (*QuotaHoldersResponse) ProtoMessage() {}
 
 func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1007,7 @@ func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHoldersResponse.ProtoReflect.Descriptor instead.
 func (*QuotaHoldersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *QuotaHoldersResponse) GetQuotas() []*v11.QuotaStatus {
@@ -937,7 +1033,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -949,7 +1045,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -962,7 +1058,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TraceRequest) GetCustomer() string {
@@ -1034,7 +1130,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1142,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1155,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TraceResponse) GetRows() []*v11.TraceRow {
@@ -1105,7 +1201,7 @@ type TraceSum struct {
 
 func (x *TraceSum) Reset() {
 	*x = TraceSum{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1213,7 @@ func (x *TraceSum) String() string {
 func (*TraceSum) ProtoMessage() {}
 
 func (x *TraceSum) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1226,7 @@ func (x *TraceSum) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSum.ProtoReflect.Descriptor instead.
 func (*TraceSum) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TraceSum) GetCell() int64 {
@@ -1198,7 +1294,7 @@ type TraceShare struct {
 
 func (x *TraceShare) Reset() {
 	*x = TraceShare{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1306,7 @@ func (x *TraceShare) String() string {
 func (*TraceShare) ProtoMessage() {}
 
 func (x *TraceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1319,7 @@ func (x *TraceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceShare.ProtoReflect.Descriptor instead.
 func (*TraceShare) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TraceShare) GetEdge() string {
@@ -1279,7 +1375,7 @@ type DetailFacts struct {
 
 func (x *DetailFacts) Reset() {
 	*x = DetailFacts{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1387,7 @@ func (x *DetailFacts) String() string {
 func (*DetailFacts) ProtoMessage() {}
 
 func (x *DetailFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1400,7 @@ func (x *DetailFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetailFacts.ProtoReflect.Descriptor instead.
 func (*DetailFacts) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DetailFacts) GetLost() []*v11.TraceLost {
@@ -1338,7 +1434,7 @@ type EraseDetailRequest struct {
 
 func (x *EraseDetailRequest) Reset() {
 	*x = EraseDetailRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1446,7 @@ func (x *EraseDetailRequest) String() string {
 func (*EraseDetailRequest) ProtoMessage() {}
 
 func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1459,7 @@ func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailRequest.ProtoReflect.Descriptor instead.
 func (*EraseDetailRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *EraseDetailRequest) GetCustomer() string {
@@ -1392,7 +1488,7 @@ type EraseDetailResponse struct {
 
 func (x *EraseDetailResponse) Reset() {
 	*x = EraseDetailResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1500,7 @@ func (x *EraseDetailResponse) String() string {
 func (*EraseDetailResponse) ProtoMessage() {}
 
 func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1513,7 @@ func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailResponse.ProtoReflect.Descriptor instead.
 func (*EraseDetailResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EraseDetailResponse) GetFiles() int64 {
@@ -1457,7 +1553,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1469,7 +1565,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1482,7 +1578,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -1502,7 +1598,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1610,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1623,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -1586,7 +1682,12 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x12EdgeReportsRequest\"\x8c\x01\n" +
 	"\x13EdgeReportsResponse\x123\n" +
 	"\x05edges\x18\x01 \x03(\v2\x1d.bailiwick.peer.v1.EdgeReportR\x05edges\x12@\n" +
-	"\vtightenings\x18\x02 \x03(\v2\x1e.bailiwick.admin.v1.TighteningR\vtightenings\"\xa4\x01\n" +
+	"\vtightenings\x18\x02 \x03(\v2\x1e.bailiwick.admin.v1.TighteningR\vtightenings\"+\n" +
+	"\x15EvidenceLeavesRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x03R\x04from\"J\n" +
+	"\x16EvidenceLeavesResponse\x12\x16\n" +
+	"\x06leaves\x18\x01 \x03(\fR\x06leaves\x12\x18\n" +
+	"\athrough\x18\x02 \x01(\x04R\athrough\"\xa4\x01\n" +
 	"\rTotalsRequest\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
@@ -1656,11 +1757,12 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x03sum\x18\x02 \x01(\fR\x03sum2\xb8\x01\n" +
 	"\fGroupService\x12P\n" +
 	"\aPropose\x12!.bailiwick.peer.v1.ProposeRequest\x1a\".bailiwick.peer.v1.ProposeResponse\x12V\n" +
-	"\tReadIndex\x12#.bailiwick.peer.v1.ReadIndexRequest\x1a$.bailiwick.peer.v1.ReadIndexResponse2\x9e\x02\n" +
+	"\tReadIndex\x12#.bailiwick.peer.v1.ReadIndexRequest\x1a$.bailiwick.peer.v1.ReadIndexResponse2\x85\x03\n" +
 	"\vZoneService\x12S\n" +
 	"\bGrantFor\x12\".bailiwick.peer.v1.GrantForRequest\x1a#.bailiwick.peer.v1.GrantForResponse\x12\\\n" +
 	"\vReportEdges\x12%.bailiwick.peer.v1.ReportEdgesRequest\x1a&.bailiwick.peer.v1.ReportEdgesResponse\x12\\\n" +
-	"\vEdgeReports\x12%.bailiwick.peer.v1.EdgeReportsRequest\x1a&.bailiwick.peer.v1.EdgeReportsResponse2\xd2\x03\n" +
+	"\vEdgeReports\x12%.bailiwick.peer.v1.EdgeReportsRequest\x1a&.bailiwick.peer.v1.EdgeReportsResponse\x12e\n" +
+	"\x0eEvidenceLeaves\x12(.bailiwick.peer.v1.EvidenceLeavesRequest\x1a).bailiwick.peer.v1.EvidenceLeavesResponse2\xd2\x03\n" +
 	"\rLedgerService\x12\\\n" +
 	"\vExchangeFor\x12%.bailiwick.peer.v1.ExchangeForRequest\x1a&.bailiwick.peer.v1.ExchangeForResponse\x12_\n" +
 	"\fQuotaHolders\x12&.bailiwick.peer.v1.QuotaHoldersRequest\x1a'.bailiwick.peer.v1.QuotaHoldersResponse\x12L\n" +
@@ -1682,7 +1784,7 @@ func file_bailiwick_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_bailiwick_peer_v1_peer_proto_rawDescData
 }
 
-var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ProposeRequest)(nil),           // 0: bailiwick.peer.v1.ProposeRequest
 	(*ProposeResponse)(nil),          // 1: bailiwick.peer.v1.ProposeResponse
@@ -1695,84 +1797,88 @@ var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ReportEdgesResponse)(nil),      // 8: bailiwick.peer.v1.ReportEdgesResponse
 	(*EdgeReportsRequest)(nil),       // 9: bailiwick.peer.v1.EdgeReportsRequest
 	(*EdgeReportsResponse)(nil),      // 10: bailiwick.peer.v1.EdgeReportsResponse
-	(*TotalsRequest)(nil),            // 11: bailiwick.peer.v1.TotalsRequest
-	(*TotalsResponse)(nil),           // 12: bailiwick.peer.v1.TotalsResponse
-	(*ExchangeForRequest)(nil),       // 13: bailiwick.peer.v1.ExchangeForRequest
-	(*ExchangeForResponse)(nil),      // 14: bailiwick.peer.v1.ExchangeForResponse
-	(*QuotaHoldersRequest)(nil),      // 15: bailiwick.peer.v1.QuotaHoldersRequest
-	(*QuotaHoldersResponse)(nil),     // 16: bailiwick.peer.v1.QuotaHoldersResponse
-	(*TraceRequest)(nil),             // 17: bailiwick.peer.v1.TraceRequest
-	(*TraceResponse)(nil),            // 18: bailiwick.peer.v1.TraceResponse
-	(*TraceSum)(nil),                 // 19: bailiwick.peer.v1.TraceSum
-	(*TraceShare)(nil),               // 20: bailiwick.peer.v1.TraceShare
-	(*DetailFacts)(nil),              // 21: bailiwick.peer.v1.DetailFacts
-	(*EraseDetailRequest)(nil),       // 22: bailiwick.peer.v1.EraseDetailRequest
-	(*EraseDetailResponse)(nil),      // 23: bailiwick.peer.v1.EraseDetailResponse
-	(*StateHashRequest)(nil),         // 24: bailiwick.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),        // 25: bailiwick.peer.v1.StateHashResponse
-	(*v1.RequestGrantsRequest)(nil),  // 26: bailiwick.sync.v1.RequestGrantsRequest
-	(*v1.RequestGrantsResponse)(nil), // 27: bailiwick.sync.v1.RequestGrantsResponse
-	(*v1.Position)(nil),              // 28: bailiwick.sync.v1.Position
-	(*v1.Status)(nil),                // 29: bailiwick.sync.v1.Status
-	(*timestamppb.Timestamp)(nil),    // 30: google.protobuf.Timestamp
-	(*v11.Tightening)(nil),           // 31: bailiwick.admin.v1.Tightening
-	(*v11.ZoneTotals)(nil),           // 32: bailiwick.admin.v1.ZoneTotals
-	(*v12.ExchangeRequest)(nil),      // 33: bailiwick.usage.v1.ExchangeRequest
-	(*v12.ExchangeResponse)(nil),     // 34: bailiwick.usage.v1.ExchangeResponse
-	(*v11.QuotaStatus)(nil),          // 35: bailiwick.admin.v1.QuotaStatus
-	(*v11.TraceRow)(nil),             // 36: bailiwick.admin.v1.TraceRow
-	(*v11.TraceLost)(nil),            // 37: bailiwick.admin.v1.TraceLost
+	(*EvidenceLeavesRequest)(nil),    // 11: bailiwick.peer.v1.EvidenceLeavesRequest
+	(*EvidenceLeavesResponse)(nil),   // 12: bailiwick.peer.v1.EvidenceLeavesResponse
+	(*TotalsRequest)(nil),            // 13: bailiwick.peer.v1.TotalsRequest
+	(*TotalsResponse)(nil),           // 14: bailiwick.peer.v1.TotalsResponse
+	(*ExchangeForRequest)(nil),       // 15: bailiwick.peer.v1.ExchangeForRequest
+	(*ExchangeForResponse)(nil),      // 16: bailiwick.peer.v1.ExchangeForResponse
+	(*QuotaHoldersRequest)(nil),      // 17: bailiwick.peer.v1.QuotaHoldersRequest
+	(*QuotaHoldersResponse)(nil),     // 18: bailiwick.peer.v1.QuotaHoldersResponse
+	(*TraceRequest)(nil),             // 19: bailiwick.peer.v1.TraceRequest
+	(*TraceResponse)(nil),            // 20: bailiwick.peer.v1.TraceResponse
+	(*TraceSum)(nil),                 // 21: bailiwick.peer.v1.TraceSum
+	(*TraceShare)(nil),               // 22: bailiwick.peer.v1.TraceShare
+	(*DetailFacts)(nil),              // 23: bailiwick.peer.v1.DetailFacts
+	(*EraseDetailRequest)(nil),       // 24: bailiwick.peer.v1.EraseDetailRequest
+	(*EraseDetailResponse)(nil),      // 25: bailiwick.peer.v1.EraseDetailResponse
+	(*StateHashRequest)(nil),         // 26: bailiwick.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),        // 27: bailiwick.peer.v1.StateHashResponse
+	(*v1.RequestGrantsRequest)(nil),  // 28: bailiwick.sync.v1.RequestGrantsRequest
+	(*v1.RequestGrantsResponse)(nil), // 29: bailiwick.sync.v1.RequestGrantsResponse
+	(*v1.Position)(nil),              // 30: bailiwick.sync.v1.Position
+	(*v1.Status)(nil),                // 31: bailiwick.sync.v1.Status
+	(*timestamppb.Timestamp)(nil),    // 32: google.protobuf.Timestamp
+	(*v11.Tightening)(nil),           // 33: bailiwick.admin.v1.Tightening
+	(*v11.ZoneTotals)(nil),           // 34: bailiwick.admin.v1.ZoneTotals
+	(*v12.ExchangeRequest)(nil),      // 35: bailiwick.usage.v1.ExchangeRequest
+	(*v12.ExchangeResponse)(nil),     // 36: bailiwick.usage.v1.ExchangeResponse
+	(*v11.QuotaStatus)(nil),          // 37: bailiwick.admin.v1.QuotaStatus
+	(*v11.TraceRow)(nil),             // 38: bailiwick.admin.v1.TraceRow
+	(*v11.TraceLost)(nil),            // 39: bailiwick.admin.v1.TraceLost
 }
 var file_bailiwick_peer_v1_peer_proto_depIdxs = []int32{
-	26, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
-	27, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
-	28, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
-	28, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
-	28, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
-	28, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
-	29, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
-	30, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
+	28, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
+	29, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
+	30, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
+	30, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
+	30, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
+	30, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
+	31, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
+	32, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
 	6,  // 8: bailiwick.peer.v1.ReportEdgesRequest.edges:type_name -> bailiwick.peer.v1.EdgeReport
 	6,  // 9: bailiwick.peer.v1.EdgeReportsResponse.edges:type_name -> bailiwick.peer.v1.EdgeReport
-	31, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	30, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
-	30, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
-	32, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
-	33, // 14: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
-	34, // 15: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
-	35, // 16: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	30, // 17: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
-	30, // 18: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
-	36, // 19: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	19, // 20: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
-	21, // 21: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
-	20, // 22: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
-	37, // 23: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
-	30, // 24: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
+	33, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	32, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
+	32, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
+	34, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
+	35, // 14: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
+	36, // 15: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
+	37, // 16: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	32, // 17: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
+	32, // 18: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
+	38, // 19: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	21, // 20: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
+	23, // 21: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
+	22, // 22: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
+	39, // 23: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
+	32, // 24: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
 	0,  // 25: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
 	2,  // 26: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
 	4,  // 27: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
 	7,  // 28: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
 	9,  // 29: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
-	13, // 30: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
-	15, // 31: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
-	17, // 32: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
-	22, // 33: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
-	24, // 34: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
-	11, // 35: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
-	1,  // 36: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
-	3,  // 37: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
-	5,  // 38: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
-	8,  // 39: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
-	10, // 40: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
-	14, // 41: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
-	16, // 42: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
-	18, // 43: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
-	23, // 44: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
-	25, // 45: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
-	12, // 46: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
-	36, // [36:47] is the sub-list for method output_type
-	25, // [25:36] is the sub-list for method input_type
+	11, // 30: bailiwick.peer.v1.ZoneService.EvidenceLeaves:input_type -> bailiwick.peer.v1.EvidenceLeavesRequest
+	15, // 31: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
+	17, // 32: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
+	19, // 33: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
+	24, // 34: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
+	26, // 35: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
+	13, // 36: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
+	1,  // 37: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
+	3,  // 38: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
+	5,  // 39: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
+	8,  // 40: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
+	10, // 41: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
+	12, // 42: bailiwick.peer.v1.ZoneService.EvidenceLeaves:output_type -> bailiwick.peer.v1.EvidenceLeavesResponse
+	16, // 43: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
+	18, // 44: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
+	20, // 45: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
+	25, // 46: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
+	27, // 47: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
+	14, // 48: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
+	37, // [37:49] is the sub-list for method output_type
+	25, // [25:37] is the sub-list for method input_type
 	25, // [25:25] is the sub-list for extension type_name
 	25, // [25:25] is the sub-list for extension extendee
 	0,  // [0:25] is the sub-list for field type_name
@@ -1789,7 +1895,7 @@ func file_bailiwick_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_peer_v1_peer_proto_rawDesc), len(file_bailiwick_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -401,10 +401,12 @@ type Status struct {
 	ServesAloneUntilUnix   int64                  `protobuf:"varint,2,opt,name=serves_alone_until_unix,json=servesAloneUntilUnix,proto3" json:"serves_alone_until_unix,omitempty"` // seconds; 0 = nothing expires
 	CertificateExpiresUnix int64                  `protobuf:"varint,3,opt,name=certificate_expires_unix,json=certificateExpiresUnix,proto3" json:"certificate_expires_unix,omitempty"`
 	CertificateSerial      string                 `protobuf:"bytes,4,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
-	CutPairs               []string               `protobuf:"bytes,5,rep,name=cut_pairs,json=cutPairs,proto3" json:"cut_pairs,omitempty"`    // "from>to" pairs whose relays this edge has cut since its last ack
-	RelayAddr              string                 `protobuf:"bytes,6,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"` // where this edge accepts relays, host:port
-	Doors                  *Doors                 `protobuf:"bytes,7,opt,name=doors,proto3" json:"doors,omitempty"`                          // absent: not open yet, what was said before stands
-	Outlook                *Outlook               `protobuf:"bytes,8,opt,name=outlook,proto3" json:"outlook,omitempty"`                      // absent: this edge watches nobody
+	CutPairs               []string               `protobuf:"bytes,5,rep,name=cut_pairs,json=cutPairs,proto3" json:"cut_pairs,omitempty"`                             // "from>to" pairs whose relays this edge has cut since its last ack
+	RelayAddr              string                 `protobuf:"bytes,6,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"`                          // where this edge accepts relays, host:port
+	Doors                  *Doors                 `protobuf:"bytes,7,opt,name=doors,proto3" json:"doors,omitempty"`                                                   // absent: not open yet, what was said before stands
+	Outlook                *Outlook               `protobuf:"bytes,8,opt,name=outlook,proto3" json:"outlook,omitempty"`                                               // absent: this edge watches nobody
+	CheckpointSize         int64                  `protobuf:"varint,9,opt,name=checkpoint_size,json=checkpointSize,proto3" json:"checkpoint_size,omitempty"`          // of the head of the zone's Merkle log that this edge holds; 0: none
+	CheckpointRefused      string                 `protobuf:"bytes,10,opt,name=checkpoint_refused,json=checkpointRefused,proto3" json:"checkpoint_refused,omitempty"` // why it does not take the newest; "": it does
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -493,6 +495,20 @@ func (x *Status) GetOutlook() *Outlook {
 		return x.Outlook
 	}
 	return nil
+}
+
+func (x *Status) GetCheckpointSize() int64 {
+	if x != nil {
+		return x.CheckpointSize
+	}
+	return 0
+}
+
+func (x *Status) GetCheckpointRefused() string {
+	if x != nil {
+		return x.CheckpointRefused
+	}
+	return ""
 }
 
 // Doors are where clients reach an edge, as DNS tells them.
@@ -1076,12 +1092,15 @@ func (x *ObjectKey) GetId() string {
 
 // Heartbeat says what the edge must hold by now; silence is never information.
 type Heartbeat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Catalog       *Position              `protobuf:"bytes,1,opt,name=catalog,proto3" json:"catalog,omitempty"`
-	Zone          *Position              `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
-	UnixMs        int64                  `protobuf:"varint,3,opt,name=unix_ms,json=unixMs,proto3" json:"unix_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Catalog         *Position              `protobuf:"bytes,1,opt,name=catalog,proto3" json:"catalog,omitempty"`
+	Zone            *Position              `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	UnixMs          int64                  `protobuf:"varint,3,opt,name=unix_ms,json=unixMs,proto3" json:"unix_ms,omitempty"`
+	Checkpoint      []byte                 `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`                                  // newest signed head of the zone's Merkle log; empty: unchanged
+	CheckpointProof [][]byte               `protobuf:"bytes,5,rep,name=checkpoint_proof,json=checkpointProof,proto3" json:"checkpoint_proof,omitempty"` // that it continues the head that the edge said it holds
+	CheckpointFrom  int64                  `protobuf:"varint,6,opt,name=checkpoint_from,json=checkpointFrom,proto3" json:"checkpoint_from,omitempty"`   // the size of that head; an edge that holds another by now waits for the next heartbeat
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Heartbeat) Reset() {
@@ -1135,6 +1154,27 @@ func (x *Heartbeat) GetUnixMs() int64 {
 	return 0
 }
 
+func (x *Heartbeat) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetCheckpointProof() [][]byte {
+	if x != nil {
+		return x.CheckpointProof
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetCheckpointFrom() int64 {
+	if x != nil {
+		return x.CheckpointFrom
+	}
+	return 0
+}
+
 type Withdrawn struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -1180,9 +1220,12 @@ func (x *Withdrawn) GetReason() string {
 }
 
 type RequestGrantsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Catalog       *Position              `protobuf:"bytes,1,opt,name=catalog,proto3" json:"catalog,omitempty"` // what the edge has applied: no grant for less than the leader's tightening
-	Zone          *Position              `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Catalog *Position              `protobuf:"bytes,1,opt,name=catalog,proto3" json:"catalog,omitempty"` // what the edge has applied: no grant for less than the leader's tightening
+	Zone    *Position              `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	// What the edge did since it last told, for the zone's Merkle log. Repeated until it is answered.
+	Relays        []*RelayMinute   `protobuf:"bytes,3,rep,name=relays,proto3" json:"relays,omitempty"`
+	Refusals      []*RefusalMinute `protobuf:"bytes,4,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1231,6 +1274,213 @@ func (x *RequestGrantsRequest) GetZone() *Position {
 	return nil
 }
 
+func (x *RequestGrantsRequest) GetRelays() []*RelayMinute {
+	if x != nil {
+		return x.Relays
+	}
+	return nil
+}
+
+func (x *RequestGrantsRequest) GetRefusals() []*RefusalMinute {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+// RelayMinute sums up the evidence rows of one minute under one grant; the rows stay with the edge.
+type RelayMinute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         int64                  `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`   // of the edge's evidence
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`       // from 1 in each epoch
+	Minute        int64                  `protobuf:"varint,3,opt,name=minute,proto3" json:"minute,omitempty"` // its start, unix seconds
+	Grant         string                 `protobuf:"bytes,4,opt,name=grant,proto3" json:"grant,omitempty"`
+	From          string                 `protobuf:"bytes,5,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,6,opt,name=to,proto3" json:"to,omitempty"`
+	Count         int64                  `protobuf:"varint,7,opt,name=count,proto3" json:"count,omitempty"`
+	Prev          []byte                 `protobuf:"bytes,8,opt,name=prev,proto3" json:"prev,omitempty"`     // digest of the entry before; empty for the first
+	Digest        []byte                 `protobuf:"bytes,9,opt,name=digest,proto3" json:"digest,omitempty"` // SHA-256 over prev and the rows
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RelayMinute) Reset() {
+	*x = RelayMinute{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RelayMinute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RelayMinute) ProtoMessage() {}
+
+func (x *RelayMinute) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RelayMinute.ProtoReflect.Descriptor instead.
+func (*RelayMinute) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RelayMinute) GetEpoch() int64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *RelayMinute) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *RelayMinute) GetMinute() int64 {
+	if x != nil {
+		return x.Minute
+	}
+	return 0
+}
+
+func (x *RelayMinute) GetGrant() string {
+	if x != nil {
+		return x.Grant
+	}
+	return ""
+}
+
+func (x *RelayMinute) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *RelayMinute) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *RelayMinute) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RelayMinute) GetPrev() []byte {
+	if x != nil {
+		return x.Prev
+	}
+	return nil
+}
+
+func (x *RelayMinute) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type RefusalMinute struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Minute        int64                  `protobuf:"varint,1,opt,name=minute,proto3" json:"minute,omitempty"` // its start, unix seconds
+	Rule          string                 `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	Count         int64                  `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
+	Sample        string                 `protobuf:"bytes,6,opt,name=sample,proto3" json:"sample,omitempty"` // a request id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusalMinute) Reset() {
+	*x = RefusalMinute{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusalMinute) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusalMinute) ProtoMessage() {}
+
+func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusalMinute.ProtoReflect.Descriptor instead.
+func (*RefusalMinute) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RefusalMinute) GetMinute() int64 {
+	if x != nil {
+		return x.Minute
+	}
+	return 0
+}
+
+func (x *RefusalMinute) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *RefusalMinute) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *RefusalMinute) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *RefusalMinute) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RefusalMinute) GetSample() string {
+	if x != nil {
+		return x.Sample
+	}
+	return ""
+}
+
 type RequestGrantsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Grants        []*SignedGrant         `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"`
@@ -1240,7 +1490,7 @@ type RequestGrantsResponse struct {
 
 func (x *RequestGrantsResponse) Reset() {
 	*x = RequestGrantsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1502,7 @@ func (x *RequestGrantsResponse) String() string {
 func (*RequestGrantsResponse) ProtoMessage() {}
 
 func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1515,7 @@ func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsResponse.ProtoReflect.Descriptor instead.
 func (*RequestGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
@@ -1285,7 +1535,7 @@ type SignedGrant struct {
 
 func (x *SignedGrant) Reset() {
 	*x = SignedGrant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1547,7 @@ func (x *SignedGrant) String() string {
 func (*SignedGrant) ProtoMessage() {}
 
 func (x *SignedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1560,7 @@ func (x *SignedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
 func (*SignedGrant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignedGrant) GetPayload() []byte {
@@ -1349,7 +1599,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1611,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1624,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Grant) GetId() string {
@@ -1485,7 +1735,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1747,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1760,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Peer) GetEdge() string {
@@ -1555,7 +1805,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xe0\x02\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xb8\x03\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
@@ -1565,7 +1815,10 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\n" +
 	"relay_addr\x18\x06 \x01(\tR\trelayAddr\x12.\n" +
 	"\x05doors\x18\a \x01(\v2\x18.bailiwick.sync.v1.DoorsR\x05doors\x124\n" +
-	"\aoutlook\x18\b \x01(\v2\x1a.bailiwick.sync.v1.OutlookR\aoutlook\"V\n" +
+	"\aoutlook\x18\b \x01(\v2\x1a.bailiwick.sync.v1.OutlookR\aoutlook\x12'\n" +
+	"\x0fcheckpoint_size\x18\t \x01(\x03R\x0echeckpointSize\x12-\n" +
+	"\x12checkpoint_refused\x18\n" +
+	" \x01(\tR\x11checkpointRefused\"V\n" +
 	"\x05Doors\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x1d\n" +
 	"\n" +
@@ -1608,16 +1861,40 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04data\x18\x03 \x01(\fR\x04data\"/\n" +
 	"\tObjectKey\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\"\x8c\x01\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"\x80\x02\n" +
 	"\tHeartbeat\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x17\n" +
-	"\aunix_ms\x18\x03 \x01(\x03R\x06unixMs\"#\n" +
+	"\aunix_ms\x18\x03 \x01(\x03R\x06unixMs\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x04 \x01(\fR\n" +
+	"checkpoint\x12)\n" +
+	"\x10checkpoint_proof\x18\x05 \x03(\fR\x0fcheckpointProof\x12'\n" +
+	"\x0fcheckpoint_from\x18\x06 \x01(\x03R\x0echeckpointFrom\"#\n" +
 	"\tWithdrawn\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"~\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xf4\x01\n" +
 	"\x14RequestGrantsRequest\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
-	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\"O\n" +
+	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x126\n" +
+	"\x06relays\x18\x03 \x03(\v2\x1e.bailiwick.sync.v1.RelayMinuteR\x06relays\x12<\n" +
+	"\brefusals\x18\x04 \x03(\v2 .bailiwick.sync.v1.RefusalMinuteR\brefusals\"\xc9\x01\n" +
+	"\vRelayMinute\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
+	"\x06minute\x18\x03 \x01(\x03R\x06minute\x12\x14\n" +
+	"\x05grant\x18\x04 \x01(\tR\x05grant\x12\x12\n" +
+	"\x04from\x18\x05 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x06 \x01(\tR\x02to\x12\x14\n" +
+	"\x05count\x18\a \x01(\x03R\x05count\x12\x12\n" +
+	"\x04prev\x18\b \x01(\fR\x04prev\x12\x16\n" +
+	"\x06digest\x18\t \x01(\fR\x06digest\"\x8d\x01\n" +
+	"\rRefusalMinute\x12\x16\n" +
+	"\x06minute\x18\x01 \x01(\x03R\x06minute\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x14\n" +
+	"\x05count\x18\x05 \x01(\x03R\x05count\x12\x16\n" +
+	"\x06sample\x18\x06 \x01(\tR\x06sample\"O\n" +
 	"\x15RequestGrantsResponse\x126\n" +
 	"\x06grants\x18\x01 \x03(\v2\x1e.bailiwick.sync.v1.SignedGrantR\x06grants\"E\n" +
 	"\vSignedGrant\x12\x18\n" +
@@ -1661,7 +1938,7 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 	return file_bailiwick_sync_v1_sync_proto_rawDescData
 }
 
-var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Position)(nil),              // 0: bailiwick.sync.v1.Position
 	(*SubscribeRequest)(nil),      // 1: bailiwick.sync.v1.SubscribeRequest
@@ -1680,10 +1957,12 @@ var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Heartbeat)(nil),             // 14: bailiwick.sync.v1.Heartbeat
 	(*Withdrawn)(nil),             // 15: bailiwick.sync.v1.Withdrawn
 	(*RequestGrantsRequest)(nil),  // 16: bailiwick.sync.v1.RequestGrantsRequest
-	(*RequestGrantsResponse)(nil), // 17: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 18: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 19: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 20: bailiwick.sync.v1.Peer
+	(*RelayMinute)(nil),           // 17: bailiwick.sync.v1.RelayMinute
+	(*RefusalMinute)(nil),         // 18: bailiwick.sync.v1.RefusalMinute
+	(*RequestGrantsResponse)(nil), // 19: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 20: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 21: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 22: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	2,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
@@ -1712,17 +1991,19 @@ var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	0,  // 23: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
 	0,  // 24: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
 	0,  // 25: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	18, // 26: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	20, // 27: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	1,  // 28: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	16, // 29: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	9,  // 30: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	17, // 31: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	30, // [30:32] is the sub-list for method output_type
-	28, // [28:30] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	17, // 26: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
+	18, // 27: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
+	20, // 28: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	22, // 29: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	1,  // 30: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	16, // 31: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	9,  // 32: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	19, // 33: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	32, // [32:34] is the sub-list for method output_type
+	30, // [30:32] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -1747,7 +2028,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

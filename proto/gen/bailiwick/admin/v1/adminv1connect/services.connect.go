@@ -41,6 +41,8 @@ const (
 	LedgerServiceName = "bailiwick.admin.v1.LedgerService"
 	// CustomerServiceName is the fully-qualified name of the CustomerService service.
 	CustomerServiceName = "bailiwick.admin.v1.CustomerService"
+	// EvidenceServiceName is the fully-qualified name of the EvidenceService service.
+	EvidenceServiceName = "bailiwick.admin.v1.EvidenceService"
 	// AlertServiceName is the fully-qualified name of the AlertService service.
 	AlertServiceName = "bailiwick.admin.v1.AlertService"
 )
@@ -124,6 +126,9 @@ const (
 	CustomerServiceExportProcedure = "/bailiwick.admin.v1.CustomerService/Export"
 	// CustomerServiceEraseProcedure is the fully-qualified name of the CustomerService's Erase RPC.
 	CustomerServiceEraseProcedure = "/bailiwick.admin.v1.CustomerService/Erase"
+	// EvidenceServiceExportEvidenceProcedure is the fully-qualified name of the EvidenceService's
+	// ExportEvidence RPC.
+	EvidenceServiceExportEvidenceProcedure = "/bailiwick.admin.v1.EvidenceService/ExportEvidence"
 	// AlertServiceCreateWebhookProcedure is the fully-qualified name of the AlertService's
 	// CreateWebhook RPC.
 	AlertServiceCreateWebhookProcedure = "/bailiwick.admin.v1.AlertService/CreateWebhook"
@@ -1544,6 +1549,80 @@ func (UnimplementedCustomerServiceHandler) Export(context.Context, *v1.ExportReq
 
 func (UnimplementedCustomerServiceHandler) Erase(context.Context, *v1.EraseRequest) (*v1.EraseResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.CustomerService.Erase is not implemented"))
+}
+
+// EvidenceServiceClient is a client for the bailiwick.admin.v1.EvidenceService service.
+type EvidenceServiceClient interface {
+	// ExportEvidence is a signed bundle of the zone's Merkle log, in pieces.
+	ExportEvidence(context.Context, *v1.ExportEvidenceRequest) (*connect.ServerStreamForClient[v1.ExportEvidenceResponse], error)
+}
+
+// NewEvidenceServiceClient constructs a client for the bailiwick.admin.v1.EvidenceService service.
+// By default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped
+// responses, and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewEvidenceServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) EvidenceServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	evidenceServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("EvidenceService").Methods()
+	return &evidenceServiceClient{
+		exportEvidence: connect.NewClient[v1.ExportEvidenceRequest, v1.ExportEvidenceResponse](
+			httpClient,
+			baseURL+EvidenceServiceExportEvidenceProcedure,
+			connect.WithSchema(evidenceServiceMethods.ByName("ExportEvidence")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// evidenceServiceClient implements EvidenceServiceClient.
+type evidenceServiceClient struct {
+	exportEvidence *connect.Client[v1.ExportEvidenceRequest, v1.ExportEvidenceResponse]
+}
+
+// ExportEvidence calls bailiwick.admin.v1.EvidenceService.ExportEvidence.
+func (c *evidenceServiceClient) ExportEvidence(ctx context.Context, req *v1.ExportEvidenceRequest) (*connect.ServerStreamForClient[v1.ExportEvidenceResponse], error) {
+	return c.exportEvidence.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// EvidenceServiceHandler is an implementation of the bailiwick.admin.v1.EvidenceService service.
+type EvidenceServiceHandler interface {
+	// ExportEvidence is a signed bundle of the zone's Merkle log, in pieces.
+	ExportEvidence(context.Context, *v1.ExportEvidenceRequest, *connect.ServerStream[v1.ExportEvidenceResponse]) error
+}
+
+// NewEvidenceServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewEvidenceServiceHandler(svc EvidenceServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	evidenceServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("EvidenceService").Methods()
+	evidenceServiceExportEvidenceHandler := connect.NewServerStreamHandlerSimple(
+		EvidenceServiceExportEvidenceProcedure,
+		svc.ExportEvidence,
+		connect.WithSchema(evidenceServiceMethods.ByName("ExportEvidence")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.EvidenceService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case EvidenceServiceExportEvidenceProcedure:
+			evidenceServiceExportEvidenceHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedEvidenceServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedEvidenceServiceHandler struct{}
+
+func (UnimplementedEvidenceServiceHandler) ExportEvidence(context.Context, *v1.ExportEvidenceRequest, *connect.ServerStream[v1.ExportEvidenceResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.EvidenceService.ExportEvidence is not implemented"))
 }
 
 // AlertServiceClient is a client for the bailiwick.admin.v1.AlertService service.

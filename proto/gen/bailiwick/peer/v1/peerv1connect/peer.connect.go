@@ -52,6 +52,9 @@ const (
 	ZoneServiceReportEdgesProcedure = "/bailiwick.peer.v1.ZoneService/ReportEdges"
 	// ZoneServiceEdgeReportsProcedure is the fully-qualified name of the ZoneService's EdgeReports RPC.
 	ZoneServiceEdgeReportsProcedure = "/bailiwick.peer.v1.ZoneService/EdgeReports"
+	// ZoneServiceEvidenceLeavesProcedure is the fully-qualified name of the ZoneService's
+	// EvidenceLeaves RPC.
+	ZoneServiceEvidenceLeavesProcedure = "/bailiwick.peer.v1.ZoneService/EvidenceLeaves"
 	// LedgerServiceExchangeForProcedure is the fully-qualified name of the LedgerService's ExchangeFor
 	// RPC.
 	LedgerServiceExchangeForProcedure = "/bailiwick.peer.v1.LedgerService/ExchangeFor"
@@ -178,6 +181,8 @@ type ZoneServiceClient interface {
 	GrantFor(context.Context, *v1.GrantForRequest) (*v1.GrantForResponse, error)
 	ReportEdges(context.Context, *v1.ReportEdgesRequest) (*v1.ReportEdgesResponse, error)
 	EdgeReports(context.Context, *v1.EdgeReportsRequest) (*v1.EdgeReportsResponse, error)
+	// EvidenceLeaves is the asked node's copy of the zone's Merkle log. Any node of the zone answers.
+	EvidenceLeaves(context.Context, *v1.EvidenceLeavesRequest) (*v1.EvidenceLeavesResponse, error)
 }
 
 // NewZoneServiceClient constructs a client for the bailiwick.peer.v1.ZoneService service. By
@@ -209,14 +214,21 @@ func NewZoneServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(zoneServiceMethods.ByName("EdgeReports")),
 			connect.WithClientOptions(opts...),
 		),
+		evidenceLeaves: connect.NewClient[v1.EvidenceLeavesRequest, v1.EvidenceLeavesResponse](
+			httpClient,
+			baseURL+ZoneServiceEvidenceLeavesProcedure,
+			connect.WithSchema(zoneServiceMethods.ByName("EvidenceLeaves")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // zoneServiceClient implements ZoneServiceClient.
 type zoneServiceClient struct {
-	grantFor    *connect.Client[v1.GrantForRequest, v1.GrantForResponse]
-	reportEdges *connect.Client[v1.ReportEdgesRequest, v1.ReportEdgesResponse]
-	edgeReports *connect.Client[v1.EdgeReportsRequest, v1.EdgeReportsResponse]
+	grantFor       *connect.Client[v1.GrantForRequest, v1.GrantForResponse]
+	reportEdges    *connect.Client[v1.ReportEdgesRequest, v1.ReportEdgesResponse]
+	edgeReports    *connect.Client[v1.EdgeReportsRequest, v1.EdgeReportsResponse]
+	evidenceLeaves *connect.Client[v1.EvidenceLeavesRequest, v1.EvidenceLeavesResponse]
 }
 
 // GrantFor calls bailiwick.peer.v1.ZoneService.GrantFor.
@@ -246,11 +258,22 @@ func (c *zoneServiceClient) EdgeReports(ctx context.Context, req *v1.EdgeReports
 	return nil, err
 }
 
+// EvidenceLeaves calls bailiwick.peer.v1.ZoneService.EvidenceLeaves.
+func (c *zoneServiceClient) EvidenceLeaves(ctx context.Context, req *v1.EvidenceLeavesRequest) (*v1.EvidenceLeavesResponse, error) {
+	response, err := c.evidenceLeaves.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ZoneServiceHandler is an implementation of the bailiwick.peer.v1.ZoneService service.
 type ZoneServiceHandler interface {
 	GrantFor(context.Context, *v1.GrantForRequest) (*v1.GrantForResponse, error)
 	ReportEdges(context.Context, *v1.ReportEdgesRequest) (*v1.ReportEdgesResponse, error)
 	EdgeReports(context.Context, *v1.EdgeReportsRequest) (*v1.EdgeReportsResponse, error)
+	// EvidenceLeaves is the asked node's copy of the zone's Merkle log. Any node of the zone answers.
+	EvidenceLeaves(context.Context, *v1.EvidenceLeavesRequest) (*v1.EvidenceLeavesResponse, error)
 }
 
 // NewZoneServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -278,6 +301,12 @@ func NewZoneServiceHandler(svc ZoneServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(zoneServiceMethods.ByName("EdgeReports")),
 		connect.WithHandlerOptions(opts...),
 	)
+	zoneServiceEvidenceLeavesHandler := connect.NewUnaryHandlerSimple(
+		ZoneServiceEvidenceLeavesProcedure,
+		svc.EvidenceLeaves,
+		connect.WithSchema(zoneServiceMethods.ByName("EvidenceLeaves")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.peer.v1.ZoneService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ZoneServiceGrantForProcedure:
@@ -286,6 +315,8 @@ func NewZoneServiceHandler(svc ZoneServiceHandler, opts ...connect.HandlerOption
 			zoneServiceReportEdgesHandler.ServeHTTP(w, r)
 		case ZoneServiceEdgeReportsProcedure:
 			zoneServiceEdgeReportsHandler.ServeHTTP(w, r)
+		case ZoneServiceEvidenceLeavesProcedure:
+			zoneServiceEvidenceLeavesHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -305,6 +336,10 @@ func (UnimplementedZoneServiceHandler) ReportEdges(context.Context, *v1.ReportEd
 
 func (UnimplementedZoneServiceHandler) EdgeReports(context.Context, *v1.EdgeReportsRequest) (*v1.EdgeReportsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.ZoneService.EdgeReports is not implemented"))
+}
+
+func (UnimplementedZoneServiceHandler) EvidenceLeaves(context.Context, *v1.EvidenceLeavesRequest) (*v1.EvidenceLeavesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.ZoneService.EvidenceLeaves is not implemented"))
 }
 
 // LedgerServiceClient is a client for the bailiwick.peer.v1.LedgerService service.

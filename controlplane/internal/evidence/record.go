@@ -1,0 +1,161 @@
+// Package evidence keeps a zone's Merkle log: every decision about its border and every change that an operator made,
+// in the order in which the zone store committed them, under signed heads that the zone's edges hold too. It writes
+// bundles of it, and checks bundles without any part of the installation.
+//
+// Leaves follow from the zone store's history alone, so every node of the zone has the same log. A node keeps its copy in
+// one append-only file; what a crash cost is rebuilt from the store's own log, or fetched from another node. It decides
+// nothing and stores no customer's name, key or request: changes of what is not the border's are digests under a key
+// of the zone. DESIGN.md says why it is as it is. All methods may be called from several goroutines at once.
+package evidence
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+)
+
+// Kinds of records.
+const (
+	KindState     = "state"     // all that later records rest on, every StateEvery records
+	KindAdopted   = "adopted"   // the zone took over the catalog's rules
+	KindPermitted = "permitted" // the pairs that follow from rules and closures
+	KindClosure   = "closure"
+	KindReopened  = "reopened"
+	KindGrant     = "grant"     // with the relays and refusals that the edge told
+	KindInForce   = "in-force"  // pending while it has no time, signed when it has
+	KindWithdrawn = "withdrawn" // a pending tightening, because the pair is permitted again
+	KindWrite     = "write"     // any other change: its kind, and digests of name, before and after
+)
+
+// Limits.
+const (
+	StateEvery = 4096    // records between two states
+	MaxRecord  = 4 << 20 // bytes of one record; the store's transactions are smaller
+)
+
+// Record is one leaf; its JSON is what the tree hashes.
+type Record struct {
+	Kind  string    `json:"kind"`
+	Epoch uint64    `json:"epoch"` // with Index: the transaction
+	Index uint64    `json:"index"`
+	At    time.Time `json:"at"` // the leader's stamp of it
+	// Key is the name of a closure, the edge of a grant, the key of an in-force record, or the kind of what a write
+	// changed.
+	Key    string          `json:"key,omitempty"`
+	Value  json.RawMessage `json:"value,omitempty"` // as stored; of a reopened closure or withdrawn record, what it was
+	Name   string          `json:"name,omitempty"`  // of a write, digests under the zone's key, hex
+	Before string          `json:"before,omitempty"`
+	After  string          `json:"after,omitempty"`
+	By     *model.Audit    `json:"by,omitempty"` // the operator, if one made the change
+}
+
+// encode gives a leaf's bytes: one line of JSON.
+func (r Record) encode() []byte { return model.Encode(r) }
+
+// Decode reads a leaf. The bytes must be exactly those that encode would write, or two texts would say the same.
+func Decode(line []byte) (Record, error) {
+	var r Record
+	dec := json.NewDecoder(bytes.NewReader(line))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&r); err != nil {
+		return r, fmt.Errorf("it is no record: %w", err)
+	}
+	return r, nil
+}
+
+// rank orders the records of one transaction: causes before what follows from them.
+var rank = map[string]int{KindState: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindPermitted: 4, KindInForce: 5, KindWithdrawn: 6, KindGrant: 7, KindWrite: 8}
+
+// writes are the kinds of things whose changes are records without their content.
+var writes = map[string]string{
+	model.PrefixCustomer: "customer", model.PrefixKey: "key", model.PrefixOperator: "operator", model.PrefixJoinToken: "join-token",
+	model.PrefixErasure: "erasure", model.PrefixWebhook: "webhook",
+}
+
+// masker makes digests that say whether two are the same and nothing else to who has not the zone's key: names of
+// customers are few enough to try them all.
+type masker []byte
+
+func (m masker) digest(kind string, data []byte) string {
+	h := hmac.New(sha256.New, m)
+	h.Write([]byte(kind + "\n"))
+	h.Write(data)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// recordsOf turns the events of one transaction into records, in the order of their keys.
+func recordsOf(events []group.Event, epoch uint64, m masker) ([]Record, error) {
+	var by *model.Audit
+	var out []Record
+	for _, e := range events {
+		r := Record{Epoch: epoch, Index: e.Index, At: e.Time.UTC()}
+		value := e.KV.Value
+		var before []byte
+		if e.Prev != nil {
+			before = e.Prev.Value
+		}
+		if e.Delete {
+			value = before
+		}
+		key := e.KV.Key
+		switch {
+		case key == model.KeyAudit:
+			a, err := model.Decode[model.Audit](key, e.KV.Value)
+			if err != nil {
+				return nil, err
+			}
+			by = &a
+			continue
+		case key == model.KeyAdopted:
+			r.Kind, r.Value = KindAdopted, value
+		case key == model.KeyPermitted:
+			r.Kind, r.Value = KindPermitted, value
+		case strings.HasPrefix(key, model.PrefixClosure):
+			r.Kind, r.Key, r.Value = KindClosure, strings.TrimPrefix(key, model.PrefixClosure), value
+			if e.Delete {
+				r.Kind = KindReopened
+			}
+		case strings.HasPrefix(key, model.PrefixGrant):
+			if e.Delete {
+				continue
+			}
+			r.Kind, r.Key, r.Value = KindGrant, strings.TrimPrefix(key, model.PrefixGrant), value
+		case strings.HasPrefix(key, model.PrefixInForce):
+			r.Kind, r.Key, r.Value = KindInForce, strings.TrimPrefix(key, model.PrefixInForce), value
+			if e.Delete {
+				r.Kind = KindWithdrawn
+			}
+		default:
+			prefix := key[:strings.IndexByte(key, '/')+1]
+			kind, ok := writes[prefix]
+			if !ok {
+				continue // locks, certificates, alerts, fences: nothing that anybody decided
+			}
+			r.Kind, r.Key, r.Name = KindWrite, kind, m.digest("name/"+kind, []byte(key))
+			if e.Prev != nil {
+				r.Before = m.digest("value/"+kind, before)
+			}
+			if !e.Delete {
+				r.After = m.digest("value/"+kind, e.KV.Value)
+			}
+		}
+		out = append(out, r)
+	}
+	for i := range out {
+		out[i].By = by
+	}
+	slices.SortStableFunc(out, func(a, b Record) int {
+		return cmp.Or(cmp.Compare(rank[a.Kind], rank[b.Kind]), cmp.Compare(a.Key, b.Key), cmp.Compare(a.Name, b.Name))
+	})
+	return out, nil
+}

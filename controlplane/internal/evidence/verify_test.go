@@ -1,0 +1,234 @@
+package evidence
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"bailiwick/controlplane/internal/model"
+)
+
+func verdict(t testing.TB, file []byte, trust Trust) *Verdict {
+	t.Helper()
+	v, err := Verify(bytes.NewReader(file), trust, nil)
+	if err != nil {
+		return &Verdict{Total: 1, Findings: []Finding{{What: err.Error()}}}
+	}
+	return v
+}
+
+func TestVerify_WhatTheZoneDidIsSound(t *testing.T) {
+	h := day(t)
+	v := verdict(t, h.export(), h.trust())
+	if v.Total != 0 {
+		t.Fatalf("findings %+v", v.Findings)
+	}
+	if v.Anchor != "key" || v.Heads != 3 || v.Size != 12 || v.Records[KindGrant] != 3 || v.Records[KindInForce] != 2 || v.Records[KindWrite] != 1 {
+		t.Errorf("got %+v", v)
+	}
+	for _, name := range []string{"acme"} {
+		if bytes.Contains(h.export(), []byte(name)) {
+			t.Errorf("the bundle names customer %s", name)
+		}
+	}
+}
+
+func TestVerify_EveryByteCounts(t *testing.T) {
+	h := day(t)
+	file := h.export()
+	random := rand.New(rand.NewPCG(5, 46))
+	for i := range file {
+		bad := bytes.Clone(file)
+		bad[i] ^= 1 << random.IntN(8)
+		if v := verdict(t, bad, h.trust()); v.Total == 0 {
+			t.Fatalf("byte %d of %d flipped, nothing found: %q", i, len(file), file[max(0, i-20):min(len(file), i+20)])
+		}
+	}
+	for cut := range file {
+		if v := verdict(t, file[:cut], h.trust()); v.Total == 0 {
+			t.Fatalf("cut to %d of %d bytes, nothing found", cut, len(file))
+		}
+	}
+}
+
+// leaves lists the places of a JSON value, so that each can be changed.
+func leaves(at []any, v any, out *[][]any) {
+	switch x := v.(type) {
+	case map[string]any:
+		for k, y := range x {
+			leaves(append(append([]any{}, at...), k), y, out)
+		}
+	case []any:
+		for i, y := range x {
+			leaves(append(append([]any{}, at...), i), y, out)
+		}
+	default:
+		*out = append(*out, at)
+	}
+}
+
+func changed(v any) any {
+	switch x := v.(type) {
+	case string:
+		return x + "x"
+	case json.Number:
+		return json.Number("1" + x.String())
+	case bool:
+		return !x
+	}
+	return "x"
+}
+
+func set(v any, at []any) any {
+	if len(at) == 0 {
+		return changed(v)
+	}
+	switch k := at[0].(type) {
+	case string:
+		m := v.(map[string]any)
+		m[k] = set(m[k], at[1:])
+	case int:
+		l := v.([]any)
+		l[k] = set(l[k], at[1:])
+	}
+	return v
+}
+
+// A node that holds the zone's key for bundles may sign a changed file: the heads that were signed before stand
+// against it.
+func TestVerify_EveryFieldOfEveryRecordIsBoundByHeads(t *testing.T) {
+	h := day(t)
+	file := h.export()
+	fields := 0
+	for i := range apart(t, file).records {
+		var places [][]any
+		decode := func(line []byte) (v any) {
+			dec := json.NewDecoder(bytes.NewReader(line))
+			dec.UseNumber()
+			if err := dec.Decode(&v); err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		leaves(nil, decode(apart(t, file).records[i]), &places)
+		for _, at := range places {
+			b := apart(t, file)
+			b.records[i] = model.Encode(set(decode(b.records[i]), at))
+			fields++
+			if v := verdict(t, b.together(t, h.key, false), h.trust()); v.Total == 0 {
+				t.Errorf("record %d, field %v changed: nothing found", i, at)
+			}
+		}
+	}
+	if fields < 100 {
+		t.Errorf("only %d fields were changed", fields)
+	}
+}
+
+func TestVerify_Forgeries(t *testing.T) {
+	h := day(t)
+	file := h.export()
+	mallory := keyOf("us")
+	early := apart(t, file).ending.Heads[0]
+	edit := func(b *bundle, i int, old, new string) {
+		if !bytes.Contains(b.records[i], []byte(old)) {
+			t.Fatalf("record %d has no %s: %s", i, old, b.records[i])
+		}
+		b.records[i] = bytes.Replace(b.records[i], []byte(old), []byte(new), 1)
+	}
+	kind := func(b *bundle, kind string, n int) int {
+		for i, r := range b.records {
+			if bytes.HasPrefix(r, []byte(`{"kind":"`+kind+`"`)) {
+				if n--; n < 0 {
+					return i
+				}
+			}
+		}
+		t.Fatalf("no %s", kind)
+		return 0
+	}
+	drop := func(b *bundle, i int) { b.records = append(b.records[:i:i], b.records[i+1:]...) }
+	for _, c := range []struct {
+		name   string
+		forge  func(b *bundle)
+		resign bool // the zone itself lies: heads are signed anew
+		want   string
+	}{
+		{"a record is dropped", func(b *bundle) { drop(b, 4) }, false, "was changed, left out, added or moved"},
+		{"two records are swapped", func(b *bundle) { b.records[3], b.records[4] = b.records[4], b.records[3] }, false, "moved"},
+		{"a record is repeated", func(b *bundle) { b.records = append(b.records[:5:5], b.records[4:]...) }, false, "moved"},
+		{"the end is cut off", func(b *bundle) { b.records = b.records[:len(b.records)-1] }, false, "no signed head covers the last records"},
+		{"an older head is shown for the newest", func(b *bundle) { b.ending.Heads = append(b.ending.Heads, early) }, false, "out of order"},
+		{"heads are left out", func(b *bundle) { b.ending.Heads = b.ending.Heads[:1] }, false, "no signed head covers the last records"},
+		{"no head at all", func(b *bundle) { b.ending.Heads = nil }, false, "no signed head covers the last records"},
+		{"the beginning is cut off", func(b *bundle) { drop(b, 0) }, true, "permitted, and is not"},
+		{"a pair that the rules do not have is permitted", func(b *bundle) { edit(b, kind(b, KindPermitted, 0), `"to":"eu-central"`, `"to":"us-east"`) }, true, "eu-west to us-east under policy gdpr-emea is taken for permitted, and is not"},
+		{"a grant over a border", func(b *bundle) { edit(b, kind(b, KindGrant, 0), `"to":"eu-central"`, `"to":"us-east"`) }, true, "carries eu-west to us-east"},
+		{"a grant that lasts too long", func(b *bundle) { edit(b, kind(b, KindGrant, 0), `"ttl_ms":3600000`, `"ttl_ms":36000000`) }, true, "lasts 36000000 ms"},
+		{"a grant after the closure", func(b *bundle) {
+			g := kind(b, KindGrant, 2)
+			r := kind(b, KindReopened, 0)
+			moved := strings.Replace(string(b.records[g]), `"index":13`, `"index":11`, 1)
+			b.records = append(b.records[:r:r], append([][]byte{[]byte(moved)}, b.records[r:]...)...)
+			b.records = b.records[:r+1]
+		}, true, "which the zone had not taken for permitted"},
+		{"a tightening is left out", func(b *bundle) { drop(b, kind(b, KindInForce, 0)) }, true, "without an in-force record"},
+		{"an in-force record with a better time", func(b *bundle) { edit(b, kind(b, KindInForce, 1), `"by":"senders"`, `"by":"receivers"`) }, true, "is not signed by the zone"},
+		{"a closure is left out", func(b *bundle) { drop(b, kind(b, KindClosure, 0)) }, true, "reopened as it never was"},
+		{"relays are fewer", func(b *bundle) { edit(b, kind(b, KindGrant, 1), `"prev":"`, `"prev":"AAAA`) }, true, "does not follow entry"},
+		{"relays under a grant that never was", func(b *bundle) { edit(b, kind(b, KindGrant, 1), `"grant":"g`, `"grant":"f`) }, true, "there is no grant f"},
+		{"rules that open a partition", func(b *bundle) {
+			edit(b, 0, `"kind":"same-law","status":"active"`, `"kind":"same-law","status":"suspended"`)
+		}, true, "is not permitted"},
+		{"records out of order", func(b *bundle) { edit(b, 3, `"index":`, `"index":9`) }, true, "out of order"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := apart(t, file)
+			c.forge(b)
+			v := verdict(t, b.together(t, h.key, c.resign), h.trust())
+			if !strings.Contains(fmt.Sprint(v.Findings), c.want) {
+				t.Errorf("want %q among %+v", c.want, v.Findings)
+			}
+		})
+	}
+	t.Run("another zone's key", func(t *testing.T) {
+		v := verdict(t, apart(t, file).together(t, mallory, true), h.trust())
+		if !strings.Contains(fmt.Sprint(v.Findings), "another key than the one given") {
+			t.Errorf("got %+v", v.Findings)
+		}
+	})
+	t.Run("split view", func(t *testing.T) {
+		other := newHistory(t)
+		other.rules()
+		other.write("else")
+		other.grant()
+		other.head()
+		trust := h.trust()
+		trust.Held = [][]byte{other.log.heads[0].note}
+		if v := verdict(t, file, trust); !strings.Contains(fmt.Sprint(v.Findings), "split view") {
+			t.Errorf("got %+v", v.Findings)
+		}
+		trust.Held = [][]byte{h.log.heads[0].note, h.log.heads[2].note}
+		if v := verdict(t, file, trust); v.Total != 0 || v.Held != 2 {
+			t.Errorf("heads of the same history: %d agree, findings %+v", v.Held, v.Findings)
+		}
+	})
+}
+
+func FuzzVerify(f *testing.F) {
+	h := day(f)
+	file := h.export()
+	f.Add(file)
+	f.Add([]byte("{}\n"))
+	f.Add(file[:len(file)/2])
+	f.Add(bytes.Replace(file, []byte(`"frontier":[]`), []byte(`"frontier":["AAAA"]`), 1))
+	f.Add(bytes.Replace(file, []byte(`"first":0`), []byte(`"first":-1`), 1))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if v := verdict(t, data, h.trust()); v.Total == 0 && !bytes.Equal(data, file) {
+			t.Errorf("a bundle that the zone did not write is found sound: %q", data)
+		}
+	})
+}
