@@ -1,5 +1,6 @@
 // Command bench measures the floors and reports of the spine on a sandbox of its own: how fast a key begins
-// and ceases to work, how soon a request is seen in usage, how fast a pair takes over, what a request costs the edge, and how big everything is. It
+// and ceases to work, how soon a request is seen in usage and by
+// other edges' quotas, how fast a pair takes over, what a request costs the edge, and how big everything is. It
 // prints one table and exits 1 when a floor is missed. It needs the programs in bin/: make bench.
 package main
 
@@ -48,6 +49,7 @@ func main() {
 		b.idle()
 		b.keys()
 		b.visible(b.samples / 2)
+		b.told(b.samples / 2)
 		b.failover(*kills)
 		b.cost(time.Duration(*seconds) * time.Second)
 		b.sizes()

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/ledger"
+	"bailiwick/controlplane/internal/quota"
 	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
 	"bailiwick/shared/fault"
 )
@@ -119,19 +120,26 @@ func (l *Lessor) propose(ctx context.Context, batch []*job) {
 
 // answer says what the edge may do now.
 func (l *Lessor) answer(x *request, region string, now time.Time) (*usagev1.ExchangeResponse, error) {
-	dry := map[ledger.AccountID][]ledger.Holder{}
+	l.mu.Lock()
+	t := l.term
+	if t == nil {
+		l.mu.Unlock()
+		return nil, notLeader()
+	}
+	t.hearSpent(x, now)
+	read := map[ledger.AccountID]*ledger.Account{}
 	for _, s := range x.subjects {
-		if s.leasing() && s.lease.Available == 0 && s.ask.GetWant() > 0 {
-			dry[s.id()] = nil
+		if s.mine >= 0 && (s.dry() || t.othersTold(s.id(), x.order.Edge, now)) {
+			read[s.id()] = nil
 		}
 	}
-	if err := l.holders(dry, x); err != nil {
+	l.mu.Unlock()
+	if err := l.accounts(read, x); err != nil {
 		return nil, err
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t := l.term
-	if t == nil {
+	if t = l.term; t == nil {
 		return nil, notLeader()
 	}
 	out := &usagev1.ExchangeResponse{Sequence: x.order.Sequence, LiveEdges: uint32(t.live(region, now))}
@@ -145,8 +153,15 @@ func (l *Lessor) answer(x *request, region string, now time.Time) (*usagev1.Exch
 		}
 		state.Period, state.PeriodEnd = s.period.Start, s.period.End
 		state.Leased, state.Limit, state.Used, state.Held, state.UsedHere = s.lease.Leased, s.lease.Limit, s.lease.Used, s.lease.Held, s.lease.Spent
-		if _, is := dry[id]; is {
-			if t.recallable(id, dry[id], x, now) {
+		if acc := read[id]; acc != nil {
+			n := t.underWay(acc, id, x.order.Edge, s.leasing(), now)
+			state.Used = quota.Add(state.Used, n)
+			if s.leasing() {
+				state.Held = max(0, state.Held-n)
+			}
+		}
+		if s.dry() {
+			if t.recallable(id, read[id].Holders, x, now) {
 				if s.ask.GetStarving() {
 					t.starve(id, x.order.Edge, now)
 				}
@@ -165,9 +180,12 @@ func (s *subject) leasing() bool {
 	return s.mine >= 0 && (s.terms.Mode == "strict" || s.terms.Mode == "elastic")
 }
 
-// holders finds who holds units of accounts of which nothing is left.
-func (l *Lessor) holders(dry map[ledger.AccountID][]ledger.Holder, x *request) error {
-	if len(dry) == 0 {
+// dry: nothing is left of what it wants.
+func (s *subject) dry() bool { return s.leasing() && s.lease.Available == 0 && s.ask.GetWant() > 0 }
+
+// accounts finds who holds units of these accounts.
+func (l *Lessor) accounts(read map[ledger.AccountID]*ledger.Account, x *request) error {
+	if len(read) == 0 {
 		return nil
 	}
 	view, err := l.cfg.Ledger.Local()
@@ -176,14 +194,14 @@ func (l *Lessor) holders(dry map[ledger.AccountID][]ledger.Holder, x *request) e
 	}
 	defer view.Close()
 	for _, s := range x.subjects {
-		if _, is := dry[s.id()]; !is {
+		if _, is := read[s.id()]; !is {
 			continue
 		}
 		acc, err := view.Account(s.id(), s.terms, time.Now().Unix())
 		if err != nil {
 			return err
 		}
-		dry[s.id()] = acc.Holders
+		read[s.id()] = &acc
 	}
 	return nil
 }
@@ -191,11 +209,11 @@ func (l *Lessor) holders(dry map[ledger.AccountID][]ledger.Holder, x *request) e
 // recallable says whether units may soon come back: another edge that is alive
 // holds some, or an older epoch of this one whose blocks are on their way. What
 // an edge holds that is not heard from is as good as spent until it is, and what
-// an edge says that it has spent, its blocks will say.
+// an edge has told is spent.
 func (t *term) recallable(id ledger.AccountID, holders []ledger.Holder, x *request, now time.Time) bool {
 	for _, h := range holders {
 		switch {
-		case h.Held == 0 || h.Edge == x.order.Edge && h.Epoch == x.order.Epoch || h.Leased <= t.spent[holderKey{id, h.Edge, h.Epoch}].units:
+		case h.Held <= t.told[id][h.Edge].beyond(h, h.Held) || h.Edge == x.order.Edge && h.Epoch == x.order.Epoch:
 		case h.Edge == x.order.Edge, t.alive(h.Edge, now), now.Sub(t.since) <= liveFor:
 			return true
 		}

@@ -22,7 +22,7 @@ func TestExchange_UsedUpBeforeTheBlocksAreIn(t *testing.T) {
 		t.Errorf("while b has a unit under way: got %+v, want it not used up", s)
 	}
 	say(b, month, 1, 0, 0)
-	if s := say(a, month, 1, 0, 1); !s.Exhausted || s.Used != 0 {
+	if s := say(a, month, 1, 0, 1); !s.Exhausted || s.Used != 1 {
 		t.Errorf("both have said that they spent all: got %+v, want it used up before the ledger has a block", s)
 	}
 }

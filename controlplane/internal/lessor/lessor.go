@@ -122,7 +122,7 @@ func (l *Lessor) Exchange(ctx context.Context, edge, region string, req *usagev1
 		l.mu.Unlock()
 		return nil, notLeader()
 	}
-	l.term.hear(edge, region, now)
+	l.term.hear(edge, region, x.order.Epoch, now)
 	l.term.want(x, region, now)
 	l.mu.Unlock()
 

@@ -75,12 +75,12 @@ func (l *Lessor) Quotas(ctx context.Context, name string) ([]*adminv1.QuotaStatu
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, l.status(s, &acc))
+		out = append(out, l.status(s, &acc, now))
 	}
 	return out, nil
 }
 
-func (l *Lessor) status(s Subscription, acc *ledger.Account) *adminv1.QuotaStatus {
+func (l *Lessor) status(s Subscription, acc *ledger.Account, now time.Time) *adminv1.QuotaStatus {
 	q := &adminv1.QuotaStatus{Customer: s.ID.Customer, Subscription: s.Name, Plan: s.Terms.Plan, Mode: s.Terms.Mode, Period: s.Terms.Kind,
 		Limit: acc.Limit, ToppedUp: acc.ToppedUp, Used: acc.Used, Held: acc.Held, Remaining: max(0, acc.Limit-quota.Add(acc.Used, acc.Held))}
 	if s.Period.End != 0 {
@@ -88,6 +88,14 @@ func (l *Lessor) status(s Subscription, acc *ledger.Account) *adminv1.QuotaStatu
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.term != nil {
+		n := l.term.underWay(acc, s.ID, "", s.Terms.Mode != "soft", now)
+		q.Used = quota.Add(q.Used, n)
+		if s.Terms.Mode != "soft" {
+			q.Held = max(0, q.Held-n)
+		}
+		q.Remaining = max(0, acc.Limit-quota.Add(q.Used, q.Held))
+	}
 	for _, h := range acc.Holders {
 		if h.Held == 0 {
 			continue

@@ -17,30 +17,19 @@ type term struct {
 	asking  map[ledger.AccountID]map[string]time.Time // edges that lately wanted units
 	starved map[ledger.AccountID]starvation
 	demands map[demandKey]map[string]demand // by edge
-	spent   map[holderKey]word
+	told    map[ledger.AccountID]map[string]tell
 	swept   time.Time
 }
 
 type heard struct {
 	region string
+	epoch  uint64
 	at     time.Time
 }
 
 type starvation struct {
 	edge  string
 	until time.Time
-}
-
-type holderKey struct {
-	id    ledger.AccountID
-	edge  string
-	epoch uint64
-}
-
-// word is what an edge said of units that its rows have spent. Its blocks bring them to the ledger a second later.
-type word struct {
-	units int64
-	at    time.Time
 }
 
 // demandKey: a plan's rate limit is shared by the edges of one region.
@@ -53,11 +42,11 @@ type demand struct {
 
 func newTerm(now time.Time) *term {
 	return &term{since: now, swept: now, edges: map[string]heard{}, asking: map[ledger.AccountID]map[string]time.Time{},
-		starved: map[ledger.AccountID]starvation{}, demands: map[demandKey]map[string]demand{}, spent: map[holderKey]word{}}
+		starved: map[ledger.AccountID]starvation{}, demands: map[demandKey]map[string]demand{}, told: map[ledger.AccountID]map[string]tell{}}
 }
 
-func (t *term) hear(edge, region string, now time.Time) {
-	t.edges[edge] = heard{region, now}
+func (t *term) hear(edge, region string, epoch uint64, now time.Time) {
+	t.edges[edge] = heard{region, max(epoch, t.edges[edge].epoch), now}
 	if now.Sub(t.swept) > 10*time.Second {
 		t.sweep(now)
 	}
@@ -101,9 +90,6 @@ func (t *term) want(x *request, region string, now time.Time) {
 			t.demands[k] = map[string]demand{}
 		}
 		t.demands[k][x.order.Edge] = demand{max(0, s.ask.GetDemandMilli()), now}
-		if s.mine >= 0 && s.ceil >= 0 {
-			t.spent[holderKey{s.id(), x.order.Edge, x.order.Epoch}] = word{s.ask.GetSpent(), now}
-		}
 		if s.mine < 0 || x.order.Asks[s.mine].Want == 0 {
 			continue
 		}
@@ -154,7 +140,12 @@ func (t *term) sweep(now time.Time) {
 	t.swept = now
 	maps.DeleteFunc(t.edges, func(_ string, h heard) bool { return now.Sub(h.at) > 2*patience })
 	maps.DeleteFunc(t.starved, func(_ ledger.AccountID, s starvation) bool { return now.After(s.until) })
-	maps.DeleteFunc(t.spent, func(_ holderKey, w word) bool { return now.Sub(w.at) > patience })
+	for id, edges := range t.told {
+		maps.DeleteFunc(edges, func(_ string, is tell) bool { return now.Sub(is.at) > liveFor })
+		if len(edges) == 0 {
+			delete(t.told, id)
+		}
+	}
 	for id, edges := range t.asking {
 		maps.DeleteFunc(edges, func(_ string, at time.Time) bool { return now.Sub(at) > liveFor })
 		if len(edges) == 0 {
