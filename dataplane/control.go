@@ -15,6 +15,7 @@ import (
 	"bailiwick/shared/fault/rpcfault"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 )
 
 func (e *Edge) controlAddrs() []string {
@@ -66,6 +67,26 @@ type requester struct {
 const grantAttempt = 3 * time.Second
 
 func (r *requester) RequestGrants(ctx context.Context, req *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
+	asked := time.Now()
+	response, err := r.request(ctx, req)
+	switch kind := fault.KindOf(err); {
+	case err == nil:
+		var signed [][]byte // for the sentinel, which reads grants itself
+		for _, g := range response.GetGrants() {
+			if raw, err := proto.Marshal(g); err == nil {
+				signed = append(signed, raw)
+			}
+		}
+		r.e.sentinel.Answered(asked, signed)
+	case kind == fault.Denied, kind == fault.Unauthenticated, failover.IsAnswer(err):
+		r.e.sentinel.Answered(asked, nil)
+	default:
+		r.e.sentinel.Silent()
+	}
+	return response, err
+}
+
+func (r *requester) request(ctx context.Context, req *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
 	r.once.Do(func() {
 		for _, p := range r.e.state.Peers {
 			r.all = append(r.all, syncv1connect.NewSyncServiceClient(enroll.HTTPClient(r.e.state.Source, p), p.URL(),

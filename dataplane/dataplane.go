@@ -30,6 +30,7 @@ import (
 	"bailiwick/dataplane/internal/pseudonym"
 	"bailiwick/dataplane/internal/quota"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/sentinel"
 	"bailiwick/dataplane/internal/ship"
 	"bailiwick/dataplane/internal/spool"
 	"bailiwick/dataplane/internal/subscribe"
@@ -124,6 +125,7 @@ type Edge struct {
 	monitor  *failover.Monitor
 	grants   *failover.Grants
 	quotas   *quota.Book
+	sentinel *sentinel.Sentinel
 	relays   *relay.Client
 	inbound  *relay.Server
 	tls      *edgetls.Manager
@@ -201,14 +203,18 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{AllowLoopback: e.cfg.AllowLoopbackUpstreams})
+	e.sentinel, err = sentinel.New(sentinel.Config{Tables: e.tables, Zone: e.self.Zone, Region: e.self.Region, Edge: e.self.Node, Logger: e.log})
+	if err != nil {
+		return err
+	}
+	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{AllowLoopback: e.cfg.AllowLoopbackUpstreams, Permit: e.sentinel.Upstream})
 	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Logger: e.log}); err != nil {
 		return err
 	}
 	if e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Untold: e.untold, Tables: e.tables, Self: e.self, Logger: e.log}); err != nil {
 		return err
 	}
-	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Logger: e.log})
+	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Sentinel: e.sentinel, Logger: e.log})
 	if err != nil {
 		return err
 	}
@@ -293,6 +299,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "admin", Run: e.serveAdmin, Why: "says why the edge is not ready while the rest comes up"},
 		{Name: "identity", Run: e.control.Renewer(e.state.Source, e.log).Run, Why: "every connection to other nodes uses it"},
 		{Name: "table", Run: e.follow.Run, Ready: e.follow.Ready(), Why: "no door opens before there is a whole table"},
+		{Name: "sentinel", Run: e.sentinel.Run, Why: "looks once more at all that leaves"},
 		{Name: "certificates", Run: e.runTLS, Why: "HTTPS needs them"},
 		{Name: "upstream health", Run: e.monitor.Run, Why: "requests choose by it"},
 		{Name: "quotas", Run: e.quotas.Run, Why: "requests take from its leases"},

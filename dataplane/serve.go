@@ -177,6 +177,8 @@ func (e *Edge) metrics() []telemetry.Metric {
 			}
 			return n
 		}),
+		counter("border_sentinel_violations_total", "What the first check at the border let pass and the sentinel stopped. Not 0: the edge is broken.", e.sentinel.Violations),
+		counter("border_sentinel_late_total", "What the sentinel stopped because the rules had just changed.", e.sentinel.Late),
 		gauge("certificate_expires_seconds", "When this edge's certificate expires, Unix time.", func() float64 { return float64(e.state.Source.NotAfter().Unix()) }),
 	}
 }

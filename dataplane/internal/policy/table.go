@@ -2,6 +2,7 @@ package policy
 
 import (
 	"crypto/ed25519"
+	"iter"
 	"slices"
 
 	"bailiwick/shared/apikey"
@@ -222,6 +223,20 @@ func (t *Table) Regions() []table.Region { return t.idx().regions }
 
 // Doors are where clients reach the edges of the own zone, by the edge's name. Do not write to the slice.
 func (t *Table) Doors() []table.Doors { return t.idx().doors }
+
+// All are the objects as held, but for keys, in no order: for whoever must not rest on the lookups above.
+func (t *Table) All() iter.Seq2[table.ObjectKey, any] {
+	return func(yield func(table.ObjectKey, any) bool) {
+		if t == nil {
+			return
+		}
+		for key, e := range t.objects {
+			if !yield(key, e.value) {
+				return
+			}
+		}
+	}
+}
 
 // Catalog is the position of the catalog's objects.
 func (t *Table) Catalog() revision.Revision {

@@ -20,9 +20,11 @@ type UpstreamConfig struct {
 	// AllowLoopback permits upstreams on this machine. Off, a manifest cannot reach what listens here for
 	// nobody else; the sandbox and side-by-side installations turn it on.
 	AllowLoopback bool
-	TLS           *tls.Config   // nil: the system's roots
-	DialTimeout   time.Duration // 0: 1 s
-	MaxIdle       int           // 0: 512 idle connections to a target
+	// Permit is asked before each dial with host:port as configured, and has the last word; nil: any address.
+	Permit      func(addr string) error
+	TLS         *tls.Config   // nil: the system's roots
+	DialTimeout time.Duration // 0: 1 s
+	MaxIdle     int           // 0: 512 idle connections to a target
 }
 
 // Upstreams holds the connections to this region's upstreams, and probes them. It is the only place that
@@ -44,6 +46,11 @@ func NewUpstreams(cfg UpstreamConfig) *Upstreams {
 	transport := func(idle int) *http.Transport {
 		return &http.Transport{ // Proxy stays nil: the environment must not redirect customers' requests
 			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if cfg.Permit != nil {
+					if err := cfg.Permit(addr); err != nil {
+						return nil, err
+					}
+				}
 				c, err := dialer.DialContext(ctx, network, addr)
 				if err != nil {
 					return nil, err

@@ -25,6 +25,7 @@ import (
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/sentinel"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/identity"
@@ -270,6 +271,7 @@ type leader struct {
 	from, to string
 	addr     func() string
 	n        atomic.Int64
+	sentinel *sentinel.Sentinel
 }
 
 func (l *leader) RequestGrants(ctx context.Context, r *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
@@ -279,7 +281,13 @@ func (l *leader) RequestGrants(ctx context.Context, r *syncv1.RequestGrantsReque
 	if err != nil {
 		return nil, err
 	}
-	return &syncv1.RequestGrantsResponse{Grants: []*syncv1.SignedGrant{{Payload: payload, Signature: ed25519.Sign(zoneKey, append([]byte(failover.SignaturePrefix), payload...))}}}, nil
+	signed := &syncv1.SignedGrant{Payload: payload, Signature: ed25519.Sign(zoneKey, append([]byte(failover.SignaturePrefix), payload...))}
+	raw, err := proto.Marshal(signed)
+	if err != nil {
+		return nil, err
+	}
+	l.sentinel.Answered(time.Now(), [][]byte{raw})
+	return &syncv1.RequestGrantsResponse{Grants: []*syncv1.SignedGrant{signed}}, nil
 }
 
 func mint(t testing.TB, plan string) (string, table.Object) {
@@ -360,18 +368,27 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 		r.tables.Swap(w.view(r, true))
 		log := slog.New(slog.DiscardHandler)
 		source := in.Source(t, "emea", name, identity.Edge, name+"-edge-1")
-		ups := proxy.NewUpstreams(proxy.UpstreamConfig{AllowLoopback: true})
+		guard, err := sentinel.New(sentinel.Config{Tables: r.tables, Zone: "emea", Region: name, Edge: name + "-edge-1", Logger: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if n := guard.Violations(); n != 0 {
+				t.Errorf("%s: the sentinel stopped %d times what the first check let pass", name, n)
+			}
+		})
+		ups := proxy.NewUpstreams(proxy.UpstreamConfig{AllowLoopback: true, Permit: guard.Upstream})
 		mon, err := failover.New(failover.Config{Tables: r.tables, Prober: ups, Logger: log})
 		if err != nil {
 			t.Fatal(err)
 		}
-		lead := &leader{edge: name + "-edge-1", from: name, to: other}
+		lead := &leader{edge: name + "-edge-1", from: name, to: other, sentinel: guard}
 		return r, lead, func(lead *leader) {
 			grants, err := failover.NewGrants(failover.GrantsConfig{Requester: lead, Tables: r.tables, Self: source.Name(), Logger: log})
 			if err != nil {
 				t.Fatal(err)
 			}
-			r.client, err = relay.NewClient(relay.ClientConfig{Identity: source, Tables: r.tables, Grants: grants, Evidence: r.evidence, Logger: log})
+			r.client, err = relay.NewClient(relay.ClientConfig{Identity: source, Tables: r.tables, Grants: grants, Evidence: r.evidence, Sentinel: guard, Logger: log})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -387,6 +404,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			if err != nil {
 				t.Fatal(err)
 			}
+			wg.Go(func() { guard.Run(ctx) })
 			wg.Go(func() { mon.Run(ctx) })
 			wg.Go(func() { grants.Run(ctx) })
 			wg.Go(func() { r.client.Run(ctx) })

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -22,12 +23,19 @@ type Evidence interface {
 	Relay(requestID, grantID, from, to string) error
 }
 
+// Sentinel is a second, independent opinion on what leaves: see package sentinel.
+type Sentinel interface {
+	Dialled(peer *x509.Certificate) error
+	Leaves(peer *x509.Certificate, grant []byte, api, home string) error
+}
+
 // ClientConfig of a Client. All but the durations are required.
 type ClientConfig struct {
 	Identity *identity.Source
 	Tables   *policy.Holder
 	Grants   *failover.Grants
 	Evidence Evidence
+	Sentinel Sentinel
 	Logger   *slog.Logger
 
 	DialTimeout time.Duration // 0: 500 ms, for connecting and the handshake
@@ -67,8 +75,8 @@ func under(t *policy.Table, zone, api, policy string) bool {
 
 // NewClient makes a client; Run it.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	if cfg.Identity == nil || cfg.Tables == nil || cfg.Grants == nil || cfg.Evidence == nil || cfg.Logger == nil {
-		return nil, errors.New("relay: a client needs Identity, Tables, Grants, Evidence and Logger")
+	if cfg.Identity == nil || cfg.Tables == nil || cfg.Grants == nil || cfg.Evidence == nil || cfg.Sentinel == nil || cfg.Logger == nil {
+		return nil, errors.New("relay: a client needs Identity, Tables, Grants, Evidence, Sentinel and Logger")
 	}
 	if cfg.DialTimeout <= 0 {
 		cfg.DialTimeout = 500 * time.Millisecond
@@ -151,7 +159,11 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	} else {
 		req.ContentLength = 0
 	}
-	resp, err := s.conn.RoundTrip(req)
+	resp, err := s.send(c.cfg.Sentinel, req)
+	if errors.Is(err, errSentinel) {
+		end()
+		return refuse(RuleSentinel, err)
+	}
 	if err != nil {
 		cause := context.Cause(ctx) // before end, which gives it one
 		end()

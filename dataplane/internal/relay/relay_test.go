@@ -21,6 +21,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/sentinel"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/identity/identitytest"
@@ -147,6 +148,7 @@ type border struct {
 	west, central    *policy.Holder
 	client           *relay.Client
 	grants           *failover.Grants
+	sentinel         *sentinel.Sentinel
 	server           *relay.Server
 	local            *local
 	evidence         *evidence
@@ -155,6 +157,18 @@ type border struct {
 	mint             func() []*syncv1.SignedGrant
 	deny             error
 	westEdge, centre *identity.Source
+	said             said // by the sentinel
+}
+
+type said struct {
+	mu sync.Mutex
+	strings.Builder
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Builder.Write(p)
 }
 
 func (b *border) RequestGrants(context.Context, *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
@@ -163,7 +177,14 @@ func (b *border) RequestGrants(context.Context, *syncv1.RequestGrantsRequest) (*
 	if b.deny != nil {
 		return nil, b.deny
 	}
-	return &syncv1.RequestGrantsResponse{Grants: b.mint()}, nil
+	asked, grants := time.Now(), b.mint()
+	var signed [][]byte
+	for _, g := range grants {
+		raw, _ := proto.Marshal(g)
+		signed = append(signed, raw)
+	}
+	b.sentinel.Answered(asked, signed)
+	return &syncv1.RequestGrantsResponse{Grants: grants}, nil
 }
 
 func (b *border) grant() *syncv1.Grant {
@@ -184,12 +205,27 @@ var westNode = table.Node{Name: "eu-west-edge-1", Zone: "emea", Region: "eu-west
 
 func newBorder(t testing.TB) *border {
 	t.Helper()
+	b := newBorderWith(t, nil)
+	t.Cleanup(func() {
+		if n := b.sentinel.Violations(); n != 0 {
+			t.Errorf("the sentinel stopped %d relays that the first check let pass: %s", n, b.said.String())
+		}
+	})
+	return b
+}
+
+// newBorderWith has a sentinel that reads truth; nil: what the client reads.
+func newBorderWith(t testing.TB, truth *policy.Holder) *border {
+	t.Helper()
 	b := &border{t: t, in: identitytest.New(t, "test.example", "emea", "us"), west: &policy.Holder{}, central: &policy.Holder{},
 		local: &local{cut: make(chan error, 16)}, evidence: &evidence{}}
 	b.westEdge = b.in.Source(t, "emea", "eu-west", identity.Edge, "eu-west-edge-1")
 	b.centre = b.in.Source(t, "emea", "eu-central", identity.Edge, "eu-central-edge-1")
 	b.west.Swap(view(t, "eu-west", []string{"eu-west>eu-central"}, nil))
 	b.central.Swap(view(t, "eu-central", []string{"eu-west>eu-central"}, []table.Node{westNode}))
+	if truth == nil {
+		truth = b.west
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -205,12 +241,17 @@ func newBorder(t testing.TB) *border {
 		t.Fatal(err)
 	}
 	b.grants = grants
-	if b.client, err = relay.NewClient(relay.ClientConfig{Identity: b.westEdge, Tables: b.west, Grants: grants, Evidence: b.evidence, Logger: log}); err != nil {
+	// Its own table where a test misleads the first check, see sentinel_test.go.
+	if b.sentinel, err = sentinel.New(sentinel.Config{Tables: truth, Zone: "emea", Region: "eu-west", Edge: "eu-west-edge-1", Logger: slog.New(slog.NewTextHandler(&b.said, nil))}); err != nil {
+		t.Fatal(err)
+	}
+	if b.client, err = relay.NewClient(relay.ClientConfig{Identity: b.westEdge, Tables: b.west, Grants: grants, Evidence: b.evidence, Sentinel: b.sentinel, Logger: log}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { b.server.Serve(ctx, l) })
+	wg.Go(func() { b.sentinel.Run(ctx) })
 	wg.Go(func() { grants.Run(ctx) })
 	wg.Go(func() { b.client.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })

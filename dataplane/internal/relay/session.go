@@ -3,6 +3,8 @@ package relay
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -23,9 +25,10 @@ type sessionKey struct{ to, node, addr string }
 type session struct {
 	key      sessionKey
 	dialing  chan struct{} // a lock one can give up waiting for: held while dialling
-	mu       sync.Mutex    // covers conn, raws and closed
+	mu       sync.Mutex    // covers conn, cert, raws and closed
 	conn     *http.ClientConn
-	raws     []*heardConn // conn's, and those of connections that were full or told to go away and still drain
+	cert     *x509.Certificate // that conn's peer showed
+	raws     []*heardConn      // conn's, and those of connections that were full or told to go away and still drain
 	closed   bool
 	lastByte atomic.Int64 // ns since start, on the monotonic clock
 	start    time.Time
@@ -98,6 +101,7 @@ func (c *Client) ready(ctx context.Context, s *session, policyName string) error
 		return nil
 	}
 	var raw *heardConn
+	var cert *x509.Certificate
 	var protocols http.Protocols
 	protocols.SetHTTP2(true)
 	tr := &http.Transport{
@@ -110,6 +114,11 @@ func (c *Client) ready(ctx context.Context, s *session, policyName string) error
 			raw = &heardConn{Conn: conn, s: s}
 			tc := tls.Client(raw, c.cfg.Identity.ClientTLS([]string{"h2"}, allow))
 			if err := tc.HandshakeContext(ctx); err != nil {
+				conn.Close()
+				return nil, err
+			}
+			cert = tc.ConnectionState().PeerCertificates[0]
+			if err := c.cfg.Sentinel.Dialled(cert); err != nil {
 				conn.Close()
 				return nil, err
 			}
@@ -130,7 +139,7 @@ func (c *Client) ready(ctx context.Context, s *session, policyName string) error
 		return errSessionClosed
 	}
 	s.raws = slices.DeleteFunc(s.raws, func(c *heardConn) bool { return c.dead.Load() })
-	s.conn, s.raws = conn, append(s.raws, raw)
+	s.conn, s.cert, s.raws = conn, cert, append(s.raws, raw)
 	s.mu.Unlock()
 	return nil
 }
@@ -148,6 +157,23 @@ func (s *session) close() {
 		raw.Close()
 	}
 }
+
+// send lets a relayed request leave, if the sentinel finds nothing wrong with what it carries and to whom.
+func (s *session) send(guard Sentinel, req *http.Request) (*http.Response, error) {
+	s.mu.Lock()
+	conn, cert := s.conn, s.cert
+	s.mu.Unlock()
+	signed, err := base64.StdEncoding.DecodeString(req.Header.Get(HeaderGrant))
+	if err != nil {
+		return nil, fmt.Errorf("read back the grant: %w", err)
+	}
+	if err := guard.Leaves(cert, signed, req.Header.Get(HeaderAPI), req.Header.Get(HeaderHome)); err != nil {
+		return nil, errors.Join(errSentinel, err)
+	}
+	return conn.RoundTrip(req)
+}
+
+var errSentinel = errors.New("stopped at the border")
 
 // ping asks the peer for a sign of life.
 func (s *session) ping(ctx context.Context, wait time.Duration) error {

@@ -42,6 +42,7 @@ const (
 	RuleCut       = "cut"          // permitted when it began, not any more
 	RuleEvidence  = "evidence"     // the sender could not record it
 	RuleMalformed = "malformed"
+	RuleSentinel  = "sentinel" // the second opinion at the sender says no
 )
 
 // Refusal says what was refused; counts of them are bounded by rules times pairs, so that strangers cannot

@@ -1,0 +1,60 @@
+package relay_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/relay"
+	"bailiwick/shared/table"
+)
+
+// Here the first check is made wrong, at both ends: it reads a table in which the pair is open. The sentinel
+// reads the true one.
+func TestSentinel_StopsWhatAMisledFirstCheckLetsPass(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		truth func(t *testing.T, b *border, truth *policy.Holder)
+		rule  string
+	}{
+		{"no such pair", func(t *testing.T, b *border, truth *policy.Holder) { truth.Swap(view(t, "eu-west", nil, nil)) }, "sentinel-pair"},
+		{"another pair", func(t *testing.T, b *border, truth *policy.Holder) {
+			truth.Swap(view(t, "eu-west", []string{"eu-west>eu-south", "eu-central>eu-west"}, nil))
+		}, "sentinel-pair"},
+		{"a warm session, and the pair is closed", func(t *testing.T, b *border, truth *policy.Holder) {
+			resp, err := b.do(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			truth.Swap(view(t, "eu-west", nil, nil))
+			eventually(t, time.Second, "the sentinel has read it", func() bool { return b.sentinel.Upstream("127.0.0.1:9") == nil })
+			time.Sleep(1100 * time.Millisecond) // within a second it would be late, not wrong
+		}, "sentinel-pair"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			truth := &policy.Holder{}
+			truth.Swap(view(t, "eu-west", []string{"eu-west>eu-central"}, []table.Node{westNode}))
+			b := newBorderWith(t, truth)
+			c.truth(t, b, truth)
+			time.Sleep(1100 * time.Millisecond)
+			served, before := b.local.count(), b.sentinel.Violations()
+			resp, err := b.do(t.Context(), strings.NewReader("secret"))
+			if err == nil {
+				resp.Body.Close()
+			}
+			if rule(err) != relay.RuleSentinel || b.local.count() != served || b.local.body.Len() != 0 {
+				t.Fatalf("got %v, %d served; want it stopped by the sentinel, nothing served", err, b.local.count()-served)
+			}
+			if n := b.sentinel.Violations() - before; n < 1 {
+				t.Errorf("got %d violations counted, want it counted", n)
+			}
+			b.said.mu.Lock()
+			defer b.said.mu.Unlock()
+			if said := b.said.String(); !strings.Contains(said, "level=ERROR") || !strings.Contains(said, "rule="+c.rule+" from=eu-west to=eu-central") {
+				t.Errorf("logged %q, want an error with rule, from and to", said)
+			}
+		})
+	}
+}

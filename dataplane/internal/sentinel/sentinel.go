@@ -1,0 +1,310 @@
+// Package sentinel owns the second opinion on the border. Where a connection to another edge or to an upstream
+// is made, and where a relayed request leaves, it decides again from what is really there: the bytes of the
+// grant as they came from the control plane, the certificate that the peer showed, and the objects of the
+// table. What it does not permit does not leave, is logged as an error, and counted in a number that is 0 for
+// as long as the first check is right.
+//
+// It shares no code with that first check: neither package regions, failover nor relay, nor the index of the
+// table; it reads names, addresses and grants itself, and an architecture test keeps it so. It never permits
+// anything: the first check stands before it. Nothing survives a crash. All methods may be called at once.
+package sentinel
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/idna"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/shared/table"
+)
+
+// What is checked, for logs.
+const (
+	RulePeer     = "sentinel-peer"     // the certificate names no edge, or not one that the grant names
+	RulePair     = "sentinel-pair"     // the table has no such pair
+	RuleGrant    = "sentinel-grant"    // no such grant came from the zone, or it has ended
+	RuleHome     = "sentinel-home"     // the request was not accepted here
+	RuleAPI      = "sentinel-api"      // the table does not have the API under a policy that the grant covers
+	RuleUpstream = "sentinel-upstream" // the address is no upstream of this region
+)
+
+const (
+	// settle is how long after a change of the rules what was permitted before is late, and not wrong: blocked
+	// all the same, but no fault of the first check, which read the table a moment earlier.
+	settle = time.Second
+	// targetsFor is how long an upstream that left the table may be dialled: requests under way finish by the
+	// table they began with, and an upstream of this region crosses no border.
+	targetsFor = 2 * time.Minute
+	// slack of the age of a grant: the answer that renews it may be on its way.
+	slack = time.Second
+	// maxGrants is how many grants are remembered; beyond it the oldest is forgotten, and so refused.
+	maxGrants = 4096
+)
+
+// Config of a Sentinel. All fields are required.
+type Config struct {
+	Tables             *policy.Holder
+	Zone, Region, Edge string // who this is, from its own certificate
+	Logger             *slog.Logger
+}
+
+// Sentinel judges. Run it.
+type Sentinel struct {
+	cfg        Config
+	violations atomic.Int64
+	late       atomic.Int64
+
+	mu      sync.Mutex // covers all below; held for no I/O
+	of      *policy.Table
+	now     *reading
+	before  *reading // what held until now.since
+	left    map[string]time.Time
+	grants  map[string]*grant // by id
+	order   []string          // ids, oldest first
+	away    bool              // the zone did not answer the last question for grants
+	warned  map[[3]string]time.Time
+	changed time.Time
+}
+
+// reading is what the objects of one table say. It never changes.
+type reading struct {
+	pairs   map[pair]string   // the zone of its end
+	apis    map[string]string // of the own zone: policy
+	targets map[string]bool   // host:port
+	keys    map[string]ed25519.PublicKey
+	catalog uint64 // epochs
+	zone    uint64
+}
+
+type pair struct{ policy, from, to string }
+
+// New makes a Sentinel that has read nothing, and so lets nothing pass.
+func New(cfg Config) (*Sentinel, error) {
+	if cfg.Tables == nil || cfg.Zone == "" || cfg.Region == "" || cfg.Edge == "" || cfg.Logger == nil {
+		return nil, errors.New("sentinel: Tables, Zone, Region, Edge and Logger are required")
+	}
+	return &Sentinel{cfg: cfg, now: &reading{}, before: &reading{}, left: map[string]time.Time{}, grants: map[string]*grant{}, warned: map[[3]string]time.Time{}}, nil
+}
+
+// Run reads every table as it comes until ctx ends, so that it knows what was permitted a moment ago.
+func (s *Sentinel) Run(ctx context.Context) error {
+	for {
+		changed := s.cfg.Tables.Changed()
+		s.mu.Lock()
+		s.read()
+		s.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
+	}
+}
+
+// Violations is how often the first check was wrong since the start.
+func (s *Sentinel) Violations() int64 { return s.violations.Load() }
+
+// Late is how often something was stopped that had been permitted until a moment before.
+func (s *Sentinel) Late() int64 { return s.late.Load() }
+
+// read looks at the newest table, with mu held.
+func (s *Sentinel) read() {
+	t := s.cfg.Tables.Load()
+	if t == s.of {
+		return
+	}
+	s.of = t
+	r := &reading{pairs: map[pair]string{}, apis: map[string]string{}, targets: map[string]bool{}, keys: map[string]ed25519.PublicKey{}}
+	r.catalog, r.zone = t.Catalog().Epoch, t.Zone().Epoch
+	for _, value := range t.All() {
+		switch v := value.(type) {
+		case *table.Pair:
+			r.pairs[pair{v.Policy, v.From, v.To}] = v.ToZone
+		case *policy.API:
+			if v.Zone == s.cfg.Zone {
+				r.apis[v.Name] = v.Policy
+			}
+			for _, target := range v.Targets {
+				if addr := address(target); addr != "" {
+					r.targets[addr] = true
+				}
+			}
+		case *table.ZoneKey:
+			r.keys[v.Zone] = v.PublicKey
+		}
+	}
+	now := time.Now()
+	for addr := range s.now.targets {
+		if !r.targets[addr] {
+			s.left[addr] = now
+		}
+	}
+	maps.DeleteFunc(s.left, func(_ string, at time.Time) bool { return now.Sub(at) > targetsFor })
+	if s.now.catalog != r.catalog || s.now.zone != r.zone || !maps.Equal(s.now.pairs, r.pairs) || !maps.Equal(s.now.apis, r.apis) {
+		s.before, s.changed = s.now, now
+	}
+	s.now = r
+}
+
+// address is what a dialler makes of a base URL.
+func address(target string) string {
+	u, err := url.Parse(target)
+	if err != nil || u.Hostname() == "" {
+		return ""
+	}
+	host := u.Hostname()
+	if ascii, err := idna.Lookup.ToASCII(host); err == nil && net.ParseIP(host) == nil {
+		host = ascii // as the HTTP client writes it
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[strings.ToLower(u.Scheme)]
+	}
+	return strings.ToLower(net.JoinHostPort(host, port))
+}
+
+// peer is who a certificate says it is: spiffe://<zone>.<installation>/region/<region>/edge/<name>.
+func peer(cert *x509.Certificate) (zone, region, edge string, ok bool) {
+	if cert == nil || len(cert.URIs) != 1 || cert.URIs[0].Scheme != "spiffe" {
+		return "", "", "", false
+	}
+	zone, _, ok = strings.Cut(cert.URIs[0].Host, ".")
+	parts := strings.Split(cert.URIs[0].Path, "/")
+	if !ok || len(parts) != 5 || parts[0] != "" || parts[1] != "region" || parts[3] != "edge" {
+		return "", "", "", false
+	}
+	return zone, parts[2], parts[4], true
+}
+
+// Upstream judges a dial to an upstream, host:port as dialled, before the name is resolved.
+func (s *Sentinel) Upstream(addr string) error {
+	addr = strings.ToLower(addr)
+	s.mu.Lock()
+	s.read()
+	at, gone := s.left[addr]
+	ok := s.now.targets[addr] || gone && time.Since(at) < targetsFor
+	s.mu.Unlock()
+	if ok {
+		return nil
+	}
+	return s.refuse(RuleUpstream, addr, false)
+}
+
+// Dialled judges a connection to another region's edge, over TCP or QUIC, by the certificate it showed, before
+// anything is said on it.
+func (s *Sentinel) Dialled(cert *x509.Certificate) error {
+	zone, region, edge, ok := peer(cert)
+	if !ok {
+		return s.refuse(RulePeer, "unnamed", false)
+	}
+	s.mu.Lock()
+	s.read()
+	allowed := func(r *reading) bool {
+		for p, end := range r.pairs {
+			if p.from == s.cfg.Region && p.to == region && end == zone {
+				return true
+			}
+		}
+		return false
+	}
+	now := time.Now()
+	rule := ""
+	switch {
+	case !allowed(s.now):
+		rule = RulePair
+	default:
+		rule = RuleGrant
+		for _, g := range s.grants {
+			if g.to == region && g.peers[edge] && s.alive(g, now) {
+				rule = ""
+				break
+			}
+		}
+	}
+	late := rule != "" && now.Sub(s.changed) < settle && (rule == RuleGrant || allowed(s.before))
+	s.mu.Unlock()
+	if rule == "" {
+		return nil
+	}
+	return s.refuse(rule, region, late)
+}
+
+// Leaves judges a request that is about to be relayed, from what it carries: the grant as sent, the API by name,
+// the region said to have accepted it.
+func (s *Sentinel) Leaves(cert *x509.Certificate, signed []byte, api, home string) error {
+	zone, region, edge, ok := peer(cert)
+	if !ok {
+		return s.refuse(RulePeer, "unnamed", false)
+	}
+	if home != s.cfg.Region {
+		return s.refuse(RuleHome, region, false)
+	}
+	g, err := parse(signed)
+	if err != nil {
+		return s.refuse(RuleGrant, region, false)
+	}
+	s.mu.Lock()
+	s.read()
+	now := time.Now()
+	rule := s.judge(s.now, g, now, zone, region, edge, api)
+	late := rule != "" && now.Sub(s.changed) < settle && s.judge(s.before, g, now, zone, region, edge, api) == ""
+	s.mu.Unlock()
+	if rule == "" {
+		return nil
+	}
+	return s.refuse(rule, region, late)
+}
+
+// judge is the decision under one reading, with mu held.
+func (s *Sentinel) judge(r *reading, g *grant, now time.Time, zone, region, edge, api string) string {
+	seen := s.grants[g.id]
+	policyName, known := r.apis[api]
+	end, paired := r.pairs[pair{policyName, s.cfg.Region, region}]
+	switch {
+	case seen == nil || string(seen.payload) != string(g.payload) || !s.alive(seen, now):
+		return RuleGrant
+	case g.zone != s.cfg.Zone || g.edge != s.cfg.Edge || g.from != s.cfg.Region || g.to != region || g.catalog < r.catalog || g.store < r.zone:
+		return RuleGrant
+	case !g.peers[edge]:
+		return RulePeer
+	case !known || !g.policies[policyName]:
+		return RuleAPI
+	case !paired || end != zone:
+		return RulePair
+	}
+	return ""
+}
+
+func (s *Sentinel) refuse(rule, to string, late bool) error {
+	if late {
+		s.late.Add(1)
+		return fmt.Errorf("sentinel: %s to %s is not permitted any more (%s)", s.cfg.Region, to, rule)
+	}
+	s.violations.Add(1)
+	key, now := [3]string{rule, s.cfg.Region, to}, time.Now()
+	s.mu.Lock()
+	loud := now.Sub(s.warned[key]) > time.Second // a check that is broken is wrong for every request
+	if loud {
+		if len(s.warned) > 256 {
+			clear(s.warned)
+		}
+		s.warned[key] = now
+	}
+	s.mu.Unlock()
+	if loud {
+		s.cfg.Logger.Error("border sentinel stopped what the first check let pass: report it, and take this edge out of service", "rule", rule, "from", s.cfg.Region, "to", to)
+	}
+	return fmt.Errorf("sentinel: %s to %s is not permitted (%s)", s.cfg.Region, to, rule)
+}
