@@ -147,6 +147,7 @@ func (e *Edge) metrics() []telemetry.Metric {
 		gauge("detail_pieces_waiting", "Pieces of detail that no control node has stored.", func() float64 { return float64(e.detail.Stats().Pieces) }),
 		gauge("detail_disk_bytes", "Disk that detail takes.", func() float64 { return float64(e.detail.Stats().Disk) }),
 		counter("unbilled_requests_total", "Requests served that could not be counted.", e.proxy.Unbilled),
+		gauge("replay_bytes", "Bytes of request bodies kept in memory to be sent again.", func() float64 { return float64(e.proxy.ReplayBytes()) }),
 		gauge("quota_accounts", "Subscriptions with a quota or a rate limit that this edge has an account of.", func() float64 { return float64(e.quotas.Stats().Accounts) }),
 		gauge("quota_units_spent", "Units spent here in current periods, since the start.", func() float64 { return float64(e.quotas.Stats().Spent) }),
 		gauge("quota_units_held", "Units leased to this edge that no request has taken.", func() float64 { return float64(e.quotas.Stats().Free) }),

@@ -11,21 +11,25 @@ import (
 	"bailiwick/dataplane/internal/gate"
 )
 
-// replayMax bounds what of a body is kept in memory to send it a second time. Never on disk (invariant 12).
-const replayMax = 64 << 10
+// What of bodies is kept to send them a second time: in memory alone, never on disk, and no longer than the
+// request lasts, however it ends (invariant 12).
+const (
+	replayMax   = 64 << 10 // of one body; a larger one is sent once
+	replayTotal = 64 << 20 // of all bodies at a time; beyond it they are sent once too
+)
 
 // body is the request's body: none, kept in memory, or a stream that can be sent once.
 type body struct {
 	src    io.ReadCloser
 	length int64 // -1: unknown
-	kept   []byte
+	kept   []byte // read by others than the walk's goroutine with mu held
 
 	in       atomic.Int64 // bytes read from the client
 	touched  atomic.Bool  // an attempt has begun to read src
 	tooLarge atomic.Bool
 	broken   atomic.Bool // the client's end failed
 
-	mu      sync.Mutex // covers current
+	mu      sync.Mutex // covers current, and the end of kept
 	current *stream    // the attempt that may read src
 }
 
@@ -48,18 +52,37 @@ func (x *exchange) open(limit int64) gate.Problem {
 	if b.length > replayMax {
 		return gate.Problem{}
 	}
+	if x.p.replays.Add(b.length) > replayTotal {
+		x.p.replays.Add(-b.length)
+		return gate.Problem{}
+	}
 	rc := http.NewResponseController(x.w)
 	rc.SetReadDeadline(time.Now().Add(x.timeout())) // a body that trickles must not hold a connection for ever
 	kept := make([]byte, b.length)
 	n, err := io.ReadFull(b.src, kept)
 	rc.SetReadDeadline(time.Time{})
 	b.in.Store(int64(n))
+	b.kept = kept
 	if err != nil {
 		b.broken.Store(true)
 		return gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended before its declared length.")
 	}
-	b.kept = kept
 	return gate.Problem{}
+}
+
+// wipe overwrites what was kept and gives its room back. Whatever transport still reads gets nothing more. Call
+// it once no attempt will follow; it may be called twice.
+func (b *body) wipe(room *atomic.Int64) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.kept != nil {
+		clear(b.kept)
+		b.kept = nil
+		room.Add(-b.length)
+	}
 }
 
 func (b *body) bytes() int64 {
@@ -95,7 +118,7 @@ func (b *body) reader() io.ReadCloser {
 	b.shut()
 	s := &stream{b: b}
 	if b.kept != nil {
-		s.rest = b.kept
+		s.rest, s.replay = b.kept, true
 		return s
 	}
 	b.mu.Lock()
@@ -107,17 +130,23 @@ func (b *body) reader() io.ReadCloser {
 // stream is what a transport reads. It may go on reading a moment after its RoundTrip has returned: over
 // stops it, so that it cannot eat what the next attempt needs. Close does not close the client's body.
 type stream struct {
-	b    *body
-	rest []byte
-	over atomic.Bool
+	b      *body
+	replay bool   // of what was kept
+	rest   []byte // likewise, what is left of it
+	over   atomic.Bool
 }
 
 var errOver = errors.New("attempt is over")
 
 func (s *stream) Read(p []byte) (int, error) {
-	if s.b.kept != nil {
+	if s.replay {
+		s.b.mu.Lock()
+		defer s.b.mu.Unlock()
 		if len(s.rest) == 0 {
 			return 0, io.EOF
+		}
+		if s.b.kept == nil { // wiped
+			return 0, errOver
 		}
 		n := copy(p, s.rest)
 		s.rest = s.rest[n:]

@@ -297,6 +297,7 @@ func (x *exchange) close() {
 	x.v.Ticket.Release() // if it is still there, no upstream answered
 	x.v.Ticket = quota.Ticket{}
 	x.body.shut()
+	x.body.wipe(&x.p.replays)
 }
 
 // gone says whether the client has left.

@@ -80,6 +80,7 @@ type Proxy struct {
 	budgets  sync.Map // API name → *budget
 	buffers  sync.Pool
 	unbilled atomic.Int64
+	replays  atomic.Int64 // bytes of bodies kept to be sent again
 }
 
 // New makes a Proxy.
@@ -117,6 +118,9 @@ func New(cfg Config) (*Proxy, error) {
 
 // Unbilled is how many requests were served that could not be counted (ServeUnbilled only).
 func (p *Proxy) Unbilled() int64 { return p.unbilled.Load() }
+
+// ReplayBytes is how much of requests' bodies is kept now to be sent again, at most 64 MiB.
+func (p *Proxy) ReplayBytes() int64 { return p.replays.Load() }
 
 // budget keeps retries from becoming a storm: a fifth of the requests, and ten a second, with room for a
 // burst, since an upstream that dies takes all its requests in flight with it at once.
