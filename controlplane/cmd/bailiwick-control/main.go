@@ -134,6 +134,7 @@ func serve(ctx context.Context, args []string) error {
 	flags.Int64Var(&cfg.MaxEdgeRate, "max-edge-rate", 250_000, "requests a second that one edge can serve at most: usage that says more is refused")
 	flags.DurationVar(&cfg.DetailRetention, "detail-retention", 35*24*time.Hour, "how long rows of single requests are kept")
 	flags.Int64Var(&cfg.DetailBudget, "detail-budget", 20<<30, "bytes of such rows on this node's disk; beyond it the oldest files go, counted")
+	cores := flags.Bool("core-dumps", false, "let the system dump this process's memory when it crashes; keys and requests are in it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
 	flags.Int("bootstrap-expect", 3, "voters of a zone's groups; the kit names them, and this must agree when given")
@@ -145,6 +146,11 @@ func serve(ctx context.Context, args []string) error {
 	}
 	if err := telemetry.CheckLogging(*level, *format); err != nil {
 		return err
+	}
+	if !*cores {
+		if err := telemetry.NoCoreDumps(); err != nil {
+			return err
+		}
 	}
 	flags.Visit(func(f *flag.Flag) {
 		if f.Name == "bootstrap-expect" {

@@ -56,6 +56,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.ACME.Directory, "acme-directory", "", "ACME directory URL for the hosts' certificates; empty: the installation's authority")
 	flags.StringVar(&cfg.ACME.Email, "acme-email", "", "contact for the ACME account")
 	acmeRoots := flags.String("acme-ca-file", "", "roots of the ACME directory's own TLS; default: the system's")
+	cores := flags.Bool("core-dumps", false, "let the system dump this process's memory when it crashes; keys and requests are in it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
 	showVersion := flags.Bool("version", false, "print the version and exit")
@@ -77,6 +78,11 @@ func run(ctx context.Context, args []string) error {
 	}
 	if err := telemetry.CheckLogging(*level, *format); err != nil {
 		return err
+	}
+	if !*cores {
+		if err := telemetry.NoCoreDumps(); err != nil {
+			return err
+		}
 	}
 	for _, text := range list(*public) {
 		a, err := netip.ParseAddr(text)

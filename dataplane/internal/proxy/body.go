@@ -21,7 +21,7 @@ const (
 // body is the request's body: none, kept in memory, or a stream that can be sent once.
 type body struct {
 	src    io.ReadCloser
-	length int64 // -1: unknown
+	length int64  // -1: unknown
 	kept   []byte // read by others than the walk's goroutine with mu held
 
 	in       atomic.Int64 // bytes read from the client
