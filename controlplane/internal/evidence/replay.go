@@ -385,14 +385,15 @@ func (w *replay) snapshot(at time.Time) state {
 	for _, name := range slices.Sorted(maps.Keys(w.closures)) {
 		s.Closures = append(s.Closures, w.closures[name])
 	}
-	for _, id := range slices.Sorted(maps.Keys(w.grants)) {
-		switch g := w.grants[id]; {
-		case at.Sub(g.end()) <= afterlife:
+	for id, g := range w.grants { // most have ended: only what is told is put in order
+		switch over := at.Sub(g.end()); {
+		case over <= afterlife:
 			s.Grants = append(s.Grants, g)
-		case at.Sub(g.end()) > remember:
+		case over > remember:
 			delete(w.grants, id)
 		}
 	}
+	slices.SortFunc(s.Grants, func(a, b given) int { return cmp.Compare(a.ID, b.ID) })
 	for _, edge := range slices.Sorted(maps.Keys(w.chains)) {
 		s.Chains = append(s.Chains, w.chains[edge])
 	}
