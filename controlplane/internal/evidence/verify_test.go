@@ -232,3 +232,31 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+func TestReport(t *testing.T) {
+	h := day(t)
+	r, err := ReportOn(bytes.NewReader(h.export()), h.trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Pairs) != 2 || len(r.Bases) != 1 || len(r.Closures) != 1 || r.Closures[0].OpenedAt == nil || len(r.Tightening) != 1 || len(r.Relays) != 1 || r.Relays[0].Count != 12 || r.Pairs[1].Grants != 3 {
+		t.Errorf("got %+v", r)
+	}
+	if len(r.Operators) != 2 || r.Operators[0] != (ReportOperator{"alice", "closure", 1}) {
+		t.Errorf("operators %+v", r.Operators)
+	}
+	var page bytes.Buffer
+	if err := r.HTML(&page); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{"http:", "https:", "src=", "<script", "url("} {
+		if strings.Contains(page.String(), bad) {
+			t.Errorf("the page has %q: it must need nothing from elsewhere", bad)
+		}
+	}
+	for _, want := range []string{"The evidence is sound", "eu-west to eu-central under policy gdpr-emea", "closure stop: all relays from eu-west to eu-central", "alice"} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+}
