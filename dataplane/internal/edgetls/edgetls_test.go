@@ -392,38 +392,6 @@ func TestManager_UnknownHostIsUnrecognizedName(t *testing.T) {
 	}
 }
 
-// Invariant 15: no ticket is handed out, so none resumes anywhere, on either transport's policy.
-func TestManager_NoSessionIsResumed(t *testing.T) {
-	z := newZone(t)
-	m, _ := z.edge(t, t.TempDir(), "a")
-	m.Manage([]string{host})
-	wait(t, "certificate", func() bool { return len(m.Missing()) == 0 })
-	for name, c := range map[string]struct {
-		server *tls.Config
-		proto  string
-	}{"TCP": {m.TLSConfig(), "h2"}, "QUIC": {m.QUICTLSConfig(), "h3"}} {
-		cache := tls.NewLRUClientSessionCache(1)
-		for i := range 2 {
-			a, b := net.Pipe()
-			a.SetDeadline(time.Now().Add(5 * time.Second))
-			b.SetDeadline(time.Now().Add(5 * time.Second))
-			go tls.Server(a, c.server).Write([]byte{1}) // after the handshake, and behind a ticket if there is one
-			client := tls.Client(b, &tls.Config{RootCAs: z.roots(t), ServerName: host, NextProtos: []string{c.proto}, ClientSessionCache: cache})
-			if _, err := client.Read(make([]byte, 1)); err != nil {
-				t.Fatalf("%s: %v", name, err)
-			}
-			if client.ConnectionState().DidResume {
-				t.Errorf("%s: connection %d resumed a session", name, i)
-			}
-			if s, ok := cache.Get(host); ok && s != nil {
-				t.Errorf("%s: the client was given a ticket", name)
-			}
-			a.Close()
-			b.Close()
-		}
-	}
-}
-
 func TestManager_Renews(t *testing.T) {
 	z := newZone(t)
 	z.ttl = 5 * time.Second // certmagic begins a second before the end
