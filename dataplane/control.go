@@ -122,6 +122,10 @@ func (e *Edge) status() *syncv1.Status {
 		until = hosts
 	}
 	size, refused := e.witness.Held()
-	return &syncv1.Status{CheckpointSize: size, CheckpointRefused: refused, Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
+	var degraded []string
+	if err := e.ship.Stuck(); err != nil {
+		degraded = append(degraded, "usage: "+err.Error())
+	}
+	return &syncv1.Status{Degraded: degraded, CheckpointSize: size, CheckpointRefused: refused, Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
 		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook()}
 }

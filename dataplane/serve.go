@@ -104,7 +104,8 @@ func (e *Edge) checks(context.Context) []telemetry.Check {
 		doors.Err = errors.New("shut")
 	}
 	usage := telemetry.Check{Name: "spool", Err: e.spool.Healthy()}
-	return []telemetry.Check{table, doors, usage}
+	counted := telemetry.Check{Name: "usage", Degraded: e.ship.Stuck()} // what is served meanwhile is on disk: no reason to stop serving
+	return []telemetry.Check{table, doors, usage, counted}
 }
 
 // extra are lines of readyz?verbose that say more than pass or fail.

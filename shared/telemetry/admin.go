@@ -58,6 +58,10 @@ type Check struct {
 	Name   string
 	Err    error
 	Detail string // shown with a passing check: "41 objects at 1.7/ab12cd34ef56"
+
+	// Degraded is what does not work although the process should go on serving: ?verbose names it, and the
+	// check passes.
+	Degraded error
 }
 
 // NewAdminMux serves /livez and /healthz (the process answers), /readyz (every
@@ -90,6 +94,8 @@ func NewAdminMux(reg *prometheus.Registry, ready func(context.Context) []Check, 
 			case c.Err != nil:
 				failed++
 				fmt.Fprintf(&b, "%s FAIL: %s\n", c.Name, oneLine(c.Err.Error())) // also without ?verbose: it is why the answer is 503
+			case all && c.Degraded != nil:
+				fmt.Fprintf(&b, "%s DEGRADED: %s\n", c.Name, oneLine(c.Degraded.Error()))
 			case all && c.Detail != "":
 				fmt.Fprintf(&b, "%s ok: %s\n", c.Name, oneLine(c.Detail))
 			case all:

@@ -52,10 +52,10 @@ func TestNewLogger_Level(t *testing.T) {
 }
 
 func TestAdminMux(t *testing.T) {
-	var bad error
+	var bad, worse error
 	mux := telemetry.NewAdminMux(telemetry.NewRegistry(),
 		func(context.Context) []telemetry.Check {
-			return []telemetry.Check{{Name: "table", Detail: "12 objects"}, {Name: "upstream", Err: bad}}
+			return []telemetry.Check{{Name: "table", Detail: "12 objects"}, {Name: "upstream", Err: bad, Degraded: worse}}
 		},
 		func(context.Context) []string { return []string{"serves_alone_until 2026-12-01T00:00:00Z"} })
 	get := func(path string) (int, string) {
@@ -74,6 +74,9 @@ func TestAdminMux(t *testing.T) {
 	want("/healthz", 200, "ok\n")
 	want("/readyz", 200, "ready\n")
 	want("/readyz?verbose", 200, "table ok: 12 objects\nupstream ok\nserves_alone_until 2026-12-01T00:00:00Z\nready\n")
+	worse = errors.New("one of\ntwo")
+	want("/readyz", 200, "ready\n") // who goes on serving gets traffic
+	want("/readyz?verbose", 200, "table ok: 12 objects\nupstream DEGRADED: one of two\nserves_alone_until 2026-12-01T00:00:00Z\nready\n")
 	bad = errors.New("dial:\nrefused")
 	want("/readyz", 503, "upstream FAIL: dial: refused\nnot ready: 1 of 2 checks fail\n")
 	want("/readyz?verbose", 503, "table ok: 12 objects\nupstream FAIL: dial: refused\nserves_alone_until 2026-12-01T00:00:00Z\nnot ready: 1 of 2 checks fail\n")

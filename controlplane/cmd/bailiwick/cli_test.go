@@ -306,7 +306,15 @@ func TestNodeList_ShowsEachZonesOwnWord(t *testing.T) {
 	if len(nodes) != 4 {
 		t.Errorf("got %d nodes, want 4", len(nodes))
 	}
+	for _, n := range nodes {
+		if (len(n.Degraded) == 1) != (n.Name == "us-east-edge-1") {
+			t.Errorf("%s: degraded %q, want only what us-east-edge-1 says", n.Name, n.Degraded)
+		}
+	}
 	table := d.must(nil, "node", "list")
+	if !strings.Contains(table, "connected, degraded: usage: the ledger refuses epoch 7") {
+		t.Errorf("table does not say that an edge is degraded:\n%s", table)
+	}
 	if !strings.Contains(table, "NAME") || !strings.Contains(table, "1.9/abcd") || !strings.Contains(table, "2033-05-18T03:33:20Z") {
 		t.Errorf("table:\n%s", table)
 	}

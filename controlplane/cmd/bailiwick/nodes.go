@@ -39,6 +39,7 @@ type node struct {
 	Version            string    `json:"version"`
 	ConnectedTo        string    `json:"connected_to"`
 	RelayAddr          string    `json:"relay_addr"`
+	Degraded           []string  `json:"degraded"`
 }
 
 func positionOf(p *adminv1.Position) *position {
@@ -54,7 +55,7 @@ func nodeOf(n *adminv1.Node) node {
 		ZonePosition: positionOf(n.GetZonePosition()), ZoneWant: positionOf(n.GetZoneWant()),
 		NackReason: n.GetNackReason(), LastSeen: clock(n.GetLastSeen()), CertificateExpires: clock(n.GetCertificateExpires()),
 		CertificateSerial: n.GetCertificateSerial(), ServesAloneUntil: clock(n.GetServesAloneUntil()), Version: n.GetVersion(),
-		ConnectedTo: n.GetConnectedTo(), RelayAddr: n.GetRelayAddr()}
+		ConnectedTo: n.GetConnectedTo(), RelayAddr: n.GetRelayAddr(), Degraded: append([]string{}, n.GetDegraded()...)}
 	out.InSync = out.Catalog != nil && out.CatalogWant != nil && *out.Catalog == *out.CatalogWant &&
 		out.ZonePosition != nil && out.ZoneWant != nil && *out.ZonePosition == *out.ZoneWant
 	return out
@@ -123,6 +124,9 @@ func (a *app) printNodes(nodes []node) error {
 			status := n.Status
 			if n.NackReason != "" {
 				status += ": " + strings.ReplaceAll(n.NackReason, "\n", " ")
+			}
+			if len(n.Degraded) > 0 {
+				status += ", degraded: " + strings.ReplaceAll(strings.Join(n.Degraded, "; "), "\n", " ")
 			}
 			inSync := ""
 			switch {

@@ -15,8 +15,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -103,6 +105,7 @@ type Refusal struct {
 	Epoch, Seq     uint64
 	Reason, Detail string
 	At             time.Time
+	Final          bool // not tried again by this process
 }
 
 // Stats are counters since New and the state now.
@@ -177,6 +180,29 @@ func (s *Shipper) Err() error {
 		return fmt.Errorf("the ledger refuses usage block %d/%d: %s: %s", r.Epoch, r.Seq, r.Reason, r.Detail)
 	case st.Err != "":
 		return errors.New(st.Err)
+	}
+	return nil
+}
+
+// Stuck says why nothing that the edge serves now will be counted, however well the ledger is reached: its epoch,
+// or one that must go before it, is refused. nil: usage is on its way.
+func (s *Shipper) Stuck() error {
+	current := s.cfg.Spool.Stats().Epoch
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stats.Withdrawn {
+		return errWithdrawn
+	}
+	for _, epoch := range slices.Sorted(maps.Keys(s.refused)) {
+		r := s.refused[epoch]
+		if epoch != current && !r.hold {
+			continue
+		}
+		how, then := "", fmt.Sprintf("until that is repaired; it is tried again every %s", s.cfg.RetryRefused)
+		if r.Final {
+			how, then = " for good", "until it is restarted, which begins a new epoch"
+		}
+		return fmt.Errorf("the ledger refuses epoch %d%s (%s: %s): what this edge serves is kept and not counted %s", epoch, how, r.Reason, r.Detail, then)
 	}
 	return nil
 }
@@ -377,7 +403,7 @@ func (s *Shipper) fail(addr string, err error) {
 
 // refuse parks an epoch.
 func (s *Shipper) refuse(r Refusal, hold, final bool) {
-	r.At = time.Now()
+	r.At, r.Final = time.Now(), final
 	e := refused{Refusal: r, hold: hold}
 	if !final {
 		e.retry = r.At.Add(s.cfg.RetryRefused)

@@ -242,12 +242,16 @@ func TestShipper_RefusedBlockStaysAndIsLoud(t *testing.T) {
 			if st := s.Stats(); st.Unacked != 3 || st.Parked != 1 || led.rows("acme") != 2 {
 				t.Errorf("%d blocks wait, %d epochs parked, %d rows in the ledger; want 3, 1, 2", st.Unacked, st.Parked, led.rows("acme"))
 			}
+			err := f.ship.Stuck()
+			if err == nil || !strings.Contains(err.Error(), reason) || strings.Contains(err.Error(), "for good") != (reason == ship.ReasonEpochClosed) {
+				t.Errorf("stuck: got %v, want the reason, and whether it is for good", err)
+			}
 			if reason == ship.ReasonEpochClosed {
 				return // for good
 			}
 			led.set(func() { led.refuseSeq = 0 }) // the cause is repaired
 			eventually(t, "the rest", func() bool { return led.rows("acme") == 5 && s.Stats().Unacked == 0 })
-			eventually(t, "calm", func() bool { return f.ship.Err() == nil && s.Stats().Parked == 0 })
+			eventually(t, "calm", func() bool { return f.ship.Err() == nil && f.ship.Stuck() == nil && s.Stats().Parked == 0 })
 		})
 	}
 }

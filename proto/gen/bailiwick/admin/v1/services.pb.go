@@ -1185,8 +1185,10 @@ type Node struct {
 	Version            string                 `protobuf:"bytes,15,opt,name=version,proto3" json:"version,omitempty"`
 	ConnectedTo        string                 `protobuf:"bytes,16,opt,name=connected_to,json=connectedTo,proto3" json:"connected_to,omitempty"`
 	RelayAddr          string                 `protobuf:"bytes,17,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// degraded: what does not work although an edge is connected and serves, in its own words: "usage: why".
+	Degraded      []string `protobuf:"bytes,18,rep,name=degraded,proto3" json:"degraded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -1336,6 +1338,13 @@ func (x *Node) GetRelayAddr() string {
 		return x.RelayAddr
 	}
 	return ""
+}
+
+func (x *Node) GetDegraded() []string {
+	if x != nil {
+		return x.Degraded
+	}
+	return nil
 }
 
 type RemoveNodeRequest struct {
@@ -7407,7 +7416,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x10\n" +
-	"\x03sum\x18\x03 \x01(\tR\x03sum\"\xe5\x05\n" +
+	"\x03sum\x18\x03 \x01(\tR\x03sum\"\x81\x06\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
@@ -7428,7 +7437,8 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\aversion\x18\x0f \x01(\tR\aversion\x12!\n" +
 	"\fconnected_to\x18\x10 \x01(\tR\vconnectedTo\x12\x1d\n" +
 	"\n" +
-	"relay_addr\x18\x11 \x01(\tR\trelayAddr\"Z\n" +
+	"relay_addr\x18\x11 \x01(\tR\trelayAddr\x12\x1a\n" +
+	"\bdegraded\x18\x12 \x03(\tR\bdegraded\"Z\n" +
 	"\x11RemoveNodeRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12&\n" +
 	"\n" +

@@ -407,6 +407,7 @@ type Status struct {
 	Outlook                *Outlook               `protobuf:"bytes,8,opt,name=outlook,proto3" json:"outlook,omitempty"`                                               // absent: this edge watches nobody
 	CheckpointSize         int64                  `protobuf:"varint,9,opt,name=checkpoint_size,json=checkpointSize,proto3" json:"checkpoint_size,omitempty"`          // of the head of the zone's Merkle log that this edge holds; 0: none
 	CheckpointRefused      string                 `protobuf:"bytes,10,opt,name=checkpoint_refused,json=checkpointRefused,proto3" json:"checkpoint_refused,omitempty"` // why it does not take the newest; "": it does
+	Degraded               []string               `protobuf:"bytes,11,rep,name=degraded,proto3" json:"degraded,omitempty"`                                            // what does not work although this edge serves, for people: "usage: why"
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -509,6 +510,13 @@ func (x *Status) GetCheckpointRefused() string {
 		return x.CheckpointRefused
 	}
 	return ""
+}
+
+func (x *Status) GetDegraded() []string {
+	if x != nil {
+		return x.Degraded
+	}
+	return nil
 }
 
 // Doors are where clients reach an edge, as DNS tells them.
@@ -1805,7 +1813,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xb8\x03\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xd4\x03\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
@@ -1818,7 +1826,8 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\aoutlook\x18\b \x01(\v2\x1a.bailiwick.sync.v1.OutlookR\aoutlook\x12'\n" +
 	"\x0fcheckpoint_size\x18\t \x01(\x03R\x0echeckpointSize\x12-\n" +
 	"\x12checkpoint_refused\x18\n" +
-	" \x01(\tR\x11checkpointRefused\"V\n" +
+	" \x01(\tR\x11checkpointRefused\x12\x1a\n" +
+	"\bdegraded\x18\v \x03(\tR\bdegraded\"V\n" +
 	"\x05Doors\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x1d\n" +
 	"\n" +
