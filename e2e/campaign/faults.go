@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -394,9 +395,24 @@ func (w *world) fill(name string, how time.Duration) error {
 	if err := os.Remove(file); err != nil {
 		return err
 	}
-	time.Sleep(200 * time.Millisecond)
-	_, err = w.running(name)
-	return err
+	return settle(func() bool { return w.s.Ready(w.admin(name)) == http.StatusOK }, func() error { _, err := w.running(name); return err })
+}
+
+// settle waits until a process that may be ending of a fault serves for two seconds, and starts it if it has
+// ended. A control node that stops lets go of its clients first: for seconds it still runs, as far as the sandbox
+// knows, and what then ends unseen would pass for a death of its own. Its doors shut at once, though. Other faults
+// may keep it from being ready, so it is given up after 30 s, which is more than a stop takes.
+func settle(serves func() bool, start func() error) error {
+	deadline := time.Now().Add(30 * time.Second)
+	for since := time.Now(); time.Since(since) < 2*time.Second && time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		if err := start(); err != nil {
+			return err
+		}
+		if !serves() {
+			since = time.Now()
+		}
+	}
+	return nil
 }
 
 func (w *world) fullEdge(rng *rand.Rand) error {
