@@ -311,9 +311,10 @@ func TestShipper_TellsTheLedgerOfAFork(t *testing.T) {
 				defer led.mu.Unlock()
 				return led.disputed == 2
 			})
-			if r := f.ship.Stats().Refused; len(r) != 1 || r[0].Reason != ship.ReasonFork {
-				t.Errorf("refusals %+v, want one FORK", r)
-			}
+			eventually(t, "one refusal, a FORK", func() bool { // the answer is under way when the ledger has heard
+				r := f.ship.Stats().Refused
+				return len(r) == 1 && r[0].Reason == ship.ReasonFork
+			})
 		})
 	}
 }
