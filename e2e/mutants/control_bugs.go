@@ -3,12 +3,15 @@ package main
 // The control plane: who grants, what a leader reckons with, when a tightening is in force, what an edge is told.
 
 const (
-	borderPkg  = "controlplane/internal/border"
-	borderFile = borderPkg + "/border.go"
-	grantsFile = borderPkg + "/grants.go"
-	forceFile  = borderPkg + "/tighten.go"
-	viewPkg    = "controlplane/internal/view"
-	viewFile   = viewPkg + "/view.go"
+	bookFile    = "regions/grant/book.go"
+	noticeFile  = "regions/grant/tighten.go"
+	simulatePkg = "e2e/simulate"
+	borderPkg   = "controlplane/internal/border"
+	borderFile  = borderPkg + "/border.go"
+	grantsFile  = borderPkg + "/grants.go"
+	forceFile   = borderPkg + "/tighten.go"
+	viewPkg     = "controlplane/internal/view"
+	viewFile    = viewPkg + "/view.go"
 )
 
 var controlBugs = []bug{
@@ -19,10 +22,10 @@ var controlBugs = []bug{
 		edits:  []edit{{grantsFile, "Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}},\n\t\tOps:      []group.Op{{Key: model.PrefixGrant", "Ops:      []group.Op{{Key: model.PrefixGrant"}, {grantsFile, "PrefixGrant + edge, Value: model.Encode(record)}},\n\t})", "PrefixGrant + edge, Value: model.Encode(record)}},\n\t})\n\t_ = mod"}, {grantsFile, "still, err := outbound(k.cfg.Store.Local(), k.cfg.Zone, region, time.Now())", "still, err := outbound(zone, k.cfg.Zone, region, now)"}},
 		checks: []check{{borderPkg, "TestKeeper_AGrantDoesNotSlipPastATightening"}}},
 	{name: "grant-to-stale-edge", breaks: "an edge behind the newest tightening gets nothing but policy",
-		edits:  []edit{{grantsFile, "|| held.GetIndex() < last.ModIndex {", "{"}},
+		edits:  []edit{{noticeFile, "return epoch == zoneEpoch && index >= changed", "return epoch == zoneEpoch"}},
 		checks: []check{{borderPkg, "TestKeeper_GrantsOnlyWhatIsPermitted"}}},
 	{name: "grant-off-by-one", breaks: "the table before the tightening's own is stale",
-		edits:  []edit{{grantsFile, "|| held.GetIndex() < last.ModIndex {", "|| held.GetIndex()+1 < last.ModIndex {"}},
+		edits:  []edit{{noticeFile, "return epoch == zoneEpoch && index >= changed", "return epoch == zoneEpoch && index+1 >= changed"}},
 		checks: []check{{borderPkg, "TestKeeper_TheTableBeforeTheTighteningIsStale"}}},
 	{name: "grant-region-as-claimed", breaks: "an edge's region is the registry's, whatever it says",
 		edits:  []edit{{grantsFile, ` || n.Region != region || n.Zone != k.cfg.Zone {`, ` || n.Zone != k.cfg.Zone {`}},
@@ -31,52 +34,61 @@ var controlBugs = []bug{
 		edits:  []edit{{borderFile, "set.Pairs(now, closures), func", "set.Pairs(now, closures[:0]), func"}},
 		checks: []check{{borderPkg, "TestKeeper_GrantsOnlyWhatIsPermitted"}}},
 	{name: "grant-without-requests-class", breaks: "a pair for other data carries no requests",
-		edits:  []edit{{borderFile, "|| !slices.Contains(p.Classes, regions.DefaultClass)", ""}},
+		edits:  []edit{{noticeFile, "return !in(p.From) && !in(p.To) || !slices.Contains(p.Classes, regions.DefaultClass)", "return !in(p.From) && !in(p.To)"}},
 		checks: []check{{borderPkg, "TestPermitted_ClassesWithoutRequestsCarryNone"}}},
 	{name: "new-leader-forgets-grants", breaks: "a new leader assumes that every edge holds a full grant",
-		edits:  []edit{{borderFile, "\tk.assumeGrants(t)\n", ""}},
-		checks: []check{{borderPkg, "TestKeeper_NewLeaderAssumesGrants"}}},
+		edits:  []edit{{bookFile, "\tfor edge, region := range edges {\n\t\tb.ends", "\tfor edge, region := range map[string]string{} {\n\t\tb.ends"}},
+		checks: []check{{borderPkg, "TestKeeper_NewLeaderAssumesGrants"}, {simulatePkg, "TestCampaign"}}},
 	{name: "new-leader-forgets-longer-grant", breaks: "a shorter grant does not make the log forget a longer one",
-		edits:  []edit{{grantsFile, "record.EarlierMS[key.to] = ms", "record.EarlierMS[key.to] = 0"}},
+		edits:  []edit{{bookFile, "r.Earlier = append(r.Earlier, Life{key.to, left})", "_ = left"}},
 		checks: []check{{borderPkg, "TestKeeper_NewLeaderKnowsTheLongerGrantBefore"}}},
 	{name: "no-slack-for-clocks", breaks: "the leader waits longer than any edge's clock can stretch a grant",
-		edits:  []edit{{grantsFile, "return d + d/50 + time.Second }", "return d }"}},
+		edits:  []edit{{bookFile, "return d + d/50 + time.Second }", "return d }"}},
 		checks: []check{{borderPkg, "TestKeeper_InForceBarrier"}}},
 	{name: "offline-lifetime-forgotten", breaks: "the leader reckons with the offline lifetime",
-		edits:  []edit{{grantsFile, "TTLMS: max(g.TtlMs, g.OfflineTtlMs)})", "TTLMS: g.TtlMs})"}},
+		edits:  []edit{{grantsFile, "life := max(g.TtlMs, g.OfflineTtlMs)", "life := g.TtlMs"}},
 		checks: []check{{borderPkg, "TestKeeper_InForceBarrier"}}},
 	{name: "removed-edge-counts-as-lapsed", breaks: "an edge that left the registry counts until its grant ends",
-		edits:  []edit{{forceFile, "now.Before(l.end) && !acked(key.edge) {", "now.Before(l.end) && registry[key.edge].Name != \"\" && !acked(key.edge) {"}},
+		edits:  []edit{{bookFile, "now.Before(l.end) && !acked(key.edge) {", "now.Before(l.end) && slices.Contains(g.Members(t.From), key.edge) && !acked(key.edge) {"}},
 		checks: []check{{borderPkg, "TestKeeper_InForceBarrier"}}},
 	{name: "in-force-at-the-ack", breaks: "in force only after the time to cut",
-		edits:  []edit{{forceFile, "return now.Sub(first) >= abort", "return true"}, {forceFile, "\t\t\trep.acked[barrier] = now\n\t\t\treturn false", "\t\t\trep.acked[barrier] = now\n\t\t\t_ = first"}},
+		edits:  []edit{{bookFile, "return now.Sub(first) >= Cut", "return true"}, {bookFile, "\t\t\tw.acked[t.Barrier] = now\n\t\t\treturn false", "\t\t\tw.acked[t.Barrier] = now\n\t\t\t_ = first"}},
 		checks: []check{{borderPkg, "TestKeeper_InForceBarrier"}}},
 	{name: "ack-of-older-table", breaks: "only a table of the record's own place or later is an acknowledgement",
-		edits:  []edit{{forceFile, "|| rep.edge.GetZone().GetIndex() < barrier {", "|| rep.edge.GetZone().GetIndex() < r.ZoneIndex {"}},
+		edits:  []edit{{forceFile, "Epoch: r.ZoneEpoch, Barrier: barrier}", "Epoch: r.ZoneEpoch, Barrier: r.ZoneIndex}"}},
 		checks: []check{{borderPkg, "TestKeeper_AckBeforeTheRecordIsNoAck"}}},
 	{name: "ack-outlives-a-cloned-disk", breaks: "an edge that went backwards has acknowledged nothing",
-		edits:  []edit{{grantsFile, "delete(old.acked, index) // it", "_ = index // it"}},
+		edits:  []edit{{bookFile, "delete(old.acked, index) // it", "_ = index // it"}},
 		checks: []check{{borderPkg, "TestKeeper_AnEdgeThatWentBackwardsAcknowledgesAnew"}}},
 	{name: "no-receiver-is-all-receivers", breaks: "that no receiver is known does not mean that all acknowledged",
-		edits:  []edit{{forceFile, "if len(known) == 0 {", "if false {"}},
+		edits:  []edit{{bookFile, "if len(known) == 0 {", "if false {"}},
 		checks: []check{{borderPkg, "TestKeeper_NoReceiverKnownIsNotAllAcknowledged"}}},
 	{name: "foreign-senders-are-silent", breaks: "a zone does not answer for another zone's senders",
-		edits:  []edit{{forceFile, "sends, takes := own(r.From), own(r.To)", "sends, takes := true, own(r.To)"}},
-		checks: []check{{borderPkg, "TestKeeper_ForeignSendersAreNotTakenForSilent"}}},
+		edits:  []edit{{bookFile, "sends, takes := b.own(t.From, g), b.own(t.To, g)", "sends, takes := true, b.own(t.To, g)"}},
+		checks: []check{{borderPkg, "TestKeeper_ForeignSendersAreNotTakenForSilent"}, {simulatePkg, "TestCampaign"}}},
 	{name: "tightening-not-recorded", breaks: "each lost pair becomes a pending record in the same transaction",
 		edits:  []edit{{forceFile, "ops = append(ops, group.Op{Key: inForceKey(record), Value: model.Encode(record)})", "_ = record"}},
 		checks: []check{{borderPkg, "TestKeeper_AdoptsTighteningOfTheCatalog"}}},
 	{name: "reopened-is-still-in-force", breaks: "a pair that opens again before it was shut has no in-force record",
-		edits:  []edit{{forceFile, "if r.At.IsZero() && holds[", "if false && holds["}},
+		edits:  []edit{{noticeFile, "\t\tif holds(p) {\n\t\t\tc.Back", "\t\tif false && holds(p) {\n\t\t\tc.Back"}},
 		checks: []check{{borderPkg, "TestKeeper_ReopenedBeforeInForceIsNoInForce"}}},
 	{name: "restore-without-epoch", breaks: "a recovery of the catalog is adopted as a new epoch",
 		edits:  []edit{{borderFile, "if catalog.Revision().Epoch == current.CatalogEpoch && string", "if string"}},
 		checks: []check{{borderPkg, "TestKeeper_AdoptsANewEpochOfTheSameRules"}}},
+	{name: "ack-off-by-one", breaks: "the table before the record's own acknowledges nothing",
+		edits:  []edit{{bookFile, "w.Epoch != t.Epoch || w.Index < t.Barrier {", "w.Epoch != t.Epoch || w.Index+1 < t.Barrier {"}},
+		checks: []check{{borderPkg, "TestKeeper_AckBeforeTheRecordIsNoAck"}}},
+	{name: "give-replaces-the-longer", breaks: "a shorter grant ends no longer one that is still held",
+		edits:  []edit{{bookFile, "old.After(end) {", "false && old.After(end) {"}},
+		checks: []check{{simulatePkg, "TestCampaign"}}},
+	{name: "give-without-offline-life", breaks: "the book reckons with the longest life of a grant",
+		edits:  []edit{{bookFile, "end := now.Add(Slack(g.Lasts))", "end := now.Add(Slack(min(g.Lasts, 2*time.Second)))"}},
+		checks: []check{{simulatePkg, "TestCampaign"}}},
 	{name: "view-ignores-closures", breaks: "what a zone closed is in no table of it",
 		edits:  []edit{{viewFile, "set.Pairs(b.now, closures)", "set.Pairs(b.now, closures[:0])"}},
 		checks: []check{{viewPkg, "TestBuild_ClosuresExpiryAndAdoptionClose"}}},
 	{name: "view-by-its-own-clock", breaks: "a table of the record's place lacks the pair by whatever clock it was built",
-		edits:  []edit{{viewFile, "if noticed != nil && !noticed[", "if false && !noticed["}},
+		edits:  []edit{{viewFile, "pairs = grant.Noticed(pairs, baseline)", "_ = baseline"}},
 		checks: []check{{viewPkg, "TestBuild_WhatTheLeaderNoticedAsClosedIsClosedByAnyClock"}}},
 	{name: "view-pushes-foreign-upstreams", breaks: "a region knows another zone's API only where a pair leads to it",
 		edits:  []edit{{viewFile, "|| !slices.ContainsFunc(b.allowed, into) {", "|| false && !slices.ContainsFunc(b.allowed, into) {"}},

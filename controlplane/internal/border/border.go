@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,18 +22,15 @@ import (
 	"bailiwick/controlplane/internal/model"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	"bailiwick/regions"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 )
 
 // Limits of §2.5.
 const (
 	DefaultTTL = 30 * time.Second
-	// abort is how long an edge may take to cut relays after its table changed.
-	abort = time.Second
 	// tick is how often pending tightenings are looked at.
 	tick = 200 * time.Millisecond
-	// stale is the age after which an edge's report no longer means that it is connected.
-	stale = 5 * time.Second
 )
 
 // Config of a Keeper; every field but TTL is required.
@@ -59,26 +55,8 @@ type Keeper struct {
 
 // term is what a leader knows only by itself.
 type term struct {
-	since   time.Time
-	ends    map[leaseKey]lease // when the last grant given to an edge for a target has certainly ended
-	reports map[string]report
-}
-
-// leaseKey: by target too, or a pair that ends in seconds would wait for another's offline lifetime.
-type leaseKey struct{ edge, to string }
-
-// anywhere: what a new leader assumes although nothing in its log says so.
-const anywhere = ""
-
-type lease struct {
-	region string
-	end    time.Time
-}
-
-type report struct {
-	edge  *peerv1.EdgeReport
-	at    time.Time
-	acked map[uint64]time.Time // zone index of a pending tightening → when its ack was first seen
+	book    *grant.Book
+	reports map[string]*peerv1.EdgeReport // the latest of each edge, for people
 }
 
 // New checks the configuration; nothing runs before Run.
@@ -98,8 +76,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 func (k *Keeper) lead(ctx context.Context) {
-	t := &term{since: time.Now(), ends: map[leaseKey]lease{}, reports: map[string]report{}}
-	k.assumeGrants(t)
+	t := &term{book: grant.Open(k.past(time.Now()), k.cfg.TTL, time.Now()), reports: map[string]*peerv1.EdgeReport{}}
 	k.mu.Lock()
 	k.term = t
 	k.mu.Unlock()
@@ -262,9 +239,7 @@ func Permitted(zone group.Snapshot, name string, now time.Time) ([]regions.Permi
 	for _, r := range a.Regions {
 		inZone[r.Name] = r.Zone == name
 	}
-	return slices.DeleteFunc(set.Pairs(now, closures), func(p regions.Permitted) bool {
-		return !inZone[p.From] && !inZone[p.To] || !slices.Contains(p.Classes, regions.DefaultClass)
-	}), nil
+	return grant.Touching(set.Pairs(now, closures), func(region string) bool { return inZone[region] }), nil
 }
 
 func notLeader() error {

@@ -15,6 +15,7 @@ import (
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/regions"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 
 	"google.golang.org/protobuf/proto"
@@ -23,53 +24,40 @@ import (
 // grantText is what a grant's signature covers besides its payload.
 const grantText = "bailiwick-grant/1\n"
 
-// slack is what the leader adds to a grant's life before it takes it for ended: 1 s and 2 % for clocks that
-// run at different speeds. The edge counts from when it asked, which is earlier.
-func slack(d time.Duration) time.Duration { return d + d/50 + time.Second }
-
-// unslack takes that off again, in whole milliseconds rounded up.
-func unslack(d time.Duration) int64 { return ((d-time.Second)*50/51 + time.Millisecond).Milliseconds() }
-
-// assumeGrants takes the worst for granted: every edge that may hold a grant got a full one when the term began.
-func (k *Keeper) assumeGrants(t *term) {
-	longest := map[string]time.Duration{} // by target
-	reckon := func(to string, d time.Duration) { longest[to] = max(longest[to], d, k.cfg.TTL) }
+// past is all that a new leader finds of grants that edges may still hold.
+func (k *Keeper) past(now time.Time) grant.Past {
+	p := grant.Past{Edges: map[string]string{}}
 	zone := k.cfg.Store.Local()
 	if a, _, err := adopted(zone); err == nil {
 		if set, err := a.Compile(); err == nil {
-			for _, p := range set.Pairs(t.since, nil) { // without closures: a closed pair may still be granted
-				reckon(p.To, p.OfflineGrant)
+			for _, x := range set.Pairs(now, nil) { // without closures: a closed pair may still be granted
+				p.Rules = append(p.Rules, grant.Life{To: x.To, Lasts: x.OfflineGrant})
 			}
 		}
 	}
 	if pending, err := list[model.InForce](zone, model.PrefixInForce); err == nil {
 		for _, r := range pending {
-			reckon(r.To, 0)
+			p.Targets = append(p.Targets, r.To)
 		}
 	}
-	edges := map[string]string{} // to their regions
 	for name, n := range nodes(k.cfg.Catalog.Local()) {
 		if n.Kind == "edge" && n.Zone == k.cfg.Zone {
-			edges[name] = n.Region
+			p.Edges[name] = n.Region
 		}
 	}
 	if records, err := list[model.GrantRecord](zone, model.PrefixGrant); err == nil {
-		for _, r := range records { // the log remembers edges that left the registry, and pairs that left the rules
-			edges[r.Edge] = r.Region
+		for _, r := range records {
+			x := grant.Record{Edge: r.Edge, Region: r.Region}
 			for _, g := range r.Grants {
-				reckon(g.To, time.Duration(g.TTLMS)*time.Millisecond)
+				x.Given = append(x.Given, grant.Life{To: g.To, Lasts: time.Duration(g.TTLMS) * time.Millisecond})
 			}
 			for to, ms := range r.EarlierMS {
-				reckon(to, time.Duration(ms)*time.Millisecond)
+				x.Earlier = append(x.Earlier, grant.Life{To: to, Lasts: time.Duration(ms) * time.Millisecond})
 			}
+			p.Records = append(p.Records, x)
 		}
 	}
-	for edge, region := range edges {
-		t.ends[leaseKey{edge, anywhere}] = lease{region, t.since.Add(slack(k.cfg.TTL))}
-		for to, d := range longest {
-			t.ends[leaseKey{edge, to}] = lease{region, t.since.Add(slack(d))}
-		}
-	}
+	return p
 }
 
 // Grant gives an edge its permissions to relay, one grant for each target region. edge and region are as the
@@ -93,11 +81,11 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		return nil, err
 	}
 	// What was not noticed as permitted is not granted: no tightening of it would be noticed either.
-	baseline, mod, err := noticed(zone)
+	baseline, mod, err := baseline(zone)
 	if err != nil {
 		return nil, err
 	}
-	pairs = slices.DeleteFunc(pairs, func(p regions.Permitted) bool { return !baseline[pairKey{p.Policy, p.From, p.To}] })
+	pairs = grant.Noticed(pairs, baseline)
 	grants := k.compose(zone, edge, region, pairs, registry, now)
 	record := model.GrantRecord{Edge: edge, Region: region, GrantedAt: now.UTC()}
 	if record.Relays, record.Refusals, err = told(req); err != nil {
@@ -106,8 +94,11 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	if len(grants) == 0 && len(record.Relays) == 0 && len(record.Refusals) == 0 {
 		return &syncv1.RequestGrantsResponse{}, nil
 	}
+	var given []grant.Life
 	for _, g := range grants {
-		record.Grants = append(record.Grants, model.Granted{ID: g.Id, From: g.From, To: g.To, Policies: g.Policies, TTLMS: max(g.TtlMs, g.OfflineTtlMs)})
+		life := max(g.TtlMs, g.OfflineTtlMs)
+		record.Grants = append(record.Grants, model.Granted{ID: g.Id, From: g.From, To: g.To, Policies: g.Policies, TTLMS: life})
+		given = append(given, grant.Life{To: g.To, Lasts: time.Duration(life) * time.Millisecond})
 	}
 	// Before the record: from here on this leader counts the grant as given, whatever becomes of the answer.
 	k.mu.Lock()
@@ -115,19 +106,11 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		k.mu.Unlock()
 		return nil, notLeader()
 	}
-	// The record replaces the one before it, whose grants may last longer than these, and so does the answer,
-	// which may be lost: what the edge may hold from earlier stays in the log.
-	for key, l := range k.term.ends {
-		if ms := unslack(l.end.Sub(now)); key.edge == edge && key.to != anywhere && ms > 0 {
-			if record.EarlierMS == nil {
-				record.EarlierMS = map[string]int64{}
-			}
-			record.EarlierMS[key.to] = ms
+	for _, l := range k.term.book.Give(edge, region, given, now).Earlier {
+		if record.EarlierMS == nil {
+			record.EarlierMS = map[string]int64{}
 		}
-	}
-	for _, g := range record.Grants {
-		key := leaseKey{edge, g.To}
-		k.term.ends[key] = lease{region, laterOf(k.term.ends[key].end, now.Add(slack(time.Duration(g.TTLMS)*time.Millisecond)))}
+		record.EarlierMS[l.To] = l.Lasts.Milliseconds()
 	}
 	k.mu.Unlock()
 	result, err := k.cfg.Store.Txn(ctx, group.Txn{
@@ -172,7 +155,7 @@ func (k *Keeper) fresh(zone group.Snapshot, req *syncv1.RequestGrantsRequest) er
 		return fault.New(fault.Unavailable, "NOT_ADOPTED", "zone %s has adopted no border rules yet; ask again", k.cfg.Zone)
 	}
 	held := req.GetZone()
-	if held.GetEpoch() != zone.Revision().Epoch || held.GetIndex() < last.ModIndex {
+	if !grant.FreshTable(held.GetEpoch(), held.GetIndex(), zone.Revision().Epoch, last.ModIndex) {
 		return fault.New(fault.Unavailable, "STALE_TABLE", "the edge holds zone position %d.%d and border rules changed at %d.%d; apply that first",
 			held.GetEpoch(), held.GetIndex(), zone.Revision().Epoch, last.ModIndex)
 	}
@@ -219,13 +202,6 @@ func (k *Keeper) compose(zone group.Snapshot, edge, region string, pairs []regio
 	return grants
 }
 
-func laterOf(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
-}
-
 func newID() string {
 	var b [12]byte
 	rand.Read(b[:])
@@ -241,20 +217,10 @@ func (k *Keeper) Report(edges []*peerv1.EdgeReport) error {
 	}
 	now := time.Now()
 	for _, e := range edges {
-		old, ok := k.term.reports[e.GetEdge()]
-		// After a reconnect elsewhere the former node may still speak of the edge: the living word wins.
-		if ok && old.edge.GetConnected() && !e.GetConnected() && old.edge.GetControl() != e.GetControl() && now.Sub(old.at) < stale {
-			continue
+		if k.term.book.Hear(grant.Word{Edge: e.GetEdge(), Region: e.GetRegion(), By: e.GetControl(), Connected: e.GetConnected(),
+			Epoch: e.GetZone().GetEpoch(), Index: e.GetZone().GetIndex()}, now) {
+			k.term.reports[e.GetEdge()] = e
 		}
-		if !ok {
-			old.acked = map[uint64]time.Time{}
-		}
-		for index := range old.acked {
-			if e.GetZone().GetIndex() < index {
-				delete(old.acked, index) // it went backwards (a cloned or restored disk): its word is void
-			}
-		}
-		k.term.reports[e.GetEdge()] = report{edge: e, at: now, acked: old.acked}
 	}
 	return nil
 }
@@ -267,9 +233,8 @@ func (k *Keeper) Reports() ([]*peerv1.EdgeReport, error) {
 		return nil, notLeader()
 	}
 	var out []*peerv1.EdgeReport
-	for _, r := range k.term.reports {
-		e := r.edge
-		if e.GetConnected() && time.Since(r.at) > stale {
+	for _, e := range k.term.reports {
+		if e.GetConnected() && !k.term.book.Connected(e.GetEdge(), time.Now()) {
 			e = proto.CloneOf(e)
 			e.Connected = false
 		}

@@ -12,6 +12,8 @@ import (
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 
+	"bailiwick/regions/grant"
+
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -28,67 +30,57 @@ func (k *Keeper) notice(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	known := mod != 0
-	next := model.Permitted{Pairs: []model.PermittedPair{}}
-	holds := map[model.PermittedPair]bool{}
-	for _, p := range pairs {
-		pair := model.PermittedPair{Policy: p.Policy, From: p.From, To: p.To, Basis: p.Basis}
-		next.Pairs = append(next.Pairs, pair)
-		pair.Basis = "" // a pair that only changes its basis stays permitted
-		holds[pair] = true
-	}
-	if known && slices.Equal(next.Pairs, before.Pairs) {
-		return nil
-	}
-	revision := zone.Revision()
-	ops := []group.Op{{Key: model.KeyPermitted, Value: model.Encode(next)}}
-	for _, p := range before.Pairs {
-		basis := p.Basis
-		p.Basis = ""
-		if holds[p] {
-			continue
-		}
-		record := model.InForce{Policy: p.Policy, From: p.From, To: p.To, Why: "no longer permitted; it rested on " + basis,
-			ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index + 1, CommittedAt: now.UTC()}
-		ops = append(ops, group.Op{Key: inForceKey(record), Value: model.Encode(record)})
-		k.cfg.Logger.Info("tightening", "policy", p.Policy, "from", p.From, "to", p.To)
-	}
-	// Views rest on the baseline too: one of this transaction's index or above lacks the pair, by whatever
-	// clock it was built. That index is the record's ModIndex while it is pending; ZoneIndex says since when.
-	compares := []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}}
-	// What opens again before it was shut everywhere will never have been: its pending record ends here.
+	var pending []group.KV
+	var open []grant.Pair
 	for kv := range zone.List(model.PrefixInForce) {
 		r, err := model.Decode[model.InForce](kv.Key, kv.Value)
 		if err != nil {
 			return err
 		}
-		if r.At.IsZero() && holds[model.PermittedPair{Policy: r.Policy, From: r.From, To: r.To}] {
-			compares = append(compares, group.Compare{Key: kv.Key, ModIndex: kv.ModIndex})
-			ops = append(ops, group.Op{Key: kv.Key, Delete: true})
-			k.cfg.Logger.Info("tightening taken back before it was in force", "policy", r.Policy, "from", r.From, "to", r.To)
+		if r.At.IsZero() {
+			pending, open = append(pending, kv), append(open, grant.Pair{Policy: r.Policy, From: r.From, To: r.To})
 		}
+	}
+	change, same := grant.Notice(before, mod != 0, pairs, open)
+	if same {
+		return nil
+	}
+	next := model.Permitted{Pairs: []model.PermittedPair{}}
+	for _, p := range change.Now {
+		next.Pairs = append(next.Pairs, model.PermittedPair(p))
+	}
+	// Views rest on the baseline too: one of this transaction's index or above lacks the pair, by whatever
+	// clock it was built. That index is the record's ModIndex while it is pending; ZoneIndex says since when.
+	compares := []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}}
+	ops := []group.Op{{Key: model.KeyPermitted, Value: model.Encode(next)}}
+	revision := zone.Revision()
+	for _, p := range change.Lost {
+		record := model.InForce{Policy: p.Policy, From: p.From, To: p.To, Why: "no longer permitted; it rested on " + p.Basis,
+			ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index + 1, CommittedAt: now.UTC()}
+		ops = append(ops, group.Op{Key: inForceKey(record), Value: model.Encode(record)})
+		k.cfg.Logger.Info("tightening", "policy", p.Policy, "from", p.From, "to", p.To)
+	}
+	// What opens again before it was shut everywhere will never have been: its pending record ends here.
+	for _, i := range change.Back {
+		compares = append(compares, group.Compare{Key: pending[i].Key, ModIndex: pending[i].ModIndex})
+		ops = append(ops, group.Op{Key: pending[i].Key, Delete: true})
+		k.cfg.Logger.Info("tightening taken back before it was in force", "policy", open[i].Policy, "from", open[i].From, "to", open[i].To)
 	}
 	_, err = k.cfg.Store.Txn(ctx, group.Txn{Compares: compares, Ops: ops})
 	return err
 }
 
-func baseline(zone group.Snapshot) (p model.Permitted, mod uint64, err error) {
+// baseline is what was permitted at the leader's last look; mod is 0 if there was none.
+func baseline(zone group.Snapshot) (pairs []grant.Pair, mod uint64, err error) {
 	kv, ok := zone.Get(model.KeyPermitted)
-	if ok {
-		p, err = model.Decode[model.Permitted](kv.Key, kv.Value)
+	if !ok {
+		return nil, 0, nil
 	}
-	return p, kv.ModIndex, err
-}
-
-type pairKey struct{ policy, from, to string }
-
-func noticed(zone group.Snapshot) (pairs map[pairKey]bool, mod uint64, err error) {
-	p, mod, err := baseline(zone)
-	pairs = map[pairKey]bool{}
+	p, err := model.Decode[model.Permitted](kv.Key, kv.Value)
 	for _, x := range p.Pairs {
-		pairs[pairKey{x.Policy, x.From, x.To}] = true
+		pairs = append(pairs, grant.Pair(x))
 	}
-	return pairs, mod, err
+	return pairs, kv.ModIndex, err
 }
 
 // inForceKey sorts a zone's records by when they came.
@@ -138,88 +130,37 @@ func VerifyInForce(key ed25519.PublicKey, r model.InForce) bool {
 }
 
 // holds says which half makes the tightening hold, or for which edges it still waits (the shorter list).
-// barrier is the zone index from which a table lacks the pair. Only the own zone's edges answer to this leader:
-// of a pair from abroad the receivers alone count, of one that leads abroad the senders alone.
+// barrier is the zone index from which a table lacks the pair.
 func (k *Keeper) holds(r model.InForce, barrier uint64, now time.Time) (by string, waiting []string) {
 	registry := nodes(k.cfg.Catalog.Local())
 	a, _, err := adopted(k.cfg.Store.Local())
 	if err != nil {
 		return "", []string{"leader"}
 	}
+	ground := grant.Ground{
+		Own: func(region string) (own, known bool) {
+			for _, x := range a.Regions {
+				if x.Name == region {
+					return x.Zone == k.cfg.Zone, true
+				}
+			}
+			return false, false
+		},
+		Members: func(region string) (edges []string) {
+			for name, n := range registry {
+				if n.Region == region && n.Kind == "edge" {
+					edges = append(edges, name)
+				}
+			}
+			return edges
+		},
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	t := k.term
-	if t == nil {
+	if k.term == nil {
 		return "", []string{"leader"}
 	}
-	own := func(region string) bool {
-		for _, x := range a.Regions {
-			if x.Name == region {
-				return x.Zone == k.cfg.Zone
-			}
-		}
-		for _, l := range t.ends { // not in the rules any more: edges that may hold grants tell, and those that report
-			if l.region == region {
-				return true
-			}
-		}
-		for _, rep := range t.reports {
-			if rep.edge.GetRegion() == region {
-				return true
-			}
-		}
-		return false
-	}
-	sends, takes := own(r.From), own(r.To)
-	acked := func(edge string) bool {
-		rep, ok := t.reports[edge]
-		if !ok || rep.edge.GetZone().GetEpoch() != r.ZoneEpoch || rep.edge.GetZone().GetIndex() < barrier {
-			return false
-		}
-		first, seen := rep.acked[barrier]
-		if !seen {
-			rep.acked[barrier] = now
-			return false
-		}
-		return now.Sub(first) >= abort
-	}
-	var senders, receivers []string
-	for key, l := range t.ends { // also edges that were removed: until its end a grant may still be used
-		if l.region == r.From && (key.to == r.To || key.to == anywhere) && now.Before(l.end) && !acked(key.edge) {
-			senders = append(senders, key.edge)
-		}
-	}
-	slices.Sort(senders)
-	senders = slices.Compact(senders)
-	known := map[string]bool{} // receivers: of the registry, and who a node of this zone speaks for
-	for name, n := range registry {
-		if n.Region == r.To && n.Kind == "edge" {
-			known[name] = true
-		}
-	}
-	for name, rep := range t.reports {
-		if rep.edge.GetRegion() == r.To {
-			known[name] = true
-		}
-	}
-	for name := range known {
-		if !acked(name) {
-			receivers = append(receivers, name)
-		}
-	}
-	if len(known) == 0 { // the registry may not have arrived here yet: nobody has acknowledged anything
-		receivers = []string{"edges of " + r.To}
-	}
-	slices.Sort(receivers)
-	switch {
-	case sends && len(senders) == 0:
-		return "senders", nil
-	case takes && len(receivers) == 0:
-		return "receivers", nil
-	case sends && (!takes || len(senders) <= len(receivers)):
-		return "", senders
-	}
-	return "", receivers
+	return k.term.book.InForce(grant.Tightening{From: r.From, To: r.To, Epoch: r.ZoneEpoch, Barrier: barrier}, ground, now)
 }
 
 func nodes(catalog group.Snapshot) map[string]model.Node {

@@ -17,6 +17,7 @@ import (
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/regions"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
@@ -162,18 +163,6 @@ func (b *builder) rules() error {
 	if err != nil {
 		return err
 	}
-	var noticed map[model.PermittedPair]bool // nil: the leader has not looked yet, nor granted anything
-	if kv, ok := b.zone.Get(model.KeyPermitted); ok {
-		permitted, err := model.Decode[model.Permitted](kv.Key, kv.Value)
-		if err != nil {
-			return err
-		}
-		noticed = map[model.PermittedPair]bool{}
-		for _, p := range permitted.Pairs {
-			p.Basis = ""
-			noticed[p] = true
-		}
-	}
 	for _, basis := range adopted.Bases {
 		rule, err := basis.Rule()
 		if err != nil {
@@ -183,13 +172,19 @@ func (b *builder) rules() error {
 			b.view.NextChange = rule.Expires
 		}
 	}
-	for _, p := range set.Pairs(b.now, closures) {
-		if p.From != b.edge.Region && p.To != b.edge.Region || !slices.Contains(p.Classes, regions.DefaultClass) {
-			continue
+	pairs := grant.Touching(set.Pairs(b.now, closures), func(region string) bool { return region == b.edge.Region })
+	if kv, ok := b.zone.Get(model.KeyPermitted); ok { // else the leader has not looked yet, nor granted anything
+		permitted, err := model.Decode[model.Permitted](kv.Key, kv.Value)
+		if err != nil {
+			return err
 		}
-		if noticed != nil && !noticed[model.PermittedPair{Policy: p.Policy, From: p.From, To: p.To}] {
-			continue
+		var baseline []grant.Pair
+		for _, p := range permitted.Pairs {
+			baseline = append(baseline, grant.Pair(p))
 		}
+		pairs = grant.Noticed(pairs, baseline)
+	}
+	for _, p := range pairs {
 		from, _ := set.Region(p.From)
 		to, _ := set.Region(p.To)
 		b.allowed = append(b.allowed, table.Pair{Policy: p.Policy, From: p.From, To: p.To, FromZone: from.Zone, ToZone: to.Zone,

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/table"
 )
 
@@ -32,7 +33,7 @@ func NewRouter(m *Monitor, g *Grants, region string) *Router {
 type Candidate struct {
 	Target *Target // nil: a relay
 	To     string
-	Grant  *Grant
+	Grant  *grant.Grant
 }
 
 // Home says whether the attempt stays in this region.

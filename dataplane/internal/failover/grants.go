@@ -15,6 +15,7 @@ import (
 
 	"bailiwick/dataplane/internal/policy"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/revision"
@@ -28,69 +29,32 @@ type Requester interface {
 // SignaturePrefix stands before the payload in what a zone signs.
 const SignaturePrefix = "bailiwick-grant/1\n"
 
-// Reasons for which a grant is refused, at either end of a relay.
-const (
-	GrantMalformed = "grant-malformed"
-	GrantZone      = "grant-zone"      // signed for a zone whose requests this is not about
-	GrantSignature = "grant-signature" //
-	GrantEdge      = "grant-edge"      // given to another edge
-	GrantFrom      = "grant-from"      // for another sending region
-	GrantTo        = "grant-to"        // for another receiving region
-	GrantEpoch     = "grant-epoch"     // from before a recovery
-	GrantPolicy    = "grant-policy"    // does not cover the policy
-	GrantExpired   = "grant-expired"   //
-)
-
-// Grant is a permission to relay over one pair, verified. It never changes.
-type Grant struct {
-	ID         string
-	Zone       string
-	Edge       string
-	From, To   string
-	Policies   []string
-	Catalog    revision.Revision // epoch and index only
-	Store      revision.Revision
-	TTL        time.Duration
-	OfflineTTL time.Duration
-	GrantedAt  int64 // unix ms, for people
-	Peers      []Peer
-	Signed     []byte // syncv1.SignedGrant as received, to show to the peer
-
-	asked time.Time // with its monotonic reading; zero at a receiver
-}
-
-// Peer is an edge of the other region.
-type Peer struct{ Edge, Addr string }
-
-// Covers says whether the grant is for requests under a policy.
-func (g *Grant) Covers(policy string) bool { return slices.Contains(g.Policies, policy) }
-
-// Verify opens a signed grant with the key of its zone. Refusals are faults whose Reason is one of the
-// constants above. It says nothing about age.
-func Verify(t *policy.Table, signed *syncv1.SignedGrant) (*Grant, error) {
+// Verify opens a signed grant with the key of its zone. Refusals are faults whose Reason is one of
+// package grant's. It says nothing about age.
+func Verify(t *policy.Table, signed *syncv1.SignedGrant) (*grant.Grant, error) {
 	var p syncv1.Grant
 	if err := proto.Unmarshal(signed.GetPayload(), &p); err != nil {
-		return nil, fault.New(fault.Denied, GrantMalformed, "read grant: %w", err)
+		return nil, fault.New(fault.Denied, grant.Malformed, "read grant: %w", err)
 	}
 	key := t.ZoneKey(p.Zone)
 	if key == nil {
-		return nil, fault.New(fault.Denied, GrantZone, "verify grant %s: no key of zone %q here", p.Id, p.Zone)
+		return nil, fault.New(fault.Denied, grant.Zone, "verify grant %s: no key of zone %q here", p.Id, p.Zone)
 	}
 	if !ed25519.Verify(key, append([]byte(SignaturePrefix), signed.Payload...), signed.Signature) {
-		return nil, fault.New(fault.Denied, GrantSignature, "verify grant %s: signature is not zone %s's", p.Id, p.Zone)
+		return nil, fault.New(fault.Denied, grant.Signature, "verify grant %s: signature is not zone %s's", p.Id, p.Zone)
 	}
 	if p.Id == "" || p.TtlMs <= 0 || p.From == "" || p.To == "" || p.From == p.To {
-		return nil, fault.New(fault.Denied, GrantMalformed, "read grant %q: it lacks an id, a pair or a lifetime", p.Id)
+		return nil, fault.New(fault.Denied, grant.Malformed, "read grant %q: it lacks an id, a pair or a lifetime", p.Id)
 	}
 	raw, err := proto.Marshal(signed)
 	if err != nil {
-		return nil, fault.New(fault.Internal, GrantMalformed, "keep grant %s: %w", p.Id, err)
+		return nil, fault.New(fault.Internal, grant.Malformed, "keep grant %s: %w", p.Id, err)
 	}
-	g := &Grant{ID: p.Id, Zone: p.Zone, Edge: p.Edge, From: p.From, To: p.To, Policies: p.Policies,
+	g := &grant.Grant{ID: p.Id, Zone: p.Zone, Edge: p.Edge, From: p.From, To: p.To, Policies: p.Policies,
 		Catalog: revision.Revision{Epoch: p.CatalogEpoch, Index: p.CatalogIndex}, Store: revision.Revision{Epoch: p.ZoneEpoch, Index: p.ZoneIndex},
 		TTL: millis(p.TtlMs), OfflineTTL: max(millis(p.TtlMs), millis(p.OfflineTtlMs)), GrantedAt: p.GrantedUnixMs, Signed: raw}
 	for _, peer := range p.Peers {
-		g.Peers = append(g.Peers, Peer{peer.Edge, peer.RelayAddr})
+		g.Peers = append(g.Peers, grant.Peer{Edge: peer.Edge, Addr: peer.RelayAddr})
 	}
 	return g, nil
 }
@@ -119,8 +83,7 @@ type GrantsConfig struct {
 // Grants holds what this edge may relay, and keeps it fresh.
 type Grants struct {
 	cfg  GrantsConfig
-	held atomic.Pointer[map[string][]*Grant] // by target region, newest first
-	away atomic.Bool                         // the last question got no answer: offline lifetimes count
+	held atomic.Pointer[grant.Held]
 
 	mu      sync.Mutex // covers changed
 	changed chan struct{}
@@ -132,7 +95,7 @@ func NewGrants(cfg GrantsConfig) (*Grants, error) {
 		return nil, errors.New("failover: grants need a Requester, Tables, Self and Logger")
 	}
 	g := &Grants{cfg: cfg}
-	g.held.Store(&map[string][]*Grant{})
+	g.held.Store(&grant.Held{})
 	return g, nil
 }
 
@@ -146,8 +109,12 @@ func (g *Grants) Changed() <-chan struct{} {
 	return g.changed
 }
 
-func (g *Grants) swap(m map[string][]*Grant) {
-	g.held.Store(&m)
+// step takes an answer; only a change of what is held is told.
+func (g *Grants) step(a grant.Answer, given []*grant.Grant) {
+	g.held.Store(g.held.Load().Step(a, given, time.Now()))
+	if a != grant.Given && a != grant.Denied {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.changed != nil {
@@ -156,39 +123,18 @@ func (g *Grants) swap(m map[string][]*Grant) {
 	}
 }
 
-// live: counted from when this edge asked, on the monotonic clock, so it ends before the leader's count.
-func (g *Grants) live(x *Grant, t *policy.Table) bool {
-	age := time.Since(x.asked)
-	if age >= x.TTL && !(g.away.Load() && age < x.OfflineTTL) {
-		return false
-	}
-	// A recovery opens a new epoch in which nothing of the old one is permitted.
-	return x.Catalog.Epoch >= t.Catalog().Epoch && x.Store.Epoch >= t.Zone().Epoch
-}
+func at(t *policy.Table) grant.At { return grant.At{Catalog: t.Catalog(), Store: t.Zone()} }
 
 // Live is the newest live grant to relay to a region under a policy, nil if there is none. It does not
 // replace Table.Permits: a relay needs both.
-func (g *Grants) Live(t *policy.Table, policy, to string) *Grant {
-	for _, x := range (*g.held.Load())[to] {
-		if x.Covers(policy) && g.live(x, t) {
-			return x
-		}
-	}
-	return nil
+func (g *Grants) Live(t *policy.Table, policy, to string) *grant.Grant {
+	return g.held.Load().Live(policy, to, at(t), time.Now())
 }
 
 // Held are the live grants, for people.
-func (g *Grants) Held() []*Grant {
-	t := g.cfg.Tables.Load()
-	var out []*Grant
-	for _, list := range *g.held.Load() {
-		for _, x := range list {
-			if g.live(x, t) {
-				out = append(out, x)
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b *Grant) int { return strings.Compare(a.To+a.ID, b.To+b.ID) })
+func (g *Grants) Held() []*grant.Grant {
+	out := g.held.Load().All(at(g.cfg.Tables.Load()), time.Now())
+	slices.SortFunc(out, func(a, b *grant.Grant) int { return strings.Compare(a.To+a.ID, b.To+b.ID) })
 	return out
 }
 
@@ -267,13 +213,8 @@ func (g *Grants) every() time.Duration {
 	if g.cfg.Every > 0 {
 		return g.cfg.Every
 	}
-	every := 10 * time.Second
-	for _, list := range *g.held.Load() {
-		for _, x := range list {
-			every = min(every, max(50*time.Millisecond, x.TTL/3))
-		}
-	}
-	return every
+	const most = 10 * time.Second
+	return max(50*time.Millisecond, g.held.Load().Shortest(3*most)/3)
 }
 
 // IsAnswer says whether an error is the zone's own word about its border rules, and not its silence.
@@ -299,65 +240,44 @@ func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 		switch {
 		case kind == fault.Denied, kind == fault.Unauthenticated:
 			// That is an answer: this edge may relay nothing. Not to be mistaken for silence.
-			g.away.Store(false)
-			g.swap(map[string][]*Grant{})
+			g.step(grant.Denied, nil)
 			g.cfg.Logger.Warn("grants denied", "error", err)
 		case IsAnswer(err):
-			g.away.Store(false) // ordinary lifetimes count: whoever is behind gets nothing but policy (invariant 9)
+			g.step(grant.Behind, nil)
 			g.cfg.Logger.Info("grants wait for a newer table", "error", err)
 		default:
-			if !g.away.Swap(true) {
+			if !g.held.Load().Away() {
 				g.cfg.Logger.Warn("control plane does not answer for grants, offline lifetimes count", "error", err)
 			}
+			g.step(grant.Silent, nil)
 		}
 		return err
 	}
-	held := map[string][]*Grant{}
+	var given []*grant.Grant
 	for _, signed := range resp.Grants {
 		x, err := g.take(t, signed, asked)
 		if err != nil {
 			g.cfg.Logger.Warn("grant refused", "reason", fault.ReasonOf(err), "error", err)
 			continue
 		}
-		held[x.To] = append(held[x.To], x)
+		given = append(given, x)
 	}
-	// What was not granted again lasts until its ordinary end: the leader counts on that, and an edge that
-	// is one revision behind must not lose its other pairs. The table, which comes faster, closes at once. An
-	// offline lifetime it has no longer: the newest answer says how long the zone lets a pair go unasked.
-	for to, list := range *g.held.Load() {
-		for _, x := range list {
-			if time.Since(x.asked) < x.TTL && len(held[to]) < 8 {
-				if x.OfflineTTL != x.TTL {
-					short := *x
-					short.OfflineTTL, x = x.TTL, &short
-				}
-				held[to] = append(held[to], x)
-			}
-		}
-	}
-	if g.away.Swap(false) {
+	if g.held.Load().Away() {
 		g.cfg.Logger.Info("control plane answers for grants again")
 	}
-	g.swap(held)
+	g.step(grant.Given, given)
 	return nil
 }
 
-func (g *Grants) take(t *policy.Table, signed *syncv1.SignedGrant, asked time.Time) (*Grant, error) {
+func (g *Grants) take(t *policy.Table, signed *syncv1.SignedGrant, asked time.Time) (*grant.Grant, error) {
 	x, err := Verify(t, signed)
 	if err != nil {
 		return nil, err
 	}
 	self := g.cfg.Self
-	switch {
-	case x.Zone != self.Zone:
-		return nil, fault.New(fault.Denied, GrantZone, "take grant %s: it is of zone %s", x.ID, x.Zone)
-	case x.Edge != self.Node:
-		return nil, fault.New(fault.Denied, GrantEdge, "take grant %s: it is for edge %s", x.ID, x.Edge)
-	case x.From != self.Region:
-		return nil, fault.New(fault.Denied, GrantFrom, "take grant %s: it is for region %s", x.ID, x.From)
-	case x.Catalog.Epoch < t.Catalog().Epoch || x.Store.Epoch < t.Zone().Epoch:
-		return nil, fault.New(fault.Denied, GrantEpoch, "take grant %s: it is from before a recovery", x.ID)
+	if reason := x.Mine(self.Zone, self.Node, self.Region, at(t)); reason != "" {
+		return nil, fault.New(fault.Denied, reason, "take grant %s: it is for edge %s in region %s of zone %s, epochs %d and %d", x.ID, x.Edge, x.From, x.Zone, x.Catalog.Epoch, x.Store.Epoch)
 	}
-	x.asked = asked
+	x.Asked = asked
 	return x, nil
 }

@@ -55,3 +55,25 @@ func TestGrants_AReplacedGrantHasNoOfflineLifetime(t *testing.T) {
 		}
 	})
 }
+
+// Silence ends with any answer, also one that only refuses: from then on ordinary lifetimes count again.
+func TestGrants_AnAnswerThatRefusesAfterSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &leader{grants: []*syncv1.SignedGrant{sign(t, grantTo("eu-central"))}}
+		h := &policy.Holder{}
+		h.Swap(edgeTable(t, 1, nil, "eu-central"))
+		g := start(t, l, h)
+		live := func() bool { return g.Live(h.Load(), "gdpr", "eu-central") != nil }
+		time.Sleep(time.Second)
+		l.set(func() { l.err = fault.New(fault.Unavailable, "NO_LEADER", "no leader") })
+		time.Sleep(time.Minute)
+		if !live() {
+			t.Fatal("a minute of silence: want the grant live by its offline lifetime")
+		}
+		l.set(func() { l.err = fault.New(fault.Unavailable, "STALE_TABLE", "apply the newest table first") })
+		time.Sleep(2 * time.Second)
+		if live() {
+			t.Error("told to catch up after a minute: want the grant over")
+		}
+	})
+}

@@ -15,6 +15,7 @@ import (
 
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/identity"
 )
 
@@ -199,7 +200,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 
 // permitted is the sender's half of the decision: the newest table has the API under that policy and the pair,
 // and a live grant covers it.
-func (c *Client) permitted(api *policy.API, to string) (*failover.Grant, string) {
+func (c *Client) permitted(api *policy.API, to string) (*grant.Grant, string) {
 	t := c.cfg.Tables.Load()
 	if !under(t, api.Zone, api.Name, api.Policy) {
 		return nil, RuleAPI
@@ -214,7 +215,7 @@ func (c *Client) permitted(api *policy.API, to string) (*failover.Grant, string)
 	return grant, ""
 }
 
-func (c *Client) request(ctx context.Context, f Forward, grant *failover.Grant) *http.Request {
+func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *http.Request {
 	header := f.Header.Clone()
 	header.Set(HeaderAPI, f.API.Name)
 	if f.Route != nil {
@@ -267,8 +268,8 @@ func (c *Client) Enforce() {
 	var gone []*session
 	c.mu.Lock()
 	for f := range c.flights {
-		grant := c.cfg.Grants.Live(t, f.policy, f.to)
-		if !f.stands(t) || grant == nil || !slices.ContainsFunc(grant.Peers, func(p failover.Peer) bool { return p.Edge == f.node }) {
+		g := c.cfg.Grants.Live(t, f.policy, f.to)
+		if !f.stands(t) || g == nil || !slices.ContainsFunc(g.Peers, func(p grant.Peer) bool { return p.Edge == f.node }) {
 			cut = append(cut, f)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/dataplane/internal/sentinel"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/identity/identitytest"
 	"bailiwick/shared/revision"
@@ -385,17 +386,17 @@ func TestServer_RefusesAtItsEnd(t *testing.T) {
 		rule   string // "handshake": not even HTTP
 	}{
 		{"the control: a good one", b.westEdge, headers("eu-west", good), ""},
-		{"no grant", b.westEdge, http.Header{relay.HeaderAPI: {"orders"}, relay.HeaderHome: {"eu-west"}}, failover.GrantMalformed},
-		{"noise for a grant", b.westEdge, http.Header{relay.HeaderHome: {"eu-west"}, relay.HeaderGrant: {"AAAA"}}, failover.GrantMalformed},
-		{"forged signature", b.westEdge, headers("eu-west", sign(t, usKey, b.grant())), failover.GrantSignature},
-		{"zone whose key is not here", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.Zone = "us" })), failover.GrantZone},
-		{"grant of another edge", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.Edge = "eu-north-edge-1" })), failover.GrantEdge},
-		{"shown by another edge", north, headers("eu-north", good), failover.GrantEdge},
-		{"grant from another region", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.From = "eu-north" })), failover.GrantFrom},
-		{"grant to another region", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.To = "eu-south" })), failover.GrantTo},
-		{"grant for another policy", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.Policies = []string{"open"} })), failover.GrantPolicy},
-		{"grant of an old epoch", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.ZoneEpoch = 0 })), failover.GrantEpoch},
-		{"zone's grant shown by a foreign edge", us, headers("us-east", with(func(g *syncv1.Grant) { g.Edge, g.From = "us-edge-1", "us-east" })), failover.GrantZone},
+		{"no grant", b.westEdge, http.Header{relay.HeaderAPI: {"orders"}, relay.HeaderHome: {"eu-west"}}, grant.Malformed},
+		{"noise for a grant", b.westEdge, http.Header{relay.HeaderHome: {"eu-west"}, relay.HeaderGrant: {"AAAA"}}, grant.Malformed},
+		{"forged signature", b.westEdge, headers("eu-west", sign(t, usKey, b.grant())), grant.Signature},
+		{"zone whose key is not here", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.Zone = "us" })), grant.Zone},
+		{"grant of another edge", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.Edge = "eu-north-edge-1" })), grant.Edge},
+		{"shown by another edge", north, headers("eu-north", good), grant.Edge},
+		{"grant from another region", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.From = "eu-north" })), grant.From},
+		{"grant to another region", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.To = "eu-south" })), grant.To},
+		{"grant for another policy", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.Policies = []string{"open"} })), grant.Policy},
+		{"grant of an old epoch", b.westEdge, headers("eu-west", with(func(g *syncv1.Grant) { g.ZoneEpoch = 0 })), grant.Epoch},
+		{"zone's grant shown by a foreign edge", us, headers("us-east", with(func(g *syncv1.Grant) { g.Edge, g.From = "us-edge-1", "us-east" })), grant.Zone},
 		{"second hop", b.westEdge, headers("eu-north", good), relay.RuleHop},
 		{"no home", b.westEdge, headers("", good), relay.RuleHop},
 		{"unknown API", b.westEdge, func() http.Header { h := headers("eu-west", good); h.Set(relay.HeaderAPI, "x"); return h }(), relay.RuleAPI},
@@ -454,15 +455,15 @@ func TestServer_RefusesAGrantThatIsOver(t *testing.T) {
 	if got := shown("a", 1000, 50); got != "" {
 		t.Fatalf("a new grant: got refused by %s", got)
 	}
-	eventually(t, 5*time.Second, "the grant's end", func() bool { return shown("a", 1000, 50) == failover.GrantExpired })
+	eventually(t, 5*time.Second, "the grant's end", func() bool { return shown("a", 1000, 50) == grant.Expired })
 	if got := shown("b", 2000, 60_000); got != "" {
 		t.Errorf("the next grant: got refused by %s", got)
 	}
 	for i := range 100 { // enough to push everything out of a bounded memory
 		shown(fmt.Sprint("c", i), 3000+int64(i), 1)
 	}
-	if got := shown("a", 1000, 50); got != failover.GrantExpired {
-		t.Errorf("the first, long forgotten: got %q, want %s", got, failover.GrantExpired)
+	if got := shown("a", 1000, 50); got != grant.Expired {
+		t.Errorf("the first, long forgotten: got %q, want %s", got, grant.Expired)
 	}
 }
 

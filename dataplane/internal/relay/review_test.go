@@ -10,10 +10,10 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
@@ -38,7 +38,7 @@ func TestServer_ANewLeadersClockMayBeBehind(t *testing.T) {
 		{"the former leader's", "a", 10, 7_200_000, ""},
 		{"the new leader's, its clock an hour behind", "b", 11, 3_600_000, ""},
 		{"the former leader's again, remembered", "a", 10, 7_200_000, ""},
-		{"one from before both, never seen", "c", 9, 9_000_000, failover.GrantExpired},
+		{"one from before both, never seen", "c", 9, 9_000_000, grant.Expired},
 	} {
 		if got := shown(c.id, c.index, c.at); got != c.want {
 			t.Errorf("%s: refused by %q, want %q", c.name, got, c.want)
@@ -121,9 +121,9 @@ func TestServer_CrossZone(t *testing.T) {
 	}{
 		{"both ends permit", foreign(t, 5, true, true), with(nil), ""},
 		{"the receiving zone has not adopted the pair", foreign(t, 5, false, true), with(nil), relay.RulePair},
-		{"the sending zone's key is not here", foreign(t, 5, true, false), with(nil), failover.GrantZone},
-		{"the sending zone did not grant the policy", foreign(t, 5, true, true), with(func(g *syncv1.Grant) { g.Policies = []string{"other"} }), failover.GrantPolicy},
-		{"from before a recovery of the catalog", foreign(t, 6, true, true), with(nil), failover.GrantEpoch},
+		{"the sending zone's key is not here", foreign(t, 5, true, false), with(nil), grant.Zone},
+		{"the sending zone did not grant the policy", foreign(t, 5, true, true), with(func(g *syncv1.Grant) { g.Policies = []string{"other"} }), grant.Policy},
+		{"from before a recovery of the catalog", foreign(t, 6, true, true), with(nil), grant.Epoch},
 	} {
 		b.central.Swap(c.table)
 		if got := b.refusedBy(t, us, "us-east", c.grant); got != c.want {

@@ -16,6 +16,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
 )
@@ -191,41 +192,33 @@ func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in
 	}
 	raw, err := base64.StdEncoding.DecodeString(r.Header.Get(HeaderGrant))
 	if err != nil || len(raw) == 0 || len(raw) > 64<<10 {
-		return in, "", failover.GrantMalformed, err
+		return in, "", grant.Malformed, err
 	}
 	var signed syncv1.SignedGrant
 	if err := proto.Unmarshal(raw, &signed); err != nil {
-		return in, "", failover.GrantMalformed, err
+		return in, "", grant.Malformed, err
 	}
 	g, err := failover.Verify(t, &signed)
 	if err != nil {
 		return in, "", fault.ReasonOf(err), err
 	}
-	switch {
-	case g.Zone != peer.Zone: // only the sender's zone says what leaves it
-		return in, "", failover.GrantZone, nil
-	case g.Edge != peer.Node:
-		return in, "", failover.GrantEdge, nil
-	case g.From != peer.Region:
-		return in, "", failover.GrantFrom, nil
-	case g.To != s.self.Region:
-		return in, "", failover.GrantTo, nil
-	case g.Catalog.Epoch < t.Catalog().Epoch, // the catalog is every zone's
-		g.Zone == s.self.Zone && g.Store.Epoch < t.Zone().Epoch:
-		return in, "", failover.GrantEpoch, nil
+	shown := grant.Party{Zone: peer.Zone, Region: peer.Region, Edge: peer.Node}
+	here := grant.Party{Zone: s.self.Zone, Region: s.self.Region, Edge: s.self.Node}
+	if reason := g.Fits(shown, here, grant.At{Catalog: t.Catalog(), Store: t.Zone()}); reason != "" {
+		return in, "", reason, nil
 	}
 	api := t.APIOf(g.Zone, r.Header.Get(HeaderAPI))
 	if api == nil {
 		return in, "", RuleAPI, nil
 	}
 	if !g.Covers(api.Policy) {
-		return in, "", failover.GrantPolicy, nil
+		return in, "", grant.Policy, nil
 	}
 	if !t.Permits(api.Policy, peer.Region, s.self.Region) {
 		return in, "", RulePair, nil
 	}
 	if !s.ages.fresh(g) {
-		return in, "", failover.GrantExpired, nil
+		return in, "", grant.Expired, nil
 	}
 	route, match := api.Route(r.Method, r.URL.Path)
 	if match != policy.RouteFound && !api.Foreign {

@@ -14,7 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"bailiwick/dataplane/internal/failover"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
 )
@@ -38,7 +38,7 @@ var errSessionClosed = errors.New("session is closed")
 
 // session gives a usable session to a peer of the grant, dialling where there is none. With once the peer
 // has answered something within the last milliseconds.
-func (c *Client) session(ctx context.Context, policyName string, grant *failover.Grant, once bool) (*session, error) {
+func (c *Client) session(ctx context.Context, policyName string, grant *grant.Grant, once bool) (*session, error) {
 	var errs []error
 	for _, peer := range grant.Peers {
 		key := sessionKey{grant.To, peer.Edge, peer.Addr}

@@ -1,0 +1,70 @@
+package grant
+
+import (
+	"time"
+
+	"bailiwick/shared/revision"
+)
+
+// Seen counts the age of grants at the receiver, from when it first saw each, on its own monotonic clock: a
+// wall clock that is an hour off changes nothing. An ended grant stays refused although it is forgotten:
+// what a sender's pair was granted before the newest grant seen, and is not remembered, has ended. Before is by
+// place in the zone's log, which each grant moves on: leaders' clocks differ, and a new leader's may be behind.
+// The zero Seen has seen none.
+type Seen struct{ by map[seenKey][]sighting }
+
+type seenKey struct{ edge, from, to string }
+
+type sighting struct {
+	id      string
+	granted revision.Revision
+	first   time.Time
+	lasts   time.Duration
+}
+
+// maxSightings of one sender's pair are remembered.
+const maxSightings = 64
+
+// Fresh says whether the grant is still within its lifetime, and remembers it. The receiver cannot know whether
+// the sender still reaches its control plane, so it allows the offline lifetime; the sender keeps the shorter one.
+func (s *Seen) Fresh(g *Grant, now time.Time) bool {
+	key := seenKey{g.Edge, g.From, g.To}
+	list := s.by[key] // oldest grant first
+	var newest revision.Revision
+	for _, x := range list {
+		if x.id == g.ID {
+			return now.Sub(x.first) < x.lasts
+		}
+		if newest.Less(x.granted) {
+			newest = x.granted
+		}
+	}
+	if g.Store.Less(newest) {
+		return false
+	}
+	// The newest ended one stays, as the mark below which nothing is taken for new.
+	keep := list[:0]
+	for i, x := range list {
+		if now.Sub(x.first) < x.lasts || i == len(list)-1 {
+			keep = append(keep, x)
+		}
+	}
+	if len(keep) >= maxSightings {
+		keep = append(keep[:0], keep[len(keep)-maxSightings+1:]...)
+	}
+	if s.by == nil {
+		s.by = map[seenKey][]sighting{}
+	}
+	s.by[key] = append(keep, sighting{g.ID, g.Store, now, g.OfflineTTL})
+	return true
+}
+
+// Forget drops edges that the registry does not have any more; with them go their marks, and a stranger is
+// refused before Fresh is asked.
+func (s *Seen) Forget(known func(edge string) bool) {
+	for key := range s.by {
+		if !known(key.edge) {
+			delete(s.by, key)
+		}
+	}
+}
