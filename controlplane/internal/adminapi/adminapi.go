@@ -159,10 +159,6 @@ func (c Config) Validate() error {
 type server struct {
 	Config
 	hasher *apikey.Hasher
-	// A procedure that nobody has built yet says so.
-	adminv1connect.UnimplementedUsageServiceHandler
-	adminv1connect.UnimplementedLedgerServiceHandler
-	adminv1connect.UnimplementedQuotaServiceHandler
 }
 
 // Handler serves all services of bailiwick.admin.v1 and gRPC reflection, at the root of its host.

@@ -38,8 +38,6 @@ func (c *Carrier) Exchange(ctx context.Context, leader, edge, region string, req
 type ledgerDoor struct {
 	*Carrier
 	Ledger
-	// A procedure that nobody has built yet says so.
-	peerv1connect.UnimplementedLedgerServiceHandler
 }
 
 func (d ledgerDoor) ExchangeFor(ctx context.Context, req *peerv1.ExchangeForRequest) (*peerv1.ExchangeForResponse, error) {
