@@ -5,6 +5,7 @@ package main
 const (
 	bookFile    = "regions/grant/book.go"
 	noticeFile  = "regions/grant/tighten.go"
+	offerFile   = "regions/grant/offer.go"
 	simulatePkg = "e2e/simulate"
 	borderPkg   = "controlplane/internal/border"
 	borderFile  = borderPkg + "/border.go"
@@ -19,7 +20,7 @@ var controlBugs = []bug{
 		edits:  []edit{{grantsFile, "if err := k.cfg.Store.VerifyLeader(ctx); err != nil {", "if err := ctx.Err(); err != nil {"}},
 		checks: []check{{borderPkg, "TestKeeper_ADeposedLeaderHandsOutNothing"}}},
 	{name: "grant-slips-past-tightening", breaks: "a grant is dropped if the rules changed while it was logged",
-		edits:  []edit{{grantsFile, "Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}},\n\t\tOps:      []group.Op{{Key: model.PrefixGrant", "Ops:      []group.Op{{Key: model.PrefixGrant"}, {grantsFile, "PrefixGrant + edge, Value: model.Encode(record)}},\n\t})", "PrefixGrant + edge, Value: model.Encode(record)}},\n\t})\n\t_ = mod"}, {grantsFile, "still, err := outbound(k.cfg.Store.Local(), k.cfg.Zone, region, time.Now())", "still, err := outbound(zone, k.cfg.Zone, region, now)"}},
+		edits:  []edit{{grantsFile, "Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}},\n\t\tOps:      []group.Op{{Key: model.PrefixGrant", "Ops:      []group.Op{{Key: model.PrefixGrant"}, {grantsFile, "PrefixGrant + edge, Value: model.Encode(record)}},\n\t})", "PrefixGrant + edge, Value: model.Encode(record)}},\n\t})\n\t_ = mod"}, {grantsFile, "still, err := Permitted(k.cfg.Store.Local(), k.cfg.Zone, time.Now())", "still, err := Permitted(zone, k.cfg.Zone, now)"}},
 		checks: []check{{borderPkg, "TestKeeper_AGrantDoesNotSlipPastATightening"}}},
 	{name: "grant-to-stale-edge", breaks: "an edge behind the newest tightening gets nothing but policy",
 		edits:  []edit{{noticeFile, "return epoch == zoneEpoch && index >= changed", "return epoch == zoneEpoch"}},
@@ -46,7 +47,7 @@ var controlBugs = []bug{
 		edits:  []edit{{bookFile, "return d + d/50 + time.Second }", "return d }"}},
 		checks: []check{{borderPkg, "TestKeeper_InForceBarrier"}}},
 	{name: "offline-lifetime-forgotten", breaks: "the leader reckons with the offline lifetime",
-		edits:  []edit{{grantsFile, "life := max(g.TtlMs, g.OfflineTtlMs)", "life := g.TtlMs"}},
+		edits:  []edit{{offerFile, "Life{o.To, o.OfflineTTL}", "Life{o.To, o.TTL}"}},
 		checks: []check{{borderPkg, "TestKeeper_InForceBarrier"}}},
 	{name: "removed-edge-counts-as-lapsed", breaks: "an edge that left the registry counts until its grant ends",
 		edits:  []edit{{bookFile, "now.Before(l.end) && !acked(key.edge) {", "now.Before(l.end) && slices.Contains(g.Members(t.From), key.edge) && !acked(key.edge) {"}},

@@ -4,6 +4,7 @@ package main
 
 const (
 	grantFile    = "regions/grant/grant.go"
+	coreFile     = "regions/grant/relay.go"
 	heldFile     = "regions/grant/held.go"
 	seenFile     = "regions/grant/seen.go"
 	failoverPkg  = "dataplane/internal/failover"
@@ -53,7 +54,7 @@ var edgeBugs = []bug{
 		edits:  []edit{{holdFile, "if !ed25519.Verify(key, append([]byte(SignaturePrefix), signed.Payload...), signed.Signature) {", "if false && !ed25519.Verify(key, append([]byte(SignaturePrefix), signed.Payload...), signed.Signature) {"}},
 		checks: []check{{failoverPkg, "TestGrants_RefuseWhatIsNotTheirs"}, {relayPkg, "TestServer_RefusesAtItsEnd"}}},
 	{name: "sender-remembers-table", breaks: "the newest table is asked before every attempt, retries too",
-		edits: []edit{{clientFile, "\tt := c.cfg.Tables.Load()\n\tif !under(t, api.Zone", "\tonce.Do(func() { first = c.cfg.Tables.Load() })\n\tt := first\n\tif !under(t, api.Zone"},
+		edits: []edit{{clientFile, "\tt := c.cfg.Tables.Load()\n\treturn c.cfg.Grants.Now()", "\tonce.Do(func() { first = c.cfg.Tables.Load() })\n\tt := first\n\treturn c.cfg.Grants.Now()"},
 			{clientFile, "var errCut = ", "var once sync.Once\nvar first *policy.Table\n\nvar errCut = "}},
 		checks: []check{{relayPkg, "TestClient_AsksAgainAfterTheEvidence"}}},
 	{name: "recheck-skipped-after-dial", breaks: "the permission is asked again once a sweep would find the flight",
@@ -66,10 +67,10 @@ var edgeBugs = []bug{
 		edits:  []edit{{clientFile, "if err := c.cfg.Evidence.Relay(f.RequestID, grant.ID, c.from, f.To); err != nil {\n\t\treturn refuse(RuleEvidence, err)", "if err := c.cfg.Evidence.Relay(f.RequestID, grant.ID, c.from, f.To); err != nil && false {\n\t\treturn refuse(RuleEvidence, err)"}},
 		checks: []check{{relayPkg, "TestRelay_CarriesARequestOverAPermittedPair"}}},
 	{name: "sender-does-not-cut", breaks: "a tightening cuts what is under way at the sender",
-		edits:  []edit{{clientFile, "if !f.stands(t) || g == nil || !slices", "if g == nil || !slices"}, {clientFile, "\t\tif !peers[key] {", "\t\tif false && !peers[key] {"}},
+		edits:  []edit{{coreFile, "g, _ := h.Leave(f, t, now)\n\treturn", "g := h.Live(f.Policy, f.To, t.At(), now)\n\treturn"}, {clientFile, "\t\tif !peers[key] {", "\t\tif false && !peers[key] {"}},
 		checks: []check{{relayPkg, "TestRelay_AnAPIThatChangesItsPolicyIsCut"}}},
 	{name: "receiver-does-not-cut", breaks: "a tightening cuts what is under way at the receiver",
-		edits:  []edit{{serverFile, "if !f.stands(t) || !known(f.node, f.from) {", "if false && !known(f.node, f.from) {"}, {serverFile, "if !known(peer.Node, peer.Region) {", "if false && !known(peer.Node, peer.Region) {"}},
+		edits:  []edit{{serverFile, "if !f.Stands(rules{t}) || !known(f.Peer, f.From) {", "if false && !known(f.Peer, f.From) {"}, {serverFile, "if !known(peer.Node, peer.Region) {", "if false && !known(peer.Node, peer.Region) {"}},
 		checks: []check{{relayPkg, "TestRelay_CutsWithinASecond"}}},
 	{name: "region-from-a-header", breaks: "the home region is the certificate's, not a header's",
 		edits:  []edit{{serverFile, "if r.Header.Get(HeaderHome) != peer.Region {", "if peer.Region = r.Header.Get(HeaderHome); peer.Region == \"\" {"}},
@@ -78,7 +79,7 @@ var edgeBugs = []bug{
 		edits:  []edit{{"dataplane/internal/proxy/path.go", "a := p.local.Start(in.API,", "a := p.router.Start(in.API,"}},
 		checks: []check{{"dataplane/internal/proxy", "TestRelayed_IsNeverRelayedAgain"}}},
 	{name: "receiver-takes-any-pair", breaks: "the receiver's own table must have the pair",
-		edits:  []edit{{serverFile, "if !t.Permits(api.Policy, peer.Region, s.self.Region) {", "if false {"}, {serverFile, "if t := s.cfg.Tables.Load(); !f.stands(t) || s.registered", "if t := s.cfg.Tables.Load(); s.registered"}},
+		edits:  []edit{{coreFile, "case !t.Permits(policy, peer.Region, self.Region):", "case false:"}, {serverFile, "if t := s.cfg.Tables.Load(); !f.Stands(rules{t}) || s.registered", "if t := s.cfg.Tables.Load(); s.registered"}},
 		checks: []check{{relayPkg, "TestServer_WithoutThePairRefuses"}}},
 	{name: "receiver-takes-any-edge", breaks: "a grant is its edge's alone",
 		edits:  []edit{{grantFile, "case g.Edge != peer.Edge:", "case false:"}},
@@ -87,7 +88,7 @@ var edgeBugs = []bug{
 		edits:  []edit{{grantFile, "case g.To != self.Region:", "case false:"}},
 		checks: []check{{relayPkg, "TestServer_RefusesAtItsEnd"}}},
 	{name: "receiver-takes-any-policy", breaks: "a grant covers its policies only",
-		edits:  []edit{{serverFile, "if !g.Covers(api.Policy) {", "if false {"}},
+		edits:  []edit{{coreFile, "case !g.Covers(policy):", "case false:"}},
 		checks: []check{{relayPkg, "TestServer_RefusesAtItsEnd"}}},
 	{name: "receiver-takes-old-epochs", breaks: "after a recovery the receiver refuses the grants of before",
 		edits:  []edit{{grantFile, "case g.Catalog.Epoch < at.Catalog.Epoch, // the catalog is every zone's\n\t\tg.Zone == self.Zone && g.Store.Epoch < at.Store.Epoch:", "case false:"}},
@@ -102,7 +103,7 @@ var edgeBugs = []bug{
 		edits:  []edit{{sessionFile, ` || zone == "" || n.Zone != zone {`, ` {`}, {sessionFile, "\tzone := \"\"\n", "\tzone := \"\"\n\t_ = zone\n"}},
 		checks: []check{{relayPkg, "TestClient_PeerOfAnotherZoneIsNoPeer"}}},
 	{name: "table-goes-backwards", breaks: "an edge's positions never decrease within an epoch",
-		edits:  []edit{{updateFile, "if s.to[i].Less(floor[i]) {", "if false {"}},
+		edits:  []edit{{updateFile, "if log := to.Behind(held); log != \"\" {", "if log := to.Behind(held); false && log != \"\" {"}},
 		checks: []check{{subscribePkg, "TestRun_Refuses"}}},
 	{name: "table-of-another-edge", breaks: "a table belongs to one edge",
 		edits:  []edit{{updateFile, "if u.Edge != c.cfg.Edge || u.Region != c.cfg.Region || u.Zone != c.cfg.Zone {", "if false {"}},

@@ -56,6 +56,18 @@ func (g *Grant) Covers(policy string) bool { return slices.Contains(g.Policies, 
 // At is the position of the table that an edge decides by.
 type At struct{ Catalog, Store revision.Revision }
 
+// Behind says of which log an update would bring less than an edge has applied; "": of neither. An edge never goes
+// back, not even from a disk that did (invariant 5): what it applied is the floor of what it takes.
+func (at At) Behind(floor At) string {
+	switch {
+	case at.Catalog.Less(floor.Catalog):
+		return "catalog"
+	case at.Store.Less(floor.Store):
+		return "zone"
+	}
+	return ""
+}
+
 // Mine says why an edge may not hold the grant; "": it may.
 func (g *Grant) Mine(zone, edge, region string, at At) (reason string) {
 	switch {

@@ -14,7 +14,6 @@ import (
 	"bailiwick/controlplane/internal/model"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
-	"bailiwick/regions"
 	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 
@@ -76,7 +75,7 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	if err := k.fresh(zone, req); err != nil {
 		return nil, err
 	}
-	pairs, err := outbound(zone, k.cfg.Zone, region, now)
+	pairs, err := Permitted(zone, k.cfg.Zone, now)
 	if err != nil {
 		return nil, err
 	}
@@ -85,20 +84,19 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	if err != nil {
 		return nil, err
 	}
-	pairs = grant.Noticed(pairs, baseline)
-	grants := k.compose(zone, edge, region, pairs, registry, now)
+	peers := peersBy(registry)
+	offers := grant.Offers(grant.Noticed(pairs, baseline), region, k.cfg.TTL, func(to string) bool { return len(peers[to]) > 0 })
 	record := model.GrantRecord{Edge: edge, Region: region, GrantedAt: now.UTC()}
 	if record.Relays, record.Refusals, err = told(req); err != nil {
 		return nil, err
 	}
-	if len(grants) == 0 && len(record.Relays) == 0 && len(record.Refusals) == 0 {
+	if len(offers) == 0 && len(record.Relays) == 0 && len(record.Refusals) == 0 {
 		return &syncv1.RequestGrantsResponse{}, nil
 	}
-	var given []grant.Life
-	for _, g := range grants {
-		life := max(g.TtlMs, g.OfflineTtlMs)
-		record.Grants = append(record.Grants, model.Granted{ID: g.Id, From: g.From, To: g.To, Policies: g.Policies, TTLMS: life})
-		given = append(given, grant.Life{To: g.To, Lasts: time.Duration(life) * time.Millisecond})
+	ids := make([]string, len(offers))
+	for i, o := range offers {
+		ids[i] = newID()
+		record.Grants = append(record.Grants, model.Granted{ID: ids[i], From: region, To: o.To, Policies: slices.Clone(o.Policies), TTLMS: o.OfflineTTL.Milliseconds()})
 	}
 	// Before the record: from here on this leader counts the grant as given, whatever becomes of the answer.
 	k.mu.Lock()
@@ -106,7 +104,7 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		k.mu.Unlock()
 		return nil, notLeader()
 	}
-	for _, l := range k.term.book.Give(edge, region, given, now).Earlier {
+	for _, l := range k.term.book.Give(edge, region, grant.Lives(offers), now).Earlier {
 		if record.EarlierMS == nil {
 			record.EarlierMS = map[string]int64{}
 		}
@@ -126,18 +124,17 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	if err := k.cfg.Store.VerifyLeader(ctx); err != nil {
 		return nil, err
 	}
-	still, err := outbound(k.cfg.Store.Local(), k.cfg.Zone, region, time.Now())
+	still, err := Permitted(k.cfg.Store.Local(), k.cfg.Zone, time.Now())
 	if err != nil {
 		return nil, err
 	}
 	response := &syncv1.RequestGrantsResponse{}
-	for _, g := range grants {
-		g.Policies = slices.DeleteFunc(g.Policies, func(policy string) bool {
-			return !slices.ContainsFunc(still, func(p regions.Permitted) bool { return p.Policy == policy && p.To == g.To })
-		})
-		if len(g.Policies) == 0 {
+	for i, o := range offers {
+		if !o.Confirm(region, still) {
 			continue
 		}
+		g := k.compose(zone, edge, region, ids[i], o, now)
+		g.Peers = peers[o.To]
 		payload, err := proto.MarshalOptions{Deterministic: true}.Marshal(g)
 		if err != nil {
 			return nil, err
@@ -162,44 +159,27 @@ func (k *Keeper) fresh(zone group.Snapshot, req *syncv1.RequestGrantsRequest) er
 	return nil
 }
 
-// outbound lists what may leave a region of this zone now.
-func outbound(zone group.Snapshot, name, region string, now time.Time) ([]regions.Permitted, error) {
-	pairs, err := Permitted(zone, name, now)
-	return slices.DeleteFunc(pairs, func(p regions.Permitted) bool { return p.From != region }), err
-}
-
-// compose builds one grant for each target region that has an edge to receive it.
-func (k *Keeper) compose(zone group.Snapshot, edge, region string, pairs []regions.Permitted, registry map[string]model.Node, now time.Time) []*syncv1.Grant {
+// compose writes out the grant that an offer has become.
+func (k *Keeper) compose(zone group.Snapshot, edge, region, id string, o grant.Offer, now time.Time) *syncv1.Grant {
 	a, _, _ := adopted(zone)
 	revision := zone.Revision()
-	byTarget := map[string]*syncv1.Grant{}
-	var grants []*syncv1.Grant
-	for _, p := range pairs {
-		g := byTarget[p.To]
-		if g == nil {
-			g = &syncv1.Grant{Id: newID(), Zone: k.cfg.Zone, Edge: edge, From: region, To: p.To,
-				CatalogEpoch: a.CatalogEpoch, CatalogIndex: a.CatalogIndex, ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index,
-				GrantedUnixMs: now.UnixMilli(), TtlMs: k.cfg.TTL.Milliseconds(), OfflineTtlMs: p.OfflineGrant.Milliseconds()}
-			for name, n := range registry {
-				if n.Kind == "edge" && n.Region == p.To && n.RelayAddr != "" {
-					g.Peers = append(g.Peers, &syncv1.Peer{Edge: name, RelayAddr: n.RelayAddr})
-				}
-			}
-			if len(g.Peers) == 0 {
-				continue
-			}
-			slices.SortFunc(g.Peers, func(a, b *syncv1.Peer) int { return strings.Compare(a.Edge, b.Edge) })
-			byTarget[p.To] = g
-			grants = append(grants, g)
+	return &syncv1.Grant{Id: id, Zone: k.cfg.Zone, Edge: edge, From: region, To: o.To, Policies: o.Policies,
+		CatalogEpoch: a.CatalogEpoch, CatalogIndex: a.CatalogIndex, ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index,
+		GrantedUnixMs: now.UnixMilli(), TtlMs: o.TTL.Milliseconds(), OfflineTtlMs: o.OfflineTTL.Milliseconds()}
+}
+
+// peersBy are the edges that take relays, by region, in order of their names.
+func peersBy(registry map[string]model.Node) map[string][]*syncv1.Peer {
+	out := map[string][]*syncv1.Peer{}
+	for name, n := range registry {
+		if n.Kind == "edge" && n.RelayAddr != "" {
+			out[n.Region] = append(out[n.Region], &syncv1.Peer{Edge: name, RelayAddr: n.RelayAddr})
 		}
-		g.Policies = append(g.Policies, p.Policy)
-		// One grant may carry several policies: it lives no longer than the strictest of them allows.
-		g.OfflineTtlMs = min(g.OfflineTtlMs, p.OfflineGrant.Milliseconds())
 	}
-	for _, g := range grants {
-		g.OfflineTtlMs = max(g.OfflineTtlMs, g.TtlMs)
+	for _, peers := range out {
+		slices.SortFunc(peers, func(a, b *syncv1.Peer) int { return strings.Compare(a.Edge, b.Edge) })
 	}
-	return grants
+	return out
 }
 
 func newID() string {

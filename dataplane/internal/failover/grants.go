@@ -131,6 +131,9 @@ func (g *Grants) Live(t *policy.Table, policy, to string) *grant.Grant {
 	return g.held.Load().Live(policy, to, at(t), time.Now())
 }
 
+// Now is what is held at this moment, for a decision of package grant's.
+func (g *Grants) Now() *grant.Held { return g.held.Load() }
+
 // Held are the live grants, for people.
 func (g *Grants) Held() []*grant.Grant {
 	out := g.held.Load().All(at(g.cfg.Tables.Load()), time.Now())

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"slices"
 	"sync"
 	"time"
 
@@ -57,21 +56,20 @@ type Client struct {
 
 // flight is one relay under way, at either end.
 type flight struct {
-	zone, api        string
-	policy, from, to string
-	node             string
-	cut              func()
+	grant.Flight
+	cut func()
 }
 
-// stands says whether a table still permits the flight: the pair under its policy, and the API that policy.
-func (f *flight) stands(t *policy.Table) bool {
-	return t.Permits(f.policy, f.from, f.to) && under(t, f.zone, f.api, f.policy)
-}
+// rules is a table as package grant asks it.
+type rules struct{ *policy.Table }
 
-// under says whether an API is under a policy now. A request that began before may have read another.
-func under(t *policy.Table, zone, api, policy string) bool {
-	a := t.APIOf(zone, api)
-	return a != nil && a.Policy == policy
+func (r rules) At() grant.At { return grant.At{Catalog: r.Catalog(), Store: r.Zone()} }
+
+func (r rules) PolicyOf(zone, api string) (string, bool) {
+	if a := r.APIOf(zone, api); a != nil {
+		return a.Policy, true
+	}
+	return "", false
 }
 
 // NewClient makes a client; Run it.
@@ -130,7 +128,8 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
-	fl := &flight{zone: f.API.Zone, api: f.API.Name, policy: policyName, from: c.from, to: f.To, node: s.key.node, cut: func() { cancel(errCut) }}
+	fl := &flight{Flight: c.flight(f.API, f.To), cut: func() { cancel(errCut) }}
+	fl.Peer = s.key.node
 	end := func() {
 		c.mu.Lock()
 		delete(c.flights, fl)
@@ -202,17 +201,11 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 // and a live grant covers it.
 func (c *Client) permitted(api *policy.API, to string) (*grant.Grant, string) {
 	t := c.cfg.Tables.Load()
-	if !under(t, api.Zone, api.Name, api.Policy) {
-		return nil, RuleAPI
-	}
-	if !t.Permits(api.Policy, c.from, to) {
-		return nil, RulePair
-	}
-	grant := c.cfg.Grants.Live(t, api.Policy, to)
-	if grant == nil {
-		return nil, RuleNoGrant
-	}
-	return grant, ""
+	return c.cfg.Grants.Now().Leave(c.flight(api, to), rules{t}, time.Now())
+}
+
+func (c *Client) flight(api *policy.API, to string) grant.Flight {
+	return grant.Flight{Zone: api.Zone, API: api.Name, Policy: api.Policy, From: c.from, To: to}
 }
 
 func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *http.Request {
@@ -264,12 +257,12 @@ func (c *Client) Enforce() {
 			}
 		}
 	}
+	held, now := c.cfg.Grants.Now(), time.Now()
 	var cut []*flight
 	var gone []*session
 	c.mu.Lock()
 	for f := range c.flights {
-		g := c.cfg.Grants.Live(t, f.policy, f.to)
-		if !f.stands(t) || g == nil || !slices.ContainsFunc(g.Peers, func(p grant.Peer) bool { return p.Edge == f.node }) {
+		if !held.Keep(f.Flight, rules{t}, now) {
 			cut = append(cut, f)
 		}
 	}

@@ -156,7 +156,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	rc := http.NewResponseController(w)
-	f := &flight{zone: in.API.Zone, api: in.API.Name, policy: policyName, from: peer.Region, to: s.self.Region, node: peer.Node, cut: func() {
+	f := &flight{Flight: grant.Flight{Zone: in.API.Zone, API: in.API.Name, Policy: policyName, From: peer.Region, To: s.self.Region, Peer: peer.Node}, cut: func() {
 		cancel(errCut)
 		// A handler that waits for the peer's window would not notice its context.
 		past := time.Unix(1, 0)
@@ -172,7 +172,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.mu.Unlock()
 	}()
 	// Once more, now that a sweep would find the flight.
-	if t := s.cfg.Tables.Load(); !f.stands(t) || s.registered(t, peer) != "" {
+	if t := s.cfg.Tables.Load(); !f.Stands(rules{t}) || s.registered(t, peer) != "" {
 		s.refuse(w, r, RulePair, peer, nil)
 		return
 	}
@@ -204,19 +204,10 @@ func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in
 	}
 	shown := grant.Party{Zone: peer.Zone, Region: peer.Region, Edge: peer.Node}
 	here := grant.Party{Zone: s.self.Zone, Region: s.self.Region, Edge: s.self.Node}
-	if reason := g.Fits(shown, here, grant.At{Catalog: t.Catalog(), Store: t.Zone()}); reason != "" {
-		return in, "", reason, nil
+	if _, rule := grant.Admit(g, r.Header.Get(HeaderAPI), shown, here, rules{t}); rule != "" {
+		return in, "", rule, nil
 	}
 	api := t.APIOf(g.Zone, r.Header.Get(HeaderAPI))
-	if api == nil {
-		return in, "", RuleAPI, nil
-	}
-	if !g.Covers(api.Policy) {
-		return in, "", grant.Policy, nil
-	}
-	if !t.Permits(api.Policy, peer.Region, s.self.Region) {
-		return in, "", RulePair, nil
-	}
 	if !s.ages.fresh(g) {
 		return in, "", grant.Expired, nil
 	}
@@ -262,7 +253,7 @@ func (s *Server) Enforce() {
 	var gone []net.Conn
 	s.mu.Lock()
 	for f := range s.flights {
-		if !f.stands(t) || !known(f.node, f.from) {
+		if !f.Stands(rules{t}) || !known(f.Peer, f.From) {
 			cut = append(cut, f)
 		}
 	}

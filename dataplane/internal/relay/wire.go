@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/regions/grant"
 )
 
 // Headers between two edges. They are stripped from what clients and upstreams send.
@@ -33,12 +34,12 @@ const (
 
 // Rules of refusal beyond those of failover's grants: stable names.
 const (
-	RulePair      = "pair-closed"  // the own table has no such pair
-	RuleNoGrant   = "grant-none"   // no live grant
+	RulePair      = grant.NoPair   // the own table has no such pair
+	RuleNoGrant   = grant.NoGrant  // no live grant
 	RuleNode      = "node-unknown" // the registry does not have the peer, or not in that region
 	RuleKind      = "peer-kind"    // the peer is no edge
 	RuleHop       = "second-hop"   // the sender is not where the request was accepted
-	RuleAPI       = "api-unknown"  //
+	RuleAPI       = grant.NoAPI    //
 	RuleCut       = "cut"          // permitted when it began, not any more
 	RuleEvidence  = "evidence"     // the sender could not record it
 	RuleMalformed = "malformed"

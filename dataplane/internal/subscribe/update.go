@@ -8,6 +8,7 @@ import (
 
 	"bailiwick/dataplane/internal/policy"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
@@ -130,10 +131,9 @@ func (s *staged) apply(held *policy.Table, region string) (*policy.Table, error)
 
 // stale refuses to go back: an older epoch, or an older place in the same one.
 func (s *staged) stale(floor [2]revision.Revision) error {
-	for i, name := range []string{"catalog", "zone"} {
-		if s.to[i].Less(floor[i]) {
-			return fault.New(fault.Conflict, ReasonStale, "update brings the %s to %s, held is %s", name, s.to[i], floor[i])
-		}
+	to, held := grant.At{Catalog: s.to[0], Store: s.to[1]}, grant.At{Catalog: floor[0], Store: floor[1]}
+	if log := to.Behind(held); log != "" {
+		return fault.New(fault.Conflict, ReasonStale, "update brings the %s back: catalog %s and zone %s, held are %s and %s", log, s.to[0], s.to[1], floor[0], floor[1])
 	}
 	return nil
 }
