@@ -1,9 +1,12 @@
-// Package netlab gives a test a network of its own: one loopback device in a namespace that nobody else sees,
-// in which packets can be lost by protocol, by who sends them and by where they go to. It needs no firewall
-// program and no device but loopback: a cut is a routing rule that swallows.
+// Package netlab gives a test networks of its own that nobody else sees. The small kind is one loopback device in a
+// namespace, in which packets can be lost by protocol, by who sends them and by where they go to: a cut is a routing
+// rule that swallows, and needs no firewall program. The large kind is a Fabric: hosts in namespaces of their own
+// around a router, with every frame captured, counters and losses by nftables (the program nft) and delays by this
+// process; the kernel's netem is not needed.
 //
 // A namespace belongs to a process from its start, so a program runs itself again inside (Command) and asks
-// Inside where it is. Nothing survives the process. Cuts may be made and healed by several goroutines at once.
+// Inside where it is. Nothing survives the process but capture files. Everything may be called by several
+// goroutines at once.
 package netlab
 
 import (

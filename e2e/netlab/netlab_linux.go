@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -29,18 +30,8 @@ func Up() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
-	if err != nil {
+	if err := configure("lo", netip.Addr{}, 0); err != nil {
 		return err
-	}
-	defer unix.Close(fd)
-	request, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	request.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, request); err != nil {
-		return fmt.Errorf("turn on the loopback device: %w", err)
 	}
 	return errors.Join(rule(unix.RTM_NEWRULE, localPriority, unix.RT_TABLE_LOCAL, unix.FR_ACT_TO_TBL, Cut{}),
 		rule(unix.RTM_DELRULE, 0, unix.RT_TABLE_LOCAL, unix.FR_ACT_TO_TBL, Cut{}))
@@ -99,12 +90,6 @@ func place() uint32 {
 
 // rule adds or removes one IPv4 routing rule over rtnetlink.
 func rule(kind uint16, priority uint32, table, action uint8, c Cut) error {
-	attribute := func(b []byte, kind uint16, value []byte) []byte {
-		b = binary.NativeEndian.AppendUint16(b, uint16(4+len(value)))
-		b = binary.NativeEndian.AppendUint16(b, kind)
-		b = append(b, value...)
-		return append(b, make([]byte, (4-len(value)%4)%4)...)
-	}
 	// struct fib_rule_hdr: family, lengths, tos, table, two reserved, action, flags.
 	body := []byte{unix.AF_INET, 0, 0, 0, table, 0, 0, action, 0, 0, 0, 0}
 	body = attribute(body, unix.FRA_PRIORITY, binary.NativeEndian.AppendUint32(nil, priority))
@@ -119,34 +104,12 @@ func rule(kind uint16, priority uint32, table, action uint8, c Cut) error {
 		both := binary.NativeEndian.AppendUint16(nil, uint16(c.Port))
 		body = attribute(body, unix.FRA_DPORT_RANGE, binary.NativeEndian.AppendUint16(both, uint16(c.Port)))
 	}
-	flags := uint16(unix.NLM_F_REQUEST | unix.NLM_F_ACK)
+	flags := uint16(0)
 	if kind == unix.RTM_NEWRULE {
-		flags |= unix.NLM_F_CREATE | unix.NLM_F_EXCL
+		flags = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	}
-	message := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
-	message = binary.NativeEndian.AppendUint16(message, kind)
-	message = binary.NativeEndian.AppendUint16(message, flags)
-	message = append(message, make([]byte, 8)...) // sequence and port
-	message = append(message, body...)
-
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.Sendto(fd, message, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return err
-	}
-	answer := make([]byte, 4096)
-	n, _, err := unix.Recvfrom(fd, answer, 0)
-	if err != nil {
-		return err
-	}
-	if n < 20 || binary.NativeEndian.Uint16(answer[4:]) != unix.NLMSG_ERROR {
-		return fmt.Errorf("change routing rule %d: the kernel answers %d bytes", priority, n)
-	}
-	if code := int32(binary.NativeEndian.Uint32(answer[16:])); code != 0 {
-		return fmt.Errorf("change routing rule %d: %w", priority, syscall.Errno(-code))
+	if err := talk(kind, flags, body); err != nil {
+		return fmt.Errorf("change routing rule %d: %w", priority, err)
 	}
 	return nil
 }
