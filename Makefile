@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore mutants simulate bench outage fuzz lint generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore mutants simulate bench evidence outage fuzz lint generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ simulate: ## the border's own code in 100,000 random schedules; a night: make si
 bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover
 	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/... ./controlplane/internal/detail/...
 	$(GO) run ./e2e/bench $(ARGS)
+
+evidence: ## a bundle of a million records of evidence, verified: the time it takes, and per record
+	BAILIWICK_LONG=1 $(GO) test -run '^$$' -bench Verify -benchtime 1x -timeout 20m ./controlplane/internal/evidence $(ARGS)
 
 outage: ## 72 hours without a control node at 1,000 requests/s, every request made (about an hour, 3 GB of disk)
 	OUTAGE_SCALE=1 $(GO) test -count=1 -timeout 4h -run 72Hours -v ./dataplane/internal/spool/...

@@ -152,7 +152,7 @@ history. Exit codes: 0 sound, 1 not sound or not readable, 2 misuse.`,
 				return err
 			}
 			defer f.Close()
-			v, err := evidence.Verify(f, trust, nil)
+			v, err := evidence.Verify(f, trust)
 			if err != nil {
 				return err
 			}

@@ -151,7 +151,7 @@ func (l *Log) take(r Record, leaf []byte, off int64) error {
 	if r.Kind == KindState {
 		l.states = append(l.states, l.tree.size-1)
 	}
-	for _, p := range l.replay.apply(r) {
+	for _, p := range l.replay.apply(r.open()) {
 		// What it judges is this zone's own doing. It stands in the log for good, and verification will say so.
 		l.cfg.Logger.Error("evidence: a decision does not follow from the rules", "record", l.tree.size-1, "kind", r.Kind, "key", r.Key, "problem", p)
 	}

@@ -104,7 +104,7 @@ type problems []string
 func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Sprintf(format, args...)) }
 
 // apply takes the next record. What it says is wrong concerns this record, or the transaction before it.
-func (w *replay) apply(r Record) (wrong problems) {
+func (w *replay) apply(r entry) (wrong problems) {
 	if r.Epoch < w.epoch || r.Epoch == w.epoch && r.Index < w.index {
 		wrong.add("transaction %d.%d follows %d.%d: records are out of order", r.Epoch, r.Index, w.epoch, w.index)
 	}
@@ -116,6 +116,10 @@ func (w *replay) apply(r Record) (wrong problems) {
 	}
 	first := !w.begun
 	w.begun, w.epoch, w.index, w.at = true, max(w.epoch, r.Epoch), r.Index, r.At
+	if r.err != nil {
+		wrong.add("%v", r.err)
+		return wrong
+	}
 	var err error
 	switch r.Kind {
 	case KindState:
@@ -123,13 +127,13 @@ func (w *replay) apply(r Record) (wrong problems) {
 	case KindAdopted:
 		err = w.adopt(r, &wrong)
 	case KindClosure, KindReopened:
-		err = w.closure(r, &wrong)
+		w.closure(r, &wrong)
 	case KindPermitted:
-		err = w.permit(r, &wrong)
+		w.permit(r, &wrong)
 	case KindInForce, KindWithdrawn:
-		err = w.inForce(r, &wrong)
+		w.inForce(r, &wrong)
 	case KindGrant:
-		err = w.grant(r, &wrong)
+		w.grant(r, &wrong)
 	case KindWrite:
 		if r.Key == "" || r.Name == "" || r.Before == "" && r.After == "" {
 			wrong.add("a change that names nothing")
@@ -198,11 +202,8 @@ func (w *replay) permits(p pairKey) (regions.Decision, bool) {
 	return d, false
 }
 
-func (w *replay) adopt(r Record, wrong *problems) error {
-	a, err := model.Decode[model.Adopted](model.KeyAdopted, r.Value)
-	if err != nil {
-		return err
-	}
+func (w *replay) adopt(r entry, wrong *problems) error {
+	a := r.value.(model.Adopted)
 	if w.adopted != nil && (a.CatalogEpoch < w.adopted.CatalogEpoch || a.CatalogEpoch == w.adopted.CatalogEpoch && a.CatalogIndex < w.adopted.CatalogIndex) {
 		wrong.add("catalog %d.%d is adopted after %d.%d: never backwards", a.CatalogEpoch, a.CatalogIndex, w.adopted.CatalogEpoch, w.adopted.CatalogIndex)
 	}
@@ -215,31 +216,24 @@ func (w *replay) adopt(r Record, wrong *problems) error {
 	return nil
 }
 
-func (w *replay) closure(r Record, wrong *problems) error {
-	c, err := model.Decode[model.Closure](model.PrefixClosure+r.Key, r.Value)
-	if err != nil {
-		return err
-	}
+func (w *replay) closure(r entry, wrong *problems) {
+	c := r.value.(model.Closure)
 	if c.Name != r.Key || c.Zone != w.zone {
 		wrong.add("closure %s of zone %s stands under the name %s in zone %s", c.Name, c.Zone, r.Key, w.zone)
 	}
 	w.change()
 	if r.Kind == KindClosure {
 		w.closures[r.Key] = c
-		return nil
+		return
 	}
 	if was, ok := w.closures[r.Key]; !ok || string(model.Encode(was)) != string(model.Encode(c)) {
 		wrong.add("closure %s is reopened as it never was", r.Key)
 	}
 	delete(w.closures, r.Key)
-	return nil
 }
 
-func (w *replay) permit(r Record, wrong *problems) error {
-	p, err := model.Decode[model.Permitted](model.KeyPermitted, r.Value)
-	if err != nil {
-		return err
-	}
+func (w *replay) permit(r entry, wrong *problems) {
+	p := r.value.(model.Permitted)
 	next := map[pairKey]bool{}
 	for _, x := range p.Pairs {
 		k := pairKey{x.Policy, x.From, x.To}
@@ -257,14 +251,10 @@ func (w *replay) permit(r Record, wrong *problems) error {
 		}
 	}
 	w.permitted, w.base = &p, next
-	return nil
 }
 
-func (w *replay) inForce(r Record, wrong *problems) error {
-	f, err := model.Decode[model.InForce](model.PrefixInForce+r.Key, r.Value)
-	if err != nil {
-		return err
-	}
+func (w *replay) inForce(r entry, wrong *problems) {
+	f := r.value.(model.InForce)
 	k := pairKey{f.Policy, f.From, f.To}
 	switch {
 	case r.Kind == KindWithdrawn:
@@ -296,14 +286,10 @@ func (w *replay) inForce(r Record, wrong *problems) error {
 		}
 		delete(w.pending, r.Key)
 	}
-	return nil
 }
 
-func (w *replay) grant(r Record, wrong *problems) error {
-	g, err := model.Decode[model.GrantRecord](model.PrefixGrant+r.Key, r.Value)
-	if err != nil {
-		return err
-	}
+func (w *replay) grant(r entry, wrong *problems) {
+	g := r.value.(model.GrantRecord)
 	if g.Edge != r.Key {
 		wrong.add("grants of edge %s stand under the name %s", g.Edge, r.Key)
 	}
@@ -340,7 +326,6 @@ func (w *replay) grant(r Record, wrong *problems) error {
 	for _, m := range g.Relays {
 		w.relays(g.Edge, m, wrong)
 	}
-	return nil
 }
 
 // relays judges an edge's word on one minute. An edge repeats what it does not know to have arrived.
@@ -401,19 +386,17 @@ func (w *replay) snapshot(at time.Time) state {
 }
 
 // state begins with one, or checks that it says what the records before it come to.
-func (w *replay) state(r Record, first bool, wrong *problems) error {
+func (w *replay) state(r entry, first bool, wrong *problems) error {
 	if !first {
 		if string(model.Encode(w.snapshot(r.At))) != string(r.Value) {
 			wrong.add("the state does not follow from the records before it")
 		}
 		return nil
 	}
-	s, err := model.Decode[state]("state", r.Value)
-	if err != nil {
-		return err
-	}
+	s := r.value.(state)
 	w.begin = r.At
 	if s.Adopted != nil {
+		var err error
 		w.adopted = s.Adopted
 		if w.set, err = s.Adopted.Compile(); err != nil {
 			return fmt.Errorf("the adopted rules do not compile: %w", err)

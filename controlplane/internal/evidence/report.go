@@ -145,7 +145,7 @@ func ReportOn(r io.Reader, trust Trust) (*Report, error) {
 	return t.rep, nil
 }
 
-func (t *tally) take(number int64, r Record) {
+func (t *tally) take(number int64, r entry) {
 	inside := !r.At.Before(t.from) && !r.At.After(t.to)
 	if r.At.After(t.to) {
 		return
@@ -164,9 +164,9 @@ func (t *tally) take(number int64, r Record) {
 	if inside && r.By != nil {
 		t.operators[operatorKey{r.By.Operator, r.Kind + " " + map[bool]string{true: r.Key}[r.Kind == KindWrite]}]++
 	}
-	switch r.Kind { // Verify has found what does not decode
-	case KindState:
-		if s, err := model.Decode[state]("state", r.Value); err == nil && len(t.rep.Closures) == 0 && s.Adopted != nil {
+	switch v := r.value.(type) { // Verify has found what does not decode
+	case state:
+		if s := v; len(t.rep.Closures) == 0 && s.Adopted != nil {
 			t.adopted = *s.Adopted
 			if s.Permitted != nil {
 				t.permitted = *s.Permitted
@@ -175,35 +175,31 @@ func (t *tally) take(number int64, r Record) {
 				t.closed(c, c.At)
 			}
 		}
-	case KindAdopted:
-		if a, err := model.Decode[model.Adopted](r.Key, r.Value); err == nil {
-			t.adopted = a
-			decide("the zone adopted the rules of catalog %d.%d", a.CatalogEpoch, a.CatalogIndex)
+	case model.Adopted:
+		t.adopted = v
+		decide("the zone adopted the rules of catalog %d.%d", v.CatalogEpoch, v.CatalogIndex)
+	case model.Permitted:
+		t.differ(v, decide)
+		t.permitted = v
+	case model.Closure:
+		if r.Kind == KindClosure {
+			t.closed(v, r.At)
+			decide("closure %s: %s", v.Name, scope(v))
+			break
 		}
-	case KindPermitted:
-		if p, err := model.Decode[model.Permitted](r.Key, r.Value); err == nil {
-			t.differ(p, decide)
-			t.permitted = p
-		}
-	case KindClosure:
-		if c, err := model.Decode[model.Closure](r.Key, r.Value); err == nil {
-			t.closed(c, r.At)
-			decide("closure %s: %s", c.Name, scope(c))
-		}
-	case KindReopened:
 		if i, ok := t.closures[r.Key]; ok {
 			at := r.At
 			t.rep.Closures[i].OpenedAt = &at
 			delete(t.closures, r.Key)
 		}
 		decide("closure %s was lifted", r.Key)
-	case KindInForce:
-		if f, err := model.Decode[model.InForce](r.Key, r.Value); err == nil && inside && !f.At.IsZero() {
+	case model.InForce:
+		if f := v; r.Kind == KindInForce && inside && !f.At.IsZero() {
 			t.rep.Tightening = append(t.rep.Tightening, ReportTightened{Pair: pairKey{f.Policy, f.From, f.To}.String(), Committed: f.CommittedAt, InForce: f.At, After: f.At.Sub(f.CommittedAt), By: f.By})
 		}
-	case KindGrant:
-		if g, err := model.Decode[model.GrantRecord](r.Key, r.Value); err == nil && inside {
-			t.granted(g, r.At)
+	case model.GrantRecord:
+		if inside {
+			t.granted(v, r.At)
 		}
 	}
 }

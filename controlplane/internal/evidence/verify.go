@@ -11,7 +11,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"net/url"
 	"strings"
@@ -72,14 +71,13 @@ func malformed(line int64, format string, args ...any) error {
 	return fault.New(fault.Invalid, "BUNDLE_MALFORMED", "line %d of the bundle: %w; get the file again from who exported it", line, fmt.Errorf(format, args...))
 }
 
-// Verify reads a bundle and judges it with nothing but trust: no network, no clock, no part of an installation. each,
-// which may be nil, is given every record. An error means that it could not be read to its end; what is wrong with a
-// bundle that could is in the verdict.
-func Verify(r io.Reader, trust Trust, each func(number int64, r Record)) (*Verdict, error) {
-	return verify(r, trust, func(heading) {}, each)
+// Verify reads a bundle and judges it with nothing but trust: no network, no clock, no part of an installation. An
+// error means that it could not be read to its end; what is wrong with a bundle that could is in the verdict.
+func Verify(r io.Reader, trust Trust) (*Verdict, error) {
+	return verify(r, trust, func(heading) {}, func(int64, entry) {})
 }
 
-func verify(r io.Reader, trust Trust, begun func(heading), each func(number int64, r Record)) (*Verdict, error) {
+func verify(r io.Reader, trust Trust, begun func(heading), each func(number int64, r entry)) (*Verdict, error) {
 	in := &lines{r: bufio.NewReaderSize(r, 1<<20), sum: sha256.New()}
 	v := &Verdict{Records: map[string]int64{}, Findings: []Finding{}}
 	first, err := in.next()
@@ -106,40 +104,37 @@ func verify(r io.Reader, trust Trust, begun func(heading), each func(number int6
 	if wanted[h.First] {
 		roots[h.First] = climb.root()
 	}
-	var end ending
 	trail := newTrail(climb)
-	for {
-		line, err := in.next()
-		if err != nil {
-			return nil, err
-		}
-		if climb.size == h.Size {
-			if end, err = decodeEnding(line); err != nil {
-				return nil, malformed(in.line, "after %d records the heads of the log were expected: %w", h.Size-h.First, err)
-			}
-			break
-		}
+	err = in.records(h.Size-h.First, func(line int64, e *read) error {
 		number := climb.size
-		rec, err := Decode(line)
-		if err != nil {
-			return nil, malformed(in.line, "record %d: %w", number, err)
+		if e.bad != nil {
+			return malformed(line, "record %d: %w", number, e.bad)
 		}
-		if number == h.First && (rec.Kind == KindState) != (number > 0) {
-			v.find(in.line, number, "a bundle begins with the log's first record, or with a state, not with %s", rec.Kind)
+		if number == h.First && (e.Kind == KindState) != (number > 0) {
+			v.find(line, number, "a bundle begins with the log's first record, or with a state, not with %s", e.Kind)
 		}
-		for _, p := range world.apply(rec) {
-			v.find(in.line, number, "%s", p)
+		for _, p := range world.apply(e.entry) {
+			v.find(line, number, "%s", p)
 		}
-		v.Records[rec.Kind]++
-		leaf := tlog.RecordHash(line)
-		climb.addHash(leaf)
-		trail.hashes = append(trail.hashes, leaf)
+		v.Records[e.Kind]++
+		climb.addHash(e.leaf)
+		trail.hashes = append(trail.hashes, e.leaf)
 		if wanted[climb.size] {
 			roots[climb.size] = climb.root()
 		}
-		if each != nil {
-			each(number, rec)
-		}
+		each(number, e.entry)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	last, err := in.next()
+	if err != nil {
+		return nil, err
+	}
+	end, err := decodeEnding(last)
+	if err != nil {
+		return nil, malformed(in.line, "after %d records the heads of the log were expected: %w", h.Size-h.First, err)
 	}
 	for _, p := range world.finish() {
 		v.find(in.line, h.Size-1, "%s", p)
@@ -329,36 +324,4 @@ func (v *Verdict) signature(in *lines, h heading) error {
 		v.find(in.line, 0, "the bundle's signature does not fit: some byte of lines 1 to %d was changed after the zone signed it; get the file again from who exported it", in.line-1)
 	}
 	return nil
-}
-
-// lines reads a bundle line by line and hashes what it has read.
-type lines struct {
-	r    *bufio.Reader
-	sum  hash.Hash
-	line int64
-	buf  []byte
-}
-
-// next is the next line without its end, valid until the next call.
-func (l *lines) next() ([]byte, error) {
-	l.line++
-	l.buf = l.buf[:0]
-	for {
-		part, err := l.r.ReadSlice('\n')
-		l.buf = append(l.buf, part...)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, bufio.ErrBufferFull) {
-			if errors.Is(err, io.EOF) {
-				return nil, malformed(l.line, "the bundle ends here: it was cut short")
-			}
-			return nil, fmt.Errorf("read the bundle: %w", err)
-		}
-		if len(l.buf) > maxLine {
-			return nil, malformed(l.line, "it is longer than %d bytes", maxLine)
-		}
-	}
-	l.sum.Write(l.buf)
-	return l.buf[:len(l.buf)-1], nil
 }

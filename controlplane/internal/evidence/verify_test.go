@@ -13,7 +13,7 @@ import (
 
 func verdict(t testing.TB, file []byte, trust Trust) *Verdict {
 	t.Helper()
-	v, err := Verify(bytes.NewReader(file), trust, nil)
+	v, err := Verify(bytes.NewReader(file), trust)
 	if err != nil {
 		return &Verdict{Total: 1, Findings: []Finding{{What: err.Error()}}}
 	}
