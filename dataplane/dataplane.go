@@ -116,7 +116,6 @@ type Edge struct {
 	tables   *policy.Holder
 	evidence *evidence.Log
 	witness  *witness.Witness
-	refused  toldRefusals
 	pseudo   *pseudonym.Keys
 	detail   *detail.Spool
 	spool    *spool.Spool
@@ -232,7 +231,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Local: e.proxy, Logger: e.log})
+	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Local: e.proxy, Evidence: e.evidence, Logger: e.log})
 	if err != nil {
 		return err
 	}

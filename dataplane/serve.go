@@ -170,15 +170,8 @@ func (e *Edge) metrics() []telemetry.Metric {
 		gauge("grants_held", "Grants to relay that this edge holds.", func() float64 { return float64(len(e.grants.Held())) }),
 		gauge("relays_out_in_flight", "Requests being served by another region.", func() float64 { return float64(e.relays.InFlight()) }),
 		gauge("relays_in_in_flight", "Requests being served for another region.", func() float64 { return float64(e.inbound.InFlight()) }),
-		counter("relays_refused_total", "Relays refused, at either end of this edge.", func() (n int64) {
-			for _, c := range e.relays.Refusals() {
-				n += c
-			}
-			for _, c := range e.inbound.Refusals() {
-				n += c
-			}
-			return n
-		}),
+		counter("relays_refused_total", "Relays refused, at either end of this edge.", func() int64 { return e.relays.Refusals() + e.inbound.Refusals() }),
+		counter("relay_rows_dropped_total", "Segments of rows of relays that the budget of disk has cost.", func() int64 { return int64(e.evidence.DroppedSegments()) }),
 		counter("border_sentinel_violations_total", "What the first check at the border let pass and the sentinel stopped. Not 0: the edge is broken.", e.sentinel.Violations),
 		counter("border_sentinel_late_total", "What the sentinel stopped because the rules had just changed.", e.sentinel.Late),
 		gauge("certificate_expires_seconds", "When this edge's certificate expires, Unix time.", func() float64 { return float64(e.state.Source.NotAfter().Unix()) }),

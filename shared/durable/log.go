@@ -96,58 +96,16 @@ func (l *Log) load(fsys FS, h Header, st *LogState, each func(int64, []byte) err
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
-	end, off := info.Size(), found.size()
-	if _, err := l.f.Seek(off, io.SeekStart); err != nil {
-		return fmt.Errorf("open log: %w", err)
-	}
-	var (
-		r    = io.Reader(newReader(l.f))
-		head [recHead]byte
-		buf  []byte
-	)
-	for off < end {
-		if end-off < recHead {
-			break // torn within the length word
-		}
-		if _, err := io.ReadFull(r, head[:]); err != nil {
-			return fmt.Errorf("read log %s at byte %d: %w", l.path, off, err)
-		}
-		if head == [recHead]byte{} {
-			zero, err := allZero(r)
-			if err != nil {
-				return fmt.Errorf("read log %s at byte %d: %w", l.path, off, err)
-			}
-			if zero {
-				break
-			}
-		}
-		if checksum(head[:4]) != binary.LittleEndian.Uint32(head[4:]) {
-			return &CorruptError{l.path, off, "checksum of a record's length differs"}
-		}
-		n := int64(binary.LittleEndian.Uint32(head[:4]))
-		if n > MaxRecord {
-			return &CorruptError{l.path, off, fmt.Sprintf("record of %d bytes, at most %d are written", n, MaxRecord)}
-		}
-		if end-off < n+recOverhead {
-			break // torn within the record
-		}
-		if int64(cap(buf)) < n+4 {
-			buf = make([]byte, n+4)
-		}
-		buf = buf[:n+4]
-		if _, err := io.ReadFull(r, buf); err != nil {
-			return fmt.Errorf("read log %s at byte %d: %w", l.path, off, err)
-		}
-		if checksum(buf[:n]) != binary.LittleEndian.Uint32(buf[n:]) {
-			return &CorruptError{l.path, off, "checksum of a record differs"}
-		}
-		if each != nil {
-			if err := each(off, buf[:n:n]); err != nil {
-				return fmt.Errorf("replay log %s at byte %d: %w", l.path, off, err)
-			}
-		}
+	end := info.Size()
+	off, err := l.scan(found.size(), end, func(off int64, payload []byte) error {
 		st.Records++
-		off += n + recOverhead
+		if each == nil {
+			return nil
+		}
+		return each(off, payload)
+	})
+	if err != nil {
+		return err
 	}
 	if off < end {
 		st.Torn = end - off
@@ -168,6 +126,87 @@ func (l *Log) load(fsys FS, h Header, st *LogState, each func(int64, []byte) err
 	}
 	l.size = off
 	return nil
+}
+
+// scan gives the whole records from off to end to each and returns where they end: at end, or at a torn tail.
+func (l *Log) scan(off, end int64, each func(int64, []byte) error) (int64, error) {
+	if _, err := l.f.Seek(off, io.SeekStart); err != nil {
+		return off, fmt.Errorf("open log: %w", err)
+	}
+	var (
+		r    = io.Reader(newReader(l.f))
+		head [recHead]byte
+		buf  []byte
+	)
+	for off < end {
+		if end-off < recHead {
+			break // torn within the length word
+		}
+		if _, err := io.ReadFull(r, head[:]); err != nil {
+			return off, fmt.Errorf("read log %s at byte %d: %w", l.path, off, err)
+		}
+		if head == [recHead]byte{} {
+			zero, err := allZero(r)
+			if err != nil {
+				return off, fmt.Errorf("read log %s at byte %d: %w", l.path, off, err)
+			}
+			if zero {
+				break
+			}
+		}
+		if checksum(head[:4]) != binary.LittleEndian.Uint32(head[4:]) {
+			return off, &CorruptError{l.path, off, "checksum of a record's length differs"}
+		}
+		n := int64(binary.LittleEndian.Uint32(head[:4]))
+		if n > MaxRecord {
+			return off, &CorruptError{l.path, off, fmt.Sprintf("record of %d bytes, at most %d are written", n, MaxRecord)}
+		}
+		if end-off < n+recOverhead {
+			break // torn within the record
+		}
+		if int64(cap(buf)) < n+4 {
+			buf = make([]byte, n+4)
+		}
+		buf = buf[:n+4]
+		if _, err := io.ReadFull(r, buf); err != nil {
+			return off, fmt.Errorf("read log %s at byte %d: %w", l.path, off, err)
+		}
+		if checksum(buf[:n]) != binary.LittleEndian.Uint32(buf[n:]) {
+			return off, &CorruptError{l.path, off, "checksum of a record differs"}
+		}
+		if err := each(off, buf[:n:n]); err != nil {
+			return off, fmt.Errorf("replay log %s at byte %d: %w", l.path, off, err)
+		}
+		off += n + recOverhead
+	}
+	return off, nil
+}
+
+// ErrStop, returned by a callback of ReadLog, ends the reading without an error.
+var ErrStop = errors.New("stop")
+
+// ReadLog gives every whole record of the log at path to each, in order, beside the process that appends to it: it
+// changes nothing, and a last record that is not whole (yet) is the end. end is where reading stopped. Errors are as
+// those of OpenLog.
+func ReadLog(fsys FS, path string, h Header, each func(off int64, payload []byte) error) (found Header, end int64, err error) {
+	f, err := fsys.Open(path)
+	if err != nil {
+		return found, 0, fmt.Errorf("open log: %w", err)
+	}
+	defer f.Close()
+	l := &Log{path: path, f: f}
+	if found, err = readHeader(f, path, h); err != nil {
+		return found, 0, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return found, 0, fmt.Errorf("open log: %w", err)
+	}
+	end, err = l.scan(found.size(), info.Size(), each)
+	if errors.Is(err, ErrStop) {
+		err = nil
+	}
+	return found, end, err
 }
 
 // Append writes one record at the end. It survives a kill of the process at

@@ -80,11 +80,15 @@ type ReportRelays struct {
 	Count int64  `json:"count"`
 }
 
+// ReportRefusals is what edges refused for one reason over one pair.
 type ReportRefusals struct {
-	Rule  string `json:"rule"`
-	From  string `json:"from"`
-	To    string `json:"to"`
-	Count int64  `json:"count"`
+	Rule   string    `json:"rule"`
+	From   string    `json:"from"`
+	To     string    `json:"to"`
+	Count  int64     `json:"count"`
+	First  time.Time `json:"first"` // minutes
+	Last   time.Time `json:"last"`
+	Sample string    `json:"sample,omitempty"` // id of one of the requests
 }
 
 // ReportRegion says in how many minutes of the interval an edge of a region asked the zone for grants. Edges that have no
@@ -112,6 +116,11 @@ func (r ReportRegion) Uptime() string {
 
 type relayKey struct{ from, to, edge string }
 type refusalKey struct{ rule, from, to string }
+type refusalMinute struct {
+	edge   string
+	minute int64
+	refusalKey
+}
 type operatorKey struct{ operator, what string }
 
 // tally gathers a report while records pass by.
@@ -123,7 +132,8 @@ type tally struct {
 	grants    map[pairKey]int64
 	closures  map[string]int
 	relays    map[relayKey]int64
-	refusals  map[refusalKey]int64
+	refusals  map[refusalKey]*ReportRefusals
+	refused   map[refusalMinute]int64 // an edge tells a minute again until it knows that it was heard
 	operators map[operatorKey]int64
 	minutes   map[string]map[int64]bool
 	last      time.Time
@@ -134,7 +144,7 @@ type tally struct {
 // ReportOn verifies a bundle and sums it up. Records before the interval tell what held at its beginning and are counted
 // nowhere.
 func ReportOn(r io.Reader, trust Trust) (*Report, error) {
-	t := &tally{rep: &Report{}, grants: map[pairKey]int64{}, closures: map[string]int{}, relays: map[relayKey]int64{}, refusals: map[refusalKey]int64{},
+	t := &tally{rep: &Report{}, grants: map[pairKey]int64{}, closures: map[string]int{}, relays: map[relayKey]int64{}, refusals: map[refusalKey]*ReportRefusals{}, refused: map[refusalMinute]int64{},
 		operators: map[operatorKey]int64{}, minutes: map[string]map[int64]bool{}, seen: map[string]uint64{}, epochs: map[string]int64{}}
 	v, err := verify(r, trust, func(h heading) { t.from, t.to = h.From, h.To }, t.take)
 	if err != nil {
@@ -259,7 +269,22 @@ func (t *tally) granted(g model.GrantRecord, at time.Time) {
 		t.relays[relayKey{m.From, m.To, g.Edge}] += m.Count
 	}
 	for _, m := range g.Refusals {
-		t.refusals[refusalKey{m.Rule, m.From, m.To}] += m.Count
+		k := refusalKey{m.Rule, m.From, m.To}
+		at := refusalMinute{g.Edge, m.Minute.Unix(), k}
+		x := t.refusals[k]
+		if x == nil {
+			x = &ReportRefusals{Rule: m.Rule, From: m.From, To: m.To, First: m.Minute}
+			t.refusals[k] = x
+		}
+		x.Count += max(0, m.Count-t.refused[at])
+		t.refused[at] = max(m.Count, t.refused[at])
+		if m.Minute.Before(x.First) {
+			x.First = m.Minute
+		}
+		if !m.Minute.Before(x.Last) {
+			x.Last = m.Minute
+			x.Sample = cmp.Or(m.Sample, x.Sample)
+		}
 	}
 }
 
@@ -288,7 +313,7 @@ func (t *tally) finish() {
 	for _, k := range slices.SortedFunc(maps.Keys(t.refusals), func(a, b refusalKey) int {
 		return cmp.Or(cmp.Compare(a.rule, b.rule), cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
 	}) {
-		r.Refusals = append(r.Refusals, ReportRefusals{k.rule, k.from, k.to, t.refusals[k]})
+		r.Refusals = append(r.Refusals, *t.refusals[k])
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(t.operators), func(a, b operatorKey) int {
 		return cmp.Or(cmp.Compare(a.operator, b.operator), cmp.Compare(a.what, b.what))
@@ -336,8 +361,8 @@ th,td{text-align:left;padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;vert
 {{range .Tightening}}<tr><td>{{.Pair}}</td><td>{{at .Committed}}</td><td>{{at .InForce}}</td><td>{{ms .After}}</td><td>{{.By}}</td></tr>{{else}}<tr><td colspan="5">none</td></tr>{{end}}</table>
 <h2>Relays</h2><table><tr><th>from</th><th>to</th><th>edge</th><th>relays</th></tr>
 {{range .Relays}}<tr><td>{{.From}}</td><td>{{.To}}</td><td>{{.Edge}}</td><td>{{.Count}}</td></tr>{{else}}<tr><td colspan="4">none</td></tr>{{end}}</table>
-<h2>Refusals</h2><table><tr><th>rule</th><th>from</th><th>to</th><th>refusals</th></tr>
-{{range .Refusals}}<tr><td>{{.Rule}}</td><td>{{.From}}</td><td>{{.To}}</td><td>{{.Count}}</td></tr>{{else}}<tr><td colspan="4">none</td></tr>{{end}}</table>
+<h2>Refusals</h2><table><tr><th>rule</th><th>from</th><th>to</th><th>refusals</th><th>first</th><th>last</th><th>one of the requests</th></tr>
+{{range .Refusals}}<tr><td>{{.Rule}}</td><td>{{.From}}</td><td>{{.To}}</td><td>{{.Count}}</td><td>{{at .First}}</td><td>{{at .Last}}</td><td>{{.Sample}}</td></tr>{{else}}<tr><td colspan="7">none</td></tr>{{end}}</table>
 <h2>Regions</h2><p>Minutes in which an edge of the region asked the zone for grants, since it first did. Regions with no pair out of them do not ask.</p><table><tr><th>region</th><th>minutes heard</th><th>of</th><th>share</th></tr>
 {{range .Regions}}<tr><td>{{.Region}}</td><td>{{.Heard}}</td><td>{{.Minutes}}</td><td>{{.Uptime}}</td></tr>{{else}}<tr><td colspan="4">none</td></tr>{{end}}</table>
 <h2>Operators</h2><table><tr><th>operator</th><th>what</th><th>records</th></tr>

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"bailiwick/controlplane/internal/model"
 )
@@ -258,5 +259,31 @@ func TestReport(t *testing.T) {
 		if !strings.Contains(page.String(), want) {
 			t.Errorf("the page does not say %q", want)
 		}
+	}
+}
+
+// A minute's refusals count once, however often an edge tells of them.
+func TestReport_Refusals(t *testing.T) {
+	h := newHistory(t)
+	h.rules()
+	minute := h.at.Truncate(time.Minute)
+	tell := func(edge string, counts ...int64) {
+		g := model.GrantRecord{Edge: edge, Region: "eu-west", GrantedAt: h.at}
+		for i, n := range counts {
+			g.Refusals = append(g.Refusals, model.RefusalMinute{Minute: minute.Add(time.Duration(i) * time.Minute), Rule: "grant-none", From: "eu-west", To: "us-east", Count: n, Sample: fmt.Sprintf("%s-%d", edge, i)})
+		}
+		h.txn(op{model.PrefixGrant + edge, g})
+	}
+	tell("a", 3, 4)
+	tell("a", 3, 4, 1) // the answer was lost
+	tell("b", 10)
+	h.head()
+	r, err := ReportOn(bytes.NewReader(h.export()), h.trust())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := ReportRefusals{Rule: "grant-none", From: "eu-west", To: "us-east", Count: 18, First: minute, Last: minute.Add(2 * time.Minute), Sample: "a-2"}
+	if len(r.Refusals) != 1 || r.Refusals[0] != want {
+		t.Errorf("got %+v, want %+v", r.Refusals, want)
 	}
 }

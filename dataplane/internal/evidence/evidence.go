@@ -1,15 +1,18 @@
 // Package evidence keeps the sender's record of every relay: which request left over which pair, under which
-// grant, before its first byte did (invariant 21).
+// grant, before its first byte did (invariant 21), and what this edge refused.
 //
 // A row is in the kernel when Relay returns, so it survives the end of the process; a power cut may cost the
-// group-commit window. The log is a ring of segments of a fixed size: the oldest is dropped when a new one
-// would exceed the budget, and the number of rows dropped so is counted. Rows never leave the edge by this
-// package; what leaves is how many there were in a minute under a grant, and a chained digest of them. Safe for use by several goroutines at once.
+// group-commit window. Rows lie in a ring of segments, each of which is whole in itself: it ends with the entries that
+// sum up its rows. The oldest is dropped when its rows are older than Keep or the segments outgrow the budget, and the
+// latter is counted. What leaves by itself is how many rows there were in a minute under a grant, and a chained digest of
+// them; the rows leave only to whom Rows gives them, which are control nodes of the own zone. Refusals are counted by
+// minute; those of the last second may be lost with the process. Safe for use by several goroutines at once.
 package evidence
 
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -22,20 +25,24 @@ import (
 	"bailiwick/shared/durable"
 )
 
-// Defaults: 8 segments of 32 MiB hold some two million relays.
+// Defaults: 256 MiB hold some two million relays.
 const (
-	DefaultSegment  = 32 << 20
-	DefaultSegments = 8
-	DefaultCommit   = 50 * time.Millisecond
+	DefaultSegment = 32 << 20
+	DefaultBudget  = 256 << 20
+	DefaultKeep    = 90 * 24 * time.Hour
+	DefaultCommit  = 50 * time.Millisecond
+	segmentSpan    = 24 * time.Hour // a segment's rows are no farther apart, so that age can drop it
+	tidyEvery      = time.Hour
 )
 
 // Config of a Log.
 type Config struct {
-	Dir      string        // required
-	Segment  int64         // bytes of a segment; 0: DefaultSegment
-	Segments int           // how many are kept; 0: DefaultSegments
-	Commit   time.Duration // group commit; 0: DefaultCommit
-	Logger   *slog.Logger  // required
+	Dir     string        // required
+	Segment int64         // bytes of a segment; 0: DefaultSegment
+	Budget  int64         // bytes of all segments; 0: DefaultBudget
+	Keep    time.Duration // how old rows may get; 0: DefaultKeep
+	Commit  time.Duration // group commit; 0: DefaultCommit
+	Logger  *slog.Logger  // required
 }
 
 // Row is one relay attempt.
@@ -51,28 +58,34 @@ type Log struct {
 	cfg     Config
 	dirty   atomic.Bool
 	dropped atomic.Uint64
+	refused *refusals
 
 	// mu covers all below: one row after another, and no row into a closed segment.
 	mu      sync.Mutex
 	current *durable.Log
 	number  int
+	began   int64 // unix seconds of the current segment's first row; 0: it has none
 	buf     []byte
 	tell    *teller
 }
 
-var header = durable.Header{Magic: "bwevid", Version: 1, Program: "bailiwick-edge"}
+// Version 2 has entries between the rows.
+var header = durable.Header{Magic: "bwevid", Version: 2, Program: "bailiwick-edge"}
 
-// Open continues the newest segment. A torn last row is cut off and said so; a damaged segment is kept as it
-// is for an auditor and a new one is begun.
+// Open begins a new segment behind those there are. Rows that the zone was not told of are summed up anew; a damaged
+// segment is kept as it is for an auditor.
 func Open(cfg Config) (*Log, error) {
 	if cfg.Dir == "" || cfg.Logger == nil {
-		return nil, fmt.Errorf("evidence: Dir and Logger are required")
+		return nil, errors.New("evidence: Dir and Logger are required")
 	}
 	if cfg.Segment == 0 {
 		cfg.Segment = DefaultSegment
 	}
-	if cfg.Segments == 0 {
-		cfg.Segments = DefaultSegments
+	if cfg.Budget == 0 {
+		cfg.Budget = DefaultBudget
+	}
+	if cfg.Keep == 0 {
+		cfg.Keep = DefaultKeep
 	}
 	if cfg.Commit == 0 {
 		cfg.Commit = DefaultCommit
@@ -82,6 +95,9 @@ func Open(cfg Config) (*Log, error) {
 	}
 	l := &Log{cfg: cfg}
 	var err error
+	if l.refused, err = openRefusals(cfg.Dir, cfg.Logger); err != nil {
+		return nil, err
+	}
 	if l.tell, err = openTeller(cfg.Dir); err != nil {
 		return nil, err
 	}
@@ -89,20 +105,14 @@ func Open(cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.recount(numbers)
-	if len(numbers) > 0 {
-		l.number = numbers[len(numbers)-1]
-		log, state, err := durable.OpenLog(durable.OS(), l.path(l.number), header, func(int64, []byte) error { return nil })
-		if err == nil {
-			if state.Torn > 0 {
-				cfg.Logger.Warn("evidence had a torn tail, cut off", "segment", l.path(l.number), "bytes", state.Torn)
-			}
-			l.current = log
-			return l, nil
-		}
-		cfg.Logger.Error("evidence segment is damaged; it is kept and a new one begins", "segment", l.path(l.number), "error", err)
+	if len(numbers) == 0 {
+		return l, l.begin()
 	}
-	return l, l.rotate()
+	l.number = numbers[len(numbers)-1]
+	if err := l.recount(numbers); err != nil {
+		return nil, err
+	}
+	return l, l.tidy(time.Now())
 }
 
 func (l *Log) path(n int) string {
@@ -127,33 +137,64 @@ func (l *Log) segments() ([]int, error) {
 	return numbers, nil
 }
 
-// rotate begins the next segment and drops the oldest beyond the budget. The caller holds mu, or is alone.
-func (l *Log) rotate() error {
-	if l.current != nil {
-		if err := l.current.Sync(); err != nil {
-			return err
-		}
-		if err := l.current.Close(); err != nil {
-			return err
-		}
-		l.current = nil
+// rotate ends the segment with the entries of its rows and begins the next. The caller holds mu.
+func (l *Log) rotate(now time.Time) error {
+	if err := l.seal(); err != nil {
+		return err
 	}
+	if err := l.current.Sync(); err != nil {
+		return err
+	}
+	if err := l.current.Close(); err != nil {
+		return err
+	}
+	l.current = nil
+	if err := l.begin(); err != nil {
+		return err
+	}
+	return l.tidy(now)
+}
+
+// begin makes the next segment. The caller holds mu, or is alone.
+func (l *Log) begin() error {
 	l.number++
-	log, _, err := durable.OpenLog(durable.OS(), l.path(l.number), header, func(int64, []byte) error { return nil })
+	log, _, err := durable.OpenLog(durable.OS(), l.path(l.number), header, nil)
 	if err != nil {
 		return fmt.Errorf("begin evidence segment: %w", err)
 	}
-	l.current = log
+	l.current, l.began = log, 0
+	return nil
+}
+
+// tidy drops segments that are too old, and the oldest while all of them and a full new one would not fit. The caller
+// holds mu, or is alone.
+func (l *Log) tidy(now time.Time) error {
 	numbers, err := l.segments()
 	if err != nil {
 		return err
 	}
-	for _, n := range numbers[:max(0, len(numbers)-l.cfg.Segments)] {
+	sum := l.cfg.Segment // what the current one may come to
+	for _, n := range slices.Backward(numbers) {
+		if n == l.number {
+			continue
+		}
+		info, err := durable.OS().Stat(l.path(n))
+		if err != nil {
+			return fmt.Errorf("look at evidence segment: %w", err)
+		}
+		sum += info.Size()
+		old := now.Sub(info.ModTime()) > l.cfg.Keep
+		if !old && sum <= l.cfg.Budget {
+			continue
+		}
 		if err := durable.OS().Remove(l.path(n)); err != nil {
 			return fmt.Errorf("drop evidence segment: %w", err)
 		}
-		l.dropped.Add(1)
-		l.cfg.Logger.Warn("evidence segment dropped, the budget is full", "segment", n)
+		sum -= info.Size()
+		if !old {
+			l.dropped.Add(1)
+			l.cfg.Logger.Warn("evidence segment dropped, the budget is full", "segment", n)
+		}
 	}
 	return nil
 }
@@ -165,62 +206,94 @@ func (l *Log) Relay(requestID, grant, from, to string) error {
 	if l.current == nil {
 		return fmt.Errorf("record relay of %s: evidence is closed", requestID)
 	}
-	if l.current.Size() >= l.cfg.Segment {
-		if err := l.rotate(); err != nil {
+	now := time.Now()
+	if l.current.Size() >= l.cfg.Segment || l.began > 0 && now.Unix()-l.began > int64(segmentSpan/time.Second) {
+		if err := l.rotate(now); err != nil {
 			return err
 		}
 	}
-	l.buf = binary.AppendVarint(l.buf[:0], time.Now().UnixMicro())
-	for _, s := range [...]string{requestID, grant, from, to} {
-		l.buf = binary.AppendUvarint(l.buf, uint64(len(s)))
-		l.buf = append(l.buf, s...)
+	u := under{grant, from, to}
+	if l.tell.full(now.Unix(), u) { // before the row, so that each entry stands behind all of its rows
+		if err := l.seal(); err != nil {
+			return err
+		}
 	}
+	l.buf = appendRow(l.buf[:0], Row{At: now, RequestID: requestID, Grant: grant, From: from, To: to})
 	if err := l.current.Append(l.buf); err != nil {
 		return fmt.Errorf("record relay of %s: %w", requestID, err)
 	}
-	at, _ := binary.Varint(l.buf)
-	l.tell.add(l.buf, at, under{grant, from, to})
+	if l.began == 0 {
+		l.began = now.Unix()
+	}
+	l.tell.add(l.buf, now.Unix(), u)
 	l.dirty.Store(true)
 	return nil
 }
 
-// recount sums up the rows that the zone was not told of before the last end.
-func (l *Log) recount(numbers []int) {
-	for _, n := range numbers {
-		if info, err := durable.OS().Stat(l.path(n)); err == nil && info.ModTime().Unix() < l.tell.done.Through {
-			continue
-		}
-		err := read(l.path(n), func(row []byte, r Row) error {
-			if micros := r.At.UnixMicro(); micros/60e6*60 > l.tell.done.Through {
-				l.tell.add(row, micros, under{r.Grant, r.From, r.To})
-			}
-			return nil
-		})
-		if err != nil {
-			l.cfg.Logger.Error("evidence that was not told yet does not read", "segment", l.path(n), "error", err)
-		}
+// appendRow is the form in which digests cover a row.
+func appendRow(buf []byte, r Row) []byte {
+	buf = binary.AppendVarint(buf, r.At.UnixMicro())
+	for _, s := range [...]string{r.RequestID, r.Grant, r.From, r.To} {
+		buf = binary.AppendUvarint(buf, uint64(len(s)))
+		buf = append(buf, s...)
 	}
+	return buf
+}
+
+// ParseRow reads what digests cover.
+func ParseRow(p []byte) (Row, error) {
+	micros, n := binary.Varint(p)
+	if n <= 0 {
+		return Row{}, errors.New("a row has no time")
+	}
+	p = p[n:]
+	var s [4]string
+	for i := range s {
+		size, n := binary.Uvarint(p)
+		if n <= 0 || uint64(len(p)-n) < size {
+			return Row{}, errors.New("a row is cut short")
+		}
+		s[i], p = string(p[n:n+int(size)]), p[n+int(size):]
+	}
+	return Row{At: time.UnixMicro(micros).UTC(), RequestID: s[0], Grant: s[1], From: s[2], To: s[3]}, nil
+}
+
+// Refuse counts a refusal, with the request it befell as a sample. Bounded: see refusals.go.
+func (l *Log) Refuse(rule, from, to, requestID string) {
+	l.refused.add(time.Now(), rule, from, to, requestID)
 }
 
 // Run commits to disk in groups until ctx ends, then closes.
 func (l *Log) Run(ctx context.Context) error {
 	tick := time.NewTicker(l.cfg.Commit)
 	defer tick.Stop()
+	tidied, unsaved := time.Now(), false
 	for {
 		select {
 		case <-ctx.Done():
 			l.mu.Lock()
 			defer l.mu.Unlock()
+			err := l.refused.save()
 			if l.current == nil {
-				return nil
+				return err
 			}
-			err := l.current.Sync()
-			if cerr := l.current.Close(); err == nil {
-				err = cerr
-			}
+			err = errors.Join(err, l.current.Sync(), l.current.Close())
 			l.current = nil
 			return err
-		case <-tick.C:
+		case now := <-tick.C:
+			if err := l.refused.saveNow(now); err != nil && !unsaved { // counts are no reason to stop serving
+				l.cfg.Logger.Error("refusals are counted in memory alone", "error", err)
+				unsaved = true
+			}
+			if now.Sub(tidied) > tidyEvery {
+				tidied = now
+				l.mu.Lock()
+				err := l.tidy(now)
+				l.mu.Unlock()
+				if err != nil {
+					return err
+				}
+			}
 			if !l.dirty.Swap(false) {
 				continue
 			}
@@ -241,32 +314,3 @@ func (l *Log) Run(ctx context.Context) error {
 
 // DroppedSegments counts segments that the budget has cost.
 func (l *Log) DroppedSegments() uint64 { return l.dropped.Load() }
-
-// Read gives every row of one segment file to each, in order.
-func Read(path string, each func(Row) error) error {
-	return read(path, func(_ []byte, r Row) error { return each(r) })
-}
-
-func read(path string, each func(row []byte, r Row) error) error {
-	log, _, err := durable.OpenLog(durable.OS(), path, header, func(_ int64, p []byte) error {
-		row := p
-		micros, n := binary.Varint(p)
-		if n <= 0 {
-			return fmt.Errorf("%s: a row has no time", path)
-		}
-		p = p[n:]
-		var s [4]string
-		for i := range s {
-			size, n := binary.Uvarint(p)
-			if n <= 0 || uint64(len(p)-n) < size {
-				return fmt.Errorf("%s: a row is cut short", path)
-			}
-			s[i], p = string(p[n:n+int(size)]), p[n+int(size):]
-		}
-		return each(row, Row{At: time.UnixMicro(micros).UTC(), RequestID: s[0], Grant: s[1], From: s[2], To: s[3]})
-	})
-	if err != nil {
-		return err
-	}
-	return log.Close()
-}

@@ -13,7 +13,7 @@ import (
 
 func open(t *testing.T, dir string, segment int64) *evidence.Log {
 	t.Helper()
-	l, err := evidence.Open(evidence.Config{Dir: dir, Segment: segment, Segments: 3, Logger: slog.New(slog.DiscardHandler)})
+	l, err := evidence.Open(evidence.Config{Dir: dir, Segment: segment, Budget: 3 * segment, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

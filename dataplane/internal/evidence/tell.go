@@ -3,6 +3,7 @@ package evidence
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,17 +26,20 @@ const (
 	maxToldBytes = 4 << 10
 )
 
-// Minute sums up the rows of one minute under one grant. Digests form a chain: Digest is SHA-256 over Prev and the rows.
+// Minute sums up the rows of one minute under one grant: an entry. Digests form a chain: Digest is SHA-256 over Prev and
+// the SHA-256 of the rows, each after its length in four bytes.
 type Minute struct {
-	Epoch  int64 // of this directory: unix ms of its beginning
-	Seq    uint64
-	Start  int64 // unix seconds
-	Grant  string
-	From   string
-	To     string
-	Count  int64
-	Prev   []byte
-	Digest []byte
+	Epoch  int64  `json:"epoch"` // of this directory: unix ms of its beginning
+	Seq    uint64 `json:"seq"`
+	Start  int64  `json:"start"` // unix seconds
+	Grant  string `json:"grant"`
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Count  int64  `json:"count"`
+	Prev   []byte `json:"prev,omitempty"`
+	Digest []byte `json:"digest"`
+
+	segment int // that it stands in, with its rows
 }
 
 // told is what the zone is known to have, and so where the next start goes on.
@@ -44,6 +48,7 @@ type told struct {
 	Seq     uint64 `json:"seq"`
 	Digest  []byte `json:"digest,omitempty"`
 	Through int64  `json:"through"` // rows of minutes up to this one, unix seconds, are told
+	Segment int    `json:"segment"` // what segments before this one have is told; 0: written before segments had entries
 }
 
 type under struct{ grant, from, to string }
@@ -71,7 +76,7 @@ func openTeller(dir string) (*teller, error) {
 	blob, _, err := durable.ReadSealed(durable.OS(), t.path, toldHeader, maxToldBytes)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		t.done = told{Epoch: time.Now().UnixMilli()}
+		t.done = told{Epoch: time.Now().UnixMilli(), Segment: 1}
 		err = t.save()
 	case err == nil:
 		err = json.Unmarshal(blob, &t.done)
@@ -91,34 +96,37 @@ func (t *teller) save() error {
 	return durable.WriteSealed(durable.OS(), t.path, toldHeader, blob)
 }
 
-// add counts one row, as it was written.
-func (t *teller) add(row []byte, micros int64, u under) {
-	minute := micros / 60e6 * 60
-	if minute > t.minute && len(t.open) > 0 {
-		t.seal()
-	}
+// full says whether the open rows want their entries before one of this second and kind comes to them.
+func (t *teller) full(second int64, u under) bool {
 	if len(t.open) == 0 {
-		t.minute = max(minute, t.minute)
+		return false
+	}
+	return second/60*60 > t.minute || t.open[u] == nil && len(t.open) >= maxOpen
+}
+
+// add counts one row, as it was written.
+func (t *teller) add(row []byte, second int64, u under) {
+	if len(t.open) == 0 {
+		t.minute = max(second/60*60, t.minute)
 	}
 	s := t.open[u]
 	if s == nil {
-		if len(t.open) >= maxOpen {
-			t.seal()
-		}
 		s = &sum{rows: sha256.New()}
 		t.open[u] = s
 	}
 	s.count++
 	var size [4]byte
-	size[0], size[1], size[2], size[3] = byte(len(row)>>24), byte(len(row)>>16), byte(len(row)>>8), byte(len(row))
+	binary.BigEndian.PutUint32(size[:], uint32(len(row)))
 	s.rows.Write(size[:])
 	s.rows.Write(row)
 }
 
-// seal makes entries of the open minute, in the order of their grants.
-func (t *teller) seal() {
-	if len(t.wait) >= maxMinutes {
-		return
+// seal makes entries of the open rows, in the order of their grants, and writes them behind the rows. The caller holds mu,
+// or is alone.
+func (l *Log) seal() error {
+	t := l.tell
+	if len(t.wait) >= maxMinutes && len(t.open) < maxOpen {
+		return nil // nobody hears this edge: minutes are parted no longer
 	}
 	var all []under
 	for u := range t.open {
@@ -132,11 +140,19 @@ func (t *teller) seal() {
 		d := sha256.New()
 		d.Write(t.last)
 		d.Write(s.rows.Sum(nil))
-		t.seq++
-		m := Minute{Epoch: t.done.Epoch, Seq: t.seq, Start: t.minute, Grant: u.grant, From: u.from, To: u.to, Count: s.count, Prev: t.last, Digest: d.Sum(nil)}
-		t.wait, t.last = append(t.wait, m), m.Digest
+		m := Minute{Epoch: t.done.Epoch, Seq: t.seq + 1, Start: t.minute, Grant: u.grant, From: u.from, To: u.to, Count: s.count, Prev: t.last, Digest: d.Sum(nil), segment: l.number}
+		text, err := json.Marshal(m)
+		if err != nil {
+			return err
+		}
+		if err := l.current.Append(append([]byte{entryMark}, text...)); err != nil {
+			return fmt.Errorf("sum up relays: %w", err)
+		}
+		t.wait, t.last, t.seq = append(t.wait, m), m.Digest, m.Seq
+		delete(t.open, u)
+		l.dirty.Store(true)
 	}
-	clear(t.open)
+	return nil
 }
 
 // Untold gives the entries that the zone is not known to have, oldest first, at most TellAtOnce: of minutes that are
@@ -144,8 +160,10 @@ func (t *teller) seal() {
 func (l *Log) Untold(now time.Time) []Minute {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.tell.open) > 0 && now.Unix() >= l.tell.minute+60 {
-		l.tell.seal()
+	if len(l.tell.open) > 0 && now.Unix() >= l.tell.minute+60 && l.current != nil {
+		if err := l.seal(); err != nil {
+			l.cfg.Logger.Error("relays cannot be summed up", "error", err)
+		}
 	}
 	return slices.Clone(l.tell.wait[:min(len(l.tell.wait), TellAtOnce)])
 }
@@ -159,9 +177,12 @@ func (l *Log) Told(entries []Minute) error {
 	l.mu.Lock()
 	t := l.tell
 	t.wait = slices.DeleteFunc(t.wait, func(m Minute) bool { return m.Seq <= last.Seq })
-	// A minute counts as told only when its last entry is: until then it is summed up anew after a restart.
+	// A minute counts as told only when its last entry is: until then it is told anew after a restart.
 	if len(t.wait) == 0 || t.wait[0].Start > last.Start {
 		t.done.Seq, t.done.Digest, t.done.Through = last.Seq, last.Digest, max(t.done.Through, last.Start)
+		if t.done.Segment = l.number; len(t.wait) > 0 {
+			t.done.Segment = t.wait[0].segment
+		}
 	}
 	done := *t
 	l.mu.Unlock()

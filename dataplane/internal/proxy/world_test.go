@@ -242,6 +242,7 @@ func (m *meter) last() usage.Row {
 type evidence struct{ n atomic.Int64 }
 
 func (e *evidence) Relay(id, grant, from, to string) error { e.n.Add(1); return nil }
+func (e *evidence) Refuse(rule, from, to, id string)       {}
 
 // region is one edge with its upstream.
 type region struct {
@@ -400,7 +401,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			if r.proxy, err = proxy.New(cfg); err != nil {
 				t.Fatal(err)
 			}
-			srv, err := relay.NewServer(relay.ServerConfig{Identity: source, Tables: r.tables, Local: r.proxy, Logger: log})
+			srv, err := relay.NewServer(relay.ServerConfig{Identity: source, Tables: r.tables, Local: r.proxy, Evidence: r.evidence, Logger: log})
 			if err != nil {
 				t.Fatal(err)
 			}

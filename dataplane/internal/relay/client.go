@@ -18,11 +18,6 @@ import (
 	"bailiwick/shared/identity"
 )
 
-// Evidence records a relay durably enough to survive this process: before the first relayed byte.
-type Evidence interface {
-	Relay(requestID, grantID, from, to string) error
-}
-
 // Sentinel is a second, independent opinion on what leaves: see package sentinel.
 type Sentinel interface {
 	Dialled(peer *x509.Certificate) error
@@ -86,7 +81,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.ProofFor <= 0 {
 		cfg.ProofFor = 20 * time.Millisecond
 	}
-	return &Client{cfg: cfg, from: cfg.Identity.Name().Region, log: newLedger(), sessions: map[sessionKey]*session{}, flights: map[*flight]struct{}{}}, nil
+	return &Client{cfg: cfg, from: cfg.Identity.Name().Region, log: newLedger(cfg.Evidence), sessions: map[sessionKey]*session{}, flights: map[*flight]struct{}{}}, nil
 }
 
 // Forward is a request to relay.
@@ -112,7 +107,7 @@ var errCut = errors.New("the pair is not permitted any more")
 func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	policyName := f.API.Policy
 	refuse := func(rule string, err error) (*http.Response, error) {
-		c.log.refuse(rule, c.from, f.To)
+		c.log.refuse(rule, c.from, f.To, f.RequestID)
 		return nil, &Error{Rule: rule, To: f.To, Err: err}
 	}
 	grant, rule := c.permitted(f.API, f.To)
@@ -169,7 +164,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		end()
 		e := &Error{To: f.To, Sent: true, Err: err}
 		if errors.Is(cause, errCut) {
-			c.log.refuse(RuleCut, c.from, f.To)
+			c.log.refuse(RuleCut, c.from, f.To, f.RequestID)
 			e.Rule = RuleCut
 		} else if cause == nil {
 			e.Unreachable = true
@@ -181,7 +176,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		resp.Body.Close()
 		end()
 		if rule != "" {
-			c.log.refuse(rule, c.from, f.To)
+			c.log.refuse(rule, c.from, f.To, f.RequestID)
 			c.cfg.Logger.Warn("peer refused a relay", "rule", rule, "to", f.To, "grant", grant.ID)
 		}
 		return nil, &Error{Rule: rule, To: f.To, Down: down, Err: errors.New("peer sent it to no upstream")}
@@ -329,8 +324,8 @@ func (c *Client) warm(ctx context.Context) {
 // CutPairs are the pairs cut since the last call, "from>to".
 func (c *Client) CutPairs() []string { return c.log.takeCuts() }
 
-// Refusals are counts since the start.
-func (c *Client) Refusals() map[Refusal]int64 { return c.log.counts() }
+// Refusals is how many there were since the start.
+func (c *Client) Refusals() int64 { return c.log.refused.Load() }
 
 // InFlight is how many relays are under way.
 func (c *Client) InFlight() int {

@@ -41,6 +41,7 @@ type ServerConfig struct {
 	Identity *identity.Source
 	Tables   *policy.Holder
 	Local    Local
+	Evidence Evidence
 	Logger   *slog.Logger
 }
 
@@ -58,10 +59,10 @@ type Server struct {
 
 // NewServer makes a server; Serve it.
 func NewServer(cfg ServerConfig) (*Server, error) {
-	if cfg.Identity == nil || cfg.Tables == nil || cfg.Local == nil || cfg.Logger == nil {
-		return nil, errors.New("relay: a server needs Identity, Tables, Local and Logger")
+	if cfg.Identity == nil || cfg.Tables == nil || cfg.Local == nil || cfg.Evidence == nil || cfg.Logger == nil {
+		return nil, errors.New("relay: a server needs Identity, Tables, Local, Evidence and Logger")
 	}
-	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
+	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(cfg.Evidence), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
 }
 
 type connKey struct{}
@@ -111,7 +112,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // allow is asked in the handshake: a stranger does not even get to speak HTTP.
 func (s *Server) allow(n identity.Name) error {
 	if rule := s.registered(s.cfg.Tables.Load(), n); rule != "" {
-		s.log.refuse(rule, n.Region, s.self.Region)
+		s.log.refuse(rule, n.Region, s.self.Region, "")
 		return fault.New(fault.Denied, identity.ReasonWrongPeer, "peer %s may not relay here: %s", n, rule)
 	}
 	return nil
@@ -223,7 +224,7 @@ func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in
 }
 
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, rule string, peer identity.Name, err error) {
-	s.log.refuse(rule, peer.Region, s.self.Region)
+	s.log.refuse(rule, peer.Region, s.self.Region, r.Header.Get(HeaderRequestID))
 	s.cfg.Logger.Debug("relay refused", "rule", rule, "peer", peer.String(), "error", err)
 	p := gate.NewProblem(http.StatusForbidden, gate.ReasonResidency, "This region does not take the request from that one.")
 	body := p.JSON(r.Header.Get(HeaderRequestID))
@@ -300,8 +301,8 @@ func (s *Server) enforceUntil(ctx context.Context) {
 // CutPairs are the pairs cut since the last call, "from>to".
 func (s *Server) CutPairs() []string { return s.log.takeCuts() }
 
-// Refusals are counts since the start.
-func (s *Server) Refusals() map[Refusal]int64 { return s.log.counts() }
+// Refusals is how many there were since the start.
+func (s *Server) Refusals() int64 { return s.log.refused.Load() }
 
 // InFlight is how many relays are under way.
 func (s *Server) InFlight() int {

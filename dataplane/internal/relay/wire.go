@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/regions/grant"
@@ -46,34 +47,31 @@ const (
 	RuleSentinel  = "sentinel" // the second opinion at the sender says no
 )
 
-// Refusal says what was refused; counts of them are bounded by rules times pairs, so that strangers cannot
-// fill anything.
-type Refusal struct{ Rule, From, To string }
+// Evidence records relays before their first byte, and refusals. An error means that the relay must not happen.
+type Evidence interface {
+	Relay(requestID, grantID, from, to string) error
+	Refuse(rule, from, to, requestID string)
+}
 
 // ledger counts refusals and remembers cuts until somebody reports them.
 type ledger struct {
-	mu       sync.Mutex // covers all below
-	refusals map[Refusal]int64
-	pairs    map[pair]struct{} // those of the last table
-	cuts     map[string]struct{}
+	evidence Evidence
+	refused  atomic.Int64
+
+	mu    sync.Mutex        // covers all below
+	pairs map[pair]struct{} // those of the last table
+	cuts  map[string]struct{}
 }
 
 type pair struct{ policy, from, to string }
 
-func newLedger() *ledger {
-	return &ledger{refusals: map[Refusal]int64{}, pairs: map[pair]struct{}{}, cuts: map[string]struct{}{}}
+func newLedger(e Evidence) *ledger {
+	return &ledger{evidence: e, pairs: map[pair]struct{}{}, cuts: map[string]struct{}{}}
 }
 
-func (l *ledger) refuse(rule, from, to string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.refusals[Refusal{rule, from, to}]++
-}
-
-func (l *ledger) counts() map[Refusal]int64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return maps.Clone(l.refusals)
+func (l *ledger) refuse(rule, from, to, requestID string) {
+	l.refused.Add(1)
+	l.evidence.Refuse(rule, from, to, requestID)
 }
 
 // now takes the pairs of the newest table, after what is not in it has been cut.
