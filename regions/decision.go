@@ -22,6 +22,7 @@ const (
 	RuleBasisSuspended = "basis-suspended" //
 	RuleBasisExpired   = "basis-expired"   //
 	RuleClosure        = "closure"         // the home zone closed it
+	RuleRecovery       = "recovery"        // a recovery closed what crosses zones, and nobody has approved it since
 )
 
 // Decision is the answer of Permits.
@@ -29,7 +30,7 @@ type Decision struct {
 	OK           bool
 	Rule         string        // one of the Rule constants
 	Basis        string        // legal basis of the pair, where there is a pair
-	Closure      string        // id of the closure, for RuleClosure
+	Closure      string        // id of the closure, for RuleClosure and RuleRecovery
 	Priority     int           // of the pair; lower is tried first
 	OfflineGrant time.Duration // how long a grant of this pair lasts while the control plane is away
 
@@ -67,6 +68,8 @@ func (d Decision) Why() string {
 		return fmt.Sprintf("%s is not permitted: legal basis %s is suspended", flow, d.Basis)
 	case RuleBasisExpired:
 		return fmt.Sprintf("%s is not permitted: legal basis %s has expired", flow, d.Basis)
+	case RuleRecovery:
+		return fmt.Sprintf("%s is not permitted: pairs that cross zones are closed since %s, until approved again", flow, d.Closure)
 	case RuleClosure:
 		return fmt.Sprintf("%s is not permitted: closure %s of the home zone", flow, d.Closure)
 	}

@@ -98,7 +98,7 @@ func drawClosure(t *rapid.T, w anything, id string) regions.Closure {
 	return regions.Closure{ID: id,
 		From:  rapid.SampledFrom(append(w.names(), "")).Draw(t, "closure from"),
 		To:    rapid.SampledFrom(append(w.names(), "")).Draw(t, "closure to"),
-		Basis: rapid.SampledFrom(append(slices.Clone(basisNames), "")).Draw(t, "closure basis")}
+		Basis: rapid.SampledFrom(append(slices.Clone(basisNames), "")).Draw(t, "closure basis"), Crossing: rapid.IntRange(0, 3).Draw(t, "crossing") == 0}
 }
 
 type question struct{ policy, home, target, class string }
@@ -161,7 +161,7 @@ func (w anything) oracle(q question) bool {
 		return false
 	}
 	for _, c := range w.closures {
-		if (c.From == "" || c.From == q.home) && (c.To == "" || c.To == q.target) && (c.Basis == "" || c.Basis == basis) {
+		if (!c.Crossing || home.Zone != target.Zone) && (c.From == "" || c.From == q.home) && (c.To == "" || c.To == q.target) && (c.Basis == "" || c.Basis == basis) {
 			return false
 		}
 	}
@@ -248,7 +248,7 @@ func TestTightening_OnlyRemoves(t *testing.T) {
 			c := drawClosure(t, w, "new")
 			after.Closures = append(slices.Clone(w.closures), c)
 			for _, pair := range after.Set.Pairs(now, after.Closures) {
-				if (c.From == "" || c.From == pair.From) && (c.To == "" || c.To == pair.To) && (c.Basis == "" || c.Basis == pair.Basis) {
+				if (!c.Crossing || !pair.SameZone) && (c.From == "" || c.From == pair.From) && (c.To == "" || c.To == pair.To) && (c.Basis == "" || c.Basis == pair.Basis) {
 					t.Fatalf("closure %+v leaves %+v open", c, pair)
 				}
 			}

@@ -105,10 +105,13 @@ type Closure struct {
 	ID       string
 	From, To string
 	Basis    string
+	// Crossing narrows it to the pairs whose ends lie in two zones: what a
+	// recovery closes until it is approved again. Decisions name it as such.
+	Crossing bool
 }
 
-func (c *Closure) closes(from, to, basis string) bool {
-	return (c.From == "" || c.From == from) && (c.To == "" || c.To == to) && (c.Basis == "" || c.Basis == basis)
+func (c *Closure) closes(from, to, basis string, local bool) bool {
+	return !(c.Crossing && local) && (c.From == "" || c.From == from) && (c.To == "" || c.To == to) && (c.Basis == "" || c.Basis == basis)
 }
 
 const defaultPartition = "public"

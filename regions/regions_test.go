@@ -80,6 +80,8 @@ func TestSet_Permits(t *testing.T) {
 		{"gdpr-emea", "eu-west", "uk-south", "cache", nil, true, regions.RulePair, 0, 5},
 		{"gdpr-emea", "eu-west", "uk-south", "cache", shut, false, regions.RuleClosure, 0, 0},
 		{"gdpr-emea", "eu-west", "uk-south", "", []regions.Closure{{ID: "all"}}, false, regions.RuleClosure, 0, 0},
+		{"gdpr-emea", "eu-west", "uk-south", "", []regions.Closure{{ID: "the recovery", Crossing: true}}, false, regions.RuleRecovery, 0, 0},
+		{"gdpr-emea", "eu-west", "eu-central", "", []regions.Closure{{ID: "the recovery", Crossing: true}}, true, regions.RuleWithinZone, time.Hour, 0},
 		{"gdpr-emea", "uk-south", "eu-west", "", nil, false, regions.RuleForeignHome, 0, 0}, // not symmetric
 		{"gdpr-emea", "eu-central", "uk-south", "", nil, false, regions.RuleNoPair, 0, 0},
 		{"gdpr-emea", "eu-west", "us-east", "", nil, false, regions.RuleBasisSuspended, 0, 0},

@@ -235,8 +235,11 @@ func (s *Set) Permits(policyName, home, target, class string, now time.Time, clo
 		return d
 	}
 	for i := range closures {
-		if closures[i].closes(home, target, r.basis.Name) {
+		if closures[i].closes(home, target, r.basis.Name, r.local) {
 			d.Rule, d.Closure = RuleClosure, closures[i].ID
+			if closures[i].Crossing {
+				d.Rule = RuleRecovery
+			}
 			return d
 		}
 	}

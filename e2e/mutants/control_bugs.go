@@ -9,6 +9,7 @@ const (
 	simulatePkg = "e2e/simulate"
 	borderPkg   = "controlplane/internal/border"
 	borderFile  = borderPkg + "/border.go"
+	modelRules  = "controlplane/internal/model/rules.go"
 	grantsFile  = borderPkg + "/grants.go"
 	forceFile   = borderPkg + "/tighten.go"
 	viewPkg     = "controlplane/internal/view"
@@ -76,6 +77,12 @@ var controlBugs = []bug{
 	{name: "restore-without-epoch", breaks: "a recovery of the catalog is adopted as a new epoch",
 		edits:  []edit{{borderFile, "if catalog.Revision().Epoch == current.CatalogEpoch && string", "if string"}},
 		checks: []check{{borderPkg, "TestKeeper_AdoptsANewEpochOfTheSameRules"}}},
+	{name: "recovery-leaves-borders-open", breaks: "a recovery closes what crosses zones until it is approved",
+		edits:  []edit{{modelRules, "case storeEpoch > c.StoreEpoch:", "case false:"}, {modelRules, "case catalogEpoch > c.CatalogEpoch:", "case false:"}},
+		checks: []check{{borderPkg, "TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved"}}},
+	{name: "recovery-is-a-birth", breaks: "only a zone's first rules approve what crosses zones by themselves",
+		edits:  []edit{{borderFile, "err != nil || written || mod == 0 {", "err != nil || written && false || mod == 0 {"}, {borderFile, "Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},", "Compares: []group.Compare{{Key: model.KeyAdopted, ModIndex: mod}},"}},
+		checks: []check{{borderPkg, "TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved"}}},
 	{name: "ack-off-by-one", breaks: "the table before the record's own acknowledges nothing",
 		edits:  []edit{{bookFile, "w.Epoch != t.Epoch || w.Index < t.Barrier {", "w.Epoch != t.Epoch || w.Index+1 < t.Barrier {"}},
 		checks: []check{{borderPkg, "TestKeeper_AckBeforeTheRecordIsNoAck"}}},

@@ -17,6 +17,7 @@ import (
 type borderStatus struct {
 	Zone        string       `json:"zone"`
 	Adopted     adopted      `json:"adopted"`
+	Crossing    string       `json:"crossing_closed,omitempty"` // since which recovery
 	Pairs       []pair       `json:"pairs"`
 	Tightenings []tightening `json:"tightenings"`
 }
@@ -61,7 +62,7 @@ func (a *app) borderCommand() *cobra.Command {
 }
 
 func borderOf(name string, r *adminv1.BorderStatusResponse) borderStatus {
-	out := borderStatus{Zone: name, Adopted: adopted{r.GetAdoptedCatalogEpoch(), r.GetAdoptedCatalogIndex()}, Pairs: []pair{}, Tightenings: []tightening{}}
+	out := borderStatus{Zone: name, Adopted: adopted{r.GetAdoptedCatalogEpoch(), r.GetAdoptedCatalogIndex()}, Crossing: r.GetCrossingClosed(), Pairs: []pair{}, Tightenings: []tightening{}}
 	for _, p := range r.GetPairs() {
 		out.Pairs = append(out.Pairs, pair{p.GetPolicy(), p.GetFrom(), p.GetTo(), p.GetBasis()})
 	}
@@ -74,6 +75,9 @@ func borderOf(name string, r *adminv1.BorderStatusResponse) borderStatus {
 func printBorder(w io.Writer, zones []borderStatus) {
 	for _, z := range zones {
 		fmt.Fprintf(w, "zone %s, catalog %d.%d adopted\n", z.Zone, z.Adopted.Epoch, z.Adopted.Index)
+		if z.Crossing != "" {
+			fmt.Fprintf(w, "pairs that cross zones are closed since %s, until approved: bailiwick approval crossings\n", z.Crossing)
+		}
 		var lines [][]string
 		for _, p := range z.Pairs {
 			lines = append(lines, []string{p.From, p.To, p.Policy, p.Basis})

@@ -30,7 +30,7 @@ func (s *server) Status(ctx context.Context, _ *adminv1.BorderStatusRequest) (*a
 	if err != nil {
 		return nil, fault.New(fault.Internal, "ADOPTED_MALFORMED", "compile the adopted rules: %w", err)
 	}
-	closures, err := closuresOf(zone)
+	closures, err := closuresOf(zone, adopted.CatalogEpoch)
 	if err != nil {
 		return nil, err
 	}
@@ -40,6 +40,11 @@ func (s *server) Status(ctx context.Context, _ *adminv1.BorderStatusRequest) (*a
 		if from.Zone == s.Zone || to.Zone == s.Zone {
 			out.Pairs = append(out.Pairs, &adminv1.PermittedPair{Policy: p.Policy, From: p.From, To: p.To, Basis: p.Basis})
 		}
+	}
+	if crossing, ok, err := stored[model.Crossing](zone.snap, model.KeyCrossing); err != nil {
+		return nil, err
+	} else if ok {
+		out.CrossingClosed = crossing.Closed(adopted.CatalogEpoch, zone.snap.Revision().Epoch)
 	}
 	out.Tightenings, err = s.tightenings(ctx, zone)
 	return out, err

@@ -169,21 +169,25 @@ func (j *judge) doc(kind, name string) *doc {
 	return nil
 }
 
-func closuresOf(s state) ([]regions.Closure, error) {
-	stored, err := list[model.Closure](s, model.PrefixClosure)
-	var out []regions.Closure
-	for _, c := range stored {
-		out = append(out, c.Rule())
+// closuresOf is what the zone has closed under rules of an epoch of the catalog.
+func closuresOf(s state, catalogEpoch uint64) ([]regions.Closure, error) {
+	listed, err := list[model.Closure](s, model.PrefixClosure)
+	if err != nil {
+		return nil, err
 	}
-	return out, err
+	crossing, ok, err := stored[model.Crossing](s.snap, model.KeyCrossing)
+	if err != nil || !ok {
+		return model.Closures(listed, nil, model.Adopted{}, 0), err
+	}
+	return model.Closures(listed, &crossing, model.Adopted{CatalogEpoch: catalogEpoch}, s.snap.Revision().Epoch), nil
 }
 
 func (j *judge) flows(before, after *regions.Set) error {
-	was, err := closuresOf(j.zoneBefore)
+	was, err := closuresOf(j.zoneBefore, j.catalogBefore.snap.Revision().Epoch)
 	if err != nil {
 		return err
 	}
-	is, err := closuresOf(j.zoneAfter)
+	is, err := closuresOf(j.zoneAfter, j.catalog.snap.Revision().Epoch)
 	if err != nil {
 		return err
 	}

@@ -38,7 +38,7 @@ func (s *server) Simulate(ctx context.Context, req *adminv1.SimulateRequest) (*a
 	if sim.set, err = adopted.Compile(); err != nil {
 		return nil, fault.New(fault.Internal, "ADOPTED_MALFORMED", "compile the adopted rules: %w", err)
 	}
-	if sim.closures, err = closuresOf(zone); err != nil {
+	if sim.closures, err = closuresOf(zone, adopted.CatalogEpoch); err != nil {
 		return nil, err
 	}
 	for i, r := range append([]string{req.GetFrom()}, req.GetDown()...) {

@@ -135,7 +135,9 @@ func (k *Keeper) step(ctx context.Context) error {
 	defer cancel()
 	// What cannot be adopted holds up nothing that the zone decides alone.
 	var errs []error
-	if err := k.adopt(ctx); err != nil {
+	if err := k.birth(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("say under which epochs pairs may cross zones: %w", err))
+	} else if err := k.adopt(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("adopt catalog rules: %w", err))
 	}
 	if err := k.notice(ctx); err != nil {
@@ -145,6 +147,32 @@ func (k *Keeper) step(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("complete tightenings: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+// birth approves what crosses zones under the epochs of a zone's first rules, once. From then on each recovery, which
+// opens an epoch, closes it until an operator approves it. It comes before adoption: rules of a recovered catalog must
+// not be the first that a zone ever saw approved.
+func (k *Keeper) birth(ctx context.Context) error {
+	zone := k.cfg.Store.Local()
+	current, mod, err := adopted(zone)
+	if _, written := zone.Get(model.KeyCrossing); err != nil || written || mod == 0 {
+		return err
+	}
+	_, err = k.cfg.Store.Txn(ctx, group.Txn{
+		Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},
+		Ops: []group.Op{{Key: model.KeyCrossing, Value: model.Encode(model.Crossing{CatalogEpoch: current.CatalogEpoch,
+			StoreEpoch: zone.Revision().Epoch, At: time.Now().UTC()})}},
+	})
+	return err
+}
+
+func crossing(zone group.Snapshot) (*model.Crossing, error) {
+	kv, ok := zone.Get(model.KeyCrossing)
+	if !ok {
+		return nil, nil
+	}
+	c, err := model.Decode[model.Crossing](kv.Key, kv.Value)
+	return &c, err
 }
 
 // adopt copies the catalog's border rules into the zone's log as soon as they differ from what it holds.
@@ -231,10 +259,11 @@ func Permitted(zone group.Snapshot, name string, now time.Time) ([]regions.Permi
 	if err != nil {
 		return nil, err
 	}
-	closures := make([]regions.Closure, 0, len(stored))
-	for _, c := range stored {
-		closures = append(closures, c.Rule())
+	crossing, err := crossing(zone)
+	if err != nil {
+		return nil, err
 	}
+	closures := model.Closures(stored, crossing, a, zone.Revision().Epoch)
 	inZone := map[string]bool{}
 	for _, r := range a.Regions {
 		inZone[r.Name] = r.Zone == name

@@ -31,6 +31,7 @@ const (
 	KindPermitted = "permitted" // the pairs that follow from rules and closures
 	KindClosure   = "closure"
 	KindReopened  = "reopened"
+	KindCrossing  = "crossing"  // the epochs under which pairs that cross zones are approved
 	KindGrant     = "grant"     // with the relays and refusals that the edge told
 	KindInForce   = "in-force"  // pending while it has no time, signed when it has
 	KindWithdrawn = "withdrawn" // a pending tightening, because the pair is permitted again
@@ -112,6 +113,8 @@ func (r Record) open() entry {
 		e.value, e.err = model.Decode[state]("state", r.Value)
 	case KindAdopted:
 		e.value, e.err = model.Decode[model.Adopted](model.KeyAdopted, r.Value)
+	case KindCrossing:
+		e.value, e.err = model.Decode[model.Crossing](model.KeyCrossing, r.Value)
 	case KindPermitted:
 		e.value, e.err = model.Decode[model.Permitted](model.KeyPermitted, r.Value)
 	case KindClosure, KindReopened:
@@ -125,7 +128,7 @@ func (r Record) open() entry {
 }
 
 // rank orders the records of one transaction: causes before what follows from them.
-var rank = map[string]int{KindState: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindPermitted: 4, KindInForce: 5, KindWithdrawn: 6, KindGrant: 7, KindWrite: 8}
+var rank = map[string]int{KindState: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindWrite: 9}
 
 // writes are the kinds of things whose changes are records without their content.
 var writes = map[string]string{
@@ -169,6 +172,8 @@ func recordsOf(events []group.Event, epoch uint64, m masker) ([]Record, error) {
 			continue
 		case key == model.KeyAdopted:
 			r.Kind, r.Value = KindAdopted, value
+		case key == model.KeyCrossing:
+			r.Kind, r.Value = KindCrossing, value
 		case key == model.KeyPermitted:
 			r.Kind, r.Value = KindPermitted, value
 		case strings.HasPrefix(key, model.PrefixClosure):

@@ -63,6 +63,7 @@ type chain struct {
 type state struct {
 	Adopted   *model.Adopted   `json:"adopted,omitempty"`
 	Closures  []model.Closure  `json:"closures,omitempty"`
+	Crossing  *model.Crossing  `json:"crossing,omitempty"`
 	Permitted *model.Permitted `json:"permitted,omitempty"`
 	Pending   []string         `json:"pending,omitempty"`
 	Grants    []given          `json:"grants,omitempty"`
@@ -80,6 +81,7 @@ type replay struct {
 	adopted   *model.Adopted
 	set       *regions.Set
 	closures  map[string]model.Closure
+	crossing  *model.Crossing
 	asRules   []regions.Closure
 	permitted *model.Permitted
 	base      map[pairKey]bool
@@ -115,6 +117,10 @@ func (w *replay) apply(r entry) (wrong problems) {
 		wrong = append(wrong, w.finish()...)
 	}
 	first := !w.begun
+	if !first && r.Epoch > w.epoch { // a recovery: it closes what crosses zones
+		w.at = r.At
+		w.change()
+	}
 	w.begun, w.epoch, w.index, w.at = true, max(w.epoch, r.Epoch), r.Index, r.At
 	if r.err != nil {
 		wrong.add("%v", r.err)
@@ -128,6 +134,8 @@ func (w *replay) apply(r entry) (wrong problems) {
 		err = w.adopt(r, &wrong)
 	case KindClosure, KindReopened:
 		w.closure(r, &wrong)
+	case KindCrossing:
+		w.cross(r, &wrong)
 	case KindPermitted:
 		w.permit(r, &wrong)
 	case KindInForce, KindWithdrawn:
@@ -174,12 +182,16 @@ func (w *replay) closed() []regions.Closure {
 	if w.asRules != nil {
 		return w.asRules
 	}
-	out := []regions.Closure{}
+	var stored []model.Closure
 	for _, name := range slices.Sorted(maps.Keys(w.closures)) {
-		out = append(out, w.closures[name].Rule())
+		stored = append(stored, w.closures[name])
 	}
-	w.asRules = out
-	return out
+	var a model.Adopted
+	if w.adopted != nil {
+		a = *w.adopted
+	}
+	w.asRules = model.Closures(stored, w.crossing, a, w.epoch)
+	return w.asRules
 }
 
 // permits re-derives a decision: some version of the rules in force within settle before now must allow it.
@@ -230,6 +242,18 @@ func (w *replay) closure(r entry, wrong *problems) {
 		wrong.add("closure %s is reopened as it never was", r.Key)
 	}
 	delete(w.closures, r.Key)
+}
+
+func (w *replay) cross(r entry, wrong *problems) {
+	c := r.value.(model.Crossing)
+	if c.StoreEpoch > r.Epoch || w.adopted != nil && c.CatalogEpoch > w.adopted.CatalogEpoch {
+		wrong.add("pairs that cross zones are approved under epochs that are not there yet")
+	}
+	if w.crossing != nil && r.By == nil {
+		wrong.add("pairs that cross zones are approved after a recovery, and by nobody")
+	}
+	w.change()
+	w.crossing = &c
 }
 
 func (w *replay) permit(r entry, wrong *problems) {
@@ -366,7 +390,7 @@ func short(b []byte) string { return hex.EncodeToString(b[:min(len(b), 4)]) }
 
 // snapshot is what a state record at this point has to say. It also forgets what nobody will ask for.
 func (w *replay) snapshot(at time.Time) state {
-	s := state{Adopted: w.adopted, Permitted: w.permitted, Pending: slices.Sorted(maps.Keys(w.pending))}
+	s := state{Adopted: w.adopted, Crossing: w.crossing, Permitted: w.permitted, Pending: slices.Sorted(maps.Keys(w.pending))}
 	for _, name := range slices.Sorted(maps.Keys(w.closures)) {
 		s.Closures = append(s.Closures, w.closures[name])
 	}
@@ -394,7 +418,7 @@ func (w *replay) state(r entry, first bool, wrong *problems) error {
 		return nil
 	}
 	s := r.value.(state)
-	w.begin = r.At
+	w.begin, w.crossing = r.At, s.Crossing
 	if s.Adopted != nil {
 		var err error
 		w.adopted = s.Adopted

@@ -43,6 +43,7 @@ const (
 	PrefixWebhook   = "webhooks/"  // their secrets sealed
 	PrefixAlert     = "alerts/"    // by customer first: thresholds that were reached
 	KeyAdopted      = "adopted"    // the catalog's border rules as this zone has adopted them
+	KeyCrossing     = "crossing"   // the epochs under which pairs that cross zones are approved: see Crossing
 	KeyPermitted    = "permitted"  // the pairs that followed from it when the leader last looked
 	KeyAudit        = "audit"      // who made the latest change that an operator made, in its own transaction
 	KeyCheckpoint   = "checkpoint" // the latest signed head of the zone's Merkle log
@@ -282,6 +283,18 @@ type Adopted struct {
 	Regions      []Region     `json:"regions"`
 	Bases        []LegalBasis `json:"bases"`
 	Policies     []Policy     `json:"policies"`
+}
+
+// Crossing says under which epochs of the catalog and of this zone's store pairs that cross zones are approved. A
+// recovery or a restore of either opens a new epoch and so closes all of them, whatever else it did or left undone;
+// writing the present epochs here, which is an operator's approval, opens them again. The leader writes it once at
+// the zone's birth.
+type Crossing struct {
+	CatalogEpoch uint64    `json:"catalog_epoch"`
+	StoreEpoch   uint64    `json:"store_epoch"`
+	At           time.Time `json:"at,omitzero"`
+	By           string    `json:"by,omitempty"` // operator; "": the zone's birth
+	Reason       string    `json:"reason,omitempty"`
 }
 
 // Permitted is the set of pairs that held when the zone's leader last looked. Comparing with it is how a

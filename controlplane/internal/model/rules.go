@@ -1,6 +1,7 @@
 package model
 
 import (
+	"fmt"
 	"time"
 
 	"bailiwick/regions"
@@ -69,6 +70,32 @@ func (p Policy) Rule() regions.Policy {
 			Priority: pair.Priority, ReviewBy: pair.ReviewBy, Status: pair.Status})
 	}
 	return out
+}
+
+// Closures are what a zone has closed under the rules a it adopted, at an epoch of its store: its own closures and,
+// after a recovery, all that crosses zones. crossing is nil in a store that has none, written before there was any.
+func Closures(stored []Closure, crossing *Crossing, a Adopted, storeEpoch uint64) []regions.Closure {
+	out := make([]regions.Closure, 0, len(stored)+1)
+	for _, c := range stored {
+		out = append(out, c.Rule())
+	}
+	if crossing != nil {
+		if why := crossing.Closed(a.CatalogEpoch, storeEpoch); why != "" {
+			out = append(out, regions.Closure{ID: why, Crossing: true})
+		}
+	}
+	return out
+}
+
+// Closed says since which recovery pairs that cross zones are closed; "": they are not.
+func (c Crossing) Closed(catalogEpoch, storeEpoch uint64) string {
+	switch {
+	case storeEpoch > c.StoreEpoch:
+		return fmt.Sprintf("the recovery that opened epoch %d of the zone's store", storeEpoch)
+	case catalogEpoch > c.CatalogEpoch:
+		return fmt.Sprintf("the recovery that opened epoch %d of the catalog", catalogEpoch)
+	}
+	return ""
 }
 
 // Rule is the closure as a border rule.

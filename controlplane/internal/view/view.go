@@ -16,7 +16,6 @@ import (
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
-	"bailiwick/regions"
 	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/revision"
@@ -155,14 +154,23 @@ func (b *builder) rules() error {
 	if err != nil {
 		return fmt.Errorf("compile adopted rules: %w", err)
 	}
-	var closures []regions.Closure
+	var stored []model.Closure
 	err = each(b.zone, model.PrefixClosure, func(_ group.KV, c model.Closure) error {
-		closures = append(closures, c.Rule())
+		stored = append(stored, c)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
+	var crossing *model.Crossing
+	if kv, ok := b.zone.Get(model.KeyCrossing); ok {
+		c, err := model.Decode[model.Crossing](kv.Key, kv.Value)
+		if err != nil {
+			return err
+		}
+		crossing = &c
+	}
+	closures := model.Closures(stored, crossing, adopted, b.zone.Revision().Epoch)
 	for _, basis := range adopted.Bases {
 		rule, err := basis.Rule()
 		if err != nil {
@@ -384,5 +392,5 @@ func Diff(old, new *View) []table.ObjectKey {
 
 // Depends says whether events below this key of a zone store can change a View (Keys aside).
 func Depends(key string) bool {
-	return key == model.KeyAdopted || key == model.KeyPermitted || strings.HasPrefix(key, model.PrefixClosure)
+	return key == model.KeyAdopted || key == model.KeyCrossing || key == model.KeyPermitted || strings.HasPrefix(key, model.PrefixClosure)
 }

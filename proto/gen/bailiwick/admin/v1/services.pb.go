@@ -1687,8 +1687,10 @@ type BorderStatusResponse struct {
 	Tightenings         []*Tightening          `protobuf:"bytes,2,rep,name=tightenings,proto3" json:"tightenings,omitempty"`
 	AdoptedCatalogEpoch uint64                 `protobuf:"varint,3,opt,name=adopted_catalog_epoch,json=adoptedCatalogEpoch,proto3" json:"adopted_catalog_epoch,omitempty"`
 	AdoptedCatalogIndex uint64                 `protobuf:"varint,4,opt,name=adopted_catalog_index,json=adoptedCatalogIndex,proto3" json:"adopted_catalog_index,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// crossing_closed says since which recovery pairs that cross zones are closed, until approved again; empty: none.
+	CrossingClosed string `protobuf:"bytes,5,opt,name=crossing_closed,json=crossingClosed,proto3" json:"crossing_closed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *BorderStatusResponse) Reset() {
@@ -1747,6 +1749,13 @@ func (x *BorderStatusResponse) GetAdoptedCatalogIndex() uint64 {
 		return x.AdoptedCatalogIndex
 	}
 	return 0
+}
+
+func (x *BorderStatusResponse) GetCrossingClosed() string {
+	if x != nil {
+		return x.CrossingClosed
+	}
+	return ""
 }
 
 type PermittedPair struct {
@@ -7461,12 +7470,13 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\fLeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x15\n" +
-	"\x13BorderStatusRequest\"\xf9\x01\n" +
+	"\x13BorderStatusRequest\"\xa2\x02\n" +
 	"\x14BorderStatusResponse\x127\n" +
 	"\x05pairs\x18\x01 \x03(\v2!.bailiwick.admin.v1.PermittedPairR\x05pairs\x12@\n" +
 	"\vtightenings\x18\x02 \x03(\v2\x1e.bailiwick.admin.v1.TighteningR\vtightenings\x122\n" +
 	"\x15adopted_catalog_epoch\x18\x03 \x01(\x04R\x13adoptedCatalogEpoch\x122\n" +
-	"\x15adopted_catalog_index\x18\x04 \x01(\x04R\x13adoptedCatalogIndex\"a\n" +
+	"\x15adopted_catalog_index\x18\x04 \x01(\x04R\x13adoptedCatalogIndex\x12'\n" +
+	"\x0fcrossing_closed\x18\x05 \x01(\tR\x0ecrossingClosed\"a\n" +
 	"\rPermittedPair\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +

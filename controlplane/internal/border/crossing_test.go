@@ -1,0 +1,66 @@
+package border_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+)
+
+// A recovery opens an epoch, of the catalog or of the zone's own store, and whatever else it did: pairs that cross
+// zones are closed and recorded as such until somebody approves them under that epoch. Pairs inside the zone stay.
+func TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		store func(*world) interface {
+			group.Store
+			OpenEpoch(context.Context) (group.Revision, error)
+		}
+	}{
+		{"of the catalog", func(w *world) interface {
+			group.Store
+			OpenEpoch(context.Context) (group.Revision, error)
+		} {
+			return w.catalog
+		}},
+		{"of the zone's store", func(w *world) interface {
+			group.Store
+			OpenEpoch(context.Context) (group.Revision, error)
+		} {
+			return w.store
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := open(t, 30*time.Second, 0)
+			w.abroad("emea", "eu-west", "us-east")
+			if _, err := c.store(w).OpenEpoch(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			w.eventually("what crosses zones is closed", func() error { return w.has("eu-west", "us-east", false) })
+			if err := w.has("eu-west", "eu-central", true); err != nil {
+				t.Error(err)
+			}
+			if _, ok := w.record("eu-west", "us-east"); !ok {
+				t.Error("the closing is no tightening on record")
+			}
+			w.successor() // a new leader does not take the recovered epoch for the zone's birth
+			time.Sleep(300 * time.Millisecond)
+			if err := w.has("eu-west", "us-east", false); err != nil {
+				t.Fatal(err)
+			}
+			var a model.Adopted
+			w.eventually("the catalog's epoch is adopted", func() error {
+				kv, _ := w.store.Local().Get(model.KeyAdopted)
+				var err error
+				if a, err = model.Decode[model.Adopted](kv.Key, kv.Value); err == nil && a.CatalogEpoch != w.catalog.Local().Revision().Epoch {
+					err = context.DeadlineExceeded
+				}
+				return err
+			})
+			w.put(w.store, model.KeyCrossing, model.Crossing{CatalogEpoch: a.CatalogEpoch, StoreEpoch: w.store.Local().Revision().Epoch, By: "bob"})
+			w.eventually("approved, it is open again", func() error { return w.has("eu-west", "us-east", true) })
+		})
+	}
+}
