@@ -214,7 +214,8 @@ func (n *Node) openGroups() error {
 	ofInstallation := func(identity.Name) error { return nil } // the peer port has asked the registry already
 	config := func(name, dir string, voters, nonvoters []string, allow func(identity.Name) error) raftgroup.Config {
 		return raftgroup.Config{Group: name, Node: n.self.Name, Dir: filepath.Join(n.cfg.Dir, dir), Voters: voters, Nonvoters: nonvoters,
-			Timing: timing, Stream: n.mux.Stream(name, controls(allow)), Forward: n.carrier, Logger: n.log, OnFatal: n.fail}
+			Timing: timing, Forward: n.carrier, Version: n.cfg.Version, Logger: n.log, OnFatal: n.fail,
+			Listen: func(wire string) raftgroup.Stream { return n.mux.Stream(wire, controls(allow)) }}
 	}
 	ofZone := func(name identity.Name) error {
 		if name.Zone != n.self.Zone {

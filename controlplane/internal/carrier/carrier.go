@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 
+	"bailiwick/controlplane/internal/group/raftgroup"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	"bailiwick/proto/gen/bailiwick/peer/v1/peerv1connect"
@@ -28,10 +29,11 @@ import (
 // maxMessage bounds what crosses: a proposed command is at most 512 KiB of values with their keys.
 const maxMessage = 8 << 20
 
-// Group is a replicated group's door on this node, which only its leader answers.
+// Group is a replicated group's door on this node, which only its leader answers but for Status.
 type Group interface {
 	HandlePropose(ctx context.Context, command []byte) ([]byte, error)
 	HandleReadIndex(ctx context.Context) (uint64, error)
+	Status() raftgroup.Status // which any node answers
 }
 
 // Zone is what the zone store's leader answers.
@@ -101,6 +103,16 @@ func (c *Carrier) Propose(ctx context.Context, node, group string, command []byt
 func (c *Carrier) ReadIndex(ctx context.Context, node, group string) (uint64, error) {
 	response, err := c.group(node).ReadIndex(ctx, &peerv1.ReadIndexRequest{Group: group})
 	return response.GetIndex(), err
+}
+
+// Describe implements raftgroup.Forwarder.
+func (c *Carrier) Describe(ctx context.Context, node, group string) (raftgroup.Status, error) {
+	r, err := c.group(node).Describe(ctx, &peerv1.DescribeRequest{Group: group})
+	if err != nil {
+		return raftgroup.Status{}, err
+	}
+	return raftgroup.Status{Node: r.Node, Server: r.Server, Incarnation: r.Incarnation, Version: r.Version, State: r.State, Leader: r.Leader, Term: r.Term,
+		FirstLog: r.FirstLog, LastLog: r.LastLog, Applied: r.Applied, Snapshot: r.Snapshot, Commands: r.Commands}, nil
 }
 
 // Grant carries an edge's request, as this node authenticated the edge, to the leader.
@@ -202,6 +214,16 @@ func (d groupDoor) ReadIndex(ctx context.Context, req *peerv1.ReadIndexRequest) 
 		return nil, err
 	}
 	return &peerv1.ReadIndexResponse{Index: index}, nil
+}
+
+func (d groupDoor) Describe(ctx context.Context, req *peerv1.DescribeRequest) (*peerv1.DescribeResponse, error) {
+	g, err := d.door(ctx, req.Group)
+	if err != nil {
+		return nil, err
+	}
+	s := g.Status()
+	return &peerv1.DescribeResponse{Node: s.Node, Server: s.Server, Incarnation: s.Incarnation, Version: s.Version, State: s.State, Leader: s.Leader, Term: s.Term,
+		FirstLog: s.FirstLog, LastLog: s.LastLog, Applied: s.Applied, Snapshot: s.Snapshot, Commands: s.Commands}, nil
 }
 
 type zoneDoor struct {

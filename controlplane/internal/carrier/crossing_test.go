@@ -23,6 +23,7 @@ import (
 // crossing are the procedures that a control node of another zone may call. Everything else is refused to it.
 var crossing = []string{
 	"/bailiwick.peer.v1.CentralService/Totals",
+	"/bailiwick.peer.v1.GroupService/Describe",  // the catalog's group alone
 	"/bailiwick.peer.v1.GroupService/Propose",   // the catalog's group alone: what it holds is walked in package model
 	"/bailiwick.peer.v1.GroupService/ReadIndex", // likewise
 }
@@ -34,6 +35,12 @@ var crosses = map[string]string{
 	"bailiwick.peer.v1.ProposeRequest.command":   "of the catalog group: package model's catalog records",
 	"bailiwick.peer.v1.ProposeResponse.result":   "of the catalog group: a revision",
 	"bailiwick.peer.v1.ReadIndexRequest.group":   "name of a raft group",
+	"bailiwick.peer.v1.DescribeRequest.group":    "name of a raft group",
+	"bailiwick.peer.v1.DescribeResponse.node":    "name of a control node",
+	"bailiwick.peer.v1.DescribeResponse.server":  "the same, or with when it joined",
+	"bailiwick.peer.v1.DescribeResponse.version": "of the program",
+	"bailiwick.peer.v1.DescribeResponse.state":   "enum of package raftgroup",
+	"bailiwick.peer.v1.DescribeResponse.leader":  "name of a control node",
 	"bailiwick.admin.v1.ZoneTotals.zone":         "name of the zone that answers",
 	"bailiwick.admin.v1.ZoneTotals.error":        "for the operator's client; the door clears it (TestCentral_TellsNoText)",
 	"bailiwick.admin.v1.TotalsRow.product":       "catalogue id",

@@ -106,6 +106,14 @@ func (f forward) Propose(ctx context.Context, name, _ string, cmd []byte) ([]byt
 	return x.raft.HandlePropose(ctx, cmd)
 }
 
+func (f forward) Describe(_ context.Context, name, _ string) (raftgroup.Status, error) {
+	x, err := f.nw.reach(name, f.self)
+	if err != nil {
+		return raftgroup.Status{}, err
+	}
+	return x.raft.Status(), nil
+}
+
 func (f forward) ReadIndex(ctx context.Context, name, _ string) (uint64, error) {
 	x, err := f.nw.reach(name, f.self)
 	if err != nil {
@@ -142,7 +150,7 @@ func (n *network) start(t testing.TB, dir, name string, catalog, store snap) *no
 	n.mu.Unlock()
 	x := &node{name: name, machine: m}
 	x.raft, err = raftgroup.New(raftgroup.Config{Group: "ledger/emea", Node: name, Dir: filepath.Join(dir, name, "raft"), Voters: voters, Timing: raftgroup.Local(),
-		Stream: stream{l, n, name}, Forward: forward{n, name}, OnFatal: fatal}, m)
+		Listen: func(string) raftgroup.Stream { return stream{l, n, name} }, Forward: forward{n, name}, OnFatal: fatal}, m)
 	if err != nil {
 		t.Fatal(err)
 	}

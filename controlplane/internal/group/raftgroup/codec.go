@@ -15,8 +15,9 @@ import (
 const (
 	commandVersion = 1
 
-	kindTxn   = 1
-	kindEpoch = 2
+	kindTxn    = 1
+	kindEpoch  = 2
+	kindReopen = 3 // a new epoch and its first changes, as one; only Recover and Restore write it
 
 	opPut          = 0
 	opDelete       = 1
@@ -91,7 +92,11 @@ func (d *decoder) end() error {
 	return d.err
 }
 
-func encodeTxn(t group.Txn) []byte {
+func encodeTxn(t group.Txn) []byte { return encodeChange(kindTxn, t) }
+
+func encodeReopen(t group.Txn) []byte { return encodeChange(kindReopen, t) }
+
+func encodeChange(kind byte, t group.Txn) []byte {
 	size := 64 + len(t.RequestID)
 	for _, c := range t.Compares {
 		size += len(c.Key) + 16
@@ -101,7 +106,7 @@ func encodeTxn(t group.Txn) []byte {
 	}
 	e := make(encoder, 0, size)
 	e.byte(commandVersion)
-	e.byte(kindTxn)
+	e.byte(kind)
 	e.text(t.RequestID)
 	e.num(uint64(len(t.Compares)))
 	for _, c := range t.Compares {
@@ -149,7 +154,7 @@ func decodeCommand(b []byte) (kind byte, t group.Txn, err error) {
 	switch {
 	case d.err != nil:
 	case kind == kindEpoch:
-	case kind == kindTxn:
+	case kind == kindTxn, kind == kindReopen:
 		t.Compares = make([]group.Compare, d.count(3))
 		for i := range t.Compares {
 			exists := d.byte() == 1

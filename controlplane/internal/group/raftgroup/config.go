@@ -53,11 +53,12 @@ type Stream interface {
 	Close() error
 }
 
-// Forwarder carries a request to the door (HandlePropose, HandleReadIndex) of
-// another node of the group. One hop: the door never forwards again.
+// Forwarder carries a request to the door (HandlePropose, HandleReadIndex,
+// Status) of another node of the group. One hop: the door never forwards again.
 type Forwarder interface {
 	Propose(ctx context.Context, node, group string, cmd []byte) ([]byte, error)
 	ReadIndex(ctx context.Context, node, group string) (uint64, error)
+	Describe(ctx context.Context, node, group string) (Status, error)
 }
 
 // Machine is the state that the group replicates.
@@ -99,17 +100,22 @@ type Checker interface {
 // Config describes one node's part in one group.
 type Config struct {
 	Group string // required; also the Store's name
-	Node  string // required; this node's name, a member of Voters or Nonvoters
+	Node  string // required; this node's name
 	Dir   string // required; of this group alone
 
 	// Voters and Nonvoters are the group's members at its birth: the same lists
-	// on every node. Every voter bootstraps with them if it holds no state.
+	// on every node. Every voter bootstraps with them if it holds no state; a
+	// node that is in neither has a part only if its directory says so.
 	Voters    []string // required
 	Nonvoters []string
 
-	Timing  Timing    // zero: Regional
-	Stream  Stream    // required unless this node is the only member
-	Forward Forwarder // required unless this node is the only member
+	Timing Timing // zero: Regional
+	// Listen opens the group's connections under a name that peers must offer
+	// too: the group's, with the incarnation after a recovery. Required, like
+	// Forward, unless this node is the only member.
+	Listen  func(wire string) Stream
+	Forward Forwarder
+	Version string // of the program; the others are told
 	Logger  *slog.Logger
 
 	SnapshotThreshold uint64        // log entries between snapshots; 0: 65,536
@@ -146,11 +152,8 @@ func (c Config) Validate() error {
 		}
 		seen[m] = true
 	}
-	if !seen[c.Node] {
-		return fmt.Errorf("group %s: node %s is neither voter nor non-voter", c.Group, c.Node)
-	}
-	if !c.alone() && (c.Stream == nil || c.Forward == nil) {
-		return fmt.Errorf("group %s: Stream and Forward are required for a group of %d", c.Group, len(members))
+	if !c.alone() && (c.Listen == nil || c.Forward == nil) {
+		return fmt.Errorf("group %s: Listen and Forward are required for a group of %d", c.Group, len(members))
 	}
 	t := c.withDefaults().Timing
 	if t.Lease > t.Heartbeat || t.Heartbeat > t.Election || t.Lease < 5*time.Millisecond || t.Commit < time.Millisecond {
@@ -159,7 +162,14 @@ func (c Config) Validate() error {
 	return nil
 }
 
-func (c Config) alone() bool { return len(c.Voters)+len(c.Nonvoters) == 1 }
+func (c Config) alone() bool {
+	return len(c.Voters) == 1 && c.Voters[0] == c.Node && len(c.Nonvoters) == 0
+}
+
+// born says whether the node is a member since the group's birth.
+func (c Config) born() bool {
+	return slices.Contains(c.Voters, c.Node) || slices.Contains(c.Nonvoters, c.Node)
+}
 
 func (c Config) withDefaults() Config {
 	def := func(v *uint64, d uint64) {
@@ -188,9 +198,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-func (c Config) raftConfig(notify chan<- bool) *raft.Config {
+func (c Config) raftConfig(server string, notify chan<- bool) *raft.Config {
 	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(c.Node)
+	rc.LocalID = raft.ServerID(server)
 	rc.HeartbeatTimeout = c.Timing.Heartbeat
 	rc.ElectionTimeout = c.Timing.Election
 	rc.LeaderLeaseTimeout = c.Timing.Lease

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -43,12 +44,16 @@ var (
 	metaBucket   = []byte("meta")
 	formatKey    = []byte("format")
 	commitKey    = []byte("CommitIndex")   // in stableBucket
+	termKey      = []byte("CurrentTerm")   // in stableBucket; raft's key
 	errNotFound  = errors.New("not found") // raft compares this text
 )
 
-// diskFormat is the version of the file's records. A program that finds a newer
-// one refuses.
-const diskFormat = 1
+// diskFormat is the newest version of the file's records that this program knows
+// and refuses to go beyond; formatBorn is that of a file without a member record.
+const (
+	formatBorn = 1
+	diskFormat = formatMember
+)
 
 // boltDisk keeps log and stable values in one bbolt file. Published stores
 // do not verify records on read (dependencies.md §1.1), so this one's carry a
@@ -83,7 +88,7 @@ func openDisk(path string) (*boltDisk, error) {
 		if v := meta.Get(formatKey); v != nil {
 			return checkFormat(v)
 		}
-		return meta.Put(formatKey, []byte{diskFormat})
+		return meta.Put(formatKey, []byte{formatBorn})
 	})
 	if err != nil {
 		db.Close()
@@ -154,7 +159,13 @@ func (d *boltDisk) verify() error {
 			}
 			return nil
 		}
-		if err := each(metaBucket, func(_, v []byte) error { return checkFormat(v) }); err != nil {
+		if err := each(metaBucket, func(k, v []byte) error {
+			if bytes.Equal(k, memberKey) {
+				_, err := d.openStable(k, v)
+				return err
+			}
+			return checkFormat(v)
+		}); err != nil {
 			return fmt.Errorf("open %s: %w", d.path, err)
 		}
 		var l raft.Log
@@ -229,7 +240,7 @@ func (d *boltDisk) StoreLogs(logs []*raft.Log) error {
 		}
 		if n := len(logs); n > 0 {
 			if staged := min(d.staged.Load(), logs[n-1].Index); staged > 0 {
-				return tx.Bucket(stableBucket).Put(commitKey, sealStable(commitKey, binary.BigEndian.AppendUint64(nil, staged)))
+				return tx.Bucket(stableBucket).Put(commitKey, sealStable(commitKey, be64(staged)))
 			}
 		}
 		return nil
@@ -297,7 +308,7 @@ func (d *boltDisk) openStable(key, rec []byte) ([]byte, error) {
 }
 
 func (d *boltDisk) SetUint64(key []byte, val uint64) error {
-	return d.Set(key, binary.BigEndian.AppendUint64(nil, val))
+	return d.Set(key, be64(val))
 }
 
 func (d *boltDisk) GetUint64(key []byte) (uint64, error) {
@@ -311,7 +322,8 @@ func (d *boltDisk) GetUint64(key []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(v), nil
 }
 
-func indexKey(i uint64) []byte { return binary.BigEndian.AppendUint64(nil, i) }
+func be64(v uint64) []byte     { return binary.BigEndian.AppendUint64(nil, v) }
+func indexKey(i uint64) []byte { return be64(i) }
 
 // A record is crc32c, then term u64, type u8, appended-at i64, length of the
 // extensions u32, extensions, data; all big-endian. The checksum is over the

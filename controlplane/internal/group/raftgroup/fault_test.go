@@ -146,7 +146,7 @@ func TestNew_RefusesCorruptLog(t *testing.T) {
 			delete(c.stores, victim)
 			cfg := c.config(victim)
 			flip(t, cfg.Dir, cut.bucket, cut.at)
-			cfg.Stream = c.nw.stream(t, victim)
+			cfg.Listen = c.nw.listen(t, victim)
 			_, err := NewStore(cfg)
 			if !errors.Is(err, ErrCorrupt) {
 				t.Errorf("start: got %v, want ErrCorrupt", err)

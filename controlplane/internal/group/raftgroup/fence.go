@@ -12,7 +12,7 @@ import (
 
 var errFenced = errors.New("this node is fenced")
 
-// fence is the stream layer that raft sees. raft's own NetworkTransport.Close
+// fence is the stream layer that raft sees, closed until the node has looked around. raft's own NetworkTransport.Close
 // only closes the listener and keeps dialling, so a leader whose disk hangs
 // would go on sending the heartbeats that keep the others from electing. Once
 // raised, a fence lets nothing in or out.
@@ -25,11 +25,17 @@ type fence struct {
 	mu     sync.Mutex
 	conns  map[net.Conn]struct{}
 	raised bool
+
+	once sync.Once
+	open chan struct{} // closed when the node may take part, or never will
 }
 
 func newFence(s Stream, self string) *fence {
-	return &fence{stream: s, self: self, conns: make(map[net.Conn]struct{})}
+	return &fence{stream: s, self: self, conns: make(map[net.Conn]struct{}), open: make(chan struct{})}
 }
+
+// lower lets the node take part: until it is called, Dial and Accept wait.
+func (f *fence) lower() { f.once.Do(func() { close(f.open) }) }
 
 // raise may be called often and from anywhere; it does not block.
 func (f *fence) raise() {
@@ -38,6 +44,7 @@ func (f *fence) raise() {
 	conns := f.conns
 	f.conns = nil
 	f.mu.Unlock()
+	f.lower()
 	for c := range conns {
 		c.Close()
 	}
@@ -64,11 +71,16 @@ func (f *fence) up() bool {
 
 // Dial is part of raft.StreamLayer.
 func (f *fence) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	select {
+	case <-f.open:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	if f.up() {
 		return nil, errFenced
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
 	c, err := f.stream.Dial(ctx, string(addr))
 	if err != nil {
 		return nil, err
@@ -78,6 +90,7 @@ func (f *fence) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, 
 
 // Accept is part of net.Listener.
 func (f *fence) Accept() (net.Conn, error) {
+	<-f.open
 	if f.up() {
 		return nil, errFenced
 	}

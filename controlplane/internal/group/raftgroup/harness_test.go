@@ -21,13 +21,14 @@ import (
 type network struct {
 	mu    sync.Mutex
 	addrs map[string]string
+	wires map[string]string // under which name a node's group meets
 	nodes map[string]*Store
 	cut   map[string]bool
 	conns map[string][]net.Conn
 }
 
 func newNetwork() *network {
-	return &network{addrs: map[string]string{}, nodes: map[string]*Store{}, cut: map[string]bool{}, conns: map[string][]net.Conn{}}
+	return &network{addrs: map[string]string{}, wires: map[string]string{}, nodes: map[string]*Store{}, cut: map[string]bool{}, conns: map[string][]net.Conn{}}
 }
 
 type netStream struct {
@@ -36,7 +37,12 @@ type netStream struct {
 	self string
 }
 
-func (n *network) stream(t *testing.T, self string) *netStream {
+// listen is Config.Listen.
+func (n *network) listen(t *testing.T, self string) func(string) Stream {
+	return func(wire string) Stream { return n.stream(t, self, wire) }
+}
+
+func (n *network) stream(t *testing.T, self, wire string) *netStream {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -44,7 +50,7 @@ func (n *network) stream(t *testing.T, self string) *netStream {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.addrs[self] = l.Addr().String()
+	n.addrs[self], n.wires[self] = l.Addr().String(), wire
 	return &netStream{l, n, self}
 }
 
@@ -63,8 +69,11 @@ func (s *netStream) keep(c net.Conn, names ...string) (net.Conn, error) {
 
 func (s *netStream) Dial(ctx context.Context, node string) (net.Conn, error) {
 	s.nw.mu.Lock()
-	addr := s.nw.addrs[node]
+	addr, strange := s.nw.addrs[node], s.nw.wires[node] != s.nw.wires[s.self]
 	s.nw.mu.Unlock()
+	if strange { // as the peer port refuses the protocol
+		return nil, errors.New("no common protocol")
+	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
@@ -126,6 +135,14 @@ func (f netForward) ReadIndex(ctx context.Context, node, _ string) (uint64, erro
 	return s.node.HandleReadIndex(ctx)
 }
 
+func (f netForward) Describe(_ context.Context, node, _ string) (Status, error) {
+	s, err := f.node(node)
+	if err != nil {
+		return Status{}, err
+	}
+	return s.node.Status(), nil
+}
+
 // cluster is a whole group in one process.
 type cluster struct {
 	t      *testing.T
@@ -183,7 +200,7 @@ func (c *cluster) start(name string) *Store {
 	c.t.Helper()
 	cfg := c.config(name)
 	if name != "n1" || len(c.base.Voters) > 1 {
-		cfg.Stream = c.nw.stream(c.t, name)
+		cfg.Listen = c.nw.listen(c.t, name)
 	}
 	s, err := NewStore(cfg)
 	if err != nil {

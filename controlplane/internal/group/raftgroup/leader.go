@@ -63,8 +63,8 @@ func (n *Node) Leader() (name string, self bool) {
 	if n.isHalted() {
 		return "", false
 	}
-	_, id := n.raft.LeaderWithID()
-	return string(id), string(id) == n.cfg.Node
+	at, _ := n.raft.LeaderWithID() // its address is its name; its id changes when it is replaced
+	return string(at), string(at) == n.cfg.Node
 }
 
 // RunLeader is group.Store's.

@@ -83,8 +83,11 @@ func (m *memory) Check(cmd []byte) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "COMMAND_UNKNOWN", "change %s: %w", m.name, err)
 	}
-	if kind == kindTxn {
+	switch kind {
+	case kindTxn:
 		return t.Validate()
+	case kindReopen:
+		return fault.New(fault.Invalid, "COMMAND_OFFLINE", "change %s: a group is reopened while its node is stopped, by recover or restore", m.name)
 	}
 	return nil
 }
@@ -107,6 +110,10 @@ func (m *memory) Apply(index uint64, at time.Time, cmd []byte) ([]byte, error) {
 	if kind == kindEpoch {
 		now.rev.Epoch = max(old.rev.Epoch+1, uint64(at.Unix()))
 		now.rev.Index++
+	} else if kind == kindReopen {
+		now.tree, events = change(old, t.Ops, at)
+		now.rev.Epoch = max(old.rev.Epoch+1, uint64(at.Unix()))
+		now.rev.Index++
 	} else if res.Failed = failed(old, t.Compares); res.Failed >= 0 {
 		res.Succeeded = false
 	} else if now.tree, events = change(old, t.Ops, at); len(events) > 0 {
@@ -123,7 +130,7 @@ func (m *memory) Apply(index uint64, at time.Time, cmd []byte) ([]byte, error) {
 	switch {
 	case kind == kindEpoch:
 		m.hist.reset(now.rev)
-	case len(events) > 0:
+	case len(events) > 0 || kind == kindReopen: // what was before it stays true: whoever follows goes on
 		m.hist.add(now.rev, events)
 	}
 	return encodeResult(res), nil

@@ -23,6 +23,7 @@ var errStopped error = fault.New(fault.Unavailable, group.ReasonStopped, "this c
 // Node is one member of a replicated group: a Machine behind a Raft log.
 type Node struct {
 	cfg     Config
+	member  Member
 	machine Machine
 	fsm     *fsm
 	disk    disk
@@ -71,22 +72,22 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 	if err := n.openDisk(); err != nil {
 		return nil, err
 	}
-	if cfg.Stream == nil {
+	if cfg.Listen == nil {
 		_, n.trans = raft.NewInmemTransport(raft.ServerAddress(cfg.Node))
 	} else {
-		n.fence = newFence(cfg.Stream, cfg.Node)
+		n.fence = newFence(cfg.Listen(wire(cfg.Group, n.member.Incarnation)), cfg.Node)
 		n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: n.fence, MaxPool: 3, Timeout: 10 * time.Second,
 			MaxRPCsInFlight: 1, // pipelining wedged followers after a stall (raft#612)
 			Logger:          newHclog(cfg.Logger),
 		})
 	}
-	rc := cfg.raftConfig(n.notify)
+	rc := cfg.raftConfig(n.member.Server, n.notify)
 	logs, err := raft.NewLogCache(512, n.disk)
 	if err != nil {
 		return nil, err
 	}
-	if slices.Contains(cfg.Voters, cfg.Node) {
+	if n.member.Since.IsZero() && slices.Contains(cfg.Voters, cfg.Node) {
 		err := raft.BootstrapCluster(rc, logs, n.disk, n.snaps, n.trans, cfg.servers())
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			return nil, err
@@ -167,6 +168,16 @@ func (n *Node) openDisk() error {
 		inner = n.cfg.wrapDisk(d)
 	}
 	n.disk = &watchdog{disk: inner, limit: n.cfg.StallLimit, fail: n.fail}
+	var joined bool
+	if n.member, joined, err = d.Member(); err != nil {
+		return err
+	}
+	if !joined {
+		if !n.cfg.born() {
+			return fault.New(fault.Invalid, "NOT_A_MEMBER", "node %s has no part in group %s: let it join with a token of kind control", n.cfg.Node, n.cfg.Group)
+		}
+		n.member = Member{Server: n.cfg.Node}
+	}
 	n.snaps, err = openSnapshots(n.cfg.Dir, n.cfg.Group, newHclog(n.cfg.Logger), n.snapshotFailed)
 	if err != nil {
 		return err
@@ -186,7 +197,7 @@ func (n *Node) openDisk() error {
 	if err != nil {
 		return err
 	}
-	_, voteErr := d.GetUint64([]byte("CurrentTerm")) // raft's key
+	_, voteErr := d.GetUint64(termKey)
 	const rejoin = "wipe the directory and let this node rejoin under a new name, or restore a backup"
 	switch {
 	case first == 0 && snap == 0 && len(bad) > 0:
@@ -263,6 +274,8 @@ func (n *Node) Run(ctx context.Context) error {
 		return fmt.Errorf("run group %s: it runs already", n.cfg.Group)
 	}
 	var wg sync.WaitGroup
+	around, unlook := context.WithCancel(ctx)
+	wg.Go(func() { n.lookAround(around) })
 	barrier, stop := context.WithCancel(context.Background())
 	tick := time.NewTicker(time.Second) // raft says nothing when it shuts itself down
 	var err error
@@ -294,6 +307,7 @@ loop:
 	}
 	stop()
 	tick.Stop()
+	unlook()
 	if err == nil {
 		n.handOver()
 	}
@@ -328,7 +342,7 @@ func (n *Node) takeTurn(ctx context.Context) {
 // handOver spares the others an election when this node stops in good order.
 func (n *Node) handOver() {
 	n.turn.end()
-	if n.raft.State() != raft.Leader || len(n.cfg.Voters) < 2 {
+	if n.raft.State() != raft.Leader || len(n.voters()) < 2 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*n.cfg.Timing.Election)
@@ -411,6 +425,16 @@ func (n *Node) Stats() Stats {
 		s.LastContact = time.Since(at)
 	}
 	return s
+}
+
+// voters are the voting members as this node knows them, by name.
+func (n *Node) voters() (names []string) {
+	for _, s := range n.raft.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			names = append(names, string(s.Address))
+		}
+	}
+	return names
 }
 
 // Applied is the log index this node has applied.

@@ -272,14 +272,13 @@ func TestConfig_Validate(t *testing.T) {
 		t.Errorf("minimal config: got %v, want nil", err)
 	}
 	for name, change := range map[string]func(*Config){
-		"Group is required":           func(c *Config) { c.Group = "" },
-		"Node is required":            func(c *Config) { c.Node = "" },
-		"Dir is required":             func(c *Config) { c.Dir = "" },
-		"Voters is required":          func(c *Config) { c.Voters = nil },
-		"listed twice":                func(c *Config) { c.Nonvoters = []string{"a"} },
-		"neither voter nor non-voter": func(c *Config) { c.Node = "b" },
-		"Stream and Forward":          func(c *Config) { c.Voters = []string{"a", "b", "c"} },
-		"lease ≤ heartbeat":           func(c *Config) { c.Timing = Timing{1, 2, 3, 4} },
+		"Group is required":  func(c *Config) { c.Group = "" },
+		"Node is required":   func(c *Config) { c.Node = "" },
+		"Dir is required":    func(c *Config) { c.Dir = "" },
+		"Voters is required": func(c *Config) { c.Voters = nil },
+		"listed twice":       func(c *Config) { c.Nonvoters = []string{"a"} },
+		"Listen and Forward": func(c *Config) { c.Voters = []string{"a", "b", "c"} },
+		"lease ≤ heartbeat":  func(c *Config) { c.Timing = Timing{1, 2, 3, 4} },
 	} {
 		c := ok
 		change(&c)
@@ -291,8 +290,12 @@ func TestConfig_Validate(t *testing.T) {
 // hears of a commit with the next message, and writes that down with the entry after it.
 func TestStore_RestartAloneKnowsItsState(t *testing.T) {
 	c := newCluster(t, Config{})
+	first := c.stores[c.base.Voters[0]]
 	for i := range 30 {
-		put(t, c.leader(), "k", fmt.Sprint(i))
+		// Waited for: under load a follower may be any number of writes behind.
+		if err := first.WaitFor(short(t), put(t, c.leader(), "k", fmt.Sprint(i)).Revision.Index); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, name := range c.base.Voters {
 		if err := c.stop[name](); err != nil {

@@ -27,6 +27,7 @@ type history struct {
 	revs  []revEvents // contiguous: revs[i].rev.Index == revs[0].rev.Index + i
 	count int         // events in revs
 	last  group.Revision
+	turns int           // resets so far
 	grown chan struct{} // closed and replaced at each change
 }
 
@@ -61,6 +62,7 @@ func (h *history) reset(rev group.Revision) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.revs, h.count, h.last = nil, 0, rev
+	h.turns++
 	h.tell()
 }
 
@@ -71,19 +73,24 @@ func (h *history) first() uint64 {
 	return h.last.Index + 1
 }
 
-// from is what is remembered from index on, a bounded part at a time, and the
-// channel that tells of more.
-func (h *history) from(index uint64) ([]revEvents, <-chan struct{}, error) {
+// from is what is remembered from index on, a bounded part at a time and of one
+// epoch, and the channel that tells of more. turns is what the caller has seen.
+func (h *history) from(index uint64, turns int) ([]revEvents, <-chan struct{}, error) {
 	const part = 1024
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	first := h.first()
-	if index < first {
+	if index < first || turns != h.turns { // or a restore rewrote what the caller has seen
 		return nil, nil, group.ErrCompacted(h.name, index, first)
 	}
 	if i := index - first; i < uint64(len(h.revs)) {
 		// A copy, because add clears what leaves the window.
-		return slices.Clone(h.revs[i:min(i+part, uint64(len(h.revs)))]), nil, nil
+		out := slices.Clone(h.revs[i:min(i+part, uint64(len(h.revs)))])
+		other := func(r revEvents) bool { return r.rev.Epoch != out[0].rev.Epoch }
+		if n := slices.IndexFunc(out, other); n > 0 {
+			out = out[:n]
+		}
+		return out, nil, nil
 	}
 	return nil, h.grown, nil
 }
@@ -92,7 +99,7 @@ type watch struct {
 	hist   *history
 	prefix string
 	next   uint64
-	epoch  uint64 // 0 until the first revision is seen
+	turns  int
 	halted <-chan struct{}
 
 	once   sync.Once
@@ -101,13 +108,13 @@ type watch struct {
 
 func (h *history) watch(from uint64, prefix string, halted <-chan struct{}) (*watch, error) {
 	from = max(from, 1)
-	if _, _, err := h.from(from); err != nil {
+	h.mu.Lock()
+	turns := h.turns
+	h.mu.Unlock()
+	if _, _, err := h.from(from, turns); err != nil {
 		return nil, err
 	}
-	h.mu.Lock()
-	epoch := h.last.Epoch
-	h.mu.Unlock()
-	return &watch{hist: h, prefix: prefix, next: from, epoch: epoch, halted: halted, closed: make(chan struct{})}, nil
+	return &watch{hist: h, prefix: prefix, next: from, turns: turns, halted: halted, closed: make(chan struct{})}, nil
 }
 
 // Close is part of group.Watch.
@@ -122,17 +129,13 @@ func (w *watch) Next(ctx context.Context) ([]group.Event, group.Revision, error)
 			return nil, zero, fault.New(fault.Unavailable, group.ReasonClosed, "watch %s: it is closed", w.hist.name)
 		default:
 		}
-		revs, grown, err := w.hist.from(w.next)
+		revs, grown, err := w.hist.from(w.next, w.turns)
 		if err != nil {
 			return nil, zero, err
 		}
 		var events []group.Event
 		var rev group.Revision
 		for _, r := range revs {
-			if w.epoch != 0 && r.rev.Epoch != w.epoch { // a restore rewrote what this watch has seen
-				return nil, zero, group.ErrCompacted(w.hist.name, w.next, r.rev.Index)
-			}
-			w.epoch = r.rev.Epoch
 			for _, e := range r.events {
 				if strings.HasPrefix(e.KV.Key, w.prefix) {
 					events = append(events, e)

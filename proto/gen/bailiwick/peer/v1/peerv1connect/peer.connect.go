@@ -46,6 +46,8 @@ const (
 	GroupServiceProposeProcedure = "/bailiwick.peer.v1.GroupService/Propose"
 	// GroupServiceReadIndexProcedure is the fully-qualified name of the GroupService's ReadIndex RPC.
 	GroupServiceReadIndexProcedure = "/bailiwick.peer.v1.GroupService/ReadIndex"
+	// GroupServiceDescribeProcedure is the fully-qualified name of the GroupService's Describe RPC.
+	GroupServiceDescribeProcedure = "/bailiwick.peer.v1.GroupService/Describe"
 	// ZoneServiceGrantForProcedure is the fully-qualified name of the ZoneService's GrantFor RPC.
 	ZoneServiceGrantForProcedure = "/bailiwick.peer.v1.ZoneService/GrantFor"
 	// ZoneServiceReportEdgesProcedure is the fully-qualified name of the ZoneService's ReportEdges RPC.
@@ -76,6 +78,8 @@ const (
 type GroupServiceClient interface {
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
 	ReadIndex(context.Context, *v1.ReadIndexRequest) (*v1.ReadIndexResponse, error)
+	// Describe is what the asked node says of its part in a group.
+	Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error)
 }
 
 // NewGroupServiceClient constructs a client for the bailiwick.peer.v1.GroupService service. By
@@ -101,6 +105,12 @@ func NewGroupServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(groupServiceMethods.ByName("ReadIndex")),
 			connect.WithClientOptions(opts...),
 		),
+		describe: connect.NewClient[v1.DescribeRequest, v1.DescribeResponse](
+			httpClient,
+			baseURL+GroupServiceDescribeProcedure,
+			connect.WithSchema(groupServiceMethods.ByName("Describe")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -108,6 +118,7 @@ func NewGroupServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 type groupServiceClient struct {
 	propose   *connect.Client[v1.ProposeRequest, v1.ProposeResponse]
 	readIndex *connect.Client[v1.ReadIndexRequest, v1.ReadIndexResponse]
+	describe  *connect.Client[v1.DescribeRequest, v1.DescribeResponse]
 }
 
 // Propose calls bailiwick.peer.v1.GroupService.Propose.
@@ -128,10 +139,21 @@ func (c *groupServiceClient) ReadIndex(ctx context.Context, req *v1.ReadIndexReq
 	return nil, err
 }
 
+// Describe calls bailiwick.peer.v1.GroupService.Describe.
+func (c *groupServiceClient) Describe(ctx context.Context, req *v1.DescribeRequest) (*v1.DescribeResponse, error) {
+	response, err := c.describe.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // GroupServiceHandler is an implementation of the bailiwick.peer.v1.GroupService service.
 type GroupServiceHandler interface {
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
 	ReadIndex(context.Context, *v1.ReadIndexRequest) (*v1.ReadIndexResponse, error)
+	// Describe is what the asked node says of its part in a group.
+	Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error)
 }
 
 // NewGroupServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -153,12 +175,20 @@ func NewGroupServiceHandler(svc GroupServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(groupServiceMethods.ByName("ReadIndex")),
 		connect.WithHandlerOptions(opts...),
 	)
+	groupServiceDescribeHandler := connect.NewUnaryHandlerSimple(
+		GroupServiceDescribeProcedure,
+		svc.Describe,
+		connect.WithSchema(groupServiceMethods.ByName("Describe")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.peer.v1.GroupService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case GroupServiceProposeProcedure:
 			groupServiceProposeHandler.ServeHTTP(w, r)
 		case GroupServiceReadIndexProcedure:
 			groupServiceReadIndexHandler.ServeHTTP(w, r)
+		case GroupServiceDescribeProcedure:
+			groupServiceDescribeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -174,6 +204,10 @@ func (UnimplementedGroupServiceHandler) Propose(context.Context, *v1.ProposeRequ
 
 func (UnimplementedGroupServiceHandler) ReadIndex(context.Context, *v1.ReadIndexRequest) (*v1.ReadIndexResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.GroupService.ReadIndex is not implemented"))
+}
+
+func (UnimplementedGroupServiceHandler) Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.GroupService.Describe is not implemented"))
 }
 
 // ZoneServiceClient is a client for the bailiwick.peer.v1.ZoneService service.

@@ -1,0 +1,119 @@
+package raftgroup
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"bailiwick/shared/fault"
+)
+
+// Status is what one node says of its part in a group.
+type Status struct {
+	Node        string
+	Server      string
+	Incarnation uint64
+	Version     string // of the program
+	State       string // as in Stats
+	Leader      string
+	Term        uint64
+	FirstLog    uint64
+	LastLog     uint64
+	Applied     uint64
+	Snapshot    uint64
+	Commands    uint32 // the newest version of the group's commands that the node applies
+}
+
+// Reasons for which a node stops itself after a look at the others.
+const (
+	ReasonSuperseded = "GROUP_RECOVERED" // kind Conflict
+)
+
+const (
+	lookEvery = 5 * time.Second // between looks at the other members
+	lookLimit = time.Second     // for one of them to answer
+)
+
+// Status is cheap but not free: a read of the log file.
+func (n *Node) Status() Status {
+	s := n.Stats()
+	return Status{Node: n.cfg.Node, Server: n.member.Server, Incarnation: n.member.Incarnation, Version: n.cfg.Version,
+		State: s.State, Leader: s.Leader, Term: s.Term, FirstLog: s.FirstLog, LastLog: s.LastLog, Applied: s.Applied, Snapshot: s.Snapshot}
+}
+
+// Member is what this node is in the group.
+func (n *Node) Member() Member { return n.member }
+
+// others are the names of all members that this node knows of, itself left out: those of the configuration, and
+// those of the birth, which a node that comes back after a recovery has to ask.
+func (n *Node) others() []string {
+	names := slices.Concat(n.cfg.Voters, n.cfg.Nonvoters)
+	for _, m := range n.Members() {
+		names = append(names, m.Node)
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	return slices.DeleteFunc(names, func(name string) bool { return name == n.cfg.Node })
+}
+
+// Members is the group's configuration as this node knows it.
+func (n *Node) Members() []GroupMember {
+	return members(n.raft.GetConfiguration().Configuration())
+}
+
+// Around asks every other member for its status; who does not answer is left out.
+func (n *Node) Around(ctx context.Context) map[string]Status {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	var mu sync.Mutex // covers out
+	out := make(map[string]Status)
+	var wg sync.WaitGroup
+	for _, name := range n.others() {
+		wg.Go(func() {
+			s, err := n.cfg.Forward.Describe(ctx, name, n.cfg.Group)
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out[name] = s
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// look stops this node if the group went on without it: a disk that comes back after a recovery must not vote, nor
+// make a quorum with others of its kind. A node that reaches nobody cannot know; when it does, it stops.
+func (n *Node) look(ctx context.Context) {
+	for name, s := range n.Around(ctx) {
+		if s.Incarnation > n.member.Incarnation {
+			n.fail(fault.New(fault.Conflict, ReasonSuperseded,
+				"the group was recovered or restored at %s, node %s says, and this node's directory %s is of before: it has no part in the group any more; let the node join anew (bailiwick-control rejoin), which sets the directory aside",
+				time.Unix(int64(s.Incarnation), 0).UTC().Format(time.RFC3339), name, n.cfg.Dir))
+			return
+		}
+	}
+}
+
+// lookAround looks once, then lets the node take part, then looks from time to time.
+func (n *Node) lookAround(ctx context.Context) {
+	if n.fence == nil {
+		return
+	}
+	n.look(ctx)
+	n.fence.lower()
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.halted:
+			return
+		case <-tick.C:
+			n.look(ctx)
+		}
+	}
+}
