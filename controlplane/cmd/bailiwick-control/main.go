@@ -2,6 +2,7 @@
 //
 //	bailiwick-control init -spec installation.yaml -out DIR    once, on a machine that goes offline after
 //	bailiwick-control run -dir DIR/NODE                        on each control node, with its kit
+//	bailiwick-control inspect|recover -dir DIR/NODE            while the node is stopped
 package main
 
 import (
@@ -30,6 +31,8 @@ var version = "dev"
 const usage = `usage:
   bailiwick-control init -spec FILE -out DIR   make an installation's keys and one kit for each control node
   bailiwick-control run -dir DIR               run a control node on its kit
+  bailiwick-control inspect -dir DIR           what a stopped node holds of each group, proved
+  bailiwick-control recover -dir DIR           go on with this node alone after a group lost its quorum for good
   bailiwick-control version
 `
 
@@ -59,6 +62,10 @@ func run(ctx context.Context, args []string) error {
 		return initialise(args[1:])
 	case "run":
 		return serve(ctx, args[1:])
+	case "inspect":
+		return inspect(args[1:])
+	case "recover":
+		return recoverGroups(args[1:])
 	case "version":
 		fmt.Println(version)
 		return nil

@@ -27,6 +27,7 @@ import (
 // Kinds of records.
 const (
 	KindState     = "state"     // all that later records rest on, every StateEvery records
+	KindRecovery  = "recovery"  // groups went on after a lost quorum or from a backup; signed
 	KindAdopted   = "adopted"   // the zone took over the catalog's rules
 	KindPermitted = "permitted" // the pairs that follow from rules and closures
 	KindClosure   = "closure"
@@ -111,6 +112,8 @@ func (r Record) open() entry {
 	switch r.Kind {
 	case KindState:
 		e.value, e.err = model.Decode[state]("state", r.Value)
+	case KindRecovery:
+		e.value, e.err = model.Decode[model.Recovery](model.PrefixRecovery+r.Key, r.Value)
 	case KindAdopted:
 		e.value, e.err = model.Decode[model.Adopted](model.KeyAdopted, r.Value)
 	case KindCrossing:
@@ -128,7 +131,7 @@ func (r Record) open() entry {
 }
 
 // rank orders the records of one transaction: causes before what follows from them.
-var rank = map[string]int{KindState: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindWrite: 9}
+var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindWrite: 9}
 
 // writes are the kinds of things whose changes are records without their content.
 var writes = map[string]string{
@@ -176,6 +179,11 @@ func recordsOf(events []group.Event, epoch uint64, m masker) ([]Record, error) {
 			r.Kind, r.Value = KindCrossing, value
 		case key == model.KeyPermitted:
 			r.Kind, r.Value = KindPermitted, value
+		case strings.HasPrefix(key, model.PrefixRecovery):
+			if e.Delete {
+				continue
+			}
+			r.Kind, r.Key, r.Value = KindRecovery, strings.TrimPrefix(key, model.PrefixRecovery), value
 		case strings.HasPrefix(key, model.PrefixClosure):
 			r.Kind, r.Key, r.Value = KindClosure, strings.TrimPrefix(key, model.PrefixClosure), value
 			if e.Delete {

@@ -130,6 +130,8 @@ func (w *replay) apply(r entry) (wrong problems) {
 	switch r.Kind {
 	case KindState:
 		err = w.state(r, first, &wrong)
+	case KindRecovery:
+		w.recovered(r, &wrong)
 	case KindAdopted:
 		err = w.adopt(r, &wrong)
 	case KindClosure, KindReopened:
@@ -212,6 +214,19 @@ func (w *replay) permits(p pairKey) (regions.Decision, bool) {
 		}
 	}
 	return d, false
+}
+
+// recovered checks the word on a recovery: it can only be written by who holds the zone's key.
+func (w *replay) recovered(r entry, wrong *problems) {
+	v := r.value.(model.Recovery)
+	switch {
+	case v.Zone != w.zone:
+		wrong.add("a recovery of zone %s stands in the log of zone %s", v.Zone, w.zone)
+	case len(w.key) != ed25519.PublicKeySize || !ed25519.Verify(w.key, v.Statement(), v.Signature):
+		wrong.add("the record of the recovery on %s is not signed by the zone", v.Node)
+	case v.Operator == "" || v.Reason == "":
+		wrong.add("the recovery on %s names no operator and no reason", v.Node)
+	}
 }
 
 func (w *replay) adopt(r entry, wrong *problems) error {

@@ -40,13 +40,14 @@ const (
 	PrefixGone      = "gone/"       // names of customers that were deleted: what they used before may still arrive; in the catalog, before a whole key, the same of APIs and regions
 	PrefixErasure   = "erasures/"   // what became of the erasure of a customer, by name
 	PrefixLock      = "locks/"
-	PrefixWebhook   = "webhooks/"  // their secrets sealed
-	PrefixAlert     = "alerts/"    // by customer first: thresholds that were reached
-	KeyAdopted      = "adopted"    // the catalog's border rules as this zone has adopted them
-	KeyCrossing     = "crossing"   // the epochs under which pairs that cross zones are approved: see Crossing
-	KeyPermitted    = "permitted"  // the pairs that followed from it when the leader last looked
-	KeyAudit        = "audit"      // who made the latest change that an operator made, in its own transaction
-	KeyCheckpoint   = "checkpoint" // the latest signed head of the zone's Merkle log
+	PrefixWebhook   = "webhooks/"   // their secrets sealed
+	PrefixAlert     = "alerts/"     // by customer first: thresholds that were reached
+	PrefixRecovery  = "recoveries/" // by incarnation of the zone store, see Recovery
+	KeyAdopted      = "adopted"     // the catalog's border rules as this zone has adopted them
+	KeyCrossing     = "crossing"    // the epochs under which pairs that cross zones are approved: see Crossing
+	KeyPermitted    = "permitted"   // the pairs that followed from it when the leader last looked
+	KeyAudit        = "audit"       // who made the latest change that an operator made, in its own transaction
+	KeyCheckpoint   = "checkpoint"  // the latest signed head of the zone's Merkle log
 )
 
 type Zone struct {
@@ -295,6 +296,34 @@ type Crossing struct {
 	At           time.Time `json:"at,omitzero"`
 	By           string    `json:"by,omitempty"` // operator; "": the zone's birth
 	Reason       string    `json:"reason,omitempty"`
+}
+
+// Recovery says how groups of a zone went on after their quorum was lost, or from a backup. It is in the zone store's
+// own first transaction of the new epoch, and signed by the zone.
+type Recovery struct {
+	Zone      string           `json:"zone"`
+	Node      string           `json:"node"` // the survivor, alone in its groups from here on
+	Operator  string           `json:"operator"`
+	Reason    string           `json:"reason"`
+	At        time.Time        `json:"at"`
+	Groups    []RecoveredGroup `json:"groups"`
+	Signature []byte           `json:"signature,omitempty"`
+}
+
+type RecoveredGroup struct {
+	Group       string   `json:"group"`
+	Incarnation uint64   `json:"incarnation"`
+	Last        uint64   `json:"last"`               // entry of the log that the survivor had
+	Promoted    uint64   `json:"promoted"`           // of these, were not known to be committed and are now
+	Members     []string `json:"members"`            // servers before
+	Backup      string   `json:"backup,omitempty"`   // SHA-256 of the backup that was restored, hex
+	TakenAt     string   `json:"taken_at,omitempty"` // when that was taken, RFC 3339
+}
+
+// Statement is what a Recovery's signature is over.
+func (r Recovery) Statement() []byte {
+	r.Signature = nil
+	return append([]byte("bailiwick-recovery/1\n"), Encode(r)...)
 }
 
 // Permitted is the set of pairs that held when the zone's leader last looked. Comparing with it is how a
