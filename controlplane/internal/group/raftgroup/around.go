@@ -90,7 +90,7 @@ func (n *Node) look(ctx context.Context) {
 	for name, s := range n.Around(ctx) {
 		if s.Incarnation > n.member.Incarnation {
 			n.fail(fault.New(fault.Conflict, ReasonSuperseded,
-				"the group was recovered or restored at %s, node %s says, and this node's directory %s is of before: it has no part in the group any more; let the node join anew (bailiwick-control rejoin), which sets the directory aside",
+				"the group was recovered or restored at %s, node %s says, and this node's directory %s is of before: it has no part in the group any more; let the node join anew (bailiwick-control join), which sets the directory aside",
 				time.Unix(int64(s.Incarnation), 0).UTC().Format(time.RFC3339), name, n.cfg.Dir))
 			return
 		}

@@ -148,7 +148,7 @@ func TestRecover_OldDisksDoNotComeBack(t *testing.T) {
 			continue
 		}
 		c.start(name)
-		mustContain(t, <-c.fatal, name, "was recovered or restored at", survivor, "rejoin")
+		mustContain(t, <-c.fatal, name, "was recovered or restored at", survivor, "join anew")
 		if err := c.stop[name](); fault.ReasonOf(err) != ReasonSuperseded {
 			t.Errorf("run %s: got %v, want %s", name, err, ReasonSuperseded)
 		}

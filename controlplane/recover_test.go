@@ -1,0 +1,104 @@
+package controlplane
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"bailiwick/controlplane/internal/evidence"
+	"bailiwick/controlplane/internal/group/raftgroup"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/shared/fault"
+)
+
+func (r *running) leaf(kind string) (found []evidence.Record) {
+	leaves, _, err := r.evidence.Leaves(0, 4096)
+	if err != nil {
+		return nil
+	}
+	for _, l := range leaves {
+		if rec, err := evidence.Decode(l); err == nil && rec.Kind == kind {
+			found = append(found, rec)
+		}
+	}
+	return found
+}
+
+// Two of three control nodes are gone for good: the third goes on with all three groups, its evidence goes on without
+// a gap and says so, and the disks of the two do not come back.
+func TestRecover_AZoneGoesOnWithOneNode(t *testing.T) {
+	w := newWorld(t, "emea-1", "emea-2", "emea-3")
+	for _, n := range []string{"emea-1", "emea-2", "emea-3"} {
+		w.start(n)
+	}
+	first := w.nodes["emea-1"]
+	before := write(t, first.store, model.PrefixOperator+"x", `{"name":"x","role":"viewer"}`)
+	catalog := write(t, first.catalog, model.PrefixRegion+"eu-north", `{"name":"eu-north","zone":"emea"}`)
+	if err := errors.Join(first.store.WaitFor(within(t), before.Index), first.catalog.WaitFor(within(t), catalog.Index)); err != nil {
+		t.Fatal(err)
+	}
+	soon(t, "evidence of the write", func() bool { return len(first.leaf(evidence.KindWrite)) > 0 })
+
+	off, err := OpenOffline(w.path("emea-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	why := Recovery{Zone: true, Catalog: true, Operator: "ada", Reason: "two data centres burnt"}
+	if _, err := off.Recover(why, time.Now()); err == nil {
+		t.Error("recover while the node runs: got no error")
+	}
+	w.stopAll()
+	if _, err := off.Recover(Recovery{Zone: true}, time.Now()); fault.ReasonOf(err) != "REASON_REQUIRED" {
+		t.Errorf("recover without a reason: got %v", err)
+	}
+	record, err := off.Recover(why, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(record.Groups) != 3 {
+		t.Errorf("record: got %+v, want three groups", record)
+	}
+
+	first = w.start("emea-1")
+	after := write(t, first.store, model.PrefixOperator+"y", `{"name":"y","role":"viewer"}`)
+	if after.Epoch <= before.Epoch || after.Index <= before.Index {
+		t.Errorf("store: %v follows %v, want a higher epoch and index", after, before)
+	}
+	if rev := write(t, first.catalog, model.PrefixRegion+"eu-south", `{"name":"eu-south","zone":"emea"}`); rev.Epoch <= catalog.Epoch {
+		t.Errorf("catalog: %v follows %v, want a higher epoch", rev, catalog)
+	}
+	for _, x := range []string{"x", "y"} {
+		if _, ok := first.store.Local().Get(model.PrefixOperator + x); !ok {
+			t.Errorf("operator %s is gone", x)
+		}
+	}
+	soon(t, "the ledger has a leader", func() bool { _, self := first.replica.Leader(); return self })
+	soon(t, "evidence of the recovery and of what follows", func() bool {
+		return len(first.leaf(evidence.KindRecovery)) == 1 && len(first.leaf(evidence.KindWrite)) >= 2
+	})
+	leaf := first.leaf(evidence.KindRecovery)[0]
+	if leaf.By == nil || leaf.By.Operator != "ada" || leaf.Epoch != after.Epoch {
+		t.Errorf("leaf of the recovery: got %+v, want ada's, in epoch %d", leaf, after.Epoch)
+	}
+
+	for _, name := range []string{"emea-2", "emea-3"} {
+		old := w.start(name)
+		select {
+		case err := <-old.ends:
+			old.ends <- err
+			if fault.ReasonOf(err) != raftgroup.ReasonSuperseded {
+				t.Errorf("%s ended with %v, want %s", name, err, raftgroup.ReasonSuperseded)
+			}
+		case <-time.After(15 * time.Second):
+			t.Errorf("%s runs on a disk that was given up", name)
+		}
+		_ = old.stop()
+		delete(w.nodes, name)
+	}
+	write(t, first.store, model.PrefixOperator+"z", `{"name":"z","role":"viewer"}`)
+	if kept, err := os.ReadDir(filepath.Join(w.path("emea-1"), "recoveries")); err != nil || len(kept) != 1 {
+		t.Errorf("records of recoveries: got %v, %v, want one", kept, err)
+	}
+}

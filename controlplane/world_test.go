@@ -1,0 +1,127 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/controlplane/internal/group"
+)
+
+// world is an installation of real control nodes in this process, on loopback.
+type world struct {
+	t     *testing.T
+	dir   string
+	nodes map[string]*running
+}
+
+type running struct {
+	*Node
+	stop func() error
+	ends chan error // what Run returned
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// newWorld makes the kits of a zone emea with the named control nodes; none runs yet.
+func newWorld(t *testing.T, names ...string) *world {
+	t.Helper()
+	spec := "installation: raft.test\nprimary_zone: emea\nzones:\n  - {name: emea, jurisdiction: EEA}\nregions:\n  - {name: eu-west, zone: emea, country: IE, jurisdiction: EEA, provider: test}\ncontrol_nodes:\n"
+	for _, n := range names {
+		spec += fmt.Sprintf("  - {name: %s, zone: emea, region: eu-west, admin: \"https://%s\", peer: \"%s\"}\n", n, freePort(t), freePort(t))
+	}
+	w := &world{t: t, dir: t.TempDir(), nodes: map[string]*running{}}
+	if _, _, err := Init([]byte(spec), w.dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		var all sync.WaitGroup
+		for _, n := range w.nodes {
+			all.Go(func() { _ = n.stop() })
+		}
+		all.Wait()
+	})
+	return w
+}
+
+func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
+
+func (w *world) config(name string) Config {
+	logger := slog.New(slog.DiscardHandler)
+	if os.Getenv("NODE_LOG") != "" {
+		logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
+	}
+	return Config{Dir: w.path(name), Timing: "local", Version: "v1.0.0", Logger: logger}
+}
+
+func (w *world) start(name string) *running {
+	w.t.Helper()
+	n, err := New(w.config(name))
+	if err != nil {
+		w.t.Fatalf("start %s: %v", name, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{Node: n, ends: make(chan error, 1)}
+	go func() { r.ends <- n.Run(ctx) }()
+	r.stop = sync.OnceValue(func() error {
+		cancel()
+		return <-r.ends
+	})
+	w.nodes[name] = r
+	return r
+}
+
+func (w *world) stopAll() {
+	w.t.Helper()
+	var all sync.WaitGroup
+	errs := make(chan error, len(w.nodes))
+	for _, n := range w.nodes {
+		all.Go(func() { errs <- n.stop() })
+	}
+	all.Wait()
+	clear(w.nodes)
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			w.t.Errorf("stop: %v", err)
+		}
+	}
+}
+
+func soon(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func write(t *testing.T, s group.Store, key, value string) group.Revision {
+	t.Helper()
+	r, err := s.Txn(within(t), group.Txn{Ops: []group.Op{{Key: key, Value: []byte(value)}}})
+	if err != nil {
+		t.Fatalf("write %s to %s: %v", key, s.Name(), err)
+	}
+	return r.Revision
+}
