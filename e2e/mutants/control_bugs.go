@@ -7,6 +7,7 @@ const (
 	noticeFile  = "regions/grant/tighten.go"
 	offerFile   = "regions/grant/offer.go"
 	simulatePkg = "e2e/simulate"
+	grantPkg    = "regions/grant"
 	borderPkg   = "controlplane/internal/border"
 	borderFile  = borderPkg + "/border.go"
 	modelRules  = "controlplane/internal/model/rules.go"
@@ -54,13 +55,13 @@ var controlBugs = []bug{
 		edits:  []edit{{bookFile, "now.Before(l.end) && !acked(key.edge) {", "now.Before(l.end) && slices.Contains(g.Members(t.From), key.edge) && !acked(key.edge) {"}},
 		checks: []check{{borderPkg, "TestKeeper_InForceBarrier"}}},
 	{name: "in-force-at-the-ack", breaks: "in force only after the time to cut",
-		edits:  []edit{{bookFile, "return now.Sub(first) >= Cut", "return true"}, {bookFile, "\t\t\tw.acked[t.Barrier] = now\n\t\t\treturn false", "\t\t\tw.acked[t.Barrier] = now\n\t\t\t_ = first"}},
+		edits:  []edit{{bookFile, "return now.Sub(first) >= Cut", "return true"}, {bookFile, "\t\t\tw.acked[shut] = now\n\t\t\treturn false", "\t\t\tw.acked[shut] = now\n\t\t\t_ = first"}},
 		checks: []check{{borderPkg, "TestKeeper_InForceBarrier"}}},
 	{name: "ack-of-older-table", breaks: "only a table of the record's own place or later is an acknowledgement",
 		edits:  []edit{{forceFile, "Epoch: r.ZoneEpoch, Barrier: barrier}", "Epoch: r.ZoneEpoch, Barrier: r.ZoneIndex}"}},
 		checks: []check{{borderPkg, "TestKeeper_AckBeforeTheRecordIsNoAck"}}},
 	{name: "ack-outlives-a-cloned-disk", breaks: "an edge that went backwards has acknowledged nothing",
-		edits:  []edit{{bookFile, "delete(old.acked, index) // it", "_ = index // it"}},
+		edits:  []edit{{bookFile, "delete(old.acked, p) // it", "_ = p // it"}},
 		checks: []check{{borderPkg, "TestKeeper_AnEdgeThatWentBackwardsAcknowledgesAnew"}}},
 	{name: "no-receiver-is-all-receivers", breaks: "that no receiver is known does not mean that all acknowledged",
 		edits:  []edit{{bookFile, "if len(known) == 0 {", "if false {"}},
@@ -84,8 +85,14 @@ var controlBugs = []bug{
 		edits:  []edit{{borderFile, "err != nil || written || mod == 0 {", "err != nil || written && false || mod == 0 {"}, {borderFile, "Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},", "Compares: []group.Compare{{Key: model.KeyAdopted, ModIndex: mod}},"}},
 		checks: []check{{borderPkg, "TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved"}}},
 	{name: "ack-off-by-one", breaks: "the table before the record's own acknowledges nothing",
-		edits:  []edit{{bookFile, "w.Epoch != t.Epoch || w.Index < t.Barrier {", "w.Epoch != t.Epoch || w.Index+1 < t.Barrier {"}},
+		edits:  []edit{{bookFile, "w.Epoch == p.epoch && w.Index >= p.index", "w.Epoch == p.epoch && w.Index+1 >= p.index"}},
 		checks: []check{{borderPkg, "TestKeeper_AckBeforeTheRecordIsNoAck"}}},
+	{name: "older-epoch-acknowledges", breaks: "an edge back on a disk of before a recovery has acknowledged nothing",
+		edits:  []edit{{bookFile, "if !w.has(p) {", "if w.Index < p.index {"}},
+		checks: []check{{grantPkg, "TestBook_ATableOfAnOlderEpochTakesTheAcknowledgementBack"}}},
+	{name: "recovery-never-in-force", breaks: "a tightening recorded before a recovery comes into force after it",
+		edits:  []edit{{bookFile, "return w.Epoch > p.epoch || w.Epoch", "return w.Epoch"}},
+		checks: []check{{grantPkg, "TestBook_ATableOfALaterEpochAcknowledges"}, {simulatePkg, "TestCampaign"}}},
 	{name: "give-replaces-the-longer", breaks: "a shorter grant ends no longer one that is still held",
 		edits:  []edit{{bookFile, "old.After(end) {", "false && old.After(end) {"}},
 		checks: []check{{simulatePkg, "TestCampaign"}}},

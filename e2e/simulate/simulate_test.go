@@ -2,12 +2,12 @@ package main
 
 import "testing"
 
-// The smoke: safe in every schedule, and enough relayed and answered for that to mean something. make simulate runs
-// a hundred thousand, a night ten million.
+// The smoke: safe in every schedule, and enough relayed and answered for that to mean something. A night runs
+// ten million.
 func TestCampaign(t *testing.T) {
-	n := uint64(4000)
+	n := uint64(100_000)
 	if testing.Short() {
-		n = 500
+		n = 1000
 	}
 	const seed = 20261125
 	s, err := campaign(seed, n, 0, false)
@@ -23,7 +23,7 @@ func TestCampaign(t *testing.T) {
 // One seed is one schedule, to the event.
 func TestSchedule_IsItsSeed(t *testing.T) {
 	for seed := range uint64(20) {
-		a, b := newWorld(seed, newRules()), newWorld(seed, newRules())
+		a, b := newWorld(seed, newRules(), nil), newWorld(seed, newRules(), nil)
 		if errA, errB := a.run(), b.run(); a.stats != b.stats || (errA == nil) != (errB == nil) {
 			t.Fatalf("seed %d: %+v and %+v", seed, a.stats, b.stats)
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"container/heap"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -12,58 +11,97 @@ import (
 	"bailiwick/shared/revision"
 )
 
-// Two zones of two regions, an edge in each, three control nodes a zone. Host ids: edges 0-3 (as regions), nodes
-// 4-9, the catalog 10.
+// Two zones of two regions, two edges in the western and eastern one, three control nodes a zone. Host ids: edges
+// 0-5, nodes 6-11, the catalog 12.
 const (
 	nRegions  = 4
+	nEdges    = 6
 	nNodes    = 6
-	catalogID = nRegions + nNodes
+	catalogID = nEdges + nNodes
 	nHosts    = catalogID + 1
+	nPolicies = 3
 )
 
 var (
-	regionNames = [nRegions]string{"eu-west", "eu-central", "us-east", "us-west"}
-	edgeNames   = [nRegions]string{"eu-west-edge", "eu-central-edge", "us-east-edge", "us-west-edge"}
 	zoneNames   = [2]string{"emea", "us"}
+	regionNames = [nRegions]string{"eu-west", "eu-central", "us-east", "us-west"}
+	edgeNames   = [nEdges]string{"eu-west-1", "eu-west-2", "eu-central-1", "us-east-1", "us-east-2", "us-west-1"}
+	edgeRegion  = [nEdges]int{0, 0, 1, 2, 2, 3}
+	edgesOf     = [nRegions][]int{{0, 1}, {2}, {3, 4}, {5}}
+	nodeNames   = [nNodes]string{"emea-1", "emea-2", "emea-3", "us-1", "us-2", "us-3"}
+	policyNames = [nPolicies]string{open, strict, us}
+	peersOf     [nRegions][]grant.Peer
 )
+
+func init() {
+	for region, edges := range edgesOf {
+		for _, e := range edges {
+			peersOf[region] = append(peersOf[region], grant.Peer{Edge: edgeNames[e]})
+		}
+	}
+}
+
+// api is the one API of each zone.
+const api = "orders"
 
 func zoneOf(region int) int { return region / 2 }
 
 func regionID(name string) int { return slices.Index(regionNames[:], name) }
 
-// link is a pair of regions by number.
-type link struct{ from, to int }
+func policyID(name string) int { return slices.Index(policyNames[:], name) }
 
-func (l link) String() string { return regionNames[l.from] + ">" + regionNames[l.to] }
+// pair of regions under a policy, by number.
+type pair struct{ policy, from, to int }
 
-// clock is a host's monotonic clock: a rate within 2 % of every other's, and an offset that means nothing.
+func pairOf(p grant.Pair) pair { return pair{policyID(p.Policy), regionID(p.From), regionID(p.To)} }
+
+func (p pair) String() string {
+	return policyNames[p.policy] + ":" + regionNames[p.from] + ">" + regionNames[p.to]
+}
+
+// clock is a host's: its monotonic one has a rate within 2 % of every other's and an offset that means nothing, its
+// wall clock may be off.
 type clock struct {
 	offset time.Duration
 	rate   float64
-	wall   time.Duration // how far its wall clock is off
+	off    time.Duration
 }
 
-var epochZero = time.Unix(1_000_000_000, 0)
+var (
+	epochZero = time.Unix(1_000_000_000, 0)
+	basisEnds = epochZero.Add(8 * time.Second) // by each wall clock
+)
 
 func (c *clock) at(now time.Duration) time.Time {
 	return epochZero.Add(c.offset + time.Duration(float64(now)*c.rate))
 }
+
+func (c *clock) wall(now time.Duration) time.Time { return epochZero.Add(now + c.off) }
 
 // entry is the state of a zone's log after one of its writes. It never changes.
 type entry struct {
 	rev        revision.Revision
 	adopted    int // version of the catalog
 	closures   uint16
+	crossing   epochs // under which pairs that cross zones are approved
 	baseline   []grant.Pair
 	changed    uint64 // index of the last change of baseline; 0: none yet
-	records    [nRegions]grant.Record
+	records    [nEdges]*grant.Record
 	tightening []pending
+}
+
+// epochs of the catalog and of a zone's store.
+type epochs struct{ catalog, store uint64 }
+
+// recovered says whether what crosses zones is closed since a recovery.
+func (w *world) recovered(e *entry) bool {
+	return e.rev.Epoch > e.crossing.store || w.catalog[e.adopted].rev.Epoch > e.crossing.catalog
 }
 
 type pending struct {
 	grant.Pair
-	index uint64 // of the record's transaction
-	done  bool
+	epoch, index uint64 // of the record's transaction
+	done         bool
 }
 
 // node is a control node.
@@ -74,15 +112,31 @@ type node struct {
 	catalog  int // version of the catalog it has
 	term     int // of its book
 	book     *grant.Book
-	words    [nRegions]grant.Word // of the edges connected to it
-	heard    [nRegions]bool
+	words    [nEdges]grant.Word // of the edges connected to it
+	heard    [nEdges]bool
+	view     view
+	looked   look
+}
+
+// view is what a node found permitted, and what of: nothing else changes it.
+type view struct {
+	of        *entry
+	ended     bool
+	permitted []regions.Permitted
+	pairs     [nPolicies][nRegions][nRegions]bool
+}
+
+// look is what the leader compared last and found the same.
+type look struct {
+	of    *entry
+	ended bool
 }
 
 type zone struct {
-	log    []entry
+	log    []*entry
 	leader *node
 	term   int
-	closed [nRegions][nRegions]record // until the pair is permitted again
+	closed [nPolicies][nRegions][nRegions]record // until the pair is permitted again
 }
 
 // record is a completed in-force record: by which half, and when.
@@ -91,46 +145,74 @@ type record struct {
 	at time.Duration
 }
 
-func (z *zone) last() *entry { return &z.log[len(z.log)-1] }
+func (z *zone) last() *entry { return z.log[len(z.log)-1] }
 
 // held is an edge's table.
 type held struct {
 	at     grant.At
 	exists bool
-	pairs  [nRegions][nRegions]bool
+	strict bool // the API of emea is under its second policy
+	pairs  [nPolicies][nRegions][nRegions]bool
+}
+
+func (t *held) At() grant.At { return t.at }
+
+func (t *held) Permits(policy, from, to string) bool {
+	return t.pairs[policyID(policy)][regionID(from)][regionID(to)]
+}
+
+func (t *held) PolicyOf(zone, name string) (string, bool) {
+	switch {
+	case name != api:
+		return "", false
+	case zone == zoneNames[1]:
+		return us, true
+	case t.strict:
+		return strict, true
+	}
+	return open, true
 }
 
 type edge struct {
-	id        int
-	up        bool
-	clock     clock
-	table     held
-	disk      held
-	old       held // a copy of the disk, for a clone
-	grants    *grant.Held
-	seen      grant.Seen
-	control   int // index among its zone's nodes
-	question  int // number of the open question; 0: none
-	asked     time.Time
-	life      int // incarnation
-	homeDown  bool
-	lastAsked time.Duration
+	id, region int
+	up         bool
+	clock      clock
+	table      held
+	disk       held
+	old        held // a copy of the disk, for a restart long after
+	grants     *grant.Held
+	seen       grant.Seen
+	control    int // index among its zone's nodes
+	question   int // number of the open question; 0: none
+	life       int // counts starts and crashes
+	homeDown   bool
+	lastAsked  time.Duration
+	next       time.Duration // until it asks again
+}
+
+func (e *edge) zone() int { return zoneOf(e.region) }
+
+func (e *edge) party() grant.Party {
+	return grant.Party{Zone: zoneNames[e.zone()], Region: regionNames[e.region], Edge: edgeNames[e.id]}
 }
 
 // flight is a relay under way.
 type flight struct {
-	link
-	until    time.Duration
-	fromLife int
-	toLife   int
-	arrived  bool // the receiver took it
-	cut      bool
+	grant.Flight
+	pair
+	sender, receiver int
+	until            time.Duration
+	fromLife, toLife int
+	arrived          bool // the receiver took it
+	cut              bool
 }
 
 // setting is what a schedule draws once.
 type setting struct {
 	ttl, offline time.Duration
 	loss         float64
+	calm         time.Duration // trouble ends here; beyond the end of the schedule: never
+	length       time.Duration
 }
 
 type world struct {
@@ -139,14 +221,14 @@ type world struct {
 	now     time.Duration
 	seq     uint64
 	queue   queue
-	zones   [2]*zone
-	nodes   [nNodes]*node
-	edges   [nRegions]*edge
+	zones   [2]zone
+	nodes   [nNodes]node
+	edges   [nEdges]edge
 	cut     [nHosts][nHosts]bool
 	catalog []catalogVersion
 	flights []*flight
-	logged  map[string]bool
 	ids     int
+	logged  map[string]bool // ids of grants that are in a log
 	rules   *rules
 	stats   stats
 	trace   func(format string, args ...any)
@@ -158,10 +240,46 @@ type catalogVersion struct {
 	mask uint16
 }
 
+func (w *world) after(d time.Duration, do func()) {
+	w.seq++
+	w.queue.push(event{at: w.now + d, seq: w.seq, do: do})
+}
+
+func (w *world) between(a, b time.Duration) time.Duration {
+	return a + time.Duration(w.rng.Int64N(int64(b-a)+1))
+}
+
+func (w *world) chance(p float64) bool { return w.rng.Float64() < p }
+
+// send delivers after a while, out of order with others, or not at all.
+func (w *world) send(from, to int, do func()) {
+	calm := w.now >= w.set.calm
+	if w.cut[from][to] || !calm && w.chance(w.set.loss) {
+		return
+	}
+	d := w.between(time.Millisecond, 60*time.Millisecond)
+	if !calm && w.chance(0.03) {
+		d += w.between(0, 2*time.Second)
+	}
+	w.seq++
+	w.queue.push(event{w.now + d, w.seq, int8(from), int8(to), do})
+}
+
+func (w *world) fail(format string, args ...any) {
+	if w.failure == nil {
+		w.failure = fmt.Errorf("at %v: "+format, append([]any{w.now}, args...)...)
+	}
+}
+
+// log is asked for by whoever has looked whether there is a trace: arguments cost.
+func (w *world) log(format string, args ...any) {
+	w.trace("%10v "+format, append([]any{w.now.Truncate(time.Millisecond)}, args...)...)
+}
+
 type stats struct {
 	schedules, requests, home, relayed, wanted, served int64
 	refusedAtReceiver, cutFlights, records             int64
-	leaderChanges, crashes, clones, recoveries         int64
+	leaderChanges, crashes, clones, recoveries, calm   int64
 	events                                             int64
 }
 
@@ -179,156 +297,6 @@ func (s *stats) add(o stats) {
 	s.crashes += o.crashes
 	s.clones += o.clones
 	s.recoveries += o.recoveries
+	s.calm += o.calm
 	s.events += o.events
-}
-
-// event is something due.
-type event struct {
-	at  time.Duration
-	seq uint64
-	do  func()
-}
-
-type queue []event
-
-func (q queue) Len() int { return len(q) }
-func (q queue) Less(i, j int) bool {
-	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
-}
-func (q queue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *queue) Push(x any)   { *q = append(*q, x.(event)) }
-func (q *queue) Pop() any {
-	old := *q
-	x := old[len(old)-1]
-	*q = old[:len(old)-1]
-	return x
-}
-
-func (w *world) after(d time.Duration, do func()) {
-	w.seq++
-	heap.Push(&w.queue, event{w.now + d, w.seq, do})
-}
-
-func (w *world) between(a, b time.Duration) time.Duration {
-	return a + time.Duration(w.rng.Int64N(int64(b-a)+1))
-}
-
-func (w *world) chance(p float64) bool { return w.rng.Float64() < p }
-
-// send delivers after a while, out of order with others, or not at all.
-func (w *world) send(from, to int, do func()) {
-	if w.cut[from][to] || w.chance(w.set.loss) {
-		return
-	}
-	d := w.between(time.Millisecond, 60*time.Millisecond)
-	if w.chance(0.03) {
-		d += w.between(0, 2*time.Second)
-	}
-	w.after(d, func() {
-		if !w.cut[from][to] {
-			do()
-		}
-	})
-}
-
-func (w *world) fail(format string, args ...any) {
-	if w.failure == nil {
-		w.failure = fmt.Errorf("at %v: "+format, append([]any{w.now}, args...)...)
-	}
-}
-
-func (w *world) log(format string, args ...any) {
-	if w.trace != nil {
-		w.trace("%10v "+format, append([]any{w.now.Truncate(time.Millisecond)}, args...)...)
-	}
-}
-
-// Bits of the catalog's mask: what an operator may have written.
-const (
-	gdprSuspended = 1 << iota
-	sccSuspended
-	crossClosed
-	withinOnly
-	offlineLong
-)
-
-// Bits of a zone's closures.
-const (
-	closeWestToCentral = 1 << iota
-	closeCross
-	closeBasis
-	closeFromCentral
-)
-
-// rules compiles each catalog once and remembers what it permits: production's regions.Set answers.
-type rules struct {
-	cached map[ruleKey][]regions.Permitted
-}
-
-type ruleKey struct {
-	mask, closures uint16
-	zone           int
-	expired        bool
-	offline        time.Duration
-}
-
-var basisEnds = epochZero.Add(500*time.Hour + 10*time.Second)
-
-func newRules() *rules { return &rules{cached: map[ruleKey][]regions.Permitted{}} }
-
-func compile(mask uint16, offline time.Duration) *regions.Set {
-	status := func(bit uint16) string {
-		if mask&bit != 0 {
-			return regions.Suspended
-		}
-		return regions.Active
-	}
-	var regs []regions.Region
-	for i, n := range regionNames {
-		regs = append(regs, regions.Region{Name: n, Zone: zoneNames[zoneOf(i)]})
-	}
-	bases := []regions.LegalBasis{{Name: "gdpr", Kind: regions.SameLaw, Status: status(gdprSuspended)},
-		{Name: "us-law", Kind: regions.SameLaw}, {Name: "scc", Kind: regions.SCC, Status: status(sccSuspended), Expires: basisEnds}}
-	life := time.Duration(0)
-	if mask&offlineLong != 0 {
-		life = offline
-	}
-	emea := regions.Policy{Name: zoneNames[0], Zone: "emea", WithinZone: true, WithinZoneBasis: "gdpr", OfflineGrant: &life}
-	if mask&withinOnly == 0 {
-		cross := regions.Pair{From: "eu-west", To: "us-east", Basis: "scc", Status: regions.Open}
-		if mask&crossClosed != 0 {
-			cross.Status = regions.Closed
-		}
-		emea.Pairs = []regions.Pair{cross}
-	}
-	us := regions.Policy{Name: zoneNames[1], Zone: "us", WithinZone: true, WithinZoneBasis: "us-law", OfflineGrant: &life}
-	s, err := regions.Compile(regs, bases, []regions.Policy{emea, us})
-	if err != nil {
-		panic(err) // the universe is fixed: it compiles or the program is wrong
-	}
-	return s
-}
-
-func closuresOf(mask uint16) (out []regions.Closure) {
-	for bit, c := range map[uint16]regions.Closure{closeWestToCentral: {From: "eu-west", To: "eu-central"}, closeCross: {From: "eu-west", To: "us-east"},
-		closeBasis: {Basis: "scc"}, closeFromCentral: {From: "eu-central"}} {
-		if mask&bit != 0 {
-			out = append(out, c)
-		}
-	}
-	return out
-}
-
-// permitted is what a zone permits by a state of its log and a wall clock. The caller may change the slice.
-func (w *world) permitted(zone int, e *entry, wall time.Time) []regions.Permitted {
-	r := w.rules
-	mask := w.catalog[e.adopted].mask
-	key := ruleKey{mask, e.closures, zone, !wall.Before(basisEnds), w.set.offline}
-	pairs, ok := r.cached[key]
-	if !ok {
-		set := compile(mask, w.set.offline)
-		pairs = grant.Touching(set.Pairs(wall, closuresOf(e.closures)), func(region string) bool { return zoneOf(regionID(region)) == zone })
-		r.cached[key] = pairs
-	}
-	return slices.Clone(pairs)
 }

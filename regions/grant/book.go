@@ -49,7 +49,15 @@ type Word struct {
 type word struct {
 	Word
 	at    time.Time
-	acked map[uint64]time.Time // index of a pending tightening → when its ack was first seen
+	acked map[place]time.Time // place of a pending tightening → when its ack was first seen
+}
+
+// place in the zone's log. A recovery opens an epoch, whose indexes may be lower than those before.
+type place struct{ epoch, index uint64 }
+
+// has says whether a table of this word was made from a log that reaches a place.
+func (w Word) has(p place) bool {
+	return w.Epoch > p.epoch || w.Epoch == p.epoch && w.Index >= p.index
 }
 
 // Record is what the log says of the latest grants of an edge.
@@ -133,14 +141,14 @@ func (b *Book) Give(edge, region string, given []Life, now time.Time) Record {
 func (b *Book) Hear(w Word, now time.Time) bool {
 	old := b.words[w.Edge]
 	if old == nil {
-		old = &word{acked: map[uint64]time.Time{}}
+		old = &word{acked: map[place]time.Time{}}
 		b.words[w.Edge] = old
 	} else if old.Connected && !w.Connected && old.By != w.By && now.Sub(old.at) < StaleAfter {
 		return false
 	}
-	for index := range old.acked {
-		if w.Index < index {
-			delete(old.acked, index) // it went backwards (a cloned or restored disk): its word is void
+	for p := range old.acked {
+		if !w.has(p) {
+			delete(old.acked, p) // it went backwards (a cloned or restored disk): its word is void
 		}
 	}
 	old.Word, old.at = w, now
@@ -175,12 +183,13 @@ func (b *Book) InForce(t Tightening, g Ground, now time.Time) (by string, waitin
 	sends, takes := b.own(t.From, g), b.own(t.To, g)
 	acked := func(edge string) bool {
 		w := b.words[edge]
-		if w == nil || w.Epoch != t.Epoch || w.Index < t.Barrier {
+		shut := place{t.Epoch, t.Barrier}
+		if w == nil || !w.has(shut) {
 			return false
 		}
-		first, seen := w.acked[t.Barrier]
+		first, seen := w.acked[shut]
 		if !seen {
-			w.acked[t.Barrier] = now
+			w.acked[shut] = now
 			return false
 		}
 		return now.Sub(first) >= Cut
