@@ -252,7 +252,7 @@ func (w *world) notice(n *node, local *entry, wall time.Time) bool {
 		if e.changed != local.changed {
 			return false
 		}
-		e.baseline, e.changed = change.Now, e.rev.Index
+		e.baseline, e.changed, e.changedAt = change.Now, e.rev.Index, w.now
 		var kept []pending
 		for i, t := range local.tightening {
 			if k := slices.Index(index, i); k < 0 || !slices.Contains(change.Back, k) {
@@ -260,7 +260,7 @@ func (w *world) notice(n *node, local *entry, wall time.Time) bool {
 			}
 		}
 		for _, p := range change.Lost {
-			kept = append(kept, pending{Pair: p, epoch: e.rev.Epoch, index: e.rev.Index})
+			kept = append(kept, pending{Pair: p, epoch: e.rev.Epoch, index: e.rev.Index, at: w.now})
 			if w.trace != nil {
 				w.log("%s loses %v at %d", zoneNames[n.zone], pairOf(p), e.rev.Index)
 			}

@@ -86,6 +86,7 @@ type entry struct {
 	crossing   epochs // under which pairs that cross zones are approved
 	baseline   []grant.Pair
 	changed    uint64 // index of the last change of baseline; 0: none yet
+	changedAt  time.Duration
 	records    [nEdges]*grant.Record
 	tightening []pending
 }
@@ -101,6 +102,7 @@ func (w *world) recovered(e *entry) bool {
 type pending struct {
 	grant.Pair
 	epoch, index uint64 // of the record's transaction
+	at           time.Duration
 	done         bool
 }
 
