@@ -98,6 +98,7 @@ func names(s *harness.Sandbox, server, host string, regions ...string) error {
 // TestDNS: a client that does as the zone's DNS says is served through the loss of a whole region, and never led
 // out of its zone.
 func TestDNS(t *testing.T) {
+	t.Parallel()
 	s := harness.Start(t)
 	west, central, us := dnsOf(t, s, "eu-west"), dnsOf(t, s, "eu-central"), dnsOf(t, s, "us-east")
 	for _, server := range []string{west, central} {

@@ -18,6 +18,7 @@ import (
 // is nothing but the file, the installation's root and the program: what was relayed is in it, under grants, and a byte
 // changed anywhere is found.
 func TestEvidence(t *testing.T) {
+	t.Parallel()
 	s := harness.Start(t)
 	key := s.Key("emea", "unlimited")
 	s.Settle()

@@ -199,6 +199,7 @@ func cloneTree(files map[string][]byte) map[string][]byte {
 // TestDroppedDelta: a build whose control nodes each lose their first delta. The edges notice within ten
 // seconds and a snapshot heals them.
 func TestDroppedDelta(t *testing.T) {
+	t.Parallel()
 	root := harness.Root(t)
 	bin := t.TempDir()
 	for _, name := range []string{"bailiwick", "bailiwick-edge"} {

@@ -15,6 +15,7 @@ import (
 // TestRecorded runs on upstreams of the test's own, which know what reached them: POSTs are never sent twice
 // (b), and what is counted lies between what clients got and what upstreams answered (g).
 func TestRecorded(t *testing.T) {
+	t.Parallel()
 	upstreams := ownUpstreams(t)
 	s := harness.StartWith(t, harness.Options{Args: []string{"-manifests", zoneManifests(t, upstreams, "quiet", "one", "two", "three", "poster")}})
 	_, key := s.NewKey("emea", "poster", "unlimited")
@@ -148,6 +149,7 @@ func usageLaw(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Up
 // TestQUICPathCut: the way up over UDP is cut for a while. Usage goes on over a stream of TCP, and in the end
 // is what it would have been. It runs in a network namespace of its own, in a process of its own.
 func TestQUICPathCut(t *testing.T) {
+	t.Parallel()
 	var heal func() error
 	cut := func() (err error) { heal, err = netlab.Make(netlab.UDP); return err }
 	if !netlab.Inside() {

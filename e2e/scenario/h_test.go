@@ -14,6 +14,7 @@ import (
 // TestGrowth runs with node certificates of 20 seconds: a region and two edges join a running installation,
 // everybody's certificate changes under traffic that sees no error, and an edge that is removed is off at once.
 func TestGrowth(t *testing.T) {
+	t.Parallel()
 	s := harness.Start(t, "-identity-ttl", "20s")
 	key := s.Key("emea", "unlimited")
 	s.Settle()

@@ -22,6 +22,7 @@ import (
 
 // TestLook: what an operator sees of usage, and what a customer's webhook is told of a quota.
 func TestLook(t *testing.T) {
+	t.Parallel()
 	s := harness.Start(t)
 	q := &quotas{s: s, dir: t.TempDir()}
 	q.apply(t, `kind: Plan

@@ -23,6 +23,7 @@ const thousand = 1000
 // served, and exactly 1,000 once the killed edge is back, or an operator has closed its epoch. It runs in a
 // network of its own, where packets are cut by who sends them.
 func TestQuotaUnderFaults(t *testing.T) {
+	t.Parallel()
 	if !netlab.Inside() {
 		if err := reexecInNamespace(t); err != nil {
 			t.Skipf("no network namespace here: %v", err)
