@@ -24,7 +24,7 @@ import (
 func (n *Node) serveAdmin(ctx context.Context) error {
 	api, err := adminapi.Handler(adminapi.Config{Zone: n.self.Zone, Node: n.self.Name, PrimaryZone: n.in.PrimaryZone,
 		Catalog: n.catalog, Store: n.store, Pepper: n.secrets.Pepper, Tokens: n.enroll, Edges: zoneEdges{n}, Usage: n.central, Insight: n.central, Alerts: n.alerts, Ledger: n.ledger,
-		Signer: n.secrets.Signer, Evidence: zoneEvidence{n}, Quota: zoneQuotas{n}, Detail: zoneDetail{n},
+		Signer: n.secrets.Signer, Evidence: zoneEvidence{n}, Cluster: n, Quota: zoneQuotas{n}, Detail: zoneDetail{n},
 		Leaders: n.leaders, Alive: n.mux.Connected, Logger: n.log})
 	if err != nil {
 		return err

@@ -112,6 +112,8 @@ type Node struct {
 	adminListener net.Listener
 	adminTLS      *tls.Config
 
+	backing sync.Mutex // held while a backup is taken
+
 	fatalOnce sync.Once
 	fatal     chan error // a group that can no longer take part
 }

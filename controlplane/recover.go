@@ -116,12 +116,17 @@ func (o *Offline) Recover(r Recovery, now time.Time) (record model.Recovery, err
 		}
 	}
 	o.sign(&record)
+	return record, o.keep(record)
+}
+
+// keep leaves the record beside the groups: of the catalog and the ledger alone there is no other.
+func (o *Offline) keep(record model.Recovery) error {
 	dir := filepath.Join(o.Dir, "recoveries")
 	if err := durable.OS().MkdirAll(dir, durable.DirPerm); err != nil {
-		return record, err
+		return err
 	}
-	path := filepath.Join(dir, strconv.FormatInt(now.Unix(), 10)+".json")
-	return record, durable.WriteFileAtomic(durable.OS(), path, append(model.Encode(record), '\n'), durable.FilePerm)
+	path := filepath.Join(dir, strconv.FormatInt(record.At.UnixMilli(), 10)+".json")
+	return durable.WriteFileAtomic(durable.OS(), path, append(model.Encode(record), '\n'), durable.FilePerm)
 }
 
 func recoveredGroup(name string, r raftgroup.Recovered) model.RecoveredGroup {

@@ -2,7 +2,7 @@
 //
 //	bailiwick-control init -spec installation.yaml -out DIR    once, on a machine that goes offline after
 //	bailiwick-control run -dir DIR/NODE                        on each control node, with its kit
-//	bailiwick-control inspect|recover -dir DIR/NODE            while the node is stopped
+//	bailiwick-control inspect|recover|restore -dir DIR/NODE    while the node is stopped
 package main
 
 import (
@@ -33,6 +33,7 @@ const usage = `usage:
   bailiwick-control run -dir DIR               run a control node on its kit
   bailiwick-control inspect -dir DIR           what a stopped node holds of each group, proved
   bailiwick-control recover -dir DIR           go on with this node alone after a group lost its quorum for good
+  bailiwick-control restore -dir DIR -file F   put a backup in the place of a group, this node its only member
   bailiwick-control version
 `
 
@@ -64,6 +65,8 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx, args[1:])
 	case "inspect":
 		return inspect(args[1:])
+	case "restore":
+		return restore(args[1:])
 	case "recover":
 		return recoverGroups(args[1:])
 	case "version":

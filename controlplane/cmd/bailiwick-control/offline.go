@@ -24,11 +24,59 @@ func offline(flags *flag.FlagSet, args []string) (*controlplane.Offline, error) 
 }
 
 func inspect(args []string) error {
-	node, err := offline(flag.NewFlagSet("inspect", flag.ContinueOnError), args)
+	flags := flag.NewFlagSet("inspect", flag.ContinueOnError)
+	file := flags.String("file", "", "a backup to read and prove instead of the node's groups")
+	node, err := offline(flags, args)
 	if err != nil {
 		return err
 	}
-	return show(node)
+	if *file == "" {
+		return show(node)
+	}
+	return showBackup(node, *file)
+}
+
+func showBackup(node *controlplane.Offline, file string) error {
+	info, err := node.InspectBackup(file)
+	if info.Group != "" {
+		fmt.Printf("%s of installation %s, sealed by zone %s, taken on %s at %s by %s; entry %d, revision %d.%d\n",
+			info.Group, info.Installation, info.Zone, info.Node, info.TakenAt.Format(time.RFC3339), info.Program, info.Entry, info.Epoch, info.Index)
+	}
+	return err
+}
+
+func restore(args []string) error {
+	var r controlplane.Restoring
+	flags := flag.NewFlagSet("restore", flag.ContinueOnError)
+	flags.StringVar(&r.File, "file", "", "the backup")
+	flags.StringVar(&r.Operator, "operator", "", "who decides it; part of the signed record")
+	flags.StringVar(&r.Reason, "reason", "", "why; part of the signed record")
+	yes := flags.Bool("yes", false, "do it; without, only the backup is read and proved")
+	node, err := offline(flags, args)
+	if err != nil {
+		return err
+	}
+	if !*yes {
+		if err := showBackup(node, r.File); err != nil {
+			return err
+		}
+		fmt.Println(`
+It would take the place of what this node holds of the group, which is set aside; this node would be the group's only
+member, in a new epoch. What was written after the backup is lost to the group. Nothing was changed: add -yes to do it.`)
+		return nil
+	}
+	record, aside, err := node.Restore(r, time.Now())
+	for _, path := range aside {
+		fmt.Println("set aside:", path)
+	}
+	if err != nil {
+		return err
+	}
+	for _, line := range controlplane.Summary(record) {
+		fmt.Println(line)
+	}
+	fmt.Println("Start this node and let the others join anew with tokens of kind control.")
+	return nil
 }
 
 // show prints what the node holds. Of the nodes that are left, the one with the greatest LAST TERM, then LAST, has all

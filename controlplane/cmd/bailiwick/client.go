@@ -36,6 +36,7 @@ type api struct {
 	adminv1connect.ResourceServiceClient
 	adminv1connect.KeyServiceClient
 	adminv1connect.NodeServiceClient
+	adminv1connect.ClusterServiceClient
 	adminv1connect.BorderServiceClient
 	adminv1connect.DNSServiceClient
 	adminv1connect.UsageServiceClient
@@ -123,7 +124,7 @@ func (c *client) at(u string) api {
 	opt := connect.WithInterceptors(rpcfault.Client())
 	return api{
 		adminv1connect.NewResourceServiceClient(c.http, u, opt), adminv1connect.NewKeyServiceClient(c.http, u, opt),
-		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),
+		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewClusterServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),
 		adminv1connect.NewDNSServiceClient(c.http, u, opt),
 		adminv1connect.NewUsageServiceClient(c.http, u, opt),
 		adminv1connect.NewAlertServiceClient(c.http, u, opt),

@@ -129,6 +129,7 @@ type Config struct {
 	Ledger      Ledger             // optional: without it what operators do to a ledger is Unimplemented
 	Insight     Insight            // optional: without it latencies and forecasts are Unimplemented
 	Alerts      *alert.Service     // optional: without it webhooks are Unimplemented
+	Cluster     Cluster            // optional: without it what operators do to groups is Unimplemented
 	Quota       Quotas             // optional: without it quotas are Unimplemented
 	Signer      ed25519.PrivateKey // optional: the zone's; without it no correction is booked and nothing is erased
 	Evidence    Evidence           // optional: without it no evidence is exported
@@ -189,6 +190,7 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewResourceServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewKeyServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewNodeServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewClusterServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewBorderServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewDNSServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewUsageServiceHandler(s, opts...))
@@ -198,7 +200,7 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewLedgerServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewQuotaServiceHandler(s, opts...))
 	reflector := grpcreflect.NewStaticReflector(adminv1connect.ResourceServiceName, adminv1connect.KeyServiceName,
-		adminv1connect.NodeServiceName, adminv1connect.BorderServiceName, adminv1connect.DNSServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName,
+		adminv1connect.NodeServiceName, adminv1connect.ClusterServiceName, adminv1connect.BorderServiceName, adminv1connect.DNSServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName,
 		adminv1connect.QuotaServiceName, adminv1connect.CustomerServiceName, adminv1connect.EvidenceServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
@@ -222,9 +224,11 @@ func bodyLimit(next http.Handler, errs *connect.ErrorWriter) http.Handler {
 // slow are the calls that read or rewrite files on all nodes of the zone, or a week of all its customers, and how long
 // they may take.
 var slow = map[string]time.Duration{
-	adminv1connect.UsageServiceForecastProcedure:   40 * time.Second,
-	adminv1connect.UsageServiceTraceUsageProcedure: 40 * time.Second,
-	adminv1connect.CustomerServiceEraseProcedure:   50 * time.Second, // the admin port's server ends all in a minute
+	adminv1connect.UsageServiceForecastProcedure:             40 * time.Second,
+	adminv1connect.UsageServiceTraceUsageProcedure:           40 * time.Second,
+	adminv1connect.CustomerServiceEraseProcedure:             50 * time.Second, // the admin port's server ends all in a minute
+	adminv1connect.ClusterServiceBackupProcedure:             55 * time.Second,
+	adminv1connect.ClusterServiceTransferLeadershipProcedure: 20 * time.Second,
 }
 
 // bounded ends every call: a client without a deadline must not wait for a quorum for ever.

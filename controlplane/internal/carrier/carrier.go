@@ -33,6 +33,7 @@ const maxMessage = 8 << 20
 type Group interface {
 	HandlePropose(ctx context.Context, command []byte) ([]byte, error)
 	HandleReadIndex(ctx context.Context) (uint64, error)
+	Transfer(ctx context.Context, to string) error
 	Status() raftgroup.Status // which any node answers
 }
 
@@ -113,6 +114,12 @@ func (c *Carrier) Describe(ctx context.Context, node, group string) (raftgroup.S
 	}
 	return raftgroup.Status{Node: r.Node, Server: r.Server, Incarnation: r.Incarnation, Version: r.Version, State: r.State, Leader: r.Leader, Term: r.Term,
 		FirstLog: r.FirstLog, LastLog: r.LastLog, Applied: r.Applied, Snapshot: r.Snapshot, Commands: r.Commands}, nil
+}
+
+// Transfer asks a group's leader to hand it over.
+func (c *Carrier) Transfer(ctx context.Context, leader, group, to string) error {
+	_, err := c.group(leader).Transfer(ctx, &peerv1.TransferRequest{Group: group, Node: to})
+	return err
 }
 
 // Grant carries an edge's request, as this node authenticated the edge, to the leader.
@@ -224,6 +231,20 @@ func (d groupDoor) Describe(ctx context.Context, req *peerv1.DescribeRequest) (*
 	s := g.Status()
 	return &peerv1.DescribeResponse{Node: s.Node, Server: s.Server, Incarnation: s.Incarnation, Version: s.Version, State: s.State, Leader: s.Leader, Term: s.Term,
 		FirstLog: s.FirstLog, LastLog: s.LastLog, Applied: s.Applied, Snapshot: s.Snapshot, Commands: s.Commands}, nil
+}
+
+func (d groupDoor) Transfer(ctx context.Context, req *peerv1.TransferRequest) (*peerv1.TransferResponse, error) {
+	if err := d.neighbour(ctx); err != nil {
+		return nil, err
+	}
+	g, err := d.door(ctx, req.Group)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.Transfer(ctx, req.Node); err != nil {
+		return nil, err
+	}
+	return &peerv1.TransferResponse{}, nil
 }
 
 type zoneDoor struct {

@@ -5,8 +5,10 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,6 +61,8 @@ const (
 	markEach = 1000 // transactions without a leaf between two marks
 )
 
+const fileName = "evidence.log"
+
 var header = durable.Header{Magic: "bwtlog", Version: 1, Program: "bailiwick-control"}
 
 // head is a committed checkpoint.
@@ -102,7 +106,7 @@ func New(cfg Config) (*Log, error) {
 	}
 	key := cfg.Signer.Public().(ed25519.PublicKey)
 	l := &Log{cfg: cfg, key: key, mask: masker(cfg.Mask), replay: newReplay(cfg.Zone, key)}
-	file, st, err := durable.OpenLog(cfg.FS, filepath.Join(cfg.Dir, "evidence.log"), header, l.load)
+	file, st, err := durable.OpenLog(cfg.FS, filepath.Join(cfg.Dir, fileName), header, l.load)
 	if err != nil {
 		return nil, fmt.Errorf("open evidence log: %w; if it is damaged, remove it and this node fetches the log from another of its zone", err)
 	}
@@ -321,4 +325,82 @@ func (l *Log) Size() (size int64, broken error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.tree.size, l.broken
+}
+
+// Copy gives each entry of the log up to and including a transaction, in order, as Write takes them: what a backup of the
+// zone store as of that transaction has beside it. It waits until the log is that far.
+func (l *Log) Copy(ctx context.Context, through uint64, each func(entry []byte) error) error {
+	for {
+		l.mu.Lock()
+		at, broken := l.through, l.broken
+		l.mu.Unlock()
+		if broken != nil {
+			return broken
+		}
+		if at >= through {
+			break
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("copy evidence log: it has followed the zone store to %d of %d: %w", at, through, ctx.Err())
+		}
+	}
+	l.mu.Lock()
+	offsets := l.offsets[:len(l.offsets):len(l.offsets)]
+	heads := slices.Clone(l.heads)
+	l.mu.Unlock()
+	n := int64(0)
+	for _, off := range offsets {
+		p, err := l.file.Record(off)
+		if err != nil {
+			return err
+		}
+		r, err := Decode(p[1:])
+		if err != nil {
+			return err
+		}
+		if r.Index > through {
+			break
+		}
+		n++
+		if err := each(p); err != nil {
+			return err
+		}
+	}
+	for _, h := range heads { // after the leaves: what matters is that they are of this log
+		if h.Size > n {
+			break
+		}
+		if err := each(append([]byte{tagHead}, h.note...)); err != nil {
+			return err
+		}
+	}
+	return each(fmt.Appendf([]byte{tagMark}, "%d", through))
+}
+
+// Write makes the file of a log in dir, which must hold none, from the entries that Copy gave.
+func Write(fsys durable.FS, dir string, next func() (entry []byte, err error)) (err error) {
+	if err := fsys.MkdirAll(dir, durable.DirPerm); err != nil {
+		return fmt.Errorf("write evidence log: %w", err)
+	}
+	file, _, err := durable.OpenLog(fsys, filepath.Join(dir, fileName), header, func(int64, []byte) error {
+		return errors.New("there is a log already: set it aside first")
+	})
+	if err != nil {
+		return fmt.Errorf("write evidence log: %w", err)
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	for {
+		entry, err := next()
+		if errors.Is(err, io.EOF) {
+			return file.Sync()
+		}
+		if err != nil {
+			return err
+		}
+		if err := file.Append(entry); err != nil {
+			return fmt.Errorf("write evidence log: %w", err)
+		}
+	}
 }

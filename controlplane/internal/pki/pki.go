@@ -127,6 +127,7 @@ type ZoneSecrets struct {
 	Pepper   []byte             // of API key digests
 	HookSeal []byte             // seals the signing secrets of webhooks in the zone store; edges never get it
 	CertSeal []byte             // seals private keys of host certificates in the zone store
+	Backup   []byte             // seals backups
 	Signer   ed25519.PrivateKey // signs tables and records
 	caSeal   []byte
 }
@@ -156,6 +157,7 @@ func DeriveSecrets(zoneKey []byte) (*ZoneSecrets, error) {
 		Pepper:   derive("bailiwick pepper"),
 		HookSeal: derive("bailiwick webhook seal"),
 		CertSeal: derive("bailiwick cert seal"),
+		Backup:   derive("bailiwick backup seal"),
 		Signer:   ed25519.NewKeyFromSeed(derive("bailiwick signing")),
 		caSeal:   derive("bailiwick ca seal"),
 	}, nil

@@ -218,12 +218,11 @@ func Recover(cfg Config, open func(Recovered) ([]group.Op, error), now time.Time
 
 // reopening are the entries with which a group goes on under one member.
 func reopening(cfg Config, server string, r Recovered, open func(Recovered) ([]group.Op, error), now time.Time) ([]*raft.Log, error) {
-	alone := raft.Configuration{Servers: []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(server), Address: raft.ServerAddress(cfg.Node)}}}
 	first := r.Last
 	if open != nil {
 		first--
 	}
-	entries := []*raft.Log{{Index: first, Term: r.Term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(alone), AppendedAt: now}}
+	entries := []*raft.Log{{Index: first, Term: r.Term, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(alone(server, cfg.Node)), AppendedAt: now}}
 	if open == nil {
 		return entries, nil
 	}

@@ -389,6 +389,94 @@ func (x *DescribeResponse) GetCommands() uint32 {
 	return 0
 }
 
+type TransferRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"` // empty: the one that is least behind
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferRequest) Reset() {
+	*x = TransferRequest{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferRequest) ProtoMessage() {}
+
+func (x *TransferRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
+func (*TransferRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *TransferRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *TransferRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type TransferResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferResponse) Reset() {
+	*x = TransferResponse{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferResponse) ProtoMessage() {}
+
+func (x *TransferResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
+func (*TransferResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{7}
+}
+
 type GrantForRequest struct {
 	state         protoimpl.MessageState   `protogen:"open.v1"`
 	Edge          string                   `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"` // as authenticated by the carrying node
@@ -400,7 +488,7 @@ type GrantForRequest struct {
 
 func (x *GrantForRequest) Reset() {
 	*x = GrantForRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[6]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +500,7 @@ func (x *GrantForRequest) String() string {
 func (*GrantForRequest) ProtoMessage() {}
 
 func (x *GrantForRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[6]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +513,7 @@ func (x *GrantForRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantForRequest.ProtoReflect.Descriptor instead.
 func (*GrantForRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GrantForRequest) GetEdge() string {
@@ -458,7 +546,7 @@ type GrantForResponse struct {
 
 func (x *GrantForResponse) Reset() {
 	*x = GrantForResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[7]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +558,7 @@ func (x *GrantForResponse) String() string {
 func (*GrantForResponse) ProtoMessage() {}
 
 func (x *GrantForResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[7]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +571,7 @@ func (x *GrantForResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantForResponse.ProtoReflect.Descriptor instead.
 func (*GrantForResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GrantForResponse) GetResponse() *v1.RequestGrantsResponse {
@@ -513,7 +601,7 @@ type EdgeReport struct {
 
 func (x *EdgeReport) Reset() {
 	*x = EdgeReport{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[8]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +613,7 @@ func (x *EdgeReport) String() string {
 func (*EdgeReport) ProtoMessage() {}
 
 func (x *EdgeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[8]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +626,7 @@ func (x *EdgeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeReport.ProtoReflect.Descriptor instead.
 func (*EdgeReport) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EdgeReport) GetEdge() string {
@@ -634,7 +722,7 @@ type ReportEdgesRequest struct {
 
 func (x *ReportEdgesRequest) Reset() {
 	*x = ReportEdgesRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[9]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +734,7 @@ func (x *ReportEdgesRequest) String() string {
 func (*ReportEdgesRequest) ProtoMessage() {}
 
 func (x *ReportEdgesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[9]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +747,7 @@ func (x *ReportEdgesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportEdgesRequest.ProtoReflect.Descriptor instead.
 func (*ReportEdgesRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ReportEdgesRequest) GetEdges() []*EdgeReport {
@@ -677,7 +765,7 @@ type ReportEdgesResponse struct {
 
 func (x *ReportEdgesResponse) Reset() {
 	*x = ReportEdgesResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[10]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +777,7 @@ func (x *ReportEdgesResponse) String() string {
 func (*ReportEdgesResponse) ProtoMessage() {}
 
 func (x *ReportEdgesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[10]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +790,7 @@ func (x *ReportEdgesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportEdgesResponse.ProtoReflect.Descriptor instead.
 func (*ReportEdgesResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 type EdgeReportsRequest struct {
@@ -713,7 +801,7 @@ type EdgeReportsRequest struct {
 
 func (x *EdgeReportsRequest) Reset() {
 	*x = EdgeReportsRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +813,7 @@ func (x *EdgeReportsRequest) String() string {
 func (*EdgeReportsRequest) ProtoMessage() {}
 
 func (x *EdgeReportsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +826,7 @@ func (x *EdgeReportsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeReportsRequest.ProtoReflect.Descriptor instead.
 func (*EdgeReportsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 type EdgeReportsResponse struct {
@@ -751,7 +839,7 @@ type EdgeReportsResponse struct {
 
 func (x *EdgeReportsResponse) Reset() {
 	*x = EdgeReportsResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +851,7 @@ func (x *EdgeReportsResponse) String() string {
 func (*EdgeReportsResponse) ProtoMessage() {}
 
 func (x *EdgeReportsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +864,7 @@ func (x *EdgeReportsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeReportsResponse.ProtoReflect.Descriptor instead.
 func (*EdgeReportsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *EdgeReportsResponse) GetEdges() []*EdgeReport {
@@ -802,7 +890,7 @@ type EvidenceLeavesRequest struct {
 
 func (x *EvidenceLeavesRequest) Reset() {
 	*x = EvidenceLeavesRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +902,7 @@ func (x *EvidenceLeavesRequest) String() string {
 func (*EvidenceLeavesRequest) ProtoMessage() {}
 
 func (x *EvidenceLeavesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +915,7 @@ func (x *EvidenceLeavesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceLeavesRequest.ProtoReflect.Descriptor instead.
 func (*EvidenceLeavesRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *EvidenceLeavesRequest) GetFrom() int64 {
@@ -847,7 +935,7 @@ type EvidenceLeavesResponse struct {
 
 func (x *EvidenceLeavesResponse) Reset() {
 	*x = EvidenceLeavesResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +947,7 @@ func (x *EvidenceLeavesResponse) String() string {
 func (*EvidenceLeavesResponse) ProtoMessage() {}
 
 func (x *EvidenceLeavesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +960,7 @@ func (x *EvidenceLeavesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceLeavesResponse.ProtoReflect.Descriptor instead.
 func (*EvidenceLeavesResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EvidenceLeavesResponse) GetLeaves() [][]byte {
@@ -902,7 +990,7 @@ type TotalsRequest struct {
 
 func (x *TotalsRequest) Reset() {
 	*x = TotalsRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +1002,7 @@ func (x *TotalsRequest) String() string {
 func (*TotalsRequest) ProtoMessage() {}
 
 func (x *TotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +1015,7 @@ func (x *TotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRequest.ProtoReflect.Descriptor instead.
 func (*TotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -967,7 +1055,7 @@ type TotalsResponse struct {
 
 func (x *TotalsResponse) Reset() {
 	*x = TotalsResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1067,7 @@ func (x *TotalsResponse) String() string {
 func (*TotalsResponse) ProtoMessage() {}
 
 func (x *TotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1080,7 @@ func (x *TotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsResponse.ProtoReflect.Descriptor instead.
 func (*TotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TotalsResponse) GetTotals() *v11.ZoneTotals {
@@ -1013,7 +1101,7 @@ type ExchangeForRequest struct {
 
 func (x *ExchangeForRequest) Reset() {
 	*x = ExchangeForRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1113,7 @@ func (x *ExchangeForRequest) String() string {
 func (*ExchangeForRequest) ProtoMessage() {}
 
 func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1126,7 @@ func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeForRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeForRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExchangeForRequest) GetEdge() string {
@@ -1071,7 +1159,7 @@ type ExchangeForResponse struct {
 
 func (x *ExchangeForResponse) Reset() {
 	*x = ExchangeForResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1171,7 @@ func (x *ExchangeForResponse) String() string {
 func (*ExchangeForResponse) ProtoMessage() {}
 
 func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1184,7 @@ func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeForResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeForResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExchangeForResponse) GetResponse() *v12.ExchangeResponse {
@@ -1115,7 +1203,7 @@ type QuotaHoldersRequest struct {
 
 func (x *QuotaHoldersRequest) Reset() {
 	*x = QuotaHoldersRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1215,7 @@ func (x *QuotaHoldersRequest) String() string {
 func (*QuotaHoldersRequest) ProtoMessage() {}
 
 func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1228,7 @@ func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHoldersRequest.ProtoReflect.Descriptor instead.
 func (*QuotaHoldersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *QuotaHoldersRequest) GetCustomer() string {
@@ -1159,7 +1247,7 @@ type QuotaHoldersResponse struct {
 
 func (x *QuotaHoldersResponse) Reset() {
 	*x = QuotaHoldersResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1259,7 @@ func (x *QuotaHoldersResponse) String() string {
 func (*QuotaHoldersResponse) ProtoMessage() {}
 
 func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1272,7 @@ func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHoldersResponse.ProtoReflect.Descriptor instead.
 func (*QuotaHoldersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *QuotaHoldersResponse) GetQuotas() []*v11.QuotaStatus {
@@ -1210,7 +1298,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1310,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1323,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TraceRequest) GetCustomer() string {
@@ -1307,7 +1395,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1407,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1420,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TraceResponse) GetRows() []*v11.TraceRow {
@@ -1378,7 +1466,7 @@ type TraceSum struct {
 
 func (x *TraceSum) Reset() {
 	*x = TraceSum{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1478,7 @@ func (x *TraceSum) String() string {
 func (*TraceSum) ProtoMessage() {}
 
 func (x *TraceSum) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1491,7 @@ func (x *TraceSum) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSum.ProtoReflect.Descriptor instead.
 func (*TraceSum) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TraceSum) GetCell() int64 {
@@ -1471,7 +1559,7 @@ type TraceShare struct {
 
 func (x *TraceShare) Reset() {
 	*x = TraceShare{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1571,7 @@ func (x *TraceShare) String() string {
 func (*TraceShare) ProtoMessage() {}
 
 func (x *TraceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1584,7 @@ func (x *TraceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceShare.ProtoReflect.Descriptor instead.
 func (*TraceShare) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TraceShare) GetEdge() string {
@@ -1552,7 +1640,7 @@ type DetailFacts struct {
 
 func (x *DetailFacts) Reset() {
 	*x = DetailFacts{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1564,7 +1652,7 @@ func (x *DetailFacts) String() string {
 func (*DetailFacts) ProtoMessage() {}
 
 func (x *DetailFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1577,7 +1665,7 @@ func (x *DetailFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetailFacts.ProtoReflect.Descriptor instead.
 func (*DetailFacts) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DetailFacts) GetLost() []*v11.TraceLost {
@@ -1611,7 +1699,7 @@ type EraseDetailRequest struct {
 
 func (x *EraseDetailRequest) Reset() {
 	*x = EraseDetailRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1711,7 @@ func (x *EraseDetailRequest) String() string {
 func (*EraseDetailRequest) ProtoMessage() {}
 
 func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1724,7 @@ func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailRequest.ProtoReflect.Descriptor instead.
 func (*EraseDetailRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EraseDetailRequest) GetCustomer() string {
@@ -1665,7 +1753,7 @@ type EraseDetailResponse struct {
 
 func (x *EraseDetailResponse) Reset() {
 	*x = EraseDetailResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1765,7 @@ func (x *EraseDetailResponse) String() string {
 func (*EraseDetailResponse) ProtoMessage() {}
 
 func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1778,7 @@ func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailResponse.ProtoReflect.Descriptor instead.
 func (*EraseDetailResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *EraseDetailResponse) GetFiles() int64 {
@@ -1730,7 +1818,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1830,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1843,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -1775,7 +1863,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +1875,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +1888,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{29}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -1846,7 +1934,11 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\aapplied\x18\n" +
 	" \x01(\x04R\aapplied\x12\x1a\n" +
 	"\bsnapshot\x18\v \x01(\x04R\bsnapshot\x12\x1a\n" +
-	"\bcommands\x18\f \x01(\rR\bcommands\"\x80\x01\n" +
+	"\bcommands\x18\f \x01(\rR\bcommands\";\n" +
+	"\x0fTransferRequest\x12\x14\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\"\x12\n" +
+	"\x10TransferResponse\"\x80\x01\n" +
 	"\x0fGrantForRequest\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12A\n" +
@@ -1947,11 +2039,12 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\";\n" +
 	"\x11StateHashResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x10\n" +
-	"\x03sum\x18\x02 \x01(\fR\x03sum2\x8d\x02\n" +
+	"\x03sum\x18\x02 \x01(\fR\x03sum2\xe2\x02\n" +
 	"\fGroupService\x12P\n" +
 	"\aPropose\x12!.bailiwick.peer.v1.ProposeRequest\x1a\".bailiwick.peer.v1.ProposeResponse\x12V\n" +
 	"\tReadIndex\x12#.bailiwick.peer.v1.ReadIndexRequest\x1a$.bailiwick.peer.v1.ReadIndexResponse\x12S\n" +
-	"\bDescribe\x12\".bailiwick.peer.v1.DescribeRequest\x1a#.bailiwick.peer.v1.DescribeResponse2\x85\x03\n" +
+	"\bDescribe\x12\".bailiwick.peer.v1.DescribeRequest\x1a#.bailiwick.peer.v1.DescribeResponse\x12S\n" +
+	"\bTransfer\x12\".bailiwick.peer.v1.TransferRequest\x1a#.bailiwick.peer.v1.TransferResponse2\x85\x03\n" +
 	"\vZoneService\x12S\n" +
 	"\bGrantFor\x12\".bailiwick.peer.v1.GrantForRequest\x1a#.bailiwick.peer.v1.GrantForResponse\x12\\\n" +
 	"\vReportEdges\x12%.bailiwick.peer.v1.ReportEdgesRequest\x1a&.bailiwick.peer.v1.ReportEdgesResponse\x12\\\n" +
@@ -1978,7 +2071,7 @@ func file_bailiwick_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_bailiwick_peer_v1_peer_proto_rawDescData
 }
 
-var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ProposeRequest)(nil),           // 0: bailiwick.peer.v1.ProposeRequest
 	(*ProposeResponse)(nil),          // 1: bailiwick.peer.v1.ProposeResponse
@@ -1986,97 +2079,101 @@ var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ReadIndexResponse)(nil),        // 3: bailiwick.peer.v1.ReadIndexResponse
 	(*DescribeRequest)(nil),          // 4: bailiwick.peer.v1.DescribeRequest
 	(*DescribeResponse)(nil),         // 5: bailiwick.peer.v1.DescribeResponse
-	(*GrantForRequest)(nil),          // 6: bailiwick.peer.v1.GrantForRequest
-	(*GrantForResponse)(nil),         // 7: bailiwick.peer.v1.GrantForResponse
-	(*EdgeReport)(nil),               // 8: bailiwick.peer.v1.EdgeReport
-	(*ReportEdgesRequest)(nil),       // 9: bailiwick.peer.v1.ReportEdgesRequest
-	(*ReportEdgesResponse)(nil),      // 10: bailiwick.peer.v1.ReportEdgesResponse
-	(*EdgeReportsRequest)(nil),       // 11: bailiwick.peer.v1.EdgeReportsRequest
-	(*EdgeReportsResponse)(nil),      // 12: bailiwick.peer.v1.EdgeReportsResponse
-	(*EvidenceLeavesRequest)(nil),    // 13: bailiwick.peer.v1.EvidenceLeavesRequest
-	(*EvidenceLeavesResponse)(nil),   // 14: bailiwick.peer.v1.EvidenceLeavesResponse
-	(*TotalsRequest)(nil),            // 15: bailiwick.peer.v1.TotalsRequest
-	(*TotalsResponse)(nil),           // 16: bailiwick.peer.v1.TotalsResponse
-	(*ExchangeForRequest)(nil),       // 17: bailiwick.peer.v1.ExchangeForRequest
-	(*ExchangeForResponse)(nil),      // 18: bailiwick.peer.v1.ExchangeForResponse
-	(*QuotaHoldersRequest)(nil),      // 19: bailiwick.peer.v1.QuotaHoldersRequest
-	(*QuotaHoldersResponse)(nil),     // 20: bailiwick.peer.v1.QuotaHoldersResponse
-	(*TraceRequest)(nil),             // 21: bailiwick.peer.v1.TraceRequest
-	(*TraceResponse)(nil),            // 22: bailiwick.peer.v1.TraceResponse
-	(*TraceSum)(nil),                 // 23: bailiwick.peer.v1.TraceSum
-	(*TraceShare)(nil),               // 24: bailiwick.peer.v1.TraceShare
-	(*DetailFacts)(nil),              // 25: bailiwick.peer.v1.DetailFacts
-	(*EraseDetailRequest)(nil),       // 26: bailiwick.peer.v1.EraseDetailRequest
-	(*EraseDetailResponse)(nil),      // 27: bailiwick.peer.v1.EraseDetailResponse
-	(*StateHashRequest)(nil),         // 28: bailiwick.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),        // 29: bailiwick.peer.v1.StateHashResponse
-	(*v1.RequestGrantsRequest)(nil),  // 30: bailiwick.sync.v1.RequestGrantsRequest
-	(*v1.RequestGrantsResponse)(nil), // 31: bailiwick.sync.v1.RequestGrantsResponse
-	(*v1.Position)(nil),              // 32: bailiwick.sync.v1.Position
-	(*v1.Status)(nil),                // 33: bailiwick.sync.v1.Status
-	(*timestamppb.Timestamp)(nil),    // 34: google.protobuf.Timestamp
-	(*v11.Tightening)(nil),           // 35: bailiwick.admin.v1.Tightening
-	(*v11.ZoneTotals)(nil),           // 36: bailiwick.admin.v1.ZoneTotals
-	(*v12.ExchangeRequest)(nil),      // 37: bailiwick.usage.v1.ExchangeRequest
-	(*v12.ExchangeResponse)(nil),     // 38: bailiwick.usage.v1.ExchangeResponse
-	(*v11.QuotaStatus)(nil),          // 39: bailiwick.admin.v1.QuotaStatus
-	(*v11.TraceRow)(nil),             // 40: bailiwick.admin.v1.TraceRow
-	(*v11.TraceLost)(nil),            // 41: bailiwick.admin.v1.TraceLost
+	(*TransferRequest)(nil),          // 6: bailiwick.peer.v1.TransferRequest
+	(*TransferResponse)(nil),         // 7: bailiwick.peer.v1.TransferResponse
+	(*GrantForRequest)(nil),          // 8: bailiwick.peer.v1.GrantForRequest
+	(*GrantForResponse)(nil),         // 9: bailiwick.peer.v1.GrantForResponse
+	(*EdgeReport)(nil),               // 10: bailiwick.peer.v1.EdgeReport
+	(*ReportEdgesRequest)(nil),       // 11: bailiwick.peer.v1.ReportEdgesRequest
+	(*ReportEdgesResponse)(nil),      // 12: bailiwick.peer.v1.ReportEdgesResponse
+	(*EdgeReportsRequest)(nil),       // 13: bailiwick.peer.v1.EdgeReportsRequest
+	(*EdgeReportsResponse)(nil),      // 14: bailiwick.peer.v1.EdgeReportsResponse
+	(*EvidenceLeavesRequest)(nil),    // 15: bailiwick.peer.v1.EvidenceLeavesRequest
+	(*EvidenceLeavesResponse)(nil),   // 16: bailiwick.peer.v1.EvidenceLeavesResponse
+	(*TotalsRequest)(nil),            // 17: bailiwick.peer.v1.TotalsRequest
+	(*TotalsResponse)(nil),           // 18: bailiwick.peer.v1.TotalsResponse
+	(*ExchangeForRequest)(nil),       // 19: bailiwick.peer.v1.ExchangeForRequest
+	(*ExchangeForResponse)(nil),      // 20: bailiwick.peer.v1.ExchangeForResponse
+	(*QuotaHoldersRequest)(nil),      // 21: bailiwick.peer.v1.QuotaHoldersRequest
+	(*QuotaHoldersResponse)(nil),     // 22: bailiwick.peer.v1.QuotaHoldersResponse
+	(*TraceRequest)(nil),             // 23: bailiwick.peer.v1.TraceRequest
+	(*TraceResponse)(nil),            // 24: bailiwick.peer.v1.TraceResponse
+	(*TraceSum)(nil),                 // 25: bailiwick.peer.v1.TraceSum
+	(*TraceShare)(nil),               // 26: bailiwick.peer.v1.TraceShare
+	(*DetailFacts)(nil),              // 27: bailiwick.peer.v1.DetailFacts
+	(*EraseDetailRequest)(nil),       // 28: bailiwick.peer.v1.EraseDetailRequest
+	(*EraseDetailResponse)(nil),      // 29: bailiwick.peer.v1.EraseDetailResponse
+	(*StateHashRequest)(nil),         // 30: bailiwick.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),        // 31: bailiwick.peer.v1.StateHashResponse
+	(*v1.RequestGrantsRequest)(nil),  // 32: bailiwick.sync.v1.RequestGrantsRequest
+	(*v1.RequestGrantsResponse)(nil), // 33: bailiwick.sync.v1.RequestGrantsResponse
+	(*v1.Position)(nil),              // 34: bailiwick.sync.v1.Position
+	(*v1.Status)(nil),                // 35: bailiwick.sync.v1.Status
+	(*timestamppb.Timestamp)(nil),    // 36: google.protobuf.Timestamp
+	(*v11.Tightening)(nil),           // 37: bailiwick.admin.v1.Tightening
+	(*v11.ZoneTotals)(nil),           // 38: bailiwick.admin.v1.ZoneTotals
+	(*v12.ExchangeRequest)(nil),      // 39: bailiwick.usage.v1.ExchangeRequest
+	(*v12.ExchangeResponse)(nil),     // 40: bailiwick.usage.v1.ExchangeResponse
+	(*v11.QuotaStatus)(nil),          // 41: bailiwick.admin.v1.QuotaStatus
+	(*v11.TraceRow)(nil),             // 42: bailiwick.admin.v1.TraceRow
+	(*v11.TraceLost)(nil),            // 43: bailiwick.admin.v1.TraceLost
 }
 var file_bailiwick_peer_v1_peer_proto_depIdxs = []int32{
-	30, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
-	31, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
-	32, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
-	32, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
-	32, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
-	32, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
-	33, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
-	34, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
-	8,  // 8: bailiwick.peer.v1.ReportEdgesRequest.edges:type_name -> bailiwick.peer.v1.EdgeReport
-	8,  // 9: bailiwick.peer.v1.EdgeReportsResponse.edges:type_name -> bailiwick.peer.v1.EdgeReport
-	35, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	34, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
-	34, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
-	36, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
-	37, // 14: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
-	38, // 15: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
-	39, // 16: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	34, // 17: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
-	34, // 18: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
-	40, // 19: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	23, // 20: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
-	25, // 21: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
-	24, // 22: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
-	41, // 23: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
-	34, // 24: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
+	32, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
+	33, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
+	34, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
+	34, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
+	34, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
+	34, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
+	35, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
+	36, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
+	10, // 8: bailiwick.peer.v1.ReportEdgesRequest.edges:type_name -> bailiwick.peer.v1.EdgeReport
+	10, // 9: bailiwick.peer.v1.EdgeReportsResponse.edges:type_name -> bailiwick.peer.v1.EdgeReport
+	37, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	36, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
+	36, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
+	38, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
+	39, // 14: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
+	40, // 15: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
+	41, // 16: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	36, // 17: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
+	36, // 18: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
+	42, // 19: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	25, // 20: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
+	27, // 21: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
+	26, // 22: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
+	43, // 23: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
+	36, // 24: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
 	0,  // 25: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
 	2,  // 26: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
 	4,  // 27: bailiwick.peer.v1.GroupService.Describe:input_type -> bailiwick.peer.v1.DescribeRequest
-	6,  // 28: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
-	9,  // 29: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
-	11, // 30: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
-	13, // 31: bailiwick.peer.v1.ZoneService.EvidenceLeaves:input_type -> bailiwick.peer.v1.EvidenceLeavesRequest
-	17, // 32: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
-	19, // 33: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
-	21, // 34: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
-	26, // 35: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
-	28, // 36: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
-	15, // 37: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
-	1,  // 38: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
-	3,  // 39: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
-	5,  // 40: bailiwick.peer.v1.GroupService.Describe:output_type -> bailiwick.peer.v1.DescribeResponse
-	7,  // 41: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
-	10, // 42: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
-	12, // 43: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
-	14, // 44: bailiwick.peer.v1.ZoneService.EvidenceLeaves:output_type -> bailiwick.peer.v1.EvidenceLeavesResponse
-	18, // 45: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
-	20, // 46: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
-	22, // 47: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
-	27, // 48: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
-	29, // 49: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
-	16, // 50: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
-	38, // [38:51] is the sub-list for method output_type
-	25, // [25:38] is the sub-list for method input_type
+	6,  // 28: bailiwick.peer.v1.GroupService.Transfer:input_type -> bailiwick.peer.v1.TransferRequest
+	8,  // 29: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
+	11, // 30: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
+	13, // 31: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
+	15, // 32: bailiwick.peer.v1.ZoneService.EvidenceLeaves:input_type -> bailiwick.peer.v1.EvidenceLeavesRequest
+	19, // 33: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
+	21, // 34: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
+	23, // 35: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
+	28, // 36: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
+	30, // 37: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
+	17, // 38: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
+	1,  // 39: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
+	3,  // 40: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
+	5,  // 41: bailiwick.peer.v1.GroupService.Describe:output_type -> bailiwick.peer.v1.DescribeResponse
+	7,  // 42: bailiwick.peer.v1.GroupService.Transfer:output_type -> bailiwick.peer.v1.TransferResponse
+	9,  // 43: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
+	12, // 44: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
+	14, // 45: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
+	16, // 46: bailiwick.peer.v1.ZoneService.EvidenceLeaves:output_type -> bailiwick.peer.v1.EvidenceLeavesResponse
+	20, // 47: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
+	22, // 48: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
+	24, // 49: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
+	29, // 50: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
+	31, // 51: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
+	18, // 52: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
+	39, // [39:53] is the sub-list for method output_type
+	25, // [25:39] is the sub-list for method input_type
 	25, // [25:25] is the sub-list for extension type_name
 	25, // [25:25] is the sub-list for extension extendee
 	0,  // [0:25] is the sub-list for field type_name
@@ -2093,7 +2190,7 @@ func file_bailiwick_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_peer_v1_peer_proto_rawDesc), len(file_bailiwick_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -29,6 +29,8 @@ const (
 	KeyServiceName = "bailiwick.admin.v1.KeyService"
 	// NodeServiceName is the fully-qualified name of the NodeService service.
 	NodeServiceName = "bailiwick.admin.v1.NodeService"
+	// ClusterServiceName is the fully-qualified name of the ClusterService service.
+	ClusterServiceName = "bailiwick.admin.v1.ClusterService"
 	// BorderServiceName is the fully-qualified name of the BorderService service.
 	BorderServiceName = "bailiwick.admin.v1.BorderService"
 	// DNSServiceName is the fully-qualified name of the DNSService service.
@@ -78,6 +80,14 @@ const (
 	NodeServiceCreateJoinTokenProcedure = "/bailiwick.admin.v1.NodeService/CreateJoinToken"
 	// NodeServiceLeadersProcedure is the fully-qualified name of the NodeService's Leaders RPC.
 	NodeServiceLeadersProcedure = "/bailiwick.admin.v1.NodeService/Leaders"
+	// ClusterServiceListMembersProcedure is the fully-qualified name of the ClusterService's
+	// ListMembers RPC.
+	ClusterServiceListMembersProcedure = "/bailiwick.admin.v1.ClusterService/ListMembers"
+	// ClusterServiceTransferLeadershipProcedure is the fully-qualified name of the ClusterService's
+	// TransferLeadership RPC.
+	ClusterServiceTransferLeadershipProcedure = "/bailiwick.admin.v1.ClusterService/TransferLeadership"
+	// ClusterServiceBackupProcedure is the fully-qualified name of the ClusterService's Backup RPC.
+	ClusterServiceBackupProcedure = "/bailiwick.admin.v1.ClusterService/Backup"
 	// BorderServiceStatusProcedure is the fully-qualified name of the BorderService's Status RPC.
 	BorderServiceStatusProcedure = "/bailiwick.admin.v1.BorderService/Status"
 	// BorderServiceSimulateProcedure is the fully-qualified name of the BorderService's Simulate RPC.
@@ -621,6 +631,148 @@ func (UnimplementedNodeServiceHandler) CreateJoinToken(context.Context, *v1.Crea
 
 func (UnimplementedNodeServiceHandler) Leaders(context.Context, *v1.LeadersRequest) (*v1.LeadersResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.NodeService.Leaders is not implemented"))
+}
+
+// ClusterServiceClient is a client for the bailiwick.admin.v1.ClusterService service.
+type ClusterServiceClient interface {
+	// ListMembers says of each group of this node who is a member, who leads and who is behind.
+	ListMembers(context.Context, *v1.ListMembersRequest) (*v1.ListMembersResponse, error)
+	// TransferLeadership hands a group to another voter that is not behind.
+	TransferLeadership(context.Context, *v1.TransferLeadershipRequest) (*v1.TransferLeadershipResponse, error)
+	// Backup takes a backup of a group; it rests on the asked node, sealed under the zone's key.
+	Backup(context.Context, *v1.BackupRequest) (*v1.BackupResponse, error)
+}
+
+// NewClusterServiceClient constructs a client for the bailiwick.admin.v1.ClusterService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewClusterServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) ClusterServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	clusterServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("ClusterService").Methods()
+	return &clusterServiceClient{
+		listMembers: connect.NewClient[v1.ListMembersRequest, v1.ListMembersResponse](
+			httpClient,
+			baseURL+ClusterServiceListMembersProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("ListMembers")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		transferLeadership: connect.NewClient[v1.TransferLeadershipRequest, v1.TransferLeadershipResponse](
+			httpClient,
+			baseURL+ClusterServiceTransferLeadershipProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("TransferLeadership")),
+			connect.WithClientOptions(opts...),
+		),
+		backup: connect.NewClient[v1.BackupRequest, v1.BackupResponse](
+			httpClient,
+			baseURL+ClusterServiceBackupProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("Backup")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// clusterServiceClient implements ClusterServiceClient.
+type clusterServiceClient struct {
+	listMembers        *connect.Client[v1.ListMembersRequest, v1.ListMembersResponse]
+	transferLeadership *connect.Client[v1.TransferLeadershipRequest, v1.TransferLeadershipResponse]
+	backup             *connect.Client[v1.BackupRequest, v1.BackupResponse]
+}
+
+// ListMembers calls bailiwick.admin.v1.ClusterService.ListMembers.
+func (c *clusterServiceClient) ListMembers(ctx context.Context, req *v1.ListMembersRequest) (*v1.ListMembersResponse, error) {
+	response, err := c.listMembers.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TransferLeadership calls bailiwick.admin.v1.ClusterService.TransferLeadership.
+func (c *clusterServiceClient) TransferLeadership(ctx context.Context, req *v1.TransferLeadershipRequest) (*v1.TransferLeadershipResponse, error) {
+	response, err := c.transferLeadership.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Backup calls bailiwick.admin.v1.ClusterService.Backup.
+func (c *clusterServiceClient) Backup(ctx context.Context, req *v1.BackupRequest) (*v1.BackupResponse, error) {
+	response, err := c.backup.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ClusterServiceHandler is an implementation of the bailiwick.admin.v1.ClusterService service.
+type ClusterServiceHandler interface {
+	// ListMembers says of each group of this node who is a member, who leads and who is behind.
+	ListMembers(context.Context, *v1.ListMembersRequest) (*v1.ListMembersResponse, error)
+	// TransferLeadership hands a group to another voter that is not behind.
+	TransferLeadership(context.Context, *v1.TransferLeadershipRequest) (*v1.TransferLeadershipResponse, error)
+	// Backup takes a backup of a group; it rests on the asked node, sealed under the zone's key.
+	Backup(context.Context, *v1.BackupRequest) (*v1.BackupResponse, error)
+}
+
+// NewClusterServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	clusterServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("ClusterService").Methods()
+	clusterServiceListMembersHandler := connect.NewUnaryHandlerSimple(
+		ClusterServiceListMembersProcedure,
+		svc.ListMembers,
+		connect.WithSchema(clusterServiceMethods.ByName("ListMembers")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	clusterServiceTransferLeadershipHandler := connect.NewUnaryHandlerSimple(
+		ClusterServiceTransferLeadershipProcedure,
+		svc.TransferLeadership,
+		connect.WithSchema(clusterServiceMethods.ByName("TransferLeadership")),
+		connect.WithHandlerOptions(opts...),
+	)
+	clusterServiceBackupHandler := connect.NewUnaryHandlerSimple(
+		ClusterServiceBackupProcedure,
+		svc.Backup,
+		connect.WithSchema(clusterServiceMethods.ByName("Backup")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.ClusterService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case ClusterServiceListMembersProcedure:
+			clusterServiceListMembersHandler.ServeHTTP(w, r)
+		case ClusterServiceTransferLeadershipProcedure:
+			clusterServiceTransferLeadershipHandler.ServeHTTP(w, r)
+		case ClusterServiceBackupProcedure:
+			clusterServiceBackupHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedClusterServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedClusterServiceHandler struct{}
+
+func (UnimplementedClusterServiceHandler) ListMembers(context.Context, *v1.ListMembersRequest) (*v1.ListMembersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ClusterService.ListMembers is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) TransferLeadership(context.Context, *v1.TransferLeadershipRequest) (*v1.TransferLeadershipResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ClusterService.TransferLeadership is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) Backup(context.Context, *v1.BackupRequest) (*v1.BackupResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ClusterService.Backup is not implemented"))
 }
 
 // BorderServiceClient is a client for the bailiwick.admin.v1.BorderService service.

@@ -48,6 +48,8 @@ const (
 	GroupServiceReadIndexProcedure = "/bailiwick.peer.v1.GroupService/ReadIndex"
 	// GroupServiceDescribeProcedure is the fully-qualified name of the GroupService's Describe RPC.
 	GroupServiceDescribeProcedure = "/bailiwick.peer.v1.GroupService/Describe"
+	// GroupServiceTransferProcedure is the fully-qualified name of the GroupService's Transfer RPC.
+	GroupServiceTransferProcedure = "/bailiwick.peer.v1.GroupService/Transfer"
 	// ZoneServiceGrantForProcedure is the fully-qualified name of the ZoneService's GrantFor RPC.
 	ZoneServiceGrantForProcedure = "/bailiwick.peer.v1.ZoneService/GrantFor"
 	// ZoneServiceReportEdgesProcedure is the fully-qualified name of the ZoneService's ReportEdges RPC.
@@ -80,6 +82,8 @@ type GroupServiceClient interface {
 	ReadIndex(context.Context, *v1.ReadIndexRequest) (*v1.ReadIndexResponse, error)
 	// Describe is what the asked node says of its part in a group.
 	Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error)
+	// Transfer hands a group that the asked node leads to another voter; for nodes of its own zone.
+	Transfer(context.Context, *v1.TransferRequest) (*v1.TransferResponse, error)
 }
 
 // NewGroupServiceClient constructs a client for the bailiwick.peer.v1.GroupService service. By
@@ -111,6 +115,12 @@ func NewGroupServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(groupServiceMethods.ByName("Describe")),
 			connect.WithClientOptions(opts...),
 		),
+		transfer: connect.NewClient[v1.TransferRequest, v1.TransferResponse](
+			httpClient,
+			baseURL+GroupServiceTransferProcedure,
+			connect.WithSchema(groupServiceMethods.ByName("Transfer")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -119,6 +129,7 @@ type groupServiceClient struct {
 	propose   *connect.Client[v1.ProposeRequest, v1.ProposeResponse]
 	readIndex *connect.Client[v1.ReadIndexRequest, v1.ReadIndexResponse]
 	describe  *connect.Client[v1.DescribeRequest, v1.DescribeResponse]
+	transfer  *connect.Client[v1.TransferRequest, v1.TransferResponse]
 }
 
 // Propose calls bailiwick.peer.v1.GroupService.Propose.
@@ -148,12 +159,23 @@ func (c *groupServiceClient) Describe(ctx context.Context, req *v1.DescribeReque
 	return nil, err
 }
 
+// Transfer calls bailiwick.peer.v1.GroupService.Transfer.
+func (c *groupServiceClient) Transfer(ctx context.Context, req *v1.TransferRequest) (*v1.TransferResponse, error) {
+	response, err := c.transfer.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // GroupServiceHandler is an implementation of the bailiwick.peer.v1.GroupService service.
 type GroupServiceHandler interface {
 	Propose(context.Context, *v1.ProposeRequest) (*v1.ProposeResponse, error)
 	ReadIndex(context.Context, *v1.ReadIndexRequest) (*v1.ReadIndexResponse, error)
 	// Describe is what the asked node says of its part in a group.
 	Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error)
+	// Transfer hands a group that the asked node leads to another voter; for nodes of its own zone.
+	Transfer(context.Context, *v1.TransferRequest) (*v1.TransferResponse, error)
 }
 
 // NewGroupServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -181,6 +203,12 @@ func NewGroupServiceHandler(svc GroupServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(groupServiceMethods.ByName("Describe")),
 		connect.WithHandlerOptions(opts...),
 	)
+	groupServiceTransferHandler := connect.NewUnaryHandlerSimple(
+		GroupServiceTransferProcedure,
+		svc.Transfer,
+		connect.WithSchema(groupServiceMethods.ByName("Transfer")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.peer.v1.GroupService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case GroupServiceProposeProcedure:
@@ -189,6 +217,8 @@ func NewGroupServiceHandler(svc GroupServiceHandler, opts ...connect.HandlerOpti
 			groupServiceReadIndexHandler.ServeHTTP(w, r)
 		case GroupServiceDescribeProcedure:
 			groupServiceDescribeHandler.ServeHTTP(w, r)
+		case GroupServiceTransferProcedure:
+			groupServiceTransferHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -208,6 +238,10 @@ func (UnimplementedGroupServiceHandler) ReadIndex(context.Context, *v1.ReadIndex
 
 func (UnimplementedGroupServiceHandler) Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.GroupService.Describe is not implemented"))
+}
+
+func (UnimplementedGroupServiceHandler) Transfer(context.Context, *v1.TransferRequest) (*v1.TransferResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.GroupService.Transfer is not implemented"))
 }
 
 // ZoneServiceClient is a client for the bailiwick.peer.v1.ZoneService service.

@@ -1,0 +1,139 @@
+package controlplane
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"bailiwick/controlplane/internal/backup"
+	"bailiwick/controlplane/internal/evidence"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/shared/fault"
+)
+
+// A zone's three groups are restored on one node from backups: the state is as of then, in a higher epoch, and the log
+// of evidence goes on from there.
+func TestBackup_RestoresAZoneInANewEpoch(t *testing.T) {
+	w := newWorld(t, "emea-1")
+	n := w.start("emea-1")
+	write(t, n.store, model.PrefixOperator+"kept", `{"name":"kept-marker","role":"viewer"}`)
+	soon(t, "evidence of the write", func() bool { return len(n.leaf(evidence.KindWrite)) > 0 })
+	files := map[string]string{}
+	for _, name := range []string{"catalog", "store/emea", "ledger/emea"} {
+		b, err := n.Backup(within(t), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files[name] = b.Path
+		content, err := os.ReadFile(b.Path)
+		if err != nil || int64(len(content)) != b.Bytes {
+			t.Errorf("%s: %d bytes, %v, want %d", name, len(content), err, b.Bytes)
+		}
+		if strings.Contains(string(content), "kept-marker") {
+			t.Errorf("%s: the backup shows what it holds", name)
+		}
+		if fi, err := os.Stat(b.Path); err != nil || fi.Mode().Perm() != 0o600 {
+			t.Errorf("%s: mode %v, %v, want 0600", name, fi.Mode(), err)
+		}
+	}
+	if _, err := n.Backup(within(t), "store/us"); fault.ReasonOf(err) != "GROUP_NOT_HERE" {
+		t.Errorf("backup of another zone's group: got %v", err)
+	}
+	records := len(n.leaf(evidence.KindWrite))
+	last := write(t, n.store, model.PrefixOperator+"later", `{"name":"later","role":"viewer"}`)
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	off, err := OpenOffline(w.path("emea-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, file := range files {
+		if _, _, err := off.Restore(Restoring{File: file}, time.Now()); fault.ReasonOf(err) != "REASON_REQUIRED" {
+			t.Errorf("%s: restore without a reason: got %v", name, err)
+		}
+		record, aside, err := off.Restore(Restoring{File: file, Operator: "ada", Reason: "the catalog was deleted"}, time.Now())
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if len(aside) == 0 || len(record.Groups) != 1 || record.Groups[0].Group != name || len(record.Signature) == 0 {
+			t.Errorf("%s: set aside %v, record %+v", name, aside, record)
+		}
+	}
+	n = w.start("emea-1")
+	soon(t, "the node leads", func() bool { return n.store.VerifyLeader(within(t)) == nil })
+	if _, ok := n.store.Local().Get(model.PrefixOperator + "kept"); !ok {
+		t.Error("what the backup holds is not there")
+	}
+	if _, ok := n.store.Local().Get(model.PrefixOperator + "later"); ok {
+		t.Error("what was written after the backup is there")
+	}
+	next := write(t, n.store, model.PrefixOperator+"new", `{"name":"new","role":"viewer"}`)
+	if next.Epoch <= last.Epoch {
+		t.Errorf("after the restore: %v, want an epoch above that of %v: edges never go backwards", next, last)
+	}
+	soon(t, "evidence goes on", func() bool {
+		return len(n.leaf(evidence.KindRecovery)) == 1 && len(n.leaf(evidence.KindWrite)) == records+1
+	})
+	if _, broken := n.evidence.Size(); broken != nil {
+		t.Errorf("evidence: %v", broken)
+	}
+	soon(t, "the ledger has a leader", func() bool { _, self := n.replica.Leader(); return self })
+}
+
+func TestRestore_RefusesWhatHasNoPlaceHere(t *testing.T) {
+	w, other := newWorld(t, "emea-1"), newWorld(t, "emea-1")
+	off, err := OpenOffline(w.path("emea-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := OpenOffline(other.path("emea-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(key []byte, change func(*backup.Info)) string {
+		t.Helper()
+		info := backup.Info{Program: "bailiwick-control v9", Installation: "raft.test", Zone: "emea", Group: "store/emea", Entry: 5, Term: 1, State: 3}
+		change(&info)
+		path := filepath.Join(t.TempDir(), "b")
+		if _, _, err := writeBackup(path, key, info, func(w io.Writer) error { _, err := w.Write([]byte("abc")); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	own := off.secrets.Backup
+	damaged := put(own, func(*backup.Info) {})
+	content, err := os.ReadFile(damaged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content[len(content)-1] ^= 1
+	if err := os.WriteFile(damaged, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, reason := range map[string]string{
+		put(own, func(i *backup.Info) { i.Installation = "other.test" }): "BACKUP_OF_ANOTHER_INSTALLATION",
+		put(own, func(i *backup.Info) { i.Zone = "us" }):                 "BACKUP_OF_ANOTHER_ZONE",
+		put(own, func(i *backup.Info) { i.Group = "console/emea" }):      "BACKUP_NEWER",
+		put(foreign.secrets.Backup, func(*backup.Info) {}):               backup.ReasonDamaged,
+		damaged: backup.ReasonDamaged,
+	} {
+		_, aside, err := off.Restore(Restoring{File: file, Operator: "ada", Reason: "test"}, time.Now())
+		if fault.ReasonOf(err) != reason || len(aside) > 0 {
+			t.Errorf("restore: got %v, set aside %v, want %s and nothing moved", err, aside, reason)
+		}
+	}
+	// A body that is no state: what was there stays set aside, and no half-made group is left.
+	_, _, err = off.Restore(Restoring{File: put(own, func(*backup.Info) {}), Operator: "ada", Reason: "test"}, time.Now())
+	if err == nil {
+		t.Error("restore of no state: got no error")
+	}
+	if _, err := os.Stat(filepath.Join(w.path("emea-1"), "zone")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after a failed restore: %v, want no group directory", err)
+	}
+}
