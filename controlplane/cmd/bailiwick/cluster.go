@@ -76,7 +76,9 @@ func (a *app) clusterCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				got, err := ask(ctx, c, urls, func(ctx context.Context, n api) (*adminv1.TransferLeadershipResponse, error) { return n.TransferLeadership(ctx, req) })
+				got, err := ask(ctx, c, urls, func(ctx context.Context, n api) (*adminv1.TransferLeadershipResponse, error) {
+					return n.TransferLeadership(ctx, req)
+				})
 				if err != nil {
 					return err
 				}
