@@ -67,7 +67,7 @@ func (n *Node) Backup(ctx context.Context, name string) (adminapi.Backup, error)
 	if err != nil {
 		return adminapi.Backup{}, err
 	}
-	n.log.Info("backup taken", "group", name, "path", out.Path, "bytes", out.Bytes)
+	n.log.Info("backup taken", "group", name, "bytes", out.Bytes)
 	return out, forgetBackups(dir, base)
 }
 
