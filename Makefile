@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore mutants simulate bench evidence outage fuzz lint generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore mutants simulate model bench evidence outage fuzz lint generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ build: ## build the three programs and the sandbox into bin/
 
 test: build ## every test: unit, conformance, architecture, end to end (about fifteen minutes on 2 cores)
 	$(GO) vet ./...
-	$(GO) test -count=1 -timeout 20m ./regions/... ./shared/... ./controlplane/... ./dataplane/... ./deploy/... ./e2e/harness/... ./e2e/netlab/... ./e2e/mutants/... ./e2e/simulate/... ./e2e/archtest/...
+	$(GO) test -count=1 -timeout 20m ./regions/... ./shared/... ./controlplane/... ./dataplane/... ./deploy/... ./e2e/harness/... ./e2e/netlab/... ./e2e/mutants/... ./e2e/simulate/... ./e2e/model/... ./e2e/archtest/...
 	$(GO) test -count=1 -timeout 30m -p 1 -parallel 2 ./e2e/scenario/... ./e2e/campaign/...
 
 test-race: ## the unit tests under the race detector (needs a C compiler)
@@ -41,6 +41,9 @@ mutants: ## seeded border bugs, one build each, which the tests must catch (minu
 
 simulate: ## the border's own code in 100,000 random schedules; a night: make simulate ARGS='-for 10h'
 	$(GO) run ./e2e/simulate $(ARGS)
+
+model: ## the border's protocol, every state of it in the small; needs spin and gcc (minutes): make model ARGS='-run SLACK -show'
+	$(GO) run ./e2e/model $(ARGS)
 
 bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover
 	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/... ./controlplane/internal/detail/...
