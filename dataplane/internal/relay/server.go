@@ -157,7 +157,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
 	rc := http.NewResponseController(w)
+	var ending sync.Mutex // covers over; a response may not be touched once its handler has returned
+	over := false
 	f := &flight{Flight: grant.Flight{Zone: in.API.Zone, API: in.API.Name, Policy: policyName, From: peer.Region, To: s.self.Region, Peer: peer.Node}, cut: func() {
+		ending.Lock()
+		defer ending.Unlock()
+		if over { // it ended by itself while the sweep went on
+			return
+		}
 		cancel(errCut)
 		// A handler that waits for the peer's window would not notice its context.
 		past := time.Unix(1, 0)
@@ -171,6 +178,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		delete(s.flights, f)
 		s.mu.Unlock()
+		ending.Lock()
+		over = true
+		ending.Unlock()
 	}()
 	// Once more, now that a sweep would find the flight.
 	if t := s.cfg.Tables.Load(); !f.Stands(rules{t}) || s.registered(t, peer) != "" {
