@@ -313,6 +313,8 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 	if e, ok := errors.AsType[*relay.Error](err); ok {
 		res.sent = e.Sent
 		switch {
+		case x.body != nil && (x.body.broken.Load() || x.body.tooLarge.Load()):
+			// The client's fault, not the region's: one who breaks off his bodies must not take it from all others.
 		case e.Down:
 			x.p.router.PeerBad(c.To, &x.v.API.API, 500*time.Millisecond)
 		case e.Unreachable:

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -243,5 +244,27 @@ func TestFailover_TimesOut(t *testing.T) {
 	a := w.send("POST", "/quick/x", "body")
 	if a.status != 504 || a.took > 2*time.Second || !strings.Contains(a.body, gate.ReasonUpstreamLate) {
 		t.Errorf("got %d after %v %s, want 504 after the route's 300 ms", a.status, a.took, a.body)
+	}
+}
+
+// A client that breaks off its bodies spoils its own requests only: the pair stays there for all others.
+func TestFailover_ABrokenBodyTakesThePairFromNobody(t *testing.T) {
+	w := newWorld(t, nil)
+	w.west.up.kill()
+	eventually(t, 5*time.Second, "served by the pair", func() bool { return w.send("GET", "/", "").served == "eu-central" })
+	for i := range 20 {
+		conn, err := net.Dial("tcp", w.west.server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "POST /broken HTTP/1.1\r\nHost: orders.test\r\nX-Api-Key: %s\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", w.key)
+		if i%2 == 0 {
+			fmt.Fprint(conn, "no length\r\n")
+		}
+		time.Sleep(10 * time.Millisecond) // it is on its way to the other region
+		conn.Close()
+		if got := w.send("POST", "/whole", "body"); got.served != "eu-central" {
+			t.Fatalf("after %d broken bodies another client got %d, served by %q: %s", i+1, got.status, got.served, got.body)
+		}
 	}
 }
