@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore mutants simulate model bench evidence outage fuzz lint generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore mutants simulate fuzz-border model bench evidence outage fuzz lint generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ mutants: ## seeded border bugs, one build each, which the tests must catch (minu
 
 simulate: ## the border's own code in 100,000 random schedules; a night: make simulate ARGS='-for 10h'
 	$(GO) run ./e2e/simulate $(ARGS)
+
+fuzz-border: ## requests made to cross the border, through real edges in one process (an hour): make fuzz-border ARGS='-seed 1 -requests 100000'
+	$(GO) test -count=1 -timeout 24h -run TestBorder -v ./dataplane/internal/borderfuzz -args -rate 0 -for 0 -requests 10000000 $(ARGS)
 
 model: ## the border's protocol, every state of it in the small; needs spin and gcc (minutes): make model ARGS='-run SLACK -show'
 	$(GO) run ./e2e/model $(ARGS)

@@ -1,0 +1,126 @@
+package borderfuzz
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var (
+	seed     = flag.Uint64("seed", 0, "of the campaign; 0: drawn from the time")
+	requests = flag.Int64("requests", 20_000, "how many")
+	rate     = flag.Float64("rate", 2_500, "requests a second at most; 0: as fast as it goes")
+	most     = flag.Duration("for", 15*time.Second, "and then no more; 0: until all are sent")
+	clients  = flag.Int("clients", 64, "who send at once")
+	every    = flag.Duration("every", 400*time.Millisecond, "between two troubles")
+)
+
+// TestBorder is the campaign: no request reaches a region that its policy does not permit, whatever it says and
+// whatever happens meanwhile; and those that may be served are.
+func TestBorder(t *testing.T) {
+	if *seed == 0 {
+		*seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("seed %d", *seed)
+	fmt.Printf("borderfuzz: seed %d, %d requests\n", *seed, *requests)
+	w := newWorld(t, *seed)
+	w.run(t, *requests)
+	for _, b := range w.judge.breaches {
+		t.Error(b)
+	}
+	if err := w.verdict(); err != nil {
+		t.Error(err)
+	}
+	fmt.Println("borderfuzz:", w)
+}
+
+func (w *world) run(t *testing.T, n int64) {
+	var left atomic.Int64
+	left.Store(n)
+	done := make(chan struct{})
+	var senders sync.WaitGroup
+	for i := range *clients {
+		c := &client{w: w, rng: w.rng(uint64(i) + 1), wires: map[*edge]*wire{}}
+		senders.Go(func() {
+			for at := left.Add(-1); at >= 0 && !w.judge.failed() && (*most == 0 || time.Since(w.start) < *most); at = left.Add(-1) {
+				if *rate > 0 { // so that enough trouble comes between few requests
+					time.Sleep(time.Until(w.start.Add(time.Duration(float64(n-at) / *rate * float64(time.Second)))))
+				}
+				c.one()
+			}
+			for _, x := range c.wires {
+				x.conn.Close()
+			}
+		})
+	}
+	go func() { senders.Wait(); close(done) }()
+	rng := w.rng(0)
+	tick := time.NewTicker(*every)
+	defer tick.Stop()
+	said := time.Now()
+	for {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+			w.trouble(t, rng)
+		}
+		if time.Since(said) > time.Minute {
+			said = time.Now()
+			fmt.Printf("borderfuzz: %.0f s: %s\n", time.Since(w.start).Seconds(), w)
+		}
+	}
+}
+
+// Write takes what the sentinels say: they speak up only when the border is broken.
+func (w *world) Write(p []byte) (int, error) {
+	w.judge.breach("a sentinel: %s", p)
+	return len(p), nil
+}
+
+func (w *world) violations() (n, late int64) {
+	for _, e := range w.edges {
+		n += e.sentinel.Violations()
+		late += e.sentinel.Late()
+	}
+	return n, late
+}
+
+func (w *world) String() string {
+	s, j := &w.stats, w.judge
+	share := func(a, b int64) float64 { return 100 * float64(a) / float64(max(1, b)) }
+	violations, late := w.violations()
+	var events []string
+	for _, name := range slices.Sorted(maps.Keys(s.events)) {
+		events = append(events, fmt.Sprintf("%s %d", name, s.events[name]))
+	}
+	n := s.requests.Load()
+	return fmt.Sprintf("%d requests (%.0f/s), %d answered by an upstream, %.1f %% of all relayed; %d reached upstreams of other regions, %d of them in another zone; %d refused or failed, %d forged relays; %.3f %% of %d served that were due; sentinel %d, late %d; %v",
+		n, float64(n)/time.Since(w.start).Seconds(), s.answered.Load(), share(s.relayed.Load(), n), j.relayed.Load(), j.foreign.Load(), s.refused.Load(), s.forged.Load(),
+		share(s.served.Load(), s.wanted.Load()), s.wanted.Load(), violations, late, events)
+}
+
+// verdict: a campaign in which little is relayed, or little succeeds, has not shown that what it saw was safe.
+func (w *world) verdict() error {
+	var errs []error
+	s := &w.stats
+	if n, _ := w.violations(); n != 0 {
+		errs = append(errs, fmt.Errorf("the sentinels stopped %d times what the first check let pass", n))
+	}
+	if s.relayed.Load()*10 < s.requests.Load()*3 {
+		errs = append(errs, fmt.Errorf("%d of %d requests relayed, want 30 %%", s.relayed.Load(), s.requests.Load()))
+	}
+	if s.served.Load()*100 < s.wanted.Load()*99 || s.wanted.Load() == 0 {
+		errs = append(errs, fmt.Errorf("%d of %d served although a permitted region was healthy and granted, want 99 %%", s.served.Load(), s.wanted.Load()))
+	}
+	if w.judge.foreign.Load() == 0 && s.requests.Load() > 100_000 {
+		errs = append(errs, errors.New("nothing crossed the zones where it may"))
+	}
+	return errors.Join(errs...)
+}
