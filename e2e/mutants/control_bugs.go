@@ -15,6 +15,9 @@ const (
 	forceFile   = borderPkg + "/tighten.go"
 	viewPkg     = "controlplane/internal/view"
 	viewFile    = viewPkg + "/view.go"
+	apiPkg      = "controlplane/internal/adminapi"
+	apiState    = apiPkg + "/state.go"
+	guardFile   = apiPkg + "/guard.go"
 )
 
 var controlBugs = []bug{
@@ -84,6 +87,30 @@ var controlBugs = []bug{
 	{name: "recovery-is-a-birth", breaks: "only a zone's first rules approve what crosses zones by themselves",
 		edits:  []edit{{borderFile, "err != nil || written || mod == 0 {", "err != nil || written && false || mod == 0 {"}, {borderFile, "Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},", "Compares: []group.Compare{{Key: model.KeyAdopted, ModIndex: mod}},"}},
 		checks: []check{{borderPkg, "TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved"}}},
+	{name: "approval-not-asked-by-apply", breaks: "an apply that opens is proposed",
+		edits:  []edit{{apiPkg + "/apply.go", "if len(opens) == 0 {", "if len(opens) >= 0 {"}, {apiState, "t, err := s.guard(ctx, store, t)", "var err error"}},
+		checks: []check{{apiPkg, "TestApproval_EveryRoadThatOpensTakesTwo"}}},
+	{name: "approval-not-asked-by-delete", breaks: "a removal that opens is proposed",
+		edits:  []edit{{apiPkg + "/approvals.go", "if len(opens) > 0 {", "if len(opens) < 0 {"}, {apiState, "t, err := s.guard(ctx, store, t)", "var err error"}},
+		checks: []check{{apiPkg, "TestApproval_EveryRoadThatOpensTakesTwo"}}},
+	{name: "approval-not-asked-at-the-commit", breaks: "the transaction asks again, whoever built it",
+		edits:  []edit{{apiState, "t, err := s.guard(ctx, store, t)", "var err error"}},
+		checks: []check{{apiPkg, "TestApproval_TheCommitRefusesWhatNobodyApproved"}}},
+	{name: "approval-by-the-same-person", breaks: "the second operator is another person, not another token",
+		edits:  []edit{{guardFile, `return a == "" || b == "" || strings.EqualFold(a, b)`, `return a == "" || b == ""`}},
+		checks: []check{{apiPkg, "TestApproval_EveryRoadThatOpensTakesTwo"}}},
+	{name: "approval-of-another-base", breaks: "what a proposal rests on has not changed when it is approved",
+		edits:  []edit{{apiPkg + "/approvals.go", "if s.base(st, w, p.Docs) != p.Base {", "if false {"}, {guardFile, "if p.Base == s.base(before, was, docs) && covers", "if covers"}},
+		checks: []check{{apiPkg, "TestApproval_OfAnotherBaseIsNone"}}},
+	{name: "approval-without-end", breaks: "a proposal ends after three days",
+		edits:  []edit{{apiPkg + "/approvals.go", "if !now.Before(p.Expires) {", "if false {"}, {guardFile, " || !time.Now().Before(p.Expires) {", " {"}},
+		checks: []check{{apiPkg, "TestApproval_OfAnotherBaseIsNone"}}},
+	{name: "approval-not-asked-for-a-longer-basis", breaks: "a pair that is permitted for longer is opened",
+		edits:  []edit{{"controlplane/internal/approval/approval.go", "until > ends(before, old.Basis)", "until > until"}},
+		checks: []check{{apiPkg, "TestApproval_EveryRoadThatOpensTakesTwo"}}},
+	{name: "approval-of-the-end-of-approvals-not-asked", breaks: "two persons decide that one is enough",
+		edits:  []edit{{"controlplane/internal/approval/approval.go", "p.TwoPerson && !(there && next.TwoPerson)", "p.TwoPerson && !there"}},
+		checks: []check{{apiPkg, "TestApproval_EveryRoadThatOpensTakesTwo"}}},
 	{name: "ack-off-by-one", breaks: "the table before the record's own acknowledges nothing",
 		edits:  []edit{{bookFile, "w.Epoch == p.epoch && w.Index >= p.index", "w.Epoch == p.epoch && w.Index+1 >= p.index"}},
 		checks: []check{{borderPkg, "TestKeeper_AckBeforeTheRecordIsNoAck"}}},

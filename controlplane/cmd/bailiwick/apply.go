@@ -151,12 +151,16 @@ type applied struct {
 	Changes  []change `json:"changes"`
 	Warnings []string `json:"warnings"`
 	Flows    []flow   `json:"flows"`
+	// Pending waits for a second operator and is not made yet.
+	Pending []waiting `json:"pending,omitempty"`
 }
 type change struct {
 	Kind   string        `json:"kind"`
 	Name   string        `json:"name"`
 	Action string        `json:"action"`
 	Fields []fieldChange `json:"fields,omitempty"`
+	// Pending is the approval that all of it (proposed) or a part of it waits for.
+	Pending string `json:"pending,omitempty"`
 }
 type fieldChange struct {
 	Field string `json:"field"`
@@ -260,11 +264,16 @@ func (out *applied) add(resp *adminv1.ApplyResponse, first bool) {
 		if kind, _ := manifest.ParseKind(c.GetKind()); !first && !kind.Zonal {
 			continue // told before
 		}
-		one := change{Kind: c.GetKind(), Name: c.GetName(), Action: c.GetAction()}
+		one := change{Kind: c.GetKind(), Name: c.GetName(), Action: c.GetAction(), Pending: c.GetPending()}
 		for _, f := range c.GetFields() {
 			one.Fields = append(one.Fields, fieldChange{f.GetField(), f.GetOld(), f.GetNew()})
 		}
 		out.Changes = append(out.Changes, one)
+	}
+	for _, p := range resp.GetPending() {
+		if !slices.ContainsFunc(out.Pending, func(x waiting) bool { return x.ID == p.GetId() }) {
+			out.Pending = append(out.Pending, waitingOf(p))
+		}
 	}
 	for _, w := range resp.GetWarnings() {
 		if !slices.Contains(out.Warnings, w) {
@@ -311,6 +320,9 @@ func (a *app) printApply(r *applied, dry bool) error {
 			if dry && action != "unchanged" {
 				action = "would be " + action
 			}
+			if c.Pending != "" && c.Action != "proposed" {
+				action += ", but for what it opens"
+			}
 			fmt.Fprintf(w, "%s %s %s\n", c.Kind, c.Name, action)
 			if c.Action != "updated" {
 				continue
@@ -325,6 +337,9 @@ func (a *app) printApply(r *applied, dry bool) error {
 				verb = "opens"
 			}
 			fmt.Fprintf(w, "%s %s -> %s in policy %s, on %s\n", verb, f.From, f.To, f.Policy, f.Basis)
+		}
+		for _, p := range r.Pending {
+			p.tell(w, dry)
 		}
 	})
 }

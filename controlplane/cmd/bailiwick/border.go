@@ -202,11 +202,14 @@ func (a *app) reopen(ctx context.Context, c *client, name, zoneName string) erro
 		return err
 	}
 	found := false
+	var waits []waiting
 	var absent, pending error
 	for _, z := range zones {
 		req := &adminv1.DeleteRequest{Kind: "closures", Name: name, RequestId: rand.Text()}
-		_, err := ask(ctx, c, z.urls, func(ctx context.Context, n api) (*adminv1.DeleteResponse, error) { return n.Delete(ctx, req) })
+		resp, err := ask(ctx, c, z.urls, func(ctx context.Context, n api) (*adminv1.DeleteResponse, error) { return n.Delete(ctx, req) })
 		switch {
+		case err == nil && resp.GetPending() != nil:
+			found, waits = true, append(waits, waitingOf(resp.GetPending()))
 		case err == nil:
 			found = true
 		case fault.KindOf(err) == fault.NotFound:
@@ -222,6 +225,9 @@ func (a *app) reopen(ctx context.Context, c *client, name, zoneName string) erro
 		return pending
 	case !found:
 		return absent
+	}
+	if len(waits) > 0 {
+		return a.printWaiting(waits)
 	}
 	return a.done("Closure", name, "deleted")
 }

@@ -221,8 +221,12 @@ func (a *app) deleteCommand() *cobra.Command {
 				return err
 			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
-				if err := remove(ctx, c, k, args[1], zoneName); err != nil {
+				pending, err := remove(ctx, c, k, args[1], zoneName)
+				switch {
+				case err != nil:
 					return err
+				case pending != nil:
+					return a.printWaiting([]waiting{waitingOf(pending)})
 				}
 				return a.done(k.Name, args[1], "deleted")
 			})
@@ -231,18 +235,17 @@ func (a *app) deleteCommand() *cobra.Command {
 	return c
 }
 
-func remove(ctx context.Context, c *client, k manifest.Kind, name, zoneName string) error {
+func remove(ctx context.Context, c *client, k manifest.Kind, name, zoneName string) (*adminv1.Approval, error) {
 	id := rand.Text()
 	call := func(ctx context.Context, n api) (*adminv1.DeleteResponse, error) {
 		return n.Delete(ctx, &adminv1.DeleteRequest{Kind: k.Plural, Name: name, RequestId: id})
 	}
-	var err error
 	if k.Zonal || zoneName != "" {
-		_, err = around(ctx, c, zoneName, call)
-	} else {
-		_, err = ask(ctx, c, c.urls, call)
+		resp, err := around(ctx, c, zoneName, call)
+		return resp.GetPending(), err
 	}
-	return err
+	resp, err := ask(ctx, c, c.urls, call)
+	return resp.GetPending(), err
 }
 
 // done tells that something happened.

@@ -142,10 +142,12 @@ type plan struct {
 	flows                         []*adminv1.Flow
 	catalogOps, zoneOps           []group.Op
 	catalogCompares, zoneCompares []group.Compare
+	judge                         *judge
+	pending                       []*adminv1.Approval
 }
 
 func (p *plan) response() *adminv1.ApplyResponse {
-	return &adminv1.ApplyResponse{Changes: p.changes, Warnings: p.warnings, Flows: p.flows}
+	return &adminv1.ApplyResponse{Changes: p.changes, Warnings: p.warnings, Flows: p.flows, Pending: p.pending}
 }
 
 // digest is part of a request's id in the log: an id used again for something else is another request.
@@ -177,6 +179,28 @@ func (s *server) plan(ctx context.Context, docs []*doc) (*plan, error) {
 	} else {
 		zoneSnap = s.Store.Local()
 	}
+	whole, err := s.planOn(catalogSnap, zoneSnap, docs)
+	if err != nil {
+		return nil, err
+	}
+	opens, err := s.opens(whole.judge)
+	if err != nil {
+		return nil, err
+	}
+	if len(opens) == 0 {
+		whole.fence()
+		return whole, nil
+	}
+	if !inZone { // proposals rest in the zone store
+		if zoneSnap, err = s.fresh(ctx, s.Store); err != nil {
+			return nil, err
+		}
+	}
+	return s.propose(operator(ctx), whole, opens, catalogSnap, zoneSnap)
+}
+
+// planOn is what documents do to two snapshots, judged, and not fenced yet.
+func (s *server) planOn(catalogSnap, zoneSnap group.Snapshot, docs []*doc) (*plan, error) {
 	catalogBefore, zoneBefore := state{snap: catalogSnap}, state{snap: zoneSnap}
 	catalogAfter, zoneAfter := catalogBefore.with(map[string]record{}), zoneBefore.with(map[string]record{})
 	p := &plan{docs: docs}
@@ -199,17 +223,18 @@ func (s *server) plan(ctx context.Context, docs []*doc) (*plan, error) {
 		}
 		p.changes = append(p.changes, d.change)
 	}
-	j := &judge{zone: s.Zone, now: time.Now(), catalogBefore: catalogBefore, catalog: catalogAfter, zoneBefore: zoneBefore, zoneAfter: zoneAfter, plan: p}
-	if err := j.judge(); err != nil {
-		return nil, err
-	}
+	p.judge = &judge{zone: s.Zone, now: time.Now(), catalogBefore: catalogBefore, catalog: catalogAfter, zoneBefore: zoneBefore, zoneAfter: zoneAfter, plan: p}
+	return p, p.judge.judge()
+}
+
+// fence holds both transactions to what they were judged against.
+func (p *plan) fence() {
 	if len(p.catalogOps) > 0 {
-		p.catalogOps, p.catalogCompares = fenced(catalogBefore, p.catalogOps, p.catalogCompares)
+		p.catalogOps, p.catalogCompares = fenced(p.judge.catalogBefore, p.catalogOps, p.catalogCompares)
 	}
 	if len(p.zoneOps) > 0 {
-		p.zoneOps, p.zoneCompares = fenced(zoneBefore, p.zoneOps, p.zoneCompares)
+		p.zoneOps, p.zoneCompares = fenced(p.judge.zoneBefore, p.zoneOps, p.zoneCompares)
 	}
-	return p, nil
 }
 
 // fenced adds the fence of a group to a transaction.
@@ -223,6 +248,7 @@ const (
 	created   = "created"
 	updated   = "updated"
 	unchanged = "unchanged"
+	proposed  = "proposed"
 )
 
 // settle completes a document from what is stored, checks its etag and what may never change, and says what

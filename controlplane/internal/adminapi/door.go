@@ -46,6 +46,10 @@ var rights = map[string]string{
 	adminv1connect.ClusterServiceBackupProcedure:                     RoleAdmin,
 	adminv1connect.BorderServiceStatusProcedure:                      RoleViewer,
 	adminv1connect.BorderServiceSimulateProcedure:                    RoleViewer,
+	adminv1connect.ApprovalServiceListApprovalsProcedure:             RoleViewer,
+	adminv1connect.ApprovalServiceApproveProcedure:                   RoleAdmin,
+	adminv1connect.ApprovalServiceRejectProcedure:                    RoleAdmin,
+	adminv1connect.ApprovalServiceOpenCrossingsProcedure:             RoleAdmin,
 	adminv1connect.DNSServiceExplainProcedure:                        RoleViewer,
 	adminv1connect.UsageServiceQueryUsageProcedure:                   RoleViewer,
 	adminv1connect.UsageServiceQueryTotalsProcedure:                  RoleViewer,
@@ -126,7 +130,7 @@ func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Pee
 // requests are compiled at start, so that no rule can fail to compile on a call.
 func requests() []proto.Message {
 	return []proto.Message{&adminv1.ApplyRequest{}, &adminv1.GetRequest{}, &adminv1.ListRequest{}, &adminv1.DeleteRequest{},
-		&adminv1.CreateKeyRequest{}, &adminv1.RevokeKeyRequest{}, &adminv1.ListKeysRequest{}, &adminv1.RemoveNodeRequest{}, &adminv1.ExplainDNSRequest{}, &adminv1.SimulateRequest{},
+		&adminv1.CreateKeyRequest{}, &adminv1.RevokeKeyRequest{}, &adminv1.ListKeysRequest{}, &adminv1.RemoveNodeRequest{}, &adminv1.ApproveRequest{}, &adminv1.RejectRequest{}, &adminv1.OpenCrossingsRequest{}, &adminv1.ExplainDNSRequest{}, &adminv1.SimulateRequest{},
 		&adminv1.CreateJoinTokenRequest{}, &adminv1.QueryUsageRequest{}, &adminv1.QueryTotalsRequest{},
 		&adminv1.QueryLatencyRequest{}, &adminv1.ForecastRequest{}, &adminv1.CreateWebhookRequest{}, &adminv1.ListWebhooksRequest{}, &adminv1.DeleteWebhookRequest{}, &adminv1.RotateWebhookSecretRequest{}, &adminv1.ListAlertsRequest{},
 		&adminv1.ListMembersRequest{}, &adminv1.TransferLeadershipRequest{}, &adminv1.BackupRequest{},

@@ -176,6 +176,9 @@ func closuresOf(s state, catalogEpoch uint64) ([]regions.Closure, error) {
 		return nil, err
 	}
 	crossing, ok, err := stored[model.Crossing](s.snap, model.KeyCrossing)
+	if laid, over := s.overlay[model.KeyCrossing]; over && laid != nil {
+		crossing, ok = laid.(crossingRecord).Crossing, true
+	}
 	if err != nil || !ok {
 		return model.Closures(listed, nil, model.Adopted{}, 0), err
 	}

@@ -149,6 +149,16 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 		case model.API, model.Region: // of these usage may still be on its way, too
 			ops = append(ops, group.Op{Key: model.PrefixGone + kv.Key, Value: kv.Value})
 		}
+		if len(ops) == 1 { // closures, policies and bases: taking one away may open something
+			pending, again, err := s.remove(ctx, store, before, k, rec, kv, id+"/"+strconv.Itoa(attempt))
+			if err != nil {
+				return nil, err
+			}
+			if !again {
+				return &adminv1.DeleteResponse{Pending: pending}, nil
+			}
+			continue
+		}
 		ops, compares = fenced(before, ops, compares)
 		res, err := s.commit(ctx, store, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt), Ops: ops, Compares: compares})
 		if err != nil {
@@ -159,6 +169,17 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 		}
 	}
 	return nil, outran()
+}
+
+// remove deletes what rests at one key, or proposes to.
+func (s *server) remove(ctx context.Context, store group.Store, before state, k manifest.Kind, rec record, kv group.KV, id string) (*adminv1.Approval, bool, error) {
+	world := zoneWorld
+	if store == s.Catalog {
+		world = catalogWorld
+	}
+	_, name := fullName(rec)
+	docs := []model.ProposedDoc{{Kind: k.Name, Name: name, Key: kv.Key, Catalog: store == s.Catalog}}
+	return s.loosen(ctx, before, before.with(map[string]record{kv.Key: nil}), docs, []group.Op{{Key: kv.Key, Delete: true}}, world, id)
 }
 
 func compareAt(s state, key string) group.Compare {

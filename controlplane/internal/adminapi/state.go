@@ -123,6 +123,10 @@ func (s *server) commit(ctx context.Context, store group.Store, t group.Txn) (gr
 		id := sha256.Sum256([]byte(t.RequestID))
 		t.Ops = append(slices.Clip(t.Ops), group.Op{Key: model.KeyAudit, Value: model.Encode(model.Audit{Operator: by, Call: call, RequestSHA256: hex.EncodeToString(id[:])})})
 	}
+	t, err := s.guard(ctx, store, t)
+	if err != nil {
+		return group.Result{}, err
+	}
 	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		res, err := store.Txn(ctx, t)
 		if err == nil {

@@ -59,7 +59,7 @@ func TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved(t *testing.T) {
 				}
 				return err
 			})
-			w.put(w.store, model.KeyCrossing, model.Crossing{CatalogEpoch: a.CatalogEpoch, StoreEpoch: w.store.Local().Revision().Epoch, By: "bob"})
+			w.put(w.store, model.KeyCrossing, model.Crossing{CatalogEpoch: a.CatalogEpoch, StoreEpoch: w.store.Local().Revision().Epoch})
 			w.eventually("approved, it is open again", func() error { return w.has("eu-west", "us-east", true) })
 		})
 	}

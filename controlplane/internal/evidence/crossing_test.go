@@ -3,7 +3,9 @@ package evidence
 import (
 	"strings"
 	"testing"
+	"time"
 
+	"bailiwick/controlplane/internal/approval"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 )
@@ -29,9 +31,9 @@ func TestReplay_ARecoveryClosesWhatCrossesZones(t *testing.T) {
 		{"the same epochs", 7, abroad, nil, ""},
 		{"the store recovered", 8, abroad, nil, "is not permitted"},
 		{"the catalog recovered", 7, recovered, nil, "is not permitted"},
-		{"and approved", 8, recovered, []op{{model.KeyAudit, model.Audit{Operator: "bob", Call: "approve"}}, {model.KeyCrossing, model.Crossing{CatalogEpoch: 4, StoreEpoch: 8, By: "bob"}}}, ""},
+		{"and approved", 8, recovered, []op{{model.KeyAudit, model.Audit{Operator: "bob", Call: "approve"}}, {model.KeyCrossing, model.Crossing{CatalogEpoch: 4, StoreEpoch: 8}}}, ""},
 		{"approved by nobody", 8, recovered, []op{{model.KeyCrossing, model.Crossing{CatalogEpoch: 4, StoreEpoch: 8}}}, "by nobody"},
-		{"approved for ever", 8, recovered, []op{{model.KeyAudit, model.Audit{Operator: "bob", Call: "approve"}}, {model.KeyCrossing, model.Crossing{CatalogEpoch: 4, StoreEpoch: 1 << 60, By: "bob"}}}, "not there yet"},
+		{"approved for ever", 8, recovered, []op{{model.KeyAudit, model.Audit{Operator: "bob", Call: "approve"}}, {model.KeyCrossing, model.Crossing{CatalogEpoch: 4, StoreEpoch: 1 << 60}}}, "not there yet"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHistory(t)
@@ -65,5 +67,47 @@ func TestReplay_ARecoveryClosesWhatCrossesZones(t *testing.T) {
 				t.Errorf("found %q, want %q", got, c.wrong)
 			}
 		})
+	}
+}
+
+// Who decided a proposal is another than who made it, and the record that says so was written by who it names.
+func TestReplay_AProposalIsDecidedByAnother(t *testing.T) {
+	docs := []model.ProposedDoc{{Kind: "Closure", Name: "stop", Key: model.PrefixClosure + "stop"}}
+	at := time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC)
+	whole := func(status, decided string, change func(*model.Proposal)) model.Proposal {
+		p := model.Proposal{ID: approval.ID("emea", docs, "base"), Zone: "emea", Docs: docs, Base: "base", By: "alice", At: at, Expires: at.Add(time.Hour), Status: status, DecidedBy: decided}
+		if decided != "" {
+			p.DecidedAt = at.Add(time.Minute)
+		}
+		if change != nil {
+			change(&p)
+		}
+		return p
+	}
+	for _, c := range []struct {
+		name, by string
+		p        model.Proposal
+		wrong    string
+	}{
+		{"made", "alice", whole("pending", "", nil), ""},
+		{"made in another's name", "bob", whole("pending", "", nil), "was written by bob"},
+		{"approved", "bob", whole("approved", "bob", nil), ""},
+		{"done", "bob", whole("done", "bob", nil), ""},
+		{"approved by who made it", "alice", whole("approved", "alice", nil), "is approved by alice"},
+		{"by who made it, spelt otherwise", "Alice", whole("done", "Alice", nil), "is approved by Alice"},
+		{"approved in another's name", "alice", whole("approved", "bob", nil), "is approved by bob"},
+		{"too late", "bob", whole("approved", "bob", func(p *model.Proposal) { p.DecidedAt = at.Add(2 * time.Hour) }), "after it had ended"},
+		{"of other content", "bob", whole("approved", "bob", func(p *model.Proposal) { p.Base = "other" }), "does not say what its name stands for"},
+	} {
+		h := newHistory(t)
+		records, err := recordsOf([]group.Event{
+			{Index: 1, Time: h.at, KV: group.KV{Key: model.KeyAudit, Value: model.Encode(model.Audit{Operator: c.by, Call: "approve"})}},
+			{Index: 1, Time: h.at, KV: group.KV{Key: model.PrefixApproval + c.p.ID, Value: model.Encode(c.p)}}}, 7, h.log.mask)
+		if err != nil || len(records) != 1 {
+			t.Fatal(records, err)
+		}
+		if got := strings.Join(newReplay("emea", nil).apply(records[0].open()), "; "); c.wrong == "" && got != "" || !strings.Contains(got, c.wrong) {
+			t.Errorf("%s: found %q, want %q", c.name, got, c.wrong)
+		}
 	}
 }

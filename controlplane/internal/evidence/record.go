@@ -29,6 +29,7 @@ const (
 	KindState     = "state"     // all that later records rest on, every StateEvery records
 	KindRecovery  = "recovery"  // groups went on after a lost quorum or from a backup; signed
 	KindAdopted   = "adopted"   // the zone took over the catalog's rules
+	KindProposal  = "proposal"  // a change that takes two operators: made, approved, done or rejected
 	KindPermitted = "permitted" // the pairs that follow from rules and closures
 	KindClosure   = "closure"
 	KindReopened  = "reopened"
@@ -116,6 +117,8 @@ func (r Record) open() entry {
 		e.value, e.err = model.Decode[model.Recovery](model.PrefixRecovery+r.Key, r.Value)
 	case KindAdopted:
 		e.value, e.err = model.Decode[model.Adopted](model.KeyAdopted, r.Value)
+	case KindProposal:
+		e.value, e.err = model.Decode[model.Proposal](model.PrefixApproval+r.Key, r.Value)
 	case KindCrossing:
 		e.value, e.err = model.Decode[model.Crossing](model.KeyCrossing, r.Value)
 	case KindPermitted:
@@ -131,7 +134,7 @@ func (r Record) open() entry {
 }
 
 // rank orders the records of one transaction: causes before what follows from them.
-var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindWrite: 9}
+var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10}
 
 // writes are the kinds of things whose changes are records without their content.
 var writes = map[string]string{
@@ -175,6 +178,11 @@ func recordsOf(events []group.Event, epoch uint64, m masker) ([]Record, error) {
 			continue
 		case key == model.KeyAdopted:
 			r.Kind, r.Value = KindAdopted, value
+		case strings.HasPrefix(key, model.PrefixApproval):
+			r.Kind, r.Key, r.Value = KindProposal, strings.TrimPrefix(key, model.PrefixApproval), value
+			if e.Delete {
+				continue // one that was decided, and is listed no longer
+			}
 		case key == model.KeyCrossing:
 			r.Kind, r.Value = KindCrossing, value
 		case key == model.KeyPermitted:

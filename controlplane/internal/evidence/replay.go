@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
+	"bailiwick/controlplane/internal/approval"
 	"bailiwick/controlplane/internal/border"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/regions"
@@ -138,6 +140,8 @@ func (w *replay) apply(r entry) (wrong problems) {
 		w.closure(r, &wrong)
 	case KindCrossing:
 		w.cross(r, &wrong)
+	case KindProposal:
+		w.proposal(r, &wrong)
 	case KindPermitted:
 		w.permit(r, &wrong)
 	case KindInForce, KindWithdrawn:
@@ -269,6 +273,38 @@ func (w *replay) cross(r entry, wrong *problems) {
 	}
 	w.change()
 	w.crossing = &c
+}
+
+// proposal judges a record by itself: it says who proposed and who decided, and a decision is another's and names what
+// it decides.
+func (w *replay) proposal(r entry, wrong *problems) {
+	p := r.value.(model.Proposal)
+	if p.ID != r.Key || p.Zone != w.zone || approval.ID(p.Zone, p.Docs, p.Base) != p.ID {
+		wrong.add("proposal %s does not say what its name stands for", r.Key)
+	}
+	by := ""
+	if r.By != nil {
+		by = r.By.Operator
+	}
+	switch p.Status {
+	case model.ProposalPending:
+		if p.By == "" || p.By != by {
+			wrong.add("proposal %s is said to be %s's and was written by %s", r.Key, p.By, by)
+		}
+	case model.ProposalApproved, model.ProposalDone:
+		if p.DecidedBy == "" || strings.EqualFold(p.DecidedBy, p.By) || p.Status == model.ProposalApproved && p.DecidedBy != by {
+			wrong.add("proposal %s of %s is approved by %s", r.Key, p.By, cmp.Or(p.DecidedBy, "nobody"))
+		}
+		if p.DecidedAt.After(p.Expires) {
+			wrong.add("proposal %s was approved after it had ended", r.Key)
+		}
+	case model.ProposalRejected:
+		if p.DecidedBy == "" || p.DecidedBy != by {
+			wrong.add("proposal %s is rejected by %s", r.Key, cmp.Or(p.DecidedBy, "nobody"))
+		}
+	default:
+		wrong.add("proposal %s is %q", r.Key, p.Status)
+	}
 }
 
 func (w *replay) permit(r entry, wrong *problems) {

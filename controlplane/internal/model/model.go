@@ -39,6 +39,7 @@ const (
 	PrefixCert      = "certs/"      // certmagic storage, private keys sealed
 	PrefixGone      = "gone/"       // names of customers that were deleted: what they used before may still arrive; in the catalog, before a whole key, the same of APIs and regions
 	PrefixErasure   = "erasures/"   // what became of the erasure of a customer, by name
+	PrefixApproval  = "approvals/"  // changes that a second operator must approve, by what they are
 	PrefixLock      = "locks/"
 	PrefixWebhook   = "webhooks/"   // their secrets sealed
 	PrefixAlert     = "alerts/"     // by customer first: thresholds that were reached
@@ -294,7 +295,6 @@ type Crossing struct {
 	CatalogEpoch uint64    `json:"catalog_epoch"`
 	StoreEpoch   uint64    `json:"store_epoch"`
 	At           time.Time `json:"at,omitzero"`
-	By           string    `json:"by,omitempty"` // operator; "": the zone's birth
 	Reason       string    `json:"reason,omitempty"`
 }
 
@@ -324,6 +324,40 @@ type RecoveredGroup struct {
 func (r Recovery) Statement() []byte {
 	r.Signature = nil
 	return append([]byte("bailiwick-recovery/1\n"), Encode(r)...)
+}
+
+// States of a proposal. Approved is written before what was approved is; done after.
+const (
+	ProposalPending  = "pending"
+	ProposalApproved = "approved"
+	ProposalDone     = "done"
+	ProposalRejected = "rejected"
+)
+
+// Proposal is a change that loosens what a policy of the zone has two operators decide. It rests in that zone, with the
+// names of both, also where what it changes rests in the catalog.
+type Proposal struct {
+	ID        string        `json:"id"` // of Zone, Docs and Base
+	Zone      string        `json:"zone"`
+	Docs      []ProposedDoc `json:"docs"`
+	Base      string        `json:"base"`            // digest of all that it was judged on
+	Opens     []string      `json:"opens,omitempty"` // sentences
+	By        string        `json:"by"`
+	At        time.Time     `json:"at,omitzero"`
+	Expires   time.Time     `json:"expires,omitzero"`
+	Status    string        `json:"status"`
+	DecidedBy string        `json:"decided_by,omitempty"`
+	DecidedAt time.Time     `json:"decided_at,omitzero"`
+	Reason    string        `json:"reason,omitempty"` // of a rejection
+}
+
+// ProposedDoc is one key as it is to be.
+type ProposedDoc struct {
+	Kind    string          `json:"kind"`
+	Name    string          `json:"name"`
+	Key     string          `json:"key"`
+	Catalog bool            `json:"catalog,omitempty"` // it rests in the catalog
+	Value   json.RawMessage `json:"value,omitempty"`   // none: it is deleted
 }
 
 // Permitted is the set of pairs that held when the zone's leader last looked. Comparing with it is how a

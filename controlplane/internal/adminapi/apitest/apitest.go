@@ -54,6 +54,13 @@ func (s *Store) Put(key string, value []byte) {
 	}
 }
 
+// Rewind goes back to a state that Local told, for the next case of a test.
+func (s *Store) Rewind(to group.Snapshot) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cur.Store(to.(*snapshot))
+}
+
 // Dump is the whole state as text, to see that nothing changed.
 func (s *Store) Dump() string {
 	var b strings.Builder

@@ -28,6 +28,8 @@ import (
 const (
 	Admin  = "admin-token"
 	Viewer = "viewer-token"
+	Second = "second-token" // of bob, an admin
+	Other  = "other-token"  // of the same person as Admin
 )
 
 // Pepper of all zones.
@@ -71,6 +73,8 @@ func New(t testing.TB, wait time.Duration) *Installation {
 		for token, role := range map[string]string{Admin: adminapi.RoleAdmin, Viewer: adminapi.RoleViewer} {
 			z.Store.Put(adminapi.TokenKey(token), model.Encode(model.Operator{Name: role, Role: role}))
 		}
+		z.Store.Put(adminapi.TokenKey(Second), model.Encode(model.Operator{Name: "bob", Role: adminapi.RoleAdmin}))
+		z.Store.Put(adminapi.TokenKey(Other), model.Encode(model.Operator{Name: adminapi.RoleAdmin, Role: adminapi.RoleAdmin}))
 		alerts, err := alert.New(alert.Config{Zone: name, Store: z.Store, SealKey: bytes.Repeat([]byte{9}, 32)})
 		if err != nil {
 			t.Fatal(err)

@@ -33,6 +33,8 @@ const (
 	ClusterServiceName = "bailiwick.admin.v1.ClusterService"
 	// BorderServiceName is the fully-qualified name of the BorderService service.
 	BorderServiceName = "bailiwick.admin.v1.BorderService"
+	// ApprovalServiceName is the fully-qualified name of the ApprovalService service.
+	ApprovalServiceName = "bailiwick.admin.v1.ApprovalService"
 	// DNSServiceName is the fully-qualified name of the DNSService service.
 	DNSServiceName = "bailiwick.admin.v1.DNSService"
 	// UsageServiceName is the fully-qualified name of the UsageService service.
@@ -92,6 +94,16 @@ const (
 	BorderServiceStatusProcedure = "/bailiwick.admin.v1.BorderService/Status"
 	// BorderServiceSimulateProcedure is the fully-qualified name of the BorderService's Simulate RPC.
 	BorderServiceSimulateProcedure = "/bailiwick.admin.v1.BorderService/Simulate"
+	// ApprovalServiceListApprovalsProcedure is the fully-qualified name of the ApprovalService's
+	// ListApprovals RPC.
+	ApprovalServiceListApprovalsProcedure = "/bailiwick.admin.v1.ApprovalService/ListApprovals"
+	// ApprovalServiceApproveProcedure is the fully-qualified name of the ApprovalService's Approve RPC.
+	ApprovalServiceApproveProcedure = "/bailiwick.admin.v1.ApprovalService/Approve"
+	// ApprovalServiceRejectProcedure is the fully-qualified name of the ApprovalService's Reject RPC.
+	ApprovalServiceRejectProcedure = "/bailiwick.admin.v1.ApprovalService/Reject"
+	// ApprovalServiceOpenCrossingsProcedure is the fully-qualified name of the ApprovalService's
+	// OpenCrossings RPC.
+	ApprovalServiceOpenCrossingsProcedure = "/bailiwick.admin.v1.ApprovalService/OpenCrossings"
 	// DNSServiceExplainProcedure is the fully-qualified name of the DNSService's Explain RPC.
 	DNSServiceExplainProcedure = "/bailiwick.admin.v1.DNSService/Explain"
 	// UsageServiceQueryUsageProcedure is the fully-qualified name of the UsageService's QueryUsage RPC.
@@ -887,6 +899,180 @@ func (UnimplementedBorderServiceHandler) Status(context.Context, *v1.BorderStatu
 
 func (UnimplementedBorderServiceHandler) Simulate(context.Context, *v1.SimulateRequest) (*v1.SimulateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.BorderService.Simulate is not implemented"))
+}
+
+// ApprovalServiceClient is a client for the bailiwick.admin.v1.ApprovalService service.
+type ApprovalServiceClient interface {
+	// ListApprovals lists the zone's proposals, waiting ones first.
+	ListApprovals(context.Context, *v1.ListApprovalsRequest) (*v1.ListApprovalsResponse, error)
+	// Approve makes a proposed change, if all that it rests on is as it was and who calls is not who proposed it.
+	Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error)
+	// Reject ends a proposal; who made it may too.
+	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
+	// OpenCrossings lets pairs cross zones again after a recovery closed them.
+	OpenCrossings(context.Context, *v1.OpenCrossingsRequest) (*v1.OpenCrossingsResponse, error)
+}
+
+// NewApprovalServiceClient constructs a client for the bailiwick.admin.v1.ApprovalService service.
+// By default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped
+// responses, and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewApprovalServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) ApprovalServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	approvalServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("ApprovalService").Methods()
+	return &approvalServiceClient{
+		listApprovals: connect.NewClient[v1.ListApprovalsRequest, v1.ListApprovalsResponse](
+			httpClient,
+			baseURL+ApprovalServiceListApprovalsProcedure,
+			connect.WithSchema(approvalServiceMethods.ByName("ListApprovals")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		approve: connect.NewClient[v1.ApproveRequest, v1.ApproveResponse](
+			httpClient,
+			baseURL+ApprovalServiceApproveProcedure,
+			connect.WithSchema(approvalServiceMethods.ByName("Approve")),
+			connect.WithClientOptions(opts...),
+		),
+		reject: connect.NewClient[v1.RejectRequest, v1.RejectResponse](
+			httpClient,
+			baseURL+ApprovalServiceRejectProcedure,
+			connect.WithSchema(approvalServiceMethods.ByName("Reject")),
+			connect.WithClientOptions(opts...),
+		),
+		openCrossings: connect.NewClient[v1.OpenCrossingsRequest, v1.OpenCrossingsResponse](
+			httpClient,
+			baseURL+ApprovalServiceOpenCrossingsProcedure,
+			connect.WithSchema(approvalServiceMethods.ByName("OpenCrossings")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// approvalServiceClient implements ApprovalServiceClient.
+type approvalServiceClient struct {
+	listApprovals *connect.Client[v1.ListApprovalsRequest, v1.ListApprovalsResponse]
+	approve       *connect.Client[v1.ApproveRequest, v1.ApproveResponse]
+	reject        *connect.Client[v1.RejectRequest, v1.RejectResponse]
+	openCrossings *connect.Client[v1.OpenCrossingsRequest, v1.OpenCrossingsResponse]
+}
+
+// ListApprovals calls bailiwick.admin.v1.ApprovalService.ListApprovals.
+func (c *approvalServiceClient) ListApprovals(ctx context.Context, req *v1.ListApprovalsRequest) (*v1.ListApprovalsResponse, error) {
+	response, err := c.listApprovals.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Approve calls bailiwick.admin.v1.ApprovalService.Approve.
+func (c *approvalServiceClient) Approve(ctx context.Context, req *v1.ApproveRequest) (*v1.ApproveResponse, error) {
+	response, err := c.approve.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Reject calls bailiwick.admin.v1.ApprovalService.Reject.
+func (c *approvalServiceClient) Reject(ctx context.Context, req *v1.RejectRequest) (*v1.RejectResponse, error) {
+	response, err := c.reject.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// OpenCrossings calls bailiwick.admin.v1.ApprovalService.OpenCrossings.
+func (c *approvalServiceClient) OpenCrossings(ctx context.Context, req *v1.OpenCrossingsRequest) (*v1.OpenCrossingsResponse, error) {
+	response, err := c.openCrossings.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ApprovalServiceHandler is an implementation of the bailiwick.admin.v1.ApprovalService service.
+type ApprovalServiceHandler interface {
+	// ListApprovals lists the zone's proposals, waiting ones first.
+	ListApprovals(context.Context, *v1.ListApprovalsRequest) (*v1.ListApprovalsResponse, error)
+	// Approve makes a proposed change, if all that it rests on is as it was and who calls is not who proposed it.
+	Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error)
+	// Reject ends a proposal; who made it may too.
+	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
+	// OpenCrossings lets pairs cross zones again after a recovery closed them.
+	OpenCrossings(context.Context, *v1.OpenCrossingsRequest) (*v1.OpenCrossingsResponse, error)
+}
+
+// NewApprovalServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewApprovalServiceHandler(svc ApprovalServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	approvalServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("ApprovalService").Methods()
+	approvalServiceListApprovalsHandler := connect.NewUnaryHandlerSimple(
+		ApprovalServiceListApprovalsProcedure,
+		svc.ListApprovals,
+		connect.WithSchema(approvalServiceMethods.ByName("ListApprovals")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	approvalServiceApproveHandler := connect.NewUnaryHandlerSimple(
+		ApprovalServiceApproveProcedure,
+		svc.Approve,
+		connect.WithSchema(approvalServiceMethods.ByName("Approve")),
+		connect.WithHandlerOptions(opts...),
+	)
+	approvalServiceRejectHandler := connect.NewUnaryHandlerSimple(
+		ApprovalServiceRejectProcedure,
+		svc.Reject,
+		connect.WithSchema(approvalServiceMethods.ByName("Reject")),
+		connect.WithHandlerOptions(opts...),
+	)
+	approvalServiceOpenCrossingsHandler := connect.NewUnaryHandlerSimple(
+		ApprovalServiceOpenCrossingsProcedure,
+		svc.OpenCrossings,
+		connect.WithSchema(approvalServiceMethods.ByName("OpenCrossings")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.ApprovalService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case ApprovalServiceListApprovalsProcedure:
+			approvalServiceListApprovalsHandler.ServeHTTP(w, r)
+		case ApprovalServiceApproveProcedure:
+			approvalServiceApproveHandler.ServeHTTP(w, r)
+		case ApprovalServiceRejectProcedure:
+			approvalServiceRejectHandler.ServeHTTP(w, r)
+		case ApprovalServiceOpenCrossingsProcedure:
+			approvalServiceOpenCrossingsHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedApprovalServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedApprovalServiceHandler struct{}
+
+func (UnimplementedApprovalServiceHandler) ListApprovals(context.Context, *v1.ListApprovalsRequest) (*v1.ListApprovalsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ApprovalService.ListApprovals is not implemented"))
+}
+
+func (UnimplementedApprovalServiceHandler) Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ApprovalService.Approve is not implemented"))
+}
+
+func (UnimplementedApprovalServiceHandler) Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ApprovalService.Reject is not implemented"))
+}
+
+func (UnimplementedApprovalServiceHandler) OpenCrossings(context.Context, *v1.OpenCrossingsRequest) (*v1.OpenCrossingsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ApprovalService.OpenCrossings is not implemented"))
 }
 
 // DNSServiceClient is a client for the bailiwick.admin.v1.DNSService service.
