@@ -7,7 +7,7 @@ import "testing"
 func TestCampaign(t *testing.T) {
 	n := uint64(100_000)
 	if testing.Short() {
-		n = 1000
+		n = 5000
 	}
 	const seed = 20261125
 	s, err := campaign(seed, n, 0, false)
