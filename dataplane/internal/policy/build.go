@@ -233,10 +233,20 @@ func catchAll(r Route) int {
 	return 0
 }
 
+// within is the inner map under a key, made if there is none.
+func within[V any](m map[string]map[string]V, key string) map[string]V {
+	inner := m[key]
+	if inner == nil {
+		inner = map[string]V{}
+		m[key] = inner
+	}
+	return inner
+}
+
 func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 	x := &index{
-		byHost: map[string]*API{}, apis: map[zoneName]*API{}, plans: map[string]*Plan{},
-		outbound: map[policyFrom][]table.Pair{}, permitted: map[policyPair]struct{}{},
+		byHost: map[string]*API{}, apis: map[string]map[string]*API{}, plans: map[string]*Plan{},
+		outbound: map[policyFrom][]table.Pair{}, permitted: map[string]map[string]map[string]struct{}{},
 		directory: map[zoneName]*table.Directory{}, dirByHost: map[string]*table.Directory{}, dirByZone: map[string][]table.Directory{},
 		nodes: map[string]*table.Node{}, zoneKeys: map[string]ed25519.PublicKey{},
 	}
@@ -248,7 +258,7 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 	for key, e := range objects {
 		switch v := e.value.(type) {
 		case *API:
-			x.apis[zoneName{v.Zone, v.Name}] = v
+			within(x.apis, v.Zone)[v.Name] = v
 			for _, h := range v.Hosts {
 				h = strings.ToLower(h)
 				if other := x.byHost[h]; other != nil {
@@ -260,7 +270,7 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 		case *Plan:
 			x.plans[v.Name] = v
 		case *table.Pair:
-			x.permitted[policyPair{v.Policy, v.From, v.To}] = struct{}{}
+			within(within(x.permitted, v.Policy), v.From)[v.To] = struct{}{}
 			switch x.settings.Region {
 			case v.From:
 				from := policyFrom{v.Policy, v.From}

@@ -29,10 +29,10 @@ type entry struct {
 type index struct {
 	settings  table.Settings
 	byHost    map[string]*API
-	apis      map[zoneName]*API
+	apis      map[string]map[string]*API // zone, name
 	plans     map[string]*Plan
 	outbound  map[policyFrom][]table.Pair
-	permitted map[policyPair]struct{}
+	permitted map[string]map[string]map[string]struct{} // policy, from, to: short keys cost less than one long one
 	inbound   []table.Pair
 	directory map[zoneName]*table.Directory
 	dirByHost map[string]*table.Directory
@@ -47,7 +47,6 @@ type index struct {
 type (
 	zoneName   struct{ zone, name string }
 	policyFrom struct{ policy, from string }
-	policyPair struct{ policy, from, to string }
 )
 
 var noIndex = &index{}
@@ -98,7 +97,7 @@ func (t *Table) API(host string) *API { return t.idx().byHost[host] }
 
 // APIOf is the API of that name in a zone: the own one, or a foreign one this region may receive relays
 // for. nil: this edge has no business with it.
-func (t *Table) APIOf(zone, name string) *API { return t.idx().apis[zoneName{zone, name}] }
+func (t *Table) APIOf(zone, name string) *API { return t.idx().apis[zone][name] }
 
 // Route is the route with the longest prefix that covers path by whole segments. Only routes of that
 // longest prefix count: a shorter one never answers for a method the longer one does not take, or adding
@@ -185,7 +184,7 @@ func (t *Table) Pairs(policy, from string) []table.Pair {
 // Permits says whether the table has the pair. A region never needs a pair to itself and has none here:
 // home is not a relay.
 func (t *Table) Permits(policy, from, to string) bool {
-	_, ok := t.idx().permitted[policyPair{policy, from, to}]
+	_, ok := t.idx().permitted[policy][from][to]
 	return ok
 }
 

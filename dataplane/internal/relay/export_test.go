@@ -1,5 +1,10 @@
 package relay
 
+import (
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/regions/grant"
+)
+
 // Cuts are what a sweep would have in hand now.
 func (s *Server) Cuts() (cuts []func()) {
 	s.mu.Lock()
@@ -8,4 +13,9 @@ func (s *Server) Cuts() (cuts []func()) {
 		cuts = append(cuts, f.cut)
 	}
 	return cuts
+}
+
+// Permitted is what Do asks before every attempt.
+func (c *Client) Permitted(api *policy.API, to string) (*grant.Grant, string) {
+	return c.permitted(api, to)
 }
