@@ -1,7 +1,7 @@
 // Command bench measures the floors and reports of the spine on a sandbox of its own: how fast a key begins
-// and ceases to work, how soon a request is seen in usage and by
-// other edges' quotas, how fast a pair takes over, what a request costs the edge, and how big everything is. It
-// prints one table and exits 1 when a floor is missed. It needs the programs in bin/: make bench.
+// and ceases to work, how soon a request is seen in usage and by other edges' quotas, how fast a pair takes over, how
+// soon a tightening is in force and a lost region replaced, what a request costs the edge, and how big everything is.
+// It prints one table and exits 1 when a floor is missed. It needs the programs in bin/: make bench.
 package main
 
 import (
@@ -35,6 +35,8 @@ func main() {
 	samples := flag.Int("samples", 200, "keys to create and revoke")
 	kills := flag.Int("kills", 5, "upstream kills")
 	seconds := flag.Int("seconds", 10, "load while the edge's CPU time is measured")
+	only := flag.String("only", "", "sections to run, with commas between: idle, keys, visible, told, failover, border, cost, sizes; empty: all")
+	tightenings := flag.Int("tightenings", 100, "tightenings to wait for, all connected")
 	cold := flag.Bool("cold", false, "also build everything with an empty build cache, as the first make run does")
 	flag.Parse()
 	b := &bench{samples: *samples}
@@ -46,13 +48,23 @@ func main() {
 		begun := time.Now()
 		b.s = harness.Start(t)
 		b.report("sandbox start to ready (built)", seconds1(time.Since(begun)), "", "")
-		b.idle()
-		b.keys()
-		b.visible(b.samples / 2)
-		b.told(b.samples / 2)
-		b.failover(*kills)
-		b.cost(time.Duration(*seconds) * time.Second)
-		b.sizes()
+		for _, section := range []struct {
+			name string
+			run  func()
+		}{
+			{"idle", b.idle},
+			{"keys", b.keys},
+			{"visible", func() { b.visible(b.samples / 2) }},
+			{"told", func() { b.told(b.samples / 2) }},
+			{"failover", func() { b.failover(*kills) }},
+			{"border", func() { b.border(*tightenings) }},
+			{"cost", func() { b.cost(time.Duration(*seconds) * time.Second) }},
+			{"sizes", b.sizes},
+		} {
+			if *only == "" || slices.Contains(strings.Split(*only, ","), section.name) {
+				section.run()
+			}
+		}
 	})
 	fmt.Printf("%d CPUs, %s\n", runtime.NumCPU(), runtime.Version())
 	fmt.Printf("%-44s %12s %12s  %s\n", "MEASURE", "P50/VALUE", "P99", "FLOOR")

@@ -4,12 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,58 +21,6 @@ import (
 // the pair within 5 s).
 const dnsGoal = 5 * time.Second
 
-// resolve asks an edge's DNS for the HTTPS records of a host, and gives the addresses that they lead to, the
-// first to try first.
-func resolve(server, host, network string) ([]string, error) {
-	q := new(dns.Msg)
-	q.SetQuestion(dns.Fqdn(host), dns.TypeHTTPS)
-	m, _, err := (&dns.Client{Net: network, Timeout: 2 * time.Second}).Exchange(q, server)
-	if err != nil {
-		return nil, err
-	}
-	if m.Rcode != dns.RcodeSuccess || !m.Authoritative {
-		return nil, fmt.Errorf("%s answers %s", server, dns.RcodeToString[m.Rcode])
-	}
-	var services []*dns.HTTPS
-	for _, rr := range m.Answer {
-		if s, ok := rr.(*dns.HTTPS); ok {
-			services = append(services, s)
-		}
-	}
-	slices.SortStableFunc(services, func(a, b *dns.HTTPS) int { return int(a.Priority) - int(b.Priority) })
-	var out []string
-	for _, s := range services {
-		port := 443
-		var hints []net.IP
-		for _, v := range s.Value {
-			switch v := v.(type) {
-			case *dns.SVCBPort:
-				port = int(v.Port)
-			case *dns.SVCBIPv4Hint:
-				hints = v.Hint
-			}
-		}
-		for _, ip := range hints {
-			out = append(out, net.JoinHostPort(ip.String(), strconv.Itoa(port)))
-		}
-	}
-	if len(out) == 0 {
-		return nil, errors.New("an answer without an address")
-	}
-	return out, nil
-}
-
-func dnsOf(t *testing.T, s *harness.Sandbox, region string) string {
-	t.Helper()
-	for _, e := range s.Edges {
-		if e.Region == region {
-			return e.DNS
-		}
-	}
-	t.Fatalf("no edge in %s", region)
-	return ""
-}
-
 // names says that a server's answers lead to the edges of exactly these regions.
 func names(s *harness.Sandbox, server, host string, regions ...string) error {
 	want := []string{}
@@ -83,7 +29,7 @@ func names(s *harness.Sandbox, server, host string, regions ...string) error {
 	}
 	slices.Sort(want)
 	for _, network := range []string{"udp", "tcp"} {
-		got, err := resolve(server, host, network)
+		got, err := harness.Resolve(server, host, network)
 		if err != nil {
 			return err
 		}
@@ -100,13 +46,13 @@ func names(s *harness.Sandbox, server, host string, regions ...string) error {
 func TestDNS(t *testing.T) {
 	t.Parallel()
 	s := harness.Start(t)
-	west, central, us := dnsOf(t, s, "eu-west"), dnsOf(t, s, "eu-central"), dnsOf(t, s, "us-east")
+	west, central, us := s.DNS("eu-west"), s.DNS("eu-central"), s.DNS("us-east")
 	for _, server := range []string{west, central} {
 		s.Eventually(20*time.Second, "both regions are named", func() error { return names(s, server, ordersEMEA, "eu-west", "eu-central") })
 	}
 	s.Eventually(20*time.Second, "both regions of us are named", func() error { return names(s, us, ordersUS, "us-east", "us-west") })
 	for server, host := range map[string]string{west: ordersUS, us: ordersEMEA} {
-		if _, err := resolve(server, host, "udp"); err == nil || !strings.Contains(err.Error(), "REFUSED") {
+		if _, err := harness.Resolve(server, host, "udp"); err == nil || !strings.Contains(err.Error(), "REFUSED") {
 			t.Errorf("%s is asked for %s: %v, want REFUSED", server, host, err)
 		}
 	}
@@ -118,24 +64,7 @@ func TestDNS(t *testing.T) {
 
 	// Clients ask both servers, go where they are told, and try the next address where one does not answer.
 	key := s.Key("emea", "unlimited")
-	follow := func() error {
-		var last error
-		for _, server := range []string{west, central} {
-			addresses, err := resolve(server, ordersEMEA, "udp")
-			if err != nil {
-				last = err
-				continue
-			}
-			for _, a := range addresses {
-				answer := s.Send(s.NewClient(a), http.MethodGet, ordersEMEA, "/v1/orders", key, nil)
-				if answer.Err == nil && answer.Status == http.StatusOK && strings.HasPrefix(answer.Served(), "eu-") {
-					return nil
-				}
-				last = fmt.Errorf("%s answers %d, served by %q: %v", a, answer.Status, answer.Served(), answer.Err)
-			}
-		}
-		return last
-	}
+	follow := func() error { return s.FollowDNS([]string{west, central}, ordersEMEA, key, "eu-") }
 	if err := follow(); err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +131,7 @@ func TestDNS(t *testing.T) {
 	s.MustCLI("emea", "apply", "-f", writeManifest(t, "kind: Region\nname: eu-west\nspec: {zone: emea, provider: sandbox, country: IE, jurisdiction: EEA, client_subnets: [127.0.0.0/8]}\n"))
 	s.Eventually(10*time.Second, "clients of eu-west are led there first", func() error {
 		for range 5 { // every time, not every other
-			got, err := resolve(central, ordersEMEA, "udp")
+			got, err := harness.Resolve(central, ordersEMEA, "udp")
 			if err != nil || got[0] != s.HTTPS("eu-west") || len(got) != 2 {
 				return fmt.Errorf("%v, %v", got, err)
 			}
