@@ -71,6 +71,9 @@ type Config struct {
 	DetailRetention time.Duration // of a row of detail, from when its request ended; 0: 35 days
 	DetailBudget    int64         // bytes of detail on disk, beyond which the oldest files go; 0: 20 GiB
 
+	EvidenceKeep  time.Duration // how old records of the zone's Merkle log may get; 0: 400 days
+	EvidenceBytes int64         // of the log on disk, beyond which the oldest go before their time, and that is said; 0: 32 GiB
+
 	// DropDelta is a fault hook of test builds; nil in production.
 	DropDelta func() bool
 }

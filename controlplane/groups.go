@@ -139,7 +139,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	handler.Handle(usagev1connect.NewQuotaServiceHandler(quotaDoor{n}, opts...))
 	handler.Handle(joinv1connect.NewIdentityServiceHandler(n.enroll, opts...))
 	handler.Handle(joinv1connect.NewCertStoreServiceHandler(n.certs, opts...))
-	n.carrier.Register(handler, n.keeper, n.evidence, carrier.Ledger{Lessor: n.lessor, Detail: ownDetail{n}, Checkpoint: n.machine.CheckpointSum}, n.central.own)
+	n.carrier.Register(handler, n.keeper, ownEvidence{n}, carrier.Ledger{Lessor: n.lessor, Detail: ownDetail{n}, Checkpoint: n.machine.CheckpointSum}, n.central.own)
 	return nil
 }
 

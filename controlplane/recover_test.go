@@ -14,11 +14,11 @@ import (
 )
 
 func (r *running) leaf(kind string) (found []evidence.Record) {
-	leaves, _, err := r.evidence.Leaves(0, 4096)
+	piece, err := r.evidence.Leaves(0, 4096)
 	if err != nil {
 		return nil
 	}
-	for _, l := range leaves {
+	for _, l := range piece.Leaves {
 		if rec, err := evidence.Decode(l); err == nil && rec.Kind == kind {
 			found = append(found, rec)
 		}

@@ -66,8 +66,10 @@ type Config struct {
 	// QuotaWait is how long a request waits for the first word on its quota; 0: not at all, it is refused.
 	QuotaWait time.Duration
 
-	DetailBytes            int64  // of disk for detail that no control node has stored yet; beyond it the oldest is given up, counted; 0: 3 GiB
-	OnSpoolError           string // proxy.RefuseNew (default) or proxy.ServeUnbilled
+	DetailBytes            int64         // of disk for detail that no control node has stored yet; beyond it the oldest is given up, counted; 0: 3 GiB
+	RelayRowsBytes         int64         // of disk for rows of relays, beyond which the oldest go, counted; 0: 256 MiB
+	RelayRowsKeep          time.Duration // how long they are kept; 0: 90 days
+	OnSpoolError           string        // proxy.RefuseNew (default) or proxy.ServeUnbilled
 	AllowLoopbackUpstreams bool
 	ACME                   ACME
 	Version                string
@@ -173,7 +175,7 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 }
 
 func (e *Edge) openUsage() (err error) {
-	if e.evidence, err = evidence.Open(evidence.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Logger: e.log}); err != nil {
+	if e.evidence, err = evidence.Open(evidence.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Budget: e.cfg.RelayRowsBytes, Keep: e.cfg.RelayRowsKeep, Logger: e.log}); err != nil {
 		return err
 	}
 	if e.witness, err = witness.Open(witness.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Zone: e.self.Zone, Key: e.state.TableSigningKey, Logger: e.log}); err != nil {
@@ -198,7 +200,7 @@ func (e *Edge) openUsage() (err error) {
 func (e *Edge) openPath() (err error) {
 	e.follow, err = subscribe.New(subscribe.Config{Addrs: e.controlAddrs, HTTPClient: e.controlHTTP, Dir: filepath.Join(e.cfg.Dir, "table"),
 		Edge: e.self.Node, Region: e.self.Region, Zone: e.self.Zone, SigningKey: e.state.TableSigningKey, Holder: e.tables,
-		Status: e.status, Checkpoint: e.witness.Take, OnWithdrawn: e.onWithdrawn, Logger: e.log, Version: e.cfg.Version})
+		Status: e.status, Checkpoint: e.witness.Take, Rows: e.rows, OnWithdrawn: e.onWithdrawn, Logger: e.log, Version: e.cfg.Version})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,8 @@
 package dataplane
 
 import (
+	"context"
+	"slices"
 	"time"
 
 	"bailiwick/dataplane/internal/evidence"
@@ -36,4 +38,24 @@ func (e *Edge) told(minutes []evidence.Minute, refused []evidence.Refused) {
 		e.log.Warn("relays that were told cannot be marked so", "error", err)
 	}
 	e.evidence.ToldRefused(refused)
+}
+
+// rowsAtOnce bounds a message of rows: a control node reads no more than a megabyte.
+const rowsAtOnce = 2000
+
+// rows hands out what the digests in the zone's log cover.
+func (e *Edge) rows(ctx context.Context, wanted *syncv1.RowsWanted, tell func(*syncv1.TellRowsRequest) error) error {
+	return e.evidence.Rows(ctx, time.Unix(wanted.GetFrom(), 0), time.Unix(wanted.GetTo(), 0), func(m evidence.Minute, rows [][]byte) error {
+		if len(rows) == 0 {
+			return tell(&syncv1.TellRowsRequest{Entry: minuteProto(m)})
+		}
+		left := len(rows)
+		for part := range slices.Chunk(rows, rowsAtOnce) {
+			left -= len(part)
+			if err := tell(&syncv1.TellRowsRequest{Entry: minuteProto(m), Rows: part, More: left > 0}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

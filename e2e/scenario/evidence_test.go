@@ -39,8 +39,8 @@ func TestEvidence(t *testing.T) {
 	})
 	// A control node that lost its copy has the same log again, and another leads.
 	s.Act("kill", "emea-2")
-	lost := filepath.Join(s.Dir, "emea-2", "evidence", "evidence.log")
-	if err := os.Remove(lost); err != nil {
+	lost := filepath.Join(s.Dir, "emea-2", "evidence")
+	if err := os.RemoveAll(lost); err != nil {
 		t.Fatal(err)
 	}
 	s.Act("start", "emea-2")
@@ -105,12 +105,38 @@ func TestEvidence(t *testing.T) {
 		return nil
 	})
 	within(t, time.Now(), 30*time.Second, "the node that lost its copy has it again", func() error {
-		info, err := os.Stat(lost)
+		info, err := os.Stat(filepath.Join(lost, "evidence-0000000000000000.log"))
 		if err == nil && info.Size() < 4096 {
 			err = fmt.Errorf("it has %d bytes", info.Size())
 		}
 		return err
 	})
+	if out := s.MustCLI("emea", "evidence", "check", "--zone", "emea"); strings.Count(out, "heads fit") != 3 || strings.Contains(out, "DAMAGED") {
+		t.Errorf("not every node's log is whole:\n%s", out)
+	}
+
+	// The rows of the relays rest with the edge: what it hands out is what the log has digests of, and nothing else.
+	rows := filepath.Join(apart, "rows")
+	s.MustCLI("emea", "evidence", "rows", "--zone", "emea", "--region", "eu-west", "--from", "30m", "-f", rows)
+	if out, err := verify(file, "--rows", rows); err != nil || !strings.Contains(out, "relays out of eu-west: ") {
+		t.Errorf("the rows are not those of the log: %v\n%s", err, out)
+	}
+	kept, err := os.ReadFile(rows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(kept), `"request_id"`); n < relayed {
+		t.Errorf("%d rows of at least %d relays", n, relayed)
+	}
+	at := strings.Index(string(kept), `"request_id":"`) + len(`"request_id":"`)
+	swapped := slices.Clone(kept)
+	swapped[at] ^= 1
+	if err := os.WriteFile(rows, swapped, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := verify(file, "--rows", rows); err == nil || !strings.Contains(out, "a row was changed or moved") {
+		t.Errorf("a request id in the rows was changed: %v\n%s", err, out)
+	}
 
 	whole, err := os.ReadFile(file)
 	if err != nil {

@@ -1,5 +1,6 @@
 // Package checkpoint owns the signed heads of a zone's Merkle log: how one is written and signed, how it is read, and
-// whether a newer one continues an older one. Control nodes sign them, edges hold them, auditors check them.
+// whether a newer one continues an older one. Control nodes sign them, edges hold them, auditors check them. It also owns
+// how the rows that edges keep of their relays come to the digests in the log.
 //
 // The tree is RFC 6962's and the text is the transparency log world's checkpoint: origin, size, root, then extension
 // lines, under a signed note. Both come from golang.org/x/mod/sumdb, which Go itself rests its module checksums on:

@@ -144,6 +144,8 @@ func serve(ctx context.Context, args []string) error {
 	flags.Int64Var(&cfg.MaxEdgeRate, "max-edge-rate", 250_000, "requests a second that one edge can serve at most: usage that says more is refused")
 	flags.DurationVar(&cfg.DetailRetention, "detail-retention", 35*24*time.Hour, "how long rows of single requests are kept")
 	flags.Int64Var(&cfg.DetailBudget, "detail-budget", 20<<30, "bytes of such rows on this node's disk; beyond it the oldest files go, counted")
+	flags.DurationVar(&cfg.EvidenceKeep, "evidence-keep", 400*24*time.Hour, "how long records of the zone's evidence are kept")
+	flags.Int64Var(&cfg.EvidenceBytes, "evidence-bytes", 32<<30, "bytes of them on this node's disk; beyond it the oldest go before their time, and the log says so")
 	cores := flags.Bool("core-dumps", false, "let the system dump this process's memory when it crashes; keys and requests are in it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")

@@ -14,14 +14,17 @@ import (
 	"strings"
 	"time"
 
+	"connectrpc.com/connect"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"bailiwick/controlplane/internal/evidence"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 )
 
 func (a *app) evidenceCommand() *cobra.Command {
-	return group("evidence", "Take a zone's evidence away, and check it without the zone", a.evidenceExportCommand(), a.evidenceVerifyCommand())
+	return group("evidence", "Take a zone's evidence away, and check it without the zone", a.evidenceExportCommand(), a.evidenceVerifyCommand(),
+		a.evidenceRowsCommand(), a.evidenceCheckCommand())
 }
 
 func (a *app) complianceCommand() *cobra.Command {
@@ -37,43 +40,89 @@ func (s *span) flags(c *cobra.Command) {
 	c.Flags().StringVar(&s.to, "to", "0s", "end: a time, or how long ago")
 }
 
-// bundle fetches one from a node of the zone.
-func (a *app) bundle(ctx context.Context, s span) ([]byte, error) {
+// interval reads the flags.
+func (s *span) interval() (from, to *timestamppb.Timestamp, err error) {
 	if s.zone == "" {
-		return nil, misuse("--zone is required: evidence is a zone's own")
+		return nil, nil, misuse("--zone is required: evidence is a zone's own")
 	}
 	now := time.Now()
-	from, err := instant(s.from, now)
-	if err != nil {
-		return nil, err
+	if from, err = instant(s.from, now); err != nil {
+		return nil, nil, err
 	}
-	to, err := instant(s.to, now)
-	if err != nil {
-		return nil, err
+	to, err = instant(s.to, now)
+	return from, to, err
+}
+
+// chunked is a stream of an export's pieces.
+type chunked interface {
+	Receive() bool
+	Err() error
+	Close() error
+}
+
+// drain writes a stream's pieces to a draft, and gives a stream up that is silent for too long.
+func drain[T chunked](cancel context.CancelFunc, stream T, take func(T) error) error {
+	defer stream.Close()
+	stalled := time.AfterFunc(exportStall, cancel)
+	defer stalled.Stop()
+	for stream.Receive() {
+		stalled.Reset(exportStall)
+		if err := take(stream); err != nil {
+			return err
+		}
 	}
-	var file bytes.Buffer
+	return stream.Err()
+}
+
+// bundle fetches one from a node of the zone into a draft.
+func (a *app) bundle(ctx context.Context, s span, to draft) error {
+	from, until, err := s.interval()
+	if err != nil {
+		return err
+	}
 	a.timeout = max(a.timeout, exportTimeout)
-	err = a.command(ctx, func(ctx context.Context, c *client) error {
+	return a.command(ctx, func(ctx context.Context, c *client) error {
 		c.try = exportTimeout
 		z, err := c.in(ctx, s.zone)
 		if err != nil {
 			return err
 		}
-		_, err = ask(ctx, c, z.urls, func(ctx context.Context, n api) (struct{}, error) {
-			file.Reset() // the node before this one broke off
-			stream, err := n.ExportEvidence(ctx, &adminv1.ExportEvidenceRequest{From: from, To: to})
-			if err != nil {
-				return struct{}{}, err
-			}
-			defer stream.Close()
-			for stream.Receive() {
-				file.Write(stream.Msg().GetChunk())
-			}
-			return struct{}{}, stream.Err()
+		_, err = ask(ctx, c, z.urls, func(ctx context.Context, n api) (none struct{}, err error) {
+			return none, exportBundle(ctx, n, &adminv1.ExportEvidenceRequest{From: from, To: until}, to)
 		})
 		return err
 	})
-	return file.Bytes(), err
+}
+
+// exportBundle begins the draft anew, since another node may have begun to answer before; an answer that breaks off is gone
+// on with where it did, as long as each attempt brings something.
+func exportBundle(ctx context.Context, n api, req *adminv1.ExportEvidenceRequest, to draft) error {
+	if _, err := to.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if err := to.Truncate(0); err != nil {
+		return err
+	}
+	for {
+		began := req.Offset
+		attempt, cancel := context.WithCancel(ctx)
+		stream, err := n.ExportEvidence(attempt, req)
+		if err == nil {
+			err = drain(cancel, stream, func(stream *connect.ServerStreamForClient[adminv1.ExportEvidenceResponse]) error {
+				m := stream.Msg()
+				if req.Resume == nil {
+					req.Resume = m.GetExport()
+				}
+				req.Offset += int64(len(m.GetChunk()))
+				_, err := to.Write(m.GetChunk())
+				return err
+			})
+		}
+		cancel()
+		if err == nil || ctx.Err() != nil || req.Offset == began || req.Resume == nil {
+			return err
+		}
+	}
 }
 
 func (a *app) evidenceExportCommand() *cobra.Command {
@@ -82,19 +131,130 @@ func (a *app) evidenceExportCommand() *cobra.Command {
 	c := &cobra.Command{Use: "export --zone ZONE -f FILE", Short: "Write a zone's decisions, with their proofs, as one signed file", Args: cobra.NoArgs,
 		Long: `Write a zone's decisions as one signed file: rules adopted, closures, grants with the relays under them, tightenings
 and when they were in force, changes by operators, and the signed heads that prove that nothing is missing or changed.
-It begins earlier than --from, so that everything in it can be derived. Check it anywhere with: bailiwick evidence verify FILE`,
+It begins earlier than --from, so that everything in it can be derived, and may be of any size: an answer that breaks off
+is gone on with. Check it anywhere with: bailiwick evidence verify FILE`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if file == "" {
-				return misuse("-f is required: the file to write")
-			}
-			data, err := a.bundle(cmd.Context(), s)
-			if err != nil {
-				return err
-			}
-			return writePrivate(file, data)
+			return a.toFile(file, func(d draft) error { return a.bundle(cmd.Context(), s, d) })
 		}}
 	s.flags(c)
 	c.Flags().StringVarP(&file, "file", "f", "", "write to this file, readable by you alone (required)")
+	return c
+}
+
+// toFile gathers an export beside its file, which gets its name when it is whole.
+func (a *app) toFile(file string, fetch func(draft) error) error {
+	if file == "" {
+		return misuse("-f is required: the file to write")
+	}
+	d, err := newDraft(file)
+	if err != nil {
+		return err
+	}
+	defer d.discard()
+	if err := fetch(d); err != nil {
+		return err
+	}
+	return d.keep(file)
+}
+
+func (a *app) evidenceRowsCommand() *cobra.Command {
+	var s span
+	var file, region string
+	c := &cobra.Command{Use: "rows --zone ZONE --region REGION -f FILE", Short: "Fetch the rows of a region's relays from its edges", Args: cobra.NoArgs,
+		Long: `Fetch the rows of relays that left a region: when, which request, under which grant. They rest with the region's edges, which
+keep them for 90 days or 256 MiB, and are handed out within their zone alone; digests of them are in the zone's log. Hold
+them against a bundle with: bailiwick evidence verify BUNDLE --rows FILE`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			from, to, err := s.interval()
+			if err != nil {
+				return err
+			}
+			if region == "" {
+				return misuse("--region is required: the region that the relays left")
+			}
+			a.timeout = max(a.timeout, exportTimeout)
+			return a.toFile(file, func(d draft) error {
+				return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+					c.try = exportTimeout
+					z, err := c.in(ctx, s.zone)
+					if err != nil {
+						return err
+					}
+					_, err = ask(ctx, c, z.urls, func(ctx context.Context, n api) (none struct{}, err error) {
+						return none, exportRows(ctx, n, &adminv1.ExportRelayRowsRequest{Region: region, From: from, To: to}, d)
+					})
+					return err
+				})
+			})
+		}}
+	s.flags(c)
+	c.Flags().StringVar(&region, "region", "", "the region that the relays left (required)")
+	c.Flags().StringVarP(&file, "file", "f", "", "write to this file, readable by you alone (required)")
+	return c
+}
+
+func exportRows(ctx context.Context, n api, req *adminv1.ExportRelayRowsRequest, to draft) error {
+	if _, err := to.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if err := to.Truncate(0); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := n.ExportRelayRows(ctx, req)
+	if err != nil {
+		return err
+	}
+	return drain(cancel, stream, func(stream *connect.ServerStreamForClient[adminv1.ExportRelayRowsResponse]) error {
+		_, err := to.Write(stream.Msg().GetChunk())
+		return err
+	})
+}
+
+func (a *app) evidenceCheckCommand() *cobra.Command {
+	var zoneName string
+	c := &cobra.Command{Use: "check --zone ZONE", Short: "Have every node of a zone read its whole log, and mend what is damaged", Args: cobra.NoArgs,
+		Long: `Have every control node of a zone read its whole copy of the zone's log: each record, each hash, each signed head. What is
+damaged is fetched from another node. Nodes look at one part a minute by themselves; this looks at all of it now.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if zoneName == "" {
+				return misuse("--zone is required: evidence is a zone's own")
+			}
+			a.timeout = max(a.timeout, exportTimeout)
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				c.try = exportTimeout
+				z, err := c.in(ctx, zoneName)
+				if err != nil {
+					return err
+				}
+				var all []*adminv1.CheckEvidenceResponse
+				for _, url := range z.urls { // each node for itself
+					r, err := ask(ctx, c, []string{url}, func(ctx context.Context, n api) (*adminv1.CheckEvidenceResponse, error) {
+						return n.CheckEvidence(ctx, &adminv1.CheckEvidenceRequest{})
+					})
+					if err != nil {
+						return err
+					}
+					if len(r.GetDamaged()) > 0 {
+						a.exit = exitFailure
+					}
+					all = append(all, r)
+				}
+				return a.print(all, func(w io.Writer) {
+					for _, r := range all {
+						fmt.Fprintf(w, "%s  records %d to %d, %d heads fit\n", r.GetNode(), r.GetFirst(), r.GetFirst()+r.GetRecords()-1, r.GetHeads())
+						for _, what := range r.GetMended() {
+							fmt.Fprintf(w, "  mended   %s\n", what)
+						}
+						for _, what := range r.GetDamaged() {
+							fmt.Fprintf(w, "  DAMAGED  %s\n", what)
+						}
+					}
+				})
+			})
+		}}
+	c.Flags().StringVar(&zoneName, "zone", "", "the zone (required)")
 	return c
 }
 
@@ -133,20 +293,27 @@ func (a *app) trust(zone, keyText string, held []string) (evidence.Trust, error)
 
 func (a *app) evidenceVerifyCommand() *cobra.Command {
 	var zone, key string
-	var held []string
+	var held, rows []string
 	c := &cobra.Command{Use: "verify FILE", Short: "Check a bundle offline: every signature, every proof, every decision", Args: cobra.ExactArgs(1),
 		Long: `Check a bundle without any network: that every signature is the zone's, that no record was changed, left out, added or
 moved, and that every decision follows from the rules that the zone had adopted by then.
 
 The zone's key is trusted by --key, its public key in base64, or by --ca-file (BAILIWICK_CA_FILE), the installation's
 root. --head FILE is a signed head that somebody else kept, an edge or an earlier bundle's auditor: it must be of the same
-history. Exit codes: 0 sound, 1 not sound or not readable, 2 misuse.`,
+history. --rows FILE are rows of relays: they must be exactly those whose digests are in the bundle. Exit codes: 0 sound, 1 not sound or not readable, 2 misuse.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			trust, err := a.trust(zone, key, held)
 			if err != nil {
 				return err
 			}
 			a.started = true
+			for _, file := range rows {
+				r, err := readRows(file)
+				if err != nil {
+					return err
+				}
+				trust.Rows = append(trust.Rows, r)
+			}
 			f, err := os.Open(args[0])
 			if err != nil {
 				return err
@@ -163,8 +330,18 @@ history. Exit codes: 0 sound, 1 not sound or not readable, 2 misuse.`,
 		}}
 	c.Flags().StringVar(&zone, "zone", "", "the zone that the bundle must be of")
 	c.Flags().StringVar(&key, "key", "", "the zone's public key, base64: bailiwick get zones -o json shows it as signing_key")
+	c.Flags().StringArrayVar(&rows, "rows", nil, "rows of relays, from evidence rows; may be repeated")
 	c.Flags().StringArrayVar(&held, "head", nil, "a signed head that was kept elsewhere; may be repeated")
 	return c
+}
+
+func readRows(file string) (*evidence.Rows, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return evidence.ReadRows(f)
 }
 
 func printVerdict(w io.Writer, v *evidence.Verdict) {
@@ -173,6 +350,9 @@ func printVerdict(w io.Writer, v *evidence.Verdict) {
 		kinds = append(kinds, fmt.Sprintf("%s %d", k, v.Records[k]))
 	}
 	fmt.Fprintf(w, "zone %s, records %d to %d (%s), %d signed heads\n", v.Zone, v.First, v.Size-1, strings.Join(kinds, ", "), v.Heads)
+	for _, r := range v.Rows {
+		fmt.Fprintf(w, "relays out of %s: %d rows in %d entries as they were logged, %d entries later than the bundle\n", r.Region, r.Rows, r.Entries, r.Untold)
+	}
 	if v.Total == 0 {
 		fmt.Fprintf(w, "sound: the zone's key is trusted by the given %s, nothing is changed, missing or moved, and every decision follows from the adopted rules\n", v.Anchor)
 		if v.Held > 0 {
@@ -200,17 +380,30 @@ made of a bundle, which is verified first; --bundle takes one from a file instea
 			if err != nil {
 				return err
 			}
-			var data []byte
+			var in io.ReadSeeker
 			if bundle != "" {
 				a.started = true
-				data, err = os.ReadFile(bundle)
+				f, err := os.Open(bundle)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				in = f
 			} else {
-				data, err = a.bundle(cmd.Context(), s)
+				d, err := newDraft("")
+				if err != nil {
+					return err
+				}
+				defer d.discard()
+				if err := a.bundle(cmd.Context(), s, d); err != nil {
+					return err
+				}
+				in = d
 			}
-			if err != nil {
+			if _, err := in.Seek(0, io.SeekStart); err != nil {
 				return err
 			}
-			r, err := evidence.ReportOn(bytes.NewReader(data), trust)
+			r, err := evidence.ReportOn(in, trust)
 			if err != nil {
 				return err
 			}

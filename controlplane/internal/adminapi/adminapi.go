@@ -205,7 +205,8 @@ func Handler(cfg Config) (http.Handler, error) {
 		adminv1connect.QuotaServiceName, adminv1connect.CustomerServiceName, adminv1connect.EvidenceServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))
-	return patient(adminv1connect.CustomerServiceExportProcedure, exportStall, bodyLimit(mux, connect.NewErrorWriter(opts...))), nil
+	return patient(exportStall, bodyLimit(mux, connect.NewErrorWriter(opts...)), adminv1connect.CustomerServiceExportProcedure,
+		adminv1connect.EvidenceServiceExportEvidenceProcedure, adminv1connect.EvidenceServiceExportRelayRowsProcedure, adminv1connect.EvidenceServiceCheckEvidenceProcedure), nil
 }
 
 // bodyLimit answers a request that announces too much before it is read, with a reason; Connect's own limit

@@ -57,6 +57,8 @@ var rights = map[string]string{
 	adminv1connect.CustomerServiceExportProcedure:                    RoleAdmin,
 	adminv1connect.CustomerServiceEraseProcedure:                     RoleAdmin,
 	adminv1connect.EvidenceServiceExportEvidenceProcedure:            RoleViewer,
+	adminv1connect.EvidenceServiceExportRelayRowsProcedure:           RoleViewer,
+	adminv1connect.EvidenceServiceCheckEvidenceProcedure:             RoleAdmin,
 	adminv1connect.UsageServiceQueryLatencyProcedure:                 RoleViewer,
 	adminv1connect.UsageServiceForecastProcedure:                     RoleViewer,
 	adminv1connect.AlertServiceCreateWebhookProcedure:                RoleAdmin,

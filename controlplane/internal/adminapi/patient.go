@@ -3,17 +3,18 @@ package adminapi
 import (
 	"io"
 	"net/http"
+	"slices"
 	"time"
 )
 
 // exportStall is how long a client of an export may take no byte.
 const exportStall = time.Minute
 
-// patient lets one procedure's answer outlast the timeouts of the port's server, as long as its client goes on
+// patient lets some procedures' answers outlast the timeouts of the port's server, as long as its client goes on
 // reading: each write has a deadline of its own, the pauses between them have none.
-func patient(procedure string, stall time.Duration, next http.Handler) http.Handler {
+func patient(stall time.Duration, next http.Handler, procedures ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == procedure {
+		if slices.Contains(procedures, r.URL.Path) {
 			p := &patientWriter{w, http.NewResponseController(w), stall}
 			p.pause()
 			r.Body = requestBody{r.Body, p.ends}

@@ -58,7 +58,7 @@ func (b bearer) Do(r *http.Request) (*http.Response, error) {
 // A client that takes nothing holds an export no longer than a stall.
 func TestExport_EndsWhenItsClientStopsReading(t *testing.T) {
 	ended := make(chan error, 1)
-	h := adminapi.Patient(adminv1connect.CustomerServiceExportProcedure, 50*time.Millisecond, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h := adminapi.Patient(50*time.Millisecond, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		for {
 			if _, err := w.Write(make([]byte, 1<<20)); err != nil {
@@ -66,7 +66,7 @@ func TestExport_EndsWhenItsClientStopsReading(t *testing.T) {
 				return
 			}
 		}
-	}))
+	}), adminv1connect.CustomerServiceExportProcedure)
 	server := httptest.NewServer(h)
 	defer server.Close()
 	conn, err := net.Dial("tcp", server.Listener.Addr().String())

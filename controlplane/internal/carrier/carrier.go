@@ -45,9 +45,10 @@ type Zone interface {
 	Tightenings() ([]*adminv1.Tightening, error)
 }
 
-// Leaves is a node's copy of the zone's Merkle log.
-type Leaves interface {
-	Leaves(from int64, limit int) (leaves [][]byte, through uint64, err error)
+// Evidence is a node's copy of the zone's Merkle log, and what the edges connected to it keep of relays.
+type Evidence interface {
+	Leaves(from int64, limit int) (*peerv1.EvidenceLeavesResponse, error)
+	EdgeRows(ctx context.Context, req *peerv1.EdgeRowsRequest, send func(*peerv1.EdgeRowsResponse) error) error
 }
 
 // maxLeaves is how many leaves one answer carries.
@@ -141,9 +142,23 @@ func (c *Carrier) Reports(ctx context.Context, leader string) ([]*peerv1.EdgeRep
 }
 
 // Leaves asks one node of this zone for its copy of the zone's Merkle log.
-func (c *Carrier) Leaves(ctx context.Context, node string, from int64) (leaves [][]byte, through uint64, err error) {
-	response, err := c.zone(node).EvidenceLeaves(ctx, &peerv1.EvidenceLeavesRequest{From: from})
-	return response.GetLeaves(), response.GetThrough(), err
+func (c *Carrier) Leaves(ctx context.Context, node string, from int64) (*peerv1.EvidenceLeavesResponse, error) {
+	return c.zone(node).EvidenceLeaves(ctx, &peerv1.EvidenceLeavesRequest{From: from})
+}
+
+// EdgeRows asks one node of this zone for what its edges keep of relays.
+func (c *Carrier) EdgeRows(ctx context.Context, node string, req *peerv1.EdgeRowsRequest, each func(*peerv1.EdgeRowsResponse) error) error {
+	stream, err := c.zone(node).EdgeRows(ctx, req)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		if err := each(stream.Msg()); err != nil {
+			return err
+		}
+	}
+	return stream.Err()
 }
 
 // Totals asks one node of another zone for that zone's sums.
@@ -154,10 +169,10 @@ func (c *Carrier) Totals(ctx context.Context, node string, req *peerv1.TotalsReq
 }
 
 // Register mounts the doors. totals answers for this zone alone.
-func (c *Carrier) Register(mux *http.ServeMux, zone Zone, leaves Leaves, ledger Ledger, totals func(ctx context.Context, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error)) {
+func (c *Carrier) Register(mux *http.ServeMux, zone Zone, evidence Evidence, ledger Ledger, totals func(ctx context.Context, req *peerv1.TotalsRequest) (*adminv1.ZoneTotals, error)) {
 	handler := []connect.HandlerOption{connect.WithInterceptors(rpcfault.Server(c.cfg.Logger)), connect.WithReadMaxBytes(maxMessage)}
 	mux.Handle(peerv1connect.NewGroupServiceHandler(groupDoor{c}, handler...))
-	mux.Handle(peerv1connect.NewZoneServiceHandler(zoneDoor{c, zone, leaves}, handler...))
+	mux.Handle(peerv1connect.NewZoneServiceHandler(zoneDoor{c, zone, evidence}, handler...))
 	mux.Handle(peerv1connect.NewLedgerServiceHandler(ledgerDoor{Carrier: c, Ledger: ledger}, handler...))
 	mux.Handle(peerv1connect.NewCentralServiceHandler(centralDoor{c, totals}, handler...))
 }
@@ -249,8 +264,8 @@ func (d groupDoor) Transfer(ctx context.Context, req *peerv1.TransferRequest) (*
 
 type zoneDoor struct {
 	*Carrier
-	zone   Zone
-	leaves Leaves
+	zone     Zone
+	evidence Evidence
 }
 
 func (d zoneDoor) GrantFor(ctx context.Context, req *peerv1.GrantForRequest) (*peerv1.GrantForResponse, error) {
@@ -293,11 +308,14 @@ func (d zoneDoor) EvidenceLeaves(ctx context.Context, req *peerv1.EvidenceLeaves
 	if err := d.neighbour(ctx); err != nil {
 		return nil, err
 	}
-	leaves, through, err := d.leaves.Leaves(req.From, maxLeaves)
-	if err != nil {
-		return nil, err
+	return d.evidence.Leaves(req.From, maxLeaves)
+}
+
+func (d zoneDoor) EdgeRows(ctx context.Context, req *peerv1.EdgeRowsRequest, stream *connect.ServerStream[peerv1.EdgeRowsResponse]) error {
+	if err := d.neighbour(ctx); err != nil {
+		return err
 	}
-	return &peerv1.EvidenceLeavesResponse{Leaves: leaves, Through: through}, nil
+	return d.evidence.EdgeRows(ctx, req, stream.Send)
 }
 
 type centralDoor struct {

@@ -2,18 +2,20 @@ package evidence
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"sort"
+	"slices"
 	"time"
 
-	"golang.org/x/mod/sumdb/tlog"
-
+	"bailiwick/shared/checkpoint"
+	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
 )
 
@@ -46,69 +48,196 @@ type ending struct {
 	Heads []string `json:"heads"` // signed notes, oldest first; the last is of the whole
 }
 
-// Export writes a bundle of what was decided from one instant to another. It begins earlier, at a state, so that
-// everything in it can be derived, and ends with a head that the zone has signed and its nodes agree on.
-func (l *Log) Export(w io.Writer, node, chainPEM string, from, to time.Time) error {
-	l.mu.Lock()
-	broken := l.broken
-	heads := l.heads[:len(l.heads):len(l.heads)]
-	h := heading{Format: Format, Zone: l.cfg.Zone, Node: node, From: from.UTC(), To: to.UTC(), Exported: time.Now().UTC(), Key: l.key, Chain: chainPEM}
-	// The first record of the range, and the newest state before it.
-	asked := int64(sort.Search(len(l.times), func(i int) bool { return l.times[i] >= from.UnixMilli() }))
-	for _, s := range l.states {
-		if s <= asked {
-			h.First = s
-		}
-	}
-	until := int64(sort.Search(len(l.times), func(i int) bool { return l.times[i] > to.UnixMilli() }))
-	end := sort.Search(len(heads), func(i int) bool { return heads[i].Size >= max(until, h.First) })
-	if end == len(heads) {
-		end-- // what came after the newest head is not signed yet
-	}
-	var frontier []tlog.Hash
-	var err error
-	var offsets []int64
-	if broken == nil && end >= 0 && heads[end].Size > h.First {
-		h.Size = heads[end].Size
-		frontier, err = l.tree.frontier(h.First)
-		offsets = l.offsets[h.First:h.Size:h.Size]
-	}
-	l.mu.Unlock()
-	switch {
-	case broken != nil:
-		return broken
-	case err != nil:
-		return err
-	case h.Size == 0:
-		return fault.New(fault.Unavailable, "NO_CHECKPOINT", "zone %s has signed no head of its log since %s: try again in some seconds", l.cfg.Zone, from.Format(time.RFC3339))
-	}
-	h.Frontier = []string{}
-	for _, x := range frontier {
-		h.Frontier = append(h.Frontier, x.String())
-	}
-	out := &lineWriter{w: bufio.NewWriterSize(w, 64<<10), sum: sha256.New()}
-	out.json(h)
-	for _, off := range offsets {
-		leaf, err := l.file.Record(off)
-		if err != nil {
-			return err
-		}
-		out.line(leaf[1:])
-	}
-	out.json(ending{Heads: spread(heads[:end+1], h.First)})
-	return out.sign(l.cfg.Signer)
+// Export is one bundle on its way out. What it fixes makes the same bytes again on the same node, so that one that broke off
+// can go on.
+type Export struct {
+	At    time.Time // of the export
+	First int64
+	Size  int64
+
+	l        *Log
+	heading  heading
+	segments []segment
 }
 
-// spread takes the last head and up to maxHeads others between it and the first record.
-func spread(all []head, first int64) []string {
-	begin := sort.Search(len(all), func(i int) bool { return all[i].Size >= first })
-	all = all[begin:]
-	step := (len(all) + maxHeads - 1) / maxHeads
-	out := []string{}
-	for i := (len(all) - 1) % step; i < len(all); i += step {
-		out = append(out, string(all[i].note))
+// NewExport finds what a bundle of what was decided from one instant to another has to hold. It begins earlier, at a state,
+// so that everything in it can be derived, and ends with a head that the zone has signed and its nodes agree on. resume, if
+// not nil, is what was fixed when it was begun.
+func (l *Log) NewExport(node, chainPEM string, from, to time.Time, resume *Export) (*Export, error) {
+	l.mu.Lock()
+	broken, newest, segments := l.broken, l.newest, slices.Clone(l.segments)
+	l.mu.Unlock()
+	if broken != nil {
+		return nil, broken
 	}
-	return out
+	x := &Export{At: time.Now().UTC(), l: l, segments: segments}
+	x.heading = heading{Format: Format, Zone: l.cfg.Zone, Node: node, From: from.UTC(), To: to.UTC(), Key: l.key, Chain: chainPEM}
+	if oldest := segments[0]; oldest.first > 0 && !oldest.at.Before(from) {
+		x.heading.From = oldest.at // what was before has been dropped
+	}
+	var err error
+	if resume != nil {
+		x.At, x.First, x.Size = resume.At.UTC(), resume.First, resume.Size
+	} else if x.First, err = l.firstState(segments, from); err == nil {
+		x.Size, err = l.headAfter(segments, to, x.First, newest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if x.First < segments[0].first || x.Size <= x.First || x.Size > newest.Size {
+		return nil, fault.New(fault.Unavailable, "NO_CHECKPOINT", "zone %s has signed no head of its log since %s: try again in some seconds", l.cfg.Zone, from.Format(time.RFC3339))
+	}
+	x.heading.Exported, x.heading.First, x.heading.Size = x.At, x.First, x.Size
+	l.mu.Lock()
+	frontier, err := l.tree.frontier(x.First)
+	l.mu.Unlock()
+	x.heading.Frontier = texts(frontier)
+	return x, err
+}
+
+// firstState is the newest state, or beginning of what there is, before an instant.
+func (l *Log) firstState(segments []segment, from time.Time) (int64, error) {
+	i := 0
+	for i+1 < len(segments) && segments[i+1].at.Before(from) {
+		i++
+	}
+	first := segments[i].first
+	err := l.scan(segments[i:i+1], first, func(tag byte, number int64, body []byte) error {
+		if tag != tagLeaf || !bytes.HasPrefix(body, stateBegins) {
+			return nil
+		}
+		at, err := timeOf(body)
+		if err != nil || !at.Before(from) {
+			return errors.Join(err, durable.ErrStop)
+		}
+		first = number
+		return nil
+	})
+	return first, err
+}
+
+// headAfter is the size of the oldest head that covers all records up to an instant, or of the newest head.
+func (l *Log) headAfter(segments []segment, to time.Time, first int64, newest head) (int64, error) {
+	i := 0
+	for i+1 < len(segments) && !segments[i+1].at.After(to) {
+		i++
+	}
+	size, last, over := newest.Size, segments[i].first, false
+	err := l.scan(segments[i:], segments[i].first, func(tag byte, number int64, body []byte) error {
+		switch {
+		case tag == tagLeaf && !over:
+			at, err := timeOf(body)
+			if err != nil {
+				return err
+			}
+			if over = at.After(to); !over {
+				last = number + 1
+			}
+		case tag == tagHead:
+			c, err := checkpoint.Open(l.cfg.Zone, l.key, body)
+			if err != nil {
+				return err
+			}
+			if over && c.Size >= last && c.Size > first {
+				size = c.Size
+				return durable.ErrStop
+			}
+		}
+		return nil
+	})
+	return size, err
+}
+
+var stateBegins = []byte(`{"kind":"` + KindState + `",`)
+
+// timeOf reads a leaf's time alone: it stands before all that might say "at" as well.
+func timeOf(leaf []byte) (time.Time, error) {
+	if _, rest, ok := bytes.Cut(leaf, []byte(`,"at":"`)); ok {
+		if text, _, ok := bytes.Cut(rest, []byte(`"`)); ok {
+			return time.Parse(time.RFC3339Nano, string(text))
+		}
+	}
+	r, err := Decode(leaf)
+	return r.At, err
+}
+
+// WriteTo writes the bundle from a byte on.
+func (x *Export) WriteTo(w io.Writer, offset int64) error {
+	out := &lineWriter{w: bufio.NewWriterSize(&skipper{w, offset}, 64<<10), sum: sha256.New()}
+	out.json(x.heading)
+	heads, done := spread{}, false
+	err := x.l.scan(x.segments, x.First, func(tag byte, number int64, body []byte) error {
+		switch {
+		case tag == tagLeaf && number >= x.First && number < x.Size:
+			out.line(body)
+		case tag == tagHead:
+			c, err := checkpoint.Open(x.l.cfg.Zone, x.l.key, body)
+			if err != nil {
+				return err
+			}
+			if c.Size < x.First || c.Size > x.Size {
+				return nil
+			}
+			heads.add(string(body))
+			if done = c.Size == x.Size && number >= x.Size; done {
+				return durable.ErrStop
+			}
+		}
+		return out.err
+	})
+	if err == nil && !done {
+		err = fault.New(fault.Unavailable, "HEAD_MISSING", "this node's log has no head of %d records any more: export again", x.Size)
+	}
+	if err != nil {
+		return err
+	}
+	out.json(ending{Heads: heads.list()})
+	return out.sign(x.l.cfg.Signer)
+}
+
+// spread keeps heads, evenly, about maxHeads at most, and always the last.
+type spread struct {
+	kept []string
+	last string
+	step int // of those that came, every step-th is kept
+	n    int
+}
+
+func (s *spread) add(note string) {
+	s.step = max(s.step, 1)
+	if s.last = note; s.n%s.step == 0 {
+		s.kept = append(s.kept, note)
+	}
+	s.n++
+	if len(s.kept) >= maxHeads {
+		for i := range len(s.kept) / 2 {
+			s.kept[i] = s.kept[2*i]
+		}
+		s.kept, s.step = s.kept[:len(s.kept)/2], 2*s.step
+	}
+}
+
+func (s *spread) list() []string {
+	if len(s.kept) == 0 || s.kept[len(s.kept)-1] == s.last {
+		return s.kept
+	}
+	return append(s.kept, s.last)
+}
+
+// skipper leaves out what its reader has already.
+type skipper struct {
+	w    io.Writer
+	left int64
+}
+
+func (s *skipper) Write(p []byte) (int, error) {
+	n := min(s.left, int64(len(p)))
+	s.left -= n
+	if n == int64(len(p)) {
+		return len(p), nil
+	}
+	m, err := s.w.Write(p[n:])
+	return int(n) + m, err
 }
 
 // lineWriter remembers the first error and hashes what it writes.

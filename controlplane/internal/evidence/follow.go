@@ -22,14 +22,15 @@ func (l *Log) Run(ctx context.Context) error {
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return l.cfg.Store.RunLeader(ctx, l.lead) })
 	parts.Go(func() error { return l.follow(ctx) })
+	parts.Go(func() error { return l.scrub(ctx) })
 	return errors.Join(parts.Wait(), l.close())
 }
 
 func (l *Log) close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_, err := l.write(tagMark, fmt.Appendf(nil, "%d", l.through))
-	return errors.Join(err, l.file.Sync(), l.file.Close())
+	err := l.write(tagMark, fmt.Appendf(nil, "%d", l.through))
+	return errors.Join(err, l.file.Sync(), l.file.Close(), l.tree.file.Close())
 }
 
 func (l *Log) follow(ctx context.Context) error {
@@ -117,29 +118,32 @@ func (l *Log) catchUp(ctx context.Context) error {
 			}
 		}
 	}
-	leaves, theirs, err := l.cfg.Peers(ctx, size)
+	theirs, err := l.cfg.Peers(ctx, size)
 	if err != nil {
 		return fmt.Errorf("fetch leaves from %d on: %w", size, err)
 	}
-	for _, leaf := range leaves {
+	if theirs.First > size {
+		l.cfg.Logger.Warn("evidence: this node's copy ends before those of others begin; it begins anew", "records", size, "first", theirs.First)
+		if err := l.restart(theirs.First, theirs.Frontier); err != nil {
+			return &diskError{err}
+		}
+	}
+	for _, leaf := range theirs.Leaves {
 		r, err := Decode(leaf)
 		if err != nil {
 			return err
 		}
 		l.mu.Lock()
-		off, err := l.write(tagLeaf, leaf)
-		if err == nil {
-			err = l.take(r, leaf, off)
-		}
+		err = l.put(r, leaf)
 		l.mu.Unlock()
 		if err != nil {
 			return &diskError{err}
 		}
 	}
-	if theirs > through {
-		err = l.lookedAt(theirs)
+	if theirs.Through > through {
+		err = l.lookedAt(theirs.Through)
 	}
-	if err == nil && len(leaves) == 0 && theirs <= through {
+	if err == nil && len(theirs.Leaves) == 0 && theirs.Through <= through {
 		err = fault.New(fault.Unavailable, "EVIDENCE_BEHIND", "this node's copy ends at transaction %d, its store begins after that, and no other node has more", through)
 	}
 	return errors.Join(err, l.file.Sync())

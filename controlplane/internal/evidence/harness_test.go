@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"testing"
 	"time"
@@ -27,6 +28,9 @@ type history struct {
 	index uint64
 	at    time.Time
 	chain map[string]model.RelayMinute
+	rows  map[uint64][][]byte // by entry, of eu-west-edge-1
+	told  []model.RelayMinute
+	every int64           // records between two states
 	txns  [][]group.Event // all of them, to tell them again
 }
 
@@ -41,15 +45,17 @@ type nowhere struct{ group.Store }
 func (h *history) open() *Log {
 	h.t.Helper()
 	l, err := New(Config{Zone: "emea", Dir: h.dir, Store: nowhere{}, Signer: h.key, Mask: []byte("0123456789abcdef"), Logger: slog.New(slog.DiscardHandler),
-		Peers: func(context.Context, int64) ([][]byte, uint64, error) { return nil, 0, nil }})
+		Peers: func(context.Context, int64) (Piece, error) { return Piece{}, nil }, stateEvery: h.every, segmentRecords: 4 * h.every})
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	return l
 }
 
-func newHistory(t testing.TB) *history {
-	h := &history{t: t, key: keyOf("emea"), dir: t.TempDir(), kv: map[string]group.KV{}, at: time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC), chain: map[string]model.RelayMinute{}}
+func newHistory(t testing.TB) *history { return newHistoryWith(t, 64) }
+
+func newHistoryWith(t testing.TB, every int64) *history {
+	h := &history{t: t, every: every, key: keyOf("emea"), dir: t.TempDir(), kv: map[string]group.KV{}, at: time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC), chain: map[string]model.RelayMinute{}, rows: map[uint64][][]byte{}}
 	h.log = h.open()
 	t.Cleanup(func() { h.log.file.Close() })
 	return h
@@ -115,8 +121,14 @@ func (h *history) grant(relays ...int64) {
 		Grants: []model.Granted{{ID: id, From: "eu-west", To: "eu-central", Policies: []string{"gdpr-emea"}, TTLMS: 3600_000}}}
 	for _, n := range relays {
 		last := h.chain[g.Edge]
-		d := sha256.Sum256(fmt.Appendf(nil, "rows %d %d", last.Seq+1, n))
-		m := model.RelayMinute{Epoch: 1, Seq: last.Seq + 1, Minute: h.at.Truncate(time.Minute), Grant: id, From: "eu-west", To: "eu-central", Count: n, Prev: last.Digest, Digest: d[:]}
+		d, seq := checkpoint.NewDigest(), last.Seq+1
+		for i := range n {
+			row := checkpoint.Row{At: h.at.Add(time.Duration(i) * time.Microsecond), RequestID: fmt.Sprintf("r%d-%d", seq, i), Grant: id, From: "eu-west", To: "eu-central"}.Append(nil)
+			h.rows[seq] = append(h.rows[seq], row)
+			d.Add(row)
+		}
+		m := model.RelayMinute{Epoch: 1, Seq: seq, Minute: h.at.Truncate(time.Minute), Grant: id, From: "eu-west", To: "eu-central", Count: n, Prev: last.Digest, Digest: d.Sum(last.Digest)}
+		h.told = append(h.told, m)
 		h.chain[g.Edge] = m
 		g.Relays = append(g.Relays, m)
 	}
@@ -172,10 +184,35 @@ func day(t testing.TB) *history {
 func (h *history) export() []byte {
 	h.t.Helper()
 	var b bytes.Buffer
-	if err := h.log.Export(&b, "emea-1", "", h.at.Add(-24*time.Hour), h.at.Add(time.Hour)); err != nil {
+	if err := h.exportTo(&b, h.at.Add(-24*time.Hour), h.at.Add(time.Hour)); err != nil {
 		h.t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+func (h *history) exportTo(w io.Writer, from, to time.Time) error {
+	x, err := h.log.NewExport("emea-1", "", from, to, nil)
+	if err != nil {
+		return err
+	}
+	return x.WriteTo(w, 0)
+}
+
+// heads are all that were committed, oldest first.
+func (h *history) heads() (out []head) {
+	h.t.Helper()
+	err := h.log.scan(h.log.segments, 0, func(tag byte, _ int64, body []byte) error {
+		if tag != tagHead {
+			return nil
+		}
+		c, err := checkpoint.Open("emea", h.log.key, body)
+		out = append(out, head{bytes.Clone(body), c})
+		return err
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return out
 }
 
 func (h *history) trust() Trust { return Trust{Zone: "emea", Key: h.key.Public().(ed25519.PublicKey)} }

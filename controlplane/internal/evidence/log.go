@@ -1,13 +1,12 @@
 package evidence
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -21,22 +20,39 @@ import (
 	"bailiwick/shared/fault"
 )
 
-// DefaultEvery is how often the leader signs a head of a log that has grown.
-const DefaultEvery = 5 * time.Second
+// Defaults.
+const (
+	DefaultEvery  = 5 * time.Second // how often the leader signs a head of a log that has grown
+	DefaultKeep   = 400 * 24 * time.Hour
+	DefaultBudget = 32 << 30
+)
 
-// Config of a Log; every field but Every and FS is required.
+// Piece is what another node of the zone tells of its log.
+type Piece struct {
+	Leaves  [][]byte
+	Through uint64 // revision through which they and all before them are everything; 0: ask on
+	// First is where Leaves begin if the other's copy begins after what was asked, with the frontier of the log so far.
+	First    int64
+	Frontier []tlog.Hash
+}
+
+// Config of a Log; every field with a default may be zero, all others are required.
 type Config struct {
 	Zone   string
 	Dir    string
 	Store  group.Store        // the zone store
 	Signer ed25519.PrivateKey // the zone's
 	Mask   []byte             // the zone's key under which names and contents become digests
-	// Peers asks the zone's other nodes for leaves from number on, when this node's own store no longer has them. It
-	// returns what one of them knows and the revision through which that is all; nil leaves: nobody knows more.
-	Peers  func(ctx context.Context, from int64) (leaves [][]byte, through uint64, err error)
+	// Peers asks the zone's other nodes for leaves from number on, when this node's own store or disk no longer has them. It
+	// returns what one of them knows; no leaves: nobody knows more.
+	Peers  func(ctx context.Context, from int64) (Piece, error)
 	Every  time.Duration // 0: DefaultEvery
+	Keep   time.Duration // how old records may get; 0: DefaultKeep
+	Budget int64         // bytes of all segments; beyond it the oldest go before their time, and that is said; 0: DefaultBudget
 	FS     durable.FS    // nil: durable.OS()
 	Logger *slog.Logger
+
+	stateEvery, segmentRecords int64 // smaller in tests; all nodes of a zone must have the same states. 0: the constants
 }
 
 // Validate fills in defaults.
@@ -47,23 +63,20 @@ func (c Config) Validate() (Config, error) {
 	if c.Every == 0 {
 		c.Every = DefaultEvery
 	}
+	if c.Keep == 0 {
+		c.Keep = DefaultKeep
+	}
+	if c.Budget == 0 {
+		c.Budget = DefaultBudget
+	}
+	if c.stateEvery == 0 {
+		c.stateEvery, c.segmentRecords = StateEvery, segmentRecords
+	}
 	if c.FS == nil {
 		c.FS = durable.OS()
 	}
 	return c, nil
 }
-
-// The file holds leaves, heads as they were committed, and marks of how far the store was looked through.
-const (
-	tagLeaf  = 'L'
-	tagHead  = 'H'
-	tagMark  = 'M'
-	markEach = 1000 // transactions without a leaf between two marks
-)
-
-const fileName = "evidence.log"
-
-var header = durable.Header{Magic: "bwtlog", Version: 1, Program: "bailiwick-control"}
 
 // head is a committed checkpoint.
 type head struct {
@@ -77,25 +90,24 @@ type Log struct {
 	key  ed25519.PublicKey
 	mask masker
 
-	// mu covers everything below; appends to file happen under it too, since whoever reads a leaf must find it, but
-	// syncs do not.
-	mu      sync.Mutex
-	file    *durable.Log
-	tree    tree
-	offsets []int64 // of leaves in the file
-	times   []int64 // of leaves, unix ms
-	states  []int64 // numbers of state leaves
-	heads   []head
-	through uint64 // transactions up to this one are in the log, whole
-	last    uint64 // transaction of the newest leaf, and how many of its leaves there are
-	of      int
-	marked  uint64
-	replay  *replay
-	broken  error // the zone's signed history is not this one
+	// mu covers everything below; appends to file happen under it too, since whoever reads a leaf must find it, and so do
+	// looks at single hashes, but syncs do not. Only the goroutine that follows the store writes.
+	mu       sync.Mutex
+	file     *durable.Log // the newest segment
+	segments []segment    // oldest first; never empty
+	tree     *tree
+	state    int64  // number of the newest state, or of the first record
+	newest   head   // no note: none is signed yet
+	through  uint64 // transactions up to this one are in the log, whole
+	last     uint64 // transaction of the newest leaf, and how many of its leaves there are
+	of       int
+	marked   uint64
+	replay   *replay
+	broken   error // the zone's signed history is not this one
 }
 
-// New opens the node's copy. A torn tail is cut off and said so; damage inside is an error that names the file: remove
-// it, and the node fetches the log from another.
+// New opens the node's copy, of which it reads the newest segment. What is damaged there is set aside, said, and comes again
+// from the store or another node.
 func New(cfg Config) (*Log, error) {
 	cfg, err := cfg.Validate()
 	if err != nil {
@@ -104,37 +116,45 @@ func New(cfg Config) (*Log, error) {
 	if err := cfg.FS.MkdirAll(cfg.Dir, durable.DirPerm); err != nil {
 		return nil, fmt.Errorf("open evidence log: %w", err)
 	}
-	key := cfg.Signer.Public().(ed25519.PublicKey)
-	l := &Log{cfg: cfg, key: key, mask: masker(cfg.Mask), replay: newReplay(cfg.Zone, key)}
-	file, st, err := durable.OpenLog(cfg.FS, filepath.Join(cfg.Dir, fileName), header, l.load)
-	if err != nil {
-		return nil, fmt.Errorf("open evidence log: %w; if it is damaged, remove it and this node fetches the log from another of its zone", err)
+	l := &Log{cfg: cfg, key: cfg.Signer.Public().(ed25519.PublicKey), mask: masker(cfg.Mask)}
+	if l.tree, err = openTree(cfg.FS, cfg.Dir); err != nil {
+		return nil, err
 	}
-	if st.Torn > 0 {
-		cfg.Logger.Warn("evidence log had a torn tail, cut off", "bytes", st.Torn)
+	if err := l.open(); err != nil {
+		l.tree.file.Close()
+		return nil, fmt.Errorf("open evidence log: %w", err)
 	}
-	l.file = file
 	l.marked = l.through
 	return l, nil
 }
 
-func (l *Log) load(off int64, p []byte) error {
+func (l *Log) load(_ int64, p []byte) error {
 	if len(p) == 0 {
 		return errors.New("an empty entry")
 	}
 	switch body := p[1:]; p[0] {
+	case tagBegin:
+		b, err := parseBeginning(p)
+		if err != nil || b.Head == "" {
+			return err
+		}
+		c, err := checkpoint.Open(l.cfg.Zone, l.key, []byte(b.Head))
+		if err != nil {
+			return err
+		}
+		l.newest = head{[]byte(b.Head), c}
 	case tagLeaf:
 		r, err := Decode(body)
 		if err != nil {
 			return err
 		}
-		return l.take(r, body, off)
+		return l.take(r, body)
 	case tagHead:
 		c, err := checkpoint.Open(l.cfg.Zone, l.key, body)
 		if err != nil {
 			return err
 		}
-		l.heads = append(l.heads, head{append([]byte(nil), body...), c})
+		l.newest = head{bytes.Clone(body), c}
 	case tagMark:
 		var n uint64
 		if _, err := fmt.Sscanf(string(body), "%d", &n); err != nil {
@@ -148,18 +168,17 @@ func (l *Log) load(off int64, p []byte) error {
 }
 
 // take puts a leaf that is in the file, or about to be, into the tree.
-func (l *Log) take(r Record, leaf []byte, off int64) error {
+func (l *Log) take(r Record, leaf []byte) error {
 	if err := l.tree.add(leaf); err != nil {
 		return err
 	}
 	if r.Kind == KindState {
-		l.states = append(l.states, l.tree.size-1)
+		l.state = l.tree.size - 1
 	}
 	for _, p := range l.replay.apply(r.open()) {
 		// What it judges is this zone's own doing. It stands in the log for good, and verification will say so.
 		l.cfg.Logger.Error("evidence: a decision does not follow from the rules", "record", l.tree.size-1, "kind", r.Kind, "key", r.Key, "problem", p)
 	}
-	l.offsets, l.times = append(l.offsets, off), append(l.times, r.At.UnixMilli())
 	if r.Index != l.last {
 		l.last, l.of = r.Index, 0
 		// More leaves of this transaction may follow, or have been lost with the process.
@@ -171,17 +190,19 @@ func (l *Log) take(r Record, leaf []byte, off int64) error {
 	return nil
 }
 
-func (l *Log) write(tag byte, body []byte) (off int64, err error) {
-	off = l.file.Size()
-	return off, l.file.Append(append([]byte{tag}, body...))
-}
+func (l *Log) write(tag byte, body []byte) error { return l.file.Append(append([]byte{tag}, body...)) }
 
-// lastState is the number of the newest state, or of the place where one would have been.
-func (l *Log) lastState() int64 {
-	if n := len(l.states); n > 0 {
-		return l.states[n-1]
+// put appends a leaf. A segment that is full ends before a state. The caller holds mu.
+func (l *Log) put(r Record, leaf []byte) error {
+	if r.Kind == KindState && l.tree.size-l.current().first >= l.cfg.segmentRecords {
+		if err := l.roll(r.At); err != nil {
+			return err
+		}
 	}
-	return 0
+	if err := l.write(tagLeaf, leaf); err != nil {
+		return err
+	}
+	return l.take(r, leaf)
 }
 
 // transaction appends what one transaction comes to.
@@ -195,18 +216,14 @@ func (l *Log) transaction(events []group.Event, epoch uint64) error {
 	if events[0].Index == l.last { // begun before a crash, or by a neighbour's answer that ended here
 		records = records[min(l.of, len(records)):]
 	}
-	if len(records) > 0 && l.tree.size-l.lastState() >= StateEvery {
+	// Not within a transaction that a crash has parted: all nodes have states at the same places.
+	if len(records) > 0 && l.tree.size-l.state >= l.cfg.stateEvery && !(events[0].Index == l.last && l.of > 0) {
 		first := records[0]
 		s := Record{Kind: KindState, Epoch: first.Epoch, Index: first.Index, At: first.At, Value: model.Encode(l.replay.snapshot(first.At))}
 		records = append([]Record{s}, records...)
 	}
 	for _, r := range records {
-		leaf := r.encode()
-		off, err := l.write(tagLeaf, leaf)
-		if err != nil {
-			return err
-		}
-		if err := l.take(r, leaf, off); err != nil {
+		if err := l.put(r, r.encode()); err != nil {
 			return err
 		}
 	}
@@ -233,14 +250,14 @@ func (l *Log) committed(value []byte) error {
 	}
 	own, err := l.tree.root(h.Size)
 	if err != nil || own != h.Root {
-		l.broken = fault.New(fault.Internal, "EVIDENCE_SPLIT", "this node's log of %d records is not the one whose head of %d the zone has signed; remove the file evidence.log of this node while it is stopped, and it fetches the log anew", l.tree.size, h.Size)
+		l.broken = fault.New(fault.Internal, "EVIDENCE_SPLIT", "this node's log of %d records is not the one whose head of %d the zone has signed; remove the directory evidence of this node while it is stopped, and it fetches the log anew", l.tree.size, h.Size)
 		l.cfg.Logger.Error("evidence log differs from the zone's", "records", l.tree.size, "signed", h.Size, "error", err)
 		return nil
 	}
-	if _, err := l.write(tagHead, []byte(c.Note)); err != nil {
+	if err := l.write(tagHead, []byte(c.Note)); err != nil {
 		return err
 	}
-	l.heads = append(l.heads, head{[]byte(c.Note), h})
+	l.newest = head{[]byte(c.Note), h}
 	return nil
 }
 
@@ -253,20 +270,19 @@ func (l *Log) lookedAt(index uint64) error {
 		return nil
 	}
 	l.marked = l.through
-	_, err := l.write(tagMark, fmt.Appendf(nil, "%d", l.through))
-	return err
+	return l.write(tagMark, fmt.Appendf(nil, "%d", l.through))
 }
 
 // Checkpoint is the newest head, "" while there is none, with the proof that it continues the log of since records.
 func (l *Log) Checkpoint(since int64) (note []byte, proof []tlog.Hash, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.heads) == 0 || l.broken != nil {
+	newest := l.newest
+	if newest.note == nil || l.broken != nil {
 		return nil, nil, l.broken
 	}
-	newest := l.heads[len(l.heads)-1]
 	if since > 0 && since < newest.Size {
-		if proof, err = tlog.ProveTree(newest.Size, since, &l.tree); err != nil {
+		if proof, err = tlog.ProveTree(newest.Size, since, l.tree); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -277,7 +293,7 @@ func (l *Log) Checkpoint(since int64) (note []byte, proof []tlog.Hash, err error
 // that this log never had gets the head without a proof, which such an edge refuses and reports.
 func (l *Log) Head(since int64) (note []byte, proof [][]byte) {
 	l.mu.Lock()
-	current := len(l.heads) > 0 && l.heads[len(l.heads)-1].Size == since
+	current := l.newest.note != nil && l.newest.Size == since
 	l.mu.Unlock()
 	if current {
 		return nil, nil
@@ -292,32 +308,35 @@ func (l *Log) Head(since int64) (note []byte, proof [][]byte) {
 	return note, proof
 }
 
-// Leaves gives leaves from number on, at most max and a few megabytes, and the revision through which they and all
-// before them are everything; 0 if more follow.
-func (l *Log) Leaves(from int64, limit int) (leaves [][]byte, through uint64, err error) {
+// Leaves gives leaves from number on, at most max and a few megabytes.
+func (l *Log) Leaves(from int64, limit int) (Piece, error) {
 	l.mu.Lock()
-	if l.broken != nil || from < 0 || from > l.tree.size {
-		defer l.mu.Unlock()
-		return nil, 0, l.broken
-	}
-	end := min(l.tree.size, from+int64(limit))
-	offsets := l.offsets[from:end:end] // only ever appended to
-	if end == l.tree.size {
-		through = l.through
-	}
+	size, through, segments := l.tree.size, l.through, slices.Clone(l.segments)
+	broken := l.broken
 	l.mu.Unlock()
-	size := 0
-	for _, off := range offsets {
-		p, err := l.file.Record(off)
-		if err != nil {
-			return nil, 0, err
-		}
-		leaves = append(leaves, p[1:])
-		if size += len(p); size > 2<<20 && int64(len(leaves)) < int64(len(offsets)) {
-			return leaves, 0, nil
-		}
+	var c Piece
+	if broken != nil || from < 0 || from > size {
+		return c, broken
 	}
-	return leaves, through, nil
+	if from < segments[0].first {
+		c.First, c.Frontier = segments[0].first, segments[0].frontier
+		from = c.First
+	}
+	bytes := 0
+	err := l.scan(segments, from, func(tag byte, number int64, body []byte) error {
+		if number >= size || len(c.Leaves) >= limit || bytes > 2<<20 {
+			return durable.ErrStop
+		}
+		if tag == tagLeaf && number >= from {
+			c.Leaves = append(c.Leaves, slices.Clone(body))
+			bytes += len(body)
+		}
+		return nil
+	})
+	if from+int64(len(c.Leaves)) == size {
+		c.Through = through
+	}
+	return c, err
 }
 
 // Size is the number of records, Broken why the log serves nobody.
@@ -325,82 +344,4 @@ func (l *Log) Size() (size int64, broken error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.tree.size, l.broken
-}
-
-// Copy gives each entry of the log up to and including a transaction, in order, as Write takes them: what a backup of the
-// zone store as of that transaction has beside it. It waits until the log is that far.
-func (l *Log) Copy(ctx context.Context, through uint64, each func(entry []byte) error) error {
-	for {
-		l.mu.Lock()
-		at, broken := l.through, l.broken
-		l.mu.Unlock()
-		if broken != nil {
-			return broken
-		}
-		if at >= through {
-			break
-		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
-			return fmt.Errorf("copy evidence log: it has followed the zone store to %d of %d: %w", at, through, ctx.Err())
-		}
-	}
-	l.mu.Lock()
-	offsets := l.offsets[:len(l.offsets):len(l.offsets)]
-	heads := slices.Clone(l.heads)
-	l.mu.Unlock()
-	n := int64(0)
-	for _, off := range offsets {
-		p, err := l.file.Record(off)
-		if err != nil {
-			return err
-		}
-		r, err := Decode(p[1:])
-		if err != nil {
-			return err
-		}
-		if r.Index > through {
-			break
-		}
-		n++
-		if err := each(p); err != nil {
-			return err
-		}
-	}
-	for _, h := range heads { // after the leaves: what matters is that they are of this log
-		if h.Size > n {
-			break
-		}
-		if err := each(append([]byte{tagHead}, h.note...)); err != nil {
-			return err
-		}
-	}
-	return each(fmt.Appendf([]byte{tagMark}, "%d", through))
-}
-
-// Write makes the file of a log in dir, which must hold none, from the entries that Copy gave.
-func Write(fsys durable.FS, dir string, next func() (entry []byte, err error)) (err error) {
-	if err := fsys.MkdirAll(dir, durable.DirPerm); err != nil {
-		return fmt.Errorf("write evidence log: %w", err)
-	}
-	file, _, err := durable.OpenLog(fsys, filepath.Join(dir, fileName), header, func(int64, []byte) error {
-		return errors.New("there is a log already: set it aside first")
-	})
-	if err != nil {
-		return fmt.Errorf("write evidence log: %w", err)
-	}
-	defer func() { err = errors.Join(err, file.Close()) }()
-	for {
-		entry, err := next()
-		if errors.Is(err, io.EOF) {
-			return file.Sync()
-		}
-		if err != nil {
-			return err
-		}
-		if err := file.Append(entry); err != nil {
-			return fmt.Errorf("write evidence log: %w", err)
-		}
-	}
 }

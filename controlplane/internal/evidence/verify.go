@@ -33,6 +33,8 @@ type Trust struct {
 	Roots *x509.CertPool    // the installation's
 	// Held are heads that others kept, edges or earlier bundles: the bundle's log must be the one they saw.
 	Held [][]byte
+	// Rows are files of rows that edges keep: the log must have exactly their digests.
+	Rows []*Rows
 }
 
 // Finding is one thing that is wrong.
@@ -55,6 +57,7 @@ type Verdict struct {
 	Records  map[string]int64 `json:"records"` // by kind
 	Heads    int              `json:"heads"`
 	Held     int              `json:"held"` // heads of others that agree
+	Rows     []RowsVerdict    `json:"rows,omitempty"`
 	Anchor   string           `json:"anchor"`
 	Total    int64            `json:"total"` // of findings
 	Findings []Finding        `json:"findings"`
@@ -78,7 +81,7 @@ func Verify(r io.Reader, trust Trust) (*Verdict, error) {
 }
 
 func verify(r io.Reader, trust Trust, begun func(heading), each func(number int64, r entry)) (*Verdict, error) {
-	in := &lines{r: bufio.NewReaderSize(r, 1<<20), sum: sha256.New()}
+	in := &lines{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New()}
 	v := &Verdict{Records: map[string]int64{}, Findings: []Finding{}}
 	first, err := in.next()
 	if err != nil {
@@ -105,6 +108,7 @@ func verify(r io.Reader, trust Trust, begun func(heading), each func(number int6
 		roots[h.First] = climb.root()
 	}
 	trail := newTrail(climb)
+	rows := v.holdRows(h, trust.Rows)
 	err = in.records(h.Size-h.First, func(line int64, e *read) error {
 		number := climb.size
 		if e.bad != nil {
@@ -122,6 +126,9 @@ func verify(r io.Reader, trust Trust, begun func(heading), each func(number int6
 		if wanted[climb.size] {
 			roots[climb.size] = climb.root()
 		}
+		for _, c := range rows {
+			c.take(line, number, e.entry)
+		}
 		each(number, e.entry)
 		return nil
 	})
@@ -138,6 +145,9 @@ func verify(r io.Reader, trust Trust, begun func(heading), each func(number int6
 	}
 	for _, p := range world.finish() {
 		v.find(in.line, h.Size-1, "%s", p)
+	}
+	for _, c := range rows {
+		c.finish()
 	}
 	root := climb.root()
 	v.Root = root.String()
@@ -222,16 +232,23 @@ func begin(line []byte) (h heading, c *climber, err error) {
 	if h.Zone == "" || len(h.Key) != ed25519.PublicKeySize || h.First < 0 || h.Size <= h.First || h.Size > 1<<40 {
 		return h, nil, errors.New("it names no zone, no key or no records")
 	}
-	var frontier []tlog.Hash
-	for _, text := range h.Frontier {
-		x, err := tlog.ParseHash(text)
-		if err != nil {
-			return h, nil, err
-		}
-		frontier = append(frontier, x)
+	frontier, err := parseHashes(h.Frontier)
+	if err != nil {
+		return h, nil, err
 	}
 	c, err = newClimber(h.First, frontier)
 	return h, c, err
+}
+
+func parseHashes(texts []string) (out []tlog.Hash, err error) {
+	for _, text := range texts {
+		h, err := tlog.ParseHash(text)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, h)
+	}
+	return out, nil
 }
 
 func decodeEnding(line []byte) (e ending, err error) { return e, strictJSON(line, &e) }

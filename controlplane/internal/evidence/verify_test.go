@@ -208,11 +208,11 @@ func TestVerify_Forgeries(t *testing.T) {
 		other.grant()
 		other.head()
 		trust := h.trust()
-		trust.Held = [][]byte{other.log.heads[0].note}
+		trust.Held = [][]byte{other.heads()[0].note}
 		if v := verdict(t, file, trust); !strings.Contains(fmt.Sprint(v.Findings), "split view") {
 			t.Errorf("got %+v", v.Findings)
 		}
-		trust.Held = [][]byte{h.log.heads[0].note, h.log.heads[2].note}
+		trust.Held = [][]byte{h.heads()[0].note, h.heads()[2].note}
 		if v := verdict(t, file, trust); v.Total != 0 || v.Held != 2 {
 			t.Errorf("heads of the same history: %d agree, findings %+v", v.Held, v.Findings)
 		}

@@ -126,6 +126,7 @@ type Server struct {
 	advanced    chan struct{} // closes when version moves on
 	reported    chan struct{} // closes when a report changes
 	rebuildAt   time.Time     // earliest NextChange of the views
+	questions   map[string]*question
 
 	streams  sync.WaitGroup
 	stopping chan struct{} // closed when Run ends
@@ -138,7 +139,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, edges: map[string]*edge{}, advanced: make(chan struct{}), reported: make(chan struct{}),
+	return &Server{cfg: cfg, edges: map[string]*edge{}, questions: map[string]*question{}, advanced: make(chan struct{}), reported: make(chan struct{}),
 		stopping: make(chan struct{}), retime: make(chan struct{}, 1)}, nil
 }
 

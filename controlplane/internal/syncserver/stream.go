@@ -33,6 +33,7 @@ type conn struct {
 	later chan struct{} // only a revision moved
 	end   chan struct{} // closed by a newer stream of the same edge
 	gone  chan struct{} // closed when the edge left the registry
+	ask   chan *syncv1.RowsWanted
 
 	endOnce, goneOnce sync.Once
 }
@@ -87,7 +88,8 @@ func (s *Server) Subscribe(ctx context.Context, stream *stream) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	c := &conn{wake: make(chan struct{}, 1), later: make(chan struct{}, 1), end: make(chan struct{}), gone: make(chan struct{})}
+	c := &conn{wake: make(chan struct{}, 1), later: make(chan struct{}, 1), end: make(chan struct{}), gone: make(chan struct{}),
+		ask: make(chan *syncv1.RowsWanted, questionsWait)}
 	requests := make(chan *syncv1.SubscribeRequest, 16)
 	var helpers sync.WaitGroup
 	helpers.Go(func() { // guard: a Send may be waiting on an edge that reads nothing
@@ -329,6 +331,10 @@ func (ss *session) run(requests <-chan *syncv1.SubscribeRequest) error {
 					return err
 				}
 				again = true
+			case q := <-ss.conn.ask:
+				if err := ss.stream.Send(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_RowsWanted{RowsWanted: q}}); err != nil {
+					return err
+				}
 			case <-ss.conn.wake:
 				again = true
 			case <-ss.conn.gone:

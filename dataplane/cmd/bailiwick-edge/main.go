@@ -51,6 +51,8 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.JoinTokenFile, "join-token-file", "", "file with the join token; to join")
 	flags.DurationVar(&cfg.QuotaWait, "quota-wait", 250*time.Millisecond, "how long a request waits for the first word on its quota, at most 10s; 0: it is refused at once")
 	flags.Int64Var(&cfg.DetailBytes, "detail-bytes", 3<<30, "disk for detail of requests that no control node has stored yet; beyond it the oldest is given up, and counted")
+	flags.Int64Var(&cfg.RelayRowsBytes, "relay-rows-bytes", 256<<20, "disk for rows of relays, which auditors may ask for; beyond it the oldest go, and are counted")
+	flags.DurationVar(&cfg.RelayRowsKeep, "relay-rows-keep", 90*24*time.Hour, "how long rows of relays are kept")
 	flags.StringVar(&cfg.OnSpoolError, "on-spool-error", "refuse-new", "refuse-new or serve-unbilled, when usage cannot be recorded")
 	flags.BoolVar(&cfg.AllowLoopbackUpstreams, "allow-loopback-upstreams", false, "let manifests name upstreams on this machine")
 	flags.StringVar(&cfg.ACME.Directory, "acme-directory", "", "ACME directory URL for the hosts' certificates; empty: the installation's authority")

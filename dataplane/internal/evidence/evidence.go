@@ -11,7 +11,6 @@ package evidence
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/shared/checkpoint"
 	"bailiwick/shared/durable"
 )
 
@@ -43,14 +43,6 @@ type Config struct {
 	Keep    time.Duration // how old rows may get; 0: DefaultKeep
 	Commit  time.Duration // group commit; 0: DefaultCommit
 	Logger  *slog.Logger  // required
-}
-
-// Row is one relay attempt.
-type Row struct {
-	At        time.Time
-	RequestID string
-	Grant     string
-	From, To  string
 }
 
 // Log is the edge's evidence.
@@ -218,7 +210,7 @@ func (l *Log) Relay(requestID, grant, from, to string) error {
 			return err
 		}
 	}
-	l.buf = appendRow(l.buf[:0], Row{At: now, RequestID: requestID, Grant: grant, From: from, To: to})
+	l.buf = checkpoint.Row{At: now, RequestID: requestID, Grant: grant, From: from, To: to}.Append(l.buf[:0])
 	if err := l.current.Append(l.buf); err != nil {
 		return fmt.Errorf("record relay of %s: %w", requestID, err)
 	}
@@ -228,34 +220,6 @@ func (l *Log) Relay(requestID, grant, from, to string) error {
 	l.tell.add(l.buf, now.Unix(), u)
 	l.dirty.Store(true)
 	return nil
-}
-
-// appendRow is the form in which digests cover a row.
-func appendRow(buf []byte, r Row) []byte {
-	buf = binary.AppendVarint(buf, r.At.UnixMicro())
-	for _, s := range [...]string{r.RequestID, r.Grant, r.From, r.To} {
-		buf = binary.AppendUvarint(buf, uint64(len(s)))
-		buf = append(buf, s...)
-	}
-	return buf
-}
-
-// ParseRow reads what digests cover.
-func ParseRow(p []byte) (Row, error) {
-	micros, n := binary.Varint(p)
-	if n <= 0 {
-		return Row{}, errors.New("a row has no time")
-	}
-	p = p[n:]
-	var s [4]string
-	for i := range s {
-		size, n := binary.Uvarint(p)
-		if n <= 0 || uint64(len(p)-n) < size {
-			return Row{}, errors.New("a row is cut short")
-		}
-		s[i], p = string(p[n:n+int(size)]), p[n+int(size):]
-	}
-	return Row{At: time.UnixMicro(micros).UTC(), RequestID: s[0], Grant: s[1], From: s[2], To: s[3]}, nil
 }
 
 // Refuse counts a refusal, with the request it befell as a sample. Bounded: see refusals.go.

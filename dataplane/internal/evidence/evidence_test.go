@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"bailiwick/dataplane/internal/evidence"
+	"bailiwick/shared/checkpoint"
 )
 
 func open(t *testing.T, dir string, segment int64) *evidence.Log {
@@ -24,7 +25,7 @@ func rows(t *testing.T, dir string) (ids []string) {
 	t.Helper()
 	files, _ := filepath.Glob(filepath.Join(dir, "*.log"))
 	for _, f := range files {
-		if err := evidence.Read(f, func(r evidence.Row) error {
+		if err := evidence.Read(f, func(r checkpoint.Row) error {
 			if r.From != "eu-west" || r.To != "eu-central" || r.Grant != "g1" || r.At.IsZero() {
 				t.Errorf("row = %+v", r)
 			}
@@ -87,7 +88,7 @@ func TestLog_TornAndDamaged(t *testing.T) {
 	if err := l.Relay("next", "g1", "eu-west", "eu-central"); err != nil {
 		t.Fatal(err)
 	}
-	if err := evidence.Read(files[0], func(evidence.Row) error { return nil }); err == nil {
+	if err := evidence.Read(files[0], func(checkpoint.Row) error { return nil }); err == nil {
 		t.Error("a damaged segment reads without an error")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"time"
 
+	"bailiwick/shared/checkpoint"
 	"bailiwick/shared/durable"
 )
 
@@ -16,16 +17,16 @@ import (
 const entryMark = 0
 
 // read gives the rows of a segment and the entries between them, in order. Either raw and row are given, or the entry.
-func read(path string, each func(raw []byte, r Row, entry *Minute) error) (version uint32, err error) {
+func read(path string, each func(raw []byte, r checkpoint.Row, entry *Minute) error) (version uint32, err error) {
 	found, _, err := durable.ReadLog(durable.OS(), path, header, func(_ int64, p []byte) error {
 		if len(p) > 0 && p[0] == entryMark {
 			var m Minute
 			if err := json.Unmarshal(p[1:], &m); err != nil {
 				return fmt.Errorf("%s: an entry: %w", path, err)
 			}
-			return each(nil, Row{}, &m)
+			return each(nil, checkpoint.Row{}, &m)
 		}
-		r, err := ParseRow(p)
+		r, err := checkpoint.ParseRow(p)
 		if err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
@@ -35,8 +36,8 @@ func read(path string, each func(raw []byte, r Row, entry *Minute) error) (versi
 }
 
 // Read gives every row of one segment file to each, in order.
-func Read(path string, each func(Row) error) error {
-	_, err := read(path, func(_ []byte, r Row, entry *Minute) error {
+func Read(path string, each func(checkpoint.Row) error) error {
+	_, err := read(path, func(_ []byte, r checkpoint.Row, entry *Minute) error {
 		if entry != nil {
 			return nil
 		}
@@ -61,7 +62,7 @@ func (l *Log) Rows(ctx context.Context, from, to time.Time, each func(m Minute, 
 		if errors.Is(err, fs.ErrNotExist) || err == nil && info.ModTime().Before(from) {
 			continue
 		}
-		_, err = read(l.path(n), func(raw []byte, r Row, m *Minute) error {
+		_, err = read(l.path(n), func(raw []byte, r checkpoint.Row, m *Minute) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
@@ -100,7 +101,7 @@ func (l *Log) recount(numbers []int) error {
 		if n != l.number && (n < t.done.Segment || err == nil && info.ModTime().Unix() < t.done.Through) {
 			continue
 		}
-		version, err := read(l.path(n), func(raw []byte, r Row, m *Minute) error {
+		version, err := read(l.path(n), func(raw []byte, r checkpoint.Row, m *Minute) error {
 			switch {
 			case m == nil && t.done.Segment == 0 && r.At.Unix()/60*60 <= t.done.Through: // told by the version before this one
 			case m == nil:
@@ -135,7 +136,7 @@ func (l *Log) recount(numbers []int) error {
 	}
 	for _, u := range order {
 		if rows := open[u]; len(rows) > 0 {
-			r, err := ParseRow(rows[0])
+			r, err := checkpoint.ParseRow(rows[0])
 			if err != nil {
 				return err
 			}

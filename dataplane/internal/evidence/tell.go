@@ -2,17 +2,15 @@ package evidence
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io/fs"
 	"path/filepath"
 	"slices"
 	"time"
 
+	"bailiwick/shared/checkpoint"
 	"bailiwick/shared/durable"
 )
 
@@ -26,8 +24,7 @@ const (
 	maxToldBytes = 4 << 10
 )
 
-// Minute sums up the rows of one minute under one grant: an entry. Digests form a chain: Digest is SHA-256 over Prev and
-// the SHA-256 of the rows, each after its length in four bytes.
+// Minute sums up the rows of one minute under one grant: an entry. Digests form a chain, see package checkpoint.
 type Minute struct {
 	Epoch  int64  `json:"epoch"` // of this directory: unix ms of its beginning
 	Seq    uint64 `json:"seq"`
@@ -54,7 +51,7 @@ type told struct {
 type under struct{ grant, from, to string }
 
 type sum struct {
-	rows  hash.Hash
+	rows  *checkpoint.Digest
 	count int64
 }
 
@@ -111,14 +108,11 @@ func (t *teller) add(row []byte, second int64, u under) {
 	}
 	s := t.open[u]
 	if s == nil {
-		s = &sum{rows: sha256.New()}
+		s = &sum{rows: checkpoint.NewDigest()}
 		t.open[u] = s
 	}
 	s.count++
-	var size [4]byte
-	binary.BigEndian.PutUint32(size[:], uint32(len(row)))
-	s.rows.Write(size[:])
-	s.rows.Write(row)
+	s.rows.Add(row)
 }
 
 // seal makes entries of the open rows, in the order of their grants, and writes them behind the rows. The caller holds mu,
@@ -137,10 +131,7 @@ func (l *Log) seal() error {
 	})
 	for _, u := range all {
 		s := t.open[u]
-		d := sha256.New()
-		d.Write(t.last)
-		d.Write(s.rows.Sum(nil))
-		m := Minute{Epoch: t.done.Epoch, Seq: t.seq + 1, Start: t.minute, Grant: u.grant, From: u.from, To: u.to, Count: s.count, Prev: t.last, Digest: d.Sum(nil), segment: l.number}
+		m := Minute{Epoch: t.done.Epoch, Seq: t.seq + 1, Start: t.minute, Grant: u.grant, From: u.from, To: u.to, Count: s.count, Prev: t.last, Digest: s.rows.Sum(t.last), segment: l.number}
 		text, err := json.Marshal(m)
 		if err != nil {
 			return err

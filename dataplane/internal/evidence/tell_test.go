@@ -3,14 +3,14 @@ package evidence
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"os"
 	"slices"
 	"testing"
 	"time"
+
+	"bailiwick/shared/checkpoint"
 )
 
 func openTold(t *testing.T, dir string) (*Log, func()) {
@@ -161,17 +161,16 @@ func TestRows_AreThoseThatWereTold(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	err = l.Rows(t.Context(), later.Add(-time.Hour), later, func(m Minute, rows [][]byte) error {
-		d := sha256.New()
+		d := checkpoint.NewDigest()
 		for _, raw := range rows {
-			d.Write(binary.BigEndian.AppendUint32(nil, uint32(len(raw))))
-			d.Write(raw)
-			r, err := ParseRow(raw)
+			d.Add(raw)
+			r, err := checkpoint.ParseRow(raw)
 			if err != nil || seen[r.RequestID] {
 				t.Errorf("row %+v: %v, or handed out twice", r, err)
 			}
 			seen[r.RequestID] = true
 		}
-		if sum := sha256.Sum256(append(bytes.Clone(m.Prev), d.Sum(nil)...)); !bytes.Equal(sum[:], told[m.Seq].Digest) || int64(len(rows)) != m.Count {
+		if !bytes.Equal(d.Sum(m.Prev), told[m.Seq].Digest) || int64(len(rows)) != m.Count {
 			t.Errorf("entry %d: %d rows do not come to what was told: %+v", m.Seq, len(rows), told[m.Seq])
 		}
 		delete(told, m.Seq)

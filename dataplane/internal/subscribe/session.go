@@ -39,6 +39,7 @@ type session struct {
 	c        *Client
 	stream   *connect.BidiStreamForClientSimple[syncv1.SubscribeRequest, syncv1.SubscribeResponse]
 	sending  sync.Mutex    // covers Send: reports go up from their own goroutine
+	telling  sync.Mutex    // one answer to RowsWanted at a time
 	report   chan struct{} // send a status now
 	staged   *staged
 	asked    bool // a snapshot was asked for and has not come
@@ -101,6 +102,10 @@ func (c *Client) session(ctx context.Context, addr string) (heard bool, err erro
 		case *syncv1.SubscribeResponse_Withdrawn:
 			c.withdrawn(m.Withdrawn.GetReason())
 			err = errWithdrawn
+		case *syncv1.SubscribeResponse_RowsWanted:
+			if c.cfg.Rows != nil {
+				helpers.Go(func() { s.tellRows(ctx, client, m.RowsWanted) })
+			}
 		}
 		if err != nil {
 			s.part(cancel)
@@ -330,4 +335,32 @@ func (s *session) heartbeat(h *syncv1.Heartbeat) error {
 
 func same(p *syncv1.Position, r revision.Revision) bool {
 	return p.Epoch == r.Epoch && p.Index == r.Index && string(p.Sum) == string(r.Sum[:])
+}
+
+// tellRows answers a question for rows of relays, in a call of its own. One at a time: each reads the disk.
+func (s *session) tellRows(ctx context.Context, client syncv1connect.SyncServiceClient, wanted *syncv1.RowsWanted) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	out, err := client.TellRows(ctx)
+	if err != nil {
+		s.c.cfg.Logger.Warn("rows of relays cannot be told", "error", err)
+		return
+	}
+	last := &syncv1.TellRowsRequest{Id: wanted.GetId(), Done: true}
+	if s.telling.TryLock() {
+		err = s.c.cfg.Rows(ctx, wanted, func(m *syncv1.TellRowsRequest) error {
+			m.Id = wanted.GetId()
+			return out.Send(m)
+		})
+		s.telling.Unlock()
+	} else {
+		err = fault.New(fault.Unavailable, "ROWS_BUSY", "it is answering another question; ask again later")
+	}
+	if err != nil {
+		last.Done, last.Failed = false, err.Error()
+	}
+	_ = out.Send(last) // what ended the call is in the answer
+	if _, err := out.CloseAndReceive(); err != nil && ctx.Err() == nil {
+		s.c.cfg.Logger.Warn("rows of relays cannot be told", "error", err)
+	}
 }

@@ -926,9 +926,12 @@ func (x *EvidenceLeavesRequest) GetFrom() int64 {
 }
 
 type EvidenceLeavesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Leaves        [][]byte               `protobuf:"bytes,1,rep,name=leaves,proto3" json:"leaves,omitempty"`
-	Through       uint64                 `protobuf:"varint,2,opt,name=through,proto3" json:"through,omitempty"` // zone index up to which they are all; 0: ask on
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Leaves  [][]byte               `protobuf:"bytes,1,rep,name=leaves,proto3" json:"leaves,omitempty"`
+	Through uint64                 `protobuf:"varint,2,opt,name=through,proto3" json:"through,omitempty"` // zone index up to which they are all; 0: ask on
+	// Where the asked node's copy begins, if that is after from: leaves begin there, and frontier is that of the log so far.
+	First         int64    `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	Frontier      [][]byte `protobuf:"bytes,4,rep,name=frontier,proto3" json:"frontier,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -977,6 +980,132 @@ func (x *EvidenceLeavesResponse) GetThrough() uint64 {
 	return 0
 }
 
+func (x *EvidenceLeavesResponse) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *EvidenceLeavesResponse) GetFrontier() [][]byte {
+	if x != nil {
+		return x.Frontier
+	}
+	return nil
+}
+
+type EdgeRowsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
+	From          int64                  `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // unix seconds
+	To            int64                  `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeRowsRequest) Reset() {
+	*x = EdgeRowsRequest{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeRowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeRowsRequest) ProtoMessage() {}
+
+func (x *EdgeRowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeRowsRequest.ProtoReflect.Descriptor instead.
+func (*EdgeRowsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *EdgeRowsRequest) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *EdgeRowsRequest) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *EdgeRowsRequest) GetTo() int64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+type EdgeRowsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Told          *v1.TellRowsRequest    `protobuf:"bytes,2,opt,name=told,proto3" json:"told,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EdgeRowsResponse) Reset() {
+	*x = EdgeRowsResponse{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EdgeRowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EdgeRowsResponse) ProtoMessage() {}
+
+func (x *EdgeRowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EdgeRowsResponse.ProtoReflect.Descriptor instead.
+func (*EdgeRowsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *EdgeRowsResponse) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *EdgeRowsResponse) GetTold() *v1.TellRowsRequest {
+	if x != nil {
+		return x.Told
+	}
+	return nil
+}
+
 type TotalsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Since *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
@@ -990,7 +1119,7 @@ type TotalsRequest struct {
 
 func (x *TotalsRequest) Reset() {
 	*x = TotalsRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1002,7 +1131,7 @@ func (x *TotalsRequest) String() string {
 func (*TotalsRequest) ProtoMessage() {}
 
 func (x *TotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1015,7 +1144,7 @@ func (x *TotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRequest.ProtoReflect.Descriptor instead.
 func (*TotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -1055,7 +1184,7 @@ type TotalsResponse struct {
 
 func (x *TotalsResponse) Reset() {
 	*x = TotalsResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1196,7 @@ func (x *TotalsResponse) String() string {
 func (*TotalsResponse) ProtoMessage() {}
 
 func (x *TotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1209,7 @@ func (x *TotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsResponse.ProtoReflect.Descriptor instead.
 func (*TotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TotalsResponse) GetTotals() *v11.ZoneTotals {
@@ -1101,7 +1230,7 @@ type ExchangeForRequest struct {
 
 func (x *ExchangeForRequest) Reset() {
 	*x = ExchangeForRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1242,7 @@ func (x *ExchangeForRequest) String() string {
 func (*ExchangeForRequest) ProtoMessage() {}
 
 func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1255,7 @@ func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeForRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeForRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExchangeForRequest) GetEdge() string {
@@ -1159,7 +1288,7 @@ type ExchangeForResponse struct {
 
 func (x *ExchangeForResponse) Reset() {
 	*x = ExchangeForResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1300,7 @@ func (x *ExchangeForResponse) String() string {
 func (*ExchangeForResponse) ProtoMessage() {}
 
 func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1313,7 @@ func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeForResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeForResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExchangeForResponse) GetResponse() *v12.ExchangeResponse {
@@ -1203,7 +1332,7 @@ type QuotaHoldersRequest struct {
 
 func (x *QuotaHoldersRequest) Reset() {
 	*x = QuotaHoldersRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1344,7 @@ func (x *QuotaHoldersRequest) String() string {
 func (*QuotaHoldersRequest) ProtoMessage() {}
 
 func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1357,7 @@ func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHoldersRequest.ProtoReflect.Descriptor instead.
 func (*QuotaHoldersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *QuotaHoldersRequest) GetCustomer() string {
@@ -1247,7 +1376,7 @@ type QuotaHoldersResponse struct {
 
 func (x *QuotaHoldersResponse) Reset() {
 	*x = QuotaHoldersResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1388,7 @@ func (x *QuotaHoldersResponse) String() string {
 func (*QuotaHoldersResponse) ProtoMessage() {}
 
 func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1401,7 @@ func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHoldersResponse.ProtoReflect.Descriptor instead.
 func (*QuotaHoldersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *QuotaHoldersResponse) GetQuotas() []*v11.QuotaStatus {
@@ -1298,7 +1427,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1439,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1452,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TraceRequest) GetCustomer() string {
@@ -1395,7 +1524,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1536,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1549,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TraceResponse) GetRows() []*v11.TraceRow {
@@ -1466,7 +1595,7 @@ type TraceSum struct {
 
 func (x *TraceSum) Reset() {
 	*x = TraceSum{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1478,7 +1607,7 @@ func (x *TraceSum) String() string {
 func (*TraceSum) ProtoMessage() {}
 
 func (x *TraceSum) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1491,7 +1620,7 @@ func (x *TraceSum) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSum.ProtoReflect.Descriptor instead.
 func (*TraceSum) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TraceSum) GetCell() int64 {
@@ -1559,7 +1688,7 @@ type TraceShare struct {
 
 func (x *TraceShare) Reset() {
 	*x = TraceShare{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1571,7 +1700,7 @@ func (x *TraceShare) String() string {
 func (*TraceShare) ProtoMessage() {}
 
 func (x *TraceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1584,7 +1713,7 @@ func (x *TraceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceShare.ProtoReflect.Descriptor instead.
 func (*TraceShare) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TraceShare) GetEdge() string {
@@ -1640,7 +1769,7 @@ type DetailFacts struct {
 
 func (x *DetailFacts) Reset() {
 	*x = DetailFacts{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1652,7 +1781,7 @@ func (x *DetailFacts) String() string {
 func (*DetailFacts) ProtoMessage() {}
 
 func (x *DetailFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1665,7 +1794,7 @@ func (x *DetailFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetailFacts.ProtoReflect.Descriptor instead.
 func (*DetailFacts) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DetailFacts) GetLost() []*v11.TraceLost {
@@ -1699,7 +1828,7 @@ type EraseDetailRequest struct {
 
 func (x *EraseDetailRequest) Reset() {
 	*x = EraseDetailRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1840,7 @@ func (x *EraseDetailRequest) String() string {
 func (*EraseDetailRequest) ProtoMessage() {}
 
 func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1853,7 @@ func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailRequest.ProtoReflect.Descriptor instead.
 func (*EraseDetailRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *EraseDetailRequest) GetCustomer() string {
@@ -1753,7 +1882,7 @@ type EraseDetailResponse struct {
 
 func (x *EraseDetailResponse) Reset() {
 	*x = EraseDetailResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1894,7 @@ func (x *EraseDetailResponse) String() string {
 func (*EraseDetailResponse) ProtoMessage() {}
 
 func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1907,7 @@ func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailResponse.ProtoReflect.Descriptor instead.
 func (*EraseDetailResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{29}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EraseDetailResponse) GetFiles() int64 {
@@ -1818,7 +1947,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1830,7 +1959,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1843,7 +1972,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{30}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -1863,7 +1992,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +2004,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +2017,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{31}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -1969,10 +2098,19 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x05edges\x18\x01 \x03(\v2\x1d.bailiwick.peer.v1.EdgeReportR\x05edges\x12@\n" +
 	"\vtightenings\x18\x02 \x03(\v2\x1e.bailiwick.admin.v1.TighteningR\vtightenings\"+\n" +
 	"\x15EvidenceLeavesRequest\x12\x12\n" +
-	"\x04from\x18\x01 \x01(\x03R\x04from\"J\n" +
+	"\x04from\x18\x01 \x01(\x03R\x04from\"|\n" +
 	"\x16EvidenceLeavesResponse\x12\x16\n" +
 	"\x06leaves\x18\x01 \x03(\fR\x06leaves\x12\x18\n" +
-	"\athrough\x18\x02 \x01(\x04R\athrough\"\xa4\x01\n" +
+	"\athrough\x18\x02 \x01(\x04R\athrough\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\x03R\x05first\x12\x1a\n" +
+	"\bfrontier\x18\x04 \x03(\fR\bfrontier\"M\n" +
+	"\x0fEdgeRowsRequest\x12\x16\n" +
+	"\x06region\x18\x01 \x01(\tR\x06region\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x03R\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x03R\x02to\"^\n" +
+	"\x10EdgeRowsResponse\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x126\n" +
+	"\x04told\x18\x02 \x01(\v2\".bailiwick.sync.v1.TellRowsRequestR\x04told\"\xa4\x01\n" +
 	"\rTotalsRequest\x120\n" +
 	"\x05since\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x12\n" +
@@ -2044,12 +2182,13 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\aPropose\x12!.bailiwick.peer.v1.ProposeRequest\x1a\".bailiwick.peer.v1.ProposeResponse\x12V\n" +
 	"\tReadIndex\x12#.bailiwick.peer.v1.ReadIndexRequest\x1a$.bailiwick.peer.v1.ReadIndexResponse\x12S\n" +
 	"\bDescribe\x12\".bailiwick.peer.v1.DescribeRequest\x1a#.bailiwick.peer.v1.DescribeResponse\x12S\n" +
-	"\bTransfer\x12\".bailiwick.peer.v1.TransferRequest\x1a#.bailiwick.peer.v1.TransferResponse2\x85\x03\n" +
+	"\bTransfer\x12\".bailiwick.peer.v1.TransferRequest\x1a#.bailiwick.peer.v1.TransferResponse2\xdc\x03\n" +
 	"\vZoneService\x12S\n" +
 	"\bGrantFor\x12\".bailiwick.peer.v1.GrantForRequest\x1a#.bailiwick.peer.v1.GrantForResponse\x12\\\n" +
 	"\vReportEdges\x12%.bailiwick.peer.v1.ReportEdgesRequest\x1a&.bailiwick.peer.v1.ReportEdgesResponse\x12\\\n" +
 	"\vEdgeReports\x12%.bailiwick.peer.v1.EdgeReportsRequest\x1a&.bailiwick.peer.v1.EdgeReportsResponse\x12e\n" +
-	"\x0eEvidenceLeaves\x12(.bailiwick.peer.v1.EvidenceLeavesRequest\x1a).bailiwick.peer.v1.EvidenceLeavesResponse2\xd2\x03\n" +
+	"\x0eEvidenceLeaves\x12(.bailiwick.peer.v1.EvidenceLeavesRequest\x1a).bailiwick.peer.v1.EvidenceLeavesResponse\x12U\n" +
+	"\bEdgeRows\x12\".bailiwick.peer.v1.EdgeRowsRequest\x1a#.bailiwick.peer.v1.EdgeRowsResponse0\x012\xd2\x03\n" +
 	"\rLedgerService\x12\\\n" +
 	"\vExchangeFor\x12%.bailiwick.peer.v1.ExchangeForRequest\x1a&.bailiwick.peer.v1.ExchangeForResponse\x12_\n" +
 	"\fQuotaHolders\x12&.bailiwick.peer.v1.QuotaHoldersRequest\x1a'.bailiwick.peer.v1.QuotaHoldersResponse\x12L\n" +
@@ -2071,7 +2210,7 @@ func file_bailiwick_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_bailiwick_peer_v1_peer_proto_rawDescData
 }
 
-var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ProposeRequest)(nil),           // 0: bailiwick.peer.v1.ProposeRequest
 	(*ProposeResponse)(nil),          // 1: bailiwick.peer.v1.ProposeResponse
@@ -2090,93 +2229,99 @@ var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*EdgeReportsResponse)(nil),      // 14: bailiwick.peer.v1.EdgeReportsResponse
 	(*EvidenceLeavesRequest)(nil),    // 15: bailiwick.peer.v1.EvidenceLeavesRequest
 	(*EvidenceLeavesResponse)(nil),   // 16: bailiwick.peer.v1.EvidenceLeavesResponse
-	(*TotalsRequest)(nil),            // 17: bailiwick.peer.v1.TotalsRequest
-	(*TotalsResponse)(nil),           // 18: bailiwick.peer.v1.TotalsResponse
-	(*ExchangeForRequest)(nil),       // 19: bailiwick.peer.v1.ExchangeForRequest
-	(*ExchangeForResponse)(nil),      // 20: bailiwick.peer.v1.ExchangeForResponse
-	(*QuotaHoldersRequest)(nil),      // 21: bailiwick.peer.v1.QuotaHoldersRequest
-	(*QuotaHoldersResponse)(nil),     // 22: bailiwick.peer.v1.QuotaHoldersResponse
-	(*TraceRequest)(nil),             // 23: bailiwick.peer.v1.TraceRequest
-	(*TraceResponse)(nil),            // 24: bailiwick.peer.v1.TraceResponse
-	(*TraceSum)(nil),                 // 25: bailiwick.peer.v1.TraceSum
-	(*TraceShare)(nil),               // 26: bailiwick.peer.v1.TraceShare
-	(*DetailFacts)(nil),              // 27: bailiwick.peer.v1.DetailFacts
-	(*EraseDetailRequest)(nil),       // 28: bailiwick.peer.v1.EraseDetailRequest
-	(*EraseDetailResponse)(nil),      // 29: bailiwick.peer.v1.EraseDetailResponse
-	(*StateHashRequest)(nil),         // 30: bailiwick.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),        // 31: bailiwick.peer.v1.StateHashResponse
-	(*v1.RequestGrantsRequest)(nil),  // 32: bailiwick.sync.v1.RequestGrantsRequest
-	(*v1.RequestGrantsResponse)(nil), // 33: bailiwick.sync.v1.RequestGrantsResponse
-	(*v1.Position)(nil),              // 34: bailiwick.sync.v1.Position
-	(*v1.Status)(nil),                // 35: bailiwick.sync.v1.Status
-	(*timestamppb.Timestamp)(nil),    // 36: google.protobuf.Timestamp
-	(*v11.Tightening)(nil),           // 37: bailiwick.admin.v1.Tightening
-	(*v11.ZoneTotals)(nil),           // 38: bailiwick.admin.v1.ZoneTotals
-	(*v12.ExchangeRequest)(nil),      // 39: bailiwick.usage.v1.ExchangeRequest
-	(*v12.ExchangeResponse)(nil),     // 40: bailiwick.usage.v1.ExchangeResponse
-	(*v11.QuotaStatus)(nil),          // 41: bailiwick.admin.v1.QuotaStatus
-	(*v11.TraceRow)(nil),             // 42: bailiwick.admin.v1.TraceRow
-	(*v11.TraceLost)(nil),            // 43: bailiwick.admin.v1.TraceLost
+	(*EdgeRowsRequest)(nil),          // 17: bailiwick.peer.v1.EdgeRowsRequest
+	(*EdgeRowsResponse)(nil),         // 18: bailiwick.peer.v1.EdgeRowsResponse
+	(*TotalsRequest)(nil),            // 19: bailiwick.peer.v1.TotalsRequest
+	(*TotalsResponse)(nil),           // 20: bailiwick.peer.v1.TotalsResponse
+	(*ExchangeForRequest)(nil),       // 21: bailiwick.peer.v1.ExchangeForRequest
+	(*ExchangeForResponse)(nil),      // 22: bailiwick.peer.v1.ExchangeForResponse
+	(*QuotaHoldersRequest)(nil),      // 23: bailiwick.peer.v1.QuotaHoldersRequest
+	(*QuotaHoldersResponse)(nil),     // 24: bailiwick.peer.v1.QuotaHoldersResponse
+	(*TraceRequest)(nil),             // 25: bailiwick.peer.v1.TraceRequest
+	(*TraceResponse)(nil),            // 26: bailiwick.peer.v1.TraceResponse
+	(*TraceSum)(nil),                 // 27: bailiwick.peer.v1.TraceSum
+	(*TraceShare)(nil),               // 28: bailiwick.peer.v1.TraceShare
+	(*DetailFacts)(nil),              // 29: bailiwick.peer.v1.DetailFacts
+	(*EraseDetailRequest)(nil),       // 30: bailiwick.peer.v1.EraseDetailRequest
+	(*EraseDetailResponse)(nil),      // 31: bailiwick.peer.v1.EraseDetailResponse
+	(*StateHashRequest)(nil),         // 32: bailiwick.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),        // 33: bailiwick.peer.v1.StateHashResponse
+	(*v1.RequestGrantsRequest)(nil),  // 34: bailiwick.sync.v1.RequestGrantsRequest
+	(*v1.RequestGrantsResponse)(nil), // 35: bailiwick.sync.v1.RequestGrantsResponse
+	(*v1.Position)(nil),              // 36: bailiwick.sync.v1.Position
+	(*v1.Status)(nil),                // 37: bailiwick.sync.v1.Status
+	(*timestamppb.Timestamp)(nil),    // 38: google.protobuf.Timestamp
+	(*v11.Tightening)(nil),           // 39: bailiwick.admin.v1.Tightening
+	(*v1.TellRowsRequest)(nil),       // 40: bailiwick.sync.v1.TellRowsRequest
+	(*v11.ZoneTotals)(nil),           // 41: bailiwick.admin.v1.ZoneTotals
+	(*v12.ExchangeRequest)(nil),      // 42: bailiwick.usage.v1.ExchangeRequest
+	(*v12.ExchangeResponse)(nil),     // 43: bailiwick.usage.v1.ExchangeResponse
+	(*v11.QuotaStatus)(nil),          // 44: bailiwick.admin.v1.QuotaStatus
+	(*v11.TraceRow)(nil),             // 45: bailiwick.admin.v1.TraceRow
+	(*v11.TraceLost)(nil),            // 46: bailiwick.admin.v1.TraceLost
 }
 var file_bailiwick_peer_v1_peer_proto_depIdxs = []int32{
-	32, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
-	33, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
-	34, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
-	34, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
-	34, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
-	34, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
-	35, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
-	36, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
+	34, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
+	35, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
+	36, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
+	36, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
+	36, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
+	36, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
+	37, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
+	38, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
 	10, // 8: bailiwick.peer.v1.ReportEdgesRequest.edges:type_name -> bailiwick.peer.v1.EdgeReport
 	10, // 9: bailiwick.peer.v1.EdgeReportsResponse.edges:type_name -> bailiwick.peer.v1.EdgeReport
-	37, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	36, // 11: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
-	36, // 12: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
-	38, // 13: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
-	39, // 14: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
-	40, // 15: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
-	41, // 16: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	36, // 17: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
-	36, // 18: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
-	42, // 19: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	25, // 20: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
-	27, // 21: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
-	26, // 22: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
-	43, // 23: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
-	36, // 24: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
-	0,  // 25: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
-	2,  // 26: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
-	4,  // 27: bailiwick.peer.v1.GroupService.Describe:input_type -> bailiwick.peer.v1.DescribeRequest
-	6,  // 28: bailiwick.peer.v1.GroupService.Transfer:input_type -> bailiwick.peer.v1.TransferRequest
-	8,  // 29: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
-	11, // 30: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
-	13, // 31: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
-	15, // 32: bailiwick.peer.v1.ZoneService.EvidenceLeaves:input_type -> bailiwick.peer.v1.EvidenceLeavesRequest
-	19, // 33: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
-	21, // 34: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
-	23, // 35: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
-	28, // 36: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
-	30, // 37: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
-	17, // 38: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
-	1,  // 39: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
-	3,  // 40: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
-	5,  // 41: bailiwick.peer.v1.GroupService.Describe:output_type -> bailiwick.peer.v1.DescribeResponse
-	7,  // 42: bailiwick.peer.v1.GroupService.Transfer:output_type -> bailiwick.peer.v1.TransferResponse
-	9,  // 43: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
-	12, // 44: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
-	14, // 45: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
-	16, // 46: bailiwick.peer.v1.ZoneService.EvidenceLeaves:output_type -> bailiwick.peer.v1.EvidenceLeavesResponse
-	20, // 47: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
-	22, // 48: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
-	24, // 49: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
-	29, // 50: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
-	31, // 51: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
-	18, // 52: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
-	39, // [39:53] is the sub-list for method output_type
-	25, // [25:39] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	39, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	40, // 11: bailiwick.peer.v1.EdgeRowsResponse.told:type_name -> bailiwick.sync.v1.TellRowsRequest
+	38, // 12: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
+	38, // 13: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
+	41, // 14: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
+	42, // 15: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
+	43, // 16: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
+	44, // 17: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	38, // 18: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
+	38, // 19: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
+	45, // 20: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	27, // 21: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
+	29, // 22: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
+	28, // 23: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
+	46, // 24: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
+	38, // 25: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
+	0,  // 26: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
+	2,  // 27: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
+	4,  // 28: bailiwick.peer.v1.GroupService.Describe:input_type -> bailiwick.peer.v1.DescribeRequest
+	6,  // 29: bailiwick.peer.v1.GroupService.Transfer:input_type -> bailiwick.peer.v1.TransferRequest
+	8,  // 30: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
+	11, // 31: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
+	13, // 32: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
+	15, // 33: bailiwick.peer.v1.ZoneService.EvidenceLeaves:input_type -> bailiwick.peer.v1.EvidenceLeavesRequest
+	17, // 34: bailiwick.peer.v1.ZoneService.EdgeRows:input_type -> bailiwick.peer.v1.EdgeRowsRequest
+	21, // 35: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
+	23, // 36: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
+	25, // 37: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
+	30, // 38: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
+	32, // 39: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
+	19, // 40: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
+	1,  // 41: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
+	3,  // 42: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
+	5,  // 43: bailiwick.peer.v1.GroupService.Describe:output_type -> bailiwick.peer.v1.DescribeResponse
+	7,  // 44: bailiwick.peer.v1.GroupService.Transfer:output_type -> bailiwick.peer.v1.TransferResponse
+	9,  // 45: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
+	12, // 46: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
+	14, // 47: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
+	16, // 48: bailiwick.peer.v1.ZoneService.EvidenceLeaves:output_type -> bailiwick.peer.v1.EvidenceLeavesResponse
+	18, // 49: bailiwick.peer.v1.ZoneService.EdgeRows:output_type -> bailiwick.peer.v1.EdgeRowsResponse
+	22, // 50: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
+	24, // 51: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
+	26, // 52: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
+	31, // 53: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
+	33, // 54: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
+	20, // 55: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
+	41, // [41:56] is the sub-list for method output_type
+	26, // [26:41] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_peer_v1_peer_proto_init() }
@@ -2190,7 +2335,7 @@ func file_bailiwick_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_peer_v1_peer_proto_rawDesc), len(file_bailiwick_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

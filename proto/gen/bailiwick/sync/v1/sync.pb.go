@@ -716,6 +716,7 @@ type SubscribeResponse struct {
 	//	*SubscribeResponse_Table
 	//	*SubscribeResponse_Heartbeat
 	//	*SubscribeResponse_Withdrawn
+	//	*SubscribeResponse_RowsWanted
 	Message       isSubscribeResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -785,6 +786,15 @@ func (x *SubscribeResponse) GetWithdrawn() *Withdrawn {
 	return nil
 }
 
+func (x *SubscribeResponse) GetRowsWanted() *RowsWanted {
+	if x != nil {
+		if x, ok := x.Message.(*SubscribeResponse_RowsWanted); ok {
+			return x.RowsWanted
+		}
+	}
+	return nil
+}
+
 type isSubscribeResponse_Message interface {
 	isSubscribeResponse_Message()
 }
@@ -801,11 +811,17 @@ type SubscribeResponse_Withdrawn struct {
 	Withdrawn *Withdrawn `protobuf:"bytes,3,opt,name=withdrawn,proto3,oneof"`
 }
 
+type SubscribeResponse_RowsWanted struct {
+	RowsWanted *RowsWanted `protobuf:"bytes,4,opt,name=rows_wanted,json=rowsWanted,proto3,oneof"`
+}
+
 func (*SubscribeResponse_Table) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_Heartbeat) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_Withdrawn) isSubscribeResponse_Message() {}
+
+func (*SubscribeResponse_RowsWanted) isSubscribeResponse_Message() {}
 
 // Signed is a TableUpdate and the zone's Ed25519 signature over "bailiwick-table/1\n" + edge name + "\n" + payload.
 // It is also a record of the edge's delta log on disk.
@@ -1405,6 +1421,187 @@ func (x *RelayMinute) GetDigest() []byte {
 	return nil
 }
 
+// RowsWanted asks for the rows of relays in an interval, which rest with the edge. An edge answers to its own zone alone.
+type RowsWanted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	From          int64                  `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // unix seconds
+	To            int64                  `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RowsWanted) Reset() {
+	*x = RowsWanted{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RowsWanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RowsWanted) ProtoMessage() {}
+
+func (x *RowsWanted) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RowsWanted.ProtoReflect.Descriptor instead.
+func (*RowsWanted) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RowsWanted) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RowsWanted) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *RowsWanted) GetTo() int64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+type TellRowsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // of the question, in each message
+	Entry         *RelayMinute           `protobuf:"bytes,2,opt,name=entry,proto3" json:"entry,omitempty"`
+	Rows          [][]byte               `protobuf:"bytes,3,rep,name=rows,proto3" json:"rows,omitempty"`  // as digests cover them
+	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"` // further rows of this entry follow
+	Done          bool                   `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
+	Failed        string                 `protobuf:"bytes,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TellRowsRequest) Reset() {
+	*x = TellRowsRequest{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TellRowsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TellRowsRequest) ProtoMessage() {}
+
+func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TellRowsRequest.ProtoReflect.Descriptor instead.
+func (*TellRowsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TellRowsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TellRowsRequest) GetEntry() *RelayMinute {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *TellRowsRequest) GetRows() [][]byte {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *TellRowsRequest) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *TellRowsRequest) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *TellRowsRequest) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+type TellRowsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TellRowsResponse) Reset() {
+	*x = TellRowsResponse{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TellRowsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TellRowsResponse) ProtoMessage() {}
+
+func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TellRowsResponse.ProtoReflect.Descriptor instead.
+func (*TellRowsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+}
+
 type RefusalMinute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Minute        int64                  `protobuf:"varint,1,opt,name=minute,proto3" json:"minute,omitempty"` // its start, unix seconds
@@ -1419,7 +1616,7 @@ type RefusalMinute struct {
 
 func (x *RefusalMinute) Reset() {
 	*x = RefusalMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1628,7 @@ func (x *RefusalMinute) String() string {
 func (*RefusalMinute) ProtoMessage() {}
 
 func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1641,7 @@ func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusalMinute.ProtoReflect.Descriptor instead.
 func (*RefusalMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RefusalMinute) GetMinute() int64 {
@@ -1498,7 +1695,7 @@ type RequestGrantsResponse struct {
 
 func (x *RequestGrantsResponse) Reset() {
 	*x = RequestGrantsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1707,7 @@ func (x *RequestGrantsResponse) String() string {
 func (*RequestGrantsResponse) ProtoMessage() {}
 
 func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1720,7 @@ func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsResponse.ProtoReflect.Descriptor instead.
 func (*RequestGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
@@ -1543,7 +1740,7 @@ type SignedGrant struct {
 
 func (x *SignedGrant) Reset() {
 	*x = SignedGrant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1752,7 @@ func (x *SignedGrant) String() string {
 func (*SignedGrant) ProtoMessage() {}
 
 func (x *SignedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1765,7 @@ func (x *SignedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
 func (*SignedGrant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SignedGrant) GetPayload() []byte {
@@ -1607,7 +1804,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1619,7 +1816,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1632,7 +1829,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Grant) GetId() string {
@@ -1743,7 +1940,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +1952,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +1965,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Peer) GetEdge() string {
@@ -1841,11 +2038,13 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x10\n" +
 	"\x03why\x18\x03 \x01(\tR\x03why\x12\"\n" +
-	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\"\xcd\x01\n" +
+	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\"\x8f\x02\n" +
 	"\x11SubscribeResponse\x121\n" +
 	"\x05table\x18\x01 \x01(\v2\x19.bailiwick.sync.v1.SignedH\x00R\x05table\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.bailiwick.sync.v1.HeartbeatH\x00R\theartbeat\x12<\n" +
-	"\twithdrawn\x18\x03 \x01(\v2\x1c.bailiwick.sync.v1.WithdrawnH\x00R\twithdrawnB\t\n" +
+	"\twithdrawn\x18\x03 \x01(\v2\x1c.bailiwick.sync.v1.WithdrawnH\x00R\twithdrawn\x12@\n" +
+	"\vrows_wanted\x18\x04 \x01(\v2\x1d.bailiwick.sync.v1.RowsWantedH\x00R\n" +
+	"rowsWantedB\t\n" +
 	"\amessage\"@\n" +
 	"\x06Signed\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
@@ -1896,7 +2095,20 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x02to\x18\x06 \x01(\tR\x02to\x12\x14\n" +
 	"\x05count\x18\a \x01(\x03R\x05count\x12\x12\n" +
 	"\x04prev\x18\b \x01(\fR\x04prev\x12\x16\n" +
-	"\x06digest\x18\t \x01(\fR\x06digest\"\x8d\x01\n" +
+	"\x06digest\x18\t \x01(\fR\x06digest\"@\n" +
+	"\n" +
+	"RowsWanted\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x03R\x04from\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x03R\x02to\"\xab\x01\n" +
+	"\x0fTellRowsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
+	"\x05entry\x18\x02 \x01(\v2\x1e.bailiwick.sync.v1.RelayMinuteR\x05entry\x12\x12\n" +
+	"\x04rows\x18\x03 \x03(\fR\x04rows\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x12\x12\n" +
+	"\x04done\x18\x05 \x01(\bR\x04done\x12\x16\n" +
+	"\x06failed\x18\x06 \x01(\tR\x06failed\"\x12\n" +
+	"\x10TellRowsResponse\"\x8d\x01\n" +
 	"\rRefusalMinute\x12\x16\n" +
 	"\x06minute\x18\x01 \x01(\x03R\x06minute\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x12\n" +
@@ -1930,10 +2142,11 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04Peer\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x1d\n" +
 	"\n" +
-	"relay_addr\x18\x02 \x01(\tR\trelayAddr2\xcd\x01\n" +
+	"relay_addr\x18\x02 \x01(\tR\trelayAddr2\xa4\x02\n" +
 	"\vSyncService\x12Z\n" +
 	"\tSubscribe\x12#.bailiwick.sync.v1.SubscribeRequest\x1a$.bailiwick.sync.v1.SubscribeResponse(\x010\x01\x12b\n" +
-	"\rRequestGrants\x12'.bailiwick.sync.v1.RequestGrantsRequest\x1a(.bailiwick.sync.v1.RequestGrantsResponseB.Z,bailiwick/proto/gen/bailiwick/sync/v1;syncv1b\x06proto3"
+	"\rRequestGrants\x12'.bailiwick.sync.v1.RequestGrantsRequest\x1a(.bailiwick.sync.v1.RequestGrantsResponse\x12U\n" +
+	"\bTellRows\x12\".bailiwick.sync.v1.TellRowsRequest\x1a#.bailiwick.sync.v1.TellRowsResponse(\x01B.Z,bailiwick/proto/gen/bailiwick/sync/v1;syncv1b\x06proto3"
 
 var (
 	file_bailiwick_sync_v1_sync_proto_rawDescOnce sync.Once
@@ -1947,7 +2160,7 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 	return file_bailiwick_sync_v1_sync_proto_rawDescData
 }
 
-var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Position)(nil),              // 0: bailiwick.sync.v1.Position
 	(*SubscribeRequest)(nil),      // 1: bailiwick.sync.v1.SubscribeRequest
@@ -1967,11 +2180,14 @@ var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Withdrawn)(nil),             // 15: bailiwick.sync.v1.Withdrawn
 	(*RequestGrantsRequest)(nil),  // 16: bailiwick.sync.v1.RequestGrantsRequest
 	(*RelayMinute)(nil),           // 17: bailiwick.sync.v1.RelayMinute
-	(*RefusalMinute)(nil),         // 18: bailiwick.sync.v1.RefusalMinute
-	(*RequestGrantsResponse)(nil), // 19: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 20: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 21: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 22: bailiwick.sync.v1.Peer
+	(*RowsWanted)(nil),            // 18: bailiwick.sync.v1.RowsWanted
+	(*TellRowsRequest)(nil),       // 19: bailiwick.sync.v1.TellRowsRequest
+	(*TellRowsResponse)(nil),      // 20: bailiwick.sync.v1.TellRowsResponse
+	(*RefusalMinute)(nil),         // 21: bailiwick.sync.v1.RefusalMinute
+	(*RequestGrantsResponse)(nil), // 22: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 23: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 24: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 25: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	2,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
@@ -1990,29 +2206,33 @@ var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	10, // 13: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
 	14, // 14: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
 	15, // 15: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
-	0,  // 16: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
-	0,  // 17: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
-	0,  // 18: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
-	0,  // 19: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
-	12, // 20: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
-	13, // 21: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
-	0,  // 22: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 23: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
-	0,  // 24: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 25: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	17, // 26: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
-	18, // 27: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
-	20, // 28: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	22, // 29: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	1,  // 30: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	16, // 31: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	9,  // 32: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	19, // 33: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	32, // [32:34] is the sub-list for method output_type
-	30, // [30:32] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	18, // 16: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
+	0,  // 17: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
+	0,  // 18: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
+	0,  // 19: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
+	0,  // 20: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
+	12, // 21: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
+	13, // 22: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
+	0,  // 23: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
+	0,  // 24: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
+	0,  // 25: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
+	0,  // 26: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
+	17, // 27: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
+	21, // 28: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
+	17, // 29: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
+	23, // 30: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	25, // 31: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	1,  // 32: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	16, // 33: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	19, // 34: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
+	9,  // 35: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	22, // 36: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	20, // 37: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
+	35, // [35:38] is the sub-list for method output_type
+	32, // [32:35] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -2030,6 +2250,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		(*SubscribeResponse_Table)(nil),
 		(*SubscribeResponse_Heartbeat)(nil),
 		(*SubscribeResponse_Withdrawn)(nil),
+		(*SubscribeResponse_RowsWanted)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2037,7 +2258,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

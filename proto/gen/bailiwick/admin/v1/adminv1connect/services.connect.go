@@ -151,6 +151,12 @@ const (
 	// EvidenceServiceExportEvidenceProcedure is the fully-qualified name of the EvidenceService's
 	// ExportEvidence RPC.
 	EvidenceServiceExportEvidenceProcedure = "/bailiwick.admin.v1.EvidenceService/ExportEvidence"
+	// EvidenceServiceExportRelayRowsProcedure is the fully-qualified name of the EvidenceService's
+	// ExportRelayRows RPC.
+	EvidenceServiceExportRelayRowsProcedure = "/bailiwick.admin.v1.EvidenceService/ExportRelayRows"
+	// EvidenceServiceCheckEvidenceProcedure is the fully-qualified name of the EvidenceService's
+	// CheckEvidence RPC.
+	EvidenceServiceCheckEvidenceProcedure = "/bailiwick.admin.v1.EvidenceService/CheckEvidence"
 	// AlertServiceCreateWebhookProcedure is the fully-qualified name of the AlertService's
 	// CreateWebhook RPC.
 	AlertServiceCreateWebhookProcedure = "/bailiwick.admin.v1.AlertService/CreateWebhook"
@@ -1893,6 +1899,10 @@ func (UnimplementedCustomerServiceHandler) Erase(context.Context, *v1.EraseReque
 type EvidenceServiceClient interface {
 	// ExportEvidence is a signed bundle of the zone's Merkle log, in pieces.
 	ExportEvidence(context.Context, *v1.ExportEvidenceRequest) (*connect.ServerStreamForClient[v1.ExportEvidenceResponse], error)
+	// ExportRelayRows fetches the rows of relays out of one region from its edges, as lines of JSON.
+	ExportRelayRows(context.Context, *v1.ExportRelayRowsRequest) (*connect.ServerStreamForClient[v1.ExportRelayRowsResponse], error)
+	// CheckEvidence reads the asked node's whole copy of the zone's log, mends what is damaged and says what it found.
+	CheckEvidence(context.Context, *v1.CheckEvidenceRequest) (*v1.CheckEvidenceResponse, error)
 }
 
 // NewEvidenceServiceClient constructs a client for the bailiwick.admin.v1.EvidenceService service.
@@ -1913,12 +1923,27 @@ func NewEvidenceServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		exportRelayRows: connect.NewClient[v1.ExportRelayRowsRequest, v1.ExportRelayRowsResponse](
+			httpClient,
+			baseURL+EvidenceServiceExportRelayRowsProcedure,
+			connect.WithSchema(evidenceServiceMethods.ByName("ExportRelayRows")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		checkEvidence: connect.NewClient[v1.CheckEvidenceRequest, v1.CheckEvidenceResponse](
+			httpClient,
+			baseURL+EvidenceServiceCheckEvidenceProcedure,
+			connect.WithSchema(evidenceServiceMethods.ByName("CheckEvidence")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // evidenceServiceClient implements EvidenceServiceClient.
 type evidenceServiceClient struct {
-	exportEvidence *connect.Client[v1.ExportEvidenceRequest, v1.ExportEvidenceResponse]
+	exportEvidence  *connect.Client[v1.ExportEvidenceRequest, v1.ExportEvidenceResponse]
+	exportRelayRows *connect.Client[v1.ExportRelayRowsRequest, v1.ExportRelayRowsResponse]
+	checkEvidence   *connect.Client[v1.CheckEvidenceRequest, v1.CheckEvidenceResponse]
 }
 
 // ExportEvidence calls bailiwick.admin.v1.EvidenceService.ExportEvidence.
@@ -1926,10 +1951,28 @@ func (c *evidenceServiceClient) ExportEvidence(ctx context.Context, req *v1.Expo
 	return c.exportEvidence.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// ExportRelayRows calls bailiwick.admin.v1.EvidenceService.ExportRelayRows.
+func (c *evidenceServiceClient) ExportRelayRows(ctx context.Context, req *v1.ExportRelayRowsRequest) (*connect.ServerStreamForClient[v1.ExportRelayRowsResponse], error) {
+	return c.exportRelayRows.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// CheckEvidence calls bailiwick.admin.v1.EvidenceService.CheckEvidence.
+func (c *evidenceServiceClient) CheckEvidence(ctx context.Context, req *v1.CheckEvidenceRequest) (*v1.CheckEvidenceResponse, error) {
+	response, err := c.checkEvidence.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // EvidenceServiceHandler is an implementation of the bailiwick.admin.v1.EvidenceService service.
 type EvidenceServiceHandler interface {
 	// ExportEvidence is a signed bundle of the zone's Merkle log, in pieces.
 	ExportEvidence(context.Context, *v1.ExportEvidenceRequest, *connect.ServerStream[v1.ExportEvidenceResponse]) error
+	// ExportRelayRows fetches the rows of relays out of one region from its edges, as lines of JSON.
+	ExportRelayRows(context.Context, *v1.ExportRelayRowsRequest, *connect.ServerStream[v1.ExportRelayRowsResponse]) error
+	// CheckEvidence reads the asked node's whole copy of the zone's log, mends what is damaged and says what it found.
+	CheckEvidence(context.Context, *v1.CheckEvidenceRequest) (*v1.CheckEvidenceResponse, error)
 }
 
 // NewEvidenceServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1946,10 +1989,27 @@ func NewEvidenceServiceHandler(svc EvidenceServiceHandler, opts ...connect.Handl
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	evidenceServiceExportRelayRowsHandler := connect.NewServerStreamHandlerSimple(
+		EvidenceServiceExportRelayRowsProcedure,
+		svc.ExportRelayRows,
+		connect.WithSchema(evidenceServiceMethods.ByName("ExportRelayRows")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	evidenceServiceCheckEvidenceHandler := connect.NewUnaryHandlerSimple(
+		EvidenceServiceCheckEvidenceProcedure,
+		svc.CheckEvidence,
+		connect.WithSchema(evidenceServiceMethods.ByName("CheckEvidence")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.admin.v1.EvidenceService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case EvidenceServiceExportEvidenceProcedure:
 			evidenceServiceExportEvidenceHandler.ServeHTTP(w, r)
+		case EvidenceServiceExportRelayRowsProcedure:
+			evidenceServiceExportRelayRowsHandler.ServeHTTP(w, r)
+		case EvidenceServiceCheckEvidenceProcedure:
+			evidenceServiceCheckEvidenceHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1961,6 +2021,14 @@ type UnimplementedEvidenceServiceHandler struct{}
 
 func (UnimplementedEvidenceServiceHandler) ExportEvidence(context.Context, *v1.ExportEvidenceRequest, *connect.ServerStream[v1.ExportEvidenceResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.EvidenceService.ExportEvidence is not implemented"))
+}
+
+func (UnimplementedEvidenceServiceHandler) ExportRelayRows(context.Context, *v1.ExportRelayRowsRequest, *connect.ServerStream[v1.ExportRelayRowsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.EvidenceService.ExportRelayRows is not implemented"))
+}
+
+func (UnimplementedEvidenceServiceHandler) CheckEvidence(context.Context, *v1.CheckEvidenceRequest) (*v1.CheckEvidenceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.EvidenceService.CheckEvidence is not implemented"))
 }
 
 // AlertServiceClient is a client for the bailiwick.admin.v1.AlertService service.

@@ -59,6 +59,8 @@ const (
 	// ZoneServiceEvidenceLeavesProcedure is the fully-qualified name of the ZoneService's
 	// EvidenceLeaves RPC.
 	ZoneServiceEvidenceLeavesProcedure = "/bailiwick.peer.v1.ZoneService/EvidenceLeaves"
+	// ZoneServiceEdgeRowsProcedure is the fully-qualified name of the ZoneService's EdgeRows RPC.
+	ZoneServiceEdgeRowsProcedure = "/bailiwick.peer.v1.ZoneService/EdgeRows"
 	// LedgerServiceExchangeForProcedure is the fully-qualified name of the LedgerService's ExchangeFor
 	// RPC.
 	LedgerServiceExchangeForProcedure = "/bailiwick.peer.v1.LedgerService/ExchangeFor"
@@ -251,6 +253,8 @@ type ZoneServiceClient interface {
 	EdgeReports(context.Context, *v1.EdgeReportsRequest) (*v1.EdgeReportsResponse, error)
 	// EvidenceLeaves is the asked node's copy of the zone's Merkle log. Any node of the zone answers.
 	EvidenceLeaves(context.Context, *v1.EvidenceLeavesRequest) (*v1.EvidenceLeavesResponse, error)
+	// EdgeRows asks the edges of a region that are connected to the asked node for the rows of their relays.
+	EdgeRows(context.Context, *v1.EdgeRowsRequest) (*connect.ServerStreamForClient[v1.EdgeRowsResponse], error)
 }
 
 // NewZoneServiceClient constructs a client for the bailiwick.peer.v1.ZoneService service. By
@@ -288,6 +292,12 @@ func NewZoneServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(zoneServiceMethods.ByName("EvidenceLeaves")),
 			connect.WithClientOptions(opts...),
 		),
+		edgeRows: connect.NewClient[v1.EdgeRowsRequest, v1.EdgeRowsResponse](
+			httpClient,
+			baseURL+ZoneServiceEdgeRowsProcedure,
+			connect.WithSchema(zoneServiceMethods.ByName("EdgeRows")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -297,6 +307,7 @@ type zoneServiceClient struct {
 	reportEdges    *connect.Client[v1.ReportEdgesRequest, v1.ReportEdgesResponse]
 	edgeReports    *connect.Client[v1.EdgeReportsRequest, v1.EdgeReportsResponse]
 	evidenceLeaves *connect.Client[v1.EvidenceLeavesRequest, v1.EvidenceLeavesResponse]
+	edgeRows       *connect.Client[v1.EdgeRowsRequest, v1.EdgeRowsResponse]
 }
 
 // GrantFor calls bailiwick.peer.v1.ZoneService.GrantFor.
@@ -335,6 +346,11 @@ func (c *zoneServiceClient) EvidenceLeaves(ctx context.Context, req *v1.Evidence
 	return nil, err
 }
 
+// EdgeRows calls bailiwick.peer.v1.ZoneService.EdgeRows.
+func (c *zoneServiceClient) EdgeRows(ctx context.Context, req *v1.EdgeRowsRequest) (*connect.ServerStreamForClient[v1.EdgeRowsResponse], error) {
+	return c.edgeRows.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // ZoneServiceHandler is an implementation of the bailiwick.peer.v1.ZoneService service.
 type ZoneServiceHandler interface {
 	GrantFor(context.Context, *v1.GrantForRequest) (*v1.GrantForResponse, error)
@@ -342,6 +358,8 @@ type ZoneServiceHandler interface {
 	EdgeReports(context.Context, *v1.EdgeReportsRequest) (*v1.EdgeReportsResponse, error)
 	// EvidenceLeaves is the asked node's copy of the zone's Merkle log. Any node of the zone answers.
 	EvidenceLeaves(context.Context, *v1.EvidenceLeavesRequest) (*v1.EvidenceLeavesResponse, error)
+	// EdgeRows asks the edges of a region that are connected to the asked node for the rows of their relays.
+	EdgeRows(context.Context, *v1.EdgeRowsRequest, *connect.ServerStream[v1.EdgeRowsResponse]) error
 }
 
 // NewZoneServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -375,6 +393,12 @@ func NewZoneServiceHandler(svc ZoneServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(zoneServiceMethods.ByName("EvidenceLeaves")),
 		connect.WithHandlerOptions(opts...),
 	)
+	zoneServiceEdgeRowsHandler := connect.NewServerStreamHandlerSimple(
+		ZoneServiceEdgeRowsProcedure,
+		svc.EdgeRows,
+		connect.WithSchema(zoneServiceMethods.ByName("EdgeRows")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.peer.v1.ZoneService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ZoneServiceGrantForProcedure:
@@ -385,6 +409,8 @@ func NewZoneServiceHandler(svc ZoneServiceHandler, opts ...connect.HandlerOption
 			zoneServiceEdgeReportsHandler.ServeHTTP(w, r)
 		case ZoneServiceEvidenceLeavesProcedure:
 			zoneServiceEvidenceLeavesHandler.ServeHTTP(w, r)
+		case ZoneServiceEdgeRowsProcedure:
+			zoneServiceEdgeRowsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -408,6 +434,10 @@ func (UnimplementedZoneServiceHandler) EdgeReports(context.Context, *v1.EdgeRepo
 
 func (UnimplementedZoneServiceHandler) EvidenceLeaves(context.Context, *v1.EvidenceLeavesRequest) (*v1.EvidenceLeavesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.ZoneService.EvidenceLeaves is not implemented"))
+}
+
+func (UnimplementedZoneServiceHandler) EdgeRows(context.Context, *v1.EdgeRowsRequest, *connect.ServerStream[v1.EdgeRowsResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.peer.v1.ZoneService.EdgeRows is not implemented"))
 }
 
 // LedgerServiceClient is a client for the bailiwick.peer.v1.LedgerService service.

@@ -41,6 +41,8 @@ const (
 	// SyncServiceRequestGrantsProcedure is the fully-qualified name of the SyncService's RequestGrants
 	// RPC.
 	SyncServiceRequestGrantsProcedure = "/bailiwick.sync.v1.SyncService/RequestGrants"
+	// SyncServiceTellRowsProcedure is the fully-qualified name of the SyncService's TellRows RPC.
+	SyncServiceTellRowsProcedure = "/bailiwick.sync.v1.SyncService/TellRows"
 )
 
 // SyncServiceClient is a client for the bailiwick.sync.v1.SyncService service.
@@ -49,6 +51,8 @@ type SyncServiceClient interface {
 	Subscribe(context.Context) (*connect.BidiStreamForClientSimple[v1.SubscribeRequest, v1.SubscribeResponse], error)
 	// RequestGrants asks the leader of the edge's home zone for permission to relay. The edge counts from when it asked.
 	RequestGrants(context.Context, *v1.RequestGrantsRequest) (*v1.RequestGrantsResponse, error)
+	// TellRows answers RowsWanted. The last message has done or failed: without it the answer broke off.
+	TellRows(context.Context) (*connect.ClientStreamForClientSimple[v1.TellRowsRequest, v1.TellRowsResponse], error)
 }
 
 // NewSyncServiceClient constructs a client for the bailiwick.sync.v1.SyncService service. By
@@ -74,6 +78,12 @@ func NewSyncServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(syncServiceMethods.ByName("RequestGrants")),
 			connect.WithClientOptions(opts...),
 		),
+		tellRows: connect.NewClient[v1.TellRowsRequest, v1.TellRowsResponse](
+			httpClient,
+			baseURL+SyncServiceTellRowsProcedure,
+			connect.WithSchema(syncServiceMethods.ByName("TellRows")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -81,6 +91,7 @@ func NewSyncServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 type syncServiceClient struct {
 	subscribe     *connect.Client[v1.SubscribeRequest, v1.SubscribeResponse]
 	requestGrants *connect.Client[v1.RequestGrantsRequest, v1.RequestGrantsResponse]
+	tellRows      *connect.Client[v1.TellRowsRequest, v1.TellRowsResponse]
 }
 
 // Subscribe calls bailiwick.sync.v1.SyncService.Subscribe.
@@ -97,12 +108,19 @@ func (c *syncServiceClient) RequestGrants(ctx context.Context, req *v1.RequestGr
 	return nil, err
 }
 
+// TellRows calls bailiwick.sync.v1.SyncService.TellRows.
+func (c *syncServiceClient) TellRows(ctx context.Context) (*connect.ClientStreamForClientSimple[v1.TellRowsRequest, v1.TellRowsResponse], error) {
+	return c.tellRows.CallClientStreamSimple(ctx)
+}
+
 // SyncServiceHandler is an implementation of the bailiwick.sync.v1.SyncService service.
 type SyncServiceHandler interface {
 	// Subscribe: the edge opens with Hello; then acks, nacks and status go up, tables and heartbeats down.
 	Subscribe(context.Context, *connect.BidiStream[v1.SubscribeRequest, v1.SubscribeResponse]) error
 	// RequestGrants asks the leader of the edge's home zone for permission to relay. The edge counts from when it asked.
 	RequestGrants(context.Context, *v1.RequestGrantsRequest) (*v1.RequestGrantsResponse, error)
+	// TellRows answers RowsWanted. The last message has done or failed: without it the answer broke off.
+	TellRows(context.Context, *connect.ClientStream[v1.TellRowsRequest]) (*v1.TellRowsResponse, error)
 }
 
 // NewSyncServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -124,12 +142,20 @@ func NewSyncServiceHandler(svc SyncServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(syncServiceMethods.ByName("RequestGrants")),
 		connect.WithHandlerOptions(opts...),
 	)
+	syncServiceTellRowsHandler := connect.NewClientStreamHandlerSimple(
+		SyncServiceTellRowsProcedure,
+		svc.TellRows,
+		connect.WithSchema(syncServiceMethods.ByName("TellRows")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.sync.v1.SyncService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case SyncServiceSubscribeProcedure:
 			syncServiceSubscribeHandler.ServeHTTP(w, r)
 		case SyncServiceRequestGrantsProcedure:
 			syncServiceRequestGrantsHandler.ServeHTTP(w, r)
+		case SyncServiceTellRowsProcedure:
+			syncServiceTellRowsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -145,4 +171,8 @@ func (UnimplementedSyncServiceHandler) Subscribe(context.Context, *connect.BidiS
 
 func (UnimplementedSyncServiceHandler) RequestGrants(context.Context, *v1.RequestGrantsRequest) (*v1.RequestGrantsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.sync.v1.SyncService.RequestGrants is not implemented"))
+}
+
+func (UnimplementedSyncServiceHandler) TellRows(context.Context, *connect.ClientStream[v1.TellRowsRequest]) (*v1.TellRowsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.sync.v1.SyncService.TellRows is not implemented"))
 }
