@@ -20,6 +20,7 @@ import (
 
 	"bailiwick/controlplane/internal/evidence"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/shared/fault"
 )
 
 func (a *app) evidenceCommand() *cobra.Command {
@@ -233,8 +234,11 @@ damaged is fetched from another node. Nodes look at one part a minute by themsel
 					r, err := ask(ctx, c, []string{url}, func(ctx context.Context, n api) (*adminv1.CheckEvidenceResponse, error) {
 						return n.CheckEvidence(ctx, &adminv1.CheckEvidenceRequest{})
 					})
-					if err != nil {
+					if err != nil && fault.KindOf(err) != fault.Unavailable {
 						return err
+					}
+					if err != nil { // the others are worth a look all the same
+						r = &adminv1.CheckEvidenceResponse{Node: url, Damaged: []string{"not checked: " + err.Error()}}
 					}
 					if len(r.GetDamaged()) > 0 {
 						a.exit = exitFailure
@@ -243,7 +247,11 @@ damaged is fetched from another node. Nodes look at one part a minute by themsel
 				}
 				return a.print(all, func(w io.Writer) {
 					for _, r := range all {
-						fmt.Fprintf(w, "%s  records %d to %d, %d heads fit\n", r.GetNode(), r.GetFirst(), r.GetFirst()+r.GetRecords()-1, r.GetHeads())
+						if r.GetRecords() > 0 {
+							fmt.Fprintf(w, "%s  records %d to %d, %d heads fit\n", r.GetNode(), r.GetFirst(), r.GetFirst()+r.GetRecords()-1, r.GetHeads())
+						} else {
+							fmt.Fprintln(w, r.GetNode())
+						}
 						for _, what := range r.GetMended() {
 							fmt.Fprintf(w, "  mended   %s\n", what)
 						}
