@@ -123,7 +123,7 @@ func (l *Log) catchUp(ctx context.Context) error {
 		return fmt.Errorf("fetch leaves from %d on: %w", size, err)
 	}
 	if theirs.First > size {
-		l.cfg.Logger.Warn("evidence: this node's copy ends before those of others begin; it begins anew", "records", size, "first", theirs.First)
+		l.cfg.Logger.Warn("evidence: this node's copy ends before those of others begin; it begins anew", "records", size, "number", theirs.First)
 		if err := l.restart(theirs.First, theirs.Frontier); err != nil {
 			return &diskError{err}
 		}

@@ -305,7 +305,7 @@ func (l *Log) trim(now time.Time) error {
 			return nil
 		}
 		if !old {
-			l.cfg.Logger.Warn("evidence log is over its budget of disk: records go before their time", "through", next.at, "bytes", sum)
+			l.cfg.Logger.Warn("evidence log is over its budget of disk: records go before their time", "bytes", sum)
 		}
 		if err := l.cfg.FS.Remove(l.path(s)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
