@@ -48,7 +48,7 @@ fuzz-border: ## requests made to cross the border, through real edges in one pro
 model: ## the border's protocol, every state of it in the small; needs spin and gcc (minutes): make model ARGS='-run SLACK -show'
 	$(GO) run ./e2e/model $(ARGS)
 
-bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover
+bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover, border; a part: make bench ARGS='-only border'
 	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/... ./controlplane/internal/detail/...
 	$(GO) run ./e2e/bench $(ARGS)
 

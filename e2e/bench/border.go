@@ -84,7 +84,8 @@ func (b *bench) border(tightenings int) {
 	}
 	b.latency("the same over a zone's border: the grant ends", took, lapseGoal)
 
-	b.regionLost(3)
+	b.regionLost("kill", "start", "region killed → answer by its pair, through DNS", 3)
+	b.regionLost("pause", "resume", "region silent → answer by its pair, through DNS", 3)
 }
 
 // tighten closes a pair and opens it again: how long until the closure was in force.
@@ -155,8 +156,9 @@ func (b *bench) home(region string) {
 	b.until(region, key, 40*time.Second, func(a harness.Answer) bool { return a.Status == http.StatusOK && a.Served() == region })
 }
 
-// regionLost: everything in eu-west dies at once, its control node and name server included.
-func (b *bench) regionLost(times int) {
+// regionLost: everything in eu-west goes at once, its control node and name server included. What is killed refuses
+// connections; what is paused takes them and says nothing, as a region does that cannot be reached any more.
+func (b *bench) regionLost(end, back, measure string, times int) {
 	servers := []string{b.s.DNS("eu-west"), b.s.DNS("eu-central")}
 	host, key := orders, b.s.Key("emea", "unlimited")
 	both := func() bool {
@@ -176,7 +178,7 @@ func (b *bench) regionLost(times int) {
 		}
 		b.home("eu-west")
 		killed := time.Now()
-		b.s.Act("kill", "region:eu-west")
+		b.s.Act(end, "region:eu-west")
 		for {
 			err := b.s.FollowDNS(servers, host, key, "eu-central")
 			if err == nil {
@@ -187,7 +189,7 @@ func (b *bench) regionLost(times int) {
 			}
 		}
 		took = append(took, time.Since(killed))
-		b.s.Act("start", "region:eu-west")
+		b.s.Act(back, "region:eu-west")
 	}
-	b.latency("region lost → answer by its pair, through DNS", took, regionGoal)
+	b.latency(measure, took, regionGoal)
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/miekg/dns"
 )
 
+// patience of a client with one name server and with one address.
+const patience = time.Second
+
 // DNS is the address of a region's name server.
 func (s *Sandbox) DNS(region string) string {
 	for _, e := range s.Edges {
@@ -29,7 +32,7 @@ func (s *Sandbox) DNS(region string) string {
 func Resolve(server, host, network string) ([]string, error) {
 	q := new(dns.Msg)
 	q.SetQuestion(dns.Fqdn(host), dns.TypeHTTPS)
-	m, _, err := (&dns.Client{Net: network, Timeout: 2 * time.Second}).Exchange(q, server)
+	m, _, err := (&dns.Client{Net: network, Timeout: patience}).Exchange(q, server)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +79,9 @@ func (s *Sandbox) FollowDNS(servers []string, host, key, prefix string) error {
 			continue
 		}
 		for _, a := range addresses {
-			answer := s.Send(s.NewClient(a), http.MethodGet, host, "/v1/orders", key, nil)
+			client := s.NewClient(a)
+			client.Timeout = patience
+			answer := s.Send(client, http.MethodGet, host, "/v1/orders", key, nil)
 			if answer.Err == nil && answer.Status == http.StatusOK && strings.HasPrefix(answer.Served(), prefix) {
 				return nil
 			}
