@@ -357,6 +357,46 @@ func TestReports_FollowStatusAndStreams(t *testing.T) {
 	eventually(t, "the disconnection", report(func(r *peerv1.EdgeReport) bool { return !r.Connected }))
 }
 
+// An edge that comes back with less than it had acknowledged has acknowledged no more than that, from its first word on.
+func TestReports_AnEdgeThatReturnsWithLessHasAckedLess(t *testing.T) {
+	w := newWorld(t, nil)
+	e := w.edge("w1").connect()
+	eventually(t, "the table", e.at)
+	eventually(t, "its acknowledgement", func() bool { _, _, ok := w.server.Acked("w1"); return ok })
+	e.disconnect()
+	e.mu.Lock()
+	old, catalog, zone := e.objects, e.catalog, e.zone
+	e.mu.Unlock()
+	w.zone.put("unrelated", "x", model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
+	e.connect()
+	eventually(t, "the closure", e.at)
+	e.disconnect()
+	for _, disk := range []string{"an older disk", "no disk"} {
+		e.mu.Lock()
+		e.refuse = "NO_ROOM" // it does not get any further
+		e.objects, e.catalog, e.zone = old, catalog, zone
+		if disk == "no disk" {
+			e.objects, e.catalog, e.zone = map[table.ObjectKey]string{}, nil, nil
+		}
+		e.mu.Unlock()
+		back := w.server.Stats().WentBack.Load()
+		e.connect()
+		eventually(t, "its return with "+disk, func() bool { return w.server.Stats().WentBack.Load() > back })
+		_, acked, ok := w.server.Acked("w1")
+		if want := disk == "an older disk"; ok != want || ok && acked.Index != zone.Index {
+			t.Errorf("with %s: acknowledged %s (%v), want what it holds", disk, acked, ok)
+		}
+		e.disconnect()
+		e.mu.Lock()
+		e.refuse = ""
+		e.mu.Unlock()
+		e.connect()
+		eventually(t, "it has caught up", e.at)
+		eventually(t, "and said so", func() bool { _, z, ok := w.server.Acked("w1"); return ok && z.Index == w.zone.Local().Revision().Index })
+		e.disconnect()
+	}
+}
+
 // Ten thousand changes while streams break, deltas vanish and edges refuse: at the end all sums are equal.
 func TestSubscribe_ManyChangesUnderFaults(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))

@@ -111,6 +111,32 @@ func TestPath_AnswersAndCounts(t *testing.T) {
 }
 
 // What reaches the upstream: nothing the client says of itself that only an edge may say.
+// What an upstream says in the edges' own words nobody hears, at home and behind a relay.
+func TestPath_AnUpstreamDoesNotSpeakForTheEdge(t *testing.T) {
+	w := newWorld(t, nil)
+	says := func(rw http.ResponseWriter, _ *http.Request) {
+		for name, value := range map[string]string{"Bailiwick-Edge": "us-east", "Bailiwick-Served": "us-east", "Bailiwick-Unsent": "1", "Bailiwick-Refused": "pair-closed", "Alt-Svc": `h3="elsewhere:443"`, "X-Mine": "kept"} {
+			rw.Header().Set(name, value)
+		}
+		rw.Write([]byte("ok"))
+	}
+	w.west.up.handle, w.central.up.handle = says, says
+	for _, region := range []string{"eu-west", "eu-central"} {
+		if region == "eu-central" {
+			w.west.up.kill()
+		}
+		a := w.send("GET", "/v1/x", "")
+		if a.status != 200 || a.served != region || a.header.Get("Bailiwick-Edge") != "eu-west" || a.header.Get("X-Mine") != "kept" {
+			t.Errorf("got %d served by %q, edge %q, want 200 by %s at eu-west", a.status, a.served, a.header.Get("Bailiwick-Edge"), region)
+		}
+		for _, name := range []string{"Bailiwick-Unsent", "Bailiwick-Refused", "Alt-Svc"} {
+			if v := a.header.Get(name); v != "" {
+				t.Errorf("served by %s: the client got %s: %s", region, name, v)
+			}
+		}
+	}
+}
+
 func TestPath_StripsWhatIsNotTheClients(t *testing.T) {
 	w := newWorld(t, nil)
 	a := w.send("GET", "/v1/a%20b?x=1&y=%2F", "", "Bailiwick-Relay-Api", "x", "Bailiwick-Home", "us", "bailiwick_home", "us", "Bailiwick_Served", "us", "BAILIWICK_SERVED", "us",

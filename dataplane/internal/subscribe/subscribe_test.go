@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -264,16 +265,23 @@ func TestRun_LongLogAsksForANewBase(t *testing.T) {
 	}
 }
 
-// A full disk must not keep a revocation from taking effect, and nothing unsaved is acked.
+// A full disk must not keep a revocation from taking effect, and nothing unsaved is acked: also where there is room
+// for the mark and none for the update.
 func TestRun_DiskFull(t *testing.T) {
+	for _, only := range []string{"", "/log-"} {
+		t.Run("of "+only, func(t *testing.T) { diskFull(t, only) })
+	}
+}
+
+func diskFull(t *testing.T, only string) {
 	src, n, fs := newSource(t), newNode(t), memory(t)
 	e := run(t, src, n, fs, nil)
 	s := n.next()
 	s.recv()
 	s.send(src.snapshot())
 	s.ack(src)
-	fs.Inject(func(op, _ string) error {
-		if op == "write" {
+	fs.Inject(func(op, path string) error {
+		if op == "write" && strings.Contains(path, only) {
 			return errors.New("no space left on device")
 		}
 		return nil
