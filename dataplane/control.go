@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -126,6 +127,10 @@ func (e *Edge) status() *syncv1.Status {
 	if err := e.ship.Stuck(); err != nil {
 		degraded = append(degraded, "usage: "+err.Error())
 	}
-	return &syncv1.Status{Degraded: degraded, CheckpointSize: size, CheckpointRefused: refused, Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
+	violations := e.sentinel.Violations()
+	if violations > 0 {
+		degraded = append(degraded, fmt.Sprintf("border: the sentinel stopped %d times what the first check let pass; take this edge out of service", violations))
+	}
+	return &syncv1.Status{Degraded: degraded, SentinelViolations: violations, SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefused: refused, Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
 		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook()}
 }

@@ -233,7 +233,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Local: e.proxy, Evidence: e.evidence, Logger: e.log})
+	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Local: e.proxy, Evidence: e.evidence, Sentinel: e.sentinel, Logger: e.log})
 	if err != nil {
 		return err
 	}

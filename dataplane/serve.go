@@ -105,7 +105,11 @@ func (e *Edge) checks(context.Context) []telemetry.Check {
 	}
 	usage := telemetry.Check{Name: "spool", Err: e.spool.Healthy()}
 	counted := telemetry.Check{Name: "usage", Degraded: e.ship.Stuck()} // what is served meanwhile is on disk: no reason to stop serving
-	return []telemetry.Check{table, doors, usage, counted}
+	border := telemetry.Check{Name: "border"}
+	if n := e.sentinel.Violations(); n > 0 {
+		border.Degraded = fmt.Errorf("the sentinel stopped %d times what the first check let pass; take this edge out of service", n)
+	}
+	return []telemetry.Check{table, doors, usage, counted, border}
 }
 
 // extra are lines of readyz?verbose that say more than pass or fail.

@@ -102,10 +102,21 @@ func (e *Edge) newShipper() (*ship.Shipper, error) {
 		}
 		return nil
 	}
+	guarded := func(alpn []string) *tls.Config { // the first check, and then the sentinel's
+		cfg := source.ClientTLS(alpn, control)
+		first := cfg.VerifyConnection
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+			if err := first(cs); err != nil {
+				return err
+			}
+			return e.sentinel.Control(cs.PeerCertificates[0])
+		}
+		return cfg
+	}
 	var http2 http.Protocols
 	http2.SetHTTP2(true)
 	return ship.New(ship.Config{Spool: e.spool, Detail: e.detail, Addrs: e.usageAddrs, Drain: 2 * time.Second, Logger: e.log,
-		QUICTLS: func() *tls.Config { return source.ClientTLS(nil, control) },
-		HTTPClient: &http.Client{Transport: &http.Transport{Protocols: &http2, TLSClientConfig: source.ClientTLS([]string{"h2"}, control), TLSHandshakeTimeout: 5 * time.Second,
+		QUICTLS: func() *tls.Config { return guarded(nil) },
+		HTTPClient: &http.Client{Transport: &http.Transport{Protocols: &http2, TLSClientConfig: guarded([]string{"h2"}), TLSHandshakeTimeout: 5 * time.Second,
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 20 * time.Second}}}})
 }

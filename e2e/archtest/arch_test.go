@@ -257,7 +257,7 @@ func selectors(t *testing.T, p pkg, forbidden map[string][]string) []string {
 			if imp.Name != nil {
 				local[imp.Name.Name] = path
 			} else {
-				local[path[strings.LastIndex(path, "/")+1:]] = path
+				local[strings.TrimSuffix(path[strings.LastIndex(path, "/")+1:], "-go")] = path // quic-go is package quic
 			}
 		}
 		ast.Inspect(f, func(n ast.Node) bool {

@@ -1,6 +1,9 @@
 package archtest_test
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 // The second opinion on the border is worth what it does not share with the first.
 func TestSentinel_SharesNoCodeWithTheFirstCheck(t *testing.T) {
@@ -15,5 +18,44 @@ func TestSentinel_SharesNoCodeWithTheFirstCheck(t *testing.T) {
 	}
 	if !found {
 		t.Error("there is no sentinel: the rule checks nothing")
+	}
+}
+
+// Every place where an edge makes a connection, and what stands there beside the first check. A new one is a new way
+// out of the region: it needs its line here, and the sentinel's word if requests, usage or keys go over it.
+var dials = map[string]string{
+	"dataplane/internal/proxy/upstream.go":  "upstreams: sentinel.Upstream before each dial",
+	"dataplane/internal/proxy/servers.go":   "listens for QUIC and dials nobody",
+	"dataplane/internal/relay/session.go":   "other regions' edges: sentinel.Dialled in the handshake, sentinel.Leaves for each request",
+	"dataplane/internal/ship/link.go":       "usage over QUIC: sentinel.Control in the handshake",
+	"dataplane/tls.go":                      "usage where UDP is blocked: sentinel.Control in the handshake",
+	"dataplane/internal/enroll/client.go":   "control nodes by name: certificates, tables, grants and quotas of the own zone, no requests",
+	"dataplane/internal/enroll/enroll.go":   "the first control node: nothing but a join token leaves",
+	"dataplane/internal/observe/observe.go": "health of the own zone's edges: no requests",
+}
+
+func TestSentinel_StandsAtEveryDial(t *testing.T) {
+	ways := map[string][]string{
+		"net":                              {"Dial", "DialTimeout", "DialTCP", "DialUDP", "Dialer"},
+		"crypto/tls":                       {"Dial", "DialWithDialer", "Dialer", "Client"},
+		"net/http":                         {"Transport", "DefaultClient", "DefaultTransport", "Get", "Post", "Head"},
+		"github.com/quic-go/quic-go":       {"Dial", "DialAddr", "DialEarly", "DialAddrEarly", "Transport"},
+		"github.com/quic-go/quic-go/http3": {"Transport"},
+	}
+	used := map[string]bool{}
+	for _, p := range list(t, "./dataplane/...") {
+		for _, use := range selectors(t, p, ways) {
+			_, file, _ := strings.Cut(use, "/dataplane/")
+			file = "dataplane/" + file[:strings.IndexByte(file, ':')]
+			used[file] = true
+			if dials[file] == "" {
+				t.Errorf("%s: a connection that the list does not have", use)
+			}
+		}
+	}
+	for file := range dials {
+		if !used[file] {
+			t.Errorf("%s is on the list and makes no connection", file)
+		}
 	}
 }

@@ -17,6 +17,7 @@ const (
 	subscribePkg = "dataplane/internal/subscribe"
 	updateFile   = subscribePkg + "/update.go"
 	policyPkg    = "dataplane/internal/policy"
+	sentinelPkg  = "dataplane/internal/sentinel"
 )
 
 var edgeBugs = []bug{
@@ -126,4 +127,13 @@ var edgeBugs = []bug{
 	{name: "session-tickets", breaks: "no session ticket outlives a tightening or passes to another border",
 		edits:  []edit{{"dataplane/internal/edgetls/tickets.go", "return b.String() + m.cfg.Border(host)", "return b.String()"}},
 		checks: []check{{"dataplane/internal/edgetls", "TestTickets_OpenOneHostOfOneEdgeUnderOneBorder"}}},
+	{name: "sentinel-takes-any-arrival", breaks: "the second check at the receiver reads the pair by itself",
+		edits:  []edit{{sentinelPkg + "/arrive.go", "case !paired || end != ends{zone, s.cfg.Zone}:", "case false && !paired && end != ends{}:"}},
+		checks: []check{{sentinelPkg, "TestSentinel_Arrives"}, {relayPkg, "TestSentinel_StopsWhatAMisledReceiverLetsPass"}}},
+	{name: "receiver-asks-no-sentinel", breaks: "a relay that arrives is looked at twice",
+		edits:  []edit{{serverFile, "\tif err == nil {\n\t\terr = s.cfg.Sentinel.Arrives(", "\tif false {\n\t\terr = s.cfg.Sentinel.Arrives("}},
+		checks: []check{{relayPkg, "TestSentinel_StopsWhatAMisledReceiverLetsPass"}}},
+	{name: "sentinel-takes-any-control-node", breaks: "usage goes to control nodes of its zone only",
+		edits:  []edit{{sentinelPkg + "/arrive.go", "case zone != s.cfg.Zone:", "case false && zone != s.cfg.Zone:"}},
+		checks: []check{{sentinelPkg, "TestSentinel_UsageGoesToControlNodesOfTheZone"}}},
 }

@@ -20,6 +20,14 @@ type borderStatus struct {
 	Crossing    string       `json:"crossing_closed,omitempty"` // since which recovery
 	Pairs       []pair       `json:"pairs"`
 	Tightenings []tightening `json:"tightenings"`
+	Sentinels   []sentinel   `json:"sentinels"`
+}
+
+// sentinel is what an edge's second check stopped since the edge's start.
+type sentinel struct {
+	Edge       string `json:"edge"`
+	Violations int64  `json:"violations"`
+	Late       int64  `json:"late"`
 }
 type adopted struct {
 	Epoch uint64 `json:"epoch"`
@@ -62,7 +70,10 @@ func (a *app) borderCommand() *cobra.Command {
 }
 
 func borderOf(name string, r *adminv1.BorderStatusResponse) borderStatus {
-	out := borderStatus{Zone: name, Adopted: adopted{r.GetAdoptedCatalogEpoch(), r.GetAdoptedCatalogIndex()}, Crossing: r.GetCrossingClosed(), Pairs: []pair{}, Tightenings: []tightening{}}
+	out := borderStatus{Zone: name, Adopted: adopted{r.GetAdoptedCatalogEpoch(), r.GetAdoptedCatalogIndex()}, Crossing: r.GetCrossingClosed(), Pairs: []pair{}, Tightenings: []tightening{}, Sentinels: []sentinel{}}
+	for _, x := range r.GetSentinels() {
+		out.Sentinels = append(out.Sentinels, sentinel{x.GetEdge(), x.GetViolations(), x.GetLate()})
+	}
 	for _, p := range r.GetPairs() {
 		out.Pairs = append(out.Pairs, pair{p.GetPolicy(), p.GetFrom(), p.GetTo(), p.GetBasis()})
 	}
@@ -83,6 +94,15 @@ func printBorder(w io.Writer, zones []borderStatus) {
 			lines = append(lines, []string{p.From, p.To, p.Policy, p.Basis})
 		}
 		rows(w, "FROM TO POLICY BASIS", lines)
+		if len(z.Sentinels) > 0 {
+			var stopped int64
+			for _, x := range z.Sentinels {
+				if stopped += x.Violations; x.Violations > 0 {
+					fmt.Fprintf(w, "SENTINEL of %s stopped %d times what the first check let pass: take it out of service\n", x.Edge, x.Violations)
+				}
+			}
+			fmt.Fprintf(w, "sentinels of %d edges: %d violations\n", len(z.Sentinels), stopped)
+		}
 		if len(z.Tightenings) == 0 {
 			continue
 		}

@@ -310,6 +310,9 @@ func TestNodeList_ShowsEachZonesOwnWord(t *testing.T) {
 		if (len(n.Degraded) == 1) != (n.Name == "us-east-edge-1") {
 			t.Errorf("%s: degraded %q, want only what us-east-edge-1 says", n.Name, n.Degraded)
 		}
+		if (n.SentinelViolations == 3) != (n.Name == "us-east-edge-1") || (n.SentinelLate == 1) != (n.Kind == "edge") {
+			t.Errorf("%s: %d violations and %d late, want 3 of us-east-edge-1 and 1 of each edge", n.Name, n.SentinelViolations, n.SentinelLate)
+		}
 	}
 	table := d.must(nil, "node", "list")
 	if !strings.Contains(table, "connected, degraded: usage: the ledger refuses epoch 7") {
@@ -374,7 +377,9 @@ func TestClose_IsTheZonesOwn(t *testing.T) {
 	if !strings.Contains(d.in.Zones["us"].Store.Dump(), "closures/close-us-east-us-west") {
 		t.Error("zone us has no closure")
 	}
-	d.must(nil, "border", "status")
+	if status := d.must(nil, "border", "status"); !strings.Contains(status, "SENTINEL of us-east-edge-1 stopped 3 times") || !strings.Contains(status, "sentinels of 1 edges: 0 violations") {
+		t.Errorf("border status does not say what sentinels stopped:\n%s", status)
+	}
 	d.must(nil, "reopen", "close-us-east-us-west")
 	d.in.Catalog.SetDown(false)
 	d.in.Zones["us"].Server.Close()

@@ -40,6 +40,8 @@ type node struct {
 	ConnectedTo        string    `json:"connected_to"`
 	RelayAddr          string    `json:"relay_addr"`
 	Degraded           []string  `json:"degraded"`
+	SentinelViolations int64     `json:"sentinel_violations"`
+	SentinelLate       int64     `json:"sentinel_late"`
 }
 
 func positionOf(p *adminv1.Position) *position {
@@ -55,7 +57,8 @@ func nodeOf(n *adminv1.Node) node {
 		ZonePosition: positionOf(n.GetZonePosition()), ZoneWant: positionOf(n.GetZoneWant()),
 		NackReason: n.GetNackReason(), LastSeen: clock(n.GetLastSeen()), CertificateExpires: clock(n.GetCertificateExpires()),
 		CertificateSerial: n.GetCertificateSerial(), ServesAloneUntil: clock(n.GetServesAloneUntil()), Version: n.GetVersion(),
-		ConnectedTo: n.GetConnectedTo(), RelayAddr: n.GetRelayAddr(), Degraded: append([]string{}, n.GetDegraded()...)}
+		ConnectedTo: n.GetConnectedTo(), RelayAddr: n.GetRelayAddr(), Degraded: append([]string{}, n.GetDegraded()...),
+		SentinelViolations: n.GetSentinelViolations(), SentinelLate: n.GetSentinelLate()}
 	out.InSync = out.Catalog != nil && out.CatalogWant != nil && *out.Catalog == *out.CatalogWant &&
 		out.ZonePosition != nil && out.ZoneWant != nil && *out.ZonePosition == *out.ZoneWant
 	return out

@@ -10,6 +10,7 @@ import (
 
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	"bailiwick/shared/fault"
 )
 
@@ -46,25 +47,25 @@ func (s *server) Status(ctx context.Context, _ *adminv1.BorderStatusRequest) (*a
 	} else if ok {
 		out.CrossingClosed = crossing.Closed(adopted.CatalogEpoch, zone.snap.Revision().Epoch)
 	}
-	out.Tightenings, err = s.tightenings(ctx, zone)
+	out.Tightenings, out.Sentinels, err = s.tightenings(ctx, zone)
 	return out, err
 }
 
-// tightenings come from the leader, who knows for whom they wait, or else from the log, which knows when each
+// tightenings, and what sentinels stopped, come from the leader, who knows for whom they wait, or else from the log, which knows when each
 // was in force.
-func (s *server) tightenings(ctx context.Context, zone state) ([]*adminv1.Tightening, error) {
+func (s *server) tightenings(ctx context.Context, zone state) ([]*adminv1.Tightening, []*adminv1.Sentinel, error) {
 	if s.Edges != nil {
 		ctx, cancel := context.WithTimeout(ctx, min(softWait, s.Wait/2))
 		defer cancel()
-		if _, live, err := s.Edges.Reports(ctx); err == nil {
-			return live, nil
+		if reports, live, err := s.Edges.Reports(ctx); err == nil {
+			return live, sentinels(reports), nil
 		}
 	}
 	var out []*adminv1.Tightening
 	for kv := range zone.snap.List(model.PrefixInForce) {
 		r, err := model.Decode[model.InForce](kv.Key, kv.Value)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		t := &adminv1.Tightening{Policy: r.Policy, From: r.From, To: r.To, Why: r.Why, CommittedAt: timestamppb.New(r.CommittedAt)}
 		if !r.At.IsZero() {
@@ -75,5 +76,16 @@ func (s *server) tightenings(ctx context.Context, zone state) ([]*adminv1.Tighte
 	slices.SortStableFunc(out, func(a, b *adminv1.Tightening) int {
 		return cmp.Compare(b.CommittedAt.AsTime().UnixNano(), a.CommittedAt.AsTime().UnixNano())
 	})
-	return out[:min(len(out), 100)], nil
+	return out[:min(len(out), 100)], nil, nil
+}
+
+// sentinels are what edges say of their second checks.
+func sentinels(reports []*peerv1.EdgeReport) (out []*adminv1.Sentinel) {
+	for _, r := range reports {
+		if st := r.GetStatus(); st != nil {
+			out = append(out, &adminv1.Sentinel{Edge: r.GetEdge(), Violations: st.GetSentinelViolations(), Late: st.GetSentinelLate()})
+		}
+	}
+	slices.SortFunc(out, func(a, b *adminv1.Sentinel) int { return cmp.Compare(a.Edge, b.Edge) })
+	return out
 }

@@ -93,6 +93,7 @@ func fill(row *adminv1.Node, r *peerv1.EdgeReport) {
 	row.NackReason, row.LastSeen, row.Version, row.ConnectedTo = r.GetNackReason(), r.GetLastSeen(), r.GetVersion(), r.GetControl()
 	st := r.GetStatus()
 	row.CertificateExpires, row.ServesAloneUntil = unixTime(st.GetCertificateExpiresUnix()), unixTime(st.GetServesAloneUntilUnix())
+	row.SentinelViolations, row.SentinelLate = st.GetSentinelViolations(), st.GetSentinelLate()
 	row.CertificateSerial, row.Degraded = st.GetCertificateSerial(), st.GetDegraded()
 	if st.GetRelayAddr() != "" {
 		row.RelayAddr = st.GetRelayAddr()

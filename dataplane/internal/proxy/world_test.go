@@ -401,7 +401,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			if r.proxy, err = proxy.New(cfg); err != nil {
 				t.Fatal(err)
 			}
-			srv, err := relay.NewServer(relay.ServerConfig{Identity: source, Tables: r.tables, Local: r.proxy, Evidence: r.evidence, Logger: log})
+			srv, err := relay.NewServer(relay.ServerConfig{Identity: source, Tables: r.tables, Local: r.proxy, Evidence: r.evidence, Sentinel: guard, Logger: log})
 			if err != nil {
 				t.Fatal(err)
 			}

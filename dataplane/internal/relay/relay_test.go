@@ -163,6 +163,7 @@ type border struct {
 	client           *relay.Client
 	grants           *failover.Grants
 	sentinel         *sentinel.Sentinel
+	arrivals         *sentinel.Sentinel // of the receiver
 	server           *relay.Server
 	local            *local
 	evidence         *evidence
@@ -220,17 +221,17 @@ var westNode = table.Node{Name: "eu-west-edge-1", Zone: "emea", Region: "eu-west
 
 func newBorder(t testing.TB) *border {
 	t.Helper()
-	b := newBorderWith(t, nil)
+	b := newBorderWith(t, nil, nil)
 	t.Cleanup(func() {
-		if n := b.sentinel.Violations(); n != 0 {
+		if n := b.sentinel.Violations() + b.arrivals.Violations(); n != 0 {
 			t.Errorf("the sentinel stopped %d relays that the first check let pass: %s", n, b.said.String())
 		}
 	})
 	return b
 }
 
-// newBorderWith has a sentinel that reads truth; nil: what the client reads.
-func newBorderWith(t testing.TB, truth *policy.Holder) *border {
+// newBorderWith has sentinels that read truth at the sender and at the receiver; nil: what client and server read.
+func newBorderWith(t testing.TB, truth, truthThere *policy.Holder) *border {
 	t.Helper()
 	b := &border{t: t, in: identitytest.New(t, "test.example", "emea", "us"), west: &policy.Holder{}, central: &policy.Holder{},
 		local: &local{cut: make(chan error, 16)}, evidence: &evidence{}, refused: &evidence{}}
@@ -241,6 +242,9 @@ func newBorderWith(t testing.TB, truth *policy.Holder) *border {
 	if truth == nil {
 		truth = b.west
 	}
+	if truthThere == nil {
+		truthThere = b.central
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +252,10 @@ func newBorderWith(t testing.TB, truth *policy.Holder) *border {
 	b.addr = l.Addr().String()
 	b.mint = func() []*syncv1.SignedGrant { return []*syncv1.SignedGrant{sign(t, emeaKey, b.grant())} }
 	log := slog.New(slog.DiscardHandler)
-	if b.server, err = relay.NewServer(relay.ServerConfig{Identity: b.centre, Tables: b.central, Local: b.local, Evidence: b.refused, Logger: log}); err != nil {
+	if b.arrivals, err = sentinel.New(sentinel.Config{Tables: truthThere, Zone: "emea", Region: "eu-central", Edge: "eu-central-edge-1", Logger: slog.New(slog.NewTextHandler(&b.said, nil))}); err != nil {
+		t.Fatal(err)
+	}
+	if b.server, err = relay.NewServer(relay.ServerConfig{Identity: b.centre, Tables: b.central, Local: b.local, Evidence: b.refused, Sentinel: b.arrivals, Logger: log}); err != nil {
 		t.Fatal(err)
 	}
 	grants, err := failover.NewGrants(failover.GrantsConfig{Requester: b, Tables: b.west, Self: b.westEdge.Name(), Logger: log})

@@ -36,7 +36,7 @@ func TestSentinel_StopsWhatAMisledFirstCheckLetsPass(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			truth := &policy.Holder{}
 			truth.Swap(view(t, "eu-west", []string{"eu-west>eu-central"}, []table.Node{westNode}))
-			b := newBorderWith(t, truth)
+			b := newBorderWith(t, truth, nil)
 			c.truth(t, b, truth)
 			time.Sleep(1100 * time.Millisecond)
 			served, before := b.local.count(), b.sentinel.Violations()
@@ -54,6 +54,49 @@ func TestSentinel_StopsWhatAMisledFirstCheckLetsPass(t *testing.T) {
 			b.said.mu.Lock()
 			defer b.said.mu.Unlock()
 			if said := b.said.String(); !strings.Contains(said, "level=ERROR") || !strings.Contains(said, "rule="+c.rule+" from=eu-west to=eu-central") {
+				t.Errorf("logged %q, want an error with rule, from and to", said)
+			}
+		})
+	}
+}
+
+// The same at the other end: the server reads a table in which the sender may relay here, and its sentinel the true one.
+func TestSentinel_StopsWhatAMisledReceiverLetsPass(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		pairs []string
+		nodes []table.Node
+		rule  string
+	}{
+		{"no such pair", nil, []table.Node{westNode}, "sentinel-pair"},
+		{"the other way", []string{"eu-central>eu-west"}, []table.Node{westNode}, "sentinel-pair"},
+		{"the sender has left the registry", []string{"eu-west>eu-central"}, nil, "sentinel-peer"},
+		{"the sender is of another region", []string{"eu-west>eu-central"}, []table.Node{{Name: westNode.Name, Zone: "emea", Region: "eu-north"}}, "sentinel-peer"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			truth := &policy.Holder{}
+			truth.Swap(view(t, "eu-central", []string{"eu-west>eu-central"}, []table.Node{westNode}))
+			b := newBorderWith(t, nil, truth)
+			resp, err := b.do(t.Context(), nil)
+			if err != nil {
+				t.Fatalf("while both are right: %v", err)
+			}
+			resp.Body.Close()
+			truth.Swap(view(t, "eu-central", c.pairs, c.nodes))
+			served := b.local.count()
+			if _, err := b.do(t.Context(), nil); rule(err) != relay.RuleSentinel || b.arrivals.Violations() != 0 || b.arrivals.Late() != 1 {
+				t.Errorf("at once: got %v, %d violations, %d late; want it stopped, and late", err, b.arrivals.Violations(), b.arrivals.Late())
+			}
+			time.Sleep(1100 * time.Millisecond)
+			if _, err := b.do(t.Context(), strings.NewReader("secret")); rule(err) != relay.RuleSentinel || b.arrivals.Violations() != 1 {
+				t.Errorf("a second later: got %v, %d violations; want it stopped and counted", err, b.arrivals.Violations())
+			}
+			if b.local.count() != served || b.local.body.Len() != 0 {
+				t.Errorf("%d served, want none", b.local.count()-served)
+			}
+			b.said.mu.Lock()
+			defer b.said.mu.Unlock()
+			if said := b.said.String(); !strings.Contains(said, "rule="+c.rule+" from=eu-west to=eu-central") {
 				t.Errorf("logged %q, want an error with rule, from and to", said)
 			}
 		})

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"log/slog"
@@ -42,7 +43,13 @@ type ServerConfig struct {
 	Tables   *policy.Holder
 	Local    Local
 	Evidence Evidence
+	Sentinel Arrivals
 	Logger   *slog.Logger
+}
+
+// Arrivals is a second, independent opinion on what arrives: see package sentinel.
+type Arrivals interface {
+	Arrives(peer *x509.Certificate, grant []byte, apiZone, api string) error
 }
 
 // Server takes relays from other regions' edges.
@@ -59,8 +66,8 @@ type Server struct {
 
 // NewServer makes a server; Serve it.
 func NewServer(cfg ServerConfig) (*Server, error) {
-	if cfg.Identity == nil || cfg.Tables == nil || cfg.Local == nil || cfg.Evidence == nil || cfg.Logger == nil {
-		return nil, errors.New("relay: a server needs Identity, Tables, Local, Evidence and Logger")
+	if cfg.Identity == nil || cfg.Tables == nil || cfg.Local == nil || cfg.Evidence == nil || cfg.Sentinel == nil || cfg.Logger == nil {
+		return nil, errors.New("relay: a server needs Identity, Tables, Local, Evidence, Sentinel and Logger")
 	}
 	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(cfg.Evidence), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
 }
@@ -185,6 +192,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// Once more, now that a sweep would find the flight.
 	if t := s.cfg.Tables.Load(); !f.Stands(rules{t}) || s.registered(t, peer) != "" {
 		s.refuse(w, r, RulePair, peer, nil)
+		return
+	}
+	signed, err := base64.StdEncoding.DecodeString(r.Header.Get(HeaderGrant))
+	if err == nil {
+		err = s.cfg.Sentinel.Arrives(r.TLS.PeerCertificates[0], signed, in.API.Zone, in.API.Name)
+	}
+	if err != nil {
+		s.refuse(w, r, RuleSentinel, peer, err)
 		return
 	}
 	for name := range r.Header {

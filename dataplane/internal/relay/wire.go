@@ -44,7 +44,7 @@ const (
 	RuleCut       = "cut"          // permitted when it began, not any more
 	RuleEvidence  = "evidence"     // the sender could not record it
 	RuleMalformed = "malformed"
-	RuleSentinel  = "sentinel" // the second opinion at the sender says no
+	RuleSentinel  = "sentinel" // a second opinion, at either end, says no
 )
 
 // Evidence records relays before their first byte, and refusals. An error means that the relay must not happen.

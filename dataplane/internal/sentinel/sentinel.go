@@ -1,5 +1,5 @@
-// Package sentinel owns the second opinion on the border. Where a connection to another edge or to an upstream
-// is made, and where a relayed request leaves, it decides again from what is really there: the bytes of the
+// Package sentinel owns the second opinion on the border. Where a connection to another edge, to a control node or
+// to an upstream is made, where a relayed request leaves, and where one arrives, it decides again from what is really there: the bytes of the
 // grant as they came from the control plane, the certificate that the peer showed, and the objects of the
 // table. What it does not permit does not leave, is logged as an error, and counted in a number that is 0 for
 // as long as the first check is right.
@@ -38,6 +38,7 @@ const (
 	RuleHome     = "sentinel-home"     // the request was not accepted here
 	RuleAPI      = "sentinel-api"      // the table does not have the API under a policy that the grant covers
 	RuleUpstream = "sentinel-upstream" // the address is no upstream of this region
+	RuleControl  = "sentinel-control"  // the certificate is not that of a control node of this zone
 )
 
 const (
@@ -73,6 +74,8 @@ type Sentinel struct {
 	left    map[string]time.Time
 	grants  map[string]*grant // by id
 	order   []string          // ids, oldest first
+	shown   map[string]*shown // what peers have shown, by id
+	inOrder []string          // ids of them, oldest first
 	away    bool              // the zone did not answer the last question for grants
 	warned  map[[3]string]time.Time
 	changed time.Time
@@ -80,22 +83,28 @@ type Sentinel struct {
 
 // reading is what the objects of one table say. It never changes.
 type reading struct {
-	pairs   map[pair]string   // the zone of its end
+	pairs   map[pair]ends
 	apis    map[string]string // of the own zone: policy
+	served  map[named]string  // of all zones: policy
+	nodes   map[string]named  // edges that may relay to here: zone and region
 	targets map[string]bool   // host:port
 	keys    map[string]ed25519.PublicKey
 	catalog uint64 // epochs
 	zone    uint64
 }
 
-type pair struct{ policy, from, to string }
+type (
+	pair  struct{ policy, from, to string }
+	ends  struct{ from, to string } // zones
+	named struct{ zone, name string }
+)
 
 // New makes a Sentinel that has read nothing, and so lets nothing pass.
 func New(cfg Config) (*Sentinel, error) {
 	if cfg.Tables == nil || cfg.Zone == "" || cfg.Region == "" || cfg.Edge == "" || cfg.Logger == nil {
 		return nil, errors.New("sentinel: Tables, Zone, Region, Edge and Logger are required")
 	}
-	return &Sentinel{cfg: cfg, now: &reading{}, before: &reading{}, left: map[string]time.Time{}, grants: map[string]*grant{}, warned: map[[3]string]time.Time{}}, nil
+	return &Sentinel{cfg: cfg, now: &reading{}, before: &reading{}, left: map[string]time.Time{}, grants: map[string]*grant{}, shown: map[string]*shown{}, warned: map[[3]string]time.Time{}}, nil
 }
 
 // Run reads every table as it comes until ctx ends, so that it knows what was permitted a moment ago.
@@ -126,13 +135,14 @@ func (s *Sentinel) read() {
 		return
 	}
 	s.of = t
-	r := &reading{pairs: map[pair]string{}, apis: map[string]string{}, targets: map[string]bool{}, keys: map[string]ed25519.PublicKey{}}
+	r := &reading{pairs: map[pair]ends{}, apis: map[string]string{}, served: map[named]string{}, nodes: map[string]named{}, targets: map[string]bool{}, keys: map[string]ed25519.PublicKey{}}
 	r.catalog, r.zone = t.Catalog().Epoch, t.Zone().Epoch
 	for _, value := range t.All() {
 		switch v := value.(type) {
 		case *table.Pair:
-			r.pairs[pair{v.Policy, v.From, v.To}] = v.ToZone
+			r.pairs[pair{v.Policy, v.From, v.To}] = ends{v.FromZone, v.ToZone}
 		case *policy.API:
+			r.served[named{v.Zone, v.Name}] = v.Policy
 			if v.Zone == s.cfg.Zone {
 				r.apis[v.Name] = v.Policy
 			}
@@ -141,6 +151,8 @@ func (s *Sentinel) read() {
 					r.targets[addr] = true
 				}
 			}
+		case *table.Node:
+			r.nodes[v.Name] = named{v.Zone, v.Region}
 		case *table.ZoneKey:
 			r.keys[v.Zone] = v.PublicKey
 		}
@@ -152,7 +164,7 @@ func (s *Sentinel) read() {
 		}
 	}
 	maps.DeleteFunc(s.left, func(_ string, at time.Time) bool { return now.Sub(at) > targetsFor })
-	if s.now.catalog != r.catalog || s.now.zone != r.zone || !maps.Equal(s.now.pairs, r.pairs) || !maps.Equal(s.now.apis, r.apis) {
+	if s.now.catalog != r.catalog || s.now.zone != r.zone || !maps.Equal(s.now.pairs, r.pairs) || !maps.Equal(s.now.served, r.served) || !maps.Equal(s.now.nodes, r.nodes) {
 		s.before, s.changed = s.now, now
 	}
 	s.now = r
@@ -175,14 +187,17 @@ func address(target string) string {
 	return strings.ToLower(net.JoinHostPort(host, port))
 }
 
-// peer is who a certificate says it is: spiffe://<zone>.<installation>/region/<region>/edge/<name>.
-func peer(cert *x509.Certificate) (zone, region, edge string, ok bool) {
+// peer is which edge a certificate says it is.
+func peer(cert *x509.Certificate) (zone, region, edge string, ok bool) { return node(cert, "edge") }
+
+// node is who a certificate says it is: spiffe://<zone>.<installation>/region/<region>/<kind>/<name>.
+func node(cert *x509.Certificate, kind string) (zone, region, name string, ok bool) {
 	if cert == nil || len(cert.URIs) != 1 || cert.URIs[0].Scheme != "spiffe" {
 		return "", "", "", false
 	}
 	zone, _, ok = strings.Cut(cert.URIs[0].Host, ".")
 	parts := strings.Split(cert.URIs[0].Path, "/")
-	if !ok || len(parts) != 5 || parts[0] != "" || parts[1] != "region" || parts[3] != "edge" {
+	if !ok || len(parts) != 5 || parts[0] != "" || parts[1] != "region" || parts[3] != kind {
 		return "", "", "", false
 	}
 	return zone, parts[2], parts[4], true
@@ -213,7 +228,7 @@ func (s *Sentinel) Dialled(cert *x509.Certificate) error {
 	s.read()
 	allowed := func(r *reading) bool {
 		for p, end := range r.pairs {
-			if p.from == s.cfg.Region && p.to == region && end == zone {
+			if p.from == s.cfg.Region && p.to == region && end.to == zone {
 				return true
 			}
 		}
@@ -281,19 +296,23 @@ func (s *Sentinel) judge(r *reading, g *grant, now time.Time, zone, region, edge
 		return RulePeer
 	case !known || !g.policies[policyName]:
 		return RuleAPI
-	case !paired || end != zone:
+	case !paired || end.to != zone:
 		return RulePair
 	}
 	return ""
 }
 
 func (s *Sentinel) refuse(rule, to string, late bool) error {
+	return s.stop(rule, s.cfg.Region, to, late)
+}
+
+func (s *Sentinel) stop(rule, from, to string, late bool) error {
 	if late {
 		s.late.Add(1)
-		return fmt.Errorf("sentinel: %s to %s is not permitted any more (%s)", s.cfg.Region, to, rule)
+		return fmt.Errorf("sentinel: %s to %s is not permitted any more (%s)", from, to, rule)
 	}
 	s.violations.Add(1)
-	key, now := [3]string{rule, s.cfg.Region, to}, time.Now()
+	key, now := [3]string{rule, from, to}, time.Now()
 	s.mu.Lock()
 	loud := now.Sub(s.warned[key]) > time.Second // a check that is broken is wrong for every request
 	if loud {
@@ -304,7 +323,7 @@ func (s *Sentinel) refuse(rule, to string, late bool) error {
 	}
 	s.mu.Unlock()
 	if loud {
-		s.cfg.Logger.Error("border sentinel stopped what the first check let pass: report it, and take this edge out of service", "rule", rule, "from", s.cfg.Region, "to", to)
+		s.cfg.Logger.Error("border sentinel stopped what the first check let pass: report it, and take this edge out of service", "rule", rule, "from", from, "to", to)
 	}
-	return fmt.Errorf("sentinel: %s to %s is not permitted (%s)", s.cfg.Region, to, rule)
+	return fmt.Errorf("sentinel: %s to %s is not permitted (%s)", from, to, rule)
 }

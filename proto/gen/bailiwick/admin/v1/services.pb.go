@@ -2130,9 +2130,13 @@ type Node struct {
 	ConnectedTo        string                 `protobuf:"bytes,16,opt,name=connected_to,json=connectedTo,proto3" json:"connected_to,omitempty"`
 	RelayAddr          string                 `protobuf:"bytes,17,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"`
 	// degraded: what does not work although an edge is connected and serves, in its own words: "usage: why".
-	Degraded      []string `protobuf:"bytes,18,rep,name=degraded,proto3" json:"degraded,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Degraded []string `protobuf:"bytes,18,rep,name=degraded,proto3" json:"degraded,omitempty"`
+	// sentinel_violations: what an edge's second check at the border stopped and its first had let pass, since the
+	// edge's start; 0 for as long as the edge is right. sentinel_late: what had been permitted until a moment before.
+	SentinelViolations int64 `protobuf:"varint,19,opt,name=sentinel_violations,json=sentinelViolations,proto3" json:"sentinel_violations,omitempty"`
+	SentinelLate       int64 `protobuf:"varint,20,opt,name=sentinel_late,json=sentinelLate,proto3" json:"sentinel_late,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -2289,6 +2293,20 @@ func (x *Node) GetDegraded() []string {
 		return x.Degraded
 	}
 	return nil
+}
+
+func (x *Node) GetSentinelViolations() int64 {
+	if x != nil {
+		return x.SentinelViolations
+	}
+	return 0
+}
+
+func (x *Node) GetSentinelLate() int64 {
+	if x != nil {
+		return x.SentinelLate
+	}
+	return 0
 }
 
 type RemoveNodeRequest struct {
@@ -2633,8 +2651,10 @@ type BorderStatusResponse struct {
 	AdoptedCatalogIndex uint64                 `protobuf:"varint,4,opt,name=adopted_catalog_index,json=adoptedCatalogIndex,proto3" json:"adopted_catalog_index,omitempty"`
 	// crossing_closed says since which recovery pairs that cross zones are closed, until approved again; empty: none.
 	CrossingClosed string `protobuf:"bytes,5,opt,name=crossing_closed,json=crossingClosed,proto3" json:"crossing_closed,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// sentinels of this zone's edges; an edge that nobody hears from is not in it.
+	Sentinels     []*Sentinel `protobuf:"bytes,6,rep,name=sentinels,proto3" json:"sentinels,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BorderStatusResponse) Reset() {
@@ -2702,6 +2722,74 @@ func (x *BorderStatusResponse) GetCrossingClosed() string {
 	return ""
 }
 
+func (x *BorderStatusResponse) GetSentinels() []*Sentinel {
+	if x != nil {
+		return x.Sentinels
+	}
+	return nil
+}
+
+// Sentinel is what an edge's second check at the border stopped since the edge's start.
+type Sentinel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Violations    int64                  `protobuf:"varint,2,opt,name=violations,proto3" json:"violations,omitempty"`
+	Late          int64                  `protobuf:"varint,3,opt,name=late,proto3" json:"late,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sentinel) Reset() {
+	*x = Sentinel{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sentinel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sentinel) ProtoMessage() {}
+
+func (x *Sentinel) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sentinel.ProtoReflect.Descriptor instead.
+func (*Sentinel) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Sentinel) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *Sentinel) GetViolations() int64 {
+	if x != nil {
+		return x.Violations
+	}
+	return 0
+}
+
+func (x *Sentinel) GetLate() int64 {
+	if x != nil {
+		return x.Late
+	}
+	return 0
+}
+
 type PermittedPair struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Policy        string                 `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
@@ -2714,7 +2802,7 @@ type PermittedPair struct {
 
 func (x *PermittedPair) Reset() {
 	*x = PermittedPair{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +2814,7 @@ func (x *PermittedPair) String() string {
 func (*PermittedPair) ProtoMessage() {}
 
 func (x *PermittedPair) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +2827,7 @@ func (x *PermittedPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PermittedPair.ProtoReflect.Descriptor instead.
 func (*PermittedPair) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PermittedPair) GetPolicy() string {
@@ -2785,7 +2873,7 @@ type Tightening struct {
 
 func (x *Tightening) Reset() {
 	*x = Tightening{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2797,7 +2885,7 @@ func (x *Tightening) String() string {
 func (*Tightening) ProtoMessage() {}
 
 func (x *Tightening) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2810,7 +2898,7 @@ func (x *Tightening) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tightening.ProtoReflect.Descriptor instead.
 func (*Tightening) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Tightening) GetPolicy() string {
@@ -2877,7 +2965,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2889,7 +2977,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2902,7 +2990,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SimulateRequest) GetHost() string {
@@ -2942,7 +3030,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3042,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3055,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SimulateResponse) GetCourses() []*Course {
@@ -2998,7 +3086,7 @@ type Course struct {
 
 func (x *Course) Reset() {
 	*x = Course{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3098,7 @@ func (x *Course) String() string {
 func (*Course) ProtoMessage() {}
 
 func (x *Course) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3111,7 @@ func (x *Course) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Course.ProtoReflect.Descriptor instead.
 func (*Course) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Course) GetHost() string {
@@ -3116,7 +3204,7 @@ type CourseRegion struct {
 
 func (x *CourseRegion) Reset() {
 	*x = CourseRegion{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3128,7 +3216,7 @@ func (x *CourseRegion) String() string {
 func (*CourseRegion) ProtoMessage() {}
 
 func (x *CourseRegion) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3141,7 +3229,7 @@ func (x *CourseRegion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CourseRegion.ProtoReflect.Descriptor instead.
 func (*CourseRegion) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CourseRegion) GetRegion() string {
@@ -3192,7 +3280,7 @@ type ExplainDNSRequest struct {
 
 func (x *ExplainDNSRequest) Reset() {
 	*x = ExplainDNSRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3204,7 +3292,7 @@ func (x *ExplainDNSRequest) String() string {
 func (*ExplainDNSRequest) ProtoMessage() {}
 
 func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3217,7 +3305,7 @@ func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDNSRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ExplainDNSRequest) GetHost() string {
@@ -3255,7 +3343,7 @@ type ExplainDNSResponse struct {
 
 func (x *ExplainDNSResponse) Reset() {
 	*x = ExplainDNSResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3267,7 +3355,7 @@ func (x *ExplainDNSResponse) String() string {
 func (*ExplainDNSResponse) ProtoMessage() {}
 
 func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3280,7 +3368,7 @@ func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDNSResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ExplainDNSResponse) GetHost() string {
@@ -3337,7 +3425,7 @@ type EdgeAnswer struct {
 
 func (x *EdgeAnswer) Reset() {
 	*x = EdgeAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3349,7 +3437,7 @@ func (x *EdgeAnswer) String() string {
 func (*EdgeAnswer) ProtoMessage() {}
 
 func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3362,7 +3450,7 @@ func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeAnswer.ProtoReflect.Descriptor instead.
 func (*EdgeAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *EdgeAnswer) GetEdge() string {
@@ -3425,7 +3513,7 @@ type RegionAnswer struct {
 
 func (x *RegionAnswer) Reset() {
 	*x = RegionAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3525,7 @@ func (x *RegionAnswer) String() string {
 func (*RegionAnswer) ProtoMessage() {}
 
 func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3538,7 @@ func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionAnswer.ProtoReflect.Descriptor instead.
 func (*RegionAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RegionAnswer) GetRegion() string {
@@ -3490,7 +3578,7 @@ type QueryUsageRequest struct {
 
 func (x *QueryUsageRequest) Reset() {
 	*x = QueryUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3502,7 +3590,7 @@ func (x *QueryUsageRequest) String() string {
 func (*QueryUsageRequest) ProtoMessage() {}
 
 func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3515,7 +3603,7 @@ func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageRequest.ProtoReflect.Descriptor instead.
 func (*QueryUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *QueryUsageRequest) GetCustomer() string {
@@ -3569,7 +3657,7 @@ type QueryUsageResponse struct {
 
 func (x *QueryUsageResponse) Reset() {
 	*x = QueryUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3581,7 +3669,7 @@ func (x *QueryUsageResponse) String() string {
 func (*QueryUsageResponse) ProtoMessage() {}
 
 func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3594,7 +3682,7 @@ func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageResponse.ProtoReflect.Descriptor instead.
 func (*QueryUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *QueryUsageResponse) GetTotal() *UsageTotal {
@@ -3652,7 +3740,7 @@ type UsageTotal struct {
 
 func (x *UsageTotal) Reset() {
 	*x = UsageTotal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3664,7 +3752,7 @@ func (x *UsageTotal) String() string {
 func (*UsageTotal) ProtoMessage() {}
 
 func (x *UsageTotal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3677,7 +3765,7 @@ func (x *UsageTotal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageTotal.ProtoReflect.Descriptor instead.
 func (*UsageTotal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *UsageTotal) GetRequests() int64 {
@@ -3742,7 +3830,7 @@ type UsageRow struct {
 
 func (x *UsageRow) Reset() {
 	*x = UsageRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3754,7 +3842,7 @@ func (x *UsageRow) String() string {
 func (*UsageRow) ProtoMessage() {}
 
 func (x *UsageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3767,7 +3855,7 @@ func (x *UsageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
 func (*UsageRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *UsageRow) GetCell() *timestamppb.Timestamp {
@@ -3895,7 +3983,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3907,7 +3995,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3920,7 +4008,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Gap) GetEdge() string {
@@ -3965,7 +4053,7 @@ type QueryTotalsRequest struct {
 
 func (x *QueryTotalsRequest) Reset() {
 	*x = QueryTotalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4065,7 @@ func (x *QueryTotalsRequest) String() string {
 func (*QueryTotalsRequest) ProtoMessage() {}
 
 func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4078,7 @@ func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsRequest.ProtoReflect.Descriptor instead.
 func (*QueryTotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *QueryTotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -4038,7 +4126,7 @@ type QueryTotalsResponse struct {
 
 func (x *QueryTotalsResponse) Reset() {
 	*x = QueryTotalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4050,7 +4138,7 @@ func (x *QueryTotalsResponse) String() string {
 func (*QueryTotalsResponse) ProtoMessage() {}
 
 func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4063,7 +4151,7 @@ func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsResponse.ProtoReflect.Descriptor instead.
 func (*QueryTotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *QueryTotalsResponse) GetZones() []*ZoneTotals {
@@ -4096,7 +4184,7 @@ type ZoneTotals struct {
 
 func (x *ZoneTotals) Reset() {
 	*x = ZoneTotals{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4108,7 +4196,7 @@ func (x *ZoneTotals) String() string {
 func (*ZoneTotals) ProtoMessage() {}
 
 func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4121,7 +4209,7 @@ func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneTotals.ProtoReflect.Descriptor instead.
 func (*ZoneTotals) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ZoneTotals) GetZone() string {
@@ -4187,7 +4275,7 @@ type TotalsRow struct {
 
 func (x *TotalsRow) Reset() {
 	*x = TotalsRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4199,7 +4287,7 @@ func (x *TotalsRow) String() string {
 func (*TotalsRow) ProtoMessage() {}
 
 func (x *TotalsRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4212,7 +4300,7 @@ func (x *TotalsRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRow.ProtoReflect.Descriptor instead.
 func (*TotalsRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *TotalsRow) GetProduct() string {
@@ -4306,7 +4394,7 @@ type QueryLatencyRequest struct {
 
 func (x *QueryLatencyRequest) Reset() {
 	*x = QueryLatencyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4318,7 +4406,7 @@ func (x *QueryLatencyRequest) String() string {
 func (*QueryLatencyRequest) ProtoMessage() {}
 
 func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4331,7 +4419,7 @@ func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyRequest.ProtoReflect.Descriptor instead.
 func (*QueryLatencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *QueryLatencyRequest) GetSince() *timestamppb.Timestamp {
@@ -4380,7 +4468,7 @@ type QueryLatencyResponse struct {
 
 func (x *QueryLatencyResponse) Reset() {
 	*x = QueryLatencyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4392,7 +4480,7 @@ func (x *QueryLatencyResponse) String() string {
 func (*QueryLatencyResponse) ProtoMessage() {}
 
 func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4405,7 +4493,7 @@ func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyResponse.ProtoReflect.Descriptor instead.
 func (*QueryLatencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *QueryLatencyResponse) GetRows() []*LatencyRow {
@@ -4442,7 +4530,7 @@ type LatencyRow struct {
 
 func (x *LatencyRow) Reset() {
 	*x = LatencyRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4454,7 +4542,7 @@ func (x *LatencyRow) String() string {
 func (*LatencyRow) ProtoMessage() {}
 
 func (x *LatencyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4467,7 +4555,7 @@ func (x *LatencyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyRow.ProtoReflect.Descriptor instead.
 func (*LatencyRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *LatencyRow) GetApi() string {
@@ -4514,7 +4602,7 @@ type ForecastRequest struct {
 
 func (x *ForecastRequest) Reset() {
 	*x = ForecastRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4526,7 +4614,7 @@ func (x *ForecastRequest) String() string {
 func (*ForecastRequest) ProtoMessage() {}
 
 func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4539,7 +4627,7 @@ func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastRequest.ProtoReflect.Descriptor instead.
 func (*ForecastRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ForecastRequest) GetCustomer() string {
@@ -4558,7 +4646,7 @@ type ForecastResponse struct {
 
 func (x *ForecastResponse) Reset() {
 	*x = ForecastResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4570,7 +4658,7 @@ func (x *ForecastResponse) String() string {
 func (*ForecastResponse) ProtoMessage() {}
 
 func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4583,7 +4671,7 @@ func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastResponse.ProtoReflect.Descriptor instead.
 func (*ForecastResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ForecastResponse) GetSubscriptions() []*SubscriptionForecast {
@@ -4613,7 +4701,7 @@ type SubscriptionForecast struct {
 
 func (x *SubscriptionForecast) Reset() {
 	*x = SubscriptionForecast{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4625,7 +4713,7 @@ func (x *SubscriptionForecast) String() string {
 func (*SubscriptionForecast) ProtoMessage() {}
 
 func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4638,7 +4726,7 @@ func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionForecast.ProtoReflect.Descriptor instead.
 func (*SubscriptionForecast) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SubscriptionForecast) GetCustomer() string {
@@ -4735,7 +4823,7 @@ type TraceUsageRequest struct {
 
 func (x *TraceUsageRequest) Reset() {
 	*x = TraceUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4747,7 +4835,7 @@ func (x *TraceUsageRequest) String() string {
 func (*TraceUsageRequest) ProtoMessage() {}
 
 func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4760,7 +4848,7 @@ func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageRequest.ProtoReflect.Descriptor instead.
 func (*TraceUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TraceUsageRequest) GetCustomer() string {
@@ -4840,7 +4928,7 @@ type TraceUsageResponse struct {
 
 func (x *TraceUsageResponse) Reset() {
 	*x = TraceUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +4940,7 @@ func (x *TraceUsageResponse) String() string {
 func (*TraceUsageResponse) ProtoMessage() {}
 
 func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +4953,7 @@ func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageResponse.ProtoReflect.Descriptor instead.
 func (*TraceUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TraceUsageResponse) GetCells() []*TraceCell {
@@ -4944,7 +5032,7 @@ type TraceLost struct {
 
 func (x *TraceLost) Reset() {
 	*x = TraceLost{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4956,7 +5044,7 @@ func (x *TraceLost) String() string {
 func (*TraceLost) ProtoMessage() {}
 
 func (x *TraceLost) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4969,7 +5057,7 @@ func (x *TraceLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceLost.ProtoReflect.Descriptor instead.
 func (*TraceLost) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TraceLost) GetEdge() string {
@@ -5027,7 +5115,7 @@ type TraceCell struct {
 
 func (x *TraceCell) Reset() {
 	*x = TraceCell{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5039,7 +5127,7 @@ func (x *TraceCell) String() string {
 func (*TraceCell) ProtoMessage() {}
 
 func (x *TraceCell) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5052,7 +5140,7 @@ func (x *TraceCell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceCell.ProtoReflect.Descriptor instead.
 func (*TraceCell) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TraceCell) GetCell() *timestamppb.Timestamp {
@@ -5165,7 +5253,7 @@ type TraceRow struct {
 
 func (x *TraceRow) Reset() {
 	*x = TraceRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5177,7 +5265,7 @@ func (x *TraceRow) String() string {
 func (*TraceRow) ProtoMessage() {}
 
 func (x *TraceRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5190,7 +5278,7 @@ func (x *TraceRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRow.ProtoReflect.Descriptor instead.
 func (*TraceRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TraceRow) GetRequestId() string {
@@ -5377,7 +5465,7 @@ type GetQuotasRequest struct {
 
 func (x *GetQuotasRequest) Reset() {
 	*x = GetQuotasRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +5477,7 @@ func (x *GetQuotasRequest) String() string {
 func (*GetQuotasRequest) ProtoMessage() {}
 
 func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5490,7 @@ func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotasRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *GetQuotasRequest) GetCustomer() string {
@@ -5422,7 +5510,7 @@ type GetQuotasResponse struct {
 
 func (x *GetQuotasResponse) Reset() {
 	*x = GetQuotasResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5434,7 +5522,7 @@ func (x *GetQuotasResponse) String() string {
 func (*GetQuotasResponse) ProtoMessage() {}
 
 func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5447,7 +5535,7 @@ func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotasResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *GetQuotasResponse) GetQuotas() []*QuotaStatus {
@@ -5479,7 +5567,7 @@ type ToppedUp struct {
 
 func (x *ToppedUp) Reset() {
 	*x = ToppedUp{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5491,7 +5579,7 @@ func (x *ToppedUp) String() string {
 func (*ToppedUp) ProtoMessage() {}
 
 func (x *ToppedUp) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5504,7 +5592,7 @@ func (x *ToppedUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToppedUp.ProtoReflect.Descriptor instead.
 func (*ToppedUp) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ToppedUp) GetSubscription() string {
@@ -5577,7 +5665,7 @@ type QuotaStatus struct {
 
 func (x *QuotaStatus) Reset() {
 	*x = QuotaStatus{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5589,7 +5677,7 @@ func (x *QuotaStatus) String() string {
 func (*QuotaStatus) ProtoMessage() {}
 
 func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5602,7 +5690,7 @@ func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaStatus.ProtoReflect.Descriptor instead.
 func (*QuotaStatus) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *QuotaStatus) GetCustomer() string {
@@ -5708,7 +5796,7 @@ type QuotaHolder struct {
 
 func (x *QuotaHolder) Reset() {
 	*x = QuotaHolder{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5720,7 +5808,7 @@ func (x *QuotaHolder) String() string {
 func (*QuotaHolder) ProtoMessage() {}
 
 func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5733,7 +5821,7 @@ func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHolder.ProtoReflect.Descriptor instead.
 func (*QuotaHolder) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *QuotaHolder) GetEdge() string {
@@ -5777,7 +5865,7 @@ type TopUpRequest struct {
 
 func (x *TopUpRequest) Reset() {
 	*x = TopUpRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5789,7 +5877,7 @@ func (x *TopUpRequest) String() string {
 func (*TopUpRequest) ProtoMessage() {}
 
 func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5802,7 +5890,7 @@ func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpRequest.ProtoReflect.Descriptor instead.
 func (*TopUpRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *TopUpRequest) GetCustomer() string {
@@ -5850,7 +5938,7 @@ type TopUpResponse struct {
 
 func (x *TopUpResponse) Reset() {
 	*x = TopUpResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5862,7 +5950,7 @@ func (x *TopUpResponse) String() string {
 func (*TopUpResponse) ProtoMessage() {}
 
 func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5875,7 +5963,7 @@ func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpResponse.ProtoReflect.Descriptor instead.
 func (*TopUpResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *TopUpResponse) GetQuota() *QuotaStatus {
@@ -5901,7 +5989,7 @@ type ListEpochsRequest struct {
 
 func (x *ListEpochsRequest) Reset() {
 	*x = ListEpochsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5913,7 +6001,7 @@ func (x *ListEpochsRequest) String() string {
 func (*ListEpochsRequest) ProtoMessage() {}
 
 func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5926,7 +6014,7 @@ func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsRequest.ProtoReflect.Descriptor instead.
 func (*ListEpochsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ListEpochsRequest) GetEdge() string {
@@ -5945,7 +6033,7 @@ type ListEpochsResponse struct {
 
 func (x *ListEpochsResponse) Reset() {
 	*x = ListEpochsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5957,7 +6045,7 @@ func (x *ListEpochsResponse) String() string {
 func (*ListEpochsResponse) ProtoMessage() {}
 
 func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5970,7 +6058,7 @@ func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsResponse.ProtoReflect.Descriptor instead.
 func (*ListEpochsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListEpochsResponse) GetEpochs() []*LedgerEpoch {
@@ -6003,7 +6091,7 @@ type LedgerEpoch struct {
 
 func (x *LedgerEpoch) Reset() {
 	*x = LedgerEpoch{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6015,7 +6103,7 @@ func (x *LedgerEpoch) String() string {
 func (*LedgerEpoch) ProtoMessage() {}
 
 func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6028,7 +6116,7 @@ func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEpoch.ProtoReflect.Descriptor instead.
 func (*LedgerEpoch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *LedgerEpoch) GetEdge() string {
@@ -6137,7 +6225,7 @@ type CloseEpochRequest struct {
 
 func (x *CloseEpochRequest) Reset() {
 	*x = CloseEpochRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6149,7 +6237,7 @@ func (x *CloseEpochRequest) String() string {
 func (*CloseEpochRequest) ProtoMessage() {}
 
 func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6162,7 +6250,7 @@ func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochRequest.ProtoReflect.Descriptor instead.
 func (*CloseEpochRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *CloseEpochRequest) GetEdge() string {
@@ -6209,7 +6297,7 @@ type CloseEpochResponse struct {
 
 func (x *CloseEpochResponse) Reset() {
 	*x = CloseEpochResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6221,7 +6309,7 @@ func (x *CloseEpochResponse) String() string {
 func (*CloseEpochResponse) ProtoMessage() {}
 
 func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6234,7 +6322,7 @@ func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochResponse.ProtoReflect.Descriptor instead.
 func (*CloseEpochResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *CloseEpochResponse) GetEpoch() *LedgerEpoch {
@@ -6263,7 +6351,7 @@ type CorrectionRow struct {
 
 func (x *CorrectionRow) Reset() {
 	*x = CorrectionRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6275,7 +6363,7 @@ func (x *CorrectionRow) String() string {
 func (*CorrectionRow) ProtoMessage() {}
 
 func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6288,7 +6376,7 @@ func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectionRow.ProtoReflect.Descriptor instead.
 func (*CorrectionRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *CorrectionRow) GetCell() *timestamppb.Timestamp {
@@ -6376,7 +6464,7 @@ type CorrectRequest struct {
 
 func (x *CorrectRequest) Reset() {
 	*x = CorrectRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6388,7 +6476,7 @@ func (x *CorrectRequest) String() string {
 func (*CorrectRequest) ProtoMessage() {}
 
 func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6401,7 +6489,7 @@ func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectRequest.ProtoReflect.Descriptor instead.
 func (*CorrectRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *CorrectRequest) GetCustomer() string {
@@ -6458,7 +6546,7 @@ type CorrectResponse struct {
 
 func (x *CorrectResponse) Reset() {
 	*x = CorrectResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6470,7 +6558,7 @@ func (x *CorrectResponse) String() string {
 func (*CorrectResponse) ProtoMessage() {}
 
 func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6483,7 +6571,7 @@ func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectResponse.ProtoReflect.Descriptor instead.
 func (*CorrectResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *CorrectResponse) GetCorrection() *Correction {
@@ -6536,7 +6624,7 @@ type Correction struct {
 
 func (x *Correction) Reset() {
 	*x = Correction{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6548,7 +6636,7 @@ func (x *Correction) String() string {
 func (*Correction) ProtoMessage() {}
 
 func (x *Correction) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6561,7 +6649,7 @@ func (x *Correction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Correction.ProtoReflect.Descriptor instead.
 func (*Correction) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Correction) GetId() string {
@@ -6667,7 +6755,7 @@ type UndoCorrectionRequest struct {
 
 func (x *UndoCorrectionRequest) Reset() {
 	*x = UndoCorrectionRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6679,7 +6767,7 @@ func (x *UndoCorrectionRequest) String() string {
 func (*UndoCorrectionRequest) ProtoMessage() {}
 
 func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6692,7 +6780,7 @@ func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoCorrectionRequest.ProtoReflect.Descriptor instead.
 func (*UndoCorrectionRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *UndoCorrectionRequest) GetId() string {
@@ -6732,7 +6820,7 @@ type ListCorrectionsRequest struct {
 
 func (x *ListCorrectionsRequest) Reset() {
 	*x = ListCorrectionsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6744,7 +6832,7 @@ func (x *ListCorrectionsRequest) String() string {
 func (*ListCorrectionsRequest) ProtoMessage() {}
 
 func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6757,7 +6845,7 @@ func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListCorrectionsRequest) GetCustomer() string {
@@ -6777,7 +6865,7 @@ type ListCorrectionsResponse struct {
 
 func (x *ListCorrectionsResponse) Reset() {
 	*x = ListCorrectionsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6789,7 +6877,7 @@ func (x *ListCorrectionsResponse) String() string {
 func (*ListCorrectionsResponse) ProtoMessage() {}
 
 func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6802,7 +6890,7 @@ func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListCorrectionsResponse) GetCorrections() []*Correction {
@@ -6827,7 +6915,7 @@ type ListPeriodsRequest struct {
 
 func (x *ListPeriodsRequest) Reset() {
 	*x = ListPeriodsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6839,7 +6927,7 @@ func (x *ListPeriodsRequest) String() string {
 func (*ListPeriodsRequest) ProtoMessage() {}
 
 func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6852,7 +6940,7 @@ func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsRequest.ProtoReflect.Descriptor instead.
 func (*ListPeriodsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 type ListPeriodsResponse struct {
@@ -6864,7 +6952,7 @@ type ListPeriodsResponse struct {
 
 func (x *ListPeriodsResponse) Reset() {
 	*x = ListPeriodsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6876,7 +6964,7 @@ func (x *ListPeriodsResponse) String() string {
 func (*ListPeriodsResponse) ProtoMessage() {}
 
 func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6889,7 +6977,7 @@ func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsResponse.ProtoReflect.Descriptor instead.
 func (*ListPeriodsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ListPeriodsResponse) GetPeriods() []*ClosedPeriod {
@@ -6913,7 +7001,7 @@ type ClosedPeriod struct {
 
 func (x *ClosedPeriod) Reset() {
 	*x = ClosedPeriod{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6925,7 +7013,7 @@ func (x *ClosedPeriod) String() string {
 func (*ClosedPeriod) ProtoMessage() {}
 
 func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6938,7 +7026,7 @@ func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClosedPeriod.ProtoReflect.Descriptor instead.
 func (*ClosedPeriod) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ClosedPeriod) GetDay() string {
@@ -6984,7 +7072,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6996,7 +7084,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7009,7 +7097,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 type ListSinksResponse struct {
@@ -7021,7 +7109,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7033,7 +7121,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7046,7 +7134,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *ListSinksResponse) GetSinks() []*SinkPosition {
@@ -7069,7 +7157,7 @@ type SinkPosition struct {
 
 func (x *SinkPosition) Reset() {
 	*x = SinkPosition{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7081,7 +7169,7 @@ func (x *SinkPosition) String() string {
 func (*SinkPosition) ProtoMessage() {}
 
 func (x *SinkPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7094,7 +7182,7 @@ func (x *SinkPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkPosition.ProtoReflect.Descriptor instead.
 func (*SinkPosition) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *SinkPosition) GetName() string {
@@ -7140,7 +7228,7 @@ type ListRefusalsRequest struct {
 
 func (x *ListRefusalsRequest) Reset() {
 	*x = ListRefusalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7152,7 +7240,7 @@ func (x *ListRefusalsRequest) String() string {
 func (*ListRefusalsRequest) ProtoMessage() {}
 
 func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7165,7 +7253,7 @@ func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ListRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 type ListRefusalsResponse struct {
@@ -7177,7 +7265,7 @@ type ListRefusalsResponse struct {
 
 func (x *ListRefusalsResponse) Reset() {
 	*x = ListRefusalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7189,7 +7277,7 @@ func (x *ListRefusalsResponse) String() string {
 func (*ListRefusalsResponse) ProtoMessage() {}
 
 func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7202,7 +7290,7 @@ func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ListRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListRefusalsResponse) GetRefusals() []*UsageRefusal {
@@ -7228,7 +7316,7 @@ type UsageRefusal struct {
 
 func (x *UsageRefusal) Reset() {
 	*x = UsageRefusal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7240,7 +7328,7 @@ func (x *UsageRefusal) String() string {
 func (*UsageRefusal) ProtoMessage() {}
 
 func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7253,7 +7341,7 @@ func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRefusal.ProtoReflect.Descriptor instead.
 func (*UsageRefusal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *UsageRefusal) GetEdge() string {
@@ -7325,7 +7413,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7337,7 +7425,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7350,7 +7438,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ExportEvidenceRequest) GetFrom() *timestamppb.Timestamp {
@@ -7391,7 +7479,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7403,7 +7491,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7416,7 +7504,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ExportEvidenceResponse) GetChunk() []byte {
@@ -7445,7 +7533,7 @@ type EvidenceExport struct {
 
 func (x *EvidenceExport) Reset() {
 	*x = EvidenceExport{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7457,7 +7545,7 @@ func (x *EvidenceExport) String() string {
 func (*EvidenceExport) ProtoMessage() {}
 
 func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7470,7 +7558,7 @@ func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceExport.ProtoReflect.Descriptor instead.
 func (*EvidenceExport) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *EvidenceExport) GetExportedAt() *timestamppb.Timestamp {
@@ -7505,7 +7593,7 @@ type ExportRelayRowsRequest struct {
 
 func (x *ExportRelayRowsRequest) Reset() {
 	*x = ExportRelayRowsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7517,7 +7605,7 @@ func (x *ExportRelayRowsRequest) String() string {
 func (*ExportRelayRowsRequest) ProtoMessage() {}
 
 func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7530,7 +7618,7 @@ func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsRequest.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ExportRelayRowsRequest) GetRegion() string {
@@ -7563,7 +7651,7 @@ type ExportRelayRowsResponse struct {
 
 func (x *ExportRelayRowsResponse) Reset() {
 	*x = ExportRelayRowsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7575,7 +7663,7 @@ func (x *ExportRelayRowsResponse) String() string {
 func (*ExportRelayRowsResponse) ProtoMessage() {}
 
 func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7588,7 +7676,7 @@ func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsResponse.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ExportRelayRowsResponse) GetChunk() []byte {
@@ -7606,7 +7694,7 @@ type CheckEvidenceRequest struct {
 
 func (x *CheckEvidenceRequest) Reset() {
 	*x = CheckEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7618,7 +7706,7 @@ func (x *CheckEvidenceRequest) String() string {
 func (*CheckEvidenceRequest) ProtoMessage() {}
 
 func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7631,7 +7719,7 @@ func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 type CheckEvidenceResponse struct {
@@ -7648,7 +7736,7 @@ type CheckEvidenceResponse struct {
 
 func (x *CheckEvidenceResponse) Reset() {
 	*x = CheckEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7660,7 +7748,7 @@ func (x *CheckEvidenceResponse) String() string {
 func (*CheckEvidenceResponse) ProtoMessage() {}
 
 func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7673,7 +7761,7 @@ func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *CheckEvidenceResponse) GetNode() string {
@@ -7727,7 +7815,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7739,7 +7827,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7752,7 +7840,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ExportRequest) GetCustomer() string {
@@ -7771,7 +7859,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7783,7 +7871,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7796,7 +7884,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ExportResponse) GetChunk() []byte {
@@ -7817,7 +7905,7 @@ type EraseRequest struct {
 
 func (x *EraseRequest) Reset() {
 	*x = EraseRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7829,7 +7917,7 @@ func (x *EraseRequest) String() string {
 func (*EraseRequest) ProtoMessage() {}
 
 func (x *EraseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7842,7 +7930,7 @@ func (x *EraseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseRequest.ProtoReflect.Descriptor instead.
 func (*EraseRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *EraseRequest) GetCustomer() string {
@@ -7879,7 +7967,7 @@ type EraseResponse struct {
 
 func (x *EraseResponse) Reset() {
 	*x = EraseResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7891,7 +7979,7 @@ func (x *EraseResponse) String() string {
 func (*EraseResponse) ProtoMessage() {}
 
 func (x *EraseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7904,7 +7992,7 @@ func (x *EraseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseResponse.ProtoReflect.Descriptor instead.
 func (*EraseResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *EraseResponse) GetStatement() []byte {
@@ -7941,7 +8029,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7953,7 +8041,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7966,7 +8054,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *Webhook) GetName() string {
@@ -8017,7 +8105,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8029,7 +8117,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8042,7 +8130,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *CreateWebhookRequest) GetName() string {
@@ -8090,7 +8178,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8102,7 +8190,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8115,7 +8203,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -8140,7 +8228,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8152,7 +8240,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8165,7 +8253,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 type ListWebhooksResponse struct {
@@ -8177,7 +8265,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8189,7 +8277,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8202,7 +8290,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -8221,7 +8309,7 @@ type DeleteWebhookRequest struct {
 
 func (x *DeleteWebhookRequest) Reset() {
 	*x = DeleteWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8233,7 +8321,7 @@ func (x *DeleteWebhookRequest) String() string {
 func (*DeleteWebhookRequest) ProtoMessage() {}
 
 func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8246,7 +8334,7 @@ func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *DeleteWebhookRequest) GetName() string {
@@ -8264,7 +8352,7 @@ type DeleteWebhookResponse struct {
 
 func (x *DeleteWebhookResponse) Reset() {
 	*x = DeleteWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8276,7 +8364,7 @@ func (x *DeleteWebhookResponse) String() string {
 func (*DeleteWebhookResponse) ProtoMessage() {}
 
 func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8289,7 +8377,7 @@ func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 type RotateWebhookSecretRequest struct {
@@ -8302,7 +8390,7 @@ type RotateWebhookSecretRequest struct {
 
 func (x *RotateWebhookSecretRequest) Reset() {
 	*x = RotateWebhookSecretRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8314,7 +8402,7 @@ func (x *RotateWebhookSecretRequest) String() string {
 func (*RotateWebhookSecretRequest) ProtoMessage() {}
 
 func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8327,7 +8415,7 @@ func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *RotateWebhookSecretRequest) GetName() string {
@@ -8353,7 +8441,7 @@ type RotateWebhookSecretResponse struct {
 
 func (x *RotateWebhookSecretResponse) Reset() {
 	*x = RotateWebhookSecretResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8365,7 +8453,7 @@ func (x *RotateWebhookSecretResponse) String() string {
 func (*RotateWebhookSecretResponse) ProtoMessage() {}
 
 func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8378,7 +8466,7 @@ func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *RotateWebhookSecretResponse) GetSecret() string {
@@ -8397,7 +8485,7 @@ type ListAlertsRequest struct {
 
 func (x *ListAlertsRequest) Reset() {
 	*x = ListAlertsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8409,7 +8497,7 @@ func (x *ListAlertsRequest) String() string {
 func (*ListAlertsRequest) ProtoMessage() {}
 
 func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8422,7 +8510,7 @@ func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
 func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ListAlertsRequest) GetCustomer() string {
@@ -8441,7 +8529,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8453,7 +8541,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8466,7 +8554,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -8496,7 +8584,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8508,7 +8596,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8521,7 +8609,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *Alert) GetId() string {
@@ -8747,7 +8835,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x10\n" +
-	"\x03sum\x18\x03 \x01(\tR\x03sum\"\x81\x06\n" +
+	"\x03sum\x18\x03 \x01(\tR\x03sum\"\xd7\x06\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
@@ -8769,7 +8857,9 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\fconnected_to\x18\x10 \x01(\tR\vconnectedTo\x12\x1d\n" +
 	"\n" +
 	"relay_addr\x18\x11 \x01(\tR\trelayAddr\x12\x1a\n" +
-	"\bdegraded\x18\x12 \x03(\tR\bdegraded\"Z\n" +
+	"\bdegraded\x18\x12 \x03(\tR\bdegraded\x12/\n" +
+	"\x13sentinel_violations\x18\x13 \x01(\x03R\x12sentinelViolations\x12#\n" +
+	"\rsentinel_late\x18\x14 \x01(\x03R\fsentinelLate\"Z\n" +
 	"\x11RemoveNodeRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12&\n" +
 	"\n" +
@@ -8792,13 +8882,20 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\fLeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x15\n" +
-	"\x13BorderStatusRequest\"\xa2\x02\n" +
+	"\x13BorderStatusRequest\"\xde\x02\n" +
 	"\x14BorderStatusResponse\x127\n" +
 	"\x05pairs\x18\x01 \x03(\v2!.bailiwick.admin.v1.PermittedPairR\x05pairs\x12@\n" +
 	"\vtightenings\x18\x02 \x03(\v2\x1e.bailiwick.admin.v1.TighteningR\vtightenings\x122\n" +
 	"\x15adopted_catalog_epoch\x18\x03 \x01(\x04R\x13adoptedCatalogEpoch\x122\n" +
 	"\x15adopted_catalog_index\x18\x04 \x01(\x04R\x13adoptedCatalogIndex\x12'\n" +
-	"\x0fcrossing_closed\x18\x05 \x01(\tR\x0ecrossingClosed\"a\n" +
+	"\x0fcrossing_closed\x18\x05 \x01(\tR\x0ecrossingClosed\x12:\n" +
+	"\tsentinels\x18\x06 \x03(\v2\x1c.bailiwick.admin.v1.SentinelR\tsentinels\"R\n" +
+	"\bSentinel\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x1e\n" +
+	"\n" +
+	"violations\x18\x02 \x01(\x03R\n" +
+	"violations\x12\x12\n" +
+	"\x04late\x18\x03 \x01(\x03R\x04late\"a\n" +
 	"\rPermittedPair\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\tR\x04from\x12\x0e\n" +
@@ -9389,7 +9486,7 @@ func file_bailiwick_admin_v1_services_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_services_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
+var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 129)
 var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),                // 0: bailiwick.admin.v1.ApplyRequest
 	(*ApplyResponse)(nil),               // 1: bailiwick.admin.v1.ApplyResponse
@@ -9437,308 +9534,310 @@ var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*LeadersResponse)(nil),             // 43: bailiwick.admin.v1.LeadersResponse
 	(*BorderStatusRequest)(nil),         // 44: bailiwick.admin.v1.BorderStatusRequest
 	(*BorderStatusResponse)(nil),        // 45: bailiwick.admin.v1.BorderStatusResponse
-	(*PermittedPair)(nil),               // 46: bailiwick.admin.v1.PermittedPair
-	(*Tightening)(nil),                  // 47: bailiwick.admin.v1.Tightening
-	(*SimulateRequest)(nil),             // 48: bailiwick.admin.v1.SimulateRequest
-	(*SimulateResponse)(nil),            // 49: bailiwick.admin.v1.SimulateResponse
-	(*Course)(nil),                      // 50: bailiwick.admin.v1.Course
-	(*CourseRegion)(nil),                // 51: bailiwick.admin.v1.CourseRegion
-	(*ExplainDNSRequest)(nil),           // 52: bailiwick.admin.v1.ExplainDNSRequest
-	(*ExplainDNSResponse)(nil),          // 53: bailiwick.admin.v1.ExplainDNSResponse
-	(*EdgeAnswer)(nil),                  // 54: bailiwick.admin.v1.EdgeAnswer
-	(*RegionAnswer)(nil),                // 55: bailiwick.admin.v1.RegionAnswer
-	(*QueryUsageRequest)(nil),           // 56: bailiwick.admin.v1.QueryUsageRequest
-	(*QueryUsageResponse)(nil),          // 57: bailiwick.admin.v1.QueryUsageResponse
-	(*UsageTotal)(nil),                  // 58: bailiwick.admin.v1.UsageTotal
-	(*UsageRow)(nil),                    // 59: bailiwick.admin.v1.UsageRow
-	(*Gap)(nil),                         // 60: bailiwick.admin.v1.Gap
-	(*QueryTotalsRequest)(nil),          // 61: bailiwick.admin.v1.QueryTotalsRequest
-	(*QueryTotalsResponse)(nil),         // 62: bailiwick.admin.v1.QueryTotalsResponse
-	(*ZoneTotals)(nil),                  // 63: bailiwick.admin.v1.ZoneTotals
-	(*TotalsRow)(nil),                   // 64: bailiwick.admin.v1.TotalsRow
-	(*QueryLatencyRequest)(nil),         // 65: bailiwick.admin.v1.QueryLatencyRequest
-	(*QueryLatencyResponse)(nil),        // 66: bailiwick.admin.v1.QueryLatencyResponse
-	(*LatencyRow)(nil),                  // 67: bailiwick.admin.v1.LatencyRow
-	(*ForecastRequest)(nil),             // 68: bailiwick.admin.v1.ForecastRequest
-	(*ForecastResponse)(nil),            // 69: bailiwick.admin.v1.ForecastResponse
-	(*SubscriptionForecast)(nil),        // 70: bailiwick.admin.v1.SubscriptionForecast
-	(*TraceUsageRequest)(nil),           // 71: bailiwick.admin.v1.TraceUsageRequest
-	(*TraceUsageResponse)(nil),          // 72: bailiwick.admin.v1.TraceUsageResponse
-	(*TraceLost)(nil),                   // 73: bailiwick.admin.v1.TraceLost
-	(*TraceCell)(nil),                   // 74: bailiwick.admin.v1.TraceCell
-	(*TraceRow)(nil),                    // 75: bailiwick.admin.v1.TraceRow
-	(*GetQuotasRequest)(nil),            // 76: bailiwick.admin.v1.GetQuotasRequest
-	(*GetQuotasResponse)(nil),           // 77: bailiwick.admin.v1.GetQuotasResponse
-	(*ToppedUp)(nil),                    // 78: bailiwick.admin.v1.ToppedUp
-	(*QuotaStatus)(nil),                 // 79: bailiwick.admin.v1.QuotaStatus
-	(*QuotaHolder)(nil),                 // 80: bailiwick.admin.v1.QuotaHolder
-	(*TopUpRequest)(nil),                // 81: bailiwick.admin.v1.TopUpRequest
-	(*TopUpResponse)(nil),               // 82: bailiwick.admin.v1.TopUpResponse
-	(*ListEpochsRequest)(nil),           // 83: bailiwick.admin.v1.ListEpochsRequest
-	(*ListEpochsResponse)(nil),          // 84: bailiwick.admin.v1.ListEpochsResponse
-	(*LedgerEpoch)(nil),                 // 85: bailiwick.admin.v1.LedgerEpoch
-	(*CloseEpochRequest)(nil),           // 86: bailiwick.admin.v1.CloseEpochRequest
-	(*CloseEpochResponse)(nil),          // 87: bailiwick.admin.v1.CloseEpochResponse
-	(*CorrectionRow)(nil),               // 88: bailiwick.admin.v1.CorrectionRow
-	(*CorrectRequest)(nil),              // 89: bailiwick.admin.v1.CorrectRequest
-	(*CorrectResponse)(nil),             // 90: bailiwick.admin.v1.CorrectResponse
-	(*Correction)(nil),                  // 91: bailiwick.admin.v1.Correction
-	(*UndoCorrectionRequest)(nil),       // 92: bailiwick.admin.v1.UndoCorrectionRequest
-	(*ListCorrectionsRequest)(nil),      // 93: bailiwick.admin.v1.ListCorrectionsRequest
-	(*ListCorrectionsResponse)(nil),     // 94: bailiwick.admin.v1.ListCorrectionsResponse
-	(*ListPeriodsRequest)(nil),          // 95: bailiwick.admin.v1.ListPeriodsRequest
-	(*ListPeriodsResponse)(nil),         // 96: bailiwick.admin.v1.ListPeriodsResponse
-	(*ClosedPeriod)(nil),                // 97: bailiwick.admin.v1.ClosedPeriod
-	(*ListSinksRequest)(nil),            // 98: bailiwick.admin.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),           // 99: bailiwick.admin.v1.ListSinksResponse
-	(*SinkPosition)(nil),                // 100: bailiwick.admin.v1.SinkPosition
-	(*ListRefusalsRequest)(nil),         // 101: bailiwick.admin.v1.ListRefusalsRequest
-	(*ListRefusalsResponse)(nil),        // 102: bailiwick.admin.v1.ListRefusalsResponse
-	(*UsageRefusal)(nil),                // 103: bailiwick.admin.v1.UsageRefusal
-	(*ExportEvidenceRequest)(nil),       // 104: bailiwick.admin.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),      // 105: bailiwick.admin.v1.ExportEvidenceResponse
-	(*EvidenceExport)(nil),              // 106: bailiwick.admin.v1.EvidenceExport
-	(*ExportRelayRowsRequest)(nil),      // 107: bailiwick.admin.v1.ExportRelayRowsRequest
-	(*ExportRelayRowsResponse)(nil),     // 108: bailiwick.admin.v1.ExportRelayRowsResponse
-	(*CheckEvidenceRequest)(nil),        // 109: bailiwick.admin.v1.CheckEvidenceRequest
-	(*CheckEvidenceResponse)(nil),       // 110: bailiwick.admin.v1.CheckEvidenceResponse
-	(*ExportRequest)(nil),               // 111: bailiwick.admin.v1.ExportRequest
-	(*ExportResponse)(nil),              // 112: bailiwick.admin.v1.ExportResponse
-	(*EraseRequest)(nil),                // 113: bailiwick.admin.v1.EraseRequest
-	(*EraseResponse)(nil),               // 114: bailiwick.admin.v1.EraseResponse
-	(*Webhook)(nil),                     // 115: bailiwick.admin.v1.Webhook
-	(*CreateWebhookRequest)(nil),        // 116: bailiwick.admin.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),       // 117: bailiwick.admin.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),         // 118: bailiwick.admin.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),        // 119: bailiwick.admin.v1.ListWebhooksResponse
-	(*DeleteWebhookRequest)(nil),        // 120: bailiwick.admin.v1.DeleteWebhookRequest
-	(*DeleteWebhookResponse)(nil),       // 121: bailiwick.admin.v1.DeleteWebhookResponse
-	(*RotateWebhookSecretRequest)(nil),  // 122: bailiwick.admin.v1.RotateWebhookSecretRequest
-	(*RotateWebhookSecretResponse)(nil), // 123: bailiwick.admin.v1.RotateWebhookSecretResponse
-	(*ListAlertsRequest)(nil),           // 124: bailiwick.admin.v1.ListAlertsRequest
-	(*ListAlertsResponse)(nil),          // 125: bailiwick.admin.v1.ListAlertsResponse
-	(*Alert)(nil),                       // 126: bailiwick.admin.v1.Alert
-	nil,                                 // 127: bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	(*Resource)(nil),                    // 128: bailiwick.admin.v1.Resource
-	(*timestamppb.Timestamp)(nil),       // 129: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 130: google.protobuf.Duration
+	(*Sentinel)(nil),                    // 46: bailiwick.admin.v1.Sentinel
+	(*PermittedPair)(nil),               // 47: bailiwick.admin.v1.PermittedPair
+	(*Tightening)(nil),                  // 48: bailiwick.admin.v1.Tightening
+	(*SimulateRequest)(nil),             // 49: bailiwick.admin.v1.SimulateRequest
+	(*SimulateResponse)(nil),            // 50: bailiwick.admin.v1.SimulateResponse
+	(*Course)(nil),                      // 51: bailiwick.admin.v1.Course
+	(*CourseRegion)(nil),                // 52: bailiwick.admin.v1.CourseRegion
+	(*ExplainDNSRequest)(nil),           // 53: bailiwick.admin.v1.ExplainDNSRequest
+	(*ExplainDNSResponse)(nil),          // 54: bailiwick.admin.v1.ExplainDNSResponse
+	(*EdgeAnswer)(nil),                  // 55: bailiwick.admin.v1.EdgeAnswer
+	(*RegionAnswer)(nil),                // 56: bailiwick.admin.v1.RegionAnswer
+	(*QueryUsageRequest)(nil),           // 57: bailiwick.admin.v1.QueryUsageRequest
+	(*QueryUsageResponse)(nil),          // 58: bailiwick.admin.v1.QueryUsageResponse
+	(*UsageTotal)(nil),                  // 59: bailiwick.admin.v1.UsageTotal
+	(*UsageRow)(nil),                    // 60: bailiwick.admin.v1.UsageRow
+	(*Gap)(nil),                         // 61: bailiwick.admin.v1.Gap
+	(*QueryTotalsRequest)(nil),          // 62: bailiwick.admin.v1.QueryTotalsRequest
+	(*QueryTotalsResponse)(nil),         // 63: bailiwick.admin.v1.QueryTotalsResponse
+	(*ZoneTotals)(nil),                  // 64: bailiwick.admin.v1.ZoneTotals
+	(*TotalsRow)(nil),                   // 65: bailiwick.admin.v1.TotalsRow
+	(*QueryLatencyRequest)(nil),         // 66: bailiwick.admin.v1.QueryLatencyRequest
+	(*QueryLatencyResponse)(nil),        // 67: bailiwick.admin.v1.QueryLatencyResponse
+	(*LatencyRow)(nil),                  // 68: bailiwick.admin.v1.LatencyRow
+	(*ForecastRequest)(nil),             // 69: bailiwick.admin.v1.ForecastRequest
+	(*ForecastResponse)(nil),            // 70: bailiwick.admin.v1.ForecastResponse
+	(*SubscriptionForecast)(nil),        // 71: bailiwick.admin.v1.SubscriptionForecast
+	(*TraceUsageRequest)(nil),           // 72: bailiwick.admin.v1.TraceUsageRequest
+	(*TraceUsageResponse)(nil),          // 73: bailiwick.admin.v1.TraceUsageResponse
+	(*TraceLost)(nil),                   // 74: bailiwick.admin.v1.TraceLost
+	(*TraceCell)(nil),                   // 75: bailiwick.admin.v1.TraceCell
+	(*TraceRow)(nil),                    // 76: bailiwick.admin.v1.TraceRow
+	(*GetQuotasRequest)(nil),            // 77: bailiwick.admin.v1.GetQuotasRequest
+	(*GetQuotasResponse)(nil),           // 78: bailiwick.admin.v1.GetQuotasResponse
+	(*ToppedUp)(nil),                    // 79: bailiwick.admin.v1.ToppedUp
+	(*QuotaStatus)(nil),                 // 80: bailiwick.admin.v1.QuotaStatus
+	(*QuotaHolder)(nil),                 // 81: bailiwick.admin.v1.QuotaHolder
+	(*TopUpRequest)(nil),                // 82: bailiwick.admin.v1.TopUpRequest
+	(*TopUpResponse)(nil),               // 83: bailiwick.admin.v1.TopUpResponse
+	(*ListEpochsRequest)(nil),           // 84: bailiwick.admin.v1.ListEpochsRequest
+	(*ListEpochsResponse)(nil),          // 85: bailiwick.admin.v1.ListEpochsResponse
+	(*LedgerEpoch)(nil),                 // 86: bailiwick.admin.v1.LedgerEpoch
+	(*CloseEpochRequest)(nil),           // 87: bailiwick.admin.v1.CloseEpochRequest
+	(*CloseEpochResponse)(nil),          // 88: bailiwick.admin.v1.CloseEpochResponse
+	(*CorrectionRow)(nil),               // 89: bailiwick.admin.v1.CorrectionRow
+	(*CorrectRequest)(nil),              // 90: bailiwick.admin.v1.CorrectRequest
+	(*CorrectResponse)(nil),             // 91: bailiwick.admin.v1.CorrectResponse
+	(*Correction)(nil),                  // 92: bailiwick.admin.v1.Correction
+	(*UndoCorrectionRequest)(nil),       // 93: bailiwick.admin.v1.UndoCorrectionRequest
+	(*ListCorrectionsRequest)(nil),      // 94: bailiwick.admin.v1.ListCorrectionsRequest
+	(*ListCorrectionsResponse)(nil),     // 95: bailiwick.admin.v1.ListCorrectionsResponse
+	(*ListPeriodsRequest)(nil),          // 96: bailiwick.admin.v1.ListPeriodsRequest
+	(*ListPeriodsResponse)(nil),         // 97: bailiwick.admin.v1.ListPeriodsResponse
+	(*ClosedPeriod)(nil),                // 98: bailiwick.admin.v1.ClosedPeriod
+	(*ListSinksRequest)(nil),            // 99: bailiwick.admin.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),           // 100: bailiwick.admin.v1.ListSinksResponse
+	(*SinkPosition)(nil),                // 101: bailiwick.admin.v1.SinkPosition
+	(*ListRefusalsRequest)(nil),         // 102: bailiwick.admin.v1.ListRefusalsRequest
+	(*ListRefusalsResponse)(nil),        // 103: bailiwick.admin.v1.ListRefusalsResponse
+	(*UsageRefusal)(nil),                // 104: bailiwick.admin.v1.UsageRefusal
+	(*ExportEvidenceRequest)(nil),       // 105: bailiwick.admin.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),      // 106: bailiwick.admin.v1.ExportEvidenceResponse
+	(*EvidenceExport)(nil),              // 107: bailiwick.admin.v1.EvidenceExport
+	(*ExportRelayRowsRequest)(nil),      // 108: bailiwick.admin.v1.ExportRelayRowsRequest
+	(*ExportRelayRowsResponse)(nil),     // 109: bailiwick.admin.v1.ExportRelayRowsResponse
+	(*CheckEvidenceRequest)(nil),        // 110: bailiwick.admin.v1.CheckEvidenceRequest
+	(*CheckEvidenceResponse)(nil),       // 111: bailiwick.admin.v1.CheckEvidenceResponse
+	(*ExportRequest)(nil),               // 112: bailiwick.admin.v1.ExportRequest
+	(*ExportResponse)(nil),              // 113: bailiwick.admin.v1.ExportResponse
+	(*EraseRequest)(nil),                // 114: bailiwick.admin.v1.EraseRequest
+	(*EraseResponse)(nil),               // 115: bailiwick.admin.v1.EraseResponse
+	(*Webhook)(nil),                     // 116: bailiwick.admin.v1.Webhook
+	(*CreateWebhookRequest)(nil),        // 117: bailiwick.admin.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),       // 118: bailiwick.admin.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),         // 119: bailiwick.admin.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),        // 120: bailiwick.admin.v1.ListWebhooksResponse
+	(*DeleteWebhookRequest)(nil),        // 121: bailiwick.admin.v1.DeleteWebhookRequest
+	(*DeleteWebhookResponse)(nil),       // 122: bailiwick.admin.v1.DeleteWebhookResponse
+	(*RotateWebhookSecretRequest)(nil),  // 123: bailiwick.admin.v1.RotateWebhookSecretRequest
+	(*RotateWebhookSecretResponse)(nil), // 124: bailiwick.admin.v1.RotateWebhookSecretResponse
+	(*ListAlertsRequest)(nil),           // 125: bailiwick.admin.v1.ListAlertsRequest
+	(*ListAlertsResponse)(nil),          // 126: bailiwick.admin.v1.ListAlertsResponse
+	(*Alert)(nil),                       // 127: bailiwick.admin.v1.Alert
+	nil,                                 // 128: bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	(*Resource)(nil),                    // 129: bailiwick.admin.v1.Resource
+	(*timestamppb.Timestamp)(nil),       // 130: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 131: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
-	128, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
+	129, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
 	2,   // 1: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
 	4,   // 2: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
 	11,  // 3: bailiwick.admin.v1.ApplyResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	3,   // 4: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
-	128, // 5: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	128, // 6: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
+	129, // 5: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	129, // 6: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
 	11,  // 7: bailiwick.admin.v1.DeleteResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	129, // 8: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
-	129, // 9: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
-	129, // 10: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
+	130, // 8: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
+	130, // 9: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
+	130, // 10: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
 	11,  // 11: bailiwick.admin.v1.ListApprovalsResponse.approvals:type_name -> bailiwick.admin.v1.Approval
 	11,  // 12: bailiwick.admin.v1.ApproveResponse.approval:type_name -> bailiwick.admin.v1.Approval
 	11,  // 13: bailiwick.admin.v1.RejectResponse.approval:type_name -> bailiwick.admin.v1.Approval
 	11,  // 14: bailiwick.admin.v1.OpenCrossingsResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	26,  // 15: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
-	129, // 16: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	130, // 16: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
 	29,  // 17: bailiwick.admin.v1.ListMembersResponse.members:type_name -> bailiwick.admin.v1.GroupMember
-	129, // 18: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
+	130, // 18: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
 	37,  // 19: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
 	36,  // 20: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
 	36,  // 21: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
 	36,  // 22: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
 	36,  // 23: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
-	129, // 24: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	129, // 25: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	129, // 26: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
-	130, // 27: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	129, // 28: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	127, // 29: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	46,  // 30: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
-	47,  // 31: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	129, // 32: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
-	129, // 33: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
-	50,  // 34: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
-	51,  // 35: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
-	54,  // 36: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
-	55,  // 37: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
-	129, // 38: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
-	129, // 39: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
-	129, // 40: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
-	58,  // 41: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
-	59,  // 42: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
-	129, // 43: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	60,  // 44: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
-	91,  // 45: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	129, // 46: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
-	58,  // 47: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	129, // 48: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	129, // 49: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
-	63,  // 50: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
-	58,  // 51: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
-	64,  // 52: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	129, // 53: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	130, // 54: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	129, // 55: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
-	58,  // 56: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	129, // 57: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
-	129, // 58: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
-	67,  // 59: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
-	129, // 60: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
-	70,  // 61: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
-	129, // 62: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
-	129, // 63: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
-	129, // 64: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
-	129, // 65: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
-	74,  // 66: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
-	75,  // 67: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	73,  // 68: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
-	129, // 69: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
-	129, // 70: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	129, // 71: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
-	129, // 72: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
-	129, // 73: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
-	129, // 74: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	129, // 75: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
-	79,  // 76: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	78,  // 77: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
-	129, // 78: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
-	129, // 79: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
-	129, // 80: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	129, // 81: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
-	80,  // 82: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	129, // 83: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
-	79,  // 84: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
-	85,  // 85: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	129, // 86: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	129, // 87: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
-	85,  // 88: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	129, // 89: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
-	88,  // 90: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	91,  // 91: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
-	58,  // 92: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
-	58,  // 93: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	129, // 94: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
-	88,  // 95: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	91,  // 96: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	97,  // 97: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	129, // 98: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
-	100, // 99: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
-	103, // 100: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	129, // 101: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	129, // 102: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	129, // 103: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
-	129, // 104: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
-	106, // 105: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
-	106, // 106: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
-	129, // 107: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
-	129, // 108: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
-	129, // 109: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
-	129, // 110: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	115, // 111: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
-	115, // 112: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	130, // 113: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
-	126, // 114: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	129, // 115: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	129, // 116: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	129, // 117: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	0,   // 118: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	5,   // 119: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	7,   // 120: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	9,   // 121: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	20,  // 122: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	22,  // 123: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	24,  // 124: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	34,  // 125: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	38,  // 126: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	40,  // 127: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	42,  // 128: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	27,  // 129: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
-	30,  // 130: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
-	32,  // 131: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
-	44,  // 132: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	48,  // 133: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
-	12,  // 134: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
-	14,  // 135: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
-	16,  // 136: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
-	18,  // 137: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
-	52,  // 138: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
-	56,  // 139: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	61,  // 140: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	65,  // 141: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	68,  // 142: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	71,  // 143: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	76,  // 144: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	81,  // 145: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	83,  // 146: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	86,  // 147: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	89,  // 148: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	92,  // 149: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	93,  // 150: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	95,  // 151: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	98,  // 152: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
-	101, // 153: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	111, // 154: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	113, // 155: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	104, // 156: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
-	107, // 157: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
-	109, // 158: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
-	116, // 159: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	118, // 160: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	120, // 161: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	122, // 162: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	124, // 163: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 164: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	6,   // 165: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	8,   // 166: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	10,  // 167: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	21,  // 168: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	23,  // 169: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	25,  // 170: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	35,  // 171: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	39,  // 172: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	41,  // 173: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	43,  // 174: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	28,  // 175: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
-	31,  // 176: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
-	33,  // 177: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
-	45,  // 178: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	49,  // 179: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
-	13,  // 180: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
-	15,  // 181: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
-	17,  // 182: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
-	19,  // 183: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
-	53,  // 184: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
-	57,  // 185: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	62,  // 186: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	66,  // 187: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	69,  // 188: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	72,  // 189: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	77,  // 190: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	82,  // 191: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	84,  // 192: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	87,  // 193: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	90,  // 194: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	90,  // 195: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	94,  // 196: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	96,  // 197: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	99,  // 198: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
-	102, // 199: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	112, // 200: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	114, // 201: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	105, // 202: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
-	108, // 203: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
-	110, // 204: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
-	117, // 205: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	119, // 206: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	121, // 207: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	123, // 208: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	125, // 209: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	164, // [164:210] is the sub-list for method output_type
-	118, // [118:164] is the sub-list for method input_type
-	118, // [118:118] is the sub-list for extension type_name
-	118, // [118:118] is the sub-list for extension extendee
-	0,   // [0:118] is the sub-list for field type_name
+	130, // 24: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	130, // 25: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	130, // 26: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
+	131, // 27: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	130, // 28: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	128, // 29: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	47,  // 30: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
+	48,  // 31: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	46,  // 32: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
+	130, // 33: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
+	130, // 34: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
+	51,  // 35: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
+	52,  // 36: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
+	55,  // 37: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
+	56,  // 38: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
+	130, // 39: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
+	130, // 40: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
+	130, // 41: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
+	59,  // 42: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
+	60,  // 43: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
+	130, // 44: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	61,  // 45: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
+	92,  // 46: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	130, // 47: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
+	59,  // 48: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	130, // 49: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	130, // 50: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	64,  // 51: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
+	59,  // 52: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
+	65,  // 53: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
+	130, // 54: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	131, // 55: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	130, // 56: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
+	59,  // 57: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	130, // 58: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	130, // 59: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	68,  // 60: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
+	130, // 61: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	71,  // 62: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
+	130, // 63: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	130, // 64: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	130, // 65: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	130, // 66: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	75,  // 67: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
+	76,  // 68: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	74,  // 69: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
+	130, // 70: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
+	130, // 71: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	130, // 72: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
+	130, // 73: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
+	130, // 74: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
+	130, // 75: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	130, // 76: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	80,  // 77: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	79,  // 78: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
+	130, // 79: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
+	130, // 80: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
+	130, // 81: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	130, // 82: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	81,  // 83: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	130, // 84: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	80,  // 85: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	86,  // 86: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	130, // 87: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	130, // 88: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
+	86,  // 89: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	130, // 90: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	89,  // 91: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	92,  // 92: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	59,  // 93: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	59,  // 94: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	130, // 95: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	89,  // 96: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	92,  // 97: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	98,  // 98: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	130, // 99: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	101, // 100: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
+	104, // 101: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	130, // 102: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	130, // 103: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	130, // 104: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
+	130, // 105: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
+	107, // 106: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
+	107, // 107: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
+	130, // 108: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
+	130, // 109: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
+	130, // 110: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
+	130, // 111: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	116, // 112: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	116, // 113: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	131, // 114: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	127, // 115: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	130, // 116: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	130, // 117: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	130, // 118: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	0,   // 119: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	5,   // 120: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	7,   // 121: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	9,   // 122: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	20,  // 123: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	22,  // 124: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	24,  // 125: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	34,  // 126: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	38,  // 127: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	40,  // 128: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	42,  // 129: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	27,  // 130: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
+	30,  // 131: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
+	32,  // 132: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
+	44,  // 133: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	49,  // 134: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
+	12,  // 135: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
+	14,  // 136: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
+	16,  // 137: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
+	18,  // 138: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
+	53,  // 139: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
+	57,  // 140: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	62,  // 141: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	66,  // 142: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	69,  // 143: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	72,  // 144: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	77,  // 145: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	82,  // 146: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	84,  // 147: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	87,  // 148: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	90,  // 149: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	93,  // 150: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	94,  // 151: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	96,  // 152: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	99,  // 153: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
+	102, // 154: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	112, // 155: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	114, // 156: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	105, // 157: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
+	108, // 158: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
+	110, // 159: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
+	117, // 160: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	119, // 161: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	121, // 162: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	123, // 163: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	125, // 164: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 165: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	6,   // 166: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	8,   // 167: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	10,  // 168: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	21,  // 169: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	23,  // 170: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	25,  // 171: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	35,  // 172: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	39,  // 173: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	41,  // 174: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	43,  // 175: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	28,  // 176: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
+	31,  // 177: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
+	33,  // 178: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
+	45,  // 179: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	50,  // 180: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
+	13,  // 181: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
+	15,  // 182: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
+	17,  // 183: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
+	19,  // 184: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
+	54,  // 185: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
+	58,  // 186: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	63,  // 187: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	67,  // 188: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	70,  // 189: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	73,  // 190: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	78,  // 191: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	83,  // 192: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	85,  // 193: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	88,  // 194: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	91,  // 195: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	91,  // 196: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	95,  // 197: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	97,  // 198: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	100, // 199: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
+	103, // 200: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	113, // 201: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	115, // 202: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	106, // 203: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
+	109, // 204: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
+	111, // 205: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
+	118, // 206: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	120, // 207: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	122, // 208: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	124, // 209: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	126, // 210: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	165, // [165:211] is the sub-list for method output_type
+	119, // [119:165] is the sub-list for method input_type
+	119, // [119:119] is the sub-list for extension type_name
+	119, // [119:119] is the sub-list for extension extendee
+	0,   // [0:119] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
@@ -9753,7 +9852,7 @@ func file_bailiwick_admin_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_services_proto_rawDesc), len(file_bailiwick_admin_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   128,
+			NumMessages:   129,
 			NumExtensions: 0,
 			NumServices:   13,
 		},

@@ -408,8 +408,12 @@ type Status struct {
 	CheckpointSize         int64                  `protobuf:"varint,9,opt,name=checkpoint_size,json=checkpointSize,proto3" json:"checkpoint_size,omitempty"`          // of the head of the zone's Merkle log that this edge holds; 0: none
 	CheckpointRefused      string                 `protobuf:"bytes,10,opt,name=checkpoint_refused,json=checkpointRefused,proto3" json:"checkpoint_refused,omitempty"` // why it does not take the newest; "": it does
 	Degraded               []string               `protobuf:"bytes,11,rep,name=degraded,proto3" json:"degraded,omitempty"`                                            // what does not work although this edge serves, for people: "usage: why"
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// What the second check at the border stopped since the start: sentinel_violations is what the first let pass, 0 for
+	// as long as that is right; sentinel_late is what had been permitted until a moment before.
+	SentinelViolations int64 `protobuf:"varint,12,opt,name=sentinel_violations,json=sentinelViolations,proto3" json:"sentinel_violations,omitempty"`
+	SentinelLate       int64 `protobuf:"varint,13,opt,name=sentinel_late,json=sentinelLate,proto3" json:"sentinel_late,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
@@ -517,6 +521,20 @@ func (x *Status) GetDegraded() []string {
 		return x.Degraded
 	}
 	return nil
+}
+
+func (x *Status) GetSentinelViolations() int64 {
+	if x != nil {
+		return x.SentinelViolations
+	}
+	return 0
+}
+
+func (x *Status) GetSentinelLate() int64 {
+	if x != nil {
+		return x.SentinelLate
+	}
+	return 0
 }
 
 // Doors are where clients reach an edge, as DNS tells them.
@@ -2010,7 +2028,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xd4\x03\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xaa\x04\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
@@ -2024,7 +2042,9 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x0fcheckpoint_size\x18\t \x01(\x03R\x0echeckpointSize\x12-\n" +
 	"\x12checkpoint_refused\x18\n" +
 	" \x01(\tR\x11checkpointRefused\x12\x1a\n" +
-	"\bdegraded\x18\v \x03(\tR\bdegraded\"V\n" +
+	"\bdegraded\x18\v \x03(\tR\bdegraded\x12/\n" +
+	"\x13sentinel_violations\x18\f \x01(\x03R\x12sentinelViolations\x12#\n" +
+	"\rsentinel_late\x18\r \x01(\x03R\fsentinelLate\"V\n" +
 	"\x05Doors\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x1d\n" +
 	"\n" +
