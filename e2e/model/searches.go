@@ -4,11 +4,9 @@ import "slices"
 
 // Versions of the rules of the pair, and as bits from version 1 on which of them permit it.
 var (
-	openShut         = []string{"-DNV=2", "-DOPEN=2"}
-	openShutOpen     = []string{"-DNV=3", "-DOPEN=10"}
-	shutOpenShut     = []string{"-DNV=3", "-DOPEN=4"}
-	openShutOpenShut = []string{"-DNV=4", "-DOPEN=10"}
-	shutOpenShutOpen = []string{"-DNV=4", "-DOPEN=20"}
+	openShut     = []string{"-DNV=2", "-DOPEN=2"}
+	openShutOpen = []string{"-DNV=3", "-DOPEN=10"}
+	shutOpenShut = []string{"-DNV=3", "-DOPEN=4"}
 )
 
 var searches = func() []search {
@@ -34,8 +32,6 @@ var searches = func() []search {
 		long(border("offline", holds, "grants that last longer while the control plane is silent", openShutOpen, "-DOFF=2")),
 		long(border("offline-shut", holds, "the same, opened and closed again", shutOpenShut, "-DOFF=2")),
 		long(border("longer", holds, "grants of two ticks, three offline", openShutOpen, "-DTTL=2", "-DOFF=3")),
-		long(border("four-open", holds, "four versions: open, shut, open, shut", openShutOpenShut)),
-		long(border("four-shut", holds, "four versions: shut, open, shut, open", shutOpenShutOpen)),
 		hop("honest", holds, "three regions, three versions, retries"),
 		long(hop("rogue", holds, "the edge of one region sends what it likes: receivers alone keep the border", "-DROGUE=1")),
 
