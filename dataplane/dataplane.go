@@ -200,7 +200,7 @@ func (e *Edge) openUsage() (err error) {
 func (e *Edge) openPath() (err error) {
 	e.follow, err = subscribe.New(subscribe.Config{Addrs: e.controlAddrs, HTTPClient: e.controlHTTP, Dir: filepath.Join(e.cfg.Dir, "table"),
 		Edge: e.self.Node, Region: e.self.Region, Zone: e.self.Zone, SigningKey: e.state.TableSigningKey, Holder: e.tables,
-		Status: e.status, Checkpoint: e.witness.Take, Rows: e.rows, OnWithdrawn: e.onWithdrawn, Logger: e.log, Version: e.cfg.Version})
+		Status: e.status, Checkpoint: e.witness.Take, Rows: e.rows, OnWithdrawn: e.onWithdrawn, Enforce: e.cut, Logger: e.log, Version: e.cfg.Version})
 	if err != nil {
 		return err
 	}
@@ -276,6 +276,12 @@ func (e *Edge) tableAge() time.Duration {
 		return math.MaxInt64
 	}
 	return time.Since(fresh)
+}
+
+// cut ends the relays that the table in force does not permit, at both of this edge's ends of them.
+func (e *Edge) cut() {
+	e.relays.Enforce()
+	e.inbound.Enforce()
 }
 
 // ErrWithdrawn ends an edge that the node registry no longer holds.

@@ -214,7 +214,7 @@ func (s *session) take(signed *syncv1.Signed) error {
 	return s.accept(st, next)
 }
 
-// accept puts the update on disk, then in force, then acks.
+// accept puts the update on disk, then in force, has what it forbids ended, then acks.
 func (s *session) accept(st *staged, next *policy.Table) error {
 	c := s.c
 	var err error
@@ -234,6 +234,9 @@ func (s *session) accept(st *staged, next *policy.Table) error {
 		return s.distrust(st, fault.New(fault.Internal, ReasonPersist, "write table to disk: %w", err))
 	}
 	c.put(next)
+	if c.cfg.Enforce != nil {
+		c.cfg.Enforce()
+	}
 	if st.snapshot {
 		c.needBase, s.asked = false, false
 		c.stats.Snapshots.Add(1)

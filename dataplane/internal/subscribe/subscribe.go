@@ -39,14 +39,17 @@ type Config struct {
 	SigningKey ed25519.PublicKey // required: the zone's
 	Holder     *policy.Holder    // required: where the table is put in force
 
-	Status      func() *syncv1.Status                                                                                // what to report; nil: nothing
-	Rows        func(ctx context.Context, wanted *syncv1.RowsWanted, tell func(*syncv1.TellRowsRequest) error) error // hands out rows of relays; nil: this edge has none
-	Checkpoint  func(from int64, note []byte, proof [][]byte) error                                                  // takes heads of the zone's log, and reports what it refuses itself; nil: they are not looked at
-	OnWithdrawn func(reason string)                                                                                  // called after the table is out of force and off the disk; nil: nothing
-	Logger      *slog.Logger                                                                                         // nil: slog.Default()
-	Version     string                                                                                               // of the program; "": "dev"
-	FS          durable.FS                                                                                           // nil: durable.OS()
-	Now         func() time.Time                                                                                     // nil: time.Now
+	Status     func() *syncv1.Status                                                                                // what to report; nil: nothing
+	Rows       func(ctx context.Context, wanted *syncv1.RowsWanted, tell func(*syncv1.TellRowsRequest) error) error // hands out rows of relays; nil: this edge has none
+	Checkpoint func(from int64, note []byte, proof [][]byte) error                                                  // takes heads of the zone's log, and reports what it refuses itself; nil: they are not looked at
+	// Enforce ends at once what the table just put in force forbids. It is called before the table is acknowledged:
+	// the zone takes an acknowledgement for the word that no byte of a closed pair moves any more. nil: nothing.
+	Enforce     func()
+	OnWithdrawn func(reason string) // called after the table is out of force and off the disk; nil: nothing
+	Logger      *slog.Logger        // nil: slog.Default()
+	Version     string              // of the program; "": "dev"
+	FS          durable.FS          // nil: durable.OS()
+	Now         func() time.Time    // nil: time.Now
 
 	FirstFrame  time.Duration // a stream must speak within; 0: 5 s
 	Silence     time.Duration // and never be silent for longer; 0: 15 s

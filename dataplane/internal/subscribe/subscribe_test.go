@@ -387,3 +387,34 @@ func TestRun_ManyUpdatesUnderFaults(t *testing.T) {
 		t.Error("the disk holds another table")
 	}
 }
+
+// An acknowledgement says that what the table forbids has ended, so it must have.
+func TestRun_EndsWhatIsForbiddenBeforeItAcks(t *testing.T) {
+	src, n := newSource(t), newNode(t)
+	began, end := make(chan struct{}), make(chan struct{})
+	var e *edge
+	e = run(t, src, n, memory(t), func(cfg *subscribe.Config) {
+		holder := cfg.Holder
+		cfg.Enforce = func() {
+			if holder.Load() == nil || !at(holder.Load(), src) {
+				t.Error("asked to end what a table forbids that is not in force")
+			}
+			began <- struct{}{}
+			<-end
+		}
+	})
+	s := n.next()
+	s.recv() // hello
+	s.send(src.snapshot())
+	acked := make(chan struct{})
+	go func() { s.ack(src); close(acked) }()
+	<-began
+	select {
+	case <-acked:
+		t.Error("acknowledged while relays were still being cut")
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(end)
+	<-acked
+	e.stop()
+}
