@@ -33,7 +33,9 @@ type doors struct {
 	proven   chan bool // whether QUIC took a client's address for proven
 }
 
-func newDoors(t *testing.T, reset []byte) *doors {
+func newDoors(t *testing.T, reset []byte) *doors { return newCrowdedDoors(t, reset, 0) }
+
+func newCrowdedDoors(t *testing.T, reset []byte, unproven int) *doors {
 	t.Helper()
 	web := httptest.NewUnstartedServer(nil)
 	web.StartTLS()
@@ -46,7 +48,7 @@ func newDoors(t *testing.T, reset []byte) *doors {
 	host.SetSessionTicketKeys([][32]byte{key})
 	d.policy = &tls.Config{Certificates: web.TLS.Certificates, SessionTicketsDisabled: true,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return host, nil }}
-	d.servers = proxy.NewServers(proxy.ServersConfig{TLS: d.policy, ResetKey: reset, Logger: slog.New(slog.DiscardHandler),
+	d.servers = proxy.NewServers(proxy.ServersConfig{TLS: d.policy, ResetKey: reset, UnprovenASecond: unproven, Logger: slog.New(slog.DiscardHandler),
 		Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { d.requests.Add(1) })})
 	own := d.servers.H3.QUICConfig.Clone()
 	d.servers.H3.QUICConfig.GetConfigForClient = func(i *quic.ClientInfo) (*quic.Config, error) {

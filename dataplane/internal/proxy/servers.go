@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -19,6 +20,11 @@ type ServersConfig struct {
 	TLS     *tls.Config // one policy for TCP and QUIC: certificates, versions, tickets
 	Logger  *slog.Logger
 
+	// UnprovenASecond is how many QUIC handshakes from addresses that nobody has proven are taken in a second without
+	// more ado; 0: 200. Beyond it each has to prove its address first (a Retry: one more round trip, and no state
+	// here), so that a flood of forged senders costs neither memory nor signatures.
+	UnprovenASecond int
+
 	MaxHeaderBytes int    // 0: 64 KiB; beyond it 431
 	ResetKey       []byte // 32 bytes, of this edge alone and the same after a restart; nil: QUIC clients find out by silence
 }
@@ -30,11 +36,26 @@ type Servers struct {
 	H3    *http3.Server // ServeH3
 
 	resetKey *quic.StatelessResetKey
+	unproven int
 }
 
 // tokenAge is how long QUIC takes a client's word for its address. A token opens nothing but the limit on what
 // is sent to an address not proven yet, and names no host; it does not outlive a grant all the same.
 const tokenAge = 30 * time.Second
+
+// crowd counts unproven handshakes. The zero crowd is empty; it may be used by all at once.
+type crowd struct {
+	second, count atomic.Int64
+}
+
+// tooMany says whether one more, now, has to prove its address. Counts around the turn of a second may be off by
+// those that come in that very moment.
+func (c *crowd) tooMany(now time.Duration, most int) bool {
+	if s := int64(now / time.Second); c.second.Swap(s) != s {
+		c.count.Store(0)
+	}
+	return c.count.Add(1) > int64(most)
+}
 
 // NewServers makes the doors, none of them open yet. There is no read or write timeout: an upload or a
 // stream may take long, and the request path has its own limits. 0-RTT is off everywhere, since a replayed
@@ -51,7 +72,10 @@ func NewServers(cfg ServersConfig) Servers {
 			HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 30 * time.Second},
 		}
 	}
-	s := Servers{HTTPS: server(), HTTP: server()}
+	if cfg.UnprovenASecond <= 0 {
+		cfg.UnprovenASecond = 200
+	}
+	s := Servers{HTTPS: server(), HTTP: server(), unproven: cfg.UnprovenASecond}
 	tcp := cfg.TLS.Clone()
 	tcp.NextProtos = append([]string{"h2", "http/1.1"}, tcp.NextProtos...) // whatever an ACME solver added stays
 	s.HTTPS.TLSConfig = tcp
@@ -80,7 +104,10 @@ func NewServers(cfg ServersConfig) Servers {
 func (s *Servers) ServeH3(conn net.PacketConn) error {
 	var token quic.TokenGeneratorKey
 	rand.Read(token[:]) // never fails
-	tr := &quic.Transport{Conn: conn, TokenGeneratorKey: &token, MaxTokenAge: tokenAge, StatelessResetKey: s.resetKey}
+	var unproven crowd
+	start := time.Now()
+	tr := &quic.Transport{Conn: conn, TokenGeneratorKey: &token, MaxTokenAge: tokenAge, StatelessResetKey: s.resetKey,
+		VerifySourceAddress: func(net.Addr) bool { return unproven.tooMany(time.Since(start), s.unproven) }}
 	l, err := tr.Listen(s.H3.TLSConfig, s.H3.QUICConfig)
 	if err != nil {
 		return fmt.Errorf("listen for QUIC: %w", err)
