@@ -41,8 +41,8 @@ type truth struct {
 }
 
 type closing struct {
-	at    time.Time
-	lapse bool // by the end of the grants: senders are trusted to count
+	at    time.Time // by whatever end came first
+	there time.Time // by the receiver's word; zero: it has not been told, and an edge that cheats may still relay to it
 }
 
 // judge counts, and remembers what went wrong.
@@ -150,10 +150,13 @@ func (j *judge) saw(u *upstream, r *http.Request) {
 	j.truth.mu.RLock()
 	c, known := j.truth.flows[f]
 	j.truth.mu.RUnlock()
+	if s.forged {
+		c.at = c.there
+	}
 	switch {
 	case !known:
 		j.breach("%s got %s, over a pair that never was", u, what)
-	case c.at.IsZero() || s.forged && c.lapse:
+	case c.at.IsZero():
 	case s.began.After(c.at):
 		j.breach("%s got %s, begun %v after the pair was shut in force", u, what, s.began.Sub(c.at))
 	case now.Sub(c.at) > abortIn:
@@ -195,13 +198,21 @@ func (j *judge) headers(u *upstream, r *http.Request, what string) {
 // forgedMark is in every header that a client makes up about itself.
 const forgedMark = "forged-by-client"
 
-// shut and open keep the truth.
-func (j *judge) shut(f flow, at time.Time, lapse bool) {
+// shut and open keep the truth. The first closing stands.
+func (j *judge) shut(f flow, at time.Time, there bool) {
 	j.truth.mu.Lock()
 	defer j.truth.mu.Unlock()
-	if c, known := j.truth.flows[f]; known && (c.at.IsZero() || at.Before(c.at) || c.lapse && !lapse && at.Before(c.at)) {
-		j.truth.flows[f] = closing{at, lapse}
+	c, known := j.truth.flows[f]
+	if !known {
+		return
 	}
+	if c.at.IsZero() || at.Before(c.at) {
+		c.at = at
+	}
+	if there && c.there.IsZero() {
+		c.there = at
+	}
+	j.truth.flows[f] = c
 }
 
 func (j *judge) open(f flow) {

@@ -105,7 +105,7 @@ func (w *world) commit(t testing.TB) {
 		e.leader.rules = &committed
 		for _, f := range w.shutNow(now) {
 			if f.from == e.region {
-				w.judge.shut(f, latest(e.leader.ends[f.to], time.Now()), true)
+				w.judge.shut(f, latest(e.leader.ends[f.to], time.Now()), false)
 			}
 		}
 		e.leader.mu.Unlock()
@@ -160,7 +160,7 @@ func (w *world) tell(t testing.TB, e *edge) {
 	for _, f := range w.shutNow(w.rules.flows()) {
 		// An edge that has left the registry is not told so by its table: others refuse it.
 		if f.to == e.region || f.from == e.region && !w.rules.gone[e.region] {
-			w.judge.shut(f, time.Now(), false)
+			w.judge.shut(f, time.Now(), f.to == e.region)
 		}
 	}
 }
