@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"sync"
@@ -24,7 +25,7 @@ type Sentinel interface {
 	Leaves(peer *x509.Certificate, grant []byte, api, home string) error
 }
 
-// ClientConfig of a Client. All but the durations are required.
+// ClientConfig of a Client. All but Dial and the durations are required.
 type ClientConfig struct {
 	Identity *identity.Source
 	Tables   *policy.Holder
@@ -32,6 +33,8 @@ type ClientConfig struct {
 	Evidence Evidence
 	Sentinel Sentinel
 	Logger   *slog.Logger
+
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: a net.Dialer's; TLS and the checks come on top
 
 	DialTimeout time.Duration // 0: 500 ms, for connecting and the handshake
 	PingWait    time.Duration // 0: 50 ms; what a request that must not be repeated waits for a sign of life
@@ -72,6 +75,9 @@ func (r rules) PolicyOf(zone, api string) (string, bool) {
 func NewClient(cfg ClientConfig) (*Client, error) {
 	if cfg.Identity == nil || cfg.Tables == nil || cfg.Grants == nil || cfg.Evidence == nil || cfg.Sentinel == nil || cfg.Logger == nil {
 		return nil, errors.New("relay: a client needs Identity, Tables, Grants, Evidence, Sentinel and Logger")
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = dial
 	}
 	if cfg.DialTimeout <= 0 {
 		cfg.DialTimeout = 500 * time.Millisecond

@@ -233,6 +233,15 @@ func newBorder(t testing.TB) *border {
 // newBorderWith has sentinels that read truth at the sender and at the receiver; nil: what client and server read.
 func newBorderWith(t testing.TB, truth, truthThere *policy.Holder) *border {
 	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newBorderOver(t, truth, truthThere, l, nil)
+}
+
+func newBorderOver(t testing.TB, truth, truthThere *policy.Holder, l net.Listener, dial func(ctx context.Context, network, addr string) (net.Conn, error)) *border {
+	t.Helper()
 	b := &border{t: t, in: identitytest.New(t, "test.example", "emea", "us"), west: &policy.Holder{}, central: &policy.Holder{},
 		local: &local{cut: make(chan error, 16)}, evidence: &evidence{}, refused: &evidence{}}
 	b.westEdge = b.in.Source(t, "emea", "eu-west", identity.Edge, "eu-west-edge-1")
@@ -245,13 +254,10 @@ func newBorderWith(t testing.TB, truth, truthThere *policy.Holder) *border {
 	if truthThere == nil {
 		truthThere = b.central
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	b.addr = l.Addr().String()
 	b.mint = func() []*syncv1.SignedGrant { return []*syncv1.SignedGrant{sign(t, emeaKey, b.grant())} }
 	log := slog.New(slog.DiscardHandler)
+	var err error
 	if b.arrivals, err = sentinel.New(sentinel.Config{Tables: truthThere, Zone: "emea", Region: "eu-central", Edge: "eu-central-edge-1", Logger: slog.New(slog.NewTextHandler(&b.said, nil))}); err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +273,7 @@ func newBorderWith(t testing.TB, truth, truthThere *policy.Holder) *border {
 	if b.sentinel, err = sentinel.New(sentinel.Config{Tables: truth, Zone: "emea", Region: "eu-west", Edge: "eu-west-edge-1", Logger: slog.New(slog.NewTextHandler(&b.said, nil))}); err != nil {
 		t.Fatal(err)
 	}
-	if b.client, err = relay.NewClient(relay.ClientConfig{Identity: b.westEdge, Tables: b.west, Grants: grants, Evidence: b.evidence, Sentinel: b.sentinel, Logger: log}); err != nil {
+	if b.client, err = relay.NewClient(relay.ClientConfig{Identity: b.westEdge, Tables: b.west, Grants: grants, Evidence: b.evidence, Sentinel: b.sentinel, Logger: log, Dial: dial}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -3,6 +3,7 @@ package relay_test
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"io"
 	"net/http"
 	"testing"
@@ -152,6 +153,20 @@ func TestClient_EvidenceNamesTheGrantThatWasCarried(t *testing.T) {
 	rows := b.evidence.rows
 	if want := "id-1 " + carried + " eu-west>eu-central"; rows[len(rows)-1] != want {
 		t.Errorf("evidence %q, want the last to be %q", rows, want)
+	}
+}
+
+// Nothing leaves under a grant of which no row could be written, though one of the grant before was.
+func TestClient_TheRenewedGrantNeedsItsRowToo(t *testing.T) {
+	b := newBorder(t)
+	b.evidence.turn = func() {
+		old := b.grants.Live(b.west.Load(), "gdpr", "eu-central").ID
+		b.west.Swap(view(t, "eu-west", []string{"eu-west>eu-central", "eu-west>eu-south"}, nil))
+		eventually(t, 5*time.Second, "a newer grant", func() bool { return b.grants.Live(b.west.Load(), "gdpr", "eu-central").ID != old })
+		b.evidence.turn = func() { b.evidence.err = errors.New("disk full") }
+	}
+	if _, err := b.do(context.Background(), nil); rule(err) != relay.RuleEvidence || b.local.count() != 0 || b.client.InFlight() != 0 {
+		t.Errorf("got %v, %d served and %d in flight, want rule %s and none", err, b.local.count(), b.client.InFlight(), relay.RuleEvidence)
 	}
 }
 

@@ -73,6 +73,10 @@ func (s *session) usable() bool {
 	return s.conn != nil && s.conn.Err() == nil && s.conn.Available() > 0
 }
 
+func dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, network, addr)
+}
+
 func (c *Client) ready(ctx context.Context, s *session, policyName string) error {
 	if s.usable() {
 		return nil
@@ -107,7 +111,7 @@ func (c *Client) ready(ctx context.Context, s *session, policyName string) error
 	tr := &http.Transport{
 		Protocols: &protocols,
 		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+			conn, err := c.cfg.Dial(ctx, network, addr)
 			if err != nil {
 				return nil, err
 			}

@@ -1,0 +1,103 @@
+package relay_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bailiwick/dataplane/internal/relay"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/fault"
+)
+
+// memory is a network of one listener, without a kernel: what waits in it waits in virtual time.
+type memory struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func (m *memory) Accept() (net.Conn, error) {
+	select {
+	case c := <-m.conns:
+		return c, nil
+	case <-m.done:
+		return nil, net.ErrClosed
+	}
+}
+func (m *memory) Close() error   { m.once.Do(func() { close(m.done) }); return nil }
+func (m *memory) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 443} }
+
+func (m *memory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	near, far := net.Pipe()
+	select {
+	case m.conns <- far:
+		return near, nil
+	case <-m.done:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// The whole border of a relay in virtual time: the client with its grants and sentinel, mutual TLS, HTTP/2, the server.
+// The control plane falls silent; what was granted goes on for its offline lifetime, to the second, over a session that
+// stays; then a relay under way is cut within the sweep, and no other leaves.
+func TestRelay_OfflineLifetimeInVirtualTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const offline = time.Hour
+		network := &memory{conns: make(chan net.Conn), done: make(chan struct{})}
+		b := newBorderOver(t, nil, nil, network, network.dial)
+		b.mu.Lock()
+		b.mint = func() []*syncv1.SignedGrant {
+			g := b.grant()
+			g.OfflineTtlMs = offline.Milliseconds()
+			return []*syncv1.SignedGrant{sign(t, emeaKey, g)}
+		}
+		b.mu.Unlock()
+		time.Sleep(time.Minute) // some questions later
+		one := func() error {
+			resp, err := b.do(t.Context(), strings.NewReader("x"))
+			if err != nil {
+				return err
+			}
+			io.Copy(io.Discard, resp.Body)
+			return resp.Body.Close()
+		}
+		if err := one(); err != nil {
+			t.Fatalf("while the control plane answers: %v", err)
+		}
+		b.mu.Lock()
+		b.deny = fault.New(fault.Unavailable, "NO_LEADER", "nobody answers")
+		b.mu.Unlock()
+		b.sentinel.Silent()
+		silent := time.Now()
+		time.Sleep(30 * time.Minute)
+		if err := one(); err != nil {
+			t.Fatalf("after half an hour of silence: %v", err)
+		}
+		b.local.mu.Lock()
+		b.local.wait = make(chan struct{})
+		b.local.mu.Unlock()
+		resp, err := b.do(t.Context(), nil) // a long one
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		_, err = io.ReadAll(resp.Body)
+		cut := time.Since(silent)
+		// The last question that was answered came within a third of a grant's 30 s before the silence.
+		if err == nil || cut < offline-10*time.Second || cut > offline+200*time.Millisecond {
+			t.Errorf("the relay under way ended after %v of silence with %v, want it cut when the hour that was granted is over", cut, err)
+		}
+		if err := one(); rule(err) != relay.RuleNoGrant {
+			t.Errorf("after the offline lifetime: %v, want %s", err, relay.RuleNoGrant)
+		}
+		<-b.local.cut
+	})
+}
