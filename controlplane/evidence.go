@@ -36,7 +36,7 @@ func (n *Node) openEvidence(ca *pki.CA) error {
 	if err != nil {
 		return fmt.Errorf("derive the key of evidence digests: %w", err)
 	}
-	n.evidence, err = evidence.New(evidence.Config{Zone: n.self.Zone, Dir: filepath.Join(n.cfg.Dir, "evidence"), Store: n.store, Signer: n.secrets.Signer,
+	n.evidence, err = evidence.New(evidence.Config{Zone: n.self.Zone, Dir: filepath.Join(n.cfg.Dir, "evidence"), Store: n.store, Catalog: n.catalog, Pepper: n.secrets.Pepper, Signer: n.secrets.Signer,
 		Mask: mask, Peers: n.leavesOfOthers, Keep: n.cfg.EvidenceKeep, Budget: n.cfg.EvidenceBytes, Logger: n.log})
 	return err
 }

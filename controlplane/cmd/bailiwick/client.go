@@ -39,6 +39,7 @@ type api struct {
 	adminv1connect.ClusterServiceClient
 	adminv1connect.BorderServiceClient
 	adminv1connect.ApprovalServiceClient
+	adminv1connect.OperatorServiceClient
 	adminv1connect.DNSServiceClient
 	adminv1connect.UsageServiceClient
 	adminv1connect.AlertServiceClient
@@ -126,7 +127,7 @@ func (c *client) at(u string) api {
 	return api{
 		adminv1connect.NewResourceServiceClient(c.http, u, opt), adminv1connect.NewKeyServiceClient(c.http, u, opt),
 		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewClusterServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),
-		adminv1connect.NewApprovalServiceClient(c.http, u, opt),
+		adminv1connect.NewApprovalServiceClient(c.http, u, opt), adminv1connect.NewOperatorServiceClient(c.http, u, opt),
 		adminv1connect.NewDNSServiceClient(c.http, u, opt),
 		adminv1connect.NewUsageServiceClient(c.http, u, opt),
 		adminv1connect.NewAlertServiceClient(c.http, u, opt),

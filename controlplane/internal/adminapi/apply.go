@@ -49,7 +49,7 @@ func (d *doc) errorf(kind fault.Kind, field, reason, format string, args ...any)
 // Apply writes the catalog documents in one transaction and then the zone documents in another. Everything is
 // judged before the first is written, so what can still part them is the loss of a quorum in between.
 func (s *server) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv1.ApplyResponse, error) {
-	docs, err := s.docs(req)
+	docs, err := s.docs(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +96,7 @@ func (s *server) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv1
 }
 
 // docs converts and judges each resource alone.
-func (s *server) docs(req *adminv1.ApplyRequest) ([]*doc, error) {
+func (s *server) docs(ctx context.Context, req *adminv1.ApplyRequest) ([]*doc, error) {
 	var docs []*doc
 	seen := map[string]*doc{}
 	for i, r := range req.GetResources() {
@@ -125,6 +125,9 @@ func (s *server) docs(req *adminv1.ApplyRequest) ([]*doc, error) {
 			}
 		}
 		d.rec, d.key = rec, keyOf(rec)
+		if err := s.touch(ctx, nil, rec); err != nil {
+			return nil, d.field(err)
+		}
 		if other, twice := seen[d.key]; twice {
 			return nil, d.errorf(fault.Invalid, "name", "DUPLICATE", "%s %s is in the request twice, at %s and %s", d.kind.Name, d.name, other.at, d.at)
 		}
@@ -183,6 +186,9 @@ func (s *server) plan(ctx context.Context, docs []*doc) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.touchAll(ctx, whole); err != nil {
+		return nil, err
+	}
 	opens, err := s.opens(whole.judge)
 	if err != nil {
 		return nil, err
@@ -197,6 +203,26 @@ func (s *server) plan(ctx context.Context, docs []*doc) (*plan, error) {
 		}
 	}
 	return s.propose(operator(ctx), whole, opens, catalogSnap, zoneSnap)
+}
+
+// touchAll asks of each document what is stored under its name: it may be another zone's.
+func (s *server) touchAll(ctx context.Context, p *plan) error {
+	for _, d := range p.docs {
+		before := p.judge.catalogBefore
+		if d.kind.Zonal {
+			before = p.judge.zoneBefore
+		}
+		if kv, ok := before.snap.Get(d.key); ok && d.change.Action != unchanged {
+			old, err := decode(d.kind.Name, kv)
+			if err != nil {
+				return err
+			}
+			if err := s.touch(ctx, old, d.rec); err != nil {
+				return d.field(err)
+			}
+		}
+	}
+	return nil
 }
 
 // planOn is what documents do to two snapshots, judged, and not fenced yet.

@@ -177,6 +177,9 @@ func (s *server) made(ctx context.Context, p model.Proposal, catalogSnap, zoneSn
 			if err != nil {
 				return nil, nil, err
 			}
+			if err := s.touch(ctx, rec, nil); err != nil {
+				return nil, nil, err
+			}
 			if err := s.unused(ctx, st, rec); err != nil {
 				return nil, nil, err
 			}
@@ -199,6 +202,14 @@ func (s *server) made(ctx context.Context, p model.Proposal, catalogSnap, zoneSn
 	}
 	plan, err := s.planOn(catalogSnap, zoneSnap, docs)
 	if err != nil {
+		return nil, nil, err
+	}
+	for _, d := range docs {
+		if err := s.touch(ctx, nil, d.rec); err != nil {
+			return nil, nil, err
+		}
+	}
+	if err := s.touchAll(ctx, plan); err != nil {
 		return nil, nil, err
 	}
 	ops = append(append(ops, plan.catalogOps...), plan.zoneOps...)

@@ -382,6 +382,8 @@ var classes = map[string]string{
 	"ResourceService.Apply": "proposes", "ResourceService.Delete": "proposes", "ApprovalService.OpenCrossings": "proposes",
 	"ApprovalService.Approve": "is the second operator", "ApprovalService.Reject": "opens nothing",
 	"KeyService.CreateKey": "keys decide no relay", "KeyService.RevokeKey": "keys decide no relay",
+	"EvidenceService.CheckEvidence":  "reads the zone's log again",
+	"OperatorService.CreateOperator": "operators decide no relay by being there; who makes them up is both, as approval/DESIGN.md says", "OperatorService.RemoveOperator": "opens nothing",
 	"ClusterService.TransferLeadership": "changes no state", "ClusterService.Backup": "reads; what is restored of it opens an epoch, which closes",
 	"NodeService.RemoveNode": "takes an edge away", "NodeService.CreateJoinToken": "an edge relays by its region's pairs, and regions are resources",
 	"LedgerService.CloseEpoch": "usage", "LedgerService.Correct": "usage", "LedgerService.UndoCorrection": "usage", "QuotaService.TopUp": "usage",

@@ -76,6 +76,9 @@ func (s *server) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.Get
 	if err != nil {
 		return nil, err
 	}
+	if err := readKind(ctx, k.Name); err != nil {
+		return nil, err
+	}
 	snap, err := s.read(ctx, k)
 	if err != nil {
 		return nil, err
@@ -94,6 +97,9 @@ func (s *server) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.Get
 func (s *server) List(ctx context.Context, req *adminv1.ListRequest) (*adminv1.ListResponse, error) {
 	k, err := parseKind(req.GetKind())
 	if err != nil {
+		return nil, err
+	}
+	if err := readKind(ctx, k.Name); err != nil {
 		return nil, err
 	}
 	snap, err := s.read(ctx, k)
@@ -132,6 +138,9 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 		}
 		rec, err := decode(k.Name, kv)
 		if err != nil {
+			return nil, err
+		}
+		if err := s.touch(ctx, rec, nil); err != nil {
 			return nil, err
 		}
 		before := state{snap: snap}

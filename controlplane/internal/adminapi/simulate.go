@@ -26,6 +26,11 @@ const (
 // Simulate asks the rules that edges go by what they would say. It needs no quorum and asks nobody.
 func (s *server) Simulate(ctx context.Context, req *adminv1.SimulateRequest) (*adminv1.SimulateResponse, error) {
 	cat, zone := state{snap: s.freshOrLocal(ctx, s.Catalog)}, state{snap: s.freshOrLocal(ctx, s.Store)}
+	if req.GetKeyId() != "" {
+		if err := readKind(ctx, "Customer"); err != nil { // the answer names whose key it is
+			return nil, err
+		}
+	}
 	sim := simulation{cat: cat, zone: zone, down: map[string]bool{}, now: time.Now(), name: s.Zone}
 	var adopted model.Adopted
 	if kv, ok := zone.snap.Get(model.KeyAdopted); ok {

@@ -23,6 +23,9 @@ func (l *Log) Run(ctx context.Context) error {
 	parts.Go(func() error { return l.cfg.Store.RunLeader(ctx, l.lead) })
 	parts.Go(func() error { return l.follow(ctx) })
 	parts.Go(func() error { return l.scrub(ctx) })
+	if l.cfg.Catalog != nil {
+		parts.Go(func() error { return l.cfg.Store.RunLeader(ctx, l.witness) })
+	}
 	return errors.Join(parts.Wait(), l.close())
 }
 

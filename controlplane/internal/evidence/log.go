@@ -38,11 +38,14 @@ type Piece struct {
 
 // Config of a Log; every field with a default may be zero, all others are required.
 type Config struct {
-	Zone   string
-	Dir    string
-	Store  group.Store        // the zone store
-	Signer ed25519.PrivateKey // the zone's
-	Mask   []byte             // the zone's key under which names and contents become digests
+	Zone  string
+	Dir   string
+	Store group.Store // the zone store
+	// Catalog, if there, is logged in the zone's log too; Pepper tells which of the zone's operators wrote to it.
+	Catalog group.Store
+	Pepper  []byte
+	Signer  ed25519.PrivateKey // the zone's
+	Mask    []byte             // the zone's key under which names and contents become digests
 	// Peers asks the zone's other nodes for leaves from number on, when this node's own store or disk no longer has them. It
 	// returns what one of them knows; no leaves: nobody knows more.
 	Peers  func(ctx context.Context, from int64) (Piece, error)

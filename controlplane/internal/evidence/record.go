@@ -33,6 +33,7 @@ const (
 	KindPermitted = "permitted" // the pairs that follow from rules and closures
 	KindClosure   = "closure"
 	KindReopened  = "reopened"
+	KindCatalog   = "catalog"   // what became of the catalog, and by whom
 	KindCrossing  = "crossing"  // the epochs under which pairs that cross zones are approved
 	KindGrant     = "grant"     // with the relays and refusals that the edge told
 	KindInForce   = "in-force"  // pending while it has no time, signed when it has
@@ -119,6 +120,8 @@ func (r Record) open() entry {
 		e.value, e.err = model.Decode[model.Adopted](model.KeyAdopted, r.Value)
 	case KindProposal:
 		e.value, e.err = model.Decode[model.Proposal](model.PrefixApproval+r.Key, r.Value)
+	case KindCatalog:
+		e.value, e.err = model.Decode[model.CatalogSeen](model.KeyCatalogSeen, r.Value)
 	case KindCrossing:
 		e.value, e.err = model.Decode[model.Crossing](model.KeyCrossing, r.Value)
 	case KindPermitted:
@@ -134,7 +137,7 @@ func (r Record) open() entry {
 }
 
 // rank orders the records of one transaction: causes before what follows from them.
-var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10}
+var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10, KindCatalog: 11}
 
 // writes are the kinds of things whose changes are records without their content.
 var writes = map[string]string{
@@ -183,6 +186,8 @@ func recordsOf(events []group.Event, epoch uint64, m masker) ([]Record, error) {
 			if e.Delete {
 				continue // one that was decided, and is listed no longer
 			}
+		case key == model.KeyCatalogSeen:
+			r.Kind, r.Value = KindCatalog, value
 		case key == model.KeyCrossing:
 			r.Kind, r.Value = KindCrossing, value
 		case key == model.KeyPermitted:

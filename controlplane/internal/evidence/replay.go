@@ -63,13 +63,15 @@ type chain struct {
 
 // state is the value of a KindState record.
 type state struct {
-	Adopted   *model.Adopted   `json:"adopted,omitempty"`
-	Closures  []model.Closure  `json:"closures,omitempty"`
-	Crossing  *model.Crossing  `json:"crossing,omitempty"`
-	Permitted *model.Permitted `json:"permitted,omitempty"`
-	Pending   []string         `json:"pending,omitempty"`
-	Grants    []given          `json:"grants,omitempty"`
-	Chains    []chain          `json:"chains,omitempty"`
+	Adopted  *model.Adopted  `json:"adopted,omitempty"`
+	Closures []model.Closure `json:"closures,omitempty"`
+	Crossing *model.Crossing `json:"crossing,omitempty"`
+	// Catalog is how far the catalog's history is told.
+	Catalog   *model.CatalogSeen `json:"catalog,omitempty"`
+	Permitted *model.Permitted   `json:"permitted,omitempty"`
+	Pending   []string           `json:"pending,omitempty"`
+	Grants    []given            `json:"grants,omitempty"`
+	Chains    []chain            `json:"chains,omitempty"`
 }
 
 // replay follows a log record by record and judges each by those before it. It is the whole of what verification
@@ -84,6 +86,7 @@ type replay struct {
 	set       *regions.Set
 	closures  map[string]model.Closure
 	crossing  *model.Crossing
+	seen      model.CatalogSeen // without its writes
 	asRules   []regions.Closure
 	permitted *model.Permitted
 	base      map[pairKey]bool
@@ -140,6 +143,8 @@ func (w *replay) apply(r entry) (wrong problems) {
 		w.closure(r, &wrong)
 	case KindCrossing:
 		w.cross(r, &wrong)
+	case KindCatalog:
+		w.catalog(r, &wrong)
 	case KindProposal:
 		w.proposal(r, &wrong)
 	case KindPermitted:
@@ -442,6 +447,10 @@ func short(b []byte) string { return hex.EncodeToString(b[:min(len(b), 4)]) }
 // snapshot is what a state record at this point has to say. It also forgets what nobody will ask for.
 func (w *replay) snapshot(at time.Time) state {
 	s := state{Adopted: w.adopted, Crossing: w.crossing, Permitted: w.permitted, Pending: slices.Sorted(maps.Keys(w.pending))}
+	if w.seen.Through > 0 {
+		seen := w.seen
+		s.Catalog = &seen
+	}
 	for _, name := range slices.Sorted(maps.Keys(w.closures)) {
 		s.Closures = append(s.Closures, w.closures[name])
 	}
@@ -470,6 +479,9 @@ func (w *replay) state(r entry, first bool, wrong *problems) error {
 	}
 	s := r.value.(state)
 	w.begin, w.crossing = r.At, s.Crossing
+	if s.Catalog != nil {
+		w.seen = *s.Catalog
+	}
 	if s.Adopted != nil {
 		var err error
 		w.adopted = s.Adopted

@@ -19,6 +19,7 @@ var catalog = map[string]any{
 	"PrefixZone": model.Zone{}, "PrefixRegion": model.Region{}, "PrefixBasis": model.LegalBasis{}, "PrefixPolicy": model.Policy{},
 	"PrefixAPI": model.API{}, "PrefixProduct": model.Product{}, "PrefixPlan": model.Plan{}, "PrefixNode": model.Node{},
 	"PrefixGone": model.Gone{}, // in the catalog, of APIs and regions
+	"KeyAudit":   model.Audit{},
 }
 
 // crosses names each field of text or bytes of the catalog, with the reason why it may be in every zone. There is no
@@ -36,6 +37,7 @@ var crosses = map[string]string{
 	"Product.Name": "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",
 	"Plan.Name": "id", "Plan.Products": "ids", "Plan.PriorityClass": "id", "Plan.SLATarget": "number as text", "Plan.Price": "published price", "Quota.Period": "enum", "Quota.Mode": "enum",
 	"Node.Name": "id", "Node.Kind": "enum", "Node.Region": "id", "Node.Zone": "id", "Node.PeerAddr": "address of a node", "Node.RelayAddr": "address of a node", "Doors.Addresses": "public addresses of an edge",
+	"Audit.Operator": "in the catalog a zone and a pseudonym under its key", "Audit.Call": "id", "Audit.RequestSHA256": "digest",
 	"Gone.Name": "id, in the catalog of an API or a region",
 }
 

@@ -24,7 +24,8 @@ const (
 	PrefixProduct = "products/"
 	PrefixPlan    = "plans/"
 	PrefixNode    = "nodes/"
-	// PrefixGone, before the key of an API or a region, keeps what was deleted: see there.
+	// PrefixGone, before the key of an API or a region, keeps what was deleted: see there. KeyAudit holds who wrote last,
+	// under a pseudonym of his zone.
 )
 
 // Prefixes of a zone store.
@@ -46,6 +47,7 @@ const (
 	PrefixRecovery  = "recoveries/" // by incarnation of the zone store, see Recovery
 	KeyAdopted      = "adopted"     // the catalog's border rules as this zone has adopted them
 	KeyCrossing     = "crossing"    // the epochs under which pairs that cross zones are approved: see Crossing
+	KeyCatalogSeen  = "catalogseen" // how far the zone's log tells the catalog's history, and the latest of it
 	KeyPermitted    = "permitted"   // the pairs that followed from it when the leader last looked
 	KeyAudit        = "audit"       // who made the latest change that an operator made, in its own transaction
 	KeyCheckpoint   = "checkpoint"  // the latest signed head of the zone's Merkle log
@@ -262,9 +264,13 @@ type JoinToken struct {
 	Used      bool      `json:"used,omitempty"`
 }
 
+// Operator is one token of an operator, who is his name.
 type Operator struct {
-	Name string `json:"name"`
-	Role string `json:"role"` // admin, viewer
+	Name      string    `json:"name"`
+	Role      string    `json:"role"`             // of this zone, see adminapi
+	Expires   time.Time `json:"expires,omitzero"` // zero: never, of the first operator's token alone
+	CreatedAt time.Time `json:"created_at,omitzero"`
+	CreatedBy string    `json:"created_by,omitempty"`
 }
 
 type Closure struct {
@@ -324,6 +330,35 @@ type RecoveredGroup struct {
 func (r Recovery) Statement() []byte {
 	r.Signature = nil
 	return append([]byte("bailiwick-recovery/1\n"), Encode(r)...)
+}
+
+// CatalogSeen is the latest piece of the catalog's history that a zone's leader has written into the zone's log. Each one
+// replaces the one before: the Merkle log keeps all of them.
+type CatalogSeen struct {
+	Epoch   uint64         `json:"epoch"`
+	Through uint64         `json:"through"` // all up to this transaction is told
+	Writes  []CatalogWrite `json:"writes,omitempty"`
+	Gap     bool           `json:"gap,omitempty"` // what lies between was not to be had any more
+}
+
+// CatalogWrite is one transaction of the catalog.
+type CatalogWrite struct {
+	Index         uint64          `json:"index"`
+	At            time.Time       `json:"at"`
+	By            string          `json:"by,omitempty"`   // zone and pseudonym of an operator; "": a control node by itself
+	Name          string          `json:"name,omitempty"` // of that operator, in the log of his own zone
+	Call          string          `json:"call,omitempty"`
+	RequestSHA256 string          `json:"request_sha256,omitempty"`
+	Changes       []CatalogChange `json:"changes,omitempty"`
+}
+
+// CatalogChange is one document, with SHA-256 of what was stored before and after; "": nothing.
+type CatalogChange struct {
+	Kind   string  `json:"kind"`
+	Name   string  `json:"name"`
+	Before string  `json:"before,omitempty"`
+	After  string  `json:"after,omitempty"`
+	Drain  *string `json:"drain,omitempty"` // of a region that is drained from now on, and why; "": no longer
 }
 
 // States of a proposal. Approved is written before what was approved is; done after.

@@ -796,6 +796,384 @@ func (x *Approval) GetSpecs() []string {
 	return nil
 }
 
+type Operator struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// role: admin, zone-admin, support, viewer, auditor.
+	Role      string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	CreatedBy string                 `protobuf:"bytes,4,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// expires_at of this token; unset: never.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// token_id tells tokens of one operator apart and is no secret.
+	TokenId       string `protobuf:"bytes,6,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Operator) Reset() {
+	*x = Operator{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Operator) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Operator) ProtoMessage() {}
+
+func (x *Operator) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Operator.ProtoReflect.Descriptor instead.
+func (*Operator) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Operator) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Operator) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *Operator) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Operator) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *Operator) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *Operator) GetTokenId() string {
+	if x != nil {
+		return x.TokenId
+	}
+	return ""
+}
+
+type ListOperatorsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperatorsRequest) Reset() {
+	*x = ListOperatorsRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperatorsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperatorsRequest) ProtoMessage() {}
+
+func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
+func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{13}
+}
+
+type ListOperatorsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Operators     []*Operator            `protobuf:"bytes,1,rep,name=operators,proto3" json:"operators,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOperatorsResponse) Reset() {
+	*x = ListOperatorsResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOperatorsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOperatorsResponse) ProtoMessage() {}
+
+func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
+func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListOperatorsResponse) GetOperators() []*Operator {
+	if x != nil {
+		return x.Operators
+	}
+	return nil
+}
+
+type CreateOperatorRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Role  string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// ttl: default 90 days, at most 366.
+	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// replace ends the operator's other tokens.
+	Replace bool `protobuf:"varint,4,opt,name=replace,proto3" json:"replace,omitempty"`
+	// token_sha256, hex, is of a token that the operator has already, in another zone: then none is made.
+	TokenSha256   string `protobuf:"bytes,5,opt,name=token_sha256,json=tokenSha256,proto3" json:"token_sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateOperatorRequest) Reset() {
+	*x = CreateOperatorRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateOperatorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateOperatorRequest) ProtoMessage() {}
+
+func (x *CreateOperatorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateOperatorRequest.ProtoReflect.Descriptor instead.
+func (*CreateOperatorRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CreateOperatorRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateOperatorRequest) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *CreateOperatorRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *CreateOperatorRequest) GetReplace() bool {
+	if x != nil {
+		return x.Replace
+	}
+	return false
+}
+
+func (x *CreateOperatorRequest) GetTokenSha256() string {
+	if x != nil {
+		return x.TokenSha256
+	}
+	return ""
+}
+
+type CreateOperatorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	Operator      *Operator              `protobuf:"bytes,2,opt,name=operator,proto3" json:"operator,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateOperatorResponse) Reset() {
+	*x = CreateOperatorResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateOperatorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateOperatorResponse) ProtoMessage() {}
+
+func (x *CreateOperatorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateOperatorResponse.ProtoReflect.Descriptor instead.
+func (*CreateOperatorResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CreateOperatorResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *CreateOperatorResponse) GetOperator() *Operator {
+	if x != nil {
+		return x.Operator
+	}
+	return nil
+}
+
+type RemoveOperatorRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveOperatorRequest) Reset() {
+	*x = RemoveOperatorRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveOperatorRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveOperatorRequest) ProtoMessage() {}
+
+func (x *RemoveOperatorRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveOperatorRequest.ProtoReflect.Descriptor instead.
+func (*RemoveOperatorRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RemoveOperatorRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveOperatorResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveOperatorResponse) Reset() {
+	*x = RemoveOperatorResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveOperatorResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveOperatorResponse) ProtoMessage() {}
+
+func (x *RemoveOperatorResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveOperatorResponse.ProtoReflect.Descriptor instead.
+func (*RemoveOperatorResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{18}
+}
+
 type ListApprovalsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -804,7 +1182,7 @@ type ListApprovalsRequest struct {
 
 func (x *ListApprovalsRequest) Reset() {
 	*x = ListApprovalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +1194,7 @@ func (x *ListApprovalsRequest) String() string {
 func (*ListApprovalsRequest) ProtoMessage() {}
 
 func (x *ListApprovalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +1207,7 @@ func (x *ListApprovalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListApprovalsRequest.ProtoReflect.Descriptor instead.
 func (*ListApprovalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{19}
 }
 
 type ListApprovalsResponse struct {
@@ -841,7 +1219,7 @@ type ListApprovalsResponse struct {
 
 func (x *ListApprovalsResponse) Reset() {
 	*x = ListApprovalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +1231,7 @@ func (x *ListApprovalsResponse) String() string {
 func (*ListApprovalsResponse) ProtoMessage() {}
 
 func (x *ListApprovalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1244,7 @@ func (x *ListApprovalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListApprovalsResponse.ProtoReflect.Descriptor instead.
 func (*ListApprovalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListApprovalsResponse) GetApprovals() []*Approval {
@@ -885,7 +1263,7 @@ type ApproveRequest struct {
 
 func (x *ApproveRequest) Reset() {
 	*x = ApproveRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1275,7 @@ func (x *ApproveRequest) String() string {
 func (*ApproveRequest) ProtoMessage() {}
 
 func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1288,7 @@ func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ApproveRequest) GetId() string {
@@ -929,7 +1307,7 @@ type ApproveResponse struct {
 
 func (x *ApproveResponse) Reset() {
 	*x = ApproveResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -941,7 +1319,7 @@ func (x *ApproveResponse) String() string {
 func (*ApproveResponse) ProtoMessage() {}
 
 func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -954,7 +1332,7 @@ func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveResponse.ProtoReflect.Descriptor instead.
 func (*ApproveResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ApproveResponse) GetApproval() *Approval {
@@ -974,7 +1352,7 @@ type RejectRequest struct {
 
 func (x *RejectRequest) Reset() {
 	*x = RejectRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1364,7 @@ func (x *RejectRequest) String() string {
 func (*RejectRequest) ProtoMessage() {}
 
 func (x *RejectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1377,7 @@ func (x *RejectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RejectRequest) GetId() string {
@@ -1025,7 +1403,7 @@ type RejectResponse struct {
 
 func (x *RejectResponse) Reset() {
 	*x = RejectResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1415,7 @@ func (x *RejectResponse) String() string {
 func (*RejectResponse) ProtoMessage() {}
 
 func (x *RejectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1428,7 @@ func (x *RejectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectResponse.ProtoReflect.Descriptor instead.
 func (*RejectResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RejectResponse) GetApproval() *Approval {
@@ -1069,7 +1447,7 @@ type OpenCrossingsRequest struct {
 
 func (x *OpenCrossingsRequest) Reset() {
 	*x = OpenCrossingsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1459,7 @@ func (x *OpenCrossingsRequest) String() string {
 func (*OpenCrossingsRequest) ProtoMessage() {}
 
 func (x *OpenCrossingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1472,7 @@ func (x *OpenCrossingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenCrossingsRequest.ProtoReflect.Descriptor instead.
 func (*OpenCrossingsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OpenCrossingsRequest) GetReason() string {
@@ -1113,7 +1491,7 @@ type OpenCrossingsResponse struct {
 
 func (x *OpenCrossingsResponse) Reset() {
 	*x = OpenCrossingsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1503,7 @@ func (x *OpenCrossingsResponse) String() string {
 func (*OpenCrossingsResponse) ProtoMessage() {}
 
 func (x *OpenCrossingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1516,7 @@ func (x *OpenCrossingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenCrossingsResponse.ProtoReflect.Descriptor instead.
 func (*OpenCrossingsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OpenCrossingsResponse) GetPending() *Approval {
@@ -1163,7 +1541,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1553,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1566,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateKeyRequest) GetCustomer() string {
@@ -1236,7 +1614,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1626,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1639,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateKeyResponse) GetId() string {
@@ -1288,7 +1666,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1678,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1691,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RevokeKeyRequest) GetId() string {
@@ -1338,7 +1716,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1728,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1741,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 type ListKeysRequest struct {
@@ -1375,7 +1753,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1765,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1778,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListKeysRequest) GetCustomer() string {
@@ -1419,7 +1797,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1809,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1822,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1469,7 +1847,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1859,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1872,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Key) GetId() string {
@@ -1547,7 +1925,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1937,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1950,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 type ListMembersResponse struct {
@@ -1584,7 +1962,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[28]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1974,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[28]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1987,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListMembersResponse) GetMembers() []*GroupMember {
@@ -1636,7 +2014,7 @@ type GroupMember struct {
 
 func (x *GroupMember) Reset() {
 	*x = GroupMember{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[29]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +2026,7 @@ func (x *GroupMember) String() string {
 func (*GroupMember) ProtoMessage() {}
 
 func (x *GroupMember) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[29]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +2039,7 @@ func (x *GroupMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupMember.ProtoReflect.Descriptor instead.
 func (*GroupMember) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GroupMember) GetGroup() string {
@@ -1737,7 +2115,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[30]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +2127,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[30]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +2140,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *TransferLeadershipRequest) GetGroup() string {
@@ -1788,7 +2166,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[31]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2178,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[31]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2191,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TransferLeadershipResponse) GetLeader() string {
@@ -1832,7 +2210,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +2222,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +2235,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BackupRequest) GetGroup() string {
@@ -1883,7 +2261,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2273,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2286,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *BackupResponse) GetNode() string {
@@ -1975,7 +2353,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2365,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2378,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 type ListNodesResponse struct {
@@ -2012,7 +2390,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2402,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2415,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -2058,7 +2436,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2070,7 +2448,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2083,7 +2461,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Position) GetEpoch() uint64 {
@@ -2141,7 +2519,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2531,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2544,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Node) GetName() string {
@@ -2319,7 +2697,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2709,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2722,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -2369,7 +2747,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2759,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2772,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 type CreateJoinTokenRequest struct {
@@ -2411,7 +2789,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2801,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2814,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CreateJoinTokenRequest) GetKind() string {
@@ -2484,7 +2862,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2874,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2887,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -2534,7 +2912,7 @@ type LeadersRequest struct {
 
 func (x *LeadersRequest) Reset() {
 	*x = LeadersRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2546,7 +2924,7 @@ func (x *LeadersRequest) String() string {
 func (*LeadersRequest) ProtoMessage() {}
 
 func (x *LeadersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2559,7 +2937,7 @@ func (x *LeadersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeadersRequest.ProtoReflect.Descriptor instead.
 func (*LeadersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 type LeadersResponse struct {
@@ -2572,7 +2950,7 @@ type LeadersResponse struct {
 
 func (x *LeadersResponse) Reset() {
 	*x = LeadersResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +2962,7 @@ func (x *LeadersResponse) String() string {
 func (*LeadersResponse) ProtoMessage() {}
 
 func (x *LeadersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +2975,7 @@ func (x *LeadersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeadersResponse.ProtoReflect.Descriptor instead.
 func (*LeadersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *LeadersResponse) GetLeaders() map[string]string {
@@ -2615,7 +2993,7 @@ type BorderStatusRequest struct {
 
 func (x *BorderStatusRequest) Reset() {
 	*x = BorderStatusRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +3005,7 @@ func (x *BorderStatusRequest) String() string {
 func (*BorderStatusRequest) ProtoMessage() {}
 
 func (x *BorderStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +3018,7 @@ func (x *BorderStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BorderStatusRequest.ProtoReflect.Descriptor instead.
 func (*BorderStatusRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 type BorderStatusResponse struct {
@@ -2659,7 +3037,7 @@ type BorderStatusResponse struct {
 
 func (x *BorderStatusResponse) Reset() {
 	*x = BorderStatusResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2671,7 +3049,7 @@ func (x *BorderStatusResponse) String() string {
 func (*BorderStatusResponse) ProtoMessage() {}
 
 func (x *BorderStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2684,7 +3062,7 @@ func (x *BorderStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BorderStatusResponse.ProtoReflect.Descriptor instead.
 func (*BorderStatusResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *BorderStatusResponse) GetPairs() []*PermittedPair {
@@ -2741,7 +3119,7 @@ type Sentinel struct {
 
 func (x *Sentinel) Reset() {
 	*x = Sentinel{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2753,7 +3131,7 @@ func (x *Sentinel) String() string {
 func (*Sentinel) ProtoMessage() {}
 
 func (x *Sentinel) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2766,7 +3144,7 @@ func (x *Sentinel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sentinel.ProtoReflect.Descriptor instead.
 func (*Sentinel) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Sentinel) GetEdge() string {
@@ -2802,7 +3180,7 @@ type PermittedPair struct {
 
 func (x *PermittedPair) Reset() {
 	*x = PermittedPair{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +3192,7 @@ func (x *PermittedPair) String() string {
 func (*PermittedPair) ProtoMessage() {}
 
 func (x *PermittedPair) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +3205,7 @@ func (x *PermittedPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PermittedPair.ProtoReflect.Descriptor instead.
 func (*PermittedPair) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PermittedPair) GetPolicy() string {
@@ -2873,7 +3251,7 @@ type Tightening struct {
 
 func (x *Tightening) Reset() {
 	*x = Tightening{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +3263,7 @@ func (x *Tightening) String() string {
 func (*Tightening) ProtoMessage() {}
 
 func (x *Tightening) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +3276,7 @@ func (x *Tightening) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tightening.ProtoReflect.Descriptor instead.
 func (*Tightening) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Tightening) GetPolicy() string {
@@ -2965,7 +3343,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +3355,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +3368,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *SimulateRequest) GetHost() string {
@@ -3030,7 +3408,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3042,7 +3420,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3433,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SimulateResponse) GetCourses() []*Course {
@@ -3086,7 +3464,7 @@ type Course struct {
 
 func (x *Course) Reset() {
 	*x = Course{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3098,7 +3476,7 @@ func (x *Course) String() string {
 func (*Course) ProtoMessage() {}
 
 func (x *Course) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3111,7 +3489,7 @@ func (x *Course) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Course.ProtoReflect.Descriptor instead.
 func (*Course) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Course) GetHost() string {
@@ -3204,7 +3582,7 @@ type CourseRegion struct {
 
 func (x *CourseRegion) Reset() {
 	*x = CourseRegion{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3216,7 +3594,7 @@ func (x *CourseRegion) String() string {
 func (*CourseRegion) ProtoMessage() {}
 
 func (x *CourseRegion) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3229,7 +3607,7 @@ func (x *CourseRegion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CourseRegion.ProtoReflect.Descriptor instead.
 func (*CourseRegion) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *CourseRegion) GetRegion() string {
@@ -3280,7 +3658,7 @@ type ExplainDNSRequest struct {
 
 func (x *ExplainDNSRequest) Reset() {
 	*x = ExplainDNSRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3670,7 @@ func (x *ExplainDNSRequest) String() string {
 func (*ExplainDNSRequest) ProtoMessage() {}
 
 func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3683,7 @@ func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDNSRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ExplainDNSRequest) GetHost() string {
@@ -3343,7 +3721,7 @@ type ExplainDNSResponse struct {
 
 func (x *ExplainDNSResponse) Reset() {
 	*x = ExplainDNSResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3355,7 +3733,7 @@ func (x *ExplainDNSResponse) String() string {
 func (*ExplainDNSResponse) ProtoMessage() {}
 
 func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3368,7 +3746,7 @@ func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDNSResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ExplainDNSResponse) GetHost() string {
@@ -3425,7 +3803,7 @@ type EdgeAnswer struct {
 
 func (x *EdgeAnswer) Reset() {
 	*x = EdgeAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3437,7 +3815,7 @@ func (x *EdgeAnswer) String() string {
 func (*EdgeAnswer) ProtoMessage() {}
 
 func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3450,7 +3828,7 @@ func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeAnswer.ProtoReflect.Descriptor instead.
 func (*EdgeAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *EdgeAnswer) GetEdge() string {
@@ -3513,7 +3891,7 @@ type RegionAnswer struct {
 
 func (x *RegionAnswer) Reset() {
 	*x = RegionAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3525,7 +3903,7 @@ func (x *RegionAnswer) String() string {
 func (*RegionAnswer) ProtoMessage() {}
 
 func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3538,7 +3916,7 @@ func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionAnswer.ProtoReflect.Descriptor instead.
 func (*RegionAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RegionAnswer) GetRegion() string {
@@ -3578,7 +3956,7 @@ type QueryUsageRequest struct {
 
 func (x *QueryUsageRequest) Reset() {
 	*x = QueryUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3590,7 +3968,7 @@ func (x *QueryUsageRequest) String() string {
 func (*QueryUsageRequest) ProtoMessage() {}
 
 func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3603,7 +3981,7 @@ func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageRequest.ProtoReflect.Descriptor instead.
 func (*QueryUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *QueryUsageRequest) GetCustomer() string {
@@ -3657,7 +4035,7 @@ type QueryUsageResponse struct {
 
 func (x *QueryUsageResponse) Reset() {
 	*x = QueryUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3669,7 +4047,7 @@ func (x *QueryUsageResponse) String() string {
 func (*QueryUsageResponse) ProtoMessage() {}
 
 func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3682,7 +4060,7 @@ func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageResponse.ProtoReflect.Descriptor instead.
 func (*QueryUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *QueryUsageResponse) GetTotal() *UsageTotal {
@@ -3740,7 +4118,7 @@ type UsageTotal struct {
 
 func (x *UsageTotal) Reset() {
 	*x = UsageTotal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +4130,7 @@ func (x *UsageTotal) String() string {
 func (*UsageTotal) ProtoMessage() {}
 
 func (x *UsageTotal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +4143,7 @@ func (x *UsageTotal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageTotal.ProtoReflect.Descriptor instead.
 func (*UsageTotal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *UsageTotal) GetRequests() int64 {
@@ -3830,7 +4208,7 @@ type UsageRow struct {
 
 func (x *UsageRow) Reset() {
 	*x = UsageRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3842,7 +4220,7 @@ func (x *UsageRow) String() string {
 func (*UsageRow) ProtoMessage() {}
 
 func (x *UsageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3855,7 +4233,7 @@ func (x *UsageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
 func (*UsageRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *UsageRow) GetCell() *timestamppb.Timestamp {
@@ -3983,7 +4361,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3995,7 +4373,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4008,7 +4386,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Gap) GetEdge() string {
@@ -4053,7 +4431,7 @@ type QueryTotalsRequest struct {
 
 func (x *QueryTotalsRequest) Reset() {
 	*x = QueryTotalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4065,7 +4443,7 @@ func (x *QueryTotalsRequest) String() string {
 func (*QueryTotalsRequest) ProtoMessage() {}
 
 func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4078,7 +4456,7 @@ func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsRequest.ProtoReflect.Descriptor instead.
 func (*QueryTotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *QueryTotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -4126,7 +4504,7 @@ type QueryTotalsResponse struct {
 
 func (x *QueryTotalsResponse) Reset() {
 	*x = QueryTotalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4138,7 +4516,7 @@ func (x *QueryTotalsResponse) String() string {
 func (*QueryTotalsResponse) ProtoMessage() {}
 
 func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4151,7 +4529,7 @@ func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsResponse.ProtoReflect.Descriptor instead.
 func (*QueryTotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *QueryTotalsResponse) GetZones() []*ZoneTotals {
@@ -4184,7 +4562,7 @@ type ZoneTotals struct {
 
 func (x *ZoneTotals) Reset() {
 	*x = ZoneTotals{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4196,7 +4574,7 @@ func (x *ZoneTotals) String() string {
 func (*ZoneTotals) ProtoMessage() {}
 
 func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4209,7 +4587,7 @@ func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneTotals.ProtoReflect.Descriptor instead.
 func (*ZoneTotals) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ZoneTotals) GetZone() string {
@@ -4275,7 +4653,7 @@ type TotalsRow struct {
 
 func (x *TotalsRow) Reset() {
 	*x = TotalsRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4287,7 +4665,7 @@ func (x *TotalsRow) String() string {
 func (*TotalsRow) ProtoMessage() {}
 
 func (x *TotalsRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4300,7 +4678,7 @@ func (x *TotalsRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRow.ProtoReflect.Descriptor instead.
 func (*TotalsRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TotalsRow) GetProduct() string {
@@ -4394,7 +4772,7 @@ type QueryLatencyRequest struct {
 
 func (x *QueryLatencyRequest) Reset() {
 	*x = QueryLatencyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4406,7 +4784,7 @@ func (x *QueryLatencyRequest) String() string {
 func (*QueryLatencyRequest) ProtoMessage() {}
 
 func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4419,7 +4797,7 @@ func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyRequest.ProtoReflect.Descriptor instead.
 func (*QueryLatencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *QueryLatencyRequest) GetSince() *timestamppb.Timestamp {
@@ -4468,7 +4846,7 @@ type QueryLatencyResponse struct {
 
 func (x *QueryLatencyResponse) Reset() {
 	*x = QueryLatencyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4480,7 +4858,7 @@ func (x *QueryLatencyResponse) String() string {
 func (*QueryLatencyResponse) ProtoMessage() {}
 
 func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4493,7 +4871,7 @@ func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyResponse.ProtoReflect.Descriptor instead.
 func (*QueryLatencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *QueryLatencyResponse) GetRows() []*LatencyRow {
@@ -4530,7 +4908,7 @@ type LatencyRow struct {
 
 func (x *LatencyRow) Reset() {
 	*x = LatencyRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4542,7 +4920,7 @@ func (x *LatencyRow) String() string {
 func (*LatencyRow) ProtoMessage() {}
 
 func (x *LatencyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4555,7 +4933,7 @@ func (x *LatencyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyRow.ProtoReflect.Descriptor instead.
 func (*LatencyRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *LatencyRow) GetApi() string {
@@ -4602,7 +4980,7 @@ type ForecastRequest struct {
 
 func (x *ForecastRequest) Reset() {
 	*x = ForecastRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4614,7 +4992,7 @@ func (x *ForecastRequest) String() string {
 func (*ForecastRequest) ProtoMessage() {}
 
 func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4627,7 +5005,7 @@ func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastRequest.ProtoReflect.Descriptor instead.
 func (*ForecastRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ForecastRequest) GetCustomer() string {
@@ -4646,7 +5024,7 @@ type ForecastResponse struct {
 
 func (x *ForecastResponse) Reset() {
 	*x = ForecastResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4658,7 +5036,7 @@ func (x *ForecastResponse) String() string {
 func (*ForecastResponse) ProtoMessage() {}
 
 func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4671,7 +5049,7 @@ func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastResponse.ProtoReflect.Descriptor instead.
 func (*ForecastResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ForecastResponse) GetSubscriptions() []*SubscriptionForecast {
@@ -4701,7 +5079,7 @@ type SubscriptionForecast struct {
 
 func (x *SubscriptionForecast) Reset() {
 	*x = SubscriptionForecast{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4713,7 +5091,7 @@ func (x *SubscriptionForecast) String() string {
 func (*SubscriptionForecast) ProtoMessage() {}
 
 func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4726,7 +5104,7 @@ func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionForecast.ProtoReflect.Descriptor instead.
 func (*SubscriptionForecast) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *SubscriptionForecast) GetCustomer() string {
@@ -4823,7 +5201,7 @@ type TraceUsageRequest struct {
 
 func (x *TraceUsageRequest) Reset() {
 	*x = TraceUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4835,7 +5213,7 @@ func (x *TraceUsageRequest) String() string {
 func (*TraceUsageRequest) ProtoMessage() {}
 
 func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4848,7 +5226,7 @@ func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageRequest.ProtoReflect.Descriptor instead.
 func (*TraceUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *TraceUsageRequest) GetCustomer() string {
@@ -4928,7 +5306,7 @@ type TraceUsageResponse struct {
 
 func (x *TraceUsageResponse) Reset() {
 	*x = TraceUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4940,7 +5318,7 @@ func (x *TraceUsageResponse) String() string {
 func (*TraceUsageResponse) ProtoMessage() {}
 
 func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4953,7 +5331,7 @@ func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageResponse.ProtoReflect.Descriptor instead.
 func (*TraceUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *TraceUsageResponse) GetCells() []*TraceCell {
@@ -5032,7 +5410,7 @@ type TraceLost struct {
 
 func (x *TraceLost) Reset() {
 	*x = TraceLost{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5044,7 +5422,7 @@ func (x *TraceLost) String() string {
 func (*TraceLost) ProtoMessage() {}
 
 func (x *TraceLost) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5057,7 +5435,7 @@ func (x *TraceLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceLost.ProtoReflect.Descriptor instead.
 func (*TraceLost) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *TraceLost) GetEdge() string {
@@ -5115,7 +5493,7 @@ type TraceCell struct {
 
 func (x *TraceCell) Reset() {
 	*x = TraceCell{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5127,7 +5505,7 @@ func (x *TraceCell) String() string {
 func (*TraceCell) ProtoMessage() {}
 
 func (x *TraceCell) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5140,7 +5518,7 @@ func (x *TraceCell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceCell.ProtoReflect.Descriptor instead.
 func (*TraceCell) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *TraceCell) GetCell() *timestamppb.Timestamp {
@@ -5253,7 +5631,7 @@ type TraceRow struct {
 
 func (x *TraceRow) Reset() {
 	*x = TraceRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5265,7 +5643,7 @@ func (x *TraceRow) String() string {
 func (*TraceRow) ProtoMessage() {}
 
 func (x *TraceRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5278,7 +5656,7 @@ func (x *TraceRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRow.ProtoReflect.Descriptor instead.
 func (*TraceRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *TraceRow) GetRequestId() string {
@@ -5465,7 +5843,7 @@ type GetQuotasRequest struct {
 
 func (x *GetQuotasRequest) Reset() {
 	*x = GetQuotasRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5477,7 +5855,7 @@ func (x *GetQuotasRequest) String() string {
 func (*GetQuotasRequest) ProtoMessage() {}
 
 func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5490,7 +5868,7 @@ func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotasRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *GetQuotasRequest) GetCustomer() string {
@@ -5510,7 +5888,7 @@ type GetQuotasResponse struct {
 
 func (x *GetQuotasResponse) Reset() {
 	*x = GetQuotasResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5522,7 +5900,7 @@ func (x *GetQuotasResponse) String() string {
 func (*GetQuotasResponse) ProtoMessage() {}
 
 func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5535,7 +5913,7 @@ func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotasResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *GetQuotasResponse) GetQuotas() []*QuotaStatus {
@@ -5567,7 +5945,7 @@ type ToppedUp struct {
 
 func (x *ToppedUp) Reset() {
 	*x = ToppedUp{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5579,7 +5957,7 @@ func (x *ToppedUp) String() string {
 func (*ToppedUp) ProtoMessage() {}
 
 func (x *ToppedUp) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5592,7 +5970,7 @@ func (x *ToppedUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToppedUp.ProtoReflect.Descriptor instead.
 func (*ToppedUp) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ToppedUp) GetSubscription() string {
@@ -5665,7 +6043,7 @@ type QuotaStatus struct {
 
 func (x *QuotaStatus) Reset() {
 	*x = QuotaStatus{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5677,7 +6055,7 @@ func (x *QuotaStatus) String() string {
 func (*QuotaStatus) ProtoMessage() {}
 
 func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5690,7 +6068,7 @@ func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaStatus.ProtoReflect.Descriptor instead.
 func (*QuotaStatus) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *QuotaStatus) GetCustomer() string {
@@ -5796,7 +6174,7 @@ type QuotaHolder struct {
 
 func (x *QuotaHolder) Reset() {
 	*x = QuotaHolder{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5808,7 +6186,7 @@ func (x *QuotaHolder) String() string {
 func (*QuotaHolder) ProtoMessage() {}
 
 func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5821,7 +6199,7 @@ func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHolder.ProtoReflect.Descriptor instead.
 func (*QuotaHolder) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *QuotaHolder) GetEdge() string {
@@ -5865,7 +6243,7 @@ type TopUpRequest struct {
 
 func (x *TopUpRequest) Reset() {
 	*x = TopUpRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5877,7 +6255,7 @@ func (x *TopUpRequest) String() string {
 func (*TopUpRequest) ProtoMessage() {}
 
 func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5890,7 +6268,7 @@ func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpRequest.ProtoReflect.Descriptor instead.
 func (*TopUpRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *TopUpRequest) GetCustomer() string {
@@ -5938,7 +6316,7 @@ type TopUpResponse struct {
 
 func (x *TopUpResponse) Reset() {
 	*x = TopUpResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5950,7 +6328,7 @@ func (x *TopUpResponse) String() string {
 func (*TopUpResponse) ProtoMessage() {}
 
 func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5963,7 +6341,7 @@ func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpResponse.ProtoReflect.Descriptor instead.
 func (*TopUpResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *TopUpResponse) GetQuota() *QuotaStatus {
@@ -5989,7 +6367,7 @@ type ListEpochsRequest struct {
 
 func (x *ListEpochsRequest) Reset() {
 	*x = ListEpochsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6001,7 +6379,7 @@ func (x *ListEpochsRequest) String() string {
 func (*ListEpochsRequest) ProtoMessage() {}
 
 func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6014,7 +6392,7 @@ func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsRequest.ProtoReflect.Descriptor instead.
 func (*ListEpochsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListEpochsRequest) GetEdge() string {
@@ -6033,7 +6411,7 @@ type ListEpochsResponse struct {
 
 func (x *ListEpochsResponse) Reset() {
 	*x = ListEpochsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6045,7 +6423,7 @@ func (x *ListEpochsResponse) String() string {
 func (*ListEpochsResponse) ProtoMessage() {}
 
 func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6058,7 +6436,7 @@ func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsResponse.ProtoReflect.Descriptor instead.
 func (*ListEpochsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListEpochsResponse) GetEpochs() []*LedgerEpoch {
@@ -6091,7 +6469,7 @@ type LedgerEpoch struct {
 
 func (x *LedgerEpoch) Reset() {
 	*x = LedgerEpoch{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6103,7 +6481,7 @@ func (x *LedgerEpoch) String() string {
 func (*LedgerEpoch) ProtoMessage() {}
 
 func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6116,7 +6494,7 @@ func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEpoch.ProtoReflect.Descriptor instead.
 func (*LedgerEpoch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *LedgerEpoch) GetEdge() string {
@@ -6225,7 +6603,7 @@ type CloseEpochRequest struct {
 
 func (x *CloseEpochRequest) Reset() {
 	*x = CloseEpochRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6237,7 +6615,7 @@ func (x *CloseEpochRequest) String() string {
 func (*CloseEpochRequest) ProtoMessage() {}
 
 func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6250,7 +6628,7 @@ func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochRequest.ProtoReflect.Descriptor instead.
 func (*CloseEpochRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *CloseEpochRequest) GetEdge() string {
@@ -6297,7 +6675,7 @@ type CloseEpochResponse struct {
 
 func (x *CloseEpochResponse) Reset() {
 	*x = CloseEpochResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6309,7 +6687,7 @@ func (x *CloseEpochResponse) String() string {
 func (*CloseEpochResponse) ProtoMessage() {}
 
 func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6322,7 +6700,7 @@ func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochResponse.ProtoReflect.Descriptor instead.
 func (*CloseEpochResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *CloseEpochResponse) GetEpoch() *LedgerEpoch {
@@ -6351,7 +6729,7 @@ type CorrectionRow struct {
 
 func (x *CorrectionRow) Reset() {
 	*x = CorrectionRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6363,7 +6741,7 @@ func (x *CorrectionRow) String() string {
 func (*CorrectionRow) ProtoMessage() {}
 
 func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6376,7 +6754,7 @@ func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectionRow.ProtoReflect.Descriptor instead.
 func (*CorrectionRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *CorrectionRow) GetCell() *timestamppb.Timestamp {
@@ -6464,7 +6842,7 @@ type CorrectRequest struct {
 
 func (x *CorrectRequest) Reset() {
 	*x = CorrectRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6476,7 +6854,7 @@ func (x *CorrectRequest) String() string {
 func (*CorrectRequest) ProtoMessage() {}
 
 func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6489,7 +6867,7 @@ func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectRequest.ProtoReflect.Descriptor instead.
 func (*CorrectRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *CorrectRequest) GetCustomer() string {
@@ -6546,7 +6924,7 @@ type CorrectResponse struct {
 
 func (x *CorrectResponse) Reset() {
 	*x = CorrectResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6558,7 +6936,7 @@ func (x *CorrectResponse) String() string {
 func (*CorrectResponse) ProtoMessage() {}
 
 func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6571,7 +6949,7 @@ func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectResponse.ProtoReflect.Descriptor instead.
 func (*CorrectResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CorrectResponse) GetCorrection() *Correction {
@@ -6624,7 +7002,7 @@ type Correction struct {
 
 func (x *Correction) Reset() {
 	*x = Correction{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6636,7 +7014,7 @@ func (x *Correction) String() string {
 func (*Correction) ProtoMessage() {}
 
 func (x *Correction) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6649,7 +7027,7 @@ func (x *Correction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Correction.ProtoReflect.Descriptor instead.
 func (*Correction) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *Correction) GetId() string {
@@ -6755,7 +7133,7 @@ type UndoCorrectionRequest struct {
 
 func (x *UndoCorrectionRequest) Reset() {
 	*x = UndoCorrectionRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6767,7 +7145,7 @@ func (x *UndoCorrectionRequest) String() string {
 func (*UndoCorrectionRequest) ProtoMessage() {}
 
 func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6780,7 +7158,7 @@ func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoCorrectionRequest.ProtoReflect.Descriptor instead.
 func (*UndoCorrectionRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *UndoCorrectionRequest) GetId() string {
@@ -6820,7 +7198,7 @@ type ListCorrectionsRequest struct {
 
 func (x *ListCorrectionsRequest) Reset() {
 	*x = ListCorrectionsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6832,7 +7210,7 @@ func (x *ListCorrectionsRequest) String() string {
 func (*ListCorrectionsRequest) ProtoMessage() {}
 
 func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6845,7 +7223,7 @@ func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListCorrectionsRequest) GetCustomer() string {
@@ -6865,7 +7243,7 @@ type ListCorrectionsResponse struct {
 
 func (x *ListCorrectionsResponse) Reset() {
 	*x = ListCorrectionsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6877,7 +7255,7 @@ func (x *ListCorrectionsResponse) String() string {
 func (*ListCorrectionsResponse) ProtoMessage() {}
 
 func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6890,7 +7268,7 @@ func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListCorrectionsResponse) GetCorrections() []*Correction {
@@ -6915,7 +7293,7 @@ type ListPeriodsRequest struct {
 
 func (x *ListPeriodsRequest) Reset() {
 	*x = ListPeriodsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6927,7 +7305,7 @@ func (x *ListPeriodsRequest) String() string {
 func (*ListPeriodsRequest) ProtoMessage() {}
 
 func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6940,7 +7318,7 @@ func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsRequest.ProtoReflect.Descriptor instead.
 func (*ListPeriodsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 type ListPeriodsResponse struct {
@@ -6952,7 +7330,7 @@ type ListPeriodsResponse struct {
 
 func (x *ListPeriodsResponse) Reset() {
 	*x = ListPeriodsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6964,7 +7342,7 @@ func (x *ListPeriodsResponse) String() string {
 func (*ListPeriodsResponse) ProtoMessage() {}
 
 func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6977,7 +7355,7 @@ func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsResponse.ProtoReflect.Descriptor instead.
 func (*ListPeriodsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ListPeriodsResponse) GetPeriods() []*ClosedPeriod {
@@ -7001,7 +7379,7 @@ type ClosedPeriod struct {
 
 func (x *ClosedPeriod) Reset() {
 	*x = ClosedPeriod{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7013,7 +7391,7 @@ func (x *ClosedPeriod) String() string {
 func (*ClosedPeriod) ProtoMessage() {}
 
 func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7026,7 +7404,7 @@ func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClosedPeriod.ProtoReflect.Descriptor instead.
 func (*ClosedPeriod) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ClosedPeriod) GetDay() string {
@@ -7072,7 +7450,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7084,7 +7462,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7097,7 +7475,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 type ListSinksResponse struct {
@@ -7109,7 +7487,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7121,7 +7499,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7134,7 +7512,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ListSinksResponse) GetSinks() []*SinkPosition {
@@ -7157,7 +7535,7 @@ type SinkPosition struct {
 
 func (x *SinkPosition) Reset() {
 	*x = SinkPosition{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7169,7 +7547,7 @@ func (x *SinkPosition) String() string {
 func (*SinkPosition) ProtoMessage() {}
 
 func (x *SinkPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7182,7 +7560,7 @@ func (x *SinkPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkPosition.ProtoReflect.Descriptor instead.
 func (*SinkPosition) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *SinkPosition) GetName() string {
@@ -7228,7 +7606,7 @@ type ListRefusalsRequest struct {
 
 func (x *ListRefusalsRequest) Reset() {
 	*x = ListRefusalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7240,7 +7618,7 @@ func (x *ListRefusalsRequest) String() string {
 func (*ListRefusalsRequest) ProtoMessage() {}
 
 func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7253,7 +7631,7 @@ func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ListRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 type ListRefusalsResponse struct {
@@ -7265,7 +7643,7 @@ type ListRefusalsResponse struct {
 
 func (x *ListRefusalsResponse) Reset() {
 	*x = ListRefusalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7277,7 +7655,7 @@ func (x *ListRefusalsResponse) String() string {
 func (*ListRefusalsResponse) ProtoMessage() {}
 
 func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7290,7 +7668,7 @@ func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ListRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ListRefusalsResponse) GetRefusals() []*UsageRefusal {
@@ -7316,7 +7694,7 @@ type UsageRefusal struct {
 
 func (x *UsageRefusal) Reset() {
 	*x = UsageRefusal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7328,7 +7706,7 @@ func (x *UsageRefusal) String() string {
 func (*UsageRefusal) ProtoMessage() {}
 
 func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7341,7 +7719,7 @@ func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRefusal.ProtoReflect.Descriptor instead.
 func (*UsageRefusal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *UsageRefusal) GetEdge() string {
@@ -7413,7 +7791,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7425,7 +7803,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7438,7 +7816,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ExportEvidenceRequest) GetFrom() *timestamppb.Timestamp {
@@ -7479,7 +7857,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7491,7 +7869,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7504,7 +7882,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ExportEvidenceResponse) GetChunk() []byte {
@@ -7533,7 +7911,7 @@ type EvidenceExport struct {
 
 func (x *EvidenceExport) Reset() {
 	*x = EvidenceExport{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7545,7 +7923,7 @@ func (x *EvidenceExport) String() string {
 func (*EvidenceExport) ProtoMessage() {}
 
 func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7558,7 +7936,7 @@ func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceExport.ProtoReflect.Descriptor instead.
 func (*EvidenceExport) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *EvidenceExport) GetExportedAt() *timestamppb.Timestamp {
@@ -7593,7 +7971,7 @@ type ExportRelayRowsRequest struct {
 
 func (x *ExportRelayRowsRequest) Reset() {
 	*x = ExportRelayRowsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7605,7 +7983,7 @@ func (x *ExportRelayRowsRequest) String() string {
 func (*ExportRelayRowsRequest) ProtoMessage() {}
 
 func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7618,7 +7996,7 @@ func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsRequest.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *ExportRelayRowsRequest) GetRegion() string {
@@ -7651,7 +8029,7 @@ type ExportRelayRowsResponse struct {
 
 func (x *ExportRelayRowsResponse) Reset() {
 	*x = ExportRelayRowsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7663,7 +8041,7 @@ func (x *ExportRelayRowsResponse) String() string {
 func (*ExportRelayRowsResponse) ProtoMessage() {}
 
 func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7676,7 +8054,7 @@ func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsResponse.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ExportRelayRowsResponse) GetChunk() []byte {
@@ -7694,7 +8072,7 @@ type CheckEvidenceRequest struct {
 
 func (x *CheckEvidenceRequest) Reset() {
 	*x = CheckEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7706,7 +8084,7 @@ func (x *CheckEvidenceRequest) String() string {
 func (*CheckEvidenceRequest) ProtoMessage() {}
 
 func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7719,7 +8097,7 @@ func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 type CheckEvidenceResponse struct {
@@ -7736,7 +8114,7 @@ type CheckEvidenceResponse struct {
 
 func (x *CheckEvidenceResponse) Reset() {
 	*x = CheckEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7748,7 +8126,7 @@ func (x *CheckEvidenceResponse) String() string {
 func (*CheckEvidenceResponse) ProtoMessage() {}
 
 func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7761,7 +8139,7 @@ func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *CheckEvidenceResponse) GetNode() string {
@@ -7815,7 +8193,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7827,7 +8205,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7840,7 +8218,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ExportRequest) GetCustomer() string {
@@ -7859,7 +8237,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7871,7 +8249,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7884,7 +8262,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ExportResponse) GetChunk() []byte {
@@ -7905,7 +8283,7 @@ type EraseRequest struct {
 
 func (x *EraseRequest) Reset() {
 	*x = EraseRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7917,7 +8295,7 @@ func (x *EraseRequest) String() string {
 func (*EraseRequest) ProtoMessage() {}
 
 func (x *EraseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7930,7 +8308,7 @@ func (x *EraseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseRequest.ProtoReflect.Descriptor instead.
 func (*EraseRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *EraseRequest) GetCustomer() string {
@@ -7967,7 +8345,7 @@ type EraseResponse struct {
 
 func (x *EraseResponse) Reset() {
 	*x = EraseResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7979,7 +8357,7 @@ func (x *EraseResponse) String() string {
 func (*EraseResponse) ProtoMessage() {}
 
 func (x *EraseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7992,7 +8370,7 @@ func (x *EraseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseResponse.ProtoReflect.Descriptor instead.
 func (*EraseResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *EraseResponse) GetStatement() []byte {
@@ -8029,7 +8407,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8041,7 +8419,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8054,7 +8432,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *Webhook) GetName() string {
@@ -8105,7 +8483,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8117,7 +8495,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8130,7 +8508,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *CreateWebhookRequest) GetName() string {
@@ -8178,7 +8556,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8190,7 +8568,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8203,7 +8581,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -8228,7 +8606,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8240,7 +8618,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8253,7 +8631,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 type ListWebhooksResponse struct {
@@ -8265,7 +8643,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8277,7 +8655,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8290,7 +8668,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -8309,7 +8687,7 @@ type DeleteWebhookRequest struct {
 
 func (x *DeleteWebhookRequest) Reset() {
 	*x = DeleteWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8321,7 +8699,7 @@ func (x *DeleteWebhookRequest) String() string {
 func (*DeleteWebhookRequest) ProtoMessage() {}
 
 func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8334,7 +8712,7 @@ func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *DeleteWebhookRequest) GetName() string {
@@ -8352,7 +8730,7 @@ type DeleteWebhookResponse struct {
 
 func (x *DeleteWebhookResponse) Reset() {
 	*x = DeleteWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8364,7 +8742,7 @@ func (x *DeleteWebhookResponse) String() string {
 func (*DeleteWebhookResponse) ProtoMessage() {}
 
 func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8377,7 +8755,7 @@ func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 type RotateWebhookSecretRequest struct {
@@ -8390,7 +8768,7 @@ type RotateWebhookSecretRequest struct {
 
 func (x *RotateWebhookSecretRequest) Reset() {
 	*x = RotateWebhookSecretRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8402,7 +8780,7 @@ func (x *RotateWebhookSecretRequest) String() string {
 func (*RotateWebhookSecretRequest) ProtoMessage() {}
 
 func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8415,7 +8793,7 @@ func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *RotateWebhookSecretRequest) GetName() string {
@@ -8441,7 +8819,7 @@ type RotateWebhookSecretResponse struct {
 
 func (x *RotateWebhookSecretResponse) Reset() {
 	*x = RotateWebhookSecretResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8453,7 +8831,7 @@ func (x *RotateWebhookSecretResponse) String() string {
 func (*RotateWebhookSecretResponse) ProtoMessage() {}
 
 func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8466,7 +8844,7 @@ func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *RotateWebhookSecretResponse) GetSecret() string {
@@ -8485,7 +8863,7 @@ type ListAlertsRequest struct {
 
 func (x *ListAlertsRequest) Reset() {
 	*x = ListAlertsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8497,7 +8875,7 @@ func (x *ListAlertsRequest) String() string {
 func (*ListAlertsRequest) ProtoMessage() {}
 
 func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8510,7 +8888,7 @@ func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
 func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ListAlertsRequest) GetCustomer() string {
@@ -8529,7 +8907,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8541,7 +8919,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8554,7 +8932,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -8584,7 +8962,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8596,7 +8974,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8609,7 +8987,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *Alert) GetId() string {
@@ -8755,7 +9133,33 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"decided_at\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\tdecidedAt\x12\x16\n" +
 	"\x06reason\x18\v \x01(\tR\x06reason\x12\x14\n" +
-	"\x05specs\x18\f \x03(\tR\x05specs\"\x16\n" +
+	"\x05specs\x18\f \x03(\tR\x05specs\"\xe2\x01\n" +
+	"\bOperator\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x129\n" +
+	"\n" +
+	"created_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x04 \x01(\tR\tcreatedBy\x129\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x19\n" +
+	"\btoken_id\x18\x06 \x01(\tR\atokenId\"\x16\n" +
+	"\x14ListOperatorsRequest\"S\n" +
+	"\x15ListOperatorsResponse\x12:\n" +
+	"\toperators\x18\x01 \x03(\v2\x1c.bailiwick.admin.v1.OperatorR\toperators\"\x99\x02\n" +
+	"\x15CreateOperatorRequest\x124\n" +
+	"\x04name\x18\x01 \x01(\tB \xbaH\x1dr\x1b2\x19^[a-z][a-z0-9._@-]{0,62}$R\x04name\x12F\n" +
+	"\x04role\x18\x02 \x01(\tB2\xbaH/r-R\x05adminR\n" +
+	"zone-adminR\asupportR\x06viewerR\aauditorR\x04role\x12+\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x18\n" +
+	"\areplace\x18\x04 \x01(\bR\areplace\x12;\n" +
+	"\ftoken_sha256\x18\x05 \x01(\tB\x18\xbaH\x15r\x132\x11^([0-9a-f]{64})?$R\vtokenSha256\"h\n" +
+	"\x16CreateOperatorResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x128\n" +
+	"\boperator\x18\x02 \x01(\v2\x1c.bailiwick.admin.v1.OperatorR\boperator\"6\n" +
+	"\x15RemoveOperatorRequest\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\"\x18\n" +
+	"\x16RemoveOperatorResponse\"\x16\n" +
 	"\x14ListApprovalsRequest\"S\n" +
 	"\x15ListApprovalsResponse\x12:\n" +
 	"\tapprovals\x18\x01 \x03(\v2\x1c.bailiwick.admin.v1.ApprovalR\tapprovals\"7\n" +
@@ -9428,7 +9832,11 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x06Backup\x12!.bailiwick.admin.v1.BackupRequest\x1a\".bailiwick.admin.v1.BackupResponse2\xcd\x01\n" +
 	"\rBorderService\x12`\n" +
 	"\x06Status\x12'.bailiwick.admin.v1.BorderStatusRequest\x1a(.bailiwick.admin.v1.BorderStatusResponse\"\x03\x90\x02\x01\x12Z\n" +
-	"\bSimulate\x12#.bailiwick.admin.v1.SimulateRequest\x1a$.bailiwick.admin.v1.SimulateResponse\"\x03\x90\x02\x012\x87\x03\n" +
+	"\bSimulate\x12#.bailiwick.admin.v1.SimulateRequest\x1a$.bailiwick.admin.v1.SimulateResponse\"\x03\x90\x02\x012\xce\x02\n" +
+	"\x0fOperatorService\x12i\n" +
+	"\rListOperators\x12(.bailiwick.admin.v1.ListOperatorsRequest\x1a).bailiwick.admin.v1.ListOperatorsResponse\"\x03\x90\x02\x01\x12g\n" +
+	"\x0eCreateOperator\x12).bailiwick.admin.v1.CreateOperatorRequest\x1a*.bailiwick.admin.v1.CreateOperatorResponse\x12g\n" +
+	"\x0eRemoveOperator\x12).bailiwick.admin.v1.RemoveOperatorRequest\x1a*.bailiwick.admin.v1.RemoveOperatorResponse2\x87\x03\n" +
 	"\x0fApprovalService\x12i\n" +
 	"\rListApprovals\x12(.bailiwick.admin.v1.ListApprovalsRequest\x1a).bailiwick.admin.v1.ListApprovalsResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\aApprove\x12\".bailiwick.admin.v1.ApproveRequest\x1a#.bailiwick.admin.v1.ApproveResponse\x12O\n" +
@@ -9486,7 +9894,7 @@ func file_bailiwick_admin_v1_services_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_services_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 129)
+var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 136)
 var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),                // 0: bailiwick.admin.v1.ApplyRequest
 	(*ApplyResponse)(nil),               // 1: bailiwick.admin.v1.ApplyResponse
@@ -9500,344 +9908,362 @@ var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*DeleteRequest)(nil),               // 9: bailiwick.admin.v1.DeleteRequest
 	(*DeleteResponse)(nil),              // 10: bailiwick.admin.v1.DeleteResponse
 	(*Approval)(nil),                    // 11: bailiwick.admin.v1.Approval
-	(*ListApprovalsRequest)(nil),        // 12: bailiwick.admin.v1.ListApprovalsRequest
-	(*ListApprovalsResponse)(nil),       // 13: bailiwick.admin.v1.ListApprovalsResponse
-	(*ApproveRequest)(nil),              // 14: bailiwick.admin.v1.ApproveRequest
-	(*ApproveResponse)(nil),             // 15: bailiwick.admin.v1.ApproveResponse
-	(*RejectRequest)(nil),               // 16: bailiwick.admin.v1.RejectRequest
-	(*RejectResponse)(nil),              // 17: bailiwick.admin.v1.RejectResponse
-	(*OpenCrossingsRequest)(nil),        // 18: bailiwick.admin.v1.OpenCrossingsRequest
-	(*OpenCrossingsResponse)(nil),       // 19: bailiwick.admin.v1.OpenCrossingsResponse
-	(*CreateKeyRequest)(nil),            // 20: bailiwick.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),           // 21: bailiwick.admin.v1.CreateKeyResponse
-	(*RevokeKeyRequest)(nil),            // 22: bailiwick.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),           // 23: bailiwick.admin.v1.RevokeKeyResponse
-	(*ListKeysRequest)(nil),             // 24: bailiwick.admin.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),            // 25: bailiwick.admin.v1.ListKeysResponse
-	(*Key)(nil),                         // 26: bailiwick.admin.v1.Key
-	(*ListMembersRequest)(nil),          // 27: bailiwick.admin.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),         // 28: bailiwick.admin.v1.ListMembersResponse
-	(*GroupMember)(nil),                 // 29: bailiwick.admin.v1.GroupMember
-	(*TransferLeadershipRequest)(nil),   // 30: bailiwick.admin.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil),  // 31: bailiwick.admin.v1.TransferLeadershipResponse
-	(*BackupRequest)(nil),               // 32: bailiwick.admin.v1.BackupRequest
-	(*BackupResponse)(nil),              // 33: bailiwick.admin.v1.BackupResponse
-	(*ListNodesRequest)(nil),            // 34: bailiwick.admin.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),           // 35: bailiwick.admin.v1.ListNodesResponse
-	(*Position)(nil),                    // 36: bailiwick.admin.v1.Position
-	(*Node)(nil),                        // 37: bailiwick.admin.v1.Node
-	(*RemoveNodeRequest)(nil),           // 38: bailiwick.admin.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),          // 39: bailiwick.admin.v1.RemoveNodeResponse
-	(*CreateJoinTokenRequest)(nil),      // 40: bailiwick.admin.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),     // 41: bailiwick.admin.v1.CreateJoinTokenResponse
-	(*LeadersRequest)(nil),              // 42: bailiwick.admin.v1.LeadersRequest
-	(*LeadersResponse)(nil),             // 43: bailiwick.admin.v1.LeadersResponse
-	(*BorderStatusRequest)(nil),         // 44: bailiwick.admin.v1.BorderStatusRequest
-	(*BorderStatusResponse)(nil),        // 45: bailiwick.admin.v1.BorderStatusResponse
-	(*Sentinel)(nil),                    // 46: bailiwick.admin.v1.Sentinel
-	(*PermittedPair)(nil),               // 47: bailiwick.admin.v1.PermittedPair
-	(*Tightening)(nil),                  // 48: bailiwick.admin.v1.Tightening
-	(*SimulateRequest)(nil),             // 49: bailiwick.admin.v1.SimulateRequest
-	(*SimulateResponse)(nil),            // 50: bailiwick.admin.v1.SimulateResponse
-	(*Course)(nil),                      // 51: bailiwick.admin.v1.Course
-	(*CourseRegion)(nil),                // 52: bailiwick.admin.v1.CourseRegion
-	(*ExplainDNSRequest)(nil),           // 53: bailiwick.admin.v1.ExplainDNSRequest
-	(*ExplainDNSResponse)(nil),          // 54: bailiwick.admin.v1.ExplainDNSResponse
-	(*EdgeAnswer)(nil),                  // 55: bailiwick.admin.v1.EdgeAnswer
-	(*RegionAnswer)(nil),                // 56: bailiwick.admin.v1.RegionAnswer
-	(*QueryUsageRequest)(nil),           // 57: bailiwick.admin.v1.QueryUsageRequest
-	(*QueryUsageResponse)(nil),          // 58: bailiwick.admin.v1.QueryUsageResponse
-	(*UsageTotal)(nil),                  // 59: bailiwick.admin.v1.UsageTotal
-	(*UsageRow)(nil),                    // 60: bailiwick.admin.v1.UsageRow
-	(*Gap)(nil),                         // 61: bailiwick.admin.v1.Gap
-	(*QueryTotalsRequest)(nil),          // 62: bailiwick.admin.v1.QueryTotalsRequest
-	(*QueryTotalsResponse)(nil),         // 63: bailiwick.admin.v1.QueryTotalsResponse
-	(*ZoneTotals)(nil),                  // 64: bailiwick.admin.v1.ZoneTotals
-	(*TotalsRow)(nil),                   // 65: bailiwick.admin.v1.TotalsRow
-	(*QueryLatencyRequest)(nil),         // 66: bailiwick.admin.v1.QueryLatencyRequest
-	(*QueryLatencyResponse)(nil),        // 67: bailiwick.admin.v1.QueryLatencyResponse
-	(*LatencyRow)(nil),                  // 68: bailiwick.admin.v1.LatencyRow
-	(*ForecastRequest)(nil),             // 69: bailiwick.admin.v1.ForecastRequest
-	(*ForecastResponse)(nil),            // 70: bailiwick.admin.v1.ForecastResponse
-	(*SubscriptionForecast)(nil),        // 71: bailiwick.admin.v1.SubscriptionForecast
-	(*TraceUsageRequest)(nil),           // 72: bailiwick.admin.v1.TraceUsageRequest
-	(*TraceUsageResponse)(nil),          // 73: bailiwick.admin.v1.TraceUsageResponse
-	(*TraceLost)(nil),                   // 74: bailiwick.admin.v1.TraceLost
-	(*TraceCell)(nil),                   // 75: bailiwick.admin.v1.TraceCell
-	(*TraceRow)(nil),                    // 76: bailiwick.admin.v1.TraceRow
-	(*GetQuotasRequest)(nil),            // 77: bailiwick.admin.v1.GetQuotasRequest
-	(*GetQuotasResponse)(nil),           // 78: bailiwick.admin.v1.GetQuotasResponse
-	(*ToppedUp)(nil),                    // 79: bailiwick.admin.v1.ToppedUp
-	(*QuotaStatus)(nil),                 // 80: bailiwick.admin.v1.QuotaStatus
-	(*QuotaHolder)(nil),                 // 81: bailiwick.admin.v1.QuotaHolder
-	(*TopUpRequest)(nil),                // 82: bailiwick.admin.v1.TopUpRequest
-	(*TopUpResponse)(nil),               // 83: bailiwick.admin.v1.TopUpResponse
-	(*ListEpochsRequest)(nil),           // 84: bailiwick.admin.v1.ListEpochsRequest
-	(*ListEpochsResponse)(nil),          // 85: bailiwick.admin.v1.ListEpochsResponse
-	(*LedgerEpoch)(nil),                 // 86: bailiwick.admin.v1.LedgerEpoch
-	(*CloseEpochRequest)(nil),           // 87: bailiwick.admin.v1.CloseEpochRequest
-	(*CloseEpochResponse)(nil),          // 88: bailiwick.admin.v1.CloseEpochResponse
-	(*CorrectionRow)(nil),               // 89: bailiwick.admin.v1.CorrectionRow
-	(*CorrectRequest)(nil),              // 90: bailiwick.admin.v1.CorrectRequest
-	(*CorrectResponse)(nil),             // 91: bailiwick.admin.v1.CorrectResponse
-	(*Correction)(nil),                  // 92: bailiwick.admin.v1.Correction
-	(*UndoCorrectionRequest)(nil),       // 93: bailiwick.admin.v1.UndoCorrectionRequest
-	(*ListCorrectionsRequest)(nil),      // 94: bailiwick.admin.v1.ListCorrectionsRequest
-	(*ListCorrectionsResponse)(nil),     // 95: bailiwick.admin.v1.ListCorrectionsResponse
-	(*ListPeriodsRequest)(nil),          // 96: bailiwick.admin.v1.ListPeriodsRequest
-	(*ListPeriodsResponse)(nil),         // 97: bailiwick.admin.v1.ListPeriodsResponse
-	(*ClosedPeriod)(nil),                // 98: bailiwick.admin.v1.ClosedPeriod
-	(*ListSinksRequest)(nil),            // 99: bailiwick.admin.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),           // 100: bailiwick.admin.v1.ListSinksResponse
-	(*SinkPosition)(nil),                // 101: bailiwick.admin.v1.SinkPosition
-	(*ListRefusalsRequest)(nil),         // 102: bailiwick.admin.v1.ListRefusalsRequest
-	(*ListRefusalsResponse)(nil),        // 103: bailiwick.admin.v1.ListRefusalsResponse
-	(*UsageRefusal)(nil),                // 104: bailiwick.admin.v1.UsageRefusal
-	(*ExportEvidenceRequest)(nil),       // 105: bailiwick.admin.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),      // 106: bailiwick.admin.v1.ExportEvidenceResponse
-	(*EvidenceExport)(nil),              // 107: bailiwick.admin.v1.EvidenceExport
-	(*ExportRelayRowsRequest)(nil),      // 108: bailiwick.admin.v1.ExportRelayRowsRequest
-	(*ExportRelayRowsResponse)(nil),     // 109: bailiwick.admin.v1.ExportRelayRowsResponse
-	(*CheckEvidenceRequest)(nil),        // 110: bailiwick.admin.v1.CheckEvidenceRequest
-	(*CheckEvidenceResponse)(nil),       // 111: bailiwick.admin.v1.CheckEvidenceResponse
-	(*ExportRequest)(nil),               // 112: bailiwick.admin.v1.ExportRequest
-	(*ExportResponse)(nil),              // 113: bailiwick.admin.v1.ExportResponse
-	(*EraseRequest)(nil),                // 114: bailiwick.admin.v1.EraseRequest
-	(*EraseResponse)(nil),               // 115: bailiwick.admin.v1.EraseResponse
-	(*Webhook)(nil),                     // 116: bailiwick.admin.v1.Webhook
-	(*CreateWebhookRequest)(nil),        // 117: bailiwick.admin.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),       // 118: bailiwick.admin.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),         // 119: bailiwick.admin.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),        // 120: bailiwick.admin.v1.ListWebhooksResponse
-	(*DeleteWebhookRequest)(nil),        // 121: bailiwick.admin.v1.DeleteWebhookRequest
-	(*DeleteWebhookResponse)(nil),       // 122: bailiwick.admin.v1.DeleteWebhookResponse
-	(*RotateWebhookSecretRequest)(nil),  // 123: bailiwick.admin.v1.RotateWebhookSecretRequest
-	(*RotateWebhookSecretResponse)(nil), // 124: bailiwick.admin.v1.RotateWebhookSecretResponse
-	(*ListAlertsRequest)(nil),           // 125: bailiwick.admin.v1.ListAlertsRequest
-	(*ListAlertsResponse)(nil),          // 126: bailiwick.admin.v1.ListAlertsResponse
-	(*Alert)(nil),                       // 127: bailiwick.admin.v1.Alert
-	nil,                                 // 128: bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	(*Resource)(nil),                    // 129: bailiwick.admin.v1.Resource
-	(*timestamppb.Timestamp)(nil),       // 130: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 131: google.protobuf.Duration
+	(*Operator)(nil),                    // 12: bailiwick.admin.v1.Operator
+	(*ListOperatorsRequest)(nil),        // 13: bailiwick.admin.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),       // 14: bailiwick.admin.v1.ListOperatorsResponse
+	(*CreateOperatorRequest)(nil),       // 15: bailiwick.admin.v1.CreateOperatorRequest
+	(*CreateOperatorResponse)(nil),      // 16: bailiwick.admin.v1.CreateOperatorResponse
+	(*RemoveOperatorRequest)(nil),       // 17: bailiwick.admin.v1.RemoveOperatorRequest
+	(*RemoveOperatorResponse)(nil),      // 18: bailiwick.admin.v1.RemoveOperatorResponse
+	(*ListApprovalsRequest)(nil),        // 19: bailiwick.admin.v1.ListApprovalsRequest
+	(*ListApprovalsResponse)(nil),       // 20: bailiwick.admin.v1.ListApprovalsResponse
+	(*ApproveRequest)(nil),              // 21: bailiwick.admin.v1.ApproveRequest
+	(*ApproveResponse)(nil),             // 22: bailiwick.admin.v1.ApproveResponse
+	(*RejectRequest)(nil),               // 23: bailiwick.admin.v1.RejectRequest
+	(*RejectResponse)(nil),              // 24: bailiwick.admin.v1.RejectResponse
+	(*OpenCrossingsRequest)(nil),        // 25: bailiwick.admin.v1.OpenCrossingsRequest
+	(*OpenCrossingsResponse)(nil),       // 26: bailiwick.admin.v1.OpenCrossingsResponse
+	(*CreateKeyRequest)(nil),            // 27: bailiwick.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),           // 28: bailiwick.admin.v1.CreateKeyResponse
+	(*RevokeKeyRequest)(nil),            // 29: bailiwick.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),           // 30: bailiwick.admin.v1.RevokeKeyResponse
+	(*ListKeysRequest)(nil),             // 31: bailiwick.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),            // 32: bailiwick.admin.v1.ListKeysResponse
+	(*Key)(nil),                         // 33: bailiwick.admin.v1.Key
+	(*ListMembersRequest)(nil),          // 34: bailiwick.admin.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),         // 35: bailiwick.admin.v1.ListMembersResponse
+	(*GroupMember)(nil),                 // 36: bailiwick.admin.v1.GroupMember
+	(*TransferLeadershipRequest)(nil),   // 37: bailiwick.admin.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil),  // 38: bailiwick.admin.v1.TransferLeadershipResponse
+	(*BackupRequest)(nil),               // 39: bailiwick.admin.v1.BackupRequest
+	(*BackupResponse)(nil),              // 40: bailiwick.admin.v1.BackupResponse
+	(*ListNodesRequest)(nil),            // 41: bailiwick.admin.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 42: bailiwick.admin.v1.ListNodesResponse
+	(*Position)(nil),                    // 43: bailiwick.admin.v1.Position
+	(*Node)(nil),                        // 44: bailiwick.admin.v1.Node
+	(*RemoveNodeRequest)(nil),           // 45: bailiwick.admin.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),          // 46: bailiwick.admin.v1.RemoveNodeResponse
+	(*CreateJoinTokenRequest)(nil),      // 47: bailiwick.admin.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),     // 48: bailiwick.admin.v1.CreateJoinTokenResponse
+	(*LeadersRequest)(nil),              // 49: bailiwick.admin.v1.LeadersRequest
+	(*LeadersResponse)(nil),             // 50: bailiwick.admin.v1.LeadersResponse
+	(*BorderStatusRequest)(nil),         // 51: bailiwick.admin.v1.BorderStatusRequest
+	(*BorderStatusResponse)(nil),        // 52: bailiwick.admin.v1.BorderStatusResponse
+	(*Sentinel)(nil),                    // 53: bailiwick.admin.v1.Sentinel
+	(*PermittedPair)(nil),               // 54: bailiwick.admin.v1.PermittedPair
+	(*Tightening)(nil),                  // 55: bailiwick.admin.v1.Tightening
+	(*SimulateRequest)(nil),             // 56: bailiwick.admin.v1.SimulateRequest
+	(*SimulateResponse)(nil),            // 57: bailiwick.admin.v1.SimulateResponse
+	(*Course)(nil),                      // 58: bailiwick.admin.v1.Course
+	(*CourseRegion)(nil),                // 59: bailiwick.admin.v1.CourseRegion
+	(*ExplainDNSRequest)(nil),           // 60: bailiwick.admin.v1.ExplainDNSRequest
+	(*ExplainDNSResponse)(nil),          // 61: bailiwick.admin.v1.ExplainDNSResponse
+	(*EdgeAnswer)(nil),                  // 62: bailiwick.admin.v1.EdgeAnswer
+	(*RegionAnswer)(nil),                // 63: bailiwick.admin.v1.RegionAnswer
+	(*QueryUsageRequest)(nil),           // 64: bailiwick.admin.v1.QueryUsageRequest
+	(*QueryUsageResponse)(nil),          // 65: bailiwick.admin.v1.QueryUsageResponse
+	(*UsageTotal)(nil),                  // 66: bailiwick.admin.v1.UsageTotal
+	(*UsageRow)(nil),                    // 67: bailiwick.admin.v1.UsageRow
+	(*Gap)(nil),                         // 68: bailiwick.admin.v1.Gap
+	(*QueryTotalsRequest)(nil),          // 69: bailiwick.admin.v1.QueryTotalsRequest
+	(*QueryTotalsResponse)(nil),         // 70: bailiwick.admin.v1.QueryTotalsResponse
+	(*ZoneTotals)(nil),                  // 71: bailiwick.admin.v1.ZoneTotals
+	(*TotalsRow)(nil),                   // 72: bailiwick.admin.v1.TotalsRow
+	(*QueryLatencyRequest)(nil),         // 73: bailiwick.admin.v1.QueryLatencyRequest
+	(*QueryLatencyResponse)(nil),        // 74: bailiwick.admin.v1.QueryLatencyResponse
+	(*LatencyRow)(nil),                  // 75: bailiwick.admin.v1.LatencyRow
+	(*ForecastRequest)(nil),             // 76: bailiwick.admin.v1.ForecastRequest
+	(*ForecastResponse)(nil),            // 77: bailiwick.admin.v1.ForecastResponse
+	(*SubscriptionForecast)(nil),        // 78: bailiwick.admin.v1.SubscriptionForecast
+	(*TraceUsageRequest)(nil),           // 79: bailiwick.admin.v1.TraceUsageRequest
+	(*TraceUsageResponse)(nil),          // 80: bailiwick.admin.v1.TraceUsageResponse
+	(*TraceLost)(nil),                   // 81: bailiwick.admin.v1.TraceLost
+	(*TraceCell)(nil),                   // 82: bailiwick.admin.v1.TraceCell
+	(*TraceRow)(nil),                    // 83: bailiwick.admin.v1.TraceRow
+	(*GetQuotasRequest)(nil),            // 84: bailiwick.admin.v1.GetQuotasRequest
+	(*GetQuotasResponse)(nil),           // 85: bailiwick.admin.v1.GetQuotasResponse
+	(*ToppedUp)(nil),                    // 86: bailiwick.admin.v1.ToppedUp
+	(*QuotaStatus)(nil),                 // 87: bailiwick.admin.v1.QuotaStatus
+	(*QuotaHolder)(nil),                 // 88: bailiwick.admin.v1.QuotaHolder
+	(*TopUpRequest)(nil),                // 89: bailiwick.admin.v1.TopUpRequest
+	(*TopUpResponse)(nil),               // 90: bailiwick.admin.v1.TopUpResponse
+	(*ListEpochsRequest)(nil),           // 91: bailiwick.admin.v1.ListEpochsRequest
+	(*ListEpochsResponse)(nil),          // 92: bailiwick.admin.v1.ListEpochsResponse
+	(*LedgerEpoch)(nil),                 // 93: bailiwick.admin.v1.LedgerEpoch
+	(*CloseEpochRequest)(nil),           // 94: bailiwick.admin.v1.CloseEpochRequest
+	(*CloseEpochResponse)(nil),          // 95: bailiwick.admin.v1.CloseEpochResponse
+	(*CorrectionRow)(nil),               // 96: bailiwick.admin.v1.CorrectionRow
+	(*CorrectRequest)(nil),              // 97: bailiwick.admin.v1.CorrectRequest
+	(*CorrectResponse)(nil),             // 98: bailiwick.admin.v1.CorrectResponse
+	(*Correction)(nil),                  // 99: bailiwick.admin.v1.Correction
+	(*UndoCorrectionRequest)(nil),       // 100: bailiwick.admin.v1.UndoCorrectionRequest
+	(*ListCorrectionsRequest)(nil),      // 101: bailiwick.admin.v1.ListCorrectionsRequest
+	(*ListCorrectionsResponse)(nil),     // 102: bailiwick.admin.v1.ListCorrectionsResponse
+	(*ListPeriodsRequest)(nil),          // 103: bailiwick.admin.v1.ListPeriodsRequest
+	(*ListPeriodsResponse)(nil),         // 104: bailiwick.admin.v1.ListPeriodsResponse
+	(*ClosedPeriod)(nil),                // 105: bailiwick.admin.v1.ClosedPeriod
+	(*ListSinksRequest)(nil),            // 106: bailiwick.admin.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),           // 107: bailiwick.admin.v1.ListSinksResponse
+	(*SinkPosition)(nil),                // 108: bailiwick.admin.v1.SinkPosition
+	(*ListRefusalsRequest)(nil),         // 109: bailiwick.admin.v1.ListRefusalsRequest
+	(*ListRefusalsResponse)(nil),        // 110: bailiwick.admin.v1.ListRefusalsResponse
+	(*UsageRefusal)(nil),                // 111: bailiwick.admin.v1.UsageRefusal
+	(*ExportEvidenceRequest)(nil),       // 112: bailiwick.admin.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),      // 113: bailiwick.admin.v1.ExportEvidenceResponse
+	(*EvidenceExport)(nil),              // 114: bailiwick.admin.v1.EvidenceExport
+	(*ExportRelayRowsRequest)(nil),      // 115: bailiwick.admin.v1.ExportRelayRowsRequest
+	(*ExportRelayRowsResponse)(nil),     // 116: bailiwick.admin.v1.ExportRelayRowsResponse
+	(*CheckEvidenceRequest)(nil),        // 117: bailiwick.admin.v1.CheckEvidenceRequest
+	(*CheckEvidenceResponse)(nil),       // 118: bailiwick.admin.v1.CheckEvidenceResponse
+	(*ExportRequest)(nil),               // 119: bailiwick.admin.v1.ExportRequest
+	(*ExportResponse)(nil),              // 120: bailiwick.admin.v1.ExportResponse
+	(*EraseRequest)(nil),                // 121: bailiwick.admin.v1.EraseRequest
+	(*EraseResponse)(nil),               // 122: bailiwick.admin.v1.EraseResponse
+	(*Webhook)(nil),                     // 123: bailiwick.admin.v1.Webhook
+	(*CreateWebhookRequest)(nil),        // 124: bailiwick.admin.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),       // 125: bailiwick.admin.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),         // 126: bailiwick.admin.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),        // 127: bailiwick.admin.v1.ListWebhooksResponse
+	(*DeleteWebhookRequest)(nil),        // 128: bailiwick.admin.v1.DeleteWebhookRequest
+	(*DeleteWebhookResponse)(nil),       // 129: bailiwick.admin.v1.DeleteWebhookResponse
+	(*RotateWebhookSecretRequest)(nil),  // 130: bailiwick.admin.v1.RotateWebhookSecretRequest
+	(*RotateWebhookSecretResponse)(nil), // 131: bailiwick.admin.v1.RotateWebhookSecretResponse
+	(*ListAlertsRequest)(nil),           // 132: bailiwick.admin.v1.ListAlertsRequest
+	(*ListAlertsResponse)(nil),          // 133: bailiwick.admin.v1.ListAlertsResponse
+	(*Alert)(nil),                       // 134: bailiwick.admin.v1.Alert
+	nil,                                 // 135: bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	(*Resource)(nil),                    // 136: bailiwick.admin.v1.Resource
+	(*timestamppb.Timestamp)(nil),       // 137: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 138: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
-	129, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
+	136, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
 	2,   // 1: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
 	4,   // 2: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
 	11,  // 3: bailiwick.admin.v1.ApplyResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	3,   // 4: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
-	129, // 5: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	129, // 6: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
+	136, // 5: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	136, // 6: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
 	11,  // 7: bailiwick.admin.v1.DeleteResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	130, // 8: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
-	130, // 9: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
-	130, // 10: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
-	11,  // 11: bailiwick.admin.v1.ListApprovalsResponse.approvals:type_name -> bailiwick.admin.v1.Approval
-	11,  // 12: bailiwick.admin.v1.ApproveResponse.approval:type_name -> bailiwick.admin.v1.Approval
-	11,  // 13: bailiwick.admin.v1.RejectResponse.approval:type_name -> bailiwick.admin.v1.Approval
-	11,  // 14: bailiwick.admin.v1.OpenCrossingsResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	26,  // 15: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
-	130, // 16: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	29,  // 17: bailiwick.admin.v1.ListMembersResponse.members:type_name -> bailiwick.admin.v1.GroupMember
-	130, // 18: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
-	37,  // 19: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
-	36,  // 20: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
-	36,  // 21: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
-	36,  // 22: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
-	36,  // 23: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
-	130, // 24: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	130, // 25: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	130, // 26: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
-	131, // 27: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	130, // 28: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	128, // 29: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	47,  // 30: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
-	48,  // 31: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	46,  // 32: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
-	130, // 33: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
-	130, // 34: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
-	51,  // 35: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
-	52,  // 36: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
-	55,  // 37: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
-	56,  // 38: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
-	130, // 39: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
-	130, // 40: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
-	130, // 41: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
-	59,  // 42: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
-	60,  // 43: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
-	130, // 44: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	61,  // 45: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
-	92,  // 46: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	130, // 47: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
-	59,  // 48: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	130, // 49: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	130, // 50: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
-	64,  // 51: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
-	59,  // 52: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
-	65,  // 53: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	130, // 54: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	131, // 55: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	130, // 56: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
-	59,  // 57: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	130, // 58: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
-	130, // 59: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
-	68,  // 60: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
-	130, // 61: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
-	71,  // 62: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
-	130, // 63: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
-	130, // 64: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
-	130, // 65: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
-	130, // 66: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
-	75,  // 67: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
-	76,  // 68: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	74,  // 69: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
-	130, // 70: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
-	130, // 71: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	130, // 72: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
-	130, // 73: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
-	130, // 74: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
-	130, // 75: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	130, // 76: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
-	80,  // 77: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	79,  // 78: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
-	130, // 79: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
-	130, // 80: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
-	130, // 81: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	130, // 82: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
-	81,  // 83: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	130, // 84: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
-	80,  // 85: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
-	86,  // 86: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	130, // 87: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	130, // 88: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
-	86,  // 89: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	130, // 90: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
-	89,  // 91: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	92,  // 92: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
-	59,  // 93: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
-	59,  // 94: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	130, // 95: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
-	89,  // 96: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	92,  // 97: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	98,  // 98: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	130, // 99: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
-	101, // 100: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
-	104, // 101: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	130, // 102: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	130, // 103: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	130, // 104: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
-	130, // 105: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
-	107, // 106: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
-	107, // 107: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
-	130, // 108: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
-	130, // 109: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
-	130, // 110: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
-	130, // 111: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	116, // 112: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
-	116, // 113: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	131, // 114: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
-	127, // 115: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	130, // 116: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	130, // 117: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	130, // 118: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	0,   // 119: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	5,   // 120: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	7,   // 121: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	9,   // 122: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	20,  // 123: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	22,  // 124: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	24,  // 125: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	34,  // 126: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	38,  // 127: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	40,  // 128: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	42,  // 129: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	27,  // 130: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
-	30,  // 131: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
-	32,  // 132: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
-	44,  // 133: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	49,  // 134: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
-	12,  // 135: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
-	14,  // 136: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
-	16,  // 137: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
-	18,  // 138: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
-	53,  // 139: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
-	57,  // 140: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	62,  // 141: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	66,  // 142: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	69,  // 143: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	72,  // 144: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	77,  // 145: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	82,  // 146: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	84,  // 147: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	87,  // 148: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	90,  // 149: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	93,  // 150: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	94,  // 151: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	96,  // 152: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	99,  // 153: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
-	102, // 154: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	112, // 155: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	114, // 156: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	105, // 157: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
-	108, // 158: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
-	110, // 159: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
-	117, // 160: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	119, // 161: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	121, // 162: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	123, // 163: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	125, // 164: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 165: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	6,   // 166: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	8,   // 167: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	10,  // 168: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	21,  // 169: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	23,  // 170: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	25,  // 171: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	35,  // 172: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	39,  // 173: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	41,  // 174: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	43,  // 175: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	28,  // 176: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
-	31,  // 177: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
-	33,  // 178: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
-	45,  // 179: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	50,  // 180: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
-	13,  // 181: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
-	15,  // 182: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
-	17,  // 183: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
-	19,  // 184: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
-	54,  // 185: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
-	58,  // 186: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	63,  // 187: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	67,  // 188: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	70,  // 189: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	73,  // 190: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	78,  // 191: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	83,  // 192: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	85,  // 193: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	88,  // 194: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	91,  // 195: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	91,  // 196: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	95,  // 197: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	97,  // 198: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	100, // 199: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
-	103, // 200: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	113, // 201: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	115, // 202: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	106, // 203: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
-	109, // 204: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
-	111, // 205: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
-	118, // 206: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	120, // 207: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	122, // 208: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	124, // 209: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	126, // 210: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	165, // [165:211] is the sub-list for method output_type
-	119, // [119:165] is the sub-list for method input_type
-	119, // [119:119] is the sub-list for extension type_name
-	119, // [119:119] is the sub-list for extension extendee
-	0,   // [0:119] is the sub-list for field type_name
+	137, // 8: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
+	137, // 9: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
+	137, // 10: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
+	137, // 11: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	137, // 12: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
+	12,  // 13: bailiwick.admin.v1.ListOperatorsResponse.operators:type_name -> bailiwick.admin.v1.Operator
+	138, // 14: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
+	12,  // 15: bailiwick.admin.v1.CreateOperatorResponse.operator:type_name -> bailiwick.admin.v1.Operator
+	11,  // 16: bailiwick.admin.v1.ListApprovalsResponse.approvals:type_name -> bailiwick.admin.v1.Approval
+	11,  // 17: bailiwick.admin.v1.ApproveResponse.approval:type_name -> bailiwick.admin.v1.Approval
+	11,  // 18: bailiwick.admin.v1.RejectResponse.approval:type_name -> bailiwick.admin.v1.Approval
+	11,  // 19: bailiwick.admin.v1.OpenCrossingsResponse.pending:type_name -> bailiwick.admin.v1.Approval
+	33,  // 20: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
+	137, // 21: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	36,  // 22: bailiwick.admin.v1.ListMembersResponse.members:type_name -> bailiwick.admin.v1.GroupMember
+	137, // 23: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
+	44,  // 24: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
+	43,  // 25: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
+	43,  // 26: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
+	43,  // 27: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
+	43,  // 28: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
+	137, // 29: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	137, // 30: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	137, // 31: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
+	138, // 32: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	137, // 33: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	135, // 34: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	54,  // 35: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
+	55,  // 36: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	53,  // 37: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
+	137, // 38: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
+	137, // 39: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
+	58,  // 40: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
+	59,  // 41: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
+	62,  // 42: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
+	63,  // 43: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
+	137, // 44: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
+	137, // 45: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
+	137, // 46: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
+	66,  // 47: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
+	67,  // 48: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
+	137, // 49: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	68,  // 50: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
+	99,  // 51: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	137, // 52: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
+	66,  // 53: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	137, // 54: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	137, // 55: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	71,  // 56: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
+	66,  // 57: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
+	72,  // 58: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
+	137, // 59: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	138, // 60: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	137, // 61: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
+	66,  // 62: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	137, // 63: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	137, // 64: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	75,  // 65: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
+	137, // 66: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	78,  // 67: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
+	137, // 68: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	137, // 69: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	137, // 70: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	137, // 71: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	82,  // 72: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
+	83,  // 73: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	81,  // 74: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
+	137, // 75: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
+	137, // 76: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	137, // 77: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
+	137, // 78: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
+	137, // 79: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
+	137, // 80: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	137, // 81: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	87,  // 82: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	86,  // 83: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
+	137, // 84: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
+	137, // 85: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
+	137, // 86: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	137, // 87: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	88,  // 88: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	137, // 89: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	87,  // 90: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	93,  // 91: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	137, // 92: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	137, // 93: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
+	93,  // 94: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	137, // 95: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	96,  // 96: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	99,  // 97: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	66,  // 98: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	66,  // 99: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	137, // 100: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	96,  // 101: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	99,  // 102: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	105, // 103: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	137, // 104: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	108, // 105: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
+	111, // 106: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	137, // 107: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	137, // 108: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	137, // 109: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
+	137, // 110: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
+	114, // 111: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
+	114, // 112: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
+	137, // 113: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
+	137, // 114: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
+	137, // 115: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
+	137, // 116: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	123, // 117: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	123, // 118: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	138, // 119: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	134, // 120: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	137, // 121: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	137, // 122: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	137, // 123: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	0,   // 124: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	5,   // 125: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	7,   // 126: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	9,   // 127: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	27,  // 128: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	29,  // 129: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	31,  // 130: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	41,  // 131: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	45,  // 132: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	47,  // 133: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	49,  // 134: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	34,  // 135: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
+	37,  // 136: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
+	39,  // 137: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
+	51,  // 138: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	56,  // 139: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
+	13,  // 140: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
+	15,  // 141: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
+	17,  // 142: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
+	19,  // 143: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
+	21,  // 144: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
+	23,  // 145: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
+	25,  // 146: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
+	60,  // 147: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
+	64,  // 148: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	69,  // 149: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	73,  // 150: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	76,  // 151: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	79,  // 152: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	84,  // 153: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	89,  // 154: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	91,  // 155: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	94,  // 156: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	97,  // 157: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	100, // 158: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	101, // 159: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	103, // 160: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	106, // 161: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
+	109, // 162: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	119, // 163: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	121, // 164: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	112, // 165: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
+	115, // 166: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
+	117, // 167: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
+	124, // 168: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	126, // 169: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	128, // 170: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	130, // 171: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	132, // 172: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 173: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	6,   // 174: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	8,   // 175: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	10,  // 176: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	28,  // 177: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	30,  // 178: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	32,  // 179: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	42,  // 180: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	46,  // 181: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	48,  // 182: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	50,  // 183: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	35,  // 184: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
+	38,  // 185: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
+	40,  // 186: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
+	52,  // 187: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	57,  // 188: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
+	14,  // 189: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
+	16,  // 190: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
+	18,  // 191: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
+	20,  // 192: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
+	22,  // 193: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
+	24,  // 194: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
+	26,  // 195: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
+	61,  // 196: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
+	65,  // 197: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	70,  // 198: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	74,  // 199: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	77,  // 200: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	80,  // 201: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	85,  // 202: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	90,  // 203: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	92,  // 204: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	95,  // 205: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	98,  // 206: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	98,  // 207: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	102, // 208: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	104, // 209: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	107, // 210: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
+	110, // 211: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	120, // 212: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	122, // 213: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	113, // 214: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
+	116, // 215: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
+	118, // 216: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
+	125, // 217: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	127, // 218: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	129, // 219: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	131, // 220: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	133, // 221: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	173, // [173:222] is the sub-list for method output_type
+	124, // [124:173] is the sub-list for method input_type
+	124, // [124:124] is the sub-list for extension type_name
+	124, // [124:124] is the sub-list for extension extendee
+	0,   // [0:124] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
@@ -9852,9 +10278,9 @@ func file_bailiwick_admin_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_services_proto_rawDesc), len(file_bailiwick_admin_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   129,
+			NumMessages:   136,
 			NumExtensions: 0,
-			NumServices:   13,
+			NumServices:   14,
 		},
 		GoTypes:           file_bailiwick_admin_v1_services_proto_goTypes,
 		DependencyIndexes: file_bailiwick_admin_v1_services_proto_depIdxs,

@@ -33,6 +33,8 @@ const (
 	ClusterServiceName = "bailiwick.admin.v1.ClusterService"
 	// BorderServiceName is the fully-qualified name of the BorderService service.
 	BorderServiceName = "bailiwick.admin.v1.BorderService"
+	// OperatorServiceName is the fully-qualified name of the OperatorService service.
+	OperatorServiceName = "bailiwick.admin.v1.OperatorService"
 	// ApprovalServiceName is the fully-qualified name of the ApprovalService service.
 	ApprovalServiceName = "bailiwick.admin.v1.ApprovalService"
 	// DNSServiceName is the fully-qualified name of the DNSService service.
@@ -94,6 +96,15 @@ const (
 	BorderServiceStatusProcedure = "/bailiwick.admin.v1.BorderService/Status"
 	// BorderServiceSimulateProcedure is the fully-qualified name of the BorderService's Simulate RPC.
 	BorderServiceSimulateProcedure = "/bailiwick.admin.v1.BorderService/Simulate"
+	// OperatorServiceListOperatorsProcedure is the fully-qualified name of the OperatorService's
+	// ListOperators RPC.
+	OperatorServiceListOperatorsProcedure = "/bailiwick.admin.v1.OperatorService/ListOperators"
+	// OperatorServiceCreateOperatorProcedure is the fully-qualified name of the OperatorService's
+	// CreateOperator RPC.
+	OperatorServiceCreateOperatorProcedure = "/bailiwick.admin.v1.OperatorService/CreateOperator"
+	// OperatorServiceRemoveOperatorProcedure is the fully-qualified name of the OperatorService's
+	// RemoveOperator RPC.
+	OperatorServiceRemoveOperatorProcedure = "/bailiwick.admin.v1.OperatorService/RemoveOperator"
 	// ApprovalServiceListApprovalsProcedure is the fully-qualified name of the ApprovalService's
 	// ListApprovals RPC.
 	ApprovalServiceListApprovalsProcedure = "/bailiwick.admin.v1.ApprovalService/ListApprovals"
@@ -905,6 +916,146 @@ func (UnimplementedBorderServiceHandler) Status(context.Context, *v1.BorderStatu
 
 func (UnimplementedBorderServiceHandler) Simulate(context.Context, *v1.SimulateRequest) (*v1.SimulateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.BorderService.Simulate is not implemented"))
+}
+
+// OperatorServiceClient is a client for the bailiwick.admin.v1.OperatorService service.
+type OperatorServiceClient interface {
+	ListOperators(context.Context, *v1.ListOperatorsRequest) (*v1.ListOperatorsResponse, error)
+	// CreateOperator answers a token once: of a new operator, or another of one who has some.
+	CreateOperator(context.Context, *v1.CreateOperatorRequest) (*v1.CreateOperatorResponse, error)
+	// RemoveOperator ends all tokens of a name at once. The last admin of a zone stays.
+	RemoveOperator(context.Context, *v1.RemoveOperatorRequest) (*v1.RemoveOperatorResponse, error)
+}
+
+// NewOperatorServiceClient constructs a client for the bailiwick.admin.v1.OperatorService service.
+// By default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped
+// responses, and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewOperatorServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) OperatorServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	operatorServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("OperatorService").Methods()
+	return &operatorServiceClient{
+		listOperators: connect.NewClient[v1.ListOperatorsRequest, v1.ListOperatorsResponse](
+			httpClient,
+			baseURL+OperatorServiceListOperatorsProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("ListOperators")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		createOperator: connect.NewClient[v1.CreateOperatorRequest, v1.CreateOperatorResponse](
+			httpClient,
+			baseURL+OperatorServiceCreateOperatorProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("CreateOperator")),
+			connect.WithClientOptions(opts...),
+		),
+		removeOperator: connect.NewClient[v1.RemoveOperatorRequest, v1.RemoveOperatorResponse](
+			httpClient,
+			baseURL+OperatorServiceRemoveOperatorProcedure,
+			connect.WithSchema(operatorServiceMethods.ByName("RemoveOperator")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// operatorServiceClient implements OperatorServiceClient.
+type operatorServiceClient struct {
+	listOperators  *connect.Client[v1.ListOperatorsRequest, v1.ListOperatorsResponse]
+	createOperator *connect.Client[v1.CreateOperatorRequest, v1.CreateOperatorResponse]
+	removeOperator *connect.Client[v1.RemoveOperatorRequest, v1.RemoveOperatorResponse]
+}
+
+// ListOperators calls bailiwick.admin.v1.OperatorService.ListOperators.
+func (c *operatorServiceClient) ListOperators(ctx context.Context, req *v1.ListOperatorsRequest) (*v1.ListOperatorsResponse, error) {
+	response, err := c.listOperators.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateOperator calls bailiwick.admin.v1.OperatorService.CreateOperator.
+func (c *operatorServiceClient) CreateOperator(ctx context.Context, req *v1.CreateOperatorRequest) (*v1.CreateOperatorResponse, error) {
+	response, err := c.createOperator.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveOperator calls bailiwick.admin.v1.OperatorService.RemoveOperator.
+func (c *operatorServiceClient) RemoveOperator(ctx context.Context, req *v1.RemoveOperatorRequest) (*v1.RemoveOperatorResponse, error) {
+	response, err := c.removeOperator.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// OperatorServiceHandler is an implementation of the bailiwick.admin.v1.OperatorService service.
+type OperatorServiceHandler interface {
+	ListOperators(context.Context, *v1.ListOperatorsRequest) (*v1.ListOperatorsResponse, error)
+	// CreateOperator answers a token once: of a new operator, or another of one who has some.
+	CreateOperator(context.Context, *v1.CreateOperatorRequest) (*v1.CreateOperatorResponse, error)
+	// RemoveOperator ends all tokens of a name at once. The last admin of a zone stays.
+	RemoveOperator(context.Context, *v1.RemoveOperatorRequest) (*v1.RemoveOperatorResponse, error)
+}
+
+// NewOperatorServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewOperatorServiceHandler(svc OperatorServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	operatorServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("OperatorService").Methods()
+	operatorServiceListOperatorsHandler := connect.NewUnaryHandlerSimple(
+		OperatorServiceListOperatorsProcedure,
+		svc.ListOperators,
+		connect.WithSchema(operatorServiceMethods.ByName("ListOperators")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceCreateOperatorHandler := connect.NewUnaryHandlerSimple(
+		OperatorServiceCreateOperatorProcedure,
+		svc.CreateOperator,
+		connect.WithSchema(operatorServiceMethods.ByName("CreateOperator")),
+		connect.WithHandlerOptions(opts...),
+	)
+	operatorServiceRemoveOperatorHandler := connect.NewUnaryHandlerSimple(
+		OperatorServiceRemoveOperatorProcedure,
+		svc.RemoveOperator,
+		connect.WithSchema(operatorServiceMethods.ByName("RemoveOperator")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.OperatorService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case OperatorServiceListOperatorsProcedure:
+			operatorServiceListOperatorsHandler.ServeHTTP(w, r)
+		case OperatorServiceCreateOperatorProcedure:
+			operatorServiceCreateOperatorHandler.ServeHTTP(w, r)
+		case OperatorServiceRemoveOperatorProcedure:
+			operatorServiceRemoveOperatorHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedOperatorServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedOperatorServiceHandler struct{}
+
+func (UnimplementedOperatorServiceHandler) ListOperators(context.Context, *v1.ListOperatorsRequest) (*v1.ListOperatorsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.OperatorService.ListOperators is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) CreateOperator(context.Context, *v1.CreateOperatorRequest) (*v1.CreateOperatorResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.OperatorService.CreateOperator is not implemented"))
+}
+
+func (UnimplementedOperatorServiceHandler) RemoveOperator(context.Context, *v1.RemoveOperatorRequest) (*v1.RemoveOperatorResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.OperatorService.RemoveOperator is not implemented"))
 }
 
 // ApprovalServiceClient is a client for the bailiwick.admin.v1.ApprovalService service.
