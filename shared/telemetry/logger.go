@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"regexp"
 	"strings"
 )
 
@@ -53,14 +54,37 @@ func NewLogger(w io.Writer, level, format, program, node string) *slog.Logger {
 	return log
 }
 
-// redact blanks attributes by name. It is the second net: types such as
-// apikey.Text redact themselves. It cannot see inside a logged struct.
+// redact blanks attributes by name, and the secret of an API key wherever one stands in a text: a message, an error
+// that quotes what it could not parse, what a library says. It is the second net: types such as apikey.Text redact
+// themselves. It cannot see inside a logged struct.
 func redact(_ []string, a slog.Attr) slog.Attr {
 	if secretName(a.Key) {
 		return slog.String(a.Key, "[redacted]")
 	}
+	var text string
+	switch v := a.Value.Resolve(); v.Kind() {
+	case slog.KindString:
+		text = v.String()
+	case slog.KindAny:
+		switch x := v.Any().(type) {
+		case error:
+			text = x.Error()
+		case fmt.Stringer:
+			text = x.String()
+		case []byte:
+			text = string(x)
+		}
+	}
+	if strings.Contains(text, "bw_") {
+		if clean := keyText.ReplaceAllString(text, "${1}[redacted]"); clean != text {
+			return slog.String(a.Key, clean)
+		}
+	}
 	return a
 }
+
+// keyText is an API key up to its id, which may be shown, and what follows, whole or in part.
+var keyText = regexp.MustCompile(`(bw_[a-z][a-z0-9-]{0,31}_[0-9A-Za-z]{12}_)[0-9A-Za-z]+`)
 
 // secretName leaves ids alone: "key_id" and "token_id" are what a log is for.
 func secretName(name string) bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -25,6 +26,23 @@ func TestNewLogger_RedactsByName(t *testing.T) {
 			if !strings.Contains(got, want) {
 				t.Errorf("%s: got %s, want it to hold %q", format, got, want)
 			}
+		}
+	}
+}
+
+func TestNewLogger_RedactsKeysInTexts(t *testing.T) {
+	const id, secret = "bw_emea_0123456789Ab_", "SECRETsecretSECRETsecretSECR012345"
+	for _, format := range []string{"text", "json"} {
+		var b strings.Builder
+		log := telemetry.NewLogger(&b, "debug", format, "bailiwick-edge", "")
+		log.Info("cannot read "+id+secret, "error", errors.New("parse \""+id+secret+"\": bad"), "url", "/x?key="+id+secret+"&a=b",
+			"bytes", []byte(id+secret), "source", &url.URL{Path: "/" + id + secret[:20]}, "count", 7)
+		got := b.String()
+		if strings.Contains(got, secret[:8]) {
+			t.Errorf("%s: a key's secret is logged: %s", format, got)
+		}
+		if n := strings.Count(got, id+"[redacted]"); n != 5 || !strings.Contains(got, "a=b") {
+			t.Errorf("%s: got %s, want five ids that can be looked up, and the rest as it was", format, got)
 		}
 	}
 }
