@@ -102,7 +102,7 @@ const patience = time.Second
 
 // run starts the edge, which has a table by now.
 func (e *edge) run(ctx context.Context, t testing.TB, wg *sync.WaitGroup, l net.Listener) {
-	log := slog.New(slog.DiscardHandler)
+	log := slog.New(slog.NewTextHandler(leaks{e.world.judge}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	must := func(err error) {
 		if err != nil {
 			t.Fatal(err)
