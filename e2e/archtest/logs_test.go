@@ -75,3 +75,44 @@ func text(e ast.Expr) string {
 	s, _ := strconv.Unquote(l.Value)
 	return s
 }
+
+// No metric has a label: what a series is called is written in the code, and nothing that a request brought can become
+// one. The first that needs one adds its few values here. Profiles and variables of the process are served nowhere:
+// there are requests in its memory.
+func TestMetrics_SayNothingOfRequests(t *testing.T) {
+	metrics := 0
+	for _, p := range list(t, "./dataplane/...", "./controlplane/...", "./shared/...") {
+		for _, imp := range p.Imports {
+			switch imp {
+			case "net/http/pprof", "runtime/pprof", "runtime/trace", "expvar":
+				t.Errorf("%s imports %s: memory and stacks of a process hold keys and requests", p.ImportPath, imp)
+			}
+		}
+		if under(p.ImportPath, "shared/telemetry") {
+			continue
+		}
+		for _, file := range p.GoFiles {
+			fset := token.NewFileSet()
+			f, err := parser.ParseFile(fset, filepath.Join(p.Dir, file), nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				switch x := n.(type) {
+				case *ast.CompositeLit:
+					if sel, ok := x.Type.(*ast.SelectorExpr); ok && sel.Sel.Name == "Metric" {
+						metrics++
+					}
+				case *ast.KeyValueExpr:
+					if id, ok := x.Key.(*ast.Ident); ok && id.Name == "Labels" {
+						t.Errorf("%s: a metric with a label: which values may it have?", fset.Position(x.Pos()))
+					}
+				}
+				return true
+			})
+		}
+	}
+	if metrics < 4 {
+		t.Errorf("%d metrics found: the rule checks nothing", metrics)
+	}
+}
