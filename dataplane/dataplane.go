@@ -23,6 +23,7 @@ import (
 	"bailiwick/dataplane/internal/evidence"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/incarnation"
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/observe"
 	"bailiwick/dataplane/internal/policy"
@@ -113,6 +114,7 @@ type Edge struct {
 	log   *slog.Logger
 	state *enroll.State
 	self  identity.Name
+	run   *incarnation.Run
 
 	control  *enroll.Client
 	tables   *policy.Holder
@@ -160,6 +162,9 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 	}
 	e.self = e.state.Source.Name()
 	e.control = e.state.NewClient()
+	if e.run, err = incarnation.Begin(filepath.Join(cfg.Dir, "run"), incarnation.Boot(), cfg.Logger); err != nil {
+		return nil, err
+	}
 	if err := e.openUsage(); err != nil {
 		return nil, err
 	}
@@ -200,7 +205,8 @@ func (e *Edge) openUsage() (err error) {
 func (e *Edge) openPath() (err error) {
 	e.follow, err = subscribe.New(subscribe.Config{Addrs: e.controlAddrs, HTTPClient: e.controlHTTP, Dir: filepath.Join(e.cfg.Dir, "table"),
 		Edge: e.self.Node, Region: e.self.Region, Zone: e.self.Zone, SigningKey: e.state.TableSigningKey, Holder: e.tables,
-		Status: e.status, Checkpoint: e.witness.Take, Rows: e.rows, OnWithdrawn: e.onWithdrawn, Enforce: e.cut, Logger: e.log, Version: e.cfg.Version})
+		Status: e.status, Checkpoint: e.witness.Take, Rows: e.rows, OnWithdrawn: e.onWithdrawn, Enforce: e.cut,
+		Incarnation: e.run.ID, Dead: e.run.Dead, Logger: e.log, Version: e.cfg.Version})
 	if err != nil {
 		return err
 	}
@@ -212,10 +218,12 @@ func (e *Edge) openPath() (err error) {
 	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Logger: e.log}); err != nil {
 		return err
 	}
-	if e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Untold: e.untold, Tables: e.tables, Self: e.self, Logger: e.log}); err != nil {
+	e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Untold: e.untold, Tables: e.tables, Self: e.self,
+		Incarnation: e.run.ID, Dead: e.run.Dead, Logger: e.log})
+	if err != nil {
 		return err
 	}
-	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Sentinel: e.sentinel, Logger: e.log})
+	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Incarnation: e.run.ID, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Sentinel: e.sentinel, Logger: e.log})
 	if err != nil {
 		return err
 	}
@@ -233,7 +241,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Local: e.proxy, Evidence: e.evidence, Sentinel: e.sentinel, Logger: e.log})
+	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Leave: e.grants, Local: e.proxy, Evidence: e.evidence, Sentinel: e.sentinel, Logger: e.log})
 	if err != nil {
 		return err
 	}
@@ -318,7 +326,12 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut"},
 		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
 	}
-	return lifecycle.Run(ctx, e.log, parts...)
+	err := lifecycle.Run(ctx, e.log, parts...)
+	if err == nil {
+		// Everything has returned, so nothing of this run goes on: the next one may say so, wherever it starts.
+		err = e.run.End()
+	}
+	return err
 }
 
 func (e *Edge) watchWithdrawal(ctx context.Context) error {

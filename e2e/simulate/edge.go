@@ -15,7 +15,7 @@ func (w *world) edgeTick(e *edge) {
 	}
 	if e.question != 0 && w.now-e.lastAsked > time.Second {
 		e.question = 0
-		e.grants = e.grants.Step(grant.Silent, nil, e.clock.at(w.now))
+		e.grants = e.grants.Step(grant.Silent, nil, grant.Take{}, e.clock.at(w.now))
 		e.control = w.rng.IntN(3)
 		e.next = min(w.set.ttl/3, time.Second)
 	}
@@ -30,7 +30,7 @@ func (w *world) ask(e *edge) {
 		return
 	}
 	w.ids++
-	q := question{number: w.ids, life: e.life, asked: e.clock.at(w.now), at: e.table.at, edge: e, by: &w.nodes[3*e.zone()+e.control]}
+	q := question{number: w.ids, life: e.life, asked: e.clock.at(w.now), at: e.table.at, edge: e, process: e.process(), dead: e.dead, by: &w.nodes[3*e.zone()+e.control]}
 	e.question, e.lastAsked = q.number, w.now
 	w.send(e.id, q.by.id, func() {
 		to := w.zones[e.zone()].leader
@@ -47,11 +47,13 @@ type question struct {
 	asked        time.Time
 	at           grant.At
 	edge         *edge
+	process      grant.Process
+	dead         []string
 	by           *node
 }
 
 // answer carries what became of a question back.
-func (w *world) answer(from *node, q *question, a grant.Answer, given []*grant.Grant) {
+func (w *world) answer(from *node, q *question, a grant.Answer, given []*grant.Grant, takes time.Duration) {
 	e := q.edge
 	w.send(from.id, q.by.id, func() {
 		w.send(q.by.id, e.id, func() {
@@ -62,13 +64,13 @@ func (w *world) answer(from *node, q *question, a grant.Answer, given []*grant.G
 			p := e.party()
 			var mine []*grant.Grant
 			for _, g := range given {
-				if g.Mine(p.Zone, p.Edge, p.Region, e.table.at) == "" {
+				if g.Mine(p, e.table.at) == "" {
 					copied := *g
 					copied.Asked = q.asked
 					mine = append(mine, &copied)
 				}
 			}
-			e.grants = e.grants.Step(a, mine, e.clock.at(w.now))
+			e.grants = e.grants.Step(a, mine, grant.Take{Asked: q.asked, Lasts: takes}, e.clock.at(w.now))
 			if e.next = w.set.ttl / 3; a != grant.Given {
 				e.next = min(e.next, time.Second)
 			}
@@ -88,12 +90,18 @@ func (w *world) grant(n *node, q *question) {
 	term := n.term
 	read := z.log[n.applied]
 	if read.changed == 0 || !grant.FreshTable(q.at.Store.Epoch, q.at.Store.Index, read.rev.Epoch, read.changed) {
-		w.answer(n, q, grant.Behind, nil)
+		w.answer(n, q, grant.Behind, nil, 0)
 		return
 	}
+	n.book.Bury(q.process.Edge, q.dead, n.clock.at(w.now))
+	if n.book.Elder(q.process, n.clock.at(w.now)) != "" {
+		w.answer(n, q, grant.Behind, nil, 0) // TWIN
+		return
+	}
+	takes := grant.Takes(w.view(n).permitted, regionNames[e.region], w.set.ttl)
 	offers := grant.Offers(w.view(n).permitted, regionNames[e.region], w.set.ttl, func(string) bool { return true })
-	if len(offers) == 0 {
-		w.answer(n, q, grant.Given, nil)
+	if len(offers) == 0 && takes == 0 {
+		w.answer(n, q, grant.Given, nil, 0)
 		return
 	}
 	ids := make([]string, len(offers))
@@ -101,17 +109,17 @@ func (w *world) grant(n *node, q *question) {
 		w.ids++
 		ids[i] = strconv.Itoa(w.ids)
 	}
-	record := n.book.Give(edgeNames[e.id], regionNames[e.region], grant.Lives(offers), n.clock.at(w.now))
+	record := n.book.Give(q.process, regionNames[e.region], grant.Lives(offers), takes, n.clock.at(w.now))
 	w.after(w.between(0, 100*time.Millisecond), func() {
 		if n.term != term || !w.commit(n, func(s *entry) bool {
-			if s.changed != read.changed || s.rev.Epoch != read.rev.Epoch {
+			if s.changed != read.changed || s.rev.Epoch != read.rev.Epoch || s.records[e.id] != read.records[e.id] {
 				return false
 			}
 			s.records[e.id] = &record
 			return true
 		}) {
 			if n.term == term && z.term == term {
-				w.answer(n, q, grant.Behind, nil) // RULES_CHANGED
+				w.answer(n, q, grant.Behind, nil, 0) // RULES_CHANGED
 			}
 			return
 		}
@@ -129,11 +137,11 @@ func (w *world) grant(n *node, q *question) {
 					if zoneOf(regionID(o.To)) != n.zone && w.recovered(read) {
 						w.fail("%s gets a grant to %s, whose zone is another's, after a recovery that nobody has approved", edgeNames[e.id], o.To)
 					}
-					grants = append(grants, &grant.Grant{ID: ids[i], Zone: zoneNames[n.zone], Edge: edgeNames[e.id], From: regionNames[e.region], To: o.To, Policies: o.Policies,
+					grants = append(grants, &grant.Grant{ID: ids[i], Zone: zoneNames[n.zone], Process: q.process, From: regionNames[e.region], To: o.To, Policies: o.Policies,
 						Catalog: w.catalog[read.adopted].rev, Store: read.rev, TTL: o.TTL, OfflineTTL: o.OfflineTTL, Peers: peersOf[regionID(o.To)]})
 				}
 			}
-			w.answer(n, q, grant.Given, grants)
+			w.answer(n, q, grant.Given, grants, min(takes, grant.Takes(still, regionNames[e.region], w.set.ttl)))
 		})
 	})
 }
@@ -169,7 +177,7 @@ func (w *world) relay(e *edge, f grant.Flight, first int, hedge bool) {
 			continue
 		}
 		peer := w.dial(e, g)
-		good := w.good(e, peer, f)
+		good := w.good(e, peer, f) && peer.grants.Takes(g, peer.clock.at(w.now))
 		if good {
 			w.stats.wanted++
 		}
@@ -234,7 +242,7 @@ func (w *world) emit(e, peer *edge, f grant.Flight, g *grant.Grant, good bool) {
 		w.excuse(good)
 		return
 	}
-	x := &flight{Flight: f, pair: p, sender: e.id, receiver: peer.id, until: w.now + grant.Cut, fromLife: e.life, toLife: peer.life}
+	x := &flight{Flight: f, grant: g, pair: p, sender: e.id, receiver: peer.id, until: w.now + grant.Cut, fromLife: e.life, toLife: peer.life}
 	w.flights = append(w.flights, x)
 	w.after(w.between(time.Millisecond, 80*time.Millisecond), func() {
 		if x.cut || !peer.up || w.cut[e.id][peer.id] || e.life != x.fromLife {
@@ -242,6 +250,9 @@ func (w *world) emit(e, peer *edge, f grant.Flight, g *grant.Grant, good bool) {
 			return
 		}
 		policy, rule := grant.Admit(g, api, e.party(), peer.party(), &peer.table)
+		if rule == "" && !peer.grants.Takes(g, peer.clock.at(w.now)) {
+			rule = grant.NoLeave
+		}
 		if rule == "" && !peer.seen.Fresh(g, peer.clock.at(w.now)) {
 			rule = grant.Expired
 		} else if rule != "" {
@@ -278,7 +289,7 @@ func (w *world) sweep(e *edge) {
 		}
 		kept = append(kept, f)
 		if f.sender == e.id && !e.grants.Keep(f.Flight, &e.table, e.clock.at(w.now)) ||
-			f.receiver == e.id && f.arrived && !f.taken().Stands(&e.table) {
+			f.receiver == e.id && f.arrived && (!f.taken().Stands(&e.table) || !e.grants.Takes(f.grant, e.clock.at(w.now))) {
 			w.end(f)
 		}
 	}

@@ -51,11 +51,16 @@ func (w *world) inForce(zone int, p pair, by string) {
 			continue
 		}
 		sender, receiver := &w.edges[f.sender], &w.edges[f.receiver]
-		if !f.arrived && by == "receivers" && !f.taken().Stands(&receiver.table) {
+		if !f.arrived && by == "receivers" && (!f.taken().Stands(&receiver.table) || !receiver.grants.Takes(f.grant, receiver.clock.at(w.now))) {
 			continue // it will be refused
 		}
 		// Grants end by time, which tells nobody: the sender looks every 200 ms.
 		if sender.grants.Live(f.Policy, f.To, sender.table.at, sender.clock.at(w.now-200*time.Millisecond)) == nil {
+			w.end(f)
+			continue
+		}
+		// So does leave, for which the receiver looks every 500 ms.
+		if f.arrived && !receiver.grants.Takes(f.grant, receiver.clock.at(w.now-500*time.Millisecond)) {
 			w.end(f)
 			continue
 		}
@@ -86,12 +91,13 @@ func (w *world) granted(e *edge, f grant.Flight) {
 	}
 }
 
-// live fails if, at the end of a schedule whose trouble ended, anything is left to be done.
+// live fails if, at the end of a schedule whose trouble ended, anything is left to be done. What a machine held that
+// was lost, and came back from an old copy of its disk, lapses by time.
 func (w *world) live() {
 	for i := range w.zones {
 		z := &w.zones[i]
 		for _, t := range z.last().tightening {
-			if !t.done && w.now-t.at > settled { // a legal basis may have ended just now, by the leader's clock
+			if !t.done && w.now-t.at > settled && w.now-w.lost > grant.Slack(max(w.set.offline, w.set.ttl))*51/50 { // a legal basis may have ended just now, by the leader's clock
 				if w.trace != nil {
 					by, waiting := z.leader.book.InForce(grant.Tightening{From: t.From, To: t.To, Epoch: t.epoch, Barrier: t.index}, ground[i], z.leader.clock.at(w.now))
 					w.log("by %q, waiting for %v", by, waiting)

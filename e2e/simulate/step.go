@@ -14,7 +14,7 @@ func newWorld(seed uint64, r *rules, room queue) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, 0x6261696c6977696b)), rules: r, logged: map[string]bool{}, queue: room[:0]}
 	w.set = setting{ttl: time.Duration(1500+w.rng.IntN(4500)) * time.Millisecond, offline: time.Duration(4+w.rng.IntN(12)) * time.Second,
 		loss: []float64{0, 0.02, 0.15}[w.rng.IntN(3)], length: 15 * time.Second}
-	w.set.calm = 2 * w.set.length
+	w.set.calm, w.lost = 2*w.set.length, -time.Hour
 	if w.chance(0.25) { // the mode for liveness: what is broken is mended, and all must come right
 		w.set.calm = w.between(4*time.Second, 9*time.Second)
 		w.set.length = w.set.calm + settled + watched
@@ -39,6 +39,7 @@ func newWorld(seed uint64, r *rules, room queue) *world {
 	}
 	for i := range w.edges {
 		w.edges[i] = edge{id: i, region: edgeRegion[i], up: true, clock: drawClock(), grants: &grant.Held{}, control: w.rng.IntN(3), lastAsked: -time.Hour}
+		w.edges[i].draw(w)
 	}
 	for region := range nRegions {
 		w.upstreams(region, w.chance(0.6))
@@ -176,16 +177,17 @@ func (w *world) nodeTick(n *node) {
 			if !mine { // an edge that left a node may look connected there for a while
 				word.Connected = !calm && w.chance(0.5)
 			}
-			w.report(n, word)
+			w.report(n, word, n.dead[i])
 		}
 	}
 }
 
 // report carries a word to whom this node takes for the leader.
-func (w *world) report(n *node, word grant.Word) {
+func (w *world) report(n *node, word grant.Word, dead []string) {
 	to := w.zones[n.zone].leader
 	hear := func() {
 		if to.book != nil {
+			to.book.Bury(word.Edge, dead, to.clock.at(w.now))
 			to.book.Hear(word, to.clock.at(w.now))
 		}
 	}
@@ -352,6 +354,10 @@ func (w *world) take(n *node, e *edge, t held) {
 		w.after(w.between(0, 500*time.Millisecond), func() { w.sweep(e) })
 		w.after(0, func() { w.ask(e) })
 	}
-	word := grant.Word{Edge: edgeNames[e.id], Region: regionNames[e.region], By: nodeNames[n.id-nEdges], Connected: true, Epoch: t.at.Store.Epoch, Index: t.at.Store.Index}
-	w.send(e.id, n.id, func() { n.words[e.id], n.heard[e.id] = word, true; w.report(n, word) })
+	word := grant.Word{Process: e.process(), Region: regionNames[e.region], By: nodeNames[n.id-nEdges], Connected: true, Epoch: t.at.Store.Epoch, Index: t.at.Store.Index}
+	dead := e.dead
+	w.send(e.id, n.id, func() {
+		n.words[e.id], n.dead[e.id], n.heard[e.id] = word, dead, true
+		w.report(n, word, dead)
+	})
 }

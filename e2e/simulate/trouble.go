@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strconv"
 	"time"
 
 	"bailiwick/regions/grant"
@@ -138,15 +139,25 @@ func (w *world) restart(e *edge) {
 	}
 	e.up = true
 	e.life++
+	e.dead = append([]string{e.run}, e.dead[:min(len(e.dead), grant.MaxDead-1)]...)
+	e.draw(w)
 	e.grants, e.question, e.seen = &grant.Held{}, 0, grant.Seen{}
 	e.table = e.disk
 	if e.old.exists && w.chance(0.3) {
 		e.table, e.disk = e.old, e.old
 		w.stats.clones++
+		w.lost = w.now
+		e.dead = nil // in another machine, which knows nothing of what ran in the old one
 		if w.trace != nil {
 			w.log("%s comes back from an old disk", edgeNames[e.id])
 		}
 	}
 	e.control = w.rng.IntN(3)
 	e.lastAsked = w.now - time.Hour
+}
+
+// draw begins a process of an edge.
+func (e *edge) draw(w *world) {
+	w.ids++
+	e.run = strconv.FormatInt(int64(w.ids), 16)
 }

@@ -115,6 +115,7 @@ type node struct {
 	term     int // of its book
 	book     *grant.Book
 	words    [nEdges]grant.Word // of the edges connected to it
+	dead     [nEdges][]string   // earlier processes that have ended, by their word
 	heard    [nEdges]bool
 	view     view
 	looked   look
@@ -184,9 +185,11 @@ type edge struct {
 	old        held // a copy of the disk, for a restart long after
 	grants     *grant.Held
 	seen       grant.Seen
-	control    int // index among its zone's nodes
-	question   int // number of the open question; 0: none
-	life       int // counts starts and crashes
+	control    int      // index among its zone's nodes
+	question   int      // number of the open question; 0: none
+	life       int      // counts starts and crashes
+	run        string   // its incarnation
+	dead       []string // earlier ones that it knows to have ended
 	homeDown   bool
 	lastAsked  time.Duration
 	next       time.Duration // until it asks again
@@ -195,11 +198,16 @@ type edge struct {
 func (e *edge) zone() int { return zoneOf(e.region) }
 
 func (e *edge) party() grant.Party {
-	return grant.Party{Zone: zoneNames[e.zone()], Region: regionNames[e.region], Edge: edgeNames[e.id]}
+	return grant.Party{Zone: zoneNames[e.zone()], Region: regionNames[e.region], Process: e.process()}
+}
+
+func (e *edge) process() grant.Process {
+	return grant.Process{Edge: edgeNames[e.id], Incarnation: e.run}
 }
 
 // flight is a relay under way.
 type flight struct {
+	grant *grant.Grant // under which it came
 	grant.Flight
 	pair
 	sender, receiver int
@@ -221,6 +229,7 @@ type world struct {
 	rng     *rand.Rand
 	set     setting
 	now     time.Duration
+	lost    time.Duration // when the last machine was lost
 	seq     uint64
 	queue   queue
 	zones   [2]zone

@@ -12,8 +12,8 @@ var here = grant.Ground{
 	Members: func(region string) []string { return []string{region + "-edge"} },
 }
 
-func word(edge, region string, epoch, index uint64) grant.Word {
-	return grant.Word{Edge: edge, Region: region, By: "emea-1", Connected: true, Epoch: epoch, Index: index}
+func tableOf(edge, region string, epoch, index uint64) grant.Word {
+	return grant.Word{Process: grant.Process{Edge: edge}, Region: region, By: "emea-1", Connected: true, Epoch: epoch, Index: index}
 }
 
 // A tightening that was recorded before a recovery comes into force by acknowledgements of the new epoch: a table of
@@ -33,7 +33,7 @@ func TestBook_ATableOfALaterEpochAcknowledges(t *testing.T) {
 		{4 * time.Second, 2, 5, "receivers"},
 	} {
 		now := start.Add(s.after)
-		b.Hear(word("central-edge", "central", s.epoch, s.index), now)
+		b.Hear(tableOf("central-edge", "central", s.epoch, s.index), now)
 		if by, _ := b.InForce(shut, here, now); by != s.by {
 			t.Errorf("after %v with a table of %d.%d: in force by %q, want %q", s.after, s.epoch, s.index, by, s.by)
 		}
@@ -57,7 +57,7 @@ func TestBook_ATableOfAnOlderEpochTakesTheAcknowledgementBack(t *testing.T) {
 		{2500 * time.Millisecond, 2, 4, "receivers"},
 	} {
 		now := start.Add(s.after)
-		b.Hear(word("central-edge", "central", s.epoch, s.index), now)
+		b.Hear(tableOf("central-edge", "central", s.epoch, s.index), now)
 		if by, _ := b.InForce(shut, here, now); by != s.by {
 			t.Errorf("after %v with a table of %d.%d: in force by %q, want %q", s.after, s.epoch, s.index, by, s.by)
 		}

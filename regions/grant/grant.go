@@ -22,6 +22,7 @@ const (
 	Zone      = "grant-zone"      // signed for a zone whose requests this is not about
 	Signature = "grant-signature" //
 	Edge      = "grant-edge"      // given to another edge
+	Twin      = "grant-twin"      // given to another process of that name
 	From      = "grant-from"      // for another sending region
 	To        = "grant-to"        // for another receiving region
 	Epoch     = "grant-epoch"     // from before a recovery
@@ -33,7 +34,7 @@ const (
 type Grant struct {
 	ID         string
 	Zone       string
-	Edge       string
+	Process    // to which it was given
 	From, To   string
 	Policies   []string
 	Catalog    revision.Revision // epoch and index only
@@ -69,13 +70,15 @@ func (at At) Behind(floor At) string {
 }
 
 // Mine says why an edge may not hold the grant; "": it may.
-func (g *Grant) Mine(zone, edge, region string, at At) (reason string) {
+func (g *Grant) Mine(self Party, at At) (reason string) {
 	switch {
-	case g.Zone != zone:
+	case g.Zone != self.Zone:
 		return Zone
-	case g.Edge != edge:
+	case g.Edge != self.Edge:
 		return Edge
-	case g.From != region:
+	case g.Incarnation != self.Incarnation:
+		return Twin
+	case g.From != self.Region:
 		return From
 	case g.Catalog.Epoch < at.Catalog.Epoch || g.Store.Epoch < at.Store.Epoch:
 		return Epoch
@@ -83,8 +86,12 @@ func (g *Grant) Mine(zone, edge, region string, at At) (reason string) {
 	return ""
 }
 
-// Party is an edge, from its certificate.
-type Party struct{ Zone, Region, Edge string }
+// Party is an end of a relay: zone, region and edge are from its certificate. Which process of that name it is, it says
+// itself: that keeps two machines apart that do not know of each other, not a liar, who could as well lie in its acks.
+type Party struct {
+	Zone, Region string
+	Process
+}
 
 // Fits says why a receiver refuses the grant that a peer shows, whatever the request is about; "": it does not.
 func (g *Grant) Fits(peer, self Party, at At) (reason string) {
@@ -93,6 +100,8 @@ func (g *Grant) Fits(peer, self Party, at At) (reason string) {
 		return Zone
 	case g.Edge != peer.Edge:
 		return Edge
+	case g.Incarnation != peer.Incarnation:
+		return Twin
 	case g.From != peer.Region:
 		return From
 	case g.To != self.Region:

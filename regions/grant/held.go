@@ -19,18 +19,26 @@ const most = 8
 type Held struct {
 	by   map[string][]*Grant // by target region, newest first
 	away bool                // the last question got no answer
+	take Take
+}
+
+// Take is the leave to take relays over for the own region, by the last answer: the other half of what a leader
+// gives. An edge that no leader knows of, because its disk was copied or its zone is silent, takes none.
+type Take struct {
+	Asked time.Time
+	Lasts time.Duration // from then on; 0: none
 }
 
 // Away says whether the control plane is silent.
 func (h *Held) Away() bool { return h.away }
 
-// Step is what an edge holds after an answer. given, with Given alone, carry when they were asked for.
-func (h *Held) Step(a Answer, given []*Grant, now time.Time) *Held {
+// Step is what an edge holds after an answer. given and take come with Given alone; given carry when they were asked for.
+func (h *Held) Step(a Answer, given []*Grant, take Take, now time.Time) *Held {
 	switch a {
 	case Silent:
-		return &Held{by: h.by, away: true}
+		return &Held{by: h.by, away: true, take: h.take}
 	case Behind: // ordinary lifetimes count: whoever is behind gets nothing but policy (invariant 9)
-		return &Held{by: h.by}
+		return &Held{by: h.by, take: h.take}
 	case Denied: // an answer, not to be mistaken for silence
 		return &Held{}
 	}
@@ -52,7 +60,7 @@ func (h *Held) Step(a Answer, given []*Grant, now time.Time) *Held {
 			}
 		}
 	}
-	return &Held{by: next}
+	return &Held{by: next, take: take}
 }
 
 // live: counted from when this edge asked, so it ends before the leader's count.
@@ -75,6 +83,15 @@ func (h *Held) Live(policy, to string, at At, now time.Time) *Grant {
 	return nil
 }
 
+// Takes says whether this edge may take a relay under a grant: its own zone's leader must have answered it within the
+// grant's lifetime and its own leave. A leader counts on that when it takes a receiver that is silent for closed.
+func (h *Held) Takes(g *Grant, now time.Time) bool {
+	return now.Sub(h.take.Asked) < min(g.OfflineTTL, h.take.Lasts)
+}
+
+// LeaveFor is for how long from now on the leave to take relays lasts; not above 0: it has ended, or there was none.
+func (h *Held) LeaveFor(now time.Time) time.Duration { return h.take.Lasts - now.Sub(h.take.Asked) }
+
 // All are the live grants, in no order.
 func (h *Held) All(at At, now time.Time) []*Grant {
 	var out []*Grant
@@ -88,12 +105,15 @@ func (h *Held) All(at At, now time.Time) []*Grant {
 	return out
 }
 
-// Shortest is the shortest ordinary lifetime among what is held, and at most limit.
+// Shortest is the shortest ordinary lifetime among what is held, the leave to take relays included, and at most limit.
 func (h *Held) Shortest(limit time.Duration) time.Duration {
 	for _, list := range h.by {
 		for _, g := range list {
 			limit = min(limit, g.TTL)
 		}
+	}
+	if h.take.Lasts > 0 {
+		limit = min(limit, h.take.Lasts)
 	}
 	return limit
 }

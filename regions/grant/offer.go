@@ -55,3 +55,14 @@ func (o *Offer) Confirm(from string, still []regions.Permitted) bool {
 	})
 	return len(o.Policies) > 0
 }
+
+// Takes is for how long an edge of a region may take relays after it asked: as long as any of the pairs that lead there
+// may go unasked; 0 if none does.
+func Takes(permitted []regions.Permitted, to string, ttl time.Duration) (lasts time.Duration) {
+	for _, p := range permitted {
+		if p.To == to {
+			lasts = max(lasts, p.OfflineGrant, ttl)
+		}
+	}
+	return lasts
+}

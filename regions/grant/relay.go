@@ -7,9 +7,10 @@ import (
 
 // Rules by which an end of a relay refuses it, beside the reasons for which a grant is refused.
 const (
-	NoPair  = "pair-closed" // the own table has no such pair
-	NoGrant = "grant-none"  // no live grant
-	NoAPI   = "api-unknown" // the own table does not have the API, or not under that policy any more
+	NoPair  = "pair-closed"      // the own table has no such pair
+	NoGrant = "grant-none"       // no live grant
+	NoAPI   = "api-unknown"      // the own table does not have the API, or not under that policy any more
+	NoLeave = "receiver-unknown" // no leader of the receiver's zone has answered it for too long, or ever
 )
 
 // Table is what an edge's table says of the border.

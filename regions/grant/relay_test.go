@@ -40,7 +40,7 @@ var (
 )
 
 func given() grant.Grant {
-	return grant.Grant{ID: "g", Zone: "emea", Edge: "west-1", From: "west", To: "central", Policies: []string{"gdpr"}, Catalog: epochs(2, 2).Catalog, Store: epochs(2, 2).Store,
+	return grant.Grant{ID: "g", Zone: "emea", Process: grant.Process{Edge: "west-1"}, From: "west", To: "central", Policies: []string{"gdpr"}, Catalog: epochs(2, 2).Catalog, Store: epochs(2, 2).Store,
 		TTL: 30 * time.Second, OfflineTTL: time.Hour, Peers: []grant.Peer{{Edge: "central-1"}, {Edge: "central-2"}}, Asked: asked}
 }
 
@@ -69,7 +69,7 @@ func TestHeld_LeaveAndKeep(t *testing.T) {
 	} {
 		p, g, f, now := written(), given(), trip, asked.Add(29*time.Second)
 		x.spoil(&p, &g, &f, &now)
-		h := (&grant.Held{}).Step(grant.Given, []*grant.Grant{&g}, asked)
+		h := (&grant.Held{}).Step(grant.Given, []*grant.Grant{&g}, grant.Take{}, asked)
 		got, rule := h.Leave(f, p, now)
 		if rule != x.leave || (got == nil) == (rule == "") {
 			t.Errorf("%s: leave says %q with grant %v, want %q", x.name, rule, got, x.leave)
@@ -103,9 +103,9 @@ func TestAdmit(t *testing.T) {
 			p.pairs = []string{"gdpr:central>west", "wide:west>central"}
 		}, grant.NoPair},
 	} {
-		p, g, peer, api := written(), given(), grant.Party{Zone: "emea", Region: "west", Edge: "west-1"}, "orders"
+		p, g, peer, api := written(), given(), grant.Party{Zone: "emea", Region: "west", Process: grant.Process{Edge: "west-1"}}, "orders"
 		x.spoil(&p, &g, &peer, &api)
-		policy, rule := grant.Admit(&g, api, peer, grant.Party{Zone: "emea", Region: "central", Edge: "central-1"}, p)
+		policy, rule := grant.Admit(&g, api, peer, grant.Party{Zone: "emea", Region: "central", Process: grant.Process{Edge: "central-1"}}, p)
 		if rule != x.rule || (policy == "gdpr") != (rule == "") {
 			t.Errorf("%s: admitted under %q, refused by %q, want %q", x.name, policy, rule, x.rule)
 		}
@@ -128,7 +128,7 @@ func TestGrant_Mine(t *testing.T) {
 		{"before the store's recovery", "emea", "west-1", "west", epochs(2, 3), grant.Epoch},
 	} {
 		g := given()
-		if got := g.Mine(x.zone, x.edge, x.region, x.at); got != x.reason {
+		if got := g.Mine(grant.Party{Zone: x.zone, Region: x.region, Process: grant.Process{Edge: x.edge}}, x.at); got != x.reason {
 			t.Errorf("%s: reason %q, want %q", x.name, got, x.reason)
 		}
 	}
@@ -186,7 +186,7 @@ func TestBook_OneOfTwoIsNotEnough(t *testing.T) {
 		b := grant.Open(grant.Past{Edges: map[string]string{"west-1": "west", "west-2": "west"}, Rules: []grant.Life{{To: "central", Lasts: time.Hour}}}, 30*time.Second, asked)
 		hear := func(edge string, after time.Duration) string {
 			now := asked.Add(after)
-			b.Hear(grant.Word{Edge: edge, Region: region, By: "emea-1", Connected: true, Epoch: 1, Index: 9}, now)
+			b.Hear(grant.Word{Process: grant.Process{Edge: edge}, Region: region, By: "emea-1", Connected: true, Epoch: 1, Index: 9}, now)
 			by, _ := b.InForce(shut, ground, now)
 			return by
 		}

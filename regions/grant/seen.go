@@ -10,6 +10,8 @@ import (
 // wall clock that is an hour off changes nothing. An ended grant stays refused although it is forgotten:
 // what a sender's pair was granted before the newest grant seen, and is not remembered, has ended. Before is by
 // place in the zone's log, which each grant moves on: leaders' clocks differ, and a new leader's may be behind.
+// The mark is the name's, not the process's: an older grant of a twin, shown for the first time after a newer one of the
+// other, is refused. A mark for each process would have to be kept for every start there ever was.
 // The zero Seen has seen none.
 type Seen struct{ by map[seenKey][]sighting }
 

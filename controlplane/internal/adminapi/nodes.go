@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -27,6 +28,7 @@ const (
 	statusDisconnected = "disconnected"
 	statusUnknown      = "unknown"
 	statusNack         = "nack"
+	statusTwins        = "twins" // two processes speak as this edge
 )
 
 // ListNodes shows the registry, and of this zone's edges what they have acknowledged. It is asked when things
@@ -83,6 +85,8 @@ func fill(row *adminv1.Node, r *peerv1.EdgeReport) {
 	switch {
 	case !r.GetConnected():
 		row.Status = statusDisconnected
+	case len(r.GetTwins()) > 0:
+		row.Status = statusTwins
 	case r.GetNackReason() != "":
 		row.Status = statusNack
 	default:
@@ -95,6 +99,10 @@ func fill(row *adminv1.Node, r *peerv1.EdgeReport) {
 	row.CertificateExpires, row.ServesAloneUntil = unixTime(st.GetCertificateExpiresUnix()), unixTime(st.GetServesAloneUntilUnix())
 	row.SentinelViolations, row.SentinelLate = st.GetSentinelViolations(), st.GetSentinelLate()
 	row.CertificateSerial, row.Degraded = st.GetCertificateSerial(), st.GetDegraded()
+	if n := len(r.GetTwins()); n > 0 {
+		row.Degraded = append(slices.Clip(row.Degraded), fmt.Sprintf("border: %d machines run as this edge (runs %s), from one disk or its copy; the one that came last may not relay. Stop one, and join a copy under a name of its own",
+			n, strings.Join(r.GetTwins(), ", ")))
+	}
 	if st.GetRelayAddr() != "" {
 		row.RelayAddr = st.GetRelayAddr()
 	}

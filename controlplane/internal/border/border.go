@@ -56,7 +56,7 @@ type Keeper struct {
 // term is what a leader knows only by itself.
 type term struct {
 	book    *grant.Book
-	reports map[string]*peerv1.EdgeReport // the latest of each edge, for people
+	reports map[grant.Process]*peerv1.EdgeReport // the latest of each, for people
 }
 
 // New checks the configuration; nothing runs before Run.
@@ -76,7 +76,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 func (k *Keeper) lead(ctx context.Context) {
-	t := &term{book: grant.Open(k.past(time.Now()), k.cfg.TTL, time.Now()), reports: map[string]*peerv1.EdgeReport{}}
+	t := &term{book: grant.Open(k.past(time.Now()), k.cfg.TTL, time.Now()), reports: map[grant.Process]*peerv1.EdgeReport{}}
 	k.mu.Lock()
 	k.term = t
 	k.mu.Unlock()

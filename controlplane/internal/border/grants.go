@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -46,12 +47,21 @@ func (k *Keeper) past(now time.Time) grant.Past {
 	}
 	if records, err := list[model.GrantRecord](zone, model.PrefixGrant); err == nil {
 		for _, r := range records {
-			x := grant.Record{Edge: r.Edge, Region: r.Region}
+			x := grant.Record{Process: grant.Process{Edge: r.Edge, Incarnation: r.Incarnation}, Region: r.Region}
 			for _, g := range r.Grants {
 				x.Given = append(x.Given, grant.Life{To: g.To, Lasts: time.Duration(g.TTLMS) * time.Millisecond})
 			}
-			for to, ms := range r.EarlierMS {
-				x.Earlier = append(x.Earlier, grant.Life{To: to, Lasts: time.Duration(ms) * time.Millisecond})
+			if r.TakesMS > 0 {
+				x.Given = append(x.Given, grant.Life{To: r.Region, Lasts: time.Duration(r.TakesMS) * time.Millisecond})
+			}
+			earlier := func(incarnation string, left map[string]int64) {
+				for to, ms := range left {
+					x.Earlier = append(x.Earlier, grant.Left{Incarnation: incarnation, Life: grant.Life{To: to, Lasts: time.Duration(ms) * time.Millisecond}})
+				}
+			}
+			earlier(r.Incarnation, r.EarlierMS)
+			for incarnation, left := range r.Others {
+				earlier(incarnation, left)
 			}
 			p.Records = append(p.Records, x)
 		}
@@ -72,6 +82,10 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	if n, ok := registry[edge]; !ok || n.Kind != "edge" || n.Region != region || n.Zone != k.cfg.Zone {
 		return nil, fault.New(fault.Denied, "WITHDRAWN", "edge %s of region %s is not in the node registry; it gets no grant", edge, region)
 	}
+	process := grant.Process{Edge: edge, Incarnation: req.GetIncarnation()}
+	if !process.Reads(req.GetDead()) {
+		return nil, fault.New(fault.Invalid, "INCARNATION_MALFORMED", "edge %s says which run of it this is, and which have ended, in a way that does not read", edge)
+	}
 	if err := k.fresh(zone, req); err != nil {
 		return nil, err
 	}
@@ -85,12 +99,14 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		return nil, err
 	}
 	peers := peersBy(registry)
-	offers := grant.Offers(grant.Noticed(pairs, baseline), region, k.cfg.TTL, func(to string) bool { return len(peers[to]) > 0 })
-	record := model.GrantRecord{Edge: edge, Region: region, GrantedAt: now.UTC()}
+	pairs = grant.Noticed(pairs, baseline)
+	offers := grant.Offers(pairs, region, k.cfg.TTL, func(to string) bool { return len(peers[to]) > 0 })
+	takes := grant.Takes(pairs, region, k.cfg.TTL)
+	record := model.GrantRecord{Edge: edge, Region: region, GrantedAt: now.UTC(), Incarnation: process.Incarnation, TakesMS: takes.Milliseconds()}
 	if record.Relays, record.Refusals, err = told(req); err != nil {
 		return nil, err
 	}
-	if len(offers) == 0 && len(record.Relays) == 0 && len(record.Refusals) == 0 {
+	if len(offers) == 0 && takes == 0 && len(record.Relays) == 0 && len(record.Refusals) == 0 {
 		return &syncv1.RequestGrantsResponse{}, nil
 	}
 	ids := make([]string, len(offers))
@@ -104,22 +120,31 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		k.mu.Unlock()
 		return nil, notLeader()
 	}
-	for _, l := range k.term.book.Give(edge, region, grant.Lives(offers), now).Earlier {
-		if record.EarlierMS == nil {
-			record.EarlierMS = map[string]int64{}
+	k.term.book.Bury(edge, req.GetDead(), now)
+	if elder := k.term.book.Elder(process, now); elder != "" {
+		k.mu.Unlock()
+		return nil, fault.New(fault.Unavailable, "TWIN", "edge %s runs twice: process %q gets nothing while process %q speaks; stop one of the two machines, and give a copy an identity of its own", edge, process.Incarnation, elder)
+	}
+	for _, l := range k.term.book.Give(process, region, grant.Lives(offers), takes, now).Earlier {
+		if l.Incarnation == process.Incarnation {
+			put(&record.EarlierMS, l.To, l.Lasts.Milliseconds())
+			continue
 		}
-		record.EarlierMS[l.To] = l.Lasts.Milliseconds()
+		others := record.Others[l.Incarnation]
+		put(&others, l.To, l.Lasts.Milliseconds())
+		put(&record.Others, l.Incarnation, others)
 	}
 	k.mu.Unlock()
+	last, _ := zone.Get(model.PrefixGrant + edge) // two processes of one name must not write over each other's record
 	result, err := k.cfg.Store.Txn(ctx, group.Txn{
-		Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}},
+		Compares: []group.Compare{{Key: model.KeyPermitted, ModIndex: mod}, {Key: model.PrefixGrant + edge, ModIndex: last.ModIndex}},
 		Ops:      []group.Op{{Key: model.PrefixGrant + edge, Value: model.Encode(record)}},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("log the grants of edge %s: %w", edge, err)
 	}
 	if !result.Succeeded {
-		return nil, fault.New(fault.Unavailable, "RULES_CHANGED", "the border rules changed while edge %s was being granted; ask again", edge)
+		return nil, fault.New(fault.Unavailable, "RULES_CHANGED", "the border rules, or what the edge was granted last, changed while edge %s was being granted; ask again", edge)
 	}
 	if err := k.cfg.Store.VerifyLeader(ctx); err != nil {
 		return nil, err
@@ -128,12 +153,12 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	if err != nil {
 		return nil, err
 	}
-	response := &syncv1.RequestGrantsResponse{}
+	response := &syncv1.RequestGrantsResponse{TakesMs: min(takes, grant.Takes(still, region, k.cfg.TTL)).Milliseconds()}
 	for i, o := range offers {
 		if !o.Confirm(region, still) {
 			continue
 		}
-		g := k.compose(zone, edge, region, ids[i], o, now)
+		g := k.compose(zone, process, region, ids[i], o, now)
 		g.Peers = peers[o.To]
 		payload, err := proto.MarshalOptions{Deterministic: true}.Marshal(g)
 		if err != nil {
@@ -142,6 +167,13 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		response.Grants = append(response.Grants, &syncv1.SignedGrant{Payload: payload, Signature: ed25519.Sign(k.cfg.Signer, append([]byte(grantText), payload...))})
 	}
 	return response, nil
+}
+
+func put[V any](m *map[string]V, key string, v V) {
+	if *m == nil {
+		*m = map[string]V{}
+	}
+	(*m)[key] = v
 }
 
 // fresh refuses an edge that has not applied the newest change of permitted pairs: a stale edge gets nothing
@@ -160,10 +192,10 @@ func (k *Keeper) fresh(zone group.Snapshot, req *syncv1.RequestGrantsRequest) er
 }
 
 // compose writes out the grant that an offer has become.
-func (k *Keeper) compose(zone group.Snapshot, edge, region, id string, o grant.Offer, now time.Time) *syncv1.Grant {
+func (k *Keeper) compose(zone group.Snapshot, p grant.Process, region, id string, o grant.Offer, now time.Time) *syncv1.Grant {
 	a, _, _ := adopted(zone)
 	revision := zone.Revision()
-	return &syncv1.Grant{Id: id, Zone: k.cfg.Zone, Edge: edge, From: region, To: o.To, Policies: o.Policies,
+	return &syncv1.Grant{Id: id, Zone: k.cfg.Zone, Edge: p.Edge, Incarnation: p.Incarnation, From: region, To: o.To, Policies: o.Policies,
 		CatalogEpoch: a.CatalogEpoch, CatalogIndex: a.CatalogIndex, ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index,
 		GrantedUnixMs: now.UnixMilli(), TtlMs: o.TTL.Milliseconds(), OfflineTtlMs: o.OfflineTTL.Milliseconds()}
 }
@@ -197,29 +229,47 @@ func (k *Keeper) Report(edges []*peerv1.EdgeReport) error {
 	}
 	now := time.Now()
 	for _, e := range edges {
-		if k.term.book.Hear(grant.Word{Edge: e.GetEdge(), Region: e.GetRegion(), By: e.GetControl(), Connected: e.GetConnected(),
+		p := grant.Process{Edge: e.GetEdge(), Incarnation: e.GetIncarnation()}
+		if !p.Reads(e.GetDead()) {
+			continue // its node has let it in by mistake: nobody has acknowledged anything
+		}
+		k.term.book.Bury(p.Edge, e.GetDead(), now)
+		for _, incarnation := range e.GetDead() {
+			delete(k.term.reports, grant.Process{Edge: p.Edge, Incarnation: incarnation})
+		}
+		if k.term.book.Hear(grant.Word{Process: p, Region: e.GetRegion(), By: e.GetControl(), Connected: e.GetConnected(), Spoke: e.GetLastSeen().AsTime(),
 			Epoch: e.GetZone().GetEpoch(), Index: e.GetZone().GetIndex()}, now) {
-			k.term.reports[e.GetEdge()] = e
+			k.term.reports[p] = e
+		}
+	}
+	for p := range k.term.reports {
+		if !k.term.book.Known(p) {
+			delete(k.term.reports, p)
 		}
 	}
 	return nil
 }
 
-// Reports returns the latest word of every edge, marking those of whom nobody spoke lately as disconnected.
+// Reports returns the latest word of every edge, marking those of whom nobody spoke lately as disconnected. Of
+// processes of one name a connected one speaks for it.
 func (k *Keeper) Reports() ([]*peerv1.EdgeReport, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.term == nil {
 		return nil, notLeader()
 	}
-	var out []*peerv1.EdgeReport
-	for _, e := range k.term.reports {
-		if e.GetConnected() && !k.term.book.Connected(e.GetEdge(), time.Now()) {
-			e = proto.CloneOf(e)
-			e.Connected = false
+	now := time.Now()
+	best := map[string]*peerv1.EdgeReport{}
+	for p, e := range k.term.reports {
+		e = proto.CloneOf(e)
+		e.Connected = k.term.book.Connected(p, now)
+		e.Twins = k.term.book.Twins(p.Edge, now)
+		old := best[p.Edge]
+		if old == nil || e.Connected && !old.Connected || e.Connected == old.Connected && old.GetLastSeen().AsTime().Before(e.GetLastSeen().AsTime()) {
+			best[p.Edge] = e
 		}
-		out = append(out, e)
 	}
+	out := slices.Collect(maps.Values(best))
 	slices.SortFunc(out, func(a, b *peerv1.EdgeReport) int { return strings.Compare(a.Edge, b.Edge) })
 	return out, nil
 }

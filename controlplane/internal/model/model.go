@@ -414,8 +414,13 @@ type GrantRecord struct {
 	Region    string    `json:"region"`
 	Grants    []Granted `json:"grants"`
 	GrantedAt time.Time `json:"granted_at"`
-	// EarlierMS is how long grants given before these may still last, by target region.
+	// Incarnation is which run of the edge they are for, and TakesMS for how long that may take relays.
+	Incarnation string `json:"incarnation,omitempty"`
+	TakesMS     int64  `json:"takes_ms,omitempty"`
+	// EarlierMS is how long grants given to that run before these may still last, by target region; its own: taking.
 	EarlierMS map[string]int64 `json:"earlier_ms,omitempty"`
+	// Others is the same of other runs, by incarnation.
+	Others map[string]map[string]int64 `json:"others,omitempty"`
 	// Relays and Refusals are what the edge told of itself when it asked.
 	Relays   []RelayMinute   `json:"relays,omitempty"`
 	Refusals []RefusalMinute `json:"refusals,omitempty"`

@@ -20,10 +20,13 @@ type report struct {
 	status                  *syncv1.Status
 	lastSeen                time.Time
 	version                 string
+	incarnation             string
+	dead                    []string
 }
 
 func (r *report) connected(now time.Time, h *syncv1.Hello) {
 	r.lastSeen, r.version, r.nackReason = now, h.Version, ""
+	r.incarnation, r.dead = h.Incarnation, h.Dead
 }
 
 // returned notes what an edge that connects says it holds, and says whether that is less than it had acked.
@@ -66,7 +69,8 @@ func (s *Server) Reports() []*peerv1.EdgeReport {
 		want, r := s.now(e), &e.report
 		out = append(out, &peerv1.EdgeReport{Edge: e.node.Name, Region: e.node.Region, Control: s.cfg.Node, Connected: e.conn != nil,
 			Catalog: wire(r.ackedCatalog), Zone: wire(r.ackedZone), CatalogWant: wire(want.catalog), ZoneWant: wire(want.zone),
-			NackReason: r.nackReason, Status: r.status, LastSeen: timestamppb.New(r.lastSeen), Version: r.version})
+			NackReason: r.nackReason, Status: r.status, LastSeen: timestamppb.New(r.lastSeen), Version: r.version,
+			Incarnation: r.incarnation, Dead: r.dead})
 	}
 	slices.SortFunc(out, func(a, b *peerv1.EdgeReport) int { return strings.Compare(a.Edge, b.Edge) })
 	return out

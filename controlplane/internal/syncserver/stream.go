@@ -13,6 +13,7 @@ import (
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/revision"
 )
@@ -137,6 +138,10 @@ func (s *Server) Subscribe(ctx context.Context, stream *stream) error {
 	return ss.run(requests)
 }
 
+func errReplaced() error {
+	return fault.New(fault.Conflict, "REPLACED", "a newer stream of this edge took over")
+}
+
 func errStopping() error {
 	return fault.New(fault.Unavailable, "STOPPING", "control node is stopping: connect to another one")
 }
@@ -163,6 +168,9 @@ func (s *Server) hello(ctx context.Context, requests <-chan *syncv1.SubscribeReq
 		}
 		if h.Protocol != protocol {
 			return nil, fault.New(fault.Invalid, "PROTOCOL_UNKNOWN", "edge speaks protocol %d, this node %d", h.Protocol, protocol)
+		}
+		if !(grant.Process{Incarnation: h.Incarnation}).Reads(h.Dead) {
+			return nil, fault.New(fault.Invalid, "INCARNATION_MALFORMED", "edge says which run of it this is, and which have ended, in a way that does not read")
 		}
 		return h, nil
 	case <-ctx.Done():
@@ -322,7 +330,7 @@ func (ss *session) run(requests <-chan *syncv1.SubscribeRequest) error {
 			case <-ss.s.stopping:
 				return errStopping()
 			case <-ss.conn.end:
-				return fault.New(fault.Conflict, "REPLACED", "a newer stream of this edge took over")
+				return errReplaced()
 			case m, ok := <-requests:
 				if !ok {
 					return nil
@@ -378,6 +386,10 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.tell()
+	if ss.edge.conn != ss.conn {
+		// What the report says is the newer stream's, which may be another machine's: no word of this one may count for it.
+		return errReplaced()
+	}
 	r := &ss.edge.report
 	r.lastSeen = now
 	switch m := m.Message.(type) {

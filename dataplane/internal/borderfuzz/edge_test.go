@@ -121,7 +121,7 @@ func (e *edge) run(ctx context.Context, t testing.TB, wg *sync.WaitGroup, l net.
 	e.proxy, err = proxy.New(proxy.Config{Region: e.region, Tables: e.tables, Gate: &gate.Gate{Hasher: apikey.NewHasher(e.world.zones[e.zone].pepper), Limits: limit.NewMap()},
 		Monitor: monitor, Grants: e.grants, Relay: e.client, Upstreams: ups, Meter: &e.world.meter, Logger: log, Timeout: 2 * time.Second})
 	must(err)
-	e.server, err = relay.NewServer(relay.ServerConfig{Identity: e.source, Tables: e.tables, Local: e.proxy, Evidence: e.world.judge, Sentinel: e.sentinel, Logger: log})
+	e.server, err = relay.NewServer(relay.ServerConfig{Identity: e.source, Tables: e.tables, Leave: e.grants, Local: e.proxy, Evidence: e.world.judge, Sentinel: e.sentinel, Logger: log})
 	must(err)
 	servers := proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: &tls.Config{}, Logger: log})
 	for _, run := range []func(context.Context) error{e.sentinel.Run, monitor.Run, e.grants.Run, e.client.Run,

@@ -50,7 +50,7 @@ func Verify(t *policy.Table, signed *syncv1.SignedGrant) (*grant.Grant, error) {
 	if err != nil {
 		return nil, fault.New(fault.Internal, grant.Malformed, "keep grant %s: %w", p.Id, err)
 	}
-	g := &grant.Grant{ID: p.Id, Zone: p.Zone, Edge: p.Edge, From: p.From, To: p.To, Policies: p.Policies,
+	g := &grant.Grant{ID: p.Id, Zone: p.Zone, Process: grant.Process{Edge: p.Edge, Incarnation: p.Incarnation}, From: p.From, To: p.To, Policies: p.Policies,
 		Catalog: revision.Revision{Epoch: p.CatalogEpoch, Index: p.CatalogIndex}, Store: revision.Revision{Epoch: p.ZoneEpoch, Index: p.ZoneIndex},
 		TTL: millis(p.TtlMs), OfflineTTL: max(millis(p.TtlMs), millis(p.OfflineTtlMs)), GrantedAt: p.GrantedUnixMs, Signed: raw}
 	for _, peer := range p.Peers {
@@ -76,8 +76,11 @@ type GrantsConfig struct {
 	Requester Requester
 	Tables    *policy.Holder
 	Self      identity.Name
-	Logger    *slog.Logger
-	Every     time.Duration // 0: a third of the shortest grant held, 10 s before there is one
+	// Incarnation is which run of the edge this is, and Dead are earlier ones that have ended. "": a test's.
+	Incarnation string
+	Dead        []string
+	Logger      *slog.Logger
+	Every       time.Duration // 0: a third of the shortest grant held, 10 s before there is one
 }
 
 // Grants holds what this edge may relay, and keeps it fresh.
@@ -110,8 +113,8 @@ func (g *Grants) Changed() <-chan struct{} {
 }
 
 // step takes an answer; only a change of what is held is told.
-func (g *Grants) step(a grant.Answer, given []*grant.Grant) {
-	g.held.Store(g.held.Load().Step(a, given, time.Now()))
+func (g *Grants) step(a grant.Answer, given []*grant.Grant, take grant.Take) {
+	g.held.Store(g.held.Load().Step(a, given, take, time.Now()))
 	if a != grant.Given && a != grant.Denied {
 		return
 	}
@@ -141,8 +144,11 @@ func (g *Grants) Held() []*grant.Grant {
 	return out
 }
 
-// outbound names the pairs this edge could use: a change of it is a reason to ask at once.
-func (g *Grants) outbound(t *policy.Table) string {
+// Takes says whether this edge may take a relay under a grant, by what its own zone's leader has answered it.
+func (g *Grants) Takes(x *grant.Grant) bool { return g.held.Load().Takes(x, time.Now()) }
+
+// pairs names those that this edge could use, in either role: a change of it is a reason to ask at once.
+func (g *Grants) pairs(t *policy.Table) string {
 	seen := map[string]bool{}
 	var names []string
 	for _, host := range t.Hosts() {
@@ -155,6 +161,9 @@ func (g *Grants) outbound(t *policy.Table) string {
 			names = append(names, p+">"+pair.To)
 		}
 	}
+	for _, pair := range t.Inbound() {
+		names = append(names, pair.Policy+"<"+pair.From)
+	}
 	slices.Sort(names)
 	return strings.Join(names, ",")
 }
@@ -164,7 +173,7 @@ func (g *Grants) outbound(t *policy.Table) string {
 func (g *Grants) Run(ctx context.Context) error {
 	for {
 		t := g.cfg.Tables.Load()
-		pairs := g.outbound(t)
+		pairs := g.pairs(t)
 		var err error
 		if pairs != "" || g.cfg.Untold != nil && g.cfg.Untold() {
 			err = g.ask(ctx, t)
@@ -186,7 +195,7 @@ func (g *Grants) wait(ctx context.Context, d time.Duration, pairs string) bool {
 	defer timer.Stop()
 	for {
 		changed := g.cfg.Tables.Changed()
-		if g.outbound(g.cfg.Tables.Load()) != pairs {
+		if g.pairs(g.cfg.Tables.Load()) != pairs {
 			return ctx.Err() == nil
 		}
 		select {
@@ -199,8 +208,11 @@ func (g *Grants) wait(ctx context.Context, d time.Duration, pairs string) bool {
 	}
 }
 
-// lacks says whether a pair of the table has no live grant: the leader may only not have caught up yet.
+// lacks says whether a pair of the table has no live grant, or no leave: the leader may only not have caught up yet.
 func (g *Grants) lacks(t *policy.Table) bool {
+	if len(t.Inbound()) > 0 && g.held.Load().LeaveFor(time.Now()) <= 0 {
+		return true
+	}
 	for _, host := range t.Hosts() {
 		p := t.API(host).Policy
 		for _, pair := range t.Pairs(p, g.cfg.Self.Region) {
@@ -223,7 +235,7 @@ func (g *Grants) every() time.Duration {
 // IsAnswer says whether an error is the zone's own word about its border rules, and not its silence.
 func IsAnswer(err error) bool {
 	switch fault.ReasonOf(err) {
-	case "STALE_TABLE", "RULES_CHANGED", "NOT_ADOPTED":
+	case "STALE_TABLE", "RULES_CHANGED", "NOT_ADOPTED", "TWIN":
 		return true
 	}
 	return false
@@ -237,22 +249,24 @@ func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 	resp, err := g.cfg.Requester.RequestGrants(ctx, &syncv1.RequestGrantsRequest{
 		Catalog: &syncv1.Position{Epoch: catalog.Epoch, Index: catalog.Index, Sum: catalog.Sum[:]},
 		Zone:    &syncv1.Position{Epoch: zone.Epoch, Index: zone.Index, Sum: zone.Sum[:]},
+
+		Incarnation: g.cfg.Incarnation, Dead: g.cfg.Dead,
 	})
 	if err != nil {
 		kind := fault.KindOf(err)
 		switch {
 		case kind == fault.Denied, kind == fault.Unauthenticated:
 			// That is an answer: this edge may relay nothing. Not to be mistaken for silence.
-			g.step(grant.Denied, nil)
+			g.step(grant.Denied, nil, grant.Take{})
 			g.cfg.Logger.Warn("grants denied", "error", err)
 		case IsAnswer(err):
-			g.step(grant.Behind, nil)
-			g.cfg.Logger.Info("grants wait for a newer table", "error", err)
+			g.step(grant.Behind, nil, grant.Take{})
+			g.cfg.Logger.Info("grants wait", "error", err)
 		default:
 			if !g.held.Load().Away() {
 				g.cfg.Logger.Warn("control plane does not answer for grants, offline lifetimes count", "error", err)
 			}
-			g.step(grant.Silent, nil)
+			g.step(grant.Silent, nil, grant.Take{})
 		}
 		return err
 	}
@@ -268,7 +282,7 @@ func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 	if g.held.Load().Away() {
 		g.cfg.Logger.Info("control plane answers for grants again")
 	}
-	g.step(grant.Given, given)
+	g.step(grant.Given, given, grant.Take{Asked: asked, Lasts: millis(resp.TakesMs)})
 	return nil
 }
 
@@ -278,8 +292,9 @@ func (g *Grants) take(t *policy.Table, signed *syncv1.SignedGrant, asked time.Ti
 		return nil, err
 	}
 	self := g.cfg.Self
-	if reason := x.Mine(self.Zone, self.Node, self.Region, at(t)); reason != "" {
-		return nil, fault.New(fault.Denied, reason, "take grant %s: it is for edge %s in region %s of zone %s, epochs %d and %d", x.ID, x.Edge, x.From, x.Zone, x.Catalog.Epoch, x.Store.Epoch)
+	me := grant.Party{Zone: self.Zone, Region: self.Region, Process: grant.Process{Edge: self.Node, Incarnation: g.cfg.Incarnation}}
+	if reason := x.Mine(me, at(t)); reason != "" {
+		return nil, fault.New(fault.Denied, reason, "take grant %s: it is for run %q of edge %s in region %s of zone %s, epochs %d and %d", x.ID, x.Incarnation, x.Edge, x.From, x.Zone, x.Catalog.Epoch, x.Store.Epoch)
 	}
 	x.Asked = asked
 	return x, nil

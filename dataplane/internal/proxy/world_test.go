@@ -288,7 +288,7 @@ func (l *leader) RequestGrants(ctx context.Context, r *syncv1.RequestGrantsReque
 		return nil, err
 	}
 	l.sentinel.Answered(time.Now(), [][]byte{raw})
-	return &syncv1.RequestGrantsResponse{Grants: []*syncv1.SignedGrant{signed}}, nil
+	return &syncv1.RequestGrantsResponse{Grants: []*syncv1.SignedGrant{signed}, TakesMs: 30_000}, nil
 }
 
 func mint(t testing.TB, plan string) (string, table.Object) {
@@ -401,7 +401,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			if r.proxy, err = proxy.New(cfg); err != nil {
 				t.Fatal(err)
 			}
-			srv, err := relay.NewServer(relay.ServerConfig{Identity: source, Tables: r.tables, Local: r.proxy, Evidence: r.evidence, Sentinel: guard, Logger: log})
+			srv, err := relay.NewServer(relay.ServerConfig{Identity: source, Tables: r.tables, Leave: grants, Local: r.proxy, Evidence: r.evidence, Sentinel: guard, Logger: log})
 			if err != nil {
 				t.Fatal(err)
 			}

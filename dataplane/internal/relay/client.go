@@ -25,14 +25,15 @@ type Sentinel interface {
 	Leaves(peer *x509.Certificate, grant []byte, api, home string) error
 }
 
-// ClientConfig of a Client. All but Dial and the durations are required.
+// ClientConfig of a Client. All but Incarnation, Dial and the durations are required.
 type ClientConfig struct {
-	Identity *identity.Source
-	Tables   *policy.Holder
-	Grants   *failover.Grants
-	Evidence Evidence
-	Sentinel Sentinel
-	Logger   *slog.Logger
+	Identity    *identity.Source
+	Incarnation string // which run of the edge this is; "": a test's
+	Tables      *policy.Holder
+	Grants      *failover.Grants
+	Evidence    Evidence
+	Sentinel    Sentinel
+	Logger      *slog.Logger
 
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: a net.Dialer's; TLS and the checks come on top
 
@@ -56,7 +57,8 @@ type Client struct {
 // flight is one relay under way, at either end.
 type flight struct {
 	grant.Flight
-	cut func()
+	grant *grant.Grant // at the receiver: the one that it came under
+	cut   func()
 }
 
 // rules is a table as package grant asks it.
@@ -218,6 +220,7 @@ func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *ht
 		header.Set(HeaderRoute, f.Route.Name)
 	}
 	header.Set(HeaderGrant, base64.StdEncoding.EncodeToString(grant.Signed))
+	header.Set(HeaderIncarnation, c.cfg.Incarnation)
 	header.Set(HeaderRequestID, f.RequestID)
 	header.Set(HeaderHome, c.from)
 	u := *f.URL

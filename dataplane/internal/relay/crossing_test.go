@@ -17,11 +17,11 @@ import (
 // text or bytes of the grant that one of them carries, with the reason. The request itself is what the policy
 // permits to cross; nothing else may, and no free text does.
 var crosses = map[string]string{
-	"HeaderAPI": "catalogue id", "HeaderRoute": "catalogue id", "HeaderGrant": "the grant below", "HeaderPing": "constant", "HeaderHome": "catalogue id",
+	"HeaderAPI": "catalogue id", "HeaderRoute": "catalogue id", "HeaderGrant": "the grant below", "HeaderIncarnation": "random", "HeaderPing": "constant", "HeaderHome": "catalogue id",
 	"HeaderRequestID": "random", "HeaderServed": "catalogue id", "HeaderRefused": "enum: rules of refusal", "HeaderUnsent": "constant",
 
 	"bailiwick.sync.v1.SignedGrant.payload": "Grant", "bailiwick.sync.v1.SignedGrant.signature": "Ed25519",
-	"bailiwick.sync.v1.Grant.id": "random", "bailiwick.sync.v1.Grant.zone": "catalogue id", "bailiwick.sync.v1.Grant.edge": "name of a node",
+	"bailiwick.sync.v1.Grant.id": "random", "bailiwick.sync.v1.Grant.zone": "catalogue id", "bailiwick.sync.v1.Grant.edge": "name of a node", "bailiwick.sync.v1.Grant.incarnation": "random",
 	"bailiwick.sync.v1.Grant.from": "catalogue id", "bailiwick.sync.v1.Grant.to": "catalogue id", "bailiwick.sync.v1.Grant.policies": "catalogue ids",
 	"bailiwick.sync.v1.Peer.edge": "name of a node", "bailiwick.sync.v1.Peer.relay_addr": "address of a node",
 }

@@ -63,7 +63,7 @@ func TestClient_PeerOfAnotherZoneIsNoPeer(t *testing.T) {
 	}
 	tables := &policy.Holder{}
 	tables.Swap(view(t, "eu-central", []string{"eu-west>eu-central"}, []table.Node{westNode}))
-	impostor, err := relay.NewServer(relay.ServerConfig{Identity: b.in.Source(t, "us", "eu-central", identity.Edge, "eu-central-edge-1"), Tables: tables, Local: b.local, Evidence: &evidence{}, Sentinel: b.arrivals, Logger: slog.New(slog.DiscardHandler)})
+	impostor, err := relay.NewServer(relay.ServerConfig{Identity: b.in.Source(t, "us", "eu-central", identity.Edge, "eu-central-edge-1"), Tables: tables, Leave: b, Local: b.local, Evidence: &evidence{}, Sentinel: b.arrivals, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -172,6 +172,7 @@ type border struct {
 	mu               sync.Mutex
 	mint             func() []*syncv1.SignedGrant
 	deny             error
+	noLeave          bool
 	westEdge, centre *identity.Source
 	said             said // by the sentinel
 }
@@ -201,6 +202,13 @@ func (b *border) RequestGrants(context.Context, *syncv1.RequestGrantsRequest) (*
 	}
 	b.sentinel.Answered(asked, signed)
 	return &syncv1.RequestGrantsResponse{Grants: grants}, nil
+}
+
+// Takes is eu-central's leave, which it has as long as the control plane does not deny it.
+func (b *border) Takes(*grant.Grant) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return !b.noLeave
 }
 
 func (b *border) grant() *syncv1.Grant {
@@ -261,7 +269,7 @@ func newBorderOver(t testing.TB, truth, truthThere *policy.Holder, l net.Listene
 	if b.arrivals, err = sentinel.New(sentinel.Config{Tables: truthThere, Zone: "emea", Region: "eu-central", Edge: "eu-central-edge-1", Logger: slog.New(slog.NewTextHandler(&b.said, nil))}); err != nil {
 		t.Fatal(err)
 	}
-	if b.server, err = relay.NewServer(relay.ServerConfig{Identity: b.centre, Tables: b.central, Local: b.local, Evidence: b.refused, Sentinel: b.arrivals, Logger: log}); err != nil {
+	if b.server, err = relay.NewServer(relay.ServerConfig{Identity: b.centre, Tables: b.central, Leave: b, Local: b.local, Evidence: b.refused, Sentinel: b.arrivals, Logger: log}); err != nil {
 		t.Fatal(err)
 	}
 	grants, err := failover.NewGrants(failover.GrantsConfig{Requester: b, Tables: b.west, Self: b.westEdge.Name(), Logger: log})
@@ -504,6 +512,11 @@ func TestRelay_CutsWithinASecond(t *testing.T) {
 		{"edge removed from the receiver's registry", func(b *border) {
 			b.central.Swap(view(b.t, "eu-central", []string{"eu-west>eu-central"}, nil))
 		}},
+		{"the receiver's leave to take relays ended", func(b *border) {
+			b.mu.Lock()
+			b.noLeave = true
+			b.mu.Unlock()
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := newBorder(t)
@@ -534,7 +547,7 @@ func TestRelay_CutsWithinASecond(t *testing.T) {
 			if d := time.Since(began); d > time.Second {
 				t.Errorf("cut after %v, want within 1 s", d)
 			}
-			if c.name != "edge removed from the receiver's registry" {
+			if strings.HasSuffix(c.name, "'s table") {
 				eventually(t, time.Second, "the cut in the status", func() bool {
 					return slices.Contains(append(b.client.CutPairs(), b.server.CutPairs()...), "eu-west>eu-central")
 				})

@@ -37,10 +37,16 @@ type Local interface {
 	ServeRelayed(w http.ResponseWriter, r *http.Request, in Inbound)
 }
 
+// Leave says whether this edge may take a relay under a grant now, by what its own zone's leader told it.
+type Leave interface {
+	Takes(g *grant.Grant) bool
+}
+
 // ServerConfig of a Server. All fields are required.
 type ServerConfig struct {
 	Identity *identity.Source
 	Tables   *policy.Holder
+	Leave    Leave
 	Local    Local
 	Evidence Evidence
 	Sentinel Arrivals
@@ -66,8 +72,8 @@ type Server struct {
 
 // NewServer makes a server; Serve it.
 func NewServer(cfg ServerConfig) (*Server, error) {
-	if cfg.Identity == nil || cfg.Tables == nil || cfg.Local == nil || cfg.Evidence == nil || cfg.Sentinel == nil || cfg.Logger == nil {
-		return nil, errors.New("relay: a server needs Identity, Tables, Local, Evidence, Sentinel and Logger")
+	if cfg.Identity == nil || cfg.Tables == nil || cfg.Leave == nil || cfg.Local == nil || cfg.Evidence == nil || cfg.Sentinel == nil || cfg.Logger == nil {
+		return nil, errors.New("relay: a server needs Identity, Tables, Leave, Local, Evidence, Sentinel and Logger")
 	}
 	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(cfg.Evidence), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
 }
@@ -155,7 +161,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	in, policyName, rule, err := s.admit(t, peer, r)
+	in, g, policyName, rule, err := s.admit(t, peer, r)
 	if rule != "" {
 		s.refuse(w, r, rule, peer, err)
 		return
@@ -166,7 +172,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
 	var ending sync.Mutex // covers over; a response may not be touched once its handler has returned
 	over := false
-	f := &flight{Flight: grant.Flight{Zone: in.API.Zone, API: in.API.Name, Policy: policyName, From: peer.Region, To: s.self.Region, Peer: peer.Node}, cut: func() {
+	f := &flight{Flight: grant.Flight{Zone: in.API.Zone, API: in.API.Name, Policy: policyName, From: peer.Region, To: s.self.Region, Peer: peer.Node}, grant: g, cut: func() {
 		ending.Lock()
 		defer ending.Unlock()
 		if over { // it ended by itself while the sweep went on
@@ -190,7 +196,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ending.Unlock()
 	}()
 	// Once more, now that a sweep would find the flight.
-	if t := s.cfg.Tables.Load(); !f.Stands(rules{t}) || s.registered(t, peer) != "" {
+	if t := s.cfg.Tables.Load(); !f.Stands(rules{t}) || !s.cfg.Leave.Takes(g) || s.registered(t, peer) != "" {
 		s.refuse(w, r, RulePair, peer, nil)
 		return
 	}
@@ -212,40 +218,42 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // admit is the receiver's half of the decision, from the peer's certificate, its grant and the own table. It
 // reads headers only.
-func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in Inbound, policyName, rule string, err error) {
+func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in Inbound, g *grant.Grant, policyName, rule string, err error) {
 	if r.Header.Get(HeaderHome) != peer.Region {
-		return in, "", RuleHop, nil
+		return in, nil, "", RuleHop, nil
 	}
 	raw, err := base64.StdEncoding.DecodeString(r.Header.Get(HeaderGrant))
 	if err != nil || len(raw) == 0 || len(raw) > 64<<10 {
-		return in, "", grant.Malformed, err
+		return in, nil, "", grant.Malformed, err
 	}
 	var signed syncv1.SignedGrant
 	if err := proto.Unmarshal(raw, &signed); err != nil {
-		return in, "", grant.Malformed, err
+		return in, nil, "", grant.Malformed, err
 	}
-	g, err := failover.Verify(t, &signed)
-	if err != nil {
-		return in, "", fault.ReasonOf(err), err
+	if g, err = failover.Verify(t, &signed); err != nil {
+		return in, nil, "", fault.ReasonOf(err), err
 	}
-	shown := grant.Party{Zone: peer.Zone, Region: peer.Region, Edge: peer.Node}
-	here := grant.Party{Zone: s.self.Zone, Region: s.self.Region, Edge: s.self.Node}
+	shown := grant.Party{Zone: peer.Zone, Region: peer.Region, Process: grant.Process{Edge: peer.Node, Incarnation: r.Header.Get(HeaderIncarnation)}}
+	here := grant.Party{Zone: s.self.Zone, Region: s.self.Region}
 	if _, rule := grant.Admit(g, r.Header.Get(HeaderAPI), shown, here, rules{t}); rule != "" {
-		return in, "", rule, nil
+		return in, nil, "", rule, nil
 	}
 	api := t.APIOf(g.Zone, r.Header.Get(HeaderAPI))
+	if !s.cfg.Leave.Takes(g) {
+		return in, nil, "", grant.NoLeave, nil
+	}
 	if !s.ages.fresh(g) {
-		return in, "", grant.Expired, nil
+		return in, nil, "", grant.Expired, nil
 	}
 	route, match := api.Route(r.Method, r.URL.Path)
 	if match != policy.RouteFound && !api.Foreign {
-		return in, "", RuleAPI, nil
+		return in, nil, "", RuleAPI, nil
 	}
 	id := r.Header.Get(HeaderRequestID)
 	if len(id) > 64 {
-		return in, "", RuleMalformed, nil
+		return in, nil, "", RuleMalformed, nil
 	}
-	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id}, api.Policy, "", nil
+	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id}, g, api.Policy, "", nil
 }
 
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, rule string, peer identity.Name, err error) {
@@ -262,8 +270,8 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, rule string, pee
 	w.Write(body)
 }
 
-// Enforce cuts at once what the newest table does not permit: flights, then sessions of peers that may relay
-// nothing any more. Run calls it; whoever acknowledges a table calls it before.
+// Enforce cuts at once what the newest table and the own leave do not permit: flights, then sessions of peers that may
+// relay nothing any more. Run calls it; whoever acknowledges a table calls it before.
 func (s *Server) Enforce() {
 	t := s.cfg.Tables.Load()
 	in := inbound(t)
@@ -279,7 +287,7 @@ func (s *Server) Enforce() {
 	var gone []net.Conn
 	s.mu.Lock()
 	for f := range s.flights {
-		if !f.Stands(rules{t}) || !known(f.Peer, f.From) {
+		if !f.Stands(rules{t}) || !known(f.Peer, f.From) || !s.cfg.Leave.Takes(f.grant) {
 			cut = append(cut, f)
 		}
 	}
@@ -309,7 +317,7 @@ func (s *Server) Enforce() {
 }
 
 func (s *Server) enforceUntil(ctx context.Context) {
-	tick := time.NewTicker(500 * time.Millisecond) // a second line: a swap wakes it at once
+	tick := time.NewTicker(500 * time.Millisecond) // a swap wakes it at once; the leave to take relays ends by time
 	defer tick.Stop()
 	for {
 		changed := s.cfg.Tables.Changed()

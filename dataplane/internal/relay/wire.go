@@ -21,16 +21,17 @@ import (
 
 // Headers between two edges. They are stripped from what clients and upstreams send.
 const (
-	HeaderAPI       = "Bailiwick-Relay-Api"   // name of the API in the home zone
-	HeaderRoute     = "Bailiwick-Relay-Route" // for the peer's logs; it matches by itself
-	HeaderGrant     = "Bailiwick-Relay-Grant" // base64 of the syncv1.SignedGrant
-	HeaderPing      = "Bailiwick-Relay-Ping"  // a sign of life, nothing else
-	HeaderHome      = "Bailiwick-Home"        // region that accepted the request
-	HeaderRequestID = "Bailiwick-Request-Id"
-	HeaderServed    = "Bailiwick-Served"  // region whose upstream answered
-	HeaderRefused   = "Bailiwick-Refused" // the rule that forbade it
-	HeaderUnsent    = "Bailiwick-Unsent"  // no upstream got a byte of this request: it may be sent elsewhere
-	Prefix          = "Bailiwick-"
+	HeaderAPI         = "Bailiwick-Relay-Api"         // name of the API in the home zone
+	HeaderRoute       = "Bailiwick-Relay-Route"       // for the peer's logs; it matches by itself
+	HeaderGrant       = "Bailiwick-Relay-Grant"       // base64 of the syncv1.SignedGrant
+	HeaderIncarnation = "Bailiwick-Relay-Incarnation" // which run of the sending edge this is
+	HeaderPing        = "Bailiwick-Relay-Ping"        // a sign of life, nothing else
+	HeaderHome        = "Bailiwick-Home"              // region that accepted the request
+	HeaderRequestID   = "Bailiwick-Request-Id"
+	HeaderServed      = "Bailiwick-Served"  // region whose upstream answered
+	HeaderRefused     = "Bailiwick-Refused" // the rule that forbade it
+	HeaderUnsent      = "Bailiwick-Unsent"  // no upstream got a byte of this request: it may be sent elsewhere
+	Prefix            = "Bailiwick-"
 )
 
 // Rules of refusal beyond those of failover's grants: stable names.

@@ -39,6 +39,9 @@ type Config struct {
 	SigningKey ed25519.PublicKey // required: the zone's
 	Holder     *policy.Holder    // required: where the table is put in force
 
+	Incarnation string   // which run of the edge this is; "": a test's
+	Dead        []string // earlier runs that have certainly ended
+
 	Status     func() *syncv1.Status                                                                                // what to report; nil: nothing
 	Rows       func(ctx context.Context, wanted *syncv1.RowsWanted, tell func(*syncv1.TellRowsRequest) error) error // hands out rows of relays; nil: this edge has none
 	Checkpoint func(from int64, note []byte, proof [][]byte) error                                                  // takes heads of the zone's log, and reports what it refuses itself; nil: they are not looked at

@@ -595,6 +595,9 @@ type EdgeReport struct {
 	Status        *v1.Status             `protobuf:"bytes,10,opt,name=status,proto3" json:"status,omitempty"`
 	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
 	Version       string                 `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`
+	Incarnation   string                 `protobuf:"bytes,13,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // which run of the edge it is; empty: a program from before
+	Dead          []string               `protobuf:"bytes,14,rep,name=dead,proto3" json:"dead,omitempty"`               // earlier runs that have ended, by its own word
+	Twins         []string               `protobuf:"bytes,15,rep,name=twins,proto3" json:"twins,omitempty"`             // by the leader: runs of this edge that are alive at once, if more than one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -711,6 +714,27 @@ func (x *EdgeReport) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *EdgeReport) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *EdgeReport) GetDead() []string {
+	if x != nil {
+		return x.Dead
+	}
+	return nil
+}
+
+func (x *EdgeReport) GetTwins() []string {
+	if x != nil {
+		return x.Twins
+	}
+	return nil
 }
 
 type ReportEdgesRequest struct {
@@ -2073,7 +2097,7 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12A\n" +
 	"\arequest\x18\x03 \x01(\v2'.bailiwick.sync.v1.RequestGrantsRequestR\arequest\"X\n" +
 	"\x10GrantForResponse\x12D\n" +
-	"\bresponse\x18\x01 \x01(\v2(.bailiwick.sync.v1.RequestGrantsResponseR\bresponse\"\xf9\x03\n" +
+	"\bresponse\x18\x01 \x01(\v2(.bailiwick.sync.v1.RequestGrantsResponseR\bresponse\"\xc5\x04\n" +
 	"\n" +
 	"EdgeReport\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
@@ -2089,7 +2113,10 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x06status\x18\n" +
 	" \x01(\v2\x19.bailiwick.sync.v1.StatusR\x06status\x127\n" +
 	"\tlast_seen\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x18\n" +
-	"\aversion\x18\f \x01(\tR\aversion\"I\n" +
+	"\aversion\x18\f \x01(\tR\aversion\x12 \n" +
+	"\vincarnation\x18\r \x01(\tR\vincarnation\x12\x12\n" +
+	"\x04dead\x18\x0e \x03(\tR\x04dead\x12\x14\n" +
+	"\x05twins\x18\x0f \x03(\tR\x05twins\"I\n" +
 	"\x12ReportEdgesRequest\x123\n" +
 	"\x05edges\x18\x01 \x03(\v2\x1d.bailiwick.peer.v1.EdgeReportR\x05edges\"\x15\n" +
 	"\x13ReportEdgesResponse\"\x14\n" +

@@ -203,8 +203,12 @@ type Hello struct {
 	Protocol uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"` // 1
 	Version  string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	// What the edge holds. Absent on a first start: a snapshot follows.
-	Catalog       *Position `protobuf:"bytes,3,opt,name=catalog,proto3" json:"catalog,omitempty"`
-	Zone          *Position `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	Catalog *Position `protobuf:"bytes,3,opt,name=catalog,proto3" json:"catalog,omitempty"`
+	Zone    *Position `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Which run of the edge this is: drawn at its start, so that two machines with one identity are told apart. Empty: a
+	// program from before.
+	Incarnation   string   `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Dead          []string `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"` // earlier runs that have certainly ended, at most 16
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -263,6 +267,20 @@ func (x *Hello) GetCatalog() *Position {
 func (x *Hello) GetZone() *Position {
 	if x != nil {
 		return x.Zone
+	}
+	return nil
+}
+
+func (x *Hello) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *Hello) GetDead() []string {
+	if x != nil {
+		return x.Dead
 	}
 	return nil
 }
@@ -1268,6 +1286,8 @@ type RequestGrantsRequest struct {
 	// What the edge did since it last told, for the zone's Merkle log. Repeated until it is answered.
 	Relays        []*RelayMinute   `protobuf:"bytes,3,rep,name=relays,proto3" json:"relays,omitempty"`
 	Refusals      []*RefusalMinute `protobuf:"bytes,4,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	Incarnation   string           `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // as in Hello
+	Dead          []string         `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1326,6 +1346,20 @@ func (x *RequestGrantsRequest) GetRelays() []*RelayMinute {
 func (x *RequestGrantsRequest) GetRefusals() []*RefusalMinute {
 	if x != nil {
 		return x.Refusals
+	}
+	return nil
+}
+
+func (x *RequestGrantsRequest) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *RequestGrantsRequest) GetDead() []string {
+	if x != nil {
+		return x.Dead
 	}
 	return nil
 }
@@ -1707,6 +1741,7 @@ func (x *RefusalMinute) GetSample() string {
 type RequestGrantsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Grants        []*SignedGrant         `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"`
+	TakesMs       int64                  `protobuf:"varint,2,opt,name=takes_ms,json=takesMs,proto3" json:"takes_ms,omitempty"` // for so long after it asked the edge may take relays for its region; 0: it may not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1746,6 +1781,13 @@ func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
 		return x.Grants
 	}
 	return nil
+}
+
+func (x *RequestGrantsResponse) GetTakesMs() int64 {
+	if x != nil {
+		return x.TakesMs
+	}
+	return 0
 }
 
 type SignedGrant struct {
@@ -1816,6 +1858,7 @@ type Grant struct {
 	TtlMs         int64                  `protobuf:"varint,12,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
 	OfflineTtlMs  int64                  `protobuf:"varint,13,opt,name=offline_ttl_ms,json=offlineTtlMs,proto3" json:"offline_ttl_ms,omitempty"` // how long it lasts when the control plane cannot be reached; >= ttl
 	Peers         []*Peer                `protobuf:"bytes,14,rep,name=peers,proto3" json:"peers,omitempty"`
+	Incarnation   string                 `protobuf:"bytes,15,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // of the edge, as it asked
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1948,6 +1991,13 @@ func (x *Grant) GetPeers() []*Peer {
 	return nil
 }
 
+func (x *Grant) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
 type Peer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
@@ -2014,12 +2064,14 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x03ack\x18\x02 \x01(\v2\x16.bailiwick.sync.v1.AckH\x00R\x03ack\x12-\n" +
 	"\x04nack\x18\x03 \x01(\v2\x17.bailiwick.sync.v1.NackH\x00R\x04nack\x123\n" +
 	"\x06status\x18\x04 \x01(\v2\x19.bailiwick.sync.v1.StatusH\x00R\x06statusB\t\n" +
-	"\amessage\"\xa5\x01\n" +
+	"\amessage\"\xdb\x01\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x125\n" +
 	"\acatalog\x18\x03 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
-	"\x04zone\x18\x04 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\"m\n" +
+	"\x04zone\x18\x04 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12 \n" +
+	"\vincarnation\x18\x05 \x01(\tR\vincarnation\x12\x12\n" +
+	"\x04dead\x18\x06 \x03(\tR\x04dead\"m\n" +
 	"\x03Ack\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\"\xc3\x01\n" +
@@ -2100,12 +2152,14 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x10checkpoint_proof\x18\x05 \x03(\fR\x0fcheckpointProof\x12'\n" +
 	"\x0fcheckpoint_from\x18\x06 \x01(\x03R\x0echeckpointFrom\"#\n" +
 	"\tWithdrawn\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xf4\x01\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xaa\x02\n" +
 	"\x14RequestGrantsRequest\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x126\n" +
 	"\x06relays\x18\x03 \x03(\v2\x1e.bailiwick.sync.v1.RelayMinuteR\x06relays\x12<\n" +
-	"\brefusals\x18\x04 \x03(\v2 .bailiwick.sync.v1.RefusalMinuteR\brefusals\"\xc9\x01\n" +
+	"\brefusals\x18\x04 \x03(\v2 .bailiwick.sync.v1.RefusalMinuteR\brefusals\x12 \n" +
+	"\vincarnation\x18\x05 \x01(\tR\vincarnation\x12\x12\n" +
+	"\x04dead\x18\x06 \x03(\tR\x04dead\"\xc9\x01\n" +
 	"\vRelayMinute\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
@@ -2135,12 +2189,13 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x04 \x01(\tR\x02to\x12\x14\n" +
 	"\x05count\x18\x05 \x01(\x03R\x05count\x12\x16\n" +
-	"\x06sample\x18\x06 \x01(\tR\x06sample\"O\n" +
+	"\x06sample\x18\x06 \x01(\tR\x06sample\"j\n" +
 	"\x15RequestGrantsResponse\x126\n" +
-	"\x06grants\x18\x01 \x03(\v2\x1e.bailiwick.sync.v1.SignedGrantR\x06grants\"E\n" +
+	"\x06grants\x18\x01 \x03(\v2\x1e.bailiwick.sync.v1.SignedGrantR\x06grants\x12\x19\n" +
+	"\btakes_ms\x18\x02 \x01(\x03R\atakesMs\"E\n" +
 	"\vSignedGrant\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\x9b\x03\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xbd\x03\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04zone\x18\x02 \x01(\tR\x04zone\x12\x12\n" +
@@ -2158,7 +2213,8 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x0fgranted_unix_ms\x18\v \x01(\x03R\rgrantedUnixMs\x12\x15\n" +
 	"\x06ttl_ms\x18\f \x01(\x03R\x05ttlMs\x12$\n" +
 	"\x0eoffline_ttl_ms\x18\r \x01(\x03R\fofflineTtlMs\x12-\n" +
-	"\x05peers\x18\x0e \x03(\v2\x17.bailiwick.sync.v1.PeerR\x05peers\"9\n" +
+	"\x05peers\x18\x0e \x03(\v2\x17.bailiwick.sync.v1.PeerR\x05peers\x12 \n" +
+	"\vincarnation\x18\x0f \x01(\tR\vincarnation\"9\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x1d\n" +
 	"\n" +
