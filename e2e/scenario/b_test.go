@@ -85,16 +85,18 @@ func upstreamDies(t *testing.T, s *harness.Sandbox, how death) {
 	case by503:
 		s.Fail("eu-west", 0)
 	}
-	comesHome(t, s, key)
+	comesHome(t, s, key, "eu-west")
 }
 
-// comesHome waits for traffic to return to its own region.
-func comesHome(t *testing.T, s *harness.Sandbox, key string) {
+// comesHome waits for traffic to return to its own region, in each of the regions, and stay there.
+func comesHome(t *testing.T, s *harness.Sandbox, key string, regions ...string) {
 	t.Helper()
 	took := within(t, time.Now(), backHome, "traffic returns home", func() error {
 		for range 5 { // a ramp sends some home before all
-			if err := ok(s.Get("eu-west", key), "eu-west"); err != nil {
-				return err
+			for _, region := range regions {
+				if err := ok(s.Get(region, key), region); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
@@ -127,7 +129,10 @@ func bothUpstreamsDie(t *testing.T, s *harness.Sandbox) {
 		t.Errorf("a us request at home: %v, counted %d: the counters above would have seen nothing", err, usCounts(s)-us)
 	}
 	s.ActAll("start", "orders@eu-west", "orders@eu-central")
-	comesHome(t, s, key)
+	// Each serves its own as the last resort, and after a second of that for good: neither sends them to the other.
+	comesHome(t, s, key, "eu-west", "eu-central")
+	time.Sleep(2 * time.Second)
+	comesHome(t, s, key, "eu-west", "eu-central")
 	s.Settle()
 }
 
@@ -184,7 +189,7 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	case by503:
 		west.Break(false)
 	}
-	comesHome(t, s, key)
+	comesHome(t, s, key, "eu-west")
 
 	sent := load.Sent.Load()
 	t.Logf("%s: %d of %d failed, %d of %d GETs among them %v; served %v", how, failed, sent, getsFailed, gets, reasons, served)

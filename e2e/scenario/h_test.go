@@ -150,5 +150,5 @@ func relayed(t *testing.T, s *harness.Sandbox, key string) {
 	s.Fail("eu-west", http.StatusServiceUnavailable)
 	within(t, time.Now(), 5*time.Second, "relay", func() error { return ok(s.Get("eu-west", key), "eu-central", "eu-south") })
 	s.Fail("eu-west", 0)
-	comesHome(t, s, key)
+	comesHome(t, s, key, "eu-west")
 }

@@ -33,6 +33,8 @@ type Config struct {
 	EjectAfter    int           // 0: 3 failed outcomes in a row
 	GoodFor       time.Duration // 0: 10 s of good probes before a target returns
 	Ramp          time.Duration // 0: 3 s; with GoodFor and a probe interval below 15 s in all
+	HomeAnswers   int           // 0: 10 answers in a row as the last resort, and
+	HomeFor       time.Duration // 0: 1 s of them, after which a target is home without waiting for GoodFor
 	LivenessWait  time.Duration // 0: 50 ms; what a request waits at most for proof of life
 	StallFloor    time.Duration // 0: 50 ms; below that no silence is a stall
 	ProofFor      time.Duration // 0: 20 ms; how old proof of life may be before a request that cannot be repeated
@@ -52,9 +54,13 @@ func (c *Config) Validate() error {
 	def(&c.ProbeInterval, time.Second)
 	def(&c.GoodFor, 10*time.Second)
 	def(&c.Ramp, 3*time.Second)
+	def(&c.HomeFor, time.Second)
 	def(&c.LivenessWait, 50*time.Millisecond)
 	def(&c.StallFloor, 50*time.Millisecond)
 	def(&c.ProofFor, 20*time.Millisecond)
+	if c.HomeAnswers <= 0 {
+		c.HomeAnswers = 10
+	}
 	if c.EjectAfter <= 0 {
 		c.EjectAfter = 3
 	}
@@ -62,5 +68,5 @@ func (c *Config) Validate() error {
 }
 
 func (c *Config) timing() Timing {
-	return Timing{EjectAfter: c.EjectAfter, GoodFor: c.GoodFor, Ramp: c.Ramp}
+	return Timing{EjectAfter: c.EjectAfter, GoodFor: c.GoodFor, Ramp: c.Ramp, HomeAnswers: c.HomeAnswers, HomeFor: c.HomeFor}
 }

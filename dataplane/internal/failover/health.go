@@ -37,6 +37,9 @@ type State struct {
 	Fails   int           // failed outcomes in a row
 	Good    bool          // the last probe was good
 	GoodFor time.Duration // Ejected: when the unbroken run of good probes began
+
+	Answers      int           // Ejected: answered in a row while its probes are good, as the last resort
+	AnswersSince time.Duration // when the first of them came
 }
 
 // Timing of the state machine; see Config for what each costs.
@@ -44,23 +47,37 @@ type Timing struct {
 	EjectAfter int           // failed outcomes in a row
 	GoodFor    time.Duration // unbroken good probes before an ejected target returns
 	Ramp       time.Duration // over which a returning one takes back its share
+
+	// An ejected target that is used as the last resort, since no pair takes anything, is home again after so many
+	// answers in a row over so long: its traffic is there already, and would only go away and come back.
+	HomeAnswers int
+	HomeFor     time.Duration
 }
 
 // Step is the whole state machine: pure, so that its test is a table.
 func Step(s State, e Event, now time.Duration, t Timing) State {
 	to := func(p Phase) {
 		if s.Phase != p {
-			s.Phase, s.Since = p, now
+			s.Phase, s.Since, s.Answers = p, now, 0
 		}
 	}
 	switch e {
 	case Answered:
 		s.Fails = 0
-		if s.Phase == Suspect {
+		switch {
+		case s.Phase == Suspect:
 			to(Healthy)
+		case s.Phase == Ejected && s.Good:
+			if s.Answers == 0 {
+				s.AnswersSince = now
+			}
+			if s.Answers++; s.Answers >= t.HomeAnswers && now-s.AnswersSince >= t.HomeFor {
+				to(Healthy)
+			}
 		}
 	case Failed, Unavailable:
 		s.Fails++
+		s.Answers = 0
 		switch {
 		case s.Fails >= t.EjectAfter, s.Phase == Returning && e == Failed:
 			to(Ejected)
@@ -88,7 +105,7 @@ func Step(s State, e Event, now time.Duration, t Timing) State {
 			s.Fails = 0
 		}
 	case ProbeBad:
-		s.Good = false
+		s.Good, s.Answers = false, 0
 		to(Ejected)
 	}
 	if s.Phase == Returning && now-s.Since >= t.Ramp {

@@ -7,7 +7,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 )
 
-var timing = failover.Timing{EjectAfter: 3, GoodFor: 10 * time.Second, Ramp: 3 * time.Second}
+var timing = failover.Timing{EjectAfter: 3, GoodFor: 10 * time.Second, Ramp: 3 * time.Second, HomeAnswers: 4, HomeFor: time.Second}
 
 func TestStep_Table(t *testing.T) {
 	const (
@@ -37,6 +37,11 @@ func TestStep_Table(t *testing.T) {
 		{"ten seconds of good probes do", []at{{B, s}, {G, 2 * s}, {G, 12 * s}}, failover.Returning},
 		{"a bad one starts over", []at{{B, s}, {G, 2 * s}, {B, 8 * s}, {G, 9 * s}, {G, 13 * s}}, failover.Ejected},
 		{"an answer does not", []at{{B, s}, {A, 2 * s}, {A, 20 * s}}, failover.Ejected},
+		{"answers of a last resort bring it home", []at{{B, s}, {G, 2 * s}, {A, 2 * s}, {A, 2 * s}, {A, 2 * s}, {A, 3 * s}}, failover.Healthy},
+		{"not in a burst", []at{{B, s}, {G, 2 * s}, {A, 2 * s}, {A, 2 * s}, {A, 2 * s}, {A, 2 * s}, {A, 2 * s}}, failover.Ejected},
+		{"not with a failure between", []at{{B, s}, {G, 2 * s}, {A, 2 * s}, {A, 2 * s}, {U, 2 * s}, {A, 3 * s}, {A, 3 * s}, {A, 4 * s}}, failover.Ejected},
+		{"not without a good probe", []at{{B, s}, {A, 2 * s}, {A, 2 * s}, {A, 2 * s}, {A, 3 * s}, {A, 4 * s}}, failover.Ejected},
+		{"not of before a bad probe", []at{{B, s}, {G, 2 * s}, {A, 2 * s}, {A, 2 * s}, {A, 2 * s}, {B, 3 * s}, {G, 3 * s}, {A, 3 * s}}, failover.Ejected},
 		{"a failed last resort does", []at{{B, s}, {G, 2 * s}, {F, 8 * s}, {G, 9 * s}, {G, 13 * s}}, failover.Ejected},
 		{"a failure while returning", []at{{B, s}, {G, 2 * s}, {G, 12 * s}, {F, 13 * s}}, failover.Ejected},
 		{"the ramp ends by time", []at{{B, s}, {G, 2 * s}, {G, 12 * s}, {T, 15 * s}}, failover.Healthy},
