@@ -188,7 +188,7 @@ func (o *Offline) Restore(r Restoring, now time.Time) (record model.Recovery, as
 		}
 	}
 	got, err := raftgroup.Restore(raftgroup.Config{Group: info.Group, Node: o.name.Node, Dir: filepath.Join(o.Dir, dirs[0])},
-		raftgroup.Captured{Entry: info.Entry, Term: info.Term, Incarnation: info.Incarnation}, io.LimitReader(body, info.State), open, now)
+		o.server, raftgroup.Captured{Entry: info.Entry, Term: info.Term, Incarnation: info.Incarnation}, io.LimitReader(body, info.State), open, now)
 	if err != nil {
 		return record, aside, err
 	}

@@ -199,6 +199,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "sinks", Run: n.runSinks, Why: "they are fed from the ledger's outbox"},
 		{Name: "ledger days", Run: n.days.Run, Why: "closing a day commits through the ledger"},
 		{Name: "registry", Run: n.followRegistry, Why: "withdrawn nodes must be cut as long as any door is open"},
+		{Name: "members", Run: n.steerGroups, Why: "it reads the registry and changes groups that this node leads"},
 		{Name: "border", Run: n.keeper.Run, Why: "grants are given through sync"},
 		{Name: "evidence", Run: n.evidence.Run, Why: "it follows the zone store, and what stands above it is what it records"},
 		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},

@@ -46,7 +46,7 @@ func (n *Node) openEvidence(ca *pki.CA) error {
 func (n *Node) leavesOfOthers(ctx context.Context, from int64) (evidence.Piece, error) {
 	var errs []error
 	var best evidence.Piece
-	for _, c := range n.in.InZone(n.self.Zone) {
+	for _, c := range n.zoneNodes(n.self.Zone) {
 		if c.Name == n.self.Name {
 			continue
 		}

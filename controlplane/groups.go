@@ -53,11 +53,8 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	n.source.RefuseOlder(n.since)
 	handler := http.NewServeMux()
 	n.mux, err = peer.New(peer.Config{Listener: tcp, Source: n.source, Handler: n.registeredOnly(handler), Logger: n.log,
-		Resolve: func(node string) (string, bool) {
-			c, ok := n.in.Control(node)
-			return c.Peer, ok
-		},
-		Allow: n.allow,
+		Resolve: n.resolve,
+		Allow:   n.allow,
 		Farewell: func(name identity.Name) error {
 			if name.Kind == identity.Edge && name.Zone == n.self.Zone {
 				return nil
@@ -104,7 +101,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		return err
 	}
 	n.enroll, err = pki.NewEnroll(pki.EnrollConfig{CA: ca, Secrets: n.secrets, Installation: n.in, RootsPEM: n.source.RootsPEM(),
-		Catalog: n.catalog, ZoneStore: n.store, Allow: n.allow, Logger: n.log})
+		Catalog: n.catalog, ZoneStore: n.store, Allow: n.allow, Dir: filepath.Join(n.cfg.Dir, "identity"), Incarnations: n.incarnations, Logger: n.log})
 	if err != nil {
 		return err
 	}
@@ -112,11 +109,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		return err
 	}
 	n.central = newCentral(n)
-	var members []string
-	for _, c := range n.in.InZone(n.self.Zone) {
-		members = append(members, c.Name)
-	}
-	n.audit, err = ledger.NewAudit(ledger.AuditConfig{Ledger: n.ledger, Leader: n.replica, Node: n.self.Name, Members: members, Ask: n.carrier.StateHash,
+	n.audit, err = ledger.NewAudit(ledger.AuditConfig{Ledger: n.ledger, Leader: n.replica, Node: n.self.Name, Members: n.ledgerVoters, Ask: n.carrier.StateHash,
 		Every: n.cfg.StateCheck, Logger: n.log})
 	if err != nil {
 		return err

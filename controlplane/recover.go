@@ -4,8 +4,10 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"bailiwick/controlplane/internal/group"
@@ -25,7 +27,7 @@ type Offline struct {
 	in      *pki.Installation
 	secrets *pki.ZoneSecrets
 	name    identity.Name
-	region  string
+	server  string // its id in its groups
 }
 
 // OpenOffline reads the node's kit.
@@ -39,7 +41,14 @@ func OpenOffline(dir string) (*Offline, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Offline{Dir: dir, in: in, secrets: secrets, name: source.Name(), region: source.Name().Region}, nil
+	server := source.Name().Node
+	switch text, err := durable.ReadFile(durable.OS(), filepath.Join(home, pki.FileServer), 1<<10); {
+	case err == nil:
+		server = strings.TrimSpace(string(text))
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	return &Offline{Dir: dir, in: in, secrets: secrets, name: source.Name(), server: server}, nil
 }
 
 // groupsOf are a node's groups and the directories they rest in.

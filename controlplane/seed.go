@@ -71,7 +71,7 @@ func (n *Node) seedCatalog(ctx context.Context) error {
 		put(model.PrefixRegion+r.Name, model.Region{Name: r.Name, Zone: r.Zone, Provider: r.Provider, Country: r.Country, Jurisdiction: r.Jurisdiction, ControlOnly: r.ControlOnly})
 	}
 	for _, c := range n.in.ControlNodes {
-		put(model.PrefixNode+c.Name, model.Node{Name: c.Name, Kind: identity.Control, Region: c.Region, Zone: c.Zone, PeerAddr: c.Peer})
+		put(model.PrefixNode+c.Name, model.Node{Name: c.Name, Kind: identity.Control, Region: c.Region, Zone: c.Zone, PeerAddr: c.Peer, AdminURL: c.Admin})
 	}
 	first := model.PrefixZone + n.in.PrimaryZone
 	_, err := n.catalog.Txn(ctx, group.Txn{Compares: []group.Compare{{Key: first}}, Ops: ops})

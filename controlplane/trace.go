@@ -182,7 +182,7 @@ type answer struct {
 
 // Trace implements adminapi.Detail.
 func (z zoneDetail) Trace(ctx context.Context, req *peerv1.TraceRequest) (*adminapi.Traced, error) {
-	nodes := z.in.InZone(z.self.Zone)
+	nodes := z.zoneNodes(z.self.Zone)
 	answers := make([]answer, len(nodes))
 	ctx, cancel := context.WithTimeout(ctx, traceTimeout)
 	defer cancel()
@@ -285,7 +285,7 @@ func (z zoneDetail) Rows(ctx context.Context, customer string, each func([]*admi
 	seen := map[pieceKey]string{}
 	req := &peerv1.TraceRequest{Customer: customer, Since: timestamppb.New(time.Unix(0, 0)), Until: timestamppb.New(time.Now().Add(24 * time.Hour)), Limit: -1}
 	var caller error
-	for _, node := range z.in.InZone(z.self.Zone) {
+	for _, node := range z.zoneNodes(z.self.Zone) {
 		err := z.trace(ctx, node.Name, req, func(m *peerv1.TraceResponse) error {
 			rows := slices.DeleteFunc(m.Rows, func(r *adminv1.TraceRow) bool {
 				k := pieceKey{r.Edge, r.Epoch, r.Number}
@@ -310,7 +310,7 @@ func (z zoneDetail) Rows(ctx context.Context, customer string, each func([]*admi
 
 // Erase implements adminapi.Detail.
 func (z zoneDetail) Erase(ctx context.Context, customer string, index uint64) []adminapi.NodeErasure {
-	nodes := z.in.InZone(z.self.Zone)
+	nodes := z.zoneNodes(z.self.Zone)
 	out := make([]adminapi.NodeErasure, len(nodes))
 	var wg sync.WaitGroup
 	for i, node := range nodes {

@@ -227,7 +227,7 @@ func (c *central) AllTotals(ctx context.Context, q adminapi.TotalsQuery) ([]admi
 func (c *central) ask(ctx context.Context, zone string, q adminapi.TotalsQuery) (adminapi.ZoneTotals, error) {
 	req := &peerv1.TotalsRequest{Since: timestamppb.New(q.Since), Until: timestamppb.New(q.Until), Unit: q.Unit, TimeZone: q.Zone.String()}
 	err := errors.New("it has no control node")
-	for _, node := range c.in.InZone(zone) {
+	for _, node := range c.zoneNodes(zone) {
 		var totals *adminv1.ZoneTotals
 		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
 		totals, err = c.carrier.Totals(attempt, node.Name, req)

@@ -2,6 +2,7 @@
 //
 //	bailiwick-control init -spec installation.yaml -out DIR    once, on a machine that goes offline after
 //	bailiwick-control run -dir DIR/NODE                        on each control node, with its kit
+//	bailiwick-control join -dir DIR …                          makes another control node of a running zone
 //	bailiwick-control inspect|recover|restore -dir DIR/NODE    while the node is stopped
 package main
 
@@ -31,6 +32,7 @@ var version = "dev"
 const usage = `usage:
   bailiwick-control init -spec FILE -out DIR   make an installation's keys and one kit for each control node
   bailiwick-control run -dir DIR               run a control node on its kit
+  bailiwick-control join -dir DIR              get the kit of a new or replaced node from a running zone, with a token
   bailiwick-control inspect -dir DIR           what a stopped node holds of each group, proved
   bailiwick-control recover -dir DIR           go on with this node alone after a group lost its quorum for good
   bailiwick-control restore -dir DIR -file F   put a backup in the place of a group, this node its only member
@@ -63,6 +65,8 @@ func run(ctx context.Context, args []string) error {
 		return initialise(args[1:])
 	case "run":
 		return serve(ctx, args[1:])
+	case "join":
+		return join(ctx, args[1:])
 	case "inspect":
 		return inspect(args[1:])
 	case "restore":

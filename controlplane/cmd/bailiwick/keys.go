@@ -144,7 +144,7 @@ func (a *app) joinTokenCommand() *cobra.Command {
 				})
 			})
 		}}
-	create.Flags().StringVar(&req.Kind, "kind", "edge", "what joins: edge")
+	create.Flags().StringVar(&req.Kind, "kind", "edge", "what joins: edge or control")
 	create.Flags().StringVar(&req.Region, "region", "", "where it joins")
 	create.Flags().StringVar(&req.Name, "name", "", "under which name")
 	create.Flags().DurationVar(&ttl, "ttl", 0, "how long the token lives; default and at most 15m")

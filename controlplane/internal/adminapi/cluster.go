@@ -15,6 +15,8 @@ type Cluster interface {
 	Members(ctx context.Context) ([]Member, error)
 	Transfer(ctx context.Context, group, node string) (leader string, err error)
 	Backup(ctx context.Context, group string) (Backup, error)
+	// MayLose refuses if a group would be left without a quorum that answers.
+	MayLose(ctx context.Context, node string) error
 }
 
 // Member is one member of a group.

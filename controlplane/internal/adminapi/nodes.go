@@ -138,12 +138,17 @@ func (s *server) RemoveNode(ctx context.Context, req *adminv1.RemoveNodeRequest)
 		if err != nil {
 			return nil, err
 		}
+		txn := group.Txn{RequestID: id + "/" + strconv.Itoa(attempt),
+			Compares: []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}}, Ops: []group.Op{{Key: kv.Key, Delete: true}}}
 		if n.Kind == "control" {
-			// Voters are fixed: a control node that is refused would still be counted for the quorum.
-			return nil, fault.New(fault.Invalid, "NODE_IS_CONTROL", "node %s is a control node, which cannot be removed: its group's members are fixed", n.Name)
+			if err := s.mayLose(ctx, n); err != nil {
+				return nil, err
+			}
+			if err := withoutURL(snap, n, &txn); err != nil {
+				return nil, err
+			}
 		}
-		res, err := s.commit(ctx, s.Catalog, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt),
-			Compares: []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}}, Ops: []group.Op{{Key: kv.Key, Delete: true}}})
+		res, err := s.commit(ctx, s.Catalog, txn)
 		if err != nil {
 			return nil, err
 		}
@@ -152,6 +157,34 @@ func (s *server) RemoveNode(ctx context.Context, req *adminv1.RemoveNodeRequest)
 		}
 	}
 	return nil, outran()
+}
+
+// mayLose refuses to take a control node away that its groups cannot do without. It is asked in the node's own zone,
+// which alone knows.
+func (s *server) mayLose(ctx context.Context, n model.Node) error {
+	switch {
+	case n.Zone != s.Zone:
+		return s.wrongZone("node "+n.Name, n.Zone)
+	case s.Cluster == nil:
+		return s.noCluster()
+	}
+	return s.Cluster.MayLose(ctx, n.Name)
+}
+
+// withoutURL takes the URL of a control node that leaves out of its zone's record, in the same transaction.
+func withoutURL(snap group.Snapshot, n model.Node, txn *group.Txn) error {
+	kv, ok := snap.Get(model.PrefixZone + n.Zone)
+	if !ok || n.AdminURL == "" {
+		return nil
+	}
+	z, err := model.Decode[model.Zone](kv.Key, kv.Value)
+	if err != nil {
+		return err
+	}
+	z.AdminURLs = slices.DeleteFunc(slices.Clone(z.AdminURLs), func(u string) bool { return u == n.AdminURL })
+	txn.Compares = append(txn.Compares, group.Compare{Key: kv.Key, ModIndex: kv.ModIndex})
+	txn.Ops = append(txn.Ops, group.Op{Key: kv.Key, Value: model.Encode(z)})
+	return nil
 }
 
 func (s *server) CreateJoinToken(ctx context.Context, req *adminv1.CreateJoinTokenRequest) (*adminv1.CreateJoinTokenResponse, error) {
@@ -179,8 +212,17 @@ func (s *server) CreateJoinToken(ctx context.Context, req *adminv1.CreateJoinTok
 	switch {
 	case r.Zone != s.Zone:
 		return nil, s.wrongZone("region "+r.Name, r.Zone)
-	case r.ControlOnly:
+	case r.ControlOnly && req.GetKind() != "control":
 		return nil, fault.New(fault.Invalid, "REGION_CONTROL_ONLY", "region %s is control-only: no edge joins there", r.Name).At("region")
+	}
+	if kv, ok := s.freshOrLocal(ctx, s.Catalog).Get(model.PrefixNode + req.GetName()); ok && req.GetKind() == "control" {
+		n, err := model.Decode[model.Node](kv.Key, kv.Value)
+		if err == nil {
+			err = s.mayLose(ctx, n) // it replaces the node of that name
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	token, expires, err := s.Tokens.CreateToken(ctx, req.GetKind(), r.Name, req.GetName(), ttl)
 	if err != nil {

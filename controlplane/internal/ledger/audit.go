@@ -15,7 +15,7 @@ type AuditConfig struct {
 	Ledger  *Ledger  // required
 	Leader  Leader   // required
 	Node    string   // required: this one
-	Members []string // required: all voters of the group, this node included
+	Members func() []string // required: all voters of the group now, this node included
 	// Ask asks another member for its hash of a checkpoint; ok is false while it has none. Required.
 	Ask func(ctx context.Context, node string, index uint64) (sum [32]byte, ok bool, err error)
 
@@ -31,8 +31,8 @@ func (c AuditConfig) Validate() error {
 	switch {
 	case c.Ledger == nil || c.Leader == nil || c.Ask == nil:
 		return errors.New("ledger audit: Ledger, Leader and Ask are required")
-	case c.Node == "" || !slices.Contains(c.Members, c.Node):
-		return errors.New("ledger audit: Members must hold Node")
+	case c.Node == "" || c.Members == nil:
+		return errors.New("ledger audit: Node and Members are required")
 	case c.Every < 0 || c.Patience < 0 || c.Look < 0:
 		return errors.New("ledger audit: a duration is negative")
 	}
@@ -108,11 +108,12 @@ func (a *Audit) Once(ctx context.Context) error {
 	if r.err != nil {
 		return r.err
 	}
-	sums := a.gather(ctx, index)
+	members := a.cfg.Members()
+	sums := a.gather(ctx, index, members)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	sum, outliers, v := judgeSums(sums, len(a.cfg.Members))
+	sum, outliers, v := judgeSums(sums, len(members))
 	switch v {
 	case allAlike:
 		a.Agreed.Add(1)
@@ -130,14 +131,14 @@ func (a *Audit) Once(ctx context.Context) error {
 }
 
 // gather asks until all have answered or patience is over.
-func (a *Audit) gather(ctx context.Context, index uint64) map[string][32]byte {
+func (a *Audit) gather(ctx context.Context, index uint64, members []string) map[string][32]byte {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.Patience)
 	defer cancel()
 	var mu sync.Mutex // covers sums
 	sums := make(map[string][32]byte)
 	for {
 		var wg sync.WaitGroup
-		for _, node := range a.cfg.Members {
+		for _, node := range members {
 			if _, has := sums[node]; has {
 				continue
 			}
@@ -157,7 +158,7 @@ func (a *Audit) gather(ctx context.Context, index uint64) map[string][32]byte {
 			})
 		}
 		wg.Wait()
-		if len(sums) == len(a.cfg.Members) {
+		if len(sums) == len(members) {
 			return sums
 		}
 		select {

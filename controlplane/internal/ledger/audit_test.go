@@ -71,7 +71,7 @@ func (c *crowd) audit(t *testing.T) (*ledger.Ledger, *ledger.Audit) {
 		t.Fatal(err)
 	}
 	names := []string{"n0", "n1", "n2"}[:len(c.m)]
-	a, err := ledger.NewAudit(ledger.AuditConfig{Ledger: l, Leader: alone{}, Node: "n0", Members: names, Look: time.Millisecond, Patience: 10 * time.Second,
+	a, err := ledger.NewAudit(ledger.AuditConfig{Ledger: l, Leader: alone{}, Node: "n0", Members: func() []string { return names }, Look: time.Millisecond, Patience: 10 * time.Second,
 		Ask: func(_ context.Context, node string, index uint64) ([32]byte, bool, error) {
 			_, sum, ok := c.m[node[1]-'0'].CheckpointSum(index)
 			return sum, ok, nil
@@ -166,7 +166,7 @@ func TestAudit_TooFewAnswersJudgeNobody(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := ledger.NewAudit(ledger.AuditConfig{Ledger: l, Leader: alone{}, Node: "n0", Members: []string{"n0", "n1", "n2"}, Look: time.Millisecond, Patience: 50 * time.Millisecond,
+	a, err := ledger.NewAudit(ledger.AuditConfig{Ledger: l, Leader: alone{}, Node: "n0", Members: func() []string { return []string{"n0", "n1", "n2"} }, Look: time.Millisecond, Patience: 50 * time.Millisecond,
 		Ask: func(context.Context, string, uint64) ([32]byte, bool, error) {
 			return [32]byte{}, false, errors.New("away")
 		}})

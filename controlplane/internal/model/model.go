@@ -176,9 +176,19 @@ type Node struct {
 	Region    string    `json:"region"`
 	Zone      string    `json:"zone"`
 	PeerAddr  string    `json:"peer_addr,omitempty"`  // control nodes: host:port of the peer port
+	AdminURL  string    `json:"admin_url,omitempty"`  // control nodes: where people and edges reach it; "" in an installation made before there was this field
 	RelayAddr string    `json:"relay_addr,omitempty"` // edges: host:port where relays are accepted
 	Doors     *Doors    `json:"doors,omitempty"`      // edges: where clients are led; nil: nowhere
 	JoinedAt  time.Time `json:"joined_at,omitzero"`
+}
+
+// Server is a control node's id in its groups: its name if it is one since the installation's birth, another each time it
+// joins, so that what it held before cannot come back in its place.
+func (n Node) Server() string {
+	if n.JoinedAt.IsZero() {
+		return n.Name
+	}
+	return fmt.Sprintf("%s~%d", n.Name, n.JoinedAt.UnixMilli())
 }
 
 // Doors are where clients reach an edge.

@@ -56,7 +56,11 @@ type EnrollConfig struct {
 	Catalog      group.Store   // required: node registry, regions, APIs
 	ZoneStore    group.Store   // required: join tokens
 	// Allow is the registry's word on a caller, the same as of the peer port. Required.
-	Allow   func(identity.Name) error
+	Allow func(identity.Name) error
+	// Dir is the node's own kit, of which a control node that joins gets its zone's part; "": none can join.
+	Dir string
+	// Incarnations are those of the groups that a control node of this zone takes part in. Required with Dir.
+	Incarnations func() map[string]uint64
 	HostTTL time.Duration // of host certificates; zero is 30 days
 	Logger  *slog.Logger  // nil is silent
 }
@@ -113,6 +117,9 @@ func (e *Enroll) Join(ctx context.Context, req *joinv1.JoinRequest) (*joinv1.Joi
 			return nil, fault.New(fault.Invalid, ReasonRelayAddr, "join: relay address %.80q is not host:port", req.GetRelayAddr()).At("relay_addr")
 		}
 	}
+	if err := checkControlAddrs(req); err != nil {
+		return nil, err
+	}
 	csr, err := parseCSR(req.GetCsr())
 	if err != nil {
 		return nil, err
@@ -127,7 +134,11 @@ func (e *Enroll) Join(ctx context.Context, req *joinv1.JoinRequest) (*joinv1.Joi
 	if err != nil {
 		return nil, err
 	}
-	index, joined, err := e.register(ctx, tok, req.GetRelayAddr())
+	enter := e.register
+	if tok.Kind == identity.Control {
+		enter = e.registerControl
+	}
+	index, joined, err := enter(ctx, tok, req)
 	if err != nil {
 		return nil, err
 	}
@@ -155,15 +166,21 @@ func (e *Enroll) Join(ctx context.Context, req *joinv1.JoinRequest) (*joinv1.Joi
 	if err != nil {
 		return nil, err
 	}
-	e.log.Info("node joined", "name", name.String())
-	addrs, regions := e.peers()
-	return &joinv1.JoinResponse{
+	out := &joinv1.JoinResponse{
 		CertificateChain: chain, Roots: e.cfg.RootsPEM,
 		Name: tok.Name, Region: tok.Region, Zone: e.cfg.CA.Zone(), TrustDomain: e.cfg.CA.TrustDomain(),
 		TableSigningKey: e.cfg.Secrets.Signer.Public().(ed25519.PublicKey),
-		Pepper:          e.cfg.Secrets.Pepper, CertSealKey: e.cfg.Secrets.CertSeal,
-		PeerAddrs: addrs, PeerRegions: regions,
-	}, nil
+	}
+	if tok.Kind == identity.Control {
+		if out.Control, err = e.controlKit(tok.Name); err != nil {
+			return nil, err
+		}
+	} else {
+		out.Pepper, out.CertSealKey = e.cfg.Secrets.Pepper, e.cfg.Secrets.CertSeal
+		out.PeerAddrs, out.PeerRegions = e.peers()
+	}
+	e.log.Info("node joined", "name", name.String())
+	return out, nil
 }
 
 // claim makes the token this key's, or finds that it is. Time is the leader's
@@ -237,8 +254,8 @@ func (e *Enroll) sameNode(kv group.KV, tok claimedToken) (model.Node, error) {
 }
 
 // register enters the node in the catalog and returns the index to wait for and when the node joined.
-func (e *Enroll) register(ctx context.Context, tok claimedToken, relayAddr string) (uint64, time.Time, error) {
-	never := time.Time{}
+func (e *Enroll) register(ctx context.Context, tok claimedToken, req *joinv1.JoinRequest) (uint64, time.Time, error) {
+	never, relayAddr := time.Time{}, req.GetRelayAddr()
 	key := model.PrefixNode + tok.Name
 	for range 8 {
 		kv, ok, rev, err := e.cfg.Catalog.Get(ctx, key)

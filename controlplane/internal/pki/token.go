@@ -31,8 +31,8 @@ func (e *Enroll) CreateToken(ctx context.Context, kind, region, name string, ttl
 		return "", time.Time{}, fault.New(fault.Invalid, ReasonTokenInvalid, "create join token: "+format, args...).At(field)
 	}
 	switch {
-	case kind != identity.Edge:
-		return bad("kind", "kind %.40q: only an edge joins with a token; a control node gets its kit as files", kind)
+	case kind != identity.Edge && kind != identity.Control:
+		return bad("kind", "kind %.40q: choose edge or control", kind)
 	case ttl < time.Second || ttl > MaxTokenTTL:
 		return bad("ttl", "ttl %s is not between 1s and %s", ttl, MaxTokenTTL)
 	}
@@ -40,7 +40,7 @@ func (e *Enroll) CreateToken(ctx context.Context, kind, region, name string, ttl
 		return bad("name", "%w", err)
 	}
 	tok := claimedToken{JoinToken: model.JoinToken{Kind: kind, Region: region, Name: name}}
-	if err := e.checkRegion(ctx, region); err != nil {
+	if err := e.checkRegion(ctx, kind, region); err != nil {
 		return "", time.Time{}, err
 	}
 	if err := e.mayRegister(ctx, tok); err != nil {
@@ -62,7 +62,7 @@ func (e *Enroll) CreateToken(ctx context.Context, kind, region, name string, ttl
 	return token, tok.ExpiresAt, nil
 }
 
-func (e *Enroll) checkRegion(ctx context.Context, region string) error {
+func (e *Enroll) checkRegion(ctx context.Context, kind, region string) error {
 	kv, ok, _, err := e.cfg.Catalog.Get(ctx, model.PrefixRegion+region)
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ func (e *Enroll) checkRegion(ctx context.Context, region string) error {
 		return err
 	case r.Zone != e.cfg.CA.Zone():
 		return fault.New(fault.WrongZone, "REGION_OF_ANOTHER_ZONE", "create join token: region %s is of zone %s: ask a control node there", region, r.Zone).At("region").With("zone", r.Zone)
-	case r.ControlOnly:
+	case r.ControlOnly && kind == identity.Edge:
 		return fault.New(fault.Invalid, "REGION_CONTROL_ONLY", "create join token: region %s is control-only: no edge runs there", region).At("region")
 	}
 	return nil

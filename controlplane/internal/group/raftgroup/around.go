@@ -2,10 +2,17 @@ package raftgroup
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
+	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
 )
 
@@ -64,14 +71,12 @@ func (n *Node) Members() []GroupMember {
 
 // Around asks every other member for its status; who does not answer is left out.
 func (n *Node) Around(ctx context.Context) map[string]Status {
-	ctx, cancel := context.WithTimeout(ctx, lookLimit)
-	defer cancel()
 	var mu sync.Mutex // covers out
 	out := make(map[string]Status)
 	var wg sync.WaitGroup
 	for _, name := range n.others() {
 		wg.Go(func() {
-			s, err := n.cfg.Forward.Describe(ctx, name, n.cfg.Group)
+			s, err := n.ask(ctx, name)
 			if err != nil {
 				return
 			}
@@ -84,10 +89,20 @@ func (n *Node) Around(ctx context.Context) map[string]Status {
 	return out
 }
 
+func (n *Node) ask(ctx context.Context, name string) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	return n.cfg.Forward.Describe(ctx, name, n.cfg.Group)
+}
+
 // look stops this node if the group went on without it: a disk that comes back after a recovery must not vote, nor
 // make a quorum with others of its kind. A node that reaches nobody cannot know; when it does, it stops.
 func (n *Node) look(ctx context.Context) {
 	for name, s := range n.Around(ctx) {
+		if s.Incarnation > n.member.Incarnation && !n.votes() {
+			n.leaveBehind(s.Incarnation)
+			return
+		}
 		if s.Incarnation > n.member.Incarnation {
 			n.fail(fault.New(fault.Conflict, ReasonSuperseded,
 				"the group was recovered or restored at %s, node %s says, and this node's directory %s is of before: it has no part in the group any more; let the node join anew (bailiwick-control join), which sets the directory aside",
@@ -95,6 +110,51 @@ func (n *Node) look(ctx context.Context) {
 			return
 		}
 	}
+}
+
+func (n *Node) votes() bool {
+	return slices.ContainsFunc(n.Members(), func(m GroupMember) bool { return m.Server == n.member.Server && m.Voter })
+}
+
+// supersededMark, in a group's directory, holds the incarnation in which the node begins anew when it next starts.
+const supersededMark = "superseded"
+
+// leaveBehind is for a member without a vote: its copy bears no authority, and what rests on it, the control plane of
+// another zone for the catalog, goes on with it as it is. It begins anew, empty, when the node next starts.
+func (n *Node) leaveBehind(incarnation uint64) {
+	if n.fence.up() {
+		return
+	}
+	n.fence.raise()
+	err := durable.WriteFileAtomic(durable.OS(), filepath.Join(n.cfg.Dir, supersededMark), strconv.AppendUint(nil, incarnation, 10), durable.FilePerm)
+	n.cfg.Logger.Error("the group was recovered: this node keeps the copy of before until it is restarted, and then begins anew", "err", err)
+}
+
+// beginAnew does what leaveBehind left to do: the copy of before is set aside.
+func (c Config) beginAnew() error {
+	text, err := durable.ReadFile(durable.OS(), filepath.Join(c.Dir, supersededMark), 32)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	incarnation, err := strconv.ParseUint(string(text), 10, 64)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", supersededMark, err)
+	}
+	in, err := Inspect(c.Dir, c.Group)
+	if err != nil {
+		return err
+	}
+	server := in.Member.Server
+	if in.Born {
+		server = c.Node
+	}
+	if err := os.Rename(c.Dir, fmt.Sprintf("%s.aside-%d", c.Dir, incarnation)); err != nil {
+		return err
+	}
+	return Join(c.Dir, Member{Server: server, Incarnation: incarnation, Since: time.Unix(int64(incarnation), 0).UTC()})
 }
 
 // lookAround looks once, then lets the node take part, then looks from time to time.

@@ -87,9 +87,9 @@ func (n *Node) revisionOf(id string) (group.Revision, error) {
 	return group.Revision{Epoch: v[1], Index: v[2]}, nil
 }
 
-// Restore makes a group of which the node in cfg is the only member from a capture, in a new incarnation and, if open
+// Restore makes a group of which the node in cfg, under the id server, is the only member from a capture, in a new incarnation and, if open
 // is not nil, a new epoch. cfg.Dir must not exist; it does when Restore returns nil, whole, and not before.
-func Restore(cfg Config, c Captured, state io.Reader, open func(Recovered) ([]group.Op, error), now time.Time) (Recovered, error) {
+func Restore(cfg Config, server string, c Captured, state io.Reader, open func(Recovered) ([]group.Op, error), now time.Time) (Recovered, error) {
 	r := Recovered{Incarnation: max(c.Incarnation+1, uint64(now.Unix())), Term: c.Term + 1, Last: c.Entry + 1}
 	if open != nil {
 		r.Last++
@@ -101,7 +101,7 @@ func Restore(cfg Config, c Captured, state io.Reader, open func(Recovered) ([]gr
 	making := cfg.Dir + ".restoring"
 	err := os.RemoveAll(making)
 	if err == nil {
-		err = restoreInto(cfg, making, c, state, open, r, now)
+		err = restoreInto(cfg, server, making, c, state, open, r, now)
 	}
 	if err == nil {
 		err = os.Rename(making, cfg.Dir)
@@ -115,8 +115,8 @@ func Restore(cfg Config, c Captured, state io.Reader, open func(Recovered) ([]gr
 	return r, nil
 }
 
-func restoreInto(cfg Config, dir string, c Captured, state io.Reader, open func(Recovered) ([]group.Op, error), r Recovered, now time.Time) error {
-	entries, err := reopening(cfg, cfg.Node, r, open, now)
+func restoreInto(cfg Config, server, dir string, c Captured, state io.Reader, open func(Recovered) ([]group.Op, error), r Recovered, now time.Time) error {
+	entries, err := reopening(cfg, server, r, open, now)
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func restoreInto(cfg Config, dir string, c Captured, state io.Reader, open func(
 		return err
 	}
 	_, trans := raft.NewInmemTransport(raft.ServerAddress(cfg.Node))
-	sink, err := snaps.Create(1, c.Entry, c.Term, alone(cfg.Node, cfg.Node), 1, trans)
+	sink, err := snaps.Create(1, c.Entry, c.Term, alone(server, cfg.Node), 1, trans)
 	if err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func restoreInto(cfg Config, dir string, c Captured, state io.Reader, open func(
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.reopen(Member{Server: cfg.Node, Incarnation: r.Incarnation, Since: now.UTC()}, entries), d.Close(), syncDir(dir))
+	return errors.Join(d.reopen(Member{Server: server, Incarnation: r.Incarnation, Since: now.UTC()}, entries), d.Close(), syncDir(dir))
 }
 
 func alone(server, node string) raft.Configuration {

@@ -9268,9 +9268,9 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12&\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\trequestId\"\x14\n" +
-	"\x12RemoveNodeResponse\"\xe4\x01\n" +
-	"\x16CreateJoinTokenRequest\x12\x1f\n" +
-	"\x04kind\x18\x01 \x01(\tB\v\xbaH\br\x06R\x04edgeR\x04kind\x12!\n" +
+	"\x12RemoveNodeResponse\"\xed\x01\n" +
+	"\x16CreateJoinTokenRequest\x12(\n" +
+	"\x04kind\x18\x01 \x01(\tB\x14\xbaH\x11r\x0fR\x04edgeR\acontrolR\x04kind\x12!\n" +
 	"\x06region\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06region\x121\n" +
 	"\x04name\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x12+\n" +
 	"\x03ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12&\n" +

@@ -30,6 +30,8 @@ type JoinRequest struct {
 	RelayAddr     string                 `protobuf:"bytes,3,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"`
 	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"` // what the caller believes it is; must agree with the token
 	Region        string                 `protobuf:"bytes,5,opt,name=region,proto3" json:"region,omitempty"`
+	AdminUrl      string                 `protobuf:"bytes,6,opt,name=admin_url,json=adminUrl,proto3" json:"admin_url,omitempty"` // control nodes: https URL that people and edges reach it at
+	PeerAddr      string                 `protobuf:"bytes,7,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"` // control nodes: host:port of its peer port
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,6 +101,105 @@ func (x *JoinRequest) GetRegion() string {
 	return ""
 }
 
+func (x *JoinRequest) GetAdminUrl() string {
+	if x != nil {
+		return x.AdminUrl
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetPeerAddr() string {
+	if x != nil {
+		return x.PeerAddr
+	}
+	return ""
+}
+
+// ControlKit is what a control node holds of its zone beyond its own certificate.
+type ControlKit struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	ZoneKey            []byte                 `protobuf:"bytes,1,opt,name=zone_key,json=zoneKey,proto3" json:"zone_key,omitempty"`
+	Authority          []byte                 `protobuf:"bytes,2,opt,name=authority,proto3" json:"authority,omitempty"`                                                                                  // PEM
+	AuthorityKeySealed []byte                 `protobuf:"bytes,3,opt,name=authority_key_sealed,json=authorityKeySealed,proto3" json:"authority_key_sealed,omitempty"`                                    // the file, sealed under the zone key
+	Installation       []byte                 `protobuf:"bytes,4,opt,name=installation,proto3" json:"installation,omitempty"`                                                                            // JSON
+	Server             string                 `protobuf:"bytes,5,opt,name=server,proto3" json:"server,omitempty"`                                                                                        // its id in its groups
+	Incarnations       map[string]uint64      `protobuf:"bytes,6,rep,name=incarnations,proto3" json:"incarnations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // of its groups, by name
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *ControlKit) Reset() {
+	*x = ControlKit{}
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ControlKit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ControlKit) ProtoMessage() {}
+
+func (x *ControlKit) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ControlKit.ProtoReflect.Descriptor instead.
+func (*ControlKit) Descriptor() ([]byte, []int) {
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ControlKit) GetZoneKey() []byte {
+	if x != nil {
+		return x.ZoneKey
+	}
+	return nil
+}
+
+func (x *ControlKit) GetAuthority() []byte {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+func (x *ControlKit) GetAuthorityKeySealed() []byte {
+	if x != nil {
+		return x.AuthorityKeySealed
+	}
+	return nil
+}
+
+func (x *ControlKit) GetInstallation() []byte {
+	if x != nil {
+		return x.Installation
+	}
+	return nil
+}
+
+func (x *ControlKit) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ControlKit) GetIncarnations() map[string]uint64 {
+	if x != nil {
+		return x.Incarnations
+	}
+	return nil
+}
+
 type JoinResponse struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	CertificateChain []byte                 `protobuf:"bytes,1,opt,name=certificate_chain,json=certificateChain,proto3" json:"certificate_chain,omitempty"` // PEM, leaf first
@@ -112,13 +213,14 @@ type JoinResponse struct {
 	CertSealKey      []byte                 `protobuf:"bytes,9,opt,name=cert_seal_key,json=certSealKey,proto3" json:"cert_seal_key,omitempty"`                                                                          // edges only: seals private keys in the zone store
 	PeerAddrs        []string               `protobuf:"bytes,10,rep,name=peer_addrs,json=peerAddrs,proto3" json:"peer_addrs,omitempty"`                                                                                 // "name=host:port" of the zone's control nodes
 	PeerRegions      map[string]string      `protobuf:"bytes,11,rep,name=peer_regions,json=peerRegions,proto3" json:"peer_regions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // region of each of them by name: an edge's detail goes to its own region's
+	Control          *ControlKit            `protobuf:"bytes,12,opt,name=control,proto3" json:"control,omitempty"`                                                                                                      // control nodes only
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[1]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -130,7 +232,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[1]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -143,7 +245,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{1}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *JoinResponse) GetCertificateChain() []byte {
@@ -223,6 +325,13 @@ func (x *JoinResponse) GetPeerRegions() map[string]string {
 	return nil
 }
 
+func (x *JoinResponse) GetControl() *ControlKit {
+	if x != nil {
+		return x.Control
+	}
+	return nil
+}
+
 type RenewRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
@@ -232,7 +341,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[2]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +353,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[2]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +366,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{2}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -277,7 +386,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[3]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -289,7 +398,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[3]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -302,7 +411,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{3}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RenewResponse) GetCertificateChain() []byte {
@@ -328,7 +437,7 @@ type IssueHostRequest struct {
 
 func (x *IssueHostRequest) Reset() {
 	*x = IssueHostRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[4]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -340,7 +449,7 @@ func (x *IssueHostRequest) String() string {
 func (*IssueHostRequest) ProtoMessage() {}
 
 func (x *IssueHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[4]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -353,7 +462,7 @@ func (x *IssueHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueHostRequest.ProtoReflect.Descriptor instead.
 func (*IssueHostRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{4}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *IssueHostRequest) GetCsr() []byte {
@@ -372,7 +481,7 @@ type IssueHostResponse struct {
 
 func (x *IssueHostResponse) Reset() {
 	*x = IssueHostResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[5]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +493,7 @@ func (x *IssueHostResponse) String() string {
 func (*IssueHostResponse) ProtoMessage() {}
 
 func (x *IssueHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[5]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +506,7 @@ func (x *IssueHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueHostResponse.ProtoReflect.Descriptor instead.
 func (*IssueHostResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{5}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *IssueHostResponse) GetCertificateChain() []byte {
@@ -417,7 +526,7 @@ type StoreRequest struct {
 
 func (x *StoreRequest) Reset() {
 	*x = StoreRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[6]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -429,7 +538,7 @@ func (x *StoreRequest) String() string {
 func (*StoreRequest) ProtoMessage() {}
 
 func (x *StoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[6]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -442,7 +551,7 @@ func (x *StoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRequest.ProtoReflect.Descriptor instead.
 func (*StoreRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StoreRequest) GetKey() string {
@@ -467,7 +576,7 @@ type StoreResponse struct {
 
 func (x *StoreResponse) Reset() {
 	*x = StoreResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[7]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +588,7 @@ func (x *StoreResponse) String() string {
 func (*StoreResponse) ProtoMessage() {}
 
 func (x *StoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[7]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +601,7 @@ func (x *StoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreResponse.ProtoReflect.Descriptor instead.
 func (*StoreResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{8}
 }
 
 type LoadRequest struct {
@@ -504,7 +613,7 @@ type LoadRequest struct {
 
 func (x *LoadRequest) Reset() {
 	*x = LoadRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[8]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -516,7 +625,7 @@ func (x *LoadRequest) String() string {
 func (*LoadRequest) ProtoMessage() {}
 
 func (x *LoadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[8]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -529,7 +638,7 @@ func (x *LoadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadRequest.ProtoReflect.Descriptor instead.
 func (*LoadRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *LoadRequest) GetKey() string {
@@ -548,7 +657,7 @@ type LoadResponse struct {
 
 func (x *LoadResponse) Reset() {
 	*x = LoadResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[9]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -560,7 +669,7 @@ func (x *LoadResponse) String() string {
 func (*LoadResponse) ProtoMessage() {}
 
 func (x *LoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[9]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -573,7 +682,7 @@ func (x *LoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadResponse.ProtoReflect.Descriptor instead.
 func (*LoadResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LoadResponse) GetValue() []byte {
@@ -592,7 +701,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[10]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +713,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[10]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +726,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeleteRequest) GetKey() string {
@@ -635,7 +744,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[11]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -647,7 +756,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[11]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -660,7 +769,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{12}
 }
 
 type ListRequest struct {
@@ -673,7 +782,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[12]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +794,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[12]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +807,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListRequest) GetPrefix() string {
@@ -724,7 +833,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[13]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +845,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[13]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +858,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListResponse) GetKeys() []string {
@@ -768,7 +877,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[14]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +889,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[14]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +902,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatRequest) GetKey() string {
@@ -815,7 +924,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[15]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +936,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[15]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +949,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StatResponse) GetKey() string {
@@ -882,7 +991,7 @@ type LockRequest struct {
 
 func (x *LockRequest) Reset() {
 	*x = LockRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[16]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -894,7 +1003,7 @@ func (x *LockRequest) String() string {
 func (*LockRequest) ProtoMessage() {}
 
 func (x *LockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[16]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -907,7 +1016,7 @@ func (x *LockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRequest.ProtoReflect.Descriptor instead.
 func (*LockRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LockRequest) GetName() string {
@@ -941,7 +1050,7 @@ type LockResponse struct {
 
 func (x *LockResponse) Reset() {
 	*x = LockResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[17]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1062,7 @@ func (x *LockResponse) String() string {
 func (*LockResponse) ProtoMessage() {}
 
 func (x *LockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[17]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1075,7 @@ func (x *LockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockResponse.ProtoReflect.Descriptor instead.
 func (*LockResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LockResponse) GetHeld() bool {
@@ -993,7 +1102,7 @@ type UnlockRequest struct {
 
 func (x *UnlockRequest) Reset() {
 	*x = UnlockRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[18]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1114,7 @@ func (x *UnlockRequest) String() string {
 func (*UnlockRequest) ProtoMessage() {}
 
 func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[18]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1127,7 @@ func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockRequest.ProtoReflect.Descriptor instead.
 func (*UnlockRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UnlockRequest) GetName() string {
@@ -1043,7 +1152,7 @@ type UnlockResponse struct {
 
 func (x *UnlockResponse) Reset() {
 	*x = UnlockResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[19]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1164,7 @@ func (x *UnlockResponse) String() string {
 func (*UnlockResponse) ProtoMessage() {}
 
 func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[19]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,21 +1177,34 @@ func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockResponse.ProtoReflect.Descriptor instead.
 func (*UnlockResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{20}
 }
 
 var File_bailiwick_join_v1_join_proto protoreflect.FileDescriptor
 
 const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\n" +
-	"\x1cbailiwick/join/v1/join.proto\x12\x11bailiwick.join.v1\"\x80\x01\n" +
+	"\x1cbailiwick/join/v1/join.proto\x12\x11bailiwick.join.v1\"\xba\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x1d\n" +
 	"\n" +
 	"relay_addr\x18\x03 \x01(\tR\trelayAddr\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x16\n" +
-	"\x06region\x18\x05 \x01(\tR\x06region\"\xd0\x03\n" +
+	"\x06region\x18\x05 \x01(\tR\x06region\x12\x1b\n" +
+	"\tadmin_url\x18\x06 \x01(\tR\badminUrl\x12\x1b\n" +
+	"\tpeer_addr\x18\a \x01(\tR\bpeerAddr\"\xc9\x02\n" +
+	"\n" +
+	"ControlKit\x12\x19\n" +
+	"\bzone_key\x18\x01 \x01(\fR\azoneKey\x12\x1c\n" +
+	"\tauthority\x18\x02 \x01(\fR\tauthority\x120\n" +
+	"\x14authority_key_sealed\x18\x03 \x01(\fR\x12authorityKeySealed\x12\"\n" +
+	"\finstallation\x18\x04 \x01(\fR\finstallation\x12\x16\n" +
+	"\x06server\x18\x05 \x01(\tR\x06server\x12S\n" +
+	"\fincarnations\x18\x06 \x03(\v2/.bailiwick.join.v1.ControlKit.IncarnationsEntryR\fincarnations\x1a?\n" +
+	"\x11IncarnationsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x89\x04\n" +
 	"\fJoinResponse\x12+\n" +
 	"\x11certificate_chain\x18\x01 \x01(\fR\x10certificateChain\x12\x14\n" +
 	"\x05roots\x18\x02 \x01(\fR\x05roots\x12\x12\n" +
@@ -1096,7 +1218,8 @@ const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\n" +
 	"peer_addrs\x18\n" +
 	" \x03(\tR\tpeerAddrs\x12S\n" +
-	"\fpeer_regions\x18\v \x03(\v20.bailiwick.join.v1.JoinResponse.PeerRegionsEntryR\vpeerRegions\x1a>\n" +
+	"\fpeer_regions\x18\v \x03(\v20.bailiwick.join.v1.JoinResponse.PeerRegionsEntryR\vpeerRegions\x127\n" +
+	"\acontrol\x18\f \x01(\v2\x1d.bailiwick.join.v1.ControlKitR\acontrol\x1a>\n" +
 	"\x10PeerRegionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\" \n" +
@@ -1169,57 +1292,61 @@ func file_bailiwick_join_v1_join_proto_rawDescGZIP() []byte {
 	return file_bailiwick_join_v1_join_proto_rawDescData
 }
 
-var file_bailiwick_join_v1_join_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_bailiwick_join_v1_join_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_bailiwick_join_v1_join_proto_goTypes = []any{
 	(*JoinRequest)(nil),       // 0: bailiwick.join.v1.JoinRequest
-	(*JoinResponse)(nil),      // 1: bailiwick.join.v1.JoinResponse
-	(*RenewRequest)(nil),      // 2: bailiwick.join.v1.RenewRequest
-	(*RenewResponse)(nil),     // 3: bailiwick.join.v1.RenewResponse
-	(*IssueHostRequest)(nil),  // 4: bailiwick.join.v1.IssueHostRequest
-	(*IssueHostResponse)(nil), // 5: bailiwick.join.v1.IssueHostResponse
-	(*StoreRequest)(nil),      // 6: bailiwick.join.v1.StoreRequest
-	(*StoreResponse)(nil),     // 7: bailiwick.join.v1.StoreResponse
-	(*LoadRequest)(nil),       // 8: bailiwick.join.v1.LoadRequest
-	(*LoadResponse)(nil),      // 9: bailiwick.join.v1.LoadResponse
-	(*DeleteRequest)(nil),     // 10: bailiwick.join.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 11: bailiwick.join.v1.DeleteResponse
-	(*ListRequest)(nil),       // 12: bailiwick.join.v1.ListRequest
-	(*ListResponse)(nil),      // 13: bailiwick.join.v1.ListResponse
-	(*StatRequest)(nil),       // 14: bailiwick.join.v1.StatRequest
-	(*StatResponse)(nil),      // 15: bailiwick.join.v1.StatResponse
-	(*LockRequest)(nil),       // 16: bailiwick.join.v1.LockRequest
-	(*LockResponse)(nil),      // 17: bailiwick.join.v1.LockResponse
-	(*UnlockRequest)(nil),     // 18: bailiwick.join.v1.UnlockRequest
-	(*UnlockResponse)(nil),    // 19: bailiwick.join.v1.UnlockResponse
-	nil,                       // 20: bailiwick.join.v1.JoinResponse.PeerRegionsEntry
+	(*ControlKit)(nil),        // 1: bailiwick.join.v1.ControlKit
+	(*JoinResponse)(nil),      // 2: bailiwick.join.v1.JoinResponse
+	(*RenewRequest)(nil),      // 3: bailiwick.join.v1.RenewRequest
+	(*RenewResponse)(nil),     // 4: bailiwick.join.v1.RenewResponse
+	(*IssueHostRequest)(nil),  // 5: bailiwick.join.v1.IssueHostRequest
+	(*IssueHostResponse)(nil), // 6: bailiwick.join.v1.IssueHostResponse
+	(*StoreRequest)(nil),      // 7: bailiwick.join.v1.StoreRequest
+	(*StoreResponse)(nil),     // 8: bailiwick.join.v1.StoreResponse
+	(*LoadRequest)(nil),       // 9: bailiwick.join.v1.LoadRequest
+	(*LoadResponse)(nil),      // 10: bailiwick.join.v1.LoadResponse
+	(*DeleteRequest)(nil),     // 11: bailiwick.join.v1.DeleteRequest
+	(*DeleteResponse)(nil),    // 12: bailiwick.join.v1.DeleteResponse
+	(*ListRequest)(nil),       // 13: bailiwick.join.v1.ListRequest
+	(*ListResponse)(nil),      // 14: bailiwick.join.v1.ListResponse
+	(*StatRequest)(nil),       // 15: bailiwick.join.v1.StatRequest
+	(*StatResponse)(nil),      // 16: bailiwick.join.v1.StatResponse
+	(*LockRequest)(nil),       // 17: bailiwick.join.v1.LockRequest
+	(*LockResponse)(nil),      // 18: bailiwick.join.v1.LockResponse
+	(*UnlockRequest)(nil),     // 19: bailiwick.join.v1.UnlockRequest
+	(*UnlockResponse)(nil),    // 20: bailiwick.join.v1.UnlockResponse
+	nil,                       // 21: bailiwick.join.v1.ControlKit.IncarnationsEntry
+	nil,                       // 22: bailiwick.join.v1.JoinResponse.PeerRegionsEntry
 }
 var file_bailiwick_join_v1_join_proto_depIdxs = []int32{
-	20, // 0: bailiwick.join.v1.JoinResponse.peer_regions:type_name -> bailiwick.join.v1.JoinResponse.PeerRegionsEntry
-	0,  // 1: bailiwick.join.v1.JoinService.Join:input_type -> bailiwick.join.v1.JoinRequest
-	2,  // 2: bailiwick.join.v1.IdentityService.Renew:input_type -> bailiwick.join.v1.RenewRequest
-	4,  // 3: bailiwick.join.v1.IdentityService.IssueHost:input_type -> bailiwick.join.v1.IssueHostRequest
-	6,  // 4: bailiwick.join.v1.CertStoreService.Store:input_type -> bailiwick.join.v1.StoreRequest
-	8,  // 5: bailiwick.join.v1.CertStoreService.Load:input_type -> bailiwick.join.v1.LoadRequest
-	10, // 6: bailiwick.join.v1.CertStoreService.Delete:input_type -> bailiwick.join.v1.DeleteRequest
-	12, // 7: bailiwick.join.v1.CertStoreService.List:input_type -> bailiwick.join.v1.ListRequest
-	14, // 8: bailiwick.join.v1.CertStoreService.Stat:input_type -> bailiwick.join.v1.StatRequest
-	16, // 9: bailiwick.join.v1.CertStoreService.Lock:input_type -> bailiwick.join.v1.LockRequest
-	18, // 10: bailiwick.join.v1.CertStoreService.Unlock:input_type -> bailiwick.join.v1.UnlockRequest
-	1,  // 11: bailiwick.join.v1.JoinService.Join:output_type -> bailiwick.join.v1.JoinResponse
-	3,  // 12: bailiwick.join.v1.IdentityService.Renew:output_type -> bailiwick.join.v1.RenewResponse
-	5,  // 13: bailiwick.join.v1.IdentityService.IssueHost:output_type -> bailiwick.join.v1.IssueHostResponse
-	7,  // 14: bailiwick.join.v1.CertStoreService.Store:output_type -> bailiwick.join.v1.StoreResponse
-	9,  // 15: bailiwick.join.v1.CertStoreService.Load:output_type -> bailiwick.join.v1.LoadResponse
-	11, // 16: bailiwick.join.v1.CertStoreService.Delete:output_type -> bailiwick.join.v1.DeleteResponse
-	13, // 17: bailiwick.join.v1.CertStoreService.List:output_type -> bailiwick.join.v1.ListResponse
-	15, // 18: bailiwick.join.v1.CertStoreService.Stat:output_type -> bailiwick.join.v1.StatResponse
-	17, // 19: bailiwick.join.v1.CertStoreService.Lock:output_type -> bailiwick.join.v1.LockResponse
-	19, // 20: bailiwick.join.v1.CertStoreService.Unlock:output_type -> bailiwick.join.v1.UnlockResponse
-	11, // [11:21] is the sub-list for method output_type
-	1,  // [1:11] is the sub-list for method input_type
-	1,  // [1:1] is the sub-list for extension type_name
-	1,  // [1:1] is the sub-list for extension extendee
-	0,  // [0:1] is the sub-list for field type_name
+	21, // 0: bailiwick.join.v1.ControlKit.incarnations:type_name -> bailiwick.join.v1.ControlKit.IncarnationsEntry
+	22, // 1: bailiwick.join.v1.JoinResponse.peer_regions:type_name -> bailiwick.join.v1.JoinResponse.PeerRegionsEntry
+	1,  // 2: bailiwick.join.v1.JoinResponse.control:type_name -> bailiwick.join.v1.ControlKit
+	0,  // 3: bailiwick.join.v1.JoinService.Join:input_type -> bailiwick.join.v1.JoinRequest
+	3,  // 4: bailiwick.join.v1.IdentityService.Renew:input_type -> bailiwick.join.v1.RenewRequest
+	5,  // 5: bailiwick.join.v1.IdentityService.IssueHost:input_type -> bailiwick.join.v1.IssueHostRequest
+	7,  // 6: bailiwick.join.v1.CertStoreService.Store:input_type -> bailiwick.join.v1.StoreRequest
+	9,  // 7: bailiwick.join.v1.CertStoreService.Load:input_type -> bailiwick.join.v1.LoadRequest
+	11, // 8: bailiwick.join.v1.CertStoreService.Delete:input_type -> bailiwick.join.v1.DeleteRequest
+	13, // 9: bailiwick.join.v1.CertStoreService.List:input_type -> bailiwick.join.v1.ListRequest
+	15, // 10: bailiwick.join.v1.CertStoreService.Stat:input_type -> bailiwick.join.v1.StatRequest
+	17, // 11: bailiwick.join.v1.CertStoreService.Lock:input_type -> bailiwick.join.v1.LockRequest
+	19, // 12: bailiwick.join.v1.CertStoreService.Unlock:input_type -> bailiwick.join.v1.UnlockRequest
+	2,  // 13: bailiwick.join.v1.JoinService.Join:output_type -> bailiwick.join.v1.JoinResponse
+	4,  // 14: bailiwick.join.v1.IdentityService.Renew:output_type -> bailiwick.join.v1.RenewResponse
+	6,  // 15: bailiwick.join.v1.IdentityService.IssueHost:output_type -> bailiwick.join.v1.IssueHostResponse
+	8,  // 16: bailiwick.join.v1.CertStoreService.Store:output_type -> bailiwick.join.v1.StoreResponse
+	10, // 17: bailiwick.join.v1.CertStoreService.Load:output_type -> bailiwick.join.v1.LoadResponse
+	12, // 18: bailiwick.join.v1.CertStoreService.Delete:output_type -> bailiwick.join.v1.DeleteResponse
+	14, // 19: bailiwick.join.v1.CertStoreService.List:output_type -> bailiwick.join.v1.ListResponse
+	16, // 20: bailiwick.join.v1.CertStoreService.Stat:output_type -> bailiwick.join.v1.StatResponse
+	18, // 21: bailiwick.join.v1.CertStoreService.Lock:output_type -> bailiwick.join.v1.LockResponse
+	20, // 22: bailiwick.join.v1.CertStoreService.Unlock:output_type -> bailiwick.join.v1.UnlockResponse
+	13, // [13:23] is the sub-list for method output_type
+	3,  // [3:13] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_join_v1_join_proto_init() }
@@ -1233,7 +1360,7 @@ func file_bailiwick_join_v1_join_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_join_v1_join_proto_rawDesc), len(file_bailiwick_join_v1_join_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
