@@ -13,8 +13,12 @@ import (
 	"bailiwick/shared/identity"
 )
 
-// steerEvery is how often a leader compares its group's members with the registry.
-const steerEvery = time.Second
+// steerEvery is how often a leader compares its group's members with the registry, steerSoon how soon again when it has
+// changed something.
+const (
+	steerEvery = time.Second
+	steerSoon  = 100 * time.Millisecond
+)
 
 // steerGroups keeps the members of each group that this node leads as the registry has them: who joined comes in, who was
 // removed goes, one at a time.
@@ -35,7 +39,7 @@ func (n *Node) steerGroups(ctx context.Context) error {
 }
 
 func (n *Node) steer(ctx context.Context, name string, node *raftgroup.Node) {
-	tick := time.NewTicker(steerEvery)
+	tick := time.NewTimer(steerSoon)
 	defer tick.Stop()
 	for {
 		select {
@@ -43,17 +47,19 @@ func (n *Node) steer(ctx context.Context, name string, node *raftgroup.Node) {
 			return
 		case <-tick.C:
 		}
+		next := steerEvery
 		wanted, err := n.wanted(name)
 		if err == nil {
 			var did string
 			if did, err = node.Steer(ctx, wanted); did != "" {
-				n.log.Info("members of a group change", "group", name, "change", did, "err", err)
-				err = nil
+				n.log.Info("members of a group change", "group", name, "operation", did, "err", err)
+				err, next = nil, steerSoon
 			}
 		}
 		if err != nil && ctx.Err() == nil {
 			n.log.Warn("steer a group's members", "group", name, "err", err)
 		}
+		tick.Reset(next)
 	}
 }
 

@@ -92,6 +92,11 @@ func TestMembers_JoinReplaceAndLeave(t *testing.T) {
 	if _, ok := third.store.Local().Get(model.PrefixOperator + "x"); !ok {
 		t.Error("the new node has not the zone's state")
 	}
+	for _, m := range must(third.Members(within(t))) {
+		if m.Version != "v1.0.0" || m.Lag > 100 {
+			t.Errorf("member: got %+v", m)
+		}
+	}
 	if err := first.MayLose(within(t), "emea-2"); err != nil {
 		t.Errorf("lose one of three: got %v, want it allowed", err)
 	}
@@ -134,6 +139,13 @@ func TestMembers_JoinReplaceAndLeave(t *testing.T) {
 	}
 }
 
+func must(members []adminapi.Member, err error) []adminapi.Member {
+	if err != nil {
+		panic(err)
+	}
+	return members
+}
+
 func seededZone(n *running) bool {
 	_, ok := n.catalog.Local().Get(model.PrefixNode + "emea-1")
 	return ok
@@ -160,7 +172,9 @@ func TestMembers_JoinAfterARecovery(t *testing.T) {
 		t.Fatal(err)
 	}
 	first = w.start("emea-1")
-	soon(t, "the survivor leads", func() bool { return first.store.VerifyLeader(within(t)) == nil && first.catalog.VerifyLeader(within(t)) == nil })
+	soon(t, "the survivor leads", func() bool {
+		return first.store.VerifyLeader(within(t)) == nil && first.catalog.VerifyLeader(within(t)) == nil
+	})
 	w.members(first, map[string]string{"emea-1": "emea-1"})
 	second := w.bring(first, "emea-2")
 	w.bring(first, "emea-3")

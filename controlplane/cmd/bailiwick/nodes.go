@@ -42,6 +42,7 @@ type node struct {
 	Degraded           []string  `json:"degraded"`
 	SentinelViolations int64     `json:"sentinel_violations"`
 	SentinelLate       int64     `json:"sentinel_late"`
+	Groups             []string  `json:"groups"`
 }
 
 func positionOf(p *adminv1.Position) *position {
@@ -58,7 +59,7 @@ func nodeOf(n *adminv1.Node) node {
 		NackReason: n.GetNackReason(), LastSeen: clock(n.GetLastSeen()), CertificateExpires: clock(n.GetCertificateExpires()),
 		CertificateSerial: n.GetCertificateSerial(), ServesAloneUntil: clock(n.GetServesAloneUntil()), Version: n.GetVersion(),
 		ConnectedTo: n.GetConnectedTo(), RelayAddr: n.GetRelayAddr(), Degraded: append([]string{}, n.GetDegraded()...),
-		SentinelViolations: n.GetSentinelViolations(), SentinelLate: n.GetSentinelLate()}
+		SentinelViolations: n.GetSentinelViolations(), SentinelLate: n.GetSentinelLate(), Groups: append([]string{}, n.GetGroups()...)}
 	out.InSync = out.Catalog != nil && out.CatalogWant != nil && *out.Catalog == *out.CatalogWant &&
 		out.ZonePosition != nil && out.ZoneWant != nil && *out.ZonePosition == *out.ZoneWant
 	return out
@@ -130,6 +131,9 @@ func (a *app) printNodes(nodes []node) error {
 			}
 			if len(n.Degraded) > 0 {
 				status += ", degraded: " + strings.ReplaceAll(strings.Join(n.Degraded, "; "), "\n", " ")
+			}
+			if len(n.Groups) > 0 {
+				status += ": " + strings.Join(n.Groups, "; ")
 			}
 			inSync := ""
 			switch {

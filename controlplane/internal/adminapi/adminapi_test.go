@@ -428,7 +428,7 @@ func TestListNodes_ShowsWhatTheZoneKnows(t *testing.T) {
 	if _, err := nodes.RemoveNode(t.Context(), &adminv1.RemoveNodeRequest{Name: "eu-west-edge-1"}); err != nil {
 		t.Fatal(err)
 	}
-	for name, reason := range map[string]string{"eu-west-edge-1": "NODE_NOT_FOUND", "emea-1": "NODE_IS_CONTROL"} {
+	for name, reason := range map[string]string{"eu-west-edge-1": "NODE_NOT_FOUND", "emea-1": "CLUSTER_OFF", "us-1": "WRONG_ZONE"} {
 		if _, err := nodes.RemoveNode(t.Context(), &adminv1.RemoveNodeRequest{Name: name}); fault.ReasonOf(err) != reason {
 			t.Errorf("remove %s: got %v, want %s", name, err, reason)
 		}
@@ -448,8 +448,13 @@ func TestCreateJoinToken_Refuses(t *testing.T) {
 			t.Errorf("%s: got %v, want %s", region, err, want)
 		}
 	}
-	if _, err := nodes.CreateJoinToken(t.Context(), &adminv1.CreateJoinTokenRequest{Kind: "control", Region: "eu-west", Name: "e2"}); fault.ReasonOf(err) != "FIELD_INVALID" {
-		t.Errorf("kind control: got %v", err)
+	for _, c := range []struct{ kind, region, name, reason string }{
+		{"console", "eu-west", "e2", "FIELD_INVALID"}, {"control", "eu-north", "emea-9", ""},
+		{"control", "eu-west", "emea-1", "CLUSTER_OFF"}, // one that exists is replaced: its groups must not need it
+	} {
+		if _, err := nodes.CreateJoinToken(t.Context(), &adminv1.CreateJoinTokenRequest{Kind: c.kind, Region: c.region, Name: c.name}); fault.ReasonOf(err) != c.reason {
+			t.Errorf("%+v: got %v", c, err)
+		}
 	}
 }
 

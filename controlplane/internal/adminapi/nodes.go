@@ -51,13 +51,14 @@ func (s *server) ListNodes(ctx context.Context, _ *adminv1.ListNodesRequest) (*a
 	if s.Alive != nil {
 		alive = s.Alive()
 	}
+	roles := s.roles(ctx)
 	out := &adminv1.ListNodesResponse{}
 	for kv := range s.freshOrLocal(ctx, s.Catalog).List(model.PrefixNode) {
 		n, err := model.Decode[model.Node](kv.Key, kv.Value)
 		if err != nil {
 			return nil, err
 		}
-		row := &adminv1.Node{Name: n.Name, Kind: n.Kind, Region: n.Region, Zone: n.Zone, RelayAddr: n.RelayAddr, Status: statusUnknown}
+		row := &adminv1.Node{Name: n.Name, Kind: n.Kind, Region: n.Region, Zone: n.Zone, RelayAddr: n.RelayAddr, Status: statusUnknown, Groups: roles[n.Name]}
 		switch {
 		case n.Zone != s.Zone:
 		case n.Kind == "edge":
@@ -79,6 +80,31 @@ func (s *server) ListNodes(ctx context.Context, _ *adminv1.ListNodesRequest) (*a
 		return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
 	})
 	return out, nil
+}
+
+// roles are what control nodes are in their groups, as far as this node is told in time.
+func (s *server) roles(ctx context.Context) map[string][]string {
+	out := map[string][]string{}
+	if s.Cluster == nil {
+		return out
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(softWait, s.Wait/2))
+	defer cancel()
+	members, err := s.Cluster.Members(ctx)
+	if err != nil {
+		s.Logger.WarnContext(ctx, "members of groups unavailable", "err", err)
+	}
+	for _, m := range members {
+		text := m.Group + " " + m.Role
+		switch {
+		case !m.Reachable:
+			text += ", away"
+		case m.Lag > 0:
+			text += fmt.Sprintf(", %d behind", m.Lag)
+		}
+		out[m.Node] = append(out[m.Node], text)
+	}
+	return out
 }
 
 func fill(row *adminv1.Node, r *peerv1.EdgeReport) {

@@ -12,9 +12,9 @@ import (
 
 // AuditConfig says how the states of a group's members are compared.
 type AuditConfig struct {
-	Ledger  *Ledger  // required
-	Leader  Leader   // required
-	Node    string   // required: this one
+	Ledger  *Ledger         // required
+	Leader  Leader          // required
+	Node    string          // required: this one
 	Members func() []string // required: all voters of the group now, this node included
 	// Ask asks another member for its hash of a checkpoint; ok is false while it has none. Required.
 	Ask func(ctx context.Context, node string, index uint64) (sum [32]byte, ok bool, err error)

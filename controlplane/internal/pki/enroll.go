@@ -61,8 +61,8 @@ type EnrollConfig struct {
 	Dir string
 	// Incarnations are those of the groups that a control node of this zone takes part in. Required with Dir.
 	Incarnations func() map[string]uint64
-	HostTTL time.Duration // of host certificates; zero is 30 days
-	Logger  *slog.Logger  // nil is silent
+	HostTTL      time.Duration // of host certificates; zero is 30 days
+	Logger       *slog.Logger  // nil is silent
 }
 
 // Enroll is joinv1connect's JoinServiceHandler (admin port) and

@@ -206,7 +206,7 @@ func TestEnroll_JoinRefuses(t *testing.T) {
 		ttl                time.Duration
 		reason             string
 	}{
-		{identity.Control, "eu-west", "c1", 0, pki.ReasonTokenInvalid},
+		{"console", "eu-west", "c1", 0, pki.ReasonTokenInvalid},
 		{identity.Edge, "eu-west", "e3", time.Hour, pki.ReasonTokenInvalid},
 		{identity.Edge, "eu-west", "E3", 0, pki.ReasonTokenInvalid},
 		{identity.Edge, "nowhere", "e3", 0, "REGION_UNKNOWN"},

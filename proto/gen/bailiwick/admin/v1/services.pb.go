@@ -2513,8 +2513,10 @@ type Node struct {
 	// edge's start; 0 for as long as the edge is right. sentinel_late: what had been permitted until a moment before.
 	SentinelViolations int64 `protobuf:"varint,19,opt,name=sentinel_violations,json=sentinelViolations,proto3" json:"sentinel_violations,omitempty"`
 	SentinelLate       int64 `protobuf:"varint,20,opt,name=sentinel_late,json=sentinelLate,proto3" json:"sentinel_late,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// groups: what a control node of the asked zone is in each of its groups: "store/emea leader", "catalog voter, 12 behind".
+	Groups        []string `protobuf:"bytes,21,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -2685,6 +2687,13 @@ func (x *Node) GetSentinelLate() int64 {
 		return x.SentinelLate
 	}
 	return 0
+}
+
+func (x *Node) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
 }
 
 type RemoveNodeRequest struct {
@@ -9239,7 +9248,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x10\n" +
-	"\x03sum\x18\x03 \x01(\tR\x03sum\"\xd7\x06\n" +
+	"\x03sum\x18\x03 \x01(\tR\x03sum\"\xef\x06\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
@@ -9263,7 +9272,8 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"relay_addr\x18\x11 \x01(\tR\trelayAddr\x12\x1a\n" +
 	"\bdegraded\x18\x12 \x03(\tR\bdegraded\x12/\n" +
 	"\x13sentinel_violations\x18\x13 \x01(\x03R\x12sentinelViolations\x12#\n" +
-	"\rsentinel_late\x18\x14 \x01(\x03R\fsentinelLate\"Z\n" +
+	"\rsentinel_late\x18\x14 \x01(\x03R\fsentinelLate\x12\x16\n" +
+	"\x06groups\x18\x15 \x03(\tR\x06groups\"Z\n" +
 	"\x11RemoveNodeRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12&\n" +
 	"\n" +
