@@ -22,7 +22,11 @@ import (
 
 // serveAdmin serves operators, and edges that join, until ctx ends.
 func (n *Node) serveAdmin(ctx context.Context) error {
-	api, err := adminapi.Handler(adminapi.Config{Zone: n.self.Zone, Node: n.self.Name, PrimaryZone: n.in.PrimaryZone,
+	var single adminapi.SSO // a nil *Verifier would not be a nil interface
+	if n.sso != nil {
+		single = n.sso
+	}
+	api, err := adminapi.Handler(adminapi.Config{SSO: single, Zone: n.self.Zone, Node: n.self.Name, PrimaryZone: n.in.PrimaryZone,
 		Catalog: n.catalog, Store: n.store, Pepper: n.secrets.Pepper, Tokens: n.enroll, Edges: zoneEdges{n}, Usage: n.central, Insight: n.central, Alerts: n.alerts, Ledger: n.ledger,
 		Signer: n.secrets.Signer, Evidence: zoneEvidence{n}, Cluster: n, Quota: zoneQuotas{n}, Detail: zoneDetail{n},
 		Leaders: n.leaders, Alive: n.mux.Connected, Logger: n.log})

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ import (
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
 	"bailiwick/controlplane/internal/sink"
+	"bailiwick/controlplane/internal/sso"
 	"bailiwick/controlplane/internal/syncserver"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/lifecycle"
@@ -74,6 +76,9 @@ type Config struct {
 	EvidenceKeep  time.Duration // how old records of the zone's Merkle log may get; 0: 400 days
 	EvidenceBytes int64         // of the log on disk, beyond which the oldest go before their time, and that is said; 0: 32 GiB
 
+	// SSO lets operators in by an OpenID Connect issuer; nil: by their own tokens alone.
+	SSO *sso.Config
+
 	// DropDelta is a fault hook of test builds; nil in production.
 	DropDelta func() bool
 }
@@ -107,6 +112,7 @@ type Node struct {
 	sync       *syncserver.Server
 	ingest     *ingest.Server
 	enroll     *pki.Enroll
+	sso        *sso.Verifier // nil: none
 	certs      *certstore.Service
 	registry   atomic.Pointer[pki.Registry] // nil until the catalog is open
 	central    *central
@@ -127,6 +133,11 @@ func New(cfg Config) (_ *Node, err error) {
 		return nil, errors.New("control node: Dir and Logger are required")
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1)}
+	if cfg.SSO != nil {
+		if n.sso, err = sso.New(*cfg.SSO); err != nil {
+			return nil, err
+		}
+	}
 	home := filepath.Join(cfg.Dir, "identity")
 	if n.source, err = identity.Load(home); err != nil {
 		return nil, err
@@ -212,6 +223,9 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "latency thinning", Run: n.thinLatency, Why: "it commits to the ledger"},
 		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},
 		{Name: "admin port", Run: n.serveAdmin, Why: "last up, first down: operators see a node only while it works"},
+	}
+	if n.sso != nil {
+		parts = slices.Insert(parts, len(parts)-1, lifecycle.Part{Name: "single sign-on", Run: n.sso.Run, Why: "the admin port asks it who calls"})
 	}
 	return lifecycle.Run(ctx, n.log, parts...)
 }

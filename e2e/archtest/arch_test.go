@@ -92,6 +92,7 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 		"github.com/twmb/franz-go":         {"controlplane/internal/sink/kafka"},
 		"github.com/miekg/dns":             {"dataplane/internal/dns", "e2e/harness"}, // the harness asks
 		"github.com/parquet-go":            {"controlplane/internal/detail"},
+		"github.com/coreos/go-oidc":        {"controlplane/internal/sso"},
 	}
 	used := map[string]bool{}
 	for _, p := range list(t, "./...") {

@@ -24,6 +24,7 @@ import (
 
 	"bailiwick/controlplane"
 	"bailiwick/controlplane/internal/alert"
+	"bailiwick/controlplane/internal/sso"
 	"bailiwick/shared/telemetry"
 )
 
@@ -150,12 +151,24 @@ func serve(ctx context.Context, args []string) error {
 	flags.Int64Var(&cfg.DetailBudget, "detail-budget", 20<<30, "bytes of such rows on this node's disk; beyond it the oldest files go, counted")
 	flags.DurationVar(&cfg.EvidenceKeep, "evidence-keep", 400*24*time.Hour, "how long records of the zone's evidence are kept")
 	flags.Int64Var(&cfg.EvidenceBytes, "evidence-bytes", 32<<30, "bytes of them on this node's disk; beyond it the oldest go before their time, and the log says so")
+	issuer := flags.String("oidc-issuer", "", "https URL of an OpenID Connect issuer whose ID tokens operators may show; empty: none")
+	audience := flags.String("oidc-audience", "bailiwick", "for whom its tokens must be issued")
+	claim := flags.String("oidc-claim", sso.DefaultClaim, "claim whose values stand for roles")
+	nameClaim := flags.String("oidc-name", sso.DefaultName, "claim that is an operator's name; an email counts only if verified")
+	roles := flags.String("oidc-roles", "", "what values of the claim stand for in this zone, the first that fits counts: platform=admin,emea-ops=zone-admin")
 	cores := flags.Bool("core-dumps", false, "let the system dump this process's memory when it crashes; keys and requests are in it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
 	flags.Int("bootstrap-expect", 3, "voters of a zone's groups; the kit names them, and this must agree when given")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *issuer != "" {
+		mapped, err := sso.ParseRoles(*roles)
+		if err != nil {
+			return fmt.Errorf("run: -oidc-roles: %w", err)
+		}
+		cfg.SSO = &sso.Config{Issuer: *issuer, Audience: *audience, Claim: *claim, Name: *nameClaim, Roles: mapped}
 	}
 	if cfg.Dir == "" {
 		return errors.New("run: -dir is required")

@@ -47,6 +47,11 @@ type Tokens interface {
 	CreateToken(ctx context.Context, kind, region, name string, ttl time.Duration) (token string, expires time.Time, err error)
 }
 
+// SSO says who a token of another issuer is of, and in which role.
+type SSO interface {
+	Verify(ctx context.Context, token string) (name, role string, err error)
+}
+
 // Edges tells what the zone's leader knows of the zone's edges.
 type Edges interface {
 	Reports(ctx context.Context) ([]*peerv1.EdgeReport, []*adminv1.Tightening, error)
@@ -133,6 +138,7 @@ type Config struct {
 	Quota       Quotas             // optional: without it quotas are Unimplemented
 	Signer      ed25519.PrivateKey // optional: the zone's; without it no correction is booked and nothing is erased
 	Evidence    Evidence           // optional: without it no evidence is exported
+	SSO         SSO                // optional: without it only operators' own tokens are known
 	Detail      Detail             // optional: without it traces, exports and erasures are Unimplemented
 	// Alive optionally says which control nodes of the zone this node hears from.
 	Alive func() map[string]bool

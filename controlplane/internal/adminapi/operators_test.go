@@ -1,6 +1,8 @@
 package adminapi_test
 
 import (
+	"context"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -154,5 +156,53 @@ func TestOperators_TokensEnd(t *testing.T) {
 	}
 	if got := whole(apitest.Second); got != "TOKEN_UNKNOWN" {
 		t.Errorf("a removed operator's token: %q", got)
+	}
+}
+
+// issued vouches for tokens of three parts by their first.
+type issued map[string]string
+
+func (i issued) Verify(_ context.Context, token string) (name, role string, err error) {
+	name, _, _ = strings.Cut(token, ".")
+	if i[name] == "" {
+		return "", "", fault.New(fault.Unauthenticated, "TOKEN_INVALID", "unknown")
+	}
+	return name, i[name], nil
+}
+
+// Who comes by single sign-on is held to the same roles, is named in the audit, and is one person with his own token.
+func TestSSO_IsHeldToRoles(t *testing.T) {
+	in, z := guarded(t)
+	h, err := adminapi.Handler(adminapi.Config{Zone: "emea", Node: "emea-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store, Pepper: apitest.Pepper, Wait: time.Second,
+		SSO: issued{"carol": "zone-admin", "dan": "auditor", "eve": "emperor", "bob": "admin"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewServer(h)
+	defer srv.Close()
+	at := func(name string) adminv1connect.ResourceServiceClient {
+		return adminv1connect.NewResourceServiceClient(apitest.Client(name+".x.y"), srv.URL, faults)
+	}
+	for name, reason := range map[string]string{"carol": "", "dan": "ROLE_INSUFFICIENT", "eve": "ROLE_INSUFFICIENT", "mallory": "TOKEN_INVALID"} {
+		if _, err := at(name).List(t.Context(), &adminv1.ListRequest{Kind: "customers"}); fault.ReasonOf(err) != reason {
+			t.Errorf("customers for %s: %v", name, err)
+		}
+	}
+	resp, err := at("carol").Apply(t.Context(), &adminv1.ApplyRequest{Resources: parse(t, edited("status: closed", "status: open"))})
+	if err != nil || len(resp.Pending) != 1 || resp.Pending[0].ProposedBy != "carol" {
+		t.Fatalf("proposed: %v, %v", resp, err)
+	}
+	if a := stored[model.Audit](t, z.Store, model.KeyAudit); a.Operator != "carol" {
+		t.Errorf("audit: %+v", a)
+	}
+	approve := func(name string) error {
+		_, err := adminv1connect.NewApprovalServiceClient(apitest.Client(name), srv.URL, faults).Approve(t.Context(), &adminv1.ApproveRequest{Id: resp.Pending[0].Id})
+		return err
+	}
+	if err := approve("carol.x.y"); fault.ReasonOf(err) != "SAME_OPERATOR" {
+		t.Errorf("by herself: %v", err)
+	}
+	if err := approve(apitest.Second); err != nil {
+		t.Errorf("by bob: %v", err)
 	}
 }
