@@ -132,5 +132,6 @@ func (e *Edge) status() *syncv1.Status {
 		degraded = append(degraded, fmt.Sprintf("border: the sentinel stopped %d times what the first check let pass; take this edge out of service", violations))
 	}
 	return &syncv1.Status{Degraded: degraded, SentinelViolations: violations, SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefused: refused, Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
-		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook()}
+		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook(),
+		Load: &syncv1.Load{Accepted: e.spool.Stats().Rows, RelaysOut: int32(e.relays.InFlight()), RelaysIn: int32(e.inbound.InFlight())}}
 }

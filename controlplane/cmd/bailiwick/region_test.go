@@ -1,10 +1,12 @@
 package main
 
 import (
+	"io"
 	"strings"
 	"testing"
 
 	"bailiwick/controlplane/internal/model"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 )
 
 // A drain changes that one field and no other.
@@ -33,6 +35,55 @@ func TestRegion_Drain(t *testing.T) {
 	d.must(nil, "region", "undrain", "eu-west")
 	if after := region(); after.Drain != "" || after.Country != before.Country || after.Zone != before.Zone || after.Provider != before.Provider {
 		t.Errorf("%+v became %+v", before, after)
+	}
+}
+
+// A drain is done when every edge that is alive knows and none names the region; its end when all do again.
+func TestProgress_Look(t *testing.T) {
+	state := func(drain string, acked, naming int32, accepted int64) *adminv1.RegionState {
+		return &adminv1.RegionState{Name: "eu-west", Drain: drain, EdgesAlive: 2, EdgesAcked: acked, Names: 2, Naming: naming, Accepted: accepted, RelaysOut: 3}
+	}
+	for _, c := range []struct {
+		name string
+		r    *adminv1.RegionState
+		done bool
+	}{
+		{"nobody knows", state("work", 0, 2, 0), false},
+		{"all know, one names it since nothing else is well", state("work", 2, 1, 0), false},
+		{"drained", state("work", 2, 0, 0), true},
+		{"the end of it, not heard everywhere", state("", 1, 2, 0), false},
+		{"the end of it, not named everywhere yet", state("", 2, 1, 0), false},
+		{"back", state("", 2, 2, 0), true},
+	} {
+		if got := (&progress{out: io.Discard}).look(c.r, 0); got != c.done {
+			t.Errorf("%s: done = %t, want %t", c.name, got, c.done)
+		}
+	}
+	var out strings.Builder
+	p := &progress{out: &out}
+	p.look(state("work", 0, 2, 100), 400)
+	p.look(state("work", 2, 1, 110), 500) // ten of the hundred since
+	p.look(state("work", 2, 1, 110), 500) // nothing new: no line
+	want := "eu-west: 0 of 2 edges know, DNS of 0 of 2 follows; relays: 3 out, 0 in\n" +
+		"eu-west: 2 of 2 edges know, DNS of 1 of 2 follows; 10% of the zone's requests still come here; relays: 3 out, 0 in\n" +
+		"eu-west: 2 of 2 edges know, DNS of 1 of 2 follows; relays: 3 out, 0 in\n"
+	if out.String() != want {
+		t.Errorf("said:\n%swant:\n%s", out.String(), want)
+	}
+}
+
+func TestRegion_ListAndGet(t *testing.T) {
+	d := seeded(t)
+	var states []*adminv1.RegionState
+	d.must(&states, "region", "list", "-o", "json")
+	if len(states) == 0 {
+		t.Fatal("no region is listed")
+	}
+	if code, out, errs := d.run("", "region", "get", states[0].GetName()); code != 0 || !strings.Contains(out, states[0].GetName()+" of zone") {
+		t.Errorf("get: exit %d, %s%s", code, out, errs)
+	}
+	if code, _, _ := d.run("", "region", "get", "nowhere"); code != exitNotFound {
+		t.Errorf("a region that is not there: exit %d, want %d", code, exitNotFound)
 	}
 }
 

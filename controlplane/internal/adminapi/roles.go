@@ -59,6 +59,7 @@ var rights = map[string]string{
 	adminv1connect.ApprovalServiceRejectProcedure:                    operate,
 	adminv1connect.ApprovalServiceOpenCrossingsProcedure:             operate,
 	adminv1connect.DNSServiceExplainProcedure:                        look,
+	adminv1connect.DNSServiceRegionsProcedure:                        look,
 	adminv1connect.UsageServiceQueryUsageProcedure:                   customers,
 	adminv1connect.UsageServiceQueryTotalsProcedure:                  look,
 	adminv1connect.UsageServiceTraceUsageProcedure:                   customers,

@@ -3889,6 +3889,311 @@ func (x *EdgeAnswer) GetReportedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+type RegionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegionsRequest) Reset() {
+	*x = RegionsRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegionsRequest) ProtoMessage() {}
+
+func (x *RegionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegionsRequest.ProtoReflect.Descriptor instead.
+func (*RegionsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
+}
+
+type RegionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Regions       []*RegionState         `protobuf:"bytes,1,rep,name=regions,proto3" json:"regions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegionsResponse) Reset() {
+	*x = RegionsResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegionsResponse) ProtoMessage() {}
+
+func (x *RegionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegionsResponse.ProtoReflect.Descriptor instead.
+func (*RegionsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *RegionsResponse) GetRegions() []*RegionState {
+	if x != nil {
+		return x.Regions
+	}
+	return nil
+}
+
+type RegionState struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Zone           string                 `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	ControlOnly    bool                   `protobuf:"varint,3,opt,name=control_only,json=controlOnly,proto3" json:"control_only,omitempty"`
+	Drain          string                 `protobuf:"bytes,4,opt,name=drain,proto3" json:"drain,omitempty"`  // why it is drained; empty: it is not
+	Views          []*RegionView          `protobuf:"bytes,5,rep,name=views,proto3" json:"views,omitempty"`  // of each edge of the zone that reports, by name
+	Edges          int32                  `protobuf:"varint,6,opt,name=edges,proto3" json:"edges,omitempty"` // registered in the region
+	EdgesConnected int32                  `protobuf:"varint,7,opt,name=edges_connected,json=edgesConnected,proto3" json:"edges_connected,omitempty"`
+	EdgesAlive     int32                  `protobuf:"varint,8,opt,name=edges_alive,json=edgesAlive,proto3" json:"edges_alive,omitempty"` // of the zone, that report: all have to know of a drain
+	EdgesAcked     int32                  `protobuf:"varint,9,opt,name=edges_acked,json=edgesAcked,proto3" json:"edges_acked,omitempty"` // of them, those that hold the region as it stands in the catalog
+	Names          int32                  `protobuf:"varint,10,opt,name=names,proto3" json:"names,omitempty"`                            // edges of the zone that answer DNS
+	Naming         int32                  `protobuf:"varint,11,opt,name=naming,proto3" json:"naming,omitempty"`                          // of them, those whose answers name the region
+	Accepted       int64                  `protobuf:"varint,12,opt,name=accepted,proto3" json:"accepted,omitempty"`                      // requests that its edges accepted since each one's start
+	RelaysOut      int32                  `protobuf:"varint,13,opt,name=relays_out,json=relaysOut,proto3" json:"relays_out,omitempty"`
+	RelaysIn       int32                  `protobuf:"varint,14,opt,name=relays_in,json=relaysIn,proto3" json:"relays_in,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RegionState) Reset() {
+	*x = RegionState{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegionState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegionState) ProtoMessage() {}
+
+func (x *RegionState) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegionState.ProtoReflect.Descriptor instead.
+func (*RegionState) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *RegionState) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RegionState) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *RegionState) GetControlOnly() bool {
+	if x != nil {
+		return x.ControlOnly
+	}
+	return false
+}
+
+func (x *RegionState) GetDrain() string {
+	if x != nil {
+		return x.Drain
+	}
+	return ""
+}
+
+func (x *RegionState) GetViews() []*RegionView {
+	if x != nil {
+		return x.Views
+	}
+	return nil
+}
+
+func (x *RegionState) GetEdges() int32 {
+	if x != nil {
+		return x.Edges
+	}
+	return 0
+}
+
+func (x *RegionState) GetEdgesConnected() int32 {
+	if x != nil {
+		return x.EdgesConnected
+	}
+	return 0
+}
+
+func (x *RegionState) GetEdgesAlive() int32 {
+	if x != nil {
+		return x.EdgesAlive
+	}
+	return 0
+}
+
+func (x *RegionState) GetEdgesAcked() int32 {
+	if x != nil {
+		return x.EdgesAcked
+	}
+	return 0
+}
+
+func (x *RegionState) GetNames() int32 {
+	if x != nil {
+		return x.Names
+	}
+	return 0
+}
+
+func (x *RegionState) GetNaming() int32 {
+	if x != nil {
+		return x.Naming
+	}
+	return 0
+}
+
+func (x *RegionState) GetAccepted() int64 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
+func (x *RegionState) GetRelaysOut() int32 {
+	if x != nil {
+		return x.RelaysOut
+	}
+	return 0
+}
+
+func (x *RegionState) GetRelaysIn() int32 {
+	if x != nil {
+		return x.RelaysIn
+	}
+	return 0
+}
+
+// RegionView is how one edge sees a region.
+type RegionView struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Edge          string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Region        string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"` // the observer's
+	Healthy       bool                   `protobuf:"varint,3,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	Why           string                 `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegionView) Reset() {
+	*x = RegionView{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegionView) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegionView) ProtoMessage() {}
+
+func (x *RegionView) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegionView.ProtoReflect.Descriptor instead.
+func (*RegionView) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *RegionView) GetEdge() string {
+	if x != nil {
+		return x.Edge
+	}
+	return ""
+}
+
+func (x *RegionView) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *RegionView) GetHealthy() bool {
+	if x != nil {
+		return x.Healthy
+	}
+	return false
+}
+
+func (x *RegionView) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *RegionView) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 type RegionAnswer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
@@ -3900,7 +4205,7 @@ type RegionAnswer struct {
 
 func (x *RegionAnswer) Reset() {
 	*x = RegionAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3912,7 +4217,7 @@ func (x *RegionAnswer) String() string {
 func (*RegionAnswer) ProtoMessage() {}
 
 func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3925,7 +4230,7 @@ func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionAnswer.ProtoReflect.Descriptor instead.
 func (*RegionAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RegionAnswer) GetRegion() string {
@@ -3965,7 +4270,7 @@ type QueryUsageRequest struct {
 
 func (x *QueryUsageRequest) Reset() {
 	*x = QueryUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3977,7 +4282,7 @@ func (x *QueryUsageRequest) String() string {
 func (*QueryUsageRequest) ProtoMessage() {}
 
 func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3990,7 +4295,7 @@ func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageRequest.ProtoReflect.Descriptor instead.
 func (*QueryUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *QueryUsageRequest) GetCustomer() string {
@@ -4044,7 +4349,7 @@ type QueryUsageResponse struct {
 
 func (x *QueryUsageResponse) Reset() {
 	*x = QueryUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4056,7 +4361,7 @@ func (x *QueryUsageResponse) String() string {
 func (*QueryUsageResponse) ProtoMessage() {}
 
 func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4069,7 +4374,7 @@ func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageResponse.ProtoReflect.Descriptor instead.
 func (*QueryUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *QueryUsageResponse) GetTotal() *UsageTotal {
@@ -4127,7 +4432,7 @@ type UsageTotal struct {
 
 func (x *UsageTotal) Reset() {
 	*x = UsageTotal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4444,7 @@ func (x *UsageTotal) String() string {
 func (*UsageTotal) ProtoMessage() {}
 
 func (x *UsageTotal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4457,7 @@ func (x *UsageTotal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageTotal.ProtoReflect.Descriptor instead.
 func (*UsageTotal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *UsageTotal) GetRequests() int64 {
@@ -4217,7 +4522,7 @@ type UsageRow struct {
 
 func (x *UsageRow) Reset() {
 	*x = UsageRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4229,7 +4534,7 @@ func (x *UsageRow) String() string {
 func (*UsageRow) ProtoMessage() {}
 
 func (x *UsageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4242,7 +4547,7 @@ func (x *UsageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
 func (*UsageRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *UsageRow) GetCell() *timestamppb.Timestamp {
@@ -4370,7 +4675,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4382,7 +4687,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4395,7 +4700,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Gap) GetEdge() string {
@@ -4440,7 +4745,7 @@ type QueryTotalsRequest struct {
 
 func (x *QueryTotalsRequest) Reset() {
 	*x = QueryTotalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4452,7 +4757,7 @@ func (x *QueryTotalsRequest) String() string {
 func (*QueryTotalsRequest) ProtoMessage() {}
 
 func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4465,7 +4770,7 @@ func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsRequest.ProtoReflect.Descriptor instead.
 func (*QueryTotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *QueryTotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -4513,7 +4818,7 @@ type QueryTotalsResponse struct {
 
 func (x *QueryTotalsResponse) Reset() {
 	*x = QueryTotalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4525,7 +4830,7 @@ func (x *QueryTotalsResponse) String() string {
 func (*QueryTotalsResponse) ProtoMessage() {}
 
 func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4538,7 +4843,7 @@ func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsResponse.ProtoReflect.Descriptor instead.
 func (*QueryTotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *QueryTotalsResponse) GetZones() []*ZoneTotals {
@@ -4571,7 +4876,7 @@ type ZoneTotals struct {
 
 func (x *ZoneTotals) Reset() {
 	*x = ZoneTotals{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4583,7 +4888,7 @@ func (x *ZoneTotals) String() string {
 func (*ZoneTotals) ProtoMessage() {}
 
 func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4596,7 +4901,7 @@ func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneTotals.ProtoReflect.Descriptor instead.
 func (*ZoneTotals) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ZoneTotals) GetZone() string {
@@ -4662,7 +4967,7 @@ type TotalsRow struct {
 
 func (x *TotalsRow) Reset() {
 	*x = TotalsRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4674,7 +4979,7 @@ func (x *TotalsRow) String() string {
 func (*TotalsRow) ProtoMessage() {}
 
 func (x *TotalsRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4687,7 +4992,7 @@ func (x *TotalsRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRow.ProtoReflect.Descriptor instead.
 func (*TotalsRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TotalsRow) GetProduct() string {
@@ -4781,7 +5086,7 @@ type QueryLatencyRequest struct {
 
 func (x *QueryLatencyRequest) Reset() {
 	*x = QueryLatencyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4793,7 +5098,7 @@ func (x *QueryLatencyRequest) String() string {
 func (*QueryLatencyRequest) ProtoMessage() {}
 
 func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4806,7 +5111,7 @@ func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyRequest.ProtoReflect.Descriptor instead.
 func (*QueryLatencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *QueryLatencyRequest) GetSince() *timestamppb.Timestamp {
@@ -4855,7 +5160,7 @@ type QueryLatencyResponse struct {
 
 func (x *QueryLatencyResponse) Reset() {
 	*x = QueryLatencyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4867,7 +5172,7 @@ func (x *QueryLatencyResponse) String() string {
 func (*QueryLatencyResponse) ProtoMessage() {}
 
 func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4880,7 +5185,7 @@ func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyResponse.ProtoReflect.Descriptor instead.
 func (*QueryLatencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *QueryLatencyResponse) GetRows() []*LatencyRow {
@@ -4917,7 +5222,7 @@ type LatencyRow struct {
 
 func (x *LatencyRow) Reset() {
 	*x = LatencyRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4929,7 +5234,7 @@ func (x *LatencyRow) String() string {
 func (*LatencyRow) ProtoMessage() {}
 
 func (x *LatencyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4942,7 +5247,7 @@ func (x *LatencyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyRow.ProtoReflect.Descriptor instead.
 func (*LatencyRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *LatencyRow) GetApi() string {
@@ -4989,7 +5294,7 @@ type ForecastRequest struct {
 
 func (x *ForecastRequest) Reset() {
 	*x = ForecastRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5001,7 +5306,7 @@ func (x *ForecastRequest) String() string {
 func (*ForecastRequest) ProtoMessage() {}
 
 func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5014,7 +5319,7 @@ func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastRequest.ProtoReflect.Descriptor instead.
 func (*ForecastRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ForecastRequest) GetCustomer() string {
@@ -5033,7 +5338,7 @@ type ForecastResponse struct {
 
 func (x *ForecastResponse) Reset() {
 	*x = ForecastResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5045,7 +5350,7 @@ func (x *ForecastResponse) String() string {
 func (*ForecastResponse) ProtoMessage() {}
 
 func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5058,7 +5363,7 @@ func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastResponse.ProtoReflect.Descriptor instead.
 func (*ForecastResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ForecastResponse) GetSubscriptions() []*SubscriptionForecast {
@@ -5088,7 +5393,7 @@ type SubscriptionForecast struct {
 
 func (x *SubscriptionForecast) Reset() {
 	*x = SubscriptionForecast{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5100,7 +5405,7 @@ func (x *SubscriptionForecast) String() string {
 func (*SubscriptionForecast) ProtoMessage() {}
 
 func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5113,7 +5418,7 @@ func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionForecast.ProtoReflect.Descriptor instead.
 func (*SubscriptionForecast) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *SubscriptionForecast) GetCustomer() string {
@@ -5210,7 +5515,7 @@ type TraceUsageRequest struct {
 
 func (x *TraceUsageRequest) Reset() {
 	*x = TraceUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5222,7 +5527,7 @@ func (x *TraceUsageRequest) String() string {
 func (*TraceUsageRequest) ProtoMessage() {}
 
 func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5235,7 +5540,7 @@ func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageRequest.ProtoReflect.Descriptor instead.
 func (*TraceUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *TraceUsageRequest) GetCustomer() string {
@@ -5315,7 +5620,7 @@ type TraceUsageResponse struct {
 
 func (x *TraceUsageResponse) Reset() {
 	*x = TraceUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5327,7 +5632,7 @@ func (x *TraceUsageResponse) String() string {
 func (*TraceUsageResponse) ProtoMessage() {}
 
 func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5340,7 +5645,7 @@ func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageResponse.ProtoReflect.Descriptor instead.
 func (*TraceUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *TraceUsageResponse) GetCells() []*TraceCell {
@@ -5419,7 +5724,7 @@ type TraceLost struct {
 
 func (x *TraceLost) Reset() {
 	*x = TraceLost{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5431,7 +5736,7 @@ func (x *TraceLost) String() string {
 func (*TraceLost) ProtoMessage() {}
 
 func (x *TraceLost) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5444,7 +5749,7 @@ func (x *TraceLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceLost.ProtoReflect.Descriptor instead.
 func (*TraceLost) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *TraceLost) GetEdge() string {
@@ -5502,7 +5807,7 @@ type TraceCell struct {
 
 func (x *TraceCell) Reset() {
 	*x = TraceCell{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5514,7 +5819,7 @@ func (x *TraceCell) String() string {
 func (*TraceCell) ProtoMessage() {}
 
 func (x *TraceCell) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5527,7 +5832,7 @@ func (x *TraceCell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceCell.ProtoReflect.Descriptor instead.
 func (*TraceCell) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *TraceCell) GetCell() *timestamppb.Timestamp {
@@ -5640,7 +5945,7 @@ type TraceRow struct {
 
 func (x *TraceRow) Reset() {
 	*x = TraceRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5652,7 +5957,7 @@ func (x *TraceRow) String() string {
 func (*TraceRow) ProtoMessage() {}
 
 func (x *TraceRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5665,7 +5970,7 @@ func (x *TraceRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRow.ProtoReflect.Descriptor instead.
 func (*TraceRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *TraceRow) GetRequestId() string {
@@ -5852,7 +6157,7 @@ type GetQuotasRequest struct {
 
 func (x *GetQuotasRequest) Reset() {
 	*x = GetQuotasRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5864,7 +6169,7 @@ func (x *GetQuotasRequest) String() string {
 func (*GetQuotasRequest) ProtoMessage() {}
 
 func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5877,7 +6182,7 @@ func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotasRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *GetQuotasRequest) GetCustomer() string {
@@ -5897,7 +6202,7 @@ type GetQuotasResponse struct {
 
 func (x *GetQuotasResponse) Reset() {
 	*x = GetQuotasResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5909,7 +6214,7 @@ func (x *GetQuotasResponse) String() string {
 func (*GetQuotasResponse) ProtoMessage() {}
 
 func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5922,7 +6227,7 @@ func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotasResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *GetQuotasResponse) GetQuotas() []*QuotaStatus {
@@ -5954,7 +6259,7 @@ type ToppedUp struct {
 
 func (x *ToppedUp) Reset() {
 	*x = ToppedUp{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5966,7 +6271,7 @@ func (x *ToppedUp) String() string {
 func (*ToppedUp) ProtoMessage() {}
 
 func (x *ToppedUp) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5979,7 +6284,7 @@ func (x *ToppedUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToppedUp.ProtoReflect.Descriptor instead.
 func (*ToppedUp) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ToppedUp) GetSubscription() string {
@@ -6052,7 +6357,7 @@ type QuotaStatus struct {
 
 func (x *QuotaStatus) Reset() {
 	*x = QuotaStatus{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6064,7 +6369,7 @@ func (x *QuotaStatus) String() string {
 func (*QuotaStatus) ProtoMessage() {}
 
 func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6077,7 +6382,7 @@ func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaStatus.ProtoReflect.Descriptor instead.
 func (*QuotaStatus) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *QuotaStatus) GetCustomer() string {
@@ -6183,7 +6488,7 @@ type QuotaHolder struct {
 
 func (x *QuotaHolder) Reset() {
 	*x = QuotaHolder{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6195,7 +6500,7 @@ func (x *QuotaHolder) String() string {
 func (*QuotaHolder) ProtoMessage() {}
 
 func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6208,7 +6513,7 @@ func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHolder.ProtoReflect.Descriptor instead.
 func (*QuotaHolder) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *QuotaHolder) GetEdge() string {
@@ -6252,7 +6557,7 @@ type TopUpRequest struct {
 
 func (x *TopUpRequest) Reset() {
 	*x = TopUpRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6264,7 +6569,7 @@ func (x *TopUpRequest) String() string {
 func (*TopUpRequest) ProtoMessage() {}
 
 func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6277,7 +6582,7 @@ func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpRequest.ProtoReflect.Descriptor instead.
 func (*TopUpRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *TopUpRequest) GetCustomer() string {
@@ -6325,7 +6630,7 @@ type TopUpResponse struct {
 
 func (x *TopUpResponse) Reset() {
 	*x = TopUpResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6337,7 +6642,7 @@ func (x *TopUpResponse) String() string {
 func (*TopUpResponse) ProtoMessage() {}
 
 func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6350,7 +6655,7 @@ func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpResponse.ProtoReflect.Descriptor instead.
 func (*TopUpResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *TopUpResponse) GetQuota() *QuotaStatus {
@@ -6376,7 +6681,7 @@ type ListEpochsRequest struct {
 
 func (x *ListEpochsRequest) Reset() {
 	*x = ListEpochsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6388,7 +6693,7 @@ func (x *ListEpochsRequest) String() string {
 func (*ListEpochsRequest) ProtoMessage() {}
 
 func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6401,7 +6706,7 @@ func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsRequest.ProtoReflect.Descriptor instead.
 func (*ListEpochsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListEpochsRequest) GetEdge() string {
@@ -6420,7 +6725,7 @@ type ListEpochsResponse struct {
 
 func (x *ListEpochsResponse) Reset() {
 	*x = ListEpochsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6432,7 +6737,7 @@ func (x *ListEpochsResponse) String() string {
 func (*ListEpochsResponse) ProtoMessage() {}
 
 func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6445,7 +6750,7 @@ func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsResponse.ProtoReflect.Descriptor instead.
 func (*ListEpochsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ListEpochsResponse) GetEpochs() []*LedgerEpoch {
@@ -6478,7 +6783,7 @@ type LedgerEpoch struct {
 
 func (x *LedgerEpoch) Reset() {
 	*x = LedgerEpoch{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6490,7 +6795,7 @@ func (x *LedgerEpoch) String() string {
 func (*LedgerEpoch) ProtoMessage() {}
 
 func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6503,7 +6808,7 @@ func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEpoch.ProtoReflect.Descriptor instead.
 func (*LedgerEpoch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *LedgerEpoch) GetEdge() string {
@@ -6612,7 +6917,7 @@ type CloseEpochRequest struct {
 
 func (x *CloseEpochRequest) Reset() {
 	*x = CloseEpochRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6624,7 +6929,7 @@ func (x *CloseEpochRequest) String() string {
 func (*CloseEpochRequest) ProtoMessage() {}
 
 func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6637,7 +6942,7 @@ func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochRequest.ProtoReflect.Descriptor instead.
 func (*CloseEpochRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *CloseEpochRequest) GetEdge() string {
@@ -6684,7 +6989,7 @@ type CloseEpochResponse struct {
 
 func (x *CloseEpochResponse) Reset() {
 	*x = CloseEpochResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6696,7 +7001,7 @@ func (x *CloseEpochResponse) String() string {
 func (*CloseEpochResponse) ProtoMessage() {}
 
 func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6709,7 +7014,7 @@ func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochResponse.ProtoReflect.Descriptor instead.
 func (*CloseEpochResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *CloseEpochResponse) GetEpoch() *LedgerEpoch {
@@ -6738,7 +7043,7 @@ type CorrectionRow struct {
 
 func (x *CorrectionRow) Reset() {
 	*x = CorrectionRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6750,7 +7055,7 @@ func (x *CorrectionRow) String() string {
 func (*CorrectionRow) ProtoMessage() {}
 
 func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6763,7 +7068,7 @@ func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectionRow.ProtoReflect.Descriptor instead.
 func (*CorrectionRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *CorrectionRow) GetCell() *timestamppb.Timestamp {
@@ -6851,7 +7156,7 @@ type CorrectRequest struct {
 
 func (x *CorrectRequest) Reset() {
 	*x = CorrectRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6863,7 +7168,7 @@ func (x *CorrectRequest) String() string {
 func (*CorrectRequest) ProtoMessage() {}
 
 func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6876,7 +7181,7 @@ func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectRequest.ProtoReflect.Descriptor instead.
 func (*CorrectRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *CorrectRequest) GetCustomer() string {
@@ -6933,7 +7238,7 @@ type CorrectResponse struct {
 
 func (x *CorrectResponse) Reset() {
 	*x = CorrectResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6945,7 +7250,7 @@ func (x *CorrectResponse) String() string {
 func (*CorrectResponse) ProtoMessage() {}
 
 func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6958,7 +7263,7 @@ func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectResponse.ProtoReflect.Descriptor instead.
 func (*CorrectResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *CorrectResponse) GetCorrection() *Correction {
@@ -7011,7 +7316,7 @@ type Correction struct {
 
 func (x *Correction) Reset() {
 	*x = Correction{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7023,7 +7328,7 @@ func (x *Correction) String() string {
 func (*Correction) ProtoMessage() {}
 
 func (x *Correction) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7036,7 +7341,7 @@ func (x *Correction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Correction.ProtoReflect.Descriptor instead.
 func (*Correction) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *Correction) GetId() string {
@@ -7142,7 +7447,7 @@ type UndoCorrectionRequest struct {
 
 func (x *UndoCorrectionRequest) Reset() {
 	*x = UndoCorrectionRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7154,7 +7459,7 @@ func (x *UndoCorrectionRequest) String() string {
 func (*UndoCorrectionRequest) ProtoMessage() {}
 
 func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7167,7 +7472,7 @@ func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoCorrectionRequest.ProtoReflect.Descriptor instead.
 func (*UndoCorrectionRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *UndoCorrectionRequest) GetId() string {
@@ -7207,7 +7512,7 @@ type ListCorrectionsRequest struct {
 
 func (x *ListCorrectionsRequest) Reset() {
 	*x = ListCorrectionsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7219,7 +7524,7 @@ func (x *ListCorrectionsRequest) String() string {
 func (*ListCorrectionsRequest) ProtoMessage() {}
 
 func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7232,7 +7537,7 @@ func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ListCorrectionsRequest) GetCustomer() string {
@@ -7252,7 +7557,7 @@ type ListCorrectionsResponse struct {
 
 func (x *ListCorrectionsResponse) Reset() {
 	*x = ListCorrectionsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7264,7 +7569,7 @@ func (x *ListCorrectionsResponse) String() string {
 func (*ListCorrectionsResponse) ProtoMessage() {}
 
 func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7277,7 +7582,7 @@ func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListCorrectionsResponse) GetCorrections() []*Correction {
@@ -7302,7 +7607,7 @@ type ListPeriodsRequest struct {
 
 func (x *ListPeriodsRequest) Reset() {
 	*x = ListPeriodsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7314,7 +7619,7 @@ func (x *ListPeriodsRequest) String() string {
 func (*ListPeriodsRequest) ProtoMessage() {}
 
 func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7327,7 +7632,7 @@ func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsRequest.ProtoReflect.Descriptor instead.
 func (*ListPeriodsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 type ListPeriodsResponse struct {
@@ -7339,7 +7644,7 @@ type ListPeriodsResponse struct {
 
 func (x *ListPeriodsResponse) Reset() {
 	*x = ListPeriodsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7351,7 +7656,7 @@ func (x *ListPeriodsResponse) String() string {
 func (*ListPeriodsResponse) ProtoMessage() {}
 
 func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7364,7 +7669,7 @@ func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsResponse.ProtoReflect.Descriptor instead.
 func (*ListPeriodsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ListPeriodsResponse) GetPeriods() []*ClosedPeriod {
@@ -7388,7 +7693,7 @@ type ClosedPeriod struct {
 
 func (x *ClosedPeriod) Reset() {
 	*x = ClosedPeriod{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7400,7 +7705,7 @@ func (x *ClosedPeriod) String() string {
 func (*ClosedPeriod) ProtoMessage() {}
 
 func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7413,7 +7718,7 @@ func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClosedPeriod.ProtoReflect.Descriptor instead.
 func (*ClosedPeriod) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ClosedPeriod) GetDay() string {
@@ -7459,7 +7764,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7471,7 +7776,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7484,7 +7789,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 type ListSinksResponse struct {
@@ -7496,7 +7801,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7508,7 +7813,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7521,7 +7826,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListSinksResponse) GetSinks() []*SinkPosition {
@@ -7544,7 +7849,7 @@ type SinkPosition struct {
 
 func (x *SinkPosition) Reset() {
 	*x = SinkPosition{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7556,7 +7861,7 @@ func (x *SinkPosition) String() string {
 func (*SinkPosition) ProtoMessage() {}
 
 func (x *SinkPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7569,7 +7874,7 @@ func (x *SinkPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkPosition.ProtoReflect.Descriptor instead.
 func (*SinkPosition) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *SinkPosition) GetName() string {
@@ -7615,7 +7920,7 @@ type ListRefusalsRequest struct {
 
 func (x *ListRefusalsRequest) Reset() {
 	*x = ListRefusalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7627,7 +7932,7 @@ func (x *ListRefusalsRequest) String() string {
 func (*ListRefusalsRequest) ProtoMessage() {}
 
 func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7640,7 +7945,7 @@ func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ListRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 type ListRefusalsResponse struct {
@@ -7652,7 +7957,7 @@ type ListRefusalsResponse struct {
 
 func (x *ListRefusalsResponse) Reset() {
 	*x = ListRefusalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7664,7 +7969,7 @@ func (x *ListRefusalsResponse) String() string {
 func (*ListRefusalsResponse) ProtoMessage() {}
 
 func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7677,7 +7982,7 @@ func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ListRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ListRefusalsResponse) GetRefusals() []*UsageRefusal {
@@ -7703,7 +8008,7 @@ type UsageRefusal struct {
 
 func (x *UsageRefusal) Reset() {
 	*x = UsageRefusal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7715,7 +8020,7 @@ func (x *UsageRefusal) String() string {
 func (*UsageRefusal) ProtoMessage() {}
 
 func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7728,7 +8033,7 @@ func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRefusal.ProtoReflect.Descriptor instead.
 func (*UsageRefusal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *UsageRefusal) GetEdge() string {
@@ -7800,7 +8105,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7812,7 +8117,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7825,7 +8130,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *ExportEvidenceRequest) GetFrom() *timestamppb.Timestamp {
@@ -7866,7 +8171,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7878,7 +8183,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7891,7 +8196,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *ExportEvidenceResponse) GetChunk() []byte {
@@ -7920,7 +8225,7 @@ type EvidenceExport struct {
 
 func (x *EvidenceExport) Reset() {
 	*x = EvidenceExport{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7932,7 +8237,7 @@ func (x *EvidenceExport) String() string {
 func (*EvidenceExport) ProtoMessage() {}
 
 func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7945,7 +8250,7 @@ func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceExport.ProtoReflect.Descriptor instead.
 func (*EvidenceExport) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *EvidenceExport) GetExportedAt() *timestamppb.Timestamp {
@@ -7980,7 +8285,7 @@ type ExportRelayRowsRequest struct {
 
 func (x *ExportRelayRowsRequest) Reset() {
 	*x = ExportRelayRowsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7992,7 +8297,7 @@ func (x *ExportRelayRowsRequest) String() string {
 func (*ExportRelayRowsRequest) ProtoMessage() {}
 
 func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8005,7 +8310,7 @@ func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsRequest.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ExportRelayRowsRequest) GetRegion() string {
@@ -8038,7 +8343,7 @@ type ExportRelayRowsResponse struct {
 
 func (x *ExportRelayRowsResponse) Reset() {
 	*x = ExportRelayRowsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8050,7 +8355,7 @@ func (x *ExportRelayRowsResponse) String() string {
 func (*ExportRelayRowsResponse) ProtoMessage() {}
 
 func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8063,7 +8368,7 @@ func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsResponse.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *ExportRelayRowsResponse) GetChunk() []byte {
@@ -8081,7 +8386,7 @@ type CheckEvidenceRequest struct {
 
 func (x *CheckEvidenceRequest) Reset() {
 	*x = CheckEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8093,7 +8398,7 @@ func (x *CheckEvidenceRequest) String() string {
 func (*CheckEvidenceRequest) ProtoMessage() {}
 
 func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8106,7 +8411,7 @@ func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 type CheckEvidenceResponse struct {
@@ -8123,7 +8428,7 @@ type CheckEvidenceResponse struct {
 
 func (x *CheckEvidenceResponse) Reset() {
 	*x = CheckEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8135,7 +8440,7 @@ func (x *CheckEvidenceResponse) String() string {
 func (*CheckEvidenceResponse) ProtoMessage() {}
 
 func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8148,7 +8453,7 @@ func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *CheckEvidenceResponse) GetNode() string {
@@ -8202,7 +8507,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8214,7 +8519,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8227,7 +8532,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ExportRequest) GetCustomer() string {
@@ -8246,7 +8551,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8258,7 +8563,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8271,7 +8576,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ExportResponse) GetChunk() []byte {
@@ -8292,7 +8597,7 @@ type EraseRequest struct {
 
 func (x *EraseRequest) Reset() {
 	*x = EraseRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8304,7 +8609,7 @@ func (x *EraseRequest) String() string {
 func (*EraseRequest) ProtoMessage() {}
 
 func (x *EraseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8317,7 +8622,7 @@ func (x *EraseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseRequest.ProtoReflect.Descriptor instead.
 func (*EraseRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *EraseRequest) GetCustomer() string {
@@ -8354,7 +8659,7 @@ type EraseResponse struct {
 
 func (x *EraseResponse) Reset() {
 	*x = EraseResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8366,7 +8671,7 @@ func (x *EraseResponse) String() string {
 func (*EraseResponse) ProtoMessage() {}
 
 func (x *EraseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8379,7 +8684,7 @@ func (x *EraseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseResponse.ProtoReflect.Descriptor instead.
 func (*EraseResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *EraseResponse) GetStatement() []byte {
@@ -8416,7 +8721,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8428,7 +8733,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8441,7 +8746,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *Webhook) GetName() string {
@@ -8492,7 +8797,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8504,7 +8809,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8517,7 +8822,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *CreateWebhookRequest) GetName() string {
@@ -8565,7 +8870,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8577,7 +8882,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8590,7 +8895,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -8615,7 +8920,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8627,7 +8932,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8640,7 +8945,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 type ListWebhooksResponse struct {
@@ -8652,7 +8957,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8664,7 +8969,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8677,7 +8982,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -8696,7 +9001,7 @@ type DeleteWebhookRequest struct {
 
 func (x *DeleteWebhookRequest) Reset() {
 	*x = DeleteWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8708,7 +9013,7 @@ func (x *DeleteWebhookRequest) String() string {
 func (*DeleteWebhookRequest) ProtoMessage() {}
 
 func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8721,7 +9026,7 @@ func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *DeleteWebhookRequest) GetName() string {
@@ -8739,7 +9044,7 @@ type DeleteWebhookResponse struct {
 
 func (x *DeleteWebhookResponse) Reset() {
 	*x = DeleteWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8751,7 +9056,7 @@ func (x *DeleteWebhookResponse) String() string {
 func (*DeleteWebhookResponse) ProtoMessage() {}
 
 func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8764,7 +9069,7 @@ func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 type RotateWebhookSecretRequest struct {
@@ -8777,7 +9082,7 @@ type RotateWebhookSecretRequest struct {
 
 func (x *RotateWebhookSecretRequest) Reset() {
 	*x = RotateWebhookSecretRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8789,7 +9094,7 @@ func (x *RotateWebhookSecretRequest) String() string {
 func (*RotateWebhookSecretRequest) ProtoMessage() {}
 
 func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8802,7 +9107,7 @@ func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{130}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *RotateWebhookSecretRequest) GetName() string {
@@ -8828,7 +9133,7 @@ type RotateWebhookSecretResponse struct {
 
 func (x *RotateWebhookSecretResponse) Reset() {
 	*x = RotateWebhookSecretResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8840,7 +9145,7 @@ func (x *RotateWebhookSecretResponse) String() string {
 func (*RotateWebhookSecretResponse) ProtoMessage() {}
 
 func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8853,7 +9158,7 @@ func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{131}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *RotateWebhookSecretResponse) GetSecret() string {
@@ -8872,7 +9177,7 @@ type ListAlertsRequest struct {
 
 func (x *ListAlertsRequest) Reset() {
 	*x = ListAlertsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8884,7 +9189,7 @@ func (x *ListAlertsRequest) String() string {
 func (*ListAlertsRequest) ProtoMessage() {}
 
 func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8897,7 +9202,7 @@ func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
 func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{132}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ListAlertsRequest) GetCustomer() string {
@@ -8916,7 +9221,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8928,7 +9233,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8941,7 +9246,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{133}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -8971,7 +9276,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8983,7 +9288,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8996,7 +9301,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{134}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *Alert) GetId() string {
@@ -9371,7 +9676,36 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\aregions\x18\x05 \x03(\v2 .bailiwick.admin.v1.RegionAnswerR\aregions\x12\x12\n" +
 	"\x04note\x18\x06 \x01(\tR\x04note\x12;\n" +
 	"\vreported_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"reportedAt\"T\n" +
+	"reportedAt\"\x10\n" +
+	"\x0eRegionsRequest\"L\n" +
+	"\x0fRegionsResponse\x129\n" +
+	"\aregions\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.RegionStateR\aregions\"\xab\x03\n" +
+	"\vRegionState\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04zone\x18\x02 \x01(\tR\x04zone\x12!\n" +
+	"\fcontrol_only\x18\x03 \x01(\bR\vcontrolOnly\x12\x14\n" +
+	"\x05drain\x18\x04 \x01(\tR\x05drain\x124\n" +
+	"\x05views\x18\x05 \x03(\v2\x1e.bailiwick.admin.v1.RegionViewR\x05views\x12\x14\n" +
+	"\x05edges\x18\x06 \x01(\x05R\x05edges\x12'\n" +
+	"\x0fedges_connected\x18\a \x01(\x05R\x0eedgesConnected\x12\x1f\n" +
+	"\vedges_alive\x18\b \x01(\x05R\n" +
+	"edgesAlive\x12\x1f\n" +
+	"\vedges_acked\x18\t \x01(\x05R\n" +
+	"edgesAcked\x12\x14\n" +
+	"\x05names\x18\n" +
+	" \x01(\x05R\x05names\x12\x16\n" +
+	"\x06naming\x18\v \x01(\x05R\x06naming\x12\x1a\n" +
+	"\baccepted\x18\f \x01(\x03R\baccepted\x12\x1d\n" +
+	"\n" +
+	"relays_out\x18\r \x01(\x05R\trelaysOut\x12\x1b\n" +
+	"\trelays_in\x18\x0e \x01(\x05R\brelaysIn\"\x96\x01\n" +
+	"\n" +
+	"RegionView\x12\x12\n" +
+	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
+	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
+	"\ahealthy\x18\x03 \x01(\bR\ahealthy\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"T\n" +
 	"\fRegionAnswer\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12\x1a\n" +
 	"\banswered\x18\x02 \x01(\bR\banswered\x12\x10\n" +
@@ -9851,10 +10185,11 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\rListApprovals\x12(.bailiwick.admin.v1.ListApprovalsRequest\x1a).bailiwick.admin.v1.ListApprovalsResponse\"\x03\x90\x02\x01\x12R\n" +
 	"\aApprove\x12\".bailiwick.admin.v1.ApproveRequest\x1a#.bailiwick.admin.v1.ApproveResponse\x12O\n" +
 	"\x06Reject\x12!.bailiwick.admin.v1.RejectRequest\x1a\".bailiwick.admin.v1.RejectResponse\x12d\n" +
-	"\rOpenCrossings\x12(.bailiwick.admin.v1.OpenCrossingsRequest\x1a).bailiwick.admin.v1.OpenCrossingsResponse2k\n" +
+	"\rOpenCrossings\x12(.bailiwick.admin.v1.OpenCrossingsRequest\x1a).bailiwick.admin.v1.OpenCrossingsResponse2\xc4\x01\n" +
 	"\n" +
 	"DNSService\x12]\n" +
-	"\aExplain\x12%.bailiwick.admin.v1.ExplainDNSRequest\x1a&.bailiwick.admin.v1.ExplainDNSResponse\"\x03\x90\x02\x012\xfb\x03\n" +
+	"\aExplain\x12%.bailiwick.admin.v1.ExplainDNSRequest\x1a&.bailiwick.admin.v1.ExplainDNSResponse\"\x03\x90\x02\x01\x12W\n" +
+	"\aRegions\x12\".bailiwick.admin.v1.RegionsRequest\x1a#.bailiwick.admin.v1.RegionsResponse\"\x03\x90\x02\x012\xfb\x03\n" +
 	"\fUsageService\x12`\n" +
 	"\n" +
 	"QueryUsage\x12%.bailiwick.admin.v1.QueryUsageRequest\x1a&.bailiwick.admin.v1.QueryUsageResponse\"\x03\x90\x02\x01\x12c\n" +
@@ -9904,7 +10239,7 @@ func file_bailiwick_admin_v1_services_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_services_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 136)
+var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 140)
 var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),                // 0: bailiwick.admin.v1.ApplyRequest
 	(*ApplyResponse)(nil),               // 1: bailiwick.admin.v1.ApplyResponse
@@ -9969,311 +10304,320 @@ var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ExplainDNSRequest)(nil),           // 60: bailiwick.admin.v1.ExplainDNSRequest
 	(*ExplainDNSResponse)(nil),          // 61: bailiwick.admin.v1.ExplainDNSResponse
 	(*EdgeAnswer)(nil),                  // 62: bailiwick.admin.v1.EdgeAnswer
-	(*RegionAnswer)(nil),                // 63: bailiwick.admin.v1.RegionAnswer
-	(*QueryUsageRequest)(nil),           // 64: bailiwick.admin.v1.QueryUsageRequest
-	(*QueryUsageResponse)(nil),          // 65: bailiwick.admin.v1.QueryUsageResponse
-	(*UsageTotal)(nil),                  // 66: bailiwick.admin.v1.UsageTotal
-	(*UsageRow)(nil),                    // 67: bailiwick.admin.v1.UsageRow
-	(*Gap)(nil),                         // 68: bailiwick.admin.v1.Gap
-	(*QueryTotalsRequest)(nil),          // 69: bailiwick.admin.v1.QueryTotalsRequest
-	(*QueryTotalsResponse)(nil),         // 70: bailiwick.admin.v1.QueryTotalsResponse
-	(*ZoneTotals)(nil),                  // 71: bailiwick.admin.v1.ZoneTotals
-	(*TotalsRow)(nil),                   // 72: bailiwick.admin.v1.TotalsRow
-	(*QueryLatencyRequest)(nil),         // 73: bailiwick.admin.v1.QueryLatencyRequest
-	(*QueryLatencyResponse)(nil),        // 74: bailiwick.admin.v1.QueryLatencyResponse
-	(*LatencyRow)(nil),                  // 75: bailiwick.admin.v1.LatencyRow
-	(*ForecastRequest)(nil),             // 76: bailiwick.admin.v1.ForecastRequest
-	(*ForecastResponse)(nil),            // 77: bailiwick.admin.v1.ForecastResponse
-	(*SubscriptionForecast)(nil),        // 78: bailiwick.admin.v1.SubscriptionForecast
-	(*TraceUsageRequest)(nil),           // 79: bailiwick.admin.v1.TraceUsageRequest
-	(*TraceUsageResponse)(nil),          // 80: bailiwick.admin.v1.TraceUsageResponse
-	(*TraceLost)(nil),                   // 81: bailiwick.admin.v1.TraceLost
-	(*TraceCell)(nil),                   // 82: bailiwick.admin.v1.TraceCell
-	(*TraceRow)(nil),                    // 83: bailiwick.admin.v1.TraceRow
-	(*GetQuotasRequest)(nil),            // 84: bailiwick.admin.v1.GetQuotasRequest
-	(*GetQuotasResponse)(nil),           // 85: bailiwick.admin.v1.GetQuotasResponse
-	(*ToppedUp)(nil),                    // 86: bailiwick.admin.v1.ToppedUp
-	(*QuotaStatus)(nil),                 // 87: bailiwick.admin.v1.QuotaStatus
-	(*QuotaHolder)(nil),                 // 88: bailiwick.admin.v1.QuotaHolder
-	(*TopUpRequest)(nil),                // 89: bailiwick.admin.v1.TopUpRequest
-	(*TopUpResponse)(nil),               // 90: bailiwick.admin.v1.TopUpResponse
-	(*ListEpochsRequest)(nil),           // 91: bailiwick.admin.v1.ListEpochsRequest
-	(*ListEpochsResponse)(nil),          // 92: bailiwick.admin.v1.ListEpochsResponse
-	(*LedgerEpoch)(nil),                 // 93: bailiwick.admin.v1.LedgerEpoch
-	(*CloseEpochRequest)(nil),           // 94: bailiwick.admin.v1.CloseEpochRequest
-	(*CloseEpochResponse)(nil),          // 95: bailiwick.admin.v1.CloseEpochResponse
-	(*CorrectionRow)(nil),               // 96: bailiwick.admin.v1.CorrectionRow
-	(*CorrectRequest)(nil),              // 97: bailiwick.admin.v1.CorrectRequest
-	(*CorrectResponse)(nil),             // 98: bailiwick.admin.v1.CorrectResponse
-	(*Correction)(nil),                  // 99: bailiwick.admin.v1.Correction
-	(*UndoCorrectionRequest)(nil),       // 100: bailiwick.admin.v1.UndoCorrectionRequest
-	(*ListCorrectionsRequest)(nil),      // 101: bailiwick.admin.v1.ListCorrectionsRequest
-	(*ListCorrectionsResponse)(nil),     // 102: bailiwick.admin.v1.ListCorrectionsResponse
-	(*ListPeriodsRequest)(nil),          // 103: bailiwick.admin.v1.ListPeriodsRequest
-	(*ListPeriodsResponse)(nil),         // 104: bailiwick.admin.v1.ListPeriodsResponse
-	(*ClosedPeriod)(nil),                // 105: bailiwick.admin.v1.ClosedPeriod
-	(*ListSinksRequest)(nil),            // 106: bailiwick.admin.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),           // 107: bailiwick.admin.v1.ListSinksResponse
-	(*SinkPosition)(nil),                // 108: bailiwick.admin.v1.SinkPosition
-	(*ListRefusalsRequest)(nil),         // 109: bailiwick.admin.v1.ListRefusalsRequest
-	(*ListRefusalsResponse)(nil),        // 110: bailiwick.admin.v1.ListRefusalsResponse
-	(*UsageRefusal)(nil),                // 111: bailiwick.admin.v1.UsageRefusal
-	(*ExportEvidenceRequest)(nil),       // 112: bailiwick.admin.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),      // 113: bailiwick.admin.v1.ExportEvidenceResponse
-	(*EvidenceExport)(nil),              // 114: bailiwick.admin.v1.EvidenceExport
-	(*ExportRelayRowsRequest)(nil),      // 115: bailiwick.admin.v1.ExportRelayRowsRequest
-	(*ExportRelayRowsResponse)(nil),     // 116: bailiwick.admin.v1.ExportRelayRowsResponse
-	(*CheckEvidenceRequest)(nil),        // 117: bailiwick.admin.v1.CheckEvidenceRequest
-	(*CheckEvidenceResponse)(nil),       // 118: bailiwick.admin.v1.CheckEvidenceResponse
-	(*ExportRequest)(nil),               // 119: bailiwick.admin.v1.ExportRequest
-	(*ExportResponse)(nil),              // 120: bailiwick.admin.v1.ExportResponse
-	(*EraseRequest)(nil),                // 121: bailiwick.admin.v1.EraseRequest
-	(*EraseResponse)(nil),               // 122: bailiwick.admin.v1.EraseResponse
-	(*Webhook)(nil),                     // 123: bailiwick.admin.v1.Webhook
-	(*CreateWebhookRequest)(nil),        // 124: bailiwick.admin.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),       // 125: bailiwick.admin.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),         // 126: bailiwick.admin.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),        // 127: bailiwick.admin.v1.ListWebhooksResponse
-	(*DeleteWebhookRequest)(nil),        // 128: bailiwick.admin.v1.DeleteWebhookRequest
-	(*DeleteWebhookResponse)(nil),       // 129: bailiwick.admin.v1.DeleteWebhookResponse
-	(*RotateWebhookSecretRequest)(nil),  // 130: bailiwick.admin.v1.RotateWebhookSecretRequest
-	(*RotateWebhookSecretResponse)(nil), // 131: bailiwick.admin.v1.RotateWebhookSecretResponse
-	(*ListAlertsRequest)(nil),           // 132: bailiwick.admin.v1.ListAlertsRequest
-	(*ListAlertsResponse)(nil),          // 133: bailiwick.admin.v1.ListAlertsResponse
-	(*Alert)(nil),                       // 134: bailiwick.admin.v1.Alert
-	nil,                                 // 135: bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	(*Resource)(nil),                    // 136: bailiwick.admin.v1.Resource
-	(*timestamppb.Timestamp)(nil),       // 137: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 138: google.protobuf.Duration
+	(*RegionsRequest)(nil),              // 63: bailiwick.admin.v1.RegionsRequest
+	(*RegionsResponse)(nil),             // 64: bailiwick.admin.v1.RegionsResponse
+	(*RegionState)(nil),                 // 65: bailiwick.admin.v1.RegionState
+	(*RegionView)(nil),                  // 66: bailiwick.admin.v1.RegionView
+	(*RegionAnswer)(nil),                // 67: bailiwick.admin.v1.RegionAnswer
+	(*QueryUsageRequest)(nil),           // 68: bailiwick.admin.v1.QueryUsageRequest
+	(*QueryUsageResponse)(nil),          // 69: bailiwick.admin.v1.QueryUsageResponse
+	(*UsageTotal)(nil),                  // 70: bailiwick.admin.v1.UsageTotal
+	(*UsageRow)(nil),                    // 71: bailiwick.admin.v1.UsageRow
+	(*Gap)(nil),                         // 72: bailiwick.admin.v1.Gap
+	(*QueryTotalsRequest)(nil),          // 73: bailiwick.admin.v1.QueryTotalsRequest
+	(*QueryTotalsResponse)(nil),         // 74: bailiwick.admin.v1.QueryTotalsResponse
+	(*ZoneTotals)(nil),                  // 75: bailiwick.admin.v1.ZoneTotals
+	(*TotalsRow)(nil),                   // 76: bailiwick.admin.v1.TotalsRow
+	(*QueryLatencyRequest)(nil),         // 77: bailiwick.admin.v1.QueryLatencyRequest
+	(*QueryLatencyResponse)(nil),        // 78: bailiwick.admin.v1.QueryLatencyResponse
+	(*LatencyRow)(nil),                  // 79: bailiwick.admin.v1.LatencyRow
+	(*ForecastRequest)(nil),             // 80: bailiwick.admin.v1.ForecastRequest
+	(*ForecastResponse)(nil),            // 81: bailiwick.admin.v1.ForecastResponse
+	(*SubscriptionForecast)(nil),        // 82: bailiwick.admin.v1.SubscriptionForecast
+	(*TraceUsageRequest)(nil),           // 83: bailiwick.admin.v1.TraceUsageRequest
+	(*TraceUsageResponse)(nil),          // 84: bailiwick.admin.v1.TraceUsageResponse
+	(*TraceLost)(nil),                   // 85: bailiwick.admin.v1.TraceLost
+	(*TraceCell)(nil),                   // 86: bailiwick.admin.v1.TraceCell
+	(*TraceRow)(nil),                    // 87: bailiwick.admin.v1.TraceRow
+	(*GetQuotasRequest)(nil),            // 88: bailiwick.admin.v1.GetQuotasRequest
+	(*GetQuotasResponse)(nil),           // 89: bailiwick.admin.v1.GetQuotasResponse
+	(*ToppedUp)(nil),                    // 90: bailiwick.admin.v1.ToppedUp
+	(*QuotaStatus)(nil),                 // 91: bailiwick.admin.v1.QuotaStatus
+	(*QuotaHolder)(nil),                 // 92: bailiwick.admin.v1.QuotaHolder
+	(*TopUpRequest)(nil),                // 93: bailiwick.admin.v1.TopUpRequest
+	(*TopUpResponse)(nil),               // 94: bailiwick.admin.v1.TopUpResponse
+	(*ListEpochsRequest)(nil),           // 95: bailiwick.admin.v1.ListEpochsRequest
+	(*ListEpochsResponse)(nil),          // 96: bailiwick.admin.v1.ListEpochsResponse
+	(*LedgerEpoch)(nil),                 // 97: bailiwick.admin.v1.LedgerEpoch
+	(*CloseEpochRequest)(nil),           // 98: bailiwick.admin.v1.CloseEpochRequest
+	(*CloseEpochResponse)(nil),          // 99: bailiwick.admin.v1.CloseEpochResponse
+	(*CorrectionRow)(nil),               // 100: bailiwick.admin.v1.CorrectionRow
+	(*CorrectRequest)(nil),              // 101: bailiwick.admin.v1.CorrectRequest
+	(*CorrectResponse)(nil),             // 102: bailiwick.admin.v1.CorrectResponse
+	(*Correction)(nil),                  // 103: bailiwick.admin.v1.Correction
+	(*UndoCorrectionRequest)(nil),       // 104: bailiwick.admin.v1.UndoCorrectionRequest
+	(*ListCorrectionsRequest)(nil),      // 105: bailiwick.admin.v1.ListCorrectionsRequest
+	(*ListCorrectionsResponse)(nil),     // 106: bailiwick.admin.v1.ListCorrectionsResponse
+	(*ListPeriodsRequest)(nil),          // 107: bailiwick.admin.v1.ListPeriodsRequest
+	(*ListPeriodsResponse)(nil),         // 108: bailiwick.admin.v1.ListPeriodsResponse
+	(*ClosedPeriod)(nil),                // 109: bailiwick.admin.v1.ClosedPeriod
+	(*ListSinksRequest)(nil),            // 110: bailiwick.admin.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),           // 111: bailiwick.admin.v1.ListSinksResponse
+	(*SinkPosition)(nil),                // 112: bailiwick.admin.v1.SinkPosition
+	(*ListRefusalsRequest)(nil),         // 113: bailiwick.admin.v1.ListRefusalsRequest
+	(*ListRefusalsResponse)(nil),        // 114: bailiwick.admin.v1.ListRefusalsResponse
+	(*UsageRefusal)(nil),                // 115: bailiwick.admin.v1.UsageRefusal
+	(*ExportEvidenceRequest)(nil),       // 116: bailiwick.admin.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),      // 117: bailiwick.admin.v1.ExportEvidenceResponse
+	(*EvidenceExport)(nil),              // 118: bailiwick.admin.v1.EvidenceExport
+	(*ExportRelayRowsRequest)(nil),      // 119: bailiwick.admin.v1.ExportRelayRowsRequest
+	(*ExportRelayRowsResponse)(nil),     // 120: bailiwick.admin.v1.ExportRelayRowsResponse
+	(*CheckEvidenceRequest)(nil),        // 121: bailiwick.admin.v1.CheckEvidenceRequest
+	(*CheckEvidenceResponse)(nil),       // 122: bailiwick.admin.v1.CheckEvidenceResponse
+	(*ExportRequest)(nil),               // 123: bailiwick.admin.v1.ExportRequest
+	(*ExportResponse)(nil),              // 124: bailiwick.admin.v1.ExportResponse
+	(*EraseRequest)(nil),                // 125: bailiwick.admin.v1.EraseRequest
+	(*EraseResponse)(nil),               // 126: bailiwick.admin.v1.EraseResponse
+	(*Webhook)(nil),                     // 127: bailiwick.admin.v1.Webhook
+	(*CreateWebhookRequest)(nil),        // 128: bailiwick.admin.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),       // 129: bailiwick.admin.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),         // 130: bailiwick.admin.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),        // 131: bailiwick.admin.v1.ListWebhooksResponse
+	(*DeleteWebhookRequest)(nil),        // 132: bailiwick.admin.v1.DeleteWebhookRequest
+	(*DeleteWebhookResponse)(nil),       // 133: bailiwick.admin.v1.DeleteWebhookResponse
+	(*RotateWebhookSecretRequest)(nil),  // 134: bailiwick.admin.v1.RotateWebhookSecretRequest
+	(*RotateWebhookSecretResponse)(nil), // 135: bailiwick.admin.v1.RotateWebhookSecretResponse
+	(*ListAlertsRequest)(nil),           // 136: bailiwick.admin.v1.ListAlertsRequest
+	(*ListAlertsResponse)(nil),          // 137: bailiwick.admin.v1.ListAlertsResponse
+	(*Alert)(nil),                       // 138: bailiwick.admin.v1.Alert
+	nil,                                 // 139: bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	(*Resource)(nil),                    // 140: bailiwick.admin.v1.Resource
+	(*timestamppb.Timestamp)(nil),       // 141: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 142: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
-	136, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
+	140, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
 	2,   // 1: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
 	4,   // 2: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
 	11,  // 3: bailiwick.admin.v1.ApplyResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	3,   // 4: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
-	136, // 5: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	136, // 6: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
+	140, // 5: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	140, // 6: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
 	11,  // 7: bailiwick.admin.v1.DeleteResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	137, // 8: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
-	137, // 9: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
-	137, // 10: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
-	137, // 11: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
-	137, // 12: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
+	141, // 8: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
+	141, // 9: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
+	141, // 10: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
+	141, // 11: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	141, // 12: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
 	12,  // 13: bailiwick.admin.v1.ListOperatorsResponse.operators:type_name -> bailiwick.admin.v1.Operator
-	138, // 14: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
+	142, // 14: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
 	12,  // 15: bailiwick.admin.v1.CreateOperatorResponse.operator:type_name -> bailiwick.admin.v1.Operator
 	11,  // 16: bailiwick.admin.v1.ListApprovalsResponse.approvals:type_name -> bailiwick.admin.v1.Approval
 	11,  // 17: bailiwick.admin.v1.ApproveResponse.approval:type_name -> bailiwick.admin.v1.Approval
 	11,  // 18: bailiwick.admin.v1.RejectResponse.approval:type_name -> bailiwick.admin.v1.Approval
 	11,  // 19: bailiwick.admin.v1.OpenCrossingsResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	33,  // 20: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
-	137, // 21: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	141, // 21: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
 	36,  // 22: bailiwick.admin.v1.ListMembersResponse.members:type_name -> bailiwick.admin.v1.GroupMember
-	137, // 23: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
+	141, // 23: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
 	44,  // 24: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
 	43,  // 25: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
 	43,  // 26: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
 	43,  // 27: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
 	43,  // 28: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
-	137, // 29: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	137, // 30: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	137, // 31: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
-	138, // 32: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	137, // 33: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	135, // 34: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	141, // 29: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	141, // 30: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	141, // 31: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
+	142, // 32: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	141, // 33: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	139, // 34: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
 	54,  // 35: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
 	55,  // 36: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
 	53,  // 37: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
-	137, // 38: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
-	137, // 39: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
+	141, // 38: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
+	141, // 39: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
 	58,  // 40: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
 	59,  // 41: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
 	62,  // 42: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
-	63,  // 43: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
-	137, // 44: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
-	137, // 45: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
-	137, // 46: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
-	66,  // 47: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
-	67,  // 48: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
-	137, // 49: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	68,  // 50: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
-	99,  // 51: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	137, // 52: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
-	66,  // 53: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	137, // 54: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	137, // 55: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
-	71,  // 56: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
-	66,  // 57: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
-	72,  // 58: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	137, // 59: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	138, // 60: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	137, // 61: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
-	66,  // 62: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	137, // 63: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
-	137, // 64: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
-	75,  // 65: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
-	137, // 66: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
-	78,  // 67: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
-	137, // 68: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
-	137, // 69: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
-	137, // 70: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
-	137, // 71: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
-	82,  // 72: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
-	83,  // 73: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	81,  // 74: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
-	137, // 75: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
-	137, // 76: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	137, // 77: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
-	137, // 78: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
-	137, // 79: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
-	137, // 80: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	137, // 81: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
-	87,  // 82: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	86,  // 83: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
-	137, // 84: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
-	137, // 85: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
-	137, // 86: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	137, // 87: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
-	88,  // 88: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	137, // 89: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
-	87,  // 90: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
-	93,  // 91: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	137, // 92: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	137, // 93: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
-	93,  // 94: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	137, // 95: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
-	96,  // 96: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	99,  // 97: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
-	66,  // 98: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
-	66,  // 99: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	137, // 100: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
-	96,  // 101: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	99,  // 102: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	105, // 103: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	137, // 104: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
-	108, // 105: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
-	111, // 106: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	137, // 107: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	137, // 108: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	137, // 109: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
-	137, // 110: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
-	114, // 111: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
-	114, // 112: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
-	137, // 113: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
-	137, // 114: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
-	137, // 115: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
-	137, // 116: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	123, // 117: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
-	123, // 118: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	138, // 119: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
-	134, // 120: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	137, // 121: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	137, // 122: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	137, // 123: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	0,   // 124: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	5,   // 125: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	7,   // 126: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	9,   // 127: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	27,  // 128: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	29,  // 129: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	31,  // 130: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	41,  // 131: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	45,  // 132: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	47,  // 133: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	49,  // 134: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	34,  // 135: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
-	37,  // 136: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
-	39,  // 137: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
-	51,  // 138: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	56,  // 139: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
-	13,  // 140: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
-	15,  // 141: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
-	17,  // 142: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
-	19,  // 143: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
-	21,  // 144: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
-	23,  // 145: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
-	25,  // 146: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
-	60,  // 147: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
-	64,  // 148: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	69,  // 149: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	73,  // 150: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	76,  // 151: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	79,  // 152: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	84,  // 153: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	89,  // 154: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	91,  // 155: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	94,  // 156: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	97,  // 157: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	100, // 158: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	101, // 159: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	103, // 160: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	106, // 161: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
-	109, // 162: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	119, // 163: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	121, // 164: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	112, // 165: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
-	115, // 166: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
-	117, // 167: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
-	124, // 168: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	126, // 169: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	128, // 170: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	130, // 171: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	132, // 172: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 173: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	6,   // 174: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	8,   // 175: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	10,  // 176: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	28,  // 177: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	30,  // 178: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	32,  // 179: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	42,  // 180: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	46,  // 181: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	48,  // 182: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	50,  // 183: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	35,  // 184: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
-	38,  // 185: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
-	40,  // 186: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
-	52,  // 187: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	57,  // 188: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
-	14,  // 189: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
-	16,  // 190: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
-	18,  // 191: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
-	20,  // 192: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
-	22,  // 193: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
-	24,  // 194: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
-	26,  // 195: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
-	61,  // 196: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
-	65,  // 197: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	70,  // 198: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	74,  // 199: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	77,  // 200: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	80,  // 201: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	85,  // 202: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	90,  // 203: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	92,  // 204: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	95,  // 205: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	98,  // 206: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	98,  // 207: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	102, // 208: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	104, // 209: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	107, // 210: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
-	110, // 211: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	120, // 212: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	122, // 213: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	113, // 214: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
-	116, // 215: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
-	118, // 216: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
-	125, // 217: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	127, // 218: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	129, // 219: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	131, // 220: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	133, // 221: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	173, // [173:222] is the sub-list for method output_type
-	124, // [124:173] is the sub-list for method input_type
-	124, // [124:124] is the sub-list for extension type_name
-	124, // [124:124] is the sub-list for extension extendee
-	0,   // [0:124] is the sub-list for field type_name
+	67,  // 43: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
+	141, // 44: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
+	65,  // 45: bailiwick.admin.v1.RegionsResponse.regions:type_name -> bailiwick.admin.v1.RegionState
+	66,  // 46: bailiwick.admin.v1.RegionState.views:type_name -> bailiwick.admin.v1.RegionView
+	141, // 47: bailiwick.admin.v1.RegionView.since:type_name -> google.protobuf.Timestamp
+	141, // 48: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
+	141, // 49: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
+	70,  // 50: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
+	71,  // 51: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
+	141, // 52: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	72,  // 53: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
+	103, // 54: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	141, // 55: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
+	70,  // 56: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	141, // 57: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	141, // 58: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	75,  // 59: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
+	70,  // 60: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
+	76,  // 61: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
+	141, // 62: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	142, // 63: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	141, // 64: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
+	70,  // 65: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	141, // 66: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	141, // 67: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	79,  // 68: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
+	141, // 69: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	82,  // 70: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
+	141, // 71: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	141, // 72: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	141, // 73: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	141, // 74: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	86,  // 75: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
+	87,  // 76: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	85,  // 77: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
+	141, // 78: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
+	141, // 79: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	141, // 80: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
+	141, // 81: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
+	141, // 82: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
+	141, // 83: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	141, // 84: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	91,  // 85: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	90,  // 86: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
+	141, // 87: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
+	141, // 88: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
+	141, // 89: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	141, // 90: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	92,  // 91: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	141, // 92: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	91,  // 93: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	97,  // 94: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	141, // 95: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	141, // 96: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
+	97,  // 97: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	141, // 98: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	100, // 99: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	103, // 100: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	70,  // 101: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	70,  // 102: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	141, // 103: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	100, // 104: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	103, // 105: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	109, // 106: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	141, // 107: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	112, // 108: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
+	115, // 109: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	141, // 110: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	141, // 111: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	141, // 112: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
+	141, // 113: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
+	118, // 114: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
+	118, // 115: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
+	141, // 116: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
+	141, // 117: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
+	141, // 118: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
+	141, // 119: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	127, // 120: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	127, // 121: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	142, // 122: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	138, // 123: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	141, // 124: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	141, // 125: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	141, // 126: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	0,   // 127: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	5,   // 128: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	7,   // 129: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	9,   // 130: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	27,  // 131: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	29,  // 132: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	31,  // 133: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	41,  // 134: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	45,  // 135: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	47,  // 136: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	49,  // 137: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	34,  // 138: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
+	37,  // 139: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
+	39,  // 140: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
+	51,  // 141: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	56,  // 142: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
+	13,  // 143: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
+	15,  // 144: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
+	17,  // 145: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
+	19,  // 146: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
+	21,  // 147: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
+	23,  // 148: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
+	25,  // 149: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
+	60,  // 150: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
+	63,  // 151: bailiwick.admin.v1.DNSService.Regions:input_type -> bailiwick.admin.v1.RegionsRequest
+	68,  // 152: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	73,  // 153: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	77,  // 154: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	80,  // 155: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	83,  // 156: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	88,  // 157: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	93,  // 158: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	95,  // 159: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	98,  // 160: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	101, // 161: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	104, // 162: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	105, // 163: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	107, // 164: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	110, // 165: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
+	113, // 166: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	123, // 167: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	125, // 168: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	116, // 169: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
+	119, // 170: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
+	121, // 171: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
+	128, // 172: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	130, // 173: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	132, // 174: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	134, // 175: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	136, // 176: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 177: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	6,   // 178: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	8,   // 179: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	10,  // 180: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	28,  // 181: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	30,  // 182: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	32,  // 183: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	42,  // 184: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	46,  // 185: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	48,  // 186: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	50,  // 187: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	35,  // 188: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
+	38,  // 189: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
+	40,  // 190: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
+	52,  // 191: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	57,  // 192: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
+	14,  // 193: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
+	16,  // 194: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
+	18,  // 195: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
+	20,  // 196: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
+	22,  // 197: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
+	24,  // 198: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
+	26,  // 199: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
+	61,  // 200: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
+	64,  // 201: bailiwick.admin.v1.DNSService.Regions:output_type -> bailiwick.admin.v1.RegionsResponse
+	69,  // 202: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	74,  // 203: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	78,  // 204: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	81,  // 205: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	84,  // 206: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	89,  // 207: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	94,  // 208: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	96,  // 209: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	99,  // 210: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	102, // 211: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	102, // 212: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	106, // 213: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	108, // 214: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	111, // 215: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
+	114, // 216: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	124, // 217: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	126, // 218: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	117, // 219: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
+	120, // 220: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
+	122, // 221: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
+	129, // 222: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	131, // 223: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	133, // 224: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	135, // 225: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	137, // 226: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	177, // [177:227] is the sub-list for method output_type
+	127, // [127:177] is the sub-list for method input_type
+	127, // [127:127] is the sub-list for extension type_name
+	127, // [127:127] is the sub-list for extension extendee
+	0,   // [0:127] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
@@ -10288,7 +10632,7 @@ func file_bailiwick_admin_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_services_proto_rawDesc), len(file_bailiwick_admin_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   136,
+			NumMessages:   140,
 			NumExtensions: 0,
 			NumServices:   14,
 		},

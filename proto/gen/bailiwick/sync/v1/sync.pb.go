@@ -430,6 +430,7 @@ type Status struct {
 	// as long as that is right; sentinel_late is what had been permitted until a moment before.
 	SentinelViolations int64 `protobuf:"varint,12,opt,name=sentinel_violations,json=sentinelViolations,proto3" json:"sentinel_violations,omitempty"`
 	SentinelLate       int64 `protobuf:"varint,13,opt,name=sentinel_late,json=sentinelLate,proto3" json:"sentinel_late,omitempty"`
+	Load               *Load `protobuf:"bytes,16,opt,name=load,proto3" json:"load,omitempty"` // absent: not told
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -555,6 +556,74 @@ func (x *Status) GetSentinelLate() int64 {
 	return 0
 }
 
+func (x *Status) GetLoad() *Load {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+// Load is what an edge has to do, for people.
+type Load struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Accepted      int64                  `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`                    // requests that clients brought here and that counted, since the start of its process
+	RelaysOut     int32                  `protobuf:"varint,2,opt,name=relays_out,json=relaysOut,proto3" json:"relays_out,omitempty"` // being served by another region
+	RelaysIn      int32                  `protobuf:"varint,3,opt,name=relays_in,json=relaysIn,proto3" json:"relays_in,omitempty"`    // being served for another region
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Load) Reset() {
+	*x = Load{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Load) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Load) ProtoMessage() {}
+
+func (x *Load) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Load.ProtoReflect.Descriptor instead.
+func (*Load) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Load) GetAccepted() int64 {
+	if x != nil {
+		return x.Accepted
+	}
+	return 0
+}
+
+func (x *Load) GetRelaysOut() int32 {
+	if x != nil {
+		return x.RelaysOut
+	}
+	return 0
+}
+
+func (x *Load) GetRelaysIn() int32 {
+	if x != nil {
+		return x.RelaysIn
+	}
+	return 0
+}
+
 // Doors are where clients reach an edge, as DNS tells them.
 type Doors struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -567,7 +636,7 @@ type Doors struct {
 
 func (x *Doors) Reset() {
 	*x = Doors{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +648,7 @@ func (x *Doors) String() string {
 func (*Doors) ProtoMessage() {}
 
 func (x *Doors) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +661,7 @@ func (x *Doors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Doors.ProtoReflect.Descriptor instead.
 func (*Doors) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Doors) GetAddresses() []string {
@@ -628,7 +697,7 @@ type Outlook struct {
 
 func (x *Outlook) Reset() {
 	*x = Outlook{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +709,7 @@ func (x *Outlook) String() string {
 func (*Outlook) ProtoMessage() {}
 
 func (x *Outlook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +722,7 @@ func (x *Outlook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outlook.ProtoReflect.Descriptor instead.
 func (*Outlook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Outlook) GetRegions() []*RegionVerdict {
@@ -689,7 +758,7 @@ type RegionVerdict struct {
 
 func (x *RegionVerdict) Reset() {
 	*x = RegionVerdict{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +770,7 @@ func (x *RegionVerdict) String() string {
 func (*RegionVerdict) ProtoMessage() {}
 
 func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +783,7 @@ func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionVerdict.ProtoReflect.Descriptor instead.
 func (*RegionVerdict) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RegionVerdict) GetRegion() string {
@@ -760,7 +829,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +841,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +854,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SubscribeResponse) GetMessage() isSubscribeResponse_Message {
@@ -871,7 +940,7 @@ type Signed struct {
 
 func (x *Signed) Reset() {
 	*x = Signed{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +952,7 @@ func (x *Signed) String() string {
 func (*Signed) ProtoMessage() {}
 
 func (x *Signed) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +965,7 @@ func (x *Signed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signed.ProtoReflect.Descriptor instead.
 func (*Signed) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Signed) GetPayload() []byte {
@@ -933,7 +1002,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1014,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1027,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TableUpdate) GetEdge() string {
@@ -1049,7 +1118,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1130,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1143,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Object) GetKind() uint32 {
@@ -1108,7 +1177,7 @@ type ObjectKey struct {
 
 func (x *ObjectKey) Reset() {
 	*x = ObjectKey{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1189,7 @@ func (x *ObjectKey) String() string {
 func (*ObjectKey) ProtoMessage() {}
 
 func (x *ObjectKey) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1202,7 @@ func (x *ObjectKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectKey.ProtoReflect.Descriptor instead.
 func (*ObjectKey) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ObjectKey) GetKind() uint32 {
@@ -1165,7 +1234,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1246,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1259,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Heartbeat) GetCatalog() *Position {
@@ -1244,7 +1313,7 @@ type Withdrawn struct {
 
 func (x *Withdrawn) Reset() {
 	*x = Withdrawn{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1325,7 @@ func (x *Withdrawn) String() string {
 func (*Withdrawn) ProtoMessage() {}
 
 func (x *Withdrawn) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1338,7 @@ func (x *Withdrawn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withdrawn.ProtoReflect.Descriptor instead.
 func (*Withdrawn) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Withdrawn) GetReason() string {
@@ -1294,7 +1363,7 @@ type RequestGrantsRequest struct {
 
 func (x *RequestGrantsRequest) Reset() {
 	*x = RequestGrantsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1375,7 @@ func (x *RequestGrantsRequest) String() string {
 func (*RequestGrantsRequest) ProtoMessage() {}
 
 func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1388,7 @@ func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsRequest.ProtoReflect.Descriptor instead.
 func (*RequestGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RequestGrantsRequest) GetCatalog() *Position {
@@ -1382,7 +1451,7 @@ type RelayMinute struct {
 
 func (x *RelayMinute) Reset() {
 	*x = RelayMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1463,7 @@ func (x *RelayMinute) String() string {
 func (*RelayMinute) ProtoMessage() {}
 
 func (x *RelayMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1476,7 @@ func (x *RelayMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayMinute.ProtoReflect.Descriptor instead.
 func (*RelayMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RelayMinute) GetEpoch() int64 {
@@ -1485,7 +1554,7 @@ type RowsWanted struct {
 
 func (x *RowsWanted) Reset() {
 	*x = RowsWanted{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1497,7 +1566,7 @@ func (x *RowsWanted) String() string {
 func (*RowsWanted) ProtoMessage() {}
 
 func (x *RowsWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1510,7 +1579,7 @@ func (x *RowsWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RowsWanted.ProtoReflect.Descriptor instead.
 func (*RowsWanted) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RowsWanted) GetId() string {
@@ -1548,7 +1617,7 @@ type TellRowsRequest struct {
 
 func (x *TellRowsRequest) Reset() {
 	*x = TellRowsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1629,7 @@ func (x *TellRowsRequest) String() string {
 func (*TellRowsRequest) ProtoMessage() {}
 
 func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1642,7 @@ func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsRequest.ProtoReflect.Descriptor instead.
 func (*TellRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TellRowsRequest) GetId() string {
@@ -1626,7 +1695,7 @@ type TellRowsResponse struct {
 
 func (x *TellRowsResponse) Reset() {
 	*x = TellRowsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1707,7 @@ func (x *TellRowsResponse) String() string {
 func (*TellRowsResponse) ProtoMessage() {}
 
 func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1720,7 @@ func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsResponse.ProtoReflect.Descriptor instead.
 func (*TellRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
 }
 
 type RefusalMinute struct {
@@ -1668,7 +1737,7 @@ type RefusalMinute struct {
 
 func (x *RefusalMinute) Reset() {
 	*x = RefusalMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1749,7 @@ func (x *RefusalMinute) String() string {
 func (*RefusalMinute) ProtoMessage() {}
 
 func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1762,7 @@ func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusalMinute.ProtoReflect.Descriptor instead.
 func (*RefusalMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RefusalMinute) GetMinute() int64 {
@@ -1748,7 +1817,7 @@ type RequestGrantsResponse struct {
 
 func (x *RequestGrantsResponse) Reset() {
 	*x = RequestGrantsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1829,7 @@ func (x *RequestGrantsResponse) String() string {
 func (*RequestGrantsResponse) ProtoMessage() {}
 
 func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1842,7 @@ func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsResponse.ProtoReflect.Descriptor instead.
 func (*RequestGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
@@ -1800,7 +1869,7 @@ type SignedGrant struct {
 
 func (x *SignedGrant) Reset() {
 	*x = SignedGrant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1881,7 @@ func (x *SignedGrant) String() string {
 func (*SignedGrant) ProtoMessage() {}
 
 func (x *SignedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1894,7 @@ func (x *SignedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
 func (*SignedGrant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SignedGrant) GetPayload() []byte {
@@ -1865,7 +1934,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +1946,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1890,7 +1959,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Grant) GetId() string {
@@ -2008,7 +2077,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2089,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2102,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Peer) GetEdge() string {
@@ -2080,7 +2149,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x04 \x01(\tR\x06detail\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xaa\x04\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xd7\x04\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
@@ -2096,7 +2165,13 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	" \x01(\tR\x11checkpointRefused\x12\x1a\n" +
 	"\bdegraded\x18\v \x03(\tR\bdegraded\x12/\n" +
 	"\x13sentinel_violations\x18\f \x01(\x03R\x12sentinelViolations\x12#\n" +
-	"\rsentinel_late\x18\r \x01(\x03R\fsentinelLate\"V\n" +
+	"\rsentinel_late\x18\r \x01(\x03R\fsentinelLate\x12+\n" +
+	"\x04load\x18\x10 \x01(\v2\x17.bailiwick.sync.v1.LoadR\x04load\"^\n" +
+	"\x04Load\x12\x1a\n" +
+	"\baccepted\x18\x01 \x01(\x03R\baccepted\x12\x1d\n" +
+	"\n" +
+	"relays_out\x18\x02 \x01(\x05R\trelaysOut\x12\x1b\n" +
+	"\trelays_in\x18\x03 \x01(\x05R\brelaysIn\"V\n" +
 	"\x05Doors\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\tR\taddresses\x12\x1d\n" +
 	"\n" +
@@ -2236,7 +2311,7 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 	return file_bailiwick_sync_v1_sync_proto_rawDescData
 }
 
-var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Position)(nil),              // 0: bailiwick.sync.v1.Position
 	(*SubscribeRequest)(nil),      // 1: bailiwick.sync.v1.SubscribeRequest
@@ -2244,26 +2319,27 @@ var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Ack)(nil),                   // 3: bailiwick.sync.v1.Ack
 	(*Nack)(nil),                  // 4: bailiwick.sync.v1.Nack
 	(*Status)(nil),                // 5: bailiwick.sync.v1.Status
-	(*Doors)(nil),                 // 6: bailiwick.sync.v1.Doors
-	(*Outlook)(nil),               // 7: bailiwick.sync.v1.Outlook
-	(*RegionVerdict)(nil),         // 8: bailiwick.sync.v1.RegionVerdict
-	(*SubscribeResponse)(nil),     // 9: bailiwick.sync.v1.SubscribeResponse
-	(*Signed)(nil),                // 10: bailiwick.sync.v1.Signed
-	(*TableUpdate)(nil),           // 11: bailiwick.sync.v1.TableUpdate
-	(*Object)(nil),                // 12: bailiwick.sync.v1.Object
-	(*ObjectKey)(nil),             // 13: bailiwick.sync.v1.ObjectKey
-	(*Heartbeat)(nil),             // 14: bailiwick.sync.v1.Heartbeat
-	(*Withdrawn)(nil),             // 15: bailiwick.sync.v1.Withdrawn
-	(*RequestGrantsRequest)(nil),  // 16: bailiwick.sync.v1.RequestGrantsRequest
-	(*RelayMinute)(nil),           // 17: bailiwick.sync.v1.RelayMinute
-	(*RowsWanted)(nil),            // 18: bailiwick.sync.v1.RowsWanted
-	(*TellRowsRequest)(nil),       // 19: bailiwick.sync.v1.TellRowsRequest
-	(*TellRowsResponse)(nil),      // 20: bailiwick.sync.v1.TellRowsResponse
-	(*RefusalMinute)(nil),         // 21: bailiwick.sync.v1.RefusalMinute
-	(*RequestGrantsResponse)(nil), // 22: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 23: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 24: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 25: bailiwick.sync.v1.Peer
+	(*Load)(nil),                  // 6: bailiwick.sync.v1.Load
+	(*Doors)(nil),                 // 7: bailiwick.sync.v1.Doors
+	(*Outlook)(nil),               // 8: bailiwick.sync.v1.Outlook
+	(*RegionVerdict)(nil),         // 9: bailiwick.sync.v1.RegionVerdict
+	(*SubscribeResponse)(nil),     // 10: bailiwick.sync.v1.SubscribeResponse
+	(*Signed)(nil),                // 11: bailiwick.sync.v1.Signed
+	(*TableUpdate)(nil),           // 12: bailiwick.sync.v1.TableUpdate
+	(*Object)(nil),                // 13: bailiwick.sync.v1.Object
+	(*ObjectKey)(nil),             // 14: bailiwick.sync.v1.ObjectKey
+	(*Heartbeat)(nil),             // 15: bailiwick.sync.v1.Heartbeat
+	(*Withdrawn)(nil),             // 16: bailiwick.sync.v1.Withdrawn
+	(*RequestGrantsRequest)(nil),  // 17: bailiwick.sync.v1.RequestGrantsRequest
+	(*RelayMinute)(nil),           // 18: bailiwick.sync.v1.RelayMinute
+	(*RowsWanted)(nil),            // 19: bailiwick.sync.v1.RowsWanted
+	(*TellRowsRequest)(nil),       // 20: bailiwick.sync.v1.TellRowsRequest
+	(*TellRowsResponse)(nil),      // 21: bailiwick.sync.v1.TellRowsResponse
+	(*RefusalMinute)(nil),         // 22: bailiwick.sync.v1.RefusalMinute
+	(*RequestGrantsResponse)(nil), // 23: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 24: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 25: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 26: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	2,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
@@ -2276,39 +2352,40 @@ var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	0,  // 7: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
 	0,  // 8: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
 	0,  // 9: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
-	6,  // 10: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
-	7,  // 11: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
-	8,  // 12: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
-	10, // 13: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
-	14, // 14: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
-	15, // 15: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
-	18, // 16: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
-	0,  // 17: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
-	0,  // 18: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
-	0,  // 19: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
-	0,  // 20: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
-	12, // 21: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
-	13, // 22: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
-	0,  // 23: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 24: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
-	0,  // 25: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 26: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	17, // 27: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
-	21, // 28: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
-	17, // 29: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
-	23, // 30: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	25, // 31: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	1,  // 32: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	16, // 33: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	19, // 34: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
-	9,  // 35: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	22, // 36: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	20, // 37: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
-	35, // [35:38] is the sub-list for method output_type
-	32, // [32:35] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	7,  // 10: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
+	8,  // 11: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
+	6,  // 12: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
+	9,  // 13: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
+	11, // 14: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
+	15, // 15: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
+	16, // 16: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
+	19, // 17: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
+	0,  // 18: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
+	0,  // 19: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
+	0,  // 20: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
+	0,  // 21: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
+	13, // 22: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
+	14, // 23: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
+	0,  // 24: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
+	0,  // 25: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
+	0,  // 26: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
+	0,  // 27: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
+	18, // 28: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
+	22, // 29: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
+	18, // 30: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
+	24, // 31: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	26, // 32: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	1,  // 33: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	17, // 34: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	20, // 35: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
+	10, // 36: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	23, // 37: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	21, // 38: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
+	36, // [36:39] is the sub-list for method output_type
+	33, // [33:36] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -2322,7 +2399,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		(*SubscribeRequest_Nack)(nil),
 		(*SubscribeRequest_Status)(nil),
 	}
-	file_bailiwick_sync_v1_sync_proto_msgTypes[9].OneofWrappers = []any{
+	file_bailiwick_sync_v1_sync_proto_msgTypes[10].OneofWrappers = []any{
 		(*SubscribeResponse_Table)(nil),
 		(*SubscribeResponse_Heartbeat)(nil),
 		(*SubscribeResponse_Withdrawn)(nil),
@@ -2334,7 +2411,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -117,6 +117,8 @@ const (
 	ApprovalServiceOpenCrossingsProcedure = "/bailiwick.admin.v1.ApprovalService/OpenCrossings"
 	// DNSServiceExplainProcedure is the fully-qualified name of the DNSService's Explain RPC.
 	DNSServiceExplainProcedure = "/bailiwick.admin.v1.DNSService/Explain"
+	// DNSServiceRegionsProcedure is the fully-qualified name of the DNSService's Regions RPC.
+	DNSServiceRegionsProcedure = "/bailiwick.admin.v1.DNSService/Regions"
 	// UsageServiceQueryUsageProcedure is the fully-qualified name of the UsageService's QueryUsage RPC.
 	UsageServiceQueryUsageProcedure = "/bailiwick.admin.v1.UsageService/QueryUsage"
 	// UsageServiceQueryTotalsProcedure is the fully-qualified name of the UsageService's QueryTotals
@@ -1235,6 +1237,8 @@ func (UnimplementedApprovalServiceHandler) OpenCrossings(context.Context, *v1.Op
 // DNSServiceClient is a client for the bailiwick.admin.v1.DNSService service.
 type DNSServiceClient interface {
 	Explain(context.Context, *v1.ExplainDNSRequest) (*v1.ExplainDNSResponse, error)
+	// Regions says of each region of this zone how its edges see it, whether they name it, and what still happens there.
+	Regions(context.Context, *v1.RegionsRequest) (*v1.RegionsResponse, error)
 }
 
 // NewDNSServiceClient constructs a client for the bailiwick.admin.v1.DNSService service. By
@@ -1255,12 +1259,20 @@ func NewDNSServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		regions: connect.NewClient[v1.RegionsRequest, v1.RegionsResponse](
+			httpClient,
+			baseURL+DNSServiceRegionsProcedure,
+			connect.WithSchema(dNSServiceMethods.ByName("Regions")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // dNSServiceClient implements DNSServiceClient.
 type dNSServiceClient struct {
 	explain *connect.Client[v1.ExplainDNSRequest, v1.ExplainDNSResponse]
+	regions *connect.Client[v1.RegionsRequest, v1.RegionsResponse]
 }
 
 // Explain calls bailiwick.admin.v1.DNSService.Explain.
@@ -1272,9 +1284,20 @@ func (c *dNSServiceClient) Explain(ctx context.Context, req *v1.ExplainDNSReques
 	return nil, err
 }
 
+// Regions calls bailiwick.admin.v1.DNSService.Regions.
+func (c *dNSServiceClient) Regions(ctx context.Context, req *v1.RegionsRequest) (*v1.RegionsResponse, error) {
+	response, err := c.regions.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DNSServiceHandler is an implementation of the bailiwick.admin.v1.DNSService service.
 type DNSServiceHandler interface {
 	Explain(context.Context, *v1.ExplainDNSRequest) (*v1.ExplainDNSResponse, error)
+	// Regions says of each region of this zone how its edges see it, whether they name it, and what still happens there.
+	Regions(context.Context, *v1.RegionsRequest) (*v1.RegionsResponse, error)
 }
 
 // NewDNSServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -1291,10 +1314,19 @@ func NewDNSServiceHandler(svc DNSServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	dNSServiceRegionsHandler := connect.NewUnaryHandlerSimple(
+		DNSServiceRegionsProcedure,
+		svc.Regions,
+		connect.WithSchema(dNSServiceMethods.ByName("Regions")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.admin.v1.DNSService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DNSServiceExplainProcedure:
 			dNSServiceExplainHandler.ServeHTTP(w, r)
+		case DNSServiceRegionsProcedure:
+			dNSServiceRegionsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1306,6 +1338,10 @@ type UnimplementedDNSServiceHandler struct{}
 
 func (UnimplementedDNSServiceHandler) Explain(context.Context, *v1.ExplainDNSRequest) (*v1.ExplainDNSResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.DNSService.Explain is not implemented"))
+}
+
+func (UnimplementedDNSServiceHandler) Regions(context.Context, *v1.RegionsRequest) (*v1.RegionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.DNSService.Regions is not implemented"))
 }
 
 // UsageServiceClient is a client for the bailiwick.admin.v1.UsageService service.
