@@ -75,7 +75,7 @@ func (w *world) answer(from *node, q *question, a grant.Answer, given []*grant.G
 				e.next = min(e.next, time.Second)
 			}
 			if w.trace != nil {
-				w.log("%s asked at %v with a table of %v, answer %d with %d grants", edgeNames[e.id], q.asked.Sub(e.clock.at(w.now)), q.at.Store, a, len(mine))
+				w.log("%s asked at %v with a table of %v, answer %d with %d grants", edgeNames[e.as], q.asked.Sub(e.clock.at(w.now)), q.at.Store, a, len(mine))
 			}
 		})
 	})
@@ -112,10 +112,10 @@ func (w *world) grant(n *node, q *question) {
 	record := n.book.Give(q.process, regionNames[e.region], grant.Lives(offers), takes, n.clock.at(w.now))
 	w.after(w.between(0, 100*time.Millisecond), func() {
 		if n.term != term || !w.commit(n, func(s *entry) bool {
-			if s.changed != read.changed || s.rev.Epoch != read.rev.Epoch || s.records[e.id] != read.records[e.id] {
+			if s.changed != read.changed || s.rev.Epoch != read.rev.Epoch || s.records[e.as] != read.records[e.as] {
 				return false
 			}
-			s.records[e.id] = &record
+			s.records[e.as] = &record
 			return true
 		}) {
 			if n.term == term && z.term == term {
@@ -135,7 +135,7 @@ func (w *world) grant(n *node, q *question) {
 			for i, o := range offers {
 				if o.Confirm(regionNames[e.region], still) {
 					if zoneOf(regionID(o.To)) != n.zone && w.recovered(read) {
-						w.fail("%s gets a grant to %s, whose zone is another's, after a recovery that nobody has approved", edgeNames[e.id], o.To)
+						w.fail("%s gets a grant to %s, whose zone is another's, after a recovery that nobody has approved", edgeNames[e.as], o.To)
 					}
 					grants = append(grants, &grant.Grant{ID: ids[i], Zone: zoneNames[n.zone], Process: q.process, From: regionNames[e.region], To: o.To, Policies: o.Policies,
 						Catalog: w.catalog[read.adopted].rev, Store: read.rev, TTL: o.TTL, OfflineTTL: o.OfflineTTL, Peers: peersOf[regionID(o.To)]})
@@ -202,6 +202,9 @@ func (w *world) relay(e *edge, f grant.Flight, first int, hedge bool) {
 // dial finds an edge of the grant that answers; the last one if none does.
 func (w *world) dial(e *edge, g *grant.Grant) *edge {
 	at := edgesOf[regionID(g.To)]
+	if t := &w.edges[twin]; t.up && regionNames[t.region] == g.To { // some find the copy where they look for the edge
+		at = append(at[:len(at):len(at)], twin)
+	}
 	start := w.rng.IntN(len(at))
 	var peer *edge
 	for i := range at {
@@ -231,7 +234,7 @@ func (w *world) excuse(good bool) {
 
 // emit is the first byte that leaves the region.
 func (w *world) emit(e, peer *edge, f grant.Flight, g *grant.Grant, good bool) {
-	f.Peer = edgeNames[peer.id]
+	f.Peer = edgeNames[peer.as]
 	p := pair{policyID(f.Policy), e.region, peer.region}
 	sent := w.now
 	w.leaves(p)

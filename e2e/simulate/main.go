@@ -91,8 +91,8 @@ func campaign(seed, n uint64, limit time.Duration, verbose bool) (total stats, f
 
 func (s stats) String() string {
 	share := func(a, b int64) float64 { return 100 * float64(a) / float64(max(1, b)) }
-	return fmt.Sprintf("%d schedules (%d of them mended at the end), %d events: %d requests, %.1f %% relayed, %.3f %% of %d answered that a healthy region was permitted and granted for; %d refused by receivers, %d relays cut, %d in force, %d leaders, %d crashes, %d from an old disk, %d recoveries",
-		s.schedules, s.calm, s.events, s.requests, share(s.relayed, s.requests), share(s.served, s.wanted), s.wanted, s.refusedAtReceiver, s.cutFlights, s.records, s.leaderChanges, s.crashes, s.clones, s.recoveries)
+	return fmt.Sprintf("%d schedules (%d of them mended at the end), %d events: %d requests, %.1f %% relayed, %.3f %% of %d answered that a healthy region was permitted and granted for; %d refused by receivers, %d relays cut, %d in force, %d leaders, %d crashes, %d from an old disk, %d copies beside them, %d recoveries",
+		s.schedules, s.calm, s.events, s.requests, share(s.relayed, s.requests), share(s.served, s.wanted), s.wanted, s.refusedAtReceiver, s.cutFlights, s.records, s.leaderChanges, s.crashes, s.clones, s.twins, s.recoveries)
 }
 
 // judge: a campaign in which little is relayed, or little succeeds, has not shown that what it saw was safe.

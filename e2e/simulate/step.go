@@ -35,12 +35,13 @@ func newWorld(seed uint64, r *rules, room queue) *world {
 		w.zones[i].log = append(make([]*entry, 0, 64), &entry{rev: revision.Revision{Epoch: 1, Index: 1}, crossing: epochs{1, 1}})
 	}
 	for i := range w.nodes {
-		w.nodes[i] = node{id: nEdges + i, zone: i / 3, clock: drawClock()}
+		w.nodes[i] = node{id: nMachines + i, zone: i / 3, clock: drawClock()}
 	}
-	for i := range w.edges {
-		w.edges[i] = edge{id: i, region: edgeRegion[i], up: true, clock: drawClock(), grants: &grant.Held{}, control: w.rng.IntN(3), lastAsked: -time.Hour}
+	for i := range nEdges {
+		w.edges[i] = edge{id: i, as: i, region: edgeRegion[i], up: true, clock: drawClock(), grants: &grant.Held{}, control: w.rng.IntN(3), lastAsked: -time.Hour}
 		w.edges[i].draw(w)
 	}
+	w.edges[twin] = edge{id: twin, clock: drawClock(), grants: &grant.Held{}}
 	for region := range nRegions {
 		w.upstreams(region, w.chance(0.6))
 	}
@@ -131,7 +132,7 @@ func (w *world) elect(zone int, n *node) {
 		p.Targets = append(p.Targets, t.To)
 	}
 	for i, r := range last.records {
-		if w.edges[i].zone() == zone {
+		if zoneOf(edgeRegion[i]) == zone {
 			p.Edges[edgeNames[i]] = regionNames[edgeRegion[i]]
 			if r != nil {
 				p.Records = append(p.Records, *r)
@@ -142,7 +143,7 @@ func (w *world) elect(zone int, n *node) {
 	n.looked = look{}
 	w.stats.leaderChanges++
 	if w.trace != nil {
-		w.log("node %s leads %s, term %d", nodeNames[n.id-nEdges], zoneNames[zone], z.term)
+		w.log("node %s leads %s, term %d", nodeNames[n.id-nMachines], zoneNames[zone], z.term)
 	}
 }
 
@@ -165,7 +166,7 @@ func (w *world) nodeTick(n *node) {
 	}
 	for i := range w.edges {
 		e := &w.edges[i]
-		if e.zone() != n.zone {
+		if e.zone() != n.zone || i == twin && !e.up {
 			continue
 		}
 		mine := &w.nodes[3*n.zone+e.control] == n
@@ -347,14 +348,14 @@ func (w *world) take(n *node, e *edge, t held) {
 	}
 	changed := e.table.pairs != t.pairs || e.table.strict != t.strict || e.table.at.Store.Epoch != t.at.Store.Epoch
 	if changed && w.trace != nil {
-		w.log("%s takes %v and %v: %v", edgeNames[e.id], t.at.Catalog, t.at.Store, t.pairs)
+		w.log("%s takes %v and %v: %v", edgeNames[e.as], t.at.Catalog, t.at.Store, t.pairs)
 	}
 	e.disk, e.table = t, t
 	if changed {
 		w.after(w.between(0, 500*time.Millisecond), func() { w.sweep(e) })
 		w.after(0, func() { w.ask(e) })
 	}
-	word := grant.Word{Process: e.process(), Region: regionNames[e.region], By: nodeNames[n.id-nEdges], Connected: true, Epoch: t.at.Store.Epoch, Index: t.at.Store.Index}
+	word := grant.Word{Process: e.process(), Region: regionNames[e.region], By: nodeNames[n.id-nMachines], Connected: true, Epoch: t.at.Store.Epoch, Index: t.at.Store.Index}
 	dead := e.dead
 	w.send(e.id, n.id, func() {
 		n.words[e.id], n.dead[e.id], n.heard[e.id] = word, dead, true

@@ -13,7 +13,7 @@ func (w *world) trouble() {
 		w.mend()
 		return
 	}
-	switch w.rng.IntN(13) {
+	switch w.rng.IntN(14) {
 	case 0, 1: // a change of the catalog; two may cross each other's acknowledgements
 		last := w.catalog[len(w.catalog)-1]
 		last.mask ^= []uint16{gdprSuspended, sccSuspended, crossClosed, withinOnly, offlineLong, strictClosed, underStrict}[w.rng.IntN(7)]
@@ -50,7 +50,7 @@ func (w *world) trouble() {
 		e := &w.edges[w.rng.IntN(nEdges)]
 		e.up = false
 		if w.trace != nil {
-			w.log("%s crashes", edgeNames[e.id])
+			w.log("%s crashes", edgeNames[e.as])
 		}
 		e.life++
 		w.stats.crashes++
@@ -60,6 +60,8 @@ func (w *world) trouble() {
 		e.old = e.disk
 	case 10, 11: // upstreams die and return
 		w.upstreams(w.rng.IntN(nRegions), w.chance(0.6))
+	case 13: // a copy of a disk is started in another machine, while the edge lives or not
+		w.copyRuns(&w.edges[w.rng.IntN(nEdges)])
 	case 12:
 		if w.chance(0.3) {
 			w.recover(w.rng.IntN(2))
@@ -83,8 +85,10 @@ func (w *world) trouble() {
 }
 
 func (w *world) upstreams(region int, down bool) {
-	for _, i := range edgesOf[region] {
-		w.edges[i].homeDown = down
+	for i := range w.edges {
+		if w.edges[i].region == region {
+			w.edges[i].homeDown = down
+		}
 	}
 }
 
@@ -101,7 +105,7 @@ func (w *world) recover(zone int) {
 	w.reopen(zone, next.baseline)
 	for i := 3 * zone; i < 3*zone+3; i++ {
 		o := &w.nodes[i]
-		o.applied, o.book, o.heard = min(o.applied, len(z.log)-2), nil, [nEdges]bool{}
+		o.applied, o.book, o.heard = min(o.applied, len(z.log)-2), nil, [nMachines]bool{}
 	}
 	w.elect(zone, n)
 	w.stats.recoveries++
@@ -112,11 +116,11 @@ func (w *world) recover(zone int) {
 
 // isolate cuts an edge off from all control nodes of its zone, and leaves it the other edges.
 func (w *world) isolate(id int, d time.Duration) {
-	for n := nEdges; n < nEdges+nNodes; n++ {
+	for n := nMachines; n < nMachines+nNodes; n++ {
 		w.cut[id][n], w.cut[n][id] = true, true
 	}
 	w.after(d, func() {
-		for n := nEdges; n < nEdges+nNodes; n++ {
+		for n := nMachines; n < nMachines+nNodes; n++ {
 			w.cut[id][n], w.cut[n][id] = false, false
 		}
 	})
@@ -125,11 +129,47 @@ func (w *world) isolate(id int, d time.Duration) {
 // mend ends all trouble.
 func (w *world) mend() {
 	w.cut = [nHosts][nHosts]bool{}
-	for i := range w.edges {
+	for i := range nEdges {
 		w.restart(&w.edges[i])
 	}
+	w.copyEnds()
 	if w.trace != nil {
 		w.log("everything is mended")
+	}
+}
+
+// copyRuns starts another machine with the disk of an edge, for some seconds: its name, its table, a process of its own
+// that knows nothing of the other's end, and none of its memory.
+func (w *world) copyRuns(e *edge) {
+	t := &w.edges[twin]
+	if t.up || !e.disk.exists {
+		return
+	}
+	*t = edge{id: twin, as: e.as, region: e.region, up: true, clock: t.clock, table: e.disk, disk: e.disk, grants: &grant.Held{}, control: w.rng.IntN(3), life: t.life + 1, homeDown: e.homeDown, lastAsked: w.now - time.Hour}
+	t.draw(w)
+	w.stats.twins++
+	if w.trace != nil {
+		w.log("a copy of %s runs in another machine", edgeNames[t.as])
+	}
+	if w.chance(0.3) {
+		w.isolate(twin, w.between(2*time.Second, 10*time.Second))
+	}
+	life := t.life
+	w.after(w.between(2*time.Second, 10*time.Second), func() {
+		if t.life == life {
+			w.copyEnds()
+		}
+	})
+}
+
+// copyEnds takes the other machine away. Nobody is told: what it held lapses by time.
+func (w *world) copyEnds() {
+	if t := &w.edges[twin]; t.up {
+		t.up, w.lost = false, w.now
+		t.life++
+		for i := range w.nodes {
+			w.nodes[i].heard[twin] = false
+		}
 	}
 }
 
@@ -149,7 +189,7 @@ func (w *world) restart(e *edge) {
 		w.lost = w.now
 		e.dead = nil // in another machine, which knows nothing of what ran in the old one
 		if w.trace != nil {
-			w.log("%s comes back from an old disk", edgeNames[e.id])
+			w.log("%s comes back from an old disk", edgeNames[e.as])
 		}
 	}
 	e.control = w.rng.IntN(3)

@@ -11,13 +11,15 @@ import (
 	"bailiwick/shared/revision"
 )
 
-// Two zones of two regions, two edges in the western and eastern one, three control nodes a zone. Host ids: edges
-// 0-5, nodes 6-11, the catalog 12.
+// Two zones of two regions, two edges in the western and eastern one, three control nodes a zone. Host ids: machines
+// of edges 0-6, of which the last is there for a copy of another, nodes 7-12, the catalog 13.
 const (
 	nRegions  = 4
 	nEdges    = 6
+	nMachines = nEdges + 1
+	twin      = nEdges
 	nNodes    = 6
-	catalogID = nEdges + nNodes
+	catalogID = nMachines + nNodes
 	nHosts    = catalogID + 1
 	nPolicies = 3
 )
@@ -114,9 +116,9 @@ type node struct {
 	catalog  int // version of the catalog it has
 	term     int // of its book
 	book     *grant.Book
-	words    [nEdges]grant.Word // of the edges connected to it
-	dead     [nEdges][]string   // earlier processes that have ended, by their word
-	heard    [nEdges]bool
+	words    [nMachines]grant.Word // of the edges connected to it
+	dead     [nMachines][]string   // earlier processes that have ended, by their word
+	heard    [nMachines]bool
 	view     view
 	looked   look
 }
@@ -178,6 +180,7 @@ func (t *held) PolicyOf(zone, name string) (string, bool) {
 
 type edge struct {
 	id, region int
+	as         int // which edge it is
 	up         bool
 	clock      clock
 	table      held
@@ -202,7 +205,7 @@ func (e *edge) party() grant.Party {
 }
 
 func (e *edge) process() grant.Process {
-	return grant.Process{Edge: edgeNames[e.id], Incarnation: e.run}
+	return grant.Process{Edge: edgeNames[e.as], Incarnation: e.run}
 }
 
 // flight is a relay under way.
@@ -234,7 +237,7 @@ type world struct {
 	queue   queue
 	zones   [2]zone
 	nodes   [nNodes]node
-	edges   [nEdges]edge
+	edges   [nMachines]edge
 	cut     [nHosts][nHosts]bool
 	catalog []catalogVersion
 	flights []*flight
@@ -288,10 +291,10 @@ func (w *world) log(format string, args ...any) {
 }
 
 type stats struct {
-	schedules, requests, home, relayed, wanted, served int64
-	refusedAtReceiver, cutFlights, records             int64
-	leaderChanges, crashes, clones, recoveries, calm   int64
-	events                                             int64
+	schedules, requests, home, relayed, wanted, served      int64
+	refusedAtReceiver, cutFlights, records                  int64
+	leaderChanges, crashes, clones, twins, recoveries, calm int64
+	events                                                  int64
 }
 
 func (s *stats) add(o stats) {
@@ -307,6 +310,7 @@ func (s *stats) add(o stats) {
 	s.leaderChanges += o.leaderChanges
 	s.crashes += o.crashes
 	s.clones += o.clones
+	s.twins += o.twins
 	s.recoveries += o.recoveries
 	s.calm += o.calm
 	s.events += o.events
