@@ -113,7 +113,13 @@ func (c *Carrier) Describe(ctx context.Context, node, group string) (raftgroup.S
 	if err != nil {
 		return raftgroup.Status{}, err
 	}
-	return raftgroup.Status{Node: r.Node, Server: r.Server, Incarnation: r.Incarnation, Version: r.Version, State: r.State, Leader: r.Leader, Term: r.Term,
+	var made []raftgroup.Checkpoint
+	for _, c := range r.Checkpoints {
+		if len(c.Sum) == 32 {
+			made = append(made, raftgroup.Checkpoint{Epoch: c.Epoch, Index: c.Index, Sum: [32]byte(c.Sum)})
+		}
+	}
+	return raftgroup.Status{Checkpoints: made, Node: r.Node, Server: r.Server, Incarnation: r.Incarnation, Version: r.Version, State: r.State, Leader: r.Leader, Term: r.Term,
 		FirstLog: r.FirstLog, LastLog: r.LastLog, Applied: r.Applied, Snapshot: r.Snapshot, Commands: r.Commands}, nil
 }
 
@@ -244,7 +250,11 @@ func (d groupDoor) Describe(ctx context.Context, req *peerv1.DescribeRequest) (*
 		return nil, err
 	}
 	s := g.Status()
-	return &peerv1.DescribeResponse{Node: s.Node, Server: s.Server, Incarnation: s.Incarnation, Version: s.Version, State: s.State, Leader: s.Leader, Term: s.Term,
+	var made []*peerv1.StateHash
+	for _, c := range s.Checkpoints {
+		made = append(made, &peerv1.StateHash{Epoch: c.Epoch, Index: c.Index, Sum: c.Sum[:]})
+	}
+	return &peerv1.DescribeResponse{Checkpoints: made, Node: s.Node, Server: s.Server, Incarnation: s.Incarnation, Version: s.Version, State: s.State, Leader: s.Leader, Term: s.Term,
 		FirstLog: s.FirstLog, LastLog: s.LastLog, Applied: s.Applied, Snapshot: s.Snapshot, Commands: s.Commands}, nil
 }
 

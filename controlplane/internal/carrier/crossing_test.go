@@ -35,6 +35,7 @@ var crosses = map[string]string{
 	"bailiwick.peer.v1.ProposeRequest.command":   "of the catalog group: package model's catalog records",
 	"bailiwick.peer.v1.ProposeResponse.result":   "of the catalog group: a revision",
 	"bailiwick.peer.v1.ReadIndexRequest.group":   "name of a raft group",
+	"bailiwick.peer.v1.StateHash.sum":            "of the catalog group: a hash of all of it",
 	"bailiwick.peer.v1.DescribeRequest.group":    "name of a raft group",
 	"bailiwick.peer.v1.DescribeResponse.node":    "name of a control node",
 	"bailiwick.peer.v1.DescribeResponse.server":  "the same, or with when it joined",

@@ -30,6 +30,7 @@ type Status struct {
 	Applied     uint64
 	Snapshot    uint64
 	Commands    uint32 // the newest version of the group's commands that the node applies
+	Checkpoints []Checkpoint
 }
 
 // Reasons for which a node stops itself after a look at the others.
@@ -37,15 +38,17 @@ const (
 	ReasonSuperseded = "GROUP_RECOVERED" // kind Conflict
 )
 
-const (
-	lookEvery = 5 * time.Second // between looks at the other members
-	lookLimit = time.Second     // for one of them to answer
-)
+// lookLimit is how long a look at another member may take.
+const lookLimit = time.Second
 
 // Status is cheap but not free: a read of the log file.
 func (n *Node) Status() Status {
 	s := n.Stats()
-	return Status{Node: n.cfg.Node, Server: n.member.Server, Incarnation: n.member.Incarnation, Version: n.cfg.Version,
+	var made []Checkpoint
+	if m, ok := n.machine.(*memory); ok {
+		made = m.checks.newest()
+	}
+	return Status{Checkpoints: made, Node: n.cfg.Node, Server: n.member.Server, Incarnation: n.member.Incarnation, Version: n.cfg.Version,
 		State: s.State, Leader: s.Leader, Term: s.Term, FirstLog: s.FirstLog, LastLog: s.LastLog, Applied: s.Applied, Snapshot: s.Snapshot}
 }
 
@@ -98,7 +101,8 @@ func (n *Node) ask(ctx context.Context, name string) (Status, error) {
 // look stops this node if the group went on without it: a disk that comes back after a recovery must not vote, nor
 // make a quorum with others of its kind. A node that reaches nobody cannot know; when it does, it stops.
 func (n *Node) look(ctx context.Context) {
-	for name, s := range n.Around(ctx) {
+	around := n.Around(ctx)
+	for name, s := range around {
 		if s.Incarnation > n.member.Incarnation && !n.votes() {
 			n.leaveBehind(s.Incarnation)
 			return
@@ -110,6 +114,7 @@ func (n *Node) look(ctx context.Context) {
 			return
 		}
 	}
+	n.compare(around)
 }
 
 func (n *Node) votes() bool {
@@ -164,7 +169,7 @@ func (n *Node) lookAround(ctx context.Context) {
 	}
 	n.look(ctx)
 	n.fence.lower()
-	tick := time.NewTicker(lookEvery)
+	tick := time.NewTicker(n.cfg.LookEvery)
 	defer tick.Stop()
 	for {
 		select {

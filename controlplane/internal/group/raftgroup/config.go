@@ -122,6 +122,8 @@ type Config struct {
 	SnapshotInterval  time.Duration // how often that is looked at; 0: 2 min
 	TrailingLogs      uint64        // entries kept behind a snapshot; 0: 131,072
 	StallLimit        time.Duration // a disk write lasting longer stops the node; 0: 5 s
+	CheckEvery        uint64        // revisions between hashes of a Store's state, which nodes compare; 0: 1,000
+	LookEvery         time.Duration // between looks at the other members; 0: 5 s
 	WatchWindow       int           // events remembered for watches; 0: group.RememberedEvents
 
 	// OnFatal is called once, after the node has been fenced, when it can no
@@ -192,6 +194,10 @@ func (c Config) withDefaults() Config {
 	if c.WatchWindow == 0 {
 		c.WatchWindow = group.RememberedEvents
 	}
+	if c.LookEvery == 0 {
+		c.LookEvery = 5 * time.Second
+	}
+	def(&c.CheckEvery, 1000)
 	def(&c.SnapshotThreshold, 65_536)
 	def(&c.TrailingLogs, 131_072)
 	c.Logger = c.Logger.With("group", c.Group)

@@ -325,7 +325,7 @@ func TestNew_RefusesWhatDoesNotJoinUp(t *testing.T) {
 		if err := os.Remove(filepath.Join(cfg.Dir, "raft.db")); err != nil {
 			t.Fatal(err)
 		}
-		m := newMemory(cfg.Group, 10)
+		m := newMemory(cfg.Group, 10, 0)
 		m.cur.Store(&state{applied: 1000, tree: m.cur.Load().tree})
 		_, err := New(cfg, m)
 		mustContain(t, err, "the state has applied entry 1000 but the log ends at", "the log was lost")

@@ -56,9 +56,10 @@ type remembered struct {
 // memory is the Store's Machine: everything in RAM, rebuilt from snapshot and
 // log at start.
 type memory struct {
-	name string
-	cur  atomic.Pointer[state]
-	hist *history
+	name   string
+	cur    atomic.Pointer[state]
+	hist   *history
+	checks checks
 
 	// mu covers seen and order, the memory of request ids. Only the apply
 	// goroutine changes them; StateHash reads them from elsewhere.
@@ -68,8 +69,8 @@ type memory struct {
 	next  int          // the oldest, where the next goes
 }
 
-func newMemory(name string, window int) *memory {
-	m := &memory{name: name, hist: newHistory(name, window), seen: make(map[string]group.Result)}
+func newMemory(name string, window int, checkEvery uint64) *memory {
+	m := &memory{name: name, hist: newHistory(name, window), seen: make(map[string]group.Result), checks: checks{every: checkEvery, signal: make(chan struct{}, 1)}}
 	m.cur.Store(&state{tree: iradix.New()})
 	return m
 }
@@ -132,6 +133,10 @@ func (m *memory) Apply(index uint64, at time.Time, cmd []byte) ([]byte, error) {
 		m.hist.reset(now.rev)
 	case len(events) > 0 || kind == kindReopen: // what was before it stays true: whoever follows goes on
 		m.hist.add(now.rev, events)
+	}
+	if now.rev.Index != old.rev.Index && m.checks.every > 0 && now.rev.Index%m.checks.every == 0 {
+		s, order := m.capture()
+		m.checks.offer(func() Checkpoint { return Checkpoint{s.rev.Epoch, s.rev.Index, s.hash(order)} })
 	}
 	return encodeResult(res), nil
 }
@@ -325,9 +330,13 @@ func (m *memory) Restore(rd io.Reader) error {
 // have the same.
 func (m *memory) hash() (group.Revision, [32]byte) {
 	s, order := m.capture()
+	return s.rev, s.hash(order)
+}
+
+func (s *state) hash(order []remembered) [32]byte {
 	h := sha256.New()
 	w := bufio.NewWriter(h)
 	_ = s.write(w, order) // a hash never fails
 	_ = w.Flush()
-	return s.rev, [32]byte(h.Sum(nil))
+	return [32]byte(h.Sum(nil))
 }

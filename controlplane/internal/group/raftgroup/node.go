@@ -66,7 +66,7 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 			err = fmt.Errorf("start group %s in %s: %w", cfg.Group, cfg.Dir, err)
 		}
 	}()
-	if err := cfg.beginAnew(); err != nil {
+	if err := errors.Join(cfg.condemned(), cfg.beginAnew()); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {

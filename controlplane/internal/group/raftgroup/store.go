@@ -3,6 +3,7 @@ package raftgroup
 import (
 	"context"
 	"crypto/rand"
+	"sync"
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/shared/fault"
@@ -18,7 +19,7 @@ var _ group.Store = (*Store)(nil)
 
 // NewStore is New with the store's own Machine, which lives in memory.
 func NewStore(cfg Config) (*Store, error) {
-	mem := newMemory(cfg.Group, cfg.withDefaults().WatchWindow)
+	mem := newMemory(cfg.Group, cfg.withDefaults().WatchWindow, cfg.withDefaults().CheckEvery)
 	n, err := New(cfg, mem)
 	if err != nil {
 		return nil, err
@@ -29,8 +30,16 @@ func NewStore(cfg Config) (*Store, error) {
 // Node is the group's member: its doors, its Stats.
 func (s *Store) Node() *Node { return s.node }
 
-// Run is Node.Run.
-func (s *Store) Run(ctx context.Context) error { return s.node.Run(ctx) }
+// Run is Node.Run, and hashes the state beside it.
+func (s *Store) Run(ctx context.Context) error {
+	hashing, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { s.mem.checks.run(hashing) })
+	err := s.node.Run(ctx)
+	stop()
+	wg.Wait()
+	return err
+}
 
 // Close is Node.Close, for a Store that is never Run.
 func (s *Store) Close() error { return s.node.Close() }

@@ -270,7 +270,8 @@ type DescribeResponse struct {
 	Applied     uint64                 `protobuf:"varint,10,opt,name=applied,proto3" json:"applied,omitempty"`
 	Snapshot    uint64                 `protobuf:"varint,11,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// commands is the newest version of the group's commands that the node applies.
-	Commands      uint32 `protobuf:"varint,12,opt,name=commands,proto3" json:"commands,omitempty"`
+	Commands      uint32       `protobuf:"varint,12,opt,name=commands,proto3" json:"commands,omitempty"`
+	Checkpoints   []*StateHash `protobuf:"bytes,13,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -389,6 +390,74 @@ func (x *DescribeResponse) GetCommands() uint32 {
 	return 0
 }
 
+func (x *DescribeResponse) GetCheckpoints() []*StateHash {
+	if x != nil {
+		return x.Checkpoints
+	}
+	return nil
+}
+
+// StateHash is the hash of a store's state at a revision.
+type StateHash struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Sum           []byte                 `protobuf:"bytes,3,opt,name=sum,proto3" json:"sum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateHash) Reset() {
+	*x = StateHash{}
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateHash) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateHash) ProtoMessage() {}
+
+func (x *StateHash) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateHash.ProtoReflect.Descriptor instead.
+func (*StateHash) Descriptor() ([]byte, []int) {
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *StateHash) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *StateHash) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *StateHash) GetSum() []byte {
+	if x != nil {
+		return x.Sum
+	}
+	return nil
+}
+
 type TransferRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         string                 `protobuf:"bytes,1,opt,name=group,proto3" json:"group,omitempty"`
@@ -399,7 +468,7 @@ type TransferRequest struct {
 
 func (x *TransferRequest) Reset() {
 	*x = TransferRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[6]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -411,7 +480,7 @@ func (x *TransferRequest) String() string {
 func (*TransferRequest) ProtoMessage() {}
 
 func (x *TransferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[6]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -424,7 +493,7 @@ func (x *TransferRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferRequest.ProtoReflect.Descriptor instead.
 func (*TransferRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TransferRequest) GetGroup() string {
@@ -449,7 +518,7 @@ type TransferResponse struct {
 
 func (x *TransferResponse) Reset() {
 	*x = TransferResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[7]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +530,7 @@ func (x *TransferResponse) String() string {
 func (*TransferResponse) ProtoMessage() {}
 
 func (x *TransferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[7]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +543,7 @@ func (x *TransferResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferResponse.ProtoReflect.Descriptor instead.
 func (*TransferResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 type GrantForRequest struct {
@@ -488,7 +557,7 @@ type GrantForRequest struct {
 
 func (x *GrantForRequest) Reset() {
 	*x = GrantForRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[8]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +569,7 @@ func (x *GrantForRequest) String() string {
 func (*GrantForRequest) ProtoMessage() {}
 
 func (x *GrantForRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[8]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +582,7 @@ func (x *GrantForRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantForRequest.ProtoReflect.Descriptor instead.
 func (*GrantForRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GrantForRequest) GetEdge() string {
@@ -546,7 +615,7 @@ type GrantForResponse struct {
 
 func (x *GrantForResponse) Reset() {
 	*x = GrantForResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[9]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +627,7 @@ func (x *GrantForResponse) String() string {
 func (*GrantForResponse) ProtoMessage() {}
 
 func (x *GrantForResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[9]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +640,7 @@ func (x *GrantForResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantForResponse.ProtoReflect.Descriptor instead.
 func (*GrantForResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GrantForResponse) GetResponse() *v1.RequestGrantsResponse {
@@ -604,7 +673,7 @@ type EdgeReport struct {
 
 func (x *EdgeReport) Reset() {
 	*x = EdgeReport{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[10]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +685,7 @@ func (x *EdgeReport) String() string {
 func (*EdgeReport) ProtoMessage() {}
 
 func (x *EdgeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[10]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +698,7 @@ func (x *EdgeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeReport.ProtoReflect.Descriptor instead.
 func (*EdgeReport) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EdgeReport) GetEdge() string {
@@ -746,7 +815,7 @@ type ReportEdgesRequest struct {
 
 func (x *ReportEdgesRequest) Reset() {
 	*x = ReportEdgesRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -758,7 +827,7 @@ func (x *ReportEdgesRequest) String() string {
 func (*ReportEdgesRequest) ProtoMessage() {}
 
 func (x *ReportEdgesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -771,7 +840,7 @@ func (x *ReportEdgesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportEdgesRequest.ProtoReflect.Descriptor instead.
 func (*ReportEdgesRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReportEdgesRequest) GetEdges() []*EdgeReport {
@@ -789,7 +858,7 @@ type ReportEdgesResponse struct {
 
 func (x *ReportEdgesResponse) Reset() {
 	*x = ReportEdgesResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +870,7 @@ func (x *ReportEdgesResponse) String() string {
 func (*ReportEdgesResponse) ProtoMessage() {}
 
 func (x *ReportEdgesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +883,7 @@ func (x *ReportEdgesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportEdgesResponse.ProtoReflect.Descriptor instead.
 func (*ReportEdgesResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 type EdgeReportsRequest struct {
@@ -825,7 +894,7 @@ type EdgeReportsRequest struct {
 
 func (x *EdgeReportsRequest) Reset() {
 	*x = EdgeReportsRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +906,7 @@ func (x *EdgeReportsRequest) String() string {
 func (*EdgeReportsRequest) ProtoMessage() {}
 
 func (x *EdgeReportsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +919,7 @@ func (x *EdgeReportsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeReportsRequest.ProtoReflect.Descriptor instead.
 func (*EdgeReportsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 type EdgeReportsResponse struct {
@@ -863,7 +932,7 @@ type EdgeReportsResponse struct {
 
 func (x *EdgeReportsResponse) Reset() {
 	*x = EdgeReportsResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -875,7 +944,7 @@ func (x *EdgeReportsResponse) String() string {
 func (*EdgeReportsResponse) ProtoMessage() {}
 
 func (x *EdgeReportsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -888,7 +957,7 @@ func (x *EdgeReportsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeReportsResponse.ProtoReflect.Descriptor instead.
 func (*EdgeReportsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *EdgeReportsResponse) GetEdges() []*EdgeReport {
@@ -914,7 +983,7 @@ type EvidenceLeavesRequest struct {
 
 func (x *EvidenceLeavesRequest) Reset() {
 	*x = EvidenceLeavesRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +995,7 @@ func (x *EvidenceLeavesRequest) String() string {
 func (*EvidenceLeavesRequest) ProtoMessage() {}
 
 func (x *EvidenceLeavesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1008,7 @@ func (x *EvidenceLeavesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceLeavesRequest.ProtoReflect.Descriptor instead.
 func (*EvidenceLeavesRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *EvidenceLeavesRequest) GetFrom() int64 {
@@ -962,7 +1031,7 @@ type EvidenceLeavesResponse struct {
 
 func (x *EvidenceLeavesResponse) Reset() {
 	*x = EvidenceLeavesResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -974,7 +1043,7 @@ func (x *EvidenceLeavesResponse) String() string {
 func (*EvidenceLeavesResponse) ProtoMessage() {}
 
 func (x *EvidenceLeavesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -987,7 +1056,7 @@ func (x *EvidenceLeavesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceLeavesResponse.ProtoReflect.Descriptor instead.
 func (*EvidenceLeavesResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EvidenceLeavesResponse) GetLeaves() [][]byte {
@@ -1029,7 +1098,7 @@ type EdgeRowsRequest struct {
 
 func (x *EdgeRowsRequest) Reset() {
 	*x = EdgeRowsRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1110,7 @@ func (x *EdgeRowsRequest) String() string {
 func (*EdgeRowsRequest) ProtoMessage() {}
 
 func (x *EdgeRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1123,7 @@ func (x *EdgeRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeRowsRequest.ProtoReflect.Descriptor instead.
 func (*EdgeRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *EdgeRowsRequest) GetRegion() string {
@@ -1088,7 +1157,7 @@ type EdgeRowsResponse struct {
 
 func (x *EdgeRowsResponse) Reset() {
 	*x = EdgeRowsResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1100,7 +1169,7 @@ func (x *EdgeRowsResponse) String() string {
 func (*EdgeRowsResponse) ProtoMessage() {}
 
 func (x *EdgeRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1113,7 +1182,7 @@ func (x *EdgeRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeRowsResponse.ProtoReflect.Descriptor instead.
 func (*EdgeRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EdgeRowsResponse) GetEdge() string {
@@ -1143,7 +1212,7 @@ type TotalsRequest struct {
 
 func (x *TotalsRequest) Reset() {
 	*x = TotalsRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1224,7 @@ func (x *TotalsRequest) String() string {
 func (*TotalsRequest) ProtoMessage() {}
 
 func (x *TotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1237,7 @@ func (x *TotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRequest.ProtoReflect.Descriptor instead.
 func (*TotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -1208,7 +1277,7 @@ type TotalsResponse struct {
 
 func (x *TotalsResponse) Reset() {
 	*x = TotalsResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1289,7 @@ func (x *TotalsResponse) String() string {
 func (*TotalsResponse) ProtoMessage() {}
 
 func (x *TotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1302,7 @@ func (x *TotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsResponse.ProtoReflect.Descriptor instead.
 func (*TotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TotalsResponse) GetTotals() *v11.ZoneTotals {
@@ -1254,7 +1323,7 @@ type ExchangeForRequest struct {
 
 func (x *ExchangeForRequest) Reset() {
 	*x = ExchangeForRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1266,7 +1335,7 @@ func (x *ExchangeForRequest) String() string {
 func (*ExchangeForRequest) ProtoMessage() {}
 
 func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1279,7 +1348,7 @@ func (x *ExchangeForRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeForRequest.ProtoReflect.Descriptor instead.
 func (*ExchangeForRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExchangeForRequest) GetEdge() string {
@@ -1312,7 +1381,7 @@ type ExchangeForResponse struct {
 
 func (x *ExchangeForResponse) Reset() {
 	*x = ExchangeForResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1393,7 @@ func (x *ExchangeForResponse) String() string {
 func (*ExchangeForResponse) ProtoMessage() {}
 
 func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1406,7 @@ func (x *ExchangeForResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExchangeForResponse.ProtoReflect.Descriptor instead.
 func (*ExchangeForResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExchangeForResponse) GetResponse() *v12.ExchangeResponse {
@@ -1356,7 +1425,7 @@ type QuotaHoldersRequest struct {
 
 func (x *QuotaHoldersRequest) Reset() {
 	*x = QuotaHoldersRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1437,7 @@ func (x *QuotaHoldersRequest) String() string {
 func (*QuotaHoldersRequest) ProtoMessage() {}
 
 func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1450,7 @@ func (x *QuotaHoldersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHoldersRequest.ProtoReflect.Descriptor instead.
 func (*QuotaHoldersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *QuotaHoldersRequest) GetCustomer() string {
@@ -1400,7 +1469,7 @@ type QuotaHoldersResponse struct {
 
 func (x *QuotaHoldersResponse) Reset() {
 	*x = QuotaHoldersResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1481,7 @@ func (x *QuotaHoldersResponse) String() string {
 func (*QuotaHoldersResponse) ProtoMessage() {}
 
 func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1494,7 @@ func (x *QuotaHoldersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHoldersResponse.ProtoReflect.Descriptor instead.
 func (*QuotaHoldersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *QuotaHoldersResponse) GetQuotas() []*v11.QuotaStatus {
@@ -1451,7 +1520,7 @@ type TraceRequest struct {
 
 func (x *TraceRequest) Reset() {
 	*x = TraceRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1532,7 @@ func (x *TraceRequest) String() string {
 func (*TraceRequest) ProtoMessage() {}
 
 func (x *TraceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1545,7 @@ func (x *TraceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
 func (*TraceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TraceRequest) GetCustomer() string {
@@ -1548,7 +1617,7 @@ type TraceResponse struct {
 
 func (x *TraceResponse) Reset() {
 	*x = TraceResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1629,7 @@ func (x *TraceResponse) String() string {
 func (*TraceResponse) ProtoMessage() {}
 
 func (x *TraceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1642,7 @@ func (x *TraceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
 func (*TraceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TraceResponse) GetRows() []*v11.TraceRow {
@@ -1619,7 +1688,7 @@ type TraceSum struct {
 
 func (x *TraceSum) Reset() {
 	*x = TraceSum{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1700,7 @@ func (x *TraceSum) String() string {
 func (*TraceSum) ProtoMessage() {}
 
 func (x *TraceSum) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1713,7 @@ func (x *TraceSum) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceSum.ProtoReflect.Descriptor instead.
 func (*TraceSum) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TraceSum) GetCell() int64 {
@@ -1712,7 +1781,7 @@ type TraceShare struct {
 
 func (x *TraceShare) Reset() {
 	*x = TraceShare{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1724,7 +1793,7 @@ func (x *TraceShare) String() string {
 func (*TraceShare) ProtoMessage() {}
 
 func (x *TraceShare) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1737,7 +1806,7 @@ func (x *TraceShare) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceShare.ProtoReflect.Descriptor instead.
 func (*TraceShare) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TraceShare) GetEdge() string {
@@ -1793,7 +1862,7 @@ type DetailFacts struct {
 
 func (x *DetailFacts) Reset() {
 	*x = DetailFacts{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1874,7 @@ func (x *DetailFacts) String() string {
 func (*DetailFacts) ProtoMessage() {}
 
 func (x *DetailFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1887,7 @@ func (x *DetailFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetailFacts.ProtoReflect.Descriptor instead.
 func (*DetailFacts) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{29}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DetailFacts) GetLost() []*v11.TraceLost {
@@ -1852,7 +1921,7 @@ type EraseDetailRequest struct {
 
 func (x *EraseDetailRequest) Reset() {
 	*x = EraseDetailRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1933,7 @@ func (x *EraseDetailRequest) String() string {
 func (*EraseDetailRequest) ProtoMessage() {}
 
 func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1946,7 @@ func (x *EraseDetailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailRequest.ProtoReflect.Descriptor instead.
 func (*EraseDetailRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{30}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EraseDetailRequest) GetCustomer() string {
@@ -1906,7 +1975,7 @@ type EraseDetailResponse struct {
 
 func (x *EraseDetailResponse) Reset() {
 	*x = EraseDetailResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +1987,7 @@ func (x *EraseDetailResponse) String() string {
 func (*EraseDetailResponse) ProtoMessage() {}
 
 func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[31]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2000,7 @@ func (x *EraseDetailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseDetailResponse.ProtoReflect.Descriptor instead.
 func (*EraseDetailResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{31}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EraseDetailResponse) GetFiles() int64 {
@@ -1971,7 +2040,7 @@ type StateHashRequest struct {
 
 func (x *StateHashRequest) Reset() {
 	*x = StateHashRequest{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[32]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2052,7 @@ func (x *StateHashRequest) String() string {
 func (*StateHashRequest) ProtoMessage() {}
 
 func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[32]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2065,7 @@ func (x *StateHashRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashRequest.ProtoReflect.Descriptor instead.
 func (*StateHashRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{32}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StateHashRequest) GetIndex() uint64 {
@@ -2016,7 +2085,7 @@ type StateHashResponse struct {
 
 func (x *StateHashResponse) Reset() {
 	*x = StateHashResponse{}
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[33]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2097,7 @@ func (x *StateHashResponse) String() string {
 func (*StateHashResponse) ProtoMessage() {}
 
 func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[33]
+	mi := &file_bailiwick_peer_v1_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2110,7 @@ func (x *StateHashResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHashResponse.ProtoReflect.Descriptor instead.
 func (*StateHashResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{33}
+	return file_bailiwick_peer_v1_peer_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StateHashResponse) GetIndex() uint64 {
@@ -2073,7 +2142,7 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"'\n" +
 	"\x0fDescribeRequest\x12\x14\n" +
-	"\x05group\x18\x01 \x01(\tR\x05group\"\xc6\x02\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\"\x86\x03\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12 \n" +
@@ -2087,7 +2156,12 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\aapplied\x18\n" +
 	" \x01(\x04R\aapplied\x12\x1a\n" +
 	"\bsnapshot\x18\v \x01(\x04R\bsnapshot\x12\x1a\n" +
-	"\bcommands\x18\f \x01(\rR\bcommands\";\n" +
+	"\bcommands\x18\f \x01(\rR\bcommands\x12>\n" +
+	"\vcheckpoints\x18\r \x03(\v2\x1c.bailiwick.peer.v1.StateHashR\vcheckpoints\"I\n" +
+	"\tStateHash\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x10\n" +
+	"\x03sum\x18\x03 \x01(\fR\x03sum\";\n" +
 	"\x0fTransferRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\tR\x05group\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\"\x12\n" +
@@ -2237,7 +2311,7 @@ func file_bailiwick_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_bailiwick_peer_v1_peer_proto_rawDescData
 }
 
-var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_bailiwick_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ProposeRequest)(nil),           // 0: bailiwick.peer.v1.ProposeRequest
 	(*ProposeResponse)(nil),          // 1: bailiwick.peer.v1.ProposeResponse
@@ -2245,110 +2319,112 @@ var file_bailiwick_peer_v1_peer_proto_goTypes = []any{
 	(*ReadIndexResponse)(nil),        // 3: bailiwick.peer.v1.ReadIndexResponse
 	(*DescribeRequest)(nil),          // 4: bailiwick.peer.v1.DescribeRequest
 	(*DescribeResponse)(nil),         // 5: bailiwick.peer.v1.DescribeResponse
-	(*TransferRequest)(nil),          // 6: bailiwick.peer.v1.TransferRequest
-	(*TransferResponse)(nil),         // 7: bailiwick.peer.v1.TransferResponse
-	(*GrantForRequest)(nil),          // 8: bailiwick.peer.v1.GrantForRequest
-	(*GrantForResponse)(nil),         // 9: bailiwick.peer.v1.GrantForResponse
-	(*EdgeReport)(nil),               // 10: bailiwick.peer.v1.EdgeReport
-	(*ReportEdgesRequest)(nil),       // 11: bailiwick.peer.v1.ReportEdgesRequest
-	(*ReportEdgesResponse)(nil),      // 12: bailiwick.peer.v1.ReportEdgesResponse
-	(*EdgeReportsRequest)(nil),       // 13: bailiwick.peer.v1.EdgeReportsRequest
-	(*EdgeReportsResponse)(nil),      // 14: bailiwick.peer.v1.EdgeReportsResponse
-	(*EvidenceLeavesRequest)(nil),    // 15: bailiwick.peer.v1.EvidenceLeavesRequest
-	(*EvidenceLeavesResponse)(nil),   // 16: bailiwick.peer.v1.EvidenceLeavesResponse
-	(*EdgeRowsRequest)(nil),          // 17: bailiwick.peer.v1.EdgeRowsRequest
-	(*EdgeRowsResponse)(nil),         // 18: bailiwick.peer.v1.EdgeRowsResponse
-	(*TotalsRequest)(nil),            // 19: bailiwick.peer.v1.TotalsRequest
-	(*TotalsResponse)(nil),           // 20: bailiwick.peer.v1.TotalsResponse
-	(*ExchangeForRequest)(nil),       // 21: bailiwick.peer.v1.ExchangeForRequest
-	(*ExchangeForResponse)(nil),      // 22: bailiwick.peer.v1.ExchangeForResponse
-	(*QuotaHoldersRequest)(nil),      // 23: bailiwick.peer.v1.QuotaHoldersRequest
-	(*QuotaHoldersResponse)(nil),     // 24: bailiwick.peer.v1.QuotaHoldersResponse
-	(*TraceRequest)(nil),             // 25: bailiwick.peer.v1.TraceRequest
-	(*TraceResponse)(nil),            // 26: bailiwick.peer.v1.TraceResponse
-	(*TraceSum)(nil),                 // 27: bailiwick.peer.v1.TraceSum
-	(*TraceShare)(nil),               // 28: bailiwick.peer.v1.TraceShare
-	(*DetailFacts)(nil),              // 29: bailiwick.peer.v1.DetailFacts
-	(*EraseDetailRequest)(nil),       // 30: bailiwick.peer.v1.EraseDetailRequest
-	(*EraseDetailResponse)(nil),      // 31: bailiwick.peer.v1.EraseDetailResponse
-	(*StateHashRequest)(nil),         // 32: bailiwick.peer.v1.StateHashRequest
-	(*StateHashResponse)(nil),        // 33: bailiwick.peer.v1.StateHashResponse
-	(*v1.RequestGrantsRequest)(nil),  // 34: bailiwick.sync.v1.RequestGrantsRequest
-	(*v1.RequestGrantsResponse)(nil), // 35: bailiwick.sync.v1.RequestGrantsResponse
-	(*v1.Position)(nil),              // 36: bailiwick.sync.v1.Position
-	(*v1.Status)(nil),                // 37: bailiwick.sync.v1.Status
-	(*timestamppb.Timestamp)(nil),    // 38: google.protobuf.Timestamp
-	(*v11.Tightening)(nil),           // 39: bailiwick.admin.v1.Tightening
-	(*v1.TellRowsRequest)(nil),       // 40: bailiwick.sync.v1.TellRowsRequest
-	(*v11.ZoneTotals)(nil),           // 41: bailiwick.admin.v1.ZoneTotals
-	(*v12.ExchangeRequest)(nil),      // 42: bailiwick.usage.v1.ExchangeRequest
-	(*v12.ExchangeResponse)(nil),     // 43: bailiwick.usage.v1.ExchangeResponse
-	(*v11.QuotaStatus)(nil),          // 44: bailiwick.admin.v1.QuotaStatus
-	(*v11.TraceRow)(nil),             // 45: bailiwick.admin.v1.TraceRow
-	(*v11.TraceLost)(nil),            // 46: bailiwick.admin.v1.TraceLost
+	(*StateHash)(nil),                // 6: bailiwick.peer.v1.StateHash
+	(*TransferRequest)(nil),          // 7: bailiwick.peer.v1.TransferRequest
+	(*TransferResponse)(nil),         // 8: bailiwick.peer.v1.TransferResponse
+	(*GrantForRequest)(nil),          // 9: bailiwick.peer.v1.GrantForRequest
+	(*GrantForResponse)(nil),         // 10: bailiwick.peer.v1.GrantForResponse
+	(*EdgeReport)(nil),               // 11: bailiwick.peer.v1.EdgeReport
+	(*ReportEdgesRequest)(nil),       // 12: bailiwick.peer.v1.ReportEdgesRequest
+	(*ReportEdgesResponse)(nil),      // 13: bailiwick.peer.v1.ReportEdgesResponse
+	(*EdgeReportsRequest)(nil),       // 14: bailiwick.peer.v1.EdgeReportsRequest
+	(*EdgeReportsResponse)(nil),      // 15: bailiwick.peer.v1.EdgeReportsResponse
+	(*EvidenceLeavesRequest)(nil),    // 16: bailiwick.peer.v1.EvidenceLeavesRequest
+	(*EvidenceLeavesResponse)(nil),   // 17: bailiwick.peer.v1.EvidenceLeavesResponse
+	(*EdgeRowsRequest)(nil),          // 18: bailiwick.peer.v1.EdgeRowsRequest
+	(*EdgeRowsResponse)(nil),         // 19: bailiwick.peer.v1.EdgeRowsResponse
+	(*TotalsRequest)(nil),            // 20: bailiwick.peer.v1.TotalsRequest
+	(*TotalsResponse)(nil),           // 21: bailiwick.peer.v1.TotalsResponse
+	(*ExchangeForRequest)(nil),       // 22: bailiwick.peer.v1.ExchangeForRequest
+	(*ExchangeForResponse)(nil),      // 23: bailiwick.peer.v1.ExchangeForResponse
+	(*QuotaHoldersRequest)(nil),      // 24: bailiwick.peer.v1.QuotaHoldersRequest
+	(*QuotaHoldersResponse)(nil),     // 25: bailiwick.peer.v1.QuotaHoldersResponse
+	(*TraceRequest)(nil),             // 26: bailiwick.peer.v1.TraceRequest
+	(*TraceResponse)(nil),            // 27: bailiwick.peer.v1.TraceResponse
+	(*TraceSum)(nil),                 // 28: bailiwick.peer.v1.TraceSum
+	(*TraceShare)(nil),               // 29: bailiwick.peer.v1.TraceShare
+	(*DetailFacts)(nil),              // 30: bailiwick.peer.v1.DetailFacts
+	(*EraseDetailRequest)(nil),       // 31: bailiwick.peer.v1.EraseDetailRequest
+	(*EraseDetailResponse)(nil),      // 32: bailiwick.peer.v1.EraseDetailResponse
+	(*StateHashRequest)(nil),         // 33: bailiwick.peer.v1.StateHashRequest
+	(*StateHashResponse)(nil),        // 34: bailiwick.peer.v1.StateHashResponse
+	(*v1.RequestGrantsRequest)(nil),  // 35: bailiwick.sync.v1.RequestGrantsRequest
+	(*v1.RequestGrantsResponse)(nil), // 36: bailiwick.sync.v1.RequestGrantsResponse
+	(*v1.Position)(nil),              // 37: bailiwick.sync.v1.Position
+	(*v1.Status)(nil),                // 38: bailiwick.sync.v1.Status
+	(*timestamppb.Timestamp)(nil),    // 39: google.protobuf.Timestamp
+	(*v11.Tightening)(nil),           // 40: bailiwick.admin.v1.Tightening
+	(*v1.TellRowsRequest)(nil),       // 41: bailiwick.sync.v1.TellRowsRequest
+	(*v11.ZoneTotals)(nil),           // 42: bailiwick.admin.v1.ZoneTotals
+	(*v12.ExchangeRequest)(nil),      // 43: bailiwick.usage.v1.ExchangeRequest
+	(*v12.ExchangeResponse)(nil),     // 44: bailiwick.usage.v1.ExchangeResponse
+	(*v11.QuotaStatus)(nil),          // 45: bailiwick.admin.v1.QuotaStatus
+	(*v11.TraceRow)(nil),             // 46: bailiwick.admin.v1.TraceRow
+	(*v11.TraceLost)(nil),            // 47: bailiwick.admin.v1.TraceLost
 }
 var file_bailiwick_peer_v1_peer_proto_depIdxs = []int32{
-	34, // 0: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
-	35, // 1: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
-	36, // 2: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
-	36, // 3: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
-	36, // 4: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
-	36, // 5: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
-	37, // 6: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
-	38, // 7: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
-	10, // 8: bailiwick.peer.v1.ReportEdgesRequest.edges:type_name -> bailiwick.peer.v1.EdgeReport
-	10, // 9: bailiwick.peer.v1.EdgeReportsResponse.edges:type_name -> bailiwick.peer.v1.EdgeReport
-	39, // 10: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	40, // 11: bailiwick.peer.v1.EdgeRowsResponse.told:type_name -> bailiwick.sync.v1.TellRowsRequest
-	38, // 12: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
-	38, // 13: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
-	41, // 14: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
-	42, // 15: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
-	43, // 16: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
-	44, // 17: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	38, // 18: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
-	38, // 19: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
-	45, // 20: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	27, // 21: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
-	29, // 22: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
-	28, // 23: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
-	46, // 24: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
-	38, // 25: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
-	0,  // 26: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
-	2,  // 27: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
-	4,  // 28: bailiwick.peer.v1.GroupService.Describe:input_type -> bailiwick.peer.v1.DescribeRequest
-	6,  // 29: bailiwick.peer.v1.GroupService.Transfer:input_type -> bailiwick.peer.v1.TransferRequest
-	8,  // 30: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
-	11, // 31: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
-	13, // 32: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
-	15, // 33: bailiwick.peer.v1.ZoneService.EvidenceLeaves:input_type -> bailiwick.peer.v1.EvidenceLeavesRequest
-	17, // 34: bailiwick.peer.v1.ZoneService.EdgeRows:input_type -> bailiwick.peer.v1.EdgeRowsRequest
-	21, // 35: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
-	23, // 36: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
-	25, // 37: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
-	30, // 38: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
-	32, // 39: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
-	19, // 40: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
-	1,  // 41: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
-	3,  // 42: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
-	5,  // 43: bailiwick.peer.v1.GroupService.Describe:output_type -> bailiwick.peer.v1.DescribeResponse
-	7,  // 44: bailiwick.peer.v1.GroupService.Transfer:output_type -> bailiwick.peer.v1.TransferResponse
-	9,  // 45: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
-	12, // 46: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
-	14, // 47: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
-	16, // 48: bailiwick.peer.v1.ZoneService.EvidenceLeaves:output_type -> bailiwick.peer.v1.EvidenceLeavesResponse
-	18, // 49: bailiwick.peer.v1.ZoneService.EdgeRows:output_type -> bailiwick.peer.v1.EdgeRowsResponse
-	22, // 50: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
-	24, // 51: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
-	26, // 52: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
-	31, // 53: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
-	33, // 54: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
-	20, // 55: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
-	41, // [41:56] is the sub-list for method output_type
-	26, // [26:41] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	6,  // 0: bailiwick.peer.v1.DescribeResponse.checkpoints:type_name -> bailiwick.peer.v1.StateHash
+	35, // 1: bailiwick.peer.v1.GrantForRequest.request:type_name -> bailiwick.sync.v1.RequestGrantsRequest
+	36, // 2: bailiwick.peer.v1.GrantForResponse.response:type_name -> bailiwick.sync.v1.RequestGrantsResponse
+	37, // 3: bailiwick.peer.v1.EdgeReport.catalog:type_name -> bailiwick.sync.v1.Position
+	37, // 4: bailiwick.peer.v1.EdgeReport.zone:type_name -> bailiwick.sync.v1.Position
+	37, // 5: bailiwick.peer.v1.EdgeReport.catalog_want:type_name -> bailiwick.sync.v1.Position
+	37, // 6: bailiwick.peer.v1.EdgeReport.zone_want:type_name -> bailiwick.sync.v1.Position
+	38, // 7: bailiwick.peer.v1.EdgeReport.status:type_name -> bailiwick.sync.v1.Status
+	39, // 8: bailiwick.peer.v1.EdgeReport.last_seen:type_name -> google.protobuf.Timestamp
+	11, // 9: bailiwick.peer.v1.ReportEdgesRequest.edges:type_name -> bailiwick.peer.v1.EdgeReport
+	11, // 10: bailiwick.peer.v1.EdgeReportsResponse.edges:type_name -> bailiwick.peer.v1.EdgeReport
+	40, // 11: bailiwick.peer.v1.EdgeReportsResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	41, // 12: bailiwick.peer.v1.EdgeRowsResponse.told:type_name -> bailiwick.sync.v1.TellRowsRequest
+	39, // 13: bailiwick.peer.v1.TotalsRequest.since:type_name -> google.protobuf.Timestamp
+	39, // 14: bailiwick.peer.v1.TotalsRequest.until:type_name -> google.protobuf.Timestamp
+	42, // 15: bailiwick.peer.v1.TotalsResponse.totals:type_name -> bailiwick.admin.v1.ZoneTotals
+	43, // 16: bailiwick.peer.v1.ExchangeForRequest.request:type_name -> bailiwick.usage.v1.ExchangeRequest
+	44, // 17: bailiwick.peer.v1.ExchangeForResponse.response:type_name -> bailiwick.usage.v1.ExchangeResponse
+	45, // 18: bailiwick.peer.v1.QuotaHoldersResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	39, // 19: bailiwick.peer.v1.TraceRequest.since:type_name -> google.protobuf.Timestamp
+	39, // 20: bailiwick.peer.v1.TraceRequest.until:type_name -> google.protobuf.Timestamp
+	46, // 21: bailiwick.peer.v1.TraceResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	28, // 22: bailiwick.peer.v1.TraceResponse.sums:type_name -> bailiwick.peer.v1.TraceSum
+	30, // 23: bailiwick.peer.v1.TraceResponse.facts:type_name -> bailiwick.peer.v1.DetailFacts
+	29, // 24: bailiwick.peer.v1.TraceSum.shares:type_name -> bailiwick.peer.v1.TraceShare
+	47, // 25: bailiwick.peer.v1.DetailFacts.lost:type_name -> bailiwick.admin.v1.TraceLost
+	39, // 26: bailiwick.peer.v1.DetailFacts.kept_since:type_name -> google.protobuf.Timestamp
+	0,  // 27: bailiwick.peer.v1.GroupService.Propose:input_type -> bailiwick.peer.v1.ProposeRequest
+	2,  // 28: bailiwick.peer.v1.GroupService.ReadIndex:input_type -> bailiwick.peer.v1.ReadIndexRequest
+	4,  // 29: bailiwick.peer.v1.GroupService.Describe:input_type -> bailiwick.peer.v1.DescribeRequest
+	7,  // 30: bailiwick.peer.v1.GroupService.Transfer:input_type -> bailiwick.peer.v1.TransferRequest
+	9,  // 31: bailiwick.peer.v1.ZoneService.GrantFor:input_type -> bailiwick.peer.v1.GrantForRequest
+	12, // 32: bailiwick.peer.v1.ZoneService.ReportEdges:input_type -> bailiwick.peer.v1.ReportEdgesRequest
+	14, // 33: bailiwick.peer.v1.ZoneService.EdgeReports:input_type -> bailiwick.peer.v1.EdgeReportsRequest
+	16, // 34: bailiwick.peer.v1.ZoneService.EvidenceLeaves:input_type -> bailiwick.peer.v1.EvidenceLeavesRequest
+	18, // 35: bailiwick.peer.v1.ZoneService.EdgeRows:input_type -> bailiwick.peer.v1.EdgeRowsRequest
+	22, // 36: bailiwick.peer.v1.LedgerService.ExchangeFor:input_type -> bailiwick.peer.v1.ExchangeForRequest
+	24, // 37: bailiwick.peer.v1.LedgerService.QuotaHolders:input_type -> bailiwick.peer.v1.QuotaHoldersRequest
+	26, // 38: bailiwick.peer.v1.LedgerService.Trace:input_type -> bailiwick.peer.v1.TraceRequest
+	31, // 39: bailiwick.peer.v1.LedgerService.EraseDetail:input_type -> bailiwick.peer.v1.EraseDetailRequest
+	33, // 40: bailiwick.peer.v1.LedgerService.StateHash:input_type -> bailiwick.peer.v1.StateHashRequest
+	20, // 41: bailiwick.peer.v1.CentralService.Totals:input_type -> bailiwick.peer.v1.TotalsRequest
+	1,  // 42: bailiwick.peer.v1.GroupService.Propose:output_type -> bailiwick.peer.v1.ProposeResponse
+	3,  // 43: bailiwick.peer.v1.GroupService.ReadIndex:output_type -> bailiwick.peer.v1.ReadIndexResponse
+	5,  // 44: bailiwick.peer.v1.GroupService.Describe:output_type -> bailiwick.peer.v1.DescribeResponse
+	8,  // 45: bailiwick.peer.v1.GroupService.Transfer:output_type -> bailiwick.peer.v1.TransferResponse
+	10, // 46: bailiwick.peer.v1.ZoneService.GrantFor:output_type -> bailiwick.peer.v1.GrantForResponse
+	13, // 47: bailiwick.peer.v1.ZoneService.ReportEdges:output_type -> bailiwick.peer.v1.ReportEdgesResponse
+	15, // 48: bailiwick.peer.v1.ZoneService.EdgeReports:output_type -> bailiwick.peer.v1.EdgeReportsResponse
+	17, // 49: bailiwick.peer.v1.ZoneService.EvidenceLeaves:output_type -> bailiwick.peer.v1.EvidenceLeavesResponse
+	19, // 50: bailiwick.peer.v1.ZoneService.EdgeRows:output_type -> bailiwick.peer.v1.EdgeRowsResponse
+	23, // 51: bailiwick.peer.v1.LedgerService.ExchangeFor:output_type -> bailiwick.peer.v1.ExchangeForResponse
+	25, // 52: bailiwick.peer.v1.LedgerService.QuotaHolders:output_type -> bailiwick.peer.v1.QuotaHoldersResponse
+	27, // 53: bailiwick.peer.v1.LedgerService.Trace:output_type -> bailiwick.peer.v1.TraceResponse
+	32, // 54: bailiwick.peer.v1.LedgerService.EraseDetail:output_type -> bailiwick.peer.v1.EraseDetailResponse
+	34, // 55: bailiwick.peer.v1.LedgerService.StateHash:output_type -> bailiwick.peer.v1.StateHashResponse
+	21, // 56: bailiwick.peer.v1.CentralService.Totals:output_type -> bailiwick.peer.v1.TotalsResponse
+	42, // [42:57] is the sub-list for method output_type
+	27, // [27:42] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_peer_v1_peer_proto_init() }
@@ -2362,7 +2438,7 @@ func file_bailiwick_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_peer_v1_peer_proto_rawDesc), len(file_bailiwick_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
