@@ -246,7 +246,7 @@ func within[V any](m map[string]map[string]V, key string) map[string]V {
 func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 	x := &index{
 		byHost: map[string]*API{}, apis: map[string]map[string]*API{}, plans: map[string]*Plan{},
-		outbound: map[policyFrom][]table.Pair{}, permitted: map[string]map[string]map[string]struct{}{},
+		outbound: map[policyFrom][]table.Pair{}, leaving: map[string][]string{}, entering: map[string]map[string]struct{}{},
 		directory: map[zoneName]*table.Directory{}, dirByHost: map[string]*table.Directory{}, dirByZone: map[string][]table.Directory{},
 		nodes: map[string]*table.Node{}, zoneKeys: map[string]ed25519.PublicKey{},
 	}
@@ -255,6 +255,7 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 		return nil, fault.New(fault.Invalid, "SETTINGS_MISSING", "build table: it does not say for which zone and region it is")
 	}
 	x.settings = *settings.value.(*table.Settings)
+	x.own = within(x.apis, x.settings.Zone)
 	for key, e := range objects {
 		switch v := e.value.(type) {
 		case *API:
@@ -270,12 +271,13 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 		case *Plan:
 			x.plans[v.Name] = v
 		case *table.Pair:
-			within(within(x.permitted, v.Policy), v.From)[v.To] = struct{}{}
 			switch x.settings.Region {
 			case v.From:
 				from := policyFrom{v.Policy, v.From}
 				x.outbound[from] = append(x.outbound[from], *v)
+				x.leaving[v.Policy] = append(x.leaving[v.Policy], v.To)
 			case v.To:
+				within(x.entering, v.Policy)[v.From] = struct{}{}
 				x.inbound = append(x.inbound, *v)
 			default:
 				return nil, misfit(table.Object{Kind: key.Kind, ID: key.ID}, "it has nothing to do with region "+x.settings.Region)

@@ -30,9 +30,11 @@ type index struct {
 	settings  table.Settings
 	byHost    map[string]*API
 	apis      map[string]map[string]*API // zone, name
+	own       map[string]*API            // those of the own zone, which relays ask for most
 	plans     map[string]*Plan
 	outbound  map[policyFrom][]table.Pair
-	permitted map[string]map[string]map[string]struct{} // policy, from, to: short keys cost less than one long one
+	leaving   map[string][]string            // policy: where to from the own region, a few
+	entering  map[string]map[string]struct{} // policy, whence
 	inbound   []table.Pair
 	directory map[zoneName]*table.Directory
 	dirByHost map[string]*table.Directory
@@ -97,7 +99,13 @@ func (t *Table) API(host string) *API { return t.idx().byHost[host] }
 
 // APIOf is the API of that name in a zone: the own one, or a foreign one this region may receive relays
 // for. nil: this edge has no business with it.
-func (t *Table) APIOf(zone, name string) *API { return t.idx().apis[zone][name] }
+func (t *Table) APIOf(zone, name string) *API {
+	x := t.idx()
+	if zone == x.settings.Zone {
+		return x.own[name]
+	}
+	return x.apis[zone][name]
+}
 
 // Route is the route with the longest prefix that covers path by whole segments. Only routes of that
 // longest prefix count: a shorter one never answers for a method the longer one does not take, or adding
@@ -184,8 +192,12 @@ func (t *Table) Pairs(policy, from string) []table.Pair {
 // Permits says whether the table has the pair. A region never needs a pair to itself and has none here:
 // home is not a relay.
 func (t *Table) Permits(policy, from, to string) bool {
-	_, ok := t.idx().permitted[policy][from][to]
-	return ok
+	x := t.idx()
+	if from == x.settings.Region {
+		return slices.Contains(x.leaving[policy], to)
+	}
+	_, ok := x.entering[policy][from]
+	return ok && to == x.settings.Region
 }
 
 // Inbound are the pairs that end in this region.
