@@ -37,8 +37,8 @@ func (h *Held) Step(a Answer, given []*Grant, take Take, now time.Time) *Held {
 	switch a {
 	case Silent:
 		return &Held{by: h.by, away: true, take: h.take}
-	case Behind: // ordinary lifetimes count: whoever is behind gets nothing but policy (invariant 9)
-		return &Held{by: h.by, take: h.take}
+	case Behind: // ordinary lifetimes count, whatever comes after: whoever is behind gets nothing but policy (invariant 9)
+		return &Held{by: h.ordinary(map[string][]*Grant{}, now), take: h.take}
 	case Denied: // an answer, not to be mistaken for silence
 		return &Held{}
 	}
@@ -46,9 +46,14 @@ func (h *Held) Step(a Answer, given []*Grant, take Take, now time.Time) *Held {
 	for _, g := range given {
 		next[g.To] = append(next[g.To], g)
 	}
-	// What was not granted again lasts until its ordinary end: the leader counts on that, and an edge that
-	// is one revision behind must not lose its other pairs. The table, which comes faster, closes at once. An
-	// offline lifetime it has no longer: the newest answer says how long the zone lets a pair go unasked.
+	return &Held{by: h.ordinary(next, now), take: take}
+}
+
+// ordinary adds to next what is held and was not granted again. It lasts until its ordinary end: the leader counts on
+// that, and an edge that is one revision behind must not lose its other pairs. The table, which comes faster, closes
+// at once. An offline lifetime it has no longer: the newest answer says how long the zone lets a pair go unasked, and
+// what that ended no later silence brings back.
+func (h *Held) ordinary(next map[string][]*Grant, now time.Time) map[string][]*Grant {
 	for to, list := range h.by {
 		for _, g := range list {
 			if now.Sub(g.Asked) < g.TTL && len(next[to]) < most {
@@ -60,7 +65,7 @@ func (h *Held) Step(a Answer, given []*Grant, take Take, now time.Time) *Held {
 			}
 		}
 	}
-	return &Held{by: next, take: take}
+	return next
 }
 
 // live: counted from when this edge asked, so it ends before the leader's count.

@@ -75,5 +75,10 @@ func TestGrants_AnAnswerThatRefusesAfterSilence(t *testing.T) {
 		if live() {
 			t.Error("told to catch up after a minute: want the grant over")
 		}
+		l.set(func() { l.err = fault.New(fault.Unavailable, "NO_LEADER", "no leader") })
+		time.Sleep(5 * time.Second)
+		if live() {
+			t.Error("silence after that: the grant lives again, want it over for good")
+		}
 	})
 }
