@@ -177,7 +177,7 @@ func (w *world) look() {
 				u := w.upstream(s, e.region)
 				rests, any = fmt.Sprint(u.state.Load()), u.serves()
 				for _, to := range w.edges {
-					ok := flows[flow{s, e.region, to.region}] && e.leader.mode == answers && e.has == w.rules.index && to.has == w.rules.index && w.upstream(s, to.region).serves()
+					ok := flows[flow{s, e.region, to.region}] && e.leader.mode == answers && to.leader.mode == answers && e.has == w.rules.index && to.has == w.rules.index && w.upstream(s, to.region).serves()
 					rests += fmt.Sprint(ok, w.upstream(s, to.region).state.Load())
 					any = any || ok
 				}
