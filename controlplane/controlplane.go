@@ -34,6 +34,7 @@ import (
 	"bailiwick/controlplane/internal/sink"
 	"bailiwick/controlplane/internal/sso"
 	"bailiwick/controlplane/internal/syncserver"
+	"bailiwick/controlplane/internal/uptime"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/lifecycle"
 )
@@ -107,6 +108,7 @@ type Node struct {
 	lessor     *lessor.Lessor
 	detail     *detail.Store
 	keeper     *border.Keeper
+	uptime     *uptime.Watch
 	evidence   *evidence.Log
 	chain      string // PEM: why the zone's signing key is the zone's
 	sync       *syncserver.Server
@@ -216,6 +218,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "seed", Run: n.seed, Why: "zones, regions and the first operator come from the kit"},
 		{Name: "sync", Run: n.sync.Run, Why: "edges follow it"},
 		{Name: "edge reports", Run: n.report, Why: "it reads sync and feeds the border"},
+		{Name: "uptime", Run: n.uptime.Run, Why: "it reads edge reports, and evidence records what it commits"},
 		{Name: "detail", Run: n.detail.Run, Why: "ingest waits for what it writes"},
 		{Name: "edge doors", Run: n.registerDoors, Why: "it reads sync and writes to the catalog"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},

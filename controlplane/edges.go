@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/uptime"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	"bailiwick/shared/fault"
@@ -80,4 +82,30 @@ func (e zoneEdges) Reports(ctx context.Context) ([]*peerv1.EdgeReport, []*adminv
 	}
 	tightenings, err := e.keeper.Tightenings()
 	return e.sync.Reports(), tightenings, err
+}
+
+func (n *Node) regions() (out []model.Region) {
+	for kv := range n.catalog.Local().List(model.PrefixRegion) {
+		if r, err := model.Decode[model.Region](kv.Key, kv.Value); err == nil {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// outlooks are those of connected edges, as this node knows them while it leads the zone store.
+func (n *Node) outlooks() (out []uptime.Outlook, err error) {
+	reports, err := n.keeper.Reports()
+	for _, r := range reports {
+		look := r.GetStatus().GetOutlook()
+		if !r.GetConnected() || look == nil {
+			continue
+		}
+		o := uptime.Outlook{Edge: r.GetEdge(), Alive: map[string]bool{}}
+		for _, v := range look.GetRegions() {
+			o.Alive[v.GetRegion()] = v.GetHealthy()
+		}
+		out = append(out, o)
+	}
+	return out, err
 }

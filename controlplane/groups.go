@@ -22,6 +22,7 @@ import (
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
 	"bailiwick/controlplane/internal/syncserver"
+	"bailiwick/controlplane/internal/uptime"
 	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/proto/gen/bailiwick/sync/v1/syncv1connect"
@@ -73,6 +74,9 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		return err
 	}
 	if err := n.openEvidence(ca); err != nil {
+		return err
+	}
+	if n.uptime, err = uptime.New(uptime.Config{Zone: n.self.Zone, Store: n.store, Regions: n.regions, Outlooks: n.outlooks, Logger: n.log}); err != nil {
 		return err
 	}
 	n.sync, err = syncserver.New(syncserver.Config{Node: n.self.Name, ZoneName: n.self.Zone, Catalog: n.catalog, Zone: n.store,

@@ -105,7 +105,7 @@ func (r *requester) request(ctx context.Context, req *syncv1.RequestGrantsReques
 		cancel()
 		if err == nil {
 			r.last.Store(int32(n))
-			r.e.told(relays, refusals)
+			r.e.told(relays, refusals, req.Sentinel)
 			return response, nil
 		}
 		if fault.KindOf(err) == fault.Denied || failover.IsAnswer(err) || ctx.Err() != nil {
@@ -130,6 +130,9 @@ func (e *Edge) status() *syncv1.Status {
 	violations := e.sentinel.Violations()
 	if violations > 0 {
 		degraded = append(degraded, fmt.Sprintf("border: the sentinel stopped %d times what the first check let pass; take this edge out of service", violations))
+	}
+	if refused != "" {
+		degraded = append(degraded, "evidence: the newest head of the zone's log is not taken: "+refused)
 	}
 	return &syncv1.Status{Degraded: degraded, SentinelViolations: violations, SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefused: refused, Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
 		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook(),

@@ -120,6 +120,8 @@ type Edge struct {
 	tables   *policy.Holder
 	evidence *evidence.Log
 	witness  *witness.Witness
+	began    time.Time
+	stopped  toldCounts
 	pseudo   *pseudonym.Keys
 	detail   *detail.Spool
 	spool    *spool.Spool
@@ -154,7 +156,7 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 	if cfg.RelayAdvertise == "" {
 		cfg.RelayAdvertise = cfg.Relay
 	}
-	e := &Edge{cfg: cfg, log: cfg.Logger, tables: &policy.Holder{}, withdrawn: make(chan string, 1)}
+	e := &Edge{cfg: cfg, log: cfg.Logger, began: time.Now(), tables: &policy.Holder{}, withdrawn: make(chan string, 1)}
 	e.state, err = enroll.Enroll(ctx, enroll.Config{Dir: cfg.Dir, Name: cfg.Name, Region: cfg.Region, RelayAddr: cfg.RelayAdvertise,
 		TokenFile: cfg.JoinTokenFile, ControlURLs: cfg.ControlURLs, CAFile: cfg.CAFile, Logger: cfg.Logger})
 	if err != nil {

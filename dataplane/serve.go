@@ -109,7 +109,11 @@ func (e *Edge) checks(context.Context) []telemetry.Check {
 	if n := e.sentinel.Violations(); n > 0 {
 		border.Degraded = fmt.Errorf("the sentinel stopped %d times what the first check let pass; take this edge out of service", n)
 	}
-	return []telemetry.Check{table, doors, usage, counted, border}
+	proved := telemetry.Check{Name: "evidence"}
+	if _, refused := e.witness.Held(); refused != "" {
+		proved.Degraded = errors.New("the newest head of the zone's log is not taken: " + refused)
+	}
+	return []telemetry.Check{table, doors, usage, counted, border, proved}
 }
 
 // extra are lines of readyz?verbose that say more than pass or fail.
@@ -176,6 +180,8 @@ func (e *Edge) metrics() []telemetry.Metric {
 		gauge("relays_in_in_flight", "Requests being served for another region.", func() float64 { return float64(e.inbound.InFlight()) }),
 		counter("relays_refused_total", "Relays refused, at either end of this edge.", func() int64 { return e.relays.Refusals() + e.inbound.Refusals() }),
 		counter("relay_rows_dropped_total", "Segments of rows of relays that the budget of disk has cost.", func() int64 { return int64(e.evidence.DroppedSegments()) }),
+		gauge("evidence_head_records", "Records of the zone's Merkle log under the head that this edge holds.", func() float64 { size, _ := e.witness.Held(); return float64(size) }),
+		counter("evidence_heads_refused_total", "Heads of the zone's Merkle log that this edge did not take. Not 0: look at its readyz?verbose.", e.witness.Refused),
 		counter("border_sentinel_violations_total", "What the first check at the border let pass and the sentinel stopped. Not 0: the edge is broken.", e.sentinel.Violations),
 		counter("border_sentinel_late_total", "What the sentinel stopped because the rules had just changed.", e.sentinel.Late),
 		gauge("certificate_expires_seconds", "When this edge's certificate expires, Unix time.", func() float64 { return float64(e.state.Source.NotAfter().Unix()) }),

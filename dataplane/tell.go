@@ -3,15 +3,47 @@ package dataplane
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"bailiwick/dataplane/internal/evidence"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+
+	"google.golang.org/protobuf/proto"
 )
 
-// tell adds to a request for grants what the zone does not know yet of relays and refusals.
+// toldCounts is what the zone knows of this process's sentinel.
+type toldCounts struct {
+	mu   sync.Mutex // covers last
+	last *syncv1.SentinelCount
+}
+
+// changed is what it does not know yet; nil: nothing.
+func (t *toldCounts) changed(now *syncv1.SentinelCount) *syncv1.SentinelCount {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if proto.Equal(t.last, now) {
+		return nil
+	}
+	return now
+}
+
+func (t *toldCounts) told(c *syncv1.SentinelCount) {
+	if c != nil {
+		t.mu.Lock()
+		t.last = c
+		t.mu.Unlock()
+	}
+}
+
+func (e *Edge) sentinelCount() *syncv1.SentinelCount {
+	return &syncv1.SentinelCount{Began: e.began.UnixMilli(), Violations: e.sentinel.Violations(), Late: e.sentinel.Late()}
+}
+
+// tell adds to a request for grants what the zone does not know yet of relays, refusals and the sentinel.
 func (e *Edge) tell(req *syncv1.RequestGrantsRequest) ([]evidence.Minute, []evidence.Refused) {
 	now := time.Now()
+	req.Sentinel = e.stopped.changed(e.sentinelCount())
 	minutes, refused := e.evidence.Untold(now), e.evidence.Refused(now)
 	for _, m := range minutes {
 		req.Relays = append(req.Relays, minuteProto(m))
@@ -29,11 +61,12 @@ func minuteProto(m evidence.Minute) *syncv1.RelayMinute {
 // untold says whether there is anything to tell.
 func (e *Edge) untold() bool {
 	now := time.Now()
-	return len(e.evidence.Untold(now)) > 0 || len(e.evidence.Refused(now)) > 0
+	return len(e.evidence.Untold(now)) > 0 || len(e.evidence.Refused(now)) > 0 || e.stopped.changed(e.sentinelCount()) != nil
 }
 
 // told takes note that the zone has it in its log. What cannot be marked as told is told again.
-func (e *Edge) told(minutes []evidence.Minute, refused []evidence.Refused) {
+func (e *Edge) told(minutes []evidence.Minute, refused []evidence.Refused, stopped *syncv1.SentinelCount) {
+	e.stopped.told(stopped)
 	if err := e.evidence.Told(minutes); err != nil {
 		e.log.Warn("relays that were told cannot be marked so", "error", err)
 	}

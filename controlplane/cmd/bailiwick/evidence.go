@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -458,9 +459,12 @@ func printReport(w io.Writer, r *evidence.Report) {
 		fmt.Fprintf(b, "relayed    %d from %s to %s by edge %s\n", x.Count, x.From, x.To, x.Edge)
 	}
 	for _, x := range r.Refusals {
-		fmt.Fprintf(b, "refused    %d from %s to %s by rule %s\n", x.Count, x.From, x.To, x.Rule)
+		fmt.Fprintf(b, "refused    %d from %s to %s by rule %s, one of them %s\n", x.Count, x.From, x.To, x.Rule, cmp.Or(x.Sample, "not named"))
 	}
 	for _, x := range r.Regions {
-		fmt.Fprintf(b, "heard      %s in %d of %d minutes (%s)\n", x.Region, x.Heard, x.Minutes, x.Uptime())
+		fmt.Fprintf(b, "region     %s is %s, up %s of the time it was seen, %d outages\n", x.Region, x.State, x.Uptime(), x.Outages)
+	}
+	for _, x := range r.Sentinel {
+		fmt.Fprintf(b, "sentinel   %s stopped %d, and %d just after a change of rules\n", x.Edge, x.Violations, x.Late)
 	}
 }

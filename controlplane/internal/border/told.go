@@ -40,3 +40,11 @@ func told(req *syncv1.RequestGrantsRequest) (relays []model.RelayMinute, refusal
 	}
 	return relays, refusals, nil
 }
+
+// sentinel reads what an edge's second opinion has stopped; nil: it says nothing new.
+func sentinel(c *syncv1.SentinelCount) *model.SentinelCount {
+	if c == nil {
+		return nil
+	}
+	return &model.SentinelCount{Began: c.GetBegan(), Violations: max(0, c.GetViolations()), Late: max(0, c.GetLate())}
+}

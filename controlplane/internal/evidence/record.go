@@ -35,6 +35,7 @@ const (
 	KindReopened  = "reopened"
 	KindCatalog   = "catalog"   // what became of the catalog, and by whom
 	KindCrossing  = "crossing"  // the epochs under which pairs that cross zones are approved
+	KindRegion    = "region"    // how observers see a region from here on
 	KindGrant     = "grant"     // with the relays and refusals that the edge told
 	KindInForce   = "in-force"  // pending while it has no time, signed when it has
 	KindWithdrawn = "withdrawn" // a pending tightening, because the pair is permitted again
@@ -124,6 +125,8 @@ func (r Record) open() entry {
 		e.value, e.err = model.Decode[model.CatalogSeen](model.KeyCatalogSeen, r.Value)
 	case KindCrossing:
 		e.value, e.err = model.Decode[model.Crossing](model.KeyCrossing, r.Value)
+	case KindRegion:
+		e.value, e.err = model.Decode[model.RegionState](model.PrefixUptime+r.Key, r.Value)
 	case KindPermitted:
 		e.value, e.err = model.Decode[model.Permitted](model.KeyPermitted, r.Value)
 	case KindClosure, KindReopened:
@@ -137,7 +140,7 @@ func (r Record) open() entry {
 }
 
 // rank orders the records of one transaction: causes before what follows from them.
-var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10, KindCatalog: 11}
+var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10, KindCatalog: 11, KindRegion: 12}
 
 // writes are the kinds of things whose changes are records without their content.
 var writes = map[string]string{
@@ -197,6 +200,11 @@ func recordsOf(events []group.Event, epoch uint64, m masker) ([]Record, error) {
 				continue
 			}
 			r.Kind, r.Key, r.Value = KindRecovery, strings.TrimPrefix(key, model.PrefixRecovery), value
+		case strings.HasPrefix(key, model.PrefixUptime):
+			if e.Delete {
+				continue
+			}
+			r.Kind, r.Key, r.Value = KindRegion, strings.TrimPrefix(key, model.PrefixUptime), value
 		case strings.HasPrefix(key, model.PrefixClosure):
 			r.Kind, r.Key, r.Value = KindClosure, strings.TrimPrefix(key, model.PrefixClosure), value
 			if e.Delete {

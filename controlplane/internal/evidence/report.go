@@ -27,18 +27,21 @@ type Report struct {
 	Relays     []ReportRelays    `json:"relays"`
 	Refusals   []ReportRefusals  `json:"refusals"`
 	Regions    []ReportRegion    `json:"regions"`
+	Sentinel   []ReportSentinel  `json:"sentinel"`
 	Operators  []ReportOperator  `json:"operators"`
 	LeftOut    int               `json:"left_out"` // rows of decisions and tightenings beyond the limit, the oldest
 }
 
 type ReportPair struct {
-	Policy    string `json:"policy"`
-	From      string `json:"from"`
-	To        string `json:"to"`
-	Basis     string `json:"basis"`
-	ReviewBy  string `json:"review_by,omitempty"`
-	ReviewDue bool   `json:"review_due"` // at the end of the interval
-	Grants    int64  `json:"grants"`
+	Policy string `json:"policy"`
+	From   string `json:"from"`
+	To     string `json:"to"`
+	Basis  string `json:"basis"`
+	// Since is when it was permitted; nil: before the first record.
+	Since     *time.Time `json:"since,omitempty"`
+	ReviewBy  string     `json:"review_by,omitempty"`
+	ReviewDue bool       `json:"review_due"` // at the end of the interval
+	Grants    int64      `json:"grants"`
 }
 
 type ReportBasis struct {
@@ -47,6 +50,7 @@ type ReportBasis struct {
 	Status  string `json:"status"`
 	Expires string `json:"expires,omitempty"`
 	Source  string `json:"source,omitempty"`
+	Expired bool   `json:"expired"` // at the end of the interval
 }
 
 type ReportClosure struct {
@@ -91,12 +95,24 @@ type ReportRefusals struct {
 	Sample string    `json:"sample,omitempty"` // id of one of the requests
 }
 
-// ReportRegion says in how many minutes of the interval an edge of a region asked the zone for grants. Edges that have no
-// pair to ask for are not heard of this way, so a region without pairs out of it is not listed.
+// ReportRegion says how most of the zone's observers saw a region. What nobody saw, before the first word or while no edge
+// was connected, and what an operator drained counts neither way.
 type ReportRegion struct {
-	Region  string `json:"region"`
-	Heard   int64  `json:"minutes_heard"`
-	Minutes int64  `json:"minutes"`
+	Region  string        `json:"region"`
+	State   string        `json:"state"` // at the end
+	Up      time.Duration `json:"up_ns"`
+	Down    time.Duration `json:"down_ns"`
+	Drained time.Duration `json:"drained_ns"`
+	Unknown time.Duration `json:"unknown_ns"`
+	Outages int64         `json:"outages"` // how often it went down
+}
+
+// ReportSentinel is what the second opinion of an edge has stopped, as told in the interval. Violations must be 0.
+type ReportSentinel struct {
+	Edge       string `json:"edge"`
+	Region     string `json:"region"`
+	Violations int64  `json:"violations"`
+	Late       int64  `json:"late"` // because the rules had just changed
 }
 
 type ReportOperator struct {
@@ -105,13 +121,14 @@ type ReportOperator struct {
 	Count    int64  `json:"count"`
 }
 
-// Uptime is a share in percent, cut to two digits.
+// Uptime is the share of the time in which it was seen up or down, in percent, cut to three digits.
 func (r ReportRegion) Uptime() string {
-	if r.Minutes == 0 {
+	seen := (r.Up + r.Down).Milliseconds()
+	if seen == 0 {
 		return "-"
 	}
-	hundredths := r.Heard * 10000 / r.Minutes
-	return fmt.Sprintf("%d.%02d %%", hundredths/100, hundredths%100)
+	thousandths := r.Up.Milliseconds() * 100_000 / seen
+	return fmt.Sprintf("%d.%03d %%", thousandths/1000, thousandths%1000)
 }
 
 type relayKey struct{ from, to, edge string }
@@ -123,6 +140,17 @@ type refusalMinute struct {
 }
 type operatorKey struct{ operator, what string }
 
+// seenRegion is a region's report with the state since when it holds.
+type seenRegion struct {
+	ReportRegion
+	since time.Time
+}
+
+type sentinelKey struct {
+	edge  string
+	began int64
+}
+
 // tally gathers a report while records pass by.
 type tally struct {
 	from, to  time.Time
@@ -130,12 +158,15 @@ type tally struct {
 	adopted   model.Adopted
 	permitted model.Permitted
 	grants    map[pairKey]int64
+	since     map[pairKey]time.Time // pairs that were permitted while records passed by
 	closures  map[string]int
 	relays    map[relayKey]int64
 	refusals  map[refusalKey]*ReportRefusals
 	refused   map[refusalMinute]int64 // an edge tells a minute again until it knows that it was heard
 	operators map[operatorKey]int64
-	minutes   map[string]map[int64]bool
+	regions   map[string]*seenRegion
+	sentinel  map[string]*ReportSentinel          // by edge
+	counts    map[sentinelKey]model.SentinelCount // the newest of each process
 	last      time.Time
 	seen      map[string]uint64 // the newest entry of each edge's relays: edges repeat themselves
 	epochs    map[string]int64
@@ -144,8 +175,10 @@ type tally struct {
 // ReportOn verifies a bundle and sums it up. Records before the interval tell what held at its beginning and are counted
 // nowhere.
 func ReportOn(r io.Reader, trust Trust) (*Report, error) {
-	t := &tally{rep: &Report{}, grants: map[pairKey]int64{}, closures: map[string]int{}, relays: map[relayKey]int64{}, refusals: map[refusalKey]*ReportRefusals{}, refused: map[refusalMinute]int64{},
-		operators: map[operatorKey]int64{}, minutes: map[string]map[int64]bool{}, seen: map[string]uint64{}, epochs: map[string]int64{}}
+	t := &tally{rep: &Report{Pairs: []ReportPair{}, Bases: []ReportBasis{}, Closures: []ReportClosure{}, Decisions: []Decision{}, Tightening: []ReportTightened{}, Relays: []ReportRelays{},
+		Refusals: []ReportRefusals{}, Regions: []ReportRegion{}, Sentinel: []ReportSentinel{}, Operators: []ReportOperator{}},
+		grants: map[pairKey]int64{}, since: map[pairKey]time.Time{}, closures: map[string]int{}, relays: map[relayKey]int64{}, refusals: map[refusalKey]*ReportRefusals{}, refused: map[refusalMinute]int64{},
+		operators: map[operatorKey]int64{}, regions: map[string]*seenRegion{}, sentinel: map[string]*ReportSentinel{}, counts: map[sentinelKey]model.SentinelCount{}, seen: map[string]uint64{}, epochs: map[string]int64{}}
 	v, err := verify(r, trust, func(h heading) { t.from, t.to = h.From, h.To }, t.take)
 	if err != nil {
 		return nil, err
@@ -176,6 +209,9 @@ func (t *tally) take(number int64, r entry) {
 	}
 	switch v := r.value.(type) { // Verify has found what does not decode
 	case state:
+		for _, x := range v.Regions {
+			t.saw(x)
+		}
 		if s := v; len(t.rep.Closures) == 0 && s.Adopted != nil {
 			t.adopted = *s.Adopted
 			if s.Permitted != nil {
@@ -185,11 +221,19 @@ func (t *tally) take(number int64, r entry) {
 				t.closed(c, c.At)
 			}
 		}
+	case model.RegionState:
+		t.saw(v)
+	case model.Recovery:
+		decide("node %s went on without a quorum or from a backup, by %s: %s", v.Node, v.Operator, v.Reason)
+	case model.Crossing:
+		if r.By != nil { // the first is the zone's beginning
+			decide("pairs that cross zones were approved after a recovery")
+		}
 	case model.Adopted:
 		t.adopted = v
 		decide("the zone adopted the rules of catalog %d.%d", v.CatalogEpoch, v.CatalogIndex)
 	case model.Permitted:
-		t.differ(v, decide)
+		t.differ(v, r.At, decide)
 		t.permitted = v
 	case model.Closure:
 		if r.Kind == KindClosure {
@@ -209,19 +253,20 @@ func (t *tally) take(number int64, r entry) {
 		}
 	case model.GrantRecord:
 		if inside {
-			t.granted(v, r.At)
+			t.granted(v)
 		}
 	}
 }
 
 // differ tells what a new set of pairs opens and shuts.
-func (t *tally) differ(p model.Permitted, decide func(string, ...any)) {
+func (t *tally) differ(p model.Permitted, at time.Time, decide func(string, ...any)) {
 	was := map[model.PermittedPair]bool{}
 	for _, x := range t.permitted.Pairs {
 		was[x] = true
 	}
 	for _, x := range p.Pairs {
 		if !was[x] {
+			t.since[pairKey{x.Policy, x.From, x.To}] = at
 			decide("%s to %s is permitted under policy %s, on %s", x.From, x.To, x.Policy, x.Basis)
 		}
 		delete(was, x)
@@ -251,11 +296,19 @@ func scope(c model.Closure) string {
 	return "all relays " + strings.Join(parts, " ")
 }
 
-func (t *tally) granted(g model.GrantRecord, at time.Time) {
-	if t.minutes[g.Region] == nil {
-		t.minutes[g.Region] = map[int64]bool{}
+func (t *tally) granted(g model.GrantRecord) {
+	s := t.sentinel[g.Edge]
+	if s == nil {
+		s = &ReportSentinel{Edge: g.Edge, Region: g.Region}
+		t.sentinel[g.Edge] = s
 	}
-	t.minutes[g.Region][at.Unix()/60] = true
+	if c := g.Sentinel; c != nil { // counts of one process only grow; an edge that was not heard repeats itself
+		k := sentinelKey{g.Edge, c.Began}
+		was := t.counts[k]
+		s.Violations += max(0, c.Violations-was.Violations)
+		s.Late += max(0, c.Late-was.Late)
+		t.counts[k] = model.SentinelCount{Violations: max(c.Violations, was.Violations), Late: max(c.Late, was.Late)}
+	}
 	for _, x := range g.Grants {
 		for _, p := range x.Policies {
 			t.grants[pairKey{p, x.From, x.To}]++
@@ -288,6 +341,38 @@ func (t *tally) granted(g model.GrantRecord, at time.Time) {
 	}
 }
 
+// saw ends the state that a region was in, and begins the next.
+func (t *tally) saw(s model.RegionState) {
+	x := t.regions[s.Region]
+	if x == nil {
+		x = &seenRegion{ReportRegion: ReportRegion{Region: s.Region, State: model.RegionUnknown}, since: t.from}
+		t.regions[s.Region] = x
+	}
+	if s.State == model.RegionDown && x.State != model.RegionDown && s.At.After(t.from) {
+		x.Outages++
+	}
+	x.until(s.At)
+	x.State = s.State
+}
+
+func (x *seenRegion) until(at time.Time) {
+	if !at.After(x.since) {
+		return
+	}
+	d := at.Sub(x.since)
+	x.since = at
+	switch x.State {
+	case model.RegionUp:
+		x.Up += d
+	case model.RegionDown:
+		x.Down += d
+	case model.RegionDrained:
+		x.Drained += d
+	default:
+		x.Unknown += d
+	}
+}
+
 func (t *tally) finish() {
 	r := t.rep
 	review := map[pairKey]string{}
@@ -300,10 +385,14 @@ func (t *tally) finish() {
 	for _, x := range t.permitted.Pairs {
 		k := pairKey{x.Policy, x.From, x.To}
 		by := review[k]
-		r.Pairs = append(r.Pairs, ReportPair{x.Policy, x.From, x.To, x.Basis, by, by != "" && by <= day, t.grants[k]})
+		pair := ReportPair{Policy: x.Policy, From: x.From, To: x.To, Basis: x.Basis, ReviewBy: by, ReviewDue: by != "" && by <= day, Grants: t.grants[k]}
+		if at, ok := t.since[k]; ok {
+			pair.Since = &at
+		}
+		r.Pairs = append(r.Pairs, pair)
 	}
 	for _, b := range t.adopted.Bases {
-		r.Bases = append(r.Bases, ReportBasis(b))
+		r.Bases = append(r.Bases, ReportBasis{b.Name, b.Kind, b.Status, b.Expires, b.Source, b.Expires != "" && b.Expires <= day})
 	}
 	for _, k := range slices.SortedFunc(maps.Keys(t.relays), func(a, b relayKey) int {
 		return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to), cmp.Compare(a.edge, b.edge))
@@ -322,13 +411,15 @@ func (t *tally) finish() {
 	}
 	end := t.to
 	if t.last.Before(end) {
-		end = t.last
+		end = t.last // nothing is known of the time after the last record
 	}
-	for _, region := range slices.Sorted(maps.Keys(t.minutes)) {
-		heard := t.minutes[region]
-		first := slices.Min(slices.Collect(maps.Keys(heard)))
-		begin := max(first, t.from.Unix()/60)
-		r.Regions = append(r.Regions, ReportRegion{region, int64(len(heard)), max(end.Unix()/60-begin+1, int64(len(heard)))})
+	for _, region := range slices.Sorted(maps.Keys(t.regions)) {
+		x := t.regions[region]
+		x.until(end)
+		r.Regions = append(r.Regions, x.ReportRegion)
+	}
+	for _, edge := range slices.Sorted(maps.Keys(t.sentinel)) {
+		r.Sentinel = append(r.Sentinel, *t.sentinel[edge])
 	}
 	for _, n := range []int{len(r.Decisions), len(r.Tightening)} {
 		r.LeftOut += max(0, n-maxRows)
@@ -341,20 +432,22 @@ func (t *tally) finish() {
 func (r *Report) HTML(w io.Writer) error { return page.Execute(w, r) }
 
 var page = template.Must(template.New("report").Funcs(template.FuncMap{
-	"at": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
-	"ms": func(d time.Duration) int64 { return d.Milliseconds() },
+	"at":   func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
+	"ms":   func(d time.Duration) int64 { return d.Milliseconds() },
+	"last": func(size int64) int64 { return size - 1 },
+	"min":  func(d time.Duration) string { return fmt.Sprintf("%.1f", d.Minutes()) },
 }).Parse(`<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Zone {{.Verdict.Zone}}: what crossed its borders</title>
 <style>body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;width:100%}
 th,td{text-align:left;padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;vertical-align:top}h2{margin-top:2em}.bad{color:#a00;font-weight:bold}</style></head><body>
 <h1>Zone {{.Verdict.Zone}}</h1>
-<p>From {{at .Verdict.From}} to {{at .Verdict.To}}, UTC. Exported {{at .Verdict.Exported}} by node {{.Verdict.Node}}. Records {{.Verdict.First}} to {{.Verdict.Size}} of the zone's log, root {{.Verdict.Root}}.</p>
+<p>From {{at .Verdict.From}} to {{at .Verdict.To}}, UTC. Exported {{at .Verdict.Exported}} by node {{.Verdict.Node}}. Records {{.Verdict.First}} to {{last .Verdict.Size}} of the zone's log, root {{.Verdict.Root}}.</p>
 {{if .Verdict.Total}}<p class="bad">The evidence is not sound: {{.Verdict.Total}} findings.</p><ul>{{range .Verdict.Findings}}<li>line {{.Line}}, record {{.Record}}: {{.What}}</li>{{end}}</ul>
 {{else}}<p>The evidence is sound: every signature and proof checks out, and every decision follows from the rules that the zone had adopted. The zone's key was taken from: {{.Verdict.Anchor}}.</p>{{end}}
-<h2>Permitted at the end</h2><table><tr><th>from</th><th>to</th><th>policy</th><th>legal basis</th><th>review by</th><th>grants</th></tr>
-{{range .Pairs}}<tr><td>{{.From}}</td><td>{{.To}}</td><td>{{.Policy}}</td><td>{{.Basis}}</td><td{{if .ReviewDue}} class="bad"{{end}}>{{.ReviewBy}}{{if .ReviewDue}} (due){{end}}</td><td>{{.Grants}}</td></tr>{{else}}<tr><td colspan="6">nothing</td></tr>{{end}}</table>
+<h2>Permitted at the end</h2><table><tr><th>from</th><th>to</th><th>policy</th><th>legal basis</th><th>since</th><th>review by</th><th>grants</th></tr>
+{{range .Pairs}}<tr><td>{{.From}}</td><td>{{.To}}</td><td>{{.Policy}}</td><td>{{.Basis}}</td><td>{{if .Since}}{{at .Since}}{{else}}before{{end}}</td><td{{if .ReviewDue}} class="bad"{{end}}>{{.ReviewBy}}{{if .ReviewDue}} (due){{end}}</td><td>{{.Grants}}</td></tr>{{else}}<tr><td colspan="7">nothing</td></tr>{{end}}</table>
 <h2>Legal bases</h2><table><tr><th>name</th><th>kind</th><th>status</th><th>expires</th><th>source</th></tr>
-{{range .Bases}}<tr><td>{{.Name}}</td><td>{{.Kind}}</td><td>{{.Status}}</td><td>{{.Expires}}</td><td>{{.Source}}</td></tr>{{end}}</table>
+{{range .Bases}}<tr><td>{{.Name}}</td><td>{{.Kind}}</td><td>{{.Status}}</td><td{{if .Expired}} class="bad"{{end}}>{{.Expires}}{{if .Expired}} (expired){{end}}</td><td>{{.Source}}</td></tr>{{end}}</table>
 <h2>Closures</h2><table><tr><th>name</th><th>what</th><th>reason</th><th>closed</th><th>lifted</th></tr>
 {{range .Closures}}<tr><td>{{.Name}}</td><td>{{.What}}</td><td>{{.Reason}}</td><td>{{at .ClosedAt}}</td><td>{{if .OpenedAt}}{{at .OpenedAt}}{{else}}it holds{{end}}</td></tr>{{else}}<tr><td colspan="5">none</td></tr>{{end}}</table>
 <h2>Tightenings in force</h2><table><tr><th>pair</th><th>committed</th><th>in force</th><th>after, ms</th><th>by</th></tr>
@@ -363,8 +456,10 @@ th,td{text-align:left;padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;vert
 {{range .Relays}}<tr><td>{{.From}}</td><td>{{.To}}</td><td>{{.Edge}}</td><td>{{.Count}}</td></tr>{{else}}<tr><td colspan="4">none</td></tr>{{end}}</table>
 <h2>Refusals</h2><table><tr><th>rule</th><th>from</th><th>to</th><th>refusals</th><th>first</th><th>last</th><th>one of the requests</th></tr>
 {{range .Refusals}}<tr><td>{{.Rule}}</td><td>{{.From}}</td><td>{{.To}}</td><td>{{.Count}}</td><td>{{at .First}}</td><td>{{at .Last}}</td><td>{{.Sample}}</td></tr>{{else}}<tr><td colspan="7">none</td></tr>{{end}}</table>
-<h2>Regions</h2><p>Minutes in which an edge of the region asked the zone for grants, since it first did. Regions with no pair out of them do not ask.</p><table><tr><th>region</th><th>minutes heard</th><th>of</th><th>share</th></tr>
-{{range .Regions}}<tr><td>{{.Region}}</td><td>{{.Heard}}</td><td>{{.Minutes}}</td><td>{{.Uptime}}</td></tr>{{else}}<tr><td colspan="4">none</td></tr>{{end}}</table>
+<h2>Regions</h2><p>How most of the zone's observers saw them, in minutes. Uptime is the share of the time seen up or down.</p><table><tr><th>region</th><th>at the end</th><th>up</th><th>down</th><th>outages</th><th>drained</th><th>not seen</th><th>uptime</th></tr>
+{{range .Regions}}<tr><td>{{.Region}}</td><td{{if eq .State "down"}} class="bad"{{end}}>{{.State}}</td><td>{{min .Up}}</td><td>{{min .Down}}</td><td>{{.Outages}}</td><td>{{min .Drained}}</td><td>{{min .Unknown}}</td><td>{{.Uptime}}</td></tr>{{else}}<tr><td colspan="8">none seen</td></tr>{{end}}</table>
+<h2>Sentinel</h2><p>A second, independent check at each edge's border. What it stopped although the first check had let it pass must be 0.</p><table><tr><th>edge</th><th>region</th><th>stopped</th><th>stopped just after a change of rules</th></tr>
+{{range .Sentinel}}<tr><td>{{.Edge}}</td><td>{{.Region}}</td><td{{if .Violations}} class="bad"{{end}}>{{.Violations}}</td><td>{{.Late}}</td></tr>{{else}}<tr><td colspan="4">no edge was heard</td></tr>{{end}}</table>
 <h2>Operators</h2><table><tr><th>operator</th><th>what</th><th>records</th></tr>
 {{range .Operators}}<tr><td>{{.Operator}}</td><td>{{.What}}</td><td>{{.Count}}</td></tr>{{else}}<tr><td colspan="3">none</td></tr>{{end}}</table>
 <h2>Decisions</h2>{{if .LeftOut}}<p>{{.LeftOut}} older rows are left out.</p>{{end}}<table><tr><th>at</th><th>record</th><th>what</th><th>operator</th></tr>

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -219,6 +220,58 @@ func TestVerify_Forgeries(t *testing.T) {
 	})
 }
 
+// Each record left out, told twice, or exchanged with each later one is found, by who holds the zone's key for bundles and so
+// can sign them: heads that were signed before stand against it. What came before whom is named.
+func TestVerify_EveryRecordInItsPlace(t *testing.T) {
+	h := day(t)
+	file := h.export()
+	n := len(apart(t, file).records)
+	forged := 0
+	check := func(what string, records func(r [][]byte) [][]byte) {
+		t.Helper()
+		b := apart(t, file)
+		b.records = records(b.records)
+		forged++
+		v := verdict(t, b.together(t, h.key, false), h.trust())
+		if v.Total == 0 || v.Findings[0].What == "" {
+			t.Errorf("%s: nothing found", what)
+		}
+	}
+	for i := range n {
+		check(fmt.Sprintf("record %d is left out", i), func(r [][]byte) [][]byte { return slices.Delete(r, i, i+1) })
+		check(fmt.Sprintf("record %d is told twice", i), func(r [][]byte) [][]byte { return slices.Insert(r, i, r[i]) })
+		for j := i + 1; j < n; j++ {
+			check(fmt.Sprintf("records %d and %d are exchanged", i, j), func(r [][]byte) [][]byte { r[i], r[j] = r[j], r[i]; return r })
+			check(fmt.Sprintf("record %d is moved behind %d", i, j), func(r [][]byte) [][]byte {
+				x := r[i]
+				return slices.Insert(slices.Delete(r, i, i+1), j, x)
+			})
+		}
+	}
+	// Lines of the frame: the heading, the heads and the signature, each left out, doubled or exchanged with another.
+	lines := bytes.SplitAfter(file, []byte("\n"))
+	lines = lines[:len(lines)-1]
+	frame := func(what string, l [][]byte) {
+		t.Helper()
+		forged++
+		if v := verdict(t, bytes.Join(l, nil), h.trust()); v.Total == 0 {
+			t.Errorf("%s: nothing found", what)
+		}
+	}
+	for i := range lines {
+		frame(fmt.Sprintf("line %d is left out", i+1), slices.Delete(slices.Clone(lines), i, i+1))
+		frame(fmt.Sprintf("line %d stands twice", i+1), slices.Insert(slices.Clone(lines), i, lines[i]))
+		for j := i + 1; j < len(lines); j++ {
+			l := slices.Clone(lines)
+			l[i], l[j] = l[j], l[i]
+			frame(fmt.Sprintf("lines %d and %d are exchanged", i+1, j+1), l)
+		}
+	}
+	if forged < 250 {
+		t.Errorf("only %d bundles were forged", forged)
+	}
+}
+
 func FuzzVerify(f *testing.F) {
 	h := day(f)
 	file := h.export()
@@ -285,5 +338,55 @@ func TestReport_Refusals(t *testing.T) {
 	want := ReportRefusals{Rule: "grant-none", From: "eu-west", To: "us-east", Count: 18, First: minute, Last: minute.Add(2 * time.Minute), Sample: "a-2"}
 	if len(r.Refusals) != 1 || r.Refusals[0] != want {
 		t.Errorf("got %+v, want %+v", r.Refusals, want)
+	}
+}
+
+// Uptime is what most observers saw, from the state that the bundle begins with on; the sentinel's counts are each process's
+// newest.
+func TestReport_UptimeAndSentinel(t *testing.T) {
+	h := newHistory(t)
+	h.rules()
+	see := func(region, state string) {
+		h.txn(op{model.PrefixUptime + region, model.RegionState{Region: region, State: state, Observers: 3, At: h.at.Add(time.Second)}})
+	}
+	tell := func(edge string, c *model.SentinelCount) {
+		h.txn(op{model.PrefixGrant + edge, model.GrantRecord{Edge: edge, Region: "eu-west", GrantedAt: h.at, Sentinel: c}})
+	}
+	see("eu-west", model.RegionUp)
+	for h.log.state == 0 { // a state tells it on
+		tell("a", nil)
+	}
+	from := h.at.Add(time.Second)
+	h.at = from
+	pass := func(d time.Duration) { h.at = h.at.Add(d - time.Second) } // until the next transaction
+	pass(90 * time.Second)
+	see("eu-west", model.RegionDown)
+	pass(10 * time.Second)
+	see("eu-west", model.RegionUp)
+	see("eu-central", model.RegionDown)
+	pass(20 * time.Second)
+	see("eu-west", model.RegionDrained)
+	pass(30 * time.Second)
+	tell("a", &model.SentinelCount{Began: 1, Violations: 2})
+	tell("a", &model.SentinelCount{Began: 1, Violations: 2, Late: 1})
+	tell("a", &model.SentinelCount{Began: 2, Violations: 1})
+	tell("b", &model.SentinelCount{Began: 1})
+	h.head()
+	var b bytes.Buffer
+	if err := h.exportTo(&b, from, h.at); err != nil {
+		t.Fatal(err)
+	}
+	r, err := ReportOn(&b, h.trust())
+	if err != nil || r.Verdict.Total != 0 || r.Verdict.First == 0 {
+		t.Fatalf("%v, from record %d, findings %+v", err, r.Verdict.First, r.Verdict.Findings)
+	}
+	if len(r.Regions) != 2 || r.Regions[1].Up != 111*time.Second || r.Regions[1].Down != 10*time.Second || r.Regions[1].Outages != 1 || r.Regions[1].State != model.RegionDrained || r.Regions[1].Uptime() != "91.735 %" {
+		t.Errorf("regions %+v", r.Regions)
+	}
+	if r.Regions[0].Outages != 1 || r.Regions[0].Up != 0 || r.Regions[0].Uptime() != "0.000 %" {
+		t.Errorf("eu-central %+v", r.Regions[0])
+	}
+	if want := (ReportSentinel{Edge: "a", Region: "eu-west", Violations: 3, Late: 1}); len(r.Sentinel) != 2 || r.Sentinel[0] != want || r.Sentinel[1].Violations != 0 {
+		t.Errorf("sentinel %+v, want %+v", r.Sentinel, want)
 	}
 }

@@ -42,6 +42,7 @@ const (
 	PrefixErasure   = "erasures/"   // what became of the erasure of a customer, by name
 	PrefixApproval  = "approvals/"  // changes that a second operator must approve, by what they are
 	PrefixLock      = "locks/"
+	PrefixUptime    = "uptime/"     // how observers see a region, by its name
 	PrefixWebhook   = "webhooks/"   // their secrets sealed
 	PrefixAlert     = "alerts/"     // by customer first: thresholds that were reached
 	PrefixRecovery  = "recoveries/" // by incarnation of the zone store, see Recovery
@@ -434,6 +435,7 @@ type GrantRecord struct {
 	// Relays and Refusals are what the edge told of itself when it asked.
 	Relays   []RelayMinute   `json:"relays,omitempty"`
 	Refusals []RefusalMinute `json:"refusals,omitempty"`
+	Sentinel *SentinelCount  `json:"sentinel,omitempty"` // when it changed, and once after the edge's start
 }
 
 type Granted struct {
@@ -481,6 +483,30 @@ type RefusalMinute struct {
 	To     string    `json:"to"`
 	Count  int64     `json:"count"`
 	Sample string    `json:"sample,omitempty"` // a request id
+}
+
+// States of a region, as most observers see it.
+const (
+	RegionUp      = "up"
+	RegionDown    = "down"
+	RegionDrained = "drained" // an operator leads clients elsewhere; whether it is up does not matter
+	RegionUnknown = "unknown" // nobody watches it
+)
+
+// RegionState is what observers made of a region from At until the next one.
+type RegionState struct {
+	Region    string    `json:"region"`
+	State     string    `json:"state"`
+	Observers int       `json:"observers"`
+	Against   int       `json:"against"` // of them, those that saw it dead
+	At        time.Time `json:"at"`
+}
+
+// SentinelCount is what an edge's sentinel has stopped since the edge's process began.
+type SentinelCount struct {
+	Began      int64 `json:"began"` // unix ms
+	Violations int64 `json:"violations"`
+	Late       int64 `json:"late"`
 }
 
 // InForce is the record that a tightening holds everywhere: no relay over the pair happens after At.

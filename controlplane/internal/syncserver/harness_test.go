@@ -280,6 +280,7 @@ type edge struct {
 	ended         error
 	refuse        string // answer updates with this reason
 	lose          func() bool
+	asked         chan *syncv1.RowsWanted // questions for rows; nil: none is expected
 	cancel        func()
 	done          chan struct{}
 }
@@ -341,6 +342,8 @@ func (e *edge) follow(ctx context.Context) error {
 		switch m := m.Message.(type) {
 		case *syncv1.SubscribeResponse_Withdrawn:
 			e.withdrawn = time.Now()
+		case *syncv1.SubscribeResponse_RowsWanted:
+			e.asked <- m.RowsWanted
 		case *syncv1.SubscribeResponse_Heartbeat:
 			if h := m.Heartbeat; h.Catalog != nil && !(proto.Equal(h.Catalog, e.catalog) && proto.Equal(h.Zone, e.zone)) {
 				nack("UPDATE_LOST", true)

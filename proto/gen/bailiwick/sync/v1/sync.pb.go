@@ -1357,6 +1357,7 @@ type RequestGrantsRequest struct {
 	Refusals      []*RefusalMinute `protobuf:"bytes,4,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	Incarnation   string           `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // as in Hello
 	Dead          []string         `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"`
+	Sentinel      *SentinelCount   `protobuf:"bytes,7,opt,name=sentinel,proto3" json:"sentinel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1433,6 +1434,74 @@ func (x *RequestGrantsRequest) GetDead() []string {
 	return nil
 }
 
+func (x *RequestGrantsRequest) GetSentinel() *SentinelCount {
+	if x != nil {
+		return x.Sentinel
+	}
+	return nil
+}
+
+// SentinelCount is what the sentinel has stopped since the edge's process began.
+type SentinelCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Began         int64                  `protobuf:"varint,1,opt,name=began,proto3" json:"began,omitempty"` // unix ms
+	Violations    int64                  `protobuf:"varint,2,opt,name=violations,proto3" json:"violations,omitempty"`
+	Late          int64                  `protobuf:"varint,3,opt,name=late,proto3" json:"late,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SentinelCount) Reset() {
+	*x = SentinelCount{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SentinelCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SentinelCount) ProtoMessage() {}
+
+func (x *SentinelCount) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SentinelCount.ProtoReflect.Descriptor instead.
+func (*SentinelCount) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SentinelCount) GetBegan() int64 {
+	if x != nil {
+		return x.Began
+	}
+	return 0
+}
+
+func (x *SentinelCount) GetViolations() int64 {
+	if x != nil {
+		return x.Violations
+	}
+	return 0
+}
+
+func (x *SentinelCount) GetLate() int64 {
+	if x != nil {
+		return x.Late
+	}
+	return 0
+}
+
 // RelayMinute sums up the evidence rows of one minute under one grant; the rows stay with the edge.
 type RelayMinute struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1451,7 +1520,7 @@ type RelayMinute struct {
 
 func (x *RelayMinute) Reset() {
 	*x = RelayMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1532,7 @@ func (x *RelayMinute) String() string {
 func (*RelayMinute) ProtoMessage() {}
 
 func (x *RelayMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1545,7 @@ func (x *RelayMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayMinute.ProtoReflect.Descriptor instead.
 func (*RelayMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RelayMinute) GetEpoch() int64 {
@@ -1554,7 +1623,7 @@ type RowsWanted struct {
 
 func (x *RowsWanted) Reset() {
 	*x = RowsWanted{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1635,7 @@ func (x *RowsWanted) String() string {
 func (*RowsWanted) ProtoMessage() {}
 
 func (x *RowsWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1648,7 @@ func (x *RowsWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RowsWanted.ProtoReflect.Descriptor instead.
 func (*RowsWanted) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RowsWanted) GetId() string {
@@ -1617,7 +1686,7 @@ type TellRowsRequest struct {
 
 func (x *TellRowsRequest) Reset() {
 	*x = TellRowsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1698,7 @@ func (x *TellRowsRequest) String() string {
 func (*TellRowsRequest) ProtoMessage() {}
 
 func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1711,7 @@ func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsRequest.ProtoReflect.Descriptor instead.
 func (*TellRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TellRowsRequest) GetId() string {
@@ -1695,7 +1764,7 @@ type TellRowsResponse struct {
 
 func (x *TellRowsResponse) Reset() {
 	*x = TellRowsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1776,7 @@ func (x *TellRowsResponse) String() string {
 func (*TellRowsResponse) ProtoMessage() {}
 
 func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1789,7 @@ func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsResponse.ProtoReflect.Descriptor instead.
 func (*TellRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
 }
 
 type RefusalMinute struct {
@@ -1737,7 +1806,7 @@ type RefusalMinute struct {
 
 func (x *RefusalMinute) Reset() {
 	*x = RefusalMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1818,7 @@ func (x *RefusalMinute) String() string {
 func (*RefusalMinute) ProtoMessage() {}
 
 func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1831,7 @@ func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusalMinute.ProtoReflect.Descriptor instead.
 func (*RefusalMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RefusalMinute) GetMinute() int64 {
@@ -1817,7 +1886,7 @@ type RequestGrantsResponse struct {
 
 func (x *RequestGrantsResponse) Reset() {
 	*x = RequestGrantsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1898,7 @@ func (x *RequestGrantsResponse) String() string {
 func (*RequestGrantsResponse) ProtoMessage() {}
 
 func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1911,7 @@ func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsResponse.ProtoReflect.Descriptor instead.
 func (*RequestGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
@@ -1869,7 +1938,7 @@ type SignedGrant struct {
 
 func (x *SignedGrant) Reset() {
 	*x = SignedGrant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1950,7 @@ func (x *SignedGrant) String() string {
 func (*SignedGrant) ProtoMessage() {}
 
 func (x *SignedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +1963,7 @@ func (x *SignedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
 func (*SignedGrant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SignedGrant) GetPayload() []byte {
@@ -1934,7 +2003,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1946,7 +2015,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1959,7 +2028,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Grant) GetId() string {
@@ -2077,7 +2146,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2158,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2171,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Peer) GetEdge() string {
@@ -2227,14 +2296,21 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x10checkpoint_proof\x18\x05 \x03(\fR\x0fcheckpointProof\x12'\n" +
 	"\x0fcheckpoint_from\x18\x06 \x01(\x03R\x0echeckpointFrom\"#\n" +
 	"\tWithdrawn\x12\x16\n" +
-	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xaa\x02\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\"\xe8\x02\n" +
 	"\x14RequestGrantsRequest\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x126\n" +
 	"\x06relays\x18\x03 \x03(\v2\x1e.bailiwick.sync.v1.RelayMinuteR\x06relays\x12<\n" +
 	"\brefusals\x18\x04 \x03(\v2 .bailiwick.sync.v1.RefusalMinuteR\brefusals\x12 \n" +
 	"\vincarnation\x18\x05 \x01(\tR\vincarnation\x12\x12\n" +
-	"\x04dead\x18\x06 \x03(\tR\x04dead\"\xc9\x01\n" +
+	"\x04dead\x18\x06 \x03(\tR\x04dead\x12<\n" +
+	"\bsentinel\x18\a \x01(\v2 .bailiwick.sync.v1.SentinelCountR\bsentinel\"Y\n" +
+	"\rSentinelCount\x12\x14\n" +
+	"\x05began\x18\x01 \x01(\x03R\x05began\x12\x1e\n" +
+	"\n" +
+	"violations\x18\x02 \x01(\x03R\n" +
+	"violations\x12\x12\n" +
+	"\x04late\x18\x03 \x01(\x03R\x04late\"\xc9\x01\n" +
 	"\vRelayMinute\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x16\n" +
@@ -2311,7 +2387,7 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 	return file_bailiwick_sync_v1_sync_proto_rawDescData
 }
 
-var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Position)(nil),              // 0: bailiwick.sync.v1.Position
 	(*SubscribeRequest)(nil),      // 1: bailiwick.sync.v1.SubscribeRequest
@@ -2331,15 +2407,16 @@ var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Heartbeat)(nil),             // 15: bailiwick.sync.v1.Heartbeat
 	(*Withdrawn)(nil),             // 16: bailiwick.sync.v1.Withdrawn
 	(*RequestGrantsRequest)(nil),  // 17: bailiwick.sync.v1.RequestGrantsRequest
-	(*RelayMinute)(nil),           // 18: bailiwick.sync.v1.RelayMinute
-	(*RowsWanted)(nil),            // 19: bailiwick.sync.v1.RowsWanted
-	(*TellRowsRequest)(nil),       // 20: bailiwick.sync.v1.TellRowsRequest
-	(*TellRowsResponse)(nil),      // 21: bailiwick.sync.v1.TellRowsResponse
-	(*RefusalMinute)(nil),         // 22: bailiwick.sync.v1.RefusalMinute
-	(*RequestGrantsResponse)(nil), // 23: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 24: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 25: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 26: bailiwick.sync.v1.Peer
+	(*SentinelCount)(nil),         // 18: bailiwick.sync.v1.SentinelCount
+	(*RelayMinute)(nil),           // 19: bailiwick.sync.v1.RelayMinute
+	(*RowsWanted)(nil),            // 20: bailiwick.sync.v1.RowsWanted
+	(*TellRowsRequest)(nil),       // 21: bailiwick.sync.v1.TellRowsRequest
+	(*TellRowsResponse)(nil),      // 22: bailiwick.sync.v1.TellRowsResponse
+	(*RefusalMinute)(nil),         // 23: bailiwick.sync.v1.RefusalMinute
+	(*RequestGrantsResponse)(nil), // 24: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 25: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 26: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 27: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	2,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
@@ -2359,7 +2436,7 @@ var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	11, // 14: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
 	15, // 15: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
 	16, // 16: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
-	19, // 17: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
+	20, // 17: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
 	0,  // 18: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
 	0,  // 19: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
 	0,  // 20: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
@@ -2370,22 +2447,23 @@ var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	0,  // 25: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
 	0,  // 26: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
 	0,  // 27: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	18, // 28: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
-	22, // 29: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
-	18, // 30: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
-	24, // 31: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	26, // 32: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	1,  // 33: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	17, // 34: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	20, // 35: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
-	10, // 36: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	23, // 37: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	21, // 38: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
-	36, // [36:39] is the sub-list for method output_type
-	33, // [33:36] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	19, // 28: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
+	23, // 29: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
+	18, // 30: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
+	19, // 31: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
+	25, // 32: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	27, // 33: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	1,  // 34: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	17, // 35: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	21, // 36: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
+	10, // 37: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	24, // 38: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	22, // 39: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
+	37, // [37:40] is the sub-list for method output_type
+	34, // [34:37] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -2411,7 +2489,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
