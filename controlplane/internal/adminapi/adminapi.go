@@ -145,6 +145,7 @@ type Config struct {
 	// Leaders optionally names the leader of each group this node knows; by default of Catalog and Store.
 	Leaders func() map[string]string
 	Wait    time.Duration // for a quorum; 0 means DefaultWait
+	Rate    int           // calls a second of one operator at this node; 0 means DefaultRate
 	Logger  *slog.Logger  // nil discards
 }
 
@@ -166,6 +167,7 @@ func (c Config) Validate() error {
 type server struct {
 	Config
 	hasher *apikey.Hasher
+	meter  *meter
 }
 
 // Handler serves all services of bailiwick.admin.v1 and gRPC reflection, at the root of its host.
@@ -179,11 +181,14 @@ func Handler(cfg Config) (http.Handler, error) {
 	if cfg.Wait == 0 {
 		cfg.Wait = DefaultWait
 	}
+	if cfg.Rate == 0 {
+		cfg.Rate = DefaultRate
+	}
 	validator, err := protovalidate.New(protovalidate.WithMessages(requests()...))
 	if err != nil {
 		return nil, fmt.Errorf("build request validation: %w", err)
 	}
-	s := &server{Config: cfg, hasher: apikey.NewHasher(cfg.Pepper)}
+	s := &server{Config: cfg, hasher: apikey.NewHasher(cfg.Pepper), meter: newMeter(cfg.Rate)}
 	gate := connect.WithRequestGate(s.authorise)
 	opts := []connect.HandlerOption{
 		gate,

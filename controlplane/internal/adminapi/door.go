@@ -44,7 +44,7 @@ func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Pee
 		if err != nil {
 			return nil, rpcfault.ToConnect(err)
 		}
-		return admit(ctx, model.Operator{Name: name, Role: role}, spec.Procedure)
+		return s.admit(ctx, model.Operator{Name: name, Role: role}, spec.Procedure)
 	}
 	local := s.Store.Local()
 	kv, ok := local.Get(TokenKey(token))
@@ -62,10 +62,13 @@ func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Pee
 	if !op.Expires.IsZero() && !time.Now().Before(op.Expires) {
 		return nil, rpcfault.ToConnect(fault.New(fault.Unauthenticated, "TOKEN_EXPIRED", "this token of operator %s ended at %s: an admin makes another with bailiwick operator create", op.Name, op.Expires.Format(time.RFC3339)))
 	}
-	return admit(ctx, op, spec.Procedure)
+	return s.admit(ctx, op, spec.Procedure)
 }
 
-func admit(ctx context.Context, op model.Operator, procedure string) (context.Context, error) {
+func (s *server) admit(ctx context.Context, op model.Operator, procedure string) (context.Context, error) {
+	if err := s.meter.take(op.Name, time.Now()); err != nil {
+		return nil, rpcfault.ToConnect(err)
+	}
 	if allowed(op.Role, rights[procedure]) {
 		return context.WithValue(ctx, operatorKey{}, op), nil
 	}
