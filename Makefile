@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore mutants simulate fuzz-border model bench evidence outage fuzz lint generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore histories mutants simulate fuzz-border model bench evidence outage fuzz lint generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ campaign: build ## a sandbox under load and faults, held to the law of usage: ma
 
 explore: ## every state of the usage and quota protocols in the small, within the larger bounds (minutes, and some GB of memory)
 	EXPLORE=full $(GO) test -count=1 -timeout 60m -v -run 'Explore' ./controlplane/internal/ledger/... $(ARGS)
+
+histories: ## clients of a replicated store under kills, partitions and bad disks, checked by Porcupine; prints its seed: make histories SECONDS=600 [SEED=n]
+	BAILIWICK_HISTORY=$(or $(SECONDS),120) BAILIWICK_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestHistory ./controlplane/internal/group/raftgroup
 
 mutants: ## seeded border bugs, one build each, which the tests must catch (minutes): make mutants ARGS='-run grant'
 	$(GO) run ./e2e/mutants $(ARGS)

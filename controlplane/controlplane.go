@@ -80,6 +80,9 @@ type Config struct {
 	// SSO lets operators in by an OpenID Connect issuer; nil: by their own tokens alone.
 	SSO *sso.Config
 
+	// ReserveBytes of the disk are kept for the day on which it is full: see reserve. 0: DefaultReserve; below 0: none.
+	ReserveBytes int64
+
 	// DropDelta is a fault hook of test builds; nil in production.
 	DropDelta func() bool
 }
@@ -123,6 +126,7 @@ type Node struct {
 	adminListener net.Listener
 	adminTLS      *tls.Config
 
+	reserve reserve
 	backing sync.Mutex // held while a backup is taken
 
 	fatalOnce sync.Once
@@ -156,6 +160,10 @@ func New(cfg Config) (_ *Node, err error) {
 	n.self = self
 	if want := cfg.BootstrapExpect; want != 0 && want != len(n.in.InZone(self.Zone)) {
 		return nil, fmt.Errorf("-bootstrap-expect %d: the kit names %d control nodes in zone %s", want, len(n.in.InZone(self.Zone)), self.Zone)
+	}
+	n.reserve = newReserve(cfg.Dir, cfg.ReserveBytes)
+	if err := n.reserve.make(); err != nil {
+		return nil, err
 	}
 	adminURL, err := url.Parse(self.Admin)
 	if err != nil {
@@ -193,7 +201,12 @@ func (n *Node) closeListeners() {
 
 // fail takes the first fault after which the process must end; the group has fenced itself by then.
 func (n *Node) fail(err error) {
-	n.fatalOnce.Do(func() { n.fatal <- err })
+	n.fatalOnce.Do(func() {
+		if n.reserve.freeOn(err) {
+			n.log.Error("the disk is full: the reserve is given back and this node stops; make room before it is started again", "bytes", n.reserve.bytes)
+		}
+		n.fatal <- err
+	})
 }
 
 // Run serves until ctx ends or a part can no longer go on. The order is the order in which parts rest on each

@@ -65,7 +65,7 @@ func (w *world) config(name string) Config {
 	if os.Getenv("NODE_LOG") != "" {
 		logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
 	}
-	return Config{Dir: w.path(name), Timing: "local", Version: "v1.0.0", Logger: logger}
+	return Config{Dir: w.path(name), Timing: "local", Version: "v1.0.0", ReserveBytes: 1 << 20, Logger: logger}
 }
 
 func (w *world) start(name string) *running {

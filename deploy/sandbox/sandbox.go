@@ -108,7 +108,7 @@ func (s *sandbox) up(ctx context.Context) error {
 		return err
 	}
 	for _, c := range controlSpecs {
-		if err := s.add(c.name, c.region, nil, s.bin("bailiwick-control"), "run", "-dir", s.path(c.name), "-webhook-allow", "127.0.0.0/8").start(s.log); err != nil {
+		if err := s.add(c.name, c.region, nil, s.bin("bailiwick-control"), "run", "-dir", s.path(c.name), "-webhook-allow", "127.0.0.0/8", "-reserve-bytes", "1048576").start(s.log); err != nil {
 			return err
 		}
 	}

@@ -156,6 +156,7 @@ func serve(ctx context.Context, args []string) error {
 	claim := flags.String("oidc-claim", sso.DefaultClaim, "claim whose values stand for roles")
 	nameClaim := flags.String("oidc-name", sso.DefaultName, "claim that is an operator's name; an email counts only if verified")
 	roles := flags.String("oidc-roles", "", "what values of the claim stand for in this zone, the first that fits counts: platform=admin,emea-ops=zone-admin")
+	flags.Int64Var(&cfg.ReserveBytes, "reserve-bytes", controlplane.DefaultReserve, "of the disk, kept for the day on which it is full; below 0: none")
 	cores := flags.Bool("core-dumps", false, "let the system dump this process's memory when it crashes; keys and requests are in it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
