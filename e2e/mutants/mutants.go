@@ -15,7 +15,6 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -27,6 +26,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"bailiwick/e2e/mutants/overlay"
 )
 
 // bug is one seeded mistake.
@@ -211,36 +212,15 @@ func test(root, overlay string, c check) ([]byte, error) {
 
 // overlay writes the edited files and go's overlay over them.
 func (b bug) overlay(root, dir string) (string, error) {
-	edited := map[string]string{}
+	var edits []overlay.Edit
 	for _, e := range b.edits {
-		path := filepath.Join(root, filepath.FromSlash(e.file))
-		text, ok := edited[path]
-		if !ok {
-			raw, err := os.ReadFile(path)
-			if err != nil {
-				return "", fmt.Errorf("bug %s: %w", b.name, err)
-			}
-			text = string(raw)
-		}
-		if n := strings.Count(text, e.old); n != 1 {
-			return "", fmt.Errorf("bug %s: %s has %d times the text that it changes, want once; the code moved on, move the bug with it: %q", b.name, e.file, n, e.old)
-		}
-		edited[path] = strings.Replace(text, e.old, e.new, 1)
+		edits = append(edits, overlay.Edit{File: e.file, Old: e.old, New: e.new})
 	}
-	replace := map[string]string{}
-	for path, text := range edited {
-		copied := filepath.Join(dir, strings.ReplaceAll(strings.TrimPrefix(path, root), string(filepath.Separator), "_"))
-		if err := os.WriteFile(copied, []byte(text), 0o600); err != nil {
-			return "", err
-		}
-		replace[path] = copied
-	}
-	raw, err := json.Marshal(map[string]any{"Replace": replace})
+	path, err := overlay.Write(root, dir, edits)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("bug %s: %w", b.name, err)
 	}
-	path := filepath.Join(dir, "overlay.json")
-	return path, os.WriteFile(path, raw, 0o600)
+	return path, nil
 }
 
 func moduleRoot() (string, error) {
