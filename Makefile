@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore histories mutants simulate fuzz-border model hosts bench evidence outage fuzz lint generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore histories mutants simulate fuzz-border model hosts bench evidence outage fuzz lint release follow generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,11 +72,17 @@ lint: ## gofmt, go vet, architecture rules
 	$(GO) vet ./...
 	$(GO) test -count=1 ./e2e/archtest/...
 
+release: ## archives for Linux and macOS with SHA256SUMS in dist/, the same bytes from any clone of a commit: make release ARGS='-platforms linux/amd64'
+	@$(GO) run ./deploy/release $(ARGS)
+
+follow: ## do what deploy/README.md says, command by command, on hosts that are network namespaces (root on Linux; a minute)
+	@deploy/follow $(ARGS)
+
 generate: ## make proto/gen from the .proto sources
 	$(GO) run ./proto/generate
 
 generate-check: generate ## fail when proto/gen is not what the sources give
 	@git diff --exit-code -- proto/gen || { echo "proto/gen is stale: run make generate and commit it"; exit 1; }
 
-clean: ## remove bin and the sandbox's directory
-	rm -rf bin .sandbox
+clean: ## remove bin, dist and the sandbox's directory
+	rm -rf bin dist .sandbox

@@ -11,7 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -21,6 +21,8 @@ import (
 	"bailiwick/regions/catalog"
 	"bailiwick/shared/fault"
 )
+
+var version = "dev" // the linker sets it
 
 // Exit codes: an interface of the program.
 const (
@@ -193,10 +195,7 @@ func (a *app) versionCommand() *cobra.Command {
 			v := struct {
 				Version string `json:"version"`
 				Go      string `json:"go"`
-			}{Version: "unknown"}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				v.Version, v.Go = info.Main.Version, info.GoVersion
-			}
+			}{version, runtime.Version()}
 			return a.print(v, func(w io.Writer) { fmt.Fprintf(w, "bailiwick %s %s\n", v.Version, v.Go) })
 		}}
 }

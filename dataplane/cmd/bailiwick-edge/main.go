@@ -1,4 +1,7 @@
 // Command bailiwick-edge is a data plane: the proxy that customers talk to.
+//
+// It ends with 0 when it was asked to, with 3 when it was removed from the node registry, and with 1 for all else:
+// whoever supervises it starts it again then, but never after 3, for it would serve from its disk until it is told anew.
 package main
 
 import (
@@ -19,13 +22,20 @@ import (
 
 var version = "dev"
 
+const exitWithdrawn = 3 // an interface: the systemd unit knows it
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "bailiwick-edge:", err)
-		os.Exit(1)
+	err := run(ctx, os.Args[1:])
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
 	}
+	fmt.Fprintln(os.Stderr, "bailiwick-edge:", err)
+	if errors.Is(err, dataplane.ErrWithdrawn) {
+		os.Exit(exitWithdrawn)
+	}
+	os.Exit(1)
 }
 
 func run(ctx context.Context, args []string) error {
