@@ -94,8 +94,7 @@ func readCommit(ctx context.Context) (commit, error) {
 	}
 	id, err1 := git("rev-parse", "HEAD")
 	seconds, err2 := git("log", "-1", "--format=%ct")
-	// The tag that stands on this commit, or its first twelve digits: what git abbreviates by itself grows with the clone.
-	version, err3 := git("describe", "--tags", "--exact-match", "--always", "--abbrev=12")
+	tags, err3 := git("tag", "--points-at", "HEAD", "--sort=-version:refname", "--list", "v*")
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return commit{}, fmt.Errorf("ask git for the commit: %w", err)
 	}
@@ -103,7 +102,11 @@ func readCommit(ctx context.Context) (commit, error) {
 	if err != nil {
 		return commit{}, fmt.Errorf("read the commit's date: %w", err)
 	}
-	return commit{id, strings.ReplaceAll(version, "/", "-"), time.Unix(unix, 0)}, nil
+	version, _, _ := strings.Cut(tags, "\n")
+	if version == "" {
+		version = id[:12] // what git abbreviates by itself grows with the clone
+	}
+	return commit{id, version, time.Unix(unix, 0)}, nil
 }
 
 // build makes one archive and returns its checksum.
