@@ -76,7 +76,7 @@ release: ## archives for Linux and macOS with SHA256SUMS in dist/, the same byte
 	@$(GO) run ./deploy/release $(ARGS)
 
 follow: ## do what deploy/README.md says, command by command, on hosts that are network namespaces (root on Linux; a minute)
-	@deploy/follow $(ARGS)
+	@deploy/follow
 
 generate: ## make proto/gen from the .proto sources
 	$(GO) run ./proto/generate
