@@ -150,6 +150,9 @@ func (l *lab) faults(ctx context.Context, o settings, step func(string, ...any))
 		}
 		step("fault %d of %d: %s", n+1, o.faults, t.name)
 	}
+	if o.faults == 0 {
+		return nil
+	}
 	for z := range zones {
 		if err := l.serving(ctx, z); err != nil {
 			return fmt.Errorf("after the faults: %w", err)
