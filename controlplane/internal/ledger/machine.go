@@ -143,6 +143,18 @@ func (m *Machine) OutboxBytes() int64 { return m.kept.Load() }
 // SinksLost is how many blocks the outbox gave up before a sink had taken them, over all sinks registered now.
 func (m *Machine) SinksLost() int64 { return m.lost.Load() }
 
+// Commands is part of raftgroup.Versioned. Version 2 is the oldest that all members of a zone are taken to know: programs
+// before it do not say what they know.
+func (m *Machine) Commands() (oldest, newest uint32) { return 2, commandVersion }
+
+// Version is part of raftgroup.Versioned.
+func (m *Machine) Version(cmd []byte) uint32 {
+	if len(cmd) == 0 {
+		return 0 // Check refuses it
+	}
+	return uint32(cmd[0])
+}
+
 // Check is part of raftgroup.Checker.
 func (m *Machine) Check(cmd []byte) error {
 	_, _, err := decodeCommand(cmd)

@@ -45,10 +45,14 @@ const lookLimit = time.Second
 func (n *Node) Status() Status {
 	s := n.Stats()
 	var made []Checkpoint
+	var newest uint32
+	if v, ok := n.machine.(Versioned); ok {
+		_, newest = v.Commands()
+	}
 	if m, ok := n.machine.(*memory); ok {
 		made = m.checks.newest()
 	}
-	return Status{Checkpoints: made, Node: n.cfg.Node, Server: n.member.Server, Incarnation: n.member.Incarnation, Version: n.cfg.Version,
+	return Status{Checkpoints: made, Commands: newest, Node: n.cfg.Node, Server: n.member.Server, Incarnation: n.member.Incarnation, Version: n.cfg.Version,
 		State: s.State, Leader: s.Leader, Term: s.Term, FirstLog: s.FirstLog, LastLog: s.LastLog, Applied: s.Applied, Snapshot: s.Snapshot}
 }
 
@@ -100,8 +104,11 @@ func (n *Node) ask(ctx context.Context, name string) (Status, error) {
 
 // look stops this node if the group went on without it: a disk that comes back after a recovery must not vote, nor
 // make a quorum with others of its kind. A node that reaches nobody cannot know; when it does, it stops.
-func (n *Node) look(ctx context.Context) {
+func (n *Node) look(ctx context.Context, first bool) {
 	around := n.Around(ctx)
+	if first {
+		n.refuseSkew(around)
+	}
 	for name, s := range around {
 		if s.Incarnation > n.member.Incarnation && !n.votes() {
 			n.leaveBehind(s.Incarnation)
@@ -114,6 +121,7 @@ func (n *Node) look(ctx context.Context) {
 			return
 		}
 	}
+	n.levels.learn(around)
 	n.compare(around)
 }
 
@@ -167,7 +175,7 @@ func (n *Node) lookAround(ctx context.Context) {
 	if n.fence == nil {
 		return
 	}
-	n.look(ctx)
+	n.look(ctx, true)
 	n.fence.lower()
 	tick := time.NewTicker(n.cfg.LookEvery)
 	defer tick.Stop()
@@ -178,7 +186,7 @@ func (n *Node) lookAround(ctx context.Context) {
 		case <-n.halted:
 			return
 		case <-tick.C:
-			n.look(ctx)
+			n.look(ctx, false)
 		}
 	}
 }

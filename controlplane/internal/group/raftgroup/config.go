@@ -131,6 +131,7 @@ type Config struct {
 	// The program must end: a thread stuck in a disk write cannot be recalled.
 	OnFatal func(error)
 
+	knows    uint32          // tests: a newer version of the store's commands
 	wrapDisk func(disk) disk // tests put faults between raft and the disk
 }
 

@@ -60,6 +60,7 @@ type memory struct {
 	cur    atomic.Pointer[state]
 	hist   *history
 	checks checks
+	knows  uint32 // of commands; tests pretend to be newer
 
 	// mu covers seen and order, the memory of request ids. Only the apply
 	// goroutine changes them; StateHash reads them from elsewhere.
@@ -77,6 +78,19 @@ func newMemory(name string, window int, checkEvery uint64) *memory {
 
 // Applied is part of Machine.
 func (m *memory) Applied() uint64 { return m.cur.Load().applied }
+
+// Commands is part of Versioned.
+func (m *memory) Commands() (oldest, newest uint32) {
+	return commandVersion, max(commandVersion, m.knows)
+}
+
+// Version is part of Versioned.
+func (m *memory) Version(cmd []byte) uint32 {
+	if len(cmd) == 0 {
+		return 0 // Check refuses it
+	}
+	return uint32(cmd[0])
+}
 
 // Check is part of Checker.
 func (m *memory) Check(cmd []byte) error {

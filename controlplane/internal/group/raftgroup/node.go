@@ -35,6 +35,7 @@ type Node struct {
 	notify  chan bool
 	leaders chan raft.Observation
 	turn    turn // of leadership, see leader.go
+	levels  levels
 
 	failOnce  sync.Once
 	failed    chan struct{} // closed after the fence went up

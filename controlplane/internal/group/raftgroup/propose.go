@@ -50,6 +50,9 @@ func (n *Node) HandlePropose(ctx context.Context, cmd []byte) ([]byte, error) {
 	if n.isHalted() {
 		return nil, errStopped
 	}
+	if err := n.gate(cmd); err != nil {
+		return nil, err
+	}
 	if c, ok := n.machine.(Checker); ok {
 		if err := c.Check(cmd); err != nil {
 			return nil, err

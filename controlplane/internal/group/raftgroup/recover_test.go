@@ -24,9 +24,11 @@ func lost(t *testing.T, base Config) (c *cluster, survivor string, before group.
 	survivor = c.follower().node.cfg.Node
 	for _, v := range []string{"1", "2", "3"} {
 		before = put(t, c.leader(), "k"+v, v).Revision
-	}
-	if err := c.stores[survivor].WaitFor(short(t), before.Index); err != nil {
-		t.Fatal(err)
+		for _, s := range c.stores { // each writes down with the next entry that this one is committed
+			if err := s.WaitFor(short(t), before.Index); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	for name := range c.stores {
 		if name != survivor {

@@ -20,6 +20,7 @@ var _ group.Store = (*Store)(nil)
 // NewStore is New with the store's own Machine, which lives in memory.
 func NewStore(cfg Config) (*Store, error) {
 	mem := newMemory(cfg.Group, cfg.withDefaults().WatchWindow, cfg.withDefaults().CheckEvery)
+	mem.knows = cfg.knows
 	n, err := New(cfg, mem)
 	if err != nil {
 		return nil, err
