@@ -150,7 +150,12 @@ func TestRecover_OldDisksDoNotComeBack(t *testing.T) {
 			continue
 		}
 		c.start(name)
-		mustContain(t, <-c.fatal, name, "was recovered or restored at", survivor, "join anew")
+		select { // before it took part, not at some later look
+		case err := <-c.fatal:
+			mustContain(t, err, name, "was recovered or restored at", survivor, "join anew")
+		case <-time.After(3 * time.Second):
+			t.Fatalf("%s takes part on a disk that was given up", name)
+		}
 		if err := c.stop[name](); fault.ReasonOf(err) != ReasonSuperseded {
 			t.Errorf("run %s: got %v, want %s", name, err, ReasonSuperseded)
 		}
