@@ -84,6 +84,7 @@ type DNS struct {
 	CAA         string        // certification authority that may issue for the hosts; "": none is named
 	TTL         time.Duration // of addresses; 0: 20 s; at most 30 s
 	NegativeTTL time.Duration // of "there is none"; 0: 30 s
+	Ramp        time.Duration // over which a region that returns comes to its full share of the answers; 0: at once; at most 1 h
 }
 
 // ACME makes the edge get its hosts' certificates from an ACME authority in place of the installation's own.
@@ -104,6 +105,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("edge: %d public addresses; at most 8", len(c.Public))
 	case len(c.Public) > 0 && c.publicPort() == 0:
 		return fmt.Errorf("edge: HTTPS %q names no port, so PublicHTTPSPort is required with Public", c.HTTPS)
+	case c.DNS.Ramp < 0 || c.DNS.Ramp > time.Hour:
+		return fmt.Errorf("edge: DNS.Ramp is %s; at least 0 and at most 1h", c.DNS.Ramp)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	"bailiwick/dataplane/internal/dns"
 	"bailiwick/dataplane/internal/observe"
@@ -13,7 +14,7 @@ import (
 // openDNS makes the observer, and the server whose answers follow it.
 func (e *Edge) openDNS() (err error) {
 	e.observe, err = observe.New(observe.Config{Identity: e.state.Source, Self: e.self, Tables: e.tables, Logger: e.log,
-		Ready: func() bool { return e.ready() == nil }})
+		Ready: func() bool { return e.ready() == nil }, Ramp: e.cfg.DNS.Ramp})
 	if err != nil {
 		return err
 	}
@@ -64,9 +65,10 @@ func (e *Edge) doors() *syncv1.Doors {
 // outlook is what this edge thinks of its zone's regions, and so answers.
 func (e *Edge) outlook() *syncv1.Outlook {
 	look := e.observe.Outlook()
+	shares := look.Shares(time.Now())
 	out := &syncv1.Outlook{Held: look.Held, SilentEdges: slices.Sorted(maps.Keys(look.Silent))}
 	for _, v := range look.Regions {
-		r := &syncv1.RegionVerdict{Region: v.Region, Healthy: !v.Dead, Why: v.Why}
+		r := &syncv1.RegionVerdict{Region: v.Region, Healthy: !v.Dead, Why: v.Why, Share: int32(shares[v.Region])}
 		if !v.Since.IsZero() {
 			r.SinceUnixMs = v.Since.UnixMilli()
 		}

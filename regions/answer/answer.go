@@ -38,6 +38,7 @@ type World struct {
 	Edges    []Edge
 	Down     map[string]string // regions that look dead, each with why
 	Silent   map[string]bool   // edges that look dead, by name
+	Share    map[string]int    // regions that return, and by how many percent of their answers; what is absent is whole
 	Client   string            // the region that claims the client; "": none does
 }
 
@@ -49,6 +50,8 @@ type Choice struct {
 	Regions []Verdict
 	// Desperate says that no region is well, and so what looks dead, or is drained, is named.
 	Desperate bool
+
+	share map[string]int // of regions named that return
 }
 
 // Verdict says of one region whether it is named, and why.
@@ -56,6 +59,7 @@ type Verdict struct {
 	Region string
 	Named  bool
 	Why    string
+	Share  int // it returns: so many percent of the answers that would name it do; 0: all
 }
 
 // candidate is a region that may be named at all.
@@ -77,11 +81,11 @@ func Choose(w World) Choice {
 		}
 	}
 	named, desperate := best(allowed)
-	c.Desperate = desperate
+	c.Desperate, c.share = desperate, w.shares(named)
 	near := slices.ContainsFunc(named, func(k candidate) bool { return k.name == w.Client })
 	for _, k := range allowed {
 		in := slices.ContainsFunc(named, func(n candidate) bool { return n.name == k.name })
-		c.Regions = append(c.Regions, Verdict{Region: k.name, Named: in, Why: k.why(in, near && k.name != w.Client)})
+		c.Regions = append(c.Regions, Verdict{Region: k.name, Named: in, Why: k.why(in, near && k.name != w.Client, c.share[k.name]), Share: c.share[k.name]})
 		switch edges := w.awake(k.edges); {
 		case !in:
 		case near && k.name != w.Client:
@@ -149,7 +153,7 @@ func best(all []candidate) (named []candidate, desperate bool) {
 	return all, len(all) > 0
 }
 
-func (k candidate) why(named, far bool) string {
+func (k candidate) why(named, far bool, share int) string {
 	var what []string
 	if k.down != "" {
 		what = append(what, "looks dead: "+k.down)
@@ -160,6 +164,8 @@ func (k candidate) why(named, far bool) string {
 	switch {
 	case named && len(what) > 0:
 		what = append(what, "named all the same, since no region is well")
+	case named && share > 0:
+		what = append(what, fmt.Sprintf("well again: %d%% of the answers name it, and more by and by", share))
 	case named && far:
 		what = append(what, "well; the client's own region comes first")
 	case named:

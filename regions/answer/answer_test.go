@@ -39,6 +39,12 @@ func world(t *rapid.T) answer.World {
 			w.Silent[e.Name] = rapid.Bool().Draw(t, "silent")
 		}
 	}
+	w.Share = map[string]int{}
+	for _, r := range regionNames {
+		if rapid.IntRange(0, 2).Draw(t, r+" returns") == 0 {
+			w.Share[r] = rapid.IntRange(-1, 101).Draw(t, r+" share")
+		}
+	}
 	w.Client = rapid.SampledFrom(append(regionNames, "")).Draw(t, "client")
 	return w
 }
@@ -100,6 +106,11 @@ func TestChoose_NeverCrossesTheBorderAndIsNeverEmptyByAccident(t *testing.T) {
 			}
 			if s := c.Services(spin); len(s) > answer.MaxServices || len(c.Near) > 0 && (len(s) == 0 || s[0].Priority != 1) {
 				t.Fatalf("services %v", s)
+			}
+			for _, a := range c.Addresses(false, spin) {
+				if !slices.ContainsFunc(named, func(e answer.Edge) bool { return slices.Contains(e.Addresses, a) }) {
+					t.Fatalf("%s is of no edge that is named", a)
+				}
 			}
 		}
 	})

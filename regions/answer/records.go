@@ -50,10 +50,11 @@ func hint(b *strings.Builder, name string, addresses []netip.Addr) {
 }
 
 // Addresses are those of one family that an answer holds. spin, any number, decides who comes first: over many
-// answers every region and every edge does equally often.
+// answers every region and every edge does equally often, but for a region that returns (see Ramp).
 func (c Choice) Addresses(v6 bool, spin uint32) []netip.Addr {
 	var out []netip.Addr
-	for _, e := range spread(c.Near, spin) {
+	near, _ := c.turn(spin)
+	for _, e := range spread(near, spin) {
 		for _, a := range e.Addresses {
 			if a.Is6() == v6 && len(out) < MaxAddresses && !slices.Contains(out, a) {
 				out = append(out, a)
@@ -87,8 +88,9 @@ func (c Choice) Services(spin uint32) []Service {
 			}
 		}
 	}
-	add(spread(c.Near, spin), 1)
-	add(spread(c.Far, spin), 2)
+	near, far := c.turn(spin)
+	add(spread(near, spin), 1)
+	add(spread(far, spin), 2)
 	return out
 }
 

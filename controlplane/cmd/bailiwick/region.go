@@ -40,7 +40,9 @@ on until every connected edge of the zone knows and none names the region, and s
 			})
 		}}
 	drain.Flags().StringVar(&reason, "reason", "", "why, for whoever looks")
-	undrain := &cobra.Command{Use: "undrain NAME", Short: "Let DNS name a drained region again", Args: cobra.ExactArgs(1),
+	undrain := &cobra.Command{Use: "undrain NAME", Short: "Let DNS name a drained region again, by and by", Args: cobra.ExactArgs(1),
+		Long: `Let DNS name a drained region again. At first a tenth of the answers that would name it do; within a minute (-dns-ramp of
+the edges) all do. Where no other region is well it is named at once. With --wait it goes on until all do.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				return a.setDrain(ctx, c, args[0], "", "undrained", wait, patience)
@@ -133,6 +135,14 @@ func verdict(r *adminv1.RegionState) string {
 	}
 }
 
+// returning says how far a region is on its way back into the answers.
+func returning(r *adminv1.RegionState) string {
+	if r.GetShare() == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d%% of the answers, and more by and by)", r.GetShare())
+}
+
 func of(n, all int32) string { return fmt.Sprintf("%d of %d", n, all) }
 
 func (a *app) printRegions(states []*adminv1.RegionState) error {
@@ -141,7 +151,7 @@ func (a *app) printRegions(states []*adminv1.RegionState) error {
 		for _, r := range states {
 			led := "control only"
 			if !r.GetControlOnly() {
-				led = "by " + of(r.GetNaming(), r.GetNames())
+				led = "by " + of(r.GetNaming(), r.GetNames()) + returning(r)
 			}
 			lines = append(lines, []string{r.GetName(), r.GetZone(), verdict(r), of(r.GetEdgesConnected(), r.GetEdges()), led,
 				strconv.FormatInt(r.GetAccepted(), 10), fmt.Sprintf("%d out, %d in", r.GetRelaysOut(), r.GetRelaysIn()), r.GetDrain()})
@@ -156,8 +166,8 @@ func (a *app) printRegion(r *adminv1.RegionState) error {
 		if r.GetDrain() != "" {
 			fmt.Fprintf(w, "drained: %s\n", legible(r.GetDrain()))
 		}
-		fmt.Fprintf(w, "%s of its edges are connected; %s of the zone's hold it as it stands, %s name it in DNS\n",
-			of(r.GetEdgesConnected(), r.GetEdges()), of(r.GetEdgesAcked(), r.GetEdgesAlive()), of(r.GetNaming(), r.GetNames()))
+		fmt.Fprintf(w, "%s of its edges are connected; %s of the zone's hold it as it stands, %s name it in DNS%s\n",
+			of(r.GetEdgesConnected(), r.GetEdges()), of(r.GetEdgesAcked(), r.GetEdgesAlive()), of(r.GetNaming(), r.GetNames()), returning(r))
 		fmt.Fprintf(w, "%d requests accepted since its edges started; under way: %d served elsewhere, %d served for others\n\n", r.GetAccepted(), r.GetRelaysOut(), r.GetRelaysIn())
 		var lines [][]string
 		for _, v := range r.GetViews() {
@@ -248,7 +258,7 @@ func (p *progress) look(r *adminv1.RegionState, zone int64) bool {
 	if r.GetDrain() == "" {
 		there = r.GetNaming()
 	}
-	line := fmt.Sprintf("%s: %s edges know, DNS of %s follows", r.GetName(), of(r.GetEdgesAcked(), r.GetEdgesAlive()), of(there, r.GetNames()))
+	line := fmt.Sprintf("%s: %s edges know, DNS of %s follows%s", r.GetName(), of(r.GetEdgesAcked(), r.GetEdgesAlive()), of(there, r.GetNames()), returning(r))
 	mine, all := r.GetAccepted()-p.accepted, zone-p.zone
 	if p.begun && all > 0 && mine >= 0 {
 		line += fmt.Sprintf("; %d%% of the zone's requests still come here", 100*mine/all)
@@ -264,7 +274,7 @@ func (p *progress) look(r *adminv1.RegionState, zone int64) bool {
 		fmt.Fprintln(p.out, line)
 	}
 	p.last = line
-	return r.GetEdgesAcked() == r.GetEdgesAlive() && there == r.GetNames()
+	return r.GetEdgesAcked() == r.GetEdgesAlive() && there == r.GetNames() && r.GetShare() == 0
 }
 
 func (p *progress) end() {

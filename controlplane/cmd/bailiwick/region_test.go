@@ -43,6 +43,7 @@ func TestProgress_Look(t *testing.T) {
 	state := func(drain string, acked, naming int32, accepted int64) *adminv1.RegionState {
 		return &adminv1.RegionState{Name: "eu-west", Drain: drain, EdgesAlive: 2, EdgesAcked: acked, Names: 2, Naming: naming, Accepted: accepted, RelaysOut: 3}
 	}
+	share := func(r *adminv1.RegionState, percent int32) *adminv1.RegionState { r.Share = percent; return r }
 	for _, c := range []struct {
 		name string
 		r    *adminv1.RegionState
@@ -53,6 +54,7 @@ func TestProgress_Look(t *testing.T) {
 		{"drained", state("work", 2, 0, 0), true},
 		{"the end of it, not heard everywhere", state("", 1, 2, 0), false},
 		{"the end of it, not named everywhere yet", state("", 2, 1, 0), false},
+		{"back, with a part of its share", share(state("", 2, 2, 0), 40), false},
 		{"back", state("", 2, 2, 0), true},
 	} {
 		if got := (&progress{out: io.Discard}).look(c.r, 0); got != c.done {
@@ -64,9 +66,11 @@ func TestProgress_Look(t *testing.T) {
 	p.look(state("work", 0, 2, 100), 400)
 	p.look(state("work", 2, 1, 110), 500) // ten of the hundred since
 	p.look(state("work", 2, 1, 110), 500) // nothing new: no line
+	p.look(share(state("", 2, 2, 110), 40), 500)
 	want := "eu-west: 0 of 2 edges know, DNS of 0 of 2 follows; relays: 3 out, 0 in\n" +
 		"eu-west: 2 of 2 edges know, DNS of 1 of 2 follows; 10% of the zone's requests still come here; relays: 3 out, 0 in\n" +
-		"eu-west: 2 of 2 edges know, DNS of 1 of 2 follows; relays: 3 out, 0 in\n"
+		"eu-west: 2 of 2 edges know, DNS of 1 of 2 follows; relays: 3 out, 0 in\n" +
+		"eu-west: 2 of 2 edges know, DNS of 2 of 2 follows (40% of the answers, and more by and by); relays: 3 out, 0 in\n"
 	if out.String() != want {
 		t.Errorf("said:\n%swant:\n%s", out.String(), want)
 	}

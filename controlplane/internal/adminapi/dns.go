@@ -143,7 +143,7 @@ func worldOf(cat state, api model.API, nodes []model.Node) (answer.World, map[st
 func edgeAnswer(w answer.World, n model.Node, r *peerv1.EdgeReport, qtype string) *adminv1.EdgeAnswer {
 	out := &adminv1.EdgeAnswer{Edge: n.Name, Region: n.Region, Status: statusUnknown}
 	var notes []string
-	w.Down, w.Silent = map[string]string{}, map[string]bool{}
+	w.Down, w.Silent, w.Share = map[string]string{}, map[string]bool{}, map[string]int{}
 	look := r.GetStatus().GetOutlook()
 	switch {
 	case r == nil || look == nil:
@@ -153,6 +153,9 @@ func edgeAnswer(w answer.World, n model.Node, r *peerv1.EdgeReport, qtype string
 		for _, v := range look.GetRegions() {
 			if !v.GetHealthy() {
 				w.Down[v.GetRegion()] = v.GetWhy()
+			}
+			if s := v.GetShare(); s > 0 {
+				w.Share[v.GetRegion()] = int(s)
 			}
 		}
 		for _, name := range look.GetSilentEdges() {
@@ -173,7 +176,7 @@ func edgeAnswer(w answer.World, n model.Node, r *peerv1.EdgeReport, qtype string
 		notes = append(notes, "no region is well: it answers what looks dead or is drained, and edges decide for themselves")
 	}
 	for _, v := range c.Regions {
-		out.Regions = append(out.Regions, &adminv1.RegionAnswer{Region: v.Region, Answered: v.Named, Why: v.Why})
+		out.Regions = append(out.Regions, &adminv1.RegionAnswer{Region: v.Region, Answered: v.Named, Why: v.Why, Share: int32(v.Share)})
 	}
 	switch qtype {
 	case "HTTPS":

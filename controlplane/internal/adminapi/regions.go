@@ -62,8 +62,12 @@ func (s *server) Regions(ctx context.Context, _ *adminv1.RegionsRequest) (*admin
 			}
 			row.Names++
 			behind := reports[n.Name].GetCatalog().GetIndex() < kv.ModIndex // what it answers follows from the region as it was
-			if behind && r.Drain != "" || !behind && names(world, n, reports[n.Name], r.Name) {
+			named, share := names(world, n, reports[n.Name], r.Name)
+			if behind && r.Drain != "" || !behind && named {
 				row.Naming++
+			}
+			if share > 0 && (row.Share == 0 || share < row.Share) {
+				row.Share = share
 			}
 		}
 		slices.SortFunc(row.Views, func(a, b *adminv1.RegionView) int { return cmp.Compare(a.Edge, b.Edge) })
@@ -103,14 +107,15 @@ func see(row *adminv1.RegionState, n model.Node, r *peerv1.EdgeReport, at uint64
 	}
 }
 
-// names says whether an edge's answers name a region, by the region as it stands and the edge's own verdicts.
-func names(w answer.World, n model.Node, r *peerv1.EdgeReport, region string) bool {
+// names says whether an edge's answers name a region, by the region as it stands and the edge's own verdicts, and, if
+// it returns, in how many percent of them.
+func names(w answer.World, n model.Node, r *peerv1.EdgeReport, region string) (named bool, share int32) {
 	for _, v := range edgeAnswer(w, n, r, "A").GetRegions() {
 		if v.GetRegion() == region {
-			return v.GetAnswered()
+			return v.GetAnswered(), v.GetShare()
 		}
 	}
-	return false
+	return false, 0
 }
 
 // reportsByEdge is what edges reported last; none if nobody knows.

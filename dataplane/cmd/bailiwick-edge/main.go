@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane"
+	"bailiwick/regions/answer"
 	"bailiwick/shared/telemetry"
 )
 
@@ -55,6 +56,7 @@ func run(ctx context.Context, args []string) error {
 	domains := flags.String("dns-domains", "", "domains delegated to the zone's edges, comma separated; default: each host for itself")
 	flags.StringVar(&cfg.DNS.CAA, "dns-caa", "", "certification authority that CAA records name; empty: no CAA records")
 	flags.DurationVar(&cfg.DNS.TTL, "dns-ttl", 20*time.Second, "life of an answer, at most 30s")
+	flags.DurationVar(&cfg.DNS.Ramp, "dns-ramp", answer.Ramp, "over how long a region that returns, from a drain or from looking dead, comes from a tenth to its full share of the answers, at most 1h; 0: at once")
 	flags.DurationVar(&cfg.DNS.NegativeTTL, "dns-negative-ttl", 30*time.Second, "life of the answer that there is none, at most 5m")
 	control := flags.String("control", os.Getenv("BAILIWICK_CONTROL"), "admin URLs of the zone's control nodes, comma separated; to join (BAILIWICK_CONTROL)")
 	flags.StringVar(&cfg.CAFile, "ca-file", os.Getenv("BAILIWICK_CA_FILE"), "the installation's roots; to join (BAILIWICK_CA_FILE)")

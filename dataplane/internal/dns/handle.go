@@ -205,7 +205,7 @@ func (s *Server) lead(n *names, f found, q mdns.Question, out *mdns.Msg, from ne
 		return 0
 	}
 	look := s.cfg.Outlook()
-	w := answer.World{Zone: s.cfg.Zone, Deployed: f.api.Regions, Regions: n.regions, Edges: n.edges, Down: look.Down, Silent: look.Silent}
+	w := answer.World{Zone: s.cfg.Zone, Deployed: f.api.Regions, Regions: n.regions, Edges: n.edges, Down: look.Down, Silent: look.Silent, Share: look.Shares(time.Now())}
 	if from.Bits() > 0 { // 0: the client does not want to be led by where it is
 		w.Client, scope = n.subnets.Region(from)
 	}

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/regions/answer"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/table"
@@ -51,6 +52,7 @@ type Config struct {
 	Logger   *slog.Logger     // required
 
 	Every time.Duration // between rounds; 0: 1 s
+	Ramp  time.Duration // over which a region that returns comes to its full share of DNS answers; 0: at once
 }
 
 // Validate fills in defaults.
@@ -70,6 +72,27 @@ type Outlook struct {
 	Down    map[string]string // regions declared dead, with why
 	Silent  map[string]bool   // edges that do not answer
 	Held    bool              // more than half look dead: this edge distrusts itself
+
+	ramp time.Duration
+	back map[string]time.Time // since when regions return; the zero time: still drained when this edge last looked
+}
+
+// Shares are the regions that return at now, with their share of the answers in percent; nil: none does.
+func (o *Outlook) Shares(now time.Time) map[string]int {
+	var out map[string]int
+	for region, from := range o.back {
+		back := time.Duration(0) // a drain that has just ended is no more in the table, and not yet seen by a round
+		if !from.IsZero() {
+			back = now.Sub(from)
+		}
+		if back < o.ramp {
+			if out == nil {
+				out = map[string]int{}
+			}
+			out[region] = answer.Share(back, o.ramp)
+		}
+	}
+	return out
 }
 
 // Verdict is the word on one region.
@@ -127,11 +150,14 @@ func (o *Observer) Run(ctx context.Context) error {
 // silent edges to each atOnce.
 func (o *Observer) round(ctx context.Context) {
 	doors := o.doors()
-	roster := map[string]string{o.cfg.Self.Node: o.cfg.Self.Region}
+	roster, drained := map[string]string{o.cfg.Self.Node: o.cfg.Self.Region}, map[string]bool{}
+	for _, r := range o.cfg.Tables.Load().Regions() {
+		drained[r.Name] = r.Drain != ""
+	}
 	for _, d := range doors {
 		roster[d.Edge] = d.Region
 	}
-	o.step(Event{Roster: roster})
+	o.step(Event{Roster: roster, Drained: drained})
 	o.step(Event{Probed: &Probe{Edge: o.cfg.Self.Node, OK: o.cfg.Ready()}})
 	slots := make(chan struct{}, atOnce)
 	var wg sync.WaitGroup
@@ -173,7 +199,7 @@ func (o *Observer) step(e Event) {
 	next, effects := Step(o.state, e)
 	o.state = next
 	now := time.Now()
-	out := &Outlook{Down: map[string]string{}, Silent: map[string]bool{}, Held: next.Held}
+	out := &Outlook{Down: map[string]string{}, Silent: map[string]bool{}, Held: next.Held, ramp: o.cfg.Ramp, back: map[string]time.Time{}}
 	for _, f := range effects {
 		if f.Region != "" {
 			o.since[f.Region] = now
@@ -185,6 +211,12 @@ func (o *Observer) step(e Event) {
 		out.Regions = append(out.Regions, Verdict{Region: name, Dead: r.Dead, Why: r.Why, Since: o.since[name]})
 		if r.Dead {
 			out.Down[name] = r.Why
+		}
+		switch {
+		case r.Drained:
+			out.back[name] = time.Time{}
+		case r.Back >= 0 && e.At-r.Back < o.cfg.Ramp:
+			out.back[name] = o.began.Add(r.Back)
 		}
 	}
 	for _, name := range next.silent() {

@@ -26,6 +26,7 @@ type node struct {
 	asked   atomic.Bool // somebody began a handshake
 	address *net.TCPAddr
 	server  *http.Server
+	drained string // a region
 }
 
 func newNode(t *testing.T, in *identitytest.Installation, zone, region, name string) *node {
@@ -34,7 +35,7 @@ func newNode(t *testing.T, in *identitytest.Installation, zone, region, name str
 	n.ready.Store(true)
 	var err error
 	n.Observer, err = observe.New(observe.Config{Identity: in.Source(t, zone, region, "edge", name), Self: in.Node(zone, region, "edge", name),
-		Tables: &n.tables, Ready: n.ready.Load, Logger: slog.New(slog.DiscardHandler), Every: 50 * time.Millisecond})
+		Tables: &n.tables, Ready: n.ready.Load, Logger: slog.New(slog.DiscardHandler), Every: 50 * time.Millisecond, Ramp: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +75,13 @@ func (n *node) know(t *testing.T, zone, region string, doors ...table.Doors) {
 		t.Fatal(err)
 	}
 	objects := []table.Object{settings}
+	if n.drained != "" {
+		o, err := table.Encode(table.KindRegion, n.drained, table.Region{Name: n.drained, Zone: zone, Drain: "work"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects = append(objects, o)
+	}
 	for _, d := range doors {
 		o, err := table.Encode(table.KindDoors, d.Edge, d)
 		if err != nil {
@@ -184,5 +192,41 @@ func TestObserver_AsksNoForeignEdge(t *testing.T) {
 	}
 	if look := a.Outlook(); len(look.Regions) != 1 || u.asked.Load() {
 		t.Errorf("outlook %+v, asked %v", look, u.asked.Load())
+	}
+}
+
+// Between the end of a drain and the round that sees it no answer has the region at its full share already.
+func TestOutlook_SharesGrowAfterADrain(t *testing.T) {
+	in := identitytest.New(t, "test.example", "emea")
+	a, b := newNode(t, in, "emea", "eu-west", "a"), newNode(t, in, "emea", "eu-central", "b")
+	all := []table.Doors{a.doors("emea", "eu-west", "a"), b.doors("emea", "eu-central", "b")}
+	a.drained = "eu-central"
+	a.know(t, "emea", "eu-west", all...)
+	b.know(t, "emea", "eu-central", all...)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- a.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	share := func() int { return a.Outlook().Shares(time.Now())["eu-central"] }
+	eventually(t, "a sees the drain", func() bool { return share() == 10 })
+	a.drained = ""
+	a.know(t, "emea", "eu-west", all...)
+	last, grew := share(), 0
+	if last != 10 {
+		t.Fatalf("the drain has ended this moment, and the share is %d%%", last)
+	}
+	eventually(t, "eu-central has its full share", func() bool {
+		now := share()
+		if now != 0 && now < last {
+			t.Errorf("the share fell from %d%% to %d%%", last, now)
+		}
+		if now > last {
+			grew++
+		}
+		last = now
+		return now == 0
+	})
+	if grew < 5 {
+		t.Errorf("the share grew in %d steps: it has to come by and by", grew)
 	}
 }

@@ -40,13 +40,16 @@ type Region struct {
 	Dead     bool
 	Why      string
 	WellFrom time.Duration // since when the observers call it up; below zero: they do not
+	Drained  bool          // by an operator; whether it is up is another matter
+	Back     time.Duration // when it was last let back, from a drain or from looking dead; below zero: never
 }
 
 // Event is what Step takes. Exactly one of Roster and Probed is set, or none: time has passed.
 type Event struct {
-	At     time.Duration // monotonic, since this edge began to observe
-	Roster map[string]string
-	Probed *Probe
+	At      time.Duration // monotonic, since this edge began to observe
+	Roster  map[string]string
+	Drained map[string]bool // with Roster: regions that an operator drains
+	Probed  *Probe
 }
 
 // Probe is the outcome of one exchange with an edge.
@@ -71,7 +74,7 @@ func Step(s State, e Event) (State, []Effect) {
 	var effects []Effect
 	switch {
 	case e.Roster != nil:
-		n.enrol(e.Roster)
+		n.enrol(e.At, e.Roster, e.Drained)
 	case e.Probed != nil:
 		effects = n.probed(e.At, *e.Probed)
 	}
@@ -79,7 +82,7 @@ func Step(s State, e Event) (State, []Effect) {
 }
 
 // enrol takes over who there is. A newcomer is taken for well until it is seen not to be.
-func (s *State) enrol(roster map[string]string) {
+func (s *State) enrol(at time.Duration, roster map[string]string, drained map[string]bool) {
 	edges, regions := map[string]Edge{}, map[string]Region{}
 	for name, region := range roster {
 		edge, known := s.Edges[name]
@@ -87,11 +90,15 @@ func (s *State) enrol(roster map[string]string) {
 			edge = Edge{Region: region}
 		}
 		edges[name] = edge
-		if r, known := s.Regions[region]; known {
-			regions[region] = r
-		} else {
-			regions[region] = Region{WellFrom: -1}
+		r, known := s.Regions[region]
+		if !known {
+			r = Region{WellFrom: -1, Back: -1}
 		}
+		if r.Drained && !drained[region] {
+			r.Back = at
+		}
+		r.Drained = drained[region]
+		regions[region] = r
 	}
 	s.Edges, s.Regions = edges, regions
 }
@@ -126,7 +133,8 @@ func (s *State) believe(at time.Duration, by string, dead []string) (effects []E
 		r, known := s.Regions[name]
 		if known && !r.Dead && name != by && !s.tooMany() {
 			why := "declared dead before this edge began, by one of " + by
-			s.Regions[name] = Region{Dead: true, Why: why, WellFrom: -1}
+			r.Dead, r.Why, r.WellFrom = true, why, -1
+			s.Regions[name] = r
 			effects = append(effects, Effect{Region: name, Dead: true, Why: why})
 		}
 	}
@@ -223,7 +231,7 @@ func (s *State) judge(at time.Duration) []Effect {
 				r.WellFrom = at
 			}
 			if r.Dead && at-r.WellFrom >= healthyFor {
-				r.Dead, r.Why = false, ""
+				r.Dead, r.Why, r.Back = false, "", at
 				effects = append(effects, Effect{Region: name, Why: fmt.Sprintf("reached by %s for %s", observers(up[name], up[name]+down[name]), healthyFor)})
 			}
 		case down[name] > up[name]:

@@ -18,6 +18,7 @@ type zone struct {
 	now     time.Duration
 	edges   map[string]*edge
 	roster  map[string]string
+	drained map[string]bool
 	cut     func(from, to string) bool // between regions
 	changes []change
 }
@@ -94,7 +95,7 @@ func (z *zone) run(d time.Duration) {
 			if (z.now-e.phase)%time.Second != 0 {
 				continue
 			}
-			z.step(e, observe.Event{Roster: z.roster})
+			z.step(e, observe.Event{Roster: z.roster, Drained: z.drained})
 			z.step(e, observe.Event{Probed: &observe.Probe{Edge: e.name, OK: true}})
 			for _, other := range slices.Sorted(maps.Keys(z.edges)) {
 				o := z.edges[other]
@@ -183,6 +184,51 @@ func TestStep_ARegionDiesAndReturns(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A region is back from the moment that its drain ended, or that it was no longer held for dead: from then its share of
+// answers grows. One that was never away has no such moment.
+func TestStep_KnowsSinceWhenARegionIsBack(t *testing.T) {
+	z := newZone(3, 1)
+	z.run(12 * time.Second)
+	back := func(region string) (out []time.Duration) {
+		for _, name := range slices.Sorted(maps.Keys(z.edges)) {
+			if e := z.edges[name]; e.region != region {
+				at := e.state.Regions[region].Back
+				if at >= 0 {
+					at += e.began
+				}
+				out = append(out, at)
+			}
+		}
+		return out
+	}
+	z.drained = map[string]bool{"r1": true}
+	z.run(10 * time.Second)
+	if got := back("r1"); !slices.Equal(got, []time.Duration{-1, -1}) {
+		t.Fatalf("r1, which is drained, is back since %v", got)
+	}
+	z.drained = nil
+	ended := z.now
+	z.run(30 * time.Second)
+	for _, at := range back("r1") {
+		if at < ended || at > ended+time.Second {
+			t.Errorf("the drain of r1 ended at %v, and it is back since %v", ended, at)
+		}
+	}
+	z.kill("r2")
+	z.run(10 * time.Second)
+	z.start("r2")
+	started := z.now
+	z.run(20 * time.Second)
+	for _, at := range back("r2") {
+		if at < started+10*time.Second || at > started+13*time.Second {
+			t.Errorf("r2 started at %v, and is back since %v", started, at)
+		}
+	}
+	if got := back("r0"); got[1] != -1 {
+		t.Errorf("r0, which was never away, is back since %v", got)
 	}
 }
 

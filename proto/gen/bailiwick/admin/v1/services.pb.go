@@ -3985,6 +3985,7 @@ type RegionState struct {
 	Accepted       int64                  `protobuf:"varint,12,opt,name=accepted,proto3" json:"accepted,omitempty"`                      // requests that its edges accepted since each one's start
 	RelaysOut      int32                  `protobuf:"varint,13,opt,name=relays_out,json=relaysOut,proto3" json:"relays_out,omitempty"`
 	RelaysIn       int32                  `protobuf:"varint,14,opt,name=relays_in,json=relaysIn,proto3" json:"relays_in,omitempty"`
+	Share          int32                  `protobuf:"varint,15,opt,name=share,proto3" json:"share,omitempty"` // it returns: the least percentage of an edge's answers that name it; 0: all do
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -4117,6 +4118,13 @@ func (x *RegionState) GetRelaysIn() int32 {
 	return 0
 }
 
+func (x *RegionState) GetShare() int32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
+}
+
 // RegionView is how one edge sees a region.
 type RegionView struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -4199,6 +4207,7 @@ type RegionAnswer struct {
 	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
 	Answered      bool                   `protobuf:"varint,2,opt,name=answered,proto3" json:"answered,omitempty"`
 	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	Share         int32                  `protobuf:"varint,4,opt,name=share,proto3" json:"share,omitempty"` // it returns: so many percent of the answers that would name it do; 0: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4252,6 +4261,13 @@ func (x *RegionAnswer) GetWhy() string {
 		return x.Why
 	}
 	return ""
+}
+
+func (x *RegionAnswer) GetShare() int32 {
+	if x != nil {
+		return x.Share
+	}
+	return 0
 }
 
 type QueryUsageRequest struct {
@@ -9679,7 +9695,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"reportedAt\"\x10\n" +
 	"\x0eRegionsRequest\"L\n" +
 	"\x0fRegionsResponse\x129\n" +
-	"\aregions\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.RegionStateR\aregions\"\xab\x03\n" +
+	"\aregions\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.RegionStateR\aregions\"\xc1\x03\n" +
 	"\vRegionState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04zone\x18\x02 \x01(\tR\x04zone\x12!\n" +
@@ -9698,18 +9714,20 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\baccepted\x18\f \x01(\x03R\baccepted\x12\x1d\n" +
 	"\n" +
 	"relays_out\x18\r \x01(\x05R\trelaysOut\x12\x1b\n" +
-	"\trelays_in\x18\x0e \x01(\x05R\brelaysIn\"\x96\x01\n" +
+	"\trelays_in\x18\x0e \x01(\x05R\brelaysIn\x12\x14\n" +
+	"\x05share\x18\x0f \x01(\x05R\x05share\"\x96\x01\n" +
 	"\n" +
 	"RegionView\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x18\n" +
 	"\ahealthy\x18\x03 \x01(\bR\ahealthy\x12\x10\n" +
 	"\x03why\x18\x04 \x01(\tR\x03why\x120\n" +
-	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"T\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"j\n" +
 	"\fRegionAnswer\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12\x1a\n" +
 	"\banswered\x18\x02 \x01(\bR\banswered\x12\x10\n" +
-	"\x03why\x18\x03 \x01(\tR\x03why\"\xc0\x02\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x14\n" +
+	"\x05share\x18\x04 \x01(\x05R\x05share\"\xc0\x02\n" +
 	"\x11QueryUsageRequest\x12%\n" +
 	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
