@@ -142,4 +142,13 @@ var edgeBugs = []bug{
 	{name: "sentinel-takes-any-control-node", breaks: "usage goes to control nodes of its zone only",
 		edits:  []edit{{sentinelPkg + "/arrive.go", "case zone != s.cfg.Zone:", "case false && zone != s.cfg.Zone:"}},
 		checks: []check{{sentinelPkg, "TestSentinel_UsageGoesToControlNodesOfTheZone"}}},
+	{name: "who-returns-brings-ended-grants-back", breaks: "an edge that leaves the registry and returns gets no new life for old grants",
+		edits:  []edit{{seenFile, "over := len(s.left) - maxLeft", "over := len(s.left)"}},
+		checks: []check{{"regions/grant", "TestSeen_AnEdgeThatReturnsBringsNoEndedGrantBack"}}},
+	{name: "sentinel-believes-the-newer-word", breaks: "the second opinion counts a grant by the first word under its id",
+		edits:  []edit{{sentinelPkg + "/arrive.go", "max(x.ttl, x.offline)+slack", "max(g.ttl, g.offline)+slack"}},
+		checks: []check{{sentinelPkg, "TestSentinel_AGrantShownTooLongIsNone"}}},
+	{name: "sentinel-grace-adds-up", breaks: "the second opinion lets a grant that an answer ended go on for one moment",
+		edits:  []edit{{sentinelPkg + "/grant.go", "if s.lasting(g, now) {", "if s.alive(g, now) {"}},
+		checks: []check{{sentinelPkg, "TestSentinel_GraceDoesNotAddUp"}}},
 }

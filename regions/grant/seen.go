@@ -1,6 +1,9 @@
 package grant
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"time"
 
 	"bailiwick/shared/revision"
@@ -13,7 +16,11 @@ import (
 // The mark is the name's, not the process's: an older grant of a twin, shown for the first time after a newer one of the
 // other, is refused. A mark for each process would have to be kept for every start there ever was.
 // The zero Seen has seen none.
-type Seen struct{ by map[seenKey][]sighting }
+type Seen struct {
+	by   map[seenKey][]sighting
+	left map[string]uint64 // edges that the registry does not have, by the order in which they left
+	n    uint64            // how many ever left
+}
 
 type seenKey struct{ edge, from, to string }
 
@@ -24,8 +31,10 @@ type sighting struct {
 	lasts   time.Duration
 }
 
-// maxSightings of one sender's pair are remembered.
-const maxSightings = 64
+const (
+	maxSightings = 64   // of one sender's pair are remembered
+	maxLeft      = 1024 // edges that left the registry are; beyond it the first to leave is forgotten
+)
 
 // Fresh says whether the grant is still within its lifetime, and remembers it. The receiver cannot know whether
 // the sender still reaches its control plane, so it allows the offline lifetime; the sender keeps the shorter one.
@@ -61,12 +70,35 @@ func (s *Seen) Fresh(g *Grant, now time.Time) bool {
 	return true
 }
 
-// Forget drops edges that the registry does not have any more; with them go their marks, and a stranger is
-// refused before Fresh is asked.
+// Forget bounds what is kept of edges that the registry does not have any more. A stranger is refused before Fresh is
+// asked; but who returns, or whose pair is opened again, must not bring ended grants back to life, so the marks of the
+// last that left stay.
 func (s *Seen) Forget(known func(edge string) bool) {
+	maps.DeleteFunc(s.left, func(edge string, _ uint64) bool { return known(edge) })
+	var leave []string
 	for key := range s.by {
-		if !known(key.edge) {
-			delete(s.by, key)
+		if _, gone := s.left[key.edge]; !gone && !known(key.edge) {
+			leave = append(leave, key.edge)
 		}
+	}
+	if len(leave) == 0 {
+		return
+	}
+	slices.Sort(leave)
+	if s.left == nil {
+		s.left = map[string]uint64{}
+	}
+	for _, edge := range slices.Compact(leave) {
+		s.n++
+		s.left[edge] = s.n
+	}
+	over := len(s.left) - maxLeft
+	if over <= 0 {
+		return
+	}
+	first := slices.SortedFunc(maps.Keys(s.left), func(a, b string) int { return cmp.Compare(s.left[a], s.left[b]) })[:over]
+	maps.DeleteFunc(s.by, func(key seenKey, _ []sighting) bool { return slices.Contains(first, key.edge) })
+	for _, edge := range first {
+		delete(s.left, edge)
 	}
 }
