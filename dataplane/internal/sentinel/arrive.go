@@ -27,7 +27,9 @@ func (s *Sentinel) Arrives(cert *x509.Certificate, signed []byte, apiZone, api s
 	s.read()
 	now := time.Now()
 	rule := s.receive(s.now, g, now, zone, region, edge, named{apiZone, api})
-	late := rule != "" && now.Sub(s.changed) < settle && s.receive(s.before, g, now, zone, region, edge, named{apiZone, api}) == ""
+	late := rule != "" && s.lately(now, func(r *reading) bool {
+		return s.receive(r, g, now, zone, region, edge, named{apiZone, api}) == ""
+	})
 	s.mu.Unlock()
 	if rule == "" {
 		return nil
@@ -74,7 +76,7 @@ func (s *Sentinel) lasts(r *reading, g *grant, now time.Time) bool {
 			s.inOrder = s.inOrder[1:]
 		}
 	}
-	return now.Sub(x.first) < max(g.ttl, g.offline)+slack
+	return now.Sub(x.first) < max(x.ttl, x.offline)+slack
 }
 
 // Control judges a connection over which usage leaves, over TCP or QUIC, by the certificate that was shown: usage goes

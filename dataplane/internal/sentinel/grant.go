@@ -133,7 +133,7 @@ func (s *Sentinel) Answered(asked time.Time, signed [][]byte) {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, g := range s.grants { // the newest answer says how long a pair may go unasked
-		if s.alive(g, now) {
+		if s.lasting(g, now) { // by grace alone it would never end where answers come fast
 			g.grace = now.Add(settle)
 		}
 		g.offline = 0
@@ -160,9 +160,14 @@ func (s *Sentinel) Silent() {
 
 // alive says whether a grant still lasts, with mu held.
 func (s *Sentinel) alive(g *grant, now time.Time) bool {
+	return s.lasting(g, now) || now.Before(g.grace)
+}
+
+// lasting says whether its lifetime has not ended, with mu held.
+func (s *Sentinel) lasting(g *grant, now time.Time) bool {
 	lasts := g.ttl
 	if s.away {
 		lasts = max(lasts, g.offline)
 	}
-	return now.Sub(g.asked) < lasts+slack || now.Before(g.grace)
+	return now.Sub(g.asked) < lasts+slack
 }

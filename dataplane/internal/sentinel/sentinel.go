@@ -19,6 +19,7 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,9 @@ const (
 	// settle is how long after a change of the rules what was permitted before is late, and not wrong: blocked
 	// all the same, but no fault of the first check, which read the table a moment earlier.
 	settle = time.Second
+	// maxPast is how many changes of the rules within settle are remembered; beyond it the oldest is forgotten, and
+	// what it permitted counts as wrong.
+	maxPast = 32
 	// targetsFor is how long an upstream that left the table may be dialled: requests under way finish by the
 	// table they began with, and an upstream of this region crosses no border.
 	targetsFor = 2 * time.Minute
@@ -70,7 +74,7 @@ type Sentinel struct {
 	mu      sync.Mutex // covers all below; held for no I/O
 	of      *policy.Table
 	now     *reading
-	before  *reading // what held until now.since
+	past    []past // what held before, oldest first
 	left    map[string]time.Time
 	grants  map[string]*grant // by id
 	order   []string          // ids, oldest first
@@ -78,7 +82,12 @@ type Sentinel struct {
 	inOrder []string          // ids of them, oldest first
 	away    bool              // the zone did not answer the last question for grants
 	warned  map[[3]string]time.Time
-	changed time.Time
+}
+
+// past is a reading that held until a moment ago.
+type past struct {
+	*reading
+	until time.Time
 }
 
 // reading is what the objects of one table say. It never changes.
@@ -104,7 +113,7 @@ func New(cfg Config) (*Sentinel, error) {
 	if cfg.Tables == nil || cfg.Zone == "" || cfg.Region == "" || cfg.Edge == "" || cfg.Logger == nil {
 		return nil, errors.New("sentinel: Tables, Zone, Region, Edge and Logger are required")
 	}
-	return &Sentinel{cfg: cfg, now: &reading{}, before: &reading{}, left: map[string]time.Time{}, grants: map[string]*grant{}, shown: map[string]*shown{}, warned: map[[3]string]time.Time{}}, nil
+	return &Sentinel{cfg: cfg, now: &reading{}, left: map[string]time.Time{}, grants: map[string]*grant{}, shown: map[string]*shown{}, warned: map[[3]string]time.Time{}}, nil
 }
 
 // Run reads every table as it comes until ctx ends, so that it knows what was permitted a moment ago.
@@ -165,9 +174,22 @@ func (s *Sentinel) read() {
 	}
 	maps.DeleteFunc(s.left, func(_ string, at time.Time) bool { return now.Sub(at) > targetsFor })
 	if s.now.catalog != r.catalog || s.now.zone != r.zone || !maps.Equal(s.now.pairs, r.pairs) || !maps.Equal(s.now.served, r.served) || !maps.Equal(s.now.nodes, r.nodes) {
-		s.before, s.changed = s.now, now
+		s.past = append(s.past, past{s.now, now})
 	}
+	s.past = slices.DeleteFunc(s.past, func(p past) bool { return now.Sub(p.until) >= settle })
+	s.past = s.past[max(0, len(s.past)-maxPast):]
 	s.now = r
+}
+
+// lately says whether any reading that held within the last moment permits, with mu held. It asks each, and not the
+// last alone: rules may change twice between the first check and this one.
+func (s *Sentinel) lately(now time.Time, permits func(*reading) bool) bool {
+	for _, p := range s.past {
+		if now.Sub(p.until) < settle && permits(p.reading) {
+			return true
+		}
+	}
+	return false
 }
 
 // address is what a dialler makes of a base URL.
@@ -248,7 +270,7 @@ func (s *Sentinel) Dialled(cert *x509.Certificate) error {
 			}
 		}
 	}
-	late := rule != "" && now.Sub(s.changed) < settle && (rule == RuleGrant || allowed(s.before))
+	late := rule != "" && s.lately(now, func(r *reading) bool { return rule == RuleGrant || allowed(r) })
 	s.mu.Unlock()
 	if rule == "" {
 		return nil
@@ -274,7 +296,7 @@ func (s *Sentinel) Leaves(cert *x509.Certificate, signed []byte, api, home strin
 	s.read()
 	now := time.Now()
 	rule := s.judge(s.now, g, now, zone, region, edge, api)
-	late := rule != "" && now.Sub(s.changed) < settle && s.judge(s.before, g, now, zone, region, edge, api) == ""
+	late := rule != "" && s.lately(now, func(r *reading) bool { return s.judge(r, g, now, zone, region, edge, api) == "" })
 	s.mu.Unlock()
 	if rule == "" {
 		return nil
