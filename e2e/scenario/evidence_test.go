@@ -31,6 +31,7 @@ func TestEvidence(t *testing.T) {
 		}
 	}
 	s.MustCLI("emea", "close", "--name", "drill", "--from", "eu-west", "--to", "eu-central", "--reason", "drill")
+	s.MustCLI("us", "region", "drain", "us-west", "--reason", "flood")
 	within(t, time.Now(), 10*time.Second, "eu-west has nobody left", func() error {
 		if got := s.Get("eu-west", key).Status; got != 503 {
 			return fmt.Errorf("status %d", got)
@@ -90,6 +91,23 @@ func TestEvidence(t *testing.T) {
 	})
 	if out, err := verify(file, "--zone", "emea"); err != nil {
 		t.Fatalf("the bundle is not sound: %v\n%s", err, out)
+	}
+	// Who drained the region of another zone is in every zone's log, by name in one of them, and all tell the same of it.
+	both := []string{"audit", "verify", "--ca-file", root}
+	for zone, who := range map[string]string{"emea": "us/", "us": "admin"} {
+		bundle := filepath.Join(apart, "audit-"+zone)
+		within(t, time.Now(), 30*time.Second, "zone "+zone+" has logged the catalog", func() error {
+			s.MustCLI(zone, "evidence", "export", "--zone", zone, "--from", "1h", "-f", bundle)
+			out := s.MustCLI(zone, "audit", "list", "--zone", zone, "--bundle", bundle)
+			if !strings.Contains(out, "Region us-west changed, drained: flood") || !strings.Contains(out, who) || zone == "emea" && !strings.Contains(out, "closure drill") {
+				return fmt.Errorf("audit list:\n%s", out)
+			}
+			return nil
+		})
+		both = append(both, bundle)
+	}
+	if out := s.MustCLI("emea", both...); !strings.Contains(out, " 0 of them differently") || strings.Contains(out, "\n0 transactions") {
+		t.Errorf("audit verify of both zones:\n%s", out)
 	}
 	// All nodes have the log that they sign, the one that had lost it too, and edges hold its heads.
 	s.Act("start", led)
