@@ -164,6 +164,9 @@ func (s *server) RemoveNode(ctx context.Context, req *adminv1.RemoveNodeRequest)
 		if err != nil {
 			return nil, err
 		}
+		if n.Zone != s.Zone && caller(ctx).Role != RoleAdmin {
+			return nil, fault.New(fault.Denied, "ROLE_INSUFFICIENT", "node %s is of zone %s: role %q removes nodes of zone %s alone", n.Name, n.Zone, caller(ctx).Role, s.Zone)
+		}
 		txn := group.Txn{RequestID: id + "/" + strconv.Itoa(attempt),
 			Compares: []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}}, Ops: []group.Op{{Key: kv.Key, Delete: true}}}
 		if n.Kind == "control" {

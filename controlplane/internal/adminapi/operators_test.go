@@ -87,6 +87,11 @@ func TestRoles_ByZoneAndKind(t *testing.T) {
 			}
 			return err
 		}, "admin"},
+		{"remove another zone's edge", func(token string) error {
+			in.Catalog.Put(model.PrefixNode+"us-edge", model.Encode(model.Node{Name: "us-edge", Kind: "edge", Region: "us-east", Zone: "us"}))
+			_, err := adminv1connect.NewNodeServiceClient(apitest.Client(token), z.Server.URL, faults).RemoveNode(t.Context(), &adminv1.RemoveNodeRequest{Name: "us-edge"})
+			return err
+		}, "admin"},
 		{"make operators", func(token string) error {
 			_, err := operatorsAt(z, token).CreateOperator(t.Context(), &adminv1.CreateOperatorRequest{Name: "z", Role: "viewer"})
 			return err
