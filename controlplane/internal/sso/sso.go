@@ -2,9 +2,14 @@
 // audience and end, and maps a claim to a role.
 //
 // It issues nothing, keeps no session and stores no token. What the issuer publishes, its endpoints and keys, is fetched
-// in Run, and keys that are not known yet at the first token signed with them; while the issuer is away, tokens under
-// keys that are known are good, others are refused, and operators' own tokens work as ever. Nothing survives a crash.
-// Verify may be called from several goroutines at once.
+// in Run: keys every Refresh, so that one that the issuer took back is not good for ever, and sooner for a token that fits
+// none, but no more often than every Patience, since anybody can show one. While the issuer is away, tokens under keys that
+// are known are good, others are refused, and operators' own tokens work as ever. Nothing survives a crash. Verify may be
+// called from several goroutines at once.
+//
+// A name is the same person as an operator's of that name who holds a token, also where two must decide. Nobody but the
+// issuer can know that two names are one person's: name tokens as the issuer names people, and take no claim as the name
+// that people choose themselves.
 package sso
 
 import (
@@ -30,6 +35,7 @@ const (
 	retry        = 15 * time.Second // between attempts to reach the issuer at the start
 	fetch        = 5 * time.Second  // for one answer of the issuer
 	maxToken     = 16 << 10         // bytes
+	skew         = 5 * time.Minute  // of the issuer's clock
 )
 
 // Config of a Verifier.
@@ -94,11 +100,9 @@ func New(cfg Config) (*Verifier, error) {
 // Run reaches the issuer, and then waits for ctx to end.
 func (v *Verifier) Run(ctx context.Context) error {
 	for {
-		// The provider fetches keys later, under the context that it is given here.
-		p, err := oidc.NewProvider(oidc.ClientContext(ctx, v.cfg.HTTP), v.cfg.Issuer)
-		if err == nil {
-			v.verifier.Store(p.Verifier(&oidc.Config{ClientID: v.cfg.Audience, SupportedSigningAlgs: []string{oidc.RS256, oidc.ES256, oidc.EdDSA}}))
-			<-ctx.Done()
+		if k, err := v.discover(ctx); err == nil {
+			v.verifier.Store(oidc.NewVerifier(v.cfg.Issuer, k, &oidc.Config{ClientID: v.cfg.Audience, SupportedSigningAlgs: []string{oidc.RS256, oidc.ES256, oidc.EdDSA}}))
+			k.run(ctx)
 			return nil
 		}
 		select {
@@ -107,6 +111,25 @@ func (v *Verifier) Run(ctx context.Context) error {
 		case <-time.After(retry):
 		}
 	}
+}
+
+// discover asks the issuer where its keys are. The library's own set of keys fetches them at every token that fits none, and
+// else never.
+func (v *Verifier) discover(ctx context.Context) (*keys, error) {
+	p, err := oidc.NewProvider(oidc.ClientContext(ctx, v.cfg.HTTP), v.cfg.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	var says struct {
+		Keys string `json:"jwks_uri"`
+	}
+	if err := p.Claims(&says); err != nil {
+		return nil, err
+	}
+	if !strings.HasPrefix(says.Keys, "https://") {
+		return nil, fmt.Errorf("the issuer's keys are at %q, which is no https URL", says.Keys)
+	}
+	return newKeys(says.Keys, v.cfg.HTTP), nil
 }
 
 // Verify says who a token is of and in which role. It is refused with a reason of kind Unauthenticated, Denied or, while
@@ -129,7 +152,8 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (name, role string, e
 		// Why is for the log: the text may quote the token.
 		return "", "", fault.New(fault.Unauthenticated, "TOKEN_INVALID", "this is no token that %s issued for %s", v.cfg.Issuer, v.cfg.Audience)
 	}
-	if token.IssuedAt.IsZero() || token.Expiry.Sub(token.IssuedAt) > MaxLife {
+	// One that is said to be issued tomorrow would last longer than the limit.
+	if token.IssuedAt.IsZero() || token.Expiry.Sub(token.IssuedAt) > MaxLife || time.Until(token.Expiry) > MaxLife+skew {
 		return "", "", fault.New(fault.Unauthenticated, "TOKEN_TOO_LONG", "tokens of %s must end within %s of being issued", v.cfg.Issuer, MaxLife)
 	}
 	var claims map[string]any
@@ -142,6 +166,10 @@ func (v *Verifier) Verify(ctx context.Context, raw string) (name, role string, e
 	}
 	if name = strings.ToLower(name); name == "" || len(name) > 128 {
 		return "", "", fault.New(fault.Denied, "NAME_MISSING", "this token does not say who it is of: %s of %s is empty, or not verified", v.cfg.Name, v.cfg.Issuer)
+	}
+	// Two letters that look alike are two names, and two names may be the two operators of an approval.
+	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", "", fault.New(fault.Denied, "NAME_UNUSABLE", "the name that %s gives is not of plain letters, digits and signs without blanks: choose another claim (-oidc-name)", v.cfg.Issuer)
 	}
 	values := texts(claims[v.cfg.Claim])
 	for _, r := range v.cfg.Roles {

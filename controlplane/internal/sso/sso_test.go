@@ -90,10 +90,13 @@ func TestVerifier_TakesOnlyWhatItsIssuerSays(t *testing.T) {
 	}
 	now := time.Now()
 	good := map[string]any{"iss": i.srv.URL, "aud": "bailiwick", "sub": "7", "email": "Bob@example.test", "email_verified": true, "groups": []string{"x", "emea-ops"}, "iat": now.Unix(), "exp": now.Add(time.Hour).Unix()}
-	with := func(k string, x any) map[string]any {
+	with := func(changes ...any) map[string]any {
 		c := maps.Clone(good)
-		if c[k] = x; x == nil {
-			delete(c, k)
+		for i := 0; i < len(changes); i += 2 {
+			k := changes[i].(string)
+			if c[k] = changes[i+1]; c[k] == nil {
+				delete(c, k)
+			}
 		}
 		return c
 	}
@@ -113,6 +116,10 @@ func TestVerifier_TakesOnlyWhatItsIssuerSays(t *testing.T) {
 		{"of another issuer", i.token(i.key, jose.ES256, with("iss", "https://evil.example.test")), "", "", "TOKEN_INVALID"},
 		{"ended", i.token(i.key, jose.ES256, with("exp", now.Add(-time.Second).Unix())), "", "", "TOKEN_EXPIRED"},
 		{"for a month", i.token(i.key, jose.ES256, with("exp", now.Add(30*24*time.Hour).Unix())), "", "", "TOKEN_TOO_LONG"},
+		{"issued tomorrow", i.token(i.key, jose.ES256, with("iat", now.Add(20*time.Hour).Unix(), "exp", now.Add(40*time.Hour).Unix())), "", "", "TOKEN_TOO_LONG"},
+		{"not yet", i.token(i.key, jose.ES256, with("nbf", now.Add(time.Hour).Unix())), "", "", "TOKEN_INVALID"},
+		{"a name with letters that look like others", i.token(i.key, jose.ES256, with("email", "b\u043eb@example.test")), "", "", "NAME_UNUSABLE"},
+		{"a name with a blank", i.token(i.key, jose.ES256, with("email", "bob@example.test ")), "", "", "NAME_UNUSABLE"},
 		{"issued never", i.token(i.key, jose.ES256, with("iat", nil)), "", "", "TOKEN_TOO_LONG"},
 		{"of nobody", i.token(i.key, jose.ES256, with("email", nil)), "", "", "NAME_MISSING"},
 		{"an address that nobody verified", i.token(i.key, jose.ES256, with("email_verified", false)), "", "", "NAME_MISSING"},
