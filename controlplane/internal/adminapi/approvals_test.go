@@ -46,6 +46,7 @@ const (
 	sccBasis   = "kind: LegalBasis\nname: scc\nspec: {kind: scc, expires: 2031-01-01}\n"
 	dpfBasis   = "kind: LegalBasis\nname: dpf\nspec: {kind: dpf, status: suspended}\n"
 	widePolicy = "kind: Policy\nname: wide\nspec: {zone: emea, pairs: [{from: eu-west, to: us-west, basis: scc}]}\n"
+	samePolicy = "kind: Policy\nname: same\nspec: {zone: emea, within_zone: {basis: gdpr}, offline_grant: 60s, pairs: [{from: eu-west, to: us-east, basis: scc}, {from: eu-central, to: us-east, basis: scc, status: closed}]}\n"
 	closure    = "kind: Closure\nname: stop\nspec: {zone: emea, from: eu-west, to: us-east, reason: drill}\n"
 )
 
@@ -93,6 +94,8 @@ var openings = []struct {
 	{name: "a region joins", apply: "kind: Region\nname: eu-south\nspec: {zone: emea, provider: aws, country: IT, jurisdiction: EEA}\n", opens: "eu-south to eu-west becomes permitted"},
 	{name: "an API under a wider policy", apply: "kind: API\nname: orders\nspec: {zone: emea, hosts: [orders.emea.example.test], policy: wide, routes: [{name: all}], upstreams: [{region: eu-west, url: \"http://127.0.0.1:7301\"}]}\n", opens: "host orders.emea.example.test: eu-west to us-west becomes permitted"},
 	{name: "a host that was under none", apply: "kind: API\nname: other\nspec: {zone: emea, hosts: [other.emea.example.test], policy: wide, routes: [{name: all}], upstreams: [{region: eu-west, url: \"http://127.0.0.1:7301\"}]}\n", opens: "host other.emea.example.test"},
+	{name: "an API under a policy that permits as much and may be widened by one", also: samePolicy, apply: "kind: API\nname: orders\nspec: {zone: emea, hosts: [orders.emea.example.test], policy: same, routes: [{name: all}], upstreams: [{region: eu-west, url: \"http://127.0.0.1:7301\"}]}\n", opens: "host orders.emea.example.test comes under policy same, which asks for no second operator"},
+	{name: "a new host under a policy that permits nothing yet", also: "kind: Policy\nname: none\nspec: {zone: emea}\n", apply: "kind: API\nname: other\nspec: {zone: emea, hosts: [other.emea.example.test], policy: none, routes: [{name: all}], upstreams: [{region: eu-west, url: \"http://127.0.0.1:7301\"}]}\n", opens: "host other.emea.example.test comes under policy none"},
 	{name: "the policy goes", also: "kind: API\nname: orders\nspec: {zone: emea, hosts: [orders.emea.example.test], routes: [{name: all}], upstreams: [{region: eu-west, url: \"http://127.0.0.1:7301\"}]}\n---\nkind: API\nname: reports\nspec: {zone: emea, hosts: [reports.emea.example.test], routes: [{name: all}], upstreams: [{region: eu-west, url: \"http://127.0.0.1:7301\"}]}\n", drop: "policies/gdpr-emea", opens: "no longer asks for a second operator"},
 	{name: "a closure goes", drop: "closures/stop", opens: "eu-west to us-east becomes permitted"},
 	{name: "a closure turns elsewhere", apply: "kind: Closure\nname: stop\nspec: {zone: emea, from: eu-central, to: eu-west, reason: drill}\n", opens: "eu-west to us-east becomes permitted"},

@@ -1,8 +1,8 @@
 // Package approval says which changes of what decides relays loosen it against the word of a policy that asks for two
 // operators, what of such a change may take effect at once, and what exactly a second operator approves.
 //
-// It is pure: no clock, no I/O, no store. adminapi keeps proposals and commits what was approved; border asks again
-// before a zone adopts, so that no door can be gone around. Nothing here survives a crash, and all of it may be called
+// It is pure: no clock, no I/O, no store. adminapi keeps proposals and asks again before each of its transactions, so that
+// no call of it can go around; a zone adopts what the catalog then says without asking (DESIGN.md). Nothing here survives a crash, and all of it may be called
 // by anyone at once. DESIGN.md says what counts as loosening.
 package approval
 
@@ -116,6 +116,11 @@ func Openings(before, after World, now time.Time) ([]Opening, error) {
 		old := hostOf(before, h.host)
 		if old.policy == h.policy && old.zone == h.zone {
 			continue
+		}
+		// Else the host would come under a policy that permits no more, and one operator would then widen that one.
+		left, _ := before.policy(old.policy)
+		if next, _ := after.policy(h.policy); !next.TwoPerson && (old.policy == "" || left.TwoPerson) {
+			add(h.policy, h.zone, "host %s comes under policy %s, which asks for no second operator", h.host, h.policy)
 		}
 		held := map[[3]string]bool{}
 		for _, p := range was.Pairs(now, nil) {
