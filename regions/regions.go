@@ -98,6 +98,10 @@ type Policy struct {
 // DefaultOfflineGrant is for pairs inside one zone under one law.
 const DefaultOfflineGrant = time.Hour
 
+// MaxOfflineGrant bounds every one: the longest for which a sender that is cut off can hold up a tightening. Validate
+// refuses more, and Compile takes it for this much, whatever is stored.
+const MaxOfflineGrant = 30 * 24 * time.Hour
+
 // Closure is a zone's own deny entry. A blank field matches everything, so
 // {Basis: b} closes all that rests on b, {From: r} all that leaves r, and one
 // with no field set closes every pair: what says too little closes too much.

@@ -98,7 +98,7 @@ func (s *Set) compilePolicy(p *Policy, bases map[string]*LegalBasis, rep *report
 		r.local = a.Zone == b.Zone
 		switch {
 		case p.OfflineGrant != nil:
-			r.offlineGrant = *p.OfflineGrant
+			r.offlineGrant = min(*p.OfflineGrant, MaxOfflineGrant)
 		case r.local && r.basis.Kind == SameLaw:
 			r.offlineGrant = DefaultOfflineGrant
 		}

@@ -155,6 +155,9 @@ func validatePolicy(rep *report, set *Set, p Policy, bases []LegalBasis, now tim
 	if p.OfflineGrant != nil && *p.OfflineGrant < 0 {
 		rep.fail(KindPolicy, p.Name, "spec.offline_grant", "OFFLINE_GRANT_INVALID", "policy %s: an offline grant of %v is less than nothing; write 0s for none", p.Name, *p.OfflineGrant)
 	}
+	if p.OfflineGrant != nil && *p.OfflineGrant > MaxOfflineGrant {
+		rep.fail(KindPolicy, p.Name, "spec.offline_grant", "OFFLINE_GRANT_INVALID", "policy %s: an offline grant of %v is more than the %v that a grant may last at most", p.Name, *p.OfflineGrant, MaxOfflineGrant)
+	}
 	if p.WithinZone {
 		inForce(p.WithinZoneBasis, "spec.within_zone.basis")
 		checkClasses(rep, p.Name, "spec.within_zone.classes", p.WithinZoneClasses)

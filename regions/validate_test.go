@@ -79,6 +79,7 @@ func TestValidate_Findings(t *testing.T) {
 			w.policies[0].OfflineGrant = ptr(time.Hour)
 			w.policies[0].Pairs = []regions.Pair{{From: "eu-west", To: "us-east", Basis: "contract"}}
 		}, w, "Policy", "gdpr-emea", "spec.offline_grant", "OFFLINE_GRANT_CROSSES", "across a zone border"},
+		{"offline grant without end", func(w *world) { w.policies[0].OfflineGrant = ptr(regions.MaxOfflineGrant + 1) }, e, "Policy", "gdpr-emea", "spec.offline_grant", "OFFLINE_GRANT_INVALID", "may last at most"},
 		{"offline grant negative", func(w *world) { w.policies[0].OfflineGrant = ptr(-time.Hour) }, e, "Policy", "gdpr-emea", "spec.offline_grant", "OFFLINE_GRANT_INVALID", "less than nothing"},
 		{"partition", func(w *world) {
 			w.regs[3].Partition = "us-gov"

@@ -31,6 +31,8 @@ const (
 	DefaultTTL = 30 * time.Second
 	// tick is how often pending tightenings are looked at.
 	tick = 200 * time.Millisecond
+	// retryPast is how often a new leader reads again what it could not read.
+	retryPast = time.Second
 )
 
 // Config of a Keeper; every field but TTL is required.
@@ -76,7 +78,17 @@ func (k *Keeper) Run(ctx context.Context) error {
 }
 
 func (k *Keeper) lead(ctx context.Context) {
-	t := &term{book: grant.Open(k.past(time.Now()), k.cfg.TTL, time.Now()), reports: map[grant.Process]*peerv1.EdgeReport{}}
+	past, err := k.past(time.Now())
+	for err != nil { // whoever does not know the edges cannot say what they may hold
+		k.cfg.Logger.Error("border is not kept: what edges may hold does not read", "zone", k.cfg.Zone, "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryPast):
+		}
+		past, err = k.past(time.Now())
+	}
+	t := &term{book: grant.Open(past, k.cfg.TTL, time.Now()), reports: map[grant.Process]*peerv1.EdgeReport{}}
 	k.mu.Lock()
 	k.term = t
 	k.mu.Unlock()

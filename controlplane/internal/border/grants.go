@@ -15,6 +15,7 @@ import (
 	"bailiwick/controlplane/internal/model"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions"
 	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 
@@ -25,13 +26,17 @@ import (
 const grantText = "bailiwick-grant/1\n"
 
 // past is all that a new leader finds of grants that edges may still hold.
-func (k *Keeper) past(now time.Time) grant.Past {
+func (k *Keeper) past(now time.Time) (grant.Past, error) {
 	p := grant.Past{Edges: map[string]string{}}
 	zone := k.cfg.Store.Local()
+	var all []grant.Life // the most that anybody may hold
 	if a, _, err := adopted(zone); err == nil {
 		if set, err := a.Compile(); err == nil {
 			for _, x := range set.Pairs(now, nil) { // without closures: a closed pair may still be granted
 				p.Rules = append(p.Rules, grant.Life{To: x.To, Lasts: x.OfflineGrant})
+			}
+			for _, r := range a.Regions {
+				all = append(all, grant.Life{To: r.Name, Lasts: regions.MaxOfflineGrant})
 			}
 		}
 	}
@@ -40,33 +45,46 @@ func (k *Keeper) past(now time.Time) grant.Past {
 			p.Targets = append(p.Targets, r.To)
 		}
 	}
-	for name, n := range nodes(k.cfg.Catalog.Local()) {
+	registry, err := nodes(k.cfg.Catalog.Local())
+	if err != nil {
+		return p, err
+	}
+	for name, n := range registry {
 		if n.Kind == "edge" && n.Zone == k.cfg.Zone {
 			p.Edges[name] = n.Region
 		}
 	}
-	if records, err := list[model.GrantRecord](zone, model.PrefixGrant); err == nil {
-		for _, r := range records {
-			x := grant.Record{Process: grant.Process{Edge: r.Edge, Incarnation: r.Incarnation}, Region: r.Region}
-			for _, g := range r.Grants {
-				x.Given = append(x.Given, grant.Life{To: g.To, Lasts: time.Duration(g.TTLMS) * time.Millisecond})
-			}
-			if r.TakesMS > 0 {
-				x.Given = append(x.Given, grant.Life{To: r.Region, Lasts: time.Duration(r.TakesMS) * time.Millisecond})
-			}
-			earlier := func(incarnation string, left map[string]int64) {
-				for to, ms := range left {
-					x.Earlier = append(x.Earlier, grant.Left{Incarnation: incarnation, Life: grant.Life{To: to, Lasts: time.Duration(ms) * time.Millisecond}})
-				}
-			}
-			earlier(r.Incarnation, r.EarlierMS)
-			for incarnation, left := range r.Others {
-				earlier(incarnation, left)
-			}
-			p.Records = append(p.Records, x)
+	for kv := range zone.List(model.PrefixGrant) {
+		r, err := model.Decode[model.GrantRecord](kv.Key, kv.Value)
+		if err != nil { // of a newer release, perhaps, which knows of lifetimes that this one does not
+			edge := strings.TrimPrefix(kv.Key, model.PrefixGrant)
+			k.cfg.Logger.Error("record of grants does not read: tightenings wait for the edge as if it held all for the longest time there is", "edge", edge, "error", err)
+			p.Records = append(p.Records, grant.Record{Process: grant.Process{Edge: edge}, Region: p.Edges[edge], Given: all})
+			continue
+		}
+		p.Records = append(p.Records, recorded(r))
+	}
+	return p, nil
+}
+
+func recorded(r model.GrantRecord) grant.Record {
+	x := grant.Record{Process: grant.Process{Edge: r.Edge, Incarnation: r.Incarnation}, Region: r.Region}
+	for _, g := range r.Grants {
+		x.Given = append(x.Given, grant.Life{To: g.To, Lasts: time.Duration(g.TTLMS) * time.Millisecond})
+	}
+	if r.TakesMS > 0 {
+		x.Given = append(x.Given, grant.Life{To: r.Region, Lasts: time.Duration(r.TakesMS) * time.Millisecond})
+	}
+	earlier := func(incarnation string, left map[string]int64) {
+		for to, ms := range left {
+			x.Earlier = append(x.Earlier, grant.Left{Incarnation: incarnation, Life: grant.Life{To: to, Lasts: time.Duration(ms) * time.Millisecond}})
 		}
 	}
-	return p
+	earlier(r.Incarnation, r.EarlierMS)
+	for incarnation, left := range r.Others {
+		earlier(incarnation, left)
+	}
+	return x
 }
 
 // Grant gives an edge its permissions to relay, one grant for each target region. edge and region are as the
@@ -75,7 +93,10 @@ func (k *Keeper) past(now time.Time) grant.Past {
 func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
 	now := time.Now()
 	zone, catalog := k.cfg.Store.Local(), k.cfg.Catalog.Local()
-	registry := nodes(catalog)
+	registry, err := nodes(catalog)
+	if err != nil {
+		return nil, fmt.Errorf("read the node registry: %w", err)
+	}
 	if at := catalog.Revision(); registry[edge].Name == "" && at.Less(group.Revision{Epoch: req.GetCatalog().GetEpoch(), Index: req.GetCatalog().GetIndex()}) {
 		return nil, fault.New(fault.Unavailable, "CATALOG_BEHIND", "edge %s is not in the node registry as of catalog %s, and has itself seen more", edge, at)
 	}

@@ -132,9 +132,9 @@ func VerifyInForce(key ed25519.PublicKey, r model.InForce) bool {
 // holds says which half makes the tightening hold, or for which edges it still waits (the shorter list).
 // barrier is the zone index from which a table lacks the pair.
 func (k *Keeper) holds(r model.InForce, barrier uint64, now time.Time) (by string, waiting []string) {
-	registry := nodes(k.cfg.Catalog.Local())
+	registry, unread := nodes(k.cfg.Catalog.Local())
 	a, _, err := adopted(k.cfg.Store.Local())
-	if err != nil {
+	if err != nil || unread != nil { // an edge that nobody sees is not one that has acknowledged
 		return "", []string{"leader"}
 	}
 	ground := grant.Ground{
@@ -163,14 +163,16 @@ func (k *Keeper) holds(r model.InForce, barrier uint64, now time.Time) (by strin
 	return k.term.book.InForce(grant.Tightening{From: r.From, To: r.To, Epoch: r.ZoneEpoch, Barrier: barrier}, ground, now)
 }
 
-func nodes(catalog group.Snapshot) map[string]model.Node {
+func nodes(catalog group.Snapshot) (map[string]model.Node, error) {
 	out := map[string]model.Node{}
 	for kv := range catalog.List(model.PrefixNode) {
-		if n, err := model.Decode[model.Node](kv.Key, kv.Value); err == nil {
-			out[strings.TrimPrefix(kv.Key, model.PrefixNode)] = n
+		n, err := model.Decode[model.Node](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
 		}
+		out[strings.TrimPrefix(kv.Key, model.PrefixNode)] = n
 	}
-	return out
+	return out, nil
 }
 
 // Tightenings lists the zone's in-force records, newest first, at most 100; pending ones say for whom they wait.

@@ -128,6 +128,9 @@ func (p Policy) Validate() error {
 	if p.OfflineGrant != nil && *p.OfflineGrant < 0 {
 		return bad("spec.offline_grant", "OFFLINE_GRANT_INVALID", "policy %s: an offline grant of %v is less than nothing; write 0s for none", p.Name, *p.OfflineGrant)
 	}
+	if p.OfflineGrant != nil && *p.OfflineGrant > regions.MaxOfflineGrant {
+		return bad("spec.offline_grant", "OFFLINE_GRANT_INVALID", "policy %s: an offline grant of %v is more than the %v that a grant may last at most", p.Name, *p.OfflineGrant, regions.MaxOfflineGrant)
+	}
 	return nil
 }
 
