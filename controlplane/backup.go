@@ -134,8 +134,11 @@ func (o *Offline) InspectBackup(path string) (backup.Info, error) {
 // Restore puts a backup in the place of this node's part in its group, as the group's only member, in a new epoch. What
 // was there is set aside, not removed. The returned paths are what was.
 func (o *Offline) Restore(r Restoring, now time.Time) (record model.Recovery, aside []string, err error) {
-	if r.Operator == "" || r.Reason == "" {
-		return record, nil, fault.New(fault.Invalid, "REASON_REQUIRED", "restore: an operator's name and a reason are required: they are part of the signed record")
+	if err := accounted("restore", r.Operator, r.Reason); err != nil {
+		return record, nil, err
+	}
+	if err := stopped(o.Dir); err != nil {
+		return record, nil, err
 	}
 	f, err := os.Open(r.File)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"bailiwick/controlplane/internal/evidence"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
+	"bailiwick/shared/identity"
 )
 
 // A zone's three groups are restored on one node from backups: the state is as of then, in a higher epoch, and the log
@@ -44,6 +45,21 @@ func TestBackup_RestoresAZoneInANewEpoch(t *testing.T) {
 		t.Errorf("backup of another zone's group: got %v", err)
 	}
 	records := len(n.leaf(evidence.KindWrite))
+	running, err := OpenOffline(w.path("emea-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, aside, err := running.Restore(Restoring{File: files["store/emea"], Operator: "ada", Reason: "in haste"}, time.Now()); fault.ReasonOf(err) != "NODE_RUNS" || len(aside) > 0 {
+		t.Fatalf("restored under a running node: set aside %v, %v", aside, err)
+	}
+	token, _, err := n.enroll.CreateToken(within(t), identity.Control, "eu-west", "emea-1", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if aside, err := Join(within(t), Joining{Dir: w.path("emea-1"), Name: "emea-1", Region: "eu-west", AdminURL: "https://" + freePort(t), PeerAddr: freePort(t),
+		Control: []string{n.self.Admin}, RootsPEM: n.source.RootsPEM(), Token: token}); fault.ReasonOf(err) != "NODE_RUNS" || len(aside) > 0 {
+		t.Fatalf("joined anew under a running node: set aside %v, %v", aside, err)
+	}
 	last := write(t, n.store, model.PrefixOperator+"later", `{"name":"later","role":"viewer"}`)
 	if err := n.stop(); err != nil {
 		t.Fatal(err)
@@ -54,6 +70,9 @@ func TestBackup_RestoresAZoneInANewEpoch(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, file := range files {
+		if _, _, err := off.Restore(Restoring{File: file, Operator: "ada", Reason: strings.Repeat("x", 501)}, time.Now()); fault.ReasonOf(err) != "REASON_TOO_LONG" {
+			t.Errorf("%s: restore with a reason without end: got %v", name, err)
+		}
 		if _, _, err := off.Restore(Restoring{File: file}, time.Now()); fault.ReasonOf(err) != "REASON_REQUIRED" {
 			t.Errorf("%s: restore without a reason: got %v", name, err)
 		}

@@ -51,6 +51,9 @@ func Join(ctx context.Context, j Joining) (aside []string, err error) {
 	if err := j.Validate(); err != nil {
 		return nil, err
 	}
+	if err := stopped(j.Dir); err != nil { // before the token is spent
+		return nil, err
+	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(j.RootsPEM) {
 		return nil, fault.New(fault.Invalid, "CA_UNREADABLE", "join: the CA file holds no certificate")

@@ -58,6 +58,16 @@ func groupsOf(zone string) []struct{ Name, Dir string } {
 	}
 }
 
+// stopped refuses a directory in which a node runs.
+func stopped(dir string) error {
+	for _, g := range groupsOf("") {
+		if err := raftgroup.Unused(filepath.Join(dir, g.Dir)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Inspect says what the node holds of each of its groups; an error of one is told beside the others.
 func (o *Offline) Inspect() (found []raftgroup.Inspection, err error) {
 	for _, g := range groupsOf(o.name.Zone) {
@@ -79,13 +89,19 @@ type Recovery struct {
 
 // Validate says what is missing.
 func (r Recovery) Validate() error {
-	switch {
-	case !r.Zone && !r.Catalog:
+	if !r.Zone && !r.Catalog {
 		return fault.New(fault.Invalid, "GROUPS_REQUIRED", "recover: say which groups have lost their quorum: the zone's, the catalog, or both")
-	case r.Operator == "" || r.Reason == "":
-		return fault.New(fault.Invalid, "REASON_REQUIRED", "recover: an operator's name and a reason are required: they are part of the signed record")
-	case len(r.Operator) > 200 || len(r.Reason) > 500:
-		return fault.New(fault.Invalid, "REASON_TOO_LONG", "recover: the operator's name holds at most 200 bytes, the reason 500")
+	}
+	return accounted("recover", r.Operator, r.Reason)
+}
+
+// accounted asks for what a signed record says of who decided.
+func accounted(what, operator, reason string) error {
+	switch {
+	case operator == "" || reason == "":
+		return fault.New(fault.Invalid, "REASON_REQUIRED", "%s: an operator's name and a reason are required: they are part of the signed record", what)
+	case len(operator) > 200 || len(reason) > 500:
+		return fault.New(fault.Invalid, "REASON_TOO_LONG", "%s: the operator's name holds at most 200 bytes, the reason 500", what)
 	}
 	return nil
 }

@@ -2,11 +2,14 @@ package raftgroup
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -69,6 +72,25 @@ func Inspect(dir, groupName string) (Inspection, error) {
 	}
 	defer db.Close()
 	return in, in.read(&boltDisk{db: db, path: path}, dir)
+}
+
+// Unused says whether no process holds a group's directory, which need not exist or be sound: for whoever is about to
+// move it. A process goes on in a directory that was moved away under it.
+func Unused(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, "raft.db"), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close() // and with it the lock
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); errors.Is(err, syscall.EWOULDBLOCK) {
+		return fault.New(fault.Conflict, "NODE_RUNS", "a process holds %s: stop the node first", dir)
+	} else if err != nil {
+		return fmt.Errorf("see whether a process holds %s: %w", dir, err)
+	}
+	return nil
 }
 
 func (in *Inspection) read(d *boltDisk, dir string) (err error) {
