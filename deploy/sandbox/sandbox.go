@@ -29,6 +29,10 @@ var builtin embed.FS
 // mark says that a directory was made by a sandbox, which alone may be emptied by the next one.
 const mark = "made-by-bailiwick-sandbox"
 
+// ramp is how long a region that returns takes to its full share of DNS answers here: a minute, as edges have it
+// otherwise, is long for who looks on.
+const ramp = 10 * time.Second
+
 type sandbox struct {
 	cfg      Config
 	self     string
@@ -246,7 +250,7 @@ func (s *sandbox) startEdge(ctx context.Context, i int, e edgeSpec) error {
 		"-dir", s.path(e.name), "-name", e.name, "-region", e.region,
 		"-control", strings.Join(urls, ","), "-ca-file", s.path("ca.pem"), "-join-token-file", tokenFile,
 		"-https", s.layout.edgeHTTPS(i), "-http", s.layout.edgeHTTP(i), "-relay", s.layout.edgeRelay(i), "-admin", s.layout.edgeAdmin(i),
-		"-public", "127.0.0.1", "-dns", s.layout.edgeDNS(i), "-dns-domains", e.zone+".example.test",
+		"-public", "127.0.0.1", "-dns", s.layout.edgeDNS(i), "-dns-domains", e.zone+".example.test", "-dns-ramp", ramp.String(),
 		"-allow-loopback-upstreams")
 	s.edges = append(s.edges, c)
 	return c.start(s.log)

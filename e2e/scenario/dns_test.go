@@ -127,7 +127,12 @@ func TestDNS(t *testing.T) {
 	if a := s.Get("eu-west", key); a.Status != http.StatusOK {
 		t.Errorf("the drained region answers %d", a.Status)
 	}
-	s.MustCLI("emea", "region", "undrain", "eu-west")
+	// It comes back by and by; --wait ends when all answers name it again.
+	ended := time.Now()
+	s.MustCLI("emea", "region", "undrain", "eu-west", "--wait")
+	if took := time.Since(ended); took < 8*time.Second {
+		t.Errorf("eu-west has its full share of the answers %v after the end of its drain; want ten seconds of ramp", took)
+	}
 	s.MustCLI("emea", "apply", "-f", writeManifest(t, "kind: Region\nname: eu-west\nspec: {zone: emea, provider: sandbox, country: IE, jurisdiction: EEA, client_subnets: [127.0.0.0/8]}\n"))
 	s.Eventually(10*time.Second, "clients of eu-west are led there first", func() error {
 		for range 5 { // every time, not every other
