@@ -377,7 +377,7 @@ func (s Sent) End(e Event) {
 				break
 			}
 		}
-		if e == Answered && s.t.calm() {
+		if e == Answered && (s.t.calm() || s.t.past(s.began)) {
 			return
 		}
 	}
@@ -391,6 +391,14 @@ func (t *Target) calm() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.state.Phase == Healthy && t.state.Fails == 0
+}
+
+// past says that an ejected target answers what was sent before its good probes began: that was no last resort, and a
+// service that refuses all that is new may still be finishing what it had.
+func (t *Target) past(began time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state.Phase == Ejected && began < t.state.GoodFor
 }
 
 // Report is a target's health for people.
