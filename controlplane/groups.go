@@ -70,7 +70,8 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if err := n.openGroups(); err != nil {
 		return err
 	}
-	if n.keeper, err = border.New(border.Config{Zone: n.self.Zone, Catalog: n.catalog, Store: n.store, Signer: n.secrets.Signer, Logger: n.log}); err != nil {
+	if n.keeper, err = border.New(border.Config{Zone: n.self.Zone, Catalog: n.catalog, Store: n.store, Signer: n.secrets.Signer, Logger: n.log,
+		LeftBehind: n.catalog.Node().LeftBehind}); err != nil {
 		return err
 	}
 	if err := n.openEvidence(ca); err != nil {

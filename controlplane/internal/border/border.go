@@ -35,7 +35,7 @@ const (
 	retryPast = time.Second
 )
 
-// Config of a Keeper; every field but TTL is required.
+// Config of a Keeper; every field but TTL and LeftBehind is required.
 type Config struct {
 	Zone    string
 	Catalog group.Store
@@ -43,6 +43,10 @@ type Config struct {
 	Signer  ed25519.PrivateKey // the zone's; signs grants and in-force records
 	TTL     time.Duration      // of a grant; 0 means DefaultTTL
 	Logger  *slog.Logger
+
+	// LeftBehind says that the catalog was recovered and Catalog is a copy of before, which cannot tell its new epoch;
+	// nil: never.
+	LeftBehind func() bool
 }
 
 // Keeper is one node's part in keeping the border.
@@ -151,6 +155,8 @@ func (k *Keeper) step(ctx context.Context) error {
 		errs = append(errs, fmt.Errorf("say under which epochs pairs may cross zones: %w", err))
 	} else if err := k.adopt(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("adopt catalog rules: %w", err))
+	} else if err := k.shut(ctx); err != nil {
+		errs = append(errs, fmt.Errorf("close what crosses zones after a recovery of the catalog: %w", err))
 	}
 	if err := k.notice(ctx); err != nil {
 		errs = append(errs, fmt.Errorf("compare permitted pairs: %w", err))
@@ -174,6 +180,30 @@ func (k *Keeper) birth(ctx context.Context) error {
 		Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},
 		Ops: []group.Op{{Key: model.KeyCrossing, Value: model.Encode(model.Crossing{CatalogEpoch: current.CatalogEpoch,
 			StoreEpoch: zone.Revision().Epoch, At: time.Now().UTC()})}},
+	})
+	return err
+}
+
+// shut closes what crosses zones where a recovered catalog cannot: its new epoch, which closes it otherwise, does not come
+// to a node that was left behind until that begins anew. Whoever approves it before has it closed again.
+func (k *Keeper) shut(ctx context.Context) error {
+	if k.cfg.LeftBehind == nil || !k.cfg.LeftBehind() {
+		return nil
+	}
+	zone := k.cfg.Store.Local()
+	current, _, err := adopted(zone)
+	if err != nil || current.CatalogEpoch > k.cfg.Catalog.Local().Revision().Epoch {
+		return err // another leader of the zone has seen the new epoch
+	}
+	c, err := crossing(zone)
+	if err != nil || c == nil || c.CatalogEpoch == 0 {
+		return err
+	}
+	kv, _ := zone.Get(model.KeyCrossing)
+	_, err = k.cfg.Store.Txn(ctx, group.Txn{
+		Compares: []group.Compare{{Key: model.KeyCrossing, ModIndex: kv.ModIndex}},
+		Ops: []group.Op{{Key: model.KeyCrossing, Value: model.Encode(model.Crossing{StoreEpoch: c.StoreEpoch, At: time.Now().UTC(),
+			Reason: "the catalog was recovered, and this zone's control nodes have its copy of before"})}},
 	})
 	return err
 }

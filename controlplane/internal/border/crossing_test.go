@@ -2,12 +2,52 @@ package border_test
 
 import (
 	"context"
+	"crypto/ed25519"
+	"log/slog"
 	"testing"
 	"time"
 
+	"bailiwick/controlplane/internal/border"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 )
+
+// Of a catalog that was recovered elsewhere this zone's nodes may keep the copy of before: what crosses zones is closed
+// here all the same, once, and not again after a leader that has seen the new epoch.
+func TestKeeper_ACatalogLeftBehindClosesWhatCrossesZones(t *testing.T) {
+	w := open(t, 30*time.Second, 0)
+	w.abroad("emea", "eu-west", "us-east")
+	w.endKeeper()
+	ctx, end := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	k, err := border.New(border.Config{Zone: "emea", Catalog: &distant{w.catalog, w.catalog.Local()}, Store: w.store, Signer: ed25519.NewKeyFromSeed(make([]byte, 32)), Logger: slog.New(slog.DiscardHandler),
+		LeftBehind: func() bool { return true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { defer close(done); _ = k.Run(ctx) }()
+	w.endKeeper = func() { end(); <-done }
+	w.eventually("what crosses zones is closed", func() error { return w.has("eu-west", "us-east", false) })
+	if err := w.has("eu-west", "eu-central", true); err != nil {
+		t.Error(err)
+	}
+	if _, ok := w.record("eu-west", "us-east"); !ok {
+		t.Error("the closing is no tightening on record")
+	}
+	kv, _ := w.store.Local().Get(model.KeyAdopted)
+	a, err := model.Decode[model.Adopted](kv.Key, kv.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.CatalogEpoch += 5 // as another leader, whose node has begun anew, adopts it
+	w.put(w.store, model.KeyAdopted, a)
+	w.put(w.store, model.KeyCrossing, model.Crossing{CatalogEpoch: a.CatalogEpoch, StoreEpoch: w.store.Local().Revision().Epoch})
+	w.eventually("approved under the new epoch, it opens", func() error { return w.has("eu-west", "us-east", true) })
+	time.Sleep(500 * time.Millisecond) // two of its looks
+	if err := w.has("eu-west", "us-east", true); err != nil {
+		t.Errorf("and stays so: %v", err)
+	}
+}
 
 // A recovery opens an epoch, of the catalog or of the zone's own store, and whatever else it did: pairs that cross
 // zones are closed and recorded as such until somebody approves them under that epoch. Pairs inside the zone stay.

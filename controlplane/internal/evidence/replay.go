@@ -267,7 +267,7 @@ func (w *replay) cross(r entry, wrong *problems) {
 	if c.StoreEpoch > r.Epoch || w.adopted != nil && c.CatalogEpoch > w.adopted.CatalogEpoch {
 		wrong.add("pairs that cross zones are approved under epochs that are not there yet")
 	}
-	if w.crossing != nil && r.By == nil {
+	if was := w.crossing; was != nil && r.By == nil && (c.CatalogEpoch > was.CatalogEpoch || c.StoreEpoch > was.StoreEpoch) {
 		wrong.add("pairs that cross zones are approved after a recovery, and by nobody")
 	}
 	w.change()

@@ -92,6 +92,8 @@ func (c Crossing) Closed(catalogEpoch, storeEpoch uint64) string {
 	switch {
 	case storeEpoch > c.StoreEpoch:
 		return fmt.Sprintf("the recovery that opened epoch %d of the zone's store", storeEpoch)
+	case c.CatalogEpoch == 0 && catalogEpoch > 0:
+		return "a recovery of the catalog, of which this zone's control nodes have the copy of before: restart them"
 	case catalogEpoch > c.CatalogEpoch:
 		return fmt.Sprintf("the recovery that opened epoch %d of the catalog", catalogEpoch)
 	}

@@ -138,10 +138,14 @@ func (n *Node) leaveBehind(incarnation uint64) {
 	if n.fence.up() {
 		return
 	}
+	n.left.Store(true)
 	n.fence.raise()
 	err := durable.WriteFileAtomic(durable.OS(), filepath.Join(n.cfg.Dir, supersededMark), strconv.AppendUint(nil, incarnation, 10), durable.FilePerm)
 	n.cfg.Logger.Error("the group was recovered: this node keeps the copy of before until it is restarted, and then begins anew", "err", err)
 }
+
+// LeftBehind says that the group was recovered and that this node goes on with its copy of before.
+func (n *Node) LeftBehind() bool { return n.left.Load() }
 
 // beginAnew does what leaveBehind left to do: the copy of before is set aside.
 func (c Config) beginAnew() error {

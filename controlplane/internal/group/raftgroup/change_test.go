@@ -47,8 +47,8 @@ func TestRecover_AMemberWithoutAVoteLeavesItsCopyBehind(t *testing.T) {
 	if kv, ok := n4.Local().Get("k1"); !ok || string(kv.Value) != "1" {
 		t.Errorf("its copy: got %q, %v, want it kept", kv.Value, ok)
 	}
-	if n4.node.Err() != nil {
-		t.Errorf("it ended: %v", n4.node.Err())
+	if n4.node.Err() != nil || !n4.node.LeftBehind() || s.node.LeftBehind() {
+		t.Errorf("it ended: %v; left behind: %v, the survivor: %v", n4.node.Err(), n4.node.LeftBehind(), s.node.LeftBehind())
 	}
 	wanted := append(all(survivor), Wanted{Server: "n4", Node: "n4"})
 	for range 3 { // with the disk of before it is not brought in

@@ -44,6 +44,7 @@ type Node struct {
 	haltOnce  sync.Once
 	halted    chan struct{} // closed when the node fails or closes, whichever is first
 	running   atomic.Bool
+	left      atomic.Bool // behind: see leaveBehind
 }
 
 // New opens the group's files under cfg.Dir, refuses what it cannot trust, and
