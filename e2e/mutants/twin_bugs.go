@@ -47,4 +47,13 @@ var twinBugs = []bug{
 	{name: "incarnation-on-disk", breaks: "each start draws its own incarnation",
 		edits:  []edit{{incarnationPkg + "/incarnation.go", "\tr.Dead = append(r.Dead, last.Dead...)\n", "\tr.Dead = append(r.Dead, last.Dead...)\n\tif last.ID != \"\" {\n\t\tr.ID, r.self.ID = last.ID, last.ID\n\t}\n"}},
 		checks: []check{{incarnationPkg, "TestBegin_ACopySaysNothingOfTheOriginal"}}},
+	{name: "unread-grants-are-none", breaks: "a record that a leader cannot read is the worst",
+		edits:  []edit{{grantsFile, "Region: p.Edges[edge], Given: all})", "Region: p.Edges[edge]})"}},
+		checks: []check{{borderPkg, "TestKeeper_AnUnreadRecordOfGrantsIsTheWorst"}}},
+	{name: "left-behind-stays-open", breaks: "a zone whose copy of the catalog is of before a recovery closes what crosses zones",
+		edits:  []edit{{borderFile, "k.cfg.LeftBehind == nil || !k.cfg.LeftBehind() {", "k.cfg.LeftBehind == nil || k.cfg.LeftBehind() {"}},
+		checks: []check{{borderPkg, "TestKeeper_ACatalogLeftBehindClosesWhatCrossesZones"}}},
+	{name: "host-leaves-two-operators", breaks: "one operator takes no host from a policy that asks two",
+		edits:  []edit{{"controlplane/internal/approval/approval.go", `(old.policy == "" || left.TwoPerson) {`, `old.policy == "" && !left.TwoPerson {`}},
+		checks: []check{{apiPkg, "TestApproval_EveryRoadThatOpensTakesTwo"}}},
 }
