@@ -127,7 +127,8 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 	var key string
 	c := &cobra.Command{Use: "verify FILE...", Short: "Check bundles offline, and that zones tell the same of the catalog", Args: cobra.MinimumNArgs(1),
 		Long: `Check bundles like evidence verify does, each of a zone; and that what two of them tell of the catalog, transaction by
-transaction, is the same: no zone can hide or change a write that another has logged. Exit codes: 0 sound, 1 not.`,
+transaction, is the same: no zone can hide or change a write that another has logged. What a zone says that it could not
+log, a gap, is listed. Exit codes: 0 sound, 1 not.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			trust, err := a.trust("", key, nil)
 			if err != nil {
@@ -138,7 +139,8 @@ transaction, is the same: no zone can hide or change a write that another has lo
 				Verdicts    []*evidence.Verdict `json:"verdicts"`
 				Compared    int                 `json:"catalog_transactions_compared"`
 				Differences []string            `json:"differences"`
-			}{Differences: []string{}}
+				Gaps        []string            `json:"gaps"`
+			}{Differences: []string{}, Gaps: []string{}}
 			var agree evidence.Agree
 			for _, file := range args {
 				v, err := auditFile(file, trust, &agree)
@@ -149,7 +151,7 @@ transaction, is the same: no zone can hide or change a write that another has lo
 					a.exit = exitFailure
 				}
 			}
-			out.Compared = agree.Compared
+			out.Compared, out.Gaps = agree.Compared, append(out.Gaps, agree.Gaps...)
 			if out.Differences = append(out.Differences, agree.Differences...); len(out.Differences) > 0 {
 				a.exit = exitFailure
 			}
@@ -157,8 +159,8 @@ transaction, is the same: no zone can hide or change a write that another has lo
 				for _, v := range out.Verdicts {
 					printVerdict(w, v)
 				}
-				fmt.Fprintf(w, "%d transactions of the catalog are told by two zones or more, %d of them differently\n", out.Compared, len(out.Differences))
-				for _, d := range out.Differences {
+				fmt.Fprintf(w, "%d transactions of the catalog are told by two bundles or more, %d of them differently\n", out.Compared, len(out.Differences))
+				for _, d := range append(out.Differences, out.Gaps...) {
 					fmt.Fprintln(w, "  "+legible(d))
 				}
 			})
@@ -183,7 +185,7 @@ func auditFile(file string, trust evidence.Trust, agree *evidence.Agree) (*evide
 		return nil, err
 	}
 	for _, r := range records {
-		if err := agree.Add(v.Zone, r); err != nil {
+		if err := agree.Add(file, v.Zone, r); err != nil {
 			return nil, err
 		}
 	}

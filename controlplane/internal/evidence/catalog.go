@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -220,18 +221,22 @@ func (w *replay) catalog(r entry, wrong *problems) {
 	w.seen = model.CatalogSeen{Epoch: s.Epoch, Through: s.Through}
 }
 
-// Agree compares what bundles of several zones tell of the catalog. Add takes every record of every bundle.
+// Agree compares what bundles tell of the catalog: those of several zones, and those that several nodes of one zone gave
+// out. Add takes every record of every bundle.
 type Agree struct {
-	told map[group.Revision]toldWrite
-	// Differences are sentences; Compared counts transactions that two zones at least have told.
+	told map[group.Revision][]toldWrite
+	// Differences are sentences; Compared counts transactions that two bundles at least have told.
 	Differences []string
 	Compared    int
+	// Gaps are sentences: what a zone says that it cannot tell. The bundles of others may.
+	Gaps []string
+	last map[string]model.CatalogSeen // by bundle
 }
 
-type toldWrite struct{ zone, text string }
+type toldWrite struct{ zone, name, text string }
 
 // Add takes a record of a zone's bundle.
-func (a *Agree) Add(zone string, r Record) error {
+func (a *Agree) Add(bundle, zone string, r Record) error {
 	if r.Kind != KindCatalog {
 		return nil
 	}
@@ -240,21 +245,37 @@ func (a *Agree) Add(zone string, r Record) error {
 		return err
 	}
 	if a.told == nil {
-		a.told = map[group.Revision]toldWrite{}
+		a.told, a.last = map[group.Revision][]toldWrite{}, map[string]model.CatalogSeen{}
 	}
+	if last, ok := a.last[bundle]; s.Gap && ok && len(a.Gaps) < maxFindings {
+		a.Gaps = append(a.Gaps, fmt.Sprintf("zone %s does not tell what became of the catalog after %d.%d until %d.%d (%s): compare with another zone's bundle", zone, last.Epoch, last.Through, s.Epoch, s.Through, r.At.Format(time.RFC3339)))
+	}
+	a.last[bundle] = model.CatalogSeen{Epoch: s.Epoch, Through: s.Through}
 	for _, x := range s.Writes {
+		name := x.Name
 		x.Name = "" // each zone knows its own operators alone
-		at, text := group.Revision{Epoch: s.Epoch, Index: x.Index}, string(model.Encode(x))
-		switch was, ok := a.told[at]; {
-		case !ok:
-			a.told[at] = toldWrite{zone, text}
-		case was.zone != zone:
-			if a.Compared++; was.text != text && len(a.Differences) < maxFindings {
-				a.Differences = append(a.Differences, fmt.Sprintf("catalog %s: zone %s tells %s, zone %s tells %s", at, was.zone, was.text, zone, text))
+		at, is := group.Revision{Epoch: s.Epoch, Index: x.Index}, toldWrite{zone, name, string(model.Encode(x))}
+		for i, was := range a.told[at] {
+			if i == 0 {
+				a.Compared++
 			}
+			if (was.text != is.text || was.zone == zone && was.name != name) && len(a.Differences) < maxFindings {
+				a.Differences = append(a.Differences, fmt.Sprintf("catalog %s: zone %s tells %s, zone %s tells %s", at, was.zone, was.words(), zone, is.words()))
+				break
+			}
+		}
+		if !slices.Contains(a.told[at], is) {
+			a.told[at] = append(a.told[at], is)
 		}
 	}
 	return nil
+}
+
+func (t toldWrite) words() string {
+	if t.name == "" {
+		return t.text
+	}
+	return t.text + " by " + t.name
 }
 
 // Read is Verify, which hands each record but grants on to each.

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"fmt"
 	"iter"
 	"strings"
 	"testing"
@@ -100,23 +101,43 @@ func TestReplay_TheCatalogIsToldWhole(t *testing.T) {
 	}
 }
 
-// Zones that tell different histories of the catalog are found out, whichever of them lies.
+// Who tells another history of the catalog is found out, whichever zone or node it is, and a gap is said.
 func TestAgree_FindsWhoTellsOtherwise(t *testing.T) {
 	record := func(call, name string) Record {
 		return Record{Kind: KindCatalog, Value: model.Encode(model.CatalogSeen{Epoch: 3, Through: 5, Writes: []model.CatalogWrite{{Index: 5, By: "emea/ff", Name: name, Call: call}}})}
 	}
+	emea := record("apply", "alice")
+	gap := Record{Kind: KindCatalog, Value: model.Encode(model.CatalogSeen{Epoch: 3, Through: 9, Gap: true})}
+	type told struct {
+		zone string
+		r    Record
+	}
 	for _, c := range []struct {
-		call        string
-		differences int
-	}{{"apply", 0}, {"delete", 1}} {
+		what                        string
+		bundles                     []told
+		compared, differences, gaps int
+	}{
+		{"another zone, the same", []told{{"emea", emea}, {"us", record("apply", "")}}, 1, 0, 0},
+		{"another zone, another call", []told{{"emea", emea}, {"us", record("delete", "")}}, 1, 1, 0},
+		{"another zone first", []told{{"us", record("delete", "")}, {"emea", emea}}, 1, 1, 0},
+		{"the same zone, the same", []told{{"emea", emea}, {"emea", emea}}, 1, 0, 0},
+		{"the same zone, another call", []told{{"emea", emea}, {"emea", record("delete", "alice")}}, 1, 1, 0},
+		{"the same zone, another name", []told{{"emea", emea}, {"emea", record("apply", "bob")}}, 1, 1, 0},
+		{"a third zone", []told{{"emea", emea}, {"us", record("apply", "")}, {"apac", record("delete", "")}}, 2, 1, 0},
+		{"a gap", []told{{"emea", emea}, {"us", record("apply", "")}, {"us", gap}}, 1, 0, 1},
+	} {
 		var a Agree
-		for zone, r := range map[string]Record{"emea": record("apply", "alice"), "us": record(c.call, "")} {
-			if err := a.Add(zone, r); err != nil {
+		for i, b := range c.bundles {
+			bundle := fmt.Sprint(i)
+			if string(b.r.Value) == string(gap.Value) {
+				bundle = fmt.Sprint(i - 1)
+			}
+			if err := a.Add(bundle, b.zone, b.r); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if a.Compared != 1 || len(a.Differences) != c.differences {
-			t.Errorf("us tells %s: %+v", c.call, a)
+		if a.Compared != c.compared || len(a.Differences) != c.differences || len(a.Gaps) != c.gaps {
+			t.Errorf("%s: %+v, want %d compared, %d differences, %d gaps", c.what, a, c.compared, c.differences, c.gaps)
 		}
 	}
 }
