@@ -72,9 +72,6 @@ func (l *Log) NewExport(node, chainPEM string, from, to time.Time, resume *Expor
 	}
 	x := &Export{At: time.Now().UTC(), l: l, segments: segments}
 	x.heading = heading{Format: Format, Zone: l.cfg.Zone, Node: node, From: from.UTC(), To: to.UTC(), Key: l.key, Chain: chainPEM}
-	if oldest := segments[0]; oldest.first > 0 && !oldest.at.Before(from) {
-		x.heading.From = oldest.at // what was before has been dropped
-	}
 	var err error
 	if resume != nil {
 		x.At, x.First, x.Size = resume.At.UTC(), resume.First, resume.Size
@@ -86,6 +83,15 @@ func (l *Log) NewExport(node, chainPEM string, from, to time.Time, resume *Expor
 	}
 	if x.First < segments[0].first || x.Size <= x.First || x.Size > newest.Size {
 		return nil, fault.New(fault.Unavailable, "NO_CHECKPOINT", "zone %s has signed no head of its log since %s: try again in some seconds", l.cfg.Zone, from.Format(time.RFC3339))
+	}
+	if x.First > 0 { // what was before has been dropped, or this node's copy begins later
+		begins, err := l.timeAt(segments, x.First)
+		if err != nil {
+			return nil, err
+		}
+		if begins.After(x.heading.From) {
+			x.heading.From = begins
+		}
 	}
 	x.heading.Exported, x.heading.First, x.heading.Size = x.At, x.First, x.Size
 	l.mu.Lock()
@@ -114,6 +120,21 @@ func (l *Log) firstState(segments []segment, from time.Time) (int64, error) {
 		return nil
 	})
 	return first, err
+}
+
+// timeAt is the time of a record.
+func (l *Log) timeAt(segments []segment, number int64) (at time.Time, err error) {
+	err = l.scan(segments, number, func(tag byte, n int64, body []byte) error {
+		if tag != tagLeaf || n != number {
+			return nil
+		}
+		var err error
+		if at, err = timeOf(body); err != nil {
+			return err
+		}
+		return durable.ErrStop
+	})
+	return at, err
 }
 
 // headAfter is the size of the oldest head that covers all records up to an instant, or of the newest head.

@@ -239,6 +239,35 @@ func TestSegments_Trim(t *testing.T) {
 }
 
 // An export that breaks off at any place goes on there, to the same bytes, though the log grows meanwhile.
+// A bundle tells from when on it is whole: a zone that says another time leaves out what lies between.
+func TestVerify_ABundleThatBeginsLaterThanItSays(t *testing.T) {
+	h := long(t, 2)
+	b := func(from time.Time) *bundle {
+		var out bytes.Buffer
+		if err := h.exportTo(&out, from, h.at.Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if v := verdict(t, out.Bytes(), h.trust()); v.Total != 0 {
+			t.Fatalf("from %s: findings %+v", from, v.Findings)
+		}
+		return apart(t, out.Bytes())
+	}
+	honest := b(h.at)
+	if honest.heading.First == 0 {
+		t.Fatal("the bundle begins with the log")
+	}
+	honest.heading.From = h.at.Add(-24 * time.Hour)
+	if v := verdict(t, honest.together(t, h.key, false), h.trust()); v.Total != 1 || !strings.Contains(v.Findings[0].What, "what lies between is missing") {
+		t.Errorf("of a day and begins some minutes before its end: findings %+v", v.Findings)
+	}
+	// A node whose copy begins later, as after a restore, says so by itself.
+	h.log.segments = h.log.segments[1:]
+	h.log.segments[0].at = time.Time{}
+	if got := b(h.at.Add(-24 * time.Hour)).heading; got.First == 0 || !got.From.After(h.at.Add(-time.Hour)) {
+		t.Errorf("a bundle of record %d on says that it is from %s on", got.First, got.From)
+	}
+}
+
 func TestExport_Resumes(t *testing.T) {
 	h := long(t, 1)
 	x, err := h.log.NewExport("n", "", h.at.Add(-time.Hour), h.at, nil)

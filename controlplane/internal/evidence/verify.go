@@ -117,6 +117,9 @@ func verify(r io.Reader, trust Trust, begun func(heading), each func(number int6
 		if number == h.First && (e.Kind == KindState) != (number > 0) {
 			v.find(line, number, "a bundle begins with the log's first record, or with a state, not with %s", e.Kind)
 		}
+		if number == h.First && number > 0 && e.At.After(h.From) {
+			v.find(line, number, "the bundle says that it tells what was decided from %s on, and begins at %s: what lies between is missing", h.From.Format(time.RFC3339), e.At.Format(time.RFC3339Nano))
+		}
 		for _, p := range world.apply(e.entry) {
 			v.find(line, number, "%s", p)
 		}
