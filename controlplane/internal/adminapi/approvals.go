@@ -114,6 +114,9 @@ func (s *server) approve(ctx context.Context, id string) (p model.Proposal, agai
 		}
 		cat.snap = catalogSnap
 	}
+	if p.Status == model.ProposalApproved && alreadyMade(p, cat) {
+		return s.done(ctx, p), false, nil
+	}
 	if err := s.standing(p, cat, zone, time.Now()); err != nil {
 		return p, false, err
 	}
@@ -145,6 +148,13 @@ func (s *server) approve(ctx context.Context, id string) (p model.Proposal, agai
 	if err != nil || !res.Succeeded {
 		return p, err == nil, err
 	}
+	return s.done(ctx, p), false, nil
+}
+
+// done says of an approved proposal of the catalog that it is made, as well as it can: if the zone has no quorum now, the
+// next change of the catalog's rules that this zone makes says it first.
+func (s *server) done(ctx context.Context, p model.Proposal) model.Proposal {
+	key := model.PrefixApproval + p.ID
 	p.Status = model.ProposalDone
 	for range maxAttempts {
 		now := s.Store.Local()
@@ -152,12 +162,35 @@ func (s *server) approve(ctx context.Context, id string) (p model.Proposal, agai
 		if err != nil || !ok || x.Status != model.ProposalApproved {
 			break // somebody else has said so
 		}
-		res, err := s.commit(ctx, s.Store, group.Txn{RequestID: requestID("done/"+id, ""), Ops: []group.Op{{Key: key, Value: model.Encode(p)}}, Compares: []group.Compare{compareAt(state{snap: now}, key)}})
+		res, err := s.commit(ctx, s.Store, group.Txn{RequestID: requestID("done/"+p.ID, ""), Ops: []group.Op{{Key: key, Value: model.Encode(p)}}, Compares: []group.Compare{compareAt(state{snap: now}, key)}})
 		if err != nil || res.Succeeded {
-			break // it is made; that it is not marked so is mended by whoever approves it again
+			break
 		}
 	}
-	return p, false, nil
+	return p
+}
+
+// alreadyMade says whether the catalog is as an approved proposal wants it.
+func alreadyMade(p model.Proposal, cat state) bool {
+	return !slices.ContainsFunc(p.Docs, func(d model.ProposedDoc) bool {
+		kv, ok := cat.snap.Get(d.Key)
+		return !d.Catalog || ok != (len(d.Value) > 0) || ok && !bytes.Equal(kv.Value, d.Value)
+	})
+}
+
+// settleDone marks what was approved and made, and not marked because its node died in between: once the catalog is changed
+// back, it would be approved still, and one operator could make it a second time.
+func (s *server) settleDone(ctx context.Context, cat state) error {
+	for kv := range s.Store.Local().List(model.PrefixApproval) {
+		p, err := model.Decode[model.Proposal](kv.Key, kv.Value)
+		if err != nil {
+			return err
+		}
+		if p.Status == model.ProposalApproved && p.Docs[0].Catalog && alreadyMade(p, cat) {
+			s.done(ctx, p)
+		}
+	}
+	return nil
 }
 
 // made turns a proposal into operations, judged again on what is there now.

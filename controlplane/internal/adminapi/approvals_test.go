@@ -2,6 +2,7 @@ package adminapi_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -332,6 +333,59 @@ func TestApproval_TheTransactionItselfHoldsTheBase(t *testing.T) {
 }
 
 // What is proposed in one zone is approved in it: names and the decision rest there, and the catalog has neither.
+// A node that dies between making a change and saying so leaves an approval, which is good for that once.
+func TestApproval_IsGoodOnceAlsoAfterACrash(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		in, z := guarded(t)
+		bob, err := operatorsAt(z, apitest.Admin).CreateOperator(t.Context(), &adminv1.CreateOperatorRequest{Name: "bob", Role: adminapi.RoleAdmin})
+		if err != nil {
+			t.Fatal(err)
+		}
+		suspended := "kind: LegalBasis\nname: scc\nspec: {kind: scc, expires: 2031-01-01, status: suspended}\n"
+		apply(t, z, suspended)
+		id := apply(t, z, sccBasis).Pending[0].Id
+		approve := func(token string) error {
+			_, err := approvalsAt(z, token).Approve(t.Context(), &adminv1.ApproveRequest{Id: id})
+			return err
+		}
+		if err := approve(bob.Token); err != nil {
+			t.Fatal(err)
+		}
+		p := stored[model.Proposal](t, z.Store, model.PrefixApproval+id)
+		if p.Status != model.ProposalDone {
+			t.Fatalf("it is %s", p.Status)
+		}
+		p.Status = model.ProposalApproved
+		z.Store.Put(model.PrefixApproval+id, model.Encode(p)) // as the crash leaves it
+		if again {
+			if err := approve(apitest.Admin); err != nil {
+				t.Errorf("going on with it: %v", err)
+			}
+		}
+		apply(t, z, suspended) // it is taken back
+		if err := approve(apitest.Admin); fault.ReasonOf(err) != "APPROVAL_DECIDED" {
+			t.Errorf("approved once more by who proposed it: %v", err)
+		}
+		if got := stored[model.LegalBasis](t, in.Catalog, model.PrefixBasis+"scc").Status; got != "suspended" {
+			t.Errorf("the basis is %s", got)
+		}
+	}
+}
+
+// What waits is bounded by its size too: all of it rests in the zone's memory, and is listed at once.
+func TestApproval_WhatWaitsIsBounded(t *testing.T) {
+	_, z := guarded(t)
+	for i := range 9 {
+		p := model.Proposal{ID: fmt.Sprintf("%016d", i), Zone: "emea", Status: model.ProposalPending, By: "eve", Expires: time.Now().Add(time.Hour),
+			Docs: []model.ProposedDoc{{Kind: "Policy", Name: "p", Key: model.PrefixPolicy + "p", Catalog: true, Value: model.Encode(strings.Repeat("x", 480<<10))}}}
+		z.Store.Put(model.PrefixApproval+p.ID, model.Encode(p))
+	}
+	_, err := resourcesAt(z, apitest.Admin).Apply(t.Context(), &adminv1.ApplyRequest{Resources: parse(t, edited("status: closed", "status: open"))})
+	if fault.ReasonOf(err) != "APPROVALS_FULL" {
+		t.Errorf("a tenth of half a megabyte each: %v", err)
+	}
+}
+
 func TestApproval_RestsInItsZone(t *testing.T) {
 	in, z := guarded(t)
 	text := edited("status: closed", "status: open")

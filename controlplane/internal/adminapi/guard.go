@@ -125,6 +125,11 @@ func (s *server) guard(ctx context.Context, store group.Store, t group.Txn) (gro
 	world := zoneWorld
 	if inCatalog {
 		world = catalogWorld
+		if len(changed) > 0 {
+			if err := s.settleDone(ctx, before); err != nil {
+				return t, err
+			}
+		}
 	}
 	was, err := world(before)
 	if err != nil {

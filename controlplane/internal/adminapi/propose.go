@@ -180,7 +180,7 @@ func (p *plan) store(zone group.Snapshot, prop *model.Proposal) error {
 }
 
 func keep(zone group.Snapshot, prop *model.Proposal, now time.Time) (ops []group.Op, compares []group.Compare, err error) {
-	var waiting int
+	var waiting, bytes int
 	var old []model.Proposal
 	for kv := range zone.List(model.PrefixApproval) {
 		x, err := model.Decode[model.Proposal](kv.Key, kv.Value)
@@ -195,6 +195,7 @@ func keep(zone group.Snapshot, prop *model.Proposal, now time.Time) (ops []group
 		case x.ID == prop.ID:
 		case open:
 			waiting++
+			bytes += len(kv.Value)
 		default:
 			old = append(old, x)
 		}
@@ -202,12 +203,16 @@ func keep(zone group.Snapshot, prop *model.Proposal, now time.Time) (ops []group
 	if waiting >= approval.Pending {
 		return nil, nil, fault.New(fault.Conflict, "APPROVALS_FULL", "%d changes of zone %s wait for a second operator already: approve or reject some first", waiting, prop.Zone)
 	}
+	value := model.Encode(*prop)
+	if bytes += len(value); bytes > approval.Bytes {
+		return nil, nil, fault.New(fault.Conflict, "APPROVALS_FULL", "changes of zone %s that wait for a second operator would hold %d bytes, at most %d: approve or reject some first", prop.Zone, bytes, approval.Bytes)
+	}
 	slices.SortFunc(old, func(a, b model.Proposal) int { return a.At.Compare(b.At) })
 	for _, x := range old[:min(max(len(old)-approval.Kept, 0), 10)] {
 		ops = append(ops, group.Op{Key: model.PrefixApproval + x.ID, Delete: true})
 	}
 	key := model.PrefixApproval + prop.ID
-	return append(ops, group.Op{Key: key, Value: model.Encode(*prop)}), []group.Compare{compareAt(state{snap: zone}, key)}, nil
+	return append(ops, group.Op{Key: key, Value: value}), []group.Compare{compareAt(state{snap: zone}, key)}, nil
 }
 
 func approvalOf(p model.Proposal, status string) *adminv1.Approval {

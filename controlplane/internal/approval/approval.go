@@ -22,6 +22,7 @@ import (
 const (
 	TTL     = 72 * time.Hour // of a proposal: over a weekend
 	Pending = 100            // proposals of a zone that wait at once
+	Bytes   = 4 << 20        // that they hold together
 	Kept    = 100            // decided ones that are still listed; the evidence log has all
 )
 
