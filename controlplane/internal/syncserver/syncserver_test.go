@@ -370,6 +370,11 @@ func TestReports_AnEdgeThatReturnsWithLessHasAckedLess(t *testing.T) {
 	w.zone.put("unrelated", "x", model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
 	e.connect()
 	eventually(t, "the closure", e.at)
+	// An acknowledgement that the stream's end overtook was never made: then the older disk is none.
+	eventually(t, "its acknowledgement", func() bool {
+		_, z, ok := w.server.Acked("w1")
+		return ok && z.Index == w.zone.Local().Revision().Index
+	})
 	e.disconnect()
 	for _, disk := range []string{"an older disk", "no disk"} {
 		e.mu.Lock()
