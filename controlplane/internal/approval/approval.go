@@ -2,8 +2,8 @@
 // operators, what of such a change may take effect at once, and what exactly a second operator approves.
 //
 // It is pure: no clock, no I/O, no store. adminapi keeps proposals and asks again before each of its transactions, so that
-// no call of it can go around; a zone adopts what the catalog then says without asking (DESIGN.md). Nothing here survives a crash, and all of it may be called
-// by anyone at once. DESIGN.md says what counts as loosening.
+// no call of it can go around; a zone adopts what the catalog then says without asking (DESIGN.md). Nothing here survives a
+// crash, and all of it may be called by anyone at once. DESIGN.md says what counts as loosening.
 package approval
 
 import (
