@@ -151,4 +151,7 @@ var edgeBugs = []bug{
 	{name: "sentinel-grace-adds-up", breaks: "the second opinion lets a grant that an answer ended go on for one moment",
 		edits:  []edit{{sentinelPkg + "/grant.go", "if s.lasting(g, now) {", "if s.alive(g, now) {"}},
 		checks: []check{{sentinelPkg, "TestSentinel_GraceDoesNotAddUp"}}},
+	{name: "a-peers-words-for-a-rule", breaks: "what a peer says of its refusal is a name of a list",
+		edits:  []edit{{clientFile, "ruleOf(resp.Header.Get(HeaderRefused))", "resp.Header.Get(HeaderRefused)"}},
+		checks: []check{{relayPkg, "TestClient_TakesNoWordsOfAPeerForARule"}}},
 }

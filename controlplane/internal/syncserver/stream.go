@@ -427,7 +427,7 @@ func (ss *session) nack(n *syncv1.Nack, now time.Time) {
 	if ss.refusals > 1 {
 		ss.holdOff = now.Add(min(time.Second<<min(ss.refusals-2, 5), 30*time.Second))
 	}
-	s.cfg.Logger.Warn("edge refused an update", "edge", ss.edge.node.Name, "reason", n.Reason, "detail", n.Detail, "want_snapshot", n.WantSnapshot)
+	s.cfg.Logger.Warn("edge refused an update", "edge", ss.edge.node.Name, "reason", n.Reason, "want_snapshot", n.WantSnapshot)
 }
 
 func positions(catalog, zone *syncv1.Position) (c, z *revision.Revision, err error) {

@@ -181,7 +181,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		return nil, e
 	}
 	if resp.Header.Get(HeaderUnsent) != "" {
-		rule, down := resp.Header.Get(HeaderRefused), resp.StatusCode == http.StatusServiceUnavailable
+		rule, down := ruleOf(resp.Header.Get(HeaderRefused)), resp.StatusCode == http.StatusServiceUnavailable
 		resp.Body.Close()
 		end()
 		if rule != "" {

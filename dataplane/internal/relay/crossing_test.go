@@ -10,7 +10,9 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"bailiwick/dataplane/internal/relay"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 )
 
 // crosses names each header of our own that goes from edge to edge, perhaps into another zone, and each field of
@@ -70,6 +72,27 @@ func TestRelay_CarriesNoFreeText(t *testing.T) {
 	for name := range maps.Keys(crosses) {
 		if !seen[name] {
 			t.Errorf("%s has a reason and does not exist any more", name)
+		}
+	}
+}
+
+// What a peer says of its refusal goes into the log and the evidence, and with it to the control plane: a name of our
+// list, or none. An edge that was taken over writes nothing there in its own words.
+func TestClient_TakesNoWordsOfAPeerForARule(t *testing.T) {
+	b := newBorder(t)
+	for said, want := range map[string]string{relay.RulePair: relay.RulePair, grant.Expired: grant.Expired, "alice of acme": relay.RuleOther, "PAIR-CLOSED": relay.RuleOther} {
+		b.local.mu.Lock()
+		b.local.says = said
+		b.local.mu.Unlock()
+		if _, err := b.do(t.Context(), nil); rule(err) != want {
+			t.Errorf("the peer says %q: got %v, want rule %s", said, err, want)
+		}
+	}
+	b.evidence.mu.Lock()
+	defer b.evidence.mu.Unlock()
+	for key := range b.evidence.refusals {
+		if strings.Contains(key[0], "alice") {
+			t.Errorf("the peer's words are in the evidence: %v", key)
 		}
 	}
 }

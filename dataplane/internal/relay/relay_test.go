@@ -117,6 +117,7 @@ type local struct {
 	mu   sync.Mutex
 	seen []relay.Inbound
 	body strings.Builder
+	says string        // by which rule it refuses, in its own words; "": it serves
 	wait chan struct{} // if set: answer the headers, then wait for it or for the end of the request
 	cut  chan error
 }
@@ -124,8 +125,14 @@ type local struct {
 func (l *local) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.Inbound) {
 	l.mu.Lock()
 	l.seen = append(l.seen, in)
-	wait := l.wait
+	wait, says := l.wait, l.says
 	l.mu.Unlock()
+	if says != "" {
+		w.Header().Set(relay.HeaderUnsent, "1")
+		w.Header().Set(relay.HeaderRefused, says)
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
 	for name := range r.Header {
 		if strings.HasPrefix(name, relay.Prefix) {
 			w.Header().Set(relay.HeaderUnsent, "1") // fails the test: internal headers reached the upstream

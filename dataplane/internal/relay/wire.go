@@ -46,7 +46,20 @@ const (
 	RuleEvidence  = "evidence"     // the sender could not record it
 	RuleMalformed = "malformed"
 	RuleSentinel  = "sentinel" // a second opinion, at either end, says no
+	RuleOther     = "unnamed"  // the peer's word is none of these
 )
+
+var ruleNames = []string{RulePair, RuleNoGrant, RuleNode, RuleKind, RuleHop, RuleAPI, RuleCut, RuleEvidence, RuleMalformed, RuleSentinel,
+	grant.NoLeave, grant.Malformed, grant.Zone, grant.Signature, grant.Edge, grant.Twin, grant.From, grant.To, grant.Epoch, grant.Policy, grant.Expired}
+
+// ruleOf is the rule by which a peer says that it refused; "": it does not say so. What it says goes into the log, the
+// evidence and to the control plane, so it is a name of the list or it is none.
+func ruleOf(said string) string {
+	if said == "" || slices.Contains(ruleNames, said) {
+		return said
+	}
+	return RuleOther
+}
 
 // Evidence records relays before their first byte, and refusals. An error means that the relay must not happen.
 type Evidence interface {

@@ -1,6 +1,7 @@
 package subscribe
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -278,7 +279,7 @@ func (s *session) ask(m *syncv1.SubscribeRequest) error {
 func (s *session) nack(st *staged, err error, wantSnapshot bool) error {
 	s.c.stats.Nacks.Add(1)
 	s.c.cfg.Logger.Warn("update refused", "reason", fault.ReasonOf(err), "error", err, "want_snapshot", wantSnapshot)
-	n := &syncv1.Nack{Reason: fault.ReasonOf(err), Detail: err.Error(), WantSnapshot: wantSnapshot}
+	n := &syncv1.Nack{Reason: fault.ReasonOf(err), WantSnapshot: wantSnapshot}
 	if st != nil {
 		n.Catalog, n.Zone = wire(st.to[0]), wire(st.to[1])
 	}
@@ -360,7 +361,8 @@ func (s *session) tellRows(ctx context.Context, client syncv1connect.SyncService
 		err = fault.New(fault.Unavailable, "ROWS_BUSY", "it is answering another question; ask again later")
 	}
 	if err != nil {
-		last.Done, last.Failed = false, err.Error()
+		last.Done, last.Failed = false, cmp.Or(fault.ReasonOf(err), "ROWS_UNREADABLE") // the words stay here
+		s.c.cfg.Logger.Warn("rows of relays cannot be told", "error", err)
 	}
 	_ = out.Send(last) // what ended the call is in the answer
 	if _, err := out.CloseAndReceive(); err != nil && ctx.Err() == nil {

@@ -341,8 +341,7 @@ type Nack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Catalog       *Position              `protobuf:"bytes,1,opt,name=catalog,proto3" json:"catalog,omitempty"` // what was refused
 	Zone          *Position              `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // stable, SCREAMING_SNAKE
-	Detail        string                 `protobuf:"bytes,4,opt,name=detail,proto3" json:"detail,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"` // stable, SCREAMING_SNAKE; the words to it stay in the edge's own log
 	WantSnapshot  bool                   `protobuf:"varint,5,opt,name=want_snapshot,json=wantSnapshot,proto3" json:"want_snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -395,13 +394,6 @@ func (x *Nack) GetZone() *Position {
 func (x *Nack) GetReason() string {
 	if x != nil {
 		return x.Reason
-	}
-	return ""
-}
-
-func (x *Nack) GetDetail() string {
-	if x != nil {
-		return x.Detail
 	}
 	return ""
 }
@@ -2220,13 +2212,12 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04dead\x18\x06 \x03(\tR\x04dead\"m\n" +
 	"\x03Ack\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
-	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\"\xc3\x01\n" +
+	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\"\xb1\x01\n" +
 	"\x04Nack\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06detail\x18\x04 \x01(\tR\x06detail\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshot\"\xd7\x04\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12#\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshotJ\x04\b\x04\x10\x05\"\xd7\x04\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
