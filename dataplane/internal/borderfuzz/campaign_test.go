@@ -101,9 +101,9 @@ func (w *world) String() string {
 		events = append(events, fmt.Sprintf("%s %d", name, s.events[name]))
 	}
 	n := s.requests.Load()
-	return fmt.Sprintf("%d requests (%.0f/s), %d answered by an upstream, %.1f %% of all relayed; %d reached upstreams of other regions, %d of them in another zone; %d refused or failed, %d forged relays; %.3f %% of %d served that were due; sentinel %d, late %d; %v",
+	return fmt.Sprintf("%d requests (%.0f/s), %d answered by an upstream, %.1f %% of all relayed; %d reached upstreams of other regions, %d of them in another zone; %d refused or failed, %d forged relays; %.3f %% of %d served that were due, %d waits for the processor; sentinel %d, late %d; %v",
 		n, float64(n)/time.Since(w.start).Seconds(), s.answered.Load(), share(s.relayed.Load(), n), j.relayed.Load(), j.foreign.Load(), s.refused.Load(), s.forged.Load(),
-		share(s.served.Load(), s.wanted.Load()), s.wanted.Load(), violations, late, events)
+		share(s.served.Load(), s.wanted.Load()), s.wanted.Load(), w.waits.Load(), violations, late, events)
 }
 
 // verdict: a campaign in which little is relayed, or little succeeds, has not shown that what it saw was safe.
@@ -122,6 +122,9 @@ func (w *world) verdict() error {
 	}
 	if s.served.Load()*100 < s.wanted.Load()*least || s.wanted.Load() == 0 {
 		errs = append(errs, fmt.Errorf("%d of %d served although a permitted region was healthy and granted, want %d %%", s.served.Load(), s.wanted.Load(), least))
+	}
+	if s.wanted.Load()*100 < s.requests.Load() && s.requests.Load() > 100_000 {
+		errs = append(errs, fmt.Errorf("%d of %d requests tell whether those are served that may be, want 1 %%: the machine is too busy", s.wanted.Load(), s.requests.Load()))
 	}
 	if w.judge.foreign.Load() == 0 && s.requests.Load() > 100_000 {
 		errs = append(errs, errors.New("nothing crossed the zones where it may"))

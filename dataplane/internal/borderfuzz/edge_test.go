@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -50,11 +51,18 @@ type edge struct {
 	has       uint64   // index of the rules it holds; the driver's alone
 }
 
-// meter takes every row that is one.
-type meter struct{ rows atomic.Int64 }
+// meter takes every row that is one, and reads what is in it: usage leaves for the control plane.
+type meter struct {
+	rows  atomic.Int64
+	judge *judge
+}
 
-func (m *meter) Append(r *usage.Row) error { m.rows.Add(r.Requests); return r.Check() }
-func (m *meter) Healthy() error            { return nil }
+func (m *meter) Append(r *usage.Row) error {
+	m.rows.Add(r.Requests)
+	m.judge.search("a row of usage", strings.Join([]string{r.Customer, r.Subscription, r.Plan, r.Product, r.API, r.Route, r.ServedRegion, r.KeyID, string(r.RequestID[:])}, " "))
+	return r.Check()
+}
+func (m *meter) Healthy() error { return nil }
 
 // zone is what the edges of one zone share.
 type zone struct {

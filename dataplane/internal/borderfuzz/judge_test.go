@@ -1,7 +1,6 @@
 package borderfuzz
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -95,6 +94,7 @@ func (j *judge) start(s *shot) {
 
 // Relay is the evidence log of every edge.
 func (j *judge) Relay(id, grant, from, to string) error {
+	j.search("a row of evidence", id+" "+grant+" "+from+" "+to)
 	id += ">" + to
 	j.rows.Store(id, recorded{grant, from, to})
 	for {
@@ -111,8 +111,13 @@ func (j *judge) Relay(id, grant, from, to string) error {
 	}
 }
 
-// Refuse is what else goes into an evidence log. Counts of refusals are others' business.
-func (j *judge) Refuse(rule, from, to, requestID string) {}
+// Refuse is what else goes into an evidence log, and from there to the control plane: names and an id.
+func (j *judge) Refuse(rule, from, to, requestID string) {
+	j.search("a refusal in the evidence", rule+" "+from+" "+to+" "+requestID)
+	if zoneOf(to) == "" || len(rule) > 32 {
+		j.breach("a refusal in the evidence is not made of names: rule %q, %q to %q", rule, from, to)
+	}
+}
 
 const (
 	headerShot     = "X-Shot"
@@ -203,12 +208,19 @@ const forgedMark = "forged-by-client"
 type leaks struct{ *judge }
 
 func (l leaks) Write(line []byte) (int, error) {
-	for _, what := range []string{"bw_emea_", "bw_us_", forgedMark, "bbbbbbbb"} {
-		if bytes.Contains(line, []byte(what)) {
-			l.breach("a log line has %q of a request in it: %s", what, line)
+	l.search("a log line", string(line))
+	return len(line), nil
+}
+
+// marks are of what only requests bring: keys, what clients say of themselves, bodies.
+var marks = []string{"bw_emea_", "bw_us_", forgedMark, "bbbbbbbb"}
+
+func (j *judge) search(where, text string) {
+	for _, what := range marks {
+		if strings.Contains(text, what) {
+			j.breach("%s has %q of a request in it: %s", where, what, text)
 		}
 	}
-	return len(line), nil
 }
 
 // shut and open keep the truth. The first closing stands.

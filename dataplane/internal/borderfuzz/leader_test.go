@@ -73,6 +73,7 @@ func (l *leader) stolen(rng *rand.Rand) []byte {
 
 func (l *leader) RequestGrants(_ context.Context, req *syncv1.RequestGrantsRequest) (*syncv1.RequestGrantsResponse, error) {
 	asked := time.Now()
+	l.edge.world.judge.search("a question for grants", req.String())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e, r := l.edge, l.rules
@@ -129,5 +130,7 @@ func (l *leader) RequestGrants(_ context.Context, req *syncv1.RequestGrantsReque
 		}
 	}
 	e.sentinel.Answered(asked, raws)
-	return &syncv1.RequestGrantsResponse{Grants: grants, TakesMs: time.Hour.Milliseconds()}, nil
+	// As short as a grant, as a leader's answer is: an edge that only receives asks again within a third of it, and what
+	// it was told last may be no older than the grant that it is shown.
+	return &syncv1.RequestGrantsResponse{Grants: grants, TakesMs: ttl.Milliseconds()}, nil
 }

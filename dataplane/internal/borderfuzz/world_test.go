@@ -31,7 +31,9 @@ type world struct {
 	abroad atomic.Pointer[[][2]int] // edges and services that only another region can serve
 	start  time.Time
 
-	changing atomic.Bool // trouble is being made right now
+	changing atomic.Bool  // trouble is being made right now
+	starved  atomic.Int64 // when the machine last let this process wait, ns since start
+	waits    atomic.Int64 // how often it did
 
 	forgersMu sync.Mutex // covers forgers
 	forgers   map[*edge]*http.Transport
@@ -55,6 +57,7 @@ func (w *world) upstream(s *service, region string) *upstream {
 
 func newWorld(t testing.TB, seed uint64) *world {
 	w := &world{seed: seed, judge: newJudge(), zones: map[string]*zone{}, forgers: map[*edge]*http.Transport{}, rules: firstRules(), start: time.Now(), stats: stats{events: map[string]int{}}}
+	w.meter.judge = w.judge
 	in := identitytest.New(t, "test.example", "emea", "us")
 	for _, s := range services {
 		for _, p := range places {
@@ -85,6 +88,8 @@ func newWorld(t testing.TB, seed uint64) *world {
 		w.tell(t, e) // before it runs: no door opens without a table
 		starts[i]()
 	}
+	w.starved.Store(-settled.Nanoseconds())
+	wg.Go(func() { w.starve(ctx) })
 	w.need(t, w.rng(2000))
 	w.need(t, w.rng(2001))
 	w.look()
@@ -203,10 +208,25 @@ const settled = 2500 * time.Millisecond
 // due says since when a request at an edge is due an answer, 0 if none is.
 func (w *world) due(edge, service int) int64 {
 	since := w.steady[edge][service].Load()
-	if since == 0 || w.changing.Load() || time.Since(w.start).Nanoseconds()-since < settled.Nanoseconds() {
+	now := time.Since(w.start).Nanoseconds()
+	if since == 0 || w.changing.Load() || now-since < settled.Nanoseconds() || now-w.starved.Load() < settled.Nanoseconds() {
 		return 0
 	}
 	return since
+}
+
+// starve notes when the machine does other things: who is not given the processor answers nobody, and grants of a
+// second, questions and signs of life end meanwhile. That is no failure to serve.
+func (w *world) starve(ctx context.Context) {
+	for ctx.Err() == nil {
+		const nap, late = 20 * time.Millisecond, 200 * time.Millisecond
+		began := time.Now()
+		time.Sleep(nap)
+		if time.Since(began) > nap+late {
+			w.waits.Add(1)
+			w.starved.Store(time.Since(w.start).Nanoseconds())
+		}
+	}
 }
 
 // need makes some service depend on another region: a campaign in which nobody needs one shows nothing.
