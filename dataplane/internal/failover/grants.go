@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -147,7 +148,8 @@ func (g *Grants) Held() []*grant.Grant {
 // Takes says whether this edge may take a relay under a grant, by what its own zone's leader has answered it.
 func (g *Grants) Takes(x *grant.Grant) bool { return g.held.Load().Takes(x, time.Now()) }
 
-// pairs names those that this edge could use, in either role: a change of it is a reason to ask at once.
+// pairs names those that this edge could use, in either role, and the epochs in which it was granted them: a change of
+// it is a reason to ask at once. A recovery ends every grant of before, and leaves most pairs.
 func (g *Grants) pairs(t *policy.Table) string {
 	seen := map[string]bool{}
 	var names []string
@@ -164,8 +166,11 @@ func (g *Grants) pairs(t *policy.Table) string {
 	for _, pair := range t.Inbound() {
 		names = append(names, pair.Policy+"<"+pair.From)
 	}
+	if len(names) == 0 {
+		return ""
+	}
 	slices.Sort(names)
-	return strings.Join(names, ",")
+	return fmt.Sprintf("%d.%d %s", t.Catalog().Epoch, t.Zone().Epoch, strings.Join(names, ","))
 }
 
 // Run asks: at once, when the pairs change, and three times within each grant's lifetime. It also asks when there is

@@ -82,3 +82,23 @@ func TestGrants_AnAnswerThatRefusesAfterSilence(t *testing.T) {
 		}
 	})
 }
+
+// A recovery ends every grant and leaves the pairs as they are. New ones are there as soon as the zone answers, and
+// not a third of a lifetime later.
+func TestGrants_AreAskedForAtOnceAfterARecovery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &leader{grants: []*syncv1.SignedGrant{sign(t, grantTo("eu-central"))}}
+		h := &policy.Holder{}
+		h.Swap(edgeTable(t, 1, nil, "eu-central"))
+		g := start(t, l, h)
+		time.Sleep(time.Second)
+		next := grantTo("eu-central")
+		next.Id, next.CatalogEpoch, next.ZoneEpoch = "g-2", 2, 2
+		l.set(func() { l.grants = []*syncv1.SignedGrant{sign(t, next)} })
+		h.Swap(edgeTable(t, 2, nil, "eu-central"))
+		time.Sleep(100 * time.Millisecond)
+		if x := g.Live(h.Load(), "gdpr", "eu-central"); x == nil || x.ID != "g-2" {
+			t.Errorf("0.1 s after the table of a recovery: got grant %v, want g-2", x)
+		}
+	})
+}
