@@ -1,0 +1,50 @@
+package archtest_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Every place where a panic is caught, and what becomes of it. None is on a request's path: there the servers of the
+// standard library catch it, and what those print is tested in package proxy. A new one needs its line, and must not
+// print what a request brought.
+var recovers = map[string]string{
+	"dataplane/internal/spool/append.go":            "a fault on mapped memory becomes an error with its address; other panics go on",
+	"dataplane/internal/spool/guard.go":             "the same",
+	"controlplane/internal/group/raftgroup/disk.go": "what bbolt says of a page; the file is refused",
+	"controlplane/internal/ledger/machine.go":       "what pebble says of its files; the node stops with it",
+}
+
+func TestPanics_AreCaughtWhereTheListSays(t *testing.T) {
+	seen := map[string]bool{}
+	for _, p := range list(t, "./dataplane/...", "./controlplane/...", "./shared/...", "./regions/...") {
+		for _, name := range p.GoFiles {
+			f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, name), nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := strings.TrimPrefix(p.ImportPath, module+"/") + "/" + name
+			ast.Inspect(f, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok {
+					return true
+				}
+				if id, ok := call.Fun.(*ast.Ident); ok && id.Name == "recover" && len(call.Args) == 0 {
+					if seen[at] = true; recovers[at] == "" {
+						t.Errorf("%s catches a panic: it needs its line in this test's list", at)
+					}
+				}
+				return true
+			})
+		}
+	}
+	for at := range recovers {
+		if !seen[at] {
+			t.Errorf("%s is on the list and catches nothing", at)
+		}
+	}
+}
