@@ -87,6 +87,11 @@ func (e zoneEdges) Reports(ctx context.Context) ([]*peerv1.EdgeReport, []*adminv
 func (n *Node) regions() (out []model.Region) {
 	for kv := range n.catalog.Local().List(model.PrefixRegion) {
 		if r, err := model.Decode[model.Region](kv.Key, kv.Value); err == nil {
+			if d, there := n.store.Local().Get(model.PrefixDrain + r.Name); there && r.Drain == "" && r.Zone == n.self.Zone {
+				if by, err := model.Decode[model.Drain](d.Key, d.Value); err == nil {
+					r.Drain = by.Reason
+				}
+			}
 			out = append(out, r)
 		}
 	}

@@ -65,10 +65,13 @@ func (e *Edge) doors() *syncv1.Doors {
 // outlook is what this edge thinks of its zone's regions, and so answers.
 func (e *Edge) outlook() *syncv1.Outlook {
 	look := e.observe.Outlook()
-	shares := look.Shares(time.Now())
+	shares, drained := look.Shares(time.Now()), map[string]bool{}
+	for _, r := range e.tables.Load().Regions() {
+		drained[r.Name] = r.Drain != ""
+	}
 	out := &syncv1.Outlook{Held: look.Held, SilentEdges: slices.Sorted(maps.Keys(look.Silent))}
 	for _, v := range look.Regions {
-		r := &syncv1.RegionVerdict{Region: v.Region, Healthy: !v.Dead, Why: v.Why, Share: int32(shares[v.Region])}
+		r := &syncv1.RegionVerdict{Region: v.Region, Healthy: !v.Dead, Why: v.Why, Share: int32(shares[v.Region]), Drained: drained[v.Region]}
 		if !v.Since.IsZero() {
 			r.SinceUnixMs = v.Since.UnixMilli()
 		}

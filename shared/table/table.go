@@ -31,6 +31,7 @@ const (
 	KindZoneKey   Kind = 8  // id: zone name: the key that signs its grants
 	KindRegion    Kind = 9  // id: region name: a serving region of the own zone
 	KindDoors     Kind = 10 // id: node name: where clients reach an edge of the own zone
+	KindDrain     Kind = 11 // id: region name: a region that the own zone drains
 )
 
 // Scope is the group whose position an object counts towards.
@@ -44,7 +45,7 @@ const (
 // Scope of a kind: personal and border state is the zone's, the rest the catalog's.
 func (k Kind) Scope() Scope {
 	switch k {
-	case KindPair, KindKey:
+	case KindPair, KindKey, KindDrain:
 		return ScopeZone
 	}
 	return ScopeCatalog
@@ -72,6 +73,8 @@ func (k Kind) String() string {
 		return "region"
 	case KindDoors:
 		return "doors"
+	case KindDrain:
+		return "drain"
 	}
 	return fmt.Sprintf("kind-%d", uint8(k))
 }
@@ -211,6 +214,12 @@ type Region struct {
 	Zone    string   `json:"zone"`
 	Clients []string `json:"clients,omitempty"` // CIDR blocks of clients that are led here first
 	Drain   string   `json:"drain,omitempty"`   // why nobody is led here; "": not drained
+}
+
+// Drain is the own zone's word that clients are led away from a region; Region.Drain is the catalog's.
+type Drain struct {
+	Region string `json:"region"`
+	Reason string `json:"reason"`
 }
 
 // Doors are an edge of the own zone and where clients reach it.

@@ -237,6 +237,9 @@ func zoneOf(r *adminv1.Resource) string {
 	if r.GetClosure() != nil {
 		return r.GetClosure().GetZone()
 	}
+	if r.GetDrain() != nil {
+		return r.GetDrain().GetZone()
+	}
 	return r.GetCustomer().GetZone()
 }
 

@@ -205,6 +205,10 @@ func tableOf(kind string) (string, func(*adminv1.Resource) []string) {
 			}
 			return []string{v.GetZone(), v.GetStatus(), strings.Join(subs, ",")}
 		}
+	case "Drain":
+		return "ZONE REASON", func(r *adminv1.Resource) []string {
+			return []string{r.GetDrain().GetZone(), r.GetDrain().GetReason()}
+		}
 	}
 	return "ZONE FROM TO BASIS REASON", func(r *adminv1.Resource) []string {
 		v := r.GetClosure()

@@ -29,14 +29,14 @@ func (a *app) regionCommand() *cobra.Command {
 	var patience time.Duration
 	drain := &cobra.Command{Use: "drain NAME --reason TEXT", Short: "Lead clients elsewhere: DNS names the region no more, and who comes all the same is served", Args: cobra.ExactArgs(1),
 		Long: `Lead clients elsewhere. DNS answers of the region's zone leave it out, unless no other region is well; requests that come
-all the same are served, and the region still takes over for others. It is a change of the catalog. With --wait it goes
-on until every connected edge of the zone knows and none names the region, and shows what still comes there.`,
+all the same are served, and the region still takes over for others. It is a change of the zone
+and needs the quorum of that zone alone, whatever became of the catalog. With --wait it goes on until every connected edge of the zone knows and none names the region, and shows what still comes there.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if reason == "" {
 				return misuse("drain needs --reason: those who find the region empty will ask")
 			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
-				return a.setDrain(ctx, c, args[0], reason, "drained", wait, patience)
+				return a.drain(ctx, c, args[0], reason, wait, patience)
 			})
 		}}
 	drain.Flags().StringVar(&reason, "reason", "", "why, for whoever looks")
@@ -45,7 +45,7 @@ on until every connected edge of the zone knows and none names the region, and s
 the edges) all do. Where no other region is well it is named at once. With --wait it goes on until all do.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
-				return a.setDrain(ctx, c, args[0], "", "undrained", wait, patience)
+				return a.undrain(ctx, c, args[0], wait, patience)
 			})
 		}}
 	for _, cmd := range []*cobra.Command{drain, undrain} {
@@ -181,9 +181,66 @@ func (a *app) printRegion(r *adminv1.RegionState) error {
 	})
 }
 
-// setDrain changes one field of a region as it stands: the etag makes it fail if somebody else changes another
-// meanwhile.
-func (a *app) setDrain(ctx context.Context, c *client, name, reason, what string, wait bool, patience time.Duration) error {
+// drain writes the zone's own word, which needs that zone's quorum alone. The etag makes it fail if somebody else changes
+// it meanwhile.
+func (a *app) drain(ctx context.Context, c *client, name, reason string, wait bool, patience time.Duration) error {
+	r, z, err := a.regionAndZone(ctx, c, name)
+	if err != nil {
+		return err
+	}
+	doc := &adminv1.Resource{Name: name, Spec: &adminv1.Resource_Drain{Drain: &adminv1.Drain{Zone: r.GetZone(), Reason: reason}}}
+	got, err := ask(ctx, c, z.urls, func(ctx context.Context, n api) (*adminv1.GetResponse, error) {
+		return n.Get(ctx, &adminv1.GetRequest{Kind: "drains", Name: name})
+	})
+	switch {
+	case err == nil:
+		doc.Etag = got.GetResource().GetEtag()
+	case fault.KindOf(err) != fault.NotFound:
+		return err
+	}
+	req := &adminv1.ApplyRequest{Resources: []*adminv1.Resource{doc}, RequestId: rand.Text()}
+	if _, err := ask(ctx, c, z.urls, func(ctx context.Context, n api) (*adminv1.ApplyResponse, error) { return n.Apply(ctx, req) }); err != nil {
+		return err
+	}
+	if wait {
+		if err := a.follow(ctx, c, name, reason, patience); err != nil {
+			return err
+		}
+	}
+	return a.done("Region", name, "drained")
+}
+
+// undrain takes back what the zone said, and what a manifest said in the catalog. Only for the latter the catalog has to
+// be there.
+func (a *app) undrain(ctx context.Context, c *client, name string, wait bool, patience time.Duration) error {
+	_, z, err := a.regionAndZone(ctx, c, name)
+	if err != nil {
+		return err
+	}
+	req := &adminv1.DeleteRequest{Kind: "drains", Name: name, RequestId: rand.Text()}
+	_, err = ask(ctx, c, z.urls, func(ctx context.Context, n api) (*adminv1.DeleteResponse, error) { return n.Delete(ctx, req) })
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		return err
+	}
+	r, _, err := a.region(ctx, c, name)
+	if err != nil {
+		return err
+	}
+	if r.GetDrain() != "" {
+		if err := a.undrainCatalog(ctx, c, name); err != nil {
+			return err
+		}
+	}
+	if wait {
+		if err := a.follow(ctx, c, name, "", patience); err != nil {
+			return err
+		}
+	}
+	return a.done("Region", name, "undrained")
+}
+
+// undrainCatalog changes one field of a region as it stands.
+func (a *app) undrainCatalog(ctx context.Context, c *client, name string) error {
 	got, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.GetResponse, error) {
 		return n.Get(ctx, &adminv1.GetRequest{Kind: "regions", Name: name})
 	})
@@ -194,17 +251,22 @@ func (a *app) setDrain(ctx context.Context, c *client, name, reason, what string
 	if r.GetRegion() == nil {
 		return fault.New(fault.Internal, "NOT_A_REGION", "the node answers something else than region %s", name)
 	}
-	r.GetRegion().Drain, r.UpdatedAt = reason, nil
+	r.GetRegion().Drain, r.UpdatedAt = "", nil
 	req := &adminv1.ApplyRequest{Resources: []*adminv1.Resource{r}, RequestId: rand.Text()}
-	if _, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.ApplyResponse, error) { return n.Apply(ctx, req) }); err != nil {
-		return err
+	_, err = ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.ApplyResponse, error) { return n.Apply(ctx, req) })
+	if fault.KindOf(err) == fault.Unavailable {
+		return fmt.Errorf("the catalog drains region %s too, by its manifest, and cannot be changed now: %w", name, err)
 	}
-	if wait {
-		if err := a.follow(ctx, c, name, reason, patience); err != nil {
-			return err
-		}
+	return err
+}
+
+func (a *app) regionAndZone(ctx context.Context, c *client, name string) (*adminv1.RegionState, zone, error) {
+	r, _, err := a.region(ctx, c, name)
+	if err != nil {
+		return nil, zone{}, err
 	}
-	return a.done("Region", name, what)
+	z, err := c.in(ctx, r.GetZone())
+	return r, z, err
 }
 
 // follow shows how far a drain or its end is, until it is there or patience ends.

@@ -9,7 +9,7 @@ import (
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 )
 
-// A drain changes that one field and no other.
+// A drain is the zone's own and needs no catalog; its end takes back what a manifest said as well, and no other field.
 func TestRegion_Drain(t *testing.T) {
 	d := seeded(t)
 	region := func() model.Region {
@@ -21,11 +21,32 @@ func TestRegion_Drain(t *testing.T) {
 		return r
 	}
 	before := region()
-	d.must(nil, "region", "drain", "eu-west", "--reason", "work on the building")
-	drained := region()
-	if drained.Drain != "work on the building" {
-		t.Errorf("drained: %+v", drained)
+	drained := func() string {
+		kv, there := d.in.Zones["emea"].Store.Local().Get(model.PrefixDrain + "eu-west")
+		if !there {
+			return ""
+		}
+		v, err := model.Decode[model.Drain](kv.Key, kv.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v.Reason
 	}
+	// The catalog is away: that is no matter of the zone's.
+	d.in.Catalog.SetDown(true)
+	d.must(nil, "region", "drain", "eu-west", "--reason", "work on the building")
+	if drained() != "work on the building" || region().Drain != "" {
+		t.Errorf("drained: %q by the zone, %+v", drained(), region())
+	}
+	d.must(nil, "region", "undrain", "eu-west")
+	if drained() != "" {
+		t.Errorf("still drained: %q", drained())
+	}
+	d.in.Catalog.SetDown(false)
+	d.must(nil, "region", "drain", "eu-west", "--reason", "a second time")
+	byManifest := before
+	byManifest.Drain = "as the manifest says"
+	d.in.Catalog.Put(model.PrefixRegion+"eu-west", model.Encode(byManifest))
 	if code, _, errs := d.run("", "region", "drain", "eu-west"); code != exitUsage || !strings.Contains(errs, "--reason") {
 		t.Errorf("a drain without a reason: exit %d, %s", code, errs)
 	}
@@ -33,7 +54,7 @@ func TestRegion_Drain(t *testing.T) {
 		t.Error("a region that is not there is drained")
 	}
 	d.must(nil, "region", "undrain", "eu-west")
-	if after := region(); after.Drain != "" || after.Country != before.Country || after.Zone != before.Zone || after.Provider != before.Provider {
+	if after := region(); drained() != "" || after.Drain != "" || after.Country != before.Country || after.Zone != before.Zone || after.Provider != before.Provider {
 		t.Errorf("%+v became %+v", before, after)
 	}
 }

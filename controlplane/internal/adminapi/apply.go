@@ -123,6 +123,10 @@ func (s *server) docs(ctx context.Context, req *adminv1.ApplyRequest) ([]*doc, e
 			if v.Zone != s.Zone {
 				return nil, d.field(s.wrongZone("closure "+v.Name, v.Zone))
 			}
+		case model.Drain:
+			if v.Zone != s.Zone {
+				return nil, d.field(s.wrongZone("drain "+v.Name, v.Zone))
+			}
 		}
 		d.rec, d.key = rec, keyOf(rec)
 		if err := s.touch(ctx, nil, rec); err != nil {
@@ -339,6 +343,12 @@ func immutable(d *doc, old record) error {
 		v.At = time.Now().UTC().Truncate(time.Second)
 		if was, ok := old.(model.Closure); ok {
 			v.At = was.At // since when it holds, not when it was last written
+		}
+		d.rec = v
+	case model.Drain:
+		v.At = time.Now().UTC().Truncate(time.Second)
+		if was, ok := old.(model.Drain); ok {
+			v.At = was.At
 		}
 		d.rec = v
 	}

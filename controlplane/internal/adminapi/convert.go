@@ -38,6 +38,8 @@ func prefixOf(kind string) string {
 		return model.PrefixCustomer
 	case "Closure":
 		return model.PrefixClosure
+	case "Drain":
+		return model.PrefixDrain
 	}
 	panic("adminapi: kind " + kind + " has no prefix")
 }
@@ -62,6 +64,8 @@ func keyOf(r record) string {
 		return model.PrefixCustomer + v.Name
 	case model.Closure:
 		return model.PrefixClosure + v.Name
+	case model.Drain:
+		return model.PrefixDrain + v.Name
 	}
 	panic(fmt.Sprintf("adminapi: %T has no key", r))
 }
@@ -86,6 +90,8 @@ func decode(kind string, kv group.KV) (record, error) {
 		return model.Decode[model.Customer](kv.Key, kv.Value)
 	case "Closure":
 		return model.Decode[model.Closure](kv.Key, kv.Value)
+	case "Drain":
+		return model.Decode[model.Drain](kv.Key, kv.Value)
 	}
 	panic("adminapi: kind " + kind + " cannot be decoded")
 }
@@ -131,6 +137,8 @@ func fromProto(r *adminv1.Resource) (record, error) {
 	case *adminv1.Resource_Closure:
 		v := spec.Closure
 		return model.Closure{Name: name, Zone: v.GetZone(), From: v.GetFrom(), To: v.GetTo(), Basis: v.GetBasis(), Reason: v.GetReason()}, nil
+	case *adminv1.Resource_Drain:
+		return model.Drain{Name: name, Zone: spec.Drain.GetZone(), Reason: spec.Drain.GetReason()}, nil
 	}
 	return nil, fault.New(fault.Invalid, "SPEC_MISSING", "resource %q has no spec", name).At("spec")
 }
@@ -230,6 +238,9 @@ func toProto(rec record, index uint64) *adminv1.Resource {
 	case model.Closure:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_Closure{Closure: &adminv1.Closure{Zone: v.Zone, From: v.From, To: v.To, Basis: v.Basis, Reason: v.Reason}}
+	case model.Drain:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Drain{Drain: &adminv1.Drain{Zone: v.Zone, Reason: v.Reason}}
 	}
 	return out
 }

@@ -38,6 +38,9 @@ func (s *server) Explain(ctx context.Context, req *adminv1.ExplainDNSRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	if _, err := s.drains(ctx, &world); err != nil {
+		return nil, err
+	}
 	out := &adminv1.ExplainDNSResponse{Host: host, Api: api.Name, Zone: api.Zone}
 	if client.IsValid() {
 		world.Client, _ = answer.NewSubnets(blocks).Region(client)
@@ -137,6 +140,24 @@ func worldOf(cat state, api model.API, nodes []model.Node) (answer.World, map[st
 		w.Edges = append(w.Edges, e)
 	}
 	return w, blocks, nil
+}
+
+// drains lays over a world what the zone itself drains, and gives it by region.
+func (s *server) drains(ctx context.Context, w *answer.World) (map[string]model.Drain, error) {
+	listed, err := list[model.Drain](state{snap: s.freshOrLocal(ctx, s.Store)}, model.PrefixDrain)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]model.Drain{}
+	for _, d := range listed {
+		out[d.Name] = d
+		for i, r := range w.Regions {
+			if r.Name == d.Name && r.Zone == d.Zone {
+				w.Regions[i].Drain = d.Reason
+			}
+		}
+	}
+	return out, nil
 }
 
 // edgeAnswer is what one edge answers by its own outlook.

@@ -53,6 +53,8 @@ func (j *judge) judge() error {
 			err = j.customer(d, v)
 		case model.Closure:
 			err = j.closure(d, v)
+		case model.Drain:
+			err = j.drain(d, v)
 		}
 		if err != nil {
 			return err
@@ -380,6 +382,21 @@ func (j *judge) closure(d *doc, c model.Closure) error {
 	}
 	if c.From != "" && c.To == "" && c.Basis == "" {
 		j.warn("closure %s closes every pair that leaves %s", c.Name, c.From)
+	}
+	return nil
+}
+
+// drain takes regions of the zone that clients come to. It rests on this node's copy of the catalog if that has no
+// quorum: a region that is newer than that cannot be drained here yet.
+func (j *judge) drain(d *doc, v model.Drain) error {
+	r, known, err := get[model.Region](j.catalog, model.PrefixRegion+v.Name)
+	switch {
+	case err != nil:
+		return err
+	case !known || r.Zone != v.Zone:
+		return d.errorf(fault.Invalid, "name", "REGION_UNKNOWN", "zone %s has no region %q to drain", v.Zone, v.Name)
+	case r.ControlOnly:
+		return d.errorf(fault.Invalid, "name", "REGION_CONTROL_ONLY", "region %s serves no clients: there is nothing to drain", v.Name)
 	}
 	return nil
 }

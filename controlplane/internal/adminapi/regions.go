@@ -38,6 +38,10 @@ func (s *server) Regions(ctx context.Context, _ *adminv1.RegionsRequest) (*admin
 	if err != nil {
 		return nil, err
 	}
+	drains, err := s.drains(ctx, &world)
+	if err != nil {
+		return nil, err
+	}
 	for _, r := range world.Regions { // of no API in particular: as if one were everywhere
 		world.Deployed = append(world.Deployed, r.Name)
 	}
@@ -50,10 +54,12 @@ func (s *server) Regions(ctx context.Context, _ *adminv1.RegionsRequest) (*admin
 		if r.Zone != s.Zone {
 			continue
 		}
-		row := &adminv1.RegionState{Name: r.Name, Zone: r.Zone, ControlOnly: r.ControlOnly, Drain: r.Drain}
+		row := &adminv1.RegionState{Name: r.Name, Zone: r.Zone, ControlOnly: r.ControlOnly, Drain: cmp.Or(drains[r.Name].Reason, r.Drain)}
+		_, byZone := drains[r.Name]
+		know := func(e *peerv1.EdgeReport) bool { return knows(e, r, kv.ModIndex, byZone) }
 		for _, n := range nodes {
 			if n.Kind == "edge" && n.Zone == s.Zone {
-				see(row, n, reports[n.Name], kv.ModIndex)
+				see(row, n, reports[n.Name], know)
 			}
 		}
 		for _, n := range doors {
@@ -61,9 +67,9 @@ func (s *server) Regions(ctx context.Context, _ *adminv1.RegionsRequest) (*admin
 				continue
 			}
 			row.Names++
-			behind := reports[n.Name].GetCatalog().GetIndex() < kv.ModIndex // what it answers follows from the region as it was
+			behind := !know(reports[n.Name]) // what it answers follows from the region as it was
 			named, share := names(world, n, reports[n.Name], r.Name)
-			if behind && r.Drain != "" || !behind && named {
+			if behind && row.Drain != "" || !behind && named {
 				row.Naming++
 			}
 			if share > 0 && (row.Share == 0 || share < row.Share) {
@@ -76,8 +82,25 @@ func (s *server) Regions(ctx context.Context, _ *adminv1.RegionsRequest) (*admin
 	return out, nil
 }
 
-// see adds what an edge tells to a region's row; at is where in the catalog the region was written last.
-func see(row *adminv1.RegionState, n model.Node, r *peerv1.EdgeReport, at uint64) {
+// knows says whether an edge holds a region as it stands: as the catalog wrote it last, at, and with what its zone says
+// of a drain. Of the latter the edge itself tells whether it has it, since what is deleted rests nowhere.
+func knows(e *peerv1.EdgeReport, r model.Region, at uint64, byZone bool) bool {
+	if e.GetCatalog().GetIndex() < at {
+		return false
+	}
+	if r.Drain != "" {
+		return true
+	}
+	for _, v := range e.GetStatus().GetOutlook().GetRegions() {
+		if v.GetRegion() == r.Name {
+			return v.GetDrained() == byZone
+		}
+	}
+	return !byZone
+}
+
+// see adds what an edge tells to a region's row.
+func see(row *adminv1.RegionState, n model.Node, r *peerv1.EdgeReport, know func(*peerv1.EdgeReport) bool) {
 	if n.Region == row.Name {
 		row.Edges++
 	}
@@ -85,7 +108,7 @@ func see(row *adminv1.RegionState, n model.Node, r *peerv1.EdgeReport, at uint64
 		return
 	}
 	row.EdgesAlive++
-	if r.GetCatalog().GetIndex() >= at {
+	if know(r) {
 		row.EdgesAcked++
 	}
 	if n.Region == row.Name {

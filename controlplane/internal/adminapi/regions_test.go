@@ -8,6 +8,7 @@ import (
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	"bailiwick/proto/gen/bailiwick/admin/v1/adminv1connect"
+	"bailiwick/shared/fault"
 )
 
 // What a drain has come to is told by what edges hold and answer: one that has not heard of it still names the region.
@@ -54,5 +55,33 @@ func TestDNS_Regions(t *testing.T) {
 	}
 	if west = ask()["eu-west"]; west.GetEdgesAcked() != 0 || west.GetNaming() != 1 {
 		t.Errorf("drained at %d, with the edge at 9: %v, want it not to know, and to name the region still", at, west)
+	}
+	// The zone's own drain is in force as the catalog's is, and an edge tells itself whether it has heard of it.
+	in = apitest.New(t, 2*time.Second)
+	put(model.PrefixNode+"eu-west-edge-1", model.Node{Name: "eu-west-edge-1", Kind: "edge", Region: "eu-west", Zone: "emea", Doors: doors("192.0.2.1")})
+	in.Zones["emea"].Store.Put(model.PrefixDrain+"eu-west", model.Encode(model.Drain{Name: "eu-west", Zone: "emea", Reason: "by the zone"}))
+	if west = ask()["eu-west"]; west.GetDrain() != "by the zone" || west.GetEdgesAcked() != 0 || west.GetNaming() != 1 {
+		t.Errorf("drained by the zone, and the edge has not said that it knows: %v", west)
+	}
+}
+
+// Who drains what is judged as for any other change of a zone.
+func TestApply_Drain(t *testing.T) {
+	in := apitest.New(t, 2*time.Second)
+	z := in.Zones["emea"]
+	in.Catalog.SetDown(true)
+	apply(t, z, "kind: Drain\nname: eu-west\nspec: {zone: emea, reason: work}\n")
+	if d := stored[model.Drain](t, z.Store, model.PrefixDrain+"eu-west"); d.Reason != "work" || d.At.IsZero() {
+		t.Errorf("stored %+v", d)
+	}
+	for _, c := range []struct{ name, manifest, reason string }{
+		{"a region of another zone", "kind: Drain\nname: us-east\nspec: {zone: emea, reason: work}\n", "REGION_UNKNOWN"},
+		{"of another zone", "kind: Drain\nname: us-east\nspec: {zone: us, reason: work}\n", "WRONG_ZONE"},
+		{"no region", "kind: Drain\nname: nowhere\nspec: {zone: emea, reason: work}\n", "REGION_UNKNOWN"},
+	} {
+		_, err := resourcesAt(z, apitest.Admin).Apply(t.Context(), &adminv1.ApplyRequest{Resources: parse(t, c.manifest)})
+		if fault.ReasonOf(err) != c.reason {
+			t.Errorf("%s: %v, want %s", c.name, err, c.reason)
+		}
 	}
 }

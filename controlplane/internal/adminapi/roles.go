@@ -135,6 +135,8 @@ func (s *server) touch(ctx context.Context, old, rec record) error {
 			zone = v.Zone
 		case model.Closure:
 			zone = v.Zone
+		case model.Drain:
+			zone = v.Zone
 		case model.Customer:
 			zone = v.Zone
 		}

@@ -33,9 +33,11 @@ const (
 	KindPermitted = "permitted" // the pairs that follow from rules and closures
 	KindClosure   = "closure"
 	KindReopened  = "reopened"
-	KindCatalog   = "catalog"   // what became of the catalog, and by whom
-	KindCrossing  = "crossing"  // the epochs under which pairs that cross zones are approved
-	KindRegion    = "region"    // how observers see a region from here on
+	KindCatalog   = "catalog"  // what became of the catalog, and by whom
+	KindCrossing  = "crossing" // the epochs under which pairs that cross zones are approved
+	KindRegion    = "region"   // how observers see a region from here on
+	KindDrain     = "drained"  // by the zone; the catalog's drains stand in what became of it
+	KindUndrain   = "undrained"
 	KindGrant     = "grant"     // with the relays and refusals that the edge told
 	KindInForce   = "in-force"  // pending while it has no time, signed when it has
 	KindWithdrawn = "withdrawn" // a pending tightening, because the pair is permitted again
@@ -54,10 +56,10 @@ type Record struct {
 	Epoch uint64    `json:"epoch"` // with Index: the transaction
 	Index uint64    `json:"index"`
 	At    time.Time `json:"at"` // the leader's stamp of it
-	// Key is the name of a closure, the edge of a grant, the key of an in-force record, or the kind of what a write
+	// Key is the name of a closure, the region of a drain, the edge of a grant, the key of an in-force record, or the kind of what a write
 	// changed.
 	Key    string          `json:"key,omitempty"`
-	Value  json.RawMessage `json:"value,omitempty"` // as stored; of a reopened closure or withdrawn record, what it was
+	Value  json.RawMessage `json:"value,omitempty"` // as stored; of a reopened closure, ended drain or withdrawn record, what it was
 	Name   string          `json:"name,omitempty"`  // of a write, digests under the zone's key, hex
 	Before string          `json:"before,omitempty"`
 	After  string          `json:"after,omitempty"`
@@ -127,6 +129,8 @@ func (r Record) open() entry {
 		e.value, e.err = model.Decode[model.Crossing](model.KeyCrossing, r.Value)
 	case KindRegion:
 		e.value, e.err = model.Decode[model.RegionState](model.PrefixUptime+r.Key, r.Value)
+	case KindDrain, KindUndrain:
+		e.value, e.err = model.Decode[model.Drain](model.PrefixDrain+r.Key, r.Value)
 	case KindPermitted:
 		e.value, e.err = model.Decode[model.Permitted](model.KeyPermitted, r.Value)
 	case KindClosure, KindReopened:
@@ -140,7 +144,7 @@ func (r Record) open() entry {
 }
 
 // rank orders the records of one transaction: causes before what follows from them.
-var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10, KindCatalog: 11, KindRegion: 12}
+var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10, KindCatalog: 11, KindRegion: 12, KindDrain: 13, KindUndrain: 14}
 
 // writes are the kinds of things whose changes are records without their content.
 var writes = map[string]string{
@@ -209,6 +213,11 @@ func recordsOf(events []group.Event, epoch uint64, m masker) ([]Record, error) {
 			r.Kind, r.Key, r.Value = KindClosure, strings.TrimPrefix(key, model.PrefixClosure), value
 			if e.Delete {
 				r.Kind = KindReopened
+			}
+		case strings.HasPrefix(key, model.PrefixDrain):
+			r.Kind, r.Key, r.Value = KindDrain, strings.TrimPrefix(key, model.PrefixDrain), value
+			if e.Delete {
+				r.Kind = KindUndrain
 			}
 		case strings.HasPrefix(key, model.PrefixGrant):
 			if e.Delete {

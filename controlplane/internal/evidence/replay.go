@@ -141,6 +141,10 @@ func (w *replay) apply(r entry) (wrong problems) {
 			wrong.add("the state of region %s at %s stands under the name %s at %s", s.Region, s.At.Format(time.RFC3339), r.Key, r.At.Format(time.RFC3339))
 		}
 		w.regions[r.Key] = s
+	case KindDrain, KindUndrain:
+		if d := r.value.(model.Drain); d.Name != r.Key || r.By == nil {
+			wrong.add("the drain of region %s stands under the name %s, or nobody made it", d.Name, r.Key)
+		}
 	case KindPermitted:
 		w.permit(r, &wrong)
 	case KindInForce, KindWithdrawn:

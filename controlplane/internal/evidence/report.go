@@ -247,6 +247,12 @@ func (t *tally) take(number int64, r entry) {
 			delete(t.closures, r.Key)
 		}
 		decide("closure %s was lifted", r.Key)
+	case model.Drain:
+		if r.Kind == KindDrain {
+			decide("region %s was drained: %s", v.Name, v.Reason)
+			break
+		}
+		decide("the drain of region %s was ended", v.Name)
 	case model.InForce:
 		if f := v; r.Kind == KindInForce && inside && !f.At.IsZero() {
 			t.rep.Tightening = append(t.rep.Tightening, ReportTightened{Pair: pairKey{f.Policy, f.From, f.To}.String(), Committed: f.CommittedAt, InForce: f.At, After: f.At.Sub(f.CommittedAt), By: f.By})

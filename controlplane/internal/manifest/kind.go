@@ -27,6 +27,7 @@ var kinds = []Kind{
 	{"Plan", "plans", false, "plan"},
 	{"Customer", "customers", true, "customer"},
 	{"Closure", "closures", true, "closure"},
+	{"Drain", "drains", true, "drain"},
 }
 
 // Kinds lists all kinds, in the order in which they rest on each other.

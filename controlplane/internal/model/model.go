@@ -33,6 +33,7 @@ const (
 	PrefixCustomer  = "customers/"
 	PrefixKey       = "keys/"
 	PrefixClosure   = "closures/"
+	PrefixDrain     = "drains/"     // by the region's name
 	PrefixJoinToken = "jointokens/" // by SHA-256 of the token, hex
 	PrefixOperator  = "operators/"  // by SHA-256 of the token, hex
 	PrefixGrant     = "grants/"     // latest grants of an edge, the record of §2.5
@@ -291,6 +292,15 @@ type Closure struct {
 	To     string    `json:"to,omitempty"`
 	Basis  string    `json:"basis,omitempty"`
 	Reason string    `json:"reason,omitempty"`
+	At     time.Time `json:"at,omitzero"`
+}
+
+// Drain is a zone's own word that clients are led away from one of its regions. Like Region.Drain it is for DNS alone
+// and no part of any rule.
+type Drain struct {
+	Name   string    `json:"name"` // the region's
+	Zone   string    `json:"zone"`
+	Reason string    `json:"reason"`
 	At     time.Time `json:"at,omitzero"`
 }
 

@@ -323,6 +323,20 @@ func (c Closure) Validate() error {
 	return nil
 }
 
+// Validate judges the drain alone.
+func (d Drain) Validate() error {
+	if err := checkName("drain", d.Name); err != nil {
+		return err
+	}
+	if err := checkZone("drain", d.Name, d.Zone); err != nil {
+		return err
+	}
+	if d.Reason == "" {
+		return bad("spec.reason", "DRAIN_UNEXPLAINED", "the drain of region %s has no reason: those who find it empty will ask", d.Name)
+	}
+	return nil
+}
+
 func pathField(field, what, path string) error {
 	if path == "" {
 		return nil

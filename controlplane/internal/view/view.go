@@ -26,7 +26,7 @@ import (
 type View struct {
 	Objects    map[table.ObjectKey]table.Object
 	CatalogSum revision.Sum // of the objects of the catalog's scope
-	PairSum    revision.Sum // of the objects of the zone's scope that are no keys
+	PairSum    revision.Sum // of the objects of the zone's scope that are no keys: pairs and drains
 	// NextChange is when this answer may change without any write: the next end of a legal basis. Zero: never.
 	NextChange time.Time
 }
@@ -342,6 +342,15 @@ func (b *builder) doors() error {
 			return err
 		}
 	}
+	err := each(b.zone, model.PrefixDrain, func(_ group.KV, d model.Drain) error {
+		if !slices.ContainsFunc(b.serving, func(r model.Region) bool { return r.Name == d.Name }) {
+			return nil // of a region that is gone
+		}
+		return b.put(table.KindDrain, d.Name, table.Drain{Region: d.Name, Reason: d.Reason})
+	})
+	if err != nil {
+		return err
+	}
 	return each(b.catalog, model.PrefixNode, func(_ group.KV, n model.Node) error {
 		if n.Kind != "edge" || n.Zone != b.edge.Zone || b.zones[n.Region] != b.edge.Zone {
 			return nil
@@ -392,5 +401,5 @@ func Diff(old, new *View) []table.ObjectKey {
 
 // Depends says whether events below this key of a zone store can change a View (Keys aside).
 func Depends(key string) bool {
-	return key == model.KeyAdopted || key == model.KeyCrossing || key == model.KeyPermitted || strings.HasPrefix(key, model.PrefixClosure)
+	return strings.HasPrefix(key, model.PrefixDrain) || key == model.KeyAdopted || key == model.KeyCrossing || key == model.KeyPermitted || strings.HasPrefix(key, model.PrefixClosure)
 }

@@ -334,3 +334,24 @@ func TestBuild_DoorsStayInTheirZone(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+// What a zone drains reaches its edges by its own store, of its own serving regions alone.
+func TestBuild_ZoneDrains(t *testing.T) {
+	catalog, zone := world()
+	for _, region := range []string{"eu-west", "eu-north", "us-east", "nowhere"} { // serving, control only, another zone's, gone
+		zone[model.PrefixDrain+region] = model.Drain{Name: region, Zone: "emea", Reason: "work"}
+	}
+	v := build(t, catalog, zone, model.Node{Name: "w1", Kind: "edge", Region: "eu-west", Zone: "emea"}, now)
+	var got []string
+	for key, o := range v.Objects {
+		if key.Kind == table.KindDrain {
+			got = append(got, key.ID+" "+string(o.Data))
+		}
+	}
+	if want := []string{`eu-west {"region":"eu-west","reason":"work"}`}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if !view.Depends(model.PrefixDrain + "eu-west") {
+		t.Error("edges are not told of a drain")
+	}
+}

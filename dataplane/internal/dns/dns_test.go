@@ -16,6 +16,7 @@ import (
 
 	"bailiwick/dataplane/internal/dns"
 	"bailiwick/dataplane/internal/observe"
+	"bailiwick/shared/table"
 )
 
 const soa = "ns:SOA 30 ns-c1.emea.example.test. hostmaster.emea.example.test. 16777223 7200 900 1209600 30"
@@ -364,5 +365,20 @@ func BenchmarkHandle(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// A zone's own drain is in force as one of the catalog's, and ends when it is taken away.
+func TestHandle_ADrainOfTheZone(t *testing.T) {
+	w := newWorld(t, nil)
+	ask := func() string { return text(w.ask(t, question("orders.emea.example.test.", mdns.TypeA), false)) }
+	both := ask()
+	w.tables.Swap(newTable(t, append(slices.Clone(emea), object(table.KindDrain, "eu-west", table.Drain{Region: "eu-west", Reason: "work"}))))
+	if got := ask(); got == both || strings.Contains(got, "192.0.2.1") || !strings.Contains(got, "192.0.2.2") {
+		t.Errorf("eu-west is drained: %s", got)
+	}
+	w.tables.Swap(newTable(t, emea))
+	if got := ask(); !strings.Contains(got, "192.0.2.1") {
+		t.Errorf("eu-west is no longer drained: %s", got)
 	}
 }

@@ -32,6 +32,12 @@ func listening(t *testing.T, change func(*dns.Config)) *server {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	udp, tcp, err := dns.Listen("127.0.0.1:0")
+	for range 9 { // the number that UDP was given may be taken in TCP
+		if err == nil {
+			break
+		}
+		udp, tcp, err = dns.Listen("127.0.0.1:0")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

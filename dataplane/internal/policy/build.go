@@ -182,6 +182,12 @@ func decode(o table.Object) (any, error) {
 			err = misfit(o, "it calls itself by another id")
 		}
 		return v, err
+	case table.KindDrain:
+		v, err := decoded[table.Drain](o)
+		if err == nil && (v.Region != o.ID || v.Reason == "") {
+			err = misfit(o, "it calls itself by another id, or has no reason")
+		}
+		return v, err
 	case table.KindDoors:
 		v, err := decoded[table.Doors](o)
 		if err == nil && v.Edge != o.ID {
@@ -244,6 +250,7 @@ func within[V any](m map[string]map[string]V, key string) map[string]V {
 }
 
 func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
+	drains := map[string]string{}
 	x := &index{
 		byHost: map[string]*API{}, apis: map[string]map[string]*API{}, plans: map[string]*Plan{},
 		outbound: map[policyFrom][]table.Pair{}, leaving: map[string][]string{}, entering: map[string]map[string]struct{}{},
@@ -294,9 +301,14 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 			x.zoneKeys[v.Zone] = v.PublicKey
 		case *table.Region:
 			x.regions = append(x.regions, *v)
+		case *table.Drain:
+			drains[v.Region] = v.Reason
 		case *table.Doors:
 			x.doors = append(x.doors, *v)
 		}
+	}
+	for i, r := range x.regions {
+		x.regions[i].Drain = cmp.Or(drains[r.Name], r.Drain)
 	}
 	slices.SortFunc(x.regions, func(a, b table.Region) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(x.doors, func(a, b table.Doors) int { return strings.Compare(a.Edge, b.Edge) })

@@ -44,6 +44,7 @@ type Resource struct {
 	//	*Resource_Plan
 	//	*Resource_Customer
 	//	*Resource_Closure
+	//	*Resource_Drain
 	Spec          isResource_Spec `protobuf_oneof:"spec"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -188,6 +189,15 @@ func (x *Resource) GetClosure() *Closure {
 	return nil
 }
 
+func (x *Resource) GetDrain() *Drain {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_Drain); ok {
+			return x.Drain
+		}
+	}
+	return nil
+}
+
 type isResource_Spec interface {
 	isResource_Spec()
 }
@@ -228,6 +238,10 @@ type Resource_Closure struct {
 	Closure *Closure `protobuf:"bytes,18,opt,name=closure,proto3,oneof"`
 }
 
+type Resource_Drain struct {
+	Drain *Drain `protobuf:"bytes,19,opt,name=drain,proto3,oneof"`
+}
+
 func (*Resource_Zone) isResource_Spec() {}
 
 func (*Resource_Region) isResource_Spec() {}
@@ -245,6 +259,8 @@ func (*Resource_Plan) isResource_Spec() {}
 func (*Resource_Customer) isResource_Spec() {}
 
 func (*Resource_Closure) isResource_Spec() {}
+
+func (*Resource_Drain) isResource_Spec() {}
 
 // Zone is a residency zone. Zones are laid down by `bailiwick-control init`; apply may change the description only.
 type Zone struct {
@@ -1517,11 +1533,65 @@ func (x *Closure) GetReason() string {
 	return ""
 }
 
+// Drain leads clients away from a region, by its name: DNS of its zone leaves it out, and who comes all the same is
+// served. It rests in the zone and needs the quorum of that zone alone; a region is drained if this or the catalog says so.
+type Drain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Zone          string                 `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Drain) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Drain) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_bailiwick_admin_v1_resources_proto protoreflect.FileDescriptor
 
 const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\"bailiwick/admin/v1/resources.proto\x12\x12bailiwick.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x05\n" +
+	"\"bailiwick/admin/v1/resources.proto\x12\x12bailiwick.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x05\n" +
 	"\bResource\x122\n" +
 	"\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x192\x17^[a-z][a-z0-9.-]{0,62}$R\x04name\x12\x1b\n" +
 	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x129\n" +
@@ -1537,7 +1607,8 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\aproduct\x18\x0f \x01(\v2\x1b.bailiwick.admin.v1.ProductH\x00R\aproduct\x12.\n" +
 	"\x04plan\x18\x10 \x01(\v2\x18.bailiwick.admin.v1.PlanH\x00R\x04plan\x12:\n" +
 	"\bcustomer\x18\x11 \x01(\v2\x1c.bailiwick.admin.v1.CustomerH\x00R\bcustomer\x127\n" +
-	"\aclosure\x18\x12 \x01(\v2\x1b.bailiwick.admin.v1.ClosureH\x00R\aclosureB\r\n" +
+	"\aclosure\x18\x12 \x01(\v2\x1b.bailiwick.admin.v1.ClosureH\x00R\aclosure\x121\n" +
+	"\x05drain\x18\x13 \x01(\v2\x19.bailiwick.admin.v1.DrainH\x00R\x05drainB\r\n" +
 	"\x04spec\x12\x05\xbaH\x02\b\x01\"\xb2\x01\n" +
 	"\x04Zone\x12+\n" +
 	"\fjurisdiction\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18 R\fjurisdiction\x12*\n" +
@@ -1648,7 +1719,11 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x04from\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04from\x12\x17\n" +
 	"\x02to\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\x02to\x12\x1d\n" +
 	"\x05basis\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\x05basis\x12 \n" +
-	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reasonB0Z.bailiwick/proto/gen/bailiwick/admin/v1;adminv1b\x06proto3"
+	"\x06reason\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06reason\"^\n" +
+	"\x05Drain\x121\n" +
+	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12\"\n" +
+	"\x06reason\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06reasonB0Z.bailiwick/proto/gen/bailiwick/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_bailiwick_admin_v1_resources_proto_rawDescOnce sync.Once
@@ -1662,7 +1737,7 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
 	(*Zone)(nil),                  // 1: bailiwick.admin.v1.Zone
@@ -1682,11 +1757,12 @@ var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Customer)(nil),              // 15: bailiwick.admin.v1.Customer
 	(*Subscription)(nil),          // 16: bailiwick.admin.v1.Subscription
 	(*Closure)(nil),               // 17: bailiwick.admin.v1.Closure
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*Drain)(nil),                 // 18: bailiwick.admin.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	18, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	19, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
 	1,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
 	2,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
 	3,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
@@ -1696,24 +1772,25 @@ var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
 	12, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
 	15, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
 	17, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	5,  // 10: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
-	6,  // 11: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	19, // 12: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
-	8,  // 13: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
-	9,  // 14: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
-	10, // 15: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	19, // 16: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	19, // 17: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	13, // 18: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	14, // 19: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	19, // 20: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	19, // 21: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	16, // 22: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	18, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	5,  // 11: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
+	6,  // 12: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
+	20, // 13: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	8,  // 14: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
+	9,  // 15: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
+	10, // 16: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
+	20, // 17: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	20, // 18: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	13, // 19: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	14, // 20: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	20, // 21: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	20, // 22: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	16, // 23: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }
@@ -1731,6 +1808,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 		(*Resource_Plan)(nil),
 		(*Resource_Customer)(nil),
 		(*Resource_Closure)(nil),
+		(*Resource_Drain)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1738,7 +1816,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -745,6 +745,7 @@ type RegionVerdict struct {
 	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
 	SinceUnixMs   int64                  `protobuf:"varint,4,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"` // for people
 	Share         int32                  `protobuf:"varint,5,opt,name=share,proto3" json:"share,omitempty"`                                  // it returns: so many percent of the answers that would name it do; 0: all
+	Drained       bool                   `protobuf:"varint,6,opt,name=drained,proto3" json:"drained,omitempty"`                              // by the table that this edge answers by
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -812,6 +813,13 @@ func (x *RegionVerdict) GetShare() int32 {
 		return x.Share
 	}
 	return 0
+}
+
+func (x *RegionVerdict) GetDrained() bool {
+	if x != nil {
+		return x.Drained
+	}
+	return false
 }
 
 type SubscribeResponse struct {
@@ -2248,13 +2256,14 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\aOutlook\x12:\n" +
 	"\aregions\x18\x01 \x03(\v2 .bailiwick.sync.v1.RegionVerdictR\aregions\x12!\n" +
 	"\fsilent_edges\x18\x02 \x03(\tR\vsilentEdges\x12\x12\n" +
-	"\x04held\x18\x03 \x01(\bR\x04held\"\x8d\x01\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\"\xa7\x01\n" +
 	"\rRegionVerdict\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12\x18\n" +
 	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x10\n" +
 	"\x03why\x18\x03 \x01(\tR\x03why\x12\"\n" +
 	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\x12\x14\n" +
-	"\x05share\x18\x05 \x01(\x05R\x05share\"\x8f\x02\n" +
+	"\x05share\x18\x05 \x01(\x05R\x05share\x12\x18\n" +
+	"\adrained\x18\x06 \x01(\bR\adrained\"\x8f\x02\n" +
 	"\x11SubscribeResponse\x121\n" +
 	"\x05table\x18\x01 \x01(\v2\x19.bailiwick.sync.v1.SignedH\x00R\x05table\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.bailiwick.sync.v1.HeartbeatH\x00R\theartbeat\x12<\n" +
