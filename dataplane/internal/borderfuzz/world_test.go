@@ -182,7 +182,7 @@ func (w *world) look() {
 				u := w.upstream(s, e.region)
 				rests, any = fmt.Sprint(w.rules.epoch, " ", u.state.Load()), u.serves() // a recovery ends all grants
 				for _, to := range w.edges {
-					ok := flows[flow{s, e.region, to.region}] && e.leader.mode == answers && to.leader.mode == answers && e.has == w.rules.index && to.has == w.rules.index && w.upstream(s, to.region).serves()
+					ok := flows[flow{s, e.region, to.region}] && !w.rules.gone[to.region] && e.leader.mode == answers && to.leader.mode == answers && e.has == w.rules.index && to.has == w.rules.index && w.upstream(s, to.region).serves()
 					rests += fmt.Sprint(ok, w.upstream(s, to.region).state.Load())
 					any = any || ok
 				}
