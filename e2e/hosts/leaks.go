@@ -118,7 +118,7 @@ var leaks = []leak{
 		},
 		programs: edgeProgram, want: []string{`^emea's query as base64 in .*disks/eu-.*/page-`}},
 	{name: "dns-names-another-region", crosses: "DNS answers lead clients to another zone's edge",
-		edits: []overlay.Edit{{File: recordsFile, Old: "	var out []netip.Addr\n	for _, e := range spread(c.Near, spin) {\n		for _, a := range e.Addresses {\n			if a.Is6()",
-			New: "	out := []netip.Addr{netip.MustParseAddr(\"" + foreignEdge.address().String() + "\")}\n	for _, e := range spread(c.Near, spin) {\n		for _, a := range e.Addresses {\n			if a.Is6()"}},
+		edits: []overlay.Edit{{File: recordsFile, Old: "	var out []netip.Addr\n	near, _ := c.turn(spin)",
+			New: "	out := []netip.Addr{netip.MustParseAddr(\"" + foreignEdge.address().String() + "\")}\n	near, _ := c.turn(spin)"}},
 		programs: edgeProgram, want: []string{`^DNS at eu-west-edge-1 names ` + foreignEdge.address().String()}},
 }

@@ -74,9 +74,9 @@ func (u *service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Has("garbage") { // what an edge may quote in an error
 		if h, ok := w.(http.Hijacker); ok {
 			if conn, _, err := h.Hijack(); err == nil {
+				u.garbage.Add(1) // first: the edge may answer before this goroutine goes on
 				fmt.Fprintf(conn, "%s is no HTTP\r\n\r\n", secrets.text("error text"))
 				conn.Close()
-				u.garbage.Add(1)
 			}
 		}
 		return

@@ -31,7 +31,11 @@ func TestEvidence(t *testing.T) {
 		}
 	}
 	s.MustCLI("emea", "close", "--name", "drill", "--from", "eu-west", "--to", "eu-central", "--reason", "drill")
-	s.MustCLI("us", "region", "drain", "us-west", "--reason", "flood")
+	flood := filepath.Join(t.TempDir(), "flood.yaml") // by a manifest, which is the catalog's; region drain is the zone's own
+	if err := os.WriteFile(flood, []byte(s.MustCLI("us", "get", "regions", "us-west", "-o", "yaml")+"  drain: flood\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.MustCLI("us", "apply", "-f", flood)
 	within(t, time.Now(), 10*time.Second, "eu-west has nobody left", func() error {
 		if got := s.Get("eu-west", key).Status; got != 503 {
 			return fmt.Errorf("status %d", got)
