@@ -29,7 +29,7 @@ var edgeBugs = []bug{
 		checks: []check{{failoverPkg, "TestGrants_CountFromTheQuestionAndOutliveAnAbsentControlPlane"}}},
 	{name: "offline-lifetime-while-connected", breaks: "the offline lifetime counts only while questions get no answer",
 		edits:  []edit{{heldFile, "if age >= g.TTL && !(h.away && age < g.OfflineTTL) {", "if age >= g.OfflineTTL {"}},
-		checks: []check{{failoverPkg, "TestGrants_AnAnswerThatRefusesIsNotSilence"}}},
+		checks: []check{{grantPkg, "TestHeld_TheOfflineLifetimeCountsInSilenceAlone"}}},
 	{name: "grant-without-end", breaks: "a grant ends",
 		edits:  []edit{{heldFile, "if age >= g.TTL && !(h.away && age < g.OfflineTTL) {", "if age >= 10*g.OfflineTTL {"}},
 		checks: []check{{failoverPkg, "TestGrants_ASlowAnswerLengthensNothing"}, {simulatePkg, "TestCampaign"}}},

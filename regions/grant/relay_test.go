@@ -201,3 +201,19 @@ func TestBook_OneOfTwoIsNotEnough(t *testing.T) {
 		}
 	}
 }
+
+// A question that is still under way is no silence: until it is known to have no answer the ordinary lifetime counts.
+func TestHeld_TheOfflineLifetimeCountsInSilenceAlone(t *testing.T) {
+	g := given()
+	h := (&grant.Held{}).Step(grant.Given, []*grant.Grant{&g}, grant.Take{}, asked)
+	end := asked.Add(g.TTL)
+	if h.Live("gdpr", "central", epochs(2, 2), end.Add(-1)) == nil {
+		t.Error("the grant is over before its end")
+	}
+	if h.Live("gdpr", "central", epochs(2, 2), end) != nil {
+		t.Error("the grant outlives its ordinary lifetime while nobody knows that the control plane is silent")
+	}
+	if h.Step(grant.Silent, nil, grant.Take{}, end).Live("gdpr", "central", epochs(2, 2), end) == nil {
+		t.Error("in silence the grant has no offline lifetime")
+	}
+}
