@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -123,18 +122,7 @@ func (e *Edge) status() *syncv1.Status {
 		until = hosts
 	}
 	size, refused := e.witness.Held()
-	var degraded []string
-	if err := e.ship.Stuck(); err != nil {
-		degraded = append(degraded, "usage: "+err.Error())
-	}
-	violations := e.sentinel.Violations()
-	if violations > 0 {
-		degraded = append(degraded, fmt.Sprintf("border: the sentinel stopped %d times what the first check let pass; take this edge out of service", violations))
-	}
-	if refused != "" {
-		degraded = append(degraded, "evidence: the newest head of the zone's log is not taken: "+refused)
-	}
-	return &syncv1.Status{Degraded: degraded, SentinelViolations: violations, SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefused: refused, Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
+	return &syncv1.Status{UsageTrouble: usageTrouble(e.ship.StuckBy()), SentinelViolations: e.sentinel.Violations(), SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefusal: checkpointRefusal(refused), Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
 		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook(),
 		Load: &syncv1.Load{Accepted: e.spool.Stats().Rows, RelaysOut: int32(e.relays.InFlight()), RelaysIn: int32(e.inbound.InFlight())}}
 }

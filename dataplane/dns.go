@@ -71,7 +71,7 @@ func (e *Edge) outlook() *syncv1.Outlook {
 	}
 	out := &syncv1.Outlook{Held: look.Held, SilentEdges: slices.Sorted(maps.Keys(look.Silent))}
 	for _, v := range look.Regions {
-		r := &syncv1.RegionVerdict{Region: v.Region, Healthy: !v.Dead, Why: v.Why, Share: int32(shares[v.Region]), Drained: drained[v.Region]}
+		r := &syncv1.RegionVerdict{Region: v.Region, Healthy: !v.Dead, Reason: verdictReason(v), Against: int32(v.Why.Against), Observers: int32(v.Why.Of), Share: int32(shares[v.Region]), Drained: drained[v.Region]}
 		if !v.Since.IsZero() {
 			r.SinceUnixMs = v.Since.UnixMilli()
 		}

@@ -110,8 +110,8 @@ func (e *Edge) checks(context.Context) []telemetry.Check {
 		border.Degraded = fmt.Errorf("the sentinel stopped %d times what the first check let pass; take this edge out of service", n)
 	}
 	proved := telemetry.Check{Name: "evidence"}
-	if _, refused := e.witness.Held(); refused != "" {
-		proved.Degraded = errors.New("the newest head of the zone's log is not taken: " + refused)
+	if _, refused := e.witness.Held(); refused != nil {
+		proved.Degraded = fmt.Errorf("the newest head of the zone's log is not taken: %w", refused)
 	}
 	return []telemetry.Check{table, doors, usage, counted, border, proved}
 }

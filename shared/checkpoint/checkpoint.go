@@ -29,6 +29,12 @@ const (
 	MaxProof = 130
 )
 
+// Reasons of what is refused.
+const (
+	ReasonInvalid      = "CHECKPOINT_INVALID"      // not signed by the zone, or no head at all
+	ReasonInconsistent = "CHECKPOINT_INCONSISTENT" // two histories
+)
+
 // Checkpoint is a log's head.
 type Checkpoint struct {
 	Zone string
@@ -71,7 +77,7 @@ func Sign(key ed25519.PrivateKey, c Checkpoint) ([]byte, error) {
 // Open reads a checkpoint and checks that the zone's key signed exactly it.
 func Open(zone string, key ed25519.PublicKey, text []byte) (c Checkpoint, err error) {
 	bad := func(format string, args ...any) (Checkpoint, error) {
-		return Checkpoint{}, fault.New(fault.Invalid, "CHECKPOINT_INVALID", "checkpoint of zone %s: %w", zone, fmt.Errorf(format, args...))
+		return Checkpoint{}, fault.New(fault.Invalid, ReasonInvalid, "checkpoint of zone %s: %w", zone, fmt.Errorf(format, args...))
 	}
 	if len(text) > MaxText {
 		return bad("%d bytes, at most %d are read", len(text), MaxText)
@@ -110,7 +116,7 @@ func Open(zone string, key ed25519.PublicKey, text []byte) (c Checkpoint, err er
 // same size is empty: the roots must be equal.
 func Continues(older, newer Checkpoint, proof []tlog.Hash) error {
 	refuse := func(why string) error {
-		return fault.New(fault.Conflict, "CHECKPOINT_INCONSISTENT", "the log of zone %s shows two histories: the head of %d records (root %s) does not continue the one of %d (root %s): %s",
+		return fault.New(fault.Conflict, ReasonInconsistent, "the log of zone %s shows two histories: the head of %d records (root %s) does not continue the one of %d (root %s): %s",
 			older.Zone, newer.Size, newer.Root, older.Size, older.Root, why)
 	}
 	switch {

@@ -307,7 +307,7 @@ func TestNodeList_ShowsEachZonesOwnWord(t *testing.T) {
 		t.Errorf("got %d nodes, want 4", len(nodes))
 	}
 	for _, n := range nodes {
-		if (len(n.Degraded) == 1) != (n.Name == "us-east-edge-1") {
+		if (len(n.Degraded) == 2) != (n.Name == "us-east-edge-1") {
 			t.Errorf("%s: degraded %q, want only what us-east-edge-1 says", n.Name, n.Degraded)
 		}
 		if (n.SentinelViolations == 3) != (n.Name == "us-east-edge-1") || (n.SentinelLate == 1) != (n.Kind == "edge") {

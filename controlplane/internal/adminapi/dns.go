@@ -173,7 +173,7 @@ func edgeAnswer(w answer.World, n model.Node, r *peerv1.EdgeReport, qtype string
 		out.ReportedAt = r.GetLastSeen()
 		for _, v := range look.GetRegions() {
 			if !v.GetHealthy() {
-				w.Down[v.GetRegion()] = v.GetWhy()
+				w.Down[v.GetRegion()] = verdictWords(v)
 			}
 			if s := v.GetShare(); s > 0 {
 				w.Share[v.GetRegion()] = int(s)

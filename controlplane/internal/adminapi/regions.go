@@ -122,7 +122,7 @@ func see(row *adminv1.RegionState, n model.Node, r *peerv1.EdgeReport, know func
 		if v.GetRegion() != row.Name {
 			continue
 		}
-		view := &adminv1.RegionView{Edge: n.Name, Region: n.Region, Healthy: v.GetHealthy(), Why: v.GetWhy()}
+		view := &adminv1.RegionView{Edge: n.Name, Region: n.Region, Healthy: v.GetHealthy(), Why: verdictWords(v)}
 		if ms := v.GetSinceUnixMs(); ms != 0 {
 			view.Since = &timestamppb.Timestamp{Seconds: ms / 1000, Nanos: int32(ms%1000) * 1_000_000}
 		}

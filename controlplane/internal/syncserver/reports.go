@@ -25,7 +25,7 @@ type report struct {
 }
 
 func (r *report) connected(now time.Time, h *syncv1.Hello) {
-	r.lastSeen, r.version, r.nackReason = now, h.Version, ""
+	r.lastSeen, r.version, r.nackReason = now, versionOf(h), ""
 	r.incarnation, r.dead = h.Incarnation, h.Dead
 }
 

@@ -105,6 +105,7 @@ type Stats struct {
 	Withdrawals atomic.Int64
 	BuildErrors atomic.Int64 // a view that could not be built; the edge keeps the last one
 	Dropped     atomic.Int64 // by the DropDelta hook
+	Unheard     atomic.Int64 // values that edges said of themselves and that are none
 	WentBack    atomic.Int64 // edges that came back with less than they had acknowledged (a restored disk)
 }
 

@@ -408,7 +408,11 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 	case *syncv1.SubscribeRequest_Nack:
 		ss.nack(m.Nack, now)
 	case *syncv1.SubscribeRequest_Status:
-		r.status = m.Status
+		status, left := heard(m.Status)
+		if left > 0 && s.stats.Unheard.Add(int64(left)) == int64(left) {
+			s.cfg.Logger.Warn("an edge says of itself what no edge should: it is left out", "edge", ss.edge.node.Name, "count", left)
+		}
+		r.status = status
 	}
 	return nil
 }
@@ -422,12 +426,13 @@ func (ss *session) nack(n *syncv1.Nack, now time.Time) {
 	if n.WantSnapshot {
 		ss.held = nil
 	}
-	ss.edge.report.nackReason = n.Reason
+	reason := reasonOf(n)
+	ss.edge.report.nackReason = reason
 	ss.refusals++
 	if ss.refusals > 1 {
 		ss.holdOff = now.Add(min(time.Second<<min(ss.refusals-2, 5), 30*time.Second))
 	}
-	s.cfg.Logger.Warn("edge refused an update", "edge", ss.edge.node.Name, "reason", n.Reason, "want_snapshot", n.WantSnapshot)
+	s.cfg.Logger.Warn("edge refused an update", "edge", ss.edge.node.Name, "reason", reason, "want_snapshot", n.WantSnapshot)
 }
 
 func positions(catalog, zone *syncv1.Position) (c, z *revision.Revision, err error) {

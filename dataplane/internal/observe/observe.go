@@ -99,7 +99,7 @@ func (o *Outlook) Shares(now time.Time) map[string]int {
 type Verdict struct {
 	Region string
 	Dead   bool
-	Why    string
+	Why    Why
 	Since  time.Time
 }
 
@@ -210,7 +210,7 @@ func (o *Observer) step(e Event) {
 		r := next.Regions[name]
 		out.Regions = append(out.Regions, Verdict{Region: name, Dead: r.Dead, Why: r.Why, Since: o.since[name]})
 		if r.Dead {
-			out.Down[name] = r.Why
+			out.Down[name] = r.Why.String()
 		}
 		switch {
 		case r.Drained:

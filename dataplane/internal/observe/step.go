@@ -38,10 +38,28 @@ type Edge struct {
 // Region is the verdict on a region.
 type Region struct {
 	Dead     bool
-	Why      string
+	Why      Why
 	WellFrom time.Duration // since when the observers call it up; below zero: they do not
 	Drained  bool          // by an operator; whether it is up is another matter
 	Back     time.Duration // when it was last let back, from a drain or from looking dead; below zero: never
+}
+
+// Why says why a region was declared dead: its parts, since an edge tells its control plane no words (invariant 19). The
+// zero Why is of one that is well.
+type Why struct {
+	Against, Of int    // so many of the regions that observe it do not reach it
+	By          string // or a region one of whose edges had declared it dead before this edge began
+}
+
+// String is for this edge's own log and answers.
+func (w Why) String() string {
+	switch {
+	case w.By != "":
+		return "declared dead before this edge began, by one of " + w.By
+	case w.Of > 0:
+		return "not reached by " + observers(w.Against, w.Of)
+	}
+	return ""
 }
 
 // Event is what Step takes. Exactly one of Roster and Probed is set, or none: time has passed.
@@ -132,10 +150,10 @@ func (s *State) believe(at time.Duration, by string, dead []string) (effects []E
 	for _, name := range dead {
 		r, known := s.Regions[name]
 		if known && !r.Dead && name != by && !s.tooMany() {
-			why := "declared dead before this edge began, by one of " + by
+			why := Why{By: by}
 			r.Dead, r.Why, r.WellFrom = true, why, -1
 			s.Regions[name] = r
-			effects = append(effects, Effect{Region: name, Dead: true, Why: why})
+			effects = append(effects, Effect{Region: name, Dead: true, Why: why.String()})
 		}
 	}
 	return effects
@@ -231,12 +249,12 @@ func (s *State) judge(at time.Duration) []Effect {
 				r.WellFrom = at
 			}
 			if r.Dead && at-r.WellFrom >= healthyFor {
-				r.Dead, r.Why, r.Back = false, "", at
+				r.Dead, r.Why, r.Back = false, Why{}, at
 				effects = append(effects, Effect{Region: name, Why: fmt.Sprintf("reached by %s for %s", observers(up[name], up[name]+down[name]), healthyFor)})
 			}
 		case down[name] > up[name]:
 			r.WellFrom = -1
-			why := "not reached by " + observers(down[name], up[name]+down[name])
+			why := Why{Against: down[name], Of: up[name] + down[name]}
 			switch {
 			case r.Dead:
 				r.Why = why
@@ -245,7 +263,7 @@ func (s *State) judge(at time.Duration) []Effect {
 				held = true
 			default:
 				r.Dead, r.Why = true, why
-				effects = append(effects, Effect{Region: name, Dead: true, Why: why})
+				effects = append(effects, Effect{Region: name, Dead: true, Why: why.String()})
 			}
 		default:
 			r.WellFrom = -1 // no majority: what was, stays

@@ -187,24 +187,34 @@ func (s *Shipper) Err() error {
 // Stuck says why nothing that the edge serves now will be counted, however well the ledger is reached: its epoch,
 // or one that must go before it, is refused. nil: usage is on its way.
 func (s *Shipper) Stuck() error {
+	r, stuck := s.StuckBy()
+	switch {
+	case !stuck:
+		return nil
+	case r.Reason == ReasonWithdrawn:
+		return errWithdrawn
+	}
+	how, then := "", fmt.Sprintf("until that is repaired; it is tried again every %s", s.cfg.RetryRefused)
+	if r.Final {
+		how, then = " for good", "until it is restarted, which begins a new epoch"
+	}
+	return fmt.Errorf("the ledger refuses epoch %d%s (%s: %s): what this edge serves is kept and not counted %s", r.Epoch, how, r.Reason, r.Detail, then)
+}
+
+// StuckBy is the refusal behind Stuck; of an edge that is withdrawn it names no epoch.
+func (s *Shipper) StuckBy() (Refusal, bool) {
 	current := s.cfg.Spool.Stats().Epoch
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stats.Withdrawn {
-		return errWithdrawn
+		return Refusal{Reason: ReasonWithdrawn}, true
 	}
 	for _, epoch := range slices.Sorted(maps.Keys(s.refused)) {
-		r := s.refused[epoch]
-		if epoch != current && !r.hold {
-			continue
+		if r := s.refused[epoch]; epoch == current || r.hold {
+			return r.Refusal, true
 		}
-		how, then := "", fmt.Sprintf("until that is repaired; it is tried again every %s", s.cfg.RetryRefused)
-		if r.Final {
-			how, then = " for good", "until it is restarted, which begins a new epoch"
-		}
-		return fmt.Errorf("the ledger refuses epoch %d%s (%s: %s): what this edge serves is kept and not counted %s", epoch, how, r.Reason, r.Detail, then)
 	}
-	return nil
+	return Refusal{}, false
 }
 
 var (

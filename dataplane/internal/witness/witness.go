@@ -18,7 +18,11 @@ import (
 
 	"bailiwick/shared/checkpoint"
 	"bailiwick/shared/durable"
+	"bailiwick/shared/fault"
 )
+
+// ReasonProof: what came beside a head is no proof.
+const ReasonProof = "CHECKPOINT_PROOF"
 
 // Config of a Witness; every field but FS is required.
 type Config struct {
@@ -37,7 +41,7 @@ type Witness struct {
 	// mu covers all below. It is held while a head is written: heads come every few seconds, one after another.
 	mu      sync.Mutex
 	held    checkpoint.Checkpoint
-	refused string // why the newest was not taken
+	refused error // why the newest was not taken
 	count   int64
 }
 
@@ -86,13 +90,13 @@ func (w *Witness) Take(from int64, note []byte, proof [][]byte) error {
 	}
 	if err != nil {
 		w.count++
-		if w.refused == "" {
+		if w.refused == nil {
 			w.cfg.Logger.Error("head of the zone's evidence log is refused", "zone", w.cfg.Zone, "held", w.held.Size, "error", err)
 		}
-		w.refused = err.Error()
+		w.refused = err
 		return err
 	}
-	w.held, w.refused = next, ""
+	w.held, w.refused = next, nil
 	return nil
 }
 
@@ -103,15 +107,16 @@ func (w *Witness) continues(next checkpoint.Checkpoint, proof [][]byte) error {
 	var hashes []tlog.Hash
 	for _, b := range proof {
 		if len(b) != tlog.HashSize || len(hashes) >= checkpoint.MaxProof {
-			return errors.New("the proof that comes with the head is no list of hashes")
+			return fault.New(fault.Invalid, ReasonProof, "the proof that comes with the head is no list of hashes")
 		}
 		hashes = append(hashes, tlog.Hash(b))
 	}
 	return checkpoint.Continues(w.held, next, hashes)
 }
 
-// Held is how many records the held head is of, 0 for none, and why a newer one is refused, "" if none is.
-func (w *Witness) Held() (size int64, refused string) {
+// Held is how many records the held head is of, 0 for none, and why a newer one is refused, nil if none is. Its reason is
+// ReasonProof, one of package checkpoint, or none: this edge's disk.
+func (w *Witness) Held() (size int64, refused error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.held.Size, w.refused

@@ -88,8 +88,8 @@ func TestWitness_TakesOneHistoryAlone(t *testing.T) {
 		if w = open(t, dir); old == nil { // across restarts too
 			old = note
 		}
-		if size, refused := w.Held(); size != h.size || refused != "" {
-			t.Fatalf("held %d, refused %q, want %d", size, refused, h.size)
+		if size, refused := w.Held(); size != h.size || refused != nil {
+			t.Fatalf("held %d, refused %v, want %d", size, refused, h.size)
 		}
 	}
 	held := h.size
@@ -123,8 +123,8 @@ func TestWitness_TakesOneHistoryAlone(t *testing.T) {
 	if w.Take(held, note, proof) == nil {
 		t.Error("a head under another zone's key is taken")
 	}
-	if size, refused := w.Held(); size != held || refused == "" || w.Refused() != 5 {
-		t.Errorf("held %d, refused %q, %d times", size, refused, w.Refused())
+	if size, refused := w.Held(); size != held || refused == nil || w.Refused() != 5 {
+		t.Errorf("held %d, refused %v, %d times", size, refused, w.Refused())
 	}
 
 	h.grow(t, 3, "a")
@@ -138,8 +138,8 @@ func TestWitness_TakesOneHistoryAlone(t *testing.T) {
 	if err := w.Take(held, note, proof); err != nil {
 		t.Fatal(err)
 	}
-	if size, refused := w.Held(); size != h.size || refused != "" {
-		t.Errorf("held %d, refused %q after the true log went on", size, refused)
+	if size, refused := w.Held(); size != h.size || refused != nil {
+		t.Errorf("held %d, refused %v after the true log went on", size, refused)
 	}
 }
 

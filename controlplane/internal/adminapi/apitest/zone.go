@@ -121,14 +121,14 @@ type edges struct{ zone string }
 func (e edges) Reports(context.Context) ([]*peerv1.EdgeReport, []*adminv1.Tightening, error) {
 	name := map[string]string{"emea": "eu-west-edge-1", "us": "us-east-edge-1"}[e.zone]
 	at := &syncv1.Position{Epoch: 1, Index: 9, Sum: []byte{0xab, 0xcd}}
-	var degraded []string
+	var trouble *syncv1.UsageTrouble
 	var violations int64
 	if e.zone == "us" {
 		violations = 3
-		degraded = append(degraded, "usage: the ledger refuses epoch 7")
+		trouble = &syncv1.UsageTrouble{Why: syncv1.UsageRefusal_USAGE_REFUSAL_GAP, Epoch: 7}
 	}
 	return []*peerv1.EdgeReport{{Edge: name, Control: e.zone + "-1", Connected: true, Catalog: at, CatalogWant: at, Zone: at, ZoneWant: at,
-		Status: &syncv1.Status{Ready: true, ServesAloneUntilUnix: 2_000_000_000, RelayAddr: "127.0.0.1:1", Degraded: degraded, SentinelViolations: violations, SentinelLate: 1}}}, nil, nil
+		Status: &syncv1.Status{Ready: true, ServesAloneUntilUnix: 2_000_000_000, RelayAddr: "127.0.0.1:1", UsageTrouble: trouble, SentinelViolations: violations, SentinelLate: 1}}}, nil, nil
 }
 
 // Usage is a ledger of given reports.

@@ -2507,7 +2507,7 @@ type Node struct {
 	Version            string                 `protobuf:"bytes,15,opt,name=version,proto3" json:"version,omitempty"`
 	ConnectedTo        string                 `protobuf:"bytes,16,opt,name=connected_to,json=connectedTo,proto3" json:"connected_to,omitempty"`
 	RelayAddr          string                 `protobuf:"bytes,17,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"`
-	// degraded: what does not work although an edge is connected and serves, in its own words: "usage: why".
+	// degraded: what does not work although an edge is connected and serves: "usage: why".
 	Degraded []string `protobuf:"bytes,18,rep,name=degraded,proto3" json:"degraded,omitempty"`
 	// sentinel_violations: what an edge's second check at the border stopped and its first had let pass, since the
 	// edge's start; 0 for as long as the edge is right. sentinel_late: what had been permitted until a moment before.

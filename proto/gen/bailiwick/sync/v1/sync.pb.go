@@ -24,6 +24,195 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// An edge tells its control plane no words of its own: what is wrong with it is a value of a closed list, and who shows it
+// to people has the words. A control node takes a value that it does not know for OTHER.
+type CheckpointRefusal int32
+
+const (
+	CheckpointRefusal_CHECKPOINT_REFUSAL_UNSPECIFIED  CheckpointRefusal = 0 // it takes it
+	CheckpointRefusal_CHECKPOINT_REFUSAL_OTHER        CheckpointRefusal = 1 // its disk, mostly
+	CheckpointRefusal_CHECKPOINT_REFUSAL_INVALID      CheckpointRefusal = 2 // not signed by the zone, or no head at all
+	CheckpointRefusal_CHECKPOINT_REFUSAL_INCONSISTENT CheckpointRefusal = 3 // the zone shows two histories
+	CheckpointRefusal_CHECKPOINT_REFUSAL_PROOF        CheckpointRefusal = 4 // what came beside it is no proof
+)
+
+// Enum value maps for CheckpointRefusal.
+var (
+	CheckpointRefusal_name = map[int32]string{
+		0: "CHECKPOINT_REFUSAL_UNSPECIFIED",
+		1: "CHECKPOINT_REFUSAL_OTHER",
+		2: "CHECKPOINT_REFUSAL_INVALID",
+		3: "CHECKPOINT_REFUSAL_INCONSISTENT",
+		4: "CHECKPOINT_REFUSAL_PROOF",
+	}
+	CheckpointRefusal_value = map[string]int32{
+		"CHECKPOINT_REFUSAL_UNSPECIFIED":  0,
+		"CHECKPOINT_REFUSAL_OTHER":        1,
+		"CHECKPOINT_REFUSAL_INVALID":      2,
+		"CHECKPOINT_REFUSAL_INCONSISTENT": 3,
+		"CHECKPOINT_REFUSAL_PROOF":        4,
+	}
+)
+
+func (x CheckpointRefusal) Enum() *CheckpointRefusal {
+	p := new(CheckpointRefusal)
+	*p = x
+	return p
+}
+
+func (x CheckpointRefusal) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CheckpointRefusal) Descriptor() protoreflect.EnumDescriptor {
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[0].Descriptor()
+}
+
+func (CheckpointRefusal) Type() protoreflect.EnumType {
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[0]
+}
+
+func (x CheckpointRefusal) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CheckpointRefusal.Descriptor instead.
+func (CheckpointRefusal) EnumDescriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{0}
+}
+
+// UsageRefusal is usage.v1's Refusal.reason.
+type UsageRefusal int32
+
+const (
+	UsageRefusal_USAGE_REFUSAL_UNSPECIFIED      UsageRefusal = 0
+	UsageRefusal_USAGE_REFUSAL_OTHER            UsageRefusal = 1
+	UsageRefusal_USAGE_REFUSAL_WITHDRAWN        UsageRefusal = 2 // of the edge: no epoch
+	UsageRefusal_USAGE_REFUSAL_WRONG_CHAIN      UsageRefusal = 3
+	UsageRefusal_USAGE_REFUSAL_GAP              UsageRefusal = 4
+	UsageRefusal_USAGE_REFUSAL_FOREIGN_CUSTOMER UsageRefusal = 5
+	UsageRefusal_USAGE_REFUSAL_FOREIGN_REGION   UsageRefusal = 6
+	UsageRefusal_USAGE_REFUSAL_FOREIGN_API      UsageRefusal = 7
+	UsageRefusal_USAGE_REFUSAL_MALFORMED        UsageRefusal = 8
+	UsageRefusal_USAGE_REFUSAL_FORK             UsageRefusal = 9
+	UsageRefusal_USAGE_REFUSAL_EPOCH_CLOSED     UsageRefusal = 10
+	UsageRefusal_USAGE_REFUSAL_IMPLAUSIBLE      UsageRefusal = 11
+	UsageRefusal_USAGE_REFUSAL_QUARANTINED      UsageRefusal = 12
+)
+
+// Enum value maps for UsageRefusal.
+var (
+	UsageRefusal_name = map[int32]string{
+		0:  "USAGE_REFUSAL_UNSPECIFIED",
+		1:  "USAGE_REFUSAL_OTHER",
+		2:  "USAGE_REFUSAL_WITHDRAWN",
+		3:  "USAGE_REFUSAL_WRONG_CHAIN",
+		4:  "USAGE_REFUSAL_GAP",
+		5:  "USAGE_REFUSAL_FOREIGN_CUSTOMER",
+		6:  "USAGE_REFUSAL_FOREIGN_REGION",
+		7:  "USAGE_REFUSAL_FOREIGN_API",
+		8:  "USAGE_REFUSAL_MALFORMED",
+		9:  "USAGE_REFUSAL_FORK",
+		10: "USAGE_REFUSAL_EPOCH_CLOSED",
+		11: "USAGE_REFUSAL_IMPLAUSIBLE",
+		12: "USAGE_REFUSAL_QUARANTINED",
+	}
+	UsageRefusal_value = map[string]int32{
+		"USAGE_REFUSAL_UNSPECIFIED":      0,
+		"USAGE_REFUSAL_OTHER":            1,
+		"USAGE_REFUSAL_WITHDRAWN":        2,
+		"USAGE_REFUSAL_WRONG_CHAIN":      3,
+		"USAGE_REFUSAL_GAP":              4,
+		"USAGE_REFUSAL_FOREIGN_CUSTOMER": 5,
+		"USAGE_REFUSAL_FOREIGN_REGION":   6,
+		"USAGE_REFUSAL_FOREIGN_API":      7,
+		"USAGE_REFUSAL_MALFORMED":        8,
+		"USAGE_REFUSAL_FORK":             9,
+		"USAGE_REFUSAL_EPOCH_CLOSED":     10,
+		"USAGE_REFUSAL_IMPLAUSIBLE":      11,
+		"USAGE_REFUSAL_QUARANTINED":      12,
+	}
+)
+
+func (x UsageRefusal) Enum() *UsageRefusal {
+	p := new(UsageRefusal)
+	*p = x
+	return p
+}
+
+func (x UsageRefusal) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (UsageRefusal) Descriptor() protoreflect.EnumDescriptor {
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[1].Descriptor()
+}
+
+func (UsageRefusal) Type() protoreflect.EnumType {
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[1]
+}
+
+func (x UsageRefusal) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use UsageRefusal.Descriptor instead.
+func (UsageRefusal) EnumDescriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{1}
+}
+
+type VerdictReason int32
+
+const (
+	VerdictReason_VERDICT_REASON_UNSPECIFIED VerdictReason = 0 // it is well, or nothing is said
+	VerdictReason_VERDICT_REASON_OTHER       VerdictReason = 1
+	VerdictReason_VERDICT_REASON_NOT_REACHED VerdictReason = 2
+	VerdictReason_VERDICT_REASON_TOLD        VerdictReason = 3 // an edge of another region had declared it dead before this edge began
+)
+
+// Enum value maps for VerdictReason.
+var (
+	VerdictReason_name = map[int32]string{
+		0: "VERDICT_REASON_UNSPECIFIED",
+		1: "VERDICT_REASON_OTHER",
+		2: "VERDICT_REASON_NOT_REACHED",
+		3: "VERDICT_REASON_TOLD",
+	}
+	VerdictReason_value = map[string]int32{
+		"VERDICT_REASON_UNSPECIFIED": 0,
+		"VERDICT_REASON_OTHER":       1,
+		"VERDICT_REASON_NOT_REACHED": 2,
+		"VERDICT_REASON_TOLD":        3,
+	}
+)
+
+func (x VerdictReason) Enum() *VerdictReason {
+	p := new(VerdictReason)
+	*p = x
+	return p
+}
+
+func (x VerdictReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (VerdictReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[2].Descriptor()
+}
+
+func (VerdictReason) Type() protoreflect.EnumType {
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[2]
+}
+
+func (x VerdictReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use VerdictReason.Descriptor instead.
+func (VerdictReason) EnumDescriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{2}
+}
+
 type Position struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -411,18 +600,18 @@ type Status struct {
 	ServesAloneUntilUnix   int64                  `protobuf:"varint,2,opt,name=serves_alone_until_unix,json=servesAloneUntilUnix,proto3" json:"serves_alone_until_unix,omitempty"` // seconds; 0 = nothing expires
 	CertificateExpiresUnix int64                  `protobuf:"varint,3,opt,name=certificate_expires_unix,json=certificateExpiresUnix,proto3" json:"certificate_expires_unix,omitempty"`
 	CertificateSerial      string                 `protobuf:"bytes,4,opt,name=certificate_serial,json=certificateSerial,proto3" json:"certificate_serial,omitempty"`
-	CutPairs               []string               `protobuf:"bytes,5,rep,name=cut_pairs,json=cutPairs,proto3" json:"cut_pairs,omitempty"`                             // "from>to" pairs whose relays this edge has cut since its last ack
-	RelayAddr              string                 `protobuf:"bytes,6,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"`                          // where this edge accepts relays, host:port
-	Doors                  *Doors                 `protobuf:"bytes,7,opt,name=doors,proto3" json:"doors,omitempty"`                                                   // absent: not open yet, what was said before stands
-	Outlook                *Outlook               `protobuf:"bytes,8,opt,name=outlook,proto3" json:"outlook,omitempty"`                                               // absent: this edge watches nobody
-	CheckpointSize         int64                  `protobuf:"varint,9,opt,name=checkpoint_size,json=checkpointSize,proto3" json:"checkpoint_size,omitempty"`          // of the head of the zone's Merkle log that this edge holds; 0: none
-	CheckpointRefused      string                 `protobuf:"bytes,10,opt,name=checkpoint_refused,json=checkpointRefused,proto3" json:"checkpoint_refused,omitempty"` // why it does not take the newest; "": it does
-	Degraded               []string               `protobuf:"bytes,11,rep,name=degraded,proto3" json:"degraded,omitempty"`                                            // what does not work although this edge serves, for people: "usage: why"
+	CutPairs               []string               `protobuf:"bytes,5,rep,name=cut_pairs,json=cutPairs,proto3" json:"cut_pairs,omitempty"`                    // "from>to" pairs whose relays this edge has cut since its last ack
+	RelayAddr              string                 `protobuf:"bytes,6,opt,name=relay_addr,json=relayAddr,proto3" json:"relay_addr,omitempty"`                 // where this edge accepts relays, host:port
+	Doors                  *Doors                 `protobuf:"bytes,7,opt,name=doors,proto3" json:"doors,omitempty"`                                          // absent: not open yet, what was said before stands
+	Outlook                *Outlook               `protobuf:"bytes,8,opt,name=outlook,proto3" json:"outlook,omitempty"`                                      // absent: this edge watches nobody
+	CheckpointSize         int64                  `protobuf:"varint,9,opt,name=checkpoint_size,json=checkpointSize,proto3" json:"checkpoint_size,omitempty"` // of the head of the zone's Merkle log that this edge holds; 0: none
 	// What the second check at the border stopped since the start: sentinel_violations is what the first let pass, 0 for
 	// as long as that is right; sentinel_late is what had been permitted until a moment before.
-	SentinelViolations int64 `protobuf:"varint,12,opt,name=sentinel_violations,json=sentinelViolations,proto3" json:"sentinel_violations,omitempty"`
-	SentinelLate       int64 `protobuf:"varint,13,opt,name=sentinel_late,json=sentinelLate,proto3" json:"sentinel_late,omitempty"`
-	Load               *Load `protobuf:"bytes,16,opt,name=load,proto3" json:"load,omitempty"` // absent: not told
+	SentinelViolations int64             `protobuf:"varint,12,opt,name=sentinel_violations,json=sentinelViolations,proto3" json:"sentinel_violations,omitempty"`
+	SentinelLate       int64             `protobuf:"varint,13,opt,name=sentinel_late,json=sentinelLate,proto3" json:"sentinel_late,omitempty"`
+	Load               *Load             `protobuf:"bytes,16,opt,name=load,proto3" json:"load,omitempty"`                                                                                              // absent: not told
+	CheckpointRefusal  CheckpointRefusal `protobuf:"varint,17,opt,name=checkpoint_refusal,json=checkpointRefusal,proto3,enum=bailiwick.sync.v1.CheckpointRefusal" json:"checkpoint_refusal,omitempty"` // why it does not take the newest head
+	UsageTrouble       *UsageTrouble     `protobuf:"bytes,18,opt,name=usage_trouble,json=usageTrouble,proto3" json:"usage_trouble,omitempty"`                                                          // absent: what it serves is counted
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -520,20 +709,6 @@ func (x *Status) GetCheckpointSize() int64 {
 	return 0
 }
 
-func (x *Status) GetCheckpointRefused() string {
-	if x != nil {
-		return x.CheckpointRefused
-	}
-	return ""
-}
-
-func (x *Status) GetDegraded() []string {
-	if x != nil {
-		return x.Degraded
-	}
-	return nil
-}
-
 func (x *Status) GetSentinelViolations() int64 {
 	if x != nil {
 		return x.SentinelViolations
@@ -555,6 +730,81 @@ func (x *Status) GetLoad() *Load {
 	return nil
 }
 
+func (x *Status) GetCheckpointRefusal() CheckpointRefusal {
+	if x != nil {
+		return x.CheckpointRefusal
+	}
+	return CheckpointRefusal_CHECKPOINT_REFUSAL_UNSPECIFIED
+}
+
+func (x *Status) GetUsageTrouble() *UsageTrouble {
+	if x != nil {
+		return x.UsageTrouble
+	}
+	return nil
+}
+
+// UsageTrouble says that the ledger does not take what this edge serves.
+type UsageTrouble struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Why           UsageRefusal           `protobuf:"varint,1,opt,name=why,proto3,enum=bailiwick.sync.v1.UsageRefusal" json:"why,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Final         bool                   `protobuf:"varint,3,opt,name=final,proto3" json:"final,omitempty"` // until it is restarted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageTrouble) Reset() {
+	*x = UsageTrouble{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageTrouble) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageTrouble) ProtoMessage() {}
+
+func (x *UsageTrouble) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageTrouble.ProtoReflect.Descriptor instead.
+func (*UsageTrouble) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *UsageTrouble) GetWhy() UsageRefusal {
+	if x != nil {
+		return x.Why
+	}
+	return UsageRefusal_USAGE_REFUSAL_UNSPECIFIED
+}
+
+func (x *UsageTrouble) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *UsageTrouble) GetFinal() bool {
+	if x != nil {
+		return x.Final
+	}
+	return false
+}
+
 // Load is what an edge has to do, for people.
 type Load struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -567,7 +817,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -579,7 +829,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -592,7 +842,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Load) GetAccepted() int64 {
@@ -628,7 +878,7 @@ type Doors struct {
 
 func (x *Doors) Reset() {
 	*x = Doors{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +890,7 @@ func (x *Doors) String() string {
 func (*Doors) ProtoMessage() {}
 
 func (x *Doors) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +903,7 @@ func (x *Doors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Doors.ProtoReflect.Descriptor instead.
 func (*Doors) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Doors) GetAddresses() []string {
@@ -689,7 +939,7 @@ type Outlook struct {
 
 func (x *Outlook) Reset() {
 	*x = Outlook{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -701,7 +951,7 @@ func (x *Outlook) String() string {
 func (*Outlook) ProtoMessage() {}
 
 func (x *Outlook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -714,7 +964,7 @@ func (x *Outlook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outlook.ProtoReflect.Descriptor instead.
 func (*Outlook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Outlook) GetRegions() []*RegionVerdict {
@@ -742,17 +992,19 @@ type RegionVerdict struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
 	Healthy       bool                   `protobuf:"varint,2,opt,name=healthy,proto3" json:"healthy,omitempty"`
-	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
 	SinceUnixMs   int64                  `protobuf:"varint,4,opt,name=since_unix_ms,json=sinceUnixMs,proto3" json:"since_unix_ms,omitempty"` // for people
 	Share         int32                  `protobuf:"varint,5,opt,name=share,proto3" json:"share,omitempty"`                                  // it returns: so many percent of the answers that would name it do; 0: all
 	Drained       bool                   `protobuf:"varint,6,opt,name=drained,proto3" json:"drained,omitempty"`                              // by the table that this edge answers by
+	Reason        VerdictReason          `protobuf:"varint,7,opt,name=reason,proto3,enum=bailiwick.sync.v1.VerdictReason" json:"reason,omitempty"`
+	Against       int32                  `protobuf:"varint,8,opt,name=against,proto3" json:"against,omitempty"` // of so many observing regions that do not reach it
+	Observers     int32                  `protobuf:"varint,9,opt,name=observers,proto3" json:"observers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegionVerdict) Reset() {
 	*x = RegionVerdict{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +1016,7 @@ func (x *RegionVerdict) String() string {
 func (*RegionVerdict) ProtoMessage() {}
 
 func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +1029,7 @@ func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionVerdict.ProtoReflect.Descriptor instead.
 func (*RegionVerdict) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RegionVerdict) GetRegion() string {
@@ -792,13 +1044,6 @@ func (x *RegionVerdict) GetHealthy() bool {
 		return x.Healthy
 	}
 	return false
-}
-
-func (x *RegionVerdict) GetWhy() string {
-	if x != nil {
-		return x.Why
-	}
-	return ""
 }
 
 func (x *RegionVerdict) GetSinceUnixMs() int64 {
@@ -822,6 +1067,27 @@ func (x *RegionVerdict) GetDrained() bool {
 	return false
 }
 
+func (x *RegionVerdict) GetReason() VerdictReason {
+	if x != nil {
+		return x.Reason
+	}
+	return VerdictReason_VERDICT_REASON_UNSPECIFIED
+}
+
+func (x *RegionVerdict) GetAgainst() int32 {
+	if x != nil {
+		return x.Against
+	}
+	return 0
+}
+
+func (x *RegionVerdict) GetObservers() int32 {
+	if x != nil {
+		return x.Observers
+	}
+	return 0
+}
+
 type SubscribeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Message:
@@ -837,7 +1103,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +1115,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1128,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SubscribeResponse) GetMessage() isSubscribeResponse_Message {
@@ -948,7 +1214,7 @@ type Signed struct {
 
 func (x *Signed) Reset() {
 	*x = Signed{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1226,7 @@ func (x *Signed) String() string {
 func (*Signed) ProtoMessage() {}
 
 func (x *Signed) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1239,7 @@ func (x *Signed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signed.ProtoReflect.Descriptor instead.
 func (*Signed) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Signed) GetPayload() []byte {
@@ -1010,7 +1276,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1022,7 +1288,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1035,7 +1301,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TableUpdate) GetEdge() string {
@@ -1126,7 +1392,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1404,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1417,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Object) GetKind() uint32 {
@@ -1185,7 +1451,7 @@ type ObjectKey struct {
 
 func (x *ObjectKey) Reset() {
 	*x = ObjectKey{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1463,7 @@ func (x *ObjectKey) String() string {
 func (*ObjectKey) ProtoMessage() {}
 
 func (x *ObjectKey) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1476,7 @@ func (x *ObjectKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectKey.ProtoReflect.Descriptor instead.
 func (*ObjectKey) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ObjectKey) GetKind() uint32 {
@@ -1242,7 +1508,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1520,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1533,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Heartbeat) GetCatalog() *Position {
@@ -1321,7 +1587,7 @@ type Withdrawn struct {
 
 func (x *Withdrawn) Reset() {
 	*x = Withdrawn{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1599,7 @@ func (x *Withdrawn) String() string {
 func (*Withdrawn) ProtoMessage() {}
 
 func (x *Withdrawn) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1612,7 @@ func (x *Withdrawn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withdrawn.ProtoReflect.Descriptor instead.
 func (*Withdrawn) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Withdrawn) GetReason() string {
@@ -1372,7 +1638,7 @@ type RequestGrantsRequest struct {
 
 func (x *RequestGrantsRequest) Reset() {
 	*x = RequestGrantsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1650,7 @@ func (x *RequestGrantsRequest) String() string {
 func (*RequestGrantsRequest) ProtoMessage() {}
 
 func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1663,7 @@ func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsRequest.ProtoReflect.Descriptor instead.
 func (*RequestGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RequestGrantsRequest) GetCatalog() *Position {
@@ -1461,7 +1727,7 @@ type SentinelCount struct {
 
 func (x *SentinelCount) Reset() {
 	*x = SentinelCount{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1739,7 @@ func (x *SentinelCount) String() string {
 func (*SentinelCount) ProtoMessage() {}
 
 func (x *SentinelCount) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1752,7 @@ func (x *SentinelCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SentinelCount.ProtoReflect.Descriptor instead.
 func (*SentinelCount) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SentinelCount) GetBegan() int64 {
@@ -1528,7 +1794,7 @@ type RelayMinute struct {
 
 func (x *RelayMinute) Reset() {
 	*x = RelayMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1806,7 @@ func (x *RelayMinute) String() string {
 func (*RelayMinute) ProtoMessage() {}
 
 func (x *RelayMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1819,7 @@ func (x *RelayMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayMinute.ProtoReflect.Descriptor instead.
 func (*RelayMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RelayMinute) GetEpoch() int64 {
@@ -1631,7 +1897,7 @@ type RowsWanted struct {
 
 func (x *RowsWanted) Reset() {
 	*x = RowsWanted{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1909,7 @@ func (x *RowsWanted) String() string {
 func (*RowsWanted) ProtoMessage() {}
 
 func (x *RowsWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1922,7 @@ func (x *RowsWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RowsWanted.ProtoReflect.Descriptor instead.
 func (*RowsWanted) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RowsWanted) GetId() string {
@@ -1694,7 +1960,7 @@ type TellRowsRequest struct {
 
 func (x *TellRowsRequest) Reset() {
 	*x = TellRowsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1972,7 @@ func (x *TellRowsRequest) String() string {
 func (*TellRowsRequest) ProtoMessage() {}
 
 func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1985,7 @@ func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsRequest.ProtoReflect.Descriptor instead.
 func (*TellRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TellRowsRequest) GetId() string {
@@ -1772,7 +2038,7 @@ type TellRowsResponse struct {
 
 func (x *TellRowsResponse) Reset() {
 	*x = TellRowsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +2050,7 @@ func (x *TellRowsResponse) String() string {
 func (*TellRowsResponse) ProtoMessage() {}
 
 func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +2063,7 @@ func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsResponse.ProtoReflect.Descriptor instead.
 func (*TellRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
 }
 
 type RefusalMinute struct {
@@ -1814,7 +2080,7 @@ type RefusalMinute struct {
 
 func (x *RefusalMinute) Reset() {
 	*x = RefusalMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +2092,7 @@ func (x *RefusalMinute) String() string {
 func (*RefusalMinute) ProtoMessage() {}
 
 func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +2105,7 @@ func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusalMinute.ProtoReflect.Descriptor instead.
 func (*RefusalMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RefusalMinute) GetMinute() int64 {
@@ -1894,7 +2160,7 @@ type RequestGrantsResponse struct {
 
 func (x *RequestGrantsResponse) Reset() {
 	*x = RequestGrantsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +2172,7 @@ func (x *RequestGrantsResponse) String() string {
 func (*RequestGrantsResponse) ProtoMessage() {}
 
 func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +2185,7 @@ func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsResponse.ProtoReflect.Descriptor instead.
 func (*RequestGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
@@ -1946,7 +2212,7 @@ type SignedGrant struct {
 
 func (x *SignedGrant) Reset() {
 	*x = SignedGrant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1958,7 +2224,7 @@ func (x *SignedGrant) String() string {
 func (*SignedGrant) ProtoMessage() {}
 
 func (x *SignedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1971,7 +2237,7 @@ func (x *SignedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
 func (*SignedGrant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignedGrant) GetPayload() []byte {
@@ -2011,7 +2277,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2023,7 +2289,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2036,7 +2302,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Grant) GetId() string {
@@ -2154,7 +2420,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2166,7 +2432,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2179,7 +2445,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Peer) GetEdge() string {
@@ -2225,7 +2491,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshotJ\x04\b\x04\x10\x05\"\xd7\x04\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshotJ\x04\b\x04\x10\x05\"\xb3\x05\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
@@ -2236,13 +2502,17 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"relay_addr\x18\x06 \x01(\tR\trelayAddr\x12.\n" +
 	"\x05doors\x18\a \x01(\v2\x18.bailiwick.sync.v1.DoorsR\x05doors\x124\n" +
 	"\aoutlook\x18\b \x01(\v2\x1a.bailiwick.sync.v1.OutlookR\aoutlook\x12'\n" +
-	"\x0fcheckpoint_size\x18\t \x01(\x03R\x0echeckpointSize\x12-\n" +
-	"\x12checkpoint_refused\x18\n" +
-	" \x01(\tR\x11checkpointRefused\x12\x1a\n" +
-	"\bdegraded\x18\v \x03(\tR\bdegraded\x12/\n" +
+	"\x0fcheckpoint_size\x18\t \x01(\x03R\x0echeckpointSize\x12/\n" +
 	"\x13sentinel_violations\x18\f \x01(\x03R\x12sentinelViolations\x12#\n" +
 	"\rsentinel_late\x18\r \x01(\x03R\fsentinelLate\x12+\n" +
-	"\x04load\x18\x10 \x01(\v2\x17.bailiwick.sync.v1.LoadR\x04load\"^\n" +
+	"\x04load\x18\x10 \x01(\v2\x17.bailiwick.sync.v1.LoadR\x04load\x12S\n" +
+	"\x12checkpoint_refusal\x18\x11 \x01(\x0e2$.bailiwick.sync.v1.CheckpointRefusalR\x11checkpointRefusal\x12D\n" +
+	"\rusage_trouble\x18\x12 \x01(\v2\x1f.bailiwick.sync.v1.UsageTroubleR\fusageTroubleJ\x04\b\n" +
+	"\x10\vJ\x04\b\v\x10\f\"m\n" +
+	"\fUsageTrouble\x121\n" +
+	"\x03why\x18\x01 \x01(\x0e2\x1f.bailiwick.sync.v1.UsageRefusalR\x03why\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05final\x18\x03 \x01(\bR\x05final\"^\n" +
 	"\x04Load\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\x03R\baccepted\x12\x1d\n" +
 	"\n" +
@@ -2256,14 +2526,16 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\aOutlook\x12:\n" +
 	"\aregions\x18\x01 \x03(\v2 .bailiwick.sync.v1.RegionVerdictR\aregions\x12!\n" +
 	"\fsilent_edges\x18\x02 \x03(\tR\vsilentEdges\x12\x12\n" +
-	"\x04held\x18\x03 \x01(\bR\x04held\"\xa7\x01\n" +
+	"\x04held\x18\x03 \x01(\bR\x04held\"\x8d\x02\n" +
 	"\rRegionVerdict\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12\x18\n" +
-	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\x10\n" +
-	"\x03why\x18\x03 \x01(\tR\x03why\x12\"\n" +
+	"\ahealthy\x18\x02 \x01(\bR\ahealthy\x12\"\n" +
 	"\rsince_unix_ms\x18\x04 \x01(\x03R\vsinceUnixMs\x12\x14\n" +
 	"\x05share\x18\x05 \x01(\x05R\x05share\x12\x18\n" +
-	"\adrained\x18\x06 \x01(\bR\adrained\"\x8f\x02\n" +
+	"\adrained\x18\x06 \x01(\bR\adrained\x128\n" +
+	"\x06reason\x18\a \x01(\x0e2 .bailiwick.sync.v1.VerdictReasonR\x06reason\x12\x18\n" +
+	"\aagainst\x18\b \x01(\x05R\aagainst\x12\x1c\n" +
+	"\tobservers\x18\t \x01(\x05R\tobserversJ\x04\b\x03\x10\x04\"\x8f\x02\n" +
 	"\x11SubscribeResponse\x121\n" +
 	"\x05table\x18\x01 \x01(\v2\x19.bailiwick.sync.v1.SignedH\x00R\x05table\x12<\n" +
 	"\theartbeat\x18\x02 \x01(\v2\x1c.bailiwick.sync.v1.HeartbeatH\x00R\theartbeat\x12<\n" +
@@ -2378,7 +2650,33 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04Peer\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x1d\n" +
 	"\n" +
-	"relay_addr\x18\x02 \x01(\tR\trelayAddr2\xa4\x02\n" +
+	"relay_addr\x18\x02 \x01(\tR\trelayAddr*\xb8\x01\n" +
+	"\x11CheckpointRefusal\x12\"\n" +
+	"\x1eCHECKPOINT_REFUSAL_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18CHECKPOINT_REFUSAL_OTHER\x10\x01\x12\x1e\n" +
+	"\x1aCHECKPOINT_REFUSAL_INVALID\x10\x02\x12#\n" +
+	"\x1fCHECKPOINT_REFUSAL_INCONSISTENT\x10\x03\x12\x1c\n" +
+	"\x18CHECKPOINT_REFUSAL_PROOF\x10\x04*\x91\x03\n" +
+	"\fUsageRefusal\x12\x1d\n" +
+	"\x19USAGE_REFUSAL_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13USAGE_REFUSAL_OTHER\x10\x01\x12\x1b\n" +
+	"\x17USAGE_REFUSAL_WITHDRAWN\x10\x02\x12\x1d\n" +
+	"\x19USAGE_REFUSAL_WRONG_CHAIN\x10\x03\x12\x15\n" +
+	"\x11USAGE_REFUSAL_GAP\x10\x04\x12\"\n" +
+	"\x1eUSAGE_REFUSAL_FOREIGN_CUSTOMER\x10\x05\x12 \n" +
+	"\x1cUSAGE_REFUSAL_FOREIGN_REGION\x10\x06\x12\x1d\n" +
+	"\x19USAGE_REFUSAL_FOREIGN_API\x10\a\x12\x1b\n" +
+	"\x17USAGE_REFUSAL_MALFORMED\x10\b\x12\x16\n" +
+	"\x12USAGE_REFUSAL_FORK\x10\t\x12\x1e\n" +
+	"\x1aUSAGE_REFUSAL_EPOCH_CLOSED\x10\n" +
+	"\x12\x1d\n" +
+	"\x19USAGE_REFUSAL_IMPLAUSIBLE\x10\v\x12\x1d\n" +
+	"\x19USAGE_REFUSAL_QUARANTINED\x10\f*\x82\x01\n" +
+	"\rVerdictReason\x12\x1e\n" +
+	"\x1aVERDICT_REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14VERDICT_REASON_OTHER\x10\x01\x12\x1e\n" +
+	"\x1aVERDICT_REASON_NOT_REACHED\x10\x02\x12\x17\n" +
+	"\x13VERDICT_REASON_TOLD\x10\x032\xa4\x02\n" +
 	"\vSyncService\x12Z\n" +
 	"\tSubscribe\x12#.bailiwick.sync.v1.SubscribeRequest\x1a$.bailiwick.sync.v1.SubscribeResponse(\x010\x01\x12b\n" +
 	"\rRequestGrants\x12'.bailiwick.sync.v1.RequestGrantsRequest\x1a(.bailiwick.sync.v1.RequestGrantsResponse\x12U\n" +
@@ -2396,83 +2694,92 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 	return file_bailiwick_sync_v1_sync_proto_rawDescData
 }
 
-var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_bailiwick_sync_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
-	(*Position)(nil),              // 0: bailiwick.sync.v1.Position
-	(*SubscribeRequest)(nil),      // 1: bailiwick.sync.v1.SubscribeRequest
-	(*Hello)(nil),                 // 2: bailiwick.sync.v1.Hello
-	(*Ack)(nil),                   // 3: bailiwick.sync.v1.Ack
-	(*Nack)(nil),                  // 4: bailiwick.sync.v1.Nack
-	(*Status)(nil),                // 5: bailiwick.sync.v1.Status
-	(*Load)(nil),                  // 6: bailiwick.sync.v1.Load
-	(*Doors)(nil),                 // 7: bailiwick.sync.v1.Doors
-	(*Outlook)(nil),               // 8: bailiwick.sync.v1.Outlook
-	(*RegionVerdict)(nil),         // 9: bailiwick.sync.v1.RegionVerdict
-	(*SubscribeResponse)(nil),     // 10: bailiwick.sync.v1.SubscribeResponse
-	(*Signed)(nil),                // 11: bailiwick.sync.v1.Signed
-	(*TableUpdate)(nil),           // 12: bailiwick.sync.v1.TableUpdate
-	(*Object)(nil),                // 13: bailiwick.sync.v1.Object
-	(*ObjectKey)(nil),             // 14: bailiwick.sync.v1.ObjectKey
-	(*Heartbeat)(nil),             // 15: bailiwick.sync.v1.Heartbeat
-	(*Withdrawn)(nil),             // 16: bailiwick.sync.v1.Withdrawn
-	(*RequestGrantsRequest)(nil),  // 17: bailiwick.sync.v1.RequestGrantsRequest
-	(*SentinelCount)(nil),         // 18: bailiwick.sync.v1.SentinelCount
-	(*RelayMinute)(nil),           // 19: bailiwick.sync.v1.RelayMinute
-	(*RowsWanted)(nil),            // 20: bailiwick.sync.v1.RowsWanted
-	(*TellRowsRequest)(nil),       // 21: bailiwick.sync.v1.TellRowsRequest
-	(*TellRowsResponse)(nil),      // 22: bailiwick.sync.v1.TellRowsResponse
-	(*RefusalMinute)(nil),         // 23: bailiwick.sync.v1.RefusalMinute
-	(*RequestGrantsResponse)(nil), // 24: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 25: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 26: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 27: bailiwick.sync.v1.Peer
+	(CheckpointRefusal)(0),        // 0: bailiwick.sync.v1.CheckpointRefusal
+	(UsageRefusal)(0),             // 1: bailiwick.sync.v1.UsageRefusal
+	(VerdictReason)(0),            // 2: bailiwick.sync.v1.VerdictReason
+	(*Position)(nil),              // 3: bailiwick.sync.v1.Position
+	(*SubscribeRequest)(nil),      // 4: bailiwick.sync.v1.SubscribeRequest
+	(*Hello)(nil),                 // 5: bailiwick.sync.v1.Hello
+	(*Ack)(nil),                   // 6: bailiwick.sync.v1.Ack
+	(*Nack)(nil),                  // 7: bailiwick.sync.v1.Nack
+	(*Status)(nil),                // 8: bailiwick.sync.v1.Status
+	(*UsageTrouble)(nil),          // 9: bailiwick.sync.v1.UsageTrouble
+	(*Load)(nil),                  // 10: bailiwick.sync.v1.Load
+	(*Doors)(nil),                 // 11: bailiwick.sync.v1.Doors
+	(*Outlook)(nil),               // 12: bailiwick.sync.v1.Outlook
+	(*RegionVerdict)(nil),         // 13: bailiwick.sync.v1.RegionVerdict
+	(*SubscribeResponse)(nil),     // 14: bailiwick.sync.v1.SubscribeResponse
+	(*Signed)(nil),                // 15: bailiwick.sync.v1.Signed
+	(*TableUpdate)(nil),           // 16: bailiwick.sync.v1.TableUpdate
+	(*Object)(nil),                // 17: bailiwick.sync.v1.Object
+	(*ObjectKey)(nil),             // 18: bailiwick.sync.v1.ObjectKey
+	(*Heartbeat)(nil),             // 19: bailiwick.sync.v1.Heartbeat
+	(*Withdrawn)(nil),             // 20: bailiwick.sync.v1.Withdrawn
+	(*RequestGrantsRequest)(nil),  // 21: bailiwick.sync.v1.RequestGrantsRequest
+	(*SentinelCount)(nil),         // 22: bailiwick.sync.v1.SentinelCount
+	(*RelayMinute)(nil),           // 23: bailiwick.sync.v1.RelayMinute
+	(*RowsWanted)(nil),            // 24: bailiwick.sync.v1.RowsWanted
+	(*TellRowsRequest)(nil),       // 25: bailiwick.sync.v1.TellRowsRequest
+	(*TellRowsResponse)(nil),      // 26: bailiwick.sync.v1.TellRowsResponse
+	(*RefusalMinute)(nil),         // 27: bailiwick.sync.v1.RefusalMinute
+	(*RequestGrantsResponse)(nil), // 28: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 29: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 30: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 31: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
-	2,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
-	3,  // 1: bailiwick.sync.v1.SubscribeRequest.ack:type_name -> bailiwick.sync.v1.Ack
-	4,  // 2: bailiwick.sync.v1.SubscribeRequest.nack:type_name -> bailiwick.sync.v1.Nack
-	5,  // 3: bailiwick.sync.v1.SubscribeRequest.status:type_name -> bailiwick.sync.v1.Status
-	0,  // 4: bailiwick.sync.v1.Hello.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 5: bailiwick.sync.v1.Hello.zone:type_name -> bailiwick.sync.v1.Position
-	0,  // 6: bailiwick.sync.v1.Ack.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 7: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
-	0,  // 8: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 9: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
-	7,  // 10: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
-	8,  // 11: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
-	6,  // 12: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
-	9,  // 13: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
-	11, // 14: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
-	15, // 15: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
-	16, // 16: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
-	20, // 17: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
-	0,  // 18: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
-	0,  // 19: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
-	0,  // 20: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
-	0,  // 21: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
-	13, // 22: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
-	14, // 23: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
-	0,  // 24: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 25: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
-	0,  // 26: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
-	0,  // 27: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	19, // 28: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
-	23, // 29: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
-	18, // 30: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
-	19, // 31: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
-	25, // 32: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	27, // 33: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	1,  // 34: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	17, // 35: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	21, // 36: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
-	10, // 37: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	24, // 38: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	22, // 39: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
-	37, // [37:40] is the sub-list for method output_type
-	34, // [34:37] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	5,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
+	6,  // 1: bailiwick.sync.v1.SubscribeRequest.ack:type_name -> bailiwick.sync.v1.Ack
+	7,  // 2: bailiwick.sync.v1.SubscribeRequest.nack:type_name -> bailiwick.sync.v1.Nack
+	8,  // 3: bailiwick.sync.v1.SubscribeRequest.status:type_name -> bailiwick.sync.v1.Status
+	3,  // 4: bailiwick.sync.v1.Hello.catalog:type_name -> bailiwick.sync.v1.Position
+	3,  // 5: bailiwick.sync.v1.Hello.zone:type_name -> bailiwick.sync.v1.Position
+	3,  // 6: bailiwick.sync.v1.Ack.catalog:type_name -> bailiwick.sync.v1.Position
+	3,  // 7: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
+	3,  // 8: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
+	3,  // 9: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
+	11, // 10: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
+	12, // 11: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
+	10, // 12: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
+	0,  // 13: bailiwick.sync.v1.Status.checkpoint_refusal:type_name -> bailiwick.sync.v1.CheckpointRefusal
+	9,  // 14: bailiwick.sync.v1.Status.usage_trouble:type_name -> bailiwick.sync.v1.UsageTrouble
+	1,  // 15: bailiwick.sync.v1.UsageTrouble.why:type_name -> bailiwick.sync.v1.UsageRefusal
+	13, // 16: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
+	2,  // 17: bailiwick.sync.v1.RegionVerdict.reason:type_name -> bailiwick.sync.v1.VerdictReason
+	15, // 18: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
+	19, // 19: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
+	20, // 20: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
+	24, // 21: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
+	3,  // 22: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
+	3,  // 23: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
+	3,  // 24: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
+	3,  // 25: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
+	17, // 26: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
+	18, // 27: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
+	3,  // 28: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
+	3,  // 29: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
+	3,  // 30: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
+	3,  // 31: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
+	23, // 32: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
+	27, // 33: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
+	22, // 34: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
+	23, // 35: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
+	29, // 36: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	31, // 37: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	4,  // 38: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	21, // 39: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	25, // 40: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
+	14, // 41: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	28, // 42: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	26, // 43: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
+	41, // [41:44] is the sub-list for method output_type
+	38, // [38:41] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -2486,7 +2793,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		(*SubscribeRequest_Nack)(nil),
 		(*SubscribeRequest_Status)(nil),
 	}
-	file_bailiwick_sync_v1_sync_proto_msgTypes[10].OneofWrappers = []any{
+	file_bailiwick_sync_v1_sync_proto_msgTypes[11].OneofWrappers = []any{
 		(*SubscribeResponse_Table)(nil),
 		(*SubscribeResponse_Heartbeat)(nil),
 		(*SubscribeResponse_Withdrawn)(nil),
@@ -2497,13 +2804,14 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   28,
+			NumEnums:      3,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_bailiwick_sync_v1_sync_proto_goTypes,
 		DependencyIndexes: file_bailiwick_sync_v1_sync_proto_depIdxs,
+		EnumInfos:         file_bailiwick_sync_v1_sync_proto_enumTypes,
 		MessageInfos:      file_bailiwick_sync_v1_sync_proto_msgTypes,
 	}.Build()
 	File_bailiwick_sync_v1_sync_proto = out.File
