@@ -12,7 +12,7 @@ import (
 // writeJSON writes sandbox.json, whole or not at all: its presence means that everything is ready.
 func (s *sandbox) writeJSON() error {
 	type object = map[string]any
-	admins, edges, upstreams, controls, apis := []object{}, []object{}, []object{}, []object{}, []object{}
+	admins, edges, upstreams, controls, stores, apis := []object{}, []object{}, []object{}, []object{}, []object{}, []object{}
 	if s.keys == nil {
 		s.keys = []keyInfo{} // a list without entries is [], never null
 	}
@@ -28,6 +28,11 @@ func (s *sandbox) writeJSON() error {
 			upstreams = append(upstreams, object{"name": name, "region": e.region, "api": "orders", "url": "http://" + s.layout.upstream(i), "pid": s.children[name].pid()})
 		}
 	}
+	if s.cfg.Store == "etcd" {
+		for i, m := range storeSpecs {
+			stores = append(stores, object{"name": m.name, "region": m.region, "cluster": m.cluster, "url": "http://" + s.layout.etcd(i), "pid": s.children[m.name].pid(), "dir": s.rel(m.name)})
+		}
+	}
 	for _, z := range zones {
 		policy := map[string]string{"emea": "gdpr-emea", "us": "us"}[z.name]
 		for _, api := range []string{"orders", "reports"} {
@@ -36,7 +41,7 @@ func (s *sandbox) writeJSON() error {
 	}
 	data, err := json.MarshalIndent(object{
 		"admin": admins, "admin_token_file": s.rel("admin.token"), "ca_file": s.rel("ca.pem"),
-		"edges": edges, "upstreams": upstreams, "controls": controls, "apis": apis, "keys": s.keys,
+		"edges": edges, "upstreams": upstreams, "controls": controls, "stores": stores, "apis": apis, "keys": s.keys,
 		"control_url": "http://" + s.layout.control(),
 	}, "", "  ")
 	if err != nil {
@@ -61,7 +66,11 @@ func (s *sandbox) rel(parts ...string) string {
 }
 
 func (s *sandbox) printTable(w io.Writer) {
-	fmt.Fprintf(w, "\nBailiwick sandbox: 2 zones, 6 control nodes, 4 edges. All on loopback; Ctrl-C ends it.\n\n")
+	with := ""
+	if s.cfg.Store == "etcd" {
+		with = fmt.Sprintf(", %d members of three etcds", len(storeSpecs))
+	}
+	fmt.Fprintf(w, "\nBailiwick sandbox: 2 zones, 6 control nodes, 4 edges%s. All on loopback; Ctrl-C ends it.\n\n", with)
 	fmt.Fprintf(w, "  %-18s %-11s %-5s %-28s %s\n", "EDGE", "REGION", "ZONE", "HTTPS", "ADMIN")
 	for i, e := range edgeSpecs {
 		fmt.Fprintf(w, "  %-18s %-11s %-5s %-28s %s\n", e.name, e.region, e.zone, "https://"+s.layout.edgeHTTPS(i), "http://"+s.layout.edgeAdmin(i))

@@ -41,6 +41,16 @@ var sampleKeys = []struct{ customer, zone, plan string }{
 	{"umbrella", "us", "gold"}, {"hooli", "us", "free"}, {"stark", "us", "unlimited"},
 }
 
+// storeSpec is a member of an etcd. The catalog's stand in the primary zone, as its voters do with raft; a zone's stand
+// in that zone and nowhere else.
+type storeSpec struct{ name, region, cluster string }
+
+var storeSpecs = []storeSpec{
+	{"etcd-catalog-1", "eu-west", "catalog"}, {"etcd-catalog-2", "eu-central", "catalog"}, {"etcd-catalog-3", "eu-north", "catalog"},
+	{"etcd-emea-1", "eu-west", "emea"}, {"etcd-emea-2", "eu-central", "emea"}, {"etcd-emea-3", "eu-north", "emea"},
+	{"etcd-us-1", "us-east", "us"}, {"etcd-us-2", "us-west", "us"}, {"etcd-us-3", "us-central", "us"},
+}
+
 func loopback(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
 
 func (l layout) control() string        { return loopback(l.base) }
@@ -52,6 +62,31 @@ func (l layout) edgeHTTP(i int) string  { return loopback(l.base + 80 + i) }
 func (l layout) edgeHTTPS(i int) string { return loopback(l.base + 443 + i) }
 func (l layout) edgeRelay(i int) string { return loopback(l.base + 501 + i) }
 func (l layout) edgeAdmin(i int) string { return loopback(l.base + 901 + i) }
+func (l layout) etcd(i int) string      { return loopback(l.base + 601 + i) }
+func (l layout) etcdPeer(i int) string  { return loopback(l.base + 701 + i) }
+
+// etcdURLs are the clients' URLs of a cluster.
+func (l layout) etcdURLs(cluster string) string {
+	var urls []string
+	for i, m := range storeSpecs {
+		if m.cluster == cluster {
+			urls = append(urls, "http://"+l.etcd(i))
+		}
+	}
+	return strings.Join(urls, ",")
+}
+
+// etcdMembers are the members of a cluster, as they find each other.
+func (l layout) etcdMembers(cluster string) string {
+	var members []string
+	for i, m := range storeSpecs {
+		if m.cluster == cluster {
+			members = append(members, m.name+"=http://"+l.etcdPeer(i))
+		}
+	}
+	return strings.Join(members, ",")
+}
+
 func (l layout) adminURLs(zone string) string {
 	var urls []string
 	for _, first := range []bool{true, false} { // the zone's own nodes first

@@ -25,7 +25,7 @@ type Config struct {
 	NoTraffic bool          // no sample traffic
 	Upstream  string        // host:port to use instead of the built-in upstreams
 	Manifests string        // directory of manifests instead of the built-in ones
-	Store     string        // raft
+	Store     string        // engine of the catalog and the zone stores: raft or etcd
 	Identity  time.Duration // lifetime of node certificates
 }
 
@@ -39,8 +39,13 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	if len(args) > 0 && args[0] == "upstream" {
-		return runUpstream(ctx, args[1:])
+	if len(args) > 0 {
+		switch args[0] {
+		case "upstream":
+			return runUpstream(ctx, args[1:])
+		case "etcd":
+			return runEtcd(ctx, args[1:])
+		}
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -55,7 +60,7 @@ func run(ctx context.Context, args []string) error {
 	flags.BoolVar(&cfg.NoTraffic, "no-traffic", false, "send no sample traffic")
 	flags.StringVar(&cfg.Upstream, "upstream", "", "use the service at this host:port as every region's upstream")
 	flags.StringVar(&cfg.Manifests, "manifests", "", "apply the manifests of this directory instead of the built-in ones")
-	flags.StringVar(&cfg.Store, "store", "raft", "engine of the catalog and the zone stores; raft is the only one so far")
+	flags.StringVar(&cfg.Store, "store", "raft", "engine of the catalog and the zone stores: raft, or etcd, of which it then runs a cluster of three for each")
 	flags.DurationVar(&cfg.Identity, "identity-ttl", 30*24*time.Hour, "lifetime of node certificates; renewed after a third of it")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -63,8 +68,8 @@ func run(ctx context.Context, args []string) error {
 	if flags.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	if cfg.Store != "raft" {
-		return fmt.Errorf("-store %s: the etcd engine is not built yet; use -store raft", cfg.Store)
+	if cfg.Store != "raft" && cfg.Store != "etcd" {
+		return fmt.Errorf("-store %s: choose raft or etcd", cfg.Store)
 	}
 	if cfg.BasePort < 1024 || cfg.BasePort > 64000 {
 		return fmt.Errorf("-base-port %d: choose a port from 1024 to 64000", cfg.BasePort)

@@ -111,8 +111,15 @@ func (s *sandbox) up(ctx context.Context) error {
 	if err := os.WriteFile(s.path("env.sh"), []byte(env), 0o600); err != nil {
 		return err
 	}
+	if err := s.startStores(); err != nil {
+		return err
+	}
 	for _, c := range controlSpecs {
-		if err := s.add(c.name, c.region, nil, s.bin("bailiwick-control"), "run", "-dir", s.path(c.name), "-webhook-allow", "127.0.0.0/8", "-reserve-bytes", "1048576").start(s.log); err != nil {
+		command := []string{s.bin("bailiwick-control"), "run", "-dir", s.path(c.name), "-webhook-allow", "127.0.0.0/8", "-reserve-bytes", "1048576"}
+		if s.cfg.Store == "etcd" {
+			command = append(command, "-store", "etcd", "-etcd-endpoints", s.layout.etcdURLs(c.zone), "-etcd-catalog-endpoints", s.layout.etcdURLs("catalog"))
+		}
+		if err := s.add(c.name, c.region, nil, command...).start(s.log); err != nil {
 			return err
 		}
 	}
@@ -148,6 +155,21 @@ func (s *sandbox) up(ctx context.Context) error {
 		return err
 	}
 	return s.writeJSON()
+}
+
+// startStores starts the members of the etcds, if there are any. Nobody waits for them: control nodes do.
+func (s *sandbox) startStores() error {
+	if s.cfg.Store != "etcd" {
+		return nil
+	}
+	for i, m := range storeSpecs {
+		c := s.add(m.name, m.region, nil, s.self, "etcd", "-name", m.name, "-dir", s.path(m.name), "-token", "sandbox-"+m.cluster, "-cluster", s.layout.etcdMembers(m.cluster),
+			"-client", "http://"+s.layout.etcd(i), "-peer", "http://"+s.layout.etcdPeer(i))
+		if err := c.start(s.log); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *sandbox) portsFree() error {
@@ -421,7 +443,8 @@ func ask(ctx context.Context, client *http.Client, host, key string) (int, error
 	return response.StatusCode, err
 }
 
-// stopAll ends every child: edges first, so that their last usage reaches a ledger that still runs.
+// stopAll ends every child: edges first, so that their last usage reaches a ledger that still runs; etcds last, in which
+// control nodes give up what they lead.
 func (s *sandbox) stopAll() {
 	var wg sync.WaitGroup
 	stop := func(match func(string) bool) {
@@ -433,7 +456,9 @@ func (s *sandbox) stopAll() {
 		wg.Wait()
 	}
 	isEdge := func(name string) bool { return strings.Contains(name, "-edge-") }
+	isStore := func(name string) bool { return strings.HasPrefix(name, "etcd-") }
 	stop(isEdge)
-	stop(func(name string) bool { return !isEdge(name) })
+	stop(func(name string) bool { return !isEdge(name) && !isStore(name) })
+	stop(isStore)
 	os.Remove(s.path("sandbox.json")) // what it describes no longer runs
 }

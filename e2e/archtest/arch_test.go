@@ -82,7 +82,7 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 	owners := map[string][]string{
 		"github.com/hashicorp/raft":        {"controlplane/internal/group/raftgroup"},
 		"go.etcd.io/bbolt":                 {"controlplane/internal/group/raftgroup"},
-		"go.etcd.io/etcd":                  {"controlplane/internal/group/etcdgroup"},
+		"go.etcd.io/etcd":                  {"controlplane/internal/group/etcdgroup", "deploy/sandbox"}, // the sandbox runs a server
 		"github.com/cockroachdb/pebble":    {"controlplane/internal/ledger"},
 		"github.com/quic-go/quic-go":       {"dataplane/internal/ship", "controlplane/internal/ingest", "dataplane/internal/proxy", "dataplane/internal/relay"},
 		"github.com/caddyserver/certmagic": {"dataplane/internal/edgetls"},
