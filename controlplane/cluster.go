@@ -5,20 +5,25 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/adminapi"
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/shared/fault"
 )
 
-// replicas are this node's parts in its groups, by the groups' names and in their order.
-func (n *Node) replicas() []struct {
+// engine is the catalog or the zone's store as this node has a part in it while Run runs, whatever holds it.
+type engine interface {
+	group.Store
+	Run(ctx context.Context) error
+}
+
+// replica is this node's part in a group that is raft's. Members, backups and leadership of such a group are handled by
+// the node; those of a store in etcd by etcd's own tools.
+type replica struct {
 	Name string
 	Node *raftgroup.Node
-} {
-	return []struct {
-		Name string
-		Node *raftgroup.Node
-	}{{catalogGroup, n.catalog.Node()}, {storeGroup(n.self.Zone), n.store.Node()}, {ledgerGroup(n.self.Zone), n.replica}}
 }
+
+func (n *Node) replicas() []replica { return n.parts }
 
 func (n *Node) replicaOf(name string) (*raftgroup.Node, error) {
 	for _, r := range n.replicas() {

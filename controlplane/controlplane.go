@@ -98,8 +98,12 @@ type Node struct {
 
 	mux     *peer.Mux
 	carrier *carrier.Carrier
-	catalog *raftgroup.Store
-	store   *raftgroup.Store
+	catalog engine
+	store   engine
+	parts   []replica // in the groups that are raft's, in their order; the ledger's is always one of them
+
+	leftBehind func() bool // of a catalog that is raft's: it was recovered, and this node has the copy of before
+
 	machine *ledger.Machine
 	replica *raftgroup.Node
 	ledger  *ledger.Ledger

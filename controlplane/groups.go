@@ -71,7 +71,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 		return err
 	}
 	if n.keeper, err = border.New(border.Config{Zone: n.self.Zone, Catalog: n.catalog, Store: n.store, Signer: n.secrets.Signer, Logger: n.log,
-		LeftBehind: n.catalog.Node().LeftBehind}); err != nil {
+		LeftBehind: n.leftBehind}); err != nil {
 		return err
 	}
 	if err := n.openEvidence(ca); err != nil {
@@ -221,13 +221,17 @@ func (n *Node) openGroups() error {
 		}
 		return nil
 	}
-	if n.catalog, err = raftgroup.NewStore(config(catalogGroup, "catalog", primary, others, ofInstallation)); err != nil {
+	catalog, err := raftgroup.NewStore(config(catalogGroup, "catalog", primary, others, ofInstallation))
+	if err != nil {
 		return err
 	}
+	n.catalog, n.leftBehind = catalog, catalog.Node().LeftBehind
 	n.registry.Store(&pki.Registry{Catalog: n.catalog, Installation: n.in})
-	if n.store, err = raftgroup.NewStore(config(storeGroup(n.self.Zone), "zone", zone, nil, ofZone)); err != nil {
+	store, err := raftgroup.NewStore(config(storeGroup(n.self.Zone), "zone", zone, nil, ofZone))
+	if err != nil {
 		return err
 	}
+	n.store = store
 	n.machine, err = ledger.OpenMachine(ledger.MachineConfig{Dir: filepath.Join(n.cfg.Dir, "ledger", "cells"), Logger: n.log, OnFatal: n.fail})
 	if err != nil {
 		return err
@@ -236,9 +240,10 @@ func (n *Node) openGroups() error {
 	if err != nil {
 		return err
 	}
-	n.carrier.Serve(catalogGroup, n.catalog.Node())
-	n.carrier.Serve(storeGroup(n.self.Zone), n.store.Node())
-	n.carrier.Serve(ledgerGroup(n.self.Zone), n.replica)
+	n.parts = []replica{{catalogGroup, catalog.Node()}, {storeGroup(n.self.Zone), store.Node()}, {ledgerGroup(n.self.Zone), n.replica}}
+	for _, r := range n.parts {
+		n.carrier.Serve(r.Name, r.Node)
+	}
 	return nil
 }
 
