@@ -11,6 +11,7 @@ const (
 	holdFile     = failoverPkg + "/grants.go"
 	relayPkg     = "dataplane/internal/relay"
 	clientFile   = relayPkg + "/client.go"
+	answersFile  = relayPkg + "/answers.go"
 	serverFile   = relayPkg + "/server.go"
 	agesFile     = relayPkg + "/ages.go"
 	sessionFile  = relayPkg + "/session.go"
@@ -58,9 +59,30 @@ var edgeBugs = []bug{
 		edits:  []edit{{holdFile, "if !ed25519.Verify(key, append([]byte(SignaturePrefix), signed.Payload...), signed.Signature) {", "if false && !ed25519.Verify(key, append([]byte(SignaturePrefix), signed.Payload...), signed.Signature) {"}},
 		checks: []check{{failoverPkg, "TestGrants_RefuseWhatIsNotTheirs"}, {relayPkg, "TestServer_RefusesAtItsEnd"}}},
 	{name: "sender-remembers-table", breaks: "the newest table is asked before every attempt, retries too",
-		edits: []edit{{clientFile, "\tt := c.cfg.Tables.Load()\n\treturn c.cfg.Grants.Now()", "\tonce.Do(func() { first = c.cfg.Tables.Load() })\n\tt := first\n\treturn c.cfg.Grants.Now()"},
+		edits: []edit{{clientFile, "\tt := c.cfg.Tables.Load()\n\treturn c.answers", "\tonce.Do(func() { first = c.cfg.Tables.Load() })\n\tt := first\n\treturn c.answers"},
 			{clientFile, "var errCut = ", "var once sync.Once\nvar first *policy.Table\n\nvar errCut = "}},
 		checks: []check{{relayPkg, "TestClient_AsksAgainAfterTheEvidence"}}},
+	{name: "answer-outlives-the-table", breaks: "an answer is kept for the rules that gave it",
+		edits:  []edit{{answersFile, "a.mark == mark && ", "mark == mark && "}},
+		checks: []check{{relayPkg, "TestAnswers_AreThoseOfTheCore"}, {relayPkg, "TestClient_AsksAgainAfterTheEvidence"}}},
+	{name: "answer-outlives-the-grants", breaks: "an answer is kept for the grants that gave it",
+		edits:  []edit{{answersFile, "a.held == held && ", ""}},
+		checks: []check{{relayPkg, "TestAnswers_AreThoseOfTheCore"}}},
+	{name: "answer-outlives-its-grant", breaks: "an answer is kept until its grant ends",
+		edits:  []edit{{answersFile, " && now < a.until", ""}},
+		checks: []check{{relayPkg, "TestAnswers_AreThoseOfTheCore"}}},
+	{name: "answer-for-another-api", breaks: "an answer is one API's, as one table has it",
+		edits:  []edit{{answersFile, "kept.api == api && ", ""}},
+		checks: []check{{relayPkg, "TestAnswers_AreThoseOfTheCore"}}},
+	{name: "answer-for-another-target", breaks: "an answer is for one region",
+		edits:  []edit{{answersFile, " && kept.to == to", ""}},
+		checks: []check{{relayPkg, "TestAnswers_AreThoseOfTheCore"}}},
+	{name: "answer-outlives-a-recovery", breaks: "what was answered before a recovery is asked again after it",
+		edits:  []edit{{policyPkg + "/build.go", "catalogTo.Epoch != t.catalog.Epoch", "false"}},
+		checks: []check{{relayPkg, "TestAnswers_AreThoseOfTheCore"}, {policyPkg, "TestTable_MarkIsItsRules"}}},
+	{name: "answer-counts-offline-while-connected", breaks: "what is kept of an answer lasts its grant's ordinary life while the zone answers",
+		edits:  []edit{{heldFile, "\tif h.away {\n\t\treturn g.Asked", "\tif !h.away {\n\t\treturn g.Asked"}},
+		checks: []check{{relayPkg, "TestAnswers_AreThoseOfTheCore"}}},
 	{name: "recheck-skipped-after-dial", breaks: "the permission is asked again once a sweep would find the flight",
 		edits:  []edit{{clientFile, "if grant, rule = c.permitted(f.API, f.To); rule != \"\" {\n\t\tend()", "if false {\n\t\tend()"}},
 		checks: []check{{relayPkg, "TestClient_AsksAgainAfterTheEvidence"}}},

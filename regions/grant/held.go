@@ -78,6 +78,15 @@ func (h *Held) live(g *Grant, at At, now time.Time) bool {
 	return g.Catalog.Epoch >= at.Catalog.Epoch && g.Store.Epoch >= at.Store.Epoch
 }
 
+// Ends is when a grant that is live now ends, if nothing else is heard of it and no recovery ends it before: from that
+// instant on it is not live.
+func (h *Held) Ends(g *Grant) time.Time {
+	if h.away {
+		return g.Asked.Add(max(g.TTL, g.OfflineTTL))
+	}
+	return g.Asked.Add(g.TTL)
+}
+
 // Live is the newest live grant to relay to a region under a policy, nil if there is none.
 func (h *Held) Live(policy, to string, at At, now time.Time) *Grant {
 	for _, g := range h.by[to] {

@@ -216,4 +216,11 @@ func TestHeld_TheOfflineLifetimeCountsInSilenceAlone(t *testing.T) {
 	if h.Step(grant.Silent, nil, grant.Take{}, end).Live("gdpr", "central", epochs(2, 2), end) == nil {
 		t.Error("in silence the grant has no offline lifetime")
 	}
+	// Ends says the same instants beforehand.
+	for name, held := range map[string]*grant.Held{"while answered": h, "in silence": h.Step(grant.Silent, nil, grant.Take{}, asked)} {
+		end := held.Ends(&g)
+		if held.Live("gdpr", "central", epochs(2, 2), end.Add(-1)) == nil || held.Live("gdpr", "central", epochs(2, 2), end) != nil {
+			t.Errorf("%s: the grant does not end at %v, of which Ends speaks", name, end.Sub(asked))
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/ed25519"
 	"encoding/hex"
+	"hash/fnv"
 	"maps"
 	"slices"
 	"strings"
@@ -86,12 +87,16 @@ func (t *Table) Apply(upserts []table.Object, removals []table.ObjectKey, catalo
 		}
 	}
 	next := &Table{catalog: catalogTo, zone: zoneTo, objects: objects, keys: edit.keys, index: t.index}
-	if cloned || t.index == noIndex {
+	switch {
+	case cloned || t.index == noIndex:
 		idx, err := makeIndex(objects)
 		if err != nil {
 			return nil, err
 		}
 		next.index = idx
+	case catalogTo.Epoch != t.catalog.Epoch || zoneTo.Epoch != t.zone.Epoch:
+		idx := *t.index // the same answers under another Mark: a recovery ends what was granted before
+		next.index = &idx
 	}
 	return next, nil
 }
@@ -208,7 +213,9 @@ func decoded[T any](o table.Object) (*T, error) {
 var implied = table.Route{Name: "default"}
 
 func newAPI(v *table.API) *API {
-	a := &API{API: *v}
+	h := fnv.New32a()
+	h.Write([]byte(table.APIID(v)))
+	a := &API{API: *v, spread: h.Sum32()}
 	given := v.Routes
 	if len(given) == 0 && !v.Foreign {
 		given = []table.Route{implied}

@@ -299,3 +299,43 @@ func TestHolder_ChangedClosesOncePerSwap(t *testing.T) {
 		t.Error("load: got another table")
 	}
 }
+
+// What is kept of a table's answers is kept by its Mark: a key moves the table and not the Mark, anything else, and a
+// new epoch of either log, moves both.
+func TestTable_MarkIsItsRules(t *testing.T) {
+	objects := sample(t)
+	old := build(t, objects...)
+	var none *policy.Table
+	if old.Mark() == (policy.Mark{}) || none.Mark() == (policy.Mark{}) || none.Mark() == old.Mark() {
+		t.Error("no table has the zero Mark, and none another's")
+	}
+	apply := func(catalog, zone uint64, upserts []table.Object, removals ...table.ObjectKey) *policy.Table {
+		t.Helper()
+		rest := slices.DeleteFunc(slices.Clone(objects), func(o table.Object) bool {
+			return slices.Contains(removals, o.Key()) || slices.ContainsFunc(upserts, func(u table.Object) bool { return u.Key() == o.Key() })
+		})
+		c, z := sums(append(rest, upserts...))
+		c.Epoch, z.Epoch = catalog, zone
+		next, err := old.Apply(upserts, removals, c, z)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return next
+	}
+	for _, c := range []struct {
+		name string
+		next *policy.Table
+		same bool
+	}{
+		{"nothing", apply(1, 1, nil), true},
+		{"a key", apply(1, 1, []table.Object{key(t, "new", 77)}), true},
+		{"an API as it was", apply(1, 1, []table.Object{enc(t, table.KindAPI, "bare", table.API{Name: "bare", Zone: "emea", Hosts: []string{"bare.example.test"}})}), false},
+		{"an API less", apply(1, 1, nil, table.ObjectKey{Kind: table.KindAPI, ID: "bare"}), false},
+		{"the catalog's epoch", apply(2, 1, nil), false},
+		{"the zone's epoch", apply(1, 2, nil), false},
+	} {
+		if got := c.next.Mark() == old.Mark(); got != c.same {
+			t.Errorf("%s: the same Mark: %t, want %t", c.name, got, c.same)
+		}
+	}
+}

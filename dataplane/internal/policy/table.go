@@ -60,6 +60,14 @@ func (t *Table) idx() *index {
 	return t.index
 }
 
+// Mark is which rules a table has: of two tables with the same one, every answer is the same but for keys and for
+// places within an epoch. It is what may be kept of a table without keeping its keys in memory. The zero Mark is no
+// table's.
+type Mark struct{ of *index }
+
+// Mark is the table's.
+func (t *Table) Mark() Mark { return Mark{t.idx()} }
+
 // Key is an API key as held here: whose it is, and the digest the presented text must have.
 type Key struct {
 	ID           string
@@ -77,7 +85,12 @@ type Key struct {
 type API struct {
 	table.API
 	routes []Route // longest prefix first, then by name
+	spread uint32
 }
+
+// Spread is a number that differs between most APIs, for whoever keeps something for each in few places. It is made
+// when the API is decoded, since hashing names on the request path costs more than what is kept saves.
+func (a *API) Spread() uint32 { return a.spread }
 
 // Route is one rule of an API.
 type Route struct{ table.Route }

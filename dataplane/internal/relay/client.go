@@ -49,6 +49,7 @@ type Client struct {
 	from string
 	log  *ledger
 
+	answers  answers
 	mu       sync.Mutex // covers the maps; held for no I/O
 	sessions map[sessionKey]*session
 	flights  map[*flight]struct{}
@@ -132,7 +133,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	}
 
 	ctx, cancel := context.WithCancelCause(ctx)
-	fl := &flight{Flight: c.flight(f.API, f.To), cut: func() { cancel(errCut) }}
+	fl := &flight{Flight: flightOf(f.API, c.from, f.To), cut: func() { cancel(errCut) }}
 	fl.Peer = s.key.node
 	end := func() {
 		c.mu.Lock()
@@ -204,13 +205,13 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 // permitted is the sender's half of the decision: the newest table has the API under that policy and the pair,
 // and a live grant covers it.
 func (c *Client) permitted(api *policy.API, to string) (*grant.Grant, string) {
-	now := c.born.Add(time.Since(c.born)) // the monotonic clock alone costs half of both
+	now := time.Since(c.born) // the monotonic clock alone costs half of both
 	t := c.cfg.Tables.Load()
-	return c.cfg.Grants.Now().Leave(c.flight(api, to), rules{t}, now)
+	return c.answers.leave(t, c.cfg.Grants.Now(), api, c.from, to, c.born, now)
 }
 
-func (c *Client) flight(api *policy.API, to string) grant.Flight {
-	return grant.Flight{Zone: api.Zone, API: api.Name, Policy: api.Policy, From: c.from, To: to}
+func flightOf(api *policy.API, from, to string) grant.Flight {
+	return grant.Flight{Zone: api.Zone, API: api.Name, Policy: api.Policy, From: from, To: to}
 }
 
 func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *http.Request {
@@ -289,6 +290,7 @@ func (c *Client) Enforce() {
 	if len(cut) > 0 {
 		c.cfg.Logger.Info("relays cut", "count", len(cut))
 	}
+	c.answers.drop(t.Mark(), held, now.Sub(c.born))
 	c.log.now(outbound(t, c.from))
 }
 

@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"time"
+
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/regions/grant"
 )
@@ -18,4 +20,30 @@ func (s *Server) Cuts() (cuts []func()) {
 // Permitted is what Do asks before every attempt.
 func (c *Client) Permitted(api *policy.API, to string) (*grant.Grant, string) {
 	return c.permitted(api, to)
+}
+
+// Answers are those of an attempt, at any time.
+type Answers struct{ answers }
+
+func (a *Answers) Leave(t *policy.Table, held *grant.Held, api *policy.API, from, to string, born time.Time, now time.Duration) (*grant.Grant, string) {
+	return a.leave(t, held, api, from, to, born, now)
+}
+
+func (a *Answers) Drop(t *policy.Table, held *grant.Held, now time.Duration) {
+	a.drop(t.Mark(), held, now)
+}
+
+// Kept is how many answers are in memory.
+func (a *Answers) Kept() (n int) {
+	for i := range a.slots {
+		if a.slots[i].Load() != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Anew is what Leave must say.
+func Anew(t *policy.Table, held *grant.Held, api *policy.API, from, to string, now time.Time) (*grant.Grant, string) {
+	return held.Leave(flightOf(api, from, to), rules{t}, now)
 }
