@@ -65,7 +65,7 @@ var controlBugs = []bug{
 		checks: []check{{borderPkg, "TestKeeper_AckBeforeTheRecordIsNoAck"}}},
 	{name: "ack-outlives-a-cloned-disk", breaks: "an edge that went backwards has acknowledged nothing",
 		edits:  []edit{{bookFile, "delete(old.acked, p) // it", "_ = p // it"}},
-		checks: []check{{grantPkg, "TestBook_ATableOfAnOlderEpochTakesTheAcknowledgementBack"}}},
+		checks: []check{{grantPkg, "TestBook_ATableOfAnOlderEpochTakesTheAcknowledgementBack"}, {borderPkg, "TestKeeper_AnEdgeThatWentBackwardsAcknowledgesAnew"}}},
 	{name: "no-receiver-is-all-receivers", breaks: "that no receiver is known does not mean that all acknowledged",
 		edits:  []edit{{bookFile, "if len(known) == 0 {", "if false {"}},
 		checks: []check{{borderPkg, "TestKeeper_NoReceiverKnownIsNotAllAcknowledged"}}},
