@@ -2,8 +2,11 @@
 // certificates and the locks they take while obtaining one, in the zone store.
 //
 // It never sees a private key: edges seal them first, and text that looks like
-// one is refused. What it acknowledged survives as the zone store does; a lock
-// ends by itself when its holder is gone. Everything may be called at once.
+// one is refused. Nothing is written but under the lock that guards it, and
+// nothing any more by who has lost that lock, whenever he wakes up. It keeps the
+// zone's edges together within what a public authority grants. What it
+// acknowledged survives as the zone store does; a lock ends by itself when its
+// holder is gone. Everything may be called at once.
 package certstore
 
 import (
@@ -20,6 +23,7 @@ import (
 	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
+	"bailiwick/shared/identity/shelf"
 )
 
 // Limits of what edges may keep here.
@@ -37,7 +41,11 @@ const (
 	ReasonTooLarge  = "CERT_TOO_LARGE"   // TooLarge
 	ReasonPlaintext = "CERT_KEY_NOT_SEALED"
 	ReasonNotFound  = "CERT_NOT_FOUND"
+	ReasonReplaced  = "CERT_REPLACED" // Conflict: the metadata is of another certificate by now
 	ReasonLock      = "LOCK_INVALID"
+	ReasonUnguarded = "LOCK_REQUIRED" // Invalid: a write without the lease of the lock that guards the key
+	ReasonLost      = "LOCK_LOST"     // Conflict: another has taken the lock since
+	ReasonBusy      = "ORDERS_BUSY"   // Unavailable
 )
 
 // Service is joinv1connect's CertStoreServiceHandler.
@@ -45,6 +53,7 @@ type Service struct {
 	store group.Store
 	// trustDomain is of the zone whose edges may call.
 	trustDomain string
+	budget      Budget
 }
 
 // New serves the edges of trustDomain (<zone>.<installation>) from the zone's store.
@@ -52,20 +61,13 @@ func New(store group.Store, trustDomain string) (*Service, error) {
 	if store == nil || trustDomain == "" {
 		return nil, errors.New("certstore: store and trust domain are required")
 	}
-	return &Service{store, trustDomain}, nil
+	return &Service{store, trustDomain, DefaultBudget()}, nil
 }
 
 // item is a value as it rests.
 type item struct {
 	Value    []byte    `json:"value"`
 	Modified time.Time `json:"modified"`
-}
-
-// lock is a lock as it rests. Its fence is the ModIndex of its record: every
-// later holder's is higher.
-type lock struct {
-	Holder  string    `json:"holder"`
-	Expires time.Time `json:"expires"` // of the leader's time
 }
 
 // edge lets only edges of the zone in.
@@ -102,7 +104,8 @@ func (s *Service) begin(ctx context.Context, key string, emptyAllowed bool) erro
 	return path(key, emptyAllowed)
 }
 
-// Store puts a value.
+// Store puts a value, under the lock that guards its key. Metadata may be
+// brought up to date without: if it is still what the caller has read.
 func (s *Service) Store(ctx context.Context, req *joinv1.StoreRequest) (*joinv1.StoreResponse, error) {
 	if err := s.begin(ctx, req.GetKey(), false); err != nil {
 		return nil, err
@@ -113,24 +116,21 @@ func (s *Service) Store(ctx context.Context, req *joinv1.StoreRequest) (*joinv1.
 	if bytes.Contains(req.GetValue(), []byte("PRIVATE KEY")) {
 		return nil, fault.New(fault.Invalid, ReasonPlaintext, "value holds a private key that is not sealed").At("value")
 	}
-	_, err := s.store.Txn(ctx, group.Txn{Ops: []group.Op{{
-		Key: model.PrefixCert + req.GetKey(), Value: model.Encode(item{req.GetValue(), time.Now().UTC()}),
-	}}})
-	if err != nil {
+	ops := []group.Op{{Key: model.PrefixCert + req.GetKey(), Value: model.Encode(item{req.GetValue(), time.Now().UTC()})}}
+	if v := req.GetIfVersion(); v != 0 && req.GetLease() == nil && shelf.Metadata(req.GetKey()) {
+		res, err := s.store.Txn(ctx, group.Txn{Compares: []group.Compare{{Key: ops[0].Key, ModIndex: v}}, Ops: ops})
+		if err == nil && !res.Succeeded {
+			err = fault.New(fault.Conflict, ReasonReplaced, "the certificate was replaced since its metadata was read")
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &joinv1.StoreResponse{}, nil
+	}
+	if err := s.guarded(ctx, req.GetKey(), req.GetLease(), ops); err != nil {
 		return nil, err
 	}
 	return &joinv1.StoreResponse{}, nil
-}
-
-func (s *Service) load(ctx context.Context, key string) (item, error) {
-	kv, ok, _, err := s.store.Get(ctx, model.PrefixCert+key)
-	if err != nil {
-		return item{}, err
-	}
-	if !ok {
-		return item{}, fault.New(fault.NotFound, ReasonNotFound, "no value is kept under this key")
-	}
-	return model.Decode[item](model.PrefixCert, kv.Value)
 }
 
 // Load reads a value: the last that was stored, on whatever node.
@@ -138,21 +138,28 @@ func (s *Service) Load(ctx context.Context, req *joinv1.LoadRequest) (*joinv1.Lo
 	if err := s.begin(ctx, req.GetKey(), false); err != nil {
 		return nil, err
 	}
-	it, err := s.load(ctx, req.GetKey())
+	kv, ok, _, err := s.store.Get(ctx, model.PrefixCert+req.GetKey())
 	if err != nil {
 		return nil, err
 	}
-	return &joinv1.LoadResponse{Value: it.Value}, nil
+	if !ok {
+		return nil, fault.New(fault.NotFound, ReasonNotFound, "no value is kept under this key")
+	}
+	it, err := model.Decode[item](model.PrefixCert, kv.Value)
+	if err != nil {
+		return nil, err
+	}
+	return &joinv1.LoadResponse{Value: it.Value, Version: kv.ModIndex}, nil
 }
 
-// Delete removes a key and all below it; an absent one is no error.
+// Delete removes a key and all below it, under the lock that guards it; an
+// absent one is no error.
 func (s *Service) Delete(ctx context.Context, req *joinv1.DeleteRequest) (*joinv1.DeleteResponse, error) {
 	if err := s.begin(ctx, req.GetKey(), false); err != nil {
 		return nil, err
 	}
 	key := model.PrefixCert + req.GetKey()
-	_, err := s.store.Txn(ctx, group.Txn{Ops: []group.Op{{Key: key, Delete: true}, {Key: key + "/", DeletePrefix: true}}})
-	if err != nil {
+	if err := s.guarded(ctx, req.GetKey(), req.GetLease(), []group.Op{{Key: key, Delete: true}, {Key: key + "/", DeletePrefix: true}}); err != nil {
 		return nil, err
 	}
 	return &joinv1.DeleteResponse{}, nil
@@ -215,83 +222,4 @@ func (s *Service) Stat(ctx context.Context, req *joinv1.StatRequest) (*joinv1.St
 		return &joinv1.StatResponse{Key: req.GetKey()}, nil
 	}
 	return nil, fault.New(fault.NotFound, ReasonNotFound, "no value is kept under this key")
-}
-
-// Lock takes, or for the same holder renews, a lock for a time. held false is
-// no error: somebody else has it. It never waits.
-func (s *Service) Lock(ctx context.Context, req *joinv1.LockRequest) (*joinv1.LockResponse, error) {
-	ttl := time.Duration(req.GetTtlMs()) * time.Millisecond
-	if err := s.lockRequest(ctx, req.GetName(), req.GetHolder()); err != nil {
-		return nil, err
-	}
-	if req.GetTtlMs() < MinLockTTL.Milliseconds() || req.GetTtlMs() > MaxLockTTL.Milliseconds() {
-		return nil, fault.New(fault.Invalid, ReasonLock, "ttl_ms is not between %d and %d", MinLockTTL.Milliseconds(), MaxLockTTL.Milliseconds()).At("ttl_ms")
-	}
-	key := model.PrefixLock + "cert/" + req.GetName()
-	kv, ok, _, err := s.store.Get(ctx, key)
-	if err != nil {
-		return nil, err
-	}
-	cur := lock{}
-	if ok {
-		if cur, err = model.Decode[lock](model.PrefixLock, kv.Value); err != nil {
-			return nil, err
-		}
-		// This node's clock only spares the leader the question: it never decides
-		// that a lock has ended.
-		if cur.Holder != req.GetHolder() && time.Until(cur.Expires) > 0 {
-			return &joinv1.LockResponse{}, nil
-		}
-	}
-	compare := []group.Compare{{Key: key, ModIndex: kv.ModIndex}}
-	// A transaction without operations asks the leader for the time.
-	res, err := s.store.Txn(ctx, group.Txn{Compares: compare})
-	if err != nil {
-		return nil, err
-	}
-	if !res.Succeeded || ok && cur.Holder != req.GetHolder() && !res.Time.After(cur.Expires) {
-		return &joinv1.LockResponse{}, nil
-	}
-	res, err = s.store.Txn(ctx, group.Txn{
-		Compares: compare,
-		Ops:      []group.Op{{Key: key, Value: model.Encode(lock{req.GetHolder(), res.Time.Add(ttl).UTC()})}},
-	})
-	if err != nil {
-		return nil, err
-	}
-	if !res.Succeeded {
-		return &joinv1.LockResponse{}, nil
-	}
-	return &joinv1.LockResponse{Held: true, Fence: res.Revision.Index}, nil
-}
-
-// Unlock releases the holder's lock; one that it no longer holds is no error.
-func (s *Service) Unlock(ctx context.Context, req *joinv1.UnlockRequest) (*joinv1.UnlockResponse, error) {
-	if err := s.lockRequest(ctx, req.GetName(), req.GetHolder()); err != nil {
-		return nil, err
-	}
-	key := model.PrefixLock + "cert/" + req.GetName()
-	kv, ok, _, err := s.store.Get(ctx, key)
-	if err != nil || !ok {
-		return &joinv1.UnlockResponse{}, err
-	}
-	cur, err := model.Decode[lock](model.PrefixLock, kv.Value)
-	if err != nil || cur.Holder != req.GetHolder() {
-		return &joinv1.UnlockResponse{}, err
-	}
-	_, err = s.store.Txn(ctx, group.Txn{
-		Compares: []group.Compare{{Key: key, ModIndex: kv.ModIndex}},
-		Ops:      []group.Op{{Key: key, Delete: true}},
-	})
-	return &joinv1.UnlockResponse{}, err
-}
-
-func (s *Service) lockRequest(ctx context.Context, name, holder string) error {
-	if err := s.edge(ctx); err != nil {
-		return err
-	}
-	if name == "" || len(name) > MaxKey || holder == "" || len(holder) > 128 {
-		return fault.New(fault.Invalid, ReasonLock, "a lock has a name of 1 to %d and a holder of 1 to 128 bytes", MaxKey).At("name")
-	}
-	return nil
 }

@@ -43,6 +43,7 @@ const (
 	PrefixErasure   = "erasures/"   // what became of the erasure of a customer, by name
 	PrefixApproval  = "approvals/"  // changes that a second operator must approve, by what they are
 	PrefixLock      = "locks/"
+	PrefixOrder     = "certorders/" // what public authorities were asked for, by host: see certstore
 	PrefixUptime    = "uptime/"     // how observers see a region, by its name
 	PrefixWebhook   = "webhooks/"   // their secrets sealed
 	PrefixAlert     = "alerts/"     // by customer first: thresholds that were reached

@@ -92,7 +92,12 @@ func TestDoors_OverThePeerPort(t *testing.T) {
 	if _, err := id.IssueHost(t.Context(), &joinv1.IssueHostRequest{Csr: csr}); fault.ReasonOf(err) != pki.ReasonCSR {
 		t.Errorf("issue for no host: got %v, want %s", err, pki.ReasonCSR)
 	}
-	if _, err := keep.Store(t.Context(), &joinv1.StoreRequest{Key: "a", Value: []byte("v")}); err != nil {
+	lock, err := keep.Lock(t.Context(), &joinv1.LockRequest{Name: "issue_cert_a.test", Holder: "e1", TtlMs: 60_000})
+	if err != nil {
+		t.Errorf("lock: %v", err)
+	}
+	if _, err := keep.Store(t.Context(), &joinv1.StoreRequest{Key: "certificates/ca/a.test/a.test.crt", Value: []byte("v"),
+		Lease: &joinv1.Lease{Name: "issue_cert_a.test", Holder: "e1", Fence: lock.GetFence()}}); err != nil {
 		t.Errorf("store: %v", err)
 	}
 	if _, err := joinv1connect.NewIdentityServiceClient(client(stranger), url, co).Renew(t.Context(), &joinv1.RenewRequest{Csr: csr}); err == nil {
@@ -105,7 +110,7 @@ func TestDoors_OverThePeerPort(t *testing.T) {
 	for port.Recheck() == 0 && time.Now().Before(deadline) {
 		time.Sleep(5 * time.Millisecond)
 	}
-	if _, err := keep.Load(t.Context(), &joinv1.LoadRequest{Key: "a"}); err == nil {
+	if _, err := keep.Load(t.Context(), &joinv1.LoadRequest{Key: "certificates/ca/a.test/a.test.crt"}); err == nil {
 		t.Error("withdrawn edge: got an answer")
 	}
 }

@@ -30,7 +30,6 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3"
-	"github.com/mholt/acmez/v3/acme"
 	"go.uber.org/zap"
 
 	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
@@ -109,6 +108,9 @@ type Manager struct {
 	tickets tickets
 
 	mu sync.Mutex // one Manage at a time
+
+	waitMu sync.Mutex
+	waits  map[string]time.Time // by host: no order before that, the zone says
 }
 
 // New makes a Manager; certificates begin to come with Manage and Run.
@@ -132,7 +134,7 @@ func New(cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{cfg: cfg, log: cfg.Logger, changed: make(chan struct{}, 1)}
+	m := &Manager{cfg: cfg, log: cfg.Logger, changed: make(chan struct{}, 1), waits: map[string]time.Time{}}
 	m.hosts.Store(&map[string]bool{})
 	m.shelf = newShelf(cfg.Shelf, box, cfg.Node, cfg.CallLimit, cfg.Logger)
 	zlog := zap.New(&slogCore{log: cfg.Logger})
@@ -150,6 +152,9 @@ func New(cfg Config) (*Manager, error) {
 		DisableARI:          cfg.ACME.Directory == "",
 		RenewalWindowRatio:  1.0 / 3,
 		Logger:              zlog,
+	}
+	if cfg.ACME.Directory != "" {
+		tmpl.OnEvent = m.onEvent
 	}
 	// certmagic fills what is empty from its process-wide Default; Issuers is set
 	// before New so that its public default authority is never made.
@@ -284,11 +289,6 @@ const (
 	lastRetry   = 30 * time.Second
 	obtainLimit = 2 * time.Minute // of one attempt, waiting for another edge's included
 	atOnce      = 8
-
-	// A public authority that has refused counts the next attempt against the
-	// host: a few an hour, then none. In between the shelf is still looked at.
-	firstRefused = time.Minute
-	lastRefused  = time.Hour
 )
 
 // Run obtains and renews until ctx ends; then it returns nil.
@@ -330,8 +330,8 @@ func (m *Manager) Run(ctx context.Context) error {
 
 // obtain tries until the host has a certificate or is no longer wanted.
 func (m *Manager) obtain(ctx context.Context, host string, loads, orders chan struct{}) {
-	var wait, refused time.Duration
-	var orderAt time.Time
+	var wait time.Duration
+	var orderAt time.Time // what a public authority grants is the zone's to share out; the shelf is looked at in between
 	for {
 		err := m.within(ctx, loads, func(ctx context.Context) error { return m.load(ctx, host) })
 		if err != nil && !time.Now().Before(orderAt) {
@@ -339,6 +339,7 @@ func (m *Manager) obtain(ctx context.Context, host string, loads, orders chan st
 		}
 		if !m.wanted(host) {
 			m.cache.RemoveManaged([]certmagic.SubjectIssuer{{Subject: host}})
+			m.holdOff(host, 0)
 			return
 		}
 		// Beside an error there may be a certificate: an old one whose renewal
@@ -351,10 +352,11 @@ func (m *Manager) obtain(ctx context.Context, host string, loads, orders chan st
 			return
 		}
 		wait = min(max(2*wait, firstRetry), lastRetry)
-		if p := (acme.Problem{}); errors.As(err, &p) {
-			refused = min(max(2*refused, firstRefused), lastRefused)
-			orderAt = time.Now().Add(refused/2 + rand.N(refused))
-			m.log.Warn("the authority refuses a certificate", "host", host, "error", err, "next_order", orderAt)
+		if at := m.noOrderBefore(host); at.After(time.Now()) {
+			if !at.Equal(orderAt) {
+				m.log.Warn("the authority refuses a certificate", "host", host, "error", err, "next_order", at)
+			}
+			orderAt = at
 		} else if time.Now().After(orderAt) {
 			m.log.Warn("host has no certificate yet", "host", host, "error", err, "retry_in", wait)
 		}

@@ -24,6 +24,7 @@ import (
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/identity/identitytest"
+	"bailiwick/shared/identity/shelf"
 )
 
 // zone is the shelf and the authority that the edges of a zone share.
@@ -34,20 +35,66 @@ type zone struct {
 	hang   atomic.Bool // the authority never answers
 	ttl    time.Duration
 
-	mu    sync.Mutex
-	away  bool
-	vals  map[string][]byte
-	locks map[string]struct {
-		holder string
-		until  time.Time
-	}
+	mu     sync.Mutex
+	away   bool
+	vals   map[string][]byte
+	vers   map[string]uint64
+	locks  map[string]heldLock
+	fence  uint64
+	stale  int            // writes under a lease that was lost
+	asked  map[string]int // orders by host that the zone gave leave for
+	refuse time.Duration  // to wait after an order that failed
+}
+
+type heldLock struct {
+	holder string
+	until  time.Time
+	fence  uint64
 }
 
 func newZone(t testing.TB) *zone {
-	return &zone{in: identitytest.New(t, "test.example", "emea"), ttl: time.Hour, vals: map[string][]byte{}, locks: map[string]struct {
-		holder string
-		until  time.Time
-	}{}}
+	return &zone{in: identitytest.New(t, "test.example", "emea"), ttl: time.Hour, refuse: time.Minute,
+		vals: map[string][]byte{}, vers: map[string]uint64{}, locks: map[string]heldLock{}, asked: map[string]int{}}
+}
+
+var errLost = fault.New(fault.Conflict, "LOCK_LOST", "the lock is another's")
+
+// leased is what a control node checks before it writes.
+func (z *zone) leased(l *joinv1.Lease, key string) error {
+	h := z.locks[l.GetName()]
+	if l == nil || !shelf.Guards(l.GetName(), key) {
+		return fault.New(fault.Invalid, "LOCK_REQUIRED", "%s is not written under %q", key, l.GetName())
+	}
+	if h.holder != l.GetHolder() || h.fence != l.GetFence() {
+		z.stale++
+		return errLost
+	}
+	return nil
+}
+
+func (z *zone) Order(_ context.Context, r *joinv1.OrderRequest) (*joinv1.OrderResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if r.GetLease().GetName() != shelf.IssueLock(r.GetHost()) || r.GetTries() == 0 {
+		return nil, fault.New(fault.Invalid, "LOCK_REQUIRED", "an order of %s under %q", r.GetHost(), r.GetLease().GetName())
+	}
+	z.asked[r.GetHost()]++
+	return &joinv1.OrderResponse{Granted: true}, nil
+}
+
+func (z *zone) Ordered(_ context.Context, r *joinv1.OrderedRequest) (*joinv1.OrderedResponse, error) {
+	end, err := z.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	if r.GetOutcome() == joinv1.OrderOutcome_ORDER_OUTCOME_FAILED {
+		return &joinv1.OrderedResponse{RetryAfterMs: z.refuse.Milliseconds()}, nil
+	}
+	return &joinv1.OrderedResponse{}, nil
 }
 
 // begin locks, and fails while the control plane is away.
@@ -77,7 +124,15 @@ func (z *zone) Store(_ context.Context, r *joinv1.StoreRequest) (*joinv1.StoreRe
 	if bytes.Contains(r.Value, []byte("PRIVATE KEY")) {
 		return nil, fault.New(fault.Invalid, "CERT_KEY_NOT_SEALED", "plaintext")
 	}
+	if v := r.GetIfVersion(); v == 0 || r.GetLease() != nil {
+		if err := z.leased(r.GetLease(), r.GetKey()); err != nil {
+			return nil, err
+		}
+	} else if v != z.vers[r.Key] {
+		return nil, fault.New(fault.Conflict, "CERT_REPLACED", "replaced")
+	}
 	z.vals[r.Key] = r.Value
+	z.vers[r.Key]++
 	return &joinv1.StoreResponse{}, nil
 }
 
@@ -92,7 +147,7 @@ func (z *zone) Load(_ context.Context, r *joinv1.LoadRequest) (*joinv1.LoadRespo
 	if !ok {
 		return nil, errNotFound
 	}
-	return &joinv1.LoadResponse{Value: v}, nil
+	return &joinv1.LoadResponse{Value: v, Version: z.vers[r.Key]}, nil
 }
 
 func (z *zone) Delete(_ context.Context, r *joinv1.DeleteRequest) (*joinv1.DeleteResponse, error) {
@@ -101,6 +156,9 @@ func (z *zone) Delete(_ context.Context, r *joinv1.DeleteRequest) (*joinv1.Delet
 		return nil, err
 	}
 	defer end()
+	if err := z.leased(r.GetLease(), r.GetKey()); err != nil {
+		return nil, err
+	}
 	for k := range z.vals {
 		if k == r.Key || strings.HasPrefix(k, r.Key+"/") {
 			delete(z.vals, k)
@@ -153,9 +211,13 @@ func (z *zone) Lock(_ context.Context, r *joinv1.LockRequest) (*joinv1.LockRespo
 	if l.holder != "" && l.holder != r.Holder && time.Now().Before(l.until) {
 		return &joinv1.LockResponse{}, nil
 	}
+	if l.holder != r.Holder {
+		z.fence++
+		l.fence = z.fence
+	}
 	l.holder, l.until = r.Holder, time.Now().Add(time.Duration(r.TtlMs)*time.Millisecond)
 	z.locks[r.Name] = l
-	return &joinv1.LockResponse{Held: true, Fence: 1}, nil
+	return &joinv1.LockResponse{Held: true, Fence: l.fence}, nil
 }
 
 func (z *zone) Unlock(_ context.Context, r *joinv1.UnlockRequest) (*joinv1.UnlockResponse, error) {

@@ -173,6 +173,18 @@ func (c *Client) Unlock(ctx context.Context, r *joinv1.UnlockRequest) (*joinv1.U
 	})
 }
 
+func (c *Client) Order(ctx context.Context, r *joinv1.OrderRequest) (*joinv1.OrderResponse, error) {
+	return ask(ctx, c, r, func(n *node) func(context.Context, *joinv1.OrderRequest) (*joinv1.OrderResponse, error) {
+		return n.certs.Order
+	})
+}
+
+func (c *Client) Ordered(ctx context.Context, r *joinv1.OrderedRequest) (*joinv1.OrderedResponse, error) {
+	return ask(ctx, c, r, func(n *node) func(context.Context, *joinv1.OrderedRequest) (*joinv1.OrderedResponse, error) {
+		return n.certs.Ordered
+	})
+}
+
 var (
 	_ joinv1connect.IdentityServiceClient  = (*Client)(nil)
 	_ joinv1connect.CertStoreServiceClient = (*Client)(nil)

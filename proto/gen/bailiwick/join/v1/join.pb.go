@@ -23,6 +23,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type OrderOutcome int32
+
+const (
+	OrderOutcome_ORDER_OUTCOME_UNSPECIFIED OrderOutcome = 0
+	OrderOutcome_ORDER_OUTCOME_ISSUED      OrderOutcome = 1
+	OrderOutcome_ORDER_OUTCOME_FAILED      OrderOutcome = 2
+	OrderOutcome_ORDER_OUTCOME_NOT_MADE    OrderOutcome = 3 // the authority was not reached
+)
+
+// Enum value maps for OrderOutcome.
+var (
+	OrderOutcome_name = map[int32]string{
+		0: "ORDER_OUTCOME_UNSPECIFIED",
+		1: "ORDER_OUTCOME_ISSUED",
+		2: "ORDER_OUTCOME_FAILED",
+		3: "ORDER_OUTCOME_NOT_MADE",
+	}
+	OrderOutcome_value = map[string]int32{
+		"ORDER_OUTCOME_UNSPECIFIED": 0,
+		"ORDER_OUTCOME_ISSUED":      1,
+		"ORDER_OUTCOME_FAILED":      2,
+		"ORDER_OUTCOME_NOT_MADE":    3,
+	}
+)
+
+func (x OrderOutcome) Enum() *OrderOutcome {
+	p := new(OrderOutcome)
+	*p = x
+	return p
+}
+
+func (x OrderOutcome) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OrderOutcome) Descriptor() protoreflect.EnumDescriptor {
+	return file_bailiwick_join_v1_join_proto_enumTypes[0].Descriptor()
+}
+
+func (OrderOutcome) Type() protoreflect.EnumType {
+	return &file_bailiwick_join_v1_join_proto_enumTypes[0]
+}
+
+func (x OrderOutcome) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OrderOutcome.Descriptor instead.
+func (OrderOutcome) EnumDescriptor() ([]byte, []int) {
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{0}
+}
+
 type JoinRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -516,17 +568,80 @@ func (x *IssueHostResponse) GetCertificateChain() []byte {
 	return nil
 }
 
+// Lease is a lock as its holder knows it. Once another has taken the lock, nothing is written under the lease.
+type Lease struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Holder        string                 `protobuf:"bytes,2,opt,name=holder,proto3" json:"holder,omitempty"`
+	Fence         uint64                 `protobuf:"varint,3,opt,name=fence,proto3" json:"fence,omitempty"` // as LockResponse said
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lease) Reset() {
+	*x = Lease{}
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lease) ProtoMessage() {}
+
+func (x *Lease) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lease.ProtoReflect.Descriptor instead.
+func (*Lease) Descriptor() ([]byte, []int) {
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Lease) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Lease) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *Lease) GetFence() uint64 {
+	if x != nil {
+		return x.Fence
+	}
+	return 0
+}
+
 type StoreRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Value         []byte                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Lease         *Lease                 `protobuf:"bytes,3,opt,name=lease,proto3" json:"lease,omitempty"`                           // of the lock that guards the key, or
+	IfVersion     uint64                 `protobuf:"varint,4,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"` // the version that is replaced, for a certificate's metadata
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoreRequest) Reset() {
 	*x = StoreRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[7]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +653,7 @@ func (x *StoreRequest) String() string {
 func (*StoreRequest) ProtoMessage() {}
 
 func (x *StoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[7]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +666,7 @@ func (x *StoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreRequest.ProtoReflect.Descriptor instead.
 func (*StoreRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StoreRequest) GetKey() string {
@@ -568,6 +683,20 @@ func (x *StoreRequest) GetValue() []byte {
 	return nil
 }
 
+func (x *StoreRequest) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *StoreRequest) GetIfVersion() uint64 {
+	if x != nil {
+		return x.IfVersion
+	}
+	return 0
+}
+
 type StoreResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -576,7 +705,7 @@ type StoreResponse struct {
 
 func (x *StoreResponse) Reset() {
 	*x = StoreResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[8]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +717,7 @@ func (x *StoreResponse) String() string {
 func (*StoreResponse) ProtoMessage() {}
 
 func (x *StoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[8]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +730,7 @@ func (x *StoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreResponse.ProtoReflect.Descriptor instead.
 func (*StoreResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{9}
 }
 
 type LoadRequest struct {
@@ -613,7 +742,7 @@ type LoadRequest struct {
 
 func (x *LoadRequest) Reset() {
 	*x = LoadRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[9]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +754,7 @@ func (x *LoadRequest) String() string {
 func (*LoadRequest) ProtoMessage() {}
 
 func (x *LoadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[9]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +767,7 @@ func (x *LoadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadRequest.ProtoReflect.Descriptor instead.
 func (*LoadRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LoadRequest) GetKey() string {
@@ -651,13 +780,14 @@ func (x *LoadRequest) GetKey() string {
 type LoadResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Value         []byte                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LoadResponse) Reset() {
 	*x = LoadResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[10]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +799,7 @@ func (x *LoadResponse) String() string {
 func (*LoadResponse) ProtoMessage() {}
 
 func (x *LoadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[10]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,7 +812,7 @@ func (x *LoadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadResponse.ProtoReflect.Descriptor instead.
 func (*LoadResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LoadResponse) GetValue() []byte {
@@ -692,16 +822,24 @@ func (x *LoadResponse) GetValue() []byte {
 	return nil
 }
 
+func (x *LoadResponse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
 type DeleteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Lease         *Lease                 `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"` // of the lock that guards the key
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[11]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +851,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[11]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +864,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteRequest) GetKey() string {
@@ -734,6 +872,13 @@ func (x *DeleteRequest) GetKey() string {
 		return x.Key
 	}
 	return ""
+}
+
+func (x *DeleteRequest) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
 }
 
 type DeleteResponse struct {
@@ -744,7 +889,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[12]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +901,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[12]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +914,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{13}
 }
 
 type ListRequest struct {
@@ -782,7 +927,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[13]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +939,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[13]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +952,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListRequest) GetPrefix() string {
@@ -833,7 +978,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[14]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +990,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[14]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +1003,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListResponse) GetKeys() []string {
@@ -877,7 +1022,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[15]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -889,7 +1034,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[15]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -902,7 +1047,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StatRequest) GetKey() string {
@@ -924,7 +1069,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[16]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1081,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[16]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1094,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StatResponse) GetKey() string {
@@ -991,7 +1136,7 @@ type LockRequest struct {
 
 func (x *LockRequest) Reset() {
 	*x = LockRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[17]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1148,7 @@ func (x *LockRequest) String() string {
 func (*LockRequest) ProtoMessage() {}
 
 func (x *LockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[17]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1161,7 @@ func (x *LockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockRequest.ProtoReflect.Descriptor instead.
 func (*LockRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LockRequest) GetName() string {
@@ -1043,14 +1188,14 @@ func (x *LockRequest) GetHolder() string {
 type LockResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Held          bool                   `protobuf:"varint,1,opt,name=held,proto3" json:"held,omitempty"`
-	Fence         uint64                 `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"`
+	Fence         uint64                 `protobuf:"varint,2,opt,name=fence,proto3" json:"fence,omitempty"` // of this taking: the same until the lock is taken anew, and then higher
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LockResponse) Reset() {
 	*x = LockResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[18]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1207,7 @@ func (x *LockResponse) String() string {
 func (*LockResponse) ProtoMessage() {}
 
 func (x *LockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[18]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1220,7 @@ func (x *LockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockResponse.ProtoReflect.Descriptor instead.
 func (*LockResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LockResponse) GetHeld() bool {
@@ -1102,7 +1247,7 @@ type UnlockRequest struct {
 
 func (x *UnlockRequest) Reset() {
 	*x = UnlockRequest{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[19]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1259,7 @@ func (x *UnlockRequest) String() string {
 func (*UnlockRequest) ProtoMessage() {}
 
 func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[19]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1272,7 @@ func (x *UnlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockRequest.ProtoReflect.Descriptor instead.
 func (*UnlockRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UnlockRequest) GetName() string {
@@ -1152,7 +1297,7 @@ type UnlockResponse struct {
 
 func (x *UnlockResponse) Reset() {
 	*x = UnlockResponse{}
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[20]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1164,7 +1309,7 @@ func (x *UnlockResponse) String() string {
 func (*UnlockResponse) ProtoMessage() {}
 
 func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_join_v1_join_proto_msgTypes[20]
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1177,7 +1322,231 @@ func (x *UnlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlockResponse.ProtoReflect.Descriptor instead.
 func (*UnlockResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{21}
+}
+
+type OrderRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Lease         *Lease                 `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	Tries         uint32                 `protobuf:"varint,3,opt,name=tries,proto3" json:"tries,omitempty"` // validations that may fail before the order is given up
+	Renewal       bool                   `protobuf:"varint,4,opt,name=renewal,proto3" json:"renewal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderRequest) Reset() {
+	*x = OrderRequest{}
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderRequest) ProtoMessage() {}
+
+func (x *OrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderRequest.ProtoReflect.Descriptor instead.
+func (*OrderRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *OrderRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *OrderRequest) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *OrderRequest) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *OrderRequest) GetRenewal() bool {
+	if x != nil {
+		return x.Renewal
+	}
+	return false
+}
+
+type OrderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Granted       bool                   `protobuf:"varint,1,opt,name=granted,proto3" json:"granted,omitempty"`
+	RetryAfterMs  int64                  `protobuf:"varint,2,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"` // when it may be asked again
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderResponse) Reset() {
+	*x = OrderResponse{}
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderResponse) ProtoMessage() {}
+
+func (x *OrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderResponse.ProtoReflect.Descriptor instead.
+func (*OrderResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *OrderResponse) GetGranted() bool {
+	if x != nil {
+		return x.Granted
+	}
+	return false
+}
+
+func (x *OrderResponse) GetRetryAfterMs() int64 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
+}
+
+type OrderedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Lease         *Lease                 `protobuf:"bytes,2,opt,name=lease,proto3" json:"lease,omitempty"`
+	Outcome       OrderOutcome           `protobuf:"varint,3,opt,name=outcome,proto3,enum=bailiwick.join.v1.OrderOutcome" json:"outcome,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderedRequest) Reset() {
+	*x = OrderedRequest{}
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderedRequest) ProtoMessage() {}
+
+func (x *OrderedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderedRequest.ProtoReflect.Descriptor instead.
+func (*OrderedRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *OrderedRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *OrderedRequest) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
+func (x *OrderedRequest) GetOutcome() OrderOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return OrderOutcome_ORDER_OUTCOME_UNSPECIFIED
+}
+
+type OrderedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RetryAfterMs  int64                  `protobuf:"varint,1,opt,name=retry_after_ms,json=retryAfterMs,proto3" json:"retry_after_ms,omitempty"` // when the next order may be asked for
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderedResponse) Reset() {
+	*x = OrderedResponse{}
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderedResponse) ProtoMessage() {}
+
+func (x *OrderedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_join_v1_join_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderedResponse.ProtoReflect.Descriptor instead.
+func (*OrderedResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_join_v1_join_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *OrderedResponse) GetRetryAfterMs() int64 {
+	if x != nil {
+		return x.RetryAfterMs
+	}
+	return 0
 }
 
 var File_bailiwick_join_v1_join_proto protoreflect.FileDescriptor
@@ -1231,17 +1600,26 @@ const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\x10IssueHostRequest\x12\x10\n" +
 	"\x03csr\x18\x01 \x01(\fR\x03csr\"@\n" +
 	"\x11IssueHostResponse\x12+\n" +
-	"\x11certificate_chain\x18\x01 \x01(\fR\x10certificateChain\"6\n" +
+	"\x11certificate_chain\x18\x01 \x01(\fR\x10certificateChain\"I\n" +
+	"\x05Lease\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06holder\x18\x02 \x01(\tR\x06holder\x12\x14\n" +
+	"\x05fence\x18\x03 \x01(\x04R\x05fence\"\x85\x01\n" +
 	"\fStoreRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\x0f\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\x12.\n" +
+	"\x05lease\x18\x03 \x01(\v2\x18.bailiwick.join.v1.LeaseR\x05lease\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\x04 \x01(\x04R\tifVersion\"\x0f\n" +
 	"\rStoreResponse\"\x1f\n" +
 	"\vLoadRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"$\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\">\n" +
 	"\fLoadResponse\x12\x14\n" +
-	"\x05value\x18\x01 \x01(\fR\x05value\"!\n" +
+	"\x05value\x18\x01 \x01(\fR\x05value\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"Q\n" +
 	"\rDeleteRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\"\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
+	"\x05lease\x18\x02 \x01(\v2\x18.bailiwick.join.v1.LeaseR\x05lease\"\x10\n" +
 	"\x0eDeleteResponse\"C\n" +
 	"\vListRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x1c\n" +
@@ -1265,12 +1643,31 @@ const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\rUnlockRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06holder\x18\x02 \x01(\tR\x06holder\"\x10\n" +
-	"\x0eUnlockResponse2V\n" +
+	"\x0eUnlockResponse\"\x82\x01\n" +
+	"\fOrderRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12.\n" +
+	"\x05lease\x18\x02 \x01(\v2\x18.bailiwick.join.v1.LeaseR\x05lease\x12\x14\n" +
+	"\x05tries\x18\x03 \x01(\rR\x05tries\x12\x18\n" +
+	"\arenewal\x18\x04 \x01(\bR\arenewal\"O\n" +
+	"\rOrderResponse\x12\x18\n" +
+	"\agranted\x18\x01 \x01(\bR\agranted\x12$\n" +
+	"\x0eretry_after_ms\x18\x02 \x01(\x03R\fretryAfterMs\"\x8f\x01\n" +
+	"\x0eOrderedRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12.\n" +
+	"\x05lease\x18\x02 \x01(\v2\x18.bailiwick.join.v1.LeaseR\x05lease\x129\n" +
+	"\aoutcome\x18\x03 \x01(\x0e2\x1f.bailiwick.join.v1.OrderOutcomeR\aoutcome\"7\n" +
+	"\x0fOrderedResponse\x12$\n" +
+	"\x0eretry_after_ms\x18\x01 \x01(\x03R\fretryAfterMs*}\n" +
+	"\fOrderOutcome\x12\x1d\n" +
+	"\x19ORDER_OUTCOME_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14ORDER_OUTCOME_ISSUED\x10\x01\x12\x18\n" +
+	"\x14ORDER_OUTCOME_FAILED\x10\x02\x12\x1a\n" +
+	"\x16ORDER_OUTCOME_NOT_MADE\x10\x032V\n" +
 	"\vJoinService\x12G\n" +
 	"\x04Join\x12\x1e.bailiwick.join.v1.JoinRequest\x1a\x1f.bailiwick.join.v1.JoinResponse2\xb5\x01\n" +
 	"\x0fIdentityService\x12J\n" +
 	"\x05Renew\x12\x1f.bailiwick.join.v1.RenewRequest\x1a .bailiwick.join.v1.RenewResponse\x12V\n" +
-	"\tIssueHost\x12#.bailiwick.join.v1.IssueHostRequest\x1a$.bailiwick.join.v1.IssueHostResponse2\xa0\x04\n" +
+	"\tIssueHost\x12#.bailiwick.join.v1.IssueHostRequest\x1a$.bailiwick.join.v1.IssueHostResponse2\xbe\x05\n" +
 	"\x10CertStoreService\x12J\n" +
 	"\x05Store\x12\x1f.bailiwick.join.v1.StoreRequest\x1a .bailiwick.join.v1.StoreResponse\x12G\n" +
 	"\x04Load\x12\x1e.bailiwick.join.v1.LoadRequest\x1a\x1f.bailiwick.join.v1.LoadResponse\x12M\n" +
@@ -1278,7 +1675,9 @@ const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\x04List\x12\x1e.bailiwick.join.v1.ListRequest\x1a\x1f.bailiwick.join.v1.ListResponse\x12G\n" +
 	"\x04Stat\x12\x1e.bailiwick.join.v1.StatRequest\x1a\x1f.bailiwick.join.v1.StatResponse\x12G\n" +
 	"\x04Lock\x12\x1e.bailiwick.join.v1.LockRequest\x1a\x1f.bailiwick.join.v1.LockResponse\x12M\n" +
-	"\x06Unlock\x12 .bailiwick.join.v1.UnlockRequest\x1a!.bailiwick.join.v1.UnlockResponseB.Z,bailiwick/proto/gen/bailiwick/join/v1;joinv1b\x06proto3"
+	"\x06Unlock\x12 .bailiwick.join.v1.UnlockRequest\x1a!.bailiwick.join.v1.UnlockResponse\x12J\n" +
+	"\x05Order\x12\x1f.bailiwick.join.v1.OrderRequest\x1a .bailiwick.join.v1.OrderResponse\x12P\n" +
+	"\aOrdered\x12!.bailiwick.join.v1.OrderedRequest\x1a\".bailiwick.join.v1.OrderedResponseB.Z,bailiwick/proto/gen/bailiwick/join/v1;joinv1b\x06proto3"
 
 var (
 	file_bailiwick_join_v1_join_proto_rawDescOnce sync.Once
@@ -1292,61 +1691,77 @@ func file_bailiwick_join_v1_join_proto_rawDescGZIP() []byte {
 	return file_bailiwick_join_v1_join_proto_rawDescData
 }
 
-var file_bailiwick_join_v1_join_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_bailiwick_join_v1_join_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_bailiwick_join_v1_join_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_bailiwick_join_v1_join_proto_goTypes = []any{
-	(*JoinRequest)(nil),       // 0: bailiwick.join.v1.JoinRequest
-	(*ControlKit)(nil),        // 1: bailiwick.join.v1.ControlKit
-	(*JoinResponse)(nil),      // 2: bailiwick.join.v1.JoinResponse
-	(*RenewRequest)(nil),      // 3: bailiwick.join.v1.RenewRequest
-	(*RenewResponse)(nil),     // 4: bailiwick.join.v1.RenewResponse
-	(*IssueHostRequest)(nil),  // 5: bailiwick.join.v1.IssueHostRequest
-	(*IssueHostResponse)(nil), // 6: bailiwick.join.v1.IssueHostResponse
-	(*StoreRequest)(nil),      // 7: bailiwick.join.v1.StoreRequest
-	(*StoreResponse)(nil),     // 8: bailiwick.join.v1.StoreResponse
-	(*LoadRequest)(nil),       // 9: bailiwick.join.v1.LoadRequest
-	(*LoadResponse)(nil),      // 10: bailiwick.join.v1.LoadResponse
-	(*DeleteRequest)(nil),     // 11: bailiwick.join.v1.DeleteRequest
-	(*DeleteResponse)(nil),    // 12: bailiwick.join.v1.DeleteResponse
-	(*ListRequest)(nil),       // 13: bailiwick.join.v1.ListRequest
-	(*ListResponse)(nil),      // 14: bailiwick.join.v1.ListResponse
-	(*StatRequest)(nil),       // 15: bailiwick.join.v1.StatRequest
-	(*StatResponse)(nil),      // 16: bailiwick.join.v1.StatResponse
-	(*LockRequest)(nil),       // 17: bailiwick.join.v1.LockRequest
-	(*LockResponse)(nil),      // 18: bailiwick.join.v1.LockResponse
-	(*UnlockRequest)(nil),     // 19: bailiwick.join.v1.UnlockRequest
-	(*UnlockResponse)(nil),    // 20: bailiwick.join.v1.UnlockResponse
-	nil,                       // 21: bailiwick.join.v1.ControlKit.IncarnationsEntry
-	nil,                       // 22: bailiwick.join.v1.JoinResponse.PeerRegionsEntry
+	(OrderOutcome)(0),         // 0: bailiwick.join.v1.OrderOutcome
+	(*JoinRequest)(nil),       // 1: bailiwick.join.v1.JoinRequest
+	(*ControlKit)(nil),        // 2: bailiwick.join.v1.ControlKit
+	(*JoinResponse)(nil),      // 3: bailiwick.join.v1.JoinResponse
+	(*RenewRequest)(nil),      // 4: bailiwick.join.v1.RenewRequest
+	(*RenewResponse)(nil),     // 5: bailiwick.join.v1.RenewResponse
+	(*IssueHostRequest)(nil),  // 6: bailiwick.join.v1.IssueHostRequest
+	(*IssueHostResponse)(nil), // 7: bailiwick.join.v1.IssueHostResponse
+	(*Lease)(nil),             // 8: bailiwick.join.v1.Lease
+	(*StoreRequest)(nil),      // 9: bailiwick.join.v1.StoreRequest
+	(*StoreResponse)(nil),     // 10: bailiwick.join.v1.StoreResponse
+	(*LoadRequest)(nil),       // 11: bailiwick.join.v1.LoadRequest
+	(*LoadResponse)(nil),      // 12: bailiwick.join.v1.LoadResponse
+	(*DeleteRequest)(nil),     // 13: bailiwick.join.v1.DeleteRequest
+	(*DeleteResponse)(nil),    // 14: bailiwick.join.v1.DeleteResponse
+	(*ListRequest)(nil),       // 15: bailiwick.join.v1.ListRequest
+	(*ListResponse)(nil),      // 16: bailiwick.join.v1.ListResponse
+	(*StatRequest)(nil),       // 17: bailiwick.join.v1.StatRequest
+	(*StatResponse)(nil),      // 18: bailiwick.join.v1.StatResponse
+	(*LockRequest)(nil),       // 19: bailiwick.join.v1.LockRequest
+	(*LockResponse)(nil),      // 20: bailiwick.join.v1.LockResponse
+	(*UnlockRequest)(nil),     // 21: bailiwick.join.v1.UnlockRequest
+	(*UnlockResponse)(nil),    // 22: bailiwick.join.v1.UnlockResponse
+	(*OrderRequest)(nil),      // 23: bailiwick.join.v1.OrderRequest
+	(*OrderResponse)(nil),     // 24: bailiwick.join.v1.OrderResponse
+	(*OrderedRequest)(nil),    // 25: bailiwick.join.v1.OrderedRequest
+	(*OrderedResponse)(nil),   // 26: bailiwick.join.v1.OrderedResponse
+	nil,                       // 27: bailiwick.join.v1.ControlKit.IncarnationsEntry
+	nil,                       // 28: bailiwick.join.v1.JoinResponse.PeerRegionsEntry
 }
 var file_bailiwick_join_v1_join_proto_depIdxs = []int32{
-	21, // 0: bailiwick.join.v1.ControlKit.incarnations:type_name -> bailiwick.join.v1.ControlKit.IncarnationsEntry
-	22, // 1: bailiwick.join.v1.JoinResponse.peer_regions:type_name -> bailiwick.join.v1.JoinResponse.PeerRegionsEntry
-	1,  // 2: bailiwick.join.v1.JoinResponse.control:type_name -> bailiwick.join.v1.ControlKit
-	0,  // 3: bailiwick.join.v1.JoinService.Join:input_type -> bailiwick.join.v1.JoinRequest
-	3,  // 4: bailiwick.join.v1.IdentityService.Renew:input_type -> bailiwick.join.v1.RenewRequest
-	5,  // 5: bailiwick.join.v1.IdentityService.IssueHost:input_type -> bailiwick.join.v1.IssueHostRequest
-	7,  // 6: bailiwick.join.v1.CertStoreService.Store:input_type -> bailiwick.join.v1.StoreRequest
-	9,  // 7: bailiwick.join.v1.CertStoreService.Load:input_type -> bailiwick.join.v1.LoadRequest
-	11, // 8: bailiwick.join.v1.CertStoreService.Delete:input_type -> bailiwick.join.v1.DeleteRequest
-	13, // 9: bailiwick.join.v1.CertStoreService.List:input_type -> bailiwick.join.v1.ListRequest
-	15, // 10: bailiwick.join.v1.CertStoreService.Stat:input_type -> bailiwick.join.v1.StatRequest
-	17, // 11: bailiwick.join.v1.CertStoreService.Lock:input_type -> bailiwick.join.v1.LockRequest
-	19, // 12: bailiwick.join.v1.CertStoreService.Unlock:input_type -> bailiwick.join.v1.UnlockRequest
-	2,  // 13: bailiwick.join.v1.JoinService.Join:output_type -> bailiwick.join.v1.JoinResponse
-	4,  // 14: bailiwick.join.v1.IdentityService.Renew:output_type -> bailiwick.join.v1.RenewResponse
-	6,  // 15: bailiwick.join.v1.IdentityService.IssueHost:output_type -> bailiwick.join.v1.IssueHostResponse
-	8,  // 16: bailiwick.join.v1.CertStoreService.Store:output_type -> bailiwick.join.v1.StoreResponse
-	10, // 17: bailiwick.join.v1.CertStoreService.Load:output_type -> bailiwick.join.v1.LoadResponse
-	12, // 18: bailiwick.join.v1.CertStoreService.Delete:output_type -> bailiwick.join.v1.DeleteResponse
-	14, // 19: bailiwick.join.v1.CertStoreService.List:output_type -> bailiwick.join.v1.ListResponse
-	16, // 20: bailiwick.join.v1.CertStoreService.Stat:output_type -> bailiwick.join.v1.StatResponse
-	18, // 21: bailiwick.join.v1.CertStoreService.Lock:output_type -> bailiwick.join.v1.LockResponse
-	20, // 22: bailiwick.join.v1.CertStoreService.Unlock:output_type -> bailiwick.join.v1.UnlockResponse
-	13, // [13:23] is the sub-list for method output_type
-	3,  // [3:13] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	27, // 0: bailiwick.join.v1.ControlKit.incarnations:type_name -> bailiwick.join.v1.ControlKit.IncarnationsEntry
+	28, // 1: bailiwick.join.v1.JoinResponse.peer_regions:type_name -> bailiwick.join.v1.JoinResponse.PeerRegionsEntry
+	2,  // 2: bailiwick.join.v1.JoinResponse.control:type_name -> bailiwick.join.v1.ControlKit
+	8,  // 3: bailiwick.join.v1.StoreRequest.lease:type_name -> bailiwick.join.v1.Lease
+	8,  // 4: bailiwick.join.v1.DeleteRequest.lease:type_name -> bailiwick.join.v1.Lease
+	8,  // 5: bailiwick.join.v1.OrderRequest.lease:type_name -> bailiwick.join.v1.Lease
+	8,  // 6: bailiwick.join.v1.OrderedRequest.lease:type_name -> bailiwick.join.v1.Lease
+	0,  // 7: bailiwick.join.v1.OrderedRequest.outcome:type_name -> bailiwick.join.v1.OrderOutcome
+	1,  // 8: bailiwick.join.v1.JoinService.Join:input_type -> bailiwick.join.v1.JoinRequest
+	4,  // 9: bailiwick.join.v1.IdentityService.Renew:input_type -> bailiwick.join.v1.RenewRequest
+	6,  // 10: bailiwick.join.v1.IdentityService.IssueHost:input_type -> bailiwick.join.v1.IssueHostRequest
+	9,  // 11: bailiwick.join.v1.CertStoreService.Store:input_type -> bailiwick.join.v1.StoreRequest
+	11, // 12: bailiwick.join.v1.CertStoreService.Load:input_type -> bailiwick.join.v1.LoadRequest
+	13, // 13: bailiwick.join.v1.CertStoreService.Delete:input_type -> bailiwick.join.v1.DeleteRequest
+	15, // 14: bailiwick.join.v1.CertStoreService.List:input_type -> bailiwick.join.v1.ListRequest
+	17, // 15: bailiwick.join.v1.CertStoreService.Stat:input_type -> bailiwick.join.v1.StatRequest
+	19, // 16: bailiwick.join.v1.CertStoreService.Lock:input_type -> bailiwick.join.v1.LockRequest
+	21, // 17: bailiwick.join.v1.CertStoreService.Unlock:input_type -> bailiwick.join.v1.UnlockRequest
+	23, // 18: bailiwick.join.v1.CertStoreService.Order:input_type -> bailiwick.join.v1.OrderRequest
+	25, // 19: bailiwick.join.v1.CertStoreService.Ordered:input_type -> bailiwick.join.v1.OrderedRequest
+	3,  // 20: bailiwick.join.v1.JoinService.Join:output_type -> bailiwick.join.v1.JoinResponse
+	5,  // 21: bailiwick.join.v1.IdentityService.Renew:output_type -> bailiwick.join.v1.RenewResponse
+	7,  // 22: bailiwick.join.v1.IdentityService.IssueHost:output_type -> bailiwick.join.v1.IssueHostResponse
+	10, // 23: bailiwick.join.v1.CertStoreService.Store:output_type -> bailiwick.join.v1.StoreResponse
+	12, // 24: bailiwick.join.v1.CertStoreService.Load:output_type -> bailiwick.join.v1.LoadResponse
+	14, // 25: bailiwick.join.v1.CertStoreService.Delete:output_type -> bailiwick.join.v1.DeleteResponse
+	16, // 26: bailiwick.join.v1.CertStoreService.List:output_type -> bailiwick.join.v1.ListResponse
+	18, // 27: bailiwick.join.v1.CertStoreService.Stat:output_type -> bailiwick.join.v1.StatResponse
+	20, // 28: bailiwick.join.v1.CertStoreService.Lock:output_type -> bailiwick.join.v1.LockResponse
+	22, // 29: bailiwick.join.v1.CertStoreService.Unlock:output_type -> bailiwick.join.v1.UnlockResponse
+	24, // 30: bailiwick.join.v1.CertStoreService.Order:output_type -> bailiwick.join.v1.OrderResponse
+	26, // 31: bailiwick.join.v1.CertStoreService.Ordered:output_type -> bailiwick.join.v1.OrderedResponse
+	20, // [20:32] is the sub-list for method output_type
+	8,  // [8:20] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_join_v1_join_proto_init() }
@@ -1359,13 +1774,14 @@ func file_bailiwick_join_v1_join_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_join_v1_join_proto_rawDesc), len(file_bailiwick_join_v1_join_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   23,
+			NumEnums:      1,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   3,
 		},
 		GoTypes:           file_bailiwick_join_v1_join_proto_goTypes,
 		DependencyIndexes: file_bailiwick_join_v1_join_proto_depIdxs,
+		EnumInfos:         file_bailiwick_join_v1_join_proto_enumTypes,
 		MessageInfos:      file_bailiwick_join_v1_join_proto_msgTypes,
 	}.Build()
 	File_bailiwick_join_v1_join_proto = out.File

@@ -60,6 +60,11 @@ const (
 	CertStoreServiceLockProcedure = "/bailiwick.join.v1.CertStoreService/Lock"
 	// CertStoreServiceUnlockProcedure is the fully-qualified name of the CertStoreService's Unlock RPC.
 	CertStoreServiceUnlockProcedure = "/bailiwick.join.v1.CertStoreService/Unlock"
+	// CertStoreServiceOrderProcedure is the fully-qualified name of the CertStoreService's Order RPC.
+	CertStoreServiceOrderProcedure = "/bailiwick.join.v1.CertStoreService/Order"
+	// CertStoreServiceOrderedProcedure is the fully-qualified name of the CertStoreService's Ordered
+	// RPC.
+	CertStoreServiceOrderedProcedure = "/bailiwick.join.v1.CertStoreService/Ordered"
 )
 
 // JoinServiceClient is a client for the bailiwick.join.v1.JoinService service.
@@ -251,6 +256,10 @@ type CertStoreServiceClient interface {
 	Stat(context.Context, *v1.StatRequest) (*v1.StatResponse, error)
 	Lock(context.Context, *v1.LockRequest) (*v1.LockResponse, error)
 	Unlock(context.Context, *v1.UnlockRequest) (*v1.UnlockResponse, error)
+	// Order asks, under the host's lock, for leave to order a certificate from a public authority: all edges of the zone
+	// share what the authority grants. Ordered tells what became of it.
+	Order(context.Context, *v1.OrderRequest) (*v1.OrderResponse, error)
+	Ordered(context.Context, *v1.OrderedRequest) (*v1.OrderedResponse, error)
 }
 
 // NewCertStoreServiceClient constructs a client for the bailiwick.join.v1.CertStoreService service.
@@ -306,18 +315,32 @@ func NewCertStoreServiceClient(httpClient connect.HTTPClient, baseURL string, op
 			connect.WithSchema(certStoreServiceMethods.ByName("Unlock")),
 			connect.WithClientOptions(opts...),
 		),
+		order: connect.NewClient[v1.OrderRequest, v1.OrderResponse](
+			httpClient,
+			baseURL+CertStoreServiceOrderProcedure,
+			connect.WithSchema(certStoreServiceMethods.ByName("Order")),
+			connect.WithClientOptions(opts...),
+		),
+		ordered: connect.NewClient[v1.OrderedRequest, v1.OrderedResponse](
+			httpClient,
+			baseURL+CertStoreServiceOrderedProcedure,
+			connect.WithSchema(certStoreServiceMethods.ByName("Ordered")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // certStoreServiceClient implements CertStoreServiceClient.
 type certStoreServiceClient struct {
-	store  *connect.Client[v1.StoreRequest, v1.StoreResponse]
-	load   *connect.Client[v1.LoadRequest, v1.LoadResponse]
-	delete *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
-	list   *connect.Client[v1.ListRequest, v1.ListResponse]
-	stat   *connect.Client[v1.StatRequest, v1.StatResponse]
-	lock   *connect.Client[v1.LockRequest, v1.LockResponse]
-	unlock *connect.Client[v1.UnlockRequest, v1.UnlockResponse]
+	store   *connect.Client[v1.StoreRequest, v1.StoreResponse]
+	load    *connect.Client[v1.LoadRequest, v1.LoadResponse]
+	delete  *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
+	list    *connect.Client[v1.ListRequest, v1.ListResponse]
+	stat    *connect.Client[v1.StatRequest, v1.StatResponse]
+	lock    *connect.Client[v1.LockRequest, v1.LockResponse]
+	unlock  *connect.Client[v1.UnlockRequest, v1.UnlockResponse]
+	order   *connect.Client[v1.OrderRequest, v1.OrderResponse]
+	ordered *connect.Client[v1.OrderedRequest, v1.OrderedResponse]
 }
 
 // Store calls bailiwick.join.v1.CertStoreService.Store.
@@ -383,6 +406,24 @@ func (c *certStoreServiceClient) Unlock(ctx context.Context, req *v1.UnlockReque
 	return nil, err
 }
 
+// Order calls bailiwick.join.v1.CertStoreService.Order.
+func (c *certStoreServiceClient) Order(ctx context.Context, req *v1.OrderRequest) (*v1.OrderResponse, error) {
+	response, err := c.order.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Ordered calls bailiwick.join.v1.CertStoreService.Ordered.
+func (c *certStoreServiceClient) Ordered(ctx context.Context, req *v1.OrderedRequest) (*v1.OrderedResponse, error) {
+	response, err := c.ordered.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // CertStoreServiceHandler is an implementation of the bailiwick.join.v1.CertStoreService service.
 type CertStoreServiceHandler interface {
 	Store(context.Context, *v1.StoreRequest) (*v1.StoreResponse, error)
@@ -392,6 +433,10 @@ type CertStoreServiceHandler interface {
 	Stat(context.Context, *v1.StatRequest) (*v1.StatResponse, error)
 	Lock(context.Context, *v1.LockRequest) (*v1.LockResponse, error)
 	Unlock(context.Context, *v1.UnlockRequest) (*v1.UnlockResponse, error)
+	// Order asks, under the host's lock, for leave to order a certificate from a public authority: all edges of the zone
+	// share what the authority grants. Ordered tells what became of it.
+	Order(context.Context, *v1.OrderRequest) (*v1.OrderResponse, error)
+	Ordered(context.Context, *v1.OrderedRequest) (*v1.OrderedResponse, error)
 }
 
 // NewCertStoreServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -443,6 +488,18 @@ func NewCertStoreServiceHandler(svc CertStoreServiceHandler, opts ...connect.Han
 		connect.WithSchema(certStoreServiceMethods.ByName("Unlock")),
 		connect.WithHandlerOptions(opts...),
 	)
+	certStoreServiceOrderHandler := connect.NewUnaryHandlerSimple(
+		CertStoreServiceOrderProcedure,
+		svc.Order,
+		connect.WithSchema(certStoreServiceMethods.ByName("Order")),
+		connect.WithHandlerOptions(opts...),
+	)
+	certStoreServiceOrderedHandler := connect.NewUnaryHandlerSimple(
+		CertStoreServiceOrderedProcedure,
+		svc.Ordered,
+		connect.WithSchema(certStoreServiceMethods.ByName("Ordered")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.join.v1.CertStoreService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case CertStoreServiceStoreProcedure:
@@ -459,6 +516,10 @@ func NewCertStoreServiceHandler(svc CertStoreServiceHandler, opts ...connect.Han
 			certStoreServiceLockHandler.ServeHTTP(w, r)
 		case CertStoreServiceUnlockProcedure:
 			certStoreServiceUnlockHandler.ServeHTTP(w, r)
+		case CertStoreServiceOrderProcedure:
+			certStoreServiceOrderHandler.ServeHTTP(w, r)
+		case CertStoreServiceOrderedProcedure:
+			certStoreServiceOrderedHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -494,4 +555,12 @@ func (UnimplementedCertStoreServiceHandler) Lock(context.Context, *v1.LockReques
 
 func (UnimplementedCertStoreServiceHandler) Unlock(context.Context, *v1.UnlockRequest) (*v1.UnlockResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.join.v1.CertStoreService.Unlock is not implemented"))
+}
+
+func (UnimplementedCertStoreServiceHandler) Order(context.Context, *v1.OrderRequest) (*v1.OrderResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.join.v1.CertStoreService.Order is not implemented"))
+}
+
+func (UnimplementedCertStoreServiceHandler) Ordered(context.Context, *v1.OrderedRequest) (*v1.OrderedResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.join.v1.CertStoreService.Ordered is not implemented"))
 }
