@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/group/replica"
 	"bailiwick/shared/fault"
 )
 
@@ -31,17 +32,17 @@ func TestCompare_ANodeThatDiffersStopsItself(t *testing.T) {
 		t.Fatalf("alike, and yet: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
-	kv, ok := victim.mem.cur.Load().tree.Get([]byte("k3"))
+	kv, ok := victim.mem.cur.Load().Tree.Get([]byte("k3"))
 	if !ok {
 		t.Fatal("k3 is not there")
 	}
-	victim.mem.hist.mu.Lock() // as a bit of RAM would change, but for the race detector's sake beside nobody
+	victim.mem.mu.Lock() // as a bit of RAM would change, but for the race detector's sake beside nobody
 	bad := *kv.(*group.KV)
 	bad.Value = []byte("w")
 	cur := victim.mem.cur.Load()
-	tree, _, _ := cur.tree.Insert([]byte("k3"), &bad)
-	victim.mem.cur.Store(&state{rev: cur.rev, applied: cur.applied, tree: tree})
-	victim.mem.hist.mu.Unlock()
+	tree, _, _ := cur.Tree.Insert([]byte("k3"), &bad)
+	victim.mem.cur.Store(&state{State: replica.State{Rev: cur.Rev, Tree: tree}, applied: cur.applied})
+	victim.mem.mu.Unlock()
 	for i := range 12 {
 		put(t, c.leader(), fmt.Sprint("m", i), "v")
 	}

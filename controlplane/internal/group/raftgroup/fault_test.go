@@ -326,7 +326,7 @@ func TestNew_RefusesWhatDoesNotJoinUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		m := newMemory(cfg.Group, 10, 0)
-		m.cur.Store(&state{applied: 1000, tree: m.cur.Load().tree})
+		m.cur.Store(&state{applied: 1000, State: m.cur.Load().State})
 		_, err := New(cfg, m)
 		mustContain(t, err, "the state has applied entry 1000 but the log ends at", "the log was lost")
 		_, err = NewStore(cfg)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"bailiwick/controlplane/internal/group/replica"
 )
 
 // An envelope is version u8, the leader's stamp i64 (nanoseconds since 1970,
@@ -73,7 +75,7 @@ func (p *progress) wait(ctx context.Context, want uint64, stop <-chan struct{}) 
 		select {
 		case <-hit:
 		case <-stop:
-			return errStopped
+			return replica.ErrStopped
 		case <-ctx.Done():
 			return ctx.Err()
 		}

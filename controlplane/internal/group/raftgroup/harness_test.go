@@ -254,7 +254,7 @@ func (c *cluster) leader() *Store {
 	var out *Store
 	eventually(c.t, "one leader ready", func() bool {
 		for _, s := range c.stores {
-			if ctx, _, _ := s.node.turn.look(); ctx != nil && s.VerifyLeader(short(c.t)) == nil {
+			if ctx, _, _ := s.node.turn.Look(); ctx != nil && s.VerifyLeader(short(c.t)) == nil {
 				out = s
 				return true
 			}

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,37 +14,14 @@ import (
 	iradix "github.com/hashicorp/go-immutable-radix"
 
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/group/replica"
 	"bailiwick/shared/fault"
 )
 
-// state is one revision of the store. It never changes, so readers take no
-// lock and a snapshot is a pointer.
+// state is one revision of the store, and which entry made it.
 type state struct {
-	rev     group.Revision
-	applied uint64       // raft index, what Machine.Applied answers
-	tree    *iradix.Tree // key → *group.KV
-}
-
-func (s *state) Revision() group.Revision { return s.rev }
-func (s *state) Len() int                 { return s.tree.Len() }
-
-func (s *state) Get(key string) (group.KV, bool) {
-	if v, ok := s.tree.Get([]byte(key)); ok {
-		return *v.(*group.KV), true
-	}
-	return group.KV{}, false
-}
-
-func (s *state) List(prefix string) iter.Seq[group.KV] {
-	return func(yield func(group.KV) bool) {
-		it := s.tree.Root().Iterator()
-		it.SeekPrefix([]byte(prefix))
-		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
-			if !yield(*v.(*group.KV)) {
-				return
-			}
-		}
-	}
+	replica.State
+	applied uint64 // raft index, what Machine.Applied answers
 }
 
 type remembered struct {
@@ -58,7 +34,7 @@ type remembered struct {
 type memory struct {
 	name   string
 	cur    atomic.Pointer[state]
-	hist   *history
+	hist   *replica.History
 	checks checks
 	knows  uint32 // of commands; tests pretend to be newer
 
@@ -71,8 +47,8 @@ type memory struct {
 }
 
 func newMemory(name string, window int, checkEvery uint64) *memory {
-	m := &memory{name: name, hist: newHistory(name, window), seen: make(map[string]group.Result), checks: checks{every: checkEvery, signal: make(chan struct{}, 1)}}
-	m.cur.Store(&state{tree: iradix.New()})
+	m := &memory{name: name, hist: replica.NewHistory(name, window), seen: make(map[string]group.Result), checks: checks{every: checkEvery, signal: make(chan struct{}, 1)}}
+	m.cur.Store(&state{State: replica.Empty()})
 	return m
 }
 
@@ -115,88 +91,44 @@ func (m *memory) Apply(index uint64, at time.Time, cmd []byte) ([]byte, error) {
 	}
 	old := m.cur.Load()
 	if r, ok := m.recall(t.RequestID); ok {
-		m.cur.Store(&state{rev: old.rev, applied: index, tree: old.tree})
+		m.cur.Store(&state{State: old.State, applied: index})
 		r.Replayed = true
 		return encodeResult(r), nil
 	}
-	now := &state{rev: old.rev, applied: index, tree: old.tree}
+	now := &state{State: old.State, applied: index}
 	res := group.Result{Succeeded: true, Time: at, Failed: -1}
 	var events []group.Event
 	if kind == kindEpoch {
-		now.rev.Epoch = max(old.rev.Epoch+1, uint64(at.Unix()))
-		now.rev.Index++
+		now.Rev.Epoch = max(old.Rev.Epoch+1, uint64(at.Unix()))
+		now.Rev.Index++
 	} else if kind == kindReopen {
-		now.tree, events = change(old, t.Ops, at)
-		now.rev.Epoch = max(old.rev.Epoch+1, uint64(at.Unix()))
-		now.rev.Index++
-	} else if res.Failed = failed(old, t.Compares); res.Failed >= 0 {
+		now.Tree, events = old.Change(t.Ops, at)
+		now.Rev.Epoch = max(old.Rev.Epoch+1, uint64(at.Unix()))
+		now.Rev.Index++
+	} else if res.Failed = old.Failed(t.Compares); res.Failed >= 0 {
 		res.Succeeded = false
-	} else if now.tree, events = change(old, t.Ops, at); len(events) > 0 {
-		now.rev.Index++
-		if now.rev.Epoch == 0 {
+	} else if now.Tree, events = old.Change(t.Ops, at); len(events) > 0 {
+		now.Rev.Index++
+		if now.Rev.Epoch == 0 {
 			// The leader's seconds: a group wiped and made anew does not
 			// pass for its predecessor.
-			now.rev.Epoch = max(1, uint64(at.Unix()))
+			now.Rev.Epoch = max(1, uint64(at.Unix()))
 		}
 	}
-	res.Revision = now.rev
+	res.Revision = now.Rev
 	m.remember(t.RequestID, res)
 	m.cur.Store(now) // before the events: whoever saw one finds the state
 	switch {
 	case kind == kindEpoch:
-		m.hist.reset(now.rev)
+		m.hist.Reset(now.Rev)
 	case len(events) > 0 || kind == kindReopen: // what was before it stays true: whoever follows goes on
-		m.hist.add(now.rev, events)
+		m.hist.Add(now.Rev, events)
 	}
-	if now.rev.Index != old.rev.Index && m.checks.every > 0 && now.rev.Index%m.checks.every == 0 {
+	if now.Rev.Index != old.Rev.Index && m.checks.every > 0 && now.Rev.Index%m.checks.every == 0 {
 		s, order := m.capture()
-		m.checks.offer(func() Checkpoint { return Checkpoint{s.rev.Epoch, s.rev.Index, s.hash(order)} })
+		m.checks.offer(func() Checkpoint { return Checkpoint{s.Rev.Epoch, s.Rev.Index, s.hash(order)} })
 	}
 	return encodeResult(res), nil
-}
-
-func failed(s *state, compares []group.Compare) int {
-	for i, c := range compares {
-		kv, ok := s.Get(c.Key)
-		switch {
-		case c.Exists && !ok, !c.Exists && kv.ModIndex != c.ModIndex: // absent: ModIndex 0
-			return i
-		}
-	}
-	return -1
-}
-
-func change(s *state, ops []group.Op, at time.Time) (*iradix.Tree, []group.Event) {
-	index := s.rev.Index + 1
-	tx := s.tree.Txn()
-	var events []group.Event
-	remove := func(key []byte) {
-		if v, ok := tx.Delete(key); ok {
-			prev := v.(*group.KV)
-			events = append(events, group.Event{Index: index, Time: at, Delete: true, KV: group.KV{Key: prev.Key, ModIndex: index}, Prev: prev})
-		}
-	}
-	for _, op := range ops {
-		key := []byte(op.Key)
-		switch {
-		case op.DeletePrefix:
-			for kv := range s.List(op.Key) { // no other op touches these keys, so s is as good as tx
-				remove([]byte(kv.Key))
-			}
-		case op.Delete:
-			remove(key)
-		default:
-			kv := &group.KV{Key: op.Key, Value: slices.Clone(op.Value), CreateIndex: index, ModIndex: index, Version: 1}
-			old, ok := tx.Insert(key, kv)
-			var prev *group.KV
-			if ok {
-				prev = old.(*group.KV)
-				kv.CreateIndex, kv.Version = prev.CreateIndex, prev.Version+1
-			}
-			events = append(events, group.Event{Index: index, Time: at, KV: *kv, Prev: prev})
-		}
-	}
-	return tx.CommitOnly(), events
 }
 
 func (m *memory) recall(id string) (group.Result, bool) {
@@ -250,8 +182,8 @@ func (s *state) write(w io.Writer, order []remembered) error {
 		return err
 	}
 	e.num(stateVersion)
-	e.num(s.rev.Epoch)
-	e.num(s.rev.Index)
+	e.num(s.Rev.Epoch)
+	e.num(s.Rev.Index)
 	e.num(s.applied)
 	e.num(uint64(s.Len()))
 	for kv := range s.List("") {
@@ -300,14 +232,14 @@ func (m *memory) Restore(rd io.Reader) error {
 	if v := num(); err == nil && v != stateVersion {
 		return fmt.Errorf("state version %d is unknown, this program knows %d: run a newer bailiwick-control", v, stateVersion)
 	}
-	s := &state{rev: group.Revision{Epoch: num(), Index: num()}, applied: num()}
+	s := &state{State: replica.State{Rev: group.Revision{Epoch: num(), Index: num()}}, applied: num()}
 	tx := iradix.New().Txn()
 	for n := num(); n > 0 && err == nil; n-- {
 		key := bytes(group.MaxKey)
 		kv := &group.KV{Key: string(key), Value: bytes(group.MaxValue), CreateIndex: num(), ModIndex: num(), Version: num()}
 		tx.Insert(key, kv)
 	}
-	s.tree = tx.CommitOnly()
+	s.Tree = tx.CommitOnly()
 	var order []remembered
 	for n := num(); n > 0 && err == nil; n-- {
 		id, b := bytes(group.MaxRequestID), bytes(64)
@@ -336,7 +268,7 @@ func (m *memory) Restore(rd io.Reader) error {
 	}
 	m.mu.Unlock()
 	m.cur.Store(s)
-	m.hist.reset(s.rev)
+	m.hist.Reset(s.Rev)
 	return nil
 }
 
@@ -344,7 +276,7 @@ func (m *memory) Restore(rd io.Reader) error {
 // have the same.
 func (m *memory) hash() (group.Revision, [32]byte) {
 	s, order := m.capture()
-	return s.rev, s.hash(order)
+	return s.Rev, s.hash(order)
 }
 
 func (s *state) hash(order []remembered) [32]byte {

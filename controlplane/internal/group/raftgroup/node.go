@@ -14,11 +14,9 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/group/replica"
 	"bailiwick/shared/fault"
 )
-
-var errStopped error = fault.New(fault.Unavailable, group.ReasonStopped, "this control node is stopping: ask another")
 
 // Node is one member of a replicated group: a Machine behind a Raft log.
 type Node struct {
@@ -34,7 +32,7 @@ type Node struct {
 
 	notify  chan bool
 	leaders chan raft.Observation
-	turn    turn // of leadership, see leader.go
+	turn    *replica.Turn // of leadership
 	levels  levels
 
 	failOnce  sync.Once
@@ -60,7 +58,7 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 		leaders: make(chan raft.Observation, 16),
 		failed:  make(chan struct{}), halted: make(chan struct{}),
 	}
-	n.turn.init()
+	n.turn = replica.NewTurn()
 	n.fsm = &fsm{group: cfg.Group, machine: m, fail: n.fail, done: newProgress(), visible: newProgress()}
 	defer func() {
 		if err != nil {
@@ -233,7 +231,7 @@ func (n *Node) fail(err error) {
 		if n.fence != nil {
 			n.fence.raise()
 		}
-		n.turn.end()
+		n.turn.End()
 		close(n.failed)
 		n.halt()
 		if n.cfg.OnFatal != nil {
@@ -295,14 +293,14 @@ loop:
 		case lead := <-n.notify:
 			stop()
 			barrier, stop = context.WithCancel(context.Background())
-			n.turn.end()
+			n.turn.End()
 			if lead {
 				wg.Go(func() { n.takeTurn(barrier) })
 			} else {
 				n.cfg.Logger.Info("leadership lost")
 			}
 		case <-n.leaders:
-			n.turn.leaderMoved()
+			n.turn.Moved()
 		case <-tick.C:
 			if n.raft.State() == raft.Shutdown {
 				err = fmt.Errorf("group %s: %s was removed from it", n.cfg.Group, n.cfg.Node)
@@ -333,7 +331,7 @@ func (n *Node) takeTurn(ctx context.Context) {
 			if i, ok := f.(raft.IndexFuture); ok {
 				n.fsm.done.advance(i.Index())
 			}
-			n.turn.begin(ctx)
+			n.turn.Begin(ctx)
 			n.cfg.Logger.Info("leadership gained", "term", n.raft.CurrentTerm())
 			return
 		}
@@ -346,7 +344,7 @@ func (n *Node) takeTurn(ctx context.Context) {
 
 // handOver spares the others an election when this node stops in good order.
 func (n *Node) handOver() {
-	n.turn.end()
+	n.turn.End()
 	if n.raft.State() != raft.Leader || len(n.voters()) < 2 {
 		return
 	}
@@ -362,7 +360,7 @@ func (n *Node) Close() error {
 	var err error
 	n.closeOnce.Do(func() {
 		n.halt()
-		n.turn.end()
+		n.turn.End()
 		if n.fence != nil {
 			n.fence.raise() // ends RPCs that would hold raft's shutdown for 10 s
 		}

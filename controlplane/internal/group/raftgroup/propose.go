@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/group/replica"
 	"bailiwick/shared/fault"
 )
 
@@ -48,7 +49,7 @@ func unknownOutcome(name string, err error) error {
 // leads, and never forwards.
 func (n *Node) HandlePropose(ctx context.Context, cmd []byte) ([]byte, error) {
 	if n.isHalted() {
-		return nil, errStopped
+		return nil, replica.ErrStopped
 	}
 	if err := n.gate(cmd); err != nil {
 		return nil, err
@@ -87,9 +88,9 @@ func (n *Node) HandlePropose(ctx context.Context, cmd []byte) ([]byte, error) {
 func (n *Node) HandleReadIndex(ctx context.Context) (uint64, error) {
 	for {
 		if n.isHalted() {
-			return 0, errStopped
+			return 0, replica.ErrStopped
 		}
-		turn, _, news := n.turn.look()
+		turn, _, news := n.turn.Look()
 		if turn != nil {
 			break
 		}
@@ -117,7 +118,7 @@ func (n *Node) HandleReadIndex(ctx context.Context) (uint64, error) {
 // VerifyLeader is group.Store's.
 func (n *Node) VerifyLeader(ctx context.Context) error {
 	if n.isHalted() {
-		return errStopped
+		return replica.ErrStopped
 	}
 	if n.raft.State() != raft.Leader {
 		return notLeader(n.cfg.Group)
@@ -157,10 +158,10 @@ func atLeader[T any](ctx context.Context, n *Node, verb string, here func(contex
 	var unknown, last error // unknown: some attempt may have taken effect
 	for backoff := 5 * time.Millisecond; ; backoff = min(2*backoff, 250*time.Millisecond) {
 		if n.isHalted() {
-			return zero, orUnknown(n.cfg.Group, unknown, errStopped)
+			return zero, orUnknown(n.cfg.Group, unknown, replica.ErrStopped)
 		}
 		leader, self := n.Leader()
-		_, _, news := n.turn.look()
+		_, _, news := n.turn.Look()
 		if leader != "" {
 			actx, cancel := context.WithTimeout(ctx, attemptLimit)
 			var out T
@@ -227,7 +228,7 @@ func (n *Node) cancelWhenMoved(ctx context.Context, cancel context.CancelFunc, l
 	go func() {
 		defer close(done)
 		for {
-			_, _, news := n.turn.look()
+			_, _, news := n.turn.Look()
 			if now, _ := n.Leader(); now != "" && now != leader {
 				cancel()
 				return
@@ -246,7 +247,7 @@ func (n *Node) cancelWhenMoved(ctx context.Context, cancel context.CancelFunc, l
 }
 
 func (n *Node) wrapWait(err error, what string) error {
-	if err == nil || err == errStopped {
+	if err == nil || err == replica.ErrStopped {
 		return err
 	}
 	return fault.New(fault.Unavailable, group.ReasonNoLeader, "%s in group %s: %w", what, n.cfg.Group, err)

@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"bailiwick/controlplane/internal/group"
-	"bailiwick/shared/fault"
 )
 
 // Store is group.Store on a Node of its own.
@@ -119,30 +118,12 @@ func (s *Store) OpenEpoch(ctx context.Context) (group.Revision, error) {
 
 // Watch is part of group.Store.
 func (s *Store) Watch(from uint64, prefix string) (group.Watch, error) {
-	w, err := s.mem.hist.watch(from, prefix, s.node.halted)
-	if err != nil {
-		return nil, err
-	}
-	return w, nil
+	return s.mem.hist.Watch(from, prefix, s.node.halted)
 }
 
 // WaitFor is part of group.Store.
 func (s *Store) WaitFor(ctx context.Context, index uint64) error {
-	for {
-		s.mem.hist.mu.Lock()
-		at, grown := s.mem.hist.last.Index, s.mem.hist.grown
-		s.mem.hist.mu.Unlock()
-		if at >= index {
-			return nil
-		}
-		select {
-		case <-grown:
-		case <-s.node.halted:
-			return errStopped
-		case <-ctx.Done():
-			return fault.New(fault.Unavailable, "NOT_APPLIED", "wait for index %d of group %s, this node has applied %d: %w", index, s.Name(), at, ctx.Err())
-		}
-	}
+	return s.mem.hist.WaitFor(ctx, index, s.node.halted)
 }
 
 // Leader is part of group.Store.

@@ -6,6 +6,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/group/replica"
 	"bailiwick/shared/fault"
 )
 
@@ -14,7 +15,7 @@ import (
 // Leader.
 func (n *Node) Transfer(ctx context.Context, to string) error {
 	if n.isHalted() {
-		return errStopped
+		return replica.ErrStopped
 	}
 	if n.raft.State() != raft.Leader {
 		return notLeader(n.cfg.Group)

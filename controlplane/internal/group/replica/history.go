@@ -1,4 +1,4 @@
-package raftgroup
+package replica
 
 import (
 	"context"
@@ -16,9 +16,9 @@ type revEvents struct {
 	events []group.Event
 }
 
-// history is the window of recent events. Watches read from it by index instead
+// History is the window of recent events. Watches read from it by index instead
 // of being sent to: a slow one costs nothing and learns that it fell out.
-type history struct {
+type History struct {
 	name   string
 	window int
 
@@ -31,16 +31,18 @@ type history struct {
 	grown chan struct{} // closed and replaced at each change
 }
 
-func newHistory(name string, window int) *history {
-	return &history{name: name, window: window, grown: make(chan struct{})}
+// NewHistory remembers at most window events.
+func NewHistory(name string, window int) *History {
+	return &History{name: name, window: window, grown: make(chan struct{})}
 }
 
-func (h *history) tell() {
+func (h *History) tell() {
 	close(h.grown)
 	h.grown = make(chan struct{})
 }
 
-func (h *history) add(rev group.Revision, events []group.Event) {
+// Add appends the next revision.
+func (h *History) Add(rev group.Revision, events []group.Event) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.revs = append(h.revs, revEvents{rev, events})
@@ -57,8 +59,8 @@ func (h *history) add(rev group.Revision, events []group.Event) {
 	h.tell()
 }
 
-// reset forgets everything up to and including rev.
-func (h *history) reset(rev group.Revision) {
+// Reset forgets everything up to and including rev.
+func (h *History) Reset(rev group.Revision) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.revs, h.count, h.last = nil, 0, rev
@@ -66,7 +68,7 @@ func (h *history) reset(rev group.Revision) {
 	h.tell()
 }
 
-func (h *history) first() uint64 {
+func (h *History) first() uint64 {
 	if len(h.revs) > 0 {
 		return h.revs[0].rev.Index
 	}
@@ -75,7 +77,7 @@ func (h *history) first() uint64 {
 
 // from is what is remembered from index on, a bounded part at a time and of one
 // epoch, and the channel that tells of more. turns is what the caller has seen.
-func (h *history) from(index uint64, turns int) ([]revEvents, <-chan struct{}, error) {
+func (h *History) from(index uint64, turns int) ([]revEvents, <-chan struct{}, error) {
 	const part = 1024
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -84,7 +86,7 @@ func (h *history) from(index uint64, turns int) ([]revEvents, <-chan struct{}, e
 		return nil, nil, group.ErrCompacted(h.name, index, first)
 	}
 	if i := index - first; i < uint64(len(h.revs)) {
-		// A copy, because add clears what leaves the window.
+		// A copy, because Add clears what leaves the window.
 		out := slices.Clone(h.revs[i:min(i+part, uint64(len(h.revs)))])
 		other := func(r revEvents) bool { return r.rev.Epoch != out[0].rev.Epoch }
 		if n := slices.IndexFunc(out, other); n > 0 {
@@ -96,7 +98,7 @@ func (h *history) from(index uint64, turns int) ([]revEvents, <-chan struct{}, e
 }
 
 type watch struct {
-	hist   *history
+	hist   *History
 	prefix string
 	next   uint64
 	turns  int
@@ -106,7 +108,8 @@ type watch struct {
 	closed chan struct{}
 }
 
-func (h *history) watch(from uint64, prefix string, halted <-chan struct{}) (*watch, error) {
+// Watch is group.Store's; it ends when the node halts.
+func (h *History) Watch(from uint64, prefix string, halted <-chan struct{}) (group.Watch, error) {
 	from = max(from, 1)
 	h.mu.Lock()
 	turns := h.turns
@@ -154,9 +157,28 @@ func (w *watch) Next(ctx context.Context) ([]group.Event, group.Revision, error)
 		case <-grown:
 		case <-w.closed:
 		case <-w.halted:
-			return nil, zero, errStopped
+			return nil, zero, ErrStopped
 		case <-ctx.Done():
 			return nil, zero, ctx.Err()
+		}
+	}
+}
+
+// WaitFor returns once index is applied, or the node halts, or ctx ends.
+func (h *History) WaitFor(ctx context.Context, index uint64, halted <-chan struct{}) error {
+	for {
+		h.mu.Lock()
+		at, grown := h.last.Index, h.grown
+		h.mu.Unlock()
+		if at >= index {
+			return nil
+		}
+		select {
+		case <-grown:
+		case <-halted:
+			return ErrStopped
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "NOT_APPLIED", "wait for index %d of group %s, this node has applied %d: %w", index, h.name, at, ctx.Err())
 		}
 	}
 }
