@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,11 +22,6 @@ type state struct {
 	applied uint64 // raft index, what Machine.Applied answers
 }
 
-type remembered struct {
-	id     string
-	result group.Result
-}
-
 // memory is the Store's Machine: everything in RAM, rebuilt from snapshot and
 // log at start.
 type memory struct {
@@ -38,16 +31,11 @@ type memory struct {
 	checks checks
 	knows  uint32 // of commands; tests pretend to be newer
 
-	// mu covers seen and order, the memory of request ids. Only the apply
-	// goroutine changes them; StateHash reads them from elsewhere.
-	mu    sync.Mutex
-	seen  map[string]group.Result
-	order []remembered // a ring once it is full
-	next  int          // the oldest, where the next goes
+	requests replica.Requests
 }
 
 func newMemory(name string, window int, checkEvery uint64) *memory {
-	m := &memory{name: name, hist: replica.NewHistory(name, window), seen: make(map[string]group.Result), checks: checks{every: checkEvery, signal: make(chan struct{}, 1)}}
+	m := &memory{name: name, hist: replica.NewHistory(name, window), checks: checks{every: checkEvery, signal: make(chan struct{}, 1)}}
 	m.cur.Store(&state{State: replica.Empty()})
 	return m
 }
@@ -90,7 +78,7 @@ func (m *memory) Apply(index uint64, at time.Time, cmd []byte) ([]byte, error) {
 		return nil, err
 	}
 	old := m.cur.Load()
-	if r, ok := m.recall(t.RequestID); ok {
+	if r, ok := m.requests.Recall(t.RequestID); ok {
 		m.cur.Store(&state{State: old.State, applied: index})
 		r.Replayed = true
 		return encodeResult(r), nil
@@ -116,7 +104,7 @@ func (m *memory) Apply(index uint64, at time.Time, cmd []byte) ([]byte, error) {
 		}
 	}
 	res.Revision = now.Rev
-	m.remember(t.RequestID, res)
+	m.requests.Remember(t.RequestID, res)
 	m.cur.Store(now) // before the events: whoever saw one finds the state
 	switch {
 	case kind == kindEpoch:
@@ -131,38 +119,8 @@ func (m *memory) Apply(index uint64, at time.Time, cmd []byte) ([]byte, error) {
 	return encodeResult(res), nil
 }
 
-func (m *memory) recall(id string) (group.Result, bool) {
-	if id == "" {
-		return group.Result{}, false
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r, ok := m.seen[id]
-	return r, ok
-}
-
-func (m *memory) remember(id string, r group.Result) {
-	if id == "" {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.order) < group.RememberedRequests {
-		m.order = append(m.order, remembered{id, r})
-	} else {
-		delete(m.seen, m.order[m.next].id)
-		m.order[m.next] = remembered{id, r}
-		m.next = (m.next + 1) % len(m.order)
-	}
-	m.seen[id] = r
-}
-
-// capture copies the request ids, 65,536 at most: a millisecond or two.
-func (m *memory) capture() (*state, []remembered) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.cur.Load(), slices.Concat(m.order[m.next:], m.order[:m.next])
-}
+// capture is the state with the requests it remembers, for the apply goroutine.
+func (m *memory) capture() (*state, []replica.Remembered) { return m.cur.Load(), m.requests.All() }
 
 // Snapshot is part of Machine.
 func (m *memory) Snapshot() (func(io.Writer) error, func(), error) {
@@ -174,7 +132,7 @@ const stateVersion = 1
 
 // write is version, epoch, index, raft index, the keys with their count before
 // them, the remembered requests oldest first with theirs.
-func (s *state) write(w io.Writer, order []remembered) error {
+func (s *state) write(w io.Writer, order []replica.Remembered) error {
 	var e encoder
 	flush := func() error {
 		_, err := w.Write(e)
@@ -198,8 +156,8 @@ func (s *state) write(w io.Writer, order []remembered) error {
 	}
 	e.num(uint64(len(order)))
 	for _, r := range order {
-		e.text(r.id)
-		e.bytes(encodeResult(r.result))
+		e.text(r.ID)
+		e.bytes(encodeResult(r.Result))
 		if err := flush(); err != nil {
 			return err
 		}
@@ -240,7 +198,7 @@ func (m *memory) Restore(rd io.Reader) error {
 		tx.Insert(key, kv)
 	}
 	s.Tree = tx.CommitOnly()
-	var order []remembered
+	var order []replica.Remembered
 	for n := num(); n > 0 && err == nil; n-- {
 		id, b := bytes(group.MaxRequestID), bytes(64)
 		if err != nil {
@@ -248,7 +206,7 @@ func (m *memory) Restore(rd io.Reader) error {
 		}
 		var res group.Result
 		if res, err = decodeResult(b); err == nil {
-			order = append(order, remembered{string(id), res})
+			order = append(order, replica.Remembered{ID: string(id), Result: res})
 		}
 	}
 	if err == nil {
@@ -261,12 +219,7 @@ func (m *memory) Restore(rd io.Reader) error {
 	if err != nil {
 		return fmt.Errorf("restore state of %s: %w", m.name, err)
 	}
-	m.mu.Lock()
-	m.seen, m.order, m.next = make(map[string]group.Result, len(order)), order, 0
-	for _, o := range order {
-		m.seen[o.id] = o.result
-	}
-	m.mu.Unlock()
+	m.requests.Replace(order)
 	m.cur.Store(s)
 	m.hist.Reset(s.Rev)
 	return nil
@@ -279,7 +232,7 @@ func (m *memory) hash() (group.Revision, [32]byte) {
 	return s.Rev, s.hash(order)
 }
 
-func (s *state) hash(order []remembered) [32]byte {
+func (s *state) hash(order []replica.Remembered) [32]byte {
 	h := sha256.New()
 	w := bufio.NewWriter(h)
 	_ = s.write(w, order) // a hash never fails
