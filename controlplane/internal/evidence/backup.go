@@ -79,21 +79,9 @@ func (l *Log) Copy(ctx context.Context, through uint64, each func(entry []byte) 
 
 // Write makes the file of a log in dir, which must hold none, from the entries that Copy gave. The next start takes it over.
 func Write(fsys durable.FS, dir string, next func() (entry []byte, err error)) (err error) {
-	if err := fsys.MkdirAll(dir, durable.DirPerm); err != nil {
-		return fmt.Errorf("write evidence log: %w", err)
-	}
-	there, err := fsys.ReadDir(dir)
+	file, err := create(fsys, dir)
 	if err != nil {
-		return fmt.Errorf("write evidence log: %w", err)
-	}
-	for _, e := range there {
-		if ok, _ := filepath.Match("evidence*.log", e.Name()); ok {
-			return fmt.Errorf("write evidence log: there is %s already: set it aside first", e.Name())
-		}
-	}
-	file, _, err := durable.OpenLog(fsys, filepath.Join(dir, oldName), header, nil)
-	if err != nil {
-		return fmt.Errorf("write evidence log: %w", err)
+		return err
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	for {
@@ -108,4 +96,24 @@ func Write(fsys durable.FS, dir string, next func() (entry []byte, err error)) (
 			return fmt.Errorf("write evidence log: %w", err)
 		}
 	}
+}
+
+func create(fsys durable.FS, dir string) (*durable.Log, error) {
+	if err := fsys.MkdirAll(dir, durable.DirPerm); err != nil {
+		return nil, fmt.Errorf("write evidence log: %w", err)
+	}
+	there, err := fsys.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("write evidence log: %w", err)
+	}
+	for _, e := range there {
+		if ok, _ := filepath.Match("evidence*.log", e.Name()); ok {
+			return nil, fmt.Errorf("write evidence log: there is %s already: set it aside first", e.Name())
+		}
+	}
+	file, _, err := durable.OpenLog(fsys, filepath.Join(dir, oldName), header, nil)
+	if err != nil {
+		return nil, fmt.Errorf("write evidence log: %w", err)
+	}
+	return file, nil
 }

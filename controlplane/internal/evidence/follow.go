@@ -48,7 +48,10 @@ func (l *Log) follow(ctx context.Context) error {
 			return err
 		}
 		if fault.ReasonOf(err) == group.ReasonCompacted {
-			err = l.catchUp(ctx)
+			if err = l.setBack(ctx); errors.As(err, &disk) {
+				return err
+			}
+			err = errors.Join(err, l.catchUp(ctx))
 		}
 		if err != nil && !said {
 			l.cfg.Logger.Error("evidence log stands still", "zone", l.cfg.Zone, "error", err)
@@ -72,6 +75,9 @@ func (e *diskError) Error() string { return "write evidence log: " + e.err.Error
 func (e *diskError) Unwrap() error { return e.err }
 
 func (l *Log) watch(ctx context.Context) error {
+	if err := l.setBack(ctx); err != nil { // a store that is set back ends all watches first
+		return err
+	}
 	l.mu.Lock()
 	from := l.through + 1
 	l.mu.Unlock()

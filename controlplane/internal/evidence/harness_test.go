@@ -32,6 +32,8 @@ type history struct {
 	told  []model.RelayMinute
 	every int64           // records between two states
 	txns  [][]group.Event // all of them, to tell them again
+	epoch uint64
+	store *snapshot // what the store says, where that matters
 }
 
 func keyOf(name string) ed25519.PrivateKey {
@@ -39,12 +41,36 @@ func keyOf(name string) ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(seed[:])
 }
 
-// nowhere stands for a store that is never asked.
-type nowhere struct{ group.Store }
+// nowhere stands for a store that is asked for nothing but what it holds now: at.
+type nowhere struct {
+	group.Store
+	at *snapshot
+}
+
+func (nowhere) Name() string { return "store/emea" }
+
+func (n nowhere) Local() group.Snapshot {
+	if n.at == nil {
+		return &snapshot{}
+	}
+	return n.at
+}
+
+type snapshot struct {
+	group.Snapshot
+	rev group.Revision
+	kv  map[string]group.KV
+}
+
+func (s *snapshot) Revision() group.Revision { return s.rev }
+func (s *snapshot) Get(key string) (group.KV, bool) {
+	kv, ok := s.kv[key]
+	return kv, ok
+}
 
 func (h *history) open() *Log {
 	h.t.Helper()
-	l, err := New(Config{Zone: "emea", Dir: h.dir, Store: nowhere{}, Signer: h.key, Mask: []byte("0123456789abcdef"), Logger: slog.New(slog.DiscardHandler),
+	l, err := New(Config{Zone: "emea", Dir: h.dir, Store: nowhere{at: h.store}, Signer: h.key, Mask: []byte("0123456789abcdef"), Logger: slog.New(slog.DiscardHandler),
 		Peers: func(context.Context, int64) (Piece, error) { return Piece{}, nil }, stateEvery: h.every, segmentRecords: 4 * h.every})
 	if err != nil {
 		h.t.Fatal(err)
@@ -55,7 +81,7 @@ func (h *history) open() *Log {
 func newHistory(t testing.TB) *history { return newHistoryWith(t, 64) }
 
 func newHistoryWith(t testing.TB, every int64) *history {
-	h := &history{t: t, every: every, key: keyOf("emea"), dir: t.TempDir(), kv: map[string]group.KV{}, at: time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC), chain: map[string]model.RelayMinute{}, rows: map[uint64][][]byte{}}
+	h := &history{t: t, epoch: 7, every: every, key: keyOf("emea"), dir: t.TempDir(), kv: map[string]group.KV{}, at: time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC), chain: map[string]model.RelayMinute{}, rows: map[uint64][][]byte{}}
 	h.log = h.open()
 	t.Cleanup(func() { h.log.file.Close() })
 	return h
@@ -86,7 +112,7 @@ func (h *history) txn(ops ...op) {
 		events = append(events, e)
 	}
 	h.txns = append(h.txns, events)
-	if err := h.log.transaction(events, 7); err != nil {
+	if err := h.log.transaction(events, h.epoch); err != nil {
 		h.t.Fatal(err)
 	}
 }

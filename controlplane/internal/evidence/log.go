@@ -116,6 +116,9 @@ func New(cfg Config) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := takeCut(cfg.FS, cfg.Dir, time.Now()); err != nil {
+		return nil, fmt.Errorf("open evidence log: take what was cut: %w", err)
+	}
 	if err := cfg.FS.MkdirAll(cfg.Dir, durable.DirPerm); err != nil {
 		return nil, fmt.Errorf("open evidence log: %w", err)
 	}
@@ -313,6 +316,9 @@ func (l *Log) Head(since int64) (note []byte, proof [][]byte) {
 
 // Leaves gives leaves from number on, at most max and a few megabytes.
 func (l *Log) Leaves(from int64, limit int) (Piece, error) {
+	if _, ahead, err := l.kept(); ahead || err != nil { // what it has beyond never was, by the store: nobody goes on from it
+		return Piece{}, errors.Join(err, fault.New(fault.Unavailable, ReasonSetBack, "this node's log of evidence is being cut: the zone's store was set back"))
+	}
 	l.mu.Lock()
 	size, through, segments := l.tree.size, l.through, slices.Clone(l.segments)
 	broken := l.broken

@@ -346,6 +346,9 @@ type RecoveredGroup struct {
 	Members     []string `json:"members"`            // servers before
 	Backup      string   `json:"backup,omitempty"`   // SHA-256 of the backup that was restored, hex
 	TakenAt     string   `json:"taken_at,omitempty"` // when that was taken, RFC 3339
+	// Kept, where etcd was set back beneath a running zone, is the revision up to which its history still holds; Incarnation
+	// is then the epoch that begins.
+	Kept *uint64 `json:"kept,omitempty"`
 }
 
 // Statement is what a Recovery's signature is over.
