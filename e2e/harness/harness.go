@@ -47,6 +47,10 @@ type Sandbox struct {
 		Name, Region, Zone, Dir string
 		PID                     int
 	}
+	Stores []struct { // members of etcds; none with raft
+		Name, Region, Cluster, URL, Dir string
+		PID                             int
+	}
 	APIs       []struct{ Name, Zone, Host, Policy string }
 	Keys       []struct{ Customer, Zone, Plan, Key string }
 	AdminToken string `json:"admin_token_file"`
@@ -101,6 +105,9 @@ func Root(t T) string {
 	}
 }
 
+// Store is the engine of sandboxes that do not name one: raft if empty. Set it before any starts.
+var Store string
+
 // Start runs a sandbox without sample traffic on its own directory and ports, and waits until it is ready.
 func Start(t T, args ...string) *Sandbox {
 	t.Helper()
@@ -119,6 +126,9 @@ func StartWith(t T, opts Options) *Sandbox {
 	args := []string{"-dir", dir, "-bin", opts.Bin, "-base-port", fmt.Sprint(base), "-quiet"}
 	if !opts.MayTraffic {
 		args = append(args, "-no-traffic")
+	}
+	if Store != "" {
+		args = append(args, "-store", Store)
 	}
 	cmd := exec.Command(filepath.Join(root, "bin", "sandbox"), append(args, opts.Args...)...)
 	cmd.Env = append(os.Environ(), opts.Env...)

@@ -148,6 +148,16 @@ func (s *Sandbox) ControlsOf(zone string) (names []string) {
 	return names
 }
 
+// StoresOf are the names of the members of an etcd: the catalog's or a zone's. None with raft.
+func (s *Sandbox) StoresOf(cluster string) (names []string) {
+	for _, m := range s.Stores {
+		if m.Cluster == cluster {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
 // ActAll does the same to several processes, one after another.
 func (s *Sandbox) ActAll(verb string, names ...string) {
 	s.t.Helper()

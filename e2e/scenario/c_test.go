@@ -125,7 +125,8 @@ func usControlDies(t *testing.T, s *harness.Sandbox) {
 func emeaControlDies(t *testing.T, s *harness.Sandbox) {
 	closure := writeFile(t, "closure.yaml", "kind: Closure\nname: west-shut\nspec: {zone: us, from: us-east, to: us-west, reason: drill}\n")
 	key := s.Key("us", "unlimited")
-	s.ActAll("kill", s.ControlsOf("emea")...)
+	dead := append(s.ControlsOf("emea"), s.StoresOf("catalog")...) // an etcd of the catalog stands in the primary zone too
+	s.ActAll("kill", dead...)
 
 	id, fresh := s.NewKey("us", "stark", "unlimited")
 	for _, region := range []string{"us-east", "us-west"} {
@@ -161,7 +162,7 @@ func emeaControlDies(t *testing.T, s *harness.Sandbox) {
 			t.Errorf("an emea edge without its control plane: %v", err)
 		}
 	}
-	s.ActAll("start", s.ControlsOf("emea")...)
+	s.ActAll("start", dead...)
 	s.Settle()
 	if names := s.MustCLI("emea", "get", "plans", "-o", "json"); strings.Contains(names, "nobody") {
 		t.Error("the plan whose apply exited 6 is there")

@@ -382,7 +382,8 @@ func badPeers(t *testing.T, s *harness.Sandbox) {
 		group  string
 		in     bool
 	}{
-		{"emea control node", load("emea-2"), "store/emea", true},
+		{"emea control node", load("emea-2"), "ledger/emea", true},
+		{"emea control node", load("emea-2"), "store/emea", len(s.Stores) == 0}, // in etcd it is no group of raft
 		{"us control node", load("us-1"), "store/emea", false},
 		{"us control node", load("us-1"), "ledger/emea", false},
 		{"emea edge", e.source, "store/emea", false},

@@ -3,6 +3,7 @@ package scenario_test
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"maps"
 	"net/http"
@@ -21,6 +22,10 @@ const (
 	ordersUS    = "orders.us.example.test"
 	reportsEMEA = "reports.emea.example.test"
 )
+
+func init() {
+	flag.StringVar(&harness.Store, "store", "", "engine of the sandboxes: raft, the default, or etcd: make e2e ARGS='-run TestStory -store etcd'")
+}
 
 // TestStory tells the points one after another on one sandbox, each ending with everything at home again. One
 // alone: make e2e ARGS='-run TestStory/c'.
