@@ -33,6 +33,9 @@ const (
 
 // Backup takes a backup of one of this node's groups and keeps it on this node.
 func (n *Node) Backup(ctx context.Context, name string) (adminapi.Backup, error) {
+	if err := n.inEtcd(name, "back up", "take a snapshot with etcdctl snapshot save, and keep it in the zone"); err != nil {
+		return adminapi.Backup{}, err
+	}
 	node, err := n.replicaOf(name)
 	if err != nil {
 		return adminapi.Backup{}, err
@@ -212,6 +215,8 @@ func (o *Offline) mine(info backup.Info) error {
 		return fault.New(fault.Invalid, "BACKUP_OF_ANOTHER_INSTALLATION", "restore: the backup is of installation %s, this node is of %s", info.Installation, o.in.Name)
 	case info.Zone != o.name.Zone:
 		return fault.New(fault.WrongZone, "BACKUP_OF_ANOTHER_ZONE", "restore: the backup is of zone %s, this node is of %s: what a zone keeps never rests in another; restore it on a node of %s", info.Zone, o.name.Zone, info.Zone)
+	case slices.Contains(o.Outside(), info.Group):
+		return o.outside(info.Group, "restore", "put a snapshot of etcd back with etcdutl snapshot restore")
 	case info.Group == catalogGroup && o.name.Zone != o.in.PrimaryZone:
 		return fault.New(fault.Invalid, "NOT_PRIMARY_ZONE", "restore the catalog: only nodes of the primary zone %s vote on it: restore it there", o.in.PrimaryZone)
 	case info.Group != catalogGroup && info.Group != storeGroup(o.name.Zone) && info.Group != ledgerGroup(o.name.Zone):

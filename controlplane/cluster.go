@@ -57,11 +57,14 @@ func (n *Node) Members(ctx context.Context) (out []adminapi.Member, err error) {
 			out = append(out, row)
 		}
 	}
-	return out, nil
+	return append(out, n.membersBeside()...), nil
 }
 
 // Transfer implements adminapi.Cluster: it returns once another node leads.
 func (n *Node) Transfer(ctx context.Context, name, to string) (string, error) {
+	if err := n.inEtcd(name, "hand over", "stop the control node that leads it, and another does; etcd's own leader moves with etcdctl move-leader"); err != nil {
+		return "", err
+	}
 	r, err := n.replicaOf(name)
 	if err != nil {
 		return "", err

@@ -47,6 +47,7 @@ type Config struct {
 	PeerListen  string // host:port of the peer port, TCP and UDP; "": that of the node's peer address
 	Version     string
 	Timing      string       // raft timing: "local", "regional" (default) or "global"
+	Stores      Stores       // where the catalog and the zone's store rest; zero: on this node and its like
 	Logger      *slog.Logger // required
 
 	// BootstrapExpect, when not 0, must be the number of the zone's control nodes in the kit: a guard against
@@ -164,6 +165,12 @@ func New(cfg Config) (_ *Node, err error) {
 	n.self = self
 	if want := cfg.BootstrapExpect; want != 0 && want != len(n.in.InZone(self.Zone)) {
 		return nil, fmt.Errorf("-bootstrap-expect %d: the kit names %d control nodes in zone %s", want, len(n.in.InZone(self.Zone)), self.Zone)
+	}
+	if n.cfg.Stores, err = cfg.Stores.resolve(n.in, self.Zone); err != nil {
+		return nil, err
+	}
+	if err := settled(cfg.Dir, n.cfg.Stores.Engine); err != nil {
+		return nil, err
 	}
 	n.reserve = newReserve(cfg.Dir, cfg.ReserveBytes)
 	if err := n.reserve.make(); err != nil {

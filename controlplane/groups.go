@@ -221,17 +221,24 @@ func (n *Node) openGroups() error {
 		}
 		return nil
 	}
-	catalog, err := raftgroup.NewStore(config(catalogGroup, "catalog", primary, others, ofInstallation))
-	if err != nil {
-		return err
+	if n.cfg.Stores.Engine == EngineEtcd {
+		if err := n.openEtcd(n.cfg.Stores); err != nil {
+			return err
+		}
+	} else {
+		catalog, err := raftgroup.NewStore(config(catalogGroup, "catalog", primary, others, ofInstallation))
+		if err != nil {
+			return err
+		}
+		n.catalog, n.leftBehind = catalog, catalog.Node().LeftBehind
+		n.registry.Store(&pki.Registry{Catalog: n.catalog, Installation: n.in})
+		store, err := raftgroup.NewStore(config(storeGroup(n.self.Zone), "zone", zone, nil, ofZone))
+		if err != nil {
+			return err
+		}
+		n.store = store
+		n.parts = []replica{{catalogGroup, catalog.Node()}, {storeGroup(n.self.Zone), store.Node()}}
 	}
-	n.catalog, n.leftBehind = catalog, catalog.Node().LeftBehind
-	n.registry.Store(&pki.Registry{Catalog: n.catalog, Installation: n.in})
-	store, err := raftgroup.NewStore(config(storeGroup(n.self.Zone), "zone", zone, nil, ofZone))
-	if err != nil {
-		return err
-	}
-	n.store = store
 	n.machine, err = ledger.OpenMachine(ledger.MachineConfig{Dir: filepath.Join(n.cfg.Dir, "ledger", "cells"), Logger: n.log, OnFatal: n.fail})
 	if err != nil {
 		return err
@@ -240,7 +247,7 @@ func (n *Node) openGroups() error {
 	if err != nil {
 		return err
 	}
-	n.parts = []replica{{catalogGroup, catalog.Node()}, {storeGroup(n.self.Zone), store.Node()}, {ledgerGroup(n.self.Zone), n.replica}}
+	n.parts = append(n.parts, replica{ledgerGroup(n.self.Zone), n.replica})
 	for _, r := range n.parts {
 		n.carrier.Serve(r.Name, r.Node)
 	}

@@ -87,7 +87,7 @@ func settle(dir string, r *joinv1.JoinResponse, keyPEM []byte, now time.Time) (a
 		return nil, err
 	}
 	stamp := ".aside-" + now.UTC().Format("20060102T150405")
-	for _, d := range []string{"identity", "catalog", "zone", "ledger", "evidence", "detail"} {
+	for _, d := range []string{"identity", "catalog", "zone", "ledger", "evidence", "detail", "etcd", fileStores} {
 		from := filepath.Join(dir, d)
 		switch err := os.Rename(from, from+stamp); {
 		case err == nil:
@@ -96,12 +96,23 @@ func settle(dir string, r *joinv1.JoinResponse, keyPEM []byte, now time.Time) (a
 			return aside, err
 		}
 	}
+	engine, incarnations := EngineRaft, r.GetControl().GetIncarnations()
+	if _, raft := incarnations[catalogGroup]; !raft {
+		engine = EngineEtcd
+	}
+	if err := markStores(dir, engine); err != nil {
+		return aside, err
+	}
 	for _, g := range groupsOf(r.GetZone()) {
+		incarnation, raft := incarnations[g.Name]
+		if !raft {
+			continue
+		}
 		place := filepath.Join(dir, g.Dir)
 		if err := durable.OS().MkdirAll(filepath.Dir(place), durable.DirPerm); err != nil {
 			return aside, err
 		}
-		if err := raftgroup.Join(place, raftgroup.Member{Server: r.GetControl().GetServer(), Incarnation: r.GetControl().GetIncarnations()[g.Name], Since: now.UTC()}); err != nil {
+		if err := raftgroup.Join(place, raftgroup.Member{Server: r.GetControl().GetServer(), Incarnation: incarnation, Since: now.UTC()}); err != nil {
 			return aside, err
 		}
 	}

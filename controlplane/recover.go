@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ type Offline struct {
 	secrets *pki.ZoneSecrets
 	name    identity.Name
 	server  string // its id in its groups
+	engine  string // of the catalog and the zone's store
 }
 
 // OpenOffline reads the node's kit.
@@ -48,7 +50,27 @@ func OpenOffline(dir string) (*Offline, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
-	return &Offline{Dir: dir, in: in, secrets: secrets, name: source.Name(), server: server}, nil
+	engine, err := storesOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &Offline{Dir: dir, in: in, secrets: secrets, name: source.Name(), server: server, engine: engine}, nil
+}
+
+// Outside are the node's groups that rest in etcd, and of which its directory holds nothing.
+func (o *Offline) Outside() []string {
+	if o.engine != EngineEtcd {
+		return nil
+	}
+	return []string{catalogGroup, storeGroup(o.name.Zone)}
+}
+
+// outside refuses what cannot be done to a group in etcd from here.
+func (o *Offline) outside(groupName, what, instead string) error {
+	if !slices.Contains(o.Outside(), groupName) {
+		return nil
+	}
+	return fault.New(fault.Unimplemented, ReasonInEtcd, "%s %s: the group rests in etcd: %s", what, groupName, instead)
 }
 
 // groupsOf are a node's groups and the directories they rest in.
@@ -71,6 +93,9 @@ func stopped(dir string) error {
 // Inspect says what the node holds of each of its groups; an error of one is told beside the others.
 func (o *Offline) Inspect() (found []raftgroup.Inspection, err error) {
 	for _, g := range groupsOf(o.name.Zone) {
+		if slices.Contains(o.Outside(), g.Name) {
+			continue
+		}
 		in, e := raftgroup.Inspect(filepath.Join(o.Dir, g.Dir), g.Name)
 		if e != nil {
 			err = errors.Join(err, e)
@@ -116,9 +141,14 @@ func (o *Offline) Recover(r Recovery, now time.Time) (record model.Recovery, err
 	if r.Catalog && o.name.Zone != o.in.PrimaryZone {
 		return record, fault.New(fault.Invalid, "NOT_PRIMARY_ZONE", "recover the catalog: %s is of zone %s, and only nodes of the primary zone %s vote on it: recover it there", o.name.Node, o.name.Zone, o.in.PrimaryZone)
 	}
+	if r.Catalog {
+		if err := o.outside(catalogGroup, "recover", "bring its cluster back, or a snapshot of it, with etcd's own tools; nodes notice, and begin a new epoch by themselves"); err != nil {
+			return record, err
+		}
+	}
 	record = model.Recovery{Zone: o.name.Zone, Node: o.name.Node, Operator: r.Operator, Reason: r.Reason, At: now.UTC().Truncate(time.Millisecond)}
 	for _, g := range groupsOf(o.name.Zone) {
-		if g.Name == catalogGroup && !r.Catalog || g.Name != catalogGroup && !r.Zone {
+		if g.Name == catalogGroup && !r.Catalog || g.Name != catalogGroup && !r.Zone || slices.Contains(o.Outside(), g.Name) {
 			continue
 		}
 		cfg := raftgroup.Config{Group: g.Name, Node: o.name.Node, Dir: filepath.Join(o.Dir, g.Dir)}
@@ -166,12 +196,16 @@ func (o *Offline) sign(r *model.Recovery) {
 	r.Signature = ed25519.Sign(o.secrets.Signer, r.Statement())
 }
 
-// recoveryOps is how the zone store begins its new epoch.
 func (o *Offline) recoveryOps(r *model.Recovery, incarnation uint64) []group.Op {
-	o.sign(r)
+	return recoveryOps(o.secrets.Signer, r, incarnation, "recover")
+}
+
+// recoveryOps is how the zone store begins its new epoch.
+func recoveryOps(signer ed25519.PrivateKey, r *model.Recovery, incarnation uint64, call string) []group.Op {
+	r.Signature = ed25519.Sign(signer, r.Statement())
 	return []group.Op{
 		{Key: model.PrefixRecovery + strconv.FormatUint(incarnation, 10), Value: model.Encode(*r)},
-		{Key: model.KeyAudit, Value: model.Encode(model.Audit{Operator: r.Operator, Call: "recover"})},
+		{Key: model.KeyAudit, Value: model.Encode(model.Audit{Operator: r.Operator, Call: call})},
 	}
 }
 

@@ -137,6 +137,7 @@ func serve(ctx context.Context, args []string) error {
 		cfg.WebhookAllow, err = alert.Networks(text)
 		return err
 	})
+	storeFlags(flags, &cfg.Stores)
 	list := func(to *[]string) func(string) error {
 		return func(v string) error { *to = append(*to, v); return nil }
 	}

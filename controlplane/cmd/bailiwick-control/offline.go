@@ -105,7 +105,11 @@ func show(node *controlplane.Offline) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", g.Group, server, g.Member.Incarnation, g.Term, g.LastTerm, g.Last, g.Commit, snapshots, members)
 	}
-	return errors.Join(w.Flush(), err)
+	err = errors.Join(w.Flush(), err)
+	for _, name := range node.Outside() {
+		fmt.Printf("%s rests in etcd: etcdctl endpoint status shows its cluster, and on the running node bailiwick cluster members who works for it\n", name)
+	}
+	return err
 }
 
 func recoverGroups(args []string) error {
