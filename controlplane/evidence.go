@@ -3,8 +3,6 @@ package controlplane
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/hkdf"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -32,9 +30,9 @@ func (n *Node) openEvidence(ca *pki.CA) error {
 		return err
 	}
 	n.chain = string(chain)
-	mask, err := hkdf.Key(sha256.New, n.secrets.Pepper, nil, "bailiwick evidence digests 1", 32)
+	mask, err := evidence.MaskKey(n.secrets.Pepper)
 	if err != nil {
-		return fmt.Errorf("derive the key of evidence digests: %w", err)
+		return err
 	}
 	n.evidence, err = evidence.New(evidence.Config{Zone: n.self.Zone, Dir: filepath.Join(n.cfg.Dir, "evidence"), Store: n.store, Catalog: n.catalog, Pepper: n.secrets.Pepper, Signer: n.secrets.Signer,
 		Mask: mask, Peers: n.leavesOfOthers, Keep: n.cfg.EvidenceKeep, Budget: n.cfg.EvidenceBytes, Logger: n.log})

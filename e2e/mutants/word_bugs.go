@@ -12,4 +12,13 @@ var wordBugs = []bug{
 	{name: "trouble-told-in-words", breaks: "an edge tells its control plane a value of a list, and what has none is OTHER",
 		edits:  []edit{{"dataplane/trouble.go", "if !known || why == 0 {", "if !known && false {"}},
 		checks: []check{{"dataplane", "TestEdge_TellsTroubleByName"}}},
+	{name: "reads-leave-no-record", breaks: "what a call tells of customers is on record before its answer goes out",
+		edits:  []edit{{"controlplane/internal/adminapi/adminapi.go", "validation{validator}, s.recorded()),", "validation{validator}),"}},
+		checks: []check{{"controlplane/internal/adminapi", "TestReads_LeaveARecordBeforeTheAnswer"}}},
+	{name: "reads-shown-without-a-record", breaks: "what cannot be recorded is not shown",
+		edits:  []edit{{"controlplane/internal/adminapi/readbook.go", "\t\t\treturn r.err\n", "\t\t\treturn nil\n"}},
+		checks: []check{{"controlplane/internal/adminapi", "TestReadBook_AFailureShowsNothing"}}},
+	{name: "exports-leave-no-record", breaks: "an export is on record before its first piece goes out",
+		edits:  []edit{{"controlplane/internal/adminapi/export.go", "[]string{name}, reason)", "nil, reason)"}},
+		checks: []check{{"controlplane/internal/adminapi", "TestReads_LeaveARecordBeforeTheAnswer"}}},
 }

@@ -33,7 +33,8 @@ func (a *app) auditListCommand() *cobra.Command {
 	var s span
 	var key, bundle string
 	c := &cobra.Command{Use: "list --zone ZONE", Short: "List what operators did, from the zone's Merkle log", Args: cobra.NoArgs,
-		Long: `List what operators did: in the zone, and in the catalog as the zone's log tells it, drains included. It is made of a
+		Long: `List what operators did: in the zone, whose data they were shown (customers are digests under the zone's key), and in the
+catalog as the zone's log tells it, drains included. It is made of a
 bundle, which is verified first; --bundle takes one from a file instead of asking the zone. Operators of other zones are
 shown under a pseudonym that their zone's own log resolves.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -98,6 +99,17 @@ func auditOf(n int64, r evidence.Record) (out []audited) {
 			x.What[0] += " " + p.Status
 			for _, d := range p.Docs {
 				x.What = append(x.What, d.Kind+" "+d.Name)
+			}
+		}
+	}
+	if r.Kind == evidence.KindRead {
+		if v, err := model.Decode[model.Read](model.KeyRead, r.Value); err == nil {
+			x.What = []string{"read of every customer by " + v.Procedure}
+			if v.Customer != "" {
+				x.What[0] = fmt.Sprintf("read of customer %.12s by %s", v.Customer, v.Procedure)
+			}
+			if v.Reason != "" {
+				x.What = append(x.What, "because: "+v.Reason)
 			}
 		}
 	}

@@ -97,7 +97,7 @@ func (a *app) connect() (*client, error) {
 		}
 		token = strings.TrimSpace(string(data))
 	}
-	c.http = &http.Client{Transport: operator{token, &http.Transport{
+	c.http = &http.Client{Transport: operator{token, a.setting(a.reason, "BAILIWICK_REASON"), &http.Transport{
 		TLSClientConfig: tlsConfig, ForceAttemptHTTP2: true, TLSHandshakeTimeout: dialTimeout,
 		DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext,
 	}}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -106,8 +106,9 @@ func (a *app) connect() (*client, error) {
 
 // operator adds the token, and never sends it in clear text over a network.
 type operator struct {
-	token string
-	next  http.RoundTripper
+	token  string
+	reason string // for which customers' data is read; on record in their zone
+	next   http.RoundTripper
 }
 
 func (o operator) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -119,6 +120,9 @@ func (o operator) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	r = r.Clone(r.Context())
 	r.Header.Set("Authorization", "Bearer "+o.token)
+	if o.reason != "" {
+		r.Header.Set("Bailiwick-Reason", o.reason)
+	}
 	return o.next.RoundTrip(r)
 }
 

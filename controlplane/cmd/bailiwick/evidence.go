@@ -467,4 +467,7 @@ func printReport(w io.Writer, r *evidence.Report) {
 	for _, x := range r.Sentinel {
 		fmt.Fprintf(b, "sentinel   %s stopped %d, and %d just after a change of rules\n", x.Edge, x.Violations, x.Late)
 	}
+	for _, x := range r.Reads {
+		fmt.Fprintf(b, "read       %s by %s: %d records, %d customers, %d of every customer, %d without a reason\n", legible(x.Operator), x.Procedure, x.Records, x.Customers, x.Everyone, x.NoReason)
+	}
 }

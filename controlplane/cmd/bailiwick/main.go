@@ -52,6 +52,7 @@ type world struct {
 type app struct {
 	world
 	admin, caFile, tokenFile, output string
+	reason                           string // for reading customers' data
 	timeout                          time.Duration
 	started                          bool // arguments were fine: what fails now is not a misuse
 	exit                             int  // set by a command that ends without an error and not with 0
@@ -120,7 +121,8 @@ func (a *app) root() *cobra.Command {
 		Long: `Operate a Bailiwick installation through its admin API.
 
 Environment: BAILIWICK_ADMIN (URLs of control nodes, comma separated: the next is asked when one does not
-answer), BAILIWICK_CA_FILE, BAILIWICK_TOKEN_FILE. Flags come before them.
+answer), BAILIWICK_CA_FILE, BAILIWICK_TOKEN_FILE, BAILIWICK_REASON (why customers' data is read: it stands in the zone's
+log). Flags come before them.
 
 Exit codes: 0 ok, 1 failure, 2 wrong usage (diff: there are changes), 3 not found, 4 conflict,
 5 denied, 6 unavailable.`,
@@ -155,6 +157,7 @@ Exit codes: 0 ok, 1 failure, 2 wrong usage (diff: there are changes), 3 not foun
 	flags.StringVar(&a.caFile, "ca-file", "", "PEM file of the installation's root certificates")
 	flags.StringVar(&a.tokenFile, "token-file", "", "file that holds the operator's token")
 	flags.StringVarP(&a.output, "output", "o", "table", "table, json or yaml; usage has csv as well")
+	flags.StringVar(&a.reason, "reason", "", "why customers' data is read, where the zone wants to know; kept for good, so name a ticket and no person")
 	flags.DurationVar(&a.timeout, "timeout", 30*time.Second, "for the whole command")
 	root.AddCommand(a.applyCommand(), a.diffCommand(), a.getCommand(), a.deleteCommand(), a.customerCommand(), a.keyCommand(), a.nodeCommand(), a.clusterCommand(), a.backupCommand(),
 		a.joinTokenCommand(), a.usageCommand(), a.quotaCommand(), a.webhookCommand(), a.alertCommand(), a.borderCommand(), a.approvalCommand(), a.operatorCommand(), a.evidenceCommand(), a.auditCommand(), a.complianceCommand(), a.dnsCommand(), a.regionCommand(), a.explainCommand(), a.policyCommand(), a.closeCommand(), a.reopenCommand(), a.leadersCommand(),

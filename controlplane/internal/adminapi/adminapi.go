@@ -21,6 +21,7 @@ import (
 	"connectrpc.com/grpcreflect"
 
 	"bailiwick/controlplane/internal/alert"
+	"bailiwick/controlplane/internal/evidence"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/ledger"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
@@ -168,6 +169,8 @@ type server struct {
 	Config
 	hasher *apikey.Hasher
 	meter  *meter
+	mask   []byte // under which the zone's log names customers
+	reads  *readBook
 }
 
 // Handler serves all services of bailiwick.admin.v1 and gRPC reflection, at the root of its host.
@@ -188,12 +191,16 @@ func Handler(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build request validation: %w", err)
 	}
-	s := &server{Config: cfg, hasher: apikey.NewHasher(cfg.Pepper), meter: newMeter(cfg.Rate)}
+	mask, err := evidence.MaskKey(cfg.Pepper)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{Config: cfg, hasher: apikey.NewHasher(cfg.Pepper), meter: newMeter(cfg.Rate), mask: mask, reads: newReadBook()}
 	gate := connect.WithRequestGate(s.authorise)
 	opts := []connect.HandlerOption{
 		gate,
 		connect.WithReadMaxBytes(MaxRequest),
-		connect.WithInterceptors(rpcfault.Server(cfg.Logger), bounded(cfg.Wait), validation{validator}),
+		connect.WithInterceptors(rpcfault.Server(cfg.Logger), bounded(cfg.Wait), validation{validator}, s.recorded()),
 		connect.WithCodec(jsonCodec{"json"}),
 		connect.WithCodec(jsonCodec{"json; charset=utf-8"}),
 	}

@@ -110,7 +110,7 @@ func fromProto(r *adminv1.Resource) (record, error) {
 		if len(key) == 0 {
 			key = nil
 		}
-		return model.Zone{Name: name, Jurisdiction: v.GetJurisdiction(), Description: v.GetDescription(), AdminURLs: v.GetAdminUrls(), SigningKey: key}, nil
+		return model.Zone{Name: name, Jurisdiction: v.GetJurisdiction(), Description: v.GetDescription(), AdminURLs: v.GetAdminUrls(), SigningKey: key, ReadsNeedReason: v.GetReadsNeedReason()}, nil
 	case *adminv1.Resource_Region:
 		v := spec.Region
 		return model.Region{Name: name, Zone: v.GetZone(), Provider: v.GetProvider(), ProviderRegion: v.GetProviderRegion(), Partition: v.GetPartition(),
@@ -208,7 +208,7 @@ func toProto(rec record, index uint64) *adminv1.Resource {
 	case model.Zone:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_Zone{Zone: &adminv1.Zone{Jurisdiction: v.Jurisdiction, Description: v.Description, AdminUrls: v.AdminURLs,
-			SigningKey: base64.StdEncoding.EncodeToString(v.SigningKey)}}
+			SigningKey: base64.StdEncoding.EncodeToString(v.SigningKey), ReadsNeedReason: v.ReadsNeedReason}}
 	case model.Region:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_Region{Region: &adminv1.Region{Zone: v.Zone, Provider: v.Provider, ProviderRegion: v.ProviderRegion, Partition: v.Partition,

@@ -34,6 +34,7 @@ type operatorKey struct{}
 // authorise runs before a body byte is decoded, on the dispatched procedure. It reads what this node has
 // applied and nothing else: operators are let in while there is no quorum, when they are needed most.
 func (s *server) authorise(ctx context.Context, spec connect.Spec, _ connect.Peer, h http.Header) (context.Context, error) {
+	ctx = context.WithValue(ctx, reasonKey{}, h.Get(ReasonHeader))
 	scheme, token, _ := strings.Cut(h.Get("Authorization"), " ")
 	token = strings.TrimSpace(token)
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {

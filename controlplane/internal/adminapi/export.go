@@ -14,6 +14,7 @@ import (
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/proto/gen/bailiwick/admin/v1/adminv1connect"
 	"bailiwick/shared/fault"
 )
 
@@ -36,15 +37,22 @@ func (s *server) Export(ctx context.Context, req *adminv1.ExportRequest, stream 
 	}
 	ctx, cancel := context.WithTimeout(ctx, exportLimit)
 	defer cancel()
+	reason, err := s.reasonOf(ctx, req)
+	if err != nil {
+		return err
+	}
 	brief, done := context.WithTimeout(ctx, s.Wait)
+	defer done()
 	snap, err := s.fresh(brief, s.Store)
-	done()
 	if err != nil {
 		return err
 	}
 	_, is := snap.Get(model.PrefixCustomer + name)
 	if _, was := snap.Get(model.PrefixGone + name); !is && !was {
 		return s.customerUnknown(name)
+	}
+	if err := s.record(brief, adminv1connect.CustomerServiceExportProcedure, []string{name}, reason); err != nil {
+		return err
 	}
 	w := &exporter{stream: stream}
 	w.open("{")

@@ -18,3 +18,15 @@ func Commit(ctx context.Context, cfg Config, by model.Operator, store group.Stor
 	_, err := s.commit(context.WithValue(ctx, operatorKey{}, by), store, t)
 	return err
 }
+
+// Readings says of each procedure whether its answer can tell of a customer.
+func Readings() map[string]bool {
+	out := map[string]bool{}
+	for p, r := range readings {
+		out[p] = r.whose != nil
+		if (r.whose == nil) == (r.why == "") {
+			panic(p + " is classified neither as telling of customers nor with the reason why it does not")
+		}
+	}
+	return out
+}

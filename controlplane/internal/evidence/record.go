@@ -11,6 +11,7 @@ package evidence
 import (
 	"bytes"
 	"cmp"
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
@@ -41,6 +42,7 @@ const (
 	KindGrant     = "grant"     // with the relays and refusals that the edge told
 	KindInForce   = "in-force"  // pending while it has no time, signed when it has
 	KindWithdrawn = "withdrawn" // a pending tightening, because the pair is permitted again
+	KindRead      = "read"      // an operator was shown customers' data
 	KindWrite     = "write"     // any other change: its kind, and digests of name, before and after
 )
 
@@ -139,12 +141,14 @@ func (r Record) open() entry {
 		e.value, e.err = model.Decode[model.InForce](model.PrefixInForce+r.Key, r.Value)
 	case KindGrant:
 		e.value, e.err = model.Decode[model.GrantRecord](model.PrefixGrant+r.Key, r.Value)
+	case KindRead:
+		e.value, e.err = model.Decode[model.Read](model.KeyRead, r.Value)
 	}
 	return e
 }
 
 // rank orders the records of one transaction: causes before what follows from them.
-var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10, KindCatalog: 11, KindRegion: 12, KindDrain: 13, KindUndrain: 14}
+var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClosure: 2, KindReopened: 3, KindCrossing: 4, KindPermitted: 5, KindInForce: 6, KindWithdrawn: 7, KindGrant: 8, KindProposal: 9, KindWrite: 10, KindCatalog: 11, KindRegion: 12, KindDrain: 13, KindUndrain: 14, KindRead: 15}
 
 // writes are the kinds of things whose changes are records without their content.
 var writes = map[string]string{
@@ -161,6 +165,20 @@ func (m masker) digest(kind string, data []byte) string {
 	h.Write([]byte(kind + "\n"))
 	h.Write(data)
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// MaskKey is the key of a zone's digests.
+func MaskKey(pepper []byte) ([]byte, error) {
+	key, err := hkdf.Key(sha256.New, pepper, nil, "bailiwick evidence digests 1", 32)
+	if err != nil {
+		return nil, fmt.Errorf("derive the key of evidence digests: %w", err)
+	}
+	return key, nil
+}
+
+// CustomerDigest names a customer in records: the same for who reads his data and for who changes his record.
+func CustomerDigest(mask []byte, name string) string {
+	return masker(mask).digest("name/customer", []byte(model.PrefixCustomer+name))
 }
 
 // recordsOf turns the events of one transaction into records, in the order of their keys.
@@ -195,6 +213,11 @@ func recordsOf(events []group.Event, epoch uint64, m masker) ([]Record, error) {
 			}
 		case key == model.KeyCatalogSeen:
 			r.Kind, r.Value = KindCatalog, value
+		case key == model.KeyRead:
+			r.Kind, r.Value = KindRead, value
+			if e.Delete {
+				continue
+			}
 		case key == model.KeyCrossing:
 			r.Kind, r.Value = KindCrossing, value
 		case key == model.KeyPermitted:

@@ -151,6 +151,10 @@ func (w *replay) apply(r entry) (wrong problems) {
 		w.inForce(r, &wrong)
 	case KindGrant:
 		w.grant(r, &wrong)
+	case KindRead:
+		if v := r.value.(model.Read); v.Procedure == "" || r.By == nil {
+			wrong.add("data of customers was read by nobody, or by no call")
+		}
 	case KindWrite:
 		if r.Key == "" || r.Name == "" || r.Before == "" && r.After == "" {
 			wrong.add("a change that names nothing")

@@ -29,6 +29,7 @@ type Report struct {
 	Regions    []ReportRegion    `json:"regions"`
 	Sentinel   []ReportSentinel  `json:"sentinel"`
 	Operators  []ReportOperator  `json:"operators"`
+	Reads      []ReportReads     `json:"reads"`
 	LeftOut    int               `json:"left_out"` // rows of decisions and tightenings beyond the limit, the oldest
 }
 
@@ -121,6 +122,18 @@ type ReportOperator struct {
 	Count    int64  `json:"count"`
 }
 
+// ReportReads is what one operator was shown of customers' data by one procedure. A record stands for a minute.
+type ReportReads struct {
+	Operator  string    `json:"operator"`
+	Procedure string    `json:"procedure"`
+	Records   int64     `json:"records"`
+	Customers int64     `json:"customers"` // that records name, each once
+	Everyone  int64     `json:"everyone"`  // records that stand for every customer of the zone
+	NoReason  int64     `json:"no_reason"` // records without a reason
+	First     time.Time `json:"first"`
+	Last      time.Time `json:"last"`
+}
+
 // Uptime is the share of the time in which it was seen up or down, in percent, cut to three digits.
 func (r ReportRegion) Uptime() string {
 	seen := (r.Up + r.Down).Milliseconds()
@@ -139,6 +152,12 @@ type refusalMinute struct {
 	refusalKey
 }
 type operatorKey struct{ operator, what string }
+
+// seenReads are an operator's reads by a procedure, with the digests of the customers.
+type seenReads struct {
+	ReportReads
+	named map[string]bool
+}
 
 // seenRegion is a region's report with the state since when it holds.
 type seenRegion struct {
@@ -164,6 +183,7 @@ type tally struct {
 	refusals  map[refusalKey]*ReportRefusals
 	refused   map[refusalMinute]int64 // an edge tells a minute again until it knows that it was heard
 	operators map[operatorKey]int64
+	reads     map[operatorKey]*seenReads
 	regions   map[string]*seenRegion
 	sentinel  map[string]*ReportSentinel          // by edge
 	counts    map[sentinelKey]model.SentinelCount // the newest of each process
@@ -176,9 +196,9 @@ type tally struct {
 // nowhere.
 func ReportOn(r io.Reader, trust Trust) (*Report, error) {
 	t := &tally{rep: &Report{Pairs: []ReportPair{}, Bases: []ReportBasis{}, Closures: []ReportClosure{}, Decisions: []Decision{}, Tightening: []ReportTightened{}, Relays: []ReportRelays{},
-		Refusals: []ReportRefusals{}, Regions: []ReportRegion{}, Sentinel: []ReportSentinel{}, Operators: []ReportOperator{}},
+		Refusals: []ReportRefusals{}, Regions: []ReportRegion{}, Sentinel: []ReportSentinel{}, Operators: []ReportOperator{}, Reads: []ReportReads{}},
 		grants: map[pairKey]int64{}, since: map[pairKey]time.Time{}, closures: map[string]int{}, relays: map[relayKey]int64{}, refusals: map[refusalKey]*ReportRefusals{}, refused: map[refusalMinute]int64{},
-		operators: map[operatorKey]int64{}, regions: map[string]*seenRegion{}, sentinel: map[string]*ReportSentinel{}, counts: map[sentinelKey]model.SentinelCount{}, seen: map[string]uint64{}, epochs: map[string]int64{}}
+		operators: map[operatorKey]int64{}, reads: map[operatorKey]*seenReads{}, regions: map[string]*seenRegion{}, sentinel: map[string]*ReportSentinel{}, counts: map[sentinelKey]model.SentinelCount{}, seen: map[string]uint64{}, epochs: map[string]int64{}}
 	v, err := verify(r, trust, func(h heading) { t.from, t.to = h.From, h.To }, t.take)
 	if err != nil {
 		return nil, err
@@ -204,7 +224,7 @@ func (t *tally) take(number int64, r entry) {
 		}
 		t.rep.Decisions = append(t.rep.Decisions, d)
 	}
-	if inside && r.By != nil {
+	if inside && r.By != nil && r.Kind != KindRead {
 		t.operators[operatorKey{r.By.Operator, r.Kind + " " + map[bool]string{true: r.Key}[r.Kind == KindWrite]}]++
 	}
 	switch v := r.value.(type) { // Verify has found what does not decode
@@ -260,6 +280,10 @@ func (t *tally) take(number int64, r entry) {
 	case model.GrantRecord:
 		if inside {
 			t.granted(v)
+		}
+	case model.Read:
+		if inside && r.By != nil {
+			t.read(r.By.Operator, v, r.At)
 		}
 	}
 }
@@ -347,6 +371,27 @@ func (t *tally) granted(g model.GrantRecord) {
 	}
 }
 
+func (t *tally) read(by string, v model.Read, at time.Time) {
+	k := operatorKey{by, v.Procedure}
+	x := t.reads[k]
+	if x == nil {
+		x = &seenReads{ReportReads: ReportReads{Operator: by, Procedure: v.Procedure, First: at}, named: map[string]bool{}}
+		t.reads[k] = x
+	}
+	x.Records++
+	x.Last = at
+	switch {
+	case v.Customer == "":
+		x.Everyone++
+	case !x.named[v.Customer]:
+		x.named[v.Customer] = true
+		x.Customers++
+	}
+	if v.Reason == "" {
+		x.NoReason++
+	}
+}
+
 // saw ends the state that a region was in, and begins the next.
 func (t *tally) saw(s model.RegionState) {
 	x := t.regions[s.Region]
@@ -415,6 +460,11 @@ func (t *tally) finish() {
 	}) {
 		r.Operators = append(r.Operators, ReportOperator{k.operator, strings.TrimSpace(k.what), t.operators[k]})
 	}
+	for _, k := range slices.SortedFunc(maps.Keys(t.reads), func(a, b operatorKey) int {
+		return cmp.Or(cmp.Compare(a.operator, b.operator), cmp.Compare(a.what, b.what))
+	}) {
+		r.Reads = append(r.Reads, t.reads[k].ReportReads)
+	}
 	end := t.to
 	if t.last.Before(end) {
 		end = t.last // nothing is known of the time after the last record
@@ -468,6 +518,8 @@ th,td{text-align:left;padding:.2em .8em .2em 0;border-bottom:1px solid #ddd;vert
 {{range .Sentinel}}<tr><td>{{.Edge}}</td><td>{{.Region}}</td><td{{if .Violations}} class="bad"{{end}}>{{.Violations}}</td><td>{{.Late}}</td></tr>{{else}}<tr><td colspan="4">no edge was heard</td></tr>{{end}}</table>
 <h2>Operators</h2><table><tr><th>operator</th><th>what</th><th>records</th></tr>
 {{range .Operators}}<tr><td>{{.Operator}}</td><td>{{.What}}</td><td>{{.Count}}</td></tr>{{else}}<tr><td colspan="3">none</td></tr>{{end}}</table>
+<h2>Reads of customers' data</h2><p>A record stands for what an operator reads in the same way, of the same customer, within a minute.</p><table><tr><th>operator</th><th>procedure</th><th>records</th><th>customers</th><th>of every customer</th><th>without a reason</th><th>first</th><th>last</th></tr>
+{{range .Reads}}<tr><td>{{.Operator}}</td><td>{{.Procedure}}</td><td>{{.Records}}</td><td>{{.Customers}}</td><td>{{.Everyone}}</td><td>{{.NoReason}}</td><td>{{at .First}}</td><td>{{at .Last}}</td></tr>{{else}}<tr><td colspan="8">none</td></tr>{{end}}</table>
 <h2>Decisions</h2>{{if .LeftOut}}<p>{{.LeftOut}} older rows are left out.</p>{{end}}<table><tr><th>at</th><th>record</th><th>what</th><th>operator</th></tr>
 {{range .Decisions}}<tr><td>{{at .At}}</td><td>{{.Record}}</td><td>{{.What}}</td><td>{{.Operator}}</td></tr>{{else}}<tr><td colspan="4">none</td></tr>{{end}}</table>
 </body></html>

@@ -53,6 +53,7 @@ const (
 	KeyCatalogSeen  = "catalogseen" // how far the zone's log tells the catalog's history, and the latest of it
 	KeyPermitted    = "permitted"   // the pairs that followed from it when the leader last looked
 	KeyAudit        = "audit"       // who made the latest change that an operator made, in its own transaction
+	KeyRead         = "read"        // whose data was shown last, and to whom by KeyAudit beside it
 	KeyCheckpoint   = "checkpoint"  // the latest signed head of the zone's Merkle log
 )
 
@@ -62,6 +63,8 @@ type Zone struct {
 	Description  string   `json:"description,omitempty"`
 	AdminURLs    []string `json:"admin_urls,omitempty"`
 	SigningKey   []byte   `json:"signing_key,omitempty"` // Ed25519 public key
+	// ReadsNeedReason: an operator says why before he is shown a customer's data.
+	ReadsNeedReason bool `json:"reads_need_reason,omitempty"`
 }
 
 type Region struct {
@@ -465,6 +468,14 @@ type Audit struct {
 	Operator      string `json:"operator"`
 	Call          string `json:"call"`
 	RequestSHA256 string `json:"request_sha256"` // of the transaction's id, hex: ids of some calls name a customer
+}
+
+// Read says that an operator was shown a customer's data, or may have been: it stands for all that he reads by the same
+// procedure for the same reason within a minute. The next one replaces it: the Merkle log keeps all of them.
+type Read struct {
+	Procedure string `json:"procedure"`
+	Customer  string `json:"customer,omitempty"` // digest under the zone's key, hex; empty: every customer of the zone
+	Reason    string `json:"reason,omitempty"`
 }
 
 // Checkpoint is a signed head of the zone's Merkle log, and the revision through which it tells all.

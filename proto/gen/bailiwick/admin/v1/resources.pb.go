@@ -269,9 +269,11 @@ type Zone struct {
 	Description  string                 `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
 	AdminUrls    []string               `protobuf:"bytes,3,rep,name=admin_urls,json=adminUrls,proto3" json:"admin_urls,omitempty"`
 	// signing_key is the zone's Ed25519 public key, base64: it signs tables and grants.
-	SigningKey    string `protobuf:"bytes,4,opt,name=signing_key,json=signingKey,proto3" json:"signing_key,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	SigningKey string `protobuf:"bytes,4,opt,name=signing_key,json=signingKey,proto3" json:"signing_key,omitempty"`
+	// reads_need_reason: whoever reads customers' data says why (header Bailiwick-Reason); it is on record either way.
+	ReadsNeedReason bool `protobuf:"varint,5,opt,name=reads_need_reason,json=readsNeedReason,proto3" json:"reads_need_reason,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Zone) Reset() {
@@ -330,6 +332,13 @@ func (x *Zone) GetSigningKey() string {
 		return x.SigningKey
 	}
 	return ""
+}
+
+func (x *Zone) GetReadsNeedReason() bool {
+	if x != nil {
+		return x.ReadsNeedReason
+	}
+	return false
 }
 
 // Region is a place where data planes run. Zone, country and jurisdiction never change.
@@ -1609,14 +1618,15 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\bcustomer\x18\x11 \x01(\v2\x1c.bailiwick.admin.v1.CustomerH\x00R\bcustomer\x127\n" +
 	"\aclosure\x18\x12 \x01(\v2\x1b.bailiwick.admin.v1.ClosureH\x00R\aclosure\x121\n" +
 	"\x05drain\x18\x13 \x01(\v2\x19.bailiwick.admin.v1.DrainH\x00R\x05drainB\r\n" +
-	"\x04spec\x12\x05\xbaH\x02\b\x01\"\xb2\x01\n" +
+	"\x04spec\x12\x05\xbaH\x02\b\x01\"\xde\x01\n" +
 	"\x04Zone\x12+\n" +
 	"\fjurisdiction\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18 R\fjurisdiction\x12*\n" +
 	"\vdescription\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\vdescription\x12'\n" +
 	"\n" +
 	"admin_urls\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\tadminUrls\x12(\n" +
 	"\vsigning_key\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\n" +
-	"signingKey\"\x84\x03\n" +
+	"signingKey\x12*\n" +
+	"\x11reads_need_reason\x18\x05 \x01(\bR\x0freadsNeedReason\"\x84\x03\n" +
 	"\x06Region\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12#\n" +
 	"\bprovider\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\bprovider\x120\n" +
