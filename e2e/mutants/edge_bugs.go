@@ -18,6 +18,7 @@ const (
 	subscribePkg = "dataplane/internal/subscribe"
 	updateFile   = subscribePkg + "/update.go"
 	policyPkg    = "dataplane/internal/policy"
+	fuzzPkg      = "dataplane/internal/borderfuzz"
 	sentinelPkg  = "dataplane/internal/sentinel"
 )
 
@@ -94,13 +95,13 @@ var edgeBugs = []bug{
 		checks: []check{{relayPkg, "TestRelay_CarriesARequestOverAPermittedPair"}}},
 	{name: "sender-does-not-cut", breaks: "a tightening cuts what is under way at the sender",
 		edits:  []edit{{coreFile, "g, _ := h.Leave(f, t, now)\n\treturn", "g := h.Live(f.Policy, f.To, t.At(), now)\n\treturn"}, {clientFile, "\t\tif !peers[key] {", "\t\tif false && !peers[key] {"}},
-		checks: []check{{relayPkg, "TestRelay_AnAPIThatChangesItsPolicyIsCut"}}},
+		checks: []check{{relayPkg, "TestRelay_AnAPIThatChangesItsPolicyIsCut"}, {fuzzPkg, "TestBorder"}}},
 	{name: "receiver-does-not-cut", breaks: "a tightening cuts what is under way at the receiver",
 		edits:  []edit{{serverFile, "if !f.Stands(rules{t}) || !known(f.Peer, f.From) ||", "if false && !known(f.Peer, f.From) ||"}, {serverFile, "if !known(peer.Node, peer.Region) {", "if false && !known(peer.Node, peer.Region) {"}},
-		checks: []check{{relayPkg, "TestRelay_CutsWithinASecond"}}},
+		checks: []check{{relayPkg, "TestRelay_CutsWithinASecond"}, {fuzzPkg, "TestBorder"}}},
 	{name: "region-from-a-header", breaks: "the home region is the certificate's, not a header's",
 		edits:  []edit{{serverFile, "if r.Header.Get(HeaderHome) != peer.Region {", "if peer.Region = r.Header.Get(HeaderHome); peer.Region == \"\" {"}},
-		checks: []check{{relayPkg, "TestServer_RefusesAtItsEnd"}}},
+		checks: []check{{relayPkg, "TestServer_RefusesAtItsEnd"}, {fuzzPkg, "TestBorder"}}},
 	{name: "two-hops", breaks: "what was relayed is not relayed again",
 		edits:  []edit{{"dataplane/internal/proxy/path.go", "a := p.local.Start(in.API,", "a := p.router.Start(in.API,"}},
 		checks: []check{{"dataplane/internal/proxy", "TestRelayed_IsNeverRelayedAgain"}}},

@@ -101,9 +101,9 @@ func (w *world) String() string {
 		events = append(events, fmt.Sprintf("%s %d", name, s.events[name]))
 	}
 	n := s.requests.Load()
-	return fmt.Sprintf("%d requests (%.0f/s), %d answered by an upstream, %.1f %% of all relayed; %d reached upstreams of other regions, %d of them in another zone; %d refused or failed, %d forged relays; %.3f %% of %d served that were due, %d waits for the processor; sentinel %d, late %d; %v",
+	return fmt.Sprintf("%d requests (%.0f/s), %d answered by an upstream, %.1f %% of all relayed; %d reached upstreams of other regions, %d of them in another zone; %d refused or failed, %d forged relays; %.3f %% of %d served that were due, %d waits for the processor; %d times what was under way over a shut pair ended, after %v at most; sentinel %d, late %d; %v",
 		n, float64(n)/time.Since(w.start).Seconds(), s.answered.Load(), share(s.relayed.Load(), n), j.relayed.Load(), j.foreign.Load(), s.refused.Load(), s.forged.Load(),
-		share(s.served.Load(), s.wanted.Load()), s.wanted.Load(), w.waits.Load(), violations, late, events)
+		share(s.served.Load(), s.wanted.Load()), s.wanted.Load(), w.waits.Load(), s.cut, s.slowest.Round(time.Millisecond), violations, late, events)
 }
 
 // verdict: a campaign in which little is relayed, or little succeeds, has not shown that what it saw was safe.
@@ -113,7 +113,7 @@ func (w *world) verdict() error {
 	if n, _ := w.violations(); n != 0 {
 		errs = append(errs, fmt.Errorf("the sentinels stopped %d times what the first check let pass", n))
 	}
-	if s.relayed.Load()*10 < s.requests.Load()*3 {
+	if s.relayed.Load()*10 < s.requests.Load()*3 && s.requests.Load() > 5_000 { // fewer are of a machine that serves hardly anybody
 		errs = append(errs, fmt.Errorf("%d of %d requests relayed, want 30 %%", s.relayed.Load(), s.requests.Load()))
 	}
 	least, few := int64(99), s.wanted.Load() < 500 // a smoke on a busy machine may tell nothing of it
@@ -125,6 +125,9 @@ func (w *world) verdict() error {
 	}
 	if s.wanted.Load()*100 < s.requests.Load() && s.requests.Load() > 100_000 {
 		errs = append(errs, fmt.Errorf("%d of %d requests tell whether those are served that may be, want 1 %%: the machine is too busy", s.wanted.Load(), s.requests.Load()))
+	}
+	if s.cut < 2 && s.requests.Load() > 100_000 {
+		errs = append(errs, fmt.Errorf("%d times a pair was shut with requests under way, want each end to be the only one that was told", s.cut))
 	}
 	if w.judge.foreign.Load() == 0 && s.requests.Load() > 100_000 {
 		errs = append(errs, errors.New("nothing crossed the zones where it may"))

@@ -28,6 +28,7 @@ type shot struct {
 	forged  bool // a relay made by hand, past the sender's checks
 	began   time.Time
 	served  atomic.Pointer[string] // region of the upstream that it reached last
+	held    *held                  // nil: it is answered and over
 }
 
 // abortIn is how long what was under way when a tightening came into force may go on (invariant 11).
@@ -51,6 +52,8 @@ type judge struct {
 	ring  [1 << 16]atomic.Pointer[shot]
 	next  atomic.Uint64
 
+	waited func(since time.Time) bool // whether the machine let this process wait meanwhile
+
 	rows sync.Map // request id and target → recorded; written by senders before they relay
 	keep chan string
 
@@ -68,7 +71,7 @@ type recorded struct {
 const rowsKept = 1 << 16
 
 func newJudge() *judge {
-	return &judge{truth: truth{flows: map[flow]closing{}}, keep: make(chan string, rowsKept)}
+	return &judge{truth: truth{flows: map[flow]closing{}}, keep: make(chan string, rowsKept), waited: func(time.Time) bool { return false }}
 }
 
 func (j *judge) breach(format string, args ...any) {
@@ -125,14 +128,14 @@ const (
 )
 
 // saw judges a request that has reached an upstream. Here nothing of it can be taken back.
-func (j *judge) saw(u *upstream, r *http.Request) {
+func (j *judge) saw(u *upstream, r *http.Request) *shot {
 	now := time.Now()
 	j.arrived.Add(1)
 	number, err := strconv.ParseUint(r.Header.Get(headerShot), 10, 64)
 	s := j.ring[number%uint64(len(j.ring))].Load()
 	if err != nil || s == nil || s.number != number {
 		j.breach("%s got a request that nobody sent: %s %s %v", u, r.Method, r.URL, r.Header)
-		return
+		return &shot{}
 	}
 	s.served.Store(&u.region)
 	what := fmt.Sprintf("shot %d (%s %s for %s), accepted by %s", s.number, r.Method, r.URL, s.service.host, s.edge.region)
@@ -146,7 +149,7 @@ func (j *judge) saw(u *upstream, r *http.Request) {
 	}
 	j.headers(u, r, what)
 	if u.region == s.edge.region {
-		return
+		return s
 	}
 	j.relayed.Add(1)
 	if zoneOf(u.region) != s.edge.zone {
@@ -165,11 +168,11 @@ func (j *judge) saw(u *upstream, r *http.Request) {
 	case c.at.IsZero():
 	case s.began.After(c.at):
 		j.breach("%s got %s, begun %v after the pair was shut in force", u, what, s.began.Sub(c.at))
-	case now.Sub(c.at) > abortIn:
+	case now.Sub(c.at) > abortIn && (now.Sub(c.at) > cutBy || !j.waited(c.at)):
 		j.breach("%s got %s %v after the pair was shut in force", u, what, now.Sub(c.at))
 	}
 	if s.forged {
-		return
+		return s
 	}
 	row, ok := j.rows.Load(r.Header.Get("X-Request-Id") + ">" + u.region)
 	if rec, _ := row.(recorded); !ok || rec.from != s.edge.region || rec.to != u.region {
@@ -179,6 +182,7 @@ func (j *judge) saw(u *upstream, r *http.Request) {
 	} else if s.began.After(g.end) {
 		j.breach("%s got %s, begun %v after its grant had ended", u, what, s.began.Sub(g.end))
 	}
+	return s
 }
 
 // headers: no credential and nothing that only edges may say.

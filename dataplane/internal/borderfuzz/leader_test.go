@@ -1,6 +1,7 @@
 package borderfuzz
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"fmt"
@@ -41,6 +42,9 @@ type leader struct {
 	order  []string
 	ends   map[string]time.Time // by target region: when the last grant to it ends at the latest
 	signed [][]byte             // the latest that were given, for forgers
+
+	offline time.Duration // of grants inside the zone; 0: as the constant says
+	leave   bool          // also to an edge that is behind, which receives and does not send
 }
 
 type given struct {
@@ -59,6 +63,63 @@ func (l *leader) become(mode int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.mode = mode
+}
+
+// last has grants inside the zone go unasked for so long.
+func (l *leader) last(offline time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.offline = offline
+}
+
+// leaves gives an edge that is behind leave to take relays: what it is behind of is no rule of its zone.
+func (l *leader) leaves(leave bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leave = leave
+}
+
+// erring is a grant that this leader signs by mistake: for its edge, and from another region than the edge's. The
+// certificate says where an edge is, and nobody else does. nil: no rule makes it worth showing.
+func (l *leader) erring(rng *rand.Rand) (raw []byte, from string, to *edge, s *service) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.edge
+	var candidates [][2]arc
+	for _, a := range arcs {
+		for _, b := range arcs {
+			if a.policy == b.policy && a.from == e.region && b.from != a.from && a.to == b.to {
+				candidates = append(candidates, [2]arc{a, b})
+			}
+		}
+	}
+	if len(candidates) == 0 {
+		return nil, "", nil, nil
+	}
+	c := candidates[rng.IntN(len(candidates))]
+	for _, x := range services {
+		if x.zone == e.zone && l.rules.policy[x] == c[1].policy {
+			s = x
+		}
+	}
+	to = e.world.at(c[1].to)
+	if s == nil {
+		return nil, "", nil, nil
+	}
+	l.n++
+	signed, err := l.sign(&syncv1.Grant{Id: fmt.Sprintf("%s-erring-%d", e.region, l.n), Zone: e.zone, Edge: e.name, From: c[1].from, To: to.region, Policies: []string{c[1].policy},
+		CatalogEpoch: l.rules.epoch, ZoneEpoch: l.rules.epoch, ZoneIndex: l.n, GrantedUnixMs: time.Now().UnixMilli(), TtlMs: ttl.Milliseconds(),
+		Peers: []*syncv1.Peer{{Edge: to.name, RelayAddr: to.relayAddr}}})
+	if err != nil {
+		return nil, "", nil, nil
+	}
+	raw, _ = proto.Marshal(signed)
+	return raw, c[1].from, to, s
+}
+
+func (l *leader) sign(g *syncv1.Grant) (*syncv1.SignedGrant, error) {
+	payload, err := proto.Marshal(g)
+	return &syncv1.SignedGrant{Payload: payload, Signature: ed25519.Sign(l.key, append([]byte(failover.SignaturePrefix), payload...))}, err
 }
 
 // stolen is a grant that this leader gave not long ago.
@@ -86,6 +147,9 @@ func (l *leader) RequestGrants(_ context.Context, req *syncv1.RequestGrantsReque
 		return nil, fault.New(fault.Denied, "WITHDRAWN", "the registry does not have %s", e.name)
 	case req.GetZone().GetEpoch() != r.epoch || req.GetZone().GetIndex() < r.index:
 		e.sentinel.Answered(asked, nil)
+		if l.leave {
+			return &syncv1.RequestGrantsResponse{TakesMs: ttl.Milliseconds()}, nil
+		}
 		return nil, fault.New(fault.Conflict, "STALE_TABLE", "%s has not acknowledged the rules of %d", e.name, r.index)
 	}
 	var grants []*syncv1.SignedGrant
@@ -106,13 +170,13 @@ func (l *leader) RequestGrants(_ context.Context, req *syncv1.RequestGrantsReque
 			Peers: []*syncv1.Peer{{Edge: to.name, RelayAddr: to.relayAddr}}}
 		lasts := ttl
 		if to.zone == e.zone {
-			lasts, g.OfflineTtlMs = offline, offline.Milliseconds()
+			lasts = cmp.Or(l.offline, offline)
+			g.OfflineTtlMs = lasts.Milliseconds()
 		}
-		payload, err := proto.Marshal(g)
+		signed, err := l.sign(g)
 		if err != nil {
 			return nil, err
 		}
-		signed := &syncv1.SignedGrant{Payload: payload, Signature: ed25519.Sign(l.key, append([]byte(failover.SignaturePrefix), payload...))}
 		raw, err := proto.Marshal(signed)
 		if err != nil {
 			return nil, err

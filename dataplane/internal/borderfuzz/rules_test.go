@@ -43,7 +43,7 @@ type arc struct{ policy, zone, from, to string }
 
 var arcs = []arc{
 	{"gdpr-emea", "emea", "eu-west", "eu-central"}, {"gdpr-emea", "emea", "eu-central", "eu-west"},
-	{"emea-scc", "emea", "eu-west", "eu-central"}, {"emea-scc", "emea", "eu-central", "eu-west"}, {"emea-scc", "emea", "eu-west", "us-east"},
+	{"emea-scc", "emea", "eu-west", "eu-central"}, {"emea-scc", "emea", "eu-central", "eu-west"}, {"emea-scc", "emea", "eu-west", "us-east"}, {"emea-scc", "emea", "eu-central", "us-east"},
 	{"us-local", "us", "us-east", "us-west"}, {"us-local", "us", "us-west", "us-east"},
 	{"us-abroad", "us", "us-east", "us-west"}, {"us-abroad", "us", "us-west", "us-east"}, {"us-abroad", "us", "us-west", "eu-central"},
 }

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"bailiwick/dataplane/internal/relay"
@@ -173,15 +174,19 @@ func (s *sink) SetReadDeadline(time.Time) error  { return nil }
 // direct gives the handler a request as the HTTP/2 and HTTP/3 servers would have read it: the authority as Host,
 // whatever else the client called itself in a header.
 func (c *client) direct(s *shot, q *request) (status int, header http.Header) {
-	u, err := url.ParseRequestURI(q.target)
-	if err != nil || strings.ContainsAny(q.method, " ") {
-		return 0, nil
-	}
 	ctx := context.Background()
 	if q.leave {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(c.rng.IntN(3000))*time.Microsecond)
 		defer cancel()
+	}
+	return c.through(ctx, s, q)
+}
+
+func (c *client) through(ctx context.Context, s *shot, q *request) (status int, header http.Header) {
+	u, err := url.ParseRequestURI(q.target)
+	if err != nil || strings.ContainsAny(q.method, " ") {
+		return 0, nil
 	}
 	r := &http.Request{Method: q.method, URL: u, RequestURI: q.target, Host: q.host, Header: http.Header{headerShot: {strconv.FormatUint(s.number, 10)}},
 		Proto: "HTTP/2.0", ProtoMajor: 2 + int(s.number%2), RemoteAddr: "192.0.2.7:999", Body: http.NoBody}
@@ -230,6 +235,32 @@ func (c *client) forged(s *shot) {
 	if len(grant) > 0 && rng.IntN(4) == 0 {
 		grant[rng.IntN(len(grant))] ^= byte(1 << rng.IntN(8))
 	}
+	home := pick(rng, s.edge.region, s.edge.region, from.region, victim.region, "")
+	if rng.IntN(2) == 0 { // all of it true but the permission, perhaps
+		home, from = s.edge.region, s.edge
+		grant = from.leader.stolen(rng)
+	}
+	c.relay(s, victim, grant, home)
+}
+
+// err has a leader sign grants for regions in which their edges are not, and shows them where all else is true.
+func (w *world) err(t testing.TB, rng *rand.Rand) {
+	w.rules.heal()
+	w.commit(t)
+	w.everybody(t)
+	c := &client{w: w, rng: rng}
+	for _, e := range w.edges {
+		grant, says, to, service := e.leader.erring(rng)
+		if grant == nil || !within(cutBy, func() bool { return to.grants.Now().LeaveFor(time.Now()) > ttl/2 }) {
+			continue
+		}
+		c.relay(&shot{edge: e, service: service, forged: true, expect: bad}, to, grant, says)
+	}
+}
+
+// relay sends one by hand.
+func (c *client) relay(s *shot, victim *edge, grant []byte, home string) {
+	w, rng := c.w, c.rng
 	w.judge.start(s)
 	req, err := http.NewRequest(pick(rng, "GET", "POST", "HEAD"), "https://"+victim.relayAddr+"/v1/forged", nil)
 	if err != nil {
@@ -237,12 +268,11 @@ func (c *client) forged(s *shot) {
 	}
 	req.Host = s.service.host
 	req.Header.Set(headerShot, strconv.FormatUint(s.number, 10))
-	home := pick(rng, s.edge.region, s.edge.region, from.region, victim.region, "")
-	if rng.IntN(2) == 0 { // all of it true but the permission, perhaps
-		home, from = s.edge.region, s.edge
-		grant = from.leader.stolen(rng)
+	api := s.service.name
+	if s.expect != bad {
+		api = pick(rng, api, api, api, s.service.zone+"/"+api, "")
 	}
-	req.Header.Set(relay.HeaderAPI, pick(rng, s.service.name, s.service.name, s.service.name, s.service.zone+"/"+s.service.name, ""))
+	req.Header.Set(relay.HeaderAPI, api)
 	req.Header.Set(relay.HeaderGrant, base64.StdEncoding.EncodeToString(grant))
 	req.Header.Set(relay.HeaderHome, home)
 	req.Header.Set(relay.HeaderRequestID, strconv.FormatUint(s.number, 16))

@@ -83,7 +83,10 @@ func (u *upstream) serves() bool { s := u.state.Load(); return s == well || s ==
 func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	probe := strings.HasPrefix(r.UserAgent(), "bailiwick-probe")
 	if !probe {
-		u.judge.saw(u, r)
+		if s := u.judge.saw(u, r); s.held != nil && r.Header.Get(headerHold) != "" && u.state.Load() == well {
+			u.hold(w, r, s.held)
+			return
+		}
 	}
 	switch u.state.Load() {
 	case paused:

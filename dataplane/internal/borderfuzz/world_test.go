@@ -30,6 +30,7 @@ type world struct {
 	last   [4][5]string             // what steady rests on; the driver's alone
 	abroad atomic.Pointer[[][2]int] // edges and services that only another region can serve
 	start  time.Time
+	turns  int // of trouble, so far
 
 	changing atomic.Bool  // trouble is being made right now
 	starved  atomic.Int64 // when the machine last let this process wait, ns since start
@@ -42,6 +43,8 @@ type world struct {
 type stats struct {
 	requests, answered, relayed, wanted, served, forged, refused atomic.Int64
 	events                                                       map[string]int
+	cut                                                          int           // flows shut with requests under way; the driver's alone
+	slowest                                                      time.Duration // until the last of such a request had ended
 }
 
 func (w *world) rng(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(w.seed, stream)) }
@@ -58,6 +61,7 @@ func (w *world) upstream(s *service, region string) *upstream {
 func newWorld(t testing.TB, seed uint64) *world {
 	w := &world{seed: seed, judge: newJudge(), zones: map[string]*zone{}, forgers: map[*edge]*http.Transport{}, rules: firstRules(), start: time.Now(), stats: stats{events: map[string]int{}}}
 	w.meter.judge = w.judge
+	w.judge.waited = func(since time.Time) bool { return w.starved.Load() > since.Sub(w.start).Nanoseconds() }
 	in := identitytest.New(t, "test.example", "emea", "us")
 	for _, s := range services {
 		for _, p := range places {
@@ -237,11 +241,7 @@ func (w *world) need(t testing.TB, rng *rand.Rand) {
 		w.commit(t)
 		flows = w.rules.flows()
 	}
-	for _, e := range w.edges {
-		if e.leader.become(answers); e.has != w.rules.index {
-			w.tell(t, e)
-		}
-	}
+	w.everybody(t)
 	for f := range flows {
 		if rng.IntN(len(flows)) > 0 {
 			continue
@@ -267,7 +267,17 @@ func (w *world) trouble(t testing.TB, rng *rand.Rand) {
 		}
 		w.changing.Store(false)
 	}()
-	switch n := rng.IntN(20); {
+	w.turns++
+	switch n := rng.IntN(23); {
+	case n == 20 || w.turns == 2: // one end alone hears of a tightening; also in the shortest campaign
+		what = "sender alone"
+		w.half(t, rng, true)
+	case n == 21 || w.turns == 4:
+		what = "receiver alone"
+		w.half(t, rng, false)
+	case n == 22 || w.turns == 3:
+		what = "erring leader"
+		w.err(t, rng)
 	case n < 9: // an upstream changes; most APIs are kept up in one region and down in another
 		u := w.ups[rng.IntN(len(w.ups))]
 		state := int32([]int{well, well, well, down, down, down, down, busy, slow, paused}[rng.IntN(10)])
@@ -301,10 +311,6 @@ func (w *world) trouble(t testing.TB, rng *rand.Rand) {
 		w.edges[rng.IntN(len(w.edges))].leader.become(silent)
 	default: // what was cut off is back
 		what = "catch up"
-		for _, e := range w.edges {
-			if e.leader.become(answers); e.has != w.rules.index {
-				w.tell(t, e)
-			}
-		}
+		w.everybody(t)
 	}
 }
