@@ -24,6 +24,8 @@ var told = map[string]string{
 	"sync.v1.Hello.dead":                       "random",
 	"sync.v1.Position.sum":                     "digest",
 	"sync.v1.Nack.reason":                      "enum: reasons of refused updates",
+	"sync.v1.Resume.last_id":                   "id of an object of the table",
+	"sync.v1.Quarantined.id":                   "id of an object of the table",
 	"sync.v1.Status.cut_pairs":                 "catalogue ids",
 	"sync.v1.Status.relay_addr":                "address of a node",
 	"sync.v1.Doors.addresses":                  "addresses of a node",

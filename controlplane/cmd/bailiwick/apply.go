@@ -47,8 +47,15 @@ transaction and the customers and closures of each zone in one.`,
 
 func (a *app) diffCommand() *cobra.Command {
 	var files []string
-	c := &cobra.Command{Use: "diff -f FILE|DIR|-", Short: "Say what apply would change: exit 0 nothing, 2 something, 1 error", Args: cobra.NoArgs,
+	var from, to string
+	c := &cobra.Command{Use: "diff -f FILE|DIR|- | diff --from REVISION [--to REVISION]", Short: "Say what apply would change, or what changed between two revisions: exit 0 nothing, 2 something, 1 error", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if (from == "") == (len(files) == 0) || from == "" && to != "" {
+				return misuse("diff needs either -f, or --from and maybe --to")
+			}
+			if from != "" {
+				return a.compare(cmd.Context(), from, to)
+			}
 			err := a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				docs, err := a.read(files)
 				if err != nil {
@@ -69,7 +76,8 @@ func (a *app) diffCommand() *cobra.Command {
 			return nil
 		}}
 	c.Flags().StringArrayVarP(&files, "file", "f", nil, "manifest file, directory of *.yaml, or - for stdin; may be repeated")
-	must(c.MarkFlagRequired("file"))
+	c.Flags().StringVar(&from, "from", "", "a revision of the catalog, from bailiwick history")
+	c.Flags().StringVar(&to, "to", "", "another; without it what is now")
 	return c
 }
 
@@ -267,11 +275,7 @@ func (out *applied) add(resp *adminv1.ApplyResponse, first bool) {
 		if kind, _ := manifest.ParseKind(c.GetKind()); !first && !kind.Zonal {
 			continue // told before
 		}
-		one := change{Kind: c.GetKind(), Name: c.GetName(), Action: c.GetAction(), Pending: c.GetPending()}
-		for _, f := range c.GetFields() {
-			one.Fields = append(one.Fields, fieldChange{f.GetField(), f.GetOld(), f.GetNew()})
-		}
-		out.Changes = append(out.Changes, one)
+		out.Changes = append(out.Changes, changesOf([]*adminv1.Change{c})...)
 	}
 	for _, p := range resp.GetPending() {
 		if !slices.ContainsFunc(out.Pending, func(x waiting) bool { return x.ID == p.GetId() }) {

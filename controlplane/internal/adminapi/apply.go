@@ -27,7 +27,7 @@ type doc struct {
 	name   string
 	key    string
 	etag   string
-	rec    record
+	rec    record // nil: it is to go, which only a rollback asks for
 	change *adminv1.Change
 }
 
@@ -53,18 +53,22 @@ func (s *server) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv1
 	if err != nil {
 		return nil, err
 	}
-	id := requestID("apply/"+digest(req), req.GetRequestId())
+	return s.write(ctx, requestID("apply/"+digest(req), req.GetRequestId()), req.GetDryRun(), func() (*plan, error) { return s.plan(ctx, docs) })
+}
+
+// write makes what make plans, which is asked again when others were faster.
+func (s *server) write(ctx context.Context, id string, dryRun bool, make func() (*plan, error)) (*adminv1.ApplyResponse, error) {
 	var first *plan // what the answer tells: a retry after half was written finds that half unchanged
 	written := false
 	for attempt := range maxAttempts {
-		p, err := s.plan(ctx, docs)
+		p, err := make()
 		if err != nil {
 			return nil, err
 		}
 		if first == nil {
 			first = p
 		}
-		if req.GetDryRun() {
+		if dryRun {
 			return p.response(), nil
 		}
 		again := false
@@ -158,7 +162,7 @@ func (p *plan) response() *adminv1.ApplyResponse {
 }
 
 // digest is part of a request's id in the log: an id used again for something else is another request.
-func digest(req *adminv1.ApplyRequest) string {
+func digest(req proto.Message) string {
 	data, err := proto.MarshalOptions{Deterministic: true}.Marshal(req)
 	if err != nil {
 		return "" // a message that was just unmarshalled
@@ -244,7 +248,10 @@ func (s *server) planOn(catalogSnap, zoneSnap group.Snapshot, docs []*doc) (*pla
 		}
 		if d.change.Action != unchanged {
 			after.overlay[d.key] = d.rec
-			op, cmp := group.Op{Key: d.key, Value: model.Encode(d.rec)}, group.Compare{Key: d.key, ModIndex: before.mod(d.key)}
+			op, cmp := group.Op{Key: d.key, Delete: true}, group.Compare{Key: d.key, ModIndex: before.mod(d.key)}
+			if d.rec != nil {
+				op = group.Op{Key: d.key, Value: model.Encode(d.rec)}
+			}
 			if d.kind.Zonal {
 				p.zoneOps, p.zoneCompares = append(p.zoneOps, op), append(p.zoneCompares, cmp)
 			} else {
@@ -279,6 +286,7 @@ const (
 	updated   = "updated"
 	unchanged = "unchanged"
 	proposed  = "proposed"
+	deleted   = "deleted"
 )
 
 // settle completes a document from what is stored, checks its etag and what may never change, and says what
@@ -294,6 +302,13 @@ func (s *server) settle(d *doc, before state) error {
 		if old, err = decode(d.kind.Name, kv); err != nil {
 			return err
 		}
+	}
+	if d.rec == nil { // a rollback takes away what was made since
+		d.change = &adminv1.Change{Kind: d.kind.Name, Name: d.name, Action: deleted}
+		if !exists {
+			d.change.Action = unchanged
+		}
+		return nil
 	}
 	if err := immutable(d, old); err != nil {
 		return err

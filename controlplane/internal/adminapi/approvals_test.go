@@ -437,7 +437,8 @@ func TestApproval_TheCommitRefusesWhatNobodyApproved(t *testing.T) {
 // classes says of each call that changes something why one operator alone cannot loosen with it what takes two.
 var classes = map[string]string{
 	"ResourceService.Apply": "proposes", "ResourceService.Delete": "proposes", "ApprovalService.OpenCrossings": "proposes",
-	"ApprovalService.Approve": "is the second operator", "ApprovalService.Reject": "opens nothing",
+	"ResourceService.Rollback": "is planned as Apply is, and TestRollback_WaitsForASecondOperator",
+	"ApprovalService.Approve":  "is the second operator", "ApprovalService.Reject": "opens nothing",
 	"KeyService.CreateKey": "keys decide no relay", "KeyService.RevokeKey": "keys decide no relay",
 	"EvidenceService.CheckEvidence":  "reads the zone's log again",
 	"OperatorService.CreateOperator": "operators decide no relay by being there; who makes them up is both, as approval/DESIGN.md says", "OperatorService.RemoveOperator": "opens nothing",

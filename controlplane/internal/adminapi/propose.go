@@ -50,7 +50,7 @@ func (s *server) propose(by string, whole *plan, opens []approval.Opening, catal
 		var docs []model.ProposedDoc
 		for _, d := range later {
 			if d.kind.Zonal != catalog {
-				docs = append(docs, model.ProposedDoc{Kind: d.kind.Name, Name: d.name, Key: d.key, Catalog: catalog, Value: model.Encode(d.rec)})
+				docs = append(docs, model.ProposedDoc{Kind: d.kind.Name, Name: d.name, Key: d.key, Catalog: catalog, Value: d.value()})
 			}
 		}
 		if len(docs) == 0 {

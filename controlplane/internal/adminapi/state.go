@@ -119,15 +119,19 @@ func (s *server) freshOrLocal(ctx context.Context, store group.Store) group.Snap
 // commit makes one transaction happen at most once, trying again while there is time and nobody knows whether
 // it happened, and waits until this node has applied it. t.RequestID must be set and never used for another.
 func (s *server) commit(ctx context.Context, store group.Store, t group.Txn) (group.Result, error) {
-	if by := operator(ctx); by != "" && len(t.Ops) > 0 {
+	by := operator(ctx)
+	call, _, _ := strings.Cut(t.RequestID, "/")
+	if by != "" && len(t.Ops) > 0 {
 		if store == s.Catalog { // it rests in every zone
 			by = evidence.Pseudonym(s.Pepper, s.Zone, by)
 		}
-		call, _, _ := strings.Cut(t.RequestID, "/")
 		id := sha256.Sum256([]byte(t.RequestID))
 		t.Ops = append(slices.Clip(t.Ops), group.Op{Key: model.KeyAudit, Value: model.Encode(model.Audit{Operator: by, Call: call, RequestSHA256: hex.EncodeToString(id[:])})})
 	}
 	t, err := s.guard(ctx, store, t)
+	if err == nil && store == s.Catalog {
+		t, err = s.remember(ctx, t, by, call)
+	}
 	if err != nil {
 		return group.Result{}, err
 	}

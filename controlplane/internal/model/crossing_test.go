@@ -19,7 +19,7 @@ var catalog = map[string]any{
 	"PrefixZone": model.Zone{}, "PrefixRegion": model.Region{}, "PrefixBasis": model.LegalBasis{}, "PrefixPolicy": model.Policy{},
 	"PrefixAPI": model.API{}, "PrefixProduct": model.Product{}, "PrefixPlan": model.Plan{}, "PrefixNode": model.Node{},
 	"PrefixGone": model.Gone{}, // in the catalog, of APIs and regions
-	"KeyAudit":   model.Audit{},
+	"KeyAudit":   model.Audit{}, "PrefixRevision": model.Revision{},
 }
 
 // crosses names each field of text or bytes of the catalog, with the reason why it may be in every zone. There is no
@@ -38,6 +38,7 @@ var crosses = map[string]string{
 	"Plan.Name": "id", "Plan.Products": "ids", "Plan.PriorityClass": "id", "Plan.SLATarget": "number as text", "Plan.Price": "published price", "Quota.Period": "enum", "Quota.Mode": "enum",
 	"Node.Name": "id", "Node.Kind": "enum", "Node.Region": "id", "Node.Zone": "id", "Node.PeerAddr": "address of a node", "Node.AdminURL": "address of a node", "Node.RelayAddr": "address of a node", "Doors.Addresses": "public addresses of an edge",
 	"Audit.Operator": "in the catalog a zone and a pseudonym under its key", "Audit.Call": "id", "Audit.RequestSHA256": "digest",
+	"Revision.By": "a zone and a pseudonym under its key", "Revision.Call": "id", "Revision.Before": "what rested in the catalog before", "RevisedKey.Key": "key of the catalog", "RevisedKey.Action": "enum",
 	"Gone.Name": "id, in the catalog of an API or a region",
 }
 

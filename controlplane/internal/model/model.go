@@ -24,6 +24,8 @@ const (
 	PrefixProduct = "products/"
 	PrefixPlan    = "plans/"
 	PrefixNode    = "nodes/"
+	// PrefixRevision holds what the latest changes of an operator changed, and from what: see package history.
+	PrefixRevision = "revisions/"
 	// PrefixGone, before the key of an API or a region, keeps what was deleted: see there. KeyAudit holds who wrote last,
 	// under a pseudonym of his zone.
 )
@@ -477,6 +479,30 @@ type Read struct {
 	Customer  string `json:"customer,omitempty"` // digest under the zone's key, hex; empty: every customer of the zone
 	Reason    string `json:"reason,omitempty"`
 }
+
+// Revision is one change that an operator made to the catalog.
+type Revision struct {
+	Seq    uint64       `json:"seq"`
+	At     time.Time    `json:"at"`
+	By     string       `json:"by,omitempty"` // zone and pseudonym
+	Call   string       `json:"call,omitempty"`
+	Keys   []RevisedKey `json:"keys"`
+	Before []byte       `json:"before,omitempty"` // gzip of JSON: key → what rested there
+	Lost   bool         `json:"lost,omitempty"`   // Before was too large to be kept
+}
+
+// RevisedKey is one resource of a Revision.
+type RevisedKey struct {
+	Key    string `json:"key"`
+	Action string `json:"action"`
+}
+
+// What a Revision did to a resource.
+const (
+	RevisedCreated = "created"
+	RevisedUpdated = "updated"
+	RevisedDeleted = "deleted"
+)
 
 // Checkpoint is a signed head of the zone's Merkle log, and the revision through which it tells all.
 type Checkpoint struct {

@@ -160,7 +160,7 @@ type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// action: created, updated, unchanged, proposed.
+	// action: created, updated, unchanged, proposed, deleted.
 	Action string         `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
 	Fields []*FieldChange `protobuf:"bytes,4,rep,name=fields,proto3" json:"fields,omitempty"`
 	// pending is the approval that waits for all of it (proposed) or for what it opens.
@@ -2514,7 +2514,9 @@ type Node struct {
 	SentinelViolations int64 `protobuf:"varint,19,opt,name=sentinel_violations,json=sentinelViolations,proto3" json:"sentinel_violations,omitempty"`
 	SentinelLate       int64 `protobuf:"varint,20,opt,name=sentinel_late,json=sentinelLate,proto3" json:"sentinel_late,omitempty"`
 	// groups: what a control node of the asked zone is in each of its groups: "store/emea leader", "catalog voter, 12 behind".
-	Groups        []string `protobuf:"bytes,21,rep,name=groups,proto3" json:"groups,omitempty"`
+	Groups []string `protobuf:"bytes,21,rep,name=groups,proto3" json:"groups,omitempty"`
+	// quarantined: objects that an edge cannot use, and what it does instead: "api orders: OBJECT_MALFORMED, the last good one serves".
+	Quarantined   []string `protobuf:"bytes,22,rep,name=quarantined,proto3" json:"quarantined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2692,6 +2694,13 @@ func (x *Node) GetSentinelLate() int64 {
 func (x *Node) GetGroups() []string {
 	if x != nil {
 		return x.Groups
+	}
+	return nil
+}
+
+func (x *Node) GetQuarantined() []string {
+	if x != nil {
+		return x.Quarantined
 	}
 	return nil
 }
@@ -9397,6 +9406,368 @@ func (x *Alert) GetStatus() string {
 	return ""
 }
 
+type HistoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Limit int32                  `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"` // 0: 20
+	// kind and name choose changes of one resource.
+	Kind          string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRequest) Reset() {
+	*x = HistoryRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRequest) ProtoMessage() {}
+
+func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
+func (*HistoryRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{139}
+}
+
+func (x *HistoryRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *HistoryRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *HistoryRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type HistoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revisions     []*CatalogRevision     `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"` // newest first
+	Oldest        uint64                 `protobuf:"varint,2,opt,name=oldest,proto3" json:"oldest,omitempty"`      // the oldest revision that Compare and Rollback still reach
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryResponse) Reset() {
+	*x = HistoryResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryResponse) ProtoMessage() {}
+
+func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
+func (*HistoryResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{140}
+}
+
+func (x *HistoryResponse) GetRevisions() []*CatalogRevision {
+	if x != nil {
+		return x.Revisions
+	}
+	return nil
+}
+
+func (x *HistoryResponse) GetOldest() uint64 {
+	if x != nil {
+		return x.Oldest
+	}
+	return 0
+}
+
+type CatalogRevision struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // the catalog's index after the change, as in the positions of node list
+	At            *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=at,proto3" json:"at,omitempty"`
+	By            string                 `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`           // an operator of the asked zone, or another zone and a pseudonym
+	Call          string                 `protobuf:"bytes,4,opt,name=call,proto3" json:"call,omitempty"`       // apply, delete, approved, rollback/57
+	Changes       []*Change              `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"` // without fields
+	Lost          bool                   `protobuf:"varint,6,opt,name=lost,proto3" json:"lost,omitempty"`      // too large to be remembered: nothing before it can be reached
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CatalogRevision) Reset() {
+	*x = CatalogRevision{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CatalogRevision) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CatalogRevision) ProtoMessage() {}
+
+func (x *CatalogRevision) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CatalogRevision.ProtoReflect.Descriptor instead.
+func (*CatalogRevision) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{141}
+}
+
+func (x *CatalogRevision) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *CatalogRevision) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *CatalogRevision) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *CatalogRevision) GetCall() string {
+	if x != nil {
+		return x.Call
+	}
+	return ""
+}
+
+func (x *CatalogRevision) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *CatalogRevision) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+type CompareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	To            uint64                 `protobuf:"varint,2,opt,name=to,proto3" json:"to,omitempty"` // 0: what is now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareRequest) Reset() {
+	*x = CompareRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareRequest) ProtoMessage() {}
+
+func (x *CompareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareRequest.ProtoReflect.Descriptor instead.
+func (*CompareRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{142}
+}
+
+func (x *CompareRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *CompareRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+type CompareResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       []*Change              `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"` // action: created, updated, deleted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareResponse) Reset() {
+	*x = CompareResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareResponse) ProtoMessage() {}
+
+func (x *CompareResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareResponse.ProtoReflect.Descriptor instead.
+func (*CompareResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{143}
+}
+
+func (x *CompareResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+type RollbackRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Revision  uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // to what was after it
+	DryRun    bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// only these: "API orders", "Plan gold". Empty: all that changed since.
+	Only          []string `protobuf:"bytes,4,rep,name=only,proto3" json:"only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{144}
+}
+
+func (x *RollbackRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RollbackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetOnly() []string {
+	if x != nil {
+		return x.Only
+	}
+	return nil
+}
+
 var File_bailiwick_admin_v1_services_proto protoreflect.FileDescriptor
 
 const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
@@ -9569,7 +9940,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x10\n" +
-	"\x03sum\x18\x03 \x01(\tR\x03sum\"\xef\x06\n" +
+	"\x03sum\x18\x03 \x01(\tR\x03sum\"\x91\a\n" +
 	"\x04Node\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
@@ -9594,7 +9965,8 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\bdegraded\x18\x12 \x03(\tR\bdegraded\x12/\n" +
 	"\x13sentinel_violations\x18\x13 \x01(\x03R\x12sentinelViolations\x12#\n" +
 	"\rsentinel_late\x18\x14 \x01(\x03R\fsentinelLate\x12\x16\n" +
-	"\x06groups\x18\x15 \x03(\tR\x06groups\"Z\n" +
+	"\x06groups\x18\x15 \x03(\tR\x06groups\x12 \n" +
+	"\vquarantined\x18\x16 \x03(\tR\vquarantined\"Z\n" +
 	"\x11RemoveNodeRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x12&\n" +
 	"\n" +
@@ -10171,12 +10543,42 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\n" +
 	" \x01(\tR\tlastError\x12\x16\n" +
-	"\x06status\x18\v \x01(\tR\x06status2\xcd\x02\n" +
+	"\x06status\x18\v \x01(\tR\x06status\"m\n" +
+	"\x0eHistoryRequest\x12 \n" +
+	"\x05limit\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\x05limit\x12\x1b\n" +
+	"\x04kind\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\x04kind\x12\x1c\n" +
+	"\x04name\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x04name\"l\n" +
+	"\x0fHistoryResponse\x12A\n" +
+	"\trevisions\x18\x01 \x03(\v2#.bailiwick.admin.v1.CatalogRevisionR\trevisions\x12\x16\n" +
+	"\x06oldest\x18\x02 \x01(\x04R\x06oldest\"\xc7\x01\n" +
+	"\x0fCatalogRevision\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12*\n" +
+	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\tR\x02by\x12\x12\n" +
+	"\x04call\x18\x04 \x01(\tR\x04call\x124\n" +
+	"\achanges\x18\x05 \x03(\v2\x1a.bailiwick.admin.v1.ChangeR\achanges\x12\x12\n" +
+	"\x04lost\x18\x06 \x01(\bR\x04lost\"=\n" +
+	"\x0eCompareRequest\x12\x1b\n" +
+	"\x04from\x18\x01 \x01(\x04B\a\xbaH\x042\x02(\x01R\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\x04R\x02to\"G\n" +
+	"\x0fCompareResponse\x124\n" +
+	"\achanges\x18\x01 \x03(\v2\x1a.bailiwick.admin.v1.ChangeR\achanges\"\x9d\x01\n" +
+	"\x0fRollbackRequest\x12#\n" +
+	"\brevision\x18\x01 \x01(\x04B\a\xbaH\x042\x02(\x01R\brevision\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12&\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\trequestId\x12$\n" +
+	"\x04only\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10\xe8\a\"\x05r\x03\x18\xc8\x01R\x04only2\xd3\x04\n" +
 	"\x0fResourceService\x12L\n" +
 	"\x05Apply\x12 .bailiwick.admin.v1.ApplyRequest\x1a!.bailiwick.admin.v1.ApplyResponse\x12K\n" +
 	"\x03Get\x12\x1e.bailiwick.admin.v1.GetRequest\x1a\x1f.bailiwick.admin.v1.GetResponse\"\x03\x90\x02\x01\x12N\n" +
 	"\x04List\x12\x1f.bailiwick.admin.v1.ListRequest\x1a .bailiwick.admin.v1.ListResponse\"\x03\x90\x02\x01\x12O\n" +
-	"\x06Delete\x12!.bailiwick.admin.v1.DeleteRequest\x1a\".bailiwick.admin.v1.DeleteResponse2\x9c\x02\n" +
+	"\x06Delete\x12!.bailiwick.admin.v1.DeleteRequest\x1a\".bailiwick.admin.v1.DeleteResponse\x12W\n" +
+	"\aHistory\x12\".bailiwick.admin.v1.HistoryRequest\x1a#.bailiwick.admin.v1.HistoryResponse\"\x03\x90\x02\x01\x12W\n" +
+	"\aCompare\x12\".bailiwick.admin.v1.CompareRequest\x1a#.bailiwick.admin.v1.CompareResponse\"\x03\x90\x02\x01\x12R\n" +
+	"\bRollback\x12#.bailiwick.admin.v1.RollbackRequest\x1a!.bailiwick.admin.v1.ApplyResponse2\x9c\x02\n" +
 	"\n" +
 	"KeyService\x12X\n" +
 	"\tCreateKey\x12$.bailiwick.admin.v1.CreateKeyRequest\x1a%.bailiwick.admin.v1.CreateKeyResponse\x12X\n" +
@@ -10257,7 +10659,7 @@ func file_bailiwick_admin_v1_services_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_services_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 140)
+var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 146)
 var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),                // 0: bailiwick.admin.v1.ApplyRequest
 	(*ApplyResponse)(nil),               // 1: bailiwick.admin.v1.ApplyResponse
@@ -10398,244 +10800,260 @@ var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ListAlertsRequest)(nil),           // 136: bailiwick.admin.v1.ListAlertsRequest
 	(*ListAlertsResponse)(nil),          // 137: bailiwick.admin.v1.ListAlertsResponse
 	(*Alert)(nil),                       // 138: bailiwick.admin.v1.Alert
-	nil,                                 // 139: bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	(*Resource)(nil),                    // 140: bailiwick.admin.v1.Resource
-	(*timestamppb.Timestamp)(nil),       // 141: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 142: google.protobuf.Duration
+	(*HistoryRequest)(nil),              // 139: bailiwick.admin.v1.HistoryRequest
+	(*HistoryResponse)(nil),             // 140: bailiwick.admin.v1.HistoryResponse
+	(*CatalogRevision)(nil),             // 141: bailiwick.admin.v1.CatalogRevision
+	(*CompareRequest)(nil),              // 142: bailiwick.admin.v1.CompareRequest
+	(*CompareResponse)(nil),             // 143: bailiwick.admin.v1.CompareResponse
+	(*RollbackRequest)(nil),             // 144: bailiwick.admin.v1.RollbackRequest
+	nil,                                 // 145: bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	(*Resource)(nil),                    // 146: bailiwick.admin.v1.Resource
+	(*timestamppb.Timestamp)(nil),       // 147: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 148: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
-	140, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
+	146, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
 	2,   // 1: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
 	4,   // 2: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
 	11,  // 3: bailiwick.admin.v1.ApplyResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	3,   // 4: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
-	140, // 5: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	140, // 6: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
+	146, // 5: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	146, // 6: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
 	11,  // 7: bailiwick.admin.v1.DeleteResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	141, // 8: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
-	141, // 9: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
-	141, // 10: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
-	141, // 11: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
-	141, // 12: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
+	147, // 8: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
+	147, // 9: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
+	147, // 10: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
+	147, // 11: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	147, // 12: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
 	12,  // 13: bailiwick.admin.v1.ListOperatorsResponse.operators:type_name -> bailiwick.admin.v1.Operator
-	142, // 14: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
+	148, // 14: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
 	12,  // 15: bailiwick.admin.v1.CreateOperatorResponse.operator:type_name -> bailiwick.admin.v1.Operator
 	11,  // 16: bailiwick.admin.v1.ListApprovalsResponse.approvals:type_name -> bailiwick.admin.v1.Approval
 	11,  // 17: bailiwick.admin.v1.ApproveResponse.approval:type_name -> bailiwick.admin.v1.Approval
 	11,  // 18: bailiwick.admin.v1.RejectResponse.approval:type_name -> bailiwick.admin.v1.Approval
 	11,  // 19: bailiwick.admin.v1.OpenCrossingsResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	33,  // 20: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
-	141, // 21: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	147, // 21: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
 	36,  // 22: bailiwick.admin.v1.ListMembersResponse.members:type_name -> bailiwick.admin.v1.GroupMember
-	141, // 23: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
+	147, // 23: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
 	44,  // 24: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
 	43,  // 25: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
 	43,  // 26: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
 	43,  // 27: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
 	43,  // 28: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
-	141, // 29: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	141, // 30: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	141, // 31: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
-	142, // 32: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	141, // 33: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	139, // 34: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	147, // 29: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	147, // 30: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	147, // 31: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
+	148, // 32: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	147, // 33: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	145, // 34: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
 	54,  // 35: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
 	55,  // 36: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
 	53,  // 37: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
-	141, // 38: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
-	141, // 39: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
+	147, // 38: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
+	147, // 39: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
 	58,  // 40: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
 	59,  // 41: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
 	62,  // 42: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
 	67,  // 43: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
-	141, // 44: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
+	147, // 44: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
 	65,  // 45: bailiwick.admin.v1.RegionsResponse.regions:type_name -> bailiwick.admin.v1.RegionState
 	66,  // 46: bailiwick.admin.v1.RegionState.views:type_name -> bailiwick.admin.v1.RegionView
-	141, // 47: bailiwick.admin.v1.RegionView.since:type_name -> google.protobuf.Timestamp
-	141, // 48: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
-	141, // 49: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
+	147, // 47: bailiwick.admin.v1.RegionView.since:type_name -> google.protobuf.Timestamp
+	147, // 48: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
+	147, // 49: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
 	70,  // 50: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
 	71,  // 51: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
-	141, // 52: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	147, // 52: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
 	72,  // 53: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
 	103, // 54: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	141, // 55: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
+	147, // 55: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
 	70,  // 56: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	141, // 57: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	141, // 58: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	147, // 57: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	147, // 58: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
 	75,  // 59: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
 	70,  // 60: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
 	76,  // 61: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	141, // 62: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	142, // 63: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	141, // 64: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
+	147, // 62: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	148, // 63: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	147, // 64: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
 	70,  // 65: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	141, // 66: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
-	141, // 67: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	147, // 66: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	147, // 67: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
 	79,  // 68: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
-	141, // 69: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	147, // 69: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
 	82,  // 70: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
-	141, // 71: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
-	141, // 72: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
-	141, // 73: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
-	141, // 74: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	147, // 71: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	147, // 72: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	147, // 73: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	147, // 74: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
 	86,  // 75: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
 	87,  // 76: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
 	85,  // 77: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
-	141, // 78: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
-	141, // 79: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	141, // 80: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
-	141, // 81: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
-	141, // 82: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
-	141, // 83: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	141, // 84: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	147, // 78: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
+	147, // 79: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	147, // 80: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
+	147, // 81: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
+	147, // 82: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
+	147, // 83: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	147, // 84: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
 	91,  // 85: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
 	90,  // 86: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
-	141, // 87: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
-	141, // 88: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
-	141, // 89: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	141, // 90: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	147, // 87: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
+	147, // 88: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
+	147, // 89: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	147, // 90: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
 	92,  // 91: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	141, // 92: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	147, // 92: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
 	91,  // 93: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
 	97,  // 94: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	141, // 95: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	141, // 96: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
+	147, // 95: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	147, // 96: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
 	97,  // 97: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	141, // 98: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	147, // 98: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
 	100, // 99: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
 	103, // 100: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
 	70,  // 101: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
 	70,  // 102: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	141, // 103: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	147, // 103: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
 	100, // 104: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
 	103, // 105: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
 	109, // 106: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	141, // 107: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	147, // 107: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
 	112, // 108: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
 	115, // 109: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	141, // 110: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	141, // 111: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	141, // 112: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
-	141, // 113: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
+	147, // 110: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	147, // 111: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	147, // 112: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
+	147, // 113: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
 	118, // 114: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
 	118, // 115: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
-	141, // 116: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
-	141, // 117: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
-	141, // 118: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
-	141, // 119: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	147, // 116: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
+	147, // 117: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
+	147, // 118: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
+	147, // 119: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
 	127, // 120: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
 	127, // 121: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	142, // 122: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	148, // 122: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
 	138, // 123: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	141, // 124: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	141, // 125: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	141, // 126: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	0,   // 127: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	5,   // 128: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	7,   // 129: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	9,   // 130: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	27,  // 131: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	29,  // 132: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	31,  // 133: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	41,  // 134: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	45,  // 135: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	47,  // 136: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	49,  // 137: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	34,  // 138: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
-	37,  // 139: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
-	39,  // 140: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
-	51,  // 141: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	56,  // 142: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
-	13,  // 143: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
-	15,  // 144: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
-	17,  // 145: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
-	19,  // 146: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
-	21,  // 147: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
-	23,  // 148: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
-	25,  // 149: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
-	60,  // 150: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
-	63,  // 151: bailiwick.admin.v1.DNSService.Regions:input_type -> bailiwick.admin.v1.RegionsRequest
-	68,  // 152: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	73,  // 153: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	77,  // 154: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	80,  // 155: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	83,  // 156: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	88,  // 157: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	93,  // 158: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	95,  // 159: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	98,  // 160: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	101, // 161: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	104, // 162: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	105, // 163: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	107, // 164: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	110, // 165: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
-	113, // 166: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	123, // 167: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	125, // 168: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	116, // 169: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
-	119, // 170: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
-	121, // 171: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
-	128, // 172: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	130, // 173: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	132, // 174: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	134, // 175: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	136, // 176: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 177: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	6,   // 178: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	8,   // 179: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	10,  // 180: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	28,  // 181: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	30,  // 182: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	32,  // 183: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	42,  // 184: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	46,  // 185: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	48,  // 186: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	50,  // 187: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	35,  // 188: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
-	38,  // 189: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
-	40,  // 190: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
-	52,  // 191: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	57,  // 192: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
-	14,  // 193: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
-	16,  // 194: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
-	18,  // 195: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
-	20,  // 196: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
-	22,  // 197: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
-	24,  // 198: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
-	26,  // 199: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
-	61,  // 200: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
-	64,  // 201: bailiwick.admin.v1.DNSService.Regions:output_type -> bailiwick.admin.v1.RegionsResponse
-	69,  // 202: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	74,  // 203: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	78,  // 204: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	81,  // 205: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	84,  // 206: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	89,  // 207: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	94,  // 208: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	96,  // 209: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	99,  // 210: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	102, // 211: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	102, // 212: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	106, // 213: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	108, // 214: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	111, // 215: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
-	114, // 216: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	124, // 217: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	126, // 218: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	117, // 219: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
-	120, // 220: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
-	122, // 221: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
-	129, // 222: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	131, // 223: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	133, // 224: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	135, // 225: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	137, // 226: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	177, // [177:227] is the sub-list for method output_type
-	127, // [127:177] is the sub-list for method input_type
-	127, // [127:127] is the sub-list for extension type_name
-	127, // [127:127] is the sub-list for extension extendee
-	0,   // [0:127] is the sub-list for field type_name
+	147, // 124: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	147, // 125: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	147, // 126: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	141, // 127: bailiwick.admin.v1.HistoryResponse.revisions:type_name -> bailiwick.admin.v1.CatalogRevision
+	147, // 128: bailiwick.admin.v1.CatalogRevision.at:type_name -> google.protobuf.Timestamp
+	2,   // 129: bailiwick.admin.v1.CatalogRevision.changes:type_name -> bailiwick.admin.v1.Change
+	2,   // 130: bailiwick.admin.v1.CompareResponse.changes:type_name -> bailiwick.admin.v1.Change
+	0,   // 131: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	5,   // 132: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	7,   // 133: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	9,   // 134: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	139, // 135: bailiwick.admin.v1.ResourceService.History:input_type -> bailiwick.admin.v1.HistoryRequest
+	142, // 136: bailiwick.admin.v1.ResourceService.Compare:input_type -> bailiwick.admin.v1.CompareRequest
+	144, // 137: bailiwick.admin.v1.ResourceService.Rollback:input_type -> bailiwick.admin.v1.RollbackRequest
+	27,  // 138: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	29,  // 139: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	31,  // 140: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	41,  // 141: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	45,  // 142: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	47,  // 143: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	49,  // 144: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	34,  // 145: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
+	37,  // 146: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
+	39,  // 147: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
+	51,  // 148: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	56,  // 149: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
+	13,  // 150: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
+	15,  // 151: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
+	17,  // 152: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
+	19,  // 153: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
+	21,  // 154: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
+	23,  // 155: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
+	25,  // 156: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
+	60,  // 157: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
+	63,  // 158: bailiwick.admin.v1.DNSService.Regions:input_type -> bailiwick.admin.v1.RegionsRequest
+	68,  // 159: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	73,  // 160: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	77,  // 161: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	80,  // 162: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	83,  // 163: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	88,  // 164: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	93,  // 165: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	95,  // 166: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	98,  // 167: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	101, // 168: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	104, // 169: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	105, // 170: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	107, // 171: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	110, // 172: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
+	113, // 173: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	123, // 174: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	125, // 175: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	116, // 176: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
+	119, // 177: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
+	121, // 178: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
+	128, // 179: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	130, // 180: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	132, // 181: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	134, // 182: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	136, // 183: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 184: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	6,   // 185: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	8,   // 186: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	10,  // 187: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	140, // 188: bailiwick.admin.v1.ResourceService.History:output_type -> bailiwick.admin.v1.HistoryResponse
+	143, // 189: bailiwick.admin.v1.ResourceService.Compare:output_type -> bailiwick.admin.v1.CompareResponse
+	1,   // 190: bailiwick.admin.v1.ResourceService.Rollback:output_type -> bailiwick.admin.v1.ApplyResponse
+	28,  // 191: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	30,  // 192: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	32,  // 193: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	42,  // 194: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	46,  // 195: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	48,  // 196: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	50,  // 197: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	35,  // 198: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
+	38,  // 199: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
+	40,  // 200: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
+	52,  // 201: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	57,  // 202: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
+	14,  // 203: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
+	16,  // 204: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
+	18,  // 205: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
+	20,  // 206: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
+	22,  // 207: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
+	24,  // 208: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
+	26,  // 209: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
+	61,  // 210: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
+	64,  // 211: bailiwick.admin.v1.DNSService.Regions:output_type -> bailiwick.admin.v1.RegionsResponse
+	69,  // 212: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	74,  // 213: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	78,  // 214: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	81,  // 215: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	84,  // 216: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	89,  // 217: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	94,  // 218: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	96,  // 219: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	99,  // 220: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	102, // 221: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	102, // 222: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	106, // 223: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	108, // 224: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	111, // 225: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
+	114, // 226: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	124, // 227: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	126, // 228: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	117, // 229: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
+	120, // 230: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
+	122, // 231: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
+	129, // 232: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	131, // 233: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	133, // 234: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	135, // 235: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	137, // 236: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	184, // [184:237] is the sub-list for method output_type
+	131, // [131:184] is the sub-list for method input_type
+	131, // [131:131] is the sub-list for extension type_name
+	131, // [131:131] is the sub-list for extension extendee
+	0,   // [0:131] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
@@ -10650,7 +11068,7 @@ func file_bailiwick_admin_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_services_proto_rawDesc), len(file_bailiwick_admin_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   140,
+			NumMessages:   146,
 			NumExtensions: 0,
 			NumServices:   14,
 		},

@@ -24,6 +24,61 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type QuarantineReason int32
+
+const (
+	QuarantineReason_QUARANTINE_REASON_UNSPECIFIED QuarantineReason = 0 // one that this program does not know
+	QuarantineReason_QUARANTINE_REASON_MALFORMED   QuarantineReason = 1 // it does not decode
+	QuarantineReason_QUARANTINE_REASON_MISNAMED    QuarantineReason = 2 // it calls itself by another id
+	QuarantineReason_QUARANTINE_REASON_UNFIT       QuarantineReason = 3 // it decodes, and cannot be right: for another region, without a digest
+	QuarantineReason_QUARANTINE_REASON_HOST_TAKEN  QuarantineReason = 4 // one of its hosts belongs to another API
+)
+
+// Enum value maps for QuarantineReason.
+var (
+	QuarantineReason_name = map[int32]string{
+		0: "QUARANTINE_REASON_UNSPECIFIED",
+		1: "QUARANTINE_REASON_MALFORMED",
+		2: "QUARANTINE_REASON_MISNAMED",
+		3: "QUARANTINE_REASON_UNFIT",
+		4: "QUARANTINE_REASON_HOST_TAKEN",
+	}
+	QuarantineReason_value = map[string]int32{
+		"QUARANTINE_REASON_UNSPECIFIED": 0,
+		"QUARANTINE_REASON_MALFORMED":   1,
+		"QUARANTINE_REASON_MISNAMED":    2,
+		"QUARANTINE_REASON_UNFIT":       3,
+		"QUARANTINE_REASON_HOST_TAKEN":  4,
+	}
+)
+
+func (x QuarantineReason) Enum() *QuarantineReason {
+	p := new(QuarantineReason)
+	*p = x
+	return p
+}
+
+func (x QuarantineReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (QuarantineReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[0].Descriptor()
+}
+
+func (QuarantineReason) Type() protoreflect.EnumType {
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[0]
+}
+
+func (x QuarantineReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use QuarantineReason.Descriptor instead.
+func (QuarantineReason) EnumDescriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{0}
+}
+
 // An edge tells its control plane no words of its own: what is wrong with it is a value of a closed list, and who shows it
 // to people has the words. A control node takes a value that it does not know for OTHER.
 type CheckpointRefusal int32
@@ -65,11 +120,11 @@ func (x CheckpointRefusal) String() string {
 }
 
 func (CheckpointRefusal) Descriptor() protoreflect.EnumDescriptor {
-	return file_bailiwick_sync_v1_sync_proto_enumTypes[0].Descriptor()
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[1].Descriptor()
 }
 
 func (CheckpointRefusal) Type() protoreflect.EnumType {
-	return &file_bailiwick_sync_v1_sync_proto_enumTypes[0]
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[1]
 }
 
 func (x CheckpointRefusal) Number() protoreflect.EnumNumber {
@@ -78,7 +133,7 @@ func (x CheckpointRefusal) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CheckpointRefusal.Descriptor instead.
 func (CheckpointRefusal) EnumDescriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{0}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{1}
 }
 
 // UsageRefusal is usage.v1's Refusal.reason.
@@ -145,11 +200,11 @@ func (x UsageRefusal) String() string {
 }
 
 func (UsageRefusal) Descriptor() protoreflect.EnumDescriptor {
-	return file_bailiwick_sync_v1_sync_proto_enumTypes[1].Descriptor()
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[2].Descriptor()
 }
 
 func (UsageRefusal) Type() protoreflect.EnumType {
-	return &file_bailiwick_sync_v1_sync_proto_enumTypes[1]
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[2]
 }
 
 func (x UsageRefusal) Number() protoreflect.EnumNumber {
@@ -158,7 +213,7 @@ func (x UsageRefusal) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use UsageRefusal.Descriptor instead.
 func (UsageRefusal) EnumDescriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{1}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{2}
 }
 
 type VerdictReason int32
@@ -197,11 +252,11 @@ func (x VerdictReason) String() string {
 }
 
 func (VerdictReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_bailiwick_sync_v1_sync_proto_enumTypes[2].Descriptor()
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[3].Descriptor()
 }
 
 func (VerdictReason) Type() protoreflect.EnumType {
-	return &file_bailiwick_sync_v1_sync_proto_enumTypes[2]
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[3]
 }
 
 func (x VerdictReason) Number() protoreflect.EnumNumber {
@@ -210,7 +265,7 @@ func (x VerdictReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VerdictReason.Descriptor instead.
 func (VerdictReason) EnumDescriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{2}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{3}
 }
 
 type Position struct {
@@ -397,7 +452,8 @@ type Hello struct {
 	// Which run of the edge this is: drawn at its start, so that two machines with one identity are told apart. Empty: a
 	// program from before.
 	Incarnation   string   `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Dead          []string `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"` // earlier runs that have certainly ended, at most 16
+	Dead          []string `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"`     // earlier runs that have certainly ended, at most 16
+	Resume        *Resume  `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"` // the part of a snapshot that a stream broke off; absent: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -474,6 +530,91 @@ func (x *Hello) GetDead() []string {
 	return nil
 }
 
+func (x *Hello) GetResume() *Resume {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+// Resume is how far the objects of a snapshot have come, in the order of their places. A node that stands at the same
+// positions, which it finds by their sums, goes on behind the last of them; any other begins anew.
+type Resume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Catalog       *Position              `protobuf:"bytes,1,opt,name=catalog,proto3" json:"catalog,omitempty"`
+	Zone          *Position              `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	Objects       uint64                 `protobuf:"varint,3,opt,name=objects,proto3" json:"objects,omitempty"`
+	LastKind      uint32                 `protobuf:"varint,4,opt,name=last_kind,json=lastKind,proto3" json:"last_kind,omitempty"`
+	LastId        string                 `protobuf:"bytes,5,opt,name=last_id,json=lastId,proto3" json:"last_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resume) Reset() {
+	*x = Resume{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resume) ProtoMessage() {}
+
+func (x *Resume) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resume.ProtoReflect.Descriptor instead.
+func (*Resume) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Resume) GetCatalog() *Position {
+	if x != nil {
+		return x.Catalog
+	}
+	return nil
+}
+
+func (x *Resume) GetZone() *Position {
+	if x != nil {
+		return x.Zone
+	}
+	return nil
+}
+
+func (x *Resume) GetObjects() uint64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *Resume) GetLastKind() uint32 {
+	if x != nil {
+		return x.LastKind
+	}
+	return 0
+}
+
+func (x *Resume) GetLastId() string {
+	if x != nil {
+		return x.LastId
+	}
+	return ""
+}
+
 type Ack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Catalog       *Position              `protobuf:"bytes,1,opt,name=catalog,proto3" json:"catalog,omitempty"`
@@ -484,7 +625,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[3]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -496,7 +637,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[3]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -509,7 +650,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{3}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Ack) GetCatalog() *Position {
@@ -538,7 +679,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[4]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +691,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[4]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +704,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{4}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Nack) GetCatalog() *Position {
@@ -612,13 +753,15 @@ type Status struct {
 	Load               *Load             `protobuf:"bytes,16,opt,name=load,proto3" json:"load,omitempty"`                                                                                              // absent: not told
 	CheckpointRefusal  CheckpointRefusal `protobuf:"varint,17,opt,name=checkpoint_refusal,json=checkpointRefusal,proto3,enum=bailiwick.sync.v1.CheckpointRefusal" json:"checkpoint_refusal,omitempty"` // why it does not take the newest head
 	UsageTrouble       *UsageTrouble     `protobuf:"bytes,18,opt,name=usage_trouble,json=usageTrouble,proto3" json:"usage_trouble,omitempty"`                                                          // absent: what it serves is counted
+	Quarantined        []*Quarantined    `protobuf:"bytes,19,rep,name=quarantined,proto3" json:"quarantined,omitempty"`                                                                                // at most 32 of them, by kind and id
+	QuarantinedTotal   int64             `protobuf:"varint,20,opt,name=quarantined_total,json=quarantinedTotal,proto3" json:"quarantined_total,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[5]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +773,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[5]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +786,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{5}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Status) GetReady() bool {
@@ -744,6 +887,89 @@ func (x *Status) GetUsageTrouble() *UsageTrouble {
 	return nil
 }
 
+func (x *Status) GetQuarantined() []*Quarantined {
+	if x != nil {
+		return x.Quarantined
+	}
+	return nil
+}
+
+func (x *Status) GetQuarantinedTotal() int64 {
+	if x != nil {
+		return x.QuarantinedTotal
+	}
+	return 0
+}
+
+// Quarantined is an object of the table that this edge cannot use. It counts in the sums, and in nothing else.
+type Quarantined struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        QuarantineReason       `protobuf:"varint,3,opt,name=reason,proto3,enum=bailiwick.sync.v1.QuarantineReason" json:"reason,omitempty"`
+	Kept          bool                   `protobuf:"varint,4,opt,name=kept,proto3" json:"kept,omitempty"` // the last good value of it serves on, without what permits a relay; false: none does
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Quarantined) Reset() {
+	*x = Quarantined{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Quarantined) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Quarantined) ProtoMessage() {}
+
+func (x *Quarantined) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Quarantined.ProtoReflect.Descriptor instead.
+func (*Quarantined) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Quarantined) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Quarantined) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Quarantined) GetReason() QuarantineReason {
+	if x != nil {
+		return x.Reason
+	}
+	return QuarantineReason_QUARANTINE_REASON_UNSPECIFIED
+}
+
+func (x *Quarantined) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
 // UsageTrouble says that the ledger does not take what this edge serves.
 type UsageTrouble struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -756,7 +982,7 @@ type UsageTrouble struct {
 
 func (x *UsageTrouble) Reset() {
 	*x = UsageTrouble{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +994,7 @@ func (x *UsageTrouble) String() string {
 func (*UsageTrouble) ProtoMessage() {}
 
 func (x *UsageTrouble) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[6]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +1007,7 @@ func (x *UsageTrouble) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageTrouble.ProtoReflect.Descriptor instead.
 func (*UsageTrouble) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UsageTrouble) GetWhy() UsageRefusal {
@@ -817,7 +1043,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1055,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1068,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Load) GetAccepted() int64 {
@@ -878,7 +1104,7 @@ type Doors struct {
 
 func (x *Doors) Reset() {
 	*x = Doors{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1116,7 @@ func (x *Doors) String() string {
 func (*Doors) ProtoMessage() {}
 
 func (x *Doors) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1129,7 @@ func (x *Doors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Doors.ProtoReflect.Descriptor instead.
 func (*Doors) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Doors) GetAddresses() []string {
@@ -939,7 +1165,7 @@ type Outlook struct {
 
 func (x *Outlook) Reset() {
 	*x = Outlook{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -951,7 +1177,7 @@ func (x *Outlook) String() string {
 func (*Outlook) ProtoMessage() {}
 
 func (x *Outlook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -964,7 +1190,7 @@ func (x *Outlook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outlook.ProtoReflect.Descriptor instead.
 func (*Outlook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Outlook) GetRegions() []*RegionVerdict {
@@ -1004,7 +1230,7 @@ type RegionVerdict struct {
 
 func (x *RegionVerdict) Reset() {
 	*x = RegionVerdict{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1242,7 @@ func (x *RegionVerdict) String() string {
 func (*RegionVerdict) ProtoMessage() {}
 
 func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1255,7 @@ func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionVerdict.ProtoReflect.Descriptor instead.
 func (*RegionVerdict) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RegionVerdict) GetRegion() string {
@@ -1103,7 +1329,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1341,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1354,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SubscribeResponse) GetMessage() isSubscribeResponse_Message {
@@ -1214,7 +1440,7 @@ type Signed struct {
 
 func (x *Signed) Reset() {
 	*x = Signed{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1452,7 @@ func (x *Signed) String() string {
 func (*Signed) ProtoMessage() {}
 
 func (x *Signed) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1465,7 @@ func (x *Signed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signed.ProtoReflect.Descriptor instead.
 func (*Signed) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Signed) GetPayload() []byte {
@@ -1270,13 +1496,14 @@ type TableUpdate struct {
 	ZoneTo        *Position    `protobuf:"bytes,9,opt,name=zone_to,json=zoneTo,proto3" json:"zone_to,omitempty"`
 	Upserts       []*Object    `protobuf:"bytes,10,rep,name=upserts,proto3" json:"upserts,omitempty"`
 	Removals      []*ObjectKey `protobuf:"bytes,11,rep,name=removals,proto3" json:"removals,omitempty"`
+	Skipped       uint64       `protobuf:"varint,12,opt,name=skipped,proto3" json:"skipped,omitempty"` // of a snapshot: it goes on behind so many objects that the edge said it has (Resume)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1515,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1528,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TableUpdate) GetEdge() string {
@@ -1381,6 +1608,13 @@ func (x *TableUpdate) GetRemovals() []*ObjectKey {
 	return nil
 }
 
+func (x *TableUpdate) GetSkipped() uint64 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
 type Object struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -1392,7 +1626,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1638,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1651,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Object) GetKind() uint32 {
@@ -1451,7 +1685,7 @@ type ObjectKey struct {
 
 func (x *ObjectKey) Reset() {
 	*x = ObjectKey{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1697,7 @@ func (x *ObjectKey) String() string {
 func (*ObjectKey) ProtoMessage() {}
 
 func (x *ObjectKey) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1710,7 @@ func (x *ObjectKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectKey.ProtoReflect.Descriptor instead.
 func (*ObjectKey) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ObjectKey) GetKind() uint32 {
@@ -1508,7 +1742,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1754,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1767,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Heartbeat) GetCatalog() *Position {
@@ -1587,7 +1821,7 @@ type Withdrawn struct {
 
 func (x *Withdrawn) Reset() {
 	*x = Withdrawn{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1833,7 @@ func (x *Withdrawn) String() string {
 func (*Withdrawn) ProtoMessage() {}
 
 func (x *Withdrawn) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1846,7 @@ func (x *Withdrawn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withdrawn.ProtoReflect.Descriptor instead.
 func (*Withdrawn) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Withdrawn) GetReason() string {
@@ -1638,7 +1872,7 @@ type RequestGrantsRequest struct {
 
 func (x *RequestGrantsRequest) Reset() {
 	*x = RequestGrantsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1884,7 @@ func (x *RequestGrantsRequest) String() string {
 func (*RequestGrantsRequest) ProtoMessage() {}
 
 func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1897,7 @@ func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsRequest.ProtoReflect.Descriptor instead.
 func (*RequestGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RequestGrantsRequest) GetCatalog() *Position {
@@ -1727,7 +1961,7 @@ type SentinelCount struct {
 
 func (x *SentinelCount) Reset() {
 	*x = SentinelCount{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1973,7 @@ func (x *SentinelCount) String() string {
 func (*SentinelCount) ProtoMessage() {}
 
 func (x *SentinelCount) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1986,7 @@ func (x *SentinelCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SentinelCount.ProtoReflect.Descriptor instead.
 func (*SentinelCount) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SentinelCount) GetBegan() int64 {
@@ -1794,7 +2028,7 @@ type RelayMinute struct {
 
 func (x *RelayMinute) Reset() {
 	*x = RelayMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +2040,7 @@ func (x *RelayMinute) String() string {
 func (*RelayMinute) ProtoMessage() {}
 
 func (x *RelayMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +2053,7 @@ func (x *RelayMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayMinute.ProtoReflect.Descriptor instead.
 func (*RelayMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RelayMinute) GetEpoch() int64 {
@@ -1897,7 +2131,7 @@ type RowsWanted struct {
 
 func (x *RowsWanted) Reset() {
 	*x = RowsWanted{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1909,7 +2143,7 @@ func (x *RowsWanted) String() string {
 func (*RowsWanted) ProtoMessage() {}
 
 func (x *RowsWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1922,7 +2156,7 @@ func (x *RowsWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RowsWanted.ProtoReflect.Descriptor instead.
 func (*RowsWanted) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RowsWanted) GetId() string {
@@ -1960,7 +2194,7 @@ type TellRowsRequest struct {
 
 func (x *TellRowsRequest) Reset() {
 	*x = TellRowsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2206,7 @@ func (x *TellRowsRequest) String() string {
 func (*TellRowsRequest) ProtoMessage() {}
 
 func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2219,7 @@ func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsRequest.ProtoReflect.Descriptor instead.
 func (*TellRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TellRowsRequest) GetId() string {
@@ -2038,7 +2272,7 @@ type TellRowsResponse struct {
 
 func (x *TellRowsResponse) Reset() {
 	*x = TellRowsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2284,7 @@ func (x *TellRowsResponse) String() string {
 func (*TellRowsResponse) ProtoMessage() {}
 
 func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2297,7 @@ func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsResponse.ProtoReflect.Descriptor instead.
 func (*TellRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
 }
 
 type RefusalMinute struct {
@@ -2080,7 +2314,7 @@ type RefusalMinute struct {
 
 func (x *RefusalMinute) Reset() {
 	*x = RefusalMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2326,7 @@ func (x *RefusalMinute) String() string {
 func (*RefusalMinute) ProtoMessage() {}
 
 func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2339,7 @@ func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusalMinute.ProtoReflect.Descriptor instead.
 func (*RefusalMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RefusalMinute) GetMinute() int64 {
@@ -2160,7 +2394,7 @@ type RequestGrantsResponse struct {
 
 func (x *RequestGrantsResponse) Reset() {
 	*x = RequestGrantsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2406,7 @@ func (x *RequestGrantsResponse) String() string {
 func (*RequestGrantsResponse) ProtoMessage() {}
 
 func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2419,7 @@ func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsResponse.ProtoReflect.Descriptor instead.
 func (*RequestGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
@@ -2212,7 +2446,7 @@ type SignedGrant struct {
 
 func (x *SignedGrant) Reset() {
 	*x = SignedGrant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2224,7 +2458,7 @@ func (x *SignedGrant) String() string {
 func (*SignedGrant) ProtoMessage() {}
 
 func (x *SignedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2237,7 +2471,7 @@ func (x *SignedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
 func (*SignedGrant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SignedGrant) GetPayload() []byte {
@@ -2277,7 +2511,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2523,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2536,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Grant) GetId() string {
@@ -2420,7 +2654,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2666,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2679,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Peer) GetEdge() string {
@@ -2476,14 +2710,21 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x03ack\x18\x02 \x01(\v2\x16.bailiwick.sync.v1.AckH\x00R\x03ack\x12-\n" +
 	"\x04nack\x18\x03 \x01(\v2\x17.bailiwick.sync.v1.NackH\x00R\x04nack\x123\n" +
 	"\x06status\x18\x04 \x01(\v2\x19.bailiwick.sync.v1.StatusH\x00R\x06statusB\t\n" +
-	"\amessage\"\xdb\x01\n" +
+	"\amessage\"\x8e\x02\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x125\n" +
 	"\acatalog\x18\x03 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x04 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12 \n" +
 	"\vincarnation\x18\x05 \x01(\tR\vincarnation\x12\x12\n" +
-	"\x04dead\x18\x06 \x03(\tR\x04dead\"m\n" +
+	"\x04dead\x18\x06 \x03(\tR\x04dead\x121\n" +
+	"\x06resume\x18\a \x01(\v2\x19.bailiwick.sync.v1.ResumeR\x06resume\"\xc0\x01\n" +
+	"\x06Resume\x125\n" +
+	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
+	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x18\n" +
+	"\aobjects\x18\x03 \x01(\x04R\aobjects\x12\x1b\n" +
+	"\tlast_kind\x18\x04 \x01(\rR\blastKind\x12\x17\n" +
+	"\alast_id\x18\x05 \x01(\tR\x06lastId\"m\n" +
 	"\x03Ack\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\"\xb1\x01\n" +
@@ -2491,7 +2732,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshotJ\x04\b\x04\x10\x05\"\xb3\x05\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshotJ\x04\b\x04\x10\x05\"\xa2\x06\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
@@ -2507,8 +2748,15 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\rsentinel_late\x18\r \x01(\x03R\fsentinelLate\x12+\n" +
 	"\x04load\x18\x10 \x01(\v2\x17.bailiwick.sync.v1.LoadR\x04load\x12S\n" +
 	"\x12checkpoint_refusal\x18\x11 \x01(\x0e2$.bailiwick.sync.v1.CheckpointRefusalR\x11checkpointRefusal\x12D\n" +
-	"\rusage_trouble\x18\x12 \x01(\v2\x1f.bailiwick.sync.v1.UsageTroubleR\fusageTroubleJ\x04\b\n" +
-	"\x10\vJ\x04\b\v\x10\f\"m\n" +
+	"\rusage_trouble\x18\x12 \x01(\v2\x1f.bailiwick.sync.v1.UsageTroubleR\fusageTrouble\x12@\n" +
+	"\vquarantined\x18\x13 \x03(\v2\x1e.bailiwick.sync.v1.QuarantinedR\vquarantined\x12+\n" +
+	"\x11quarantined_total\x18\x14 \x01(\x03R\x10quarantinedTotalJ\x04\b\n" +
+	"\x10\vJ\x04\b\v\x10\f\"\x82\x01\n" +
+	"\vQuarantined\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12;\n" +
+	"\x06reason\x18\x03 \x01(\x0e2#.bailiwick.sync.v1.QuarantineReasonR\x06reason\x12\x12\n" +
+	"\x04kept\x18\x04 \x01(\bR\x04kept\"m\n" +
 	"\fUsageTrouble\x121\n" +
 	"\x03why\x18\x01 \x01(\x0e2\x1f.bailiwick.sync.v1.UsageRefusalR\x03why\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
@@ -2545,7 +2793,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\amessage\"@\n" +
 	"\x06Signed\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xd8\x03\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xf2\x03\n" +
 	"\vTableUpdate\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x12\n" +
@@ -2559,7 +2807,8 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\azone_to\x18\t \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x06zoneTo\x123\n" +
 	"\aupserts\x18\n" +
 	" \x03(\v2\x19.bailiwick.sync.v1.ObjectR\aupserts\x128\n" +
-	"\bremovals\x18\v \x03(\v2\x1c.bailiwick.sync.v1.ObjectKeyR\bremovals\"@\n" +
+	"\bremovals\x18\v \x03(\v2\x1c.bailiwick.sync.v1.ObjectKeyR\bremovals\x12\x18\n" +
+	"\askipped\x18\f \x01(\x04R\askipped\"@\n" +
 	"\x06Object\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -2650,7 +2899,13 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04Peer\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x1d\n" +
 	"\n" +
-	"relay_addr\x18\x02 \x01(\tR\trelayAddr*\xb8\x01\n" +
+	"relay_addr\x18\x02 \x01(\tR\trelayAddr*\xb5\x01\n" +
+	"\x10QuarantineReason\x12!\n" +
+	"\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bQUARANTINE_REASON_MALFORMED\x10\x01\x12\x1e\n" +
+	"\x1aQUARANTINE_REASON_MISNAMED\x10\x02\x12\x1b\n" +
+	"\x17QUARANTINE_REASON_UNFIT\x10\x03\x12 \n" +
+	"\x1cQUARANTINE_REASON_HOST_TAKEN\x10\x04*\xb8\x01\n" +
 	"\x11CheckpointRefusal\x12\"\n" +
 	"\x1eCHECKPOINT_REFUSAL_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CHECKPOINT_REFUSAL_OTHER\x10\x01\x12\x1e\n" +
@@ -2694,92 +2949,100 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 	return file_bailiwick_sync_v1_sync_proto_rawDescData
 }
 
-var file_bailiwick_sync_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_bailiwick_sync_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
-	(CheckpointRefusal)(0),        // 0: bailiwick.sync.v1.CheckpointRefusal
-	(UsageRefusal)(0),             // 1: bailiwick.sync.v1.UsageRefusal
-	(VerdictReason)(0),            // 2: bailiwick.sync.v1.VerdictReason
-	(*Position)(nil),              // 3: bailiwick.sync.v1.Position
-	(*SubscribeRequest)(nil),      // 4: bailiwick.sync.v1.SubscribeRequest
-	(*Hello)(nil),                 // 5: bailiwick.sync.v1.Hello
-	(*Ack)(nil),                   // 6: bailiwick.sync.v1.Ack
-	(*Nack)(nil),                  // 7: bailiwick.sync.v1.Nack
-	(*Status)(nil),                // 8: bailiwick.sync.v1.Status
-	(*UsageTrouble)(nil),          // 9: bailiwick.sync.v1.UsageTrouble
-	(*Load)(nil),                  // 10: bailiwick.sync.v1.Load
-	(*Doors)(nil),                 // 11: bailiwick.sync.v1.Doors
-	(*Outlook)(nil),               // 12: bailiwick.sync.v1.Outlook
-	(*RegionVerdict)(nil),         // 13: bailiwick.sync.v1.RegionVerdict
-	(*SubscribeResponse)(nil),     // 14: bailiwick.sync.v1.SubscribeResponse
-	(*Signed)(nil),                // 15: bailiwick.sync.v1.Signed
-	(*TableUpdate)(nil),           // 16: bailiwick.sync.v1.TableUpdate
-	(*Object)(nil),                // 17: bailiwick.sync.v1.Object
-	(*ObjectKey)(nil),             // 18: bailiwick.sync.v1.ObjectKey
-	(*Heartbeat)(nil),             // 19: bailiwick.sync.v1.Heartbeat
-	(*Withdrawn)(nil),             // 20: bailiwick.sync.v1.Withdrawn
-	(*RequestGrantsRequest)(nil),  // 21: bailiwick.sync.v1.RequestGrantsRequest
-	(*SentinelCount)(nil),         // 22: bailiwick.sync.v1.SentinelCount
-	(*RelayMinute)(nil),           // 23: bailiwick.sync.v1.RelayMinute
-	(*RowsWanted)(nil),            // 24: bailiwick.sync.v1.RowsWanted
-	(*TellRowsRequest)(nil),       // 25: bailiwick.sync.v1.TellRowsRequest
-	(*TellRowsResponse)(nil),      // 26: bailiwick.sync.v1.TellRowsResponse
-	(*RefusalMinute)(nil),         // 27: bailiwick.sync.v1.RefusalMinute
-	(*RequestGrantsResponse)(nil), // 28: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 29: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 30: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 31: bailiwick.sync.v1.Peer
+	(QuarantineReason)(0),         // 0: bailiwick.sync.v1.QuarantineReason
+	(CheckpointRefusal)(0),        // 1: bailiwick.sync.v1.CheckpointRefusal
+	(UsageRefusal)(0),             // 2: bailiwick.sync.v1.UsageRefusal
+	(VerdictReason)(0),            // 3: bailiwick.sync.v1.VerdictReason
+	(*Position)(nil),              // 4: bailiwick.sync.v1.Position
+	(*SubscribeRequest)(nil),      // 5: bailiwick.sync.v1.SubscribeRequest
+	(*Hello)(nil),                 // 6: bailiwick.sync.v1.Hello
+	(*Resume)(nil),                // 7: bailiwick.sync.v1.Resume
+	(*Ack)(nil),                   // 8: bailiwick.sync.v1.Ack
+	(*Nack)(nil),                  // 9: bailiwick.sync.v1.Nack
+	(*Status)(nil),                // 10: bailiwick.sync.v1.Status
+	(*Quarantined)(nil),           // 11: bailiwick.sync.v1.Quarantined
+	(*UsageTrouble)(nil),          // 12: bailiwick.sync.v1.UsageTrouble
+	(*Load)(nil),                  // 13: bailiwick.sync.v1.Load
+	(*Doors)(nil),                 // 14: bailiwick.sync.v1.Doors
+	(*Outlook)(nil),               // 15: bailiwick.sync.v1.Outlook
+	(*RegionVerdict)(nil),         // 16: bailiwick.sync.v1.RegionVerdict
+	(*SubscribeResponse)(nil),     // 17: bailiwick.sync.v1.SubscribeResponse
+	(*Signed)(nil),                // 18: bailiwick.sync.v1.Signed
+	(*TableUpdate)(nil),           // 19: bailiwick.sync.v1.TableUpdate
+	(*Object)(nil),                // 20: bailiwick.sync.v1.Object
+	(*ObjectKey)(nil),             // 21: bailiwick.sync.v1.ObjectKey
+	(*Heartbeat)(nil),             // 22: bailiwick.sync.v1.Heartbeat
+	(*Withdrawn)(nil),             // 23: bailiwick.sync.v1.Withdrawn
+	(*RequestGrantsRequest)(nil),  // 24: bailiwick.sync.v1.RequestGrantsRequest
+	(*SentinelCount)(nil),         // 25: bailiwick.sync.v1.SentinelCount
+	(*RelayMinute)(nil),           // 26: bailiwick.sync.v1.RelayMinute
+	(*RowsWanted)(nil),            // 27: bailiwick.sync.v1.RowsWanted
+	(*TellRowsRequest)(nil),       // 28: bailiwick.sync.v1.TellRowsRequest
+	(*TellRowsResponse)(nil),      // 29: bailiwick.sync.v1.TellRowsResponse
+	(*RefusalMinute)(nil),         // 30: bailiwick.sync.v1.RefusalMinute
+	(*RequestGrantsResponse)(nil), // 31: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 32: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 33: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 34: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
-	5,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
-	6,  // 1: bailiwick.sync.v1.SubscribeRequest.ack:type_name -> bailiwick.sync.v1.Ack
-	7,  // 2: bailiwick.sync.v1.SubscribeRequest.nack:type_name -> bailiwick.sync.v1.Nack
-	8,  // 3: bailiwick.sync.v1.SubscribeRequest.status:type_name -> bailiwick.sync.v1.Status
-	3,  // 4: bailiwick.sync.v1.Hello.catalog:type_name -> bailiwick.sync.v1.Position
-	3,  // 5: bailiwick.sync.v1.Hello.zone:type_name -> bailiwick.sync.v1.Position
-	3,  // 6: bailiwick.sync.v1.Ack.catalog:type_name -> bailiwick.sync.v1.Position
-	3,  // 7: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
-	3,  // 8: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
-	3,  // 9: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
-	11, // 10: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
-	12, // 11: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
-	10, // 12: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
-	0,  // 13: bailiwick.sync.v1.Status.checkpoint_refusal:type_name -> bailiwick.sync.v1.CheckpointRefusal
-	9,  // 14: bailiwick.sync.v1.Status.usage_trouble:type_name -> bailiwick.sync.v1.UsageTrouble
-	1,  // 15: bailiwick.sync.v1.UsageTrouble.why:type_name -> bailiwick.sync.v1.UsageRefusal
-	13, // 16: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
-	2,  // 17: bailiwick.sync.v1.RegionVerdict.reason:type_name -> bailiwick.sync.v1.VerdictReason
-	15, // 18: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
-	19, // 19: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
-	20, // 20: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
-	24, // 21: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
-	3,  // 22: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
-	3,  // 23: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
-	3,  // 24: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
-	3,  // 25: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
-	17, // 26: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
-	18, // 27: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
-	3,  // 28: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
-	3,  // 29: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
-	3,  // 30: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
-	3,  // 31: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	23, // 32: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
-	27, // 33: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
-	22, // 34: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
-	23, // 35: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
-	29, // 36: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	31, // 37: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	4,  // 38: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	21, // 39: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	25, // 40: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
-	14, // 41: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	28, // 42: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	26, // 43: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
-	41, // [41:44] is the sub-list for method output_type
-	38, // [38:41] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	6,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
+	8,  // 1: bailiwick.sync.v1.SubscribeRequest.ack:type_name -> bailiwick.sync.v1.Ack
+	9,  // 2: bailiwick.sync.v1.SubscribeRequest.nack:type_name -> bailiwick.sync.v1.Nack
+	10, // 3: bailiwick.sync.v1.SubscribeRequest.status:type_name -> bailiwick.sync.v1.Status
+	4,  // 4: bailiwick.sync.v1.Hello.catalog:type_name -> bailiwick.sync.v1.Position
+	4,  // 5: bailiwick.sync.v1.Hello.zone:type_name -> bailiwick.sync.v1.Position
+	7,  // 6: bailiwick.sync.v1.Hello.resume:type_name -> bailiwick.sync.v1.Resume
+	4,  // 7: bailiwick.sync.v1.Resume.catalog:type_name -> bailiwick.sync.v1.Position
+	4,  // 8: bailiwick.sync.v1.Resume.zone:type_name -> bailiwick.sync.v1.Position
+	4,  // 9: bailiwick.sync.v1.Ack.catalog:type_name -> bailiwick.sync.v1.Position
+	4,  // 10: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
+	4,  // 11: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
+	4,  // 12: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
+	14, // 13: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
+	15, // 14: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
+	13, // 15: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
+	1,  // 16: bailiwick.sync.v1.Status.checkpoint_refusal:type_name -> bailiwick.sync.v1.CheckpointRefusal
+	12, // 17: bailiwick.sync.v1.Status.usage_trouble:type_name -> bailiwick.sync.v1.UsageTrouble
+	11, // 18: bailiwick.sync.v1.Status.quarantined:type_name -> bailiwick.sync.v1.Quarantined
+	0,  // 19: bailiwick.sync.v1.Quarantined.reason:type_name -> bailiwick.sync.v1.QuarantineReason
+	2,  // 20: bailiwick.sync.v1.UsageTrouble.why:type_name -> bailiwick.sync.v1.UsageRefusal
+	16, // 21: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
+	3,  // 22: bailiwick.sync.v1.RegionVerdict.reason:type_name -> bailiwick.sync.v1.VerdictReason
+	18, // 23: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
+	22, // 24: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
+	23, // 25: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
+	27, // 26: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
+	4,  // 27: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
+	4,  // 28: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
+	4,  // 29: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
+	4,  // 30: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
+	20, // 31: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
+	21, // 32: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
+	4,  // 33: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
+	4,  // 34: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
+	4,  // 35: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
+	4,  // 36: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
+	26, // 37: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
+	30, // 38: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
+	25, // 39: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
+	26, // 40: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
+	32, // 41: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	34, // 42: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	5,  // 43: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	24, // 44: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	28, // 45: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
+	17, // 46: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	31, // 47: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	29, // 48: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
+	46, // [46:49] is the sub-list for method output_type
+	43, // [43:46] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -2793,7 +3056,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		(*SubscribeRequest_Nack)(nil),
 		(*SubscribeRequest_Status)(nil),
 	}
-	file_bailiwick_sync_v1_sync_proto_msgTypes[11].OneofWrappers = []any{
+	file_bailiwick_sync_v1_sync_proto_msgTypes[13].OneofWrappers = []any{
 		(*SubscribeResponse_Table)(nil),
 		(*SubscribeResponse_Heartbeat)(nil),
 		(*SubscribeResponse_Withdrawn)(nil),
@@ -2804,8 +3067,8 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   29,
+			NumEnums:      4,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

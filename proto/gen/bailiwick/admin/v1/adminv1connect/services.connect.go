@@ -69,6 +69,13 @@ const (
 	ResourceServiceListProcedure = "/bailiwick.admin.v1.ResourceService/List"
 	// ResourceServiceDeleteProcedure is the fully-qualified name of the ResourceService's Delete RPC.
 	ResourceServiceDeleteProcedure = "/bailiwick.admin.v1.ResourceService/Delete"
+	// ResourceServiceHistoryProcedure is the fully-qualified name of the ResourceService's History RPC.
+	ResourceServiceHistoryProcedure = "/bailiwick.admin.v1.ResourceService/History"
+	// ResourceServiceCompareProcedure is the fully-qualified name of the ResourceService's Compare RPC.
+	ResourceServiceCompareProcedure = "/bailiwick.admin.v1.ResourceService/Compare"
+	// ResourceServiceRollbackProcedure is the fully-qualified name of the ResourceService's Rollback
+	// RPC.
+	ResourceServiceRollbackProcedure = "/bailiwick.admin.v1.ResourceService/Rollback"
 	// KeyServiceCreateKeyProcedure is the fully-qualified name of the KeyService's CreateKey RPC.
 	KeyServiceCreateKeyProcedure = "/bailiwick.admin.v1.KeyService/CreateKey"
 	// KeyServiceRevokeKeyProcedure is the fully-qualified name of the KeyService's RevokeKey RPC.
@@ -193,6 +200,13 @@ type ResourceServiceClient interface {
 	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
 	Delete(context.Context, *v1.DeleteRequest) (*v1.DeleteResponse, error)
+	// History lists the latest changes of the catalog, newest first: who changed which resources, and when.
+	History(context.Context, *v1.HistoryRequest) (*v1.HistoryResponse, error)
+	// Compare says what differs between two revisions of the catalog.
+	Compare(context.Context, *v1.CompareRequest) (*v1.CompareResponse, error)
+	// Rollback applies the catalog's resources as they were at a revision, under a new one: like Apply in all else. It is
+	// whole or not at all.
+	Rollback(context.Context, *v1.RollbackRequest) (*v1.ApplyResponse, error)
 }
 
 // NewResourceServiceClient constructs a client for the bailiwick.admin.v1.ResourceService service.
@@ -232,15 +246,38 @@ func NewResourceServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(resourceServiceMethods.ByName("Delete")),
 			connect.WithClientOptions(opts...),
 		),
+		history: connect.NewClient[v1.HistoryRequest, v1.HistoryResponse](
+			httpClient,
+			baseURL+ResourceServiceHistoryProcedure,
+			connect.WithSchema(resourceServiceMethods.ByName("History")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		compare: connect.NewClient[v1.CompareRequest, v1.CompareResponse](
+			httpClient,
+			baseURL+ResourceServiceCompareProcedure,
+			connect.WithSchema(resourceServiceMethods.ByName("Compare")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		rollback: connect.NewClient[v1.RollbackRequest, v1.ApplyResponse](
+			httpClient,
+			baseURL+ResourceServiceRollbackProcedure,
+			connect.WithSchema(resourceServiceMethods.ByName("Rollback")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // resourceServiceClient implements ResourceServiceClient.
 type resourceServiceClient struct {
-	apply  *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
-	get    *connect.Client[v1.GetRequest, v1.GetResponse]
-	list   *connect.Client[v1.ListRequest, v1.ListResponse]
-	delete *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
+	apply    *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	get      *connect.Client[v1.GetRequest, v1.GetResponse]
+	list     *connect.Client[v1.ListRequest, v1.ListResponse]
+	delete   *connect.Client[v1.DeleteRequest, v1.DeleteResponse]
+	history  *connect.Client[v1.HistoryRequest, v1.HistoryResponse]
+	compare  *connect.Client[v1.CompareRequest, v1.CompareResponse]
+	rollback *connect.Client[v1.RollbackRequest, v1.ApplyResponse]
 }
 
 // Apply calls bailiwick.admin.v1.ResourceService.Apply.
@@ -279,6 +316,33 @@ func (c *resourceServiceClient) Delete(ctx context.Context, req *v1.DeleteReques
 	return nil, err
 }
 
+// History calls bailiwick.admin.v1.ResourceService.History.
+func (c *resourceServiceClient) History(ctx context.Context, req *v1.HistoryRequest) (*v1.HistoryResponse, error) {
+	response, err := c.history.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Compare calls bailiwick.admin.v1.ResourceService.Compare.
+func (c *resourceServiceClient) Compare(ctx context.Context, req *v1.CompareRequest) (*v1.CompareResponse, error) {
+	response, err := c.compare.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Rollback calls bailiwick.admin.v1.ResourceService.Rollback.
+func (c *resourceServiceClient) Rollback(ctx context.Context, req *v1.RollbackRequest) (*v1.ApplyResponse, error) {
+	response, err := c.rollback.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ResourceServiceHandler is an implementation of the bailiwick.admin.v1.ResourceService service.
 type ResourceServiceHandler interface {
 	// Apply writes all documents or none per group: catalog documents in one transaction, then zone documents in one.
@@ -286,6 +350,13 @@ type ResourceServiceHandler interface {
 	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
 	Delete(context.Context, *v1.DeleteRequest) (*v1.DeleteResponse, error)
+	// History lists the latest changes of the catalog, newest first: who changed which resources, and when.
+	History(context.Context, *v1.HistoryRequest) (*v1.HistoryResponse, error)
+	// Compare says what differs between two revisions of the catalog.
+	Compare(context.Context, *v1.CompareRequest) (*v1.CompareResponse, error)
+	// Rollback applies the catalog's resources as they were at a revision, under a new one: like Apply in all else. It is
+	// whole or not at all.
+	Rollback(context.Context, *v1.RollbackRequest) (*v1.ApplyResponse, error)
 }
 
 // NewResourceServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -321,6 +392,26 @@ func NewResourceServiceHandler(svc ResourceServiceHandler, opts ...connect.Handl
 		connect.WithSchema(resourceServiceMethods.ByName("Delete")),
 		connect.WithHandlerOptions(opts...),
 	)
+	resourceServiceHistoryHandler := connect.NewUnaryHandlerSimple(
+		ResourceServiceHistoryProcedure,
+		svc.History,
+		connect.WithSchema(resourceServiceMethods.ByName("History")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	resourceServiceCompareHandler := connect.NewUnaryHandlerSimple(
+		ResourceServiceCompareProcedure,
+		svc.Compare,
+		connect.WithSchema(resourceServiceMethods.ByName("Compare")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	resourceServiceRollbackHandler := connect.NewUnaryHandlerSimple(
+		ResourceServiceRollbackProcedure,
+		svc.Rollback,
+		connect.WithSchema(resourceServiceMethods.ByName("Rollback")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.admin.v1.ResourceService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ResourceServiceApplyProcedure:
@@ -331,6 +422,12 @@ func NewResourceServiceHandler(svc ResourceServiceHandler, opts ...connect.Handl
 			resourceServiceListHandler.ServeHTTP(w, r)
 		case ResourceServiceDeleteProcedure:
 			resourceServiceDeleteHandler.ServeHTTP(w, r)
+		case ResourceServiceHistoryProcedure:
+			resourceServiceHistoryHandler.ServeHTTP(w, r)
+		case ResourceServiceCompareProcedure:
+			resourceServiceCompareHandler.ServeHTTP(w, r)
+		case ResourceServiceRollbackProcedure:
+			resourceServiceRollbackHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -354,6 +451,18 @@ func (UnimplementedResourceServiceHandler) List(context.Context, *v1.ListRequest
 
 func (UnimplementedResourceServiceHandler) Delete(context.Context, *v1.DeleteRequest) (*v1.DeleteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ResourceService.Delete is not implemented"))
+}
+
+func (UnimplementedResourceServiceHandler) History(context.Context, *v1.HistoryRequest) (*v1.HistoryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ResourceService.History is not implemented"))
+}
+
+func (UnimplementedResourceServiceHandler) Compare(context.Context, *v1.CompareRequest) (*v1.CompareResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ResourceService.Compare is not implemented"))
+}
+
+func (UnimplementedResourceServiceHandler) Rollback(context.Context, *v1.RollbackRequest) (*v1.ApplyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ResourceService.Rollback is not implemented"))
 }
 
 // KeyServiceClient is a client for the bailiwick.admin.v1.KeyService service.
