@@ -30,7 +30,7 @@ type place struct {
 }
 
 const (
-	rememberedPlaces  = 1024
+	rememberedPlaces  = 64 // at most one update is under way to an edge: it comes back from one of the latest
 	rememberedChanges = 65_536
 )
 
@@ -161,15 +161,48 @@ func (s *Server) rebuildAll() {
 		return
 	}
 	s.rebuildAt = time.Time{}
+	b := builder{}
 	for _, e := range s.edges {
-		s.rebuild(e)
+		s.rebuild(e, b)
 	}
+}
+
+// builder makes one view for all edges that may hold the same, and one difference: a thousand edges of a region cost what
+// one does.
+type builder map[string]*built
+
+type built struct {
+	view  *view.View
+	err   error
+	since map[*view.View][]table.ObjectKey
+}
+
+// of is the view of an edge; what edges must differ in to get different ones goes into the key.
+func (b builder) of(catalog, zone group.Snapshot, node model.Node, now time.Time) *built {
+	key := node.Kind + "/" + node.Zone + "/" + node.Region
+	if b[key] == nil {
+		v, err := view.Build(catalog, zone, node, now)
+		b[key] = &built{v, err, map[*view.View][]table.ObjectKey{}}
+	}
+	return b[key]
+}
+
+func (b *built) diff(old, new *view.View) []table.ObjectKey {
+	if new != b.view {
+		return view.Diff(old, new)
+	}
+	d, ok := b.since[old]
+	if !ok {
+		d = view.Diff(old, new)
+		b.since[old] = d
+	}
+	return d
 }
 
 // rebuild makes an edge's view anew. One that cannot be built leaves the last in place, never serve less
 // than was good because of a record that does not read, but for its pairs: the edge's position moves on, and
 // with it what the zone's leader takes for closed.
-func (s *Server) rebuild(e *edge) {
+func (s *Server) rebuild(e *edge, b builder) {
 	catalog, zone := s.cfg.Catalog.Local(), s.cfg.Zone.Local()
 	kv, ok := catalog.Get(model.PrefixNode + e.node.Name)
 	e.gone = !ok || !registered(kv, e.node.Name, e.node.Region, e.node.Zone)
@@ -180,7 +213,8 @@ func (s *Server) rebuild(e *edge) {
 		return
 	}
 	now := s.cfg.Now()
-	v, err := view.Build(catalog, zone, e.node, now)
+	made := b.of(catalog, zone, e.node, now)
+	v, err := made.view, made.err
 	e.buildErr = err
 	if err != nil {
 		s.stats.BuildErrors.Add(1)
@@ -190,7 +224,7 @@ func (s *Server) rebuild(e *edge) {
 		}
 		v = e.view.Closed()
 	}
-	if changed := view.Diff(e.view, v); len(changed) > 0 || err == nil {
+	if changed := made.diff(e.view, v); len(changed) > 0 || err == nil {
 		e.log.add(s.version, changed)
 		e.view = v
 	}
@@ -213,7 +247,7 @@ func (s *Server) track(node model.Node) *edge {
 	}
 	if e.view == nil || e.gone {
 		s.version++
-		s.rebuild(e)
+		s.rebuild(e, builder{})
 	}
 	return e
 }

@@ -97,6 +97,7 @@ type Stats struct {
 	Accepted    atomic.Int64 // streams
 	Refused     atomic.Int64 // streams of strangers, other zones and withdrawn edges
 	Snapshots   atomic.Int64
+	Resumed     atomic.Int64 // snapshots that went on where a stream had broken them off
 	Deltas      atomic.Int64
 	Objects     atomic.Int64 // sent, snapshots included
 	Bytes       atomic.Int64 // of signed payloads

@@ -69,6 +69,8 @@ type session struct {
 	refusals int       // nacks in a row
 	holdOff  time.Time // after a nack: not before
 	mute     int       // heartbeats without a leader
+	resume   *syncv1.Resume
+	stalled  *time.Timer // ends a Send that the edge does not read
 }
 
 // Subscribe is part of the service. It returns when the edge leaves, is withdrawn, or connects anew.
@@ -130,7 +132,9 @@ func (s *Server) Subscribe(ctx context.Context, stream *stream) error {
 	if err != nil {
 		return err
 	}
-	ss := &session{s: s, ctx: ctx, stream: stream, conn: c}
+	ss := &session{s: s, ctx: ctx, stream: stream, conn: c, resume: hello.Resume,
+		stalled: time.AfterFunc(time.Hour, func() { rc.SetWriteDeadline(time.Unix(1, 0)) })}
+	defer ss.stalled.Stop()
 	if err := ss.open(node, region, hello); err != nil || ss.edge == nil {
 		return err
 	}
@@ -394,7 +398,7 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 	r.lastSeen = now
 	switch m := m.Message.(type) {
 	case *syncv1.SubscribeRequest_Hello:
-		ss.held, ss.inflight = nil, false // it wants to begin anew
+		ss.held, ss.inflight, ss.resume = nil, false, nil // it wants to begin anew
 	case *syncv1.SubscribeRequest_Ack:
 		s.stats.Acks.Add(1)
 		catalog, zone, err := positions(m.Ack.Catalog, m.Ack.Zone)
@@ -423,6 +427,7 @@ func (ss *session) nack(n *syncv1.Nack, now time.Time) {
 	s := ss.s
 	s.stats.Nacks.Add(1)
 	ss.held, ss.inflight = ss.acked, false
+	ss.resume = nil
 	if n.WantSnapshot {
 		ss.held = nil
 	}

@@ -1,8 +1,13 @@
 package syncserver
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -44,7 +49,14 @@ func (ss *session) push(retry *time.Timer) (gone bool, err error) {
 	} else {
 		update.Snapshot = true
 	}
-	upserts, removals := s.collect(e, update.Snapshot, changed)
+	var upserts iter.Seq[table.Object]
+	var removals []table.ObjectKey
+	if update.Snapshot {
+		upserts, update.Skipped = s.whole(e, ss.resume, now)
+		ss.resume = nil
+	} else {
+		upserts, removals = s.collect(e, changed)
+	}
 	e.remember(now)
 	s.mu.Unlock()
 
@@ -59,20 +71,16 @@ func (ss *session) push(retry *time.Timer) (gone bool, err error) {
 	} else {
 		s.stats.Deltas.Add(1)
 	}
-	s.stats.Objects.Add(int64(len(upserts) + len(removals)))
+	if update.Skipped > 0 {
+		s.stats.Resumed.Add(1)
+	}
 	return false, ss.sendUpdate(update, upserts, removals)
 }
 
-// collect copies references to the objects an update holds: what is sent must not change while it is sent.
-// Caller holds mu.
-func (s *Server) collect(e *edge, all bool, changed map[table.ObjectKey]struct{}) (upserts []table.Object, removals []table.ObjectKey) {
-	if all {
-		upserts = make([]table.Object, 0, len(e.view.Objects)+s.keys.Len())
-		for _, o := range e.view.Objects {
-			upserts = append(upserts, o)
-		}
-		return append(upserts, s.keys.All()...), nil
-	}
+// collect copies references to the objects that changed: what is sent must not change while it is sent. Caller holds mu.
+func (s *Server) collect(e *edge, changed map[table.ObjectKey]struct{}) (iter.Seq[table.Object], []table.ObjectKey) {
+	var upserts []table.Object
+	var removals []table.ObjectKey
 	for k := range changed {
 		o, ok := e.view.Objects[k]
 		if k.Kind == table.KindKey {
@@ -84,47 +92,94 @@ func (s *Server) collect(e *edge, all bool, changed map[table.ObjectKey]struct{}
 			removals = append(removals, k)
 		}
 	}
-	return upserts, removals
+	return slices.Values(upserts), removals
+}
+
+// whole is all that the edge may hold, in the one order of all nodes, behind what it says it has already if that is of the
+// very same objects. It is read while it is sent, by this stream's pace, and costs others nothing. Caller holds mu.
+func (s *Server) whole(e *edge, have *syncv1.Resume, now place) (objects iter.Seq[table.Object], skipped uint64) {
+	others := slices.SortedFunc(maps.Values(e.view.Objects), func(a, b table.Object) int { return compareKeys(a.Key(), b.Key()) })
+	walk := s.keys.Walk()
+	last := table.ObjectKey{Kind: table.Kind(have.GetLastKind()), ID: have.GetLastId()}
+	if have.GetObjects() > 0 && alike(have.Catalog, now.catalog) && alike(have.Zone, now.zone) {
+		n := 0
+		for n < len(others) && (last.Kind == table.KindKey || compareKeys(others[n].Key(), last) <= 0) {
+			n++
+		}
+		skipped = uint64(n)
+		if last.Kind == table.KindKey {
+			skipped += uint64(walk.Through(last.ID))
+		}
+		if skipped == have.Objects {
+			others = others[n:]
+		} else {
+			skipped = 0 // it counts otherwise, so it has not what it would be spared
+		}
+	}
+	from := ""
+	if skipped > 0 && last.Kind == table.KindKey {
+		from = last.ID
+	}
+	return func(yield func(table.Object) bool) {
+		for _, o := range others {
+			if !yield(o) {
+				return
+			}
+		}
+		walk.From(from)(yield)
+	}, skipped
+}
+
+// compareKeys orders what is no key of a customer; those come last, in an order of their own.
+func compareKeys(a, b table.ObjectKey) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.ID, b.ID))
+}
+
+// alike says whether a position is of the same objects, whatever place in the log they were taken at.
+func alike(p *syncv1.Position, now revision.Revision) bool {
+	return p.GetEpoch() == now.Epoch && string(p.GetSum()) == string(now.Sum[:]) && p.GetIndex() <= now.Index
 }
 
 // sendUpdate sends an update in as many signed parts as it needs.
-func (ss *session) sendUpdate(update *syncv1.TableUpdate, upserts []table.Object, removals []table.ObjectKey) error {
-	for size := 0; ; {
-		switch {
-		case len(upserts) > 0:
-			o := upserts[0]
-			upserts = upserts[1:]
-			update.Upserts = append(update.Upserts, &syncv1.Object{Kind: uint32(o.Kind), Id: o.ID, Data: o.Data})
-			size += len(o.ID) + len(o.Data) + 16
-		case len(removals) > 0:
-			update.Removals = append(update.Removals, &syncv1.ObjectKey{Kind: uint32(removals[0].Kind), Id: removals[0].ID})
-			size += len(removals[0].ID) + 16
-			removals = removals[1:]
+func (ss *session) sendUpdate(update *syncv1.TableUpdate, upserts iter.Seq[table.Object], removals []table.ObjectKey) error {
+	size, limit := 0, ss.s.cfg.PartBytes-1024
+	var err error
+	room := func(n int) bool {
+		if size > 0 && size+n > limit {
+			update.More = true
+			err = ss.sendPart(update)
+			update.Upserts, update.Removals, size = update.Upserts[:0], update.Removals[:0], 0
 		}
-		next := 0
-		if len(upserts) > 0 {
-			next = len(upserts[0].ID) + len(upserts[0].Data) + 16
-		} else if len(removals) > 0 {
-			next = len(removals[0].ID) + 16
-		}
-		if next > 0 && size+next <= ss.s.cfg.PartBytes-1024 {
-			continue
-		}
-		update.More = next > 0
-		payload, err := proto.Marshal(update)
-		if err != nil {
-			return fault.New(fault.Internal, "ENCODE", "encode update for %s: %w", update.Edge, err)
-		}
-		ss.s.stats.Bytes.Add(int64(len(payload)))
-		signed := &syncv1.Signed{Payload: payload, Signature: ed25519.Sign(ss.s.cfg.Signer, table.SignedBytes(update.Edge, payload))}
-		if err := ss.send(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_Table{Table: signed}}); err != nil {
+		size += n
+		return err == nil
+	}
+	objects := 0
+	for o := range upserts {
+		if !room(len(o.ID) + len(o.Data) + 16) {
 			return err
 		}
-		if !update.More {
-			return nil
-		}
-		update.Upserts, update.Removals, size = update.Upserts[:0], update.Removals[:0], 0
+		update.Upserts = append(update.Upserts, &syncv1.Object{Kind: uint32(o.Kind), Id: o.ID, Data: o.Data})
+		objects++
 	}
+	for _, k := range removals {
+		if !room(len(k.ID) + 16) {
+			return err
+		}
+		update.Removals = append(update.Removals, &syncv1.ObjectKey{Kind: uint32(k.Kind), Id: k.ID})
+	}
+	ss.s.stats.Objects.Add(int64(objects + len(removals)))
+	update.More = false
+	return ss.sendPart(update)
+}
+
+func (ss *session) sendPart(update *syncv1.TableUpdate) error {
+	payload, err := proto.Marshal(update)
+	if err != nil {
+		return fault.New(fault.Internal, "ENCODE", "encode update for %s: %w", update.Edge, err)
+	}
+	ss.s.stats.Bytes.Add(int64(len(payload)))
+	signed := &syncv1.Signed{Payload: payload, Signature: ed25519.Sign(ss.s.cfg.Signer, table.SignedBytes(update.Edge, payload))}
+	return ss.send(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_Table{Table: signed}})
 }
 
 // heartbeat says what the edge holds once it took all that was sent on this stream. Messages keep their order,
@@ -153,7 +208,11 @@ func (ss *session) withdraw() error {
 		Withdrawn: &syncv1.Withdrawn{Reason: "EDGE_WITHDRAWN"}}})
 }
 
+// send gives an edge that reads nothing AckTimeout, and then ends its stream: what waits for it keeps a state of all keys
+// in memory, and nothing else.
 func (ss *session) send(m *syncv1.SubscribeResponse) error {
+	ss.stalled.Reset(ss.s.cfg.AckTimeout)
+	defer ss.stalled.Stop()
 	if err := ss.stream.Send(m); err != nil {
 		return fmt.Errorf("send to edge: %w", err)
 	}

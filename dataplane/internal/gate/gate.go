@@ -86,7 +86,7 @@ func (v *Verdict) refuse(status int, reason, detail string) {
 
 // nobody is compared against when there is no key of an id, so that an unknown id and a wrong secret take
 // one path and one time. No digest is all zero bytes but by a chance of 2^-256.
-var nobody = &policy.Key{}
+var nobody = &policy.Key{Owner: &policy.Owner{}}
 
 // Admit decides one request under one table, at a monotonic reading from any fixed origin. t may be nil:
 // an edge without a table admits nobody.

@@ -5,208 +5,111 @@ import (
 	"crypto/ed25519"
 	"encoding/hex"
 	"hash/fnv"
-	"maps"
 	"slices"
 	"strings"
-	"unique"
 
-	"bailiwick/shared/fault"
-	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
 )
 
-// ReasonSumMismatch is the fault of an update whose result does not have the announced sum: something was
-// lost or doubled, and only a snapshot heals that.
-const ReasonSumMismatch = "SUM_MISMATCH"
-
-// NewTable builds a table from all its objects and checks the sums of both positions.
-func NewTable(objects []table.Object, catalog, zone revision.Revision) (*Table, error) {
-	return (&Table{keys: &keys{}, index: noIndex}).Apply(objects, nil, catalog, zone)
-}
-
-// Apply makes the next version: upserts first, then removals, then both sums are held against the positions
-// it must have reached. The old table stays as it is. An object that does not decode or does not fit is a
-// fault that names it, and nothing of the update is taken: a table is whole or not there (invariant 28).
-func (t *Table) Apply(upserts []table.Object, removals []table.ObjectKey, catalogTo, zoneTo revision.Revision) (*Table, error) {
-	sums := [2]revision.Sum{table.ScopeCatalog: t.catalog.Sum, table.ScopeZone: t.zone.Sum}
-	objects, cloned := t.objects, false
-	own := func() {
-		if !cloned {
-			if objects = maps.Clone(objects); objects == nil {
-				objects = map[table.ObjectKey]entry{}
-			}
-			cloned = true
-		}
-	}
-	edit := t.keys.edit()
-	for _, o := range upserts {
-		sum, scope := o.Sum(), o.Kind.Scope()
-		if o.Kind == table.KindKey {
-			k, err := decodeKey(o)
-			if err != nil {
-				return nil, err
-			}
-			if old := edit.get(o.ID); old != nil {
-				sums[scope] = sums[scope].Sub(old.sum)
-			}
-			k.sum = sum
-			edit.put(k)
-		} else {
-			value, err := decode(o)
-			if err != nil {
-				return nil, err
-			}
-			own()
-			if old, ok := objects[o.Key()]; ok {
-				sums[scope] = sums[scope].Sub(old.sum)
-			}
-			objects[o.Key()] = entry{sum, value}
-		}
-		sums[scope] = sums[scope].Add(sum)
-	}
-	for _, key := range removals {
-		scope := key.Kind.Scope()
-		if key.Kind == table.KindKey {
-			if old := edit.get(key.ID); old != nil {
-				sums[scope] = sums[scope].Sub(old.sum)
-				edit.remove(key.ID)
-			}
-		} else if old, ok := objects[key]; ok {
-			own()
-			sums[scope] = sums[scope].Sub(old.sum)
-			delete(objects, key)
-		}
-	}
-	for _, c := range []struct {
-		name      string
-		got, want revision.Sum
-	}{{"catalog", sums[table.ScopeCatalog], catalogTo.Sum}, {"zone", sums[table.ScopeZone], zoneTo.Sum}} {
-		if c.got != c.want {
-			return nil, fault.New(fault.Conflict, ReasonSumMismatch, "apply update to %s and %s: sum of %s objects is %.12s, want %.12s",
-				catalogTo, zoneTo, c.name, c.got.String(), c.want.String())
-		}
-	}
-	next := &Table{catalog: catalogTo, zone: zoneTo, objects: objects, keys: edit.keys, index: t.index}
-	switch {
-	case cloned || t.index == noIndex:
-		idx, err := makeIndex(objects)
-		if err != nil {
-			return nil, err
-		}
-		next.index = idx
-	case catalogTo.Epoch != t.catalog.Epoch || zoneTo.Epoch != t.zone.Epoch:
-		idx := *t.index // the same answers under another Mark: a recovery ends what was granted before
-		next.index = &idx
-	}
-	return next, nil
-}
-
-func decodeKey(o table.Object) (*Key, error) {
+// decodeKey reads a key. canonical: its sum follows from the Key.
+func decodeKey(o table.Object) (k Key, canonical bool, reason Reason) {
 	var w table.Key
-	if err := table.Decode(o, &w); err != nil {
-		return nil, err
+	if canonical = table.ReadKey(string(o.Data), &w); !canonical {
+		if err := table.Decode(o, &w); err != nil {
+			return k, false, ReasonMalformed
+		}
+		if len(w.DigestHex) != hex.EncodedLen(len(w.Digest)) {
+			return k, false, ReasonUnfit
+		}
+		if _, err := hex.Decode(w.Digest[:], []byte(w.DigestHex)); err != nil {
+			return k, false, ReasonUnfit
+		}
 	}
-	k := &Key{ID: o.ID, Suspended: w.Suspended, Overdue: w.Overdue, Customer: intern(w.Customer), Subscription: intern(w.Subscription), Plan: intern(w.Plan)}
 	switch {
-	case w.ID != o.ID:
-		return nil, misfit(o, "it calls itself by another id")
-	case len(w.DigestHex) != hex.EncodedLen(len(k.Digest)):
-		return nil, misfit(o, "its digest has the wrong length")
+	case w.ID != o.ID || o.ID == "":
+		return k, false, ReasonMisnamed
 	case w.Customer == "" || w.Plan == "":
-		return nil, misfit(o, "it names no customer or no plan")
+		return k, false, ReasonUnfit
 	}
-	if _, err := hex.Decode(k.Digest[:], []byte(w.DigestHex)); err != nil {
-		return nil, misfit(o, "its digest is no hexadecimal text") // err would quote a digit of the digest
-	}
-	return k, nil
+	return Key{ID: o.ID, Digest: w.Digest, Owner: owners.intern(w.Customer, w.Subscription, w.Plan), Suspended: w.Suspended, Overdue: w.Overdue}, canonical, ""
 }
 
-// intern lets a million keys of a thousand customers hold a thousand names.
-func intern(s string) string { return unique.Make(s).Value() }
-
-func misfit(o table.Object, what string) error {
-	return fault.New(fault.Invalid, "OBJECT_MALFORMED", "decode %s %s: %s", o.Kind, o.ID, what)
-}
-
-func decode(o table.Object) (any, error) {
+// decode reads any other object; its value is nil if there is a reason not to use it.
+func decode(o table.Object) (any, Reason) {
 	if o.ID == "" {
-		return nil, misfit(o, "it has no id")
+		return nil, ReasonMisnamed
 	}
 	switch o.Kind {
 	case table.KindSettings:
-		v, err := decoded[table.Settings](o)
-		if err == nil && (o.ID != table.SettingsID || v.Zone == "" || v.Region == "") {
-			err = misfit(o, "it names no zone and region")
-		}
-		return v, err
+		return decoded(o, func(v *table.Settings) Reason {
+			return unless(o.ID == table.SettingsID && v.Zone != "" && v.Region != "", ReasonUnfit)
+		})
 	case table.KindAPI:
-		v, err := decoded[table.API](o)
-		if err != nil {
-			return nil, err
+		v, reason := decoded(o, func(v *table.API) Reason {
+			if v.Name == "" || v.Zone == "" || o.ID != table.APIID(v) {
+				return ReasonMisnamed
+			}
+			return unless(!v.Foreign || len(v.Hosts) == 0, ReasonUnfit) // a foreign API with hosts would be served here
+		})
+		if reason != "" {
+			return nil, reason
 		}
-		if v.Name == "" || v.Zone == "" || o.ID != table.APIID(v) {
-			return nil, misfit(o, "it calls itself by another id")
-		}
-		if v.Foreign && len(v.Hosts) > 0 {
-			return nil, misfit(o, "a foreign API with hosts would be served here")
-		}
-		return newAPI(v), nil
+		return newAPI(v.(*table.API)), ""
 	case table.KindPlan:
-		v, err := decoded[table.Plan](o)
-		if err == nil && v.Name != o.ID {
-			err = misfit(o, "it calls itself by another id")
+		v, reason := decoded(o, func(v *table.Plan) Reason { return unless(v.Name == o.ID, ReasonMisnamed) })
+		if reason != "" {
+			return nil, reason
 		}
-		return &Plan{*v}, err
+		return &Plan{*v.(*table.Plan)}, ""
 	case table.KindPair:
-		v, err := decoded[table.Pair](o)
-		if err == nil && table.PairID(v.Policy, v.From, v.To) != o.ID {
-			err = misfit(o, "it calls itself by another id")
-		}
-		return v, err
+		return decoded(o, func(v *table.Pair) Reason {
+			return unless(table.PairID(v.Policy, v.From, v.To) == o.ID, ReasonMisnamed)
+		})
 	case table.KindDirectory:
-		v, err := decoded[table.Directory](o)
-		if err == nil && table.DirectoryID(v.Zone, v.API) != o.ID {
-			err = misfit(o, "it calls itself by another id")
-		}
-		return v, err
+		return decoded(o, func(v *table.Directory) Reason {
+			return unless(table.DirectoryID(v.Zone, v.API) == o.ID, ReasonMisnamed)
+		})
 	case table.KindNode:
-		v, err := decoded[table.Node](o)
-		if err == nil && v.Name != o.ID {
-			err = misfit(o, "it calls itself by another id")
-		}
-		return v, err
+		return decoded(o, func(v *table.Node) Reason { return unless(v.Name == o.ID, ReasonMisnamed) })
 	case table.KindZoneKey:
-		v, err := decoded[table.ZoneKey](o)
-		if err == nil && (v.Zone != o.ID || len(v.PublicKey) != ed25519.PublicKeySize) {
-			err = misfit(o, "it is not that zone's Ed25519 key")
-		}
-		return v, err
+		return decoded(o, func(v *table.ZoneKey) Reason {
+			if v.Zone != o.ID {
+				return ReasonMisnamed
+			}
+			return unless(len(v.PublicKey) == ed25519.PublicKeySize, ReasonUnfit)
+		})
 	case table.KindRegion:
-		v, err := decoded[table.Region](o)
-		if err == nil && v.Name != o.ID {
-			err = misfit(o, "it calls itself by another id")
-		}
-		return v, err
+		return decoded(o, func(v *table.Region) Reason { return unless(v.Name == o.ID, ReasonMisnamed) })
 	case table.KindDrain:
-		v, err := decoded[table.Drain](o)
-		if err == nil && (v.Region != o.ID || v.Reason == "") {
-			err = misfit(o, "it calls itself by another id, or has no reason")
-		}
-		return v, err
+		return decoded(o, func(v *table.Drain) Reason {
+			if v.Region != o.ID {
+				return ReasonMisnamed
+			}
+			return unless(v.Reason != "", ReasonUnfit)
+		})
 	case table.KindDoors:
-		v, err := decoded[table.Doors](o)
-		if err == nil && v.Edge != o.ID {
-			err = misfit(o, "it calls itself by another id")
-		}
-		return v, err
+		return decoded(o, func(v *table.Doors) Reason { return unless(v.Edge == o.ID, ReasonMisnamed) })
 	}
 	// A kind from a newer control node: it counts in the sum and means nothing here.
-	return nil, nil
+	return nil, ""
 }
 
-func decoded[T any](o table.Object) (*T, error) {
+func decoded[T any](o table.Object, check func(*T) Reason) (any, Reason) {
 	v := new(T)
-	return v, table.Decode(o, v)
+	if err := table.Decode(o, v); err != nil {
+		return nil, ReasonMalformed
+	}
+	if reason := check(v); reason != "" {
+		return nil, reason
+	}
+	return v, ""
+}
+
+func unless(fine bool, reason Reason) Reason {
+	if fine {
+		return ""
+	}
+	return reason
 }
 
 // implied is the one route of an API that names none.
@@ -256,7 +159,7 @@ func within[V any](m map[string]map[string]V, key string) map[string]V {
 	return inner
 }
 
-func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
+func makeIndex(objects map[table.ObjectKey]entry) *index {
 	drains := map[string]string{}
 	x := &index{
 		byHost: map[string]*API{}, apis: map[string]map[string]*API{}, plans: map[string]*Plan{},
@@ -264,24 +167,13 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 		directory: map[zoneName]*table.Directory{}, dirByHost: map[string]*table.Directory{}, dirByZone: map[string][]table.Directory{},
 		nodes: map[string]*table.Node{}, zoneKeys: map[string]ed25519.PublicKey{},
 	}
-	settings, ok := objects[table.ObjectKey{Kind: table.KindSettings, ID: table.SettingsID}]
-	if !ok {
-		return nil, fault.New(fault.Invalid, "SETTINGS_MISSING", "build table: it does not say for which zone and region it is")
-	}
-	x.settings = *settings.value.(*table.Settings)
+	x.settings = *objects[table.ObjectKey{Kind: table.KindSettings, ID: table.SettingsID}].value.(*table.Settings)
 	x.own = within(x.apis, x.settings.Zone)
-	for key, e := range objects {
+	x.publish(objects)
+	for _, e := range objects {
 		switch v := e.value.(type) {
 		case *API:
 			within(x.apis, v.Zone)[v.Name] = v
-			for _, h := range v.Hosts {
-				h = strings.ToLower(h)
-				if other := x.byHost[h]; other != nil {
-					return nil, fault.New(fault.Invalid, "HOST_DUPLICATE", "build table: host %s belongs to api %s and to api %s", h, other.Name, v.Name)
-				}
-				x.byHost[h] = v
-				x.hosts = append(x.hosts, h)
-			}
 		case *Plan:
 			x.plans[v.Name] = v
 		case *table.Pair:
@@ -293,8 +185,6 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 			case v.To:
 				within(x.entering, v.Policy)[v.From] = struct{}{}
 				x.inbound = append(x.inbound, *v)
-			default:
-				return nil, misfit(table.Object{Kind: key.Kind, ID: key.ID}, "it has nothing to do with region "+x.settings.Region)
 			}
 		case *table.Directory:
 			x.directory[zoneName{v.Zone, v.API}] = v
@@ -330,8 +220,36 @@ func makeIndex(objects map[table.ObjectKey]entry) (*index, error) {
 	for _, rows := range x.dirByZone {
 		slices.SortFunc(rows, func(a, b table.Directory) int { return strings.Compare(a.API, b.API) })
 	}
+	return x
+}
+
+// publish gives each host to one API. Of two that claim it the one that reads wins, then the first by name, so that all
+// edges and all restarts agree; the other keeps what else it has.
+func (x *index) publish(objects map[table.ObjectKey]entry) {
+	var claims []table.ObjectKey
+	for key, e := range objects {
+		if _, ok := e.value.(*API); ok {
+			claims = append(claims, key)
+		}
+	}
+	kept := func(key table.ObjectKey) int { return min(len(objects[key].reason), 1) }
+	slices.SortFunc(claims, func(a, b table.ObjectKey) int { return cmp.Or(kept(a)-kept(b), strings.Compare(a.ID, b.ID)) })
+	for _, key := range claims {
+		api, lost := objects[key].value.(*API), false
+		for _, h := range api.Hosts {
+			h = strings.ToLower(h)
+			if other := x.byHost[h]; other != nil {
+				lost = lost || other != api
+				continue
+			}
+			x.byHost[h] = api
+			x.hosts = append(x.hosts, h)
+		}
+		if lost {
+			x.taken = append(x.taken, Quarantined{key, ReasonHostTaken, true})
+		}
+	}
 	slices.Sort(x.hosts)
-	return x, nil
 }
 
 // away puts pairs inside one zone before those that leave it, as regions.Targets does.

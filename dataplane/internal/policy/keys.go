@@ -1,30 +1,127 @@
 package policy
 
-const shards = 1024
+import (
+	"runtime"
+	"strings"
+	"sync"
+	"weak"
 
-// keys is a persistent map in the simplest form that fits: a fixed array of small maps. Changing one key of
-// 100,000 copies 1,024 pointers and one map of a hundred entries, some microseconds; readers hash twelve
-// bytes and look into one map. A trie would copy less and cost every lookup some pointers more.
-type keys struct {
-	shard [shards]map[string]*Key
-	n     int
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/revision"
+	"bailiwick/shared/table"
+)
+
+// Key is an API key as held here: whose it is, and the digest the presented text must have.
+type Key struct {
+	ID     string
+	Digest apikey.Digest
+	*Owner
+	Suspended bool
+	Overdue   bool
 }
 
-// slot spreads ids, which are random text; the hash (FNV-1a) only has to be the same everywhere.
-func slot(id string) uint32 {
+// Owner is whose a key is. A million keys of a thousand subscriptions share a thousand of them.
+type Owner struct {
+	Customer     string
+	Subscription string
+	Plan         string
+}
+
+// sum is what the key counts in the zone's sum, if its object was the canonical one: made anew, since it is asked for when
+// the key changes, and a million of them are 32 MB.
+func (k *Key) sum() revision.Sum {
+	var buf [512]byte
+	return revision.Of(uint8(table.KindKey), k.ID, table.AppendKey(buf[:0], &table.Key{ID: k.ID, Digest: k.Digest, Customer: k.Customer,
+		Subscription: k.Subscription, Plan: k.Plan, Suspended: k.Suspended, Overdue: k.Overdue}))
+}
+
+const (
+	shards    = 2048
+	shardBits = 11
+)
+
+// keys is a persistent hash table in the simplest form that fits: a fixed array of small ones. Changing one key of a
+// million copies 16 KB of pointers and a shard of 500 entries, some microseconds; readers hash twelve bytes and look into
+// one shard. An entry costs its 64 bytes, its id and two to four bytes of slots: a map would cost as much again, and a
+// trie every lookup some pointers.
+type keys struct {
+	shard [shards]*shard
+	n     int
+	// odd are the objects of keys whose sum does not follow from the entry: from another program, or quarantined and not
+	// held. nil, or a handful.
+	odd map[string]oddKey
+}
+
+type oddKey struct {
+	sum    revision.Sum
+	reason Reason // "": held all the same
+}
+
+// shard is one of the tables: slots are places in entries plus one, by linear probing, and half of them at least are free.
+type shard struct {
+	entries []Key
+	slots   []uint16
+}
+
+// hash spreads ids, which are random text (FNV-1a).
+func hash(id string) uint32 {
 	h := uint32(2166136261)
 	for i := range len(id) {
 		h = (h ^ uint32(id[i])) * 16777619
 	}
-	return h % shards
+	return h
 }
 
-func (k *keys) get(id string) *Key { return k.shard[slot(id)][id] }
+func (s *shard) get(h uint32, id string) *Key {
+	if s == nil || len(s.slots) == 0 {
+		return nil
+	}
+	mask := uint32(len(s.slots) - 1)
+	for i := h >> shardBits & mask; s.slots[i] != 0; i = (i + 1) & mask {
+		if e := &s.entries[s.slots[i]-1]; e.ID == id {
+			return e
+		}
+	}
+	return nil
+}
+
+func (s *shard) index() {
+	n := 8
+	for n < 2*len(s.entries) {
+		n *= 2
+	}
+	if len(s.slots) != n {
+		s.slots = make([]uint16, n)
+	} else {
+		clear(s.slots)
+	}
+	for i := range s.entries {
+		s.place(hash(s.entries[i].ID), i)
+	}
+}
+
+func (s *shard) place(h uint32, entry int) {
+	mask := uint32(len(s.slots) - 1)
+	i := h >> shardBits & mask
+	for s.slots[i] != 0 {
+		i = (i + 1) & mask
+	}
+	s.slots[i] = uint16(entry + 1)
+}
+
+func (k *keys) get(id string) *Key {
+	h := hash(id)
+	return k.shard[h%shards].get(h, id)
+}
+
+// maxShard bounds a shard: slots are of 16 bits. Ids are drawn at random, so that is a table of a hundred million keys.
+const maxShard = 1<<16 - 1
 
 // keysEdit changes a copy: each shard it touches is copied once.
 type keysEdit struct {
 	*keys
-	own [shards]bool
+	own    [shards]bool
+	ownOdd bool
 }
 
 func (k *keys) edit() *keysEdit {
@@ -32,31 +129,119 @@ func (k *keys) edit() *keysEdit {
 	return &keysEdit{keys: &c}
 }
 
-func (e *keysEdit) touch(id string) map[string]*Key {
-	s := slot(id)
-	if !e.own[s] {
-		old := e.shard[s]
-		m := make(map[string]*Key, len(old)+1)
-		for id, k := range old {
-			m[id] = k
+func (e *keysEdit) touch(at uint32) *shard {
+	if !e.own[at] {
+		c := &shard{}
+		if old := e.shard[at]; old != nil {
+			c.entries = append(make([]Key, 0, len(old.entries)+1), old.entries...)
+			c.slots = append(make([]uint16, 0, len(old.slots)), old.slots...)
 		}
-		e.shard[s], e.own[s] = m, true
+		e.shard[at], e.own[at] = c, true
 	}
-	return e.shard[s]
+	return e.shard[at]
 }
 
-func (e *keysEdit) put(k *Key) {
-	m := e.touch(k.ID)
-	if _, ok := m[k.ID]; !ok {
-		e.n++
+// put takes a key over, by value; false if there is no place for it.
+func (e *keysEdit) put(k Key) bool {
+	h := hash(k.ID)
+	s := e.touch(h % shards)
+	if old := s.get(h, k.ID); old != nil {
+		k.ID = old.ID
+		*old = k
+		return true
 	}
-	m[k.ID] = k
+	if len(s.entries) >= maxShard {
+		return false
+	}
+	e.n++
+	s.entries = append(s.entries, k)
+	if 2*len(s.entries) > len(s.slots) {
+		s.index()
+	} else {
+		s.place(h, len(s.entries)-1)
+	}
+	return true
 }
 
 func (e *keysEdit) remove(id string) {
-	if e.get(id) == nil {
+	h := hash(id)
+	if e.shard[h%shards].get(h, id) == nil {
 		return
 	}
-	delete(e.touch(id), id)
+	s := e.touch(h % shards)
+	k := s.get(h, id)
+	last := &s.entries[len(s.entries)-1]
+	*k, *last = *last, Key{}
+	s.entries = s.entries[:len(s.entries)-1]
+	s.index()
 	e.n--
+}
+
+// setOdd notes a sum that does not follow from an entry.
+func (e *keysEdit) setOdd(id string, o oddKey) {
+	if !e.ownOdd {
+		odd := make(map[string]oddKey, len(e.odd)+1)
+		for id, o := range e.odd {
+			odd[id] = o
+		}
+		e.odd, e.ownOdd = odd, true
+	}
+	e.odd[strings.Clone(id)] = o
+}
+
+func (e *keysEdit) clearOdd(id string) {
+	if _, ok := e.odd[id]; !ok {
+		return
+	}
+	e.setOdd(id, oddKey{})
+	delete(e.odd, id)
+}
+
+// counted is what an id counts in the sum now; false: nothing.
+func (e *keysEdit) counted(id string) (revision.Sum, bool) {
+	if o, ok := e.odd[id]; ok {
+		return o.sum, true
+	}
+	if k := e.get(id); k != nil {
+		return k.sum(), true
+	}
+	return revision.Sum{}, false
+}
+
+// done gives back what growing took: a table that was loaded whole has no room to spare.
+func (e *keysEdit) done() *keys {
+	for i, own := range e.own {
+		if s := e.shard[i]; own && cap(s.entries) > len(s.entries)+len(s.entries)/16 {
+			s.entries = append(make([]Key, 0, len(s.entries)), s.entries...)
+		}
+	}
+	return e.keys
+}
+
+// owners interns Owners for as long as a key has them.
+var owners = ownerPool{m: map[Owner]weak.Pointer[Owner]{}}
+
+type ownerPool struct {
+	mu sync.Mutex // covers m
+	m  map[Owner]weak.Pointer[Owner]
+}
+
+func (p *ownerPool) intern(customer, subscription, plan string) *Owner {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.m[Owner{customer, subscription, plan}].Value(); o != nil {
+		return o
+	}
+	o := &Owner{strings.Clone(customer), strings.Clone(subscription), strings.Clone(plan)}
+	p.m[*o] = weak.Make(o)
+	runtime.AddCleanup(o, p.forget, *o)
+	return o
+}
+
+func (p *ownerPool) forget(o Owner) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.m[o].Value() == nil { // else it was made again meanwhile
+		delete(p.m, o)
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"iter"
 	"slices"
 
-	"bailiwick/shared/apikey"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
 )
@@ -18,12 +17,15 @@ type Table struct {
 	objects map[table.ObjectKey]entry
 	keys    *keys
 	*index
+
+	quarantined []Quarantined
 }
 
 // entry is an object as held: its sum, to take it out of the total again, and its decoded value.
 type entry struct {
-	sum   revision.Sum
-	value any // nil for a kind this program does not know
+	sum    revision.Sum
+	value  any    // nil for a kind this program does not know, and for what is quarantined
+	reason Reason // why it is; then value is what serves in its place
 }
 
 type index struct {
@@ -44,6 +46,7 @@ type index struct {
 	hosts     []string
 	regions   []table.Region
 	doors     []table.Doors
+	taken     []Quarantined // APIs that lost a host to another
 }
 
 type (
@@ -67,19 +70,6 @@ type Mark struct{ of *index }
 
 // Mark is the table's.
 func (t *Table) Mark() Mark { return Mark{t.idx()} }
-
-// Key is an API key as held here: whose it is, and the digest the presented text must have.
-type Key struct {
-	ID           string
-	Digest       apikey.Digest
-	Customer     string
-	Subscription string
-	Plan         string
-	Suspended    bool
-	Overdue      bool
-
-	sum revision.Sum
-}
 
 // API is a service of the own zone, or a foreign one this region may receive relays for (Foreign, no hosts).
 type API struct {

@@ -68,7 +68,7 @@ func (d *disk) path(kind string, gen uint64) string {
 // load reads the table. Files that do not check out are set aside and there is no table; the mark is returned
 // as far as it could be read, since its positions still say what may not be undercut. An error means that a
 // newer program wrote the files: they are good, and not to be touched.
-func (d *disk) load(open func(*syncv1.Signed) (*syncv1.TableUpdate, error)) (*policy.Table, mark, error) {
+func (d *disk) load(open func(*syncv1.Signed) (*part, error)) (*policy.Table, mark, error) {
 	var m mark
 	path := filepath.Join(d.dir, markName)
 	blob, _, err := durable.ReadSealed(d.fs, path, d.header("bwmark"), 1<<20)
@@ -104,7 +104,7 @@ func (d *disk) load(open func(*syncv1.Signed) (*syncv1.TableUpdate, error)) (*po
 	return held, m, nil
 }
 
-func (d *disk) loadBase(open func(*syncv1.Signed) (*syncv1.TableUpdate, error)) (*policy.Table, error) {
+func (d *disk) loadBase(open func(*syncv1.Signed) (*part, error)) (*policy.Table, error) {
 	path := d.path("base", d.gen)
 	blob, _, err := durable.ReadSealed(d.fs, path, d.header("bwbase"), 0)
 	if errors.Is(err, durable.ErrNewer) {
@@ -121,7 +121,7 @@ func (d *disk) loadBase(open func(*syncv1.Signed) (*syncv1.TableUpdate, error)) 
 	return held, err
 }
 
-func replayBase(blob []byte, open func(*syncv1.Signed) (*syncv1.TableUpdate, error)) (*policy.Table, error) {
+func replayBase(blob []byte, open func(*syncv1.Signed) (*part, error)) (*policy.Table, error) {
 	r := replay{open: open}
 	for rest := blob; len(rest) > 0; {
 		at := len(blob) - len(rest)
@@ -145,7 +145,7 @@ func replayBase(blob []byte, open func(*syncv1.Signed) (*syncv1.TableUpdate, err
 
 // replay applies signed parts as they were received, with every check but that of age.
 type replay struct {
-	open   func(*syncv1.Signed) (*syncv1.TableUpdate, error)
+	open   func(*syncv1.Signed) (*part, error)
 	held   *policy.Table
 	staged *staged
 	whole  bool // the last part ended an update
@@ -163,7 +163,7 @@ func (r *replay) part(raw []byte) error {
 	if u.Snapshot != (r.held == nil) {
 		return errors.New("a base holds a snapshot and a log holds updates, this is the other")
 	}
-	if r.staged, r.whole, err = r.staged.add(u, raw, 1<<62); err != nil || !r.whole {
+	if r.staged, r.whole, err = r.staged.add(u, r.held, 1<<62); err != nil || !r.whole {
 		return err
 	}
 	r.held, err = r.staged.apply(r.held, u.Region)
@@ -171,7 +171,7 @@ func (r *replay) part(raw []byte) error {
 	return err
 }
 
-func (d *disk) loadLog(held *policy.Table, m mark, open func(*syncv1.Signed) (*syncv1.TableUpdate, error)) (*policy.Table, error) {
+func (d *disk) loadLog(held *policy.Table, m mark, open func(*syncv1.Signed) (*part, error)) (*policy.Table, error) {
 	path := d.path("log", d.gen)
 	at := func(t *policy.Table) bool { return t.Catalog() == m.Catalog && t.Zone() == m.Zone }
 	r := replay{open: open, held: held, whole: true}
@@ -255,11 +255,19 @@ func (d *disk) generations() (files []generation) {
 }
 
 // rebase replaces base and log; in force on disk with the next writeMark.
-func (d *disk) rebase(parts [][]byte) error {
+func (d *disk) rebase(parts []*syncv1.Signed) error {
 	gen := d.gen + 1
-	var blob []byte
+	size := 0
 	for _, p := range parts {
-		blob = append(binary.AppendUvarint(blob, uint64(len(p))), p...)
+		size += binary.MaxVarintLen64 + proto.Size(p)
+	}
+	blob := make([]byte, 0, size)
+	for _, p := range parts {
+		var err error
+		blob = binary.AppendUvarint(blob, uint64(proto.Size(p)))
+		if blob, err = (proto.MarshalOptions{}).MarshalAppend(blob, p); err != nil {
+			return fmt.Errorf("encode update: %w", err)
+		}
 	}
 	// Left over from an attempt that ended before the mark moved.
 	if err := d.fs.Remove(d.path("log", gen)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -278,12 +286,16 @@ func (d *disk) rebase(parts [][]byte) error {
 }
 
 // append makes the parts of one update durable.
-func (d *disk) append(parts [][]byte) error {
+func (d *disk) append(parts []*syncv1.Signed) error {
 	if d.deltas == nil {
 		return errors.New("there is no table log to add to")
 	}
 	for _, p := range parts {
-		if err := d.deltas.Append(p); err != nil {
+		raw, err := proto.Marshal(p)
+		if err != nil {
+			return fmt.Errorf("encode update: %w", err)
+		}
+		if err := d.deltas.Append(raw); err != nil {
 			return err
 		}
 	}

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/proto"
-
 	"bailiwick/dataplane/internal/policy"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/proto/gen/bailiwick/sync/v1/syncv1connect"
@@ -42,7 +40,7 @@ type session struct {
 	sending  sync.Mutex    // covers Send: reports go up from their own goroutine
 	telling  sync.Mutex    // one answer to RowsWanted at a time
 	report   chan struct{} // send a status now
-	staged   *staged
+	begun    bool // an update came on this stream
 	asked    bool // a snapshot was asked for and has not come
 	waited   int  // heartbeats since then
 	heard    bool
@@ -143,6 +141,7 @@ func (c *Client) hello() *syncv1.Hello {
 	if c.table != nil && !c.needBase {
 		h.Catalog, h.Zone = wire(c.table.Catalog()), wire(c.table.Zone())
 	}
+	h.Resume = c.staged.resume()
 	return h
 }
 
@@ -187,24 +186,30 @@ func (s *session) take(signed *syncv1.Signed) error {
 	if err != nil {
 		return s.distrust(nil, err)
 	}
-	raw, err := proto.Marshal(signed)
-	if err != nil {
-		return fmt.Errorf("encode update: %w", err)
-	}
 	if s.asked && !u.Snapshot {
 		return nil // was under way when the snapshot was asked for, and cannot fit
 	}
-	st, whole, err := s.staged.add(u, raw, s.c.cfg.MaxBytes)
+	c := s.c
+	if !s.begun {
+		s.begun = true
+		if c.staged != nil && (!u.Snapshot || u.Skipped != c.staged.objects) {
+			c.staged = nil // the node begins anew
+		}
+	}
+	if u.Skipped > 0 && c.staged != nil {
+		c.stats.Resumed.Add(1)
+	}
+	st, whole, err := c.staged.add(u, c.table, c.cfg.MaxBytes)
 	if err != nil {
-		s.staged = nil
+		c.staged = nil
 		return s.distrust(nil, err)
 	}
-	s.staged = st
+	c.staged = st
 	s.waited = 0
 	if !whole {
 		return nil
 	}
-	s.staged = nil
+	c.staged = nil
 	if err := st.stale(s.c.floor); err != nil {
 		return s.distrust(st, err)
 	}
@@ -313,11 +318,11 @@ func (s *session) heartbeat(h *syncv1.Heartbeat) error {
 	if take := c.cfg.Checkpoint; take != nil && len(h.Checkpoint) > 0 {
 		_ = take(h.CheckpointFrom, h.Checkpoint, h.CheckpointProof) // tables are judged by themselves
 	}
-	if s.asked || s.staged != nil {
+	if s.asked || s.begun && c.staged != nil {
 		if s.waited++; s.waited <= patience {
 			return nil
 		}
-		s.staged = nil
+		c.staged = nil
 		return s.nack(nil, fault.New(fault.Conflict, ReasonLost, "snapshot does not come"), true)
 	}
 	if h.Catalog == nil || h.Zone == nil {
@@ -325,6 +330,7 @@ func (s *session) heartbeat(h *syncv1.Heartbeat) error {
 	}
 	if c.table != nil && same(h.Catalog, c.table.Catalog()) && same(h.Zone, c.table.Zone()) {
 		s.heard = true
+		c.staged = nil // of an earlier stream
 		c.confirmed()
 		if c.cfg.Now().Sub(s.markedAt) >= confirmEvery && !c.needBase {
 			if err := s.mark(); err != nil {

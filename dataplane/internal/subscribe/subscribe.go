@@ -112,6 +112,7 @@ type Stats struct {
 	Connected atomic.Int64 // 1 while a stream has spoken
 	Snapshots atomic.Int64 // applied
 	Deltas    atomic.Int64 // applied
+	Resumed   atomic.Int64 // snapshots that went on where a stream had broken them off
 	Nacks     atomic.Int64
 	Refused   atomic.Int64 // files of the table that did not check out
 }
@@ -127,6 +128,7 @@ type Client struct {
 	disk     *disk
 	table    *policy.Table
 	floor    [2]revision.Revision // catalog and zone position below which nothing is taken within an epoch
+	staged   *staged              // the parts of an update so far; of a snapshot they outlive the stream
 	needBase bool                 // what is in force is not on disk: only a snapshot brings them together
 	isReady  bool
 	isGone   bool // withdrawn, and told so
@@ -251,7 +253,7 @@ func (c *Client) withdrawn(reason string) {
 	c.isGone = true
 	c.cfg.Logger.Error("edge is withdrawn by its zone, the table is dropped", "reason", reason)
 	c.cfg.Holder.Swap(nil)
-	c.table, c.needBase = nil, false
+	c.table, c.staged, c.needBase = nil, nil, false
 	if err := c.disk.erase(c.floor); err != nil {
 		c.cfg.Logger.Error("table files stay on disk", "error", err)
 	}

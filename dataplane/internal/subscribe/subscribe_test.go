@@ -95,9 +95,13 @@ func TestRun_Refuses(t *testing.T) {
 			u.ZoneFrom.Sum[7] ^= 1
 			return src.sign(u)
 		}, policy.ReasonSumMismatch, true, false},
-		{"a malformed object", func(src *source) *syncv1.Signed {
-			return src.delta([]table.Object{{Kind: table.KindPlan, ID: "p", Data: []byte("{")}})
-		}, "OBJECT_MALFORMED", false, false},
+		{"too many malformed objects", func(src *source) *syncv1.Signed {
+			var bad []table.Object
+			for i := range policy.MaxQuarantined + 1 {
+				bad = append(bad, table.Object{Kind: table.KindPlan, ID: fmt.Sprint("p", i), Data: []byte("{")})
+			}
+			return src.delta(bad)
+		}, policy.ReasonQuarantineFull, false, false},
 		{"a blank snapshot", func(src *source) *syncv1.Signed {
 			src.cat.Index++
 			u := &syncv1.TableUpdate{Snapshot: true, CatalogTo: pos(src.cat), ZoneTo: pos(src.zon)}

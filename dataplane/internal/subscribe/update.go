@@ -3,7 +3,9 @@ package subscribe
 import (
 	"crypto/ed25519"
 	"fmt"
+	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"bailiwick/dataplane/internal/policy"
@@ -26,61 +28,195 @@ const (
 	ReasonPersist   = "PERSIST"
 )
 
+// part is one message of an update: its head, and a payload that holds the objects still.
+type part struct {
+	*syncv1.TableUpdate // without upserts
+	signed              *syncv1.Signed
+}
+
+// upsertsField is the number of TableUpdate.upserts.
+const upsertsField = 10
+
 // open verifies a signed message and that it is for this edge.
-func (c *Client) open(signed *syncv1.Signed) (*syncv1.TableUpdate, error) {
+func (c *Client) open(signed *syncv1.Signed) (*part, error) {
 	if !ed25519.Verify(c.cfg.SigningKey, table.SignedBytes(c.cfg.Edge, signed.GetPayload()), signed.GetSignature()) {
 		return nil, fault.New(fault.Denied, ReasonSignature, "signature of an update is not that of zone %s for edge %s", c.cfg.Zone, c.cfg.Edge)
 	}
-	u := new(syncv1.TableUpdate)
-	if err := proto.Unmarshal(signed.Payload, u); err != nil {
-		return nil, fault.New(fault.Invalid, ReasonMalformed, "read update: %w", err)
+	u, err := readHead(signed.Payload)
+	if err != nil {
+		return nil, err
 	}
 	if u.Edge != c.cfg.Edge || u.Region != c.cfg.Region || u.Zone != c.cfg.Zone {
 		return nil, fault.New(fault.Denied, ReasonWrongEdge, "update is for edge %q in region %q of zone %q", u.Edge, u.Region, u.Zone)
 	}
+	return &part{u, signed}, nil
+}
+
+// readHead reads all of a payload but its objects. There may be a million of those in an update, and the generated reader
+// would allocate three times for each.
+func readHead(payload []byte) (*syncv1.TableUpdate, error) {
+	var rest []byte
+	for b := payload; len(b) > 0; {
+		num, _, n := protowire.ConsumeField(b)
+		if n < 0 {
+			return nil, fault.New(fault.Invalid, ReasonMalformed, "read update: %w", protowire.ParseError(n))
+		}
+		if num != upsertsField {
+			rest = append(rest, b[:n]...)
+		}
+		b = b[n:]
+	}
+	u := new(syncv1.TableUpdate)
+	if err := proto.Unmarshal(rest, u); err != nil {
+		return nil, fault.New(fault.Invalid, ReasonMalformed, "read update: %w", err)
+	}
 	return u, nil
 }
 
-// staged collects the parts of one update.
+// upserts gives each object, in order. Its data is a piece of the payload.
+func (p *part) upserts(each func(table.Object)) error {
+	for b := p.signed.Payload; len(b) > 0; {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return malformed(n)
+		}
+		b = b[n:]
+		if num != upsertsField || typ != protowire.BytesType {
+			if n = protowire.ConsumeFieldValue(num, typ, b); n < 0 {
+				return malformed(n)
+			}
+			b = b[n:]
+			continue
+		}
+		raw, n := protowire.ConsumeBytes(b)
+		if n < 0 {
+			return malformed(n)
+		}
+		b = b[n:]
+		o, kind, err := readObject(raw)
+		if err != nil {
+			return err
+		}
+		if kind == 0 || kind > 255 {
+			return fault.New(fault.Invalid, ReasonMalformed, "object %q has kind %d", o.ID, kind)
+		}
+		o.Kind = table.Kind(kind)
+		each(o)
+	}
+	return nil
+}
+
+func readObject(b []byte) (o table.Object, kind uint64, err error) {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return o, 0, malformed(n)
+		}
+		b = b[n:]
+		switch {
+		case num == 1 && typ == protowire.VarintType:
+			kind, n = protowire.ConsumeVarint(b)
+		case num == 2 && typ == protowire.BytesType:
+			var id []byte
+			if id, n = protowire.ConsumeBytes(b); !utf8.Valid(id) {
+				return o, 0, fault.New(fault.Invalid, ReasonMalformed, "an object's id is no text")
+			}
+			o.ID = string(id)
+		case num == 3 && typ == protowire.BytesType:
+			o.Data, n = protowire.ConsumeBytes(b)
+		default:
+			n = protowire.ConsumeFieldValue(num, typ, b)
+		}
+		if n < 0 {
+			return o, 0, malformed(n)
+		}
+		b = b[n:]
+	}
+	return o, kind, nil
+}
+
+func malformed(n int) error {
+	return fault.New(fault.Invalid, ReasonMalformed, "read objects of an update: %w", protowire.ParseError(n))
+}
+
+// staged collects the parts of one update. Objects go into the next table as they come, so that the last part finds
+// nearly all of the work done.
 type staged struct {
 	snapshot bool
 	from, to [2]revision.Revision // catalog, zone
-	upserts  []table.Object
-	removals []table.ObjectKey
-	parts    [][]byte // Signed messages as received
+	edit     *policy.Edit
+	parts    []*syncv1.Signed // as received
 	bytes    int64
+	objects  uint64 // so far
+	last     table.ObjectKey
+	removes  bool
 }
 
-// add takes one part; whole says that it was the last.
-func (s *staged) add(u *syncv1.TableUpdate, raw []byte, limit int64) (next *staged, whole bool, err error) {
-	n, err := headOf(u)
+// add takes one part onto what is held; whole says that it was the last.
+func (s *staged) add(u *part, held *policy.Table, limit int64) (next *staged, whole bool, err error) {
+	n, err := headOf(u.TableUpdate)
 	if err != nil {
 		return nil, false, err
 	}
-	switch same := s != nil && s.snapshot == n.snapshot && s.from == n.from && s.to == n.to; {
-	case same:
+	switch {
+	case s.continued(n):
+		s.to = n.to
 		n = s
 	case s != nil && !n.snapshot:
 		// Only a snapshot may break off what is staged: it does not rest on it.
 		return nil, false, fault.New(fault.Conflict, ReasonPosition, "update %s begins while another is not whole", n.to[1])
+	case u.Skipped > 0:
+		return nil, false, fault.New(fault.Conflict, ReasonPosition, "a snapshot goes on behind %d objects that are not here", u.Skipped)
+	case n.snapshot:
+		n.edit = (*policy.Table)(nil).Edit()
+	default:
+		n.edit = held.Edit()
 	}
-	if n.bytes += int64(len(raw)); n.bytes > limit {
+	if n.bytes += int64(len(u.signed.Payload)); n.bytes > limit {
 		return nil, false, fault.New(fault.TooLarge, ReasonTooLarge, "update is larger than %d bytes", limit)
 	}
-	for _, o := range u.Upserts {
-		if o.GetKind() == 0 || o.GetKind() > 255 {
-			return nil, false, fault.New(fault.Invalid, ReasonMalformed, "object %q has kind %d", o.GetId(), o.GetKind())
-		}
-		n.upserts = append(n.upserts, table.Object{Kind: table.Kind(o.Kind), ID: o.Id, Data: o.Data})
+	err = u.upserts(func(o table.Object) {
+		n.objects++
+		n.last = o.Key()
+		n.edit.Put(o)
+	})
+	if err != nil {
+		return nil, false, err
 	}
 	for _, k := range u.Removals {
 		if k.GetKind() == 0 || k.GetKind() > 255 {
 			return nil, false, fault.New(fault.Invalid, ReasonMalformed, "removal %q has kind %d", k.GetId(), k.GetKind())
 		}
-		n.removals = append(n.removals, table.ObjectKey{Kind: table.Kind(k.Kind), ID: k.Id})
+		n.removes = true
+		n.edit.Remove(table.ObjectKey{Kind: table.Kind(k.Kind), ID: k.Id})
 	}
-	n.parts = append(n.parts, raw)
+	n.parts = append(n.parts, u.signed)
 	return n, !u.More, nil
+}
+
+// continued says whether a part with head n goes on with what is staged. Of a snapshot that a stream broke off the place
+// in the logs may have moved on meanwhile; what it holds is told by the sums, and has not changed as long as they are the same.
+func (s *staged) continued(n *staged) bool {
+	if s == nil || s.snapshot != n.snapshot {
+		return false
+	}
+	if !n.snapshot {
+		return s.from == n.from && s.to == n.to
+	}
+	for i := range n.to {
+		if s.to[i].Epoch != n.to[i].Epoch || s.to[i].Sum != n.to[i].Sum || n.to[i].Less(s.to[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// resume is what a node may spare when it sends the snapshot again; nil: nothing.
+func (s *staged) resume() *syncv1.Resume {
+	if s == nil || !s.snapshot || s.objects == 0 {
+		return nil
+	}
+	return &syncv1.Resume{Catalog: wire(s.to[0]), Zone: wire(s.to[1]), Objects: s.objects, LastKind: uint32(s.last.Kind), LastId: s.last.ID}
 }
 
 func headOf(u *syncv1.TableUpdate) (*staged, error) {
@@ -104,22 +240,14 @@ func headOf(u *syncv1.TableUpdate) (*staged, error) {
 
 // apply makes the table that follows from held. It refuses what does not fit it.
 func (s *staged) apply(held *policy.Table, region string) (*policy.Table, error) {
-	var (
-		next *policy.Table
-		err  error
-	)
-	if s.snapshot {
-		if len(s.removals) > 0 {
-			return nil, fault.New(fault.Invalid, ReasonMalformed, "a snapshot removes objects")
-		}
-		next, err = policy.NewTable(s.upserts, s.to[0], s.to[1])
-	} else {
-		if held == nil || held.Catalog() != s.from[0] || held.Zone() != s.from[1] {
-			return nil, fault.New(fault.Conflict, ReasonPosition, "update from %s and %s to %s and %s does not follow from what is held, %s and %s",
-				s.from[0], s.from[1], s.to[0], s.to[1], held.Catalog(), held.Zone())
-		}
-		next, err = held.Apply(s.upserts, s.removals, s.to[0], s.to[1])
+	if s.snapshot && s.removes {
+		return nil, fault.New(fault.Invalid, ReasonMalformed, "a snapshot removes objects")
 	}
+	if !s.snapshot && (held == nil || held.Catalog() != s.from[0] || held.Zone() != s.from[1]) {
+		return nil, fault.New(fault.Conflict, ReasonPosition, "update from %s and %s to %s and %s does not follow from what is held, %s and %s",
+			s.from[0], s.from[1], s.to[0], s.to[1], held.Catalog(), held.Zone())
+	}
+	next, err := s.edit.Table(held, s.to[0], s.to[1])
 	if err != nil {
 		return nil, fmt.Errorf("apply update to %s and %s: %w", s.to[0], s.to[1], err)
 	}

@@ -1,0 +1,103 @@
+package table
+
+import (
+	"encoding/hex"
+	"strings"
+)
+
+// Keys are nearly all of a large table, so their one encoding has a writer and a reader of its own beside encoding/json's,
+// which would take seconds for a million. Both give and take exactly what Encode gives; whatever else is left to Decode.
+
+// AppendKey appends the canonical encoding of a key, of its Digest and not of DigestHex.
+func AppendKey(b []byte, k *Key) []byte {
+	if !plain(k.ID) || !plain(k.Customer) || !plain(k.Subscription) || !plain(k.Plan) {
+		c := *k
+		c.DigestHex = hex.EncodeToString(k.Digest[:])
+		o, err := Encode(KindKey, k.ID, &c)
+		if err != nil {
+			panic(err) // strings and booleans always encode
+		}
+		return append(b, o.Data...)
+	}
+	b = append(append(b, `{"id":"`...), k.ID...)
+	b = hex.AppendEncode(append(b, `","digest":"`...), k.Digest[:])
+	b = append(append(b, `","customer":"`...), k.Customer...)
+	b = append(append(b, `","subscription":"`...), k.Subscription...)
+	b = append(append(b, `","plan":"`...), k.Plan...)
+	b = append(b, '"')
+	if k.Suspended {
+		b = append(b, `,"suspended":true`...)
+	}
+	if k.Overdue {
+		b = append(b, `,"overdue":true`...)
+	}
+	return append(b, '}')
+}
+
+// ReadKey reads a canonical encoding; false if it is any other, which need not be a bad one. The texts of k share data's
+// memory through text, which must be string(data) or alias it; DigestHex is left empty.
+func ReadKey(text string, k *Key) bool {
+	*k = Key{}
+	rest, ok := text, true
+	field := func(before string) (v string) {
+		if !ok || !strings.HasPrefix(rest, before) {
+			ok = false
+			return ""
+		}
+		rest = rest[len(before):]
+		end := strings.IndexByte(rest, '"')
+		if end < 0 {
+			ok = false
+			return ""
+		}
+		v, rest = rest[:end], rest[end:]
+		ok = plain(v)
+		return v
+	}
+	k.ID = field(`{"id":"`)
+	digest := field(`","digest":"`)
+	k.Customer = field(`","customer":"`)
+	k.Subscription = field(`","subscription":"`)
+	k.Plan = field(`","plan":"`)
+	if !ok || len(digest) != hex.EncodedLen(len(k.Digest)) {
+		return false
+	}
+	for i := range k.Digest {
+		hi, lo := nibble[digest[2*i]], nibble[digest[2*i+1]]
+		if hi|lo > 15 {
+			return false
+		}
+		k.Digest[i] = hi<<4 | lo
+	}
+	rest, _ = strings.CutPrefix(rest, `"`)
+	rest, k.Suspended = strings.CutPrefix(rest, `,"suspended":true`)
+	rest, k.Overdue = strings.CutPrefix(rest, `,"overdue":true`)
+	return rest == "}"
+}
+
+// plain says whether encoding/json writes s as it is.
+func plain(s string) bool {
+	for i := range len(s) {
+		if !literal[s[i]] {
+			return false
+		}
+	}
+	return true
+}
+
+var (
+	literal [256]bool
+	nibble  [256]uint8 // of lower case, as canonical text has it; 255: none
+)
+
+func init() {
+	for c := byte(' '); c < 0x7f; c++ {
+		literal[c] = !strings.ContainsRune(`"\<>&`, rune(c))
+	}
+	for i := range nibble {
+		nibble[i] = 255
+	}
+	for i, c := range []byte("0123456789abcdef") {
+		nibble[c] = uint8(i)
+	}
+}
