@@ -231,7 +231,7 @@ func TestRun_SilentNodeIsLeft(t *testing.T) {
 
 func TestRun_StreamIsRenewed(t *testing.T) {
 	src, n := newSource(t), newNode(t)
-	e := run(t, src, n, memory(t), func(c *subscribe.Config) { c.RenewAfter = 30 * time.Millisecond })
+	e := run(t, src, n, memory(t), func(c *subscribe.Config) { c.RenewAfter = 500 * time.Millisecond })
 	s := n.next()
 	s.recv()
 	s.send(src.snapshot())
