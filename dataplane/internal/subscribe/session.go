@@ -10,13 +10,13 @@ import (
 	"sync"
 	"time"
 
-	"connectrpc.com/connect"
 	"bailiwick/dataplane/internal/policy"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/proto/gen/bailiwick/sync/v1/syncv1connect"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/revision"
+	"connectrpc.com/connect"
 )
 
 const (
@@ -40,9 +40,9 @@ type session struct {
 	sending  sync.Mutex    // covers Send: reports go up from their own goroutine
 	telling  sync.Mutex    // one answer to RowsWanted at a time
 	report   chan struct{} // send a status now
-	begun    bool // an update came on this stream
-	asked    bool // a snapshot was asked for and has not come
-	waited   int  // heartbeats since then
+	begun    bool          // an update came on this stream
+	asked    bool          // a snapshot was asked for and has not come
+	waited   int           // heartbeats since then
 	heard    bool
 	markedAt time.Time
 }
