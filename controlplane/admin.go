@@ -161,6 +161,7 @@ func (n *Node) metrics() []telemetry.Metric {
 	}
 	s, q := n.sync.Stats(), n.lessor.Stats()
 	return []telemetry.Metric{
+		counter("log_attributes_masked_total", "Attributes of log lines whose names are not on the list.", func() int64 { return telemetry.Masked(n.log) }),
 		gauge("sync_streams", "Edges connected to this node.", func() float64 { return float64(s.Streams.Load()) }),
 		counter("sync_snapshots_total", "Whole tables sent to edges.", s.Snapshots.Load),
 		counter("sync_deltas_total", "Deltas sent to edges.", s.Deltas.Load),

@@ -139,6 +139,7 @@ func (e *Edge) metrics() []telemetry.Metric {
 	f := e.follow.Stats()
 	return []telemetry.Metric{
 		gauge("table_connected", "1 while a control node speaks to this edge.", func() float64 { return float64(f.Connected.Load()) }),
+		counter("log_attributes_masked_total", "Attributes of log lines whose names are not on the list.", func() int64 { return telemetry.Masked(e.log) }),
 		counter("table_snapshots_total", "Whole tables applied.", f.Snapshots.Load),
 		counter("table_deltas_total", "Deltas applied.", f.Deltas.Load),
 		counter("table_nacks_total", "Updates refused.", f.Nacks.Load),

@@ -6,25 +6,14 @@ import (
 	"go/token"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
-)
 
-// logged are the names of attributes that our lines may carry. A log leaves the machine and often the zone: names
-// of nodes, regions, APIs and policies, numbers and reasons are what it is for. What a request brought is not:
-// no path, query, header, body, address of a client or text of a key. Customers go by no name. A new name is
-// added here after that question.
-var logged = strings.Fields(`
-addr admin admin_urls after after_ms api blocks budget budget_bytes by bytes bytes_before catalog cells count day detail duration edge epoch 
-erased_rows err error expired_rows fails file files flights from grant group hash hashed heard held host hosts https id index key keys kind kind_of 
-leader limit lock log majority minutes name next_order node nodes not_after number offset operation part peer plan policy position problem program 
-reason record records records_behind_it refused_total region remote request retry_in revision rows rows_lost rule segment seq serial served sessions 
-signed sink source stored sum target term to transport type url valid_for waited_for want_snapshot webhook why why_here written zone 
-`)
+	"bailiwick/shared/telemetry"
+)
 
 func TestLogs_CarryNamesOnTheListOnly(t *testing.T) {
 	allowed, used := map[string]bool{}, map[string]bool{}
-	for _, name := range logged {
+	for _, name := range telemetry.Names() {
 		allowed[name] = true
 	}
 	first := map[string]int{"Debug": 1, "Info": 1, "Warn": 1, "Error": 1, "With": 0, "Log": 3} // of the attributes
@@ -51,7 +40,7 @@ func TestLogs_CarryNamesOnTheListOnly(t *testing.T) {
 				for i := at; i+1 < len(call.Args); i += 2 {
 					name := text(call.Args[i])
 					if !allowed[name] {
-						t.Errorf("%s: the log attribute %q is not on the list in e2e/archtest: may it leave the zone?", fset.Position(call.Args[i].Pos()), name)
+						t.Errorf("%s: the log attribute %q is not on the list in shared/telemetry/names.go: may it leave the zone?", fset.Position(call.Args[i].Pos()), name)
 					}
 					used[name] = true
 				}
@@ -59,7 +48,7 @@ func TestLogs_CarryNamesOnTheListOnly(t *testing.T) {
 			})
 		}
 	}
-	for _, name := range logged {
+	for _, name := range telemetry.Names() {
 		if !used[name] {
 			t.Errorf("%q is on the list, and no line carries it any more", name)
 		}

@@ -21,4 +21,13 @@ var wordBugs = []bug{
 	{name: "exports-leave-no-record", breaks: "an export is on record before its first piece goes out",
 		edits:  []edit{{"controlplane/internal/adminapi/export.go", "[]string{name}, reason)", "nil, reason)"}},
 		checks: []check{{"controlplane/internal/adminapi", "TestReads_LeaveARecordBeforeTheAnswer"}}},
+	{name: "a-line-of-any-name", breaks: "an attribute of a log line whose name nobody put on the list is masked",
+		edits:  []edit{{"shared/telemetry/logger.go", "if !names[a.Key] {", "if a.Key == \"\" {"}},
+		checks: []check{{"shared/telemetry", "TestNewLogger_MasksWhatIsNotOnTheList"}, {"dataplane/internal/proxy", "TestServers_APanicSaysNothingOfTheRequest"}}},
+	{name: "http3-tells-each-request", breaks: "what http3 says of each request stays out of the log at any level",
+		edits:  []edit{{"dataplane/internal/proxy/servers.go", "return l >= slog.LevelInfo && h", "return h"}, {"shared/telemetry/names.go", "\nlogger trace\n", "\nlogger trace uri\n"}},
+		checks: []check{{"dataplane/internal/proxy", "TestServers_APanicSaysNothingOfTheRequest"}}},
+	{name: "a-panic-tells-its-value", breaks: "of a panic the log has the place and not the value",
+		edits:  []edit{{"dataplane/internal/proxy/servers.go", "errorLog := log.New(withheld{cfg.Logger.Handler()}, \"\", 0)", "errorLog := log.New(slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug).Writer(), \"\", 0)"}},
+		checks: []check{{"dataplane/internal/proxy", "TestServers_APanicSaysNothingOfTheRequest"}}},
 }

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"regexp"
 	"strings"
+	"sync/atomic"
 )
 
 // CheckLogging tells whether NewLogger understands level and format, for a
@@ -42,22 +43,53 @@ func parseLevel(level string) (l slog.Level, err error) {
 // must still be able to say so. program and node go on every line.
 func NewLogger(w io.Writer, level, format, program, node string) *slog.Logger {
 	l, _ := parseLevel(level)
-	opts := &slog.HandlerOptions{Level: l, ReplaceAttr: redact}
+	masked := new(atomic.Int64)
+	opts := &slog.HandlerOptions{Level: l, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if !names[a.Key] {
+			masked.Add(1)
+			return slog.String(a.Key, unlisted)
+		}
+		return redact(a)
+	}}
 	var h slog.Handler = slog.NewTextHandler(w, opts)
 	if format == "json" {
 		h = slog.NewJSONHandler(w, opts)
 	}
-	log := slog.New(h).With("program", program)
+	log := slog.New(listed{h, masked}).With("program", program)
 	if node != "" {
 		log = log.With("node", node)
 	}
 	return log
 }
 
+// unlisted stands for the value of an attribute that nobody decided about.
+const unlisted = "[not on the list of names]"
+
+// listed is a handler that masks attributes with other names than Names lists, and counts them.
+type listed struct {
+	slog.Handler
+	masked *atomic.Int64
+}
+
+func (h listed) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return listed{h.Handler.WithAttrs(attrs), h.masked}
+}
+func (h listed) WithGroup(name string) slog.Handler {
+	return listed{h.Handler.WithGroup(name), h.masked}
+}
+
+// Masked counts attributes that a logger of NewLogger, and all that were made of it, masked because of their names.
+func Masked(l *slog.Logger) int64 {
+	if h, ok := l.Handler().(listed); ok {
+		return h.masked.Load()
+	}
+	return 0
+}
+
 // redact blanks attributes by name, and the secret of an API key wherever one stands in a text: a message, an error
 // that quotes what it could not parse, what a library says. It is the second net: types such as apikey.Text redact
 // themselves. It cannot see inside a logged struct.
-func redact(_ []string, a slog.Attr) slog.Attr {
+func redact(a slog.Attr) slog.Attr {
 	if secretName(a.Key) {
 		return slog.String(a.Key, "[redacted]")
 	}

@@ -3,16 +3,20 @@ package proxy_test
 import (
 	"bytes"
 	"crypto/tls"
+	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go/http3"
+
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/telemetry"
 )
 
 // locked is a log that the server and the test use at once.
@@ -33,36 +37,67 @@ func (l *locked) String() string {
 	return l.b.String()
 }
 
-// A handler that panics ends its request. The log says where in the code, and nothing of what the request brought.
+// A handler that panics ends its request, over each protocol. The log says where in the code, and nothing of what the
+// request brought, also if the value that it panics with quotes the request.
 func TestServers_APanicSaysNothingOfTheRequest(t *testing.T) {
 	var log locked
 	handler := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
+		if strings.HasPrefix(r.URL.Path, "/CANARY-quoting") {
+			panic(fmt.Errorf("cannot serve %s %v %q\ngoroutine 1 CANARY", r.URL, r.Header, body))
+		}
 		_ = body[len(body)+len(r.Header)] // out of range, with all of the request in the frame
 	})
-	s := proxy.NewServers(proxy.ServersConfig{Handler: handler, TLS: &tls.Config{}, Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS()
+	defer cert.Close()
+	s := proxy.NewServers(proxy.ServersConfig{Handler: handler, TLS: &tls.Config{Certificates: cert.TLS.Certificates},
+		Logger: telemetry.NewLogger(&log, "debug", "json", "bailiwick-edge", "n1")})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	go s.HTTP.Serve(l)
-	defer s.HTTP.Close()
-	req, err := http.NewRequest("POST", "http://"+l.Addr().String()+"/CANARY-path?q=CANARY-query", strings.NewReader("CANARY-body"))
+	pc, err := net.ListenPacket("udp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Host = "canary-host.test"
-	req.Header.Set("X-Api-Key", "bw_emea_CANARY-key")
-	req.Header.Set("Cookie", "CANARY-cookie")
-	if resp, err := http.DefaultTransport.RoundTrip(req); err == nil {
-		t.Fatalf("got %s, want the connection closed", resp.Status)
-	}
-	for end := time.Now().Add(5 * time.Second); !strings.Contains(log.String(), "panic serving"); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("the panic is not in the log: %s", log.String())
+	go s.HTTPS.ServeTLS(l, "", "")
+	go s.ServeH3(pc)
+	defer s.HTTPS.Close()
+	defer pc.Close()
+	defer s.H3.Close()
+	var h1, h2 http.Protocols
+	h1.SetHTTP1(true)
+	h2.SetHTTP2(true)
+	insecure := func() *tls.Config { return &tls.Config{InsecureSkipVerify: true, ServerName: "orders.test"} }
+	h3 := &http3.Transport{TLSClientConfig: insecure()}
+	defer h3.Close()
+	said := 0
+	for name, rt := range map[string]http.RoundTripper{"h1": &http.Transport{Protocols: &h1, TLSClientConfig: insecure()}, "h2": &http.Transport{Protocols: &h2, TLSClientConfig: insecure()}, "h3": h3} {
+		for _, path := range []string{"/CANARY-quoting", "/CANARY-frame"} {
+			req, err := http.NewRequest("POST", "https://"+l.Addr().String()+path+"?q=CANARY-query", strings.NewReader("CANARY-body"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = "canary-host.test"
+			req.Header.Set("X-Api-Key", "bw_emea_CANARY-key")
+			req.Header.Set("Cookie", "CANARY-cookie")
+			if resp, err := rt.RoundTrip(req); err == nil {
+				t.Fatalf("%s %s: got %s, want the request ended", name, path, resp.Status)
+			}
+			said++
+			for end := time.Now().Add(20 * time.Second); strings.Count(log.String(), "panic serving") < said; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("%s %s: the panic is not in the log: %s", name, path, log.String())
+				}
+			}
 		}
 	}
-	if said := strings.ToLower(log.String()); strings.Contains(said, "canary") || strings.Contains(said, "bw_emea") {
-		t.Errorf("the log shows what the request brought: %s", log.String())
+	text := log.String()
+	if got := strings.ToLower(text); strings.Contains(got, "canary") || strings.Contains(got, "bw_emea") {
+		t.Errorf("the log shows what the request brought: %s", text)
+	}
+	if n := strings.Count(text, "panic_test.go"); n < said { // the handler is in each trace
+		t.Errorf("%d of %d panics say where they were: %s", n, said, text)
 	}
 }

@@ -1,12 +1,15 @@
 package proxy
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -64,7 +67,7 @@ func NewServers(cfg ServersConfig) Servers {
 	if cfg.MaxHeaderBytes <= 0 {
 		cfg.MaxHeaderBytes = 64 << 10
 	}
-	errorLog := slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)
+	errorLog := log.New(withheld{cfg.Logger.Handler()}, "", 0)
 	server := func() *http.Server {
 		return &http.Server{
 			Handler: cfg.Handler, MaxHeaderBytes: cfg.MaxHeaderBytes, ErrorLog: errorLog,
@@ -89,12 +92,38 @@ func NewServers(cfg ServersConfig) Servers {
 	s.H3 = &http3.Server{
 		Handler: cfg.Handler, TLSConfig: http3.ConfigureTLSConfig(udp), MaxHeaderBytes: cfg.MaxHeaderBytes, IdleTimeout: 90 * time.Second,
 		QUICConfig: &quic.Config{Allow0RTT: false, MaxIdleTimeout: 90 * time.Second, MaxIncomingStreams: 250, HandshakeIdleTimeout: 10 * time.Second},
-		Logger:     cfg.Logger,
+		Logger:     slog.New(brief{cfg.Logger.Handler()}),
 	}
 	if len(cfg.ResetKey) == len(quic.StatelessResetKey{}) {
 		s.resetKey = (*quic.StatelessResetKey)(cfg.ResetKey)
 	}
 	return s
+}
+
+// brief keeps what http3 says of every request, its host and path, out of the log at any level.
+type brief struct{ slog.Handler }
+
+func (h brief) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelInfo && h.Handler.Enabled(ctx, l)
+}
+func (h brief) WithAttrs(attrs []slog.Attr) slog.Handler { return brief{h.Handler.WithAttrs(attrs)} }
+func (h brief) WithGroup(name string) slog.Handler       { return brief{h.Handler.WithGroup(name)} }
+
+// withheld is where net/http writes what it has to say. Of a panic it keeps where in the code it was, and not the value,
+// which may quote the request; a panic is an error of ours, all else is for whoever looks closely.
+type withheld struct{ slog.Handler }
+
+func (w withheld) Write(line []byte) (int, error) {
+	level, said := slog.LevelDebug, string(line)
+	if strings.HasPrefix(said, "http: panic serving ") || strings.HasPrefix(said, "http2: panic serving ") {
+		level = slog.LevelError
+		said = "panic serving a request" + said[max(0, strings.LastIndex(said, "\ngoroutine ")):]
+		if !strings.Contains(said, "\ngoroutine ") {
+			said = "panic serving a request"
+		}
+	}
+	slog.NewLogLogger(w.Handler, level).Print(said)
+	return len(line), nil
 }
 
 // ServeH3 takes HTTP/3 from conn until H3 is shut. The key of address tokens is drawn anew each time and leaves
