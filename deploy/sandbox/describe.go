@@ -40,7 +40,7 @@ func (s *sandbox) writeJSON() error {
 		}
 	}
 	data, err := json.MarshalIndent(object{
-		"admin": admins, "admin_token_file": s.rel("admin.token"), "ca_file": s.rel("ca.pem"),
+		"admin": admins, "admin_token_file": s.rel("admin.token"), "ca_file": s.rel(s.clientRoots()), "acme": s.acmeFlags(), "acme_authority": s.acmeURL(),
 		"edges": edges, "upstreams": upstreams, "controls": controls, "stores": stores, "apis": apis, "keys": s.keys,
 		"control_url": "http://" + s.layout.control(),
 	}, "", "  ")
@@ -86,7 +86,10 @@ func (s *sandbox) printTable(w io.Writer) {
 		host := "orders.emea.example.test"
 		port := s.layout.edgeHTTPS(0)[strings.LastIndex(s.layout.edgeHTTPS(0), ":"):]
 		fmt.Fprintf(w, "\nTry (in another terminal, after `. %s`):\n\n", s.rel("env.sh"))
-		fmt.Fprintf(w, "  curl --cacert %s --resolve %s%s:127.0.0.1 -H 'X-API-Key: %s' -i https://%s%s/v1/orders\n", s.rel("ca.pem"), host, port, k.Key, host, port)
+		fmt.Fprintf(w, "  curl --cacert %s --resolve %s%s:127.0.0.1 -H 'X-API-Key: %s' -i https://%s%s/v1/orders\n", s.rel(s.clientRoots()), host, port, k.Key, host, port)
+		if s.cfg.ACME {
+			fmt.Fprintf(w, "  curl --cacert %s %s/__orders    # the orders that the ACME authority has taken, by host\n", s.rel(authorityCA), s.acmeURL())
+		}
 		fmt.Fprintf(w, "  dig @127.0.0.1 -p %d %s HTTPS +short\n", s.layout.base+53, host)
 		fmt.Fprintf(w, "  curl -X POST http://%s/v1/kill/orders@eu-west    # then the first command again: Bailiwick-Served: eu-central\n", s.layout.control())
 		fmt.Fprintf(w, "  bin/bailiwick usage --customer acme --since 1h\n\n")

@@ -64,6 +64,7 @@ func (l layout) edgeRelay(i int) string { return loopback(l.base + 501 + i) }
 func (l layout) edgeAdmin(i int) string { return loopback(l.base + 901 + i) }
 func (l layout) etcd(i int) string      { return loopback(l.base + 601 + i) }
 func (l layout) etcdPeer(i int) string  { return loopback(l.base + 701 + i) }
+func (l layout) authority(i int) string { return loopback(l.base + 801 + i) }
 
 // etcdURLs are the clients' URLs of a cluster.
 func (l layout) etcdURLs(cluster string) string {

@@ -27,6 +27,7 @@ type Config struct {
 	Manifests string        // directory of manifests instead of the built-in ones
 	Store     string        // engine of the catalog and the zone stores: raft or etcd
 	Identity  time.Duration // lifetime of node certificates
+	ACME      bool          // the hosts' certificates come from an ACME authority that runs beside
 }
 
 func main() {
@@ -43,6 +44,8 @@ func run(ctx context.Context, args []string) error {
 		switch args[0] {
 		case "upstream":
 			return runUpstream(ctx, args[1:])
+		case "acme":
+			return runAuthority(ctx, args[1:])
 		case "etcd":
 			return runEtcd(ctx, args[1:])
 		}
@@ -62,6 +65,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.Manifests, "manifests", "", "apply the manifests of this directory instead of the built-in ones")
 	flags.StringVar(&cfg.Store, "store", "raft", "engine of the catalog and the zone stores: raft, or etcd, of which it then runs a cluster of three for each")
 	flags.DurationVar(&cfg.Identity, "identity-ttl", 30*24*time.Hour, "lifetime of node certificates; renewed after a third of it")
+	flags.BoolVar(&cfg.ACME, "acme", false, "get the hosts' certificates by ACME, from a test authority that the sandbox runs beside")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

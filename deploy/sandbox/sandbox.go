@@ -138,6 +138,9 @@ func (s *sandbox) up(ctx context.Context) error {
 	if err := s.seed(ctx); err != nil {
 		return err
 	}
+	if err := s.startAuthority(ctx); err != nil {
+		return err
+	}
 	for i, e := range edgeSpecs {
 		if err := s.startEdge(ctx, i, e); err != nil {
 			return err
@@ -268,12 +271,13 @@ func (s *sandbox) startEdge(ctx context.Context, i int, e edgeSpec) error {
 			urls = append(urls, "https://"+s.layout.admin(j))
 		}
 	}
-	c := s.add(e.name, e.region, []string{"QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true"}, s.bin("bailiwick-edge"),
+	command := []string{s.bin("bailiwick-edge"),
 		"-dir", s.path(e.name), "-name", e.name, "-region", e.region,
 		"-control", strings.Join(urls, ","), "-ca-file", s.path("ca.pem"), "-join-token-file", tokenFile,
 		"-https", s.layout.edgeHTTPS(i), "-http", s.layout.edgeHTTP(i), "-relay", s.layout.edgeRelay(i), "-admin", s.layout.edgeAdmin(i),
-		"-public", "127.0.0.1", "-dns", s.layout.edgeDNS(i), "-dns-domains", e.zone+".example.test", "-dns-ramp", ramp.String(),
-		"-allow-loopback-upstreams")
+		"-public", "127.0.0.1", "-dns", s.layout.edgeDNS(i), "-dns-domains", e.zone + ".example.test", "-dns-ramp", ramp.String(),
+		"-allow-loopback-upstreams"}
+	c := s.add(e.name, e.region, []string{"QUIC_GO_DISABLE_RECEIVE_BUFFER_WARNING=true"}, append(command, s.acmeFlags()...)...)
 	s.edges = append(s.edges, c)
 	return c.start(s.log)
 }

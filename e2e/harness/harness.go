@@ -53,9 +53,11 @@ type Sandbox struct {
 	}
 	APIs       []struct{ Name, Zone, Host, Policy string }
 	Keys       []struct{ Customer, Zone, Plan, Key string }
-	AdminToken string `json:"admin_token_file"`
-	CAFile     string `json:"ca_file"`
-	ControlURL string `json:"control_url"`
+	AdminToken string   `json:"admin_token_file"`
+	CAFile     string   `json:"ca_file"`
+	ControlURL string   `json:"control_url"`
+	ACMEFlags  []string `json:"acme"`           // of edges, where certificates come from an ACME authority
+	ACMEURL    string   `json:"acme_authority"` // that authority; "" without
 
 	Dir   string
 	Bin   string

@@ -220,6 +220,14 @@ type Process struct {
 // that the sandbox leaves free: 10, 11 and so on. It waits until the edge is ready.
 func (s *Sandbox) AddEdge(region, name string, slot int) *Process {
 	s.t.Helper()
+	p := s.BeginEdge(region, name, slot)
+	s.WaitEdge(p)
+	return p
+}
+
+// BeginEdge is AddEdge without the waiting, which WaitEdge is.
+func (s *Sandbox) BeginEdge(region, name string, slot int) *Process {
+	s.t.Helper()
 	zone := s.ZoneOf(region)
 	if zone == "" {
 		zone = "emea"
@@ -237,17 +245,24 @@ func (s *Sandbox) AddEdge(region, name string, slot int) *Process {
 	at := func(offset int) string { return fmt.Sprintf("127.0.0.1:%d", s.Base+offset+slot) }
 	p := &Process{Name: name, Dir: filepath.Join(s.Dir, name), HTTPS: at(443), Admin: "http://" + at(901), LogFile: filepath.Join(s.Dir, "logs", name+".log")}
 	p.command = []string{filepath.Join(s.Bin, "bailiwick-edge"), "-dir", p.Dir, "-name", name, "-region", region,
-		"-control", strings.Join(urls, ","), "-ca-file", s.CAFile, "-join-token-file", tokenFile,
+		"-control", strings.Join(urls, ","), "-ca-file", filepath.Join(s.Dir, "ca.pem"), "-join-token-file", tokenFile,
 		"-https", p.HTTPS, "-http", at(80), "-relay", at(501), "-admin", at(901), "-allow-loopback-upstreams"}
+	p.command = append(p.command, s.ACMEFlags...)
 	if err := p.Start(); err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(p.Stop)
-	s.Eventually(60*time.Second, name+" is ready", func() error {
+	return p
+}
+
+// WaitEdge waits until an edge that was begun is ready.
+func (s *Sandbox) WaitEdge(p *Process) {
+	s.t.Helper()
+	s.Eventually(60*time.Second, p.Name+" is ready", func() error {
 		select {
 		case <-p.Ended():
 			data, _ := os.ReadFile(p.LogFile)
-			s.t.Fatalf("%s has ended: %s", name, bytes.TrimSpace(data[max(0, len(data)-2000):]))
+			s.t.Fatalf("%s has ended: %s", p.Name, bytes.TrimSpace(data[max(0, len(data)-2000):]))
 		default:
 		}
 		if status := s.Ready(p.Admin); status != http.StatusOK {
@@ -255,7 +270,6 @@ func (s *Sandbox) AddEdge(region, name string, slot int) *Process {
 		}
 		return nil
 	})
-	return p
 }
 
 // Start starts it, again or for the first time.
@@ -380,4 +394,13 @@ func (s *Sandbox) EdgeOf(region string) Edge {
 	}
 	s.t.Fatalf("no edge in region %s", region)
 	return Edge{}
+}
+
+// Signal sends it a signal and waits for nothing, except that a killed one has ended.
+func (p *Process) Signal(sig syscall.Signal) error {
+	err := p.cmd.Process.Signal(sig)
+	if sig == syscall.SIGKILL {
+		<-p.ended
+	}
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -38,14 +39,22 @@ import (
 // authority is a public ACME authority on loopback. Its names all lead to
 // 127.0.0.1, its validations to two fronts.
 type authority struct {
-	front  *httptest.Server
-	roots  *x509.CertPool // of the certificates it issues
-	orders atomic.Int32
-	hang   atomic.Bool
-	end    chan struct{} // releases what hangs
+	front    *httptest.Server
+	roots    *x509.CertPool // of the certificates it issues
+	orders   atomic.Int32
+	renewals atomic.Int32 // orders that say which certificate they replace
+	hang     atomic.Bool
+	taken    func()        // if set, after an order was taken and before its answer
+	end      chan struct{} // releases what hangs
 }
 
 func newAuthority(t *testing.T, httpPort, tlsPort int) *authority {
+	t.Helper()
+	return newAuthorityOf(t, httpPort, tlsPort, 0)
+}
+
+// newAuthorityOf issues certificates that are valid for a while only; 0 is long.
+func newAuthorityOf(t *testing.T, httpPort, tlsPort int, validity time.Duration) *authority {
 	t.Helper()
 	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
 	t.Setenv("PEBBLE_WFE_NONCEREJECT", "0")
@@ -65,7 +74,7 @@ func newAuthority(t *testing.T, httpPort, tlsPort int) *authority {
 	t.Cleanup(func() { resolver.Shutdown() })
 
 	quiet, db := log.New(io.Discard, "", 0), acmedb.NewMemoryStore()
-	ca := acmeca.New(quiet, db, "", "ecdsa", 0, 1, map[string]acmeca.Profile{"default": {}})
+	ca := acmeca.New(quiet, db, "", "ecdsa", 0, 1, map[string]acmeca.Profile{"default": {ValidityPeriod: uint64(validity.Seconds())}})
 	va := acmeva.New(quiet, httpPort, tlsPort, false, names.Addr().String(), db)
 	wfe := acmewfe.New(quiet, db, va, ca, []string{"authority.test"}, false, false, 1, 1)
 	next := wfe.Handler()
@@ -78,11 +87,30 @@ func newAuthority(t *testing.T, httpPort, tlsPort int) *authority {
 		}
 		if r.URL.Path == "/order-plz" {
 			a.orders.Add(1)
+			if body, err := io.ReadAll(r.Body); err == nil {
+				if strings.Contains(payload(body), `"replaces"`) {
+					a.renewals.Add(1)
+				}
+				r.Body = io.NopCloser(bytes.NewReader(body))
+			}
 		}
 		next.ServeHTTP(w, r)
+		if r.URL.Path == "/order-plz" && a.taken != nil {
+			a.taken()
+		}
 	}))
 	t.Cleanup(func() { close(a.end); a.front.Close() })
 	return a
+}
+
+// payload is what a signed request says.
+func payload(body []byte) string {
+	var signed struct{ Payload string }
+	if json.Unmarshal(body, &signed) != nil {
+		return ""
+	}
+	text, _ := base64.RawURLEncoding.DecodeString(signed.Payload)
+	return string(text)
 }
 
 func (a *authority) rootsPEM() []byte {
@@ -95,6 +123,7 @@ type edgeSpec struct {
 	Name, Dir, Shelf, Directory string
 	Roots                       []byte
 	HTTP01, TLSALPN01           bool
+	RenewCheck                  time.Duration
 }
 
 const specEnv = "EDGETLS_TEST_EDGE"
@@ -141,7 +170,7 @@ func startEdge(spec edgeSpec) (*acmeEdge, error) {
 	cfg := edgetls.Config{
 		Dir: spec.Dir, Node: spec.Name, Seal: bytes.Repeat([]byte{7}, 32),
 		Shelf: joinv1connect.NewCertStoreServiceClient(http.DefaultClient, spec.Shelf, connect.WithInterceptors(rpcfault.Client())),
-		ACME:  edgetls.ACME{Directory: spec.Directory, RootsPEM: spec.Roots},
+		ACME:  edgetls.ACME{Directory: spec.Directory, RootsPEM: spec.Roots}, RenewCheck: spec.RenewCheck,
 	}
 	if spec.HTTP01 {
 		cfg.ACME.HTTPPort = plain.Addr().(*net.TCPAddr).Port
@@ -235,8 +264,13 @@ func newCross(t *testing.T, z *zone) *cross {
 
 func (c *cross) lead(conn net.Conn, orderer string) {
 	defer conn.Close()
-	to := map[string]string{"a": "b", "b": "a"}[orderer]
 	c.mu.Lock()
+	to := ""
+	for name := range c.doors {
+		if name != orderer && orderer != "" {
+			to = name
+		}
+	}
 	addr := c.doors[to]
 	c.used = append(c.used, to)
 	c.mu.Unlock()
@@ -466,5 +500,139 @@ func TestACME_StrangersChallengesStayOffTheShelf(t *testing.T) {
 	cfg.ACME.HTTPPort, cfg.ACME.TLSPort = 0, 0
 	if _, err := edgetls.New(cfg); err == nil {
 		t.Error("ACME without a port for its challenges: got accepted")
+	}
+}
+
+// Certificates of seconds: each is replaced before it ends, by one order of the whole zone, which says what it
+// replaces; every edge follows, and a client never meets one that has ended.
+func TestACME_RenewalIsOneOrderOfTheZone(t *testing.T) {
+	z := newZone(t)
+	mux := http.NewServeMux()
+	mux.Handle(joinv1connect.NewCertStoreServiceHandler(z, connect.WithInterceptors(rpcfault.Server(nil))))
+	shelf := httptest.NewServer(mux)
+	defer shelf.Close()
+	plain, secure := newCross(t, z), newCross(t, z)
+	const validity = 60 * time.Second
+	pub := newAuthorityOf(t, plain.port(), secure.port(), validity)
+	z.setAway(true)
+	doors := map[string]string{}
+	for _, name := range []string{"a", "b", "c", "d"} {
+		spec := edgeSpec{Name: name, Dir: t.TempDir(), Shelf: shelf.URL, Directory: pub.front.URL + "/dir", Roots: pub.rootsPEM(), HTTP01: true, RenewCheck: 250 * time.Millisecond}
+		http, https := startProcess(t, spec)
+		plain.set(name, http)
+		doors[name] = https
+	}
+	z.setAway(false)
+	all := func() (serials map[string]bool, err error) {
+		serials = map[string]bool{}
+		for name, addr := range doors {
+			cert, err := handshake(addr, pub.roots)
+			if err != nil {
+				return nil, fmt.Errorf("edge %s: %w", name, err)
+			}
+			serials[cert.SerialNumber.String()] = true
+		}
+		return serials, nil
+	}
+	wait(t, "all edges serve", func() bool { _, err := all(); return err == nil })
+	if n := pub.orders.Load(); n != 1 {
+		t.Fatalf("first orders: got %d, want 1", n)
+	}
+	seen, began := map[string]bool{}, time.Now()
+	for len(seen) < 2 || time.Since(began) < validity*3/4 {
+		serials, err := all()
+		if err != nil {
+			t.Fatalf("%v after the start: %v", time.Since(began).Round(time.Second), err)
+		}
+		for s := range serials {
+			seen[s] = true
+		}
+		if time.Since(began) > 4*validity {
+			t.Fatal("nothing is renewed")
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	var serials map[string]bool
+	wait(t, "all edges serve the renewed certificate", func() bool {
+		var err error
+		serials, err = all()
+		return err == nil && len(serials) == 1
+	})
+	for s := range serials {
+		seen[s] = true
+	}
+	// As many certificates as orders: none was made for nothing. A renewal may be under way as this is read.
+	if n := int(pub.orders.Load()); n != len(seen) && n != len(seen)+1 {
+		t.Errorf("orders: got %d for %d certificates", n, len(seen))
+	}
+	if r, n := pub.renewals.Load(), pub.orders.Load(); r < n-1 {
+		t.Errorf("orders that say what they replace: got %d of %d, want all but the first", r, n)
+	}
+}
+
+// While the zone store has no leader the edge that orders waits, and so does the one that is asked for the answer:
+// what was asked of the authority is not asked again.
+func TestACME_AnOrderOutlastsALeaderChange(t *testing.T) {
+	z := newZone(t)
+	mux := http.NewServeMux()
+	mux.Handle(joinv1connect.NewCertStoreServiceHandler(z, connect.WithInterceptors(rpcfault.Server(nil))))
+	shelf := httptest.NewServer(mux)
+	defer shelf.Close()
+	plain := newCross(t, z)
+	pub := newAuthority(t, plain.port(), 1)
+	pub.taken = func() {
+		z.setAway(true)
+		time.AfterFunc(3*time.Second, func() { z.setAway(false) })
+	}
+	z.setAway(true)
+	a, err := startEdge(edgeSpec{Name: "a", Dir: t.TempDir(), Shelf: shelf.URL, Directory: pub.front.URL + "/dir", Roots: pub.rootsPEM(), HTTP01: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.stop()
+	plain.set("b", a.http) // it answers itself: the other edge's part is TestACME_OneOrder's
+	z.setAway(false)
+	wait(t, "the edge serves", func() bool { _, err := handshake(a.https, pub.roots); return err == nil })
+	if n := pub.orders.Load(); n != 1 {
+		t.Errorf("orders: got %d, want 1", n)
+	}
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	if z.asked[host] != 1 || z.stale != 0 {
+		t.Errorf("got %d times leave to order, and %d writes under a lost lock, want 1 and 0", z.asked[host], z.stale)
+	}
+}
+
+// When to renew is written beside the certificate that it was asked for, or not at all.
+func TestShelf_MetadataOfAnotherCertificate(t *testing.T) {
+	z := newZone(t)
+	s := edgetls.NewShelf(t, z)
+	key, ctx := "certificates/ca/"+host+"/"+host+".json", t.Context()
+	of := func(url, more string) []byte {
+		return fmt.Appendf(nil, `{"sans":[%q],"issuer_data":{"url":%q,"ca":%q}}`, host, url, more)
+	}
+	if err := s.Store(ctx, key, of("old", "")); err == nil {
+		t.Error("metadata of a certificate that is not there: got stored")
+	}
+	if err := s.Lock(ctx, "issue_cert_"+host); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Store(ctx, key, of("old", "")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Unlock(ctx, "issue_cert_"+host); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Store(ctx, key, of("old", "times")); err != nil {
+		t.Errorf("of the certificate that is there: got %v, want stored", err)
+	}
+	if err := s.Store(ctx, key, of("new", "")); err == nil {
+		t.Error("of a certificate that was replaced: got stored")
+	}
+	if err := s.Store(ctx, "certificates/ca/"+host+"/"+host+".key", []byte("key")); err == nil {
+		t.Error("a key without the lock: got stored")
+	}
+	if got, err := s.Load(ctx, key); err != nil || string(got) != string(of("old", "times")) {
+		t.Errorf("in the end: got %s, %v", got, err)
 	}
 }

@@ -174,7 +174,7 @@ func New(cfg Config) (*Manager, error) {
 		}
 		m.magic.Issuers = []certmagic.Issuer{m.acme}
 		m.first = certmagic.New(m.cache, tmpl)
-		m.first.Issuers = []certmagic.Issuer{silent{m.acme}}
+		m.first.Issuers = []certmagic.Issuer{silent{m.acme, m.shelf}}
 	}
 	return m, nil
 }
@@ -217,7 +217,17 @@ func (m *Manager) useACME(log *zap.Logger) error {
 // it does where an attempt is waited for and none is configured. Renewal by the
 // cache's maintenance never asks, and needs the issuer's own type: only then is
 // an order said to replace a certificate.
-type silent struct{ *certmagic.ACMEIssuer }
+type silent struct {
+	*certmagic.ACMEIssuer
+	shelf *shelf
+}
+
+// Issue ends when the lock is lost: another edge orders then.
+func (s silent) Issue(ctx context.Context, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
+	ctx, cancel := s.shelf.whileHeld(ctx, csr.DNSNames)
+	defer cancel()
+	return s.ACMEIssuer.Issue(ctx, csr)
+}
 
 func (s silent) PreCheck(ctx context.Context, names []string, _ bool) error {
 	return s.ACMEIssuer.PreCheck(ctx, names, false)

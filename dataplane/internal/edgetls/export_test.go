@@ -1,6 +1,26 @@
 package edgetls
 
-import "time"
+import (
+	"bytes"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+
+	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
+)
+
+// NewShelf is the storage that certmagic is given, until the test ends.
+func NewShelf(t *testing.T, rpc joinv1connect.CertStoreServiceClient) certmagic.Storage {
+	b, err := newBox(bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newShelf(rpc, b, "test", time.Second, slog.New(slog.DiscardHandler))
+	t.Cleanup(s.close)
+	return s
+}
 
 // Rotation is the keys of one host, as they follow each other.
 type Rotation struct{ k ticketKeys }

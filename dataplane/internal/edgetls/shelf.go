@@ -48,6 +48,10 @@ type held struct {
 	fence  uint64
 	cancel context.CancelFunc
 	ended  chan struct{}
+
+	alive context.Context // ends when another edge has the lock, or may have
+	lose  context.CancelCauseFunc
+	over  *time.Timer // ends it when nothing was heard for lockTTL
 }
 
 const (
@@ -55,7 +59,7 @@ const (
 	lockTTL = 15 * time.Second
 	// patience is how long a call in the middle of an order waits for the zone
 	// store to have a leader again: given up, the order would be made anew.
-	patience = 20 * time.Second
+	patience = lockTTL
 	// answerPatience is the same of an authority's challenge, which some other
 	// edge may have ordered: no longer than the authority waits.
 	answerPatience = 10 * time.Second
@@ -232,13 +236,17 @@ func (s *shelf) TryLock(ctx context.Context, name string) (bool, error) {
 	rand.Read(b)
 	h := &held{holder: s.holder + "/" + hex.EncodeToString(b), ended: make(chan struct{})}
 	// Nobody may have taken it when the answer is lost; the same holder asks again.
+	asked := time.Now()
 	resp, err := insist(ctx, s, s.limit, func(ctx context.Context) (*joinv1.LockResponse, error) { return s.take(ctx, name, h.holder) })
 	if err != nil || !resp.GetHeld() {
 		return false, err
 	}
 	h.fence = resp.GetFence()
+	h.alive, h.lose = context.WithCancelCause(context.Background())
+	h.over = time.AfterFunc(time.Until(asked.Add(lockTTL)), func() { h.lose(errors.New("the zone was not heard for longer than the lock lives")) })
 	s.mu.Lock()
 	if s.over {
+		h.over.Stop()
 		s.mu.Unlock()
 		return false, context.Canceled // it ends by itself
 	}
@@ -275,13 +283,38 @@ func (s *shelf) keep(ctx context.Context, name string, h *held) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-h.alive.Done():
+			s.log.Warn("certificate lock was lost", "lock", name, "error", context.Cause(h.alive))
+			return
 		case <-t.C:
-			if ok, err := s.extend(ctx, name, h); err == nil && !ok {
-				s.log.Warn("certificate lock was lost", "lock", name)
-				return
-			}
+		}
+		asked := time.Now()
+		ok, err := s.extend(ctx, name, h)
+		switch {
+		case err == nil && !ok:
+			h.lose(errors.New("another edge has taken it"))
+		case err == nil && h.over.Stop(): // it had not fired
+			h.over.Reset(time.Until(asked.Add(lockTTL)))
 		}
 	}
+}
+
+// whileHeld ends with the lock of the host's issue: who has lost it, or has
+// slept for so long that he must have, asks the authority for nothing more.
+func (s *shelf) whileHeld(ctx context.Context, hosts []string) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var h *held
+	s.mu.Lock()
+	for _, host := range hosts {
+		h = s.held[shelfrule.IssueLock(host)]
+	}
+	s.mu.Unlock()
+	if h == nil {
+		cancel(fmt.Errorf("order a certificate of %v: its lock is not held", hosts))
+		return ctx, func() {}
+	}
+	stop := context.AfterFunc(h.alive, func() { cancel(context.Cause(h.alive)) })
+	return ctx, func() { stop(); cancel(nil) }
 }
 
 // Lock waits until it has the lock. A shelf that is away is an error at once:
@@ -328,6 +361,7 @@ func (s *shelf) Unlock(ctx context.Context, name string) error {
 	if h == nil {
 		return nil
 	}
+	h.over.Stop()
 	h.cancel()
 	<-h.ended // else a late extension would take the lock again
 	// The work is over even if its context is: the next edge should not wait.
