@@ -87,7 +87,7 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 		"github.com/letsencrypt/pebble":    {"deploy/sandbox"}, // a test authority: no product is built with it
 		"github.com/quic-go/quic-go":       {"dataplane/internal/ship", "controlplane/internal/ingest", "dataplane/internal/proxy", "dataplane/internal/relay"},
 		"github.com/caddyserver/certmagic": {"dataplane/internal/edgetls"},
-		"go.uber.org/zap":                  {"dataplane/internal/edgetls"},
+		"go.uber.org/zap":                  {"dataplane/internal/edgetls", "controlplane/internal/group/etcdgroup"},
 		"github.com/prometheus":            {"shared/telemetry"},
 		"github.com/spf13/cobra":           {"controlplane/cmd/bailiwick"},
 		"github.com/twmb/franz-go":         {"controlplane/internal/sink/kafka"},
@@ -177,6 +177,24 @@ func TestEdge_LinksNoControlTechnology(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// The programs speak to an etcd and run none: its server is for tests and the sandbox.
+func TestPrograms_LinkNoEtcdServer(t *testing.T) {
+	client := false
+	for _, p := range list(t, "./controlplane/cmd/...", "./dataplane/cmd/...") {
+		for _, dep := range p.Deps {
+			client = client || strings.HasPrefix(dep, "go.etcd.io/etcd/client/v3")
+			for _, bad := range []string{"go.etcd.io/etcd/server", "go.etcd.io/raft"} {
+				if strings.HasPrefix(dep, bad) {
+					t.Errorf("%s links %s", p.ImportPath, dep)
+				}
+			}
+		}
+	}
+	if deps := list(t, "./controlplane/internal/group/etcdgroup")[0].Deps; !client && !slices.Contains(deps, "go.etcd.io/etcd/client/v3") {
+		t.Error("nothing links the etcd client: the rule checks nothing")
 	}
 }
 

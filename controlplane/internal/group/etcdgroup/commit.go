@@ -236,6 +236,9 @@ func (s *Store) commitAll(ctx context.Context) {
 			s.catchUp(ctx)
 		default:
 			s.finished(b)
+			if b.next.bulk != nil {
+				_, _ = s.spread(ctx, b.next) // else the next that writes does it
+			}
 		}
 	}
 }
