@@ -279,7 +279,19 @@ func TestRestore_BeginsANewEpoch(t *testing.T) {
 	}
 	lost := put(t, s, "a", "lost")
 	restore := func() {
-		ops := []clientv3.Op{}
+		ops, kept := []clientv3.Op{}, map[string]bool{}
+		for _, kv := range backup.Kvs {
+			kept[string(kv.Key)] = true
+		}
+		now, err := cl.Get(short(t), "p/", clientv3.WithPrefix())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, kv := range now.Kvs {
+			if key := string(kv.Key); !kept[key] && key != "p/now/leader" {
+				ops = append(ops, clientv3.OpDelete(key))
+			}
+		}
 		for _, kv := range backup.Kvs {
 			if strings.HasPrefix(string(kv.Key), "p/now/leader") {
 				continue
