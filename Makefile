@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore histories mutants simulate fuzz-border model hosts bench evidence outage fuzz lint release follow generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore histories mutants simulate fuzz-border model hosts bench evidence outage fuzz fuzz-sync scale lint release follow generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ evidence: ## a bundle of a million records of evidence, verified: the time it ta
 
 outage: ## 72 hours without a control node at 1,000 requests/s, every request made (about an hour, 3 GB of disk)
 	OUTAGE_SCALE=1 $(GO) test -count=1 -timeout 4h -run 72Hours -v ./dataplane/internal/spool/...
+
+fuzz-sync: ## deltas dropped, doubled and swapped on the way to an edge (minutes; prints its seed): make fuzz-sync DELTAS=1000000 [SEED=n]
+	BAILIWICK_DELTAS=$(or $(DELTAS),1000000) BAILIWICK_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestRun_ManyUpdatesUnderFaults ./dataplane/internal/subscribe
 
 fuzz: ## a minute of each fuzz target
 	./e2e/fuzz.sh

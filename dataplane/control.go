@@ -122,7 +122,8 @@ func (e *Edge) status() *syncv1.Status {
 		until = hosts
 	}
 	size, refused := e.witness.Held()
-	return &syncv1.Status{UsageTrouble: usageTrouble(e.ship.StuckBy()), SentinelViolations: e.sentinel.Violations(), SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefusal: checkpointRefusal(refused), Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
+	bad := e.tables.Load().Quarantined()
+	return &syncv1.Status{Quarantined: quarantined(bad), QuarantinedTotal: int64(len(bad)), UsageTrouble: usageTrouble(e.ship.StuckBy()), SentinelViolations: e.sentinel.Violations(), SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefusal: checkpointRefusal(refused), Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
 		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook(),
 		Load: &syncv1.Load{Accepted: e.spool.Stats().Rows, RelaysOut: int32(e.relays.InFlight()), RelaysIn: int32(e.inbound.InFlight())}}
 }

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"bailiwick/dataplane/internal/observe"
+	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/ship"
 	"bailiwick/dataplane/internal/witness"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
@@ -122,6 +123,11 @@ func TestEdge_TellsTroubleByName(t *testing.T) {
 	} {
 		if got := checkpointRefusal(err); got != want {
 			t.Errorf("%v is told as %v, want %v", err, got, want)
+		}
+	}
+	for _, reason := range []policy.Reason{policy.ReasonMalformed, policy.ReasonMisnamed, policy.ReasonUnfit, policy.ReasonHostTaken} {
+		if got := quarantineReason(reason); got.String() != "QUARANTINE_REASON_"+string(reason) {
+			t.Errorf("%s is told as %v", reason, got)
 		}
 	}
 	for want, v := range map[syncv1.VerdictReason]observe.Verdict{

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"bailiwick/dataplane/internal/observe"
+	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/ship"
 	"bailiwick/dataplane/internal/witness"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
@@ -48,4 +49,21 @@ func verdictReason(v observe.Verdict) syncv1.VerdictReason {
 		return syncv1.VerdictReason_VERDICT_REASON_NOT_REACHED
 	}
 	return syncv1.VerdictReason_VERDICT_REASON_OTHER
+}
+
+// maxQuarantined is how many objects a status names at most; how many there are it says all the same.
+const maxQuarantined = 32
+
+func quarantined(list []policy.Quarantined) (out []*syncv1.Quarantined) {
+	for _, q := range list[:min(len(list), maxQuarantined)] {
+		out = append(out, &syncv1.Quarantined{Kind: uint32(q.Key.Kind), Id: q.Key.ID, Reason: quarantineReason(q.Reason), Kept: q.Kept})
+	}
+	return out
+}
+
+func quarantineReason(r policy.Reason) syncv1.QuarantineReason {
+	if v, known := syncv1.QuarantineReason_value["QUARANTINE_REASON_"+string(r)]; known && v != 0 {
+		return syncv1.QuarantineReason(v)
+	}
+	return syncv1.QuarantineReason_QUARANTINE_REASON_OTHER
 }

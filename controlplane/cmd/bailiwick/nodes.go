@@ -43,6 +43,7 @@ type node struct {
 	SentinelViolations int64     `json:"sentinel_violations"`
 	SentinelLate       int64     `json:"sentinel_late"`
 	Groups             []string  `json:"groups"`
+	Quarantined        []string  `json:"quarantined"`
 }
 
 func positionOf(p *adminv1.Position) *position {
@@ -59,7 +60,8 @@ func nodeOf(n *adminv1.Node) node {
 		NackReason: n.GetNackReason(), LastSeen: clock(n.GetLastSeen()), CertificateExpires: clock(n.GetCertificateExpires()),
 		CertificateSerial: n.GetCertificateSerial(), ServesAloneUntil: clock(n.GetServesAloneUntil()), Version: n.GetVersion(),
 		ConnectedTo: n.GetConnectedTo(), RelayAddr: n.GetRelayAddr(), Degraded: append([]string{}, n.GetDegraded()...),
-		SentinelViolations: n.GetSentinelViolations(), SentinelLate: n.GetSentinelLate(), Groups: append([]string{}, n.GetGroups()...)}
+		SentinelViolations: n.GetSentinelViolations(), SentinelLate: n.GetSentinelLate(), Groups: append([]string{}, n.GetGroups()...),
+		Quarantined: append([]string{}, n.GetQuarantined()...)}
 	out.InSync = out.Catalog != nil && out.CatalogWant != nil && *out.Catalog == *out.CatalogWant &&
 		out.ZonePosition != nil && out.ZoneWant != nil && *out.ZonePosition == *out.ZoneWant
 	return out
@@ -131,6 +133,9 @@ func (a *app) printNodes(nodes []node) error {
 			}
 			if len(n.Degraded) > 0 {
 				status += ", degraded: " + strings.ReplaceAll(strings.Join(n.Degraded, "; "), "\n", " ")
+			}
+			if len(n.Quarantined) > 0 {
+				status += ", quarantined: " + legible(strings.Join(n.Quarantined, "; "))
 			}
 			if len(n.Groups) > 0 {
 				status += ": " + strings.Join(n.Groups, "; ")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/table"
 )
 
 // An edge says what is wrong with it by values of closed lists; these are their words for people.
@@ -46,6 +47,28 @@ func ailing(st *syncv1.Status) (out []string) {
 	}
 	if c := st.GetCheckpointRefusal(); c != syncv1.CheckpointRefusal_CHECKPOINT_REFUSAL_UNSPECIFIED {
 		out = append(out, "evidence: the newest head of the zone's log is not taken: "+or(checkpointWords[c], seeLog))
+	}
+	return out
+}
+
+var quarantineWords = map[syncv1.QuarantineReason]string{
+	syncv1.QuarantineReason_QUARANTINE_REASON_MALFORMED:  "it does not read",
+	syncv1.QuarantineReason_QUARANTINE_REASON_MISNAMED:   "it calls itself by another name",
+	syncv1.QuarantineReason_QUARANTINE_REASON_UNFIT:      "it cannot be right",
+	syncv1.QuarantineReason_QUARANTINE_REASON_HOST_TAKEN: "a host of it is another API's",
+}
+
+// quarantined is what of its table an edge cannot use, and what it does instead.
+func quarantined(st *syncv1.Status) (out []string) {
+	for _, q := range st.GetQuarantined() {
+		instead := "nothing serves in its place"
+		if q.GetKept() {
+			instead = "the last good one serves at home"
+		}
+		out = append(out, fmt.Sprintf("%s %s: %s; %s", table.Kind(q.GetKind()), q.GetId(), or(quarantineWords[q.GetReason()], seeLog), instead))
+	}
+	if more := int(st.GetQuarantinedTotal()) - len(out); more > 0 && len(out) > 0 {
+		out = append(out, fmt.Sprintf("and %d more", more))
 	}
 	return out
 }

@@ -124,7 +124,7 @@ func fill(row *adminv1.Node, r *peerv1.EdgeReport) {
 	st := r.GetStatus()
 	row.CertificateExpires, row.ServesAloneUntil = unixTime(st.GetCertificateExpiresUnix()), unixTime(st.GetServesAloneUntilUnix())
 	row.SentinelViolations, row.SentinelLate = st.GetSentinelViolations(), st.GetSentinelLate()
-	row.CertificateSerial, row.Degraded = st.GetCertificateSerial(), ailing(st)
+	row.CertificateSerial, row.Degraded, row.Quarantined = st.GetCertificateSerial(), ailing(st), quarantined(st)
 	if n := len(r.GetTwins()); n > 0 {
 		row.Degraded = append(slices.Clip(row.Degraded), fmt.Sprintf("border: %d machines run as this edge (runs %s), from one disk or its copy; the one that came last may not relay. Stop one, and join a copy under a name of its own",
 			n, strings.Join(r.GetTwins(), ", ")))

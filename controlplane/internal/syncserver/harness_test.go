@@ -279,6 +279,10 @@ type edge struct {
 	withdrawn     time.Time
 	ended         error
 	refuse        string // answer updates with this reason
+	breakAt       int    // leave once so many objects of a snapshot came; 0: never
+	resume        *syncv1.Resume
+	skipped       uint64
+	part          []*syncv1.Object
 	lose          func() bool
 	asked         chan *syncv1.RowsWanted // questions for rows; nil: none is expected
 	cancel        func()
@@ -311,6 +315,8 @@ func (e *edge) disconnect() {
 	<-e.done
 }
 
+var errBroken = errors.New("the test breaks the stream")
+
 func (e *edge) follow(ctx context.Context) error {
 	st, err := e.w.client(e.peer).Subscribe(ctx)
 	if err != nil {
@@ -321,14 +327,16 @@ func (e *edge) follow(ctx context.Context) error {
 	// net/http does not look at the context while the body waits for a Send.
 	defer context.AfterFunc(ctx, func() { st.CloseRequest() })()
 	e.mu.Lock()
-	hello := &syncv1.Hello{Protocol: 1, Version: "test", Catalog: e.catalog, Zone: e.zone}
+	hello := &syncv1.Hello{Protocol: 1, Version: "test", Catalog: e.catalog, Zone: e.zone, Resume: e.resume}
+	up := e.part
+	e.part = nil
 	e.mu.Unlock()
 	// A refusal may arrive before Hello has left; Receive says what it is.
 	if err := st.Send(&syncv1.SubscribeRequest{Message: &syncv1.SubscribeRequest_Hello{Hello: hello}}); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	var up []*syncv1.Object
 	var rm []*syncv1.ObjectKey
+	first := true
 	for {
 		m, err := st.Receive()
 		if err != nil {
@@ -350,8 +358,18 @@ func (e *edge) follow(ctx context.Context) error {
 			}
 		case *syncv1.SubscribeResponse_Table:
 			u := e.verify(m.Table)
+			if first && int(u.Skipped) != len(up) {
+				up = nil // it begins anew
+			}
+			first = false
+			e.skipped = max(e.skipped, u.Skipped)
 			up, rm = append(up, u.Upserts...), append(rm, u.Removals...)
 			switch {
+			case u.More && e.breakAt > 0 && len(up) >= e.breakAt:
+				last := up[len(up)-1]
+				e.part, e.resume = up, &syncv1.Resume{Catalog: u.CatalogTo, Zone: u.ZoneTo, Objects: uint64(len(up)), LastKind: last.Kind, LastId: last.Id}
+				e.mu.Unlock()
+				return errBroken
 			case u.More:
 			case e.refuse != "":
 				nack(e.refuse, false)

@@ -23,6 +23,7 @@ var forms = map[protoreflect.FullName]*regexp.Regexp{
 	"bailiwick.sync.v1.Doors.addresses":           regexp.MustCompile(`^[0-9a-fA-F.:]{1,45}$`),
 	"bailiwick.sync.v1.Outlook.silent_edges":      oneName,
 	"bailiwick.sync.v1.RegionVerdict.region":      oneName,
+	"bailiwick.sync.v1.Quarantined.id":            regexp.MustCompile(`^[A-Za-z0-9_./>-]{1,200}$`), // of an object that this zone sent
 }
 
 var (

@@ -179,6 +179,7 @@ func (ss *session) sendPart(update *syncv1.TableUpdate) error {
 	}
 	ss.s.stats.Bytes.Add(int64(len(payload)))
 	signed := &syncv1.Signed{Payload: payload, Signature: ed25519.Sign(ss.s.cfg.Signer, table.SignedBytes(update.Edge, payload))}
+	update.Skipped = 0 // said once
 	return ss.send(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_Table{Table: signed}})
 }
 

@@ -1,6 +1,7 @@
 package subscribe_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"fmt"
@@ -81,6 +82,25 @@ func (s *source) parts(n int) (out []*syncv1.Signed) {
 	keys := slices.SortedFunc(maps.Keys(s.objects), func(a, b table.ObjectKey) int { return int(a.Kind) - int(b.Kind) })
 	for i := range n {
 		u := &syncv1.TableUpdate{Snapshot: true, CatalogTo: pos(s.cat), ZoneTo: pos(s.zon), More: i < n-1}
+		for _, k := range keys[i*len(keys)/n : (i+1)*len(keys)/n] {
+			o := s.objects[k]
+			u.Upserts = append(u.Upserts, &syncv1.Object{Kind: uint32(o.Kind), Id: o.ID, Data: o.Data})
+		}
+		out = append(out, s.sign(u))
+	}
+	return out
+}
+
+// behind is the snapshot in n messages, behind so many objects that the edge has.
+func (s *source) behind(skipped, n int) (out []*syncv1.Signed) {
+	keys := slices.SortedFunc(maps.Keys(s.objects), func(a, b table.ObjectKey) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID))
+	})[skipped:]
+	for i := range n {
+		u := &syncv1.TableUpdate{Snapshot: true, CatalogTo: pos(s.cat), ZoneTo: pos(s.zon), More: i < n-1}
+		if i == 0 {
+			u.Skipped = uint64(skipped)
+		}
 		for _, k := range keys[i*len(keys)/n : (i+1)*len(keys)/n] {
 			o := s.objects[k]
 			u.Upserts = append(u.Upserts, &syncv1.Object{Kind: uint32(o.Kind), Id: o.ID, Data: o.Data})

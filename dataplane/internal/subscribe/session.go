@@ -194,10 +194,9 @@ func (s *session) take(signed *syncv1.Signed) error {
 		s.begun = true
 		if c.staged != nil && (!u.Snapshot || u.Skipped != c.staged.objects) {
 			c.staged = nil // the node begins anew
+		} else if u.Skipped > 0 {
+			c.stats.Resumed.Add(1)
 		}
-	}
-	if u.Skipped > 0 && c.staged != nil {
-		c.stats.Resumed.Add(1)
 	}
 	st, whole, err := c.staged.add(u, c.table, c.cfg.MaxBytes)
 	if err != nil {

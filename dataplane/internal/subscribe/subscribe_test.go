@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/subscribe"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
 )
 
@@ -310,17 +313,33 @@ func diskFull(t *testing.T, only string) {
 	}
 }
 
-// Ten thousand updates, of which many are dropped, doubled and swapped: at the end the sums are equal.
+// Updates of which many are dropped, doubled and swapped: what the edge acknowledges it holds, a loss never goes unnoticed
+// past the next heartbeat, and at the end it holds what the zone has. BAILIWICK_DELTAS and BAILIWICK_SEED choose how many
+// and which (make fuzz-sync).
 func TestRun_ManyUpdatesUnderFaults(t *testing.T) {
-	r := rand.New(rand.NewPCG(3, 5))
+	deltas, seed := 10_000, uint64(time.Now().UnixNano())
+	for name, set := range map[string]func(uint64){"BAILIWICK_DELTAS": func(n uint64) { deltas = int(n) }, "BAILIWICK_SEED": func(n uint64) { seed = n }} {
+		if text := os.Getenv(name); text != "" {
+			n, err := strconv.ParseUint(text, 10, 64)
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			set(n)
+		}
+	}
+	t.Logf("%d deltas, seed %d", deltas, seed)
+	r := rand.New(rand.NewPCG(seed, 5))
 	src, n, fs := newSource(t), newNode(t), memory(t)
 	e := run(t, src, n, fs, nil)
 	var s *stream
+	known := map[[2]revision.Revision]bool{} // positions that the zone has been at
+	acks := 0
 	open := func() {
 		s = n.next()
 		s.recv()
 		s.send(src.snapshot())
 	}
+	known[[2]revision.Revision{src.cat, src.zon}] = true
 	open()
 	// serve answers what came up; false if the edge left.
 	serve := func() bool {
@@ -329,6 +348,11 @@ func TestRun_ManyUpdatesUnderFaults(t *testing.T) {
 			case m, ok := <-s.up:
 				if !ok {
 					return false
+				}
+				if a := m.GetAck(); a != nil {
+					if acks++; !known[[2]revision.Revision{positionOf(a.Catalog), positionOf(a.Zone)}] {
+						t.Fatalf("it acknowledges %v, where the zone never was", a)
+					}
 				}
 				if m.GetNack().GetWantSnapshot() || m.GetHello() != nil {
 					s.send(src.snapshot())
@@ -340,7 +364,7 @@ func TestRun_ManyUpdatesUnderFaults(t *testing.T) {
 	}
 	var held *syncv1.Signed
 	faults := 0
-	for i := range 10_000 {
+	for i := range deltas {
 		id := fmt.Sprintf("k%02d", r.IntN(50))
 		var m *syncv1.Signed
 		if r.IntN(3) == 0 {
@@ -348,6 +372,7 @@ func TestRun_ManyUpdatesUnderFaults(t *testing.T) {
 		} else {
 			m = src.delta([]table.Object{src.key(id, fmt.Sprint("p", i))})
 		}
+		known[[2]revision.Revision{src.cat, src.zon}] = true
 		switch r.IntN(40) {
 		case 0: // dropped
 			faults++
@@ -381,7 +406,14 @@ func TestRun_ManyUpdatesUnderFaults(t *testing.T) {
 		}
 		return at(e.holder.Load(), src)
 	})
-	t.Logf("%d faults, %d snapshots, %d deltas, %d nacks", faults, e.client.Stats().Snapshots.Load(), e.client.Stats().Deltas.Load(), e.client.Stats().Nacks.Load())
+	for i := range 50 { // the sums say so; see for yourself
+		id := fmt.Sprintf("k%02d", i)
+		o, want := src.objects[keyOf(id)]
+		if k := e.holder.Load().Key(id); (k != nil) != want || want && !strings.Contains(string(o.Data), `"plan":"`+k.Plan+`"`) {
+			t.Errorf("key %s is not what the zone has", id)
+		}
+	}
+	t.Logf("%d acks, %d faults, %d snapshots, %d deltas, %d nacks", acks, faults, e.client.Stats().Snapshots.Load(), e.client.Stats().Deltas.Load(), e.client.Stats().Nacks.Load())
 	if e.client.Stats().Nacks.Load() == 0 || e.client.Stats().Deltas.Load() < 100 {
 		t.Error("hardly anything was refused or applied: the test proves nothing")
 	}
@@ -390,6 +422,84 @@ func TestRun_ManyUpdatesUnderFaults(t *testing.T) {
 	if tab := loaded(t, src, fs); tab == nil || !at(tab, src) {
 		t.Error("the disk holds another table")
 	}
+}
+
+func positionOf(p *syncv1.Position) revision.Revision {
+	return revision.Revision{Epoch: p.GetEpoch(), Index: p.GetIndex(), Sum: revision.Sum(p.GetSum())}
+}
+
+// A snapshot whose stream breaks again and again goes on each time where it was, whichever place in the logs it has by
+// then, and is whole on disk. What it must not rest on, it does not.
+func TestRun_ASnapshotGoesOnWhereItBroke(t *testing.T) {
+	src, n, fs := newSource(t), newNode(t), memory(t)
+	var many []table.Object
+	for i := range 200 {
+		many = append(many, src.key(fmt.Sprintf("key%03d", i), "gold"))
+	}
+	src.delta(many)
+	e := run(t, src, n, fs, nil)
+	total, have := len(src.objects), 0
+	for turn := range 9 {
+		s := n.next()
+		r := s.recv().GetHello().GetResume()
+		if int(r.GetObjects()) != have {
+			t.Fatalf("turn %d: it has %d objects of the snapshot, want %d", turn, r.GetObjects(), have)
+		}
+		parts := src.behind(have, 4)
+		s.send(parts[0])
+		s.put(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_Heartbeat{Heartbeat: &syncv1.Heartbeat{}}})
+		have += (total - have) / 4
+		s.end()
+		src.zon.Index++ // grants were logged meanwhile
+	}
+	if have*10 < total*9 {
+		t.Fatalf("the test reached %d of %d objects", have, total)
+	}
+	s := n.next()
+	if r := s.recv().GetHello().GetResume(); int(r.GetObjects()) != have || !proto.Equal(&syncv1.Position{Epoch: r.Zone.Epoch, Sum: r.Zone.Sum}, &syncv1.Position{Epoch: 1, Sum: src.zon.Sum[:]}) {
+		t.Fatalf("it says it has %v", r)
+	}
+	s.send(src.behind(have, 2)...)
+	s.ack(src)
+	if got := e.client.Stats().Resumed.Load(); got != 9 {
+		t.Errorf("%d snapshots went on, want 9", got)
+	}
+	e.stop()
+	if tab := loaded(t, src, fs); tab == nil || !at(tab, src) {
+		t.Error("on disk is not what was acked")
+	}
+}
+
+func TestRun_ASnapshotOfOtherObjectsBeginsAnew(t *testing.T) {
+	for name, again := range map[string]func(*source) []*syncv1.Signed{
+		"changed meanwhile":                           func(s *source) []*syncv1.Signed { s.delta([]table.Object{s.key("k9", "gold")}); return s.behind(0, 3) },
+		"from the beginning although nothing changed": func(s *source) []*syncv1.Signed { return s.behind(0, 3) },
+		"another epoch":                               func(s *source) []*syncv1.Signed { s.zon.Epoch++; return s.behind(0, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			src, n := newSource(t), newNode(t)
+			e := run(t, src, n, memory(t), nil)
+			s := n.next()
+			s.recv()
+			s.send(src.behind(0, 3)[0])
+			s.end()
+			s = n.next()
+			s.recv()
+			s.send(again(src)...)
+			s.ack(src)
+			if k, o := e.holder.Load().Size(); k+o != len(src.objects) {
+				t.Errorf("it holds %d objects, want %d", k+o, len(src.objects))
+			}
+		})
+	}
+	t.Run("behind what is not there", func(t *testing.T) {
+		src, n := newSource(t), newNode(t)
+		run(t, src, n, memory(t), nil)
+		s := n.next()
+		s.recv()
+		s.send(src.behind(1, 1)...)
+		s.nack(subscribe.ReasonPosition, false)
+	})
 }
 
 // An acknowledgement says that what the table forbids has ended, so it must have.

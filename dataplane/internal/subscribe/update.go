@@ -159,7 +159,7 @@ func (s *staged) add(u *part, held *policy.Table, limit int64) (next *staged, wh
 		return nil, false, err
 	}
 	switch {
-	case s.continued(n):
+	case s.continued(n) && (u.Skipped == 0 || u.Skipped == s.objects):
 		s.to = n.to
 		n = s
 	case s != nil && !n.snapshot:

@@ -27,28 +27,31 @@ const (
 type QuarantineReason int32
 
 const (
-	QuarantineReason_QUARANTINE_REASON_UNSPECIFIED QuarantineReason = 0 // one that this program does not know
-	QuarantineReason_QUARANTINE_REASON_MALFORMED   QuarantineReason = 1 // it does not decode
-	QuarantineReason_QUARANTINE_REASON_MISNAMED    QuarantineReason = 2 // it calls itself by another id
-	QuarantineReason_QUARANTINE_REASON_UNFIT       QuarantineReason = 3 // it decodes, and cannot be right: for another region, without a digest
-	QuarantineReason_QUARANTINE_REASON_HOST_TAKEN  QuarantineReason = 4 // one of its hosts belongs to another API
+	QuarantineReason_QUARANTINE_REASON_UNSPECIFIED QuarantineReason = 0
+	QuarantineReason_QUARANTINE_REASON_OTHER       QuarantineReason = 1
+	QuarantineReason_QUARANTINE_REASON_MALFORMED   QuarantineReason = 2 // it does not decode
+	QuarantineReason_QUARANTINE_REASON_MISNAMED    QuarantineReason = 3 // it calls itself by another id
+	QuarantineReason_QUARANTINE_REASON_UNFIT       QuarantineReason = 4 // it decodes, and cannot be right: for another region, without a digest
+	QuarantineReason_QUARANTINE_REASON_HOST_TAKEN  QuarantineReason = 5 // one of its hosts belongs to another API
 )
 
 // Enum value maps for QuarantineReason.
 var (
 	QuarantineReason_name = map[int32]string{
 		0: "QUARANTINE_REASON_UNSPECIFIED",
-		1: "QUARANTINE_REASON_MALFORMED",
-		2: "QUARANTINE_REASON_MISNAMED",
-		3: "QUARANTINE_REASON_UNFIT",
-		4: "QUARANTINE_REASON_HOST_TAKEN",
+		1: "QUARANTINE_REASON_OTHER",
+		2: "QUARANTINE_REASON_MALFORMED",
+		3: "QUARANTINE_REASON_MISNAMED",
+		4: "QUARANTINE_REASON_UNFIT",
+		5: "QUARANTINE_REASON_HOST_TAKEN",
 	}
 	QuarantineReason_value = map[string]int32{
 		"QUARANTINE_REASON_UNSPECIFIED": 0,
-		"QUARANTINE_REASON_MALFORMED":   1,
-		"QUARANTINE_REASON_MISNAMED":    2,
-		"QUARANTINE_REASON_UNFIT":       3,
-		"QUARANTINE_REASON_HOST_TAKEN":  4,
+		"QUARANTINE_REASON_OTHER":       1,
+		"QUARANTINE_REASON_MALFORMED":   2,
+		"QUARANTINE_REASON_MISNAMED":    3,
+		"QUARANTINE_REASON_UNFIT":       4,
+		"QUARANTINE_REASON_HOST_TAKEN":  5,
 	}
 )
 
@@ -2899,13 +2902,14 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04Peer\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x1d\n" +
 	"\n" +
-	"relay_addr\x18\x02 \x01(\tR\trelayAddr*\xb5\x01\n" +
+	"relay_addr\x18\x02 \x01(\tR\trelayAddr*\xd2\x01\n" +
 	"\x10QuarantineReason\x12!\n" +
-	"\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n" +
-	"\x1bQUARANTINE_REASON_MALFORMED\x10\x01\x12\x1e\n" +
-	"\x1aQUARANTINE_REASON_MISNAMED\x10\x02\x12\x1b\n" +
-	"\x17QUARANTINE_REASON_UNFIT\x10\x03\x12 \n" +
-	"\x1cQUARANTINE_REASON_HOST_TAKEN\x10\x04*\xb8\x01\n" +
+	"\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17QUARANTINE_REASON_OTHER\x10\x01\x12\x1f\n" +
+	"\x1bQUARANTINE_REASON_MALFORMED\x10\x02\x12\x1e\n" +
+	"\x1aQUARANTINE_REASON_MISNAMED\x10\x03\x12\x1b\n" +
+	"\x17QUARANTINE_REASON_UNFIT\x10\x04\x12 \n" +
+	"\x1cQUARANTINE_REASON_HOST_TAKEN\x10\x05*\xb8\x01\n" +
 	"\x11CheckpointRefusal\x12\"\n" +
 	"\x1eCHECKPOINT_REFUSAL_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CHECKPOINT_REFUSAL_OTHER\x10\x01\x12\x1e\n" +
