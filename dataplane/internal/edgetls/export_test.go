@@ -2,6 +2,7 @@ package edgetls
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"testing"
 	"time"
@@ -29,4 +30,9 @@ type Rotation struct{ k ticketKeys }
 func (r *Rotation) At(scope string, now time.Time) [][32]byte {
 	r.k = r.k.next(scope, now)
 	return r.k.keys
+}
+
+// WhileHeld ends with the lock of host's issue.
+func WhileHeld(s certmagic.Storage, ctx context.Context, host string) (context.Context, context.CancelFunc) {
+	return s.(*shelf).whileHeld(ctx, []string{host})
 }
