@@ -125,6 +125,35 @@ func TestACME(t *testing.T) {
 		if orders, _ := w.orders(t); orders["stranger.emea.example.test"] != 0 {
 			t.Error("a stranger's host was ordered")
 		}
+		for _, e := range s.Edges { // nor does another zone have what this one ordered
+			if _, err := w.handshake(e.HTTPS, "fresh.emea.example.test"); e.Zone != "emea" && (err == nil || !strings.Contains(err.Error(), "unrecognized name")) {
+				t.Errorf("%s of another zone, asked for a host of emea: got %v, want unrecognized_name", e.Name, err)
+			}
+		}
+	})
+	t.Run("a cold start without control plane and authority", func(t *testing.T) {
+		s := s.With(t)
+		s.ActAll("kill", append(s.ControlsOf("emea"), "acme-authority")...)
+		for name, p := range w.processes {
+			select {
+			case <-p.Ended():
+				continue // it was killed as the one who ordered
+			default:
+			}
+			p.Kill()
+			if err := p.Start(); err != nil {
+				t.Fatal(err)
+			}
+			s.Eventually(30*time.Second, name+" serves what is on its disk", func() error {
+				for _, host := range []string{"fresh", "sleepy", "mortal", "orders"} {
+					if _, err := w.handshake(p.HTTPS, host+".emea.example.test"); err != nil {
+						return fmt.Errorf("%s: %w", host, err)
+					}
+				}
+				return nil
+			})
+			break // one stands for all
+		}
 	})
 }
 
