@@ -151,7 +151,9 @@ func (s *Server) Stats() *Stats { return &s.stats }
 // Handler is the service with its path. It wraps the generated one, since only an http.Handler can set the
 // deadlines by which a withdrawn edge that reads nothing is still rid of in time.
 func (s *Server) Handler(opts ...connect.HandlerOption) (string, http.Handler) {
-	opts = append([]connect.HandlerOption{connect.WithReadMaxBytes(1 << 20), connect.WithInterceptors(rpcfault.Server(s.cfg.Logger))}, opts...)
+	// No compression: half of a table is random digests, and a difference is a few hundred bytes. It would cost more of the
+	// processor than all else together, and each stream a window of its own.
+	opts = append([]connect.HandlerOption{connect.WithCompression("gzip", nil, nil), connect.WithReadMaxBytes(1 << 20), connect.WithInterceptors(rpcfault.Server(s.cfg.Logger))}, opts...)
 	path, h := syncv1connect.NewSyncServiceHandler(s, opts...)
 	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), controllerKey{}, http.NewResponseController(w))))

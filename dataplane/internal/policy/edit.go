@@ -84,25 +84,30 @@ func (e *Edit) Put(o table.Object) {
 }
 
 func (e *Edit) putKey(o table.Object, sum revision.Sum) {
-	if was, ok := e.keys.counted(o.ID); ok {
+	k, canonical, reason := decodeKey(o)
+	if reason == "" {
+		was, counted, ok := e.keys.put(k)
+		if ok {
+			if counted {
+				e.sums[table.ScopeZone] = e.sums[table.ScopeZone].Sub(was)
+			}
+			if !canonical || len(e.keys.odd) > 0 {
+				e.odd = e.odd || e.keys.odd[o.ID].reason != ""
+				e.keys.clearOdd(o.ID)
+			}
+			if !canonical {
+				e.keys.setOdd(o.ID, oddKey{sum: sum})
+			}
+			return
+		}
+	}
+	if was, counted := e.keys.counted(o.ID); counted {
 		e.sums[table.ScopeZone] = e.sums[table.ScopeZone].Sub(was)
 	}
-	k, canonical, reason := decodeKey(o)
-	if reason != "" || !e.keys.put(k) {
-		// Never the last good value: what does not read may be the suspension of it.
-		e.keys.remove(o.ID)
-		e.keys.setOdd(o.ID, oddKey{sum, cmp.Or(reason, ReasonUnfit)})
-		e.odd = true
-		return
-	}
-	if e.keys.odd[o.ID].reason != "" {
-		e.odd = true
-	}
-	if canonical {
-		e.keys.clearOdd(o.ID)
-	} else {
-		e.keys.setOdd(o.ID, oddKey{sum: sum})
-	}
+	// Never the last good value: what does not read may be the suspension of it.
+	e.keys.remove(o.ID)
+	e.keys.setOdd(o.ID, oddKey{sum, cmp.Or(reason, ReasonUnfit)})
+	e.odd = true
 }
 
 // Remove takes an object away, if it is there.

@@ -90,8 +90,8 @@ func (s *shard) index() {
 	for n < 2*len(s.entries) {
 		n *= 2
 	}
-	if len(s.slots) != n {
-		s.slots = make([]uint16, n)
+	if len(s.slots) < n || len(s.slots) > 2*n {
+		s.slots = make([]uint16, 2*n) // growing pays for a while
 	} else {
 		clear(s.slots)
 	}
@@ -141,17 +141,26 @@ func (e *keysEdit) touch(at uint32) *shard {
 	return e.shard[at]
 }
 
-// put takes a key over, by value; false if there is no place for it.
-func (e *keysEdit) put(k Key) bool {
+// put takes a key over, by value. It says what counted in its place before, and whether there is a place for it.
+func (e *keysEdit) put(k Key) (was revision.Sum, counted, ok bool) {
 	h := hash(k.ID)
 	s := e.touch(h % shards)
+	if len(e.odd) > 0 {
+		var o oddKey
+		if o, counted = e.odd[k.ID]; counted {
+			was = o.sum
+		}
+	}
 	if old := s.get(h, k.ID); old != nil {
+		if !counted {
+			was, counted = old.sum(), true
+		}
 		k.ID = old.ID
 		*old = k
-		return true
+		return was, counted, true
 	}
 	if len(s.entries) >= maxShard {
-		return false
+		return was, counted, false
 	}
 	e.n++
 	s.entries = append(s.entries, k)
@@ -160,7 +169,7 @@ func (e *keysEdit) put(k Key) bool {
 	} else {
 		s.place(h, len(s.entries)-1)
 	}
-	return true
+	return was, counted, true
 }
 
 func (e *keysEdit) remove(id string) {

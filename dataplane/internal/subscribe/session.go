@@ -55,7 +55,7 @@ func (c *Client) session(ctx context.Context, addr string) (heard bool, err erro
 	if !strings.Contains(url, "://") {
 		url = "https://" + addr
 	}
-	client := syncv1connect.NewSyncServiceClient(c.cfg.HTTPClient(addr), url, connect.WithReadMaxBytes(maxMessage), connect.WithInterceptors(rpcfault.Client()))
+	client := syncv1connect.NewSyncServiceClient(c.cfg.HTTPClient(addr), url, connect.WithReadMaxBytes(maxMessage), connect.WithAcceptCompression("gzip", nil, nil), connect.WithInterceptors(rpcfault.Client()))
 	watchdog := time.AfterFunc(c.cfg.FirstFrame, func() { cancel(errSilent) })
 	defer watchdog.Stop()
 	renew := time.AfterFunc(c.cfg.RenewAfter, func() { cancel(errRenew) })
