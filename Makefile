@@ -68,8 +68,9 @@ fuzz-sync: ## deltas dropped, doubled and swapped on the way to an edge (minutes
 	BAILIWICK_DELTAS=$(or $(DELTAS),1000000) BAILIWICK_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestRun_ManyUpdatesUnderFaults ./dataplane/internal/subscribe
 
 scale: ## a million keys to an edge, and a thousand edges at a control node: make scale KEYS=1000000 EDGES=1000 SECONDS=20 (EDGES=5000: some minutes)
-	BAILIWICK_KEYS=$(or $(KEYS),1000000) $(GO) test -count=1 -timeout 20m -v -run TestScale ./dataplane/internal/subscribe ./controlplane/internal/view
-	BAILIWICK_EDGES=$(or $(EDGES),1000) BAILIWICK_SECONDS=$(or $(SECONDS),20) $(GO) test -count=1 -timeout 20m -v -run TestScale ./controlplane/internal/syncserver
+	BAILIWICK_KEYS=$(or $(KEYS),1000000) $(GO) test -count=1 -timeout 20m -v -run TestScale ./dataplane/internal/subscribe
+	BAILIWICK_KEYS=$(or $(KEYS),1000000) $(GO) test -count=1 -timeout 20m -v -run TestScale_AControlNode ./controlplane/internal/syncserver
+	BAILIWICK_EDGES=$(or $(EDGES),1000) BAILIWICK_SECONDS=$(or $(SECONDS),20) $(GO) test -count=1 -timeout 20m -v -run TestScale_ACrowd ./controlplane/internal/syncserver
 
 fuzz: ## a minute of each fuzz target
 	./e2e/fuzz.sh

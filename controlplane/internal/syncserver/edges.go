@@ -160,10 +160,9 @@ func (s *Server) rebuildAll() {
 	if s.keys == nil {
 		return
 	}
-	s.rebuildAt = time.Time{}
-	b := builder{}
+	s.rebuildAt, s.built = time.Time{}, builder{}
 	for _, e := range s.edges {
-		s.rebuild(e, b)
+		s.rebuild(e)
 	}
 }
 
@@ -202,7 +201,7 @@ func (b *built) diff(old, new *view.View) []table.ObjectKey {
 // rebuild makes an edge's view anew. One that cannot be built leaves the last in place, never serve less
 // than was good because of a record that does not read, but for its pairs: the edge's position moves on, and
 // with it what the zone's leader takes for closed.
-func (s *Server) rebuild(e *edge, b builder) {
+func (s *Server) rebuild(e *edge) {
 	catalog, zone := s.cfg.Catalog.Local(), s.cfg.Zone.Local()
 	kv, ok := catalog.Get(model.PrefixNode + e.node.Name)
 	e.gone = !ok || !registered(kv, e.node.Name, e.node.Region, e.node.Zone)
@@ -213,7 +212,7 @@ func (s *Server) rebuild(e *edge, b builder) {
 		return
 	}
 	now := s.cfg.Now()
-	made := b.of(catalog, zone, e.node, now)
+	made := s.built.of(catalog, zone, e.node, now)
 	v, err := made.view, made.err
 	e.buildErr = err
 	if err != nil {
@@ -247,7 +246,7 @@ func (s *Server) track(node model.Node) *edge {
 	}
 	if e.view == nil || e.gone {
 		s.version++
-		s.rebuild(e, builder{})
+		s.rebuild(e)
 	}
 	return e
 }

@@ -1,0 +1,103 @@
+package syncserver_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/group/raftgroup"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/syncserver"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+)
+
+// peak is the most memory that the process ever had.
+func peak() string {
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return "unknown"
+	}
+	for line := range strings.Lines(string(text)) {
+		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	return "unknown"
+}
+
+// TestScale_AControlNode holds a zone's keys in a real raft group, follows it, and sends them all to an edge. With
+// BAILIWICK_KEYS=1000000 it is the measurement of make scale, against 1.5 GiB.
+func TestScale_AControlNode(t *testing.T) {
+	keys := number(t, "BAILIWICK_KEYS", 4000)
+	store, err := raftgroup.NewStore(raftgroup.Config{Group: "store/emea", Node: "n1", Dir: t.TempDir(), Voters: []string{"n1"}, Timing: raftgroup.Local(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = store.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	write := func(ops []group.Op) {
+		t.Helper()
+		wctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		if _, err := store.Txn(wctx, group.Txn{Ops: ops}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write([]group.Op{{Key: "customers/acme", Value: model.Encode(model.Customer{Name: "acme", Zone: "emea"})}})
+	var ops []group.Op
+	for i := range keys {
+		id := fmt.Sprintf("k%011d", i)
+		ops = append(ops, group.Op{Key: "keys/" + id, Value: model.Encode(model.Key{ID: id, DigestHex: fmt.Sprintf("%064x", i), Customer: "acme", Subscription: "main", Plan: "gold", Status: "active"})})
+		if len(ops) == 1500 || i == keys-1 {
+			write(ops)
+			ops = nil
+		}
+	}
+	t.Logf("%d keys written: %d MB resident, at most %s", keys, resident()>>20, peak())
+	w := newWorld(t, func(c *syncserver.Config) { c.Zone, c.SyncTimeout, c.Heartbeat = store, time.Minute, 5*time.Second })
+	defer w.stop()
+	began, cpu := time.Now(), used(syscall.RUSAGE_SELF)
+	st, err := w.client("emea/eu-west/edge/w1").Subscribe(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.CloseRequest()
+	if err := st.Send(&syncv1.SubscribeRequest{Message: &syncv1.SubscribeRequest_Hello{Hello: &syncv1.Hello{Protocol: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	objects := 0
+	for more := true; more; {
+		m, err := st.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := m.GetTable(); s != nil {
+			u := new(syncv1.TableUpdate)
+			if err := proto.Unmarshal(s.Payload, u); err != nil {
+				t.Fatal(err)
+			}
+			objects, more = objects+len(u.Upserts), u.More
+		}
+	}
+	if objects < keys {
+		t.Errorf("%d objects came, want all %d keys", objects, keys)
+	}
+	t.Logf("followed and sent whole: %.2f s, processor %.2f s, the reader's work in it", time.Since(began).Seconds(), (used(syscall.RUSAGE_SELF) - cpu).Seconds())
+	rss := resident()
+	t.Logf("%d MB resident, at most %s", rss>>20, peak())
+	if rss > 1536<<20 {
+		t.Errorf("a control node of %d keys has %d MB, at most 1,536 are allowed", keys, rss>>20)
+	}
+}
