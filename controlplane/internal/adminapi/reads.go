@@ -112,6 +112,9 @@ var readings = map[string]reading{
 	adminv1connect.ResourceServiceGetProcedure:               {whose: byKind(map[string]func(string) string{"Customer": itself})},
 	adminv1connect.ResourceServiceListProcedure:              {whose: byKind(map[string]func(string) string{"Customer": anybody})},
 	adminv1connect.ResourceServiceDeleteProcedure:            {whose: byKind(map[string]func(string) string{"Customer": itself, "Plan": anybody}), refusal: true}, // it names who is in the way
+	adminv1connect.ResourceServiceHistoryProcedure:           nobody("the catalog's, which holds no customer"),
+	adminv1connect.ResourceServiceCompareProcedure:           nobody("the catalog's, which holds no customer"),
+	adminv1connect.ResourceServiceRollbackProcedure:          {whose: all, refusal: true}, // it names who uses what would go
 	adminv1connect.KeyServiceCreateKeyProcedure:              nobody(changes),
 	adminv1connect.KeyServiceRevokeKeyProcedure:              nobody(changes),
 	adminv1connect.KeyServiceListKeysProcedure:               {whose: named},
