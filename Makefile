@@ -37,7 +37,7 @@ explore: ## every state of the usage and quota protocols in the small, within th
 	EXPLORE=full $(GO) test -count=1 -timeout 60m -v -run 'Explore' ./controlplane/internal/ledger/... $(ARGS)
 
 histories: ## clients of a replicated store under kills, partitions and bad disks, checked by Porcupine; prints its seed: make histories SECONDS=600 [SEED=n]
-	BAILIWICK_HISTORY=$(or $(SECONDS),120) BAILIWICK_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestHistory ./controlplane/internal/group/raftgroup
+	BAILIWICK_HISTORY=$(or $(SECONDS),120) BAILIWICK_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestHistory ./controlplane/internal/group/raftgroup ./controlplane/internal/group/etcdgroup
 
 mutants: ## seeded border bugs, one build each, which the tests must catch (minutes): make mutants ARGS='-run grant'
 	$(GO) run ./e2e/mutants $(ARGS)

@@ -42,6 +42,8 @@ func Checks() []Check {
 		{"reads", reads},
 		{"compares", compares},
 		{"atomicity", atomicity},
+		{"transfers", transfers},
+		{"bulk_is_one", bulkIsOne},
 		{"revisions", revisions},
 		{"deletes", deletes},
 		{"snapshots", snapshots},

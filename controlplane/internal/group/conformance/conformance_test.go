@@ -184,6 +184,34 @@ var breakages = []struct {
 			return r, err
 		}}
 	}},
+	{"transfers", "only the first compare counts", func(s group.Store) group.Store {
+		return &broken{Store: s, txn: func(ctx context.Context, x group.Txn) (group.Result, error) {
+			if len(x.Compares) > 1 {
+				x.Compares = x.Compares[:1]
+			}
+			return s.Txn(ctx, x)
+		}}
+	}},
+	{"transfers", "compares are made before the changes, not with them", func(s group.Store) group.Store {
+		return &broken{Store: s, txn: func(ctx context.Context, x group.Txn) (group.Result, error) {
+			r, err := s.Txn(ctx, group.Txn{Compares: x.Compares})
+			if err != nil || !r.Succeeded {
+				return r, err
+			}
+			runtime.Gosched()
+			return s.Txn(ctx, group.Txn{Ops: x.Ops})
+		}}
+	}},
+	{"bulk_is_one", "a bulk is committed in parts", func(s group.Store) group.Store {
+		return &broken{Store: s, txn: func(ctx context.Context, x group.Txn) (r group.Result, err error) {
+			for len(x.Ops) > 0 && err == nil {
+				n := min(len(x.Ops), 128)
+				r, err = s.Txn(ctx, group.Txn{Ops: x.Ops[:n]})
+				x.Ops = x.Ops[n:]
+			}
+			return r, err
+		}}
+	}},
 	{"revisions", "index skips, as a raft index does", func(s group.Store) group.Store {
 		return &broken{Store: s, txn: func(ctx context.Context, x group.Txn) (group.Result, error) {
 			r, err := s.Txn(ctx, x)

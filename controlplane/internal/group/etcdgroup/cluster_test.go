@@ -117,7 +117,15 @@ func freeAddr(t testing.TB) string {
 
 func newEtcd(t testing.TB, n int) *cluster {
 	t.Helper()
-	c := &cluster{t: t, token: "t" + fmt.Sprint(counter.Add(1))}
+	c := &cluster{t: t}
+	c.make(n)
+	return c
+}
+
+func (c *cluster) make(n int) {
+	t := c.t
+	t.Helper()
+	c.token = "t" + fmt.Sprint(counter.Add(1))
 	dir := t.TempDir()
 	for i := range n {
 		m := &member{name: fmt.Sprint("m", i+1), client: freeAddr(t), peer: freeAddr(t)}
@@ -131,7 +139,6 @@ func newEtcd(t testing.TB, n int) *cluster {
 			c.kill(m)
 		}
 	})
-	return c
 }
 
 var counter atomic.Int64

@@ -272,36 +272,9 @@ func TestRestore_BeginsANewEpoch(t *testing.T) {
 	s, end := c.node("n1", "p/", change)
 	put(t, s, "a", "1")
 	cl := c.raw()
-	// A backup, as etcd's own tools take one: all keys at one revision.
-	backup, err := cl.Get(short(t), "", clientv3.WithPrefix())
-	if err != nil {
-		t.Fatal(err)
-	}
+	backup := c.backup(cl, "p/")
 	lost := put(t, s, "a", "lost")
-	restore := func() {
-		ops, kept := []clientv3.Op{}, map[string]bool{}
-		for _, kv := range backup.Kvs {
-			kept[string(kv.Key)] = true
-		}
-		now, err := cl.Get(short(t), "p/", clientv3.WithPrefix())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, kv := range now.Kvs {
-			if key := string(kv.Key); !kept[key] && key != "p/now/leader" {
-				ops = append(ops, clientv3.OpDelete(key))
-			}
-		}
-		for _, kv := range backup.Kvs {
-			if strings.HasPrefix(string(kv.Key), "p/now/leader") {
-				continue
-			}
-			ops = append(ops, clientv3.OpPut(string(kv.Key), string(kv.Value)))
-		}
-		if _, err := cl.Txn(short(t)).Then(ops...).Commit(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	restore := func() { c.restore(cl, "p/", backup) }
 	w, err := s.Watch(lost.Revision.Index+1, "")
 	if err != nil {
 		t.Fatal(err)

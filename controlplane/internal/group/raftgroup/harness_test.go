@@ -38,11 +38,11 @@ type netStream struct {
 }
 
 // listen is Config.Listen.
-func (n *network) listen(t *testing.T, self string) func(string) Stream {
+func (n *network) listen(t testing.TB, self string) func(string) Stream {
 	return func(wire string) Stream { return n.stream(t, self, wire) }
 }
 
-func (n *network) stream(t *testing.T, self, wire string) *netStream {
+func (n *network) stream(t testing.TB, self, wire string) *netStream {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -145,7 +145,7 @@ func (f netForward) Describe(_ context.Context, node, _ string) (Status, error) 
 
 // cluster is a whole group in one process.
 type cluster struct {
-	t      *testing.T
+	t      testing.TB
 	nw     *network
 	base   Config
 	dir    string
@@ -154,7 +154,7 @@ type cluster struct {
 	fatal  chan error
 }
 
-func newCluster(t *testing.T, base Config) *cluster {
+func newCluster(t testing.TB, base Config) *cluster {
 	t.Helper()
 	if base.Group == "" {
 		base.Group = "store/test"
@@ -239,7 +239,7 @@ func (c *cluster) kill(name string) {
 	c.nw.isolate(name, false)
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(15 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -276,13 +276,13 @@ func (c *cluster) follower() *Store {
 	return nil
 }
 
-func short(t *testing.T) context.Context {
+func short(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-func put(t *testing.T, s *Store, key, value string) group.Result {
+func put(t testing.TB, s *Store, key, value string) group.Result {
 	t.Helper()
 	r, err := s.Txn(short(t), group.Txn{Ops: []group.Op{{Key: key, Value: []byte(value)}}})
 	if err != nil {
@@ -291,7 +291,7 @@ func put(t *testing.T, s *Store, key, value string) group.Result {
 	return r
 }
 
-func wantValue(t *testing.T, s *Store, key, want string) {
+func wantValue(t testing.TB, s *Store, key, want string) {
 	t.Helper()
 	kv, ok, _, err := s.Get(short(t), key)
 	if err != nil || !ok || string(kv.Value) != want {
@@ -311,7 +311,7 @@ func (c *cluster) wantSameState() {
 	})
 }
 
-func mustContain(t *testing.T, err error, want ...string) {
+func mustContain(t testing.TB, err error, want ...string) {
 	t.Helper()
 	for _, w := range want {
 		if err == nil || !strings.Contains(err.Error(), w) {
