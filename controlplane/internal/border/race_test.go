@@ -23,6 +23,8 @@ type hooked struct {
 	group.Store
 	verify      error
 	beforeGrant func()
+	grantFails  error
+	beforeLook  func() // once, before a look at what is permitted is written
 }
 
 func (h *hooked) VerifyLeader(ctx context.Context) error {
@@ -34,6 +36,13 @@ func (h *hooked) VerifyLeader(ctx context.Context) error {
 
 func (h *hooked) Txn(ctx context.Context, txn group.Txn) (group.Result, error) {
 	if f := h.beforeGrant; f != nil && strings.HasPrefix(txn.Ops[0].Key, model.PrefixGrant) {
+		f()
+	}
+	if h.grantFails != nil && strings.HasPrefix(txn.Ops[0].Key, model.PrefixGrant) {
+		return group.Result{}, h.grantFails
+	}
+	if f := h.beforeLook; f != nil && txn.Ops[0].Key == model.KeyPermitted {
+		h.beforeLook = nil
 		f()
 	}
 	return h.Store.Txn(ctx, txn)
@@ -66,6 +75,62 @@ func TestKeeper_ADeposedLeaderHandsOutNothing(t *testing.T) {
 	h.verify = errors.New("not the leader any more")
 	if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err == nil {
 		t.Errorf("after it was deposed: grants = %v, want an error", grants)
+	}
+}
+
+// What could not be logged is not granted: the next leader would not know of it.
+func TestKeeper_WhatIsNotLoggedIsNotGranted(t *testing.T) {
+	w := open(t, 30*time.Second, 0)
+	h := &hooked{Store: w.store}
+	w.over(h)
+	h.grantFails = errors.New("no quorum")
+	if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err == nil || len(grants) != 0 {
+		t.Errorf("grants = %v, %v, want an error", grants, err)
+	}
+}
+
+// A grant counts as given from before it is logged. Otherwise a tightening could come into force between the log and the
+// answer, for want of anybody who holds a grant, and the answer would bring one. In virtual time, after what a new leader
+// takes for granted has ended.
+func TestKeeper_AGrantCountsFromBeforeItIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 30*time.Second, 0)
+		h := &hooked{Store: w.store}
+		w.over(h)
+		time.Sleep(2 * grant.Slack(30*time.Second))
+		h.beforeGrant = func() {
+			h.beforeGrant = nil
+			w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
+			w.pendingFor("eu-west", "eu-central", 20*time.Second)
+		}
+		if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); len(grants) != 0 || err == nil {
+			t.Errorf("grants = %v, %v, want none", grants, err)
+		}
+	})
+}
+
+// Two leaders may look at once, one of them deposed and not aware of it. Whoever writes second has looked at what is no
+// longer so: it writes nothing, or a tightening would be recorded twice, and a pair that is shut would be open again in
+// the look that all tables rest on.
+func TestKeeper_ALookIsWrittenOnlyOverTheOneBefore(t *testing.T) {
+	w := open(t, 30*time.Second, 0)
+	h := &hooked{Store: w.store}
+	w.over(h)
+	h.beforeLook = func() { // the other leader has seen the same closure
+		revision := w.store.Local().Revision()
+		record := model.InForce{Policy: "gdpr-emea", From: "eu-west", To: "eu-central", Why: "no longer permitted", ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index + 1, CommittedAt: time.Now().UTC()}
+		_, err := w.store.Txn(t.Context(), group.Txn{Ops: []group.Op{
+			{Key: model.KeyPermitted, Value: model.Encode(model.Permitted{Pairs: []model.PermittedPair{{Policy: "gdpr-emea", From: "eu-central", To: "eu-west", Basis: "gdpr"}}})},
+			{Key: model.PrefixInForce + "0/gdpr-emea/eu-west>eu-central", Value: model.Encode(record)},
+		}})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
+	w.pendingFor("eu-west", "eu-central", 500*time.Millisecond) // two looks more
+	if records := w.inForce(); len(records) != 1 {
+		t.Errorf("%d records of one tightening, want 1: %+v", len(records), records)
 	}
 }
 

@@ -442,6 +442,9 @@ func TestManager_UnknownHostIsUnrecognizedName(t *testing.T) {
 			}
 		}
 	}
+	if n := m.TicketHosts(); n != 0 {
+		t.Errorf("ticket keys for %d hosts that are not served: whoever names hosts fills the memory", n)
+	}
 	if _, err := z.dial(t, m.TLSConfig(), strings.ToUpper(host)); err != nil {
 		t.Errorf("capital letters: got %v, want served", err)
 	}

@@ -36,3 +36,10 @@ func (r *Rotation) At(scope string, now time.Time) [][32]byte {
 func WhileHeld(s certmagic.Storage, ctx context.Context, host string) (context.Context, context.CancelFunc) {
 	return s.(*shelf).whileHeld(ctx, []string{host})
 }
+
+// TicketHosts is for how many hosts there are ticket keys in memory.
+func (m *Manager) TicketHosts() int {
+	m.tickets.mu.Lock()
+	defer m.tickets.mu.Unlock()
+	return len(m.tickets.hosts)
+}

@@ -85,6 +85,12 @@ func TestTickets_OpenOneHostOfOneEdgeUnderOneBorder(t *testing.T) {
 				}
 			}
 			refused("another host", config, other, fresh())
+
+			own := fresh()
+			resumes(t, z, config, other, &wallet{}, 0)
+			if !resumes(t, z, config, host, own, 0) {
+				t.Error("a handshake with another host made the ticket void: hosts have keys of their own")
+			}
 			refused("an edge of another region", transport.config(elsewhere), host, fresh())
 			refused("another edge of the same region", transport.config(twin), host, fresh())
 

@@ -47,3 +47,10 @@ func (a *Answers) Kept() (n int) {
 func Anew(t *policy.Table, held *grant.Held, api *policy.API, from, to string, now time.Time) (*grant.Grant, string) {
 	return held.Leave(flightOf(api, from, to), rules{t}, now)
 }
+
+// Sessions is how many are open, or being opened.
+func (c *Client) Sessions() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.sessions)
+}

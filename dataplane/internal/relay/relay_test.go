@@ -180,6 +180,7 @@ type border struct {
 	mint             func() []*syncv1.SignedGrant
 	deny             error
 	noLeave          bool
+	taking           func() // once, after leave was given
 	westEdge, centre *identity.Source
 	said             said // by the sentinel
 }
@@ -215,7 +216,12 @@ func (b *border) RequestGrants(context.Context, *syncv1.RequestGrantsRequest) (*
 func (b *border) Takes(*grant.Grant) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !b.noLeave
+	leave := !b.noLeave
+	if f := b.taking; f != nil {
+		b.taking = nil
+		f()
+	}
+	return leave
 }
 
 func (b *border) grant() *syncv1.Grant {
