@@ -46,7 +46,7 @@ var secondBugs = []bug{
 			{grantsFile, "\tif err := k.cfg.Store.VerifyLeader(ctx); err != nil {", "\tk.mu.Lock()\n\tk.term.book.Give(process, region, grant.Lives(offers), takes, now)\n\tk.mu.Unlock()\n\tif err := k.cfg.Store.VerifyLeader(ctx); err != nil {"}},
 		checks: []check{{borderPkg, "TestKeeper_AGrantCountsFromBeforeItIsLogged"}}},
 	{name: "stream-to-another-zones-edge", breaks: "edges of other zones are refused at the door, whatever the registry says",
-		edits:  []edit{{syncPkg + "/server.go", "case zone != s.cfg.ZoneName:", "case false:"}},
+		edits:  []edit{{syncPkg + "/server.go", "case zone != s.cfg.ZoneName:", "case zone == \"\":"}},
 		checks: []check{{syncPkg, "TestSubscribe_Refuses"}}},
 	{name: "edge-region-from-its-word", breaks: "an edge's region is the one that it is registered in",
 		edits:  []edit{{syncPkg + "/server.go", "n.Kind == \"edge\" && n.Region == region && n.Zone == zone", "n.Kind == \"edge\" && n.Zone == zone"}},

@@ -24,6 +24,7 @@ type course struct {
 	KeyWhy   string         `json:"key_why"`
 	Passed   []courseRegion `json:"passed"`
 	LedTo    []string       `json:"led_to"`
+	Drain    string         `json:"drain"` // why home is drained; "": it is not
 }
 type courseRegion struct {
 	Region    string `json:"region"`
@@ -31,15 +32,16 @@ type courseRegion struct {
 	Down      bool   `json:"down"`
 	Basis     string `json:"basis"`
 	Why       string `json:"why"`
+	Drain     string `json:"drain"`
 }
 
 func coursesOf(r *adminv1.SimulateResponse) []course {
 	out := []course{}
 	for _, c := range r.GetCourses() {
 		one := course{Host: c.GetHost(), API: c.GetApi(), Policy: c.GetPolicy(), Home: c.GetHome(), Outcome: c.GetOutcome(), ServedBy: c.GetServedBy(), Basis: c.GetBasis(),
-			Why: c.GetWhy(), KeyWhy: c.GetKeyWhy(), Passed: []courseRegion{}, LedTo: append([]string{}, c.GetLedTo()...)}
+			Why: c.GetWhy(), KeyWhy: c.GetKeyWhy(), Passed: []courseRegion{}, LedTo: append([]string{}, c.GetLedTo()...), Drain: c.GetDrain()}
 		for _, p := range c.GetPassed() {
-			one.Passed = append(one.Passed, courseRegion{p.GetRegion(), p.GetPermitted(), p.GetDown(), p.GetBasis(), p.GetWhy()})
+			one.Passed = append(one.Passed, courseRegion{p.GetRegion(), p.GetPermitted(), p.GetDown(), p.GetBasis(), p.GetWhy(), p.GetDrain()})
 		}
 		out = append(out, one)
 	}
@@ -89,9 +91,20 @@ func printCourse(w io.Writer, c course) {
 	if c.KeyWhy != "" && c.KeyWhy != c.Why {
 		fmt.Fprintf(w, "  %s\n", c.KeyWhy)
 	}
+	if c.Drain != "" {
+		to := "nowhere else: no other region of its zone is up and not drained"
+		if len(c.LedTo) > 0 {
+			to = "to " + strings.Join(c.LedTo, ", ")
+		}
+		fmt.Fprintf(w, "  %s is drained (%s): DNS leads its clients %s; what it accepts all the same is served as said above\n", c.Home, c.Drain, to)
+	}
 	var lines [][]string
 	for _, p := range c.Passed {
-		lines = append(lines, []string{p.Region, yes(p.Permitted), yes(p.Down), p.Basis, p.Why})
+		why := p.Why
+		if p.Drain != "" {
+			why += "; drained for DNS (" + p.Drain + "), which closes no relay"
+		}
+		lines = append(lines, []string{p.Region, yes(p.Permitted), yes(p.Down), p.Basis, why})
 	}
 	if len(lines) > 0 {
 		rows(w, "PASSED PERMITTED DOWN BASIS WHY", lines)
@@ -110,7 +123,9 @@ func (a *app) policyCommand() *cobra.Command {
 	c := &cobra.Command{Use: "simulate --down REGION,...", Short: "Show for every host who would serve it if these regions were down", Args: cobra.NoArgs,
 		Long: `Show for every host and every region that accepts its requests who would serve them if the upstreams of these regions
 were down, on which legal basis, and where DNS would lead clients if the accepting edges were gone as well. It follows
-what each zone has adopted less its closures, and looks at no health: nothing is changed by it.`,
+what each zone has adopted less its closures, and looks at no health: nothing is changed by it. Of drains, which move
+clients and close no relay, it says which accepting regions are drained, and leads clients to no drained region while
+there is another.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.SimulateResponse, error) { return n.Simulate(ctx, req) })
@@ -130,7 +145,11 @@ what each zone has adopted less its closures, and looks at no health: nothing is
 								refused = append(refused, p.Region)
 							}
 						}
-						lines = append(lines, []string{c.Host, c.Home, c.Outcome, c.ServedBy, c.Basis, strings.Join(refused, ","), strings.Join(c.LedTo, ",")})
+						home := c.Home
+						if c.Drain != "" {
+							home += " (drained)"
+						}
+						lines = append(lines, []string{c.Host, home, c.Outcome, c.ServedBy, c.Basis, strings.Join(refused, ","), strings.Join(c.LedTo, ",")})
 					}
 					rows(w, "HOST ACCEPTED-BY OUTCOME SERVED-BY BASIS REFUSED EDGES-GONE-LED-TO", lines)
 				})

@@ -55,6 +55,9 @@ func (s *server) Simulate(ctx context.Context, req *adminv1.SimulateRequest) (*a
 		}
 		sim.down[r] = sim.down[r] || i > 0
 	}
+	if sim.drains, err = drained(cat, zone); err != nil {
+		return nil, err
+	}
 	apis, err := list[model.API](cat, model.PrefixAPI)
 	if err != nil {
 		return nil, err
@@ -84,6 +87,25 @@ func (s *server) Simulate(ctx context.Context, req *adminv1.SimulateRequest) (*a
 	return out, nil
 }
 
+// drained are the regions that the catalog or the zone itself has drained, and why.
+func drained(cat, zone state) (map[string]string, error) {
+	out := map[string]string{}
+	regs, err := list[model.Region](cat, model.PrefixRegion)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range regs {
+		if r.Drain != "" {
+			out[r.Name] = r.Drain
+		}
+	}
+	own, err := list[model.Drain](zone, model.PrefixDrain)
+	for _, d := range own {
+		out[d.Name] = d.Reason
+	}
+	return out, err
+}
+
 // simulation is all that one answer rests on.
 type simulation struct {
 	cat, zone state
@@ -91,6 +113,7 @@ type simulation struct {
 	set       *regions.Set
 	closures  []regions.Closure
 	down      map[string]bool
+	drains    map[string]string // regions that are drained, and why: it moves clients and decides no relay
 	now       time.Time
 }
 
@@ -124,11 +147,19 @@ func (m simulation) courses(a model.API, host, from, keyID string) ([]*adminv1.C
 	}
 	var out []*adminv1.Course
 	for _, home := range whence {
-		c := &adminv1.Course{Host: host, Api: a.Name, Policy: a.Policy, Home: home, KeyWhy: cmp.Or(refused, sold)}
+		c := &adminv1.Course{Host: host, Api: a.Name, Policy: a.Policy, Home: home, KeyWhy: cmp.Or(refused, sold), Drain: m.drains[home]}
+		var last []string // drained ones are named when nobody else is left
 		for _, h := range homes {
-			if h != home && !m.down[h] {
+			switch {
+			case h == home || m.down[h]:
+			case m.drains[h] != "":
+				last = append(last, h)
+			default:
 				c.LedTo = append(c.LedTo, h)
 			}
+		}
+		if len(c.LedTo) == 0 && c.Drain == "" {
+			c.LedTo = last
 		}
 		out = append(out, c)
 		switch {
@@ -153,7 +184,7 @@ func (m simulation) courses(a model.API, host, from, keyID string) ([]*adminv1.C
 			c.Outcome, c.ServedBy, c.Basis, c.Why = outcomeRelay, course.Serves, course.By.Basis, course.By.Why()
 		}
 		for _, p := range course.Passed {
-			r := &adminv1.CourseRegion{Region: p.Region, Permitted: p.Decision.OK, Down: p.Down, Basis: p.Decision.Basis, Why: p.Decision.Why()}
+			r := &adminv1.CourseRegion{Region: p.Region, Permitted: p.Decision.OK, Down: p.Down, Basis: p.Decision.Basis, Why: p.Decision.Why(), Drain: m.drains[p.Region]}
 			switch {
 			case p.Down && p.Decision.OK:
 				r.Why = "down; " + r.Why

@@ -36,7 +36,11 @@ func TestBorder_Simulate(t *testing.T) {
 		resp, err := adminv1connect.NewBorderServiceClient(apitest.Client(apitest.Viewer), in.Zones[zone].Server.URL, faults).Simulate(t.Context(), req)
 		var b strings.Builder
 		for _, c := range resp.GetCourses() {
-			fmt.Fprintf(&b, "%s@%s %s %s %s led %v;", c.Api, c.Home, c.Outcome, c.ServedBy, c.Basis, c.LedTo)
+			fmt.Fprintf(&b, "%s@%s %s %s %s led %v", c.Api, c.Home, c.Outcome, c.ServedBy, c.Basis, c.LedTo)
+			if c.Drain != "" {
+				fmt.Fprintf(&b, " drained (%s)", c.Drain)
+			}
+			b.WriteString(";")
 			for _, p := range c.Passed {
 				if p.Region == "us-east" && (p.Permitted || p.Why == "") {
 					t.Errorf("us-east: %v", p)
@@ -68,6 +72,23 @@ func TestBorder_Simulate(t *testing.T) {
 	emea.Store.Put(model.PrefixClosure+"c", model.Encode(model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"}))
 	if got, err := ask("emea", &adminv1.SimulateRequest{From: "eu-west", Down: []string{"eu-west"}}); err != nil || got != "orders@eu-west no-region   led [eu-central];" {
 		t.Errorf("with the pair closed: %q, %v", got, err)
+	}
+	// A drain moves clients and decides no relay: what home accepts it serves.
+	emea.Store.Put(model.PrefixDrain+"eu-west", model.Encode(model.Drain{Name: "eu-west", Zone: "emea", Reason: "new kernel"}))
+	for _, c := range []struct {
+		req  *adminv1.SimulateRequest
+		want string
+	}{
+		{&adminv1.SimulateRequest{}, "orders@eu-central home eu-central  led [eu-west];orders@eu-west home eu-west  led [eu-central] drained (new kernel);"},
+		{&adminv1.SimulateRequest{From: "eu-west", Down: []string{"eu-central"}}, "orders@eu-west home eu-west  led [] drained (new kernel);"},
+	} {
+		if got, err := ask("emea", c.req); err != nil || got != c.want {
+			t.Errorf("drained, %v: %q, %v; want %q", c.req, got, err, c.want)
+		}
+	}
+	put(model.PrefixRegion+"eu-central", model.Region{Name: "eu-central", Zone: "emea", Drain: "disks"})
+	if got, err := ask("emea", &adminv1.SimulateRequest{}); err != nil || got != "orders@eu-central home eu-central  led [] drained (disks);orders@eu-west home eu-west  led [] drained (new kernel);" {
+		t.Errorf("all drained: %q, %v", got, err)
 	}
 	for want, req := range map[string]*adminv1.SimulateRequest{"REGION_UNKNOWN": {Down: []string{"eu-west", "x"}}, "HOST_NOT_FOUND": {Host: "x.test"}} {
 		if _, err := ask("emea", req); fault.ReasonOf(err) != want {

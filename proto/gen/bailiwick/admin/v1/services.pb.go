@@ -3473,9 +3473,12 @@ type Course struct {
 	Basis    string          `protobuf:"bytes,7,opt,name=basis,proto3" json:"basis,omitempty"`
 	Why      string          `protobuf:"bytes,8,opt,name=why,proto3" json:"why,omitempty"`
 	Passed   []*CourseRegion `protobuf:"bytes,9,rep,name=passed,proto3" json:"passed,omitempty"`
-	// led_to are the regions to which DNS leads clients when the edges of home are gone as well.
-	LedTo         []string `protobuf:"bytes,10,rep,name=led_to,json=ledTo,proto3" json:"led_to,omitempty"`
-	KeyWhy        string   `protobuf:"bytes,11,opt,name=key_why,json=keyWhy,proto3" json:"key_why,omitempty"`
+	// led_to are the regions to which DNS leads clients when the edges of home are gone as well, or home is drained.
+	LedTo  []string `protobuf:"bytes,10,rep,name=led_to,json=ledTo,proto3" json:"led_to,omitempty"`
+	KeyWhy string   `protobuf:"bytes,11,opt,name=key_why,json=keyWhy,proto3" json:"key_why,omitempty"`
+	// drain is why home is drained, so that DNS leads its clients to led_to; empty: it is not. A request that is accepted
+	// by home all the same is served as said here: a drain is no rule of the border.
+	Drain         string `protobuf:"bytes,12,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3587,6 +3590,13 @@ func (x *Course) GetKeyWhy() string {
 	return ""
 }
 
+func (x *Course) GetDrain() string {
+	if x != nil {
+		return x.Drain
+	}
+	return ""
+}
+
 type CourseRegion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Region        string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
@@ -3594,6 +3604,7 @@ type CourseRegion struct {
 	Down          bool                   `protobuf:"varint,3,opt,name=down,proto3" json:"down,omitempty"`
 	Basis         string                 `protobuf:"bytes,4,opt,name=basis,proto3" json:"basis,omitempty"`
 	Why           string                 `protobuf:"bytes,5,opt,name=why,proto3" json:"why,omitempty"`
+	Drain         string                 `protobuf:"bytes,6,opt,name=drain,proto3" json:"drain,omitempty"` // why it is drained; empty: it is not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3659,6 +3670,13 @@ func (x *CourseRegion) GetBasis() string {
 func (x *CourseRegion) GetWhy() string {
 	if x != nil {
 		return x.Why
+	}
+	return ""
+}
+
+func (x *CourseRegion) GetDrain() string {
+	if x != nil {
+		return x.Drain
 	}
 	return ""
 }
@@ -10024,7 +10042,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x04down\x18\x03 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10d\"\x04r\x02\x18?R\x04down\x12\x1e\n" +
 	"\x06key_id\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x05keyId\"H\n" +
 	"\x10SimulateResponse\x124\n" +
-	"\acourses\x18\x01 \x03(\v2\x1a.bailiwick.admin.v1.CourseR\acourses\"\xa3\x02\n" +
+	"\acourses\x18\x01 \x03(\v2\x1a.bailiwick.admin.v1.CourseR\acourses\"\xb9\x02\n" +
 	"\x06Course\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x16\n" +
@@ -10037,13 +10055,15 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x06passed\x18\t \x03(\v2 .bailiwick.admin.v1.CourseRegionR\x06passed\x12\x15\n" +
 	"\x06led_to\x18\n" +
 	" \x03(\tR\x05ledTo\x12\x17\n" +
-	"\akey_why\x18\v \x01(\tR\x06keyWhy\"\x80\x01\n" +
+	"\akey_why\x18\v \x01(\tR\x06keyWhy\x12\x14\n" +
+	"\x05drain\x18\f \x01(\tR\x05drain\"\x96\x01\n" +
 	"\fCourseRegion\x12\x16\n" +
 	"\x06region\x18\x01 \x01(\tR\x06region\x12\x1c\n" +
 	"\tpermitted\x18\x02 \x01(\bR\tpermitted\x12\x12\n" +
 	"\x04down\x18\x03 \x01(\bR\x04down\x12\x14\n" +
 	"\x05basis\x18\x04 \x01(\tR\x05basis\x12\x10\n" +
-	"\x03why\x18\x05 \x01(\tR\x03why\"}\n" +
+	"\x03why\x18\x05 \x01(\tR\x03why\x12\x14\n" +
+	"\x05drain\x18\x06 \x01(\tR\x05drain\"}\n" +
 	"\x11ExplainDNSRequest\x12\x1e\n" +
 	"\x04host\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04host\x12\x1b\n" +
