@@ -79,7 +79,7 @@ var controlBugs = []bug{
 		edits:  []edit{{noticeFile, "\t\tif holds(p) {\n\t\t\tc.Back", "\t\tif false && holds(p) {\n\t\t\tc.Back"}},
 		checks: []check{{borderPkg, "TestKeeper_ReopenedBeforeInForceIsNoInForce"}}},
 	{name: "recovery-keeps-epoch", breaks: "a recovery opens an epoch, which is what closes the pairs that cross zones and what edges never go behind",
-		edits:  []edit{{"controlplane/internal/group/raftgroup/memory.go", "now.tree, events = change(old, t.Ops, at)\n\t\tnow.rev.Epoch = max(old.rev.Epoch+1, uint64(at.Unix()))", "now.tree, events = change(old, t.Ops, at)"}},
+		edits:  []edit{{"controlplane/internal/group/raftgroup/memory.go", "now.Tree, events = old.Change(t.Ops, at)\n\t\tnow.Rev.Epoch = max(old.Rev.Epoch+1, uint64(at.Unix()))", "now.Tree, events = old.Change(t.Ops, at)"}},
 		checks: []check{{"controlplane/internal/group/raftgroup", "TestRecover_OneSurvivorGoesOnInANewEpoch"}}},
 	{name: "recovered-disk-comes-back", breaks: "a disk that was given up stops when it meets the recovered group",
 		edits:  []edit{{"controlplane/internal/group/raftgroup/around.go", "if s.Incarnation > n.member.Incarnation {", "if s.Incarnation > n.member.Incarnation && !first {"}},
