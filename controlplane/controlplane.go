@@ -31,6 +31,7 @@ import (
 	"bailiwick/controlplane/internal/lessor"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
+	"bailiwick/controlplane/internal/rotation"
 	"bailiwick/controlplane/internal/sink"
 	"bailiwick/controlplane/internal/sso"
 	"bailiwick/controlplane/internal/syncserver"
@@ -127,6 +128,7 @@ type Node struct {
 	registry   atomic.Pointer[pki.Registry] // nil until the catalog is open
 	central    *central
 	alerts     *alert.Service
+	rotation   *rotation.Sweep
 
 	adminListener net.Listener
 	adminTLS      *tls.Config
@@ -246,6 +248,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "detail", Run: n.detail.Run, Why: "ingest waits for what it writes"},
 		{Name: "edge doors", Run: n.registerDoors, Why: "it reads sync and writes to the catalog"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},
+		{Name: "rotation", Run: n.rotation.Run, Why: "it commits to the zone store"},
 		{Name: "alerts", Run: n.alerts.Run, Why: "it reads quotas, and what it raises rests in the zone store"},
 		{Name: "latency thinning", Run: n.thinLatency, Why: "it commits to the ledger"},
 		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},

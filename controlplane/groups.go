@@ -21,6 +21,7 @@ import (
 	"bailiwick/controlplane/internal/lessor"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
+	"bailiwick/controlplane/internal/rotation"
 	"bailiwick/controlplane/internal/syncserver"
 	"bailiwick/controlplane/internal/uptime"
 	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
@@ -124,6 +125,9 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	}
 	n.days, err = ledger.NewDays(ledger.DaysConfig{Ledger: n.ledger, Leader: n.replica, Edges: n.central.owing, Grace: n.cfg.PeriodGrace, FoldAfter: n.cfg.FoldAfter, Logger: n.log})
 	if err != nil {
+		return err
+	}
+	if n.rotation, err = rotation.New(rotation.Config{Store: n.store, Logger: n.log}); err != nil {
 		return err
 	}
 	if n.alerts, err = alert.New(alert.Config{Zone: n.self.Zone, Store: n.store, SealKey: n.secrets.HookSeal, Accounts: n.central.accounts,

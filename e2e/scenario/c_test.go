@@ -125,6 +125,15 @@ func usControlDies(t *testing.T, s *harness.Sandbox) {
 func emeaControlDies(t *testing.T, s *harness.Sandbox) {
 	closure := writeFile(t, "closure.yaml", "kind: Closure\nname: west-shut\nspec: {zone: us, from: us-east, to: us-west, reason: drill}\n")
 	key := s.Key("us", "unlimited")
+	old, oldKey := s.NewKey("emea", "initech", "unlimited")
+	rotated := s.MustCLI("emea", "key", "rotate", old, "--overlap", "25s", "-o", "json")
+	heir := field(t, rotated, "key")
+	for _, region := range []string{"eu-west", "eu-central"} { // whose table has the new key has the old one's end: one transaction
+		within(t, time.Now(), 5*time.Second, "the key in the old one's place works at "+region, func() error { return ok(s.Get(region, heir), region) })
+		if err := ok(s.Get(region, oldKey), region); err != nil {
+			t.Errorf("the old key while both work: %v", err)
+		}
+	}
 	dead := append(s.ControlsOf("emea"), s.StoresOf("catalog")...) // an etcd of the catalog stands in the primary zone too
 	s.ActAll("kill", dead...)
 
@@ -160,6 +169,12 @@ func emeaControlDies(t *testing.T, s *harness.Sandbox) {
 	for _, region := range []string{"eu-west", "eu-central"} {
 		if err := ok(s.Get(region, s.Key("emea", "unlimited")), region); err != nil {
 			t.Errorf("an emea edge without its control plane: %v", err)
+		}
+	}
+	for _, region := range []string{"eu-west", "eu-central"} {
+		within(t, time.Now(), 30*time.Second, "the rotated key ends at "+region+" without its control plane", func() error { return refused(s.Get(region, oldKey), 401, "key-ended") })
+		if err := ok(s.Get(region, heir), region); err != nil {
+			t.Errorf("the key that took its place: %v", err)
 		}
 	}
 	s.ActAll("start", dead...)

@@ -2,6 +2,7 @@ package table
 
 import (
 	"encoding/hex"
+	"strconv"
 	"strings"
 )
 
@@ -30,6 +31,9 @@ func AppendKey(b []byte, k *Key) []byte {
 	}
 	if k.Overdue {
 		b = append(b, `,"overdue":true`...)
+	}
+	if k.Ends != 0 {
+		b = strconv.AppendInt(append(b, `,"ends":`...), k.Ends, 10)
 	}
 	return append(b, '}')
 }
@@ -72,6 +76,14 @@ func ReadKey(text string, k *Key) bool {
 	rest, _ = strings.CutPrefix(rest, `"`)
 	rest, k.Suspended = strings.CutPrefix(rest, `,"suspended":true`)
 	rest, k.Overdue = strings.CutPrefix(rest, `,"overdue":true`)
+	if number, ok := strings.CutPrefix(rest, `,"ends":`); ok {
+		digits := strings.TrimSuffix(number, "}")
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || n == 0 || strconv.FormatInt(n, 10) != digits { // 0 is not written, and no number in two ways
+			return false
+		}
+		k.Ends, rest = n, number[len(digits):]
+	}
 	return rest == "}"
 }
 

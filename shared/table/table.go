@@ -193,6 +193,9 @@ type Key struct {
 	Plan         string        `json:"plan"`
 	Suspended    bool          `json:"suspended,omitempty"`
 	Overdue      bool          `json:"overdue,omitempty"` // 402 until it is paid
+	// Ends is when the key ends, unix s; 0: not by itself. It is in what edges hold, so that it comes true on one that
+	// nobody reaches.
+	Ends int64 `json:"ends,omitempty"`
 }
 
 // Node is an edge of another region that may relay to this one.

@@ -54,11 +54,12 @@ func (a *app) printWaiting(all []waiting) error {
 }
 
 func (a *app) approvalCommand() *cobra.Command {
+	var filter string
 	list := &cobra.Command{Use: "list", Short: "List changes that wait for a second operator, and what became of others", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListApprovalsResponse, error) {
-					return n.ListApprovals(ctx, &adminv1.ListApprovalsRequest{})
+					return n.ListApprovals(ctx, &adminv1.ListApprovalsRequest{Filter: filter})
 				})
 				if err != nil {
 					return err
@@ -91,7 +92,7 @@ what: if anything that it rests on has changed since, it is refused (exit 4) and
 			})
 		}}
 	reject.Flags().StringVar(&reason, "reason", "", "why, for the record")
-	return group("approval", "What waits for a second operator", list, approve, reject, a.crossingsCommand())
+	return group("approval", "What waits for a second operator", filtered(list, &filter), approve, reject, a.crossingsCommand())
 }
 
 func (a *app) decide(ctx context.Context, call func(context.Context, api) (*adminv1.Approval, error)) error {

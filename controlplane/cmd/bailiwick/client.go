@@ -127,7 +127,7 @@ func (o operator) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func (c *client) at(u string) api {
-	opt := connect.WithInterceptors(rpcfault.Client())
+	opt := connect.WithInterceptors(connect.UnaryInterceptorFunc(pages), rpcfault.Client())
 	return api{
 		adminv1connect.NewResourceServiceClient(c.http, u, opt), adminv1connect.NewKeyServiceClient(c.http, u, opt),
 		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewClusterServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),

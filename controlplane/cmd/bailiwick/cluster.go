@@ -53,11 +53,12 @@ func (c *client) urlsOf(ctx context.Context, name string) ([]string, error) {
 }
 
 func (a *app) clusterCommand() *cobra.Command {
+	var filter string
 	members := &cobra.Command{Use: "members", Short: "Show who is a member of each group, who leads and who is behind", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListMembersResponse, error) {
-					return n.ListMembers(ctx, &adminv1.ListMembersRequest{})
+					return n.ListMembers(ctx, &adminv1.ListMembersRequest{Filter: filter})
 				})
 				if err != nil {
 					return err
@@ -85,7 +86,7 @@ func (a *app) clusterCommand() *cobra.Command {
 				return a.done("Group", args[0], "is led by "+got.GetLeader())
 			})
 		}}
-	return group("cluster", "The groups that control nodes replicate", members, transfer)
+	return group("cluster", "The groups that control nodes replicate", filtered(members, &filter), transfer)
 }
 
 // mergeMembers takes the catalog's members from the first zone that answered, and a zone's groups from that zone.

@@ -31,7 +31,7 @@ func kindOf(text string) (manifest.Kind, error) {
 }
 
 func (a *app) getCommand() *cobra.Command {
-	var zoneName string
+	var zoneName, filter string
 	var all bool
 	c := &cobra.Command{Use: "get KIND [NAME]", Short: "Show resources", Args: cobra.RangeArgs(1, 2), ValidArgs: kindNames(),
 		Long: "Show resources: " + strings.Join(kindNames(), ", ") + `.
@@ -43,10 +43,13 @@ Lists of customers and closures are those of one zone: that of the first node th
 				return err
 			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				if len(args) == 2 && filter != "" {
+					return misuse("get KIND NAME shows one resource: --filter is for lists")
+				}
 				if len(args) == 2 {
 					return a.getOne(ctx, c, k, args[1], zoneName)
 				}
-				found, err := list(ctx, a, c, k, zoneName, all)
+				found, err := list(ctx, a, c, k, zoneName, filter, all)
 				if err != nil {
 					return err
 				}
@@ -55,7 +58,7 @@ Lists of customers and closures are those of one zone: that of the first node th
 		}}
 	c.Flags().StringVar(&zoneName, "zone", "", "ask this zone")
 	c.Flags().BoolVar(&all, "all-zones", false, "ask every zone for its customers or closures")
-	return c
+	return filtered(c, &filter)
 }
 
 func (a *app) getOne(ctx context.Context, c *client, k manifest.Kind, name, zoneName string) error {
@@ -84,9 +87,9 @@ func (a *app) getOne(ctx context.Context, c *client, k manifest.Kind, name, zone
 	return err
 }
 
-func list(ctx context.Context, a *app, c *client, k manifest.Kind, zoneName string, all bool) ([]*adminv1.Resource, error) {
+func list(ctx context.Context, a *app, c *client, k manifest.Kind, zoneName, filter string, all bool) ([]*adminv1.Resource, error) {
 	call := func(ctx context.Context, n api) (*adminv1.ListResponse, error) {
-		return n.List(ctx, &adminv1.ListRequest{Kind: k.Plural})
+		return n.List(ctx, &adminv1.ListRequest{Kind: k.Plural, Filter: filter})
 	}
 	urls := c.urls
 	switch {

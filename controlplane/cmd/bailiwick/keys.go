@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -53,12 +54,12 @@ func (a *app) keyCommand() *cobra.Command {
 		}}
 	revoke.Flags().StringVar(&revokeZone, "zone", "", "the key's zone; left out, the zones are asked one by one")
 
-	var customer, listZone string
+	var customer, listZone, filter string
 	list := &cobra.Command{Use: "list", Short: "List the API keys of a customer or of a zone", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				call := func(ctx context.Context, n api) (*adminv1.ListKeysResponse, error) {
-					return n.ListKeys(ctx, &adminv1.ListKeysRequest{Customer: customer})
+					return n.ListKeys(ctx, &adminv1.ListKeysRequest{Customer: customer, Filter: filter})
 				}
 				var resp *adminv1.ListKeysResponse
 				var err error
@@ -75,7 +76,81 @@ func (a *app) keyCommand() *cobra.Command {
 		}}
 	list.Flags().StringVar(&customer, "customer", "", "only this customer's")
 	list.Flags().StringVar(&listZone, "zone", "", "ask this zone")
-	return group("key", "API keys", create, revoke, list)
+	return group("key", "API keys", create, a.rotateCommand(), revoke, filtered(list, &filter))
+}
+
+func (a *app) rotateCommand() *cobra.Command {
+	var zoneName string
+	var overlap time.Duration
+	var undo bool
+	c := &cobra.Command{Use: "rotate ID", Short: "Create a key in the place of another, which works for a while longer and then ends by itself", Args: cobra.ExactArgs(1),
+		Long: `Create a key in the place of another, of the same subscription: limits, quota and usage go on as they are. The old one
+works for --overlap longer and then ends, on every edge and also on one that nobody reaches by then, by that edge's clock.
+Back in two steps, before the end: rotate OLD --undo, after which the old key does not end, then revoke NEW.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if undo && cmd.Flags().Changed("overlap") {
+				return misuse("--undo takes the end of the key away: it has no overlap")
+			}
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				if undo {
+					other, err := undoRotation(ctx, c, args[0], zoneName)
+					if err != nil {
+						return err
+					}
+					return a.print(map[string]string{"kind": "Key", "name": args[0], "action": "kept", "new_id": other}, func(w io.Writer) {
+						fmt.Fprintf(w, "Key %s does not end any more. The other still works: bailiwick key revoke %s\n", args[0], other)
+					})
+				}
+				resp, err := rotateKey(ctx, c, &adminv1.RotateKeyRequest{Id: args[0], Overlap: durationpb.New(overlap)}, zoneName)
+				if err != nil {
+					return err
+				}
+				return a.print(struct {
+					ID      string `json:"id"`
+					Key     string `json:"key"`
+					OldID   string `json:"old_id"`
+					OldEnds string `json:"old_expires_at"`
+				}{resp.GetId(), resp.GetKey(), resp.GetOldId(), clock(resp.GetOldExpiresAt())}, func(w io.Writer) {
+					fmt.Fprintf(w, "id:  %s\nkey: %s\nold: %s ends at %s\nKeep the key now: it cannot be shown again.\n", resp.GetId(), resp.GetKey(), resp.GetOldId(), clock(resp.GetOldExpiresAt()))
+				})
+			})
+		}}
+	c.Flags().StringVar(&zoneName, "zone", "", "the key's zone; left out, the zones are asked one by one")
+	c.Flags().DurationVar(&overlap, "overlap", 24*time.Hour, "how long the old key works beside the new one; 0s: not at all, at most 2160h")
+	c.Flags().BoolVar(&undo, "undo", false, "take the end of this key away, if it has not come")
+	return c
+}
+
+// rotateKey never leaves a key behind whose text nobody has: if an answer was lost on the way and the next node says that
+// the key exists, that rotation is undone and made anew.
+func rotateKey(ctx context.Context, c *client, req *adminv1.RotateKeyRequest, zoneName string) (*adminv1.RotateKeyResponse, error) {
+	for range 3 {
+		req.RequestId = rand.Text()
+		resp, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.RotateKeyResponse, error) { return n.RotateKey(ctx, req) })
+		f, ok := fault.As(err)
+		if !ok || f.Reason != "KEY_ALREADY_CREATED" || f.Meta["id"] == "" {
+			return resp, err
+		}
+		if req.GetOverlap().AsDuration() == 0 { // the old one is gone: the new one, which was never seen, is rotated in its turn
+			req.Id = f.Meta["id"]
+			continue
+		}
+		if _, err := undoRotation(ctx, c, req.GetId(), zoneName); err != nil {
+			return nil, fmt.Errorf("key %s was created and its text lost on the way; undo the rotation: %w", f.Meta["id"], err)
+		}
+		if err := revokeKey(ctx, c, f.Meta["id"], zoneName); err != nil {
+			return nil, fmt.Errorf("key %s was created and its text lost on the way; revoke it: %w", f.Meta["id"], err)
+		}
+	}
+	return nil, fault.New(fault.Unavailable, "ANSWER_LOST", "three keys were created, their texts lost on the way, and taken back: try later")
+}
+
+func undoRotation(ctx context.Context, c *client, id, zoneName string) (string, error) {
+	req := &adminv1.UndoRotationRequest{Id: id, RequestId: rand.Text()}
+	resp, err := around(ctx, c, zoneName, func(ctx context.Context, n api) (*adminv1.UndoRotationResponse, error) {
+		return n.UndoRotation(ctx, req)
+	})
+	return resp.GetNewId(), err
 }
 
 // createKey never leaves a key behind whose text nobody has: if an answer was lost on the way and the next node
@@ -109,15 +184,21 @@ func (a *app) printKeys(keys []*adminv1.Key) error {
 		Plan         string `json:"plan"`
 		Status       string `json:"status"`
 		CreatedAt    string `json:"created_at"`
+		ExpiresAt    string `json:"expires_at"`
+		ReplacedBy   string `json:"replaced_by"`
+		Replaces     string `json:"replaces"`
 	}
+	slices.SortStableFunc(keys, func(a, b *adminv1.Key) int { // a zone's come in the order of their ids
+		return cmp.Or(cmp.Compare(a.GetCustomer(), b.GetCustomer()), a.GetCreatedAt().AsTime().Compare(b.GetCreatedAt().AsTime()), cmp.Compare(a.GetId(), b.GetId()))
+	})
 	out := []key{}
 	var lines [][]string
 	for _, k := range keys {
-		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt())}
+		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt()), clock(k.GetExpiresAt()), k.GetReplacedBy(), k.GetReplaces()}
 		out = append(out, one)
-		lines = append(lines, []string{one.ID, one.Customer, one.Subscription, one.Plan, one.Status, one.CreatedAt})
+		lines = append(lines, []string{one.ID, one.Customer, one.Subscription, one.Plan, one.Status, one.CreatedAt, one.ExpiresAt, or(one.ReplacedBy, one.Replaces)})
 	}
-	return a.print(out, func(w io.Writer) { rows(w, "ID CUSTOMER SUBSCRIPTION PLAN STATUS CREATED", lines) })
+	return a.print(out, func(w io.Writer) { rows(w, "ID CUSTOMER SUBSCRIPTION PLAN STATUS CREATED ENDS OTHER", lines) })
 }
 
 func (a *app) joinTokenCommand() *cobra.Command {

@@ -46,7 +46,7 @@ func epochOf(zone string, e *adminv1.LedgerEpoch) ledgerEpoch {
 }
 
 func (a *app) epochsCommand() *cobra.Command {
-	var edge string
+	var edge, filter string
 	c := &cobra.Command{Use: "epochs", Short: "Show how far each edge's usage is in the ledger", Args: cobra.NoArgs,
 		Long: `Show how far each edge's usage is in the ledger. A status is open (blocks are known to be on their way), complete,
 closed (by an operator; a gap is what was lost) or quarantined: two spools speak for one epoch, as after a disk was
@@ -54,7 +54,7 @@ cloned, and nothing of it is counted or acknowledged until an operator closes it
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListEpochsResponse, error) {
-					return n.ListEpochs(ctx, &adminv1.ListEpochsRequest{Edge: edge})
+					return n.ListEpochs(ctx, &adminv1.ListEpochsRequest{Edge: edge, Filter: filter})
 				})
 				if err != nil {
 					return err
@@ -72,7 +72,7 @@ cloned, and nothing of it is counted or acknowledged until an operator closes it
 			})
 		}}
 	c.Flags().StringVar(&edge, "edge", "", "of this edge only")
-	return c
+	return filtered(c, &filter)
 }
 
 func (a *app) printEpochs(list []ledgerEpoch) error {

@@ -76,11 +76,12 @@ func (p *position) String() string {
 }
 
 func (a *app) nodeCommand() *cobra.Command {
+	var filter string
 	list := &cobra.Command{Use: "list", Short: "List control nodes and edges, and whether each holds what it should", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListNodesResponse, error) {
-					return n.ListNodes(ctx, &adminv1.ListNodesRequest{})
+					return n.ListNodes(ctx, &adminv1.ListNodesRequest{Filter: filter})
 				})
 				if err != nil {
 					return err
@@ -100,7 +101,7 @@ func (a *app) nodeCommand() *cobra.Command {
 				return a.done("Node", args[0], "removed")
 			})
 		}}
-	return group("node", "Control nodes and edges", list, remove)
+	return group("node", "Control nodes and edges", filtered(list, &filter), remove)
 }
 
 // merge takes each node's row from its own zone, which alone knows its state.

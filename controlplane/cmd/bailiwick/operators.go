@@ -32,11 +32,12 @@ func operatorOf(zone string, o *adminv1.Operator) operatorToken {
 }
 
 func (a *app) operatorCommand() *cobra.Command {
+	var filter string
 	list := &cobra.Command{Use: "list", Short: "List operators' tokens in each zone", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.ListOperatorsResponse, error) {
-					return n.ListOperators(ctx, &adminv1.ListOperatorsRequest{})
+					return n.ListOperators(ctx, &adminv1.ListOperatorsRequest{Filter: filter})
 				})
 				if err != nil {
 					return err
@@ -70,7 +71,7 @@ func (a *app) operatorCommand() *cobra.Command {
 			})
 		}}
 	remove.Flags().StringVar(&removeZone, "zone", "", "in this zone; default that of the first control node")
-	return group("operator", "Who may call the admin API of a zone", list, a.operatorCreateCommand(), remove)
+	return group("operator", "Who may call the admin API of a zone", filtered(list, &filter), a.operatorCreateCommand(), remove)
 }
 
 func (a *app) operatorCreateCommand() *cobra.Command {

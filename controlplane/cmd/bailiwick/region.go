@@ -72,13 +72,13 @@ the edges) all do. Where no other region is well it is named at once. With --wai
 				return a.printRegion(r)
 			})
 		}}
-	return group("region", "Regions and where clients are led", list, get, drain, undrain)
+	return group("region", "Regions and where clients are led", filtered(list, &a.filter), get, drain, undrain)
 }
 
 // regions asks each zone, which alone knows its edges.
 func (a *app) regions(ctx context.Context, c *client) ([]*adminv1.RegionState, error) {
 	answers, err := everywhere(ctx, a, c, func(ctx context.Context, n api) (*adminv1.RegionsResponse, error) {
-		return n.Regions(ctx, &adminv1.RegionsRequest{})
+		return n.Regions(ctx, &adminv1.RegionsRequest{Filter: a.filter})
 	})
 	if err != nil {
 		return nil, err
@@ -110,6 +110,50 @@ func (a *app) region(ctx context.Context, c *client, name string) (r *adminv1.Re
 		}
 	}
 	return r, zone, nil
+}
+
+// regionState is the form of region list and region get for programs: each field is always there.
+type regionState struct {
+	Name           string       `json:"name"`
+	Zone           string       `json:"zone"`
+	ControlOnly    bool         `json:"control_only"`
+	Verdict        string       `json:"verdict"`         // well, down, split (edges differ), unknown; "" of a control-only one
+	Drain          string       `json:"drain"`           // why it is drained; "": it is not
+	Edges          int32        `json:"edges"`           // registered in it
+	EdgesConnected int32        `json:"edges_connected"` // of them
+	EdgesReporting int32        `json:"edges_reporting"` // of the zone: all have to know of a drain
+	EdgesInSync    int32        `json:"edges_in_sync"`   // of those, that hold the region as it stands
+	DNSEdges       int32        `json:"dns_edges"`       // of the zone, that answer DNS
+	DNSNaming      int32        `json:"dns_naming"`      // of those, that name it
+	DNSShare       int32        `json:"dns_share"`       // percent of the answers that name it while it returns, at the least; 100: all
+	Accepted       int64        `json:"accepted"`        // requests since its edges' start
+	RelaysOut      int32        `json:"relays_out"`      // under way, served elsewhere
+	RelaysIn       int32        `json:"relays_in"`       // under way, served here for others
+	Views          []regionView `json:"views"`
+}
+type regionView struct {
+	Edge    string `json:"edge"`
+	Region  string `json:"region"` // the observer's
+	Healthy bool   `json:"healthy"`
+	Why     string `json:"why"`
+	Since   string `json:"since"`
+}
+
+func regionOf(r *adminv1.RegionState) regionState {
+	out := regionState{Name: r.GetName(), Zone: r.GetZone(), ControlOnly: r.GetControlOnly(), Drain: r.GetDrain(), Edges: r.GetEdges(), EdgesConnected: r.GetEdgesConnected(),
+		EdgesReporting: r.GetEdgesAlive(), EdgesInSync: r.GetEdgesAcked(), DNSEdges: r.GetNames(), DNSNaming: r.GetNaming(), DNSShare: r.GetShare(),
+		Accepted: r.GetAccepted(), RelaysOut: r.GetRelaysOut(), RelaysIn: r.GetRelaysIn(), Views: []regionView{}}
+	out.Verdict, _, _ = strings.Cut(verdict(r), ":")
+	if strings.HasPrefix(out.Verdict, "down by") {
+		out.Verdict = "split"
+	}
+	if out.DNSShare == 0 {
+		out.DNSShare = 100
+	}
+	for _, v := range r.GetViews() {
+		out.Views = append(out.Views, regionView{v.GetEdge(), v.GetRegion(), v.GetHealthy(), v.GetWhy(), clock(v.GetSince())})
+	}
+	return out
 }
 
 // verdict sums up what the edges say of a region.
@@ -146,7 +190,11 @@ func returning(r *adminv1.RegionState) string {
 func of(n, all int32) string { return fmt.Sprintf("%d of %d", n, all) }
 
 func (a *app) printRegions(states []*adminv1.RegionState) error {
-	return a.print(states, func(w io.Writer) {
+	out := []regionState{}
+	for _, r := range states {
+		out = append(out, regionOf(r))
+	}
+	return a.print(out, func(w io.Writer) {
 		var lines [][]string
 		for _, r := range states {
 			led := "control only"
@@ -161,7 +209,7 @@ func (a *app) printRegions(states []*adminv1.RegionState) error {
 }
 
 func (a *app) printRegion(r *adminv1.RegionState) error {
-	return a.print(r, func(w io.Writer) {
+	return a.print(regionOf(r), func(w io.Writer) {
 		fmt.Fprintf(w, "%s of zone %s: %s\n", r.GetName(), r.GetZone(), verdict(r))
 		if r.GetDrain() != "" {
 			fmt.Fprintf(w, "drained: %s\n", legible(r.GetDrain()))

@@ -2,6 +2,8 @@ package main
 
 import (
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,12 +101,21 @@ func TestProgress_Look(t *testing.T) {
 
 func TestRegion_ListAndGet(t *testing.T) {
 	d := seeded(t)
-	var states []*adminv1.RegionState
+	var states []map[string]any
 	d.must(&states, "region", "list", "-o", "json")
 	if len(states) == 0 {
 		t.Fatal("no region is listed")
 	}
-	if code, out, errs := d.run("", "region", "get", states[0].GetName()); code != 0 || !strings.Contains(out, states[0].GetName()+" of zone") {
+	// The form is interface: a field that is renamed breaks whoever reads it.
+	want := []string{"accepted", "control_only", "dns_edges", "dns_naming", "dns_share", "drain", "edges", "edges_connected", "edges_in_sync", "edges_reporting", "name", "relays_in", "relays_out", "verdict", "views", "zone"}
+	if got := slices.Sorted(maps.Keys(states[0])); !slices.Equal(got, want) {
+		t.Errorf("fields of a region: got %v, want %v", got, want)
+	}
+	name, _ := states[0]["name"].(string)
+	if d.must(&states, "region", "list", "-o", "json", "--filter", "name="+name); len(states) != 1 {
+		t.Errorf("one region is asked for, %d listed", len(states))
+	}
+	if code, out, errs := d.run("", "region", "get", name); code != 0 || !strings.Contains(out, name+" of zone") {
 		t.Errorf("get: exit %d, %s%s", code, out, errs)
 	}
 	if code, _, _ := d.run("", "region", "get", "nowhere"); code != exitNotFound {

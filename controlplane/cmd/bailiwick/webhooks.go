@@ -125,12 +125,12 @@ func (a *app) printWebhooks(hooks []*adminv1.Webhook) error {
 }
 
 func (a *app) alertCommand() *cobra.Command {
-	var customer, listZone string
+	var customer, listZone, filter string
 	list := &cobra.Command{Use: "list", Short: "List what webhooks were told, the newest first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				resp, err := inZone(ctx, c, listZone, false, func(ctx context.Context, n api) (*adminv1.ListAlertsResponse, error) {
-					return n.ListAlerts(ctx, &adminv1.ListAlertsRequest{Customer: customer})
+					return n.ListAlerts(ctx, &adminv1.ListAlertsRequest{Customer: customer, Filter: filter})
 				})
 				if err != nil {
 					return err
@@ -140,7 +140,7 @@ func (a *app) alertCommand() *cobra.Command {
 		}}
 	list.Flags().StringVar(&customer, "customer", "", "only this customer's")
 	list.Flags().StringVar(&listZone, "zone", "", "of this zone; default that of the first control node")
-	return group("alert", "Thresholds of quotas that were reached", list)
+	return group("alert", "Thresholds of quotas that were reached", filtered(list, &filter))
 }
 
 func (a *app) printAlerts(alerts []*adminv1.Alert) error {

@@ -171,6 +171,7 @@ type server struct {
 	meter  *meter
 	mask   []byte // under which the zone's log names customers
 	reads  *readBook
+	rules  validation
 }
 
 // Handler serves all services of bailiwick.admin.v1 and gRPC reflection, at the root of its host.
@@ -195,12 +196,12 @@ func Handler(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &server{Config: cfg, hasher: apikey.NewHasher(cfg.Pepper), meter: newMeter(cfg.Rate), mask: mask, reads: newReadBook()}
+	s := &server{Config: cfg, hasher: apikey.NewHasher(cfg.Pepper), meter: newMeter(cfg.Rate), mask: mask, reads: newReadBook(), rules: validation{validator}}
 	gate := connect.WithRequestGate(s.authorise)
 	opts := []connect.HandlerOption{
 		gate,
 		connect.WithReadMaxBytes(MaxRequest),
-		connect.WithInterceptors(rpcfault.Server(cfg.Logger), bounded(cfg.Wait), validation{validator}, s.recorded()),
+		connect.WithInterceptors(rpcfault.Server(cfg.Logger), bounded(cfg.Wait), s.rules, s.recorded(), s.paging()),
 		connect.WithCodec(jsonCodec{"json"}),
 		connect.WithCodec(jsonCodec{"json; charset=utf-8"}),
 	}

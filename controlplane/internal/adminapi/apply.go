@@ -49,15 +49,25 @@ func (d *doc) errorf(kind fault.Kind, field, reason, format string, args ...any)
 // Apply writes the catalog documents in one transaction and then the zone documents in another. Everything is
 // judged before the first is written, so what can still part them is the loss of a quorum in between.
 func (s *server) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv1.ApplyResponse, error) {
+	if len(req.GetUpdateMask()) > 0 {
+		return s.patch(ctx, req)
+	}
+	return s.apply(ctx, req, digest(req))
+}
+
+// apply makes a request's documents, content being the digest of what was intent for.
+func (s *server) apply(ctx context.Context, req *adminv1.ApplyRequest, content string) (*adminv1.ApplyResponse, error) {
 	docs, err := s.docs(ctx, req)
 	if err != nil {
 		return nil, err
 	}
-	return s.write(ctx, requestID("apply/"+digest(req), req.GetRequestId()), req.GetDryRun(), func() (*plan, error) { return s.plan(ctx, docs) })
+	as := intent{call: "apply", client: req.GetRequestId(), content: content}
+	return s.write(ctx, as, req.GetDryRun(), func() (*plan, error) { return s.plan(ctx, docs) })
 }
 
 // write makes what make plans, which is asked again when others were faster.
-func (s *server) write(ctx context.Context, id string, dryRun bool, make func() (*plan, error)) (*adminv1.ApplyResponse, error) {
+func (s *server) write(ctx context.Context, as intent, dryRun bool, make func() (*plan, error)) (*adminv1.ApplyResponse, error) {
+	id := as.id()
 	var first *plan // what the answer tells: a retry after half was written finds that half unchanged
 	written := false
 	for attempt := range maxAttempts {
@@ -80,7 +90,11 @@ func (s *server) write(ctx context.Context, id string, dryRun bool, make func() 
 			if len(half.ops) == 0 {
 				continue
 			}
-			res, err := s.commit(ctx, half.store, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt), Compares: half.cmp, Ops: half.ops})
+			t, err := s.once(half.store, as, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt), Compares: half.cmp, Ops: half.ops})
+			if err != nil {
+				return nil, err
+			}
+			res, err := s.commit(ctx, half.store, t)
 			if err != nil {
 				return nil, err
 			}

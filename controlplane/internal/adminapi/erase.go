@@ -151,10 +151,13 @@ func (s *server) remains(snap group.Snapshot, e *model.Erasure) (ops []group.Op,
 		if k.Customer != e.Customer {
 			continue
 		}
-		if len(ops) == sweepOps {
+		if len(ops) >= sweepOps-1 {
 			return ops, nil
 		}
 		ops = append(ops, group.Op{Key: kv.Key, Delete: true})
+		if end := model.PrefixKeyEnd + k.ID; has(snap, end) {
+			ops = append(ops, group.Op{Key: end, Delete: true})
+		}
 		e.Keys, e.KeysSHA256 = e.Keys+1, digestOf([]byte(e.KeysSHA256+k.ID+"\n"))
 	}
 	for kv := range snap.List(model.PrefixWebhook) {

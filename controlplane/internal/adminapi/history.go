@@ -183,8 +183,8 @@ func changeOf(key string, was, is []byte) (*adminv1.Change, error) {
 
 // Rollback is an Apply of what history says was there, and of the removal of what was not.
 func (s *server) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*adminv1.ApplyResponse, error) {
-	id := requestID(fmt.Sprintf("rollback/%d/%s", req.GetRevision(), digest(req)), req.GetRequestId())
-	return s.write(ctx, id, req.GetDryRun(), func() (*plan, error) {
+	as := intent{call: fmt.Sprintf("rollback/%d", req.GetRevision()), client: req.GetRequestId(), content: digest(req)}
+	return s.write(ctx, as, req.GetDryRun(), func() (*plan, error) {
 		for range maxAttempts {
 			snap, err := s.fresh(ctx, s.Catalog)
 			if err != nil {

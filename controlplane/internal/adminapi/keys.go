@@ -1,16 +1,12 @@
 package adminapi
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
@@ -22,6 +18,7 @@ import (
 const (
 	keyActive  = "active"
 	keyRevoked = "revoked"
+	keyEnded   = "ended" // shown, not stored: until a leader has noted it
 )
 
 // CreateKey needs the zone's quorum and nothing of the catalog. The text of the key leaves in this answer and
@@ -122,11 +119,7 @@ func (s *server) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) (
 		if err != nil {
 			return nil, err
 		}
-		kv, ok := snap.Get(model.PrefixKey + req.GetId())
-		if !ok {
-			return nil, fault.New(fault.NotFound, "KEY_NOT_FOUND", "zone %s has no key %q", s.Zone, req.GetId())
-		}
-		key, err := model.Decode[model.Key](kv.Key, kv.Value)
+		kv, key, err := s.findKey(snap, req.GetId())
 		if err != nil {
 			return nil, err
 		}
@@ -137,7 +130,7 @@ func (s *server) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) (
 		res, err := s.commit(ctx, s.Store, group.Txn{
 			RequestID: id + "/" + strconv.Itoa(attempt),
 			Compares:  []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}},
-			Ops:       []group.Op{{Key: kv.Key, Value: model.Encode(key)}},
+			Ops:       []group.Op{{Key: kv.Key, Value: model.Encode(key)}, {Key: model.PrefixKeyEnd + key.ID, Delete: true}},
 		})
 		if err != nil {
 			return nil, err
@@ -147,31 +140,4 @@ func (s *server) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) (
 		}
 	}
 	return nil, outran()
-}
-
-func (s *server) ListKeys(ctx context.Context, req *adminv1.ListKeysRequest) (*adminv1.ListKeysResponse, error) {
-	snap, err := s.fresh(ctx, s.Store)
-	if err != nil {
-		return nil, err
-	}
-	if name := req.GetCustomer(); name != "" {
-		if _, ok := snap.Get(model.PrefixCustomer + name); !ok {
-			return nil, s.customerUnknown(name)
-		}
-	}
-	out := &adminv1.ListKeysResponse{}
-	for kv := range snap.List(model.PrefixKey) {
-		k, err := model.Decode[model.Key](kv.Key, kv.Value)
-		if err != nil {
-			return nil, err
-		}
-		if req.GetCustomer() == "" || k.Customer == req.GetCustomer() {
-			out.Keys = append(out.Keys, &adminv1.Key{Id: k.ID, Customer: k.Customer, Subscription: k.Subscription, Plan: k.Plan,
-				Status: k.Status, CreatedAt: timestamppb.New(k.CreatedAt)})
-		}
-	}
-	slices.SortFunc(out.Keys, func(a, b *adminv1.Key) int {
-		return cmp.Or(cmp.Compare(a.Customer, b.Customer), a.CreatedAt.AsTime().Compare(b.CreatedAt.AsTime()), cmp.Compare(a.Id, b.Id))
-	})
-	return out, nil
 }

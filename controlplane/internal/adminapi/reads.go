@@ -117,6 +117,9 @@ var readings = map[string]reading{
 	adminv1connect.ResourceServiceRollbackProcedure:          {whose: all, refusal: true}, // it names who uses what would go
 	adminv1connect.KeyServiceCreateKeyProcedure:              nobody(changes),
 	adminv1connect.KeyServiceRevokeKeyProcedure:              nobody(changes),
+	adminv1connect.KeyServiceRotateKeyProcedure:              nobody(changes),
+	adminv1connect.KeyServiceUndoRotationProcedure:           nobody(changes),
+	adminv1connect.ResourceServiceDescribeProcedure:          {whose: byKind(map[string]func(string) string{"Customer": itself, "Plan": anybody})}, // a plan's customers refer to it
 	adminv1connect.KeyServiceListKeysProcedure:               {whose: named},
 	adminv1connect.NodeServiceListNodesProcedure:             nobody(noPerson),
 	adminv1connect.NodeServiceRemoveNodeProcedure:            nobody(noPerson),

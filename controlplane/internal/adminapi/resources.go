@@ -94,6 +94,7 @@ func (s *server) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.Get
 	return &adminv1.GetResponse{Resource: toProto(rec, kv.ModIndex)}, nil
 }
 
+// List answers in the order of names, of APIs by zone first.
 func (s *server) List(ctx context.Context, req *adminv1.ListRequest) (*adminv1.ListResponse, error) {
 	k, err := parseKind(req.GetKind())
 	if err != nil {
@@ -102,19 +103,30 @@ func (s *server) List(ctx context.Context, req *adminv1.ListRequest) (*adminv1.L
 	if err := readKind(ctx, k.Name); err != nil {
 		return nil, err
 	}
+	p, err := s.pageOf(req, k.Spec(), (&adminv1.Resource{}).ProtoReflect().Descriptor())
+	if err != nil {
+		return nil, err
+	}
 	snap, err := s.read(ctx, k)
 	if err != nil {
 		return nil, err
 	}
+	prefix := prefixOf(k.Name)
 	out := &adminv1.ListResponse{}
-	for kv := range snap.List(prefixOf(k.Name)) {
-		rec, err := decode(k.Name, kv)
-		if err != nil {
-			return nil, err
+	out.Resources, out.NextPageToken, err = take(p, func(yield func(placed[*adminv1.Resource], error) bool) {
+		for kv := range group.ListAfter(snap, prefix, prefix+p.after) {
+			rec, err := decode(k.Name, kv)
+			if err != nil {
+				yield(placed[*adminv1.Resource]{}, err)
+				return
+			}
+			r := toProto(rec, kv.ModIndex)
+			if p.filter.Match(k.SpecOf(r), r.ProtoReflect()) && !yield(placed[*adminv1.Resource]{kv.Key[len(prefix):], r}, nil) {
+				return
+			}
 		}
-		out.Resources = append(out.Resources, toProto(rec, kv.ModIndex))
-	}
-	return out, nil
+	})
+	return out, err
 }
 
 func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*adminv1.DeleteResponse, error) {
@@ -169,7 +181,11 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 			continue
 		}
 		ops, compares = fenced(before, ops, compares)
-		res, err := s.commit(ctx, store, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt), Ops: ops, Compares: compares})
+		t, err := s.once(store, intent{"delete", req.GetRequestId(), kv.Key}, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt), Ops: ops, Compares: compares})
+		if err != nil {
+			return nil, err
+		}
+		res, err := s.commit(ctx, store, t)
 		if err != nil {
 			return nil, err
 		}

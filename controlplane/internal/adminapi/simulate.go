@@ -211,6 +211,11 @@ func (m simulation) key(a model.API, id string) (refused, sold string, err error
 	case k.Status != keyActive:
 		return "key " + id + " is " + k.Status + ": 401", "", nil
 	}
+	if end, ends, err := stored[model.KeyEnd](m.zone.snap, model.PrefixKeyEnd+id); err != nil {
+		return "", "", err
+	} else if ends && !time.Now().Before(end.At) {
+		return "key " + id + " ended at " + end.At.Format(time.RFC3339) + ", " + end.ReplacedBy + " took its place: 401", "", nil
+	}
 	customer, ok, err := get[model.Customer](m.zone, model.PrefixCustomer+k.Customer)
 	if err != nil {
 		return "", "", err

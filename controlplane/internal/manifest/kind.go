@@ -62,3 +62,11 @@ func KindOf(r *adminv1.Resource) (Kind, bool) {
 func specField(k Kind) protoreflect.FieldDescriptor {
 	return (&adminv1.Resource{}).ProtoReflect().Descriptor().Fields().ByName(k.field)
 }
+
+// Spec describes the kind's own fields.
+func (k Kind) Spec() protoreflect.MessageDescriptor { return specField(k).Message() }
+
+// SpecOf is the spec of a resource of this kind.
+func (k Kind) SpecOf(r *adminv1.Resource) protoreflect.Message {
+	return r.ProtoReflect().Get(specField(k)).Message()
+}

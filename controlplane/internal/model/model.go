@@ -34,6 +34,7 @@ const (
 const (
 	PrefixCustomer  = "customers/"
 	PrefixKey       = "keys/"
+	PrefixKeyEnd    = "keyends/" // by the id of a key that was rotated: when it ends
 	PrefixClosure   = "closures/"
 	PrefixDrain     = "drains/"     // by the region's name
 	PrefixJoinToken = "jointokens/" // by SHA-256 of the token, hex
@@ -272,6 +273,16 @@ type Key struct {
 	Plan         string    `json:"plan"`
 	Status       string    `json:"status"` // active, revoked
 	CreatedAt    time.Time `json:"created_at"`
+}
+
+// KeyEnd says when a key ends that was rotated. It rests apart from the key, so that a program of the release before, which
+// refuses a record with a field that it does not know, goes on serving the key; and it is the list of what is to end.
+type KeyEnd struct {
+	ID         string    `json:"id"`
+	At         time.Time `json:"at"`
+	ReplacedBy string    `json:"replaced_by"`
+	// RequestSHA256 is of the request's id, hex: who asks again, since the answer was lost, is told which key nobody has.
+	RequestSHA256 string `json:"request_sha256,omitempty"`
 }
 
 type JoinToken struct {

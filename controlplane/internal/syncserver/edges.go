@@ -123,7 +123,7 @@ func (s *Server) zoneEvents(events []group.Event, rev group.Revision) {
 			quiet = false
 			break
 		}
-		if strings.HasPrefix(e.KV.Key, model.PrefixKey) || strings.HasPrefix(e.KV.Key, model.PrefixCustomer) {
+		if strings.HasPrefix(e.KV.Key, model.PrefixKey) || strings.HasPrefix(e.KV.Key, model.PrefixKeyEnd) || strings.HasPrefix(e.KV.Key, model.PrefixCustomer) {
 			quiet = false
 		}
 	}

@@ -27,6 +27,7 @@ type Keys struct {
 	given     [places]bool
 	terms     map[terms]*terms
 	customers map[string]model.Customer
+	ends      map[string]int64 // unix s, of keys that were rotated
 	sum       revision.Sum
 	n         int
 	malformed int
@@ -47,17 +48,21 @@ type terms struct {
 	recorded               string // the plan, as the key's record has it
 	plan                   string // as its subscription has it
 	suspended, overdue     bool
-	shown                  bool // edges hold the key
+	ends                   int64 // unix s; 0: not by itself
+	shown                  bool  // edges hold the key
 }
 
 func (k *heldKey) object() table.Object {
 	return table.Object{Kind: table.KindKey, ID: k.id, Data: table.AppendKey(make([]byte, 0, 256), &table.Key{ID: k.id, Digest: k.digest,
-		Customer: k.customer, Subscription: k.subscription, Plan: k.plan, Suspended: k.suspended, Overdue: k.overdue})}
+		Customer: k.customer, Subscription: k.subscription, Plan: k.plan, Suspended: k.suspended, Overdue: k.overdue, Ends: k.ends})}
 }
 
 // NewKeys reads all keys of a zone store.
 func NewKeys(zone group.Snapshot) *Keys {
-	k := &Keys{terms: map[terms]*terms{}, customers: map[string]model.Customer{}}
+	k := &Keys{terms: map[terms]*terms{}, customers: map[string]model.Customer{}, ends: map[string]int64{}}
+	for kv := range zone.List(model.PrefixKeyEnd) {
+		k.end(strings.TrimPrefix(kv.Key, model.PrefixKeyEnd), kv)
+	}
 	for kv := range zone.List(model.PrefixCustomer) {
 		if c, err := model.Decode[model.Customer](kv.Key, kv.Value); err != nil {
 			k.malformed++
@@ -229,6 +234,18 @@ func (k *Keys) apply(e group.Event, touched map[string]bool) {
 		}
 		return
 	}
+	if id, ok := strings.CutPrefix(e.KV.Key, model.PrefixKeyEnd); ok {
+		if delete(k.ends, id); !e.Delete {
+			k.end(id, e.KV)
+		}
+		if at, i, ok := k.find(id); ok {
+			h := k.places[at][i]
+			if k.set(id, k.hold(id, h.digest, h.customer, h.subscription, h.recorded), true) {
+				touched[id] = true
+			}
+		}
+		return
+	}
 	name, ok := strings.CutPrefix(e.KV.Key, model.PrefixCustomer)
 	if !ok {
 		return
@@ -262,6 +279,17 @@ func (k *Keys) apply(e group.Event, touched map[string]bool) {
 	}
 }
 
+// end takes when a key ends.
+func (k *Keys) end(id string, kv group.KV) {
+	end, err := model.Decode[model.KeyEnd](kv.Key, kv.Value)
+	if err != nil {
+		k.malformed++
+		k.ends[id] = 1 // a key that is to end, nobody knows when, has ended
+		return
+	}
+	k.ends[id] = end.At.Unix()
+}
+
 // read takes a key's record. One that does not read, and one that is revoked, is no key; any status not known here counts
 // as revoked.
 func (k *Keys) read(kv group.KV, id string) (heldKey, bool) {
@@ -283,7 +311,7 @@ func (k *Keys) read(kv group.KV, id string) (heldKey, bool) {
 
 // hold is a key under the terms that its customer has now.
 func (k *Keys) hold(id string, digest apikey.Digest, customer, subscription, recorded string) heldKey {
-	t := terms{customer: customer, subscription: subscription, recorded: recorded, plan: recorded}
+	t := terms{customer: customer, subscription: subscription, recorded: recorded, plan: recorded, ends: k.ends[id]}
 	if c, ok := k.customers[customer]; ok { // else there is nobody to bill: not a key
 		// A status not known here is one that a newer program refuses for.
 		t.suspended, t.overdue = c.Status != "" && c.Status != "active" && c.Status != "overdue", c.Status == "overdue"
@@ -299,6 +327,9 @@ func (k *Keys) hold(id string, digest apikey.Digest, customer, subscription, rec
 		if t.shown = t.plan != ""; !t.shown {
 			k.malformed++
 		}
+	}
+	if t.ends != 0 {
+		return heldKey{strings.Clone(id), digest, &t} // no other key has these
 	}
 	known := k.terms[t]
 	if known == nil {

@@ -271,6 +271,11 @@ func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
 		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 2},
 		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", DisplayName: "x", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 0},
 		{"customers/nobody", model.Customer{Name: "nobody"}, 1},
+		{"keyends/k4", model.KeyEnd{ID: "k4", At: time.Unix(5000, 0)}, 1},
+		{"keyends/k4", model.KeyEnd{ID: "k4", At: time.Unix(5000, 0), ReplacedBy: "k7"}, 0},
+		{"keyends/k4", map[string]string{"tomorrow": "x"}, 1}, // a key that is to end, nobody knows when, has ended
+		{"keyends/k4", nil, 1},
+		{"keyends/nobody", model.KeyEnd{ID: "nobody", At: time.Unix(5000, 0)}, 0},
 		{"keys/k1", key("k1", "acme", "revoked"), 1},
 		{"customers/nobody", nil, 1},
 		{"customers/nobody", model.Customer{Name: "nobody"}, 1},
@@ -292,8 +297,8 @@ func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
 			t.Errorf("step %d (%s): got %d keys, built from scratch %d, or other sums", i, s.key, k.Len(), fresh.Len())
 		}
 	}
-	if k.Malformed() != 2 {
-		t.Errorf("malformed: got %d, want 2", k.Malformed())
+	if k.Malformed() != 3 {
+		t.Errorf("malformed: got %d, want 3", k.Malformed())
 	}
 	if got := view.DiffKeys(nil, k); len(got) != k.Len() {
 		t.Errorf("diff from nothing: got %d, want %d", len(got), k.Len())

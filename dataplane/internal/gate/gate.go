@@ -199,6 +199,10 @@ func (g *Gate) authenticate(t *policy.Table, r *Request, v *Verdict) bool {
 		v.refuse(401, ReasonKeyInvalid, "The key is not valid at this host.")
 		return false
 	}
+	if key.Ends != 0 && r.Unix >= int64(key.Ends) { // told to who proved that he holds it, and not counted: as if it were revoked
+		v.refuse(401, ReasonKeyEnded, "The key was replaced and its time is over; use the key that took its place.")
+		return false
+	}
 	v.KeyID, v.Customer, v.Subscription, v.Plan, v.KeyInBearer, v.overdue = key.ID, key.Customer, key.Subscription, key.Plan, bearer, key.Overdue
 	if key.Suspended {
 		if plan := t.Plan(v.Plan); plan != nil {

@@ -159,6 +159,34 @@ func TestGate_Verdicts(t *testing.T) {
 	}
 }
 
+// The end of a rotated key is in the table that the edge holds: it comes true without a word from anybody, to the second.
+func TestGate_ARotatedKeyEndsByItself(t *testing.T) {
+	w := sample(t)
+	id, text, err := apikey.Mint("emea", rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := apikey.Sum(pepper, text.Reveal())
+	w.add(table.KindKey, id, table.Key{ID: id, DigestHex: hex.EncodeToString(d[:]), Customer: "acme", Subscription: "main", Plan: "free", Ends: 1000})
+	_, wrong, _ := apikey.Mint("emea", rand.Reader)
+	g := &gate.Gate{Hasher: apikey.NewHasher(pepper), Limits: limit.NewMap()}
+	tab := w.table()
+	for _, c := range []struct {
+		unix   int64
+		key    string
+		status int
+		reason string
+	}{{999, text.Reveal(), 0, ""}, {1000, text.Reveal(), 401, gate.ReasonKeyEnded}, {1 << 40, text.Reveal(), 401, gate.ReasonKeyEnded}, {1000, wrong.Reveal(), 401, gate.ReasonKeyInvalid}} {
+		v := g.Admit(tab, &gate.Request{Host: "orders.emea.test", Method: "GET", Path: "/v1", APIKey: []string{c.key}, Unix: c.unix, TableAge: 1000 * time.Hour}, 0)
+		if v.Problem.Status != c.status || v.Problem.Reason != c.reason {
+			t.Errorf("at %d: got %d %s, want %d %s", c.unix, v.Problem.Status, v.Problem.Reason, c.status, c.reason)
+		}
+		if c.status != 0 && (v.Counted || v.Customer != "") {
+			t.Errorf("at %d: a refused key is counted, or its customer named", c.unix)
+		}
+	}
+}
+
 func TestGate_LimitsAndSaysSo(t *testing.T) {
 	w := sample(t)
 	key, other := w.key("emea", "acme", "free", false), w.key("emea", "acme", "free", false)

@@ -20,6 +20,7 @@ const (
 	ReasonKeyConflict   = "key-conflict"  // more than one key, or one twice
 	ReasonKeyForeign    = "key-foreign"   // the key belongs to another zone
 	ReasonKeySuspended  = "key-suspended" //
+	ReasonKeyEnded      = "key-ended"     // it was rotated and its overlap is over
 	ReasonKeyStale      = "key-stale"     // the edge has not heard from its control plane for longer than the plan allows
 	ReasonNotEntitled   = "not-entitled"  // the plan does not include the API
 	ReasonRateExceeded  = "rate-exceeded"
@@ -67,6 +68,7 @@ var titles = map[string]string{
 	ReasonKeyConflict:   "More than one API key was sent",
 	ReasonKeyForeign:    "The API key belongs to another zone",
 	ReasonKeySuspended:  "The API key is suspended",
+	ReasonKeyEnded:      "The API key has ended",
 	ReasonKeyStale:      "The API key cannot be confirmed",
 	ReasonNotEntitled:   "The plan does not include this API",
 	ReasonRateExceeded:  "The plan's rate limit is exceeded",

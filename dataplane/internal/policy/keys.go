@@ -18,6 +18,7 @@ type Key struct {
 	*Owner
 	Suspended bool
 	Overdue   bool
+	Ends      uint32 // unix s; 0: not by itself. It has the room that the two before it leave
 }
 
 // Owner is whose a key is. A million keys of a thousand subscriptions share a thousand of them.
@@ -32,7 +33,7 @@ type Owner struct {
 func (k *Key) sum() revision.Sum {
 	var buf [512]byte
 	return revision.Of(uint8(table.KindKey), k.ID, table.AppendKey(buf[:0], &table.Key{ID: k.ID, Digest: k.Digest, Customer: k.Customer,
-		Subscription: k.Subscription, Plan: k.Plan, Suspended: k.Suspended, Overdue: k.Overdue}))
+		Subscription: k.Subscription, Plan: k.Plan, Suspended: k.Suspended, Overdue: k.Overdue, Ends: int64(k.Ends)}))
 }
 
 const (

@@ -26,10 +26,11 @@ import (
 
 // Tokens of the operators that every zone knows.
 const (
-	Admin  = "admin-token"
-	Viewer = "viewer-token"
-	Second = "second-token" // of bob, an admin
-	Other  = "other-token"  // of the same person as Admin
+	Admin   = "admin-token"
+	Viewer  = "viewer-token"
+	Auditor = "auditor-token"
+	Second  = "second-token" // of bob, an admin
+	Other   = "other-token"  // of the same person as Admin
 )
 
 // Pepper of all zones.
@@ -70,7 +71,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 	}
 	for _, name := range []string{"emea", "us"} {
 		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}, Detail: &Detail{zone: name}, Ledger: newLedger(t), Signer: ed25519.NewKeyFromSeed(bytes.Repeat([]byte(name[:1]), ed25519.SeedSize))}
-		for token, role := range map[string]string{Admin: adminapi.RoleAdmin, Viewer: adminapi.RoleViewer} {
+		for token, role := range map[string]string{Admin: adminapi.RoleAdmin, Viewer: adminapi.RoleViewer, Auditor: adminapi.RoleAuditor} {
 			z.Store.Put(adminapi.TokenKey(token), model.Encode(model.Operator{Name: role, Role: role}))
 		}
 		z.Store.Put(adminapi.TokenKey(Second), model.Encode(model.Operator{Name: "bob", Role: adminapi.RoleAdmin}))

@@ -10,6 +10,7 @@ package replica
 import (
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix"
@@ -52,6 +53,19 @@ func (s *State) List(prefix string) iter.Seq[group.KV] {
 		it.SeekPrefix([]byte(prefix))
 		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
 			if !yield(*v.(*group.KV)) {
+				return
+			}
+		}
+	}
+}
+
+// ListAfter is group.ListAfter's.
+func (s *State) ListAfter(prefix, after string) iter.Seq[group.KV] {
+	return func(yield func(group.KV) bool) {
+		it := s.Tree.Root().Iterator()
+		it.SeekLowerBound([]byte(after))
+		for k, v, ok := it.Next(); ok && strings.HasPrefix(string(k), prefix); k, v, ok = it.Next() {
+			if string(k) > after && !yield(*v.(*group.KV)) {
 				return
 			}
 		}

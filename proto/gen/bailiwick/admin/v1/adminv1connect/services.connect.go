@@ -76,10 +76,17 @@ const (
 	// ResourceServiceRollbackProcedure is the fully-qualified name of the ResourceService's Rollback
 	// RPC.
 	ResourceServiceRollbackProcedure = "/bailiwick.admin.v1.ResourceService/Rollback"
+	// ResourceServiceDescribeProcedure is the fully-qualified name of the ResourceService's Describe
+	// RPC.
+	ResourceServiceDescribeProcedure = "/bailiwick.admin.v1.ResourceService/Describe"
 	// KeyServiceCreateKeyProcedure is the fully-qualified name of the KeyService's CreateKey RPC.
 	KeyServiceCreateKeyProcedure = "/bailiwick.admin.v1.KeyService/CreateKey"
 	// KeyServiceRevokeKeyProcedure is the fully-qualified name of the KeyService's RevokeKey RPC.
 	KeyServiceRevokeKeyProcedure = "/bailiwick.admin.v1.KeyService/RevokeKey"
+	// KeyServiceRotateKeyProcedure is the fully-qualified name of the KeyService's RotateKey RPC.
+	KeyServiceRotateKeyProcedure = "/bailiwick.admin.v1.KeyService/RotateKey"
+	// KeyServiceUndoRotationProcedure is the fully-qualified name of the KeyService's UndoRotation RPC.
+	KeyServiceUndoRotationProcedure = "/bailiwick.admin.v1.KeyService/UndoRotation"
 	// KeyServiceListKeysProcedure is the fully-qualified name of the KeyService's ListKeys RPC.
 	KeyServiceListKeysProcedure = "/bailiwick.admin.v1.KeyService/ListKeys"
 	// NodeServiceListNodesProcedure is the fully-qualified name of the NodeService's ListNodes RPC.
@@ -207,6 +214,8 @@ type ResourceServiceClient interface {
 	// Rollback applies the catalog's resources as they were at a revision, under a new one: like Apply in all else. It is
 	// whole or not at all.
 	Rollback(context.Context, *v1.RollbackRequest) (*v1.ApplyResponse, error)
+	// Describe says what is known of one resource: itself, who refers to it, which edges hold it.
+	Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error)
 }
 
 // NewResourceServiceClient constructs a client for the bailiwick.admin.v1.ResourceService service.
@@ -266,6 +275,13 @@ func NewResourceServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(resourceServiceMethods.ByName("Rollback")),
 			connect.WithClientOptions(opts...),
 		),
+		describe: connect.NewClient[v1.DescribeRequest, v1.DescribeResponse](
+			httpClient,
+			baseURL+ResourceServiceDescribeProcedure,
+			connect.WithSchema(resourceServiceMethods.ByName("Describe")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -278,6 +294,7 @@ type resourceServiceClient struct {
 	history  *connect.Client[v1.HistoryRequest, v1.HistoryResponse]
 	compare  *connect.Client[v1.CompareRequest, v1.CompareResponse]
 	rollback *connect.Client[v1.RollbackRequest, v1.ApplyResponse]
+	describe *connect.Client[v1.DescribeRequest, v1.DescribeResponse]
 }
 
 // Apply calls bailiwick.admin.v1.ResourceService.Apply.
@@ -343,6 +360,15 @@ func (c *resourceServiceClient) Rollback(ctx context.Context, req *v1.RollbackRe
 	return nil, err
 }
 
+// Describe calls bailiwick.admin.v1.ResourceService.Describe.
+func (c *resourceServiceClient) Describe(ctx context.Context, req *v1.DescribeRequest) (*v1.DescribeResponse, error) {
+	response, err := c.describe.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ResourceServiceHandler is an implementation of the bailiwick.admin.v1.ResourceService service.
 type ResourceServiceHandler interface {
 	// Apply writes all documents or none per group: catalog documents in one transaction, then zone documents in one.
@@ -357,6 +383,8 @@ type ResourceServiceHandler interface {
 	// Rollback applies the catalog's resources as they were at a revision, under a new one: like Apply in all else. It is
 	// whole or not at all.
 	Rollback(context.Context, *v1.RollbackRequest) (*v1.ApplyResponse, error)
+	// Describe says what is known of one resource: itself, who refers to it, which edges hold it.
+	Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error)
 }
 
 // NewResourceServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -412,6 +440,13 @@ func NewResourceServiceHandler(svc ResourceServiceHandler, opts ...connect.Handl
 		connect.WithSchema(resourceServiceMethods.ByName("Rollback")),
 		connect.WithHandlerOptions(opts...),
 	)
+	resourceServiceDescribeHandler := connect.NewUnaryHandlerSimple(
+		ResourceServiceDescribeProcedure,
+		svc.Describe,
+		connect.WithSchema(resourceServiceMethods.ByName("Describe")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.admin.v1.ResourceService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ResourceServiceApplyProcedure:
@@ -428,6 +463,8 @@ func NewResourceServiceHandler(svc ResourceServiceHandler, opts ...connect.Handl
 			resourceServiceCompareHandler.ServeHTTP(w, r)
 		case ResourceServiceRollbackProcedure:
 			resourceServiceRollbackHandler.ServeHTTP(w, r)
+		case ResourceServiceDescribeProcedure:
+			resourceServiceDescribeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -465,11 +502,20 @@ func (UnimplementedResourceServiceHandler) Rollback(context.Context, *v1.Rollbac
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ResourceService.Rollback is not implemented"))
 }
 
+func (UnimplementedResourceServiceHandler) Describe(context.Context, *v1.DescribeRequest) (*v1.DescribeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ResourceService.Describe is not implemented"))
+}
+
 // KeyServiceClient is a client for the bailiwick.admin.v1.KeyService service.
 type KeyServiceClient interface {
 	// CreateKey answers the key's text once; only its digest is kept.
 	CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error)
 	RevokeKey(context.Context, *v1.RevokeKeyRequest) (*v1.RevokeKeyResponse, error)
+	// RotateKey makes a key in the place of another, of the same subscription, and answers its text once. The old one ends
+	// after the overlap, by itself and on every edge, also on one that nobody reaches.
+	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
+	// UndoRotation is the first step back: the old key does not end any more, and both work. The second is to revoke the new.
+	UndoRotation(context.Context, *v1.UndoRotationRequest) (*v1.UndoRotationResponse, error)
 	ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error)
 }
 
@@ -496,6 +542,18 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			connect.WithSchema(keyServiceMethods.ByName("RevokeKey")),
 			connect.WithClientOptions(opts...),
 		),
+		rotateKey: connect.NewClient[v1.RotateKeyRequest, v1.RotateKeyResponse](
+			httpClient,
+			baseURL+KeyServiceRotateKeyProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("RotateKey")),
+			connect.WithClientOptions(opts...),
+		),
+		undoRotation: connect.NewClient[v1.UndoRotationRequest, v1.UndoRotationResponse](
+			httpClient,
+			baseURL+KeyServiceUndoRotationProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("UndoRotation")),
+			connect.WithClientOptions(opts...),
+		),
 		listKeys: connect.NewClient[v1.ListKeysRequest, v1.ListKeysResponse](
 			httpClient,
 			baseURL+KeyServiceListKeysProcedure,
@@ -508,9 +566,11 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 
 // keyServiceClient implements KeyServiceClient.
 type keyServiceClient struct {
-	createKey *connect.Client[v1.CreateKeyRequest, v1.CreateKeyResponse]
-	revokeKey *connect.Client[v1.RevokeKeyRequest, v1.RevokeKeyResponse]
-	listKeys  *connect.Client[v1.ListKeysRequest, v1.ListKeysResponse]
+	createKey    *connect.Client[v1.CreateKeyRequest, v1.CreateKeyResponse]
+	revokeKey    *connect.Client[v1.RevokeKeyRequest, v1.RevokeKeyResponse]
+	rotateKey    *connect.Client[v1.RotateKeyRequest, v1.RotateKeyResponse]
+	undoRotation *connect.Client[v1.UndoRotationRequest, v1.UndoRotationResponse]
+	listKeys     *connect.Client[v1.ListKeysRequest, v1.ListKeysResponse]
 }
 
 // CreateKey calls bailiwick.admin.v1.KeyService.CreateKey.
@@ -531,6 +591,24 @@ func (c *keyServiceClient) RevokeKey(ctx context.Context, req *v1.RevokeKeyReque
 	return nil, err
 }
 
+// RotateKey calls bailiwick.admin.v1.KeyService.RotateKey.
+func (c *keyServiceClient) RotateKey(ctx context.Context, req *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error) {
+	response, err := c.rotateKey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UndoRotation calls bailiwick.admin.v1.KeyService.UndoRotation.
+func (c *keyServiceClient) UndoRotation(ctx context.Context, req *v1.UndoRotationRequest) (*v1.UndoRotationResponse, error) {
+	response, err := c.undoRotation.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ListKeys calls bailiwick.admin.v1.KeyService.ListKeys.
 func (c *keyServiceClient) ListKeys(ctx context.Context, req *v1.ListKeysRequest) (*v1.ListKeysResponse, error) {
 	response, err := c.listKeys.CallUnary(ctx, connect.NewRequest(req))
@@ -545,6 +623,11 @@ type KeyServiceHandler interface {
 	// CreateKey answers the key's text once; only its digest is kept.
 	CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error)
 	RevokeKey(context.Context, *v1.RevokeKeyRequest) (*v1.RevokeKeyResponse, error)
+	// RotateKey makes a key in the place of another, of the same subscription, and answers its text once. The old one ends
+	// after the overlap, by itself and on every edge, also on one that nobody reaches.
+	RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error)
+	// UndoRotation is the first step back: the old key does not end any more, and both work. The second is to revoke the new.
+	UndoRotation(context.Context, *v1.UndoRotationRequest) (*v1.UndoRotationResponse, error)
 	ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error)
 }
 
@@ -567,6 +650,18 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		connect.WithSchema(keyServiceMethods.ByName("RevokeKey")),
 		connect.WithHandlerOptions(opts...),
 	)
+	keyServiceRotateKeyHandler := connect.NewUnaryHandlerSimple(
+		KeyServiceRotateKeyProcedure,
+		svc.RotateKey,
+		connect.WithSchema(keyServiceMethods.ByName("RotateKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceUndoRotationHandler := connect.NewUnaryHandlerSimple(
+		KeyServiceUndoRotationProcedure,
+		svc.UndoRotation,
+		connect.WithSchema(keyServiceMethods.ByName("UndoRotation")),
+		connect.WithHandlerOptions(opts...),
+	)
 	keyServiceListKeysHandler := connect.NewUnaryHandlerSimple(
 		KeyServiceListKeysProcedure,
 		svc.ListKeys,
@@ -580,6 +675,10 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 			keyServiceCreateKeyHandler.ServeHTTP(w, r)
 		case KeyServiceRevokeKeyProcedure:
 			keyServiceRevokeKeyHandler.ServeHTTP(w, r)
+		case KeyServiceRotateKeyProcedure:
+			keyServiceRotateKeyHandler.ServeHTTP(w, r)
+		case KeyServiceUndoRotationProcedure:
+			keyServiceUndoRotationHandler.ServeHTTP(w, r)
 		case KeyServiceListKeysProcedure:
 			keyServiceListKeysHandler.ServeHTTP(w, r)
 		default:
@@ -597,6 +696,14 @@ func (UnimplementedKeyServiceHandler) CreateKey(context.Context, *v1.CreateKeyRe
 
 func (UnimplementedKeyServiceHandler) RevokeKey(context.Context, *v1.RevokeKeyRequest) (*v1.RevokeKeyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.KeyService.RevokeKey is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) RotateKey(context.Context, *v1.RotateKeyRequest) (*v1.RotateKeyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.KeyService.RotateKey is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) UndoRotation(context.Context, *v1.UndoRotationRequest) (*v1.UndoRotationResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.KeyService.UndoRotation is not implemented"))
 }
 
 func (UnimplementedKeyServiceHandler) ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error) {

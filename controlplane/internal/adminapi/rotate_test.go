@@ -1,0 +1,104 @@
+package adminapi_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"bailiwick/controlplane/internal/adminapi"
+	"bailiwick/controlplane/internal/adminapi/apitest"
+	"bailiwick/controlplane/internal/model"
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/shared/fault"
+)
+
+func TestRotateKey_BothWorkUntilTheOldOneEnds(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	keys := keysAt(z, apitest.Admin)
+	old, err := keys.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	z.Store.Lose.Store(1) // committed, and the answer lost inside
+	begin := time.Now()
+	fresh, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: old.Id, RequestId: "r1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at := fresh.OldExpiresAt.AsTime(); at.Before(begin.Add(adminapi.DefaultOverlap)) || at.After(time.Now().Add(adminapi.DefaultOverlap+2*time.Second)) {
+		t.Errorf("the old key ends at %v, want in a day", at)
+	}
+	if fresh.Id == old.Id || fresh.Key == old.Key || strings.Contains(z.Store.Dump(), fresh.Key[len(fresh.Key)-20:]) {
+		t.Error("the new key is the old one, or rests as text")
+	}
+	list, err := keys.ListKeys(t.Context(), &adminv1.ListKeysRequest{Customer: "acme"})
+	if err != nil || len(list.Keys) != 2 {
+		t.Fatalf("list: %v, %v", list, err)
+	}
+	a, b := list.Keys[0], list.Keys[1]
+	if a.Status != "active" || b.Status != "active" || a.Subscription != b.Subscription || a.Plan != b.Plan || a.ReplacedBy != b.Id || b.Replaces != a.Id || a.ExpiresAt == nil || b.ExpiresAt != nil {
+		t.Errorf("two keys of one subscription, the first replaced by the second: got %v and %v", a, b)
+	}
+	for _, c := range []struct{ id, request, reason string }{{old.Id, "r1", "KEY_ALREADY_CREATED"}, {old.Id, "r2", "KEY_ROTATED"}, {"nobody", "", "KEY_NOT_FOUND"}} {
+		_, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: c.id, RequestId: c.request})
+		f, _ := fault.As(err)
+		if f == nil || f.Reason != c.reason || c.id == old.Id && f.Meta["id"] != fresh.Id {
+			t.Errorf("rotate %s for request %q: %v, want %s naming %s", c.id, c.request, err, c.reason, fresh.Id)
+		}
+	}
+	undone, err := keys.UndoRotation(t.Context(), &adminv1.UndoRotationRequest{Id: old.Id})
+	if err != nil || undone.NewId != fresh.Id {
+		t.Fatalf("undo: %v, %v", undone, err)
+	}
+	if _, err := keys.UndoRotation(t.Context(), &adminv1.UndoRotationRequest{Id: old.Id}); fault.ReasonOf(err) != "KEY_NOT_ROTATED" {
+		t.Errorf("undo twice: %v", err)
+	}
+	if _, err := keys.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Id: fresh.Id}); err != nil { // the second step
+		t.Fatal(err)
+	}
+	if list, _ = keys.ListKeys(t.Context(), &adminv1.ListKeysRequest{Customer: "acme"}); list.Keys[0].Status != "active" || list.Keys[0].ExpiresAt != nil || list.Keys[1].Status != "revoked" {
+		t.Errorf("after both steps back: %v", list)
+	}
+}
+
+func TestRotateKey_WhatHasEndedStaysSo(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	keys := keysAt(z, apitest.Admin)
+	old, err := keys.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	z.Store.Put(model.PrefixKeyEnd+old.Id, model.Encode(model.KeyEnd{ID: old.Id, At: time.Now().Add(-time.Second), ReplacedBy: "x"}))
+	if list, _ := keys.ListKeys(t.Context(), &adminv1.ListKeysRequest{Filter: "status=ended"}); len(list.GetKeys()) != 1 {
+		t.Errorf("keys that ended: %v, want the one", list)
+	}
+	if _, err := keys.UndoRotation(t.Context(), &adminv1.UndoRotationRequest{Id: old.Id}); fault.ReasonOf(err) != "KEY_ENDED" {
+		t.Errorf("undo after the end: %v, want KEY_ENDED: an edge that nobody reaches has ended it", err)
+	}
+	other, err := keys.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: other.Id, Overlap: durationpb.New(0), RequestId: "at-once"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list, _ := keys.ListKeys(t.Context(), &adminv1.ListKeysRequest{Filter: "id=" + other.Id}); list.GetKeys()[0].Status != "revoked" {
+		t.Errorf("without an overlap the old key is %s, want revoked at once", list.Keys[0].Status)
+	}
+	if _, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: other.Id, Overlap: durationpb.New(0), RequestId: "at-once"}); fault.ReasonOf(err) != "KEY_ALREADY_CREATED" {
+		t.Errorf("the same request again: %v", err)
+	}
+	for _, d := range []time.Duration{-time.Second, adminapi.MaxOverlap + time.Second} {
+		if _, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: now.Id, Overlap: durationpb.New(d)}); fault.ReasonOf(err) != "OVERLAP_INVALID" {
+			t.Errorf("an overlap of %v: %v", d, err)
+		}
+	}
+	if _, err := keysAt(z, apitest.Viewer).RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: now.Id}); fault.KindOf(err) != fault.Denied {
+		t.Errorf("a viewer rotates: %v", err)
+	}
+}
