@@ -39,7 +39,7 @@ func (s *sickDisk) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{
 
 func sickCluster(t *testing.T) (c *cluster, sick map[string]*sickDisk) {
 	sick = map[string]*sickDisk{}
-	base := Config{StallLimit: 300 * time.Millisecond}
+	base := Config{StallLimit: 300 * time.Millisecond, ProbeAfter: 200 * time.Millisecond}
 	base.wrapDisk = func(d disk) disk {
 		s := &sickDisk{disk: d, hang: new(atomic.Bool), ioerr: new(atomic.Bool), stored: new(atomic.Int64)}
 		sick[filepath.Base(filepath.Dir(d.(*boltDisk).path))] = s
@@ -79,6 +79,22 @@ func TestWatchdog_StalledLeaderIsFenced(t *testing.T) {
 	mustContain(t, l.VerifyLeader(short(t)), "stopping")
 	delete(c.stores, old)
 	wantValue(t, f, "b", "2")
+}
+
+// Nobody writes, the process lives, heartbeats flow, and the log store's call blocks: the leader finds out by itself.
+func TestWatchdog_AQuietLeadersStallIsNoticed(t *testing.T) {
+	c, sick := sickCluster(t)
+	old := c.leader().node.cfg.Node
+	sick[old].hang.Store(true)
+	select {
+	case err := <-c.fatal:
+		mustContain(t, err, old, "stalled")
+	case <-time.After(30 * time.Second):
+		t.Fatal("a leader whose disk hangs leads on while nobody writes")
+	}
+	mustContain(t, c.stop[old](), "stalled")
+	delete(c.stores, old)
+	put(t, c.leader(), "a", "1")
 }
 
 func TestWatchdog_StalledFollowerIsFenced(t *testing.T) {

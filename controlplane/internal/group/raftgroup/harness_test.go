@@ -159,7 +159,9 @@ func newCluster(t testing.TB, base Config) *cluster {
 	if base.Group == "" {
 		base.Group = "store/test"
 	}
-	base.Timing = Local()
+	if base.Timing == (Timing{}) {
+		base.Timing = Local()
+	}
 	if base.Voters == nil {
 		base.Voters = []string{"n1", "n2", "n3"}
 	}

@@ -25,6 +25,7 @@ type Node struct {
 	machine Machine
 	fsm     *fsm
 	disk    disk
+	watch   *watchdog // n.disk, as what it is
 	snaps   *snapshotStore
 	fence   *fence // nil for a group of one
 	trans   raft.Transport
@@ -170,7 +171,8 @@ func (n *Node) openDisk() error {
 	if n.cfg.wrapDisk != nil {
 		inner = n.cfg.wrapDisk(d)
 	}
-	n.disk = &watchdog{disk: inner, limit: n.cfg.StallLimit, fail: n.fail}
+	n.watch = &watchdog{disk: inner, limit: n.cfg.StallLimit, fail: n.fail}
+	n.disk = n.watch
 	var joined bool
 	if n.member, joined, err = d.Member(); err != nil {
 		return err
@@ -281,6 +283,7 @@ func (n *Node) Run(ctx context.Context) error {
 	wg.Go(func() { n.lookAround(around) })
 	barrier, stop := context.WithCancel(context.Background())
 	tick := time.NewTicker(time.Second) // raft says nothing when it shuts itself down
+	wg.Go(func() { n.probe(around) })
 	var err error
 loop:
 	for {
@@ -322,15 +325,42 @@ loop:
 	return err
 }
 
+// probe has a leader's idle group write an empty entry now and then, on its own disk and its followers'. The watchdog sees
+// writes alone, and a leader whose disk hangs while nobody writes would lead on, by its heartbeats, until the first write
+// finds it: within ProbeAfter, a tick and StallLimit (8 s by default) it is fenced. An entry rather than a write beside the
+// log, since only what goes the whole way through raft shows that the way is open.
+func (n *Node) probe(ctx context.Context) {
+	tick := time.NewTicker(min(time.Second, n.cfg.ProbeAfter/2))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.halted:
+			return
+		case <-tick.C:
+		}
+		if n.raft.State() == raft.Leader && n.watch.quiet(n.cfg.ProbeAfter) {
+			_ = n.barrier(ctx, n.cfg.ProbeAfter) // whether it commits is no matter: it is written here first
+		}
+	}
+}
+
+// barrier writes an empty entry and returns when all before it is applied here. It is no Machine's, so the count of what is
+// done is moved here: reads wait for it.
+func (n *Node) barrier(ctx context.Context, timeout time.Duration) error {
+	f, err := n.await(ctx, func() raft.Future { return n.raft.Barrier(timeout) })
+	if i, ok := f.(raft.IndexFuture); ok && err == nil {
+		n.fsm.done.advance(i.Index())
+	}
+	return err
+}
+
 // takeTurn opens a turn of leadership once all that earlier leaders committed
 // is applied here.
 func (n *Node) takeTurn(ctx context.Context) {
 	for ctx.Err() == nil {
-		f, err := n.await(ctx, func() raft.Future { return n.raft.Barrier(time.Second) })
-		if err == nil {
-			if i, ok := f.(raft.IndexFuture); ok {
-				n.fsm.done.advance(i.Index())
-			}
+		if n.barrier(ctx, time.Second) == nil {
 			n.turn.Begin(ctx)
 			n.cfg.Logger.Info("leadership gained", "term", n.raft.CurrentTerm())
 			return

@@ -3,6 +3,7 @@ package raftgroup
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -20,7 +21,11 @@ type watchdog struct {
 	disk
 	limit time.Duration
 	fail  func(error)
+	last  atomic.Int64 // when a write came back last, unix ns
 }
+
+// quiet says whether no write came back for so long: the disk may hang and nobody would know.
+func (w *watchdog) quiet(d time.Duration) bool { return time.Since(time.Unix(0, w.last.Load())) >= d }
 
 func (w *watchdog) write(what string, do func() error) error {
 	t := time.AfterFunc(w.limit, func() {
@@ -33,6 +38,7 @@ func (w *watchdog) write(what string, do func() error) error {
 	if err != nil {
 		w.park(fmt.Errorf("%s: %w", what, err))
 	}
+	w.last.Store(time.Now().UnixNano())
 	return nil
 }
 
