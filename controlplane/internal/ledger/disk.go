@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	pebbledb "github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -138,8 +139,89 @@ func (l pebbleLogger) Errorf(format string, args ...any) {
 // Fatalf must not return: pebble's state is undefined after it. The program is
 // ended by OnFatal.
 func (l pebbleLogger) Fatalf(format string, args ...any) {
-	l.m.die(fmt.Errorf(format, args...))
+	f := fatalError{text: fmt.Sprintf(format, args...)}
+	for _, a := range args {
+		if err, ok := a.(error); ok {
+			f.cause = err
+		}
+	}
+	l.m.die(f)
 	select {}
+}
+
+// fatalError is what pebble prints before it would end the process, with the error in it: whether the disk is full decides
+// what is done next.
+type fatalError struct {
+	text  string
+	cause error
+}
+
+func (f fatalError) Error() string { return f.text }
+func (f fatalError) Unwrap() error { return f.cause }
+
+// watchedFS tells of a full disk before pebble hears of it. What pebble makes of one depends on who meets it: its log ends
+// the process, by Fatalf or, where it changes files, by a panic that cannot be caught; a flush is tried again for ever, until
+// the memory is full as well. The end is told here instead, once, while the reserve still gives room to end in order.
+type watchedFS struct {
+	vfs.FS
+	full func(error)
+}
+
+func (w watchedFS) look(err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		w.full(fmt.Errorf("write the ledger: %w", err))
+	}
+	return err
+}
+
+func (w watchedFS) file(f vfs.File, err error) (vfs.File, error) {
+	if w.look(err) != nil {
+		return nil, err
+	}
+	return watchedFile{f, w}, nil
+}
+
+func (w watchedFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return w.file(w.FS.Create(name, c))
+}
+
+func (w watchedFS) OpenReadWrite(name string, c vfs.DiskWriteCategory, o ...vfs.OpenOption) (vfs.File, error) {
+	return w.file(w.FS.OpenReadWrite(name, c, o...))
+}
+
+func (w watchedFS) ReuseForWrite(old, name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return w.file(w.FS.ReuseForWrite(old, name, c))
+}
+
+func (w watchedFS) Link(old, name string) error   { return w.look(w.FS.Link(old, name)) }
+func (w watchedFS) Rename(old, name string) error { return w.look(w.FS.Rename(old, name)) }
+func (w watchedFS) Unwrap() vfs.FS                { return w.FS }
+
+type watchedFile struct {
+	vfs.File
+	fs watchedFS
+}
+
+func (f watchedFile) Write(p []byte) (int, error) {
+	n, err := f.File.Write(p)
+	return n, f.fs.look(err)
+}
+
+func (f watchedFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(p, off)
+	return n, f.fs.look(err)
+}
+
+func (f watchedFile) Preallocate(off, length int64) error {
+	return f.fs.look(f.File.Preallocate(off, length))
+}
+
+func (f watchedFile) Sync() error     { return f.fs.look(f.File.Sync()) }
+func (f watchedFile) SyncData() error { return f.fs.look(f.File.SyncData()) }
+
+func (f watchedFile) SyncTo(length int64) (bool, error) {
+	full, err := f.File.SyncTo(length)
+	return full, f.fs.look(err)
 }
 
 // privateFS makes every file readable by its owner alone.

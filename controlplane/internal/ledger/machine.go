@@ -76,6 +76,7 @@ func OpenMachine(cfg MachineConfig) (m *Machine, err error) {
 		cfg.fs = privateFS{vfs.Default}
 	}
 	m = &Machine{cfg: cfg, logger: cfg.Logger, checks: newCheckpoints(), totals: make(map[string]usage.Sums), latency: make(latencies)}
+	m.cfg.fs = watchedFS{cfg.fs, m.die}
 	m.idle = sync.NewCond(&m.mu)
 	m.spending.init()
 	defer guard(&err, "open ledger")
