@@ -55,7 +55,7 @@ hosts: ## two zones on hosts in namespaces: nothing planted in one is found in t
 	$(GO) run ./e2e/hosts $(ARGS)
 
 bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover, border; a part: make bench ARGS='-only border'
-	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/... ./controlplane/internal/detail/...
+	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/... ./controlplane/internal/detail/... ./controlplane/internal/group/raftgroup
 	$(GO) run ./e2e/bench $(ARGS)
 
 evidence: ## a bundle of a million records of evidence, verified: the time it takes, and per record

@@ -1,6 +1,6 @@
 // Command bench measures the floors and reports of the spine on a sandbox of its own: how fast a key begins
 // and ceases to work, how soon a request is seen in usage and by other edges' quotas, how fast a pair takes over, how
-// soon a tightening is in force and a lost region replaced, what a request costs the edge, and how big everything is.
+// soon a tightening is in force and a lost region replaced, how soon another node leads, what a request costs the edge, and how big everything is.
 // It prints one table and exits 1 when a floor is missed. It needs the programs in bin/: make bench.
 package main
 
@@ -34,8 +34,9 @@ type bench struct {
 func main() {
 	samples := flag.Int("samples", 200, "keys to create and revoke")
 	kills := flag.Int("kills", 5, "upstream kills")
+	leaderKills := flag.Int("leader-kills", 20, "kills of the node that leads a zone's store")
 	seconds := flag.Int("seconds", 10, "load while the edge's CPU time is measured")
-	only := flag.String("only", "", "sections to run, with commas between: idle, keys, visible, told, failover, border, cost, sizes; empty: all")
+	only := flag.String("only", "", "sections to run, with commas between: idle, keys, visible, told, failover, border, raft, cost, sizes; empty: all")
 	tightenings := flag.Int("tightenings", 100, "tightenings to wait for, all connected")
 	cold := flag.Bool("cold", false, "also build everything with an empty build cache, as the first make run does")
 	flag.Parse()
@@ -58,6 +59,7 @@ func main() {
 			{"told", func() { b.told(b.samples / 2) }},
 			{"failover", func() { b.failover(*kills) }},
 			{"border", func() { b.border(*tightenings) }},
+			{"raft", func() { b.raft(*leaderKills) }},
 			{"cost", func() { b.cost(time.Duration(*seconds) * time.Second) }},
 			{"sizes", b.sizes},
 		} {
