@@ -503,8 +503,8 @@ func TestACME_StrangersChallengesStayOffTheShelf(t *testing.T) {
 	}
 }
 
-// Certificates of seconds: each is replaced before it ends, by one order of the whole zone, which says what it
-// replaces; every edge follows, and a client never meets one that has ended.
+// Certificates of seconds, shared by twenty edges: each is replaced before it ends, by one order of the whole zone, which
+// says what it replaces; every edge follows, and a client never meets one that has ended.
 func TestACME_RenewalIsOneOrderOfTheZone(t *testing.T) {
 	z := newZone(t)
 	mux := http.NewServeMux()
@@ -516,7 +516,8 @@ func TestACME_RenewalIsOneOrderOfTheZone(t *testing.T) {
 	pub := newAuthorityOf(t, plain.port(), secure.port(), validity)
 	z.setAway(true)
 	doors := map[string]string{}
-	for _, name := range []string{"a", "b", "c", "d"} {
+	for i := range 20 {
+		name := string(rune('a' + i))
 		spec := edgeSpec{Name: name, Dir: t.TempDir(), Shelf: shelf.URL, Directory: pub.front.URL + "/dir", Roots: pub.rootsPEM(), HTTP01: true, RenewCheck: 250 * time.Millisecond}
 		http, https := startProcess(t, spec)
 		plain.set(name, http)
