@@ -159,7 +159,7 @@ func (s *Store) load(ctx context.Context) (from int64, err error) {
 	s.mu.Lock()
 	known, distrust := s.pos, s.distrust
 	s.mu.Unlock()
-	l, err := s.list(lctx)
+	l, err := s.list(lctx, 0)
 	if err != nil {
 		return 0, err
 	}
@@ -174,6 +174,11 @@ func (s *Store) load(ctx context.Context) (from int64, err error) {
 		return 0, errGap // and load what this node or another has made of it
 	}
 	s.leader.is(l.leader, l.leaderMade, l.at)
+	if known == nil {
+		if l, err = s.rewind(lctx, l); err != nil {
+			return 0, err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.turn.Moved()
@@ -202,7 +207,8 @@ type listing struct {
 	leaderMade int64
 }
 
-func (s *Store) list(ctx context.Context) (*listing, error) {
+// list reads the group at one revision of etcd; 0: now.
+func (s *Store) list(ctx context.Context, at int64) (*listing, error) {
 	// A first answer fixes the revision. The compare cannot fail: only the number of operations is looked at.
 	probe := make([]clientv3.Op, NeedTxnOps)
 	for i := range probe {
@@ -211,12 +217,15 @@ func (s *Store) list(ctx context.Context) (*listing, error) {
 	if _, err := s.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(s.keyHead()), ">", -1)).Else(probe...).Commit(); err != nil {
 		return nil, err
 	}
-	resp, err := s.client.Get(ctx, s.keyHead())
+	resp, err := s.client.Get(ctx, s.keyHead(), clientv3.WithRev(at))
 	if err != nil {
 		return nil, err
 	}
 	s.past.saw(resp.Header)
-	l := &listing{pos: &position{state: replica.Empty()}, at: resp.Header.Revision, cluster: resp.Header.ClusterId, term: resp.Header.RaftTerm}
+	if at == 0 {
+		at = resp.Header.Revision
+	}
+	l := &listing{pos: &position{state: replica.Empty()}, at: at, cluster: resp.Header.ClusterId, term: resp.Header.RaftTerm}
 	if len(resp.Kvs) > 0 {
 		l.pos.raw, l.pos.mod = resp.Kvs[0].Value, resp.Kvs[0].ModRevision
 		if l.pos.head, err = decodeHead(l.pos.raw); err != nil {

@@ -161,11 +161,13 @@ func (s *Store) install(prev, next *position, steps []step, results []replica.Re
 		s.own[next.head.nonce] = true
 	}
 	s.cur.Store(&next.state) // before the events: whoever saw one finds the state
+	if reset {               // watches end, and those that begin anew are told with what the epoch began
+		before := next.state.Rev
+		before.Index -= uint64(len(steps))
+		s.hist.Reset(before)
+	}
 	for _, x := range steps {
 		s.hist.Add(x.rev, x.events)
-	}
-	if reset {
-		s.hist.Reset(next.state.Rev)
 	}
 	s.tell()
 	return true
