@@ -57,7 +57,7 @@ func (n *Node) Members(ctx context.Context) (out []adminapi.Member, err error) {
 			out = append(out, row)
 		}
 	}
-	return append(out, n.membersBeside()...), nil
+	return append(n.membersBeside(), out...), nil
 }
 
 // Transfer implements adminapi.Cluster: it returns once another node leads.

@@ -83,20 +83,29 @@ func residency(t *testing.T, s *harness.Sandbox) {
 	}
 
 	// The disks.
+	holds := func(name string) {
+		s.Eventually(10*time.Second, "positive control: "+name+" holds the marker and the keys", func() error {
+			var all bytes.Buffer
+			if err := eachFile(filepath.Join(s.Dir, name), func(_ string, b []byte) { all.Write(b) }); err != nil {
+				return err
+			}
+			return found(all.Bytes())
+		})
+	}
 	for _, c := range s.Controls {
-		dir := filepath.Join(s.Dir, c.Name)
-		switch c.Zone {
-		case "emea":
-			s.Eventually(10*time.Second, "positive control: "+c.Name+" holds the marker and the keys", func() error {
-				var all bytes.Buffer
-				if err := eachFile(dir, func(_ string, b []byte) { all.Write(b) }); err != nil {
-					return err
-				}
-				return found(all.Bytes())
-			})
-		default:
-			absent(t, dir, personal)
+		switch {
+		case c.Zone != "emea":
+			absent(t, filepath.Join(s.Dir, c.Name), personal)
+		case len(s.Stores) == 0:
+			holds(c.Name)
 		}
+	}
+	for _, m := range s.Stores { // where there are etcds, the zone's hold what it keeps, and no other one does
+		if m.Cluster == "emea" {
+			holds(m.Name)
+			continue
+		}
+		absent(t, filepath.Join(s.Dir, m.Name), personal)
 	}
 	for _, e := range s.Edges {
 		if e.Zone != "emea" {
