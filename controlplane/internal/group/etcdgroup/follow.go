@@ -29,10 +29,11 @@ var errGap = errors.New("the log does not continue where this node stands")
 // follow loads the group and then follows its log, one key of etcd whose every revision is one commit: etcd delivers all
 // of them in order or says that it cannot. Each names the head it began with, so that a gap cannot pass for silence.
 func (s *Store) follow(ctx context.Context) {
+	told := false
 	for wait := pauseMin; ctx.Err() == nil; wait = min(2*wait, pauseMax) {
 		from, err := s.load(ctx)
 		if err == nil {
-			wait = pauseMin
+			wait, told = pauseMin, false
 			err = s.watch(ctx, from)
 		}
 		var newer newerFormat
@@ -43,6 +44,10 @@ func (s *Store) follow(ctx context.Context) {
 		}
 		if err != nil && ctx.Err() == nil {
 			s.trouble.Store(&err)
+			if !told && !errors.Is(err, errGap) && !errors.Is(err, rpctypes.ErrCompacted) {
+				s.cfg.Logger.Warn("etcd is not followed: it is tried again", "err", s.plain(err))
+				told = true
+			}
 		}
 		pause(ctx, wait)
 	}
