@@ -160,7 +160,7 @@ var edgeBugs = []bug{
 		edits:  []edit{{policyPkg + "/edit.go", "if kind != table.KindAPI || v.Foreign {", "if kind != table.KindAPI {"}},
 		checks: []check{{policyPkg, "TestQuarantine_KeepsNothingThatPermits"}}},
 	{name: "quarantine-keeps-a-key", breaks: "a key that does not read may have been suspended, and is refused",
-		edits:  []edit{{policyPkg + "/edit.go", "e.keys.remove(o.ID)\n\te.keys.setOdd", "e.keys.setOdd"}},
+		edits:  []edit{{policyPkg + "/edit.go", "e.keys.remove(id)\n\te.keys.setOdd", "e.keys.setOdd"}},
 		checks: []check{{policyPkg, "TestQuarantine_KeepsNothingThatPermits"}}},
 	{name: "sum-unchecked", breaks: "a lost object is noticed by the sum of the table",
 		edits:  []edit{{policyPkg + "/edit.go", "if c.got != c.want {", "if false {"}},

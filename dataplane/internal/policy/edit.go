@@ -28,7 +28,7 @@ func NewTable(objects []table.Object, catalog, zone revision.Revision) (*Table, 
 func (t *Table) Apply(upserts []table.Object, removals []table.ObjectKey, catalogTo, zoneTo revision.Revision) (*Table, error) {
 	e := t.Edit()
 	for _, o := range upserts {
-		e.Put(o)
+		e.Put(Prepare(o))
 	}
 	for _, key := range removals {
 		e.Remove(key)
@@ -62,51 +62,74 @@ func (t *Table) Edit() *Edit {
 	return e
 }
 
-// Put adds an object, or puts it in the place of one of the same key. One that is of no use counts in the sum, and is
-// quarantined when the Table is made. o.Data is not kept.
-func (e *Edit) Put(o table.Object) {
-	sum, scope := o.Sum(), o.Kind.Scope()
-	if o.Kind == table.KindKey {
-		e.putKey(o, sum)
-	} else {
-		if old, ok := e.objects[o.Key()]; ok {
-			e.sums[scope] = e.sums[scope].Sub(old.sum)
-		}
-		e.own()
-		was := e.objects[o.Key()]
-		value, reason := decode(o)
-		if reason != "" {
-			value = lastGood(o.Kind, o.ID, was.value)
-		}
-		e.objects[o.Key()] = entry{sum, value, reason}
-	}
-	e.sums[scope] = e.sums[scope].Add(sum)
+// Prepared is an object that was read, so that it can be read elsewhere than where a table is made of it.
+type Prepared struct {
+	object    table.ObjectKey
+	sum       revision.Sum
+	key       Key // of a key
+	canonical bool
+	value     any // of anything else
+	reason    Reason
 }
 
-func (e *Edit) putKey(o table.Object, sum revision.Sum) {
-	k, canonical, reason := decodeKey(o)
-	if reason == "" {
-		was, counted, ok := e.keys.put(k)
+// Prepare reads an object. o.Data is not kept. It may be called from any goroutine.
+func Prepare(o table.Object) Prepared {
+	p := Prepared{object: o.Key(), sum: o.Sum()}
+	if o.Kind == table.KindKey {
+		p.key, p.canonical, p.reason = decodeKey(o)
+	} else {
+		p.value, p.reason = decode(o)
+	}
+	return p
+}
+
+// Object is which object was read.
+func (p *Prepared) Object() table.ObjectKey { return p.object }
+
+// Put adds an object, or puts it in the place of one of the same key. One that is of no use counts in the sum, and is
+// quarantined when the Table is made.
+func (e *Edit) Put(p Prepared) {
+	scope := p.object.Kind.Scope()
+	if p.object.Kind == table.KindKey {
+		e.putKey(p)
+	} else {
+		e.own()
+		was, ok := e.objects[p.object]
+		if ok {
+			e.sums[scope] = e.sums[scope].Sub(was.sum)
+		}
+		if p.reason != "" {
+			p.value = lastGood(p.object.Kind, p.object.ID, was.value)
+		}
+		e.objects[p.object] = entry{p.sum, p.value, p.reason}
+	}
+	e.sums[scope] = e.sums[scope].Add(p.sum)
+}
+
+func (e *Edit) putKey(p Prepared) {
+	id := p.object.ID
+	if p.reason == "" {
+		was, counted, ok := e.keys.put(p.key)
 		if ok {
 			if counted {
 				e.sums[table.ScopeZone] = e.sums[table.ScopeZone].Sub(was)
 			}
-			if !canonical || len(e.keys.odd) > 0 {
-				e.odd = e.odd || e.keys.odd[o.ID].reason != ""
-				e.keys.clearOdd(o.ID)
+			if !p.canonical || len(e.keys.odd) > 0 {
+				e.odd = e.odd || e.keys.odd[id].reason != ""
+				e.keys.clearOdd(id)
 			}
-			if !canonical {
-				e.keys.setOdd(o.ID, oddKey{sum: sum})
+			if !p.canonical {
+				e.keys.setOdd(id, oddKey{sum: p.sum})
 			}
 			return
 		}
 	}
-	if was, counted := e.keys.counted(o.ID); counted {
+	if was, counted := e.keys.counted(id); counted {
 		e.sums[table.ScopeZone] = e.sums[table.ScopeZone].Sub(was)
 	}
 	// Never the last good value: what does not read may be the suspension of it.
-	e.keys.remove(o.ID)
-	e.keys.setOdd(o.ID, oddKey{sum, cmp.Or(reason, ReasonUnfit)})
+	e.keys.remove(id)
+	e.keys.setOdd(id, oddKey{p.sum, cmp.Or(p.reason, ReasonUnfit)})
 	e.odd = true
 }
 

@@ -43,7 +43,7 @@ const (
 
 // keys is a persistent hash table in the simplest form that fits: a fixed array of small ones. Changing one key of a
 // million copies 16 KB of pointers and a shard of 500 entries, some microseconds; readers hash twelve bytes and look into
-// one shard. An entry costs its 64 bytes, its id and two to four bytes of slots: a map would cost as much again, and a
+// one shard. An entry costs its 64 bytes, its id and eight to sixteen bytes of slots: a map would cost as much again, and a
 // trie every lookup some pointers.
 type keys struct {
 	shard [shards]*shard
@@ -59,10 +59,16 @@ type oddKey struct {
 }
 
 // shard is one of the tables: slots are places in entries plus one, by linear probing, and half of them at least are free.
+// Above them are sixteen bits of the hash, so that an entry, which lies elsewhere in memory, is looked at when it is the one.
 type shard struct {
 	entries []Key
-	slots   []uint16
+	slots   []uint32
 }
+
+const placeBits = 16
+
+// tag is what a slot keeps of a hash: bits that neither choose the shard nor, mostly, the slot.
+func tag(h uint32) uint32 { return h * 0x9E3779B1 &^ (1<<placeBits - 1) }
 
 // hash spreads ids, which are random text (FNV-1a).
 func hash(id string) uint32 {
@@ -77,9 +83,13 @@ func (s *shard) get(h uint32, id string) *Key {
 	if s == nil || len(s.slots) == 0 {
 		return nil
 	}
-	mask := uint32(len(s.slots) - 1)
+	mask, want := uint32(len(s.slots)-1), tag(h)
 	for i := h >> shardBits & mask; s.slots[i] != 0; i = (i + 1) & mask {
-		if e := &s.entries[s.slots[i]-1]; e.ID == id {
+		slot := s.slots[i]
+		if (slot^want)>>placeBits != 0 {
+			continue
+		}
+		if e := &s.entries[slot&(1<<placeBits-1)-1]; e.ID == id {
 			return e
 		}
 	}
@@ -92,7 +102,7 @@ func (s *shard) index() {
 		n *= 2
 	}
 	if len(s.slots) < n || len(s.slots) > 2*n {
-		s.slots = make([]uint16, 2*n) // growing pays for a while
+		s.slots = make([]uint32, 2*n) // growing pays for a while
 	} else {
 		clear(s.slots)
 	}
@@ -107,7 +117,7 @@ func (s *shard) place(h uint32, entry int) {
 	for s.slots[i] != 0 {
 		i = (i + 1) & mask
 	}
-	s.slots[i] = uint16(entry + 1)
+	s.slots[i] = tag(h) | uint32(entry+1)
 }
 
 func (k *keys) get(id string) *Key {
@@ -116,7 +126,7 @@ func (k *keys) get(id string) *Key {
 }
 
 // maxShard bounds a shard: slots are of 16 bits. Ids are drawn at random, so that is a table of a hundred million keys.
-const maxShard = 1<<16 - 1
+const maxShard = 1<<placeBits - 1
 
 // keysEdit changes a copy: each shard it touches is copied once.
 type keysEdit struct {
@@ -135,7 +145,7 @@ func (e *keysEdit) touch(at uint32) *shard {
 		c := &shard{}
 		if old := e.shard[at]; old != nil {
 			c.entries = append(make([]Key, 0, len(old.entries)+1), old.entries...)
-			c.slots = append(make([]uint16, 0, len(old.slots)), old.slots...)
+			c.slots = append(make([]uint32, 0, len(old.slots)), old.slots...)
 		}
 		e.shard[at], e.own[at] = c, true
 	}

@@ -68,7 +68,7 @@ func TestApply_QuarantinesOneObject(t *testing.T) {
 			c1, z1 := sums(all)
 			e := (*policy.Table)(nil).Edit()
 			for _, o := range all {
-				e.Put(o)
+				e.Put(policy.Prepare(o))
 			}
 			whole, err := e.Table(tab, c1, z1)
 			if err != nil || !slices.Equal(whole.Quarantined(), want) {
@@ -109,7 +109,7 @@ func TestQuarantine_KeepsNothingThatPermits(t *testing.T) {
 	c, z := sums(all)
 	e := (*policy.Table)(nil).Edit()
 	for _, o := range all {
-		e.Put(o)
+		e.Put(policy.Prepare(o))
 	}
 	whole, err := e.Table(now, c, z)
 	if err != nil {

@@ -124,7 +124,7 @@ func (d *disk) loadBase(open func(*syncv1.Signed) (*part, error)) (*policy.Table
 
 func replayBase(blob []byte, open func(*syncv1.Signed) (*part, error)) (*policy.Table, error) {
 	r := replay{open: open}
-	// Signatures are verified one goroutine ahead of the building: half of the work is on another core.
+	// Signatures are verified and objects read one goroutine ahead of the building: half of the work is on another core.
 	type ahead struct {
 		*part
 		at  int
@@ -140,7 +140,9 @@ func replayBase(blob []byte, open func(*syncv1.Signed) (*part, error)) (*policy.
 			if w <= 0 || n > uint64(len(rest)-w) {
 				next.err, rest = errors.New("it is cut short"), nil
 			} else {
-				next.part, next.err = r.read(rest[w : w+int(n)])
+				if next.part, next.err = r.read(rest[w : w+int(n)]); next.err == nil {
+					next.err = next.prepare()
+				}
 				rest = rest[w+int(n):]
 			}
 			select {

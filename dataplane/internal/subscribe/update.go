@@ -32,6 +32,7 @@ const (
 type part struct {
 	*syncv1.TableUpdate // without upserts
 	signed              *syncv1.Signed
+	objects             []policy.Prepared // of upserts, once prepared
 }
 
 // upsertsField is the number of TableUpdate.upserts.
@@ -49,7 +50,7 @@ func (c *Client) open(signed *syncv1.Signed) (*part, error) {
 	if u.Edge != c.cfg.Edge || u.Region != c.cfg.Region || u.Zone != c.cfg.Zone {
 		return nil, fault.New(fault.Denied, ReasonWrongEdge, "update is for edge %q in region %q of zone %q", u.Edge, u.Region, u.Zone)
 	}
-	return &part{u, signed}, nil
+	return &part{TableUpdate: u, signed: signed}, nil
 }
 
 // readHead reads all of a payload but its objects. There may be a million of those in an update, and the generated reader
@@ -71,6 +72,11 @@ func readHead(payload []byte) (*syncv1.TableUpdate, error) {
 		return nil, fault.New(fault.Invalid, ReasonMalformed, "read update: %w", err)
 	}
 	return u, nil
+}
+
+// prepare reads the objects, in order.
+func (p *part) prepare() error {
+	return p.upserts(func(o table.Object) { p.objects = append(p.objects, policy.Prepare(o)) })
 }
 
 // upserts gives each object, in order. Its data is a piece of the payload.
@@ -175,13 +181,16 @@ func (s *staged) add(u *part, held *policy.Table, limit int64) (next *staged, wh
 	if n.bytes += int64(len(u.signed.Payload)); n.bytes > limit {
 		return nil, false, fault.New(fault.TooLarge, ReasonTooLarge, "update is larger than %d bytes", limit)
 	}
-	err = u.upserts(func(o table.Object) {
-		n.objects++
-		n.last = o.Key()
+	if u.objects == nil {
+		if err := u.prepare(); err != nil {
+			return nil, false, err
+		}
+	}
+	for _, o := range u.objects {
 		n.edit.Put(o)
-	})
-	if err != nil {
-		return nil, false, err
+	}
+	if k := len(u.objects); k > 0 {
+		n.objects, n.last = n.objects+uint64(k), u.objects[k-1].Object()
 	}
 	for _, k := range u.Removals {
 		if k.GetKind() == 0 || k.GetKind() > 255 {
