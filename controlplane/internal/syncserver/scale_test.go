@@ -207,7 +207,9 @@ func number(t testing.TB, name string, otherwise int) int {
 // scale, against 250 and 500 ms (p99). The group is the test's own and commits at once; what a quorum takes comes on top.
 func TestScale_ACrowdOfEdges(t *testing.T) {
 	edges, seconds := number(t, "BAILIWICK_EDGES", 20), number(t, "BAILIWICK_SECONDS", 1)
-	w := newWorld(t, func(c *syncserver.Config) { c.Heartbeat, c.SyncTimeout, c.AckTimeout = 5*time.Second, time.Minute, 5*time.Minute })
+	w := newWorld(t, func(c *syncserver.Config) {
+		c.Heartbeat, c.SyncTimeout, c.AckTimeout = 5*time.Second, time.Minute, 5*time.Minute
+	})
 	var nodes []any
 	for i := range edges {
 		name := fmt.Sprintf("c%d", i)
