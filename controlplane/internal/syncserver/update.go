@@ -5,7 +5,6 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -98,7 +97,7 @@ func (s *Server) collect(e *edge, changed map[table.ObjectKey]struct{}) (iter.Se
 // whole is all that the edge may hold, in the one order of all nodes, behind what it says it has already if that is of the
 // very same objects. It is read while it is sent, by this stream's pace, and costs others nothing. Caller holds mu.
 func (s *Server) whole(e *edge, have *syncv1.Resume, now place) (objects iter.Seq[table.Object], skipped uint64) {
-	others := slices.SortedFunc(maps.Values(e.view.Objects), func(a, b table.Object) int { return compareKeys(a.Key(), b.Key()) })
+	others := e.view.Ordered
 	walk := s.keys.Walk()
 	last := table.ObjectKey{Kind: table.Kind(have.GetLastKind()), ID: have.GetLastId()}
 	if have.GetObjects() > 0 && alike(have.Catalog, now.catalog) && alike(have.Zone, now.zone) {

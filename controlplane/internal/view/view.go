@@ -9,7 +9,9 @@ package view
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -25,8 +27,9 @@ import (
 // View is all that one edge holds but the API keys, which are the same for every edge of a zone (Keys).
 type View struct {
 	Objects    map[table.ObjectKey]table.Object
-	CatalogSum revision.Sum // of the objects of the catalog's scope
-	PairSum    revision.Sum // of the objects of the zone's scope that are no keys: pairs and drains
+	Ordered    []table.Object // the same, by kind and id: the order in which they are sent
+	CatalogSum revision.Sum   // of the objects of the catalog's scope
+	PairSum    revision.Sum   // of the objects of the zone's scope that are no keys: pairs and drains
 	// NextChange is when this answer may change without any write: the next end of a legal basis. Zero: never.
 	NextChange time.Time
 }
@@ -43,7 +46,14 @@ func (v *View) Closed() *View {
 		}
 		c.Objects[key] = o
 	}
+	c.order()
 	return &c
+}
+
+func (v *View) order() {
+	v.Ordered = slices.SortedFunc(maps.Values(v.Objects), func(a, b table.Object) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.ID, b.ID))
+	})
 }
 
 // ZoneSum is the sum of the zone's scope as the edge holds it.
@@ -59,6 +69,7 @@ func Build(catalog, zone group.Snapshot, edge model.Node, now time.Time) (*View,
 			return nil, fmt.Errorf("build view of %s: %w", edge.Name, err)
 		}
 	}
+	b.view.order()
 	return b.view, nil
 }
 
