@@ -8,7 +8,7 @@ import "strings"
 // reads our own lines, NewLogger masks what a library calls otherwise.
 var names = func() map[string]bool {
 	all := map[string]bool{"time": true, "level": true, "msg": true, "source": true}
-	for _, n := range append(Names(), strings.Fields(libraryNames)...) {
+	for _, n := range append(Names(), append(strings.Fields(libraryNames), "backoff time")...) {
 		all[n] = true
 	}
 	return all
@@ -31,7 +31,7 @@ want_snapshot webhook why why_here written zone
 // places in the code. Paths, headers, contacts and addresses of clients are not among them.
 const libraryNames = `
 logger trace
-backoff bytes candidate command computed current-term error expected-leader fallback follower index last-candidate-index last-candidate-term
+bytes candidate command computed current-term error expected-leader fallback follower index last-candidate-index last-candidate-term
 last-index last-leader-addr last-leader-id last-term leader-address leader-id log_store next ours percent-complete previous-index raft-state
 read-bytes received remote request-term server-addr server-id servers size tally term time version votesNeeded
 account ari_cert_id attempt authz authz_status ca cache_size cert_hash cert_id challenge challenge_type cert_expiry chain detail domain elapsed
