@@ -218,6 +218,8 @@ func (w *world) run() summary {
 	loadCtx, stop := context.WithCancel(w.ctx)
 	var loaded sync.WaitGroup
 	loaded.Go(func() { w.load(loadCtx, 64, w.o.rate) })
+	told := w.newHistory()
+	loaded.Go(func() { told.run(loadCtx, w) })
 	deadline := w.began.Add(time.Duration(w.o.minutes * float64(time.Minute)))
 
 	w.injectAll(&s, deadline)
@@ -245,6 +247,7 @@ func (w *world) run() summary {
 		}
 	}
 	w.judge(&s)
+	told.judge(w)
 	s.SettledIn = time.Since(settling).Seconds()
 	w.panics()
 	s.Breaches, s.Measures, s.Closed = w.broken, w.measures, w.closed
