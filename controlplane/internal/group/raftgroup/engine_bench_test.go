@@ -27,7 +27,7 @@ func BenchmarkEngine(b *testing.B) {
 		commits(b, func(int64) error { return leader.Apply(value, 10*time.Second).Error() })
 	})
 	b.Run("bailiwick", func(b *testing.B) {
-		c := newCluster(b, Config{})
+		c := newCluster(b, Config{Timing: Regional()}) // patient: the machine is full by intent
 		l := c.leader()
 		commits(b, func(i int64) error {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -153,7 +153,7 @@ func bareCluster(b *testing.B) *raft.Raft {
 		if err != nil {
 			b.Fatal(err)
 		}
-		cfg := Config{Timing: Local(), Group: "bare"}.withDefaults()
+		cfg := Config{Timing: Regional(), Group: "bare"}.withDefaults()
 		rc := cfg.raftConfig(fmt.Sprint(i), make(chan bool, 16))
 		trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: streams[i], MaxPool: 3, Timeout: 10 * time.Second, MaxRPCsInFlight: 1, Logger: newHclog(cfg.Logger)})
 		snaps := raft.NewInmemSnapshotStore()
