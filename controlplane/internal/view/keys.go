@@ -31,9 +31,14 @@ type Keys struct {
 	sum       revision.Sum
 	n         int
 	malformed int
+	// encoded are the objects of what changed lately: each of a thousand edges is about to ask for them.
+	encoded map[string]table.Object
 }
 
-const places = 2048
+const (
+	places     = 2048
+	maxEncoded = 16_384 // some 4 MB; then they are forgotten, all at once
+)
 
 // heldKey is an active key, also while nothing is known of its customer.
 type heldKey struct {
@@ -111,6 +116,9 @@ func (k *Keys) Malformed() int { return k.malformed }
 
 // Get is one key's object.
 func (k *Keys) Get(id string) (table.Object, bool) {
+	if o, ok := k.encoded[id]; ok {
+		return o, true
+	}
 	at, i, ok := k.find(id)
 	if !ok || !k.places[at][i].shown {
 		return table.Object{}, false
@@ -341,6 +349,7 @@ func (k *Keys) hold(id string, digest apikey.Digest, customer, subscription, rec
 
 // set puts a key as it must stand now, or takes it out, and says whether the object changed.
 func (k *Keys) set(id string, next heldKey, active bool) bool {
+	delete(k.encoded, id)
 	at, i, ok := k.find(id)
 	var was *heldKey
 	if ok {
@@ -365,19 +374,26 @@ func (k *Keys) set(id string, next heldKey, active bool) bool {
 	if !active {
 		return was.shown
 	}
-	k.count(&next, 1)
+	if o, shown := k.count(&next, 1); shown {
+		if len(k.encoded) >= maxEncoded || k.encoded == nil {
+			k.encoded = map[string]table.Object{}
+		}
+		k.encoded[id] = o
+	}
 	return !alike(was, &next)
 }
 
 // count adds a key to the sum, or takes it out.
-func (k *Keys) count(h *heldKey, n int) {
+func (k *Keys) count(h *heldKey, n int) (o table.Object, shown bool) {
 	if !h.shown {
-		return
+		return o, false
 	}
 	k.n += n
-	if sum := h.object().Sum(); n > 0 {
+	o = h.object()
+	if sum := o.Sum(); n > 0 {
 		k.sum = k.sum.Add(sum)
 	} else {
 		k.sum = k.sum.Sub(sum)
 	}
+	return o, true
 }
