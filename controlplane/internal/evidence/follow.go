@@ -117,7 +117,7 @@ func (l *Log) catchUp(ctx context.Context) error {
 	l.mu.Lock()
 	size, through := l.tree.size, l.through
 	l.mu.Unlock()
-	if rev := now.Revision(); rev.Index == through+1 && rev.Epoch > l.epoch() {
+	if rev := now.Revision(); rev.Index == through+1 && rev.Epoch > l.epoch() && !wrote(now, rev.Index) {
 		return l.lookedAt(rev.Index) // a recovery: it opened an epoch and changed nothing
 	}
 	if kv, ok := now.Get(model.KeyCheckpoint); ok {
@@ -156,6 +156,16 @@ func (l *Log) catchUp(ctx context.Context) error {
 		err = fault.New(fault.Unavailable, "EVIDENCE_BEHIND", "this node's copy ends at transaction %d, its store begins after that, and no other node has more", through)
 	}
 	return errors.Join(err, l.file.Sync())
+}
+
+// wrote says whether a transaction, the latest, left something behind: an epoch may begin with a record, which is a leaf.
+func wrote(now group.Snapshot, index uint64) bool {
+	for kv := range now.List("") {
+		if kv.ModIndex == index {
+			return true
+		}
+	}
+	return false
 }
 
 func (l *Log) epoch() uint64 {
