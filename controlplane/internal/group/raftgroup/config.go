@@ -122,7 +122,7 @@ type Config struct {
 	SnapshotInterval  time.Duration // how often that is looked at; 0: 2 min
 	TrailingLogs      uint64        // entries kept behind a snapshot; 0: 131,072
 	StallLimit        time.Duration // a disk write lasting longer stops the node; 0: 5 s
-	ProbeAfter        time.Duration // a leader that wrote nothing for so long writes an empty entry, or a hung disk would go unnoticed; 0: 2 s
+	ProbeAfter        time.Duration // a leader that wrote nothing for so long writes an empty entry, or a hung disk would go unnoticed; 0: 1 s
 	CheckEvery        uint64        // revisions between hashes of a Store's state, which nodes compare; 0: 1,000
 	LookEvery         time.Duration // between looks at the other members; 0: 5 s
 	WatchWindow       int           // events remembered for watches; 0: group.RememberedEvents
@@ -194,7 +194,7 @@ func (c Config) withDefaults() Config {
 		c.StallLimit = 5 * time.Second
 	}
 	if c.ProbeAfter == 0 {
-		c.ProbeAfter = 2 * time.Second
+		c.ProbeAfter = time.Second
 	}
 	if c.WatchWindow == 0 {
 		c.WatchWindow = group.RememberedEvents

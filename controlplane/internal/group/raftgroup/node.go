@@ -327,7 +327,7 @@ loop:
 
 // probe has a leader's idle group write an empty entry now and then, on its own disk and its followers'. The watchdog sees
 // writes alone, and a leader whose disk hangs while nobody writes would lead on, by its heartbeats, until the first write
-// finds it: within ProbeAfter, a tick and StallLimit (8 s by default) it is fenced. An entry rather than a write beside the
+// finds it: within ProbeAfter, a tick and StallLimit (6.5 s by default) it is fenced. An entry rather than a write beside the
 // log, since only what goes the whole way through raft shows that the way is open.
 func (n *Node) probe(ctx context.Context) {
 	tick := time.NewTicker(min(time.Second, n.cfg.ProbeAfter/2))
