@@ -49,7 +49,7 @@ func TestSubscribe_ASnapshotGoesOnWhereItBroke(t *testing.T) {
 	if err := f.err(); err != errBroken {
 		t.Fatal(err)
 	}
-	w.key("key0000", "revoked")
+	w.zone.put("customers/acme", model.Customer{Name: "acme", Zone: "emea", Status: "suspended"}) // as many keys, and others
 	f.breakAt = 0
 	f.connect()
 	eventually(t, "the whole table", f.at)
