@@ -39,6 +39,7 @@ func TestStory(t *testing.T) {
 		{"a/protocols", protocols},
 		{"e/residency", residency},
 		{"p/privacy", privacy},
+		{"p/canaries", keptInPlace},
 		{"i/manifests", badManifests},
 		{"i/tokens", badTokens},
 		{"i/requests", badRequests},
