@@ -19,6 +19,8 @@ type world struct {
 	t     *testing.T
 	dir   string
 	nodes map[string]*running
+
+	stores Stores // of nodes that are started
 }
 
 type running struct {
@@ -65,7 +67,7 @@ func (w *world) config(name string) Config {
 	if os.Getenv("NODE_LOG") != "" {
 		logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
 	}
-	return Config{Dir: w.path(name), Timing: "local", Version: "v1.0.0", ReserveBytes: 1 << 20, Logger: logger}
+	return Config{Dir: w.path(name), Timing: "local", Version: "v1.0.0", ReserveBytes: 1 << 20, Stores: w.stores, Logger: logger}
 }
 
 func (w *world) start(name string) *running {
