@@ -200,6 +200,9 @@ func (l *Log) lead(ctx context.Context) {
 func (l *Log) sign(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Every)
 	defer cancel()
+	if _, ahead, err := l.kept(); ahead || err != nil { // it is about to be cut: no head may say otherwise
+		return err
+	}
 	kv, ok := l.cfg.Store.Local().Get(model.KeyCheckpoint)
 	before := model.Checkpoint{}
 	if ok {
