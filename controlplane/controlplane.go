@@ -31,6 +31,7 @@ import (
 	"bailiwick/controlplane/internal/lessor"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
+	"bailiwick/controlplane/internal/rollout"
 	"bailiwick/controlplane/internal/rotation"
 	"bailiwick/controlplane/internal/sink"
 	"bailiwick/controlplane/internal/sso"
@@ -85,6 +86,9 @@ type Config struct {
 	// ReserveBytes of the disk are kept for the day on which it is full: see reserve. 0: DefaultReserve; below 0: none.
 	ReserveBytes int64
 
+	// Soak is how long a change of the catalog is watched in each ring; the same on all nodes of an installation.
+	Soak rollout.Soak
+
 	// DropDelta is a fault hook of test builds; nil in production.
 	DropDelta func() bool
 }
@@ -118,6 +122,8 @@ type Node struct {
 	detail     *detail.Store
 	keeper     *border.Keeper
 	uptime     *uptime.Watch
+	conductor  *rollout.Conductor
+	rollout    *rollout.Watch
 	evidence   *evidence.Log
 	chain      string // PEM: why the zone's signing key is the zone's
 	sync       *syncserver.Server
@@ -144,6 +150,9 @@ type Node struct {
 func New(cfg Config) (_ *Node, err error) {
 	if cfg.Dir == "" || cfg.Logger == nil {
 		return nil, errors.New("control node: Dir and Logger are required")
+	}
+	if err := cfg.Soak.Validate(); err != nil {
+		return nil, err
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, fatal: make(chan error, 1)}
 	if cfg.SSO != nil {
@@ -245,6 +254,8 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "sync", Run: n.sync.Run, Why: "edges follow it"},
 		{Name: "edge reports", Run: n.report, Why: "it reads sync and feeds the border"},
 		{Name: "uptime", Run: n.uptime.Run, Why: "it reads edge reports, and evidence records what it commits"},
+		{Name: "roll-outs", Run: n.conductor.Run, Why: "it writes what sync reads"},
+		{Name: "roll-outs of the zone", Run: n.rollout.Run, Why: "it reads edge reports, and roll-outs go on by what it says"},
 		{Name: "detail", Run: n.detail.Run, Why: "ingest waits for what it writes"},
 		{Name: "edge doors", Run: n.registerDoors, Why: "it reads sync and writes to the catalog"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},

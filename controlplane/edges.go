@@ -1,10 +1,12 @@
 package controlplane
 
 import (
+	"bytes"
 	"context"
 	"time"
 
 	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/rollout"
 	"bailiwick/controlplane/internal/uptime"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
@@ -111,6 +113,24 @@ func (n *Node) outlooks() (out []uptime.Outlook, err error) {
 			o.Alive[v.GetRegion()] = v.GetHealthy()
 		}
 		out = append(out, o)
+	}
+	return out, err
+}
+
+// rolloutReports is what roll-outs are judged by, as this node knows it while it leads the zone store.
+func (n *Node) rolloutReports() (out []rollout.EdgeReport, err error) {
+	reports, err := n.keeper.Reports()
+	for _, r := range reports {
+		status, held, want := r.GetStatus(), r.GetCatalog(), r.GetCatalogWant()
+		e := rollout.EdgeReport{Epoch: held.GetEpoch(), Index: held.GetIndex(),
+			Newest: held.GetEpoch() == want.GetEpoch() && bytes.Equal(held.GetSum(), want.GetSum()),
+			Report: rollout.Report{Edge: r.GetEdge(), Region: r.GetRegion(), Connected: r.GetConnected(), Ready: status.GetReady(), Refuses: r.GetNackReason(), Unusable: status.GetQuarantinedTotal(),
+				Judged: bytes.Equal(status.GetOutcomesSum(), held.GetSum())}}
+		for _, o := range status.GetOutcomes() {
+			e.Outcomes = append(e.Outcomes, rollout.Outcome{API: o.GetApi(), Requests: o.GetRequests(), Failed: o.GetFailed(),
+				BeforeRequests: o.GetBeforeRequests(), BeforeFailing: o.GetBeforeFailed()})
+		}
+		out = append(out, e)
 	}
 	return out, err
 }

@@ -21,6 +21,7 @@ import (
 	"bailiwick/controlplane/internal/lessor"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
+	"bailiwick/controlplane/internal/rollout"
 	"bailiwick/controlplane/internal/rotation"
 	"bailiwick/controlplane/internal/syncserver"
 	"bailiwick/controlplane/internal/uptime"
@@ -81,6 +82,8 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if n.uptime, err = uptime.New(uptime.Config{Zone: n.self.Zone, Store: n.store, Regions: n.regions, Outlooks: n.outlooks, Logger: n.log}); err != nil {
 		return err
 	}
+	n.conductor = &rollout.Conductor{Catalog: n.catalog, Soak: n.cfg.Soak, Logger: n.log}
+	n.rollout = &rollout.Watch{Zone: n.self.Zone, Catalog: n.catalog, Store: n.store, Reports: n.rolloutReports, Soak: n.cfg.Soak, Logger: n.log}
 	n.sync, err = syncserver.New(syncserver.Config{Node: n.self.Name, ZoneName: n.self.Zone, Catalog: n.catalog, Zone: n.store,
 		Signer: n.secrets.Signer, Granter: granter{n}, Checkpoint: n.evidence.Head, Logger: n.log, DropDelta: n.cfg.DropDelta,
 		Peer: func(ctx context.Context) (node, region, zone, kind string, err error) {

@@ -122,8 +122,19 @@ func (e *Edge) status() *syncv1.Status {
 		until = hosts
 	}
 	size, refused := e.witness.Held()
+	sum, outcomes := e.outcomes()
 	bad := e.tables.Load().Quarantined()
-	return &syncv1.Status{Quarantined: quarantined(bad), QuarantinedTotal: int64(len(bad)), UsageTrouble: usageTrouble(e.ship.StuckBy()), SentinelViolations: e.sentinel.Violations(), SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefusal: checkpointRefusal(refused), Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
+	return &syncv1.Status{Outcomes: outcomes, OutcomesSum: sum, Quarantined: quarantined(bad), QuarantinedTotal: int64(len(bad)), UsageTrouble: usageTrouble(e.ship.StuckBy()), SentinelViolations: e.sentinel.Violations(), SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefusal: checkpointRefusal(refused), Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
 		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook(),
 		Load: &syncv1.Load{Accepted: e.spool.Stats().Rows, RelaysOut: int32(e.relays.InFlight()), RelaysIn: int32(e.inbound.InFlight())}}
+}
+
+// outcomes are how requests end under the table in force, for roll-outs: numbers by API, and no word of a request.
+func (e *Edge) outcomes() ([]byte, []*syncv1.Outcome) {
+	sum, outcomes := e.proxy.Outcomes()
+	var out []*syncv1.Outcome
+	for _, o := range outcomes {
+		out = append(out, &syncv1.Outcome{Api: o.API, Requests: o.Requests, Failed: o.Failed, BeforeRequests: o.BeforeRequests, BeforeFailed: o.BeforeFailing})
+	}
+	return sum[:], out
 }

@@ -39,6 +39,7 @@ import (
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/lifecycle"
+	"bailiwick/shared/usage"
 )
 
 // Config of an edge. Zero values mean the default in the comment.
@@ -199,7 +200,7 @@ func (e *Edge) openUsage() (err error) {
 	if err != nil {
 		return err
 	}
-	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Detail: e.detail, Logger: e.log, Program: program})
+	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Detail: switchedDetail{e}, Logger: e.log, Program: program})
 	if err != nil {
 		return err
 	}
@@ -250,9 +251,18 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: e.tls.TLSConfig(), ResetKey: e.resetKey(), Logger: e.log})
+	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: e.tls.TLSConfig(), NoH3: func() bool { return e.tables.Load().Off("http3") }, ResetKey: e.resetKey(), Logger: e.log})
 	e.servers.HTTP.Handler = e.tls.HTTPHandler(e.proxy) // answers ACME's HTTP-01 challenges, when there are any
 	return e.openDNS()
+}
+
+// switchedDetail keeps rows one by one unless that is turned off. What it passes over is counted as lost detail.
+type switchedDetail struct{ e *Edge }
+
+func (d switchedDetail) Keep(epoch, seq, through uint64, rows []usage.Row) {
+	if !d.e.tables.Load().Off("detail") {
+		d.e.detail.Keep(epoch, seq, through, rows)
+	}
 }
 
 // openDoors listens for clients. Not before there is a whole table: a connection that nobody accepts hangs,
@@ -291,8 +301,10 @@ func (e *Edge) tableAge() time.Duration {
 	return time.Since(fresh)
 }
 
-// cut ends the relays that the table in force does not permit, at both of this edge's ends of them.
+// cut ends what the table in force does not permit: relays, at both of this edge's ends of them. What requests come to is
+// counted anew from here.
 func (e *Edge) cut() {
+	e.proxy.Turn()
 	e.relays.Enforce()
 	e.inbound.Enforce()
 }

@@ -115,7 +115,7 @@ func (s *sandbox) up(ctx context.Context) error {
 		return err
 	}
 	for _, c := range controlSpecs {
-		command := []string{s.bin("bailiwick-control"), "run", "-dir", s.path(c.name), "-webhook-allow", "127.0.0.0/8", "-reserve-bytes", "1048576"}
+		command := []string{s.bin("bailiwick-control"), "run", "-dir", s.path(c.name), "-webhook-allow", "127.0.0.0/8", "-reserve-bytes", "1048576", "-rollout-soak", "200ms"}
 		if s.cfg.Store == "etcd" {
 			command = append(command, "-store", "etcd", "-etcd-endpoints", s.layout.etcdURLs(c.zone), "-etcd-catalog-endpoints", s.layout.etcdURLs("catalog"))
 		}

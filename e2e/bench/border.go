@@ -72,7 +72,7 @@ func (b *bench) border(tightenings int) {
 	if err := os.WriteFile(file, []byte(crossing), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
-	b.s.MustCLI("emea", "apply", "-f", file)
+	b.s.MustCLI("emea", "apply", "--now", "--reason", "a bench", "-f", file)
 	z.until("eu-west", "us-east", true)
 	took = nil
 	for range 3 {

@@ -28,7 +28,7 @@ func (b *bench) told(samples int) {
 	if err := os.WriteFile(file, []byte(watched), 0o600); err != nil {
 		b.t.Fatal(err)
 	}
-	b.s.MustCLI("emea", "apply", "-f", file)
+	b.s.MustCLI("emea", "apply", "--now", "--reason", "a bench", "-f", file)
 	_, key := b.s.NewKey("emea", "watched", "watched")
 	var units int64 // spent everywhere
 	spend := func(region string) (left int64) {

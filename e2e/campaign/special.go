@@ -33,7 +33,7 @@ func (w *world) extra(name string, quiet bool) *customer {
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		w.t.Fatal(err)
 	}
-	w.s.MustCLI("emea", "apply", "-f", file)
+	w.s.MustCLI("emea", "apply", "--now", "--reason", "a test", "-f", file)
 	c := &customer{name: name, zone: "emea", quiet: quiet}
 	w.admit(c, "unlimited")
 	w.special = append(w.special, c)

@@ -153,7 +153,7 @@ func (l *lab) start(s site) error {
 	var cmd *exec.Cmd
 	switch s.kind {
 	case control:
-		cmd = exec.Command(filepath.Join(bin, "bailiwick-control"), "run", "-dir", filepath.Join(dir, "data"), "-raft-timing", "local")
+		cmd = exec.Command(filepath.Join(bin, "bailiwick-control"), "run", "-dir", filepath.Join(dir, "data"), "-raft-timing", "local", "-rollout-soak", "200ms")
 	case edge:
 		var urls []string
 		for _, c := range sites() {

@@ -59,7 +59,7 @@ func inside(ctx context.Context, o settings, out io.Writer) (*report, error) {
 	if err := os.WriteFile(file, []byte(catalog(leakOf(o.leak).abroad)), 0o600); err != nil {
 		return nil, err
 	}
-	if _, err := l.cli(ctx, 0, "apply", "-f", file); err != nil {
+	if _, err := l.cli(ctx, 0, "apply", "--now", "--reason", "a lab", "-f", file); err != nil {
 		return nil, err
 	}
 	for z := range zones {

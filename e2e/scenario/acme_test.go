@@ -167,7 +167,7 @@ func (w *crowd) begin(t *testing.T, name string) (host string) {
 	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.s.With(t).MustCLI("emea", "apply", "-f", file)
+	w.s.With(t).MustCLI("emea", "apply", "--now", "--reason", "a test", "-f", file)
 	w.s.With(t).Eventually(30*time.Second, "an order of "+host+" is held back", func() error {
 		if orders, held := w.orders(t); orders[host] != 1 || held != 1 {
 			return fmt.Errorf("%d orders, %d held back", orders[host], held)

@@ -33,7 +33,7 @@ func TestGrowth(t *testing.T) {
 	for _, region := range []string{"eu-west", "eu-central"} {
 		upstreams = append(upstreams, fmt.Sprintf("{region: %s, url: %q}", region, s.UpstreamURL(region)))
 	}
-	s.MustCLI("emea", "apply", "-f", writeFile(t, "eu-south.yaml", `kind: Region
+	s.MustCLI("emea", "apply", "--now", "--reason", "a test", "-f", writeFile(t, "eu-south.yaml", `kind: Region
 name: eu-south
 spec: {zone: emea, country: IT, jurisdiction: EEA, provider: sandbox}
 ---

@@ -45,7 +45,7 @@ func TestQuotaUnderFaults(t *testing.T) {
 	}
 	q := &quotaRun{s: s, apart: apart, upstreams: upstreams, edges: []string{s.HTTPS("eu-west"),
 		s.AddEdge("eu-west", "eu-west-edge-2", 10).HTTPS, s.HTTPS("eu-central"), s.AddEdge("eu-central", "eu-central-edge-2", 11).HTTPS}}
-	s.MustCLI("emea", "apply", "-f", writeFile(t, "plan.yaml", fmt.Sprintf("kind: Plan\nname: thousand\nspec: {products: [commerce], quota: {units: %d, mode: strict}}\n", thousand)))
+	s.MustCLI("emea", "apply", "--now", "--reason", "a test", "-f", writeFile(t, "plan.yaml", fmt.Sprintf("kind: Plan\nname: thousand\nspec: {products: [commerce], quota: {units: %d, mode: strict}}\n", thousand)))
 	t.Run("the edge comes back", func(t *testing.T) { q.run(t, "returns", true) })
 	t.Run("its epoch is closed", func(t *testing.T) { q.run(t, "closed", false) })
 }

@@ -56,7 +56,7 @@ func (q *quotas) apply(t *testing.T, manifest string) {
 	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	q.s.With(t).MustCLI("emea", "apply", "-f", file)
+	q.s.With(t).MustCLI("emea", "apply", "--now", "--reason", "a test", "-f", file)
 }
 
 // customer writes a customer with one subscription, and makes his key.

@@ -40,6 +40,7 @@ func TestStory(t *testing.T) {
 		{"e/residency", residency},
 		{"p/privacy", privacy},
 		{"p/canaries", keptInPlace},
+		{"r/rollouts", rollouts},
 		{"i/manifests", badManifests},
 		{"i/tokens", badTokens},
 		{"i/requests", badRequests},

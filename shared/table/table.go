@@ -32,6 +32,7 @@ const (
 	KindRegion    Kind = 9  // id: region name: a serving region of the own zone
 	KindDoors     Kind = 10 // id: node name: where clients reach an edge of the own zone
 	KindDrain     Kind = 11 // id: region name: a region that the own zone drains
+	KindSwitch    Kind = 12 // id: feature, or feature/zone/api: what is turned off
 )
 
 // Scope is the group whose position an object counts towards.
@@ -75,6 +76,8 @@ func (k Kind) String() string {
 		return "doors"
 	case KindDrain:
 		return "drain"
+	case KindSwitch:
+		return "switch"
 	}
 	return fmt.Sprintf("kind-%d", uint8(k))
 }
@@ -223,6 +226,20 @@ type Region struct {
 type Drain struct {
 	Region string `json:"region"`
 	Reason string `json:"reason"`
+}
+
+// Switch turns a feature of the edge off while it is there: http3, detail, relay, dns.
+type Switch struct {
+	Feature string `json:"feature"`
+	API     string `json:"api,omitempty"` // zone/name, of relay: of this API alone
+}
+
+// SwitchID is a switch's object id.
+func SwitchID(s Switch) string {
+	if s.API == "" {
+		return s.Feature
+	}
+	return s.Feature + "/" + s.API
 }
 
 // Doors are an edge of the own zone and where clients reach it.

@@ -24,6 +24,7 @@ import (
 
 	"bailiwick/controlplane"
 	"bailiwick/controlplane/internal/alert"
+	"bailiwick/controlplane/internal/rollout"
 	"bailiwick/controlplane/internal/sso"
 	"bailiwick/shared/telemetry"
 )
@@ -152,6 +153,24 @@ func serve(ctx context.Context, args []string) error {
 	flags.Int64Var(&cfg.DetailBudget, "detail-budget", 20<<30, "bytes of such rows on this node's disk; beyond it the oldest files go, counted")
 	flags.DurationVar(&cfg.EvidenceKeep, "evidence-keep", 400*24*time.Hour, "how long records of the zone's evidence are kept")
 	flags.Int64Var(&cfg.EvidenceBytes, "evidence-bytes", 32<<30, "bytes of them on this node's disk; beyond it the oldest go before their time, and the log says so")
+	soakOf := func(to *time.Duration, name, what string, def time.Duration) {
+		flags.DurationVar(to, "rollout-"+name, def, what)
+	}
+	soak := rollout.Soak{}.WithDefaults()
+	soakOf(&cfg.Soak.Canary, "canary", "how long the canary of each zone is watched before a change of the catalog goes on; the same on all nodes, like the next ones", soak.Canary)
+	soakOf(&cfg.Soak.Region, "region", "how long its region is, after it", soak.Region)
+	soakOf(&cfg.Soak.Rest, "rest", "how long each further ring is", soak.Rest)
+	soakOf(&cfg.Soak.Ready, "ready", "how long an edge may be unready under a change before that is taken back", soak.Ready)
+	soakOf(&cfg.Soak.Lost, "lost", "how long it may be away", soak.Lost)
+	soakOf(&cfg.Soak.Silent, "silent", "how long a zone may say nothing before the others go on without it", soak.Silent)
+	flags.Func("rollout-soak", "sets all of these to fit one length of each ring; for installations in one room", func(text string) error {
+		d, err := time.ParseDuration(text)
+		if err == nil && d <= 0 {
+			err = errors.New("it must be above 0")
+		}
+		cfg.Soak = rollout.All(d)
+		return err
+	})
 	issuer := flags.String("oidc-issuer", "", "https URL of an OpenID Connect issuer whose ID tokens operators may show; empty: none")
 	audience := flags.String("oidc-audience", "bailiwick", "for whom its tokens must be issued")
 	claim := flags.String("oidc-claim", sso.DefaultClaim, "claim whose values stand for roles")

@@ -12,8 +12,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"bailiwick/controlplane/internal/manifest"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
@@ -23,22 +25,32 @@ import (
 func (a *app) applyCommand() *cobra.Command {
 	var files []string
 	var dry bool
+	var how sending
 	c := &cobra.Command{Use: "apply -f FILE|DIR|-", Short: "Write the documents of manifests", Args: cobra.NoArgs,
 		Long: `Write the documents of manifests. One error refuses all of them. Documents of the catalog are written in one
-transaction and the customers and closures of each zone in one.`,
+transaction and the customers and closures of each zone in one.
+
+Changes of the catalog go out to edges ring by ring: to a canary edge in each zone, to its region, then to the others, and
+are taken back by themselves if edges refuse them or requests fail. The answer names the roll-out; --wait follows it (exit
+1 if it is taken back). What tightens the border goes to all edges at once, and is said so.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				docs, err := a.read(files)
 				if err != nil {
 					return err
 				}
-				result, err := send(ctx, c, docs, dry)
+				result, err := send(ctx, c, docs, dry, how)
 				if err != nil {
 					return err
 				}
-				return a.printApply(result, dry)
+				if err := a.printApply(result, dry); err != nil || !how.wait || result.Rollout == "" {
+					return err
+				}
+				return a.followRollout(cmd.Context(), c, result.Rollout, how.patience)
 			})
 		}}
+	how.flags(c)
+	c.Flags().DurationVar(&how.soak, "soak", 0, "watch each ring for at least so long")
 	c.Flags().StringArrayVarP(&files, "file", "f", nil, "manifest file, directory of *.yaml, or - for stdin; may be repeated")
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would change, and which flows it opens and closes")
 	must(c.MarkFlagRequired("file"))
@@ -61,7 +73,7 @@ func (a *app) diffCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				result, err := send(ctx, c, docs, true)
+				result, err := send(ctx, c, docs, true, sending{})
 				if err != nil {
 					return err
 				}
@@ -79,6 +91,21 @@ func (a *app) diffCommand() *cobra.Command {
 	c.Flags().StringVar(&from, "from", "", "a revision of the catalog, from bailiwick history")
 	c.Flags().StringVar(&to, "to", "", "another; without it what is now")
 	return c
+}
+
+// sending is how a change goes out to edges.
+type sending struct {
+	now, wait bool
+	reason    string
+	soak      time.Duration
+	patience  time.Duration
+}
+
+func (s *sending) flags(c *cobra.Command) {
+	c.Flags().BoolVar(&s.now, "now", false, "send it to all edges at once, ring or no ring; needs --reason")
+	c.Flags().StringVar(&s.reason, "reason", "", "why, for the record")
+	c.Flags().BoolVar(&s.wait, "wait", false, "follow the roll-out to its end")
+	c.Flags().DurationVar(&s.patience, "wait-for", time.Hour, "for at most so long")
 }
 
 // must is for flags named in this file.
@@ -161,6 +188,9 @@ type applied struct {
 	Flows    []flow   `json:"flows"`
 	// Pending waits for a second operator and is not made yet.
 	Pending []waiting `json:"pending,omitempty"`
+	// Rollout takes the change to edges ring by ring; AtOnce says what of it does not wait for that.
+	Rollout string   `json:"rollout,omitempty"`
+	AtOnce  []string `json:"at_once,omitempty"`
 }
 type change struct {
 	Kind   string        `json:"kind"`
@@ -191,7 +221,7 @@ type batch struct {
 
 // send takes each document to the zone it belongs to. Documents of several zones cannot be one transaction, so
 // all are judged by a dry run before the first is written.
-func send(ctx context.Context, c *client, docs []manifest.Document, dry bool) (*applied, error) {
+func send(ctx context.Context, c *client, docs []manifest.Document, dry bool, how sending) (*applied, error) {
 	var common []manifest.Document
 	var names []string
 	byZone := map[string][]manifest.Document{}
@@ -229,16 +259,16 @@ func send(ctx context.Context, c *client, docs []manifest.Document, dry bool) (*
 	}
 	if !dry {
 		if len(written) > 1 {
-			if _, err := sendAll(ctx, c, judged, true); err != nil {
+			if _, err := sendAll(ctx, c, judged, true, how); err != nil {
 				return nil, err
 			}
 		}
-		return sendAll(ctx, c, written, false)
+		return sendAll(ctx, c, written, false, how)
 	}
 	if len(judged) == 0 {
 		judged = written
 	}
-	return sendAll(ctx, c, judged, true)
+	return sendAll(ctx, c, judged, true, how)
 }
 
 func zoneOf(r *adminv1.Resource) string {
@@ -251,10 +281,13 @@ func zoneOf(r *adminv1.Resource) string {
 	return r.GetCustomer().GetZone()
 }
 
-func sendAll(ctx context.Context, c *client, batches []batch, dry bool) (*applied, error) {
+func sendAll(ctx context.Context, c *client, batches []batch, dry bool, how sending) (*applied, error) {
 	out := &applied{Changes: []change{}, Warnings: []string{}, Flows: []flow{}}
 	for i, b := range batches {
-		req := &adminv1.ApplyRequest{DryRun: dry, RequestId: rand.Text()}
+		req := &adminv1.ApplyRequest{DryRun: dry, RequestId: rand.Text(), Now: how.now, Reason: how.reason}
+		if how.soak != 0 {
+			req.Soak = durationpb.New(how.soak)
+		}
 		for _, d := range b.docs {
 			req.Resources = append(req.Resources, d.Resource)
 		}
@@ -281,6 +314,9 @@ func (out *applied) add(resp *adminv1.ApplyResponse, first bool) {
 		if !slices.ContainsFunc(out.Pending, func(x waiting) bool { return x.ID == p.GetId() }) {
 			out.Pending = append(out.Pending, waitingOf(p))
 		}
+	}
+	if out.Rollout = or(resp.GetRollout(), out.Rollout); first {
+		out.AtOnce = resp.GetAtOnce()
 	}
 	for _, w := range resp.GetWarnings() {
 		if !slices.Contains(out.Warnings, w) {
@@ -347,6 +383,12 @@ func (a *app) printApply(r *applied, dry bool) error {
 		}
 		for _, p := range r.Pending {
 			p.tell(w, dry)
+		}
+		for _, what := range r.AtOnce {
+			fmt.Fprintf(w, "at once: %s\n", legible(what))
+		}
+		if r.Rollout != "" {
+			fmt.Fprintf(w, "goes out by roll-out %s: bailiwick rollout watch %s\n", r.Rollout, r.Rollout)
 		}
 	})
 }

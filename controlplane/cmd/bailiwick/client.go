@@ -40,6 +40,7 @@ type api struct {
 	adminv1connect.BorderServiceClient
 	adminv1connect.ApprovalServiceClient
 	adminv1connect.OperatorServiceClient
+	adminv1connect.RolloutServiceClient
 	adminv1connect.DNSServiceClient
 	adminv1connect.UsageServiceClient
 	adminv1connect.AlertServiceClient
@@ -132,6 +133,7 @@ func (c *client) at(u string) api {
 		adminv1connect.NewResourceServiceClient(c.http, u, opt), adminv1connect.NewKeyServiceClient(c.http, u, opt),
 		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewClusterServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),
 		adminv1connect.NewApprovalServiceClient(c.http, u, opt), adminv1connect.NewOperatorServiceClient(c.http, u, opt),
+		adminv1connect.NewRolloutServiceClient(c.http, u, opt),
 		adminv1connect.NewDNSServiceClient(c.http, u, opt),
 		adminv1connect.NewUsageServiceClient(c.http, u, opt),
 		adminv1connect.NewAlertServiceClient(c.http, u, opt),

@@ -208,6 +208,11 @@ func tableOf(kind string) (string, func(*adminv1.Resource) []string) {
 			}
 			return []string{v.GetZone(), v.GetStatus(), strings.Join(subs, ",")}
 		}
+	case "Switch":
+		return "FEATURE OFF REGION API REASON", func(r *adminv1.Resource) []string {
+			v := r.GetSwitch()
+			return []string{v.GetFeature(), fmt.Sprint(v.GetOff()), or(v.GetRegion(), "all"), or(v.GetApi(), "all"), v.GetReason()}
+		}
 	case "Drain":
 		return "ZONE REASON", func(r *adminv1.Resource) []string {
 			return []string{r.GetDrain().GetZone(), r.GetDrain().GetReason()}
@@ -221,6 +226,7 @@ func tableOf(kind string) (string, func(*adminv1.Resource) []string) {
 
 func (a *app) deleteCommand() *cobra.Command {
 	var zoneName string
+	var how sending
 	c := &cobra.Command{Use: "delete KIND NAME", Short: "Delete a resource that nothing else uses", Args: cobra.ExactArgs(2), ValidArgs: kindNames(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			k, err := kindOf(args[0])
@@ -228,31 +234,36 @@ func (a *app) deleteCommand() *cobra.Command {
 				return err
 			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
-				pending, err := remove(ctx, c, k, args[1], zoneName)
+				resp, err := remove(ctx, c, k, args[1], zoneName, how)
 				switch {
 				case err != nil:
 					return err
-				case pending != nil:
-					return a.printWaiting([]waiting{waitingOf(pending)})
+				case resp.GetPending() != nil:
+					return a.printWaiting([]waiting{waitingOf(resp.GetPending())})
+				case resp.GetRollout() != "" && how.wait:
+					if err := a.followRollout(cmd.Context(), c, resp.GetRollout(), how.patience); err != nil {
+						return err
+					}
+				case resp.GetRollout() != "":
+					return a.done(k.Name, args[1], "deleted, by roll-out "+resp.GetRollout())
 				}
 				return a.done(k.Name, args[1], "deleted")
 			})
 		}}
 	c.Flags().StringVar(&zoneName, "zone", "", "ask this zone")
+	how.flags(c)
 	return c
 }
 
-func remove(ctx context.Context, c *client, k manifest.Kind, name, zoneName string) (*adminv1.Approval, error) {
+func remove(ctx context.Context, c *client, k manifest.Kind, name, zoneName string, how sending) (*adminv1.DeleteResponse, error) {
 	id := rand.Text()
 	call := func(ctx context.Context, n api) (*adminv1.DeleteResponse, error) {
-		return n.Delete(ctx, &adminv1.DeleteRequest{Kind: k.Plural, Name: name, RequestId: id})
+		return n.Delete(ctx, &adminv1.DeleteRequest{Kind: k.Plural, Name: name, RequestId: id, Now: how.now, Reason: how.reason})
 	}
 	if k.Zonal || zoneName != "" {
-		resp, err := around(ctx, c, zoneName, call)
-		return resp.GetPending(), err
+		return around(ctx, c, zoneName, call)
 	}
-	resp, err := ask(ctx, c, c.urls, call)
-	return resp.GetPending(), err
+	return ask(ctx, c, c.urls, call)
 }
 
 // done tells that something happened.

@@ -49,6 +49,11 @@ func (d *doc) errorf(kind fault.Kind, field, reason, format string, args ...any)
 // Apply writes the catalog documents in one transaction and then the zone documents in another. Everything is
 // judged before the first is written, so what can still part them is the loss of a quorum in between.
 func (s *server) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv1.ApplyResponse, error) {
+	how, err := newOrder(req.GetNow(), req.GetReason(), req.GetSoak().AsDuration())
+	if err != nil {
+		return nil, err
+	}
+	ctx = withOrder(ctx, how)
 	if len(req.GetUpdateMask()) > 0 {
 		return s.patch(ctx, req)
 	}
@@ -68,6 +73,11 @@ func (s *server) apply(ctx context.Context, req *adminv1.ApplyRequest, content s
 // write makes what make plans, which is asked again when others were faster.
 func (s *server) write(ctx context.Context, as intent, dryRun bool, make func() (*plan, error)) (*adminv1.ApplyResponse, error) {
 	id := as.id()
+	how, _ := ctx.Value(orderKey{}).(*order)
+	if how == nil {
+		how = &order{}
+		ctx = withOrder(ctx, how)
+	}
 	var first *plan // what the answer tells: a retry after half was written finds that half unchanged
 	written := false
 	for attempt := range maxAttempts {
@@ -104,7 +114,9 @@ func (s *server) write(ctx context.Context, as intent, dryRun bool, make func() 
 			written = true
 		}
 		if !again {
-			return first.response(), nil
+			out := first.response()
+			out.Rollout, out.AtOnce = how.staged.Name, append(how.staged.AtOnce, skips(out.Changes)...)
+			return out, nil
 		}
 		if !written {
 			first = nil

@@ -34,6 +34,8 @@ func prefixOf(kind string) string {
 		return model.PrefixProduct
 	case "Plan":
 		return model.PrefixPlan
+	case "Switch":
+		return model.PrefixSwitch
 	case "Customer":
 		return model.PrefixCustomer
 	case "Closure":
@@ -60,6 +62,8 @@ func keyOf(r record) string {
 		return model.PrefixProduct + v.Name
 	case model.Plan:
 		return model.PrefixPlan + v.Name
+	case model.Switch:
+		return model.PrefixSwitch + v.Name
 	case model.Customer:
 		return model.PrefixCustomer + v.Name
 	case model.Closure:
@@ -86,6 +90,8 @@ func decode(kind string, kv group.KV) (record, error) {
 		return model.Decode[model.Product](kv.Key, kv.Value)
 	case "Plan":
 		return model.Decode[model.Plan](kv.Key, kv.Value)
+	case "Switch":
+		return model.Decode[model.Switch](kv.Key, kv.Value)
 	case "Customer":
 		return model.Decode[model.Customer](kv.Key, kv.Value)
 	case "Closure":
@@ -137,6 +143,9 @@ func fromProto(r *adminv1.Resource) (record, error) {
 	case *adminv1.Resource_Closure:
 		v := spec.Closure
 		return model.Closure{Name: name, Zone: v.GetZone(), From: v.GetFrom(), To: v.GetTo(), Basis: v.GetBasis(), Reason: v.GetReason()}, nil
+	case *adminv1.Resource_Switch:
+		v := spec.Switch
+		return model.Switch{Name: name, Feature: v.GetFeature(), Off: v.GetOff(), Region: v.GetRegion(), API: v.GetApi(), Reason: v.GetReason()}, nil
 	case *adminv1.Resource_Drain:
 		return model.Drain{Name: name, Zone: spec.Drain.GetZone(), Reason: spec.Drain.GetReason()}, nil
 	}
@@ -238,6 +247,9 @@ func toProto(rec record, index uint64) *adminv1.Resource {
 	case model.Closure:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_Closure{Closure: &adminv1.Closure{Zone: v.Zone, From: v.From, To: v.To, Basis: v.Basis, Reason: v.Reason}}
+	case model.Switch:
+		out.Name = v.Name
+		out.Spec = &adminv1.Resource_Switch{Switch: &adminv1.Switch{Feature: v.Feature, Off: v.Off, Region: v.Region, Api: v.API, Reason: v.Reason}}
 	case model.Drain:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_Drain{Drain: &adminv1.Drain{Zone: v.Zone, Reason: v.Reason}}

@@ -49,6 +49,8 @@ func (j *judge) judge() error {
 			err = j.product(d, v)
 		case model.Plan:
 			err = j.planOf(d, v)
+		case model.Switch:
+			err = j.switchOf(d, v)
 		case model.Customer:
 			err = j.customer(d, v)
 		case model.Closure:
@@ -407,4 +409,15 @@ func some(list []string) string {
 		return strings.Join(list[:5], ", ") + fmt.Sprintf(" and %d more", len(list)-5)
 	}
 	return strings.Join(list, ", ")
+}
+
+// switchOf refuses a switch of what there is not: whoever throws it in a hurry would wait for an effect that never comes.
+func (j *judge) switchOf(d *doc, v model.Switch) error {
+	if v.Region != "" && !j.catalog.has(model.PrefixRegion+v.Region) {
+		return d.errorf(fault.Invalid, "spec.region", "REGION_UNKNOWN", "switch %s: region %s does not exist", v.Name, v.Region)
+	}
+	if v.API != "" && !j.catalog.has(model.PrefixAPI+v.API) {
+		return d.errorf(fault.Invalid, "spec.api", "API_UNKNOWN", "switch %s: API %s does not exist; it is named zone/name", v.Name, v.API)
+	}
+	return nil
 }

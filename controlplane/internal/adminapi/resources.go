@@ -130,6 +130,11 @@ func (s *server) List(ctx context.Context, req *adminv1.ListRequest) (*adminv1.L
 }
 
 func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*adminv1.DeleteResponse, error) {
+	how, err := newOrder(req.GetNow(), req.GetReason(), 0)
+	if err != nil {
+		return nil, err
+	}
+	ctx = withOrder(ctx, how)
 	k, err := parseKind(req.GetKind())
 	if err != nil {
 		return nil, err
@@ -176,7 +181,7 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 				return nil, err
 			}
 			if !again {
-				return &adminv1.DeleteResponse{Pending: pending}, nil
+				return &adminv1.DeleteResponse{Pending: pending, Rollout: how.staged.Name}, nil
 			}
 			continue
 		}
@@ -190,7 +195,7 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 			return nil, err
 		}
 		if res.Succeeded {
-			return &adminv1.DeleteResponse{}, nil
+			return &adminv1.DeleteResponse{Rollout: how.staged.Name}, nil
 		}
 	}
 	return nil, outran()

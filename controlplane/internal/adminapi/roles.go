@@ -64,6 +64,8 @@ var rights = map[string]string{
 	adminv1connect.ApprovalServiceApproveProcedure:                   operate,
 	adminv1connect.ApprovalServiceRejectProcedure:                    operate,
 	adminv1connect.ApprovalServiceOpenCrossingsProcedure:             operate,
+	adminv1connect.RolloutServiceListRolloutsProcedure:               look,
+	adminv1connect.RolloutServiceSteerRolloutProcedure:               operate,
 	adminv1connect.DNSServiceExplainProcedure:                        look,
 	adminv1connect.DNSServiceRegionsProcedure:                        look,
 	adminv1connect.UsageServiceQueryUsageProcedure:                   customers,
@@ -139,6 +141,10 @@ func (s *server) touch(ctx context.Context, old, rec record) error {
 			zone = v.Zone
 		case model.API:
 			zone = v.Zone
+		case model.Switch: // of one region it is that zone's
+			if region, ok, err := stored[model.Region](s.Catalog.Local(), model.PrefixRegion+v.Region); err == nil && ok {
+				zone = region.Zone
+			}
 		case model.Closure:
 			zone = v.Zone
 		case model.Drain:

@@ -19,7 +19,7 @@ import (
 // fenceKey is compared and rewritten by every admin transaction of a group, so that what a transaction was
 // judged against (all names, all hosts) is what it is committed onto, also where the judgement read an absence.
 // Its cost is that two admin writes to one group never commit side by side; keys are not written through it.
-const fenceKey = "meta/apply"
+const fenceKey = model.KeyFence
 
 // keysFence rests beside a customer and is rewritten, without a compare, by each key made for it: whoever
 // removes a customer or a subscription sees that no key slipped in. Creating keys stays free of contention.
@@ -131,6 +131,9 @@ func (s *server) commit(ctx context.Context, store group.Store, t group.Txn) (gr
 	t, err := s.guard(ctx, store, t)
 	if err == nil && store == s.Catalog {
 		t, err = s.remember(ctx, t, by, call)
+	}
+	if err == nil && store == s.Catalog {
+		t, err = s.stage(ctx, by, t)
 	}
 	if err != nil {
 		return group.Result{}, err

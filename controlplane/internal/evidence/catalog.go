@@ -35,6 +35,7 @@ func Pseudonym(pepper []byte, zone, operator string) string {
 var catalogKinds = []struct{ prefix, kind string }{
 	{model.PrefixZone, "Zone"}, {model.PrefixRegion, "Region"}, {model.PrefixBasis, "LegalBasis"}, {model.PrefixPolicy, "Policy"},
 	{model.PrefixAPI, "API"}, {model.PrefixProduct, "Product"}, {model.PrefixPlan, "Plan"}, {model.PrefixNode, "Node"},
+	{model.PrefixSwitch, "Switch"}, {model.PrefixRollout, "Rollout"},
 }
 
 // witness follows the catalog while this node leads the zone store.

@@ -39,7 +39,7 @@ const (
 
 // prefixes are what is remembered. Zones are not: nodes that come and go write their addresses there, and those must not
 // come back; neither are nodes.
-var prefixes = []string{model.PrefixRegion, model.PrefixBasis, model.PrefixPolicy, model.PrefixAPI, model.PrefixProduct, model.PrefixPlan}
+var prefixes = []string{model.PrefixRegion, model.PrefixBasis, model.PrefixPolicy, model.PrefixAPI, model.PrefixProduct, model.PrefixPlan, model.PrefixSwitch}
 
 // Remembers says whether what rests at a key of the catalog has a history.
 func Remembers(key string) bool {

@@ -25,6 +25,7 @@ var kinds = []Kind{
 	{"API", "apis", false, "api"},
 	{"Product", "products", false, "product"},
 	{"Plan", "plans", false, "plan"},
+	{"Switch", "switches", false, "switch"},
 	{"Customer", "customers", true, "customer"},
 	{"Closure", "closures", true, "closure"},
 	{"Drain", "drains", true, "drain"},

@@ -20,6 +20,7 @@ var catalog = map[string]any{
 	"PrefixAPI": model.API{}, "PrefixProduct": model.Product{}, "PrefixPlan": model.Plan{}, "PrefixNode": model.Node{},
 	"PrefixGone": model.Gone{}, // in the catalog, of APIs and regions
 	"KeyAudit":   model.Audit{}, "PrefixRevision": model.Revision{},
+	"PrefixSwitch": model.Switch{}, "PrefixRollout": model.Rollout{}, "KeyRollout": model.Rollout{}, "PrefixHeld": model.Held{}, "PrefixWord": model.RolloutWord{},
 }
 
 // crosses names each field of text or bytes of the catalog, with the reason why it may be in every zone. There is no
@@ -39,6 +40,11 @@ var crosses = map[string]string{
 	"Node.Name": "id", "Node.Kind": "enum", "Node.Region": "id", "Node.Zone": "id", "Node.PeerAddr": "address of a node", "Node.AdminURL": "address of a node", "Node.RelayAddr": "address of a node", "Doors.Addresses": "public addresses of an edge",
 	"Audit.Operator": "in the catalog a zone and a pseudonym under its key", "Audit.Call": "id", "Audit.RequestSHA256": "digest",
 	"Revision.By": "a zone and a pseudonym under its key", "Revision.Call": "id", "Revision.Before": "what rested in the catalog before", "RevisedKey.Key": "key of the catalog", "RevisedKey.Action": "enum",
+	"Switch.Name": "id", "Switch.Feature": "enum", "Switch.Region": "id", "Switch.API": "id", "Switch.Reason": "operator's word about a feature",
+	"Rollout.By": "a zone and a pseudonym under its key", "Rollout.State": "enum", "Rollout.Why": "enum", "Rollout.Edge": "id", "Rollout.API": "id", "Rollout.Reason": "operator's word about a change of the catalog",
+	"RolloutChange.Kind": "enum", "RolloutChange.Name": "id of a document of the catalog", "RolloutZone.Zone": "id", "RolloutZone.Canary": "id", "RegionRing.Regions": "ids",
+	"Held.Value":       "a document of the catalog as it was",
+	"RolloutWord.Zone": "id", "RolloutWord.Verdict": "enum", "RolloutWord.Why": "enum", "RolloutWord.Edge": "id", "RolloutWord.API": "id", "RolloutWord.Canary": "id",
 	"Gone.Name": "id, in the catalog of an API or a region",
 }
 

@@ -1,6 +1,7 @@
 package syncserver
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -97,11 +98,15 @@ func (s *Server) resetZone(snap group.Snapshot) {
 	s.advance()
 }
 
-func (s *Server) catalogEvents(_ []group.Event, rev group.Revision) {
+func (s *Server) catalogEvents(events []group.Event, rev group.Revision) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.catalogRev = rev
 	s.version++
+	if !slices.ContainsFunc(events, func(e group.Event) bool { return view.DependsOnCatalog(e.KV.Key) }) {
+		s.nudge() // zones' words on a roll-out
+		return
+	}
 	s.rebuildAll() // some hundred objects an edge; catalog changes are rare
 	s.advance()
 }
@@ -131,8 +136,13 @@ func (s *Server) zoneEvents(events []group.Event, rev group.Revision) {
 		s.advance()
 		return
 	}
-	// Grant records, locks and certificates move the index and no object. They are told a little later,
-	// together: an fsync on every edge for each of them would be for nothing.
+	// Grant records, locks and certificates move the index and no object.
+	s.nudge()
+}
+
+// nudge has a revision without objects told a little later, with others: an fsync on every edge for each of them would be
+// for nothing. Caller holds mu.
+func (s *Server) nudge() {
 	for _, e := range s.edges {
 		if e.conn != nil {
 			e.conn.nudge()

@@ -10,6 +10,7 @@ package view
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -63,7 +64,7 @@ func (v *View) ZoneSum(k *Keys) revision.Sum { return v.PairSum.Add(k.Sum()) }
 // unknown, control-only or of another zone than the edge's; of kind Internal if a stored value does not read.
 func Build(catalog, zone group.Snapshot, edge model.Node, now time.Time) (*View, error) {
 	b := builder{catalog: catalog, zone: zone, edge: edge, now: now, view: &View{Objects: map[table.ObjectKey]table.Object{}}}
-	steps := []func() error{b.region, b.rules, b.settings, b.apis, b.plans, b.pairs, b.peers, b.doors}
+	steps := []func() error{b.holdBack, b.region, b.rules, b.settings, b.apis, b.plans, b.switches, b.pairs, b.peers, b.doors}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("build view of %s: %w", edge.Name, err)
@@ -74,10 +75,11 @@ func Build(catalog, zone group.Snapshot, edge model.Node, now time.Time) (*View,
 }
 
 type builder struct {
-	catalog, zone group.Snapshot
+	catalog, zone group.Snapshot // the catalog as this edge is to hold it
 	edge          model.Node
 	now           time.Time
 	view          *View
+	loosened      group.Snapshot // the catalog's border rules without what this edge is not to hold yet; nil: there is no such thing
 
 	zones   map[string]string // region → zone
 	serving []model.Region    // of the own zone
@@ -203,6 +205,9 @@ func (b *builder) rules() error {
 		}
 		pairs = grant.Noticed(pairs, baseline)
 	}
+	if pairs, err = b.notYet(adopted, pairs); err != nil {
+		return err
+	}
 	for _, p := range pairs {
 		from, _ := set.Region(p.From)
 		to, _ := set.Region(p.To)
@@ -310,6 +315,21 @@ func (b *builder) plans() error {
 	})
 }
 
+// switches are what is turned off here.
+func (b *builder) switches() error {
+	off := map[table.Switch]bool{}
+	err := each(b.catalog, model.PrefixSwitch, func(_ group.KV, s model.Switch) error {
+		if s.Off && (s.Region == "" || s.Region == b.edge.Region) {
+			off[table.Switch{Feature: s.Feature, API: s.API}] = true
+		}
+		return nil
+	})
+	for s := range off {
+		err = errors.Join(err, b.put(table.KindSwitch, table.SwitchID(s), s))
+	}
+	return err
+}
+
 func (b *builder) pairs() error {
 	for _, p := range b.allowed {
 		if err := b.put(table.KindPair, table.PairID(p.Policy, p.From, p.To), p); err != nil {
@@ -413,4 +433,9 @@ func Diff(old, new *View) []table.ObjectKey {
 // Depends says whether events below this key of a zone store can change a View (Keys aside).
 func Depends(key string) bool {
 	return strings.HasPrefix(key, model.PrefixDrain) || key == model.KeyAdopted || key == model.KeyCrossing || key == model.KeyPermitted || strings.HasPrefix(key, model.PrefixClosure)
+}
+
+// DependsOnCatalog says whether events below this key of the catalog can change a View.
+func DependsOnCatalog(key string) bool {
+	return !strings.HasPrefix(key, model.PrefixWord) && !strings.HasPrefix(key, model.PrefixRollout)
 }

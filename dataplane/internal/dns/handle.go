@@ -161,7 +161,7 @@ func (s *Server) reply(n *names, q mdns.Question, out *mdns.Msg, from netip.Pref
 		return refuse()
 	}
 	f := n.find(canonical(q.Name))
-	if f.what == outside {
+	if f.what == outside || s.cfg.Tables.Load().Off("dns") { // resolvers ask the next server at once
 		return refuse()
 	}
 	s.stats.Answered.Add(1)

@@ -107,6 +107,9 @@ func (a *Attempts) pair() (Candidate, bool) {
 		return Candidate{}, false
 	}
 	t := a.r.monitor.cfg.Tables.Load()
+	if t.RelayOff(&a.api.API) {
+		return Candidate{}, false
+	}
 	for _, p := range t.Pairs(a.api.Policy, a.r.region) {
 		if a.seen(p.To) || !deployed(a.api, p.To) || !a.r.good(p.To, &a.api.API) {
 			continue

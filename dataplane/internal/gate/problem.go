@@ -36,7 +36,8 @@ const (
 	ReasonUpstream      = "upstream-failed"
 	ReasonUpstreamLate  = "upstream-timeout"
 	ReasonRetriesSpent  = "retry-budget-spent"
-	ReasonResidency     = "residency" // a relay that some rule forbids
+	ReasonResidency     = "residency"    // a relay that some rule forbids
+	ReasonSwitchedOff   = "switched-off" // an operator has turned the protocol off
 )
 
 // TypePrefix begins every problem type: a name, not an address, so that it stays true wherever the
@@ -63,6 +64,7 @@ var titles = map[string]string{
 	ReasonNotHome:       "The API is not deployed in this region",
 	ReasonRouteUnknown:  "No route at this path",
 	ReasonMethodUnknown: "The route does not take this method",
+	ReasonSwitchedOff:   "The protocol is turned off",
 	ReasonKeyMissing:    "An API key is needed",
 	ReasonKeyInvalid:    "The API key is not valid",
 	ReasonKeyConflict:   "More than one API key was sent",

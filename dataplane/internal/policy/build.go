@@ -90,6 +90,8 @@ func decode(o table.Object) (any, Reason) {
 			}
 			return unless(v.Reason != "", ReasonUnfit)
 		})
+	case table.KindSwitch:
+		return decoded(o, func(v *table.Switch) Reason { return unless(table.SwitchID(*v) == o.ID, ReasonMisnamed) })
 	case table.KindDoors:
 		return decoded(o, func(v *table.Doors) Reason { return unless(v.Edge == o.ID, ReasonMisnamed) })
 	}
@@ -168,7 +170,7 @@ func makeIndex(objects map[table.ObjectKey]entry) *index {
 		byHost: map[string]*API{}, apis: map[string]map[string]*API{}, plans: map[string]*Plan{},
 		outbound: map[policyFrom][]table.Pair{}, leaving: map[string][]string{}, entering: map[string]map[string]struct{}{},
 		directory: map[zoneName]*table.Directory{}, dirByHost: map[string]*table.Directory{}, dirByZone: map[string][]table.Directory{},
-		nodes: map[string]*table.Node{}, zoneKeys: map[string]ed25519.PublicKey{},
+		nodes: map[string]*table.Node{}, zoneKeys: map[string]ed25519.PublicKey{}, off: map[table.Switch]bool{},
 	}
 	x.settings = *objects[table.ObjectKey{Kind: table.KindSettings, ID: table.SettingsID}].value.(*table.Settings)
 	x.own = within(x.apis, x.settings.Zone)
@@ -201,6 +203,8 @@ func makeIndex(objects map[table.ObjectKey]entry) *index {
 			x.zoneKeys[v.Zone] = v.PublicKey
 		case *table.Region:
 			x.regions = append(x.regions, *v)
+		case *table.Switch:
+			x.off[*v] = true
 		case *table.Drain:
 			drains[v.Region] = v.Reason
 		case *table.Doors:

@@ -47,6 +47,7 @@ type index struct {
 	regions   []table.Region
 	doors     []table.Doors
 	taken     []Quarantined // APIs that lost a host to another
+	off       map[table.Switch]bool
 }
 
 type (
@@ -237,6 +238,18 @@ func (t *Table) Regions() []table.Region { return t.idx().regions }
 
 // Doors are where clients reach the edges of the own zone, by the edge's name. Do not write to the slice.
 func (t *Table) Doors() []table.Doors { return t.idx().doors }
+
+// Off says whether a feature of this edge is turned off: http3, detail, relay, dns.
+func (t *Table) Off(feature string) bool {
+	off := t.idx().off
+	return len(off) > 0 && off[table.Switch{Feature: feature}]
+}
+
+// RelayOff says whether nothing of an API is to be relayed from here.
+func (t *Table) RelayOff(a *table.API) bool {
+	off := t.idx().off
+	return len(off) > 0 && (off[table.Switch{Feature: "relay"}] || off[table.Switch{Feature: "relay", API: a.Zone + "/" + a.Name}])
+}
 
 // All are the objects as held, but for keys, in no order: for whoever must not rest on the lookups above.
 func (t *Table) All() iter.Seq2[table.ObjectKey, any] {

@@ -154,6 +154,7 @@ func (x *exchange) abort(err error) {
 	if !errors.Is(err, context.Canceled) {
 		x.p.cfg.Logger.Debug("answer broken off", "request", x.idText, "served", x.served, "error", err)
 	}
+	x.broken = !x.gone()
 	x.count(usage.OutcomeAborted)
 	panic(http.ErrAbortHandler)
 }

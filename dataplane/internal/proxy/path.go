@@ -37,6 +37,7 @@ type exchange struct {
 	status   int    // of that answer
 	written  bool   // headers of the answer have left
 	counted  bool   // the final row is appended
+	broken   bool   // the upstream died within its answer
 	out      int64  // body bytes since the last row
 	inBefore int64  // body bytes of the request in rows before
 	lastRow  time.Time
@@ -54,13 +55,21 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h[relay.HeaderRequestID] = []string{x.idText}
 	h["Bailiwick-Edge"] = []string{p.cfg.Region}
-	if p.cfg.AltSvc != "" && r.TLS != nil && r.ProtoMajor < 3 {
+	http3Off := x.table.Off("http3")
+	switch {
+	case http3Off:
+		h["Alt-Svc"] = []string{"clear"} // RFC 7838: whoever remembers HTTP/3 here forgets it
+	case p.cfg.AltSvc != "" && r.TLS != nil && r.ProtoMajor < 3:
 		h["Alt-Svc"] = []string{p.cfg.AltSvc}
 	}
 	// Last thing, also when the client went away or a panic passes: no request with a valid key without a row.
 	defer x.close()
 
 	// 1. One reading of the request, or none.
+	if http3Off && r.ProtoMajor == 3 {
+		x.refuse(gate.NewProblem(503, gate.ReasonSwitchedOff, "HTTP/3 is turned off here just now; use HTTP/2 or HTTP/1.1."))
+		return
+	}
 	host := canonicalHost(r.Host)
 	if problem := check(x.table, r, host); problem.Status != 0 {
 		x.refuse(problem)
@@ -294,6 +303,7 @@ func (x *exchange) close() {
 	if x.v.Counted && x.v.Admitted() && !x.counted {
 		x.count(usage.OutcomeAborted)
 	}
+	x.outcome()
 	x.v.Ticket.Release() // if it is still there, no upstream answered
 	x.v.Ticket = quota.Ticket{}
 	x.body.shut()

@@ -22,6 +22,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/shared/revision"
 	"bailiwick/shared/usage"
 )
 
@@ -78,6 +79,7 @@ type Proxy struct {
 	local  *failover.Router // for relays: this region's upstreams and nothing else
 
 	budgets  sync.Map // API name → *budget
+	turned   atomic.Pointer[revision.Sum]
 	buffers  sync.Pool
 	unbilled atomic.Int64
 	replays  atomic.Int64 // bytes of bodies kept to be sent again
@@ -124,7 +126,10 @@ func (p *Proxy) ReplayBytes() int64 { return p.replays.Load() }
 
 // budget keeps retries from becoming a storm: a fifth of the requests, and ten a second, with room for a
 // burst, since an upstream that dies takes all its requests in flight with it at once.
-type budget struct{ tokens, refilled atomic.Int64 } // thousandths; ns since the proxy's start
+type budget struct {
+	tokens, refilled atomic.Int64 // thousandths; ns since the proxy's start
+	now, before      tally
+}
 
 const (
 	budgetRoom    = 1000 * 1000

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 type ServersConfig struct {
 	Handler http.Handler
 	TLS     *tls.Config // one policy for TCP and QUIC: certificates, versions, tickets
+	NoH3    func() bool // new QUIC connections are refused while it says so; nil: never
 	Logger  *slog.Logger
 
 	// UnprovenASecond is how many QUIC handshakes from addresses that nobody has proven are taken in a second without
@@ -41,6 +43,8 @@ type Servers struct {
 	resetKey *quic.StatelessResetKey
 	unproven int
 }
+
+var errNoH3 = errors.New("HTTP/3 is turned off")
 
 // tokenAge is how long QUIC takes a client's word for its address. A token opens nothing but the limit on what
 // is sent to an address not proven yet, and names no host; it does not outlive a grant all the same.
@@ -89,6 +93,18 @@ func NewServers(cfg ServersConfig) Servers {
 	s.HTTPS.Protocols, s.HTTP.Protocols = &both, &one
 	udp := cfg.TLS.Clone()
 	udp.MinVersion = tls.VersionTLS13
+	if refuse := cfg.NoH3; refuse != nil {
+		choose := udp.GetConfigForClient
+		udp.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if refuse() {
+				return nil, errNoH3
+			}
+			if choose == nil {
+				return nil, nil
+			}
+			return choose(hello)
+		}
+	}
 	s.H3 = &http3.Server{
 		Handler: cfg.Handler, TLSConfig: http3.ConfigureTLSConfig(udp), MaxHeaderBytes: cfg.MaxHeaderBytes, IdleTimeout: 90 * time.Second,
 		QUICConfig: &quic.Config{Allow0RTT: false, MaxIdleTimeout: 90 * time.Second, MaxIncomingStreams: 250, HandshakeIdleTimeout: 10 * time.Second},

@@ -25,6 +25,8 @@ const (
 	patience     = 2       // heartbeats to wait for a snapshot that was asked for
 	confirmEvery = time.Minute
 	partWithin   = 500 * time.Millisecond
+	freshFor     = time.Minute // after other objects of the catalog came into force
+	freshEvery   = time.Second
 )
 
 var (
@@ -164,9 +166,16 @@ func (s *session) reportStatus(ctx context.Context) {
 	if s.c.cfg.Status == nil {
 		return
 	}
-	t := time.NewTicker(s.c.cfg.StatusEvery)
+	t := time.NewTimer(s.c.cfg.StatusEvery)
 	defer t.Stop()
 	for {
+		// What became of new objects is told sooner for a while: a roll-out waits for it.
+		every := s.c.cfg.StatusEvery
+		if since := s.c.objectsSince.Load(); since != nil && s.c.cfg.Now().Sub(*since) < freshFor {
+			every = min(every, freshEvery)
+		}
+		t.Reset(every)
+
 		st := s.c.cfg.Status()
 		if s.send(&syncv1.SubscribeRequest{Message: &syncv1.SubscribeRequest_Status{Status: st}}) != nil {
 			return // Receive learns why

@@ -119,10 +119,11 @@ type Stats struct {
 
 // Client follows the table of one edge.
 type Client struct {
-	cfg   Config
-	stats Stats
-	ready chan struct{}
-	fresh atomic.Pointer[time.Time]
+	cfg          Config
+	stats        Stats
+	ready        chan struct{}
+	fresh        atomic.Pointer[time.Time]
+	objectsSince atomic.Pointer[time.Time] // when other objects of the catalog came into force; nil: not since the start
 
 	// All below belongs to the goroutine of Run.
 	disk     *disk
@@ -236,6 +237,10 @@ func (c *Client) load() error {
 
 // put brings a table in force.
 func (c *Client) put(t *policy.Table) {
+	if c.table != nil && c.table.Catalog().Sum != t.Catalog().Sum {
+		now := c.cfg.Now()
+		c.objectsSince.Store(&now)
+	}
 	c.table, c.isGone = t, false
 	c.floor = [2]revision.Revision{t.Catalog(), t.Zone()}
 	c.cfg.Holder.Swap(t)

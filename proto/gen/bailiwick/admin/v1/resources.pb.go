@@ -45,6 +45,7 @@ type Resource struct {
 	//	*Resource_Customer
 	//	*Resource_Closure
 	//	*Resource_Drain
+	//	*Resource_Switch
 	Spec          isResource_Spec `protobuf_oneof:"spec"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -198,6 +199,15 @@ func (x *Resource) GetDrain() *Drain {
 	return nil
 }
 
+func (x *Resource) GetSwitch() *Switch {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_Switch); ok {
+			return x.Switch
+		}
+	}
+	return nil
+}
+
 type isResource_Spec interface {
 	isResource_Spec()
 }
@@ -242,6 +252,10 @@ type Resource_Drain struct {
 	Drain *Drain `protobuf:"bytes,19,opt,name=drain,proto3,oneof"`
 }
 
+type Resource_Switch struct {
+	Switch *Switch `protobuf:"bytes,20,opt,name=switch,proto3,oneof"`
+}
+
 func (*Resource_Zone) isResource_Spec() {}
 
 func (*Resource_Region) isResource_Spec() {}
@@ -262,6 +276,88 @@ func (*Resource_Closure) isResource_Spec() {}
 
 func (*Resource_Drain) isResource_Spec() {}
 
+func (*Resource_Switch) isResource_Spec() {}
+
+// Switch turns a feature of the edges off at run time, everywhere or in one region. Without one a feature is on.
+type Switch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// feature: http3, detail, relay, dns.
+	Feature string `protobuf:"bytes,1,opt,name=feature,proto3" json:"feature,omitempty"`
+	Off     bool   `protobuf:"varint,2,opt,name=off,proto3" json:"off,omitempty"`
+	// region: this one alone; empty: all.
+	Region string `protobuf:"bytes,3,opt,name=region,proto3" json:"region,omitempty"`
+	// api of relay: this one alone, zone/name; empty: all.
+	Api           string `protobuf:"bytes,4,opt,name=api,proto3" json:"api,omitempty"`
+	Reason        string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Switch) Reset() {
+	*x = Switch{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Switch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Switch) ProtoMessage() {}
+
+func (x *Switch) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Switch.ProtoReflect.Descriptor instead.
+func (*Switch) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Switch) GetFeature() string {
+	if x != nil {
+		return x.Feature
+	}
+	return ""
+}
+
+func (x *Switch) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+func (x *Switch) GetRegion() string {
+	if x != nil {
+		return x.Region
+	}
+	return ""
+}
+
+func (x *Switch) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *Switch) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Zone is a residency zone. Zones are laid down by `bailiwick-control init`; apply may change the description only.
 type Zone struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
@@ -278,7 +374,7 @@ type Zone struct {
 
 func (x *Zone) Reset() {
 	*x = Zone{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[1]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +386,7 @@ func (x *Zone) String() string {
 func (*Zone) ProtoMessage() {}
 
 func (x *Zone) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[1]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +399,7 @@ func (x *Zone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Zone.ProtoReflect.Descriptor instead.
 func (*Zone) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{1}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Zone) GetJurisdiction() string {
@@ -361,7 +457,7 @@ type Region struct {
 
 func (x *Region) Reset() {
 	*x = Region{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[2]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -373,7 +469,7 @@ func (x *Region) String() string {
 func (*Region) ProtoMessage() {}
 
 func (x *Region) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[2]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -386,7 +482,7 @@ func (x *Region) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Region.ProtoReflect.Descriptor instead.
 func (*Region) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{2}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Region) GetZone() string {
@@ -465,7 +561,7 @@ type LegalBasis struct {
 
 func (x *LegalBasis) Reset() {
 	*x = LegalBasis{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[3]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +573,7 @@ func (x *LegalBasis) String() string {
 func (*LegalBasis) ProtoMessage() {}
 
 func (x *LegalBasis) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[3]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +586,7 @@ func (x *LegalBasis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LegalBasis.ProtoReflect.Descriptor instead.
 func (*LegalBasis) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{3}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LegalBasis) GetKind() string {
@@ -535,7 +631,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[4]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +643,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[4]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +656,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{4}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Policy) GetZone() string {
@@ -608,7 +704,7 @@ type WithinZone struct {
 
 func (x *WithinZone) Reset() {
 	*x = WithinZone{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[5]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -620,7 +716,7 @@ func (x *WithinZone) String() string {
 func (*WithinZone) ProtoMessage() {}
 
 func (x *WithinZone) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[5]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -633,7 +729,7 @@ func (x *WithinZone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithinZone.ProtoReflect.Descriptor instead.
 func (*WithinZone) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{5}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WithinZone) GetBasis() string {
@@ -665,7 +761,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[6]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +773,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[6]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +786,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Pair) GetFrom() string {
@@ -760,7 +856,7 @@ type API struct {
 
 func (x *API) Reset() {
 	*x = API{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[7]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +868,7 @@ func (x *API) String() string {
 func (*API) ProtoMessage() {}
 
 func (x *API) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[7]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -785,7 +881,7 @@ func (x *API) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use API.ProtoReflect.Descriptor instead.
 func (*API) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *API) GetZone() string {
@@ -866,7 +962,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[8]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -878,7 +974,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[8]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -891,7 +987,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Route) GetName() string {
@@ -940,7 +1036,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1048,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1061,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Upstream) GetRegion() string {
@@ -994,7 +1090,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1102,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1115,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Health) GetPath() string {
@@ -1049,7 +1145,7 @@ type Product struct {
 
 func (x *Product) Reset() {
 	*x = Product{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1157,7 @@ func (x *Product) String() string {
 func (*Product) ProtoMessage() {}
 
 func (x *Product) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1170,7 @@ func (x *Product) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Product.ProtoReflect.Descriptor instead.
 func (*Product) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Product) GetApis() []string {
@@ -1114,7 +1210,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1222,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1235,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Plan) GetProducts() []string {
@@ -1202,7 +1298,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1310,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1323,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -1262,7 +1358,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1370,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1383,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Quota) GetUnits() int64 {
@@ -1342,7 +1438,7 @@ type Customer struct {
 
 func (x *Customer) Reset() {
 	*x = Customer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +1450,7 @@ func (x *Customer) String() string {
 func (*Customer) ProtoMessage() {}
 
 func (x *Customer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +1463,7 @@ func (x *Customer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Customer.ProtoReflect.Descriptor instead.
 func (*Customer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Customer) GetZone() string {
@@ -1423,7 +1519,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1435,7 +1531,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1448,7 +1544,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Subscription) GetName() string {
@@ -1479,7 +1575,7 @@ type Closure struct {
 
 func (x *Closure) Reset() {
 	*x = Closure{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1587,7 @@ func (x *Closure) String() string {
 func (*Closure) ProtoMessage() {}
 
 func (x *Closure) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1600,7 @@ func (x *Closure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closure.ProtoReflect.Descriptor instead.
 func (*Closure) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Closure) GetZone() string {
@@ -1554,7 +1650,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1566,7 +1662,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1579,7 +1675,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Drain) GetZone() string {
@@ -1600,7 +1696,7 @@ var File_bailiwick_admin_v1_resources_proto protoreflect.FileDescriptor
 
 const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\"bailiwick/admin/v1/resources.proto\x12\x12bailiwick.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x05\n" +
+	"\"bailiwick/admin/v1/resources.proto\x12\x12bailiwick.admin.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x05\n" +
 	"\bResource\x122\n" +
 	"\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x192\x17^[a-z][a-z0-9.-]{0,62}$R\x04name\x12\x1b\n" +
 	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x129\n" +
@@ -1617,8 +1713,16 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x04plan\x18\x10 \x01(\v2\x18.bailiwick.admin.v1.PlanH\x00R\x04plan\x12:\n" +
 	"\bcustomer\x18\x11 \x01(\v2\x1c.bailiwick.admin.v1.CustomerH\x00R\bcustomer\x127\n" +
 	"\aclosure\x18\x12 \x01(\v2\x1b.bailiwick.admin.v1.ClosureH\x00R\aclosure\x121\n" +
-	"\x05drain\x18\x13 \x01(\v2\x19.bailiwick.admin.v1.DrainH\x00R\x05drainB\r\n" +
-	"\x04spec\x12\x05\xbaH\x02\b\x01\"\xde\x01\n" +
+	"\x05drain\x18\x13 \x01(\v2\x19.bailiwick.admin.v1.DrainH\x00R\x05drain\x124\n" +
+	"\x06switch\x18\x14 \x01(\v2\x1a.bailiwick.admin.v1.SwitchH\x00R\x06switchB\r\n" +
+	"\x04spec\x12\x05\xbaH\x02\b\x01\"\xb6\x01\n" +
+	"\x06Switch\x12:\n" +
+	"\afeature\x18\x01 \x01(\tB \xbaH\x1dr\x1bR\x05http3R\x06detailR\x05relayR\x03dnsR\afeature\x12\x10\n" +
+	"\x03off\x18\x02 \x01(\bR\x03off\x12\x1f\n" +
+	"\x06region\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\x06region\x12\x19\n" +
+	"\x03api\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18\x7fR\x03api\x12\"\n" +
+	"\x06reason\x18\x05 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06reason\"\xde\x01\n" +
 	"\x04Zone\x12+\n" +
 	"\fjurisdiction\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18 R\fjurisdiction\x12*\n" +
 	"\vdescription\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\vdescription\x12'\n" +
@@ -1747,60 +1851,62 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
-	(*Zone)(nil),                  // 1: bailiwick.admin.v1.Zone
-	(*Region)(nil),                // 2: bailiwick.admin.v1.Region
-	(*LegalBasis)(nil),            // 3: bailiwick.admin.v1.LegalBasis
-	(*Policy)(nil),                // 4: bailiwick.admin.v1.Policy
-	(*WithinZone)(nil),            // 5: bailiwick.admin.v1.WithinZone
-	(*Pair)(nil),                  // 6: bailiwick.admin.v1.Pair
-	(*API)(nil),                   // 7: bailiwick.admin.v1.API
-	(*Route)(nil),                 // 8: bailiwick.admin.v1.Route
-	(*Upstream)(nil),              // 9: bailiwick.admin.v1.Upstream
-	(*Health)(nil),                // 10: bailiwick.admin.v1.Health
-	(*Product)(nil),               // 11: bailiwick.admin.v1.Product
-	(*Plan)(nil),                  // 12: bailiwick.admin.v1.Plan
-	(*RateLimit)(nil),             // 13: bailiwick.admin.v1.RateLimit
-	(*Quota)(nil),                 // 14: bailiwick.admin.v1.Quota
-	(*Customer)(nil),              // 15: bailiwick.admin.v1.Customer
-	(*Subscription)(nil),          // 16: bailiwick.admin.v1.Subscription
-	(*Closure)(nil),               // 17: bailiwick.admin.v1.Closure
-	(*Drain)(nil),                 // 18: bailiwick.admin.v1.Drain
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 20: google.protobuf.Duration
+	(*Switch)(nil),                // 1: bailiwick.admin.v1.Switch
+	(*Zone)(nil),                  // 2: bailiwick.admin.v1.Zone
+	(*Region)(nil),                // 3: bailiwick.admin.v1.Region
+	(*LegalBasis)(nil),            // 4: bailiwick.admin.v1.LegalBasis
+	(*Policy)(nil),                // 5: bailiwick.admin.v1.Policy
+	(*WithinZone)(nil),            // 6: bailiwick.admin.v1.WithinZone
+	(*Pair)(nil),                  // 7: bailiwick.admin.v1.Pair
+	(*API)(nil),                   // 8: bailiwick.admin.v1.API
+	(*Route)(nil),                 // 9: bailiwick.admin.v1.Route
+	(*Upstream)(nil),              // 10: bailiwick.admin.v1.Upstream
+	(*Health)(nil),                // 11: bailiwick.admin.v1.Health
+	(*Product)(nil),               // 12: bailiwick.admin.v1.Product
+	(*Plan)(nil),                  // 13: bailiwick.admin.v1.Plan
+	(*RateLimit)(nil),             // 14: bailiwick.admin.v1.RateLimit
+	(*Quota)(nil),                 // 15: bailiwick.admin.v1.Quota
+	(*Customer)(nil),              // 16: bailiwick.admin.v1.Customer
+	(*Subscription)(nil),          // 17: bailiwick.admin.v1.Subscription
+	(*Closure)(nil),               // 18: bailiwick.admin.v1.Closure
+	(*Drain)(nil),                 // 19: bailiwick.admin.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	19, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
-	1,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
-	2,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
-	3,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
-	4,  // 4: bailiwick.admin.v1.Resource.policy:type_name -> bailiwick.admin.v1.Policy
-	7,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
-	11, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
-	12, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
-	15, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
-	17, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	18, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
-	5,  // 11: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
-	6,  // 12: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	20, // 13: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
-	8,  // 14: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
-	9,  // 15: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
-	10, // 16: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	20, // 17: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	20, // 18: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	13, // 19: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	14, // 20: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	20, // 21: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	20, // 22: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	16, // 23: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	20, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	2,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
+	3,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
+	4,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
+	5,  // 4: bailiwick.admin.v1.Resource.policy:type_name -> bailiwick.admin.v1.Policy
+	8,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
+	12, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
+	13, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
+	16, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
+	18, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
+	19, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	1,  // 11: bailiwick.admin.v1.Resource.switch:type_name -> bailiwick.admin.v1.Switch
+	6,  // 12: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
+	7,  // 13: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
+	21, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	9,  // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
+	10, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
+	11, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
+	21, // 18: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	21, // 19: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	14, // 20: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	15, // 21: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	21, // 22: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	21, // 23: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	17, // 24: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }
@@ -1819,6 +1925,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 		(*Resource_Customer)(nil),
 		(*Resource_Closure)(nil),
 		(*Resource_Drain)(nil),
+		(*Resource_Switch)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1826,7 +1933,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

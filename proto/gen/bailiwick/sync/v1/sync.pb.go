@@ -758,8 +758,12 @@ type Status struct {
 	UsageTrouble       *UsageTrouble     `protobuf:"bytes,18,opt,name=usage_trouble,json=usageTrouble,proto3" json:"usage_trouble,omitempty"`                                                          // absent: what it serves is counted
 	Quarantined        []*Quarantined    `protobuf:"bytes,19,rep,name=quarantined,proto3" json:"quarantined,omitempty"`                                                                                // at most 32 of them, by kind and id
 	QuarantinedTotal   int64             `protobuf:"varint,20,opt,name=quarantined_total,json=quarantinedTotal,proto3" json:"quarantined_total,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// How requests have ended since the catalog's objects came into force that the edge holds, and before: at most 64
+	// APIs, those with most failures first. They are of the catalog position whose sum is outcomes_sum.
+	Outcomes      []*Outcome `protobuf:"bytes,21,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	OutcomesSum   []byte     `protobuf:"bytes,22,opt,name=outcomes_sum,json=outcomesSum,proto3" json:"outcomes_sum,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
@@ -904,6 +908,20 @@ func (x *Status) GetQuarantinedTotal() int64 {
 	return 0
 }
 
+func (x *Status) GetOutcomes() []*Outcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+func (x *Status) GetOutcomesSum() []byte {
+	if x != nil {
+		return x.OutcomesSum
+	}
+	return nil
+}
+
 // Quarantined is an object of the table that this edge cannot use. It counts in the sums, and in nothing else.
 type Quarantined struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1034,6 +1052,85 @@ func (x *UsageTrouble) GetFinal() bool {
 	return false
 }
 
+// Outcome counts what clients brought to one API, by what a change of configuration could have to do with: failed are
+// the edge's own refusals, but for those of requests that it could not read and of keys that it does not know, and what
+// an upstream answered with 5xx or did not answer.
+type Outcome struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Api            string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	Requests       int64                  `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
+	Failed         int64                  `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	BeforeRequests int64                  `protobuf:"varint,4,opt,name=before_requests,json=beforeRequests,proto3" json:"before_requests,omitempty"` // under the objects before
+	BeforeFailed   int64                  `protobuf:"varint,5,opt,name=before_failed,json=beforeFailed,proto3" json:"before_failed,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Outcome) Reset() {
+	*x = Outcome{}
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outcome) ProtoMessage() {}
+
+func (x *Outcome) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
+func (*Outcome) Descriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Outcome) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *Outcome) GetRequests() int64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Outcome) GetFailed() int64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *Outcome) GetBeforeRequests() int64 {
+	if x != nil {
+		return x.BeforeRequests
+	}
+	return 0
+}
+
+func (x *Outcome) GetBeforeFailed() int64 {
+	if x != nil {
+		return x.BeforeFailed
+	}
+	return 0
+}
+
 // Load is what an edge has to do, for people.
 type Load struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1046,7 +1143,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1155,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1168,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Load) GetAccepted() int64 {
@@ -1107,7 +1204,7 @@ type Doors struct {
 
 func (x *Doors) Reset() {
 	*x = Doors{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1119,7 +1216,7 @@ func (x *Doors) String() string {
 func (*Doors) ProtoMessage() {}
 
 func (x *Doors) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1132,7 +1229,7 @@ func (x *Doors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Doors.ProtoReflect.Descriptor instead.
 func (*Doors) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Doors) GetAddresses() []string {
@@ -1168,7 +1265,7 @@ type Outlook struct {
 
 func (x *Outlook) Reset() {
 	*x = Outlook{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1277,7 @@ func (x *Outlook) String() string {
 func (*Outlook) ProtoMessage() {}
 
 func (x *Outlook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1290,7 @@ func (x *Outlook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outlook.ProtoReflect.Descriptor instead.
 func (*Outlook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Outlook) GetRegions() []*RegionVerdict {
@@ -1233,7 +1330,7 @@ type RegionVerdict struct {
 
 func (x *RegionVerdict) Reset() {
 	*x = RegionVerdict{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1342,7 @@ func (x *RegionVerdict) String() string {
 func (*RegionVerdict) ProtoMessage() {}
 
 func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1355,7 @@ func (x *RegionVerdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionVerdict.ProtoReflect.Descriptor instead.
 func (*RegionVerdict) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RegionVerdict) GetRegion() string {
@@ -1332,7 +1429,7 @@ type SubscribeResponse struct {
 
 func (x *SubscribeResponse) Reset() {
 	*x = SubscribeResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1344,7 +1441,7 @@ func (x *SubscribeResponse) String() string {
 func (*SubscribeResponse) ProtoMessage() {}
 
 func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1357,7 +1454,7 @@ func (x *SubscribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscribeResponse.ProtoReflect.Descriptor instead.
 func (*SubscribeResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SubscribeResponse) GetMessage() isSubscribeResponse_Message {
@@ -1443,7 +1540,7 @@ type Signed struct {
 
 func (x *Signed) Reset() {
 	*x = Signed{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1552,7 @@ func (x *Signed) String() string {
 func (*Signed) ProtoMessage() {}
 
 func (x *Signed) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1565,7 @@ func (x *Signed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Signed.ProtoReflect.Descriptor instead.
 func (*Signed) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Signed) GetPayload() []byte {
@@ -1506,7 +1603,7 @@ type TableUpdate struct {
 
 func (x *TableUpdate) Reset() {
 	*x = TableUpdate{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1615,7 @@ func (x *TableUpdate) String() string {
 func (*TableUpdate) ProtoMessage() {}
 
 func (x *TableUpdate) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1628,7 @@ func (x *TableUpdate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TableUpdate.ProtoReflect.Descriptor instead.
 func (*TableUpdate) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TableUpdate) GetEdge() string {
@@ -1629,7 +1726,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1738,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1751,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Object) GetKind() uint32 {
@@ -1688,7 +1785,7 @@ type ObjectKey struct {
 
 func (x *ObjectKey) Reset() {
 	*x = ObjectKey{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1797,7 @@ func (x *ObjectKey) String() string {
 func (*ObjectKey) ProtoMessage() {}
 
 func (x *ObjectKey) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1810,7 @@ func (x *ObjectKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ObjectKey.ProtoReflect.Descriptor instead.
 func (*ObjectKey) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ObjectKey) GetKind() uint32 {
@@ -1745,7 +1842,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1854,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1867,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Heartbeat) GetCatalog() *Position {
@@ -1824,7 +1921,7 @@ type Withdrawn struct {
 
 func (x *Withdrawn) Reset() {
 	*x = Withdrawn{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1933,7 @@ func (x *Withdrawn) String() string {
 func (*Withdrawn) ProtoMessage() {}
 
 func (x *Withdrawn) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1946,7 @@ func (x *Withdrawn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Withdrawn.ProtoReflect.Descriptor instead.
 func (*Withdrawn) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Withdrawn) GetReason() string {
@@ -1875,7 +1972,7 @@ type RequestGrantsRequest struct {
 
 func (x *RequestGrantsRequest) Reset() {
 	*x = RequestGrantsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1984,7 @@ func (x *RequestGrantsRequest) String() string {
 func (*RequestGrantsRequest) ProtoMessage() {}
 
 func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +1997,7 @@ func (x *RequestGrantsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsRequest.ProtoReflect.Descriptor instead.
 func (*RequestGrantsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RequestGrantsRequest) GetCatalog() *Position {
@@ -1964,7 +2061,7 @@ type SentinelCount struct {
 
 func (x *SentinelCount) Reset() {
 	*x = SentinelCount{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1976,7 +2073,7 @@ func (x *SentinelCount) String() string {
 func (*SentinelCount) ProtoMessage() {}
 
 func (x *SentinelCount) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[21]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1989,7 +2086,7 @@ func (x *SentinelCount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SentinelCount.ProtoReflect.Descriptor instead.
 func (*SentinelCount) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SentinelCount) GetBegan() int64 {
@@ -2031,7 +2128,7 @@ type RelayMinute struct {
 
 func (x *RelayMinute) Reset() {
 	*x = RelayMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2140,7 @@ func (x *RelayMinute) String() string {
 func (*RelayMinute) ProtoMessage() {}
 
 func (x *RelayMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[22]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2153,7 @@ func (x *RelayMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RelayMinute.ProtoReflect.Descriptor instead.
 func (*RelayMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RelayMinute) GetEpoch() int64 {
@@ -2134,7 +2231,7 @@ type RowsWanted struct {
 
 func (x *RowsWanted) Reset() {
 	*x = RowsWanted{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2243,7 @@ func (x *RowsWanted) String() string {
 func (*RowsWanted) ProtoMessage() {}
 
 func (x *RowsWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[23]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2256,7 @@ func (x *RowsWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RowsWanted.ProtoReflect.Descriptor instead.
 func (*RowsWanted) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RowsWanted) GetId() string {
@@ -2197,7 +2294,7 @@ type TellRowsRequest struct {
 
 func (x *TellRowsRequest) Reset() {
 	*x = TellRowsRequest{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2306,7 @@ func (x *TellRowsRequest) String() string {
 func (*TellRowsRequest) ProtoMessage() {}
 
 func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[24]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2319,7 @@ func (x *TellRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsRequest.ProtoReflect.Descriptor instead.
 func (*TellRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TellRowsRequest) GetId() string {
@@ -2275,7 +2372,7 @@ type TellRowsResponse struct {
 
 func (x *TellRowsResponse) Reset() {
 	*x = TellRowsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +2384,7 @@ func (x *TellRowsResponse) String() string {
 func (*TellRowsResponse) ProtoMessage() {}
 
 func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[25]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +2397,7 @@ func (x *TellRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellRowsResponse.ProtoReflect.Descriptor instead.
 func (*TellRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
 }
 
 type RefusalMinute struct {
@@ -2317,7 +2414,7 @@ type RefusalMinute struct {
 
 func (x *RefusalMinute) Reset() {
 	*x = RefusalMinute{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2329,7 +2426,7 @@ func (x *RefusalMinute) String() string {
 func (*RefusalMinute) ProtoMessage() {}
 
 func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[26]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2342,7 +2439,7 @@ func (x *RefusalMinute) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusalMinute.ProtoReflect.Descriptor instead.
 func (*RefusalMinute) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RefusalMinute) GetMinute() int64 {
@@ -2397,7 +2494,7 @@ type RequestGrantsResponse struct {
 
 func (x *RequestGrantsResponse) Reset() {
 	*x = RequestGrantsResponse{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2409,7 +2506,7 @@ func (x *RequestGrantsResponse) String() string {
 func (*RequestGrantsResponse) ProtoMessage() {}
 
 func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[27]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2422,7 +2519,7 @@ func (x *RequestGrantsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestGrantsResponse.ProtoReflect.Descriptor instead.
 func (*RequestGrantsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RequestGrantsResponse) GetGrants() []*SignedGrant {
@@ -2449,7 +2546,7 @@ type SignedGrant struct {
 
 func (x *SignedGrant) Reset() {
 	*x = SignedGrant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2461,7 +2558,7 @@ func (x *SignedGrant) String() string {
 func (*SignedGrant) ProtoMessage() {}
 
 func (x *SignedGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[28]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2474,7 +2571,7 @@ func (x *SignedGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedGrant.ProtoReflect.Descriptor instead.
 func (*SignedGrant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SignedGrant) GetPayload() []byte {
@@ -2514,7 +2611,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[29]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2623,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[29]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2636,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{29}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Grant) GetId() string {
@@ -2657,7 +2754,7 @@ type Peer struct {
 
 func (x *Peer) Reset() {
 	*x = Peer{}
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[30]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2766,7 @@ func (x *Peer) String() string {
 func (*Peer) ProtoMessage() {}
 
 func (x *Peer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[30]
+	mi := &file_bailiwick_sync_v1_sync_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2779,7 @@ func (x *Peer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Peer.ProtoReflect.Descriptor instead.
 func (*Peer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{30}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Peer) GetEdge() string {
@@ -2735,7 +2832,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12#\n" +
-	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshotJ\x04\b\x04\x10\x05\"\xa2\x06\n" +
+	"\rwant_snapshot\x18\x05 \x01(\bR\fwantSnapshotJ\x04\b\x04\x10\x05\"\xfd\x06\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05ready\x18\x01 \x01(\bR\x05ready\x125\n" +
 	"\x17serves_alone_until_unix\x18\x02 \x01(\x03R\x14servesAloneUntilUnix\x128\n" +
@@ -2753,7 +2850,9 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x12checkpoint_refusal\x18\x11 \x01(\x0e2$.bailiwick.sync.v1.CheckpointRefusalR\x11checkpointRefusal\x12D\n" +
 	"\rusage_trouble\x18\x12 \x01(\v2\x1f.bailiwick.sync.v1.UsageTroubleR\fusageTrouble\x12@\n" +
 	"\vquarantined\x18\x13 \x03(\v2\x1e.bailiwick.sync.v1.QuarantinedR\vquarantined\x12+\n" +
-	"\x11quarantined_total\x18\x14 \x01(\x03R\x10quarantinedTotalJ\x04\b\n" +
+	"\x11quarantined_total\x18\x14 \x01(\x03R\x10quarantinedTotal\x126\n" +
+	"\boutcomes\x18\x15 \x03(\v2\x1a.bailiwick.sync.v1.OutcomeR\boutcomes\x12!\n" +
+	"\foutcomes_sum\x18\x16 \x01(\fR\voutcomesSumJ\x04\b\n" +
 	"\x10\vJ\x04\b\v\x10\f\"\x82\x01\n" +
 	"\vQuarantined\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
@@ -2763,7 +2862,13 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\fUsageTrouble\x121\n" +
 	"\x03why\x18\x01 \x01(\x0e2\x1f.bailiwick.sync.v1.UsageRefusalR\x03why\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05final\x18\x03 \x01(\bR\x05final\"^\n" +
+	"\x05final\x18\x03 \x01(\bR\x05final\"\x9d\x01\n" +
+	"\aOutcome\x12\x10\n" +
+	"\x03api\x18\x01 \x01(\tR\x03api\x12\x1a\n" +
+	"\brequests\x18\x02 \x01(\x03R\brequests\x12\x16\n" +
+	"\x06failed\x18\x03 \x01(\x03R\x06failed\x12'\n" +
+	"\x0fbefore_requests\x18\x04 \x01(\x03R\x0ebeforeRequests\x12#\n" +
+	"\rbefore_failed\x18\x05 \x01(\x03R\fbeforeFailed\"^\n" +
 	"\x04Load\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\x03R\baccepted\x12\x1d\n" +
 	"\n" +
@@ -2954,7 +3059,7 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 }
 
 var file_bailiwick_sync_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(QuarantineReason)(0),         // 0: bailiwick.sync.v1.QuarantineReason
 	(CheckpointRefusal)(0),        // 1: bailiwick.sync.v1.CheckpointRefusal
@@ -2969,28 +3074,29 @@ var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(*Status)(nil),                // 10: bailiwick.sync.v1.Status
 	(*Quarantined)(nil),           // 11: bailiwick.sync.v1.Quarantined
 	(*UsageTrouble)(nil),          // 12: bailiwick.sync.v1.UsageTrouble
-	(*Load)(nil),                  // 13: bailiwick.sync.v1.Load
-	(*Doors)(nil),                 // 14: bailiwick.sync.v1.Doors
-	(*Outlook)(nil),               // 15: bailiwick.sync.v1.Outlook
-	(*RegionVerdict)(nil),         // 16: bailiwick.sync.v1.RegionVerdict
-	(*SubscribeResponse)(nil),     // 17: bailiwick.sync.v1.SubscribeResponse
-	(*Signed)(nil),                // 18: bailiwick.sync.v1.Signed
-	(*TableUpdate)(nil),           // 19: bailiwick.sync.v1.TableUpdate
-	(*Object)(nil),                // 20: bailiwick.sync.v1.Object
-	(*ObjectKey)(nil),             // 21: bailiwick.sync.v1.ObjectKey
-	(*Heartbeat)(nil),             // 22: bailiwick.sync.v1.Heartbeat
-	(*Withdrawn)(nil),             // 23: bailiwick.sync.v1.Withdrawn
-	(*RequestGrantsRequest)(nil),  // 24: bailiwick.sync.v1.RequestGrantsRequest
-	(*SentinelCount)(nil),         // 25: bailiwick.sync.v1.SentinelCount
-	(*RelayMinute)(nil),           // 26: bailiwick.sync.v1.RelayMinute
-	(*RowsWanted)(nil),            // 27: bailiwick.sync.v1.RowsWanted
-	(*TellRowsRequest)(nil),       // 28: bailiwick.sync.v1.TellRowsRequest
-	(*TellRowsResponse)(nil),      // 29: bailiwick.sync.v1.TellRowsResponse
-	(*RefusalMinute)(nil),         // 30: bailiwick.sync.v1.RefusalMinute
-	(*RequestGrantsResponse)(nil), // 31: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 32: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 33: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 34: bailiwick.sync.v1.Peer
+	(*Outcome)(nil),               // 13: bailiwick.sync.v1.Outcome
+	(*Load)(nil),                  // 14: bailiwick.sync.v1.Load
+	(*Doors)(nil),                 // 15: bailiwick.sync.v1.Doors
+	(*Outlook)(nil),               // 16: bailiwick.sync.v1.Outlook
+	(*RegionVerdict)(nil),         // 17: bailiwick.sync.v1.RegionVerdict
+	(*SubscribeResponse)(nil),     // 18: bailiwick.sync.v1.SubscribeResponse
+	(*Signed)(nil),                // 19: bailiwick.sync.v1.Signed
+	(*TableUpdate)(nil),           // 20: bailiwick.sync.v1.TableUpdate
+	(*Object)(nil),                // 21: bailiwick.sync.v1.Object
+	(*ObjectKey)(nil),             // 22: bailiwick.sync.v1.ObjectKey
+	(*Heartbeat)(nil),             // 23: bailiwick.sync.v1.Heartbeat
+	(*Withdrawn)(nil),             // 24: bailiwick.sync.v1.Withdrawn
+	(*RequestGrantsRequest)(nil),  // 25: bailiwick.sync.v1.RequestGrantsRequest
+	(*SentinelCount)(nil),         // 26: bailiwick.sync.v1.SentinelCount
+	(*RelayMinute)(nil),           // 27: bailiwick.sync.v1.RelayMinute
+	(*RowsWanted)(nil),            // 28: bailiwick.sync.v1.RowsWanted
+	(*TellRowsRequest)(nil),       // 29: bailiwick.sync.v1.TellRowsRequest
+	(*TellRowsResponse)(nil),      // 30: bailiwick.sync.v1.TellRowsResponse
+	(*RefusalMinute)(nil),         // 31: bailiwick.sync.v1.RefusalMinute
+	(*RequestGrantsResponse)(nil), // 32: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 33: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 34: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 35: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	6,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
@@ -3006,47 +3112,48 @@ var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
 	4,  // 10: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
 	4,  // 11: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
 	4,  // 12: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
-	14, // 13: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
-	15, // 14: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
-	13, // 15: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
+	15, // 13: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
+	16, // 14: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
+	14, // 15: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
 	1,  // 16: bailiwick.sync.v1.Status.checkpoint_refusal:type_name -> bailiwick.sync.v1.CheckpointRefusal
 	12, // 17: bailiwick.sync.v1.Status.usage_trouble:type_name -> bailiwick.sync.v1.UsageTrouble
 	11, // 18: bailiwick.sync.v1.Status.quarantined:type_name -> bailiwick.sync.v1.Quarantined
-	0,  // 19: bailiwick.sync.v1.Quarantined.reason:type_name -> bailiwick.sync.v1.QuarantineReason
-	2,  // 20: bailiwick.sync.v1.UsageTrouble.why:type_name -> bailiwick.sync.v1.UsageRefusal
-	16, // 21: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
-	3,  // 22: bailiwick.sync.v1.RegionVerdict.reason:type_name -> bailiwick.sync.v1.VerdictReason
-	18, // 23: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
-	22, // 24: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
-	23, // 25: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
-	27, // 26: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
-	4,  // 27: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
-	4,  // 28: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
-	4,  // 29: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
-	4,  // 30: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
-	20, // 31: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
-	21, // 32: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
-	4,  // 33: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
-	4,  // 34: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
-	4,  // 35: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
-	4,  // 36: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	26, // 37: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
-	30, // 38: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
-	25, // 39: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
-	26, // 40: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
-	32, // 41: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	34, // 42: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	5,  // 43: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	24, // 44: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	28, // 45: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
-	17, // 46: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	31, // 47: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	29, // 48: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
-	46, // [46:49] is the sub-list for method output_type
-	43, // [43:46] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	13, // 19: bailiwick.sync.v1.Status.outcomes:type_name -> bailiwick.sync.v1.Outcome
+	0,  // 20: bailiwick.sync.v1.Quarantined.reason:type_name -> bailiwick.sync.v1.QuarantineReason
+	2,  // 21: bailiwick.sync.v1.UsageTrouble.why:type_name -> bailiwick.sync.v1.UsageRefusal
+	17, // 22: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
+	3,  // 23: bailiwick.sync.v1.RegionVerdict.reason:type_name -> bailiwick.sync.v1.VerdictReason
+	19, // 24: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
+	23, // 25: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
+	24, // 26: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
+	28, // 27: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
+	4,  // 28: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
+	4,  // 29: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
+	4,  // 30: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
+	4,  // 31: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
+	21, // 32: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
+	22, // 33: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
+	4,  // 34: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
+	4,  // 35: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
+	4,  // 36: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
+	4,  // 37: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
+	27, // 38: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
+	31, // 39: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
+	26, // 40: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
+	27, // 41: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
+	33, // 42: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	35, // 43: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	5,  // 44: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	25, // 45: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	29, // 46: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
+	18, // 47: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	32, // 48: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	30, // 49: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
+	47, // [47:50] is the sub-list for method output_type
+	44, // [44:47] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -3060,7 +3167,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		(*SubscribeRequest_Nack)(nil),
 		(*SubscribeRequest_Status)(nil),
 	}
-	file_bailiwick_sync_v1_sync_proto_msgTypes[13].OneofWrappers = []any{
+	file_bailiwick_sync_v1_sync_proto_msgTypes[14].OneofWrappers = []any{
 		(*SubscribeResponse_Table)(nil),
 		(*SubscribeResponse_Heartbeat)(nil),
 		(*SubscribeResponse_Withdrawn)(nil),
@@ -3072,7 +3179,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -37,6 +37,8 @@ const (
 	OperatorServiceName = "bailiwick.admin.v1.OperatorService"
 	// ApprovalServiceName is the fully-qualified name of the ApprovalService service.
 	ApprovalServiceName = "bailiwick.admin.v1.ApprovalService"
+	// RolloutServiceName is the fully-qualified name of the RolloutService service.
+	RolloutServiceName = "bailiwick.admin.v1.RolloutService"
 	// DNSServiceName is the fully-qualified name of the DNSService service.
 	DNSServiceName = "bailiwick.admin.v1.DNSService"
 	// UsageServiceName is the fully-qualified name of the UsageService service.
@@ -129,6 +131,12 @@ const (
 	// ApprovalServiceOpenCrossingsProcedure is the fully-qualified name of the ApprovalService's
 	// OpenCrossings RPC.
 	ApprovalServiceOpenCrossingsProcedure = "/bailiwick.admin.v1.ApprovalService/OpenCrossings"
+	// RolloutServiceListRolloutsProcedure is the fully-qualified name of the RolloutService's
+	// ListRollouts RPC.
+	RolloutServiceListRolloutsProcedure = "/bailiwick.admin.v1.RolloutService/ListRollouts"
+	// RolloutServiceSteerRolloutProcedure is the fully-qualified name of the RolloutService's
+	// SteerRollout RPC.
+	RolloutServiceSteerRolloutProcedure = "/bailiwick.admin.v1.RolloutService/SteerRollout"
 	// DNSServiceExplainProcedure is the fully-qualified name of the DNSService's Explain RPC.
 	DNSServiceExplainProcedure = "/bailiwick.admin.v1.DNSService/Explain"
 	// DNSServiceRegionsProcedure is the fully-qualified name of the DNSService's Regions RPC.
@@ -1448,6 +1456,116 @@ func (UnimplementedApprovalServiceHandler) Reject(context.Context, *v1.RejectReq
 
 func (UnimplementedApprovalServiceHandler) OpenCrossings(context.Context, *v1.OpenCrossingsRequest) (*v1.OpenCrossingsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ApprovalService.OpenCrossings is not implemented"))
+}
+
+// RolloutServiceClient is a client for the bailiwick.admin.v1.RolloutService service.
+type RolloutServiceClient interface {
+	// ListRollouts lists the one under way first, then ended ones, newest first: at most 50.
+	ListRollouts(context.Context, *v1.ListRolloutsRequest) (*v1.ListRolloutsResponse, error)
+	// SteerRollout pauses, resumes, aborts (and so takes back) or promotes (to all edges, at once) the one under way.
+	SteerRollout(context.Context, *v1.SteerRolloutRequest) (*v1.SteerRolloutResponse, error)
+}
+
+// NewRolloutServiceClient constructs a client for the bailiwick.admin.v1.RolloutService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewRolloutServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) RolloutServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	rolloutServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("RolloutService").Methods()
+	return &rolloutServiceClient{
+		listRollouts: connect.NewClient[v1.ListRolloutsRequest, v1.ListRolloutsResponse](
+			httpClient,
+			baseURL+RolloutServiceListRolloutsProcedure,
+			connect.WithSchema(rolloutServiceMethods.ByName("ListRollouts")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		steerRollout: connect.NewClient[v1.SteerRolloutRequest, v1.SteerRolloutResponse](
+			httpClient,
+			baseURL+RolloutServiceSteerRolloutProcedure,
+			connect.WithSchema(rolloutServiceMethods.ByName("SteerRollout")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// rolloutServiceClient implements RolloutServiceClient.
+type rolloutServiceClient struct {
+	listRollouts *connect.Client[v1.ListRolloutsRequest, v1.ListRolloutsResponse]
+	steerRollout *connect.Client[v1.SteerRolloutRequest, v1.SteerRolloutResponse]
+}
+
+// ListRollouts calls bailiwick.admin.v1.RolloutService.ListRollouts.
+func (c *rolloutServiceClient) ListRollouts(ctx context.Context, req *v1.ListRolloutsRequest) (*v1.ListRolloutsResponse, error) {
+	response, err := c.listRollouts.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SteerRollout calls bailiwick.admin.v1.RolloutService.SteerRollout.
+func (c *rolloutServiceClient) SteerRollout(ctx context.Context, req *v1.SteerRolloutRequest) (*v1.SteerRolloutResponse, error) {
+	response, err := c.steerRollout.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RolloutServiceHandler is an implementation of the bailiwick.admin.v1.RolloutService service.
+type RolloutServiceHandler interface {
+	// ListRollouts lists the one under way first, then ended ones, newest first: at most 50.
+	ListRollouts(context.Context, *v1.ListRolloutsRequest) (*v1.ListRolloutsResponse, error)
+	// SteerRollout pauses, resumes, aborts (and so takes back) or promotes (to all edges, at once) the one under way.
+	SteerRollout(context.Context, *v1.SteerRolloutRequest) (*v1.SteerRolloutResponse, error)
+}
+
+// NewRolloutServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewRolloutServiceHandler(svc RolloutServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	rolloutServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("RolloutService").Methods()
+	rolloutServiceListRolloutsHandler := connect.NewUnaryHandlerSimple(
+		RolloutServiceListRolloutsProcedure,
+		svc.ListRollouts,
+		connect.WithSchema(rolloutServiceMethods.ByName("ListRollouts")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	rolloutServiceSteerRolloutHandler := connect.NewUnaryHandlerSimple(
+		RolloutServiceSteerRolloutProcedure,
+		svc.SteerRollout,
+		connect.WithSchema(rolloutServiceMethods.ByName("SteerRollout")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.RolloutService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case RolloutServiceListRolloutsProcedure:
+			rolloutServiceListRolloutsHandler.ServeHTTP(w, r)
+		case RolloutServiceSteerRolloutProcedure:
+			rolloutServiceSteerRolloutHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedRolloutServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedRolloutServiceHandler struct{}
+
+func (UnimplementedRolloutServiceHandler) ListRollouts(context.Context, *v1.ListRolloutsRequest) (*v1.ListRolloutsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.RolloutService.ListRollouts is not implemented"))
+}
+
+func (UnimplementedRolloutServiceHandler) SteerRollout(context.Context, *v1.SteerRolloutRequest) (*v1.SteerRolloutResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.RolloutService.SteerRollout is not implemented"))
 }
 
 // DNSServiceClient is a client for the bailiwick.admin.v1.DNSService service.
