@@ -56,8 +56,8 @@ var told = map[string]string{
 	"usage.v1.AccountAsk.customer":             "the customer's id, to his own zone",
 	"usage.v1.AccountAsk.subscription":         "id in his record, to his own zone",
 	"usage.v1.AccountAsk.plan":                 "catalogue id",
-	"Outcome.api":                              "catalogue id",
-	"Status.outcomes_sum":                      "digest",
+	"sync.v1.Outcome.api":                      "catalogue id",
+	"sync.v1.Status.outcomes_sum":              "digest",
 }
 
 func TestEdge_TellsItsControlPlaneNoFreeText(t *testing.T) {
