@@ -13,7 +13,7 @@ var wordBugs = []bug{
 		edits:  []edit{{"dataplane/trouble.go", "if !known || why == 0 {", "if !known && false {"}},
 		checks: []check{{"dataplane", "TestEdge_TellsTroubleByName"}}},
 	{name: "reads-leave-no-record", breaks: "what a call tells of customers is on record before its answer goes out",
-		edits:  []edit{{"controlplane/internal/adminapi/adminapi.go", "validation{validator}, s.recorded()),", "validation{validator}),"}},
+		edits:  []edit{{"controlplane/internal/adminapi/adminapi.go", "s.rules, s.recorded(), s.paging()),", "s.rules, s.paging()),"}},
 		checks: []check{{"controlplane/internal/adminapi", "TestReads_LeaveARecordBeforeTheAnswer"}}},
 	{name: "reads-shown-without-a-record", breaks: "what cannot be recorded is not shown",
 		edits:  []edit{{"controlplane/internal/adminapi/readbook.go", "\t\t\treturn r.err\n", "\t\t\treturn nil\n"}},
