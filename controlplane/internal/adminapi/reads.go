@@ -115,6 +115,8 @@ var readings = map[string]reading{
 	adminv1connect.ResourceServiceHistoryProcedure:           nobody("the catalog's, which holds no customer"),
 	adminv1connect.ResourceServiceCompareProcedure:           nobody("the catalog's, which holds no customer"),
 	adminv1connect.ResourceServiceRollbackProcedure:          {whose: all, refusal: true}, // it names who uses what would go
+	adminv1connect.RolloutServiceListRolloutsProcedure:       nobody("the catalog's, which holds no customer"),
+	adminv1connect.RolloutServiceSteerRolloutProcedure:       nobody(changes),
 	adminv1connect.KeyServiceCreateKeyProcedure:              nobody(changes),
 	adminv1connect.KeyServiceRevokeKeyProcedure:              nobody(changes),
 	adminv1connect.KeyServiceRotateKeyProcedure:              nobody(changes),
