@@ -329,7 +329,8 @@ func (w *world) push(n *node, e *edge) {
 			t.pairs[p][r][e.region] = v.pairs[p][r][e.region]
 		}
 	}
-	if e.table == t && n.heard[e.id] && w.chance(0.85) {
+	told := n.heard[e.id] && n.words[e.id].Epoch == t.at.Store.Epoch && n.words[e.id].Index == t.at.Store.Index // else Hello tells it
+	if e.table == t && told && w.chance(0.85) {
 		return // a heartbeat would find nothing lost
 	}
 	life := e.life

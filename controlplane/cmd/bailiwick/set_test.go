@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"bailiwick/controlplane/internal/model"
 )
@@ -82,7 +83,8 @@ func TestGet_TakesAllPages(t *testing.T) {
 }
 
 func TestDescribe_TellsWhoRefersAndHolds(t *testing.T) {
-	d := seeded(t)
+	d := newDesk(t, time.Second)
+	d.must(nil, "apply", "-f", d.manifests(), "--now", "--reason", "nobody takes it from ring to ring here")
 	var out described
 	d.must(&out, "describe", "plan", "gold", "--since", "0", "-o", "json")
 	if len(out.RefersTo) == 0 || len(out.ReferredBy) == 0 || len(out.Holders) == 0 || out.Writes == 0 {
