@@ -52,6 +52,11 @@ func (s *server) Describe(ctx context.Context, req *adminv1.DescribeRequest) (*a
 	if err := d.holders(ctx, rec, kv); err != nil {
 		return nil, err
 	}
+	if r, ok, err := stored[model.Rollout](cat.snap, model.KeyRollout); err != nil {
+		return nil, err
+	} else if _, held := cat.snap.Get(model.PrefixHeld + kv.Key); ok && held {
+		d.out.Notes = append(d.out.Notes, fmt.Sprintf("roll-out %s takes the latest change of it to edges ring by ring: bailiwick rollout get %s", r.Name(), r.Name()))
+	}
 	return d.out, d.notes(rec)
 }
 

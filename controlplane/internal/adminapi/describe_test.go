@@ -18,7 +18,8 @@ func TestDescribe(t *testing.T) {
 	for name, region := range map[string]string{"w1": "eu-west", "c1": "eu-central"} {
 		in.Catalog.Put(model.PrefixNode+name, model.Encode(model.Node{Name: name, Kind: "edge", Region: region, Zone: "emea"}))
 	}
-	apply(t, z, "kind: API\nname: alone\nspec: {zone: emea, hosts: [alone.test], upstreams: [{region: eu-west, url: \"http://127.0.0.1:1\"}]}")
+	alone := "kind: API\nname: alone\nspec: {zone: emea, hosts: [alone.test], upstreams: [{region: eu-west, url: \"http://127.0.0.1:1\"}]}"
+	apply(t, z, alone)
 	describe := func(token, kind, name string) *adminv1.DescribeResponse {
 		t.Helper()
 		d, err := resourcesAt(z, token).Describe(t.Context(), &adminv1.DescribeRequest{Kind: kind, Name: name})
@@ -34,6 +35,13 @@ func TestDescribe(t *testing.T) {
 		return out
 	}
 	d := describe(apitest.Admin, "apis", "emea/alone")
+	if len(d.Holders) != 0 || !slices.ContainsFunc(d.Notes, func(n string) bool { return strings.Contains(n, "roll-out r1") }) {
+		t.Errorf("a roll-out has reached no edge yet: held by %v, notes %v", d.Holders, d.Notes)
+	}
+	if _, err := resourcesAt(z, apitest.Admin).Apply(t.Context(), &adminv1.ApplyRequest{Resources: parse(t, strings.Replace(alone, "alone.test", "alone.example.test", 1)), Now: true, Reason: "nothing goes from ring to ring here"}); err != nil {
+		t.Fatal(err)
+	}
+	d = describe(apitest.Admin, "apis", "emea/alone")
 	if got := refs(d.RefersTo); !slices.Equal(got, []string{"Zone emea", "Region eu-west"}) {
 		t.Errorf("refers to %v", got)
 	}

@@ -120,6 +120,7 @@ var places = map[protoreflect.Name][]string{
 	"Webhook":      {"name"},
 	"Alert":        {"-raised_at", "id"},
 	"RegionState":  {"name"},
+	"Rollout":      {"-began_at", "name"},
 }
 
 func placeOf(m protoreflect.Message) string {

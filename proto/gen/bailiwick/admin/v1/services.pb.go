@@ -211,7 +211,11 @@ func (x *ApplyResponse) GetAtOnce() []string {
 }
 
 type ListRolloutsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Pages: see Paging in the DESIGN.md of adminapi.
+	PageSize      int32  `protobuf:"varint,50,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"` // 0: 1000
+	PageToken     string `protobuf:"bytes,51,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	Filter        string `protobuf:"bytes,52,opt,name=filter,proto3" json:"filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -246,9 +250,31 @@ func (*ListRolloutsRequest) Descriptor() ([]byte, []int) {
 	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{2}
 }
 
+func (x *ListRolloutsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListRolloutsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListRolloutsRequest) GetFilter() string {
+	if x != nil {
+		return x.Filter
+	}
+	return ""
+}
+
 type ListRolloutsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rollouts      []*Rollout             `protobuf:"bytes,1,rep,name=rollouts,proto3" json:"rollouts,omitempty"`
+	Rollouts      []*Rollout             `protobuf:"bytes,1,rep,name=rollouts,proto3" json:"rollouts,omitempty"`                                   // the latest first
+	NextPageToken string                 `protobuf:"bytes,50,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"` // empty: this was the last page
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -288,6 +314,13 @@ func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
 		return x.Rollouts
 	}
 	return nil
+}
+
+func (x *ListRolloutsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
 }
 
 type SteerRolloutRequest struct {
@@ -11305,10 +11338,16 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x05flows\x18\x03 \x03(\v2\x18.bailiwick.admin.v1.FlowR\x05flows\x126\n" +
 	"\apending\x18\x04 \x03(\v2\x1c.bailiwick.admin.v1.ApprovalR\apending\x12\x18\n" +
 	"\arollout\x18\x05 \x01(\tR\arollout\x12\x17\n" +
-	"\aat_once\x18\x06 \x03(\tR\x06atOnce\"\x15\n" +
-	"\x13ListRolloutsRequest\"O\n" +
+	"\aat_once\x18\x06 \x03(\tR\x06atOnce\"\x89\x01\n" +
+	"\x13ListRolloutsRequest\x12'\n" +
+	"\tpage_size\x182 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x90N(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x183 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\x12 \n" +
+	"\x06filter\x184 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"w\n" +
 	"\x14ListRolloutsResponse\x127\n" +
-	"\brollouts\x18\x01 \x03(\v2\x1b.bailiwick.admin.v1.RolloutR\brollouts\"\x96\x01\n" +
+	"\brollouts\x18\x01 \x03(\v2\x1b.bailiwick.admin.v1.RolloutR\brollouts\x12&\n" +
+	"\x0fnext_page_token\x182 \x01(\tR\rnextPageToken\"\x96\x01\n" +
 	"\x13SteerRolloutRequest\x12\x1d\n" +
 	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18 R\x04name\x12<\n" +
 	"\x06action\x18\x02 \x01(\tB$\xbaH!r\x1fR\x05pauseR\x06resumeR\x05abortR\apromoteR\x06action\x12\"\n" +
