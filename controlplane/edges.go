@@ -127,7 +127,7 @@ func (n *Node) rolloutReports() (out []rollout.EdgeReport, err error) {
 			Report: rollout.Report{Edge: r.GetEdge(), Region: r.GetRegion(), Connected: r.GetConnected(), Ready: status.GetReady(), Refuses: r.GetNackReason(), Unusable: status.GetQuarantinedTotal(),
 				Judged: bytes.Equal(status.GetOutcomesSum(), held.GetSum())}}
 		for _, o := range status.GetOutcomes() {
-			e.Outcomes = append(e.Outcomes, rollout.Outcome{API: o.GetApi(), Requests: o.GetRequests(), Failed: o.GetFailed(),
+			e.Outcomes = append(e.Outcomes, rollout.Outcome{API: o.GetApi(), Kind: int(o.GetKind()), Requests: o.GetRequests(), Failed: o.GetFailed(),
 				BeforeRequests: o.GetBeforeRequests(), BeforeFailing: o.GetBeforeFailed()})
 		}
 		out = append(out, e)

@@ -134,7 +134,7 @@ func (e *Edge) outcomes() ([]byte, []*syncv1.Outcome) {
 	sum, outcomes := e.proxy.Outcomes()
 	var out []*syncv1.Outcome
 	for _, o := range outcomes {
-		out = append(out, &syncv1.Outcome{Api: o.API, Requests: o.Requests, Failed: o.Failed, BeforeRequests: o.BeforeRequests, BeforeFailed: o.BeforeFailing})
+		out = append(out, &syncv1.Outcome{Api: o.API, Kind: syncv1.OutcomeKind(o.Kind + 1), Requests: o.Requests, Failed: o.Failed, BeforeRequests: o.BeforeRequests, BeforeFailed: o.BeforeFailing})
 	}
 	return sum[:], out
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -51,6 +52,8 @@ func rollouts(t *testing.T, s *harness.Sandbox) {
 	key := s.Key("emea", "unlimited")
 	before := s.MustCLI("emea", "get", "apis", "emea/orders", "-o", "yaml")
 	var sent, failed [2]atomic.Int64
+	var mu sync.Mutex
+	kinds := map[string]int{}
 	regions := []string{"eu-west", "eu-central"}
 	load := harness.StartLoad(6, 150, func(n int64) error {
 		at := n % 2
@@ -58,6 +61,9 @@ func rollouts(t *testing.T, s *harness.Sandbox) {
 		sent[at].Add(1)
 		if a.Err != nil || a.Status != http.StatusOK {
 			failed[at].Add(1)
+			mu.Lock()
+			kinds[fmt.Sprintf("%s %s %d %s %v", regions[at], fifths[n/2%5], a.Status, a.Problem().Type, a.Err)]++
+			mu.Unlock()
 		}
 		return a.Err
 	})
@@ -74,6 +80,7 @@ func rollouts(t *testing.T, s *harness.Sandbox) {
 	time.Sleep(500 * time.Millisecond)
 	_, reasons := load.Stop()
 	t.Logf("a fifth fails: taken back after %v; failed %d of %d at one edge, %d of %d at the other", took.Round(time.Millisecond), was[0], sent[0].Load(), was[1], sent[1].Load())
+	t.Logf("what failed: %v", kinds)
 	if code != 1 || last.State != "rolled-back" || last.Why != "FAILING" || last.API != "orders" {
 		t.Fatalf("apply --wait: exit %d, %+v\n%s%s%v", code, last, out, errs, reasons)
 	}

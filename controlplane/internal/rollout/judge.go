@@ -22,12 +22,21 @@ type Report struct {
 	Outcomes []Outcome
 }
 
-// Outcome is how requests to one API ended under the objects held now, and under those before.
+// Outcome is how many requests to one API failed in one way under the objects held now, and under those before. Ways are
+// judged apart: customers over their limits must not hide a route that is gone.
 type Outcome struct {
 	API                           string
+	Kind                          int
 	Requests, Failed              int64
 	BeforeRequests, BeforeFailing int64
 }
+
+type way struct {
+	api  string
+	kind int
+}
+
+func (o Outcome) way() way { return way{o.API, o.Kind} }
 
 // transport are refusals that say something of the road or the disk and nothing of the change.
 var transport = []string{"SUM_MISMATCH", "POSITION_MISMATCH", "UPDATE_LOST", "STALE_TABLE", "SIGNATURE_INVALID", "WRONG_EDGE", "PERSIST"}
@@ -48,10 +57,10 @@ type Judge struct {
 	ring          int
 	heldSince     time.Duration // since when all edges of the ring hold the change and are ready; -1: they do not
 	unready, gone map[string]time.Duration
-	present       map[string]bool               // edges of the ring that were seen connected
-	first         map[string]map[string]Outcome // edge → API → when it was first looked at in this round
-	refusing      map[string]bool               // edges that took nothing when the round began
-	unusable      map[string]int64              // objects that edges could not use then
+	present       map[string]bool            // edges of the ring that were seen connected
+	first         map[string]map[way]Outcome // edge → API → when it was first looked at in this round
+	refusing      map[string]bool            // edges that took nothing when the round began
+	unusable      map[string]int64           // objects that edges could not use then
 	last          model.RolloutWord
 	spoke         time.Duration
 }
@@ -64,7 +73,7 @@ func (j *Judge) Look(r model.Rollout, reports []Report, now time.Duration) model
 		ring = z.Ring
 	}
 	if j.number != r.Number || j.round != r.Round {
-		j.first, j.refusing, j.unusable = map[string]map[string]Outcome{}, map[string]bool{}, map[string]int64{}
+		j.first, j.refusing, j.unusable = map[string]map[way]Outcome{}, map[string]bool{}, map[string]int64{}
 		for _, e := range reports {
 			j.refusing[e.Edge], j.unusable[e.Edge] = e.Refuses != "", e.Unusable
 		}
@@ -75,11 +84,11 @@ func (j *Judge) Look(r model.Rollout, reports []Report, now time.Duration) model
 	}
 	for _, e := range reports {
 		if j.first[e.Edge] == nil {
-			j.first[e.Edge] = map[string]Outcome{}
+			j.first[e.Edge] = map[way]Outcome{}
 		}
 		for _, o := range e.Outcomes {
-			if _, ok := j.first[e.Edge][o.API]; !ok {
-				j.first[e.Edge][o.API] = o
+			if _, ok := j.first[e.Edge][o.way()]; !ok {
+				j.first[e.Edge][o.way()] = o
 			}
 		}
 	}
@@ -112,7 +121,7 @@ func (j *Judge) Spoken(w model.RolloutWord, now time.Duration) { j.last, j.spoke
 func nominate(reports []Report) string {
 	busy := func(r Report) (n int64) {
 		for _, o := range r.Outcomes {
-			n += o.Requests + o.BeforeRequests
+			n = max(n, o.Requests+o.BeforeRequests) // of its busiest API
 		}
 		return n
 	}
@@ -215,12 +224,17 @@ func (j *Judge) judge(w *model.RolloutWord, r model.Rollout, z model.RolloutZone
 // failing finds an API whose requests fail at an edge that holds the change, by more than chance, compared with the same
 // edge before and with the zone's other edges since the round began: what fails everywhere is not the change's doing.
 func (j *Judge) failing(reached func(Report) bool, reports, elsewhere []Report) (edge, api string, failing bool) {
-	var n, f = map[string]int64{}, map[string]int64{}
+	var n, f = map[string]int64{}, map[way]int64{}
 	for _, e := range elsewhere {
+		counted := map[string]bool{}
 		for _, o := range e.Outcomes {
-			start := j.first[e.Edge][o.API]
-			if d := o.Requests - start.Requests; d >= 0 { // else it began to count anew
-				n[o.API], f[o.API] = n[o.API]+d, f[o.API]+max(0, o.Failed-start.Failed)
+			start := j.first[e.Edge][o.way()]
+			d := o.Requests - start.Requests
+			if d < 0 { // it began to count anew
+				continue
+			}
+			if f[o.way()] += max(0, o.Failed-start.Failed); !counted[o.API] {
+				counted[o.API], n[o.API] = true, n[o.API]+d
 			}
 		}
 	}
@@ -235,7 +249,7 @@ func (j *Judge) failing(reached func(Report) bool, reports, elsewhere []Report) 
 			continue
 		}
 		for _, o := range e.Outcomes {
-			usual := max(rate(o.BeforeFailing, o.BeforeRequests), rate(f[o.API], n[o.API]))
+			usual := max(rate(o.BeforeFailing, o.BeforeRequests), rate(f[o.way()], n[o.API]))
 			all := float64(o.Requests)
 			expected := usual * all
 			chance := sigmas * math.Sqrt(expected*(1-usual))

@@ -319,6 +319,18 @@ func TestJudge_WhatIsTheChangesDoing(t *testing.T) {
 	}
 }
 
+// Before the change many were refused for their limits: a route that is gone is found all the same.
+func TestJudge_OneWayOfFailingHidesNoOther(t *testing.T) {
+	r := model.Rollout{Number: 1, Round: 1, State: model.RolloutRunning, Zones: []model.RolloutZone{{Zone: "z", Canary: "a"}}}
+	j := &rollout.Judge{Zone: "z", Soak: soak}
+	e := rollout.Report{Edge: "a", Region: "r", Connected: true, Ready: true, Holds: true, Judged: true, Outcomes: []rollout.Outcome{
+		{API: "orders", Kind: 2, Requests: 100, Failed: 20, BeforeRequests: 100},
+		{API: "orders", Kind: 4, Requests: 100, BeforeRequests: 100, BeforeFailing: 40}}}
+	if w := j.Look(r, []rollout.Report{e}, 0); w.Verdict != rollout.Bad || w.Why != rollout.WhyFailing {
+		t.Errorf("got %+v, want it to fail", w)
+	}
+}
+
 // What a control node does not know to be its table, and a table that a snapshot heals, is no word on a change.
 func TestJudge_ALostDeltaIsNoRefusal(t *testing.T) {
 	r := model.Rollout{Number: 1, Round: 1, State: model.RolloutRunning, Zones: []model.RolloutZone{{Zone: "z", Canary: "a"}}}

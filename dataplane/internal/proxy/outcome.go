@@ -9,18 +9,33 @@ import (
 	"bailiwick/shared/revision"
 )
 
-// tally counts how requests ended.
-type tally struct{ requests, failed atomic.Int64 }
+// Kinds of failures, told apart so that customers over their limits do not hide a route that is gone.
+const (
+	KindOther = iota
+	KindUnrouted
+	KindDenied
+	KindLimited
+	KindUnserved
+	kinds
+)
 
-// Outcome is how requests to one API ended under the catalog's objects that are in force, and under those before.
+// tally counts how requests ended.
+type tally struct {
+	requests atomic.Int64
+	failed   [kinds]atomic.Int64
+}
+
+// Outcome is how many requests to one API failed in one way under the catalog's objects that are in force, and under those
+// before.
 type Outcome struct {
 	API                           string
+	Kind                          int
 	Requests, Failed              int64
 	BeforeRequests, BeforeFailing int64
 }
 
 const (
-	outcomesTold = 64 // APIs
+	outcomesTold = 64 // APIs and kinds
 	enough       = 50 // requests before a tally tells something by itself
 )
 
@@ -33,13 +48,17 @@ func (p *Proxy) Turn() {
 	}
 	p.budgets.Range(func(_, v any) bool {
 		b := v.(*budget)
-		requests, failed := b.now.requests.Swap(0), b.now.failed.Swap(0)
-		if requests < enough { // too few to stand for what was
-			b.before.requests.Add(requests)
-			b.before.failed.Add(failed)
-		} else {
-			b.before.requests.Store(requests)
-			b.before.failed.Store(failed)
+		requests := b.now.requests.Swap(0)
+		if requests >= enough { // else too few to stand for what was
+			b.before.requests.Store(0)
+		}
+		b.before.requests.Add(requests)
+		for i := range b.now.failed {
+			failed := b.now.failed[i].Swap(0)
+			if requests >= enough {
+				b.before.failed[i].Store(0)
+			}
+			b.before.failed[i].Add(failed)
 		}
 		return true
 	})
@@ -52,14 +71,17 @@ func (p *Proxy) Outcomes() (sum revision.Sum, out []Outcome) {
 	}
 	p.budgets.Range(func(name, v any) bool {
 		b := v.(*budget)
-		o := Outcome{name.(string), b.now.requests.Load(), b.now.failed.Load(), b.before.requests.Load(), b.before.failed.Load()}
-		if o.Requests > 0 || o.BeforeRequests > 0 {
-			out = append(out, o)
+		requests, before := b.now.requests.Load(), b.before.requests.Load()
+		for i := range b.now.failed {
+			o := Outcome{name.(string), i, requests, b.now.failed[i].Load(), before, b.before.failed[i].Load()}
+			if o.Failed > 0 || o.BeforeFailing > 0 || i == KindUnserved && requests+before > 0 { // one at least, for the requests
+				out = append(out, o)
+			}
 		}
 		return true
 	})
 	slices.SortFunc(out, func(a, b Outcome) int {
-		return cmp.Or(cmp.Compare(b.Failed, a.Failed), cmp.Compare(b.Requests, a.Requests), cmp.Compare(a.API, b.API))
+		return cmp.Or(cmp.Compare(b.Failed, a.Failed), cmp.Compare(b.Requests, a.Requests), cmp.Compare(a.API, b.API), cmp.Compare(a.Kind, b.Kind))
 	})
 	return sum, out[:min(len(out), outcomesTold)]
 }
@@ -82,8 +104,22 @@ func (x *exchange) outcome() {
 	}
 	t.requests.Add(1)
 	if x.broken || x.served != "" && x.status >= 500 || x.served == "" && ours(x.status) {
-		t.failed.Add(1)
+		t.failed[kindOf(x.status, x.broken)].Add(1)
 	}
+}
+
+func kindOf(status int, broken bool) int {
+	switch {
+	case broken || status >= 500:
+		return KindUnserved
+	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status == http.StatusMisdirectedRequest:
+		return KindUnrouted
+	case status == http.StatusForbidden:
+		return KindDenied
+	case status == http.StatusTooManyRequests, status == http.StatusPaymentRequired:
+		return KindLimited
+	}
+	return KindOther
 }
 
 // ours says whether an answer of the edge itself may be the doing of its configuration. What a client sent in a way that

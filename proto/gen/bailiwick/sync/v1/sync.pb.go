@@ -219,6 +219,65 @@ func (UsageRefusal) EnumDescriptor() ([]byte, []int) {
 	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{2}
 }
 
+// OutcomeKind tells failures apart, so that customers over their limits do not hide a route that is gone.
+type OutcomeKind int32
+
+const (
+	OutcomeKind_OUTCOME_KIND_UNSPECIFIED OutcomeKind = 0 // of a program from before: all
+	OutcomeKind_OUTCOME_KIND_OTHER       OutcomeKind = 1
+	OutcomeKind_OUTCOME_KIND_UNROUTED    OutcomeKind = 2 // 404, 405, 421: no API, route or method
+	OutcomeKind_OUTCOME_KIND_DENIED      OutcomeKind = 3 // 403: not sold, suspended, stale
+	OutcomeKind_OUTCOME_KIND_LIMITED     OutcomeKind = 4 // 429, 402
+	OutcomeKind_OUTCOME_KIND_UNSERVED    OutcomeKind = 5 // 5xx, of the edge or of an upstream, and answers that broke off
+)
+
+// Enum value maps for OutcomeKind.
+var (
+	OutcomeKind_name = map[int32]string{
+		0: "OUTCOME_KIND_UNSPECIFIED",
+		1: "OUTCOME_KIND_OTHER",
+		2: "OUTCOME_KIND_UNROUTED",
+		3: "OUTCOME_KIND_DENIED",
+		4: "OUTCOME_KIND_LIMITED",
+		5: "OUTCOME_KIND_UNSERVED",
+	}
+	OutcomeKind_value = map[string]int32{
+		"OUTCOME_KIND_UNSPECIFIED": 0,
+		"OUTCOME_KIND_OTHER":       1,
+		"OUTCOME_KIND_UNROUTED":    2,
+		"OUTCOME_KIND_DENIED":      3,
+		"OUTCOME_KIND_LIMITED":     4,
+		"OUTCOME_KIND_UNSERVED":    5,
+	}
+)
+
+func (x OutcomeKind) Enum() *OutcomeKind {
+	p := new(OutcomeKind)
+	*p = x
+	return p
+}
+
+func (x OutcomeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (OutcomeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[3].Descriptor()
+}
+
+func (OutcomeKind) Type() protoreflect.EnumType {
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[3]
+}
+
+func (x OutcomeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use OutcomeKind.Descriptor instead.
+func (OutcomeKind) EnumDescriptor() ([]byte, []int) {
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{3}
+}
+
 type VerdictReason int32
 
 const (
@@ -255,11 +314,11 @@ func (x VerdictReason) String() string {
 }
 
 func (VerdictReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_bailiwick_sync_v1_sync_proto_enumTypes[3].Descriptor()
+	return file_bailiwick_sync_v1_sync_proto_enumTypes[4].Descriptor()
 }
 
 func (VerdictReason) Type() protoreflect.EnumType {
-	return &file_bailiwick_sync_v1_sync_proto_enumTypes[3]
+	return &file_bailiwick_sync_v1_sync_proto_enumTypes[4]
 }
 
 func (x VerdictReason) Number() protoreflect.EnumNumber {
@@ -268,7 +327,7 @@ func (x VerdictReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VerdictReason.Descriptor instead.
 func (VerdictReason) EnumDescriptor() ([]byte, []int) {
-	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{3}
+	return file_bailiwick_sync_v1_sync_proto_rawDescGZIP(), []int{4}
 }
 
 type Position struct {
@@ -1058,8 +1117,9 @@ func (x *UsageTrouble) GetFinal() bool {
 type Outcome struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Api            string                 `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
-	Requests       int64                  `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`
-	Failed         int64                  `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`
+	Kind           OutcomeKind            `protobuf:"varint,6,opt,name=kind,proto3,enum=bailiwick.sync.v1.OutcomeKind" json:"kind,omitempty"`        // an API has one for each kind of which there was any
+	Requests       int64                  `protobuf:"varint,2,opt,name=requests,proto3" json:"requests,omitempty"`                                   // all of the API
+	Failed         int64                  `protobuf:"varint,3,opt,name=failed,proto3" json:"failed,omitempty"`                                       // in this way
 	BeforeRequests int64                  `protobuf:"varint,4,opt,name=before_requests,json=beforeRequests,proto3" json:"before_requests,omitempty"` // under the objects before
 	BeforeFailed   int64                  `protobuf:"varint,5,opt,name=before_failed,json=beforeFailed,proto3" json:"before_failed,omitempty"`
 	unknownFields  protoimpl.UnknownFields
@@ -1101,6 +1161,13 @@ func (x *Outcome) GetApi() string {
 		return x.Api
 	}
 	return ""
+}
+
+func (x *Outcome) GetKind() OutcomeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return OutcomeKind_OUTCOME_KIND_UNSPECIFIED
 }
 
 func (x *Outcome) GetRequests() int64 {
@@ -2862,9 +2929,10 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\fUsageTrouble\x121\n" +
 	"\x03why\x18\x01 \x01(\x0e2\x1f.bailiwick.sync.v1.UsageRefusalR\x03why\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05final\x18\x03 \x01(\bR\x05final\"\x9d\x01\n" +
+	"\x05final\x18\x03 \x01(\bR\x05final\"\xd1\x01\n" +
 	"\aOutcome\x12\x10\n" +
-	"\x03api\x18\x01 \x01(\tR\x03api\x12\x1a\n" +
+	"\x03api\x18\x01 \x01(\tR\x03api\x122\n" +
+	"\x04kind\x18\x06 \x01(\x0e2\x1e.bailiwick.sync.v1.OutcomeKindR\x04kind\x12\x1a\n" +
 	"\brequests\x18\x02 \x01(\x03R\brequests\x12\x16\n" +
 	"\x06failed\x18\x03 \x01(\x03R\x06failed\x12'\n" +
 	"\x0fbefore_requests\x18\x04 \x01(\x03R\x0ebeforeRequests\x12#\n" +
@@ -3035,7 +3103,14 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x1aUSAGE_REFUSAL_EPOCH_CLOSED\x10\n" +
 	"\x12\x1d\n" +
 	"\x19USAGE_REFUSAL_IMPLAUSIBLE\x10\v\x12\x1d\n" +
-	"\x19USAGE_REFUSAL_QUARANTINED\x10\f*\x82\x01\n" +
+	"\x19USAGE_REFUSAL_QUARANTINED\x10\f*\xac\x01\n" +
+	"\vOutcomeKind\x12\x1c\n" +
+	"\x18OUTCOME_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12OUTCOME_KIND_OTHER\x10\x01\x12\x19\n" +
+	"\x15OUTCOME_KIND_UNROUTED\x10\x02\x12\x17\n" +
+	"\x13OUTCOME_KIND_DENIED\x10\x03\x12\x18\n" +
+	"\x14OUTCOME_KIND_LIMITED\x10\x04\x12\x19\n" +
+	"\x15OUTCOME_KIND_UNSERVED\x10\x05*\x82\x01\n" +
 	"\rVerdictReason\x12\x1e\n" +
 	"\x1aVERDICT_REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14VERDICT_REASON_OTHER\x10\x01\x12\x1e\n" +
@@ -3058,102 +3133,104 @@ func file_bailiwick_sync_v1_sync_proto_rawDescGZIP() []byte {
 	return file_bailiwick_sync_v1_sync_proto_rawDescData
 }
 
-var file_bailiwick_sync_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_bailiwick_sync_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_bailiwick_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_bailiwick_sync_v1_sync_proto_goTypes = []any{
 	(QuarantineReason)(0),         // 0: bailiwick.sync.v1.QuarantineReason
 	(CheckpointRefusal)(0),        // 1: bailiwick.sync.v1.CheckpointRefusal
 	(UsageRefusal)(0),             // 2: bailiwick.sync.v1.UsageRefusal
-	(VerdictReason)(0),            // 3: bailiwick.sync.v1.VerdictReason
-	(*Position)(nil),              // 4: bailiwick.sync.v1.Position
-	(*SubscribeRequest)(nil),      // 5: bailiwick.sync.v1.SubscribeRequest
-	(*Hello)(nil),                 // 6: bailiwick.sync.v1.Hello
-	(*Resume)(nil),                // 7: bailiwick.sync.v1.Resume
-	(*Ack)(nil),                   // 8: bailiwick.sync.v1.Ack
-	(*Nack)(nil),                  // 9: bailiwick.sync.v1.Nack
-	(*Status)(nil),                // 10: bailiwick.sync.v1.Status
-	(*Quarantined)(nil),           // 11: bailiwick.sync.v1.Quarantined
-	(*UsageTrouble)(nil),          // 12: bailiwick.sync.v1.UsageTrouble
-	(*Outcome)(nil),               // 13: bailiwick.sync.v1.Outcome
-	(*Load)(nil),                  // 14: bailiwick.sync.v1.Load
-	(*Doors)(nil),                 // 15: bailiwick.sync.v1.Doors
-	(*Outlook)(nil),               // 16: bailiwick.sync.v1.Outlook
-	(*RegionVerdict)(nil),         // 17: bailiwick.sync.v1.RegionVerdict
-	(*SubscribeResponse)(nil),     // 18: bailiwick.sync.v1.SubscribeResponse
-	(*Signed)(nil),                // 19: bailiwick.sync.v1.Signed
-	(*TableUpdate)(nil),           // 20: bailiwick.sync.v1.TableUpdate
-	(*Object)(nil),                // 21: bailiwick.sync.v1.Object
-	(*ObjectKey)(nil),             // 22: bailiwick.sync.v1.ObjectKey
-	(*Heartbeat)(nil),             // 23: bailiwick.sync.v1.Heartbeat
-	(*Withdrawn)(nil),             // 24: bailiwick.sync.v1.Withdrawn
-	(*RequestGrantsRequest)(nil),  // 25: bailiwick.sync.v1.RequestGrantsRequest
-	(*SentinelCount)(nil),         // 26: bailiwick.sync.v1.SentinelCount
-	(*RelayMinute)(nil),           // 27: bailiwick.sync.v1.RelayMinute
-	(*RowsWanted)(nil),            // 28: bailiwick.sync.v1.RowsWanted
-	(*TellRowsRequest)(nil),       // 29: bailiwick.sync.v1.TellRowsRequest
-	(*TellRowsResponse)(nil),      // 30: bailiwick.sync.v1.TellRowsResponse
-	(*RefusalMinute)(nil),         // 31: bailiwick.sync.v1.RefusalMinute
-	(*RequestGrantsResponse)(nil), // 32: bailiwick.sync.v1.RequestGrantsResponse
-	(*SignedGrant)(nil),           // 33: bailiwick.sync.v1.SignedGrant
-	(*Grant)(nil),                 // 34: bailiwick.sync.v1.Grant
-	(*Peer)(nil),                  // 35: bailiwick.sync.v1.Peer
+	(OutcomeKind)(0),              // 3: bailiwick.sync.v1.OutcomeKind
+	(VerdictReason)(0),            // 4: bailiwick.sync.v1.VerdictReason
+	(*Position)(nil),              // 5: bailiwick.sync.v1.Position
+	(*SubscribeRequest)(nil),      // 6: bailiwick.sync.v1.SubscribeRequest
+	(*Hello)(nil),                 // 7: bailiwick.sync.v1.Hello
+	(*Resume)(nil),                // 8: bailiwick.sync.v1.Resume
+	(*Ack)(nil),                   // 9: bailiwick.sync.v1.Ack
+	(*Nack)(nil),                  // 10: bailiwick.sync.v1.Nack
+	(*Status)(nil),                // 11: bailiwick.sync.v1.Status
+	(*Quarantined)(nil),           // 12: bailiwick.sync.v1.Quarantined
+	(*UsageTrouble)(nil),          // 13: bailiwick.sync.v1.UsageTrouble
+	(*Outcome)(nil),               // 14: bailiwick.sync.v1.Outcome
+	(*Load)(nil),                  // 15: bailiwick.sync.v1.Load
+	(*Doors)(nil),                 // 16: bailiwick.sync.v1.Doors
+	(*Outlook)(nil),               // 17: bailiwick.sync.v1.Outlook
+	(*RegionVerdict)(nil),         // 18: bailiwick.sync.v1.RegionVerdict
+	(*SubscribeResponse)(nil),     // 19: bailiwick.sync.v1.SubscribeResponse
+	(*Signed)(nil),                // 20: bailiwick.sync.v1.Signed
+	(*TableUpdate)(nil),           // 21: bailiwick.sync.v1.TableUpdate
+	(*Object)(nil),                // 22: bailiwick.sync.v1.Object
+	(*ObjectKey)(nil),             // 23: bailiwick.sync.v1.ObjectKey
+	(*Heartbeat)(nil),             // 24: bailiwick.sync.v1.Heartbeat
+	(*Withdrawn)(nil),             // 25: bailiwick.sync.v1.Withdrawn
+	(*RequestGrantsRequest)(nil),  // 26: bailiwick.sync.v1.RequestGrantsRequest
+	(*SentinelCount)(nil),         // 27: bailiwick.sync.v1.SentinelCount
+	(*RelayMinute)(nil),           // 28: bailiwick.sync.v1.RelayMinute
+	(*RowsWanted)(nil),            // 29: bailiwick.sync.v1.RowsWanted
+	(*TellRowsRequest)(nil),       // 30: bailiwick.sync.v1.TellRowsRequest
+	(*TellRowsResponse)(nil),      // 31: bailiwick.sync.v1.TellRowsResponse
+	(*RefusalMinute)(nil),         // 32: bailiwick.sync.v1.RefusalMinute
+	(*RequestGrantsResponse)(nil), // 33: bailiwick.sync.v1.RequestGrantsResponse
+	(*SignedGrant)(nil),           // 34: bailiwick.sync.v1.SignedGrant
+	(*Grant)(nil),                 // 35: bailiwick.sync.v1.Grant
+	(*Peer)(nil),                  // 36: bailiwick.sync.v1.Peer
 }
 var file_bailiwick_sync_v1_sync_proto_depIdxs = []int32{
-	6,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
-	8,  // 1: bailiwick.sync.v1.SubscribeRequest.ack:type_name -> bailiwick.sync.v1.Ack
-	9,  // 2: bailiwick.sync.v1.SubscribeRequest.nack:type_name -> bailiwick.sync.v1.Nack
-	10, // 3: bailiwick.sync.v1.SubscribeRequest.status:type_name -> bailiwick.sync.v1.Status
-	4,  // 4: bailiwick.sync.v1.Hello.catalog:type_name -> bailiwick.sync.v1.Position
-	4,  // 5: bailiwick.sync.v1.Hello.zone:type_name -> bailiwick.sync.v1.Position
-	7,  // 6: bailiwick.sync.v1.Hello.resume:type_name -> bailiwick.sync.v1.Resume
-	4,  // 7: bailiwick.sync.v1.Resume.catalog:type_name -> bailiwick.sync.v1.Position
-	4,  // 8: bailiwick.sync.v1.Resume.zone:type_name -> bailiwick.sync.v1.Position
-	4,  // 9: bailiwick.sync.v1.Ack.catalog:type_name -> bailiwick.sync.v1.Position
-	4,  // 10: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
-	4,  // 11: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
-	4,  // 12: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
-	15, // 13: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
-	16, // 14: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
-	14, // 15: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
+	7,  // 0: bailiwick.sync.v1.SubscribeRequest.hello:type_name -> bailiwick.sync.v1.Hello
+	9,  // 1: bailiwick.sync.v1.SubscribeRequest.ack:type_name -> bailiwick.sync.v1.Ack
+	10, // 2: bailiwick.sync.v1.SubscribeRequest.nack:type_name -> bailiwick.sync.v1.Nack
+	11, // 3: bailiwick.sync.v1.SubscribeRequest.status:type_name -> bailiwick.sync.v1.Status
+	5,  // 4: bailiwick.sync.v1.Hello.catalog:type_name -> bailiwick.sync.v1.Position
+	5,  // 5: bailiwick.sync.v1.Hello.zone:type_name -> bailiwick.sync.v1.Position
+	8,  // 6: bailiwick.sync.v1.Hello.resume:type_name -> bailiwick.sync.v1.Resume
+	5,  // 7: bailiwick.sync.v1.Resume.catalog:type_name -> bailiwick.sync.v1.Position
+	5,  // 8: bailiwick.sync.v1.Resume.zone:type_name -> bailiwick.sync.v1.Position
+	5,  // 9: bailiwick.sync.v1.Ack.catalog:type_name -> bailiwick.sync.v1.Position
+	5,  // 10: bailiwick.sync.v1.Ack.zone:type_name -> bailiwick.sync.v1.Position
+	5,  // 11: bailiwick.sync.v1.Nack.catalog:type_name -> bailiwick.sync.v1.Position
+	5,  // 12: bailiwick.sync.v1.Nack.zone:type_name -> bailiwick.sync.v1.Position
+	16, // 13: bailiwick.sync.v1.Status.doors:type_name -> bailiwick.sync.v1.Doors
+	17, // 14: bailiwick.sync.v1.Status.outlook:type_name -> bailiwick.sync.v1.Outlook
+	15, // 15: bailiwick.sync.v1.Status.load:type_name -> bailiwick.sync.v1.Load
 	1,  // 16: bailiwick.sync.v1.Status.checkpoint_refusal:type_name -> bailiwick.sync.v1.CheckpointRefusal
-	12, // 17: bailiwick.sync.v1.Status.usage_trouble:type_name -> bailiwick.sync.v1.UsageTrouble
-	11, // 18: bailiwick.sync.v1.Status.quarantined:type_name -> bailiwick.sync.v1.Quarantined
-	13, // 19: bailiwick.sync.v1.Status.outcomes:type_name -> bailiwick.sync.v1.Outcome
+	13, // 17: bailiwick.sync.v1.Status.usage_trouble:type_name -> bailiwick.sync.v1.UsageTrouble
+	12, // 18: bailiwick.sync.v1.Status.quarantined:type_name -> bailiwick.sync.v1.Quarantined
+	14, // 19: bailiwick.sync.v1.Status.outcomes:type_name -> bailiwick.sync.v1.Outcome
 	0,  // 20: bailiwick.sync.v1.Quarantined.reason:type_name -> bailiwick.sync.v1.QuarantineReason
 	2,  // 21: bailiwick.sync.v1.UsageTrouble.why:type_name -> bailiwick.sync.v1.UsageRefusal
-	17, // 22: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
-	3,  // 23: bailiwick.sync.v1.RegionVerdict.reason:type_name -> bailiwick.sync.v1.VerdictReason
-	19, // 24: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
-	23, // 25: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
-	24, // 26: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
-	28, // 27: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
-	4,  // 28: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
-	4,  // 29: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
-	4,  // 30: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
-	4,  // 31: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
-	21, // 32: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
-	22, // 33: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
-	4,  // 34: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
-	4,  // 35: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
-	4,  // 36: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
-	4,  // 37: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
-	27, // 38: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
-	31, // 39: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
-	26, // 40: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
-	27, // 41: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
-	33, // 42: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
-	35, // 43: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
-	5,  // 44: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
-	25, // 45: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
-	29, // 46: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
-	18, // 47: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
-	32, // 48: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
-	30, // 49: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
-	47, // [47:50] is the sub-list for method output_type
-	44, // [44:47] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	3,  // 22: bailiwick.sync.v1.Outcome.kind:type_name -> bailiwick.sync.v1.OutcomeKind
+	18, // 23: bailiwick.sync.v1.Outlook.regions:type_name -> bailiwick.sync.v1.RegionVerdict
+	4,  // 24: bailiwick.sync.v1.RegionVerdict.reason:type_name -> bailiwick.sync.v1.VerdictReason
+	20, // 25: bailiwick.sync.v1.SubscribeResponse.table:type_name -> bailiwick.sync.v1.Signed
+	24, // 26: bailiwick.sync.v1.SubscribeResponse.heartbeat:type_name -> bailiwick.sync.v1.Heartbeat
+	25, // 27: bailiwick.sync.v1.SubscribeResponse.withdrawn:type_name -> bailiwick.sync.v1.Withdrawn
+	29, // 28: bailiwick.sync.v1.SubscribeResponse.rows_wanted:type_name -> bailiwick.sync.v1.RowsWanted
+	5,  // 29: bailiwick.sync.v1.TableUpdate.catalog_from:type_name -> bailiwick.sync.v1.Position
+	5,  // 30: bailiwick.sync.v1.TableUpdate.zone_from:type_name -> bailiwick.sync.v1.Position
+	5,  // 31: bailiwick.sync.v1.TableUpdate.catalog_to:type_name -> bailiwick.sync.v1.Position
+	5,  // 32: bailiwick.sync.v1.TableUpdate.zone_to:type_name -> bailiwick.sync.v1.Position
+	22, // 33: bailiwick.sync.v1.TableUpdate.upserts:type_name -> bailiwick.sync.v1.Object
+	23, // 34: bailiwick.sync.v1.TableUpdate.removals:type_name -> bailiwick.sync.v1.ObjectKey
+	5,  // 35: bailiwick.sync.v1.Heartbeat.catalog:type_name -> bailiwick.sync.v1.Position
+	5,  // 36: bailiwick.sync.v1.Heartbeat.zone:type_name -> bailiwick.sync.v1.Position
+	5,  // 37: bailiwick.sync.v1.RequestGrantsRequest.catalog:type_name -> bailiwick.sync.v1.Position
+	5,  // 38: bailiwick.sync.v1.RequestGrantsRequest.zone:type_name -> bailiwick.sync.v1.Position
+	28, // 39: bailiwick.sync.v1.RequestGrantsRequest.relays:type_name -> bailiwick.sync.v1.RelayMinute
+	32, // 40: bailiwick.sync.v1.RequestGrantsRequest.refusals:type_name -> bailiwick.sync.v1.RefusalMinute
+	27, // 41: bailiwick.sync.v1.RequestGrantsRequest.sentinel:type_name -> bailiwick.sync.v1.SentinelCount
+	28, // 42: bailiwick.sync.v1.TellRowsRequest.entry:type_name -> bailiwick.sync.v1.RelayMinute
+	34, // 43: bailiwick.sync.v1.RequestGrantsResponse.grants:type_name -> bailiwick.sync.v1.SignedGrant
+	36, // 44: bailiwick.sync.v1.Grant.peers:type_name -> bailiwick.sync.v1.Peer
+	6,  // 45: bailiwick.sync.v1.SyncService.Subscribe:input_type -> bailiwick.sync.v1.SubscribeRequest
+	26, // 46: bailiwick.sync.v1.SyncService.RequestGrants:input_type -> bailiwick.sync.v1.RequestGrantsRequest
+	30, // 47: bailiwick.sync.v1.SyncService.TellRows:input_type -> bailiwick.sync.v1.TellRowsRequest
+	19, // 48: bailiwick.sync.v1.SyncService.Subscribe:output_type -> bailiwick.sync.v1.SubscribeResponse
+	33, // 49: bailiwick.sync.v1.SyncService.RequestGrants:output_type -> bailiwick.sync.v1.RequestGrantsResponse
+	31, // 50: bailiwick.sync.v1.SyncService.TellRows:output_type -> bailiwick.sync.v1.TellRowsResponse
+	48, // [48:51] is the sub-list for method output_type
+	45, // [45:48] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_sync_v1_sync_proto_init() }
@@ -3178,7 +3255,7 @@ func file_bailiwick_sync_v1_sync_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_sync_v1_sync_proto_rawDesc), len(file_bailiwick_sync_v1_sync_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
