@@ -170,7 +170,7 @@ func (s *Server) rebuildAll() {
 	if s.keys == nil {
 		return
 	}
-	s.rebuildAt, s.built = time.Time{}, builder{}
+	s.rebuildAt, s.built = time.Time{}, newBuilder()
 	for _, e := range s.edges {
 		s.rebuild(e)
 	}
@@ -178,7 +178,17 @@ func (s *Server) rebuildAll() {
 
 // builder makes one view for all edges that may hold the same, and one difference: a thousand edges of a region cost what
 // one does.
-type builder map[string]*built
+type builder struct {
+	views   map[alikeness]*built
+	rollout model.Rollout // as read at mod
+	mod     uint64
+}
+
+// alikeness is all that edges must differ in to get different views.
+type alikeness struct {
+	kind, zone, region string
+	behind             bool // the roll-out under way has not reached it: a canary differs from its neighbours
+}
 
 type built struct {
 	view  *view.View
@@ -186,14 +196,33 @@ type built struct {
 	since map[*view.View][]table.ObjectKey
 }
 
-// of is the view of an edge; what edges must differ in to get different ones goes into the key.
-func (b builder) of(catalog, zone group.Snapshot, node model.Node, now time.Time) *built {
-	key := node.Kind + "/" + node.Zone + "/" + node.Region
-	if b[key] == nil {
+func newBuilder() *builder { return &builder{views: map[alikeness]*built{}} }
+
+// of is the view of an edge.
+func (b *builder) of(catalog, zone group.Snapshot, node model.Node, now time.Time) *built {
+	key := alikeness{node.Kind, node.Zone, node.Region, b.behind(catalog, node)}
+	if b.views[key] == nil {
 		v, err := view.Build(catalog, zone, node, now)
-		b[key] = &built{v, err, map[*view.View][]table.ObjectKey{}}
+		b.views[key] = &built{v, err, map[*view.View][]table.ObjectKey{}}
 	}
-	return b[key]
+	return b.views[key]
+}
+
+// behind says whether the roll-out under way has yet to reach an edge. One that does not read reaches nobody, and no view
+// is built by it.
+func (b *builder) behind(catalog group.Snapshot, node model.Node) bool {
+	kv, ok := catalog.Get(model.KeyRollout)
+	if !ok {
+		return false
+	}
+	if b.mod != kv.ModIndex {
+		r, err := model.Decode[model.Rollout](kv.Key, kv.Value)
+		if err != nil {
+			return true
+		}
+		b.rollout, b.mod = r, kv.ModIndex
+	}
+	return !b.rollout.Reaches(node)
 }
 
 func (b *built) diff(old, new *view.View) []table.ObjectKey {

@@ -127,7 +127,7 @@ type Server struct {
 	edges       map[string]*edge
 	advanced    chan struct{} // closes when version moves on
 	reported    chan struct{} // closes when a report changes
-	built       builder       // the views of now, until something changes that they rest on
+	built       *builder      // the views of now, until something changes that they rest on
 	rebuildAt   time.Time     // earliest NextChange of the views
 	questions   map[string]*question
 
@@ -142,7 +142,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, edges: map[string]*edge{}, questions: map[string]*question{}, built: builder{}, advanced: make(chan struct{}), reported: make(chan struct{}),
+	return &Server{cfg: cfg, edges: map[string]*edge{}, questions: map[string]*question{}, built: newBuilder(), advanced: make(chan struct{}), reported: make(chan struct{}),
 		stopping: make(chan struct{}), retime: make(chan struct{}, 1)}, nil
 }
 
