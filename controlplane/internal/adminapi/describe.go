@@ -207,6 +207,9 @@ func (d *describer) holders(ctx context.Context, rec record, kv group.KV) error 
 		if edge.Kind != "edge" || edge.Zone != d.s.Zone {
 			continue
 		}
+		if err := ctx.Err(); err != nil { // each takes two views: with a thousand edges nobody waits for the last
+			return err
+		}
 		held := customer // his keys are on every edge of the zone
 		if !customer {
 			if held, err = holds(catalog, zone, edge, rec, kv.Key); err != nil {

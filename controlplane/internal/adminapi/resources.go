@@ -116,6 +116,9 @@ func (s *server) List(ctx context.Context, req *adminv1.ListRequest) (*adminv1.L
 	out.Resources, out.NextPageToken, err = take(p, func(yield func(placed[*adminv1.Resource], error) bool) {
 		for kv := range group.ListAfter(snap, prefix, prefix+p.after) {
 			rec, err := decode(k.Name, kv)
+			if err == nil {
+				err = ctx.Err() // a filter may find nothing in a million
+			}
 			if err != nil {
 				yield(placed[*adminv1.Resource]{}, err)
 				return

@@ -94,14 +94,20 @@ func (s *server) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (
 			return nil, err
 		}
 		if res.Succeeded {
+			// The group remembers a request longer than an undone rotation leaves a trace, and two calls with one id may both
+			// have looked before either wrote: the text of a key that is not there is worse than none.
+			if local := s.Store.Local(); !has(local, model.PrefixKey+keyID) {
+				return nil, alreadyCreated(local, res.Revision.Index)
+			}
 			return &adminv1.RotateKeyResponse{Id: keyID, Key: text.Reveal(), OldId: old.ID, OldExpiresAt: timestamppb.New(ends)}, nil
 		}
 	}
 	return nil, outran()
 }
 
-// UndoRotation takes the end of a key away, if it has not come: an edge that nobody reaches has ended the key by then, and
-// a key is never given back what it has lost.
+// UndoRotation takes the end of a key away, if it has not come and will not while this is written: an edge that nobody
+// reaches has ended the key by then, and a key is never given back what it has lost. It is held to the key as well: the
+// sweep may have noted meanwhile that it ended.
 func (s *server) UndoRotation(ctx context.Context, req *adminv1.UndoRotationRequest) (*adminv1.UndoRotationResponse, error) {
 	id := requestID("undo-rotation/"+req.GetId(), req.GetRequestId())
 	for attempt := range maxAttempts {
@@ -109,7 +115,7 @@ func (s *server) UndoRotation(ctx context.Context, req *adminv1.UndoRotationRequ
 		if err != nil {
 			return nil, err
 		}
-		_, key, err := s.findKey(snap, req.GetId())
+		kv, key, err := s.findKey(snap, req.GetId())
 		if err != nil {
 			return nil, err
 		}
@@ -119,15 +125,20 @@ func (s *server) UndoRotation(ctx context.Context, req *adminv1.UndoRotationRequ
 			return nil, err
 		case key.Status != keyActive, ending && !time.Now().Before(end.At):
 			return nil, fault.New(fault.Conflict, "KEY_ENDED", "key %s has ended and stays so: create another with bailiwick key create --customer %s", key.ID, key.Customer)
+		case ending && !time.Now().Add(s.Wait).Before(end.At):
+			return nil, fault.New(fault.Conflict, "KEY_ENDED", "key %s ends at %s, and to undo that may take %v: it is too late; create another with bailiwick key create --customer %s", key.ID, end.At.Format(time.RFC3339), s.Wait, key.Customer)
 		case !ending:
 			return nil, fault.New(fault.Conflict, "KEY_NOT_ROTATED", "key %s does not end: there is no rotation to undo", key.ID)
 		}
 		res, err := s.commit(ctx, s.Store, group.Txn{RequestID: id + "/" + strconv.Itoa(attempt),
-			Compares: []group.Compare{compareAt(state{snap: snap}, model.PrefixKeyEnd+key.ID)}, Ops: []group.Op{{Key: model.PrefixKeyEnd + key.ID, Delete: true}}})
+			Compares: []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}, compareAt(state{snap: snap}, model.PrefixKeyEnd+key.ID)}, Ops: []group.Op{{Key: model.PrefixKeyEnd + key.ID, Delete: true}}})
 		if err != nil {
 			return nil, err
 		}
 		if res.Succeeded {
+			if res.Replayed && has(s.Store.Local(), model.PrefixKeyEnd+key.ID) {
+				return nil, fault.New(fault.Conflict, "REQUEST_ID_REUSED", "request id %q undid another rotation of key %s before, and this one stands: give each change an id of its own", req.GetRequestId(), key.ID).At("request_id")
+			}
 			return &adminv1.UndoRotationResponse{NewId: end.ReplacedBy}, nil
 		}
 	}
@@ -176,6 +187,9 @@ func (s *server) ListKeys(ctx context.Context, req *adminv1.ListKeysRequest) (*a
 		}
 		var items []placed[*adminv1.Key]
 		for kv := range snap.List(model.PrefixKey) {
+			if err := ctx.Err(); err != nil { // of a million, under a long filter, the last come after everybody has gone
+				return nil, err
+			}
 			k, err := show(kv)
 			if err != nil {
 				return nil, err
@@ -193,6 +207,9 @@ func (s *server) ListKeys(ctx context.Context, req *adminv1.ListKeysRequest) (*a
 	out.Keys, out.NextPageToken, err = take(p, func(yield func(placed[*adminv1.Key], error) bool) {
 		for kv := range group.ListAfter(snap, model.PrefixKey, model.PrefixKey+p.after) {
 			k, err := show(kv)
+			if err == nil {
+				err = ctx.Err()
+			}
 			if err != nil {
 				yield(placed[*adminv1.Key]{}, err)
 				return

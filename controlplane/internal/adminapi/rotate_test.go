@@ -102,3 +102,70 @@ func TestRotateKey_WhatHasEndedStaysSo(t *testing.T) {
 		t.Errorf("a viewer rotates: %v", err)
 	}
 }
+
+// The group answers a request id that it knows with the first result: the key that such an answer speaks of is not the one
+// that was drawn for it.
+func TestRotateKey_ARequestIDAgainShowsNoKeyThatIsNotThere(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	keys := keysAt(z, apitest.Admin)
+	old, err := keys.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Two calls with one id, and both have read before either writes.
+	z.Store.Before = func() {
+		z.Store.Before = nil
+		if _, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: old.Id, RequestId: "r1"}); err != nil {
+			t.Error(err)
+		}
+	}
+	got, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: old.Id, RequestId: "r1"})
+	list, _ := keys.ListKeys(t.Context(), &adminv1.ListKeysRequest{Customer: "acme"})
+	if f, _ := fault.As(err); f == nil || f.Reason != "KEY_ALREADY_CREATED" || f.Meta["id"] != list.Keys[0].ReplacedBy {
+		t.Errorf("the second of two calls got %v, %v; want to hear of the key that the first made, %s", got, err, list.Keys[0].ReplacedBy)
+	}
+	if _, err := keys.UndoRotation(t.Context(), &adminv1.UndoRotationRequest{Id: old.Id, RequestId: "u1"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: old.Id, RequestId: "r1"}); fault.ReasonOf(err) != "KEY_ALREADY_CREATED" {
+		t.Errorf("the same id after the rotation was undone: %v, %v", got, err)
+	}
+	if _, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: old.Id, RequestId: "r2"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys.UndoRotation(t.Context(), &adminv1.UndoRotationRequest{Id: old.Id, RequestId: "u1"}); fault.ReasonOf(err) != "REQUEST_ID_REUSED" {
+		t.Errorf("an id that undid another rotation: %v, and the key ends all the same", err)
+	}
+}
+
+func TestUndoRotation_OfAKeyThatEndsMeanwhile(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	keys := keysAt(z, apitest.Admin)
+	old, err := keys.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: old.Id}); err != nil {
+		t.Fatal(err)
+	}
+	z.Store.Before = func() { // the sweep of a leader whose clock is ahead: the end stays for who asks
+		z.Store.Before = nil
+		kv, _ := z.Store.Local().Get(model.PrefixKey + old.Id)
+		k, err := model.Decode[model.Key](kv.Key, kv.Value)
+		if err != nil {
+			t.Error(err)
+		}
+		k.Status = "revoked"
+		z.Store.Put(kv.Key, model.Encode(k))
+	}
+	if _, err := keys.UndoRotation(t.Context(), &adminv1.UndoRotationRequest{Id: old.Id}); fault.ReasonOf(err) != "KEY_ENDED" {
+		t.Errorf("undo of a key that was ended meanwhile: %v, want KEY_ENDED: it is of no use any more", err)
+	}
+	z.Store.Put(model.PrefixKey+old.Id, model.Encode(model.Key{ID: old.Id, Customer: "acme", Subscription: "x", Plan: "gold", Status: "active"}))
+	z.Store.Put(model.PrefixKeyEnd+old.Id, model.Encode(model.KeyEnd{ID: old.Id, At: time.Now().Add(900 * time.Millisecond), ReplacedBy: "y"}))
+	if _, err := keys.UndoRotation(t.Context(), &adminv1.UndoRotationRequest{Id: old.Id}); fault.ReasonOf(err) != "KEY_ENDED" {
+		t.Errorf("undo that may be written after the end: %v, want KEY_ENDED", err)
+	}
+}
