@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -106,13 +107,18 @@ func (p *proxy) set(cut bool) {
 	clear(p.conns)
 }
 
+// freeAddr is a port that nobody listens on, below those that the system gives to connections: a member that is killed
+// needs its own again.
 func freeAddr(t testing.TB) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 24_000+rand.IntN(8_000)))
+		if err == nil {
+			ln.Close()
+			return ln.Addr().String()
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 func newEtcd(t testing.TB, n int) *cluster {
