@@ -185,7 +185,8 @@ func settled(r model.Rollout) bool {
 }
 
 // release takes from what is held back what cannot be: a host that goes from one zone to another, since two zones would
-// answer for it; and what would give one edge a host twice.
+// answer for it; one that comes under another API's policy, which may be the narrower one and waits for no ring, and what is
+// taken back must not put it under the wider one again; and what would give one edge a host twice.
 func release(snap group.Snapshot, changed []group.Op, held map[string]model.Held) (why []string, err error) {
 	now := map[string]model.API{} // as they are to be
 	for kv := range snap.List(model.PrefixAPI) {
@@ -224,14 +225,19 @@ func release(snap group.Snapshot, changed []group.Op, held map[string]model.Held
 				if !taken || to == key {
 					continue
 				}
+				under := old.Policy // the one that edges have it under which are not reached
+				if there, ok := now[key]; ok {
+					under = there.Policy
+				}
 				_, heldToo := held[to]
-				if zone := now[to].Zone; zone == old.Zone && heldToo {
+				if heldToo && now[to].Zone == old.Zone && now[to].Policy == under {
 					continue // edges that are not reached have it where it was, and only there
-				} else if zone != old.Zone && heldToo {
+				}
+				if heldToo {
 					delete(held, to)
 				}
 				delete(held, key)
-				why = append(why, fmt.Sprintf("%s goes to all edges at once: host %s moves, and one host is never in two places", title(key), h))
+				why = append(why, fmt.Sprintf("%s goes to all edges at once: host %s moves, and one host is never in two places, nor under two policies", title(key), h))
 				again = true
 				break
 			}

@@ -141,6 +141,30 @@ func TestStage_WhatSkipsTheRings(t *testing.T) {
 			t.Errorf("one host is in two zones: held back %q, said %q", held(s), staged.AtOnce)
 		}
 	})
+	t.Run("a host that comes under another policy with another API", func(t *testing.T) {
+		for _, gone := range []bool{true, false} { // the API that it had
+			s := installation(t)
+			s.Put(model.PrefixPolicy+"narrow", model.Encode(model.Policy{Name: "narrow", Zone: "emea"}))
+			other := orders("/")
+			other.Name, other.Policy = "shop", "narrow"
+			bare := orders("/")
+			bare.Hosts = nil
+			was := op(model.APIKey("emea", "orders"), bare)
+			if gone {
+				was = group.Op{Key: was.Key, Delete: true}
+			}
+			staged := change(t, s, rollout.Order{}, was, op(model.APIKey("emea", "shop"), other))
+			if len(held(s)) != 0 || len(staged.AtOnce) == 0 {
+				t.Errorf("the narrower policy waits for rings, and would be taken back: held back %q, said %q", held(s), staged.AtOnce)
+			}
+			// Under the same policy it may wait.
+			s = installation(t)
+			other.Policy = orders("/").Policy
+			if change(t, s, rollout.Order{}, was, op(model.APIKey("emea", "shop"), other)); len(held(s)) != 2 {
+				t.Errorf("a host that moves under one policy goes at once: held back %q", held(s))
+			}
+		}
+	})
 	t.Run("a host that another API takes at once", func(t *testing.T) {
 		s := installation(t)
 		gone := orders("/")
