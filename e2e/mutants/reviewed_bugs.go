@@ -154,4 +154,13 @@ var reviewedBugs = []bug{
 	{name: "sentinel-any-age", breaks: "and how long a grant lasts",
 		edits:  []edit{{"dataplane/internal/sentinel/sentinel.go", "string(seen.payload) != string(g.payload) || !s.alive(seen, now):", "string(seen.payload) != string(g.payload):"}},
 		checks: []check{{"dataplane/internal/sentinel", "TestSentinel_GrantsEnd"}}},
+	{name: "canary-shares-a-view", breaks: "a pair that a roll-out opens is with the canary, and with no neighbour yet",
+		edits:  []edit{{syncPkg + "/edges.go", "node.Region, b.behind(catalog, node)}", "node.Region, false}"}},
+		checks: []check{{syncPkg, "TestRebuild_ACanaryAndItsNeighboursShareNoView"}}},
+	{name: "host-waits-under-the-wider-policy", breaks: "a host that comes under another API's policy waits for no ring, and is not put back",
+		edits:  []edit{{"controlplane/internal/rollout/stage.go", "&& now[to].Policy == under {", "&& (true || now[to].Policy == under) {"}},
+		checks: []check{{"controlplane/internal/rollout", "TestStage_WhatSkipsTheRings"}}},
+	{name: "rings-hold-back-no-loosening", breaks: "an edge that a roll-out has not reached has no pair that it opens",
+		edits:  []edit{{viewPkg + "/held.go", "\t\tif !ok {\n\t\t\tcontinue\n\t\t}\n\t\tp.Classes", "\t\tif !ok {\n\t\t\told = p\n\t\t}\n\t\tp.Classes"}},
+		checks: []check{{viewPkg, "TestBuild_ARolloutHoldsBackNoTightening"}}},
 }

@@ -124,13 +124,17 @@ func (b *builder) notYet(adopted model.Adopted, pairs []regions.Permitted) ([]re
 	if err != nil {
 		return nil, err
 	}
-	set, err := a.Compile()
-	if err != nil {
-		return nil, fmt.Errorf("compile the rules that edges hold which the roll-out has not reached: %w", err)
-	}
 	held := map[grant.Pair]regions.Permitted{}
-	for _, p := range set.Pairs(b.now, nil) {
-		held[grant.Pair{Policy: p.Policy, From: p.From, To: p.To}] = p
+	for _, p := range a.Policies {
+		// One by one: an old policy may rest on a basis or a region that went to all edges at once. It permits nothing then,
+		// and keeps no other from permitting.
+		set, err := model.Adopted{Regions: a.Regions, Bases: a.Bases, Policies: []model.Policy{p}}.Compile()
+		if err != nil {
+			continue
+		}
+		for _, p := range set.Pairs(b.now, nil) {
+			held[grant.Pair{Policy: p.Policy, From: p.From, To: p.To}] = p
+		}
 	}
 	var out []regions.Permitted
 	for _, p := range pairs {

@@ -91,6 +91,25 @@ func TestBuild_ARolloutHoldsBackNoTightening(t *testing.T) {
 	}
 }
 
+// What an old policy rests on may be gone everywhere: deleted with --now, or a region. Then that policy permits nothing, and
+// an edge that is not reached has a view all the same, with the pairs of all others.
+func TestBuild_AnOldPolicyThatRestsOnWhatIsGonePermitsNothing(t *testing.T) {
+	catalog, zone := world()
+	catalog[model.PrefixBasis+"gdpr"] = model.LegalBasis{Name: "gdpr", Kind: "same-law", Status: "active"}
+	within, other := &model.WithinZone{Basis: "gdpr"}, "other"
+	policies := []model.Policy{{Name: "gdpr-emea", Zone: "emea", WithinZone: within}, {Name: other, Zone: "emea", WithinZone: within}}
+	for _, p := range policies {
+		catalog[model.PrefixPolicy+p.Name] = p
+	}
+	a := zone[model.KeyAdopted].(model.Adopted)
+	a.Policies = policies
+	zone[model.KeyAdopted] = a
+	staged(catalog, map[string]any{model.PrefixPolicy + other: model.Policy{Name: other, Zone: "emea", WithinZone: &model.WithinZone{Basis: "gone"}}}, model.RolloutZone{Zone: "emea", Canary: "w1"})
+	if got, want := pairsOf(build(t, catalog, zone, edge("w2", "eu-west", "emea"), now)), []string{"gdpr-emea/eu-central>eu-west", "gdpr-emea/eu-west>eu-central"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
 // An API comes under a new policy on all edges at once, and its host under no two policies.
 func TestBuild_ANewPolicyOfAnAPIIsNotHeldBack(t *testing.T) {
 	catalog, zone := world()
