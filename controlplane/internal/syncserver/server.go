@@ -56,7 +56,7 @@ type Config struct {
 	PartBytes   int              // size of a message of objects, at most; 0: 1 MiB
 	Now         func() time.Time // for the ends of legal bases and for reports; nil: time.Now
 
-	// DropDelta is a fault hook for tests: when it answers true one delta is skipped as if it had been sent.
+	// DropDelta is a fault hook for tests: when it answers true one delta that has objects is skipped as if it had been sent.
 	// nil in production.
 	DropDelta func() bool
 }

@@ -60,7 +60,7 @@ func (ss *session) push(retry *time.Timer) (gone bool, err error) {
 	s.mu.Unlock()
 
 	ss.held, ss.inflight, ss.sentAt = &now, true, s.cfg.Now()
-	if !update.Snapshot && s.cfg.DropDelta != nil && s.cfg.DropDelta() {
+	if !update.Snapshot && len(changed) > 0 && s.cfg.DropDelta != nil && s.cfg.DropDelta() {
 		s.stats.Dropped.Add(1)
 		ss.inflight = false
 		return false, nil

@@ -80,7 +80,8 @@ func (w *world) run(t *testing.T, n int64) {
 
 // Write takes what the sentinels say: they speak up only when the border is broken.
 func (w *world) Write(p []byte) (int, error) {
-	w.judge.breach("a sentinel: %s", p)
+	since := time.Duration(time.Since(w.start).Nanoseconds() - w.starved.Load())
+	w.judge.breach("a sentinel, %v after the last of %d waits for the processor: %s", since.Round(time.Millisecond), w.waits.Load(), p)
 	return len(p), nil
 }
 
