@@ -10,6 +10,7 @@ import (
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/view"
 )
 
 // Order is how a change is to go out.
@@ -63,6 +64,10 @@ func Stage(snap group.Snapshot, ops []group.Op, o Order) (out Staged, err error)
 			delete(held, op.Key)
 		} else if !ok {
 			held[op.Key] = heldOf(snap, op.Key)
+		} else if op.Delete { // an API's policy was everywhere at once: what is held must not fall back on the one before
+			if held[op.Key], err = underPolicyOf(snap, op.Key, held[op.Key]); err != nil {
+				return out, err
+			}
 		}
 	}
 	if out.AtOnce, err = release(snap, changed, held); err != nil {
@@ -78,7 +83,7 @@ func Stage(snap group.Snapshot, ops []group.Op, o Order) (out Staged, err error)
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(held)) {
-		if old, kept := was[key]; !kept || old.ModIndex != held[key].ModIndex || old.Absent != held[key].Absent {
+		if old, kept := was[key]; !kept || old.ModIndex != held[key].ModIndex || old.Absent != held[key].Absent || !bytes.Equal(old.Value, held[key].Value) {
 			out.Ops = append(out.Ops, group.Op{Key: model.PrefixHeld + key, Value: model.Encode(held[key])})
 		}
 	}
@@ -169,6 +174,17 @@ func anyEdge(snap group.Snapshot) bool {
 func heldOf(snap group.Snapshot, key string) model.Held {
 	kv, there := snap.Get(key)
 	return model.Held{Absent: !there, ModIndex: kv.ModIndex, Value: kv.Value}
+}
+
+// underPolicyOf is a held API under the policy that it has now, which goes with the API.
+func underPolicyOf(snap group.Snapshot, key string, h model.Held) (model.Held, error) {
+	_, there := snap.Get(key)
+	if h.Absent || !there || !strings.HasPrefix(key, model.PrefixAPI) {
+		return h, nil
+	}
+	old, _, err := view.Before(snap, key, h)
+	h.Value = old.Value
+	return h, err
 }
 
 // settled says whether all that a roll-out still waits for is away, while others have it: then a further change is no

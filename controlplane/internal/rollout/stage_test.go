@@ -238,3 +238,17 @@ func TestBack_PutsBackWhatWasAndOpensNothing(t *testing.T) {
 		})
 	}
 }
+
+// A policy that an API came under is on all edges at once. When the API is deleted while that roll-out is under way, edges
+// that are not reached keep the API as it was, but never under the policy before.
+func TestStage_ADeletedAPIKeepsTheNarrowerPolicy(t *testing.T) {
+	s := installation(t)
+	narrow := orders("/")
+	narrow.Policy = "narrow"
+	change(t, s, rollout.Order{}, op(model.APIKey("emea", "orders"), narrow))
+	change(t, s, rollout.Order{}, group.Op{Key: model.APIKey("emea", "orders"), Delete: true})
+	kv, _ := s.Local().Get(model.PrefixHeld + model.APIKey("emea", "orders"))
+	if !strings.Contains(string(kv.Value), `"narrow"`) || strings.Contains(string(kv.Value), "gdpr-emea") {
+		t.Errorf("edges that are not reached would have %s, and so would all once it is taken back", kv.Value)
+	}
+}
