@@ -22,6 +22,10 @@ const (
 	perOp      = 64                         // what an operation costs beside key and value
 )
 
+// maxStale is how much older than now the stamp of a transaction that changes nothing may be, before a head is written that
+// carries a new one: such transactions ask for the time, of a group that may have been quiet for days.
+const maxStale = time.Second
+
 // commit is one etcd transaction: it takes the group from prev to next, or does nothing.
 type commit struct {
 	prev, next *position
@@ -389,9 +393,14 @@ func (s *Store) gather(p *position, wait []*request) (b *batch, rest []*request,
 	if len(b.members) == 0 {
 		return nil, rest, nil
 	}
-	if len(records) == 0 {
+	if stale := p.raw != nil && at.Sub(p.head.at) > maxStale; len(records) == 0 && !stale {
 		b.commit = &commit{prev: p, next: &position{}}
 		return b, rest, nil
+	}
+	for i, r := range b.members { // the head that is written carries the stamp of those who change nothing, too
+		if _, before := s.ids.Recall(r.txn.RequestID); !before {
+			b.outcomes[i].Time = at
+		}
 	}
 	if b.commit, err = s.draft(p, p.state, s.nextHead(p.head, at), records, false); err != nil {
 		return nil, rest, err

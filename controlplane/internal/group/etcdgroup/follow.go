@@ -172,6 +172,11 @@ func (s *Store) load(ctx context.Context) (from int64, err error) {
 	if why == "" && distrust != "" && known != nil && l.pos.head.rev.Epoch == known.head.rev.Epoch {
 		why = distrust // and nobody has opened an epoch since
 	}
+	if why == "" {
+		if why, err = s.strayed(lctx, known, l); err != nil {
+			return 0, err
+		}
+	}
 	if why != "" {
 		if err := s.reopen(lctx, known, l, why); err != nil {
 			return 0, err
@@ -187,7 +192,7 @@ func (s *Store) load(ctx context.Context) (from int64, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.turn.Moved()
-	if s.pos != nil && s.pos.mod >= l.pos.mod && s.distrust == "" {
+	if s.pos != nil && s.pos.mod >= l.pos.mod && s.distrust == "" && s.pos.head.rev.Epoch == l.pos.head.rev.Epoch {
 		return l.at, nil // nothing happened, or this node's own commit
 	}
 	s.distrust = ""

@@ -39,6 +39,20 @@ func (l *leader) is(name string, made, at int64) {
 	}
 }
 
+// latest is etcd's revision of the newest news.
+func (l *leader) latest() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.at
+}
+
+// forget makes news of an etcd that counts again from before at news again.
+func (l *leader) forget(at int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.at = min(l.at, at-1)
+}
+
 func (l *leader) elect(made int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -86,9 +100,13 @@ func (s *Store) VerifyLeader(ctx context.Context) error {
 
 func (s *Store) readLeader(ctx context.Context) (made int64, err error) {
 	err = s.again(ctx, readLimit, func(ctx context.Context) error {
+		before := s.leader.latest()
 		resp, err := s.client.Get(ctx, s.keyLeader())
 		if err != nil {
 			return err
+		}
+		if now := resp.Header.Revision; now < before { // etcd was set back, and who led then leads no more
+			s.leader.forget(now)
 		}
 		s.past.saw(resp.Header)
 		name := ""

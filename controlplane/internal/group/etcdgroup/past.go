@@ -193,6 +193,9 @@ func (s *Store) remember() {
 	if s.past.wrote == p.head.nonce {
 		return
 	}
+	if seen, ok := s.recall(); ok && isBehind(seen, p.head) {
+		return // a node that began in the past is on its way
+	}
 	if err := durable.WriteFileAtomic(durable.OS(), s.cfg.Seen, p.raw, durable.FilePerm); err != nil {
 		s.cfg.Logger.Warn("how far the group was seen cannot be written", "err", err)
 		return

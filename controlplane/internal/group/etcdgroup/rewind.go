@@ -1,8 +1,10 @@
 package etcdgroup
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -25,28 +27,9 @@ func (s *Store) rewind(ctx context.Context, l *listing) (*listing, error) {
 	}
 	less := func(a, b uint64) uint64 { return a - min(a, b) }
 	want := max(less(seen.serial, rewound), less(l.pos.head.serial, group.RememberedEvents))
-	// The latest revision of etcd whose head is at most want, or the oldest there is: serials never decrease.
-	low, high := int64(0), l.pos.mod // low is too old or good, high is later than wanted
-	best := int64(0)
-	for high-low > 1 {
-		mid := low + (high-low)/2
-		resp, err := s.client.Get(ctx, s.keyHead(), clientv3.WithRev(mid))
-		switch {
-		case errors.Is(err, rpctypes.ErrCompacted) || err == nil && len(resp.Kvs) == 0:
-			low = mid
-		case err != nil:
-			return nil, err
-		default:
-			h, err := decodeHead(resp.Kvs[0].Value)
-			if err != nil {
-				return nil, err
-			}
-			if h.serial <= want {
-				low, best = mid, mid
-			} else {
-				high = mid
-			}
-		}
+	best, high, _, err := s.headUpTo(ctx, l.pos.mod, want)
+	if err != nil {
+		return nil, err
 	}
 	if best == 0 {
 		best = high // the oldest
@@ -55,4 +38,60 @@ func (s *Store) rewind(ctx context.Context, l *listing) (*listing, error) {
 		return l, nil
 	}
 	return s.list(ctx, best)
+}
+
+// headUpTo finds below etcd's revision end the latest whose head's serial is at most want; serials never decrease. best is 0
+// if etcd remembers none, and high then the oldest it remembers.
+func (s *Store) headUpTo(ctx context.Context, end int64, want uint64) (best, high int64, found head, err error) {
+	low, high := int64(0), end // low is too old or good, high is later than wanted
+	for high-low > 1 {
+		mid := low + (high-low)/2
+		resp, err := s.client.Get(ctx, s.keyHead(), clientv3.WithRev(mid))
+		switch {
+		case errors.Is(err, rpctypes.ErrCompacted) || err == nil && len(resp.Kvs) == 0:
+			low = mid
+		case err != nil:
+			return 0, 0, head{}, err
+		default:
+			h, err := decodeHead(resp.Kvs[0].Value)
+			if err != nil {
+				return 0, 0, head{}, err
+			}
+			if h.serial <= want {
+				low, best, found = mid, mid, h
+			} else {
+				high = mid
+			}
+		}
+	}
+	return best, high, found, nil
+}
+
+// strayed says why what etcd holds does not follow from what this node has seen although it is longer: etcd was set back and
+// others, who knew of less, went on. "" if it does follow, or if etcd remembers too little to tell.
+func (s *Store) strayed(ctx context.Context, known *position, l *listing) (string, error) {
+	if known != nil {
+		if known.raw == nil || known.head.rev.Epoch != l.pos.head.rev.Epoch || known.mod >= l.pos.mod {
+			return "", nil
+		}
+		resp, err := s.client.Get(ctx, s.keyHead(), clientv3.WithRev(known.mod))
+		switch {
+		case errors.Is(err, rpctypes.ErrCompacted):
+			return "", nil
+		case err != nil:
+			return "", err
+		case len(resp.Kvs) == 0 || !bytes.Equal(resp.Kvs[0].Value, known.raw):
+			return fmt.Sprintf("commit %d of revision %s, which this node has seen, is not in etcd's history", known.head.serial, known.head.rev), nil
+		}
+		return "", nil
+	}
+	seen, ok := s.recall()
+	if !ok || seen.rev.Epoch != l.pos.head.rev.Epoch || seen.serial >= l.pos.head.serial {
+		return "", nil
+	}
+	best, _, found, err := s.headUpTo(ctx, l.pos.mod, seen.serial)
+	if err == nil && best > 0 && (found.serial != seen.serial || found.nonce != seen.nonce) {
+		return fmt.Sprintf("commit %d of revision %s, which this node remembers, is not in etcd's history", seen.serial, seen.rev), nil
+	}
+	return "", err
 }
