@@ -105,6 +105,9 @@ func (s *server) write(ctx context.Context, as intent, dryRun bool, make func() 
 				return nil, err
 			}
 			res, err := s.commit(ctx, half.store, t)
+			if err == nil {
+				err = still(half.store, as.client, half.ops, res)
+			}
 			if err != nil {
 				return nil, err
 			}

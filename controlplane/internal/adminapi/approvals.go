@@ -306,7 +306,7 @@ func (s *server) OpenCrossings(ctx context.Context, req *adminv1.OpenCrossingsRe
 		next := model.Crossing{CatalogEpoch: adopted.CatalogEpoch, StoreEpoch: snap.Revision().Epoch, Reason: req.GetReason()}
 		after := zone.with(map[string]record{model.KeyCrossing: crossingRecord{next}})
 		docs := []model.ProposedDoc{{Kind: "Crossings", Name: s.Zone, Key: model.KeyCrossing, Value: model.Encode(next)}}
-		pending, again, err := s.loosen(ctx, zone, after, docs, []group.Op{{Key: model.KeyCrossing, Value: model.Encode(next)}}, zoneWorld, requestID("crossings", ""))
+		pending, again, err := s.loosen(ctx, zone, after, docs, []group.Op{{Key: model.KeyCrossing, Value: model.Encode(next)}}, zoneWorld, "", requestID("crossings", ""))
 		if err != nil {
 			return nil, err
 		}
@@ -318,7 +318,7 @@ func (s *server) OpenCrossings(ctx context.Context, req *adminv1.OpenCrossingsRe
 }
 
 // loosen makes a change of one key, or proposes it where a policy asks for two operators.
-func (s *server) loosen(ctx context.Context, before, after state, docs []model.ProposedDoc, ops []group.Op, world func(state) (approval.World, error), id string) (pending *adminv1.Approval, again bool, err error) {
+func (s *server) loosen(ctx context.Context, before, after state, docs []model.ProposedDoc, ops []group.Op, world func(state) (approval.World, error), client, id string) (pending *adminv1.Approval, again bool, err error) {
 	was, err := world(before)
 	if err != nil {
 		return nil, false, err
@@ -360,5 +360,8 @@ func (s *server) loosen(ctx context.Context, before, after state, docs []model.P
 	}
 	ops, compares = fenced(zone, ops, compares)
 	res, err := s.commit(ctx, store, group.Txn{RequestID: id, Ops: ops, Compares: compares})
+	if err == nil {
+		err = still(store, client, ops, res)
+	}
 	return pending, err == nil && !res.Succeeded, err
 }

@@ -1,6 +1,7 @@
 package adminapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,6 +14,7 @@ import (
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/manifest"
+	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	"bailiwick/shared/fault"
 )
@@ -137,4 +139,28 @@ func (s *server) once(store group.Store, as intent, t group.Txn) (group.Txn, err
 	}
 	t.Ops = append(slices.Clip(t.Ops), group.Op{Key: key, Value: []byte(id + " " + content)})
 	return t, nil
+}
+
+// still refuses to pass off as made now what a request of the same id made before and others have changed since: whoever
+// closes a pair by a script that always has one id would leave it open, and hear that it is closed.
+func still(store group.Store, client string, ops []group.Op, res group.Result) error {
+	if client == "" || !res.Replayed || !res.Succeeded {
+		return nil
+	}
+	local := store.Local()
+	for _, op := range ops {
+		if !ofResource(op.Key) && (op.Delete || !strings.HasPrefix(op.Key, model.PrefixApproval)) {
+			continue
+		}
+		kv, is := local.Get(op.Key)
+		if op.Delete && !is || !op.Delete && is && (kv.ModIndex == res.Revision.Index || bytes.Equal(kv.Value, op.Value)) {
+			continue
+		}
+		return fault.New(fault.Conflict, "REQUEST_ID_REUSED", "request id %q made this very change before, at revision %d, and others have changed it since: nothing is changed now; to make it again give it an id of its own", client, res.Revision.Index).At("request_id")
+	}
+	return nil
+}
+
+func ofResource(key string) bool {
+	return slices.ContainsFunc(manifest.Kinds(), func(k manifest.Kind) bool { return strings.HasPrefix(key, prefixOf(k.Name)) })
 }

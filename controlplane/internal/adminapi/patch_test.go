@@ -103,3 +103,33 @@ func TestApply_ARequestIdIsOfOneChange(t *testing.T) {
 		t.Errorf("the same id for something else: %v, want REQUEST_ID_REUSED and nothing changed", err)
 	}
 }
+
+// A script that always has one id must not hear that it closed what is open.
+func TestApply_ARequestIdOfBeforeDoesNotPassForNow(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	res := resourcesAt(z, apitest.Admin)
+	shut := &adminv1.ApplyRequest{RequestId: "runbook-1", Resources: parse(t, "kind: Closure\nname: shut\nspec: {zone: emea, from: eu-west, to: eu-central, reason: drill}")}
+	open := func(id string) error {
+		_, err := res.Delete(t.Context(), &adminv1.DeleteRequest{Kind: "closure", Name: "shut", RequestId: id})
+		return err
+	}
+	z.Store.Lose.Store(1) // committed, and the answer lost inside: it is this call's own
+	if _, err := res.Apply(t.Context(), shut); err != nil {
+		t.Fatal(err)
+	}
+	z.Store.Lose.Store(1)
+	if err := open("open-1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := res.Apply(t.Context(), shut); fault.ReasonOf(err) != "REQUEST_ID_REUSED" {
+		t.Errorf("the same closure under the same id after it was taken away: %v, want REQUEST_ID_REUSED: it is not closed", err)
+	}
+	shut.RequestId = "runbook-2"
+	if _, err := res.Apply(t.Context(), shut); err != nil {
+		t.Fatal(err)
+	}
+	if err := open("open-1"); fault.ReasonOf(err) != "REQUEST_ID_REUSED" {
+		t.Errorf("the same deletion under the same id after it was made anew: %v, want REQUEST_ID_REUSED", err)
+	}
+}

@@ -179,7 +179,7 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 			ops = append(ops, group.Op{Key: model.PrefixGone + kv.Key, Value: kv.Value})
 		}
 		if len(ops) == 1 { // closures, policies and bases: taking one away may open something
-			pending, again, err := s.remove(ctx, store, before, k, rec, kv, id+"/"+strconv.Itoa(attempt))
+			pending, again, err := s.remove(ctx, store, before, k, rec, kv, req.GetRequestId(), id+"/"+strconv.Itoa(attempt))
 			if err != nil {
 				return nil, err
 			}
@@ -194,6 +194,9 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 			return nil, err
 		}
 		res, err := s.commit(ctx, store, t)
+		if err == nil {
+			err = still(store, req.GetRequestId(), ops, res)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -205,14 +208,15 @@ func (s *server) Delete(ctx context.Context, req *adminv1.DeleteRequest) (*admin
 }
 
 // remove deletes what rests at one key, or proposes to.
-func (s *server) remove(ctx context.Context, store group.Store, before state, k manifest.Kind, rec record, kv group.KV, id string) (*adminv1.Approval, bool, error) {
+func (s *server) remove(ctx context.Context, store group.Store, before state, k manifest.Kind, rec record, kv group.KV, client, id string) (*adminv1.Approval, bool, error) {
 	world := zoneWorld
 	if store == s.Catalog {
 		world = catalogWorld
 	}
 	_, name := fullName(rec)
 	docs := []model.ProposedDoc{{Kind: k.Name, Name: name, Key: kv.Key, Catalog: store == s.Catalog}}
-	return s.loosen(ctx, before, before.with(map[string]record{kv.Key: nil}), docs, []group.Op{{Key: kv.Key, Delete: true}}, world, id)
+	ops := []group.Op{{Key: kv.Key, Delete: true}}
+	return s.loosen(ctx, before, before.with(map[string]record{kv.Key: nil}), docs, ops, world, client, id)
 }
 
 func compareAt(s state, key string) group.Compare {
