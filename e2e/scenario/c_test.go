@@ -91,7 +91,7 @@ func usControlDies(t *testing.T, s *harness.Sandbox) {
 	s.ActAll("kill", s.ControlsOf("us")...)
 	product := writeFile(t, "product.yaml", "kind: Product\nname: us-away\nspec: {apis: [orders], summary: Written while us was away}\n")
 	s.Eventually(10*time.Second, "apply without us", func() error {
-		if _, stderr, code := s.CLI("emea", "apply", "-f", product); code != 0 {
+		if _, stderr, code := s.CLI("emea", "apply", "-f", product, "--now", "--reason", "a drill"); code != 0 {
 			return fmt.Errorf("exit code %d: %s", code, stderr)
 		}
 		return nil
@@ -160,7 +160,7 @@ func emeaControlDies(t *testing.T, s *harness.Sandbox) {
 	s.Fail("us-east", 0)
 
 	plan := writeFile(t, "plan.yaml", "kind: Plan\nname: nobody\nspec: {products: [commerce]}\n")
-	out, stderr, code := s.CLI("us", "apply", "-f", plan)
+	out, stderr, code := s.CLI("us", "apply", "-f", plan, "--now", "--reason", "a drill")
 	if code != 6 || !regexp.MustCompile(`(?i)catalog`).MatchString(stderr) || !regexp.MustCompile(`(?i)leader|quorum`).MatchString(stderr) {
 		t.Errorf("apply of a catalog object without the primary zone: exit code %d, %q %q; want 6 and that the catalog has no leader", code, out, stderr)
 	}
@@ -180,7 +180,7 @@ func emeaControlDies(t *testing.T, s *harness.Sandbox) {
 	if names := s.MustCLI("emea", "get", "plans", "-o", "json"); strings.Contains(names, "nobody") {
 		t.Error("the plan whose apply exited 6 is there")
 	}
-	s.MustCLI("us", "apply", "-f", plan) // and now it can be written
+	s.MustCLI("us", "apply", "-f", plan, "--now", "--reason", "a drill") // and now it can be written
 	s.MustCLI("us", "delete", "plan", "nobody")
 	if leaders := s.Leaders(); !slices.Contains(s.ControlsOf("emea"), leaders["catalog"]) {
 		t.Errorf("the catalog is led by %q, want a node of the primary zone", leaders["catalog"])

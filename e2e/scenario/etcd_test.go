@@ -37,7 +37,7 @@ func TestEtcd(t *testing.T) {
 		}
 	}
 	product := writeFile(t, "product.yaml", "kind: Product\nname: kept-in-etcd\nspec: {apis: [orders], summary: Written to etcd}\n")
-	s.MustCLI("emea", "apply", "-f", product)
+	s.MustCLI("emea", "apply", "-f", product, "--now", "--reason", "a drill")
 	s.Eventually(10*time.Second, "the other zone sees the catalog's change", func() error {
 		out, stderr, code := s.CLI("us", "get", "products", "-o", "json")
 		if code != 0 || !strings.Contains(out, "kept-in-etcd") {
