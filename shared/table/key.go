@@ -11,7 +11,7 @@ import (
 
 // AppendKey appends the canonical encoding of a key, of its Digest and not of DigestHex.
 func AppendKey(b []byte, k *Key) []byte {
-	if !plain(k.ID) || !plain(k.Customer) || !plain(k.Subscription) || !plain(k.Plan) {
+	if !plain(k.ID) || !plain(k.Customer) || !plain(k.Subscription) || !plain(k.Plan) || !plain(k.Scopes) || !plain(k.From) {
 		c := *k
 		c.DigestHex = hex.EncodeToString(k.Digest[:])
 		o, err := Encode(KindKey, k.ID, &c)
@@ -34,6 +34,12 @@ func AppendKey(b []byte, k *Key) []byte {
 	}
 	if k.Ends != 0 {
 		b = strconv.AppendInt(append(b, `,"ends":`...), k.Ends, 10)
+	}
+	if k.Scopes != "" {
+		b = append(append(append(b, `,"scopes":"`...), k.Scopes...), '"')
+	}
+	if k.From != "" {
+		b = append(append(append(b, `,"from":"`...), k.From...), '"')
 	}
 	return append(b, '}')
 }
@@ -77,14 +83,26 @@ func ReadKey(text string, k *Key) bool {
 	rest, k.Suspended = strings.CutPrefix(rest, `,"suspended":true`)
 	rest, k.Overdue = strings.CutPrefix(rest, `,"overdue":true`)
 	if number, ok := strings.CutPrefix(rest, `,"ends":`); ok {
-		digits := strings.TrimSuffix(number, "}")
+		digits := number[:len(number)-len(strings.TrimLeft(number, "-0123456789"))]
 		n, err := strconv.ParseInt(digits, 10, 64)
 		if err != nil || n == 0 || strconv.FormatInt(n, 10) != digits { // 0 is not written, and no number in two ways
 			return false
 		}
 		k.Ends, rest = n, number[len(digits):]
 	}
-	return rest == "}"
+	optional := func(before string) (v string) { // an empty one is not written
+		if strings.HasPrefix(rest, before) {
+			if v = field(before); v == "" || !strings.HasPrefix(rest, `"`) {
+				ok = false
+				return ""
+			}
+			rest = rest[1:]
+		}
+		return v
+	}
+	k.Scopes = optional(`,"scopes":"`)
+	k.From = optional(`,"from":"`)
+	return ok && rest == "}"
 }
 
 // plain says whether encoding/json writes s as it is.

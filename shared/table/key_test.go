@@ -14,7 +14,8 @@ func TestKey_ShortWayIsTheCanonicalOne(t *testing.T) {
 	text := rapid.OneOf(rapid.StringMatching(`[a-zA-Z0-9_.-]{0,20}`), rapid.String())
 	rapid.Check(t, func(t *rapid.T) {
 		k := table.Key{ID: text.Draw(t, "id"), Customer: text.Draw(t, "customer"), Subscription: text.Draw(t, "subscription"), Plan: text.Draw(t, "plan"),
-			Suspended: rapid.Bool().Draw(t, "suspended"), Overdue: rapid.Bool().Draw(t, "overdue"), Ends: rapid.OneOf(rapid.Just(int64(0)), rapid.Int64()).Draw(t, "ends")}
+			Suspended: rapid.Bool().Draw(t, "suspended"), Overdue: rapid.Bool().Draw(t, "overdue"), Ends: rapid.OneOf(rapid.Just(int64(0)), rapid.Int64()).Draw(t, "ends"),
+			Scopes: rapid.OneOf(rapid.Just(""), text).Draw(t, "scopes"), From: rapid.OneOf(rapid.Just(""), text).Draw(t, "from")}
 		copy(k.Digest[:], rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "digest"))
 		whole := k
 		whole.DigestHex = hex.EncodeToString(k.Digest[:])

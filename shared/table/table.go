@@ -141,6 +141,10 @@ type Route struct {
 	PathPrefix      string        `json:"path_prefix"`
 	Timeout         time.Duration `json:"timeout,omitempty"`
 	MaxRequestBytes int64         `json:"max_request_bytes,omitempty"` // 0: the edge's default
+	// Since 2026-11-26; an edge of before enforces none of them.
+	Scope            string        `json:"scope,omitempty"`              // that a key must have
+	Deadline         time.Duration `json:"deadline,omitempty"`           // of the whole request; 0: none
+	MaxResponseBytes int64         `json:"max_response_bytes,omitempty"` // 0: no bound
 }
 
 // Plan as an edge enforces it.
@@ -158,6 +162,16 @@ type Plan struct {
 	QuotaWindow     time.Duration `json:"quota_window,omitempty"` // of a rolling one
 	QuotaGrace      int           `json:"quota_grace,omitempty"`
 	MaxKeyStaleness time.Duration `json:"max_key_staleness,omitempty"` // 0: for ever
+	// Since 2026-11-26; an edge of before enforces neither.
+	Windows       []Window `json:"windows,omitempty"`
+	MaxConcurrent int      `json:"max_concurrent,omitempty"` // requests under way of a subscription; 0: no bound
+}
+
+// Window is a rate limit over a longer time: Requests each Per, of which Burst may come at once.
+type Window struct {
+	Requests int           `json:"requests"`
+	Per      time.Duration `json:"per"`
+	Burst    int           `json:"burst,omitempty"` // 0: Requests
 }
 
 // Pair is a permission to relay that involves this region, as its zone has adopted it, less closures.
@@ -199,6 +213,10 @@ type Key struct {
 	// Ends is when the key ends, unix s; 0: not by itself. It is in what edges hold, so that it comes true on one that
 	// nobody reaches.
 	Ends int64 `json:"ends,omitempty"`
+	// Scopes are separated by spaces, From (CIDR blocks that the key works from; "": everywhere) by commas: texts, since many
+	// keys share few of them. Since 2026-11-26; an edge of before enforces neither.
+	Scopes string `json:"scopes,omitempty"`
+	From   string `json:"from,omitempty"`
 }
 
 // Node is an edge of another region that may relay to this one.

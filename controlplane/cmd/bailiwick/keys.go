@@ -40,6 +40,8 @@ func (a *app) keyCommand() *cobra.Command {
 	create.Flags().StringVar(&req.Plan, "plan", "", "which subscription, by its plan; may be left out if there is one")
 	create.Flags().StringVar(&req.Subscription, "subscription", "", "which subscription, by name")
 	create.Flags().StringVar(&req.Zone, "zone", "", "the customer's zone; left out, the zones are asked one by one")
+	create.Flags().StringSliceVar(&req.Scopes, "scope", nil, "a scope that routes may ask for; may be given more than once, at most 16")
+	create.Flags().StringSliceVar(&req.AllowFrom, "allow-from", nil, "an address or CIDR block that the key works from; may be given more than once, at most 32; none: from everywhere")
 	must(create.MarkFlagRequired("customer"))
 
 	var revokeZone string

@@ -178,8 +178,12 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 		if err != nil {
 			return nil, err
 		}
+		deadline, err := duration(r.GetDeadline(), fmt.Sprintf("spec.routes[%d].deadline", i))
+		if err != nil {
+			return nil, err
+		}
 		out.Routes = append(out.Routes, model.Route{Name: r.GetName(), Methods: r.GetMethods(), PathPrefix: or(r.GetPathPrefix(), "/"),
-			Timeout: timeout, MaxRequestBytes: r.GetMaxRequestBytes()})
+			Timeout: timeout, MaxRequestBytes: r.GetMaxRequestBytes(), Scope: r.GetScope(), Deadline: deadline, MaxResponseBytes: r.GetMaxResponseBytes()})
 	}
 	for _, u := range v.GetUpstreams() {
 		out.Upstreams = append(out.Upstreams, model.Upstream{Region: u.GetRegion(), URL: u.GetUrl()})
@@ -202,6 +206,14 @@ func planFromProto(name string, v *adminv1.Plan) (record, error) {
 		out.Quota = &model.Quota{Units: q.GetUnits(), Period: or(q.GetPeriod(), "month"), Mode: or(q.GetMode(), "soft"),
 			Window: window, GracePercent: int(q.GetGracePercent())}
 	}
+	for i, w := range v.GetRateLimits() {
+		per, err := duration(w.GetPer(), fmt.Sprintf("spec.rate_limits[%d].per", i))
+		if err != nil {
+			return nil, err
+		}
+		out.RateLimits = append(out.RateLimits, model.RateWindow{Requests: int(w.GetRequests()), Per: per, Burst: int(w.GetBurst())})
+	}
+	out.MaxConcurrent = int(v.GetMaxConcurrent())
 	var err error
 	out.MaxKeyStaleness, err = duration(v.GetMaxKeyStaleness(), "spec.max_key_staleness")
 	return out, err
@@ -276,7 +288,7 @@ func apiToProto(v model.API) *adminv1.API {
 	out := &adminv1.API{Zone: v.Zone, Hosts: v.Hosts, Policy: v.Policy, Summary: v.Summary, Docs: v.Docs, Openapi: v.OpenAPI}
 	for _, r := range v.Routes {
 		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
-			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes})
+			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes})
 	}
 	for _, u := range v.Upstreams {
 		out.Upstreams = append(out.Upstreams, &adminv1.Upstream{Region: u.Region, Url: u.URL})
@@ -292,6 +304,10 @@ func planToProto(v model.Plan) *adminv1.Plan {
 	if r := v.RateLimit; r != nil {
 		out.RateLimit = &adminv1.RateLimit{RequestsPerSecond: int32(r.RequestsPerSecond), Burst: int32(r.Burst)}
 	}
+	for _, w := range v.RateLimits {
+		out.RateLimits = append(out.RateLimits, &adminv1.RateWindow{Requests: int32(w.Requests), Per: durationpb.New(w.Per), Burst: int32(w.Burst)})
+	}
+	out.MaxConcurrent = int32(v.MaxConcurrent)
 	if q := v.Quota; q != nil {
 		out.Quota = &adminv1.Quota{Units: q.Units, Period: q.Period, Mode: q.Mode, GracePercent: int32(q.GracePercent)}
 		if q.Window != 0 {

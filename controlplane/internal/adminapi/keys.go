@@ -28,6 +28,10 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 	if z := req.GetZone(); z != "" && z != s.Zone {
 		return nil, s.wrongZone("customer "+req.GetCustomer(), z)
 	}
+	bounds, err := model.Key{}.Bound(req.GetScopes(), req.GetAllowFrom())
+	if err != nil {
+		return nil, err
+	}
 	id := requestID("key", req.GetRequestId())
 	for attempt := range maxAttempts {
 		snap, err := s.fresh(ctx, s.Store)
@@ -52,7 +56,7 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 		}
 		sum := s.hasher.Sum(text.Reveal())
 		key := model.Key{ID: keyID, DigestHex: hex.EncodeToString(sum[:]), Customer: customer.Name, Subscription: sub.Name,
-			Plan: sub.Plan, Status: keyActive, CreatedAt: time.Now().UTC().Truncate(time.Millisecond)}
+			Plan: sub.Plan, Status: keyActive, CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Scopes: bounds.Scopes, AllowFrom: bounds.AllowFrom}
 		res, err := s.commit(ctx, s.Store, group.Txn{
 			RequestID: id + "/" + strconv.Itoa(attempt),
 			Compares:  []group.Compare{compareAt(before, model.PrefixCustomer+customer.Name), {Key: model.PrefixKey + keyID}},

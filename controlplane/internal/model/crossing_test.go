@@ -33,7 +33,7 @@ var crosses = map[string]string{
 	"Policy.Name": "id", "Policy.Zone": "id", "WithinZone.Basis": "id", "WithinZone.Classes": "ids of data classes",
 	"Pair.From": "id", "Pair.To": "id", "Pair.Basis": "id", "Pair.Classes": "ids of data classes", "Pair.ReviewBy": "date", "Pair.Status": "enum",
 	"API.Name": "id", "API.Zone": "id", "API.Hosts": "public host names", "API.Policy": "id", "API.Summary": "published about the product", "API.Docs": "published about the product",
-	"API.OpenAPI": "published about the product", "Route.Name": "id", "Route.Methods": "HTTP methods", "Route.PathPrefix": "template, never a request's path",
+	"API.OpenAPI": "published about the product", "Route.Name": "id", "Route.Methods": "HTTP methods", "Route.PathPrefix": "template, never a request's path", "Route.Scope": "id",
 	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe",
 	"Product.Name": "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",
 	"Plan.Name": "id", "Plan.Products": "ids", "Plan.PriorityClass": "id", "Plan.SLATarget": "number as text", "Plan.Price": "published price", "Quota.Period": "enum", "Quota.Mode": "enum",

@@ -140,6 +140,10 @@ type Route struct {
 	PathPrefix      string        `json:"path_prefix,omitempty"`
 	Timeout         time.Duration `json:"timeout,omitempty"`
 	MaxRequestBytes int64         `json:"max_request_bytes,omitempty"`
+
+	Scope            string        `json:"scope,omitempty"` // that a key must have
+	Deadline         time.Duration `json:"deadline,omitempty"`
+	MaxResponseBytes int64         `json:"max_response_bytes,omitempty"`
 }
 
 type Upstream struct {
@@ -168,6 +172,15 @@ type Plan struct {
 	SLATarget       string        `json:"sla_target,omitempty"`
 	Price           string        `json:"price,omitempty"`
 	MaxKeyStaleness time.Duration `json:"max_key_staleness,omitempty"`
+	RateLimits      []RateWindow  `json:"rate_limits,omitempty"`
+	MaxConcurrent   int           `json:"max_concurrent,omitempty"`
+}
+
+// RateWindow is a rate limit over a longer time than a second.
+type RateWindow struct {
+	Requests int           `json:"requests"`
+	Per      time.Duration `json:"per"`
+	Burst    int           `json:"burst,omitempty"`
 }
 
 type RateLimit struct {
@@ -278,6 +291,10 @@ type Key struct {
 	Plan         string    `json:"plan"`
 	Status       string    `json:"status"` // active, revoked
 	CreatedAt    time.Time `json:"created_at"`
+	// A program of before 2026-11-26 refuses a record with one of these: the key is then no key there, rather than one
+	// without bounds.
+	Scopes    []string `json:"scopes,omitempty"`     // sorted
+	AllowFrom []string `json:"allow_from,omitempty"` // CIDR blocks, sorted; none: from everywhere
 }
 
 // KeyEnd says when a key ends that was rotated. It rests apart from the key, so that a program of the release before, which

@@ -21,6 +21,13 @@ const (
 	MaxHealthInterval = time.Minute
 	MaxRequestBytes   = 1 << 40
 	MaxQuotaUnits     = 1_000_000_000_000_000
+	MaxDeadline       = 24 * time.Hour
+	MinRateWindow     = time.Second
+	MaxRateWindow     = 31 * 24 * time.Hour
+	MaxRateWindows    = 4
+	MaxConcurrent     = 1_000_000
+	MaxScopes         = 16
+	MaxAllowFrom      = 32
 )
 
 // Outcomes that a product may bill. What the edge answered by itself is never billed.
@@ -193,6 +200,18 @@ func (a API) validateRoutes() error {
 		if r.MaxRequestBytes < 0 || r.MaxRequestBytes > MaxRequestBytes {
 			return bad(at("max_request_bytes"), "LIMIT_INVALID", "API %s: route %s: max_request_bytes %d is outside 0 to %d", a.Name, r.Name, r.MaxRequestBytes, int64(MaxRequestBytes))
 		}
+		if r.MaxResponseBytes < 0 || r.MaxResponseBytes > MaxRequestBytes {
+			return bad(at("max_response_bytes"), "LIMIT_INVALID", "API %s: route %s: max_response_bytes %d is outside 0 to %d", a.Name, r.Name, r.MaxResponseBytes, int64(MaxRequestBytes))
+		}
+		if r.Deadline < 0 || r.Deadline > MaxDeadline {
+			return bad(at("deadline"), "DEADLINE_INVALID", "API %s: route %s: a deadline of %v is outside 0s (none) to %v", a.Name, r.Name, r.Deadline, MaxDeadline)
+		}
+		if r.Deadline != 0 && r.Deadline < r.Timeout {
+			return bad(at("deadline"), "DEADLINE_INVALID", "API %s: route %s: the deadline of %v ends before the timeout of %v: it bounds the whole request, the timeout each try up to the answer's headers", a.Name, r.Name, r.Deadline, r.Timeout)
+		}
+		if r.Scope != "" && !ValidScope(r.Scope) {
+			return bad(at("scope"), "SCOPE_INVALID", "API %s: route %s: scope %q %s", a.Name, r.Name, r.Scope, scopeForm)
+		}
 		prefix := strings.TrimRight(r.PathPrefix, "/")
 		methods := r.Methods
 		if len(methods) == 0 {
@@ -249,6 +268,9 @@ func (p Plan) Validate() error {
 	if r := p.RateLimit; r != nil && (r.RequestsPerSecond < 1 || r.Burst < 0) {
 		return bad("spec.rate_limit", "RATE_LIMIT_INVALID", "plan %s: a rate limit needs at least 1 request a second and no negative burst", p.Name)
 	}
+	if err := p.checkRates(); err != nil {
+		return err
+	}
 	if q := p.Quota; q != nil {
 		if err := p.checkQuota(q); err != nil {
 			return err
@@ -256,6 +278,29 @@ func (p Plan) Validate() error {
 	}
 	if p.MaxKeyStaleness < 0 {
 		return bad("spec.max_key_staleness", "STALENESS_INVALID", "plan %s: max_key_staleness %v is less than nothing", p.Name, p.MaxKeyStaleness)
+	}
+	return nil
+}
+
+func (p Plan) checkRates() error {
+	if len(p.RateLimits) > MaxRateWindows {
+		return bad("spec.rate_limits", "RATE_LIMIT_INVALID", "plan %s: %d rate limits; at most %d", p.Name, len(p.RateLimits), MaxRateWindows)
+	}
+	for i, w := range p.RateLimits {
+		at := func(field string) string { return fmt.Sprintf("spec.rate_limits[%d].%s", i, field) }
+		switch {
+		case w.Per < MinRateWindow || w.Per > MaxRateWindow || w.Per%time.Second != 0:
+			return bad(at("per"), "RATE_LIMIT_INVALID", "plan %s: a rate limit per %v; it must be whole seconds, from %v to 744h (31 days)", p.Name, w.Per, MinRateWindow)
+		case w.Requests < 1:
+			return bad(at("requests"), "RATE_LIMIT_INVALID", "plan %s: a rate limit of %d requests per %v lets nothing through", p.Name, w.Requests, w.Per)
+		case w.Burst < 0 || w.Burst > w.Requests:
+			return bad(at("burst"), "RATE_LIMIT_INVALID", "plan %s: a burst of %d is outside 0 (all) to the %d requests per %v", p.Name, w.Burst, w.Requests, w.Per)
+		case slices.ContainsFunc(p.RateLimits[:i], func(o RateWindow) bool { return o.Per == w.Per }):
+			return bad(at("per"), "DUPLICATE", "plan %s has two rate limits per %v", p.Name, w.Per)
+		}
+	}
+	if p.MaxConcurrent < 0 || p.MaxConcurrent > MaxConcurrent {
+		return bad("spec.max_concurrent", "CONCURRENCY_INVALID", "plan %s: max_concurrent %d is outside 0 (no bound) to %d", p.Name, p.MaxConcurrent, MaxConcurrent)
 	}
 	return nil
 }

@@ -53,13 +53,14 @@ type terms struct {
 	recorded               string // the plan, as the key's record has it
 	plan                   string // as its subscription has it
 	suspended, overdue     bool
-	ends                   int64 // unix s; 0: not by itself
-	shown                  bool  // edges hold the key
+	ends                   int64  // unix s; 0: not by itself
+	scopes, from           string // as table.Key has them
+	shown                  bool   // edges hold the key
 }
 
 func (k *heldKey) object() table.Object {
 	return table.Object{Kind: table.KindKey, ID: k.id, Data: table.AppendKey(make([]byte, 0, 256), &table.Key{ID: k.id, Digest: k.digest,
-		Customer: k.customer, Subscription: k.subscription, Plan: k.plan, Suspended: k.suspended, Overdue: k.overdue, Ends: k.ends})}
+		Customer: k.customer, Subscription: k.subscription, Plan: k.plan, Suspended: k.suspended, Overdue: k.overdue, Ends: k.ends, Scopes: k.scopes, From: k.from})}
 }
 
 // NewKeys reads all keys of a zone store.
@@ -248,7 +249,7 @@ func (k *Keys) apply(e group.Event, touched map[string]bool) {
 		}
 		if at, i, ok := k.find(id); ok {
 			h := k.places[at][i]
-			if k.set(id, k.hold(id, h.digest, h.customer, h.subscription, h.recorded), true) {
+			if k.set(id, k.hold(id, h.digest, *h.terms), true) {
 				touched[id] = true
 			}
 		}
@@ -279,7 +280,7 @@ func (k *Keys) apply(e group.Event, touched map[string]bool) {
 	for at := range k.places {
 		for i := range k.places[at] {
 			if h := k.places[at][i]; h.customer == name {
-				if next, ok := k.hold(h.id, h.digest, h.customer, h.subscription, h.recorded), true; k.set(h.id, next, ok) {
+				if next, ok := k.hold(h.id, h.digest, *h.terms), true; k.set(h.id, next, ok) {
 					touched[h.id] = true
 				}
 			}
@@ -314,13 +315,14 @@ func (k *Keys) read(kv group.KV, id string) (heldKey, bool) {
 		k.malformed++ // an edge could not use it
 		return heldKey{}, false
 	}
-	return k.hold(id, apikey.Digest(digest), key.Customer, key.Subscription, key.Plan), true
+	return k.hold(id, apikey.Digest(digest), terms{customer: key.Customer, subscription: key.Subscription, recorded: key.Plan,
+		scopes: strings.Join(key.Scopes, " "), from: strings.Join(key.AllowFrom, ",")}), true
 }
 
-// hold is a key under the terms that its customer has now.
-func (k *Keys) hold(id string, digest apikey.Digest, customer, subscription, recorded string) heldKey {
-	t := terms{customer: customer, subscription: subscription, recorded: recorded, plan: recorded, ends: k.ends[id]}
-	if c, ok := k.customers[customer]; ok { // else there is nobody to bill: not a key
+// hold is a key under the terms that its customer has now, given those of its record.
+func (k *Keys) hold(id string, digest apikey.Digest, t terms) heldKey {
+	t = terms{customer: t.customer, subscription: t.subscription, recorded: t.recorded, plan: t.recorded, ends: k.ends[id], scopes: t.scopes, from: t.from}
+	if c, ok := k.customers[t.customer]; ok { // else there is nobody to bill: not a key
 		// A status not known here is one that a newer program refuses for.
 		t.suspended, t.overdue = c.Status != "" && c.Status != "active" && c.Status != "overdue", c.Status == "overdue"
 		for _, s := range c.Subscriptions {
@@ -328,7 +330,7 @@ func (k *Keys) hold(id string, digest apikey.Digest, customer, subscription, rec
 			if name == "" {
 				name = s.Plan
 			}
-			if name == subscription {
+			if name == t.subscription {
 				t.plan = s.Plan // a subscription that moved to another plan takes its keys along
 			}
 		}

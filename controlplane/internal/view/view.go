@@ -262,7 +262,8 @@ func (b *builder) foreignAPI(a model.API) error {
 func (b *builder) api(a model.API) *table.API {
 	out := &table.API{Name: a.Name, Zone: a.Zone, Policy: a.Policy, HealthPath: a.Health.Path, HealthInterval: a.Health.Interval}
 	for _, r := range a.Routes {
-		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes})
+		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes,
+			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes})
 	}
 	for _, u := range a.Upstreams {
 		if u.Region == b.edge.Region {
@@ -286,7 +287,10 @@ func (b *builder) plans() error {
 		return err
 	}
 	return each(b.catalog, model.PrefixPlan, func(kv group.KV, p model.Plan) error {
-		out := table.Plan{Name: p.Name, Rev: kv.ModIndex, APIs: map[string]string{}, MaxKeyStaleness: p.MaxKeyStaleness}
+		out := table.Plan{Name: p.Name, Rev: kv.ModIndex, APIs: map[string]string{}, MaxKeyStaleness: p.MaxKeyStaleness, MaxConcurrent: p.MaxConcurrent}
+		for _, w := range p.RateLimits {
+			out.Windows = append(out.Windows, table.Window(w))
+		}
 		for _, name := range p.Products {
 			for _, api := range products[name].APIs {
 				// The first product that sells an API is the one its usage is booked on.

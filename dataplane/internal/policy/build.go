@@ -34,7 +34,7 @@ func decodeKey(o table.Object) (k Key, canonical bool, reason Reason) {
 	case w.Customer == "" || w.Plan == "" || w.Ends < 0 || w.Ends > math.MaxUint32:
 		return k, false, ReasonUnfit
 	}
-	return Key{ID: o.ID, Digest: w.Digest, Owner: owners.intern(w.Customer, w.Subscription, w.Plan), Suspended: w.Suspended, Overdue: w.Overdue, Ends: uint32(w.Ends)}, canonical, ""
+	return Key{ID: o.ID, Digest: w.Digest, Owner: owners.intern(&w), Suspended: w.Suspended, Overdue: w.Overdue, Ends: uint32(w.Ends)}, canonical, ""
 }
 
 // decode reads any other object; its value is nil if there is a reason not to use it.

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -26,14 +27,72 @@ type Owner struct {
 	Customer     string
 	Subscription string
 	Plan         string
+	*Bounds      // nil: none
+}
+
+// Bounds are what a key is bound to beside its plan.
+type Bounds struct {
+	scopes, from string // as table.Key has them
+	blocks       []netip.Prefix
+}
+
+// HasScope says whether the key was given a scope. It may be asked of no bounds.
+func (b *Bounds) HasScope(scope string) bool {
+	if b == nil {
+		return false
+	}
+	for rest := b.scopes; rest != ""; {
+		var s string
+		if s, rest, _ = strings.Cut(rest, " "); s == scope {
+			return true
+		}
+	}
+	return false
+}
+
+// Takes says whether the key works from an address.
+func (b *Bounds) Takes(a netip.Addr) bool {
+	if b == nil || b.from == "" {
+		return true
+	}
+	a = a.Unmap().WithZone("")
+	for _, p := range b.blocks {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// texts are the bounds as table.Key has them.
+func (b *Bounds) texts() (scopes, from string) {
+	if b == nil {
+		return "", ""
+	}
+	return b.scopes, b.from
+}
+
+// newBounds reads them; a block that does not read holds no address, so that a key with nothing else works from nowhere.
+func newBounds(scopes, from string) *Bounds {
+	if scopes == "" && from == "" {
+		return nil
+	}
+	b := &Bounds{scopes: strings.Clone(scopes), from: strings.Clone(from)}
+	for text := range strings.SplitSeq(b.from, ",") {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			b.blocks = append(b.blocks, p)
+		}
+	}
+	return b
 }
 
 // sum is what the key counts in the zone's sum, if its object was the canonical one: made anew, since it is asked for when
 // the key changes, and a million of them are 32 MB.
 func (k *Key) sum() revision.Sum {
 	var buf [512]byte
+	scopes, from := k.texts()
 	return revision.Of(uint8(table.KindKey), k.ID, table.AppendKey(buf[:0], &table.Key{ID: k.ID, Digest: k.Digest, Customer: k.Customer,
-		Subscription: k.Subscription, Plan: k.Plan, Suspended: k.Suspended, Overdue: k.Overdue, Ends: int64(k.Ends)}))
+		Subscription: k.Subscription, Plan: k.Plan, Suspended: k.Suspended, Overdue: k.Overdue, Ends: int64(k.Ends), Scopes: scopes, From: from}))
 }
 
 const (
@@ -239,26 +298,30 @@ func (e *keysEdit) done() *keys {
 }
 
 // owners interns Owners for as long as a key has them.
-var owners = ownerPool{m: map[Owner]weak.Pointer[Owner]{}}
+var owners = ownerPool{m: map[ownerTexts]weak.Pointer[Owner]{}}
+
+type ownerTexts struct{ customer, subscription, plan, scopes, from string }
 
 type ownerPool struct {
 	mu sync.Mutex // covers m
-	m  map[Owner]weak.Pointer[Owner]
+	m  map[ownerTexts]weak.Pointer[Owner]
 }
 
-func (p *ownerPool) intern(customer, subscription, plan string) *Owner {
+func (p *ownerPool) intern(w *table.Key) *Owner {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if o := p.m[Owner{customer, subscription, plan}].Value(); o != nil {
+	if o := p.m[ownerTexts{w.Customer, w.Subscription, w.Plan, w.Scopes, w.From}].Value(); o != nil {
 		return o
 	}
-	o := &Owner{strings.Clone(customer), strings.Clone(subscription), strings.Clone(plan)}
-	p.m[*o] = weak.Make(o)
-	runtime.AddCleanup(o, p.forget, *o)
+	o := &Owner{strings.Clone(w.Customer), strings.Clone(w.Subscription), strings.Clone(w.Plan), newBounds(w.Scopes, w.From)}
+	scopes, from := o.texts()
+	kept := ownerTexts{o.Customer, o.Subscription, o.Plan, scopes, from}
+	p.m[kept] = weak.Make(o)
+	runtime.AddCleanup(o, p.forget, kept)
 	return o
 }
 
-func (p *ownerPool) forget(o Owner) {
+func (p *ownerPool) forget(o ownerTexts) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.m[o].Value() == nil { // else it was made again meanwhile

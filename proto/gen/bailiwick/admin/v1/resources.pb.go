@@ -956,8 +956,14 @@ type Route struct {
 	// timeout bounds one attempt up to the response headers. Default 5s, at most 5m.
 	Timeout         *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	MaxRequestBytes int64                `protobuf:"varint,5,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// scope that a key must have been given (key create --scope); empty: none.
+	Scope string `protobuf:"bytes,20,opt,name=scope,proto3" json:"scope,omitempty"`
+	// deadline bounds the whole request, from its first byte to the last of its answer. Unset means none, at most 24h.
+	Deadline *durationpb.Duration `protobuf:"bytes,21,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// max_response_bytes: an answer that says it is longer becomes 502, one that turns out to be is broken off. 0 means no bound.
+	MaxResponseBytes int64 `protobuf:"varint,22,opt,name=max_response_bytes,json=maxResponseBytes,proto3" json:"max_response_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
@@ -1021,6 +1027,27 @@ func (x *Route) GetTimeout() *durationpb.Duration {
 func (x *Route) GetMaxRequestBytes() int64 {
 	if x != nil {
 		return x.MaxRequestBytes
+	}
+	return 0
+}
+
+func (x *Route) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Route) GetDeadline() *durationpb.Duration {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Route) GetMaxResponseBytes() int64 {
+	if x != nil {
+		return x.MaxResponseBytes
 	}
 	return 0
 }
@@ -1204,8 +1231,12 @@ type Plan struct {
 	Price         string                 `protobuf:"bytes,6,opt,name=price,proto3" json:"price,omitempty"`
 	// max_key_staleness: how long a disconnected edge honours keys of this plan. Unset means for ever.
 	MaxKeyStaleness *durationpb.Duration `protobuf:"bytes,7,opt,name=max_key_staleness,json=maxKeyStaleness,proto3" json:"max_key_staleness,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// rate_limits over longer times, beside rate_limit: all of them hold.
+	RateLimits []*RateWindow `protobuf:"bytes,20,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
+	// max_concurrent: requests of a subscription under way at once. 0 means no bound.
+	MaxConcurrent int32 `protobuf:"varint,21,opt,name=max_concurrent,json=maxConcurrent,proto3" json:"max_concurrent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Plan) Reset() {
@@ -1287,6 +1318,82 @@ func (x *Plan) GetMaxKeyStaleness() *durationpb.Duration {
 	return nil
 }
 
+func (x *Plan) GetRateLimits() []*RateWindow {
+	if x != nil {
+		return x.RateLimits
+	}
+	return nil
+}
+
+func (x *Plan) GetMaxConcurrent() int32 {
+	if x != nil {
+		return x.MaxConcurrent
+	}
+	return 0
+}
+
+type RateWindow struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Requests int32                  `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	// per: 1s to 744h (31 days).
+	Per *durationpb.Duration `protobuf:"bytes,2,opt,name=per,proto3" json:"per,omitempty"`
+	// burst: how many of them may come at once. Default: all.
+	Burst         int32 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateWindow) Reset() {
+	*x = RateWindow{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateWindow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateWindow) ProtoMessage() {}
+
+func (x *RateWindow) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateWindow.ProtoReflect.Descriptor instead.
+func (*RateWindow) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RateWindow) GetRequests() int32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *RateWindow) GetPer() *durationpb.Duration {
+	if x != nil {
+		return x.Per
+	}
+	return nil
+}
+
+func (x *RateWindow) GetBurst() int32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
 type RateLimit struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	RequestsPerSecond int32                  `protobuf:"varint,1,opt,name=requests_per_second,json=requestsPerSecond,proto3" json:"requests_per_second,omitempty"`
@@ -1298,7 +1405,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1310,7 +1417,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1323,7 +1430,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -1358,7 +1465,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1477,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1490,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Quota) GetUnits() int64 {
@@ -1438,7 +1545,7 @@ type Customer struct {
 
 func (x *Customer) Reset() {
 	*x = Customer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1557,7 @@ func (x *Customer) String() string {
 func (*Customer) ProtoMessage() {}
 
 func (x *Customer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1570,7 @@ func (x *Customer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Customer.ProtoReflect.Descriptor instead.
 func (*Customer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Customer) GetZone() string {
@@ -1519,7 +1626,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1638,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1651,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Subscription) GetName() string {
@@ -1575,7 +1682,7 @@ type Closure struct {
 
 func (x *Closure) Reset() {
 	*x = Closure{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1694,7 @@ func (x *Closure) String() string {
 func (*Closure) ProtoMessage() {}
 
 func (x *Closure) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1707,7 @@ func (x *Closure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closure.ProtoReflect.Descriptor instead.
 func (*Closure) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Closure) GetZone() string {
@@ -1650,7 +1757,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1769,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1782,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Drain) GetZone() string {
@@ -1778,14 +1885,17 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\aopenapi\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\aopenapi\x12<\n" +
 	"\x06routes\x18\a \x03(\v2\x19.bailiwick.admin.v1.RouteB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\x06routes\x12E\n" +
 	"\tupstreams\x18\b \x03(\v2\x1c.bailiwick.admin.v1.UpstreamB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\tupstreams\x122\n" +
-	"\x06health\x18\t \x01(\v2\x1a.bailiwick.admin.v1.HealthR\x06health\"\x94\x02\n" +
+	"\x06health\x18\t \x01(\v2\x1a.bailiwick.admin.v1.HealthR\x06health\"\xa1\x03\n" +
 	"\x05Route\x121\n" +
 	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x125\n" +
 	"\amethods\x18\x02 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x10\"\x11r\x0f2\r^[A-Z]{1,16}$R\amethods\x127\n" +
 	"\vpath_prefix\x18\x03 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\b2\f^(/[^?#]*)?$R\n" +
 	"pathPrefix\x123\n" +
 	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x123\n" +
-	"\x11max_request_bytes\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x0fmaxRequestBytes\"K\n" +
+	"\x11max_request_bytes\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x0fmaxRequestBytes\x12\x1d\n" +
+	"\x05scope\x18\x14 \x01(\tB\a\xbaH\x04r\x02\x18?R\x05scope\x125\n" +
+	"\bdeadline\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x125\n" +
+	"\x12max_response_bytes\x18\x16 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x10maxResponseBytes\"K\n" +
 	"\bUpstream\x12!\n" +
 	"\x06region\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06region\x12\x1c\n" +
 	"\x03url\x18\x02 \x01(\tB\n" +
@@ -1796,7 +1906,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\aProduct\x12\x1f\n" +
 	"\x04apis\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\x02R\x04apis\x125\n" +
 	"\x11billable_outcomes\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\bR\x10billableOutcomes\x12\"\n" +
-	"\asummary\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\asummary\"\xdc\x02\n" +
+	"\asummary\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\asummary\"\xdb\x03\n" +
 	"\x04Plan\x12'\n" +
 	"\bproducts\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\x02R\bproducts\x12<\n" +
 	"\n" +
@@ -1806,7 +1916,17 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\n" +
 	"sla_target\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18 R\tslaTarget\x12\x1d\n" +
 	"\x05price\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\x05price\x12E\n" +
-	"\x11max_key_staleness\x18\a \x01(\v2\x19.google.protobuf.DurationR\x0fmaxKeyStaleness\"m\n" +
+	"\x11max_key_staleness\x18\a \x01(\v2\x19.google.protobuf.DurationR\x0fmaxKeyStaleness\x12I\n" +
+	"\vrate_limits\x18\x14 \x03(\v2\x1e.bailiwick.admin.v1.RateWindowB\b\xbaH\x05\x92\x01\x02\x10\x04R\n" +
+	"rateLimits\x122\n" +
+	"\x0emax_concurrent\x18\x15 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xc0\x84=(\x00R\rmaxConcurrent\"\x89\x01\n" +
+	"\n" +
+	"RateWindow\x12)\n" +
+	"\brequests\x18\x01 \x01(\x05B\r\xbaH\n" +
+	"\x1a\b\x18\x80\x94\xeb\xdc\x03(\x01R\brequests\x12+\n" +
+	"\x03per\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03per\x12#\n" +
+	"\x05burst\x18\x03 \x01(\x05B\r\xbaH\n" +
+	"\x1a\b\x18\x80\x94\xeb\xdc\x03(\x00R\x05burst\"m\n" +
 	"\tRateLimit\x12<\n" +
 	"\x13requests_per_second\x18\x01 \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x01R\x11requestsPerSecond\x12\"\n" +
 	"\x05burst\x18\x02 \x01(\x05B\f\xbaH\t\x1a\a\x18\x80\xad\xe2\x04(\x00R\x05burst\"\x8f\x02\n" +
@@ -1851,7 +1971,7 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
 	(*Switch)(nil),                // 1: bailiwick.admin.v1.Switch
@@ -1867,17 +1987,18 @@ var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Health)(nil),                // 11: bailiwick.admin.v1.Health
 	(*Product)(nil),               // 12: bailiwick.admin.v1.Product
 	(*Plan)(nil),                  // 13: bailiwick.admin.v1.Plan
-	(*RateLimit)(nil),             // 14: bailiwick.admin.v1.RateLimit
-	(*Quota)(nil),                 // 15: bailiwick.admin.v1.Quota
-	(*Customer)(nil),              // 16: bailiwick.admin.v1.Customer
-	(*Subscription)(nil),          // 17: bailiwick.admin.v1.Subscription
-	(*Closure)(nil),               // 18: bailiwick.admin.v1.Closure
-	(*Drain)(nil),                 // 19: bailiwick.admin.v1.Drain
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*RateWindow)(nil),            // 14: bailiwick.admin.v1.RateWindow
+	(*RateLimit)(nil),             // 15: bailiwick.admin.v1.RateLimit
+	(*Quota)(nil),                 // 16: bailiwick.admin.v1.Quota
+	(*Customer)(nil),              // 17: bailiwick.admin.v1.Customer
+	(*Subscription)(nil),          // 18: bailiwick.admin.v1.Subscription
+	(*Closure)(nil),               // 19: bailiwick.admin.v1.Closure
+	(*Drain)(nil),                 // 20: bailiwick.admin.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	20, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	21, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
 	3,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
 	4,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
@@ -1885,28 +2006,31 @@ var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
 	8,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
 	12, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
 	13, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
-	16, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
-	18, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	19, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	17, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
+	19, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
+	20, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
 	1,  // 11: bailiwick.admin.v1.Resource.switch:type_name -> bailiwick.admin.v1.Switch
 	6,  // 12: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
 	7,  // 13: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	21, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	22, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
 	9,  // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
 	10, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
 	11, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	21, // 18: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	21, // 19: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	14, // 20: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	15, // 21: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	21, // 22: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	21, // 23: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	17, // 24: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	22, // 18: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	22, // 19: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
+	22, // 20: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	15, // 21: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	16, // 22: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	22, // 23: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	14, // 24: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
+	22, // 25: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
+	22, // 26: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	18, // 27: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }
@@ -1933,7 +2057,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -2452,8 +2452,12 @@ type CreateKeyRequest struct {
 	Plan         string `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
 	Subscription string `protobuf:"bytes,3,opt,name=subscription,proto3" json:"subscription,omitempty"`
 	// zone of the customer; empty means the zone of the node asked.
-	Zone          string `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
-	RequestId     string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Zone      string `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
+	RequestId string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// scopes that routes may ask for; a route without one takes any key.
+	Scopes []string `protobuf:"bytes,10,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// allow_from: addresses and CIDR blocks that the key works from; none: from everywhere.
+	AllowFrom     []string `protobuf:"bytes,11,rep,name=allow_from,json=allowFrom,proto3" json:"allow_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2521,6 +2525,20 @@ func (x *CreateKeyRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *CreateKeyRequest) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *CreateKeyRequest) GetAllowFrom() []string {
+	if x != nil {
+		return x.AllowFrom
+	}
+	return nil
 }
 
 type CreateKeyResponse struct {
@@ -3021,6 +3039,8 @@ type Key struct {
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // of a key that was rotated
 	ReplacedBy    string                 `protobuf:"bytes,8,opt,name=replaced_by,json=replacedBy,proto3" json:"replaced_by,omitempty"`
 	Replaces      string                 `protobuf:"bytes,9,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	Scopes        []string               `protobuf:"bytes,10,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	AllowFrom     []string               `protobuf:"bytes,11,rep,name=allow_from,json=allowFrom,proto3" json:"allow_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3116,6 +3136,20 @@ func (x *Key) GetReplaces() string {
 		return x.Replaces
 	}
 	return ""
+}
+
+func (x *Key) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *Key) GetAllowFrom() []string {
+	if x != nil {
+		return x.AllowFrom
+	}
+	return nil
 }
 
 type ListMembersRequest struct {
@@ -11517,14 +11551,18 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06reason\"O\n" +
 	"\x15OpenCrossingsResponse\x126\n" +
-	"\apending\x18\x01 \x01(\v2\x1c.bailiwick.admin.v1.ApprovalR\apending\"\xc8\x01\n" +
+	"\apending\x18\x01 \x01(\v2\x1c.bailiwick.admin.v1.ApprovalR\apending\"\x9f\x02\n" +
 	"\x10CreateKeyRequest\x12%\n" +
 	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\x12\x1b\n" +
 	"\x04plan\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04plan\x12+\n" +
 	"\fsubscription\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\fsubscription\x12\x1b\n" +
 	"\x04zone\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18 R\x04zone\x12&\n" +
 	"\n" +
-	"request_id\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\trequestId\"5\n" +
+	"request_id\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\trequestId\x12&\n" +
+	"\x06scopes\x18\n" +
+	" \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18?R\x06scopes\x12-\n" +
+	"\n" +
+	"allow_from\x18\v \x03(\tB\x0e\xbaH\v\x92\x01\b\x10 \"\x04r\x02\x18@R\tallowFrom\"5\n" +
 	"\x11CreateKeyResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\"U\n" +
@@ -11558,7 +11596,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x06filter\x184 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"g\n" +
 	"\x10ListKeysResponse\x12+\n" +
 	"\x04keys\x18\x01 \x03(\v2\x17.bailiwick.admin.v1.KeyR\x04keys\x12&\n" +
-	"\x0fnext_page_token\x182 \x01(\tR\rnextPageToken\"\xb4\x02\n" +
+	"\x0fnext_page_token\x182 \x01(\tR\rnextPageToken\"\xeb\x02\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\"\n" +
@@ -11571,7 +11609,11 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"expires_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1f\n" +
 	"\vreplaced_by\x18\b \x01(\tR\n" +
 	"replacedBy\x12\x1a\n" +
-	"\breplaces\x18\t \x01(\tR\breplaces\"\x88\x01\n" +
+	"\breplaces\x18\t \x01(\tR\breplaces\x12\x16\n" +
+	"\x06scopes\x18\n" +
+	" \x03(\tR\x06scopes\x12\x1d\n" +
+	"\n" +
+	"allow_from\x18\v \x03(\tR\tallowFrom\"\x88\x01\n" +
 	"\x12ListMembersRequest\x12'\n" +
 	"\tpage_size\x182 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\x90N(\x00R\bpageSize\x12'\n" +
