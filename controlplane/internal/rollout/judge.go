@@ -2,7 +2,6 @@ package rollout
 
 import (
 	"cmp"
-	"math"
 	"slices"
 	"time"
 
@@ -41,13 +40,6 @@ func (o Outcome) way() way { return way{o.API, o.Kind} }
 // transport are refusals that say something of the road or the disk and nothing of the change.
 var transport = []string{"SUM_MISMATCH", "POSITION_MISMATCH", "UPDATE_LOST", "STALE_TABLE", "SIGNATURE_INVALID", "WRONG_EDGE", "PERSIST"}
 
-// Limits of judging requests.
-const (
-	minFailed = 4    // fewer failures are no pattern
-	sigmas    = 3    // by how much more must fail than did before, or do elsewhere, to be no chance
-	margin    = 0.02 // and by how much of all requests
-)
-
 // Judge is what a zone's leader makes of its edges. It belongs to one goroutine.
 type Judge struct {
 	Zone string
@@ -58,9 +50,10 @@ type Judge struct {
 	heldSince     time.Duration // since when all edges of the ring hold the change and are ready; -1: they do not
 	unready, gone map[string]time.Duration
 	present       map[string]bool            // edges of the ring that were seen connected
-	first         map[string]map[way]Outcome // edge → API → when it was first looked at in this round
-	refusing      map[string]bool            // edges that took nothing when the round began
-	unusable      map[string]int64           // objects that edges could not use then
+	first         map[string]map[way]Outcome // edge → way → what it counted when the round began
+	looked        map[lookedAt]look
+	refusing      map[string]bool  // edges that took nothing when the round began
+	unusable      map[string]int64 // objects that edges could not use then
 	last          model.RolloutWord
 	spoke         time.Duration
 }
@@ -74,6 +67,7 @@ func (j *Judge) Look(r model.Rollout, reports []Report, now time.Duration) model
 	}
 	if j.number != r.Number || j.round != r.Round {
 		j.first, j.refusing, j.unusable = map[string]map[way]Outcome{}, map[string]bool{}, map[string]int64{}
+		j.looked = map[lookedAt]look{}
 		for _, e := range reports {
 			j.refusing[e.Edge], j.unusable[e.Edge] = e.Refuses != "", e.Unusable
 		}
@@ -83,14 +77,7 @@ func (j *Judge) Look(r model.Rollout, reports []Report, now time.Duration) model
 		j.heldSince, j.unready, j.gone, j.present = -1, map[string]time.Duration{}, map[string]time.Duration{}, map[string]bool{}
 	}
 	for _, e := range reports {
-		if j.first[e.Edge] == nil {
-			j.first[e.Edge] = map[way]Outcome{}
-		}
-		for _, o := range e.Outcomes {
-			if _, ok := j.first[e.Edge][o.way()]; !ok {
-				j.first[e.Edge][o.way()] = o
-			}
-		}
+		j.begin(e)
 	}
 	w := model.RolloutWord{Zone: j.Zone, Number: r.Number, Round: r.Round, Ring: ring, Verdict: Waiting}
 	if ring < 0 {
@@ -102,6 +89,34 @@ func (j *Judge) Look(r model.Rollout, reports []Report, now time.Duration) model
 	}
 	j.judge(&w, r, *z, reports, now)
 	return w
+}
+
+// begin takes note of what an edge has counted when it is first seen in a round, so that only what comes after counts. A way
+// of failing that it tells of later had no failures then.
+func (j *Judge) begin(e Report) {
+	seen := j.first[e.Edge]
+	if seen == nil {
+		seen = map[way]Outcome{}
+		for _, o := range e.Outcomes {
+			seen[o.way()] = o
+		}
+		j.first[e.Edge] = seen
+	}
+	start := map[string]int64{} // API → requests
+	for w, o := range seen {
+		start[w.api] = max(start[w.api], o.Requests)
+	}
+	for _, o := range e.Outcomes {
+		was, ok := seen[o.way()]
+		switch {
+		case o.Requests < start[o.API]: // it counts anew, under other objects
+			seen[o.way()] = Outcome{API: o.API, Kind: o.Kind}
+		case !ok:
+			seen[o.way()] = Outcome{API: o.API, Kind: o.Kind, Requests: start[o.API]}
+		default:
+			seen[o.way()] = was
+		}
+	}
 }
 
 // Speak says whether a word is news, or the zone has been silent for so long that it should say so again.
@@ -222,41 +237,90 @@ func (j *Judge) judge(w *model.RolloutWord, r model.Rollout, z model.RolloutZone
 }
 
 // failing finds an API whose requests fail at an edge that holds the change, by more than chance, compared with the same
-// edge before and with the zone's other edges since the round began: what fails everywhere is not the change's doing.
+// edge before and with edges that do not hold it since the round began, those of its region apart: an upstream that dies
+// fails all edges of its region.
 func (j *Judge) failing(reached func(Report) bool, reports, elsewhere []Report) (edge, api string, failing bool) {
-	var n, f = map[string]int64{}, map[way]int64{}
+	type where struct {
+		region string
+		way
+	}
+	others, total := map[where]side{}, map[where]int64{} // requests of an API are counted once, whatever failed how
 	for _, e := range elsewhere {
 		counted := map[string]bool{}
 		for _, o := range e.Outcomes {
 			start := j.first[e.Edge][o.way()]
-			d := o.Requests - start.Requests
-			if d < 0 { // it began to count anew
-				continue
-			}
-			if f[o.way()] += max(0, o.Failed-start.Failed); !counted[o.API] {
-				counted[o.API], n[o.API] = true, n[o.API]+d
+			at := where{e.Region, o.way()}
+			s := others[at]
+			s.failed += max(0, o.Failed-start.Failed)
+			if others[at] = s; !counted[o.API] {
+				counted[o.API] = true
+				total[where{e.Region, way{api: o.API}}] += o.Requests - start.Requests
 			}
 		}
 	}
-	rate := func(failed, of int64) float64 {
-		if of == 0 {
-			return 0
+	holds, apis := 0, map[string]bool{}
+	for _, e := range reports {
+		if reached(e) && e.Judged {
+			holds++
+			for _, o := range e.Outcomes {
+				apis[o.API] = true
+			}
 		}
-		return float64(failed) / float64(of)
 	}
 	for _, e := range reports {
 		if !reached(e) || !e.Judged {
 			continue
 		}
 		for _, o := range e.Outcomes {
-			usual := max(rate(o.BeforeFailing, o.BeforeRequests), rate(f[o.way()], n[o.API]))
-			all := float64(o.Requests)
-			expected := usual * all
-			chance := sigmas * math.Sqrt(expected*(1-usual))
-			if o.Failed >= minFailed && float64(o.Failed) > expected+chance+margin*all {
+			before := side{o.BeforeRequests, min(o.BeforeFailing, o.BeforeRequests)}
+			var near, far side
+			for at, n := range total {
+				if at.api != o.API {
+					continue
+				}
+				s := side{n, min(n, others[where{at.region, o.way()}].failed)}
+				if at.region == e.Region {
+					near = near.plus(s)
+				} else {
+					far = far.plus(s)
+				}
+			}
+			look, new := j.look(e.Edge, o, before.n+near.n+far.n)
+			if !new {
+				continue // as good as the same numbers: asking again and again makes chance a certainty
+			}
+			if worse(side{o.Requests, min(o.Failed, o.Requests)}, []side{before, near, far}, look, ways*len(apis)*holds) {
 				return e.Edge, o.API, true
 			}
 		}
 	}
 	return "", "", false
+}
+
+// ways of failing that edges tell apart.
+const ways = 5
+
+// look numbers this look at a way of failing, and says whether there is enough new to look at.
+func (j *Judge) look(edge string, o Outcome, against int64) (number int, new bool) {
+	key := lookedAt{edge, o.way()}
+	at, ok := j.looked[key]
+	if n := looks(o.Requests); !ok || n < at.now { // it began to count anew
+		at = look{against: looks(against)}
+	}
+	number = looks(o.Requests) + looks(against) - at.against
+	new = number > at.number
+	at.now, at.number = looks(o.Requests), max(number, at.number)
+	j.looked[key] = at
+	return number, new
+}
+
+type lookedAt struct {
+	edge string
+	way
+}
+
+type look struct {
+	against int // of what it is compared with, when it was first looked at
+	now     int
+	number  int // the last one
 }
