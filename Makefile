@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore histories mutants simulate fuzz-border model hosts bench evidence outage fuzz fuzz-sync scale lint release follow generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore histories mutants simulate fuzz-border model hosts bench evidence outage bench-edge fuzz fuzz-sync scale lint release follow generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,10 @@ hosts: ## two zones on hosts in namespaces: nothing planted in one is found in t
 bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover, border; a part: make bench ARGS='-only border'
 	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/... ./controlplane/internal/detail/... ./controlplane/internal/group/raftgroup
 	$(GO) run ./e2e/bench $(ARGS)
+
+bench-edge: build ## the edge beside nginx, HAProxy and net/http (Debian packages; minutes): make bench-edge ARGS='-rows http,https,h2 -pin both'
+	$(BUILD) -o bin/ ./e2e/benchedge
+	@bin/benchedge $(ARGS)
 
 evidence: ## a bundle of a million records of evidence, verified: the time it takes, and per record
 	BAILIWICK_LONG=1 $(GO) test -run '^$$' -bench Verify -benchtime 1x -timeout 20m ./controlplane/internal/evidence $(ARGS)

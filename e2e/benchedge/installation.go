@@ -1,0 +1,259 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sync/errgroup"
+
+	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/proto/gen/bailiwick/admin/v1/adminv1connect"
+)
+
+const (
+	host      = "orders.emea.example.test"
+	customers = 500 // a key's limit and quota are its subscription's
+)
+
+func (b *bench) addr(offset int) string { return fmt.Sprintf("127.0.0.1:%d", b.base+offset) }
+
+// Offsets of ports.
+const (
+	portAdmin = iota
+	portPeer
+	portUpstream
+	portEdgeHTTP
+	portEdgeHTTPS
+	portEdgeAdmin
+	portEdgeRelay
+	portNginxHTTP
+	portNginxHTTPS
+	portHAProxyHTTP
+	portHAProxyHTTPS
+	portGoHTTP
+	portGoHTTPS
+)
+
+const installation = `installation: bench.example
+primary_zone: emea
+zones:
+  - {name: emea, jurisdiction: EEA}
+regions:
+  - {name: eu-west, zone: emea, country: IE, jurisdiction: EEA, provider: bench}
+control_nodes:
+  - {name: emea-1, zone: emea, region: eu-west, admin: "https://%s", peer: "%s"}
+`
+
+// The limits are above any load, and there: each request takes from a bucket and from a lease.
+const manifest = `kind: LegalBasis
+name: gdpr
+spec: {kind: same-law}
+---
+kind: Policy
+name: gdpr-emea
+spec: {zone: emea, within_zone: {basis: gdpr}}
+---
+kind: API
+name: orders
+spec:
+  zone: emea
+  hosts: [%s]
+  policy: gdpr-emea
+  routes:
+    - {name: all, path_prefix: /}
+  upstreams:
+    - {region: eu-west, url: "http://%s"}
+---
+kind: Product
+name: commerce
+spec: {apis: [orders]}
+---
+kind: Plan
+name: bench
+spec:
+  products: [commerce]
+  rate_limit: {requests_per_second: 100000, burst: 100000}
+  quota: {units: 1000000000000, period: month, mode: elastic}
+`
+
+// install starts one control node, publishes the API and makes the keys; then the edge joins.
+func (b *bench) install(ctx context.Context) error {
+	spec := filepath.Join(b.dir, "installation.yaml")
+	if err := os.WriteFile(spec, fmt.Appendf(nil, installation, b.addr(portAdmin), b.addr(portPeer)), 0o600); err != nil {
+		return err
+	}
+	if err := b.output(ctx, nil, "bailiwick-control", "init", "-spec", spec, "-out", b.dir); err != nil {
+		return err
+	}
+	if _, err := b.start("control", nil, b.program("bailiwick-control"), "run", "-dir", filepath.Join(b.dir, "emea-1"), "-bootstrap-expect", "1", "-raft-timing", "local", "-reserve-bytes", "-1", "-rollout-soak", "200ms"); err != nil {
+		return err
+	}
+	client, err := b.client()
+	if err != nil {
+		return err
+	}
+	if err := ready(ctx, client, "https://"+b.addr(portAdmin)); err != nil {
+		return err
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, manifest, host, b.addr(portUpstream))
+	for i := range customers {
+		fmt.Fprintf(&text, "---\nkind: Customer\nname: customer-%d\nspec: {zone: emea, subscriptions: [{plan: bench}]}\n", i)
+	}
+	file := filepath.Join(b.dir, "bench.yaml")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		return err
+	}
+	if _, err := b.cli(ctx, "apply", "-f", file); err != nil {
+		return err
+	}
+	if err := b.makeKeys(ctx, client); err != nil {
+		return err
+	}
+	out, err := b.cli(ctx, "join-token", "create", "--kind", "edge", "--region", "eu-west", "--name", "edge", "-o", "json")
+	if err != nil {
+		return err
+	}
+	var answer struct{ Token string }
+	if err := json.Unmarshal(out, &answer); err != nil || answer.Token == "" {
+		return fmt.Errorf("join-token create printed no token: %v", err)
+	}
+	return os.WriteFile(filepath.Join(b.dir, "join-token"), []byte(answer.Token+"\n"), 0o600)
+}
+
+// makeKeys makes them over the admin API, as an operator's program would. What the load uses is spread evenly over them.
+func (b *bench) makeKeys(ctx context.Context, client *http.Client) error {
+	token, err := os.ReadFile(filepath.Join(b.dir, "admin.token"))
+	if err != nil {
+		return err
+	}
+	service := adminv1connect.NewKeyServiceClient(bearer{client, strings.TrimSpace(string(token))}, "https://"+b.addr(portAdmin))
+	began := time.Now()
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(128)
+	b.allKeys = make([]string, b.keys)
+	for i := range b.keys {
+		g.Go(func() error {
+			for try := 0; ; try++ {
+				answer, err := service.CreateKey(ctx, &adminv1.CreateKeyRequest{Customer: fmt.Sprintf("customer-%d", i%customers), Plan: "bench"})
+				if connect.CodeOf(err) == connect.CodeUnavailable && try < 20 {
+					time.Sleep(500 * time.Millisecond)
+					continue
+				}
+				if err != nil {
+					return fmt.Errorf("make key %d: %w", i, err)
+				}
+				mu.Lock()
+				b.allKeys[i] = answer.GetKey()
+				mu.Unlock()
+				return nil
+			}
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "%d keys made in %s\n", b.keys, time.Since(began).Round(time.Millisecond))
+	step := max(1, b.keys/1000)
+	for i := 0; i < b.keys && len(b.used) < 1000; i += step {
+		b.used = append(b.used, b.allKeys[i])
+	}
+	return nil
+}
+
+type bearer struct {
+	*http.Client
+	token string
+}
+
+func (c bearer) Do(r *http.Request) (*http.Response, error) {
+	r.Header.Set("Authorization", "Bearer "+c.token)
+	return c.Client.Do(r)
+}
+
+func (b *bench) client() (*http.Client, error) {
+	roots, err := os.ReadFile(filepath.Join(b.dir, "ca.pem"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(roots) {
+		return nil, errors.New("ca.pem holds no certificate")
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}}, nil
+}
+
+func ready(ctx context.Context, client *http.Client, base string) error {
+	var last string
+	for range 1200 {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/readyz?verbose", nil)
+		if err != nil {
+			return err
+		}
+		response, err := client.Do(request)
+		if err == nil {
+			body, _ := io.ReadAll(response.Body)
+			response.Body.Close()
+			if response.StatusCode == http.StatusOK {
+				return nil
+			}
+			last = string(body)
+		} else {
+			last = err.Error()
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return fmt.Errorf("%s is not ready: %s", base, last)
+}
+
+func (b *bench) program(name string) string { return filepath.Join(b.bin, name) }
+
+func (b *bench) cli(ctx context.Context, args ...string) ([]byte, error) {
+	env := []string{"BAILIWICK_ADMIN=https://" + b.addr(portAdmin), "BAILIWICK_CA_FILE=" + filepath.Join(b.dir, "ca.pem"), "BAILIWICK_TOKEN_FILE=" + filepath.Join(b.dir, "admin.token")}
+	var out []byte
+	var err error
+	for range 20 { // the zone elects its leaders while the first command waits
+		if out, err = b.run(ctx, env, "bailiwick", args...); err == nil {
+			return out, nil
+		}
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 6 {
+			return nil, err
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	return nil, err
+}
+
+func (b *bench) output(ctx context.Context, env []string, program string, args ...string) error {
+	_, err := b.run(ctx, env, program, args...)
+	return err
+}
+
+func (b *bench) run(ctx context.Context, env []string, program string, args ...string) ([]byte, error) {
+	cmd := exec.CommandContext(ctx, b.program(program), args...)
+	cmd.Env = append(os.Environ(), env...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", program, args[0], err, strings.TrimSpace(stderr.String()))
+	}
+	return out, nil
+}

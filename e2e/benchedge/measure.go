@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// row is a way of loading the peers.
+type row struct {
+	name, title string
+	tool        string // wrk or h2load
+	scheme      string
+	args        []string
+}
+
+var rows = []row{
+	{"http", "HTTP/1.1, keep-alive, 256 B", "wrk", "http", nil},
+	{"https", "HTTPS, HTTP/1.1, keep-alive, 256 B", "wrk", "https", nil},
+	{"h2", "HTTPS, HTTP/2, 16 connections of 4 streams, 256 B, one key", "h2load", "https", []string{"-c", "16", "-m", "4"}},
+}
+
+func rowNames() (names []string) {
+	for _, r := range rows {
+		names = append(names, r.name)
+	}
+	return names
+}
+
+func rowOf(name string) (row, bool) {
+	i := slices.IndexFunc(rows, func(r row) bool { return r.name == name })
+	if i < 0 {
+		return row{}, false
+	}
+	return rows[i], true
+}
+
+// sample is what one peer did once.
+type sample struct {
+	cpu      float64 // µs of the peer's processes a request
+	rate     float64
+	p50, p99 float64 // ms; 0: the tool does not say
+	rss      float64 // MB
+	busy     float64 // of one CPU
+}
+
+// script sends the used keys in turn, from requests made beforehand, to an address that the name is not asked for.
+const script = `local keys = {%s}
+local made, n = {}, 0
+function wrk.resolve(host, service) wrk.addrs = wrk.lookup("127.0.0.1", service) end
+function init(args)
+  wrk.headers["Host"] = "` + host + `"
+  for i, k in ipairs(keys) do
+    wrk.headers["X-API-Key"] = k
+    made[i] = wrk.format("GET", "/items/" .. i .. "?page=2")
+  end
+end
+function request() n = n %% #made + 1; return made[n] end
+function done(summary, latency)
+  local e = summary.errors
+  io.write(string.format("RESULT %%d %%d %%d %%d %%d\n", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
+end
+`
+
+func (b *bench) measure(ctx context.Context, r row) error {
+	quoted := make([]string, len(b.used))
+	for i, k := range b.used {
+		quoted[i] = strconv.Quote(k)
+	}
+	if err := b.write("wrk.lua", fmt.Sprintf(script, strings.Join(quoted, ","))); err != nil {
+		return err
+	}
+	got := map[string][]sample{}
+	for round := range b.rounds + 1 { // the first only warms up
+		for i := range b.peers {
+			p := b.peers[(i+round)%len(b.peers)]
+			lasts := b.lasts
+			if round == 0 {
+				lasts = time.Second
+			}
+			s, err := b.once(ctx, r, p, lasts)
+			if err != nil {
+				return fmt.Errorf("%s: %w", p.name, err)
+			}
+			if round > 0 {
+				got[p.name] = append(got[p.name], s)
+			}
+		}
+	}
+	b.print(r, got)
+	return nil
+}
+
+var h2loadCount = regexp.MustCompile(`requests: .* ([0-9]+) succeeded, ([0-9]+) failed, ([0-9]+) errored, ([0-9]+) timeout`)
+
+func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (s sample, err error) {
+	address := p.http
+	if r.scheme == "https" {
+		address = p.https
+	}
+	_, port, _ := strings.Cut(address, ":")
+	target := r.scheme + "://" + host + ":" + port + "/items/1?page=2"
+	var command []string
+	seconds := strconv.Itoa(max(1, int(lasts.Seconds())))
+	switch r.tool {
+	case "wrk":
+		command = []string{"wrk", "-t1", "-c" + strconv.Itoa(b.conns), "-d" + seconds + "s", "-s", filepath.Join(b.dir, "wrk.lua"), target}
+	case "h2load":
+		command = append([]string{"h2load", "-t1", "-D", seconds, "--connect-to=" + address, "-H", "x-api-key: " + b.used[0]}, append(r.args, target)...)
+	}
+	if _, rest := b.cpus(); rest != nil {
+		command = append([]string{"taskset", "-c", strconv.Itoa(*rest)}, command...)
+	}
+	pids := family(p.proc.cmd.Process.Pid)
+	before, began := cpuOf(pids), time.Now()
+	out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput()
+	took := time.Since(began)
+	spent := cpuOf(pids) - before
+	if err != nil {
+		return s, fmt.Errorf("%s: %w: %s", r.tool, err, out)
+	}
+	var requests, failed int64
+	switch r.tool {
+	case "wrk":
+		var duration, p50, p99 int64
+		i := strings.Index(string(out), "RESULT ")
+		if i < 0 {
+			return s, fmt.Errorf("wrk printed no result: %s", out)
+		}
+		if _, err := fmt.Sscanf(string(out[i:]), "RESULT %d %d %d %d %d", &requests, &duration, &p50, &p99, &failed); err != nil {
+			return s, fmt.Errorf("read wrk's result: %w", err)
+		}
+		s.rate, s.p50, s.p99 = float64(requests)/(float64(duration)/1e6), float64(p50)/1e3, float64(p99)/1e3
+	case "h2load":
+		m := h2loadCount.FindSubmatch(out)
+		if m == nil {
+			return s, fmt.Errorf("h2load printed no result: %s", out)
+		}
+		requests, _ = strconv.ParseInt(string(m[1]), 10, 64)
+		for _, f := range m[2:] {
+			n, _ := strconv.ParseInt(string(f), 10, 64)
+			failed += n
+		}
+		s.rate = float64(requests) / lasts.Seconds()
+		if strings.Contains(string(out), "status codes: 0 2xx") {
+			failed = requests
+		}
+	}
+	if requests == 0 || failed*1000 > requests {
+		return s, fmt.Errorf("%d of %d requests failed: %s", failed, requests, out)
+	}
+	s.cpu = spent.Seconds() * 1e6 / float64(requests)
+	s.busy = spent.Seconds() / took.Seconds()
+	s.rss = rssOf(pids)
+	return s, nil
+}
+
+// family is a process and all that came from it.
+func family(pid int) (pids []int) {
+	pids = []int{pid}
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	for text := range strings.FieldsSeq(string(children)) {
+		if child, err := strconv.Atoi(text); err == nil {
+			pids = append(pids, family(child)...)
+		}
+	}
+	return pids
+}
+
+// cpuOf is user and system time, which Linux counts in hundredths of a second.
+func cpuOf(pids []int) (sum time.Duration) {
+	for _, pid := range pids {
+		data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		_, rest, _ := strings.Cut(string(data), ") ")
+		fields := strings.Fields(rest)
+		if len(fields) < 13 {
+			continue
+		}
+		for _, f := range fields[11:13] {
+			n, _ := strconv.ParseInt(f, 10, 64)
+			sum += time.Duration(n) * 10 * time.Millisecond
+		}
+	}
+	return sum
+}
+
+func rssOf(pids []int) (mb float64) {
+	for _, pid := range pids {
+		data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+		if fields := strings.Fields(string(data)); len(fields) > 1 {
+			n, _ := strconv.ParseFloat(fields[1], 64)
+			mb += n * float64(os.Getpagesize()) / (1 << 20)
+		}
+	}
+	return mb
+}
+
+func median(samples []sample, of func(sample) float64) (mid, low, high float64) {
+	values := make([]float64, len(samples))
+	for i, s := range samples {
+		values[i] = of(s)
+	}
+	slices.Sort(values)
+	return values[len(values)/2], values[0], values[len(values)-1]
+}
+
+func (b *bench) print(r row, got map[string][]sample) {
+	load, _ := os.ReadFile("/proc/loadavg")
+	fmt.Printf("\n%s; %d keys, pinned: %s, %d rounds of %s, load average %.4s\n", r.title, b.keys, b.pin, b.rounds, b.lasts, load)
+	fmt.Printf("| peer | CPU µs/request (min–max) | × nginx | requests/s | p50 ms | p99 ms | RSS MB | of a CPU |\n|---|---|---|---|---|---|---|---|\n")
+	cpu := func(s sample) float64 { return s.cpu }
+	base := 0.0
+	if n := got["nginx"]; len(n) > 0 {
+		base, _, _ = median(n, cpu)
+	}
+	for _, p := range b.peers {
+		s := got[p.name]
+		mid, low, high := median(s, cpu)
+		ratio := "-"
+		if base > 0 {
+			ratio = fmt.Sprintf("%.2f", mid/base)
+		}
+		one := func(of func(sample) float64) float64 { m, _, _ := median(s, of); return m }
+		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %s | %.0f | %.2f | %.2f | %.0f | %.2f |\n", p.name, mid, low, high, ratio,
+			one(func(s sample) float64 { return s.rate }), one(func(s sample) float64 { return s.p50 }), one(func(s sample) float64 { return s.p99 }),
+			one(func(s sample) float64 { return s.rss }), one(func(s sample) float64 { return s.busy }))
+	}
+}
