@@ -189,6 +189,9 @@ func (a *app) printKeys(keys []*adminv1.Key) error {
 		ExpiresAt    string `json:"expires_at"`
 		ReplacedBy   string `json:"replaced_by"`
 		Replaces     string `json:"replaces"`
+
+		Scopes    []string `json:"scopes,omitempty"`
+		AllowFrom []string `json:"allow_from,omitempty"`
 	}
 	slices.SortStableFunc(keys, func(a, b *adminv1.Key) int { // a zone's come in the order of their ids
 		return cmp.Or(cmp.Compare(a.GetCustomer(), b.GetCustomer()), a.GetCreatedAt().AsTime().Compare(b.GetCreatedAt().AsTime()), cmp.Compare(a.GetId(), b.GetId()))
@@ -196,7 +199,7 @@ func (a *app) printKeys(keys []*adminv1.Key) error {
 	out := []key{}
 	var lines [][]string
 	for _, k := range keys {
-		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt()), clock(k.GetExpiresAt()), k.GetReplacedBy(), k.GetReplaces()}
+		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt()), clock(k.GetExpiresAt()), k.GetReplacedBy(), k.GetReplaces(), k.GetScopes(), k.GetAllowFrom()}
 		out = append(out, one)
 		lines = append(lines, []string{one.ID, one.Customer, one.Subscription, one.Plan, one.Status, one.CreatedAt, one.ExpiresAt, or(one.ReplacedBy, one.Replaces)})
 	}

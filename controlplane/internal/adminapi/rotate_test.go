@@ -18,7 +18,7 @@ func TestRotateKey_BothWorkUntilTheOldOneEnds(t *testing.T) {
 	in := seeded(t, time.Second)
 	z := in.Zones["emea"]
 	keys := keysAt(z, apitest.Admin)
-	old, err := keys.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold"})
+	old, err := keys.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold", Scopes: []string{"orders:write", "orders:read"}, AllowFrom: []string{"192.0.2.7", "10.0.0.0/8"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,6 +41,11 @@ func TestRotateKey_BothWorkUntilTheOldOneEnds(t *testing.T) {
 	a, b := list.Keys[0], list.Keys[1]
 	if a.Status != "active" || b.Status != "active" || a.Subscription != b.Subscription || a.Plan != b.Plan || a.ReplacedBy != b.Id || b.Replaces != a.Id || a.ExpiresAt == nil || b.ExpiresAt != nil {
 		t.Errorf("two keys of one subscription, the first replaced by the second: got %v and %v", a, b)
+	}
+	for _, k := range list.Keys { // a key in the place of another opens no more than it did
+		if strings.Join(k.Scopes, " ") != "orders:read orders:write" || strings.Join(k.AllowFrom, " ") != "10.0.0.0/8 192.0.2.7/32" {
+			t.Errorf("key %s is bound to %v from %v, want what the first was created with, in order", k.Id, k.Scopes, k.AllowFrom)
+		}
 	}
 	for _, c := range []struct{ id, request, reason string }{{old.Id, "r1", "KEY_ALREADY_CREATED"}, {old.Id, "r2", "KEY_ROTATED"}, {"nobody", "", "KEY_NOT_FOUND"}} {
 		_, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: c.id, RequestId: c.request})

@@ -261,6 +261,8 @@ func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
 	if err := table.Decode(o, &got); err != nil || got.Plan != "gold" || got.Customer != "acme" || got.Suspended {
 		t.Errorf("got %+v %v, want plan gold of the subscription", got, err)
 	}
+	bound := key("k4", "acme", "active")
+	bound.Scopes, bound.AllowFrom = []string{"orders:read", "orders:write"}, []string{"192.0.2.0/24"}
 	steps := []struct {
 		key     string
 		value   any
@@ -268,6 +270,8 @@ func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
 	}{
 		{"keys/k4", key("k4", "acme", "active"), 1},
 		{"keys/k4", key("k4", "acme", "active"), 0},
+		{"keys/k4", bound, 1},
+		{"keys/k4", bound, 0},
 		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 2},
 		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", DisplayName: "x", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 0},
 		{"customers/nobody", model.Customer{Name: "nobody"}, 1},
@@ -295,6 +299,11 @@ func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
 		}
 		if fresh := view.NewKeys(zone); fresh.Sum() != k.Sum() || fresh.Len() != k.Len() || len(view.DiffKeys(fresh, k)) != 0 {
 			t.Errorf("step %d (%s): got %d keys, built from scratch %d, or other sums", i, s.key, k.Len(), fresh.Len())
+		}
+		if o, ok := k.Get("k4"); ok && i >= 2 {
+			if table.Decode(o, &got); got.Scopes != "orders:read orders:write" || got.From != "192.0.2.0/24" {
+				t.Errorf("step %d (%s): k4 is bound to %q from %q, want what its record says", i, s.key, got.Scopes, got.From)
+			}
 		}
 	}
 	if k.Malformed() != 3 {

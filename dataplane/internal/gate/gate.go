@@ -34,6 +34,7 @@ type Request struct {
 	Path          string   // decoded; the proxy has refused what is ambiguous
 	Authorization []string // values as received
 	APIKey        []string // values of X-API-Key as received
+	Remote        string   // host:port of who speaks to this edge
 	// TableAge is how long ago the control plane last confirmed the table.
 	TableAge time.Duration
 	Unix     int64 // the time of day, s
@@ -58,6 +59,9 @@ type Verdict struct {
 	KeyInBearer  bool // the key came as Authorization, which must then not go upstream
 	Flags        usage.Flags
 
+	// Pass is the request's place among those of its subscription that are under way. Whoever has the verdict leaves it when
+	// the request is over, admitted or not.
+	Pass limit.Pass
 	// Ticket holds the request's units. Whoever has the verdict spends it when the row that counts them is kept,
 	// and releases it when no upstream answered.
 	Ticket quota.Ticket
@@ -74,7 +78,9 @@ type Verdict struct {
 
 	plan    *policy.Plan
 	rate    limit.Result
+	windows [limit.MaxWindows]limit.Result
 	overdue bool
+	bounds  *policy.Bounds
 }
 
 // Admitted says whether the request goes on.
@@ -126,9 +132,14 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 	}
 	plan := t.Plan(v.Plan)
 	v.Counted, v.Outcome = true, usage.OutcomeRefused
-	product, entitled := "", false
 	if plan != nil {
 		v.PlanRev = plan.Rev
+	}
+	if !v.bound(v.bounds, r.Remote) {
+		return v
+	}
+	product, entitled := "", false
+	if plan != nil {
 		product, entitled = plan.Includes(v.API.Name)
 	}
 	if !entitled { // a plan that is not there sells nothing
@@ -145,7 +156,7 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 		return v
 	}
 	v.plan = plan
-	if g.Quotas != nil && (plan.RequestsPerSecond > 0 || plan.QuotaMode != "") {
+	if g.Quotas != nil && (limited(plan) || plan.QuotaMode != "") {
 		v.Account = g.Quotas.Account(quota.ID{Customer: v.Customer, Subscription: v.Subscription}, plan)
 	}
 	if g.limit(plan, now, &v); v.Problem.Status != 0 {
@@ -204,6 +215,7 @@ func (g *Gate) authenticate(t *policy.Table, r *Request, v *Verdict) bool {
 		return false
 	}
 	v.KeyID, v.Customer, v.Subscription, v.Plan, v.KeyInBearer, v.overdue = key.ID, key.Customer, key.Subscription, key.Plan, bearer, key.Overdue
+	v.bounds = key.Bounds
 	if key.Suspended {
 		if plan := t.Plan(v.Plan); plan != nil {
 			v.PlanRev = plan.Rev

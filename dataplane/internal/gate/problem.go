@@ -16,14 +16,18 @@ const (
 	ReasonRouteUnknown  = "route-unknown"     //
 	ReasonMethodUnknown = "method-not-routed" // the path has routes, none with this method
 	ReasonKeyMissing    = "key-missing"
-	ReasonKeyInvalid    = "key-invalid"   // malformed, unknown, revoked or wrong: on purpose not told apart
-	ReasonKeyConflict   = "key-conflict"  // more than one key, or one twice
-	ReasonKeyForeign    = "key-foreign"   // the key belongs to another zone
-	ReasonKeySuspended  = "key-suspended" //
-	ReasonKeyEnded      = "key-ended"     // it was rotated and its overlap is over
-	ReasonKeyStale      = "key-stale"     // the edge has not heard from its control plane for longer than the plan allows
-	ReasonNotEntitled   = "not-entitled"  // the plan does not include the API
+	ReasonKeyInvalid    = "key-invalid"     // malformed, unknown, revoked or wrong: on purpose not told apart
+	ReasonKeyConflict   = "key-conflict"    // more than one key, or one twice
+	ReasonKeyForeign    = "key-foreign"     // the key belongs to another zone
+	ReasonKeySuspended  = "key-suspended"   //
+	ReasonKeyEnded      = "key-ended"       // it was rotated and its overlap is over
+	ReasonKeyStale      = "key-stale"       // the edge has not heard from its control plane for longer than the plan allows
+	ReasonNotEntitled   = "not-entitled"    // the plan does not include the API
+	ReasonScope         = "scope-missing"   // the key was not given the scope that the route asks for
+	ReasonAddress       = "address-refused" // the key does not work from there
 	ReasonRateExceeded  = "rate-exceeded"
+	ReasonCrowded       = "too-many-concurrent" // as many as the plan allows are under way
+	ReasonAnswerLarge   = "answer-too-large"    // longer than the route lets through
 	ReasonOverdue       = "payment-overdue"
 	ReasonQuotaExceeded = "quota-exceeded"
 	ReasonPrepaid       = "prepaid-exhausted"
@@ -73,7 +77,11 @@ var titles = map[string]string{
 	ReasonKeyEnded:      "The API key has ended",
 	ReasonKeyStale:      "The API key cannot be confirmed",
 	ReasonNotEntitled:   "The plan does not include this API",
+	ReasonScope:         "The API key lacks the scope",
+	ReasonAddress:       "The API key does not work from here",
 	ReasonRateExceeded:  "The plan's rate limit is exceeded",
+	ReasonCrowded:       "Too many requests at once",
+	ReasonAnswerLarge:   "The upstream's answer is too large",
 	ReasonOverdue:       "The subscription's payment is overdue",
 	ReasonQuotaExceeded: "The plan's quota is used up",
 	ReasonPrepaid:       "The prepaid balance is used up",

@@ -4,7 +4,6 @@ import (
 	"strconv"
 	"time"
 
-	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/quota"
 	"bailiwick/shared/usage"
@@ -13,29 +12,6 @@ import (
 // retryMost bounds Retry-After of a quota that is used up: a month is no time to wait for, and a top-up or
 // another plan ends it sooner.
 const retryMost = time.Hour
-
-func (g *Gate) limit(plan *policy.Plan, now time.Duration, v *Verdict) {
-	if plan.RequestsPerSecond <= 0 {
-		return
-	}
-	share := int64(limit.Whole)
-	if v.Account != nil {
-		share = v.Account.Offer()
-	}
-	// The customer is part of the name: a subscription's is unique only within its customer.
-	v.rate = g.Limits.Take(limit.ID{Customer: v.Customer, Subscription: v.Subscription, Plan: v.Plan}, now, plan.RequestsPerSecond, burst(plan), share)
-	if !v.rate.OK {
-		v.Outcome, v.RetryAfter, v.Flags = usage.OutcomeLimited, v.rate.RetryAfter, usage.FlagRateLimited
-		v.refuse(429, ReasonRateExceeded, "Wait as long as Retry-After says, or move to a plan with a higher rate.")
-	}
-}
-
-func burst(plan *policy.Plan) int {
-	if plan.Burst > 0 {
-		return plan.Burst
-	}
-	return plan.RequestsPerSecond
-}
 
 // Settle makes a verdict of what asking for units came to, at once or after a wait.
 func (g *Gate) Settle(v *Verdict, ticket quota.Ticket, decision quota.Decision, unix int64) {
@@ -67,7 +43,7 @@ func (v *Verdict) untilRenewed(unix int64) time.Duration {
 // and one for the quota, of the whole limit and the whole quota, whatever part of it this edge has.
 func (v *Verdict) describe(unix int64) {
 	// One buffer for both values: one allocation.
-	var buf [192]byte
+	var buf [512]byte
 	b := buf[:0]
 	rated := v.plan.RequestsPerSecond > 0
 	if rated {
@@ -78,13 +54,16 @@ func (v *Verdict) describe(unix int64) {
 		b = number(append(b, `"plan";q=`...), int64(q))
 		b = number(append(b, ";w="...), int64(w))
 	}
+	for i := range v.plan.Windows {
+		b = v.windowPolicy(b, i)
+	}
 	var whole quota.Whole
 	counted := false
 	if v.plan.QuotaMode != "" && v.Account != nil {
 		whole, counted = v.Account.Whole(v.Ticket.Units())
 	}
 	if counted {
-		if rated {
+		if len(b) > 0 {
 			b = append(b, ", "...)
 		}
 		b = number(append(b, `"quota";q=`...), whole.Limit)
@@ -97,8 +76,11 @@ func (v *Verdict) describe(unix int64) {
 		b = number(append(b, `"plan";r=`...), int64(v.rate.Remaining))
 		b = number(append(b, ";t="...), Seconds(v.rate.Reset))
 	}
+	for i := range v.plan.Windows {
+		b = v.windowLeft(b, i, cut)
+	}
 	if counted {
-		if rated {
+		if len(b) > cut {
 			b = append(b, ", "...)
 		}
 		b = number(append(b, `"quota";r=`...), whole.Rest)

@@ -1,9 +1,11 @@
 // Package limit owns the rate limits of an edge: GCRA (the generic cell rate algorithm, ITU-T I.371) with
-// one atomic integer for each subscription and plan.
+// one atomic integer for each subscription and plan; and beside it, for plans that have them, limits over longer
+// times and a bound on requests under way, which are passed together or not at all.
 //
 // It never knows what a plan is, answers nobody and reads no clock: time comes in as an argument. Nothing
-// survives a crash: after a restart every subscription has its full burst, which costs at most one burst.
-// Everything may be called from any number of goroutines at once; no call blocks on another's.
+// survives a crash: after a restart every subscription has its full burst, which costs at most one burst (of a limit a day
+// that is a day's: a quota is exact).
+// Everything may be called from any number of goroutines at once; no call waits for more than arithmetic of another's.
 package limit
 
 import (
@@ -108,6 +110,9 @@ type shard struct {
 	mu      sync.RWMutex // covers the map, not the limiters in it
 	m       map[ID]*Limiter
 	sweepAt int
+
+	buckets   map[ID]*bucket
+	bucketsAt int
 }
 
 // NewMap makes an empty map.
@@ -115,6 +120,7 @@ func NewMap() *Map {
 	m := &Map{seed: maphash.MakeSeed()}
 	for i := range m.shard {
 		m.shard[i].m, m.shard[i].sweepAt = map[ID]*Limiter{}, minSweep
+		m.shard[i].buckets, m.shard[i].bucketsAt = map[ID]*bucket{}, minSweep
 	}
 	return m
 }
@@ -160,12 +166,12 @@ func (s *shard) add(id ID, now time.Duration) *Limiter {
 	return l
 }
 
-// Len is how many limiters there are, for metrics.
+// Len is how many subscriptions there are limits of, those with further windows twice, for metrics.
 func (m *Map) Len() int {
 	n := 0
 	for i := range m.shard {
 		m.shard[i].mu.RLock()
-		n += len(m.shard[i].m)
+		n += len(m.shard[i].m) + len(m.shard[i].buckets)
 		m.shard[i].mu.RUnlock()
 	}
 	return n

@@ -50,9 +50,12 @@ func (b *Bounds) HasScope(scope string) bool {
 	return false
 }
 
+// Anywhere says whether the key works from every address.
+func (b *Bounds) Anywhere() bool { return b == nil || b.from == "" }
+
 // Takes says whether the key works from an address.
 func (b *Bounds) Takes(a netip.Addr) bool {
-	if b == nil || b.from == "" {
+	if b.Anywhere() {
 		return true
 	}
 	a = a.Unmap().WithZone("")

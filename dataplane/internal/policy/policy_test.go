@@ -4,7 +4,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"bailiwick/dataplane/internal/policy"
@@ -134,6 +136,53 @@ func TestTable_Lookups(t *testing.T) {
 	}
 	if n, m := tab.Size(); n != 2 || m != len(sample(t))-2 {
 		t.Errorf("size: got %d keys %d objects", n, m)
+	}
+}
+
+// What a key is bound to is part of what its owner is interned by, of its sum, and of what it answers.
+func TestTable_KeysAreBound(t *testing.T) {
+	free := table.Key{ID: "a", DigestHex: strings.Repeat("01", 32), Customer: "acme", Subscription: "main", Plan: "gold"}
+	bound := free
+	bound.ID, bound.Scopes, bound.From = "b", "orders:read orders:write", "192.0.2.0/24,2001:db8::/32"
+	broken := free
+	broken.ID, broken.From = "c", "192.0.2.0/99"
+	var objects []table.Object
+	var zone revision.Sum
+	settings, _ := table.Encode(table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: "eu-west"})
+	for _, k := range []table.Key{free, bound, broken} {
+		o, err := table.Encode(table.KindKey, k.ID, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects, zone = append(objects, o), zone.Add(o.Sum())
+	}
+	at := revision.Revision{Epoch: 1, Index: 1}
+	catalogAt, zoneAt := at, at
+	catalogAt.Sum, zoneAt.Sum = settings.Sum(), zone
+	tab, err := policy.NewTable(append(objects, settings), catalogAt, zoneAt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		key, from    string
+		takes, scope bool
+	}{
+		{"a", "203.0.113.9", true, false}, {"b", "192.0.2.9", true, true}, {"b", "::ffff:192.0.2.9", true, true}, {"b", "2001:db8::1", true, true},
+		{"b", "203.0.113.9", false, true}, {"b", "2001:db9::1", false, true}, {"c", "192.0.2.9", false, false},
+	} {
+		k := tab.Key(c.key)
+		if got := k.Takes(netip.MustParseAddr(c.from)); got != c.takes {
+			t.Errorf("key %s from %s: got %v, want %v", c.key, c.from, got, c.takes)
+		}
+		if got := k.HasScope("orders:write"); got != c.scope || k.HasScope("orders") || k.HasScope("orders:read orders:write") {
+			t.Errorf("key %s: has the scope %v, want %v, and no part of one", c.key, got, c.scope)
+		}
+	}
+	// Taking it out again leaves what was: the sum made anew from the entry is that of the object that came.
+	zoneAt.Sum = zone.Sub(objects[1].Sum())
+	zoneAt.Index++
+	if _, err := tab.Apply(nil, []table.ObjectKey{objects[1].Key()}, catalogAt, zoneAt); err != nil {
+		t.Errorf("remove the bound key: %v", err)
 	}
 }
 

@@ -42,6 +42,10 @@ func (x *exchange) finish(res result) {
 func (x *exchange) deliver(res *result) {
 	defer res.drop(nil)
 	resp := res.resp
+	if x.tooLong(resp.ContentLength) && x.r.Method != http.MethodHead {
+		x.refuse(gate.NewProblem(502, gate.ReasonAnswerLarge, "The route lets shorter answers through; ask the provider of the API."))
+		return
+	}
 	x.served, x.status = res.region, resp.StatusCode
 	h := x.w.Header()
 	answerable(h, resp.Header)
@@ -70,8 +74,11 @@ func (x *exchange) deliver(res *result) {
 	bounded := false
 	x.lastRow = time.Now()
 	for {
-		res.watch.Reset(idle)
+		res.watch.Reset(x.left(idle))
 		n, err := resp.Body.Read(*buf)
+		if n > 0 && x.tooLong(passed+int64(n)) {
+			x.abort(errTooLong)
+		}
 		if n > 0 {
 			if declared >= 0 && passed+int64(n) >= declared {
 				n = int(declared - passed) // the library sees to it already; the row must not depend on that
@@ -84,12 +91,12 @@ func (x *exchange) deliver(res *result) {
 				x.out += int64(n)
 			}
 			if passed > 0 { // what fits in one buffer cannot be waited for
-				rc.SetWriteDeadline(time.Now().Add(idle)) // a client that reads nothing is given the same time as an upstream
+				rc.SetWriteDeadline(time.Now().Add(x.left(idle))) // a client that reads nothing is given the same time as an upstream
 				if !bounded {
 					bounded = true
 					defer rc.SetWriteDeadline(time.Time{})
 				}
-				res.watch.Reset(idle)
+				res.watch.Reset(x.left(idle))
 			}
 			x.head(resp.StatusCode)
 			if _, werr := x.w.Write((*buf)[:n]); werr != nil {

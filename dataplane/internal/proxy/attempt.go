@@ -231,7 +231,7 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 		ctx, cancel = context.WithCancelCause(ctx)
 	}
 	x.tries.Add(1)
-	left := x.timeout() - time.Since(x.began)
+	left := x.left(x.timeout() - time.Since(x.began))
 	res := result{end: cancel, watch: time.AfterFunc(max(left, 0), func() { cancel(errLate) })}
 	if c.Home() {
 		x.home(ctx, c.Target, &res)

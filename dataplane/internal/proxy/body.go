@@ -57,7 +57,7 @@ func (x *exchange) open(limit int64) gate.Problem {
 		return gate.Problem{}
 	}
 	rc := http.NewResponseController(x.w)
-	rc.SetReadDeadline(time.Now().Add(x.timeout())) // a body that trickles must not hold a connection for ever
+	rc.SetReadDeadline(time.Now().Add(x.left(x.timeout()))) // a body that trickles must not hold a connection for ever
 	kept := make([]byte, b.length)
 	n, err := io.ReadFull(b.src, kept)
 	rc.SetReadDeadline(time.Time{})

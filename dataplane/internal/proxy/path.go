@@ -76,7 +76,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// 2. May it in, and on whose account? From here on, only the verdict speaks for the client.
-	req := gate.Request{Host: host, Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"]}
+	req := gate.Request{Host: host, Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr}
 	if p.cfg.TableAge != nil {
 		req.TableAge = p.cfg.TableAge()
 	}
@@ -148,6 +148,19 @@ func (p *Proxy) limit(route *policy.Route) int64 {
 		return route.MaxRequestBytes
 	}
 	return p.cfg.MaxRequestBytes
+}
+
+// left is how much of a time there is before the route's deadline.
+func (x *exchange) left(d time.Duration) time.Duration {
+	if x.v.Route != nil && x.v.Route.Deadline > 0 {
+		return min(d, max(x.v.Route.Deadline-time.Since(x.began), 0))
+	}
+	return d
+}
+
+// tooLong says whether an answer of so many bytes is longer than the route lets through.
+func (x *exchange) tooLong(n int64) bool {
+	return x.v.Route != nil && x.v.Route.MaxResponseBytes > 0 && n > x.v.Route.MaxResponseBytes
 }
 
 func (x *exchange) timeout() time.Duration {
@@ -304,6 +317,7 @@ func (x *exchange) close() {
 		x.count(usage.OutcomeAborted)
 	}
 	x.outcome()
+	x.v.Pass.Leave()
 	x.v.Ticket.Release() // if it is still there, no upstream answered
 	x.v.Ticket = quota.Ticket{}
 	x.body.shut()
@@ -314,8 +328,9 @@ func (x *exchange) close() {
 func (x *exchange) gone() bool { return x.r.Context().Err() != nil }
 
 var (
-	errLate   = errors.New("no answer in time")
-	errHedged = errors.New("another attempt answered first")
+	errLate    = errors.New("no answer in time")
+	errTooLong = errors.New("answer is longer than the route lets through")
+	errHedged  = errors.New("another attempt answered first")
 )
 
 // cause is why an attempt's context ended, nil if it has not.

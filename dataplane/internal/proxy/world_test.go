@@ -316,10 +316,12 @@ func (w *world) view(r *region, paired bool) *policy.Table {
 	}
 	add(table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: r.name})
 	add(table.KindAPI, "orders", table.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test", "orders2.test"}, Policy: "gdpr", Targets: []string{"http://" + r.up.addr},
-		Regions: []string{"eu-west", "eu-central"}, Routes: []table.Route{{Name: "all"}, {Name: "small", PathPrefix: "/small", MaxRequestBytes: 10}, {Name: "quick", PathPrefix: "/quick", Timeout: 300 * time.Millisecond}}})
+		Regions: []string{"eu-west", "eu-central"}, Routes: []table.Route{{Name: "all"}, {Name: "small", PathPrefix: "/small", MaxRequestBytes: 10}, {Name: "quick", PathPrefix: "/quick", Timeout: 300 * time.Millisecond},
+			{Name: "scoped", PathPrefix: "/scoped", Scope: "orders:read"}, {Name: "short", PathPrefix: "/short", MaxResponseBytes: 100}, {Name: "brief", PathPrefix: "/brief", Deadline: 300 * time.Millisecond}}})
 	add(table.KindAPI, "reports", table.API{Name: "reports", Zone: "emea", Hosts: []string{"reports.test"}, Targets: []string{"http://" + r.up.addr}})
 	add(table.KindPlan, "gold", table.Plan{Name: "gold", Rev: 7, APIs: map[string]string{"orders": "core"}})
 	add(table.KindPlan, "free", table.Plan{Name: "free", Rev: 3, APIs: map[string]string{"orders": "core"}, RequestsPerSecond: 5, Burst: 5})
+	add(table.KindPlan, "narrow", table.Plan{Name: "narrow", Rev: 4, APIs: map[string]string{"orders": "core"}, Windows: []table.Window{{Requests: 4, Per: time.Hour}}, MaxConcurrent: 1})
 	add(table.KindZoneKey, "emea", table.ZoneKey{Zone: "emea", PublicKey: zoneKey.Public().(ed25519.PublicKey)})
 	add(table.KindDirectory, table.DirectoryID("us", "orders"), table.Directory{API: "orders", Zone: "us", Hosts: []string{"orders.us.test"}})
 	if paired {

@@ -1,0 +1,208 @@
+package limit_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/limit"
+)
+
+var acme = limit.ID{Customer: "acme", Subscription: "main", Plan: "gold"}
+
+func terms(concurrent int, windows ...limit.Window) *limit.Terms {
+	t := &limit.Terms{N: len(windows), Concurrent: concurrent}
+	copy(t.Windows[:], windows)
+	return t
+}
+
+// Within any time of a window's length, at most its burst and its requests pass; and one that keeps asking gets all of them.
+func TestEnter_KeepsEachWindow(t *testing.T) {
+	for _, windows := range [][]limit.Window{
+		{{Requests: 100, Per: time.Minute}},
+		{{Requests: 100, Per: time.Minute, Burst: 1}, {Requests: 1000, Per: time.Hour}},
+		{{Requests: 10, Per: time.Second}, {Requests: 60, Per: time.Minute, Burst: 30}, {Requests: 400, Per: time.Hour}, {Requests: 1000, Per: 24 * time.Hour}},
+	} {
+		m, ts := limit.NewMap(), terms(0, windows...)
+		rng := rand.New(rand.NewPCG(1, 2))
+		var taken []time.Duration
+		end := 3 * windows[len(windows)-1].Per
+		for now := time.Duration(0); now < end; now += time.Duration(rng.Int64N(int64(end / 20_000))) {
+			e := m.Enter(acme, now, ts, limit.Whole)
+			if e.OK() {
+				taken = append(taken, now)
+				e.Pass().Leave()
+				continue
+			}
+			if wait := e.Result[e.Refused].RetryAfter; wait <= 0 {
+				t.Fatalf("refused at %v with nothing to wait for", now)
+			}
+		}
+		for _, w := range windows {
+			burst := w.Burst
+			if burst == 0 {
+				burst = w.Requests
+			}
+			first := 0
+			for i := range taken {
+				for taken[i]-taken[first] >= w.Per {
+					first++
+				}
+				if n := i - first + 1; n > burst+w.Requests {
+					t.Fatalf("%+v: %d passed within %v before %v, want at most %d", w, n, w.Per, taken[i], burst+w.Requests)
+				}
+			}
+		}
+		last := windows[len(windows)-1]
+		if want := 3 * last.Requests; len(taken) < want*9/10 {
+			t.Errorf("%+v: %d passed in three windows, want about the %d and a burst", last, len(taken), want)
+		}
+	}
+}
+
+// What one window refuses takes nothing from another, nor does what is undone.
+func TestEnter_TakesFromAllOrNone(t *testing.T) {
+	m := limit.NewMap()
+	ts := terms(0, limit.Window{Requests: 2, Per: time.Second}, limit.Window{Requests: 5, Per: time.Hour})
+	now := time.Duration(0)
+	for i := range 100 {
+		e := m.Enter(acme, now, ts, limit.Whole)
+		if e.OK() != (i < 2) {
+			t.Fatalf("request %d: got %+v", i, e)
+		}
+	}
+	e := m.Enter(acme, now, ts, limit.Whole)
+	if e.Refused != 0 || e.Result[1].Remaining != 3 {
+		t.Errorf("got window %d refusing and %d left of the hour, want the first and 3", e.Refused, e.Result[1].Remaining)
+	}
+	now += time.Second
+	for range 50 {
+		e := m.Enter(acme, now, ts, limit.Whole)
+		if !e.OK() {
+			t.Fatalf("after an undo: got %+v, want it let in", e)
+		}
+		e.Pass().Undo()
+	}
+	passed := 0
+	for range 10 {
+		now += time.Second
+		if e := m.Enter(acme, now, ts, limit.Whole); e.OK() {
+			passed++
+		} else if e.Refused != 1 || e.Result[1].RetryAfter > 12*time.Minute {
+			t.Errorf("got %+v, want the hour's window to refuse until a fifth of an hour is over", e)
+		}
+	}
+	if passed != 3 {
+		t.Errorf("%d more passed, want the 3 that were left of the hour", passed)
+	}
+}
+
+func TestEnter_BoundsWhatIsUnderWay(t *testing.T) {
+	m, ts := limit.NewMap(), terms(7)
+	var under, most, passed atomic.Int64
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			for range 500 {
+				e := m.Enter(acme, 0, ts, limit.Whole)
+				if !e.OK() {
+					if !e.Crowded {
+						t.Errorf("got %+v, want it crowded", e)
+					}
+					continue
+				}
+				passed.Add(1)
+				n := under.Add(1)
+				for was := most.Load(); n > was && !most.CompareAndSwap(was, n); was = most.Load() {
+				}
+				under.Add(-1)
+				e.Pass().Leave()
+			}
+		})
+	}
+	wg.Wait()
+	if most.Load() > 7 || passed.Load() == 0 {
+		t.Errorf("got %d under way at once of %d, want 7 at most", most.Load(), passed.Load())
+	}
+	for i := range 8 { // all have left
+		if e := m.Enter(acme, 0, ts, limit.Whole); e.OK() != (i < 7) {
+			t.Errorf("request %d: got %+v, want 7 let in", i, e)
+		}
+	}
+	// Half of an odd bound is rounded up, and the least share has one.
+	for share, want := range map[int64]int{500_000: 4, 1: 1} {
+		m, n := limit.NewMap(), 0
+		for range 20 {
+			if e := m.Enter(acme, 0, ts, share); e.OK() {
+				n++
+			}
+		}
+		if n != want {
+			t.Errorf("share %d: got %d under way, want %d", share, n, want)
+		}
+	}
+}
+
+func TestEnter_SharesAreExact(t *testing.T) {
+	w := limit.Window{Requests: 60, Per: time.Minute, Burst: 10}
+	a, b, ts, got := limit.NewMap(), limit.NewMap(), terms(0, w), 0
+	for now := time.Duration(0); now < time.Hour; now += 50 * time.Millisecond {
+		for m, share := range map[*limit.Map]int64{a: 750_000, b: 250_000} {
+			if e := m.Enter(acme, now, ts, share); e.OK() {
+				e.Pass().Leave()
+				got++
+			}
+		}
+	}
+	if got < 3598 || got > 3612 {
+		t.Errorf("two with three quarters and one quarter of 60 a minute took %d in an hour, want 3600", got)
+	}
+	long := terms(0, limit.Window{Requests: 1, Per: 744 * time.Hour})
+	if e := limit.NewMap().Enter(acme, time.Hour, long, 1); !e.OK() {
+		t.Errorf("the least share of the longest window: got %+v, want its one request let in", e)
+	}
+}
+
+func TestEnter_ForgetsOnlyWhatIsAtRest(t *testing.T) {
+	m, ts := limit.NewMap(), terms(2, limit.Window{Requests: 5, Per: time.Second})
+	busy := limit.ID{Customer: "busy", Plan: "free"}
+	held := m.Enter(busy, 0, ts, limit.Whole)
+	now := time.Duration(0)
+	for i := range 100_000 {
+		now += time.Millisecond
+		e := m.Enter(limit.ID{Customer: fmt.Sprint("c", i), Plan: "free"}, now, ts, limit.Whole)
+		e.Pass().Leave()
+	}
+	if n := m.Len(); n > 64*64*2 {
+		t.Errorf("got %d of 100,000 seen, want those of the last moments only", n)
+	}
+	second := m.Enter(busy, now, ts, limit.Whole)
+	if third := m.Enter(busy, now, ts, limit.Whole); !second.OK() || !third.Crowded {
+		t.Errorf("got %+v and %+v, want one beside the first, which was under way all the time", second, third)
+	}
+	held.Pass().Leave()
+	if e := m.Enter(busy, now, ts, limit.Whole); !e.OK() {
+		t.Errorf("got %+v, want it let in", e)
+	}
+}
+
+func TestEnter_AllocatesNothing(t *testing.T) {
+	m, ts := limit.NewMap(), terms(5, limit.Window{Requests: 100, Per: time.Minute}, limit.Window{Requests: 1000, Per: time.Hour})
+	e := m.Enter(acme, 1, ts, limit.Whole)
+	e.Pass().Leave()
+	if n := testing.AllocsPerRun(100, func() { e := m.Enter(acme, 1, ts, limit.Whole); e.Pass().Leave() }); n != 0 {
+		t.Errorf("got %v allocations, want 0", n)
+	}
+}
+
+func BenchmarkMap_Enter(b *testing.B) {
+	m, ts := limit.NewMap(), terms(5, limit.Window{Requests: 1e6, Per: time.Minute}, limit.Window{Requests: 1e9, Per: time.Hour})
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		e := m.Enter(acme, time.Duration(i)*time.Microsecond, ts, limit.Whole)
+		e.Pass().Leave()
+	}
+}
