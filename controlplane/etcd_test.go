@@ -147,7 +147,7 @@ func TestEtcd_SetBackBeneathAZone(t *testing.T) {
 		t.Errorf("the record %+v is not signed by the zone: %v", r, err)
 	}
 	crossing, err := model.Decode[model.Crossing](model.KeyCrossing, value(t, n, model.KeyCrossing))
-	if err != nil || crossing.Closed(crossing.CatalogEpoch, after.Epoch) == "" {
+	if err != nil || crossing.Closed(crossing.CatalogEpoch, after.Epoch) == "" || crossing.StoreEpoch != 0 || crossing.Reason != r.Reason {
 		t.Errorf("pairs that cross zones are open under epoch %d: %+v, %v", after.Epoch, crossing, err)
 	}
 	soon(t, "evidence goes on with the record and the write", func() bool {

@@ -200,11 +200,14 @@ func (o *Offline) recoveryOps(r *model.Recovery, incarnation uint64) []group.Op 
 	return recoveryOps(o.secrets.Signer, r, incarnation, "recover")
 }
 
-// recoveryOps is how the zone store begins its new epoch.
+// recoveryOps is how the zone store begins its new epoch. The epoch closes what crosses zones only where a record says under
+// which epochs that is approved, and what the store went back to may be of before there was one: so one is written that
+// approves none.
 func recoveryOps(signer ed25519.PrivateKey, r *model.Recovery, incarnation uint64, call string) []group.Op {
 	r.Signature = ed25519.Sign(signer, r.Statement())
 	return []group.Op{
 		{Key: model.PrefixRecovery + strconv.FormatUint(incarnation, 10), Value: model.Encode(*r)},
+		{Key: model.KeyCrossing, Value: model.Encode(model.Crossing{At: r.At, Reason: r.Reason})},
 		{Key: model.KeyAudit, Value: model.Encode(model.Audit{Operator: r.Operator, Call: call})},
 	}
 }

@@ -1,13 +1,17 @@
 package controlplane
 
 import (
+	"context"
+	"crypto/ed25519"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"bailiwick/controlplane/internal/evidence"
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
@@ -101,4 +105,46 @@ func TestRecover_AZoneGoesOnWithOneNode(t *testing.T) {
 	if kept, err := os.ReadDir(filepath.Join(w.path("emea-1"), "recoveries")); err != nil || len(kept) != 1 {
 		t.Errorf("records of recoveries: got %v, %v, want one", kept, err)
 	}
+}
+
+// What a zone goes back to may be of before its crossings were first approved: no record says so, and no leader may take the
+// new epoch for the zone's birth. So the first transaction of the epoch closes them.
+func TestRecovery_ApprovesNoCrossing(t *testing.T) {
+	dir := t.TempDir()
+	run := func(work func(*raftgroup.Store)) {
+		s, err := raftgroup.NewStore(raftgroup.Config{Group: "store/emea", Node: "n1", Dir: dir, Voters: []string{"n1"}, Timing: raftgroup.Local(), Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = s.Run(ctx) }()
+		defer func() { stop(); <-done }()
+		work(s)
+	}
+	run(func(s *raftgroup.Store) { write(t, s, model.KeyAdopted, `{"catalog_epoch":3,"catalog_index":1}`) })
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := func(got raftgroup.Recovered) ([]group.Op, error) {
+		return recoveryOps(key, &model.Recovery{Zone: "emea", Operator: "ada", Reason: "the disks are of yesterday"}, got.Incarnation, "recover"), nil
+	}
+	if _, err := raftgroup.Recover(raftgroup.Config{Group: "store/emea", Node: "n1", Dir: dir}, open, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	run(func(s *raftgroup.Store) {
+		now, err := s.Sync(within(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kv, ok := now.Get(model.KeyCrossing)
+		if !ok {
+			t.Fatal("no record says that crossings are closed")
+		}
+		c, err := model.Decode[model.Crossing](kv.Key, kv.Value)
+		if err != nil || c.Closed(3, now.Revision().Epoch) == "" || c.Reason != "the disks are of yesterday" {
+			t.Errorf("crossings after the recovery: %+v, %v, want them closed, and why", c, err)
+		}
+	})
 }

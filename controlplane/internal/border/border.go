@@ -169,17 +169,21 @@ func (k *Keeper) step(ctx context.Context) error {
 
 // birth approves what crosses zones under the epochs of a zone's first rules, once. From then on each recovery, which
 // opens an epoch, closes it until an operator approves it. It comes before adoption: rules of a recovered catalog must
-// not be the first that a zone ever saw approved.
+// not be the first that a zone ever saw approved. A store that tells of a recovery was born before, also if all else that
+// it tells is of earlier: there nothing is approved by itself.
 func (k *Keeper) birth(ctx context.Context) error {
 	zone := k.cfg.Store.Local()
 	current, mod, err := adopted(zone)
 	if _, written := zone.Get(model.KeyCrossing); err != nil || written || mod == 0 {
 		return err
 	}
+	first := model.Crossing{CatalogEpoch: current.CatalogEpoch, StoreEpoch: zone.Revision().Epoch, At: time.Now().UTC()}
+	if reborn(zone) {
+		first = model.Crossing{At: first.At, Reason: "the zone's store was recovered, and has no record of what was approved before"}
+	}
 	_, err = k.cfg.Store.Txn(ctx, group.Txn{
 		Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},
-		Ops: []group.Op{{Key: model.KeyCrossing, Value: model.Encode(model.Crossing{CatalogEpoch: current.CatalogEpoch,
-			StoreEpoch: zone.Revision().Epoch, At: time.Now().UTC()})}},
+		Ops:      []group.Op{{Key: model.KeyCrossing, Value: model.Encode(first)}},
 	})
 	return err
 }
@@ -208,9 +212,20 @@ func (k *Keeper) shut(ctx context.Context) error {
 	return err
 }
 
+// reborn says whether a store tells of a recovery.
+func reborn(zone group.Snapshot) bool {
+	for range zone.List(model.PrefixRecovery) {
+		return true
+	}
+	return false
+}
+
 func crossing(zone group.Snapshot) (*model.Crossing, error) {
 	kv, ok := zone.Get(model.KeyCrossing)
-	if !ok {
+	switch {
+	case !ok && reborn(zone):
+		return &model.Crossing{}, nil // as birth will write it
+	case !ok:
 		return nil, nil
 	}
 	c, err := model.Decode[model.Crossing](kv.Key, kv.Value)

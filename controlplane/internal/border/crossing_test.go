@@ -3,7 +3,10 @@ package border_test
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"log/slog"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -103,4 +106,61 @@ func TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved(t *testing.T) {
 			w.eventually("approved, it is open again", func() error { return w.has("eu-west", "us-east", true) })
 		})
 	}
+}
+
+// A store that goes back to before its crossings were first approved tells of a recovery and of no approval: its new epoch
+// is no birth, for this leader and the next, and an operator's approval opens it.
+func TestKeeper_ARecoveryToBeforeTheBirthIsNoBirth(t *testing.T) {
+	w := open(t, 30*time.Second, 0)
+	w.endKeeper()
+	rev, err := w.store.OpenEpoch(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.store.Txn(context.Background(), group.Txn{Ops: []group.Op{{Key: model.KeyCrossing, Delete: true},
+		{Key: model.PrefixRecovery + strconv.FormatUint(rev.Epoch, 10), Value: model.Encode(model.Recovery{Zone: "emea", Operator: "ada", Reason: "the etcd is of yesterday"})}}}); err != nil {
+		t.Fatal(err)
+	}
+	abroad := func() error { return w.has("eu-west", "us-east", true) }
+	w.startKeeper()
+	w.put(w.catalog, model.PrefixRegion+"us-east", model.Region{Name: "us-east", Zone: "us", Jurisdiction: "US"})
+	w.put(w.catalog, model.PrefixBasis+"scc", model.LegalBasis{Name: "scc", Kind: "scc", Status: "active"})
+	w.put(w.catalog, model.PrefixPolicy+"abroad", model.Policy{Name: "abroad", Zone: "emea", Pairs: []model.Pair{{From: "eu-west", To: "us-east", Basis: "scc"}}})
+	last := w.put(w.catalog, model.PrefixPolicy+"later", model.Policy{Name: "later", Zone: "emea", WithinZone: &model.WithinZone{Basis: "gdpr"}})
+	adopted := func() (a model.Adopted) {
+		kv, _ := w.store.Local().Get(model.KeyAdopted)
+		if a, err = model.Decode[model.Adopted](kv.Key, kv.Value); err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	noticed := func() error { // the look that follows what was adopted last has been made
+		kv, _ := w.store.Local().Get(model.KeyPermitted)
+		p, err := model.Decode[model.Permitted](kv.Key, kv.Value)
+		if err != nil {
+			return err
+		}
+		if adopted().CatalogIndex < last || !slices.ContainsFunc(p.Pairs, func(p model.PermittedPair) bool { return p.Policy == "later" }) {
+			return errors.New("not yet")
+		}
+		return nil
+	}
+	w.eventually("the rules are adopted and looked at", noticed)
+	if abroad() == nil {
+		t.Fatal("what crosses zones is open after a recovery, and nobody has approved it")
+	}
+	w.successor()
+	w.eventually("it is said that nothing is approved", func() error {
+		kv, ok := w.store.Local().Get(model.KeyCrossing)
+		if !ok {
+			return errors.New("no record")
+		}
+		c, err := model.Decode[model.Crossing](kv.Key, kv.Value)
+		if err == nil && (c.StoreEpoch != 0 || c.CatalogEpoch != 0 || c.Reason == "") {
+			t.Fatalf("the record approves: %+v", c)
+		}
+		return err
+	})
+	w.put(w.store, model.KeyCrossing, model.Crossing{CatalogEpoch: adopted().CatalogEpoch, StoreEpoch: rev.Epoch})
+	w.eventually("approved, it opens", abroad)
 }

@@ -73,6 +73,7 @@ type replay struct {
 	set       *regions.Set
 	closures  map[string]model.Closure
 	crossing  *model.Crossing
+	reborn    bool              // a recovery was told of
 	seen      model.CatalogSeen // without its writes
 	asRules   []regions.Closure
 	permitted *model.Permitted
@@ -230,6 +231,7 @@ func (w *replay) permits(p pairKey) (regions.Decision, bool) {
 // recovered checks the word on a recovery: it can only be written by who holds the zone's key.
 func (w *replay) recovered(r entry, wrong *problems) {
 	v := r.value.(model.Recovery)
+	w.reborn = true
 	switch {
 	case v.Zone != w.zone:
 		wrong.add("a recovery of zone %s stands in the log of zone %s", v.Zone, w.zone)
@@ -275,7 +277,11 @@ func (w *replay) cross(r entry, wrong *problems) {
 	if c.StoreEpoch > r.Epoch || w.adopted != nil && c.CatalogEpoch > w.adopted.CatalogEpoch {
 		wrong.add("pairs that cross zones are approved under epochs that are not there yet")
 	}
-	if was := w.crossing; was != nil && r.By == nil && (c.CatalogEpoch > was.CatalogEpoch || c.StoreEpoch > was.StoreEpoch) {
+	was := w.crossing
+	if was == nil && w.reborn { // what the store went back to is of before its first approval
+		was = &model.Crossing{}
+	}
+	if was != nil && r.By == nil && (c.CatalogEpoch > was.CatalogEpoch || c.StoreEpoch > was.StoreEpoch) {
 		wrong.add("pairs that cross zones are approved after a recovery, and by nobody")
 	}
 	w.change()
