@@ -31,6 +31,14 @@ func TestBorder(t *testing.T) {
 	fmt.Printf("borderfuzz: seed %d, %d requests\n", *seed, *requests)
 	w := newWorld(t, *seed)
 	w.run(t, *requests)
+	// A smoke has few requests that are due, and one moment in which the machine was busy is more than its hundredth: it
+	// goes on, twice at most. What is not served as a rule is not served in any of the three.
+	for again := 0; again < 2 && *requests < 100_000 && !w.judge.failed() && w.unserved() != nil; again++ {
+		fmt.Println("borderfuzz: once more:", w.unserved(), w)
+		w.stats.wanted.Store(0)
+		w.stats.served.Store(0)
+		w.run(t, *requests)
+	}
 	for _, b := range w.judge.breaches {
 		t.Error(b)
 	}
@@ -41,6 +49,7 @@ func TestBorder(t *testing.T) {
 }
 
 func (w *world) run(t *testing.T, n int64) {
+	began := time.Now()
 	var left atomic.Int64
 	left.Store(n)
 	done := make(chan struct{})
@@ -48,9 +57,9 @@ func (w *world) run(t *testing.T, n int64) {
 	for i := range *clients {
 		c := &client{w: w, rng: w.rng(uint64(i) + 1), wires: map[*edge]*wire{}}
 		senders.Go(func() {
-			for at := left.Add(-1); at >= 0 && !w.judge.failed() && (*most == 0 || time.Since(w.start) < *most); at = left.Add(-1) {
+			for at := left.Add(-1); at >= 0 && !w.judge.failed() && (*most == 0 || time.Since(began) < *most); at = left.Add(-1) {
 				if *rate > 0 { // so that enough trouble comes between few requests
-					time.Sleep(time.Until(w.start.Add(time.Duration(float64(n-at) / *rate * float64(time.Second)))))
+					time.Sleep(time.Until(began.Add(time.Duration(float64(n-at) / *rate * float64(time.Second)))))
 				}
 				c.one()
 			}
@@ -117,12 +126,8 @@ func (w *world) verdict() error {
 	if s.relayed.Load()*10 < s.requests.Load()*3 && s.requests.Load() > 5_000 { // fewer are of a machine that serves hardly anybody
 		errs = append(errs, fmt.Errorf("%d of %d requests relayed, want 30 %%", s.relayed.Load(), s.requests.Load()))
 	}
-	least, few := int64(99), s.wanted.Load() < 500 // a smoke on a busy machine may tell nothing of it
-	if s.requests.Load() < 100_000 {               // one hiccup of a busy machine is a large part of a smoke
-		least = 90
-	}
-	if s.served.Load()*100 < s.wanted.Load()*least && !few {
-		errs = append(errs, fmt.Errorf("%d of %d served although a permitted region was healthy and granted, want %d %%", s.served.Load(), s.wanted.Load(), least))
+	if err := w.unserved(); err != nil {
+		errs = append(errs, err)
 	}
 	if s.wanted.Load()*100 < s.requests.Load() && s.requests.Load() > 100_000 {
 		errs = append(errs, fmt.Errorf("%d of %d requests tell whether those are served that may be, want 1 %%: the machine is too busy", s.wanted.Load(), s.requests.Load()))
@@ -134,4 +139,13 @@ func (w *world) verdict() error {
 		errs = append(errs, errors.New("nothing crossed the zones where it may"))
 	}
 	return errors.Join(errs...)
+}
+
+// unserved says that less than 99 % of the requests that were due an answer got one.
+func (w *world) unserved() error {
+	served, wanted := w.stats.served.Load(), w.stats.wanted.Load()
+	if few := int64(500); wanted < few || served*100 >= wanted*99 { // of so few one moment is the hundredth part
+		return nil
+	}
+	return fmt.Errorf("%d of %d served although a permitted region was healthy and granted, want 99 %%", served, wanted)
 }

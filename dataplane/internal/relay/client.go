@@ -126,7 +126,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	}
 	s, err := c.session(ctx, policyName, grant, f.Once)
 	if err != nil {
-		return nil, &Error{To: f.To, Unreachable: ctx.Err() == nil, Err: err}
+		return nil, &Error{To: f.To, Unreachable: ctx.Err() == nil && !errors.Is(err, errSessionClosed), Err: err}
 	}
 	if err := c.cfg.Evidence.Relay(f.RequestID, grant.ID, c.from, f.To); err != nil {
 		return refuse(RuleEvidence, err)
@@ -164,7 +164,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	} else {
 		req.ContentLength = 0
 	}
-	resp, err := s.send(c.cfg.Sentinel, req)
+	resp, mute, err := s.send(c.cfg.Sentinel, req)
 	if errors.Is(err, errSentinel) {
 		end()
 		return refuse(RuleSentinel, err)
@@ -177,12 +177,14 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 			c.log.refuse(RuleCut, c.from, f.To, f.RequestID)
 			e.Rule = RuleCut
 		} else if cause == nil {
-			e.Unreachable = true
+			e.Unreachable = mute
 		}
 		return nil, e
 	}
 	if resp.Header.Get(HeaderUnsent) != "" {
-		rule, down := ruleOf(resp.Header.Get(HeaderRefused)), resp.StatusCode == http.StatusServiceUnavailable
+		rule := ruleOf(resp.Header.Get(HeaderRefused))
+		// A rule that refuses one request refuses the next one of its API too, unless it is about the request's own form.
+		down := resp.StatusCode == http.StatusServiceUnavailable || rule != "" && rule != RuleMalformed
 		resp.Body.Close()
 		end()
 		if rule != "" {

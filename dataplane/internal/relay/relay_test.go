@@ -119,13 +119,14 @@ type local struct {
 	body strings.Builder
 	says string        // by which rule it refuses, in its own words; "": it serves
 	wait chan struct{} // if set: answer the headers, then wait for it or for the end of the request
+	mum  bool          // wait before the headers
 	cut  chan error
 }
 
 func (l *local) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.Inbound) {
 	l.mu.Lock()
 	l.seen = append(l.seen, in)
-	wait, says := l.wait, l.says
+	wait, says, mum := l.wait, l.says, l.mum
 	l.mu.Unlock()
 	if says != "" {
 		w.Header().Set(relay.HeaderUnsent, "1")
@@ -142,6 +143,11 @@ func (l *local) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 	l.mu.Lock()
 	l.body.Write(data)
 	l.mu.Unlock()
+	if mum {
+		<-r.Context().Done()
+		l.cut <- context.Cause(r.Context())
+		panic(http.ErrAbortHandler)
+	}
 	w.Header().Set(relay.HeaderServed, "us-east") // it says so; the client goes by its certificate
 	w.WriteHeader(200)
 	fmt.Fprintf(w, "%s %s %s", r.Method, r.Host, r.URL)

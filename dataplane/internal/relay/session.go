@@ -25,8 +25,9 @@ type sessionKey struct{ to, node, addr string }
 type session struct {
 	key      sessionKey
 	dialing  chan struct{} // a lock one can give up waiting for: held while dialling
-	mu       sync.Mutex    // covers conn, cert, raws and closed
+	mu       sync.Mutex    // covers conn, spoke, cert, raws and closed
 	conn     *http.ClientConn
+	spoke    bool              // something was answered over conn
 	cert     *x509.Certificate // that conn's peer showed
 	raws     []*heardConn      // conn's, and those of connections that were full or told to go away and still drain
 	closed   bool
@@ -143,7 +144,7 @@ func (c *Client) ready(ctx context.Context, s *session, policyName string) error
 		return errSessionClosed
 	}
 	s.raws = slices.DeleteFunc(s.raws, func(c *heardConn) bool { return c.dead.Load() })
-	s.conn, s.cert, s.raws = conn, cert, append(s.raws, raw)
+	s.conn, s.spoke, s.cert, s.raws = conn, false, cert, append(s.raws, raw)
 	s.mu.Unlock()
 	return nil
 }
@@ -162,19 +163,29 @@ func (s *session) close() {
 	}
 }
 
-// send lets a relayed request leave, if the sentinel finds nothing wrong with what it carries and to whom.
-func (s *session) send(guard Sentinel, req *http.Request) (*http.Response, error) {
+// send lets a relayed request leave, if the sentinel finds nothing wrong with what it carries and to whom. mute says of an
+// error that nothing was ever answered over this connection, which is gone: the peer refuses whoever it takes this edge for,
+// or something else stands there. One that did answer and broke says nothing of the peer, and whoever comes next dials;
+// neither does a stream that it ended, for a rule or because its upstream did, nor a session that was closed here.
+func (s *session) send(guard Sentinel, req *http.Request) (resp *http.Response, mute bool, err error) {
 	s.mu.Lock()
 	conn, cert := s.conn, s.cert
 	s.mu.Unlock()
 	signed, err := base64.StdEncoding.DecodeString(req.Header.Get(HeaderGrant))
 	if err != nil {
-		return nil, fmt.Errorf("read back the grant: %w", err)
+		return nil, false, fmt.Errorf("read back the grant: %w", err)
 	}
 	if err := guard.Leaves(cert, signed, req.Header.Get(HeaderAPI), req.Header.Get(HeaderHome)); err != nil {
-		return nil, errors.Join(errSentinel, err)
+		return nil, false, errors.Join(errSentinel, err)
 	}
-	return conn.RoundTrip(req)
+	resp, err = conn.RoundTrip(req)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		return nil, s.conn == conn && !s.spoke && !s.closed && conn.Err() != nil, err
+	}
+	s.spoke = s.spoke || s.conn == conn
+	return resp, false, nil
 }
 
 var errSentinel = errors.New("stopped at the border")
@@ -192,11 +203,16 @@ func (s *session) ping(ctx context.Context, wait time.Duration) error {
 	conn := s.conn
 	s.mu.Unlock()
 	resp, err := conn.RoundTrip(req)
-	if err != nil {
-		return fmt.Errorf("ping: %w", err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err == nil:
+		s.spoke = s.spoke || s.conn == conn
+		return resp.Body.Close()
+	case s.closed:
+		return errSessionClosed
 	}
-	resp.Body.Close()
-	return nil
+	return fmt.Errorf("ping: %w", err)
 }
 
 func (s *session) silence() time.Duration {

@@ -133,7 +133,8 @@ type Error struct {
 	To   string
 	// Sent says that the request may have reached an upstream, so that only one which can be repeated may be.
 	Sent bool
-	// Unreachable says that no edge of the region answered; Down that one did, for its upstream.
+	// Unreachable says that no edge of the region answers; Down that one did, and that it serves nobody of this API now:
+	// its upstream is down, or a rule there forbids it.
 	Unreachable, Down bool
 	Err               error
 }
