@@ -14,6 +14,7 @@ import (
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
+	"bailiwick/shared/porttest"
 )
 
 // A zone's three groups are restored on one node from backups: the state is as of then, in a higher epoch, and the log
@@ -56,7 +57,7 @@ func TestBackup_RestoresAZoneInANewEpoch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if aside, err := Join(within(t), Joining{Dir: w.path("emea-1"), Name: "emea-1", Region: "eu-west", AdminURL: "https://" + freePort(t), PeerAddr: freePort(t),
+	if aside, err := Join(within(t), Joining{Dir: w.path("emea-1"), Name: "emea-1", Region: "eu-west", AdminURL: "https://" + porttest.Addr(t), PeerAddr: porttest.Addr(t),
 		Control: []string{n.self.Admin}, RootsPEM: n.source.RootsPEM(), Token: token}); fault.ReasonOf(err) != "NODE_RUNS" || len(aside) > 0 {
 		t.Fatalf("joined anew under a running node: set aside %v, %v", aside, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"bailiwick/controlplane/internal/evidence"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
+	"bailiwick/shared/porttest"
 )
 
 // etcd is an etcd of one member, whose directory can be set back while it is stopped.
@@ -28,7 +29,7 @@ type etcd struct {
 func newEtcd(t *testing.T) *etcd {
 	t.Helper()
 	e := &etcd{t: t, dir: filepath.Join(t.TempDir(), "member"), cfg: embed.NewConfig()}
-	at := func() url.URL { return url.URL{Scheme: "http", Host: freePort(t)} }
+	at := func() url.URL { return url.URL{Scheme: "http", Host: porttest.Addr(t)} }
 	client, peer := at(), at()
 	e.cfg.Name, e.cfg.Dir = "one", e.dir
 	e.cfg.ListenClientUrls, e.cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}

@@ -9,6 +9,7 @@ import (
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
+	"bailiwick/shared/porttest"
 )
 
 // bring makes and starts a control node with a one-time token, as an operator does.
@@ -24,7 +25,7 @@ func (w *world) join(by *running, name string) []string {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	aside, err := Join(within(w.t), Joining{Dir: w.path(name), Name: name, Region: "eu-west", AdminURL: "https://" + freePort(w.t), PeerAddr: freePort(w.t),
+	aside, err := Join(within(w.t), Joining{Dir: w.path(name), Name: name, Region: "eu-west", AdminURL: "https://" + porttest.Addr(w.t), PeerAddr: porttest.Addr(w.t),
 		Control: []string{by.self.Admin}, RootsPEM: by.source.RootsPEM(), Token: token})
 	if err != nil {
 		w.t.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/shared/porttest"
 )
 
 // world is an installation of real control nodes in this process, on loopback.
@@ -29,22 +29,12 @@ type running struct {
 	ends chan error // what Run returned
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // newWorld makes the kits of a zone emea with the named control nodes; none runs yet.
 func newWorld(t *testing.T, names ...string) *world {
 	t.Helper()
 	spec := "installation: raft.test\nprimary_zone: emea\nzones:\n  - {name: emea, jurisdiction: EEA}\nregions:\n  - {name: eu-west, zone: emea, country: IE, jurisdiction: EEA, provider: test}\ncontrol_nodes:\n"
 	for _, n := range names {
-		spec += fmt.Sprintf("  - {name: %s, zone: emea, region: eu-west, admin: \"https://%s\", peer: \"%s\"}\n", n, freePort(t), freePort(t))
+		spec += fmt.Sprintf("  - {name: %s, zone: emea, region: eu-west, admin: \"https://%s\", peer: \"%s\"}\n", n, porttest.Addr(t), porttest.Addr(t))
 	}
 	w := &world{t: t, dir: t.TempDir(), nodes: map[string]*running{}}
 	if _, _, err := Init([]byte(spec), w.dir); err != nil {

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"bailiwick/shared/porttest"
 )
 
 // Upstream is a service of the test's own: it remembers each request whose body reached it, and can die, be
@@ -31,7 +33,7 @@ type Upstream struct {
 // NewUpstream listens on a port of its own until the test ends.
 func NewUpstream(t T, region string) *Upstream {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", porttest.Addr(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"math"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 
 	"bailiwick/controlplane/internal/adminapi/apitest"
 	"bailiwick/controlplane/internal/alert"
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/usage"
@@ -70,12 +72,12 @@ func newStore() *apitest.Store {
 
 func newService(t *testing.T, store *apitest.Store, b *books, allow []netip.Prefix) *alert.Service {
 	t.Helper()
-	return newServiceEvery(t, 10*time.Millisecond, store, b, allow)
+	return newServiceEvery(t, 10*time.Millisecond, store, b, allow, 2*time.Second)
 }
 
-func newServiceEvery(t *testing.T, every time.Duration, store *apitest.Store, b *books, allow []netip.Prefix) *alert.Service {
+func newServiceEvery(t *testing.T, every time.Duration, store group.Store, b *books, allow []netip.Prefix, timeout time.Duration) *alert.Service {
 	t.Helper()
-	s, err := alert.New(alert.Config{Zone: "emea", Store: store, SealKey: bytes.Repeat([]byte{5}, 32), Accounts: b.read, Allow: allow, Every: every, Timeout: 2 * time.Second})
+	s, err := alert.New(alert.Config{Zone: "emea", Store: store, SealKey: bytes.Repeat([]byte{5}, 32), Accounts: b.read, Allow: allow, Every: every, Timeout: timeout})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +176,7 @@ func TestReached_IsExact(t *testing.T) {
 func TestService_TellsEachThresholdOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, r := newStore(), &books{}, &receiver{status: 200}
-		s := newServiceEvery(t, 100*time.Millisecond, store, b, nil)
+		s := newServiceEvery(t, 100*time.Millisecond, store, b, nil, 0)
 		s.SendBy(r.Do)
 		secret := create(t, s, "ops", "https://hooks.example.com/")
 		defer lead(t, s)()
@@ -222,6 +224,48 @@ func TestService_TellsEachThresholdOnce(t *testing.T) {
 	})
 }
 
+// slowReads is a store whose lists take a while: they are of the moment that they began at.
+type slowReads struct {
+	*apitest.Store
+	took time.Duration
+}
+
+type slowSnapshot struct {
+	group.Snapshot
+	took time.Duration
+}
+
+func (s slowReads) Local() group.Snapshot { return slowSnapshot{s.Store.Local(), s.took} }
+
+func (s slowSnapshot) List(prefix string) iter.Seq[group.KV] {
+	return func(yield func(group.KV) bool) {
+		time.Sleep(s.took)
+		s.Snapshot.List(prefix)(yield)
+	}
+}
+
+// A look that began before a delivery's outcome was written, and ends after it, finds the webhook free and the alert
+// still pending.
+func TestService_TellsNothingAgainFromAnOldList(t *testing.T) {
+	for _, took := range []time.Duration{50 * time.Millisecond, 150 * time.Millisecond, 300 * time.Millisecond, 700 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			store, b, r := newStore(), &books{}, &receiver{status: 200}
+			s := newServiceEvery(t, 100*time.Millisecond, slowReads{store, took}, b, nil, 0)
+			s.SendBy(func(req *http.Request) (*http.Response, error) {
+				time.Sleep(200 * time.Millisecond)
+				return r.Do(req)
+			})
+			create(t, s, "ops", "https://hooks.example.com/", 50, 80)
+			defer lead(t, s)()
+			b.set(account(1000))
+			time.Sleep(time.Minute)
+			if got := r.deliveries(); len(got) != 2 {
+				t.Errorf("lists that take %v: %d deliveries, want one for each of two thresholds", took, len(got))
+			}
+		})
+	}
+}
+
 // Two nodes that both take themselves for the leader, and one dies after a delivery and before it wrote that down:
 // more deliveries, never another id.
 func TestService_MeansItOnceWhoeverLeads(t *testing.T) {
@@ -230,7 +274,7 @@ func TestService_MeansItOnceWhoeverLeads(t *testing.T) {
 		r := &receiver{status: 200}
 		var stops []func()
 		for i := range 2 {
-			s := newServiceEvery(t, 100*time.Millisecond, store, b, nil)
+			s := newServiceEvery(t, 100*time.Millisecond, store, b, nil, 0)
 			if i == 0 {
 				create(t, s, "ops", "https://hooks.example.com/", 50, 80, 100)
 				ctx, cancel := context.WithCancel(t.Context())
@@ -271,14 +315,14 @@ func TestService_TriesAgainAsTheSpecificationSays(t *testing.T) {
 		begun := time.Now()
 		var at []time.Duration
 		run := func() func() { // a new leader goes on where the last one stopped
-			s := newServiceEvery(t, 2*time.Second, store, b, nil)
+			s := newServiceEvery(t, 2*time.Second, store, b, nil, 0)
 			s.SendBy(func(req *http.Request) (*http.Response, error) {
 				at = append(at, time.Since(begun))
 				return r.Do(req)
 			})
 			return lead(t, s)
 		}
-		first := newServiceEvery(t, 2*time.Second, store, b, nil)
+		first := newServiceEvery(t, 2*time.Second, store, b, nil, 0)
 		create(t, first, "ops", "https://hooks.example.com/", 50)
 		stop := run()
 		time.Sleep(time.Hour)
@@ -305,7 +349,7 @@ func TestService_TriesAgainAsTheSpecificationSays(t *testing.T) {
 func TestService_RotatesSecretsWithoutAGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, r := newStore(), &books{}, &receiver{status: 200}
-		s := newServiceEvery(t, 2*time.Second, store, b, nil)
+		s := newServiceEvery(t, 2*time.Second, store, b, nil, 0)
 		s.SendBy(r.Do)
 		old := create(t, s, "ops", "https://hooks.example.com/", 10, 20, 30)
 		defer lead(t, s)()
@@ -336,7 +380,7 @@ func TestService_RotatesSecretsWithoutAGap(t *testing.T) {
 func TestService_StopsForWhoWantsNoMore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, r := newStore(), &books{}, &receiver{status: http.StatusGone}
-		s := newServiceEvery(t, time.Minute, store, b, nil)
+		s := newServiceEvery(t, time.Minute, store, b, nil, 0)
 		s.SendBy(r.Do)
 		create(t, s, "ops", "https://hooks.example.com/", 50)
 		create(t, s, "dead", "https://dead.example.com/", 100)
@@ -374,7 +418,7 @@ func TestService_StopsForWhoWantsNoMore(t *testing.T) {
 func TestService_PeriodsWithoutAStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, r := newStore(), &books{}, &receiver{status: 200}
-		s := newServiceEvery(t, 2*time.Second, store, b, nil)
+		s := newServiceEvery(t, 2*time.Second, store, b, nil, 0)
 		s.SendBy(r.Do)
 		create(t, s, "ops", "https://hooks.example.com/", 80)
 		defer lead(t, s)()
@@ -400,7 +444,7 @@ func TestService_PeriodsWithoutAStart(t *testing.T) {
 func TestService_RestsAfterLongReads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, r := newStore(), &books{took: 2 * time.Second}, &receiver{status: 200}
-		s := newServiceEvery(t, 2*time.Second, store, b, nil)
+		s := newServiceEvery(t, 2*time.Second, store, b, nil, 0)
 		s.SendBy(r.Do)
 		create(t, s, "ops", "https://hooks.example.com/")
 		b.set(account(500))
@@ -419,7 +463,7 @@ func TestService_RestsAfterLongReads(t *testing.T) {
 func TestService_ForgetsAllThatIsOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b := newStore(), &books{}
-		s := newServiceEvery(t, time.Minute, store, b, nil)
+		s := newServiceEvery(t, time.Minute, store, b, nil, 0)
 		for i := range 3000 {
 			store.Put(fmt.Sprintf("%sacme/main/%d/w/50", model.PrefixAlert, i), model.Encode(alert.Alert{ID: "a", Customer: "acme", RaisedAt: time.Now().Add(-36 * 24 * time.Hour), Status: alert.Delivered}))
 		}
@@ -439,7 +483,7 @@ func TestService_ForgetsAllThatIsOld(t *testing.T) {
 func TestService_NamesNobodyWhoIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, b, r := newStore(), &books{}, &receiver{status: 200}
-		s := newServiceEvery(t, 100*time.Millisecond, store, b, nil)
+		s := newServiceEvery(t, 100*time.Millisecond, store, b, nil, 0)
 		s.SendBy(r.Do)
 		create(t, s, "ops", "https://hooks.example.com/", 50)
 		defer lead(t, s)()

@@ -204,6 +204,11 @@ func (s *Service) tell(ctx context.Context, w Webhook, list []owed) {
 		if ctx.Err() != nil {
 			return
 		}
+		// The list may be older than the last delivery to this webhook, whose outcome was applied here before the
+		// webhook was free: what has changed since is told already, or not due.
+		if kv, ok := s.cfg.Store.Local().Get(o.kv.Key); !ok || kv.ModIndex != o.kv.ModIndex {
+			continue
+		}
 		if err := s.deliver(ctx, w, o.kv, o.alert); err != nil {
 			if ctx.Err() == nil {
 				s.log.Warn("deliver an alert", "webhook", w.Name, "error", err)

@@ -99,6 +99,15 @@ func onlyZone(zone string) func(identity.Name) error {
 	}
 }
 
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
 func get(t *testing.T, c *http.Client, url string) (string, error) {
 	t.Helper()
 	resp, err := c.Get(url)
@@ -134,7 +143,7 @@ func TestMux_StreamOfAGroup(t *testing.T) {
 	a, b, us := w.start(t, "emea", "emea-1", nil), w.start(t, "emea", "emea-2", nil), w.start(t, "us", "us-1", nil)
 	sa, sb := a.Stream("store/emea", onlyZone("emea")), b.Stream("store/emea", onlyZone("emea"))
 	su := us.Stream("store/emea", nil) // a us node that would like to be a member
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 
 	got := make(chan string, 1)
@@ -162,7 +171,7 @@ func TestMux_StreamOfAGroup(t *testing.T) {
 	// A us certificate at an emea raft door: refused in the handshake. In TLS 1.3 the
 	// dialler learns it when it first reads.
 	if c, err := su.Dial(ctx, "emea-1"); err == nil {
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		c.SetReadDeadline(time.Now().Add(30 * time.Second))
 		if n, err := c.Read(make([]byte, 1)); err == nil || n > 0 {
 			t.Error("us node at an emea group: got a byte, want refused")
 		} else if !strings.Contains(err.Error(), "bad certificate") {
@@ -176,9 +185,7 @@ func TestMux_StreamOfAGroup(t *testing.T) {
 	if _, err := a.Stream("ledger/emea", nil).Dial(ctx, "emea-2"); err == nil {
 		t.Error("a group the peer does not serve: got connected, want refused")
 	}
-	if a.Refused()+b.Refused() == 0 {
-		t.Error("refusals are not counted")
-	}
+	eventually(t, "refusals are counted", func() bool { return a.Refused() > 0 && b.Refused() > 0 })
 	sb.Close()
 	if _, err := sb.Accept(); err == nil {
 		t.Error("accept after close: got a connection")
@@ -205,8 +212,8 @@ func TestMux_WithdrawnNodeIsCutOff(t *testing.T) {
 		if err == nil {
 			t.Error("stream of a withdrawn node: got a clean end, want cut")
 		}
-	case <-time.After(time.Second):
-		t.Fatal("stream of a withdrawn node still stands after 1 s")
+	case <-time.After(30 * time.Second):
+		t.Fatal("stream of a withdrawn node still stands")
 	}
 	if _, err := get(t, a.Client("emea-2"), peer.URL("emea-2")); err == nil {
 		t.Error("withdrawn node: got an answer, want refused")
@@ -219,7 +226,7 @@ func TestMux_WithdrawnNodeIsCutOff(t *testing.T) {
 func TestMux_HalfOpenHandshakesDoNotBlock(t *testing.T) {
 	w := newWorld(t)
 	a := w.start(t, "emea", "emea-1", nil)
-	w.start(t, "emea", "emea-2", func(c *peer.Config) { c.MaxHandshakes = 4; c.HandshakeTimeout = 2 * time.Second })
+	w.start(t, "emea", "emea-2", func(c *peer.Config) { c.MaxHandshakes = 4; c.HandshakeTimeout = 4 * time.Second })
 	var idle []net.Conn
 	for range 20 {
 		c, err := net.Dial("tcp", w.addrs["emea-2"])
@@ -233,7 +240,7 @@ func TestMux_HalfOpenHandshakesDoNotBlock(t *testing.T) {
 		t.Fatalf("beside 20 silent connections: got %q %v", got, err)
 	}
 	for i, c := range idle {
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		c.SetReadDeadline(time.Now().Add(30 * time.Second))
 		if _, err := c.Read(make([]byte, 1)); err == nil {
 			t.Errorf("silent connection %d: got a byte", i)
 		} else if ne, ok := err.(net.Error); ok && ne.Timeout() {
@@ -243,7 +250,7 @@ func TestMux_HalfOpenHandshakesDoNotBlock(t *testing.T) {
 	// No certificate, and no protocol.
 	tc, err := tls.Dial("tcp", w.addrs["emea-2"], &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err == nil {
-		tc.SetReadDeadline(time.Now().Add(5 * time.Second))
+		tc.SetReadDeadline(time.Now().Add(30 * time.Second))
 		if _, err := tc.Read(make([]byte, 1)); err == nil {
 			t.Error("no client certificate: got a byte, want refused")
 		}

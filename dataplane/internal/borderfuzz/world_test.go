@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"bailiwick/shared/identity/identitytest"
+	"bailiwick/shared/porttest"
 )
 
 // world is the installation, and who makes trouble in it.
@@ -66,7 +67,7 @@ func newWorld(t testing.TB, seed uint64) *world {
 	for _, s := range services {
 		for _, p := range places {
 			u := &upstream{service: s, region: p.region, judge: w.judge}
-			if err := u.listen("127.0.0.1:0"); err != nil {
+			if err := u.listen(porttest.Addr(t)); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { u.become(down) })

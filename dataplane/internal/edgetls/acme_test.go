@@ -13,6 +13,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/http/httptest"
 	"net/url"
 	"os"
@@ -34,6 +35,7 @@ import (
 	"bailiwick/dataplane/internal/edgetls"
 	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
 	"bailiwick/shared/fault/rpcfault"
+	"bailiwick/shared/porttest"
 )
 
 // authority is a public ACME authority on loopback. Its names all lead to
@@ -434,12 +436,7 @@ func (z *zone) checkSealed(t *testing.T) {
 // An edge behind closed doors is refused: certmagic must neither open one
 // itself, nor spend the few attempts that an authority grants.
 func TestACME_RefusedIsNotRepeatedAtOnce(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := free.Addr().(*net.TCPAddr).Port
-	free.Close()
+	port := int(netip.MustParseAddrPort(porttest.Addr(t)).Port()) // where nobody listens
 	z := newZone(t)
 	pub := newAuthority(t, port, port)
 	m, err := edgetls.New(edgetls.Config{

@@ -17,6 +17,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/porttest"
 	"bailiwick/shared/usage"
 )
 
@@ -64,7 +65,7 @@ func TestMoney_GivenUpAnswersLookBroken(t *testing.T) {
 	cert := tlsServer.TLS.Certificates[0]
 	tlsServer.Close()
 	servers := proxy.NewServers(proxy.ServersConfig{Handler: w.west.proxy, TLS: &tls.Config{Certificates: []tls.Certificate{cert}}, Logger: slog.New(slog.DiscardHandler)})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", porttest.Addr(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/porttest"
 	"bailiwick/shared/telemetry"
 )
 
@@ -53,7 +54,7 @@ func TestServers_APanicSaysNothingOfTheRequest(t *testing.T) {
 	defer cert.Close()
 	s := proxy.NewServers(proxy.ServersConfig{Handler: handler, TLS: &tls.Config{Certificates: cert.TLS.Certificates},
 		Logger: telemetry.NewLogger(&log, "debug", "json", "bailiwick-edge", "n1")})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", porttest.Addr(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/porttest"
 	"bailiwick/shared/usage"
 )
 
@@ -390,7 +391,7 @@ func TestPath_ProtocolsAgree(t *testing.T) {
 	cert.StartTLS()
 	defer cert.Close()
 	servers := proxy.NewServers(proxy.ServersConfig{Handler: w.west.proxy, TLS: &tls.Config{Certificates: cert.TLS.Certificates}, Logger: slog.New(slog.DiscardHandler)})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", porttest.Addr(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/quota"
+	"bailiwick/shared/porttest"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
@@ -144,7 +145,7 @@ func TestQuota_ProtocolsShareIt(t *testing.T) {
 	cert.StartTLS()
 	defer cert.Close()
 	servers := proxy.NewServers(proxy.ServersConfig{Handler: w.west.proxy, TLS: &tls.Config{Certificates: cert.TLS.Certificates}, Logger: slog.New(slog.DiscardHandler)})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", porttest.Addr(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/porttest"
 )
 
 // doors are an edge's doors whose TLS policy gives a host its own ticket keys, as edgetls does.
@@ -217,19 +218,34 @@ func TestServers_TakeNoEarlyDataOverTCP(t *testing.T) {
 	}
 }
 
+// told tells when a token has come, which is some time after a handshake.
+type told struct {
+	quic.TokenStore
+	put chan struct{}
+}
+
+func (s told) Put(key string, token *quic.ClientToken) {
+	s.TokenStore.Put(key, token)
+	s.put <- struct{}{}
+}
+
 func TestServers_AddressTokensAndResetsAreOneEdges(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 32)
 	a, b := newDoors(t, key), newDoors(t, nil)
-	at, elsewhere := a.quic(t, "127.0.0.1:0"), b.quic(t, "127.0.0.1:0")
-	store := quic.NewLRUTokenStore(4, 4)
+	at, elsewhere := a.quic(t, porttest.Addr(t)), b.quic(t, "127.0.0.1:0")
+	store := told{quic.NewLRUTokenStore(4, 4), make(chan struct{}, 100)}
 	dial := func(d *doors, addr string) (*quic.Conn, bool) {
 		t.Helper()
 		c, err := quic.DialAddr(t.Context(), addr, &tls.Config{RootCAs: d.roots, ServerName: "example.com", NextProtos: []string{http3.NextProtoH3}},
-			&quic.Config{TokenStore: store, MaxIdleTimeout: 20 * time.Second})
+			&quic.Config{TokenStore: store, MaxIdleTimeout: 2 * time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(50 * time.Millisecond) // the token comes when the handshake is confirmed
+		select {
+		case <-store.put:
+		case <-time.After(time.Minute):
+			t.Fatal("no token comes")
+		}
 		return c, <-d.proven
 	}
 	c, _ := dial(a, at.LocalAddr().String())
@@ -248,7 +264,7 @@ func TestServers_AddressTokensAndResetsAreOneEdges(t *testing.T) {
 	at.Close()
 	again := newDoors(t, key)
 	again.quic(t, at.LocalAddr().String())
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for c.Context().Err() == nil && time.Now().Before(deadline) {
 		if s, err := c.OpenUniStream(); err == nil {
 			s.Write(bytes.Repeat([]byte{0}, 200))

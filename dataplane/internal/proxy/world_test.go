@@ -30,6 +30,7 @@ import (
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/identity/identitytest"
+	"bailiwick/shared/porttest"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
@@ -59,7 +60,7 @@ type upstream struct {
 
 func newUpstream(t testing.TB, region string) *upstream {
 	u := &upstream{region: region, bodies: map[string]int{}}
-	u.start(t, "127.0.0.1:0")
+	u.start(t, porttest.Addr(t)) // of its own, since it may be killed and come back
 	t.Cleanup(func() { u.resume(); u.server.Close() })
 	return u
 }

@@ -124,7 +124,7 @@ func TestShipper_DetailArrivesOnceWhateverIsCut(t *testing.T) {
 	for _, transport := range []string{"quic", "connect"} {
 		t.Run(transport, func(t *testing.T) {
 			p, led := newPKI(t), newLedger()
-			n := newNode(t, p, led, "127.0.0.1:0", transport == "quic", true)
+			n := newNode(t, p, led, transport == "quic", true)
 			n.store = newStore()
 			n.store.cutAfter = 7
 			s, d := openSpool(t, t.TempDir()), openDetail(t)
@@ -152,7 +152,7 @@ func TestShipper_DetailArrivesOnceWhateverIsCut(t *testing.T) {
 // What a node refuses for what it is becomes a loss, and what is behind it arrives.
 func TestShipper_RefusedDetailBecomesALoss(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	n.store = newStore()
 	n.store.refuse = map[string]bool{"mallory": true}
 	s, d := openSpool(t, t.TempDir()), openDetail(t)
@@ -169,9 +169,9 @@ func TestShipper_RefusedDetailBecomesALoss(t *testing.T) {
 // Usage goes to whichever node is up, and home again when the first is back.
 func TestShipper_GoesHomeAgain(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	home := newNode(t, p, led, "127.0.0.1:0", true, true)
+	home := newNode(t, p, led, true, true)
 	home.refusing.Store(true)
-	other := newNode(t, p, led, "127.0.0.1:0", true, true)
+	other := newNode(t, p, led, true, true)
 	s := openSpool(t, t.TempDir())
 	f := startWith(t, s, nil, p, home.addr, other.addr)
 	add(t, s, "acme", 1)
@@ -186,7 +186,7 @@ func TestShipper_DetailNeverDelaysTheLedger(t *testing.T) {
 	for _, transport := range []string{"quic", "connect"} {
 		t.Run(transport, func(t *testing.T) {
 			p, led := newPKI(t), newLedger()
-			n := newNode(t, p, led, "127.0.0.1:0", transport == "quic", true)
+			n := newNode(t, p, led, transport == "quic", true)
 			n.store = newStore()
 			n.store.stall = true
 			s, d := openSpool(t, t.TempDir()), openDetail(t)

@@ -27,6 +27,7 @@ import (
 	"bailiwick/dataplane/internal/ship"
 	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
 	"bailiwick/proto/gen/bailiwick/usage/v1/usagev1connect"
+	"bailiwick/shared/porttest"
 	"bailiwick/shared/usage"
 )
 
@@ -182,11 +183,11 @@ type node struct {
 	wg    sync.WaitGroup
 }
 
-func newNode(t testing.TB, p *pki, led *ledger, addr string, udp, tcp bool) *node {
+func newNode(t testing.TB, p *pki, led *ledger, udp, tcp bool) *node {
 	t.Helper()
 	n := &node{p: p, led: led, conns: map[*quic.Conn]bool{}}
-	t.Cleanup(n.wg.Wait) // runs last
-	lis, err := net.Listen("tcp", addr)
+	t.Cleanup(n.wg.Wait)                            // runs last
+	lis, err := net.Listen("tcp", porttest.Addr(t)) // the same for UDP
 	if err != nil {
 		t.Fatal(err)
 	}

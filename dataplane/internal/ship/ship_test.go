@@ -115,7 +115,7 @@ func startConfig(t testing.TB, p *pki, cfg ship.Config) *fixture {
 
 func TestShipper_QUICCarriesAndTrims(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	s := openSpool(t, t.TempDir())
 	f := start(t, s, p, n.addr)
 	add(t, s, "acme", 1000)
@@ -131,7 +131,7 @@ func TestShipper_QUICCarriesAndTrims(t *testing.T) {
 
 func TestShipper_LostAcksAreNotCountedTwice(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	led.set(func() { led.cutAfterApply = 3 }) // applied, then the connection dies before the answer
 	s := openSpool(t, t.TempDir())
 	f := start(t, s, p, n.addr)
@@ -149,7 +149,7 @@ func TestShipper_LostAcksAreNotCountedTwice(t *testing.T) {
 
 func TestShipper_FallsBackToConnectAndReturns(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", false, true) // TCP only: UDP is blocked
+	n := newNode(t, p, led, false, true) // TCP only: UDP is blocked
 	s := openSpool(t, t.TempDir())
 	f := start(t, s, p, n.addr)
 	add(t, s, "acme", 100)
@@ -171,11 +171,11 @@ func TestShipper_GoesOnToTheNextNode(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer dead.Close()
-	mute := newNode(t, p, led, "127.0.0.1:0", true, false)
+	mute := newNode(t, p, led, true, false)
 	mute.mute.Store(true) // shakes hands and never answers
-	refusing := newNode(t, p, led, "127.0.0.1:0", true, false)
+	refusing := newNode(t, p, led, true, false)
 	refusing.refusing.Store(true) // closes: it is not the leader and knows none
-	good := newNode(t, p, led, "127.0.0.1:0", true, false)
+	good := newNode(t, p, led, true, false)
 	s := openSpool(t, t.TempDir())
 	f := start(t, s, p, dead.LocalAddr().String(), mute.addr, refusing.addr, good.addr)
 	begin := time.Now()
@@ -191,7 +191,7 @@ func TestShipper_GoesOnToTheNextNode(t *testing.T) {
 
 func TestShipper_OldEpochsGoFirst(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	dir := t.TempDir()
 	for range 3 {
 		s, err := spool.Open(spool.Config{Dir: dir, Edge: edge, SegmentBytes: 64 << 10})
@@ -214,7 +214,7 @@ func TestShipper_OldEpochsGoFirst(t *testing.T) {
 
 func TestShipper_GapResumesWhereTheLedgerIs(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	led.set(func() { led.dropSeq = 4 }) // once: answered by nothing, so all behind it are gaps
 	s := openSpool(t, t.TempDir())
 	addBlocks(t, s, "acme", 10)
@@ -230,7 +230,7 @@ func TestShipper_RefusedBlockStaysAndIsLoud(t *testing.T) {
 		ship.ReasonImplausible, ship.ReasonQuarantined, ship.ReasonEpochClosed} {
 		t.Run(reason, func(t *testing.T) {
 			p, led := newPKI(t), newLedger()
-			n := newNode(t, p, led, "127.0.0.1:0", true, true)
+			n := newNode(t, p, led, true, true)
 			led.set(func() { led.refuseSeq, led.refuseReason = 3, reason })
 			s := openSpool(t, t.TempDir())
 			addBlocks(t, s, "acme", 5)
@@ -259,7 +259,7 @@ func TestShipper_RefusedBlockStaysAndIsLoud(t *testing.T) {
 // An epoch of which the ledger has nothing would be closed by a newer one: that one waits.
 func TestShipper_UnbegunRefusedEpochHoldsTheNext(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	dir := t.TempDir()
 	old, err := spool.Open(spool.Config{Dir: dir, Edge: edge, SegmentBytes: 64 << 10})
 	if err != nil {
@@ -282,7 +282,7 @@ func TestShipper_UnbegunRefusedEpochHoldsTheNext(t *testing.T) {
 
 func TestShipper_LedgerWithAnotherHistoryGetsNoTrim(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	s := openSpool(t, t.TempDir())
 	addBlocks(t, s, "acme", 3)
 	led.preload(s.Stats().Epoch, 2, [32]byte{7}) // a clone of this disk was here before
@@ -299,7 +299,7 @@ func TestShipper_TellsTheLedgerOfAFork(t *testing.T) {
 	for sealed := range 4 {
 		t.Run(fmt.Sprint(sealed, " sealed"), func(t *testing.T) {
 			p, led := newPKI(t), newLedger()
-			n := newNode(t, p, led, "127.0.0.1:0", true, true)
+			n := newNode(t, p, led, true, true)
 			s := openSpool(t, t.TempDir())
 			if sealed > 0 {
 				addBlocks(t, s, "acme", sealed)
@@ -321,7 +321,7 @@ func TestShipper_TellsTheLedgerOfAFork(t *testing.T) {
 
 func TestShipper_WithdrawnStops(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	n.withdrawn.Store(true)
 	s := openSpool(t, t.TempDir())
 	addBlocks(t, s, "acme", 2)
@@ -340,8 +340,8 @@ func TestShipper_WithdrawnStops(t *testing.T) {
 // The ledger goes away and comes back, several times, while rows come: each is counted once.
 func TestShipper_NodesComeAndGo(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	a := newNode(t, p, led, "127.0.0.1:0", true, true)
-	b := newNode(t, p, led, "127.0.0.1:0", true, true)
+	a := newNode(t, p, led, true, true)
+	b := newNode(t, p, led, true, true)
 	s := openSpool(t, t.TempDir())
 	start(t, s, p, a.addr, b.addr)
 	total := int64(0)

@@ -14,7 +14,7 @@ import (
 // complete, reach the ledger before the shipper ends. Else removing the edge afterwards loses it.
 func TestShipper_StopTakesTheLastBlockAlong(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	s, err := spool.Open(spool.Config{Dir: t.TempDir(), Edge: edge, SegmentBytes: 64 << 10, SealEvery: time.Hour})
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +57,7 @@ func TestShipper_StopTakesTheLastBlockAlong(t *testing.T) {
 // An edge that was withdrawn and is in the registry again brings its usage without a restart.
 func TestShipper_WithdrawnAsksAgainLater(t *testing.T) {
 	p, led := newPKI(t), newLedger()
-	n := newNode(t, p, led, "127.0.0.1:0", true, true)
+	n := newNode(t, p, led, true, true)
 	n.withdrawn.Store(true)
 	s := openSpool(t, t.TempDir())
 	addBlocks(t, s, "acme", 2)

@@ -62,7 +62,7 @@ func BenchmarkWire(b *testing.B) {
 
 func wireBytes(b *testing.B, rate, seconds int, withDetail bool) (in, out, datagrams int64, rows int) {
 	p, led := newPKI(b), newLedger()
-	n := newNode(b, p, led, "127.0.0.1:0", false, true)
+	n := newNode(b, p, led, false, true)
 	n.store = newStore()
 	udp, err := net.ListenPacket("udp", n.addr)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/shared/porttest"
 )
 
 // cluster is an etcd of real members in this process. Clients and peers reach a member through proxies, which a test cuts.
@@ -107,20 +107,6 @@ func (p *proxy) set(cut bool) {
 	clear(p.conns)
 }
 
-// freeAddr is a port that nobody listens on, below those that the system gives to connections: a member that is killed
-// needs its own again.
-func freeAddr(t testing.TB) string {
-	for range 100 {
-		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 24_000+rand.IntN(8_000)))
-		if err == nil {
-			ln.Close()
-			return ln.Addr().String()
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
-}
-
 func newEtcd(t testing.TB, n int) *cluster {
 	t.Helper()
 	c := &cluster{t: t}
@@ -134,7 +120,7 @@ func (c *cluster) make(n int) {
 	c.token = "t" + fmt.Sprint(counter.Add(1))
 	dir := t.TempDir()
 	for i := range n {
-		m := &member{name: fmt.Sprint("m", i+1), client: freeAddr(t), peer: freeAddr(t)}
+		m := &member{name: fmt.Sprint("m", i+1), client: porttest.Addr(t), peer: porttest.Addr(t)}
 		m.dir = filepath.Join(dir, m.name)
 		m.toClient, m.toPeer = newProxy(t, m.client), newProxy(t, m.peer)
 		c.members = append(c.members, m)

@@ -23,6 +23,7 @@ import (
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/shared/fault"
+	"bailiwick/shared/porttest"
 )
 
 // certificate is self-signed, for a loopback server and its client alike.
@@ -62,7 +63,7 @@ func certificate(t *testing.T) (certFile, keyFile string, cfg *tls.Config) {
 func TestStore_TLSAndAuthentication(t *testing.T) {
 	cert, key, tlsCfg := certificate(t)
 	c := &cluster{t: t, token: "tls"}
-	m := &member{name: "m1", dir: filepath.Join(t.TempDir(), "m1"), client: freeAddr(t), peer: freeAddr(t)}
+	m := &member{name: "m1", dir: filepath.Join(t.TempDir(), "m1"), client: porttest.Addr(t), peer: porttest.Addr(t)}
 	m.toClient, m.toPeer = newProxy(t, m.client), newProxy(t, m.peer)
 	c.members = []*member{m}
 	cfg := c.config(m)
