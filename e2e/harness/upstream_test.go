@@ -33,7 +33,7 @@ func TestUpstream_Dies(t *testing.T) {
 		t.Errorf("paused: it has read %d requests", n)
 	}
 	u.Resume()
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for u.Seen()["POST /posts/paused"] != 1 {
 		if time.Now().After(deadline) {
 			t.Fatalf("resumed: seen %v; what had arrived while it stood must be carried out", u.Seen())

@@ -111,7 +111,7 @@ func (w *world) position() *syncv1.Position {
 }
 
 func (w *world) grant(edge, region string, at *syncv1.Position) ([]*syncv1.Grant, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	response, err := w.keeper.Grant(ctx, edge, region, &syncv1.RequestGrantsRequest{Zone: at})
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 
 // ask is a question for grants of one run of eu-west's edge.
 func (w *world) ask(incarnation string, dead ...string) (*syncv1.RequestGrantsResponse, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return w.keeper.Grant(ctx, "eu-west-edge", "eu-west", &syncv1.RequestGrantsRequest{Zone: w.position(), Incarnation: incarnation, Dead: dead})
 }

@@ -197,12 +197,12 @@ func newWorld(t *testing.T, change func(*ingest.Config)) *world {
 
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if is() {
 			return
 		}
 	}
-	t.Errorf("%s: not within 5 s", what)
+	t.Errorf("%s: not within 30 s", what)
 }
 
 func (w *world) requests(t *testing.T, customer string) int64 {

@@ -393,7 +393,7 @@ func TestServer_StrangersAreToldWhy(t *testing.T) {
 			select {
 			case <-c.Context().Done():
 				err = context.Cause(c.Context())
-			case <-time.After(5 * time.Second):
+			case <-time.After(30 * time.Second):
 			}
 		}
 		if tr, ok := errors.AsType[*quic.TransportError](err); !ok || !tr.ErrorCode.IsCryptoError() {

@@ -61,7 +61,7 @@ type quicLine struct {
 
 func openQUIC(t *testing.T, w *world, cert tls.Certificate, alpn string) (*quic.Conn, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	c, err := quic.DialAddr(ctx, w.addr, &tls.Config{MinVersion: tls.VersionTLS13, ServerName: "control", RootCAs: w.ca.pool,
 		Certificates: []tls.Certificate{cert}, NextProtos: []string{alpn}}, nil)

@@ -114,7 +114,7 @@ func TestAudit_ANodeThatDiffersStopsItself(t *testing.T) {
 				if i != which || fault.ReasonOf(err) != "LEDGER_DIFFERS" && !strings.Contains(err.Error(), "differs from that of the majority") {
 					t.Errorf("node %d stops with %v, want node %d to, and to say why", i, err, which)
 				}
-			case <-time.After(100 * time.Millisecond):
+			case <-time.After(map[bool]time.Duration{true: 30 * time.Second, false: 20 * time.Millisecond}[i == which]):
 				if i == which {
 					t.Errorf("node %d has a false value and goes on", i)
 				}

@@ -106,7 +106,7 @@ func TestDoors_OverThePeerPort(t *testing.T) {
 	if _, err := w.catalog.Txn(t.Context(), group.Txn{Ops: []group.Op{{Key: model.PrefixNode + "e1", Delete: true}}}); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for port.Recheck() == 0 && time.Now().Before(deadline) {
 		time.Sleep(5 * time.Millisecond)
 	}

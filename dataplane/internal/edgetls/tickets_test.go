@@ -39,7 +39,7 @@ func resumes(t testing.TB, z *zone, server *tls.Config, host string, w *wallet, 
 		ended <- err
 	}()
 	c := tls.Client(b, &tls.Config{RootCAs: z.roots(t), ServerName: host, NextProtos: server.NextProtos, ClientSessionCache: w, MaxVersion: max})
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := c.Read(make([]byte, 1)); err != nil {
 		t.Fatalf("handshake with %s: %v", host, err)
 	}
@@ -134,7 +134,7 @@ func TestTickets_OpenOneHostOfOneEdgeUnderOneBorder(t *testing.T) {
 // the tickets that were given under it along.
 func TestTickets_EndWithTheCertificate(t *testing.T) {
 	z := newZone(t)
-	z.ttl = 3 * time.Second // renewed when a third is left
+	z.ttl = 5 * time.Second // renewed when a third is left
 	m, _ := z.edge(t, t.TempDir(), "a")
 	m.Manage([]string{host})
 	wait(t, "the certificate", func() bool { return len(m.Missing()) == 0 })

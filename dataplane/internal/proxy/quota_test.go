@@ -47,7 +47,7 @@ func (l *lessor) Exchange(_ context.Context, r *quota.Request) (*quota.Response,
 func (l *lessor) said(t *testing.T, spent, inFlight int64) {
 	t.Helper()
 	var last quota.Ask
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		l.mu.Lock()
 		last = l.last
 		l.mu.Unlock()

@@ -227,8 +227,8 @@ func TestRelay_AnAPIThatChangesItsPolicyIsCut(t *testing.T) {
 			}
 			select {
 			case <-b.local.cut:
-			case <-time.After(2 * time.Second):
-				t.Error("not cut within 2 s")
+			case <-time.After(30 * time.Second):
+				t.Error("not cut within 30 s")
 				close(b.local.wait)
 			}
 			t.Logf("cut after %v", time.Since(start))
@@ -262,8 +262,8 @@ func TestClient_APeerThatTheNewestGrantDoesNotNameIsLeft(t *testing.T) {
 	b.west.Swap(view(t, "eu-west", []string{"eu-west>eu-central", "eu-west>eu-south"}, nil)) // asked anew at once
 	select {
 	case <-b.local.cut:
-	case <-time.After(2 * time.Second):
-		t.Error("the relay to an edge that no grant names any more: not cut within 2 s")
+	case <-time.After(30 * time.Second):
+		t.Error("the relay to an edge that no grant names any more: not cut within 30 s")
 		close(b.local.wait)
 	}
 }

