@@ -58,8 +58,8 @@ func TestKeeper_TwoRunsOfAnEdgeAreTwo(t *testing.T) {
 	if err != nil || record.Incarnation != "0b" || record.TakesMS != 1000 || record.Others["0a"]["eu-central"] == 0 || record.Others["0a"]["eu-west"] == 0 {
 		t.Errorf("the record in the log is %+v, %v; want 0b's grants, and what 0a holds", record, err)
 	}
+	began := time.Now() // before the term
 	w.successor()
-	began := time.Now()
 	w.closed()
 	w.says("0b", w.position())
 	w.pendingFor("eu-west", "eu-central", 1500*time.Millisecond)
