@@ -14,7 +14,7 @@ import (
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // A zone's three groups are restored on one node from backups: the state is as of then, in a higher epoch, and the log

@@ -15,7 +15,7 @@ import (
 	"bailiwick/controlplane/internal/evidence"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // etcd is an etcd of one member, whose directory can be set back while it is stopped.

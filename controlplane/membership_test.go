@@ -9,7 +9,7 @@ import (
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // bring makes and starts a control node with a one-time token, as an operator does.

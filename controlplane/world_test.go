@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/group"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // world is an installation of real control nodes in this process, on loopback.

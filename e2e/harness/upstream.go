@@ -12,7 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // Upstream is a service of the test's own: it remembers each request whose body reached it, and can die, be

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"bailiwick/shared/identity/identitytest"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // world is the installation, and who makes trouble in it.

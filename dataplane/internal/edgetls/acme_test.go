@@ -35,7 +35,7 @@ import (
 	"bailiwick/dataplane/internal/edgetls"
 	"bailiwick/proto/gen/bailiwick/join/v1/joinv1connect"
 	"bailiwick/shared/fault/rpcfault"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // authority is a public ACME authority on loopback. Its names all lead to

@@ -17,7 +17,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"bailiwick/dataplane/internal/proxy"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 	"bailiwick/shared/usage"
 )
 

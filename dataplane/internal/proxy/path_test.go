@@ -22,7 +22,7 @@ import (
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/proxy"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 	"bailiwick/shared/usage"
 )
 

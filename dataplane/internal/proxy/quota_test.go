@@ -19,7 +19,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/quota"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )

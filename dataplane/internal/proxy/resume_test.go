@@ -22,7 +22,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	"bailiwick/dataplane/internal/proxy"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // doors are an edge's doors whose TLS policy gives a host its own ticket keys, as edgetls does.

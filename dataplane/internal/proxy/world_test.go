@@ -30,7 +30,7 @@ import (
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/identity/identitytest"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
@@ -57,6 +57,10 @@ type upstream struct {
 	count   atomic.Int64
 	probes  atomic.Int64
 }
+
+// patience takes the place of the 50 ms for which a request waits for a sign of life: everything here shares one
+// processor with other tests, where a healthy peer may be silent for longer.
+const patience = time.Second
 
 func newUpstream(t testing.TB, region string) *upstream {
 	u := &upstream{region: region, bodies: map[string]int{}}
@@ -382,7 +386,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			}
 		})
 		ups := proxy.NewUpstreams(proxy.UpstreamConfig{AllowLoopback: true, Permit: guard.Upstream})
-		mon, err := failover.New(failover.Config{Tables: r.tables, Prober: ups, Logger: log})
+		mon, err := failover.New(failover.Config{Tables: r.tables, Prober: ups, Logger: log, LivenessWait: patience, ProbeTimeout: 2 * patience})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -392,7 +396,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			if err != nil {
 				t.Fatal(err)
 			}
-			r.client, err = relay.NewClient(relay.ClientConfig{Identity: source, Tables: r.tables, Grants: grants, Evidence: r.evidence, Sentinel: guard, Logger: log})
+			r.client, err = relay.NewClient(relay.ClientConfig{Identity: source, Tables: r.tables, Grants: grants, Evidence: r.evidence, Sentinel: guard, Logger: log, PingWait: patience, DialTimeout: 2 * patience})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -27,7 +27,7 @@ import (
 	"bailiwick/dataplane/internal/ship"
 	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
 	"bailiwick/proto/gen/bailiwick/usage/v1/usagev1connect"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 	"bailiwick/shared/usage"
 )
 

@@ -17,7 +17,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"bailiwick/controlplane/internal/group"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // cluster is an etcd of real members in this process. Clients and peers reach a member through proxies, which a test cuts.

@@ -23,7 +23,7 @@ import (
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/shared/fault"
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // certificate is self-signed, for a loopback server and its client alike.

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"bailiwick/shared/porttest"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 const many = 150 // more than a block
