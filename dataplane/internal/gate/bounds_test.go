@@ -70,11 +70,11 @@ func TestGate_SeveralWindows(t *testing.T) {
 	r := gate.Request{Host: "orders.emea.test", Method: "GET", Path: "/v1", APIKey: []string{key}}
 	now := time.Second
 	first := g.Admit(tab, &r, now)
-	if want := `"plan";q=3;w=1, "60s";q=10;w=10, "3600s";q=5;w=3600`; !first.Admitted() || first.RateLimitPolicy != want {
-		t.Fatalf("got %v and %s, want %s", first.Problem, first.RateLimitPolicy, want)
+	if want := `"plan";q=3;w=1, "60s";q=10;w=10, "3600s";q=5;w=3600`; !first.Admitted() || policyOf(&first) != want {
+		t.Fatalf("got %v and %s, want %s", first.Problem, policyOf(&first), want)
 	}
-	if want := `"plan";r=2;t=1, "60s";r=9;t=1, "3600s";r=4;t=720`; first.RateLimit != want {
-		t.Errorf("got %s, want %s", first.RateLimit, want)
+	if want := `"plan";r=2;t=1, "60s";r=9;t=1, "3600s";r=4;t=720`; limitOf(&first) != want {
+		t.Errorf("got %s, want %s", limitOf(&first), want)
 	}
 	second := g.Admit(tab, &r, now)
 	third := g.Admit(tab, &r, now)
@@ -99,8 +99,8 @@ func TestGate_SeveralWindows(t *testing.T) {
 		if v.Admitted() {
 			passed++
 			v.Pass.Leave()
-		} else if v.Problem.Reason != gate.ReasonRateExceeded || v.RetryAfter < 10*time.Minute || !strings.Contains(v.RateLimit, `"3600s";r=0`) {
-			t.Errorf("got %v after %v, %s; want the hour to be used up", v.Problem, v.RetryAfter, v.RateLimit)
+		} else if v.Problem.Reason != gate.ReasonRateExceeded || v.RetryAfter < 10*time.Minute || !strings.Contains(limitOf(&v), `"3600s";r=0`) {
+			t.Errorf("got %v after %v, %s; want the hour to be used up", v.Problem, v.RetryAfter, limitOf(&v))
 		}
 	}
 	if passed != 2 {

@@ -70,17 +70,18 @@ type Verdict struct {
 	Account *quota.Account // of the subscription, if the plan has a quota or a limit
 	Leased  bool           // the plan's units must be leased
 
-	// Answer headers; blank means none.
-	RateLimit       string
-	RateLimitPolicy string
-	RetryAfter      time.Duration
-	Allow           []string // methods, with a 405
+	// Answer headers; none means none. Limits has two more.
+	RetryAfter time.Duration
+	Allow      []string // methods, with a 405
 
 	plan    *policy.Plan
 	rate    limit.Result
 	windows [limit.MaxWindows]limit.Result
 	overdue bool
 	bounds  *policy.Bounds
+
+	limits   [768]byte // written by describe: in the verdict, since a request should cost no memory
+	cut, end uint16    // of the policy, and of the limit behind it
 }
 
 // Admitted says whether the request goes on.

@@ -195,13 +195,13 @@ func TestGate_LimitsAndSaysSo(t *testing.T) {
 	r := gate.Request{Host: "orders.emea.test", Method: "GET", Path: "/v1", APIKey: []string{key}}
 	for i, want := range []string{`"plan";r=4;t=1`, `"plan";r=3;t=1`, `"plan";r=2;t=1`, `"plan";r=1;t=1`, `"plan";r=0;t=1`} {
 		v := g.Admit(tab, &r, time.Second)
-		if !v.Admitted() || v.RateLimit != want || v.RateLimitPolicy != `"plan";q=5;w=1` {
-			t.Fatalf("request %d: got %v %s %s, want %s", i, v.Problem, v.RateLimit, v.RateLimitPolicy, want)
+		if !v.Admitted() || limitOf(&v) != want || policyOf(&v) != `"plan";q=5;w=1` {
+			t.Fatalf("request %d: got %v %s %s, want %s", i, v.Problem, limitOf(&v), policyOf(&v), want)
 		}
 	}
 	r.APIKey = []string{other} // another key of the same subscription draws from the same limit
 	v := g.Admit(tab, &r, time.Second)
-	if v.Problem.Status != 429 || v.Problem.Reason != gate.ReasonRateExceeded || v.Outcome != usage.OutcomeLimited || !v.Counted || gate.Seconds(v.RetryAfter) != 1 || v.RateLimit == "" {
+	if v.Problem.Status != 429 || v.Problem.Reason != gate.ReasonRateExceeded || v.Outcome != usage.OutcomeLimited || !v.Counted || gate.Seconds(v.RetryAfter) != 1 || limitOf(&v) == "" {
 		t.Errorf("sixth: got %+v, want 429, a limited row and a second to wait", v)
 	}
 	if v := g.Admit(tab, &r, time.Second+v.RetryAfter); !v.Admitted() {
@@ -247,3 +247,6 @@ func BenchmarkGate_Admit(b *testing.B) {
 		g.Admit(tab, &r, time.Duration(i)*time.Second)
 	}
 }
+
+func limitOf(v *gate.Verdict) string  { l, _ := v.Limits(); return string(l) }
+func policyOf(v *gate.Verdict) string { _, p := v.Limits(); return string(p) }

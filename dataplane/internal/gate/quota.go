@@ -42,9 +42,7 @@ func (v *Verdict) untilRenewed(unix int64) time.Duration {
 // describe writes the headers of draft-ietf-httpapi-ratelimit-headers-11: a list of one member for the rate
 // and one for the quota, of the whole limit and the whole quota, whatever part of it this edge has.
 func (v *Verdict) describe(unix int64) {
-	// One buffer for both values: one allocation.
-	var buf [512]byte
-	b := buf[:0]
+	b := v.limits[:0] // room for all of MaxWindows
 	rated := v.plan.RequestsPerSecond > 0
 	if rated {
 		q, w := v.plan.RequestsPerSecond, 1
@@ -88,12 +86,14 @@ func (v *Verdict) describe(unix int64) {
 			b = number(append(b, ";t="...), max(1, whole.End-unix))
 		}
 	}
-	if len(b) == 0 {
-		return
+	if len(b) <= len(v.limits) {
+		v.cut, v.end = uint16(cut), uint16(len(b))
 	}
-	s := string(b)
-	v.RateLimitPolicy, v.RateLimit = s[:cut], s[cut:]
 }
+
+// Limits are the values of RateLimit and RateLimit-Policy; empty: there is no limit to tell of. They are the verdict's own
+// bytes: a copy of it has other ones.
+func (v *Verdict) Limits() (limit, policy []byte) { return v.limits[v.cut:v.end], v.limits[:v.cut] }
 
 func period(w quota.Whole, plan *policy.Plan) int64 {
 	if w.Length > 0 {

@@ -159,7 +159,7 @@ func (x *exchange) uncounted(h http.Header) {
 // abort breaks the connection (HTTP/1.1) or resets the stream. The row is written first.
 func (x *exchange) abort(err error) {
 	if !errors.Is(err, context.Canceled) {
-		x.p.cfg.Logger.Debug("answer broken off", "request", x.idText, "served", x.served, "error", err)
+		x.p.cfg.Logger.Debug("answer broken off", "request", x.name(), "served", x.served, "error", err)
 	}
 	x.broken = !x.gone()
 	x.count(usage.OutcomeAborted)

@@ -52,16 +52,21 @@ func (r *result) drop(why error) {
 
 // walk tries candidates until one answers. A request that can be repeated goes on to the next after any
 // failure, one that cannot only while no byte of it can have reached an upstream.
-func (x *exchange) walk(a *failover.Attempts) result {
+func (x *exchange) walk(a *failover.Attempts, given *failover.Candidate) result {
 	ctx := x.r.Context()
 	repeatable := idempotent(x.r.Method)
 	var held result // an upstream's 502, 503 or 504, shown if nobody does better
 	last := result{problem: gate.NewProblem(503, gate.ReasonNoRegion, "No region that the policy permits has a healthy upstream; try again shortly.")}
 	charge := false
 	for !x.gone() {
-		c, ok := a.Next(ctx)
-		if !ok {
-			break
+		var c failover.Candidate
+		if given != nil {
+			c, given = *given, nil
+		} else {
+			var ok bool
+			if c, ok = a.Next(ctx); !ok {
+				break
+			}
 		}
 		if charge && !x.budget.take(time.Since(x.p.start)) {
 			last.problem = gate.NewProblem(503, gate.ReasonRetriesSpent, "Too many requests to this API are being retried; try again shortly.")
@@ -298,7 +303,7 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 // relay sends to another region.
 func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result) {
 	x.abroad.Store(true)
-	f := relay.Forward{API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.idText, Once: !idempotent(x.r.Method),
+	f := relay.Forward{API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.name(), Once: !idempotent(x.r.Method),
 		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.header}
 	if x.body != nil {
 		f.Body, f.ContentLength = x.body.reader(), x.body.length

@@ -4,7 +4,6 @@ import (
 	"net"
 	"net/http"
 	"net/textproto"
-	"net/url"
 	"strings"
 
 	"bailiwick/dataplane/internal/gate"
@@ -48,25 +47,25 @@ func plainHost(host string) string {
 
 // check refuses what two parsers could read as two different requests. It decides on the request line and
 // headers alone.
-func check(t *policy.Table, r *http.Request, host string) gate.Problem {
-	switch r.Method {
+func check(t *policy.Table, a *asked) gate.Problem {
+	switch a.Method {
 	case http.MethodConnect, http.MethodTrace:
 		return gate.NewProblem(405, gate.ReasonMethod, "This edge serves neither CONNECT nor TRACE.")
 	}
-	if host == "" {
+	if a.Host == "" {
 		return gate.NewProblem(400, gate.ReasonBadRequest, "The request names no valid host.")
 	}
-	if r.TLS != nil && r.TLS.ServerName != "" {
+	if a.sni != "" {
 		// One connection may carry requests for several hosts of one API; for another's, TLS was set up
 		// under other rules.
-		if sni := canonicalHost(r.TLS.ServerName); sni != host && (t.API(sni) == nil || t.API(sni) != t.API(host)) {
+		if sni := canonicalHost(a.sni); sni != a.Host && (t.API(sni) == nil || t.API(sni) != t.API(a.Host)) {
 			return gate.NewProblem(421, gate.ReasonSNI, "Open a new connection for this host.")
 		}
 	}
-	if ambiguous(r.URL) {
+	if a.more || ambiguous(a.Path, a.raw) {
 		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without empty or dot segments, encoded slashes, backslashes or control bytes.")
 	}
-	if up := r.Header["Upgrade"]; len(up) > 0 {
+	if up := a.upgrade; len(up) > 0 {
 		for _, u := range up {
 			for p := range strings.SplitSeq(u, ",") {
 				// An offer of h2c is declined by silence, as HTTP says; a client that wants a WebSocket should be told.
@@ -79,10 +78,10 @@ func check(t *policy.Table, r *http.Request, host string) gate.Problem {
 	return gate.Problem{}
 }
 
-// ambiguous says whether a path could be another path to somebody behind this edge.
-func ambiguous(u *url.URL) bool {
-	p := u.Path
-	if p == "" || p[0] != '/' || u.Opaque != "" || u.User != nil {
+// ambiguous says whether a path could be another path to somebody behind this edge. raw is its spelling, where that differs
+// from the usual encoding.
+func ambiguous(p, raw string) bool {
+	if p == "" || p[0] != '/' {
 		return true
 	}
 	start := 1 // of the current segment
@@ -101,8 +100,7 @@ func ambiguous(u *url.URL) bool {
 		}
 		start = i + 1
 	}
-	// RawPath is set only where the text differs from the usual encoding of Path.
-	for raw := u.RawPath; ; {
+	for {
 		i := strings.IndexByte(raw, '%')
 		if i < 0 || i+2 >= len(raw) {
 			return false

@@ -1,8 +1,12 @@
 package proxy
 
 import (
+	"context"
 	"io"
 	"sync/atomic"
+
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/shared/usage"
 )
 
 // Kept is a body kept to be sent again, a reader of it as a transport has one, and its end.
@@ -10,4 +14,23 @@ func Kept(data []byte, room *atomic.Int64) (r io.Reader, wipe func()) {
 	b := &body{kept: data, length: int64(len(data))}
 	room.Add(b.length)
 	return b.reader(), func() { b.wipe(room) }
+}
+
+// DecideAndCount is a request's decision and row, in a call that is used again; nothing is sent.
+func (p *Proxy) DecideAndCount(host, path, key string) func() usage.Outcome {
+	c := &call{}
+	keys := []string{key}
+	a := &asked{}
+	return func() usage.Outcome {
+		c.reset()
+		c.begin(p, "192.0.2.1")
+		*a = asked{Request: gate.Request{Host: host, Method: "GET", Path: path, APIKey: keys}}
+		defer c.close()
+		if problem := c.decide(context.Background(), a); problem.Status != 0 {
+			return 0
+		}
+		c.served, c.status = p.cfg.Region, 200
+		c.count(usage.OutcomeSuccess)
+		return c.kept.Outcome
+	}
 }

@@ -46,8 +46,7 @@ func (p *Proxy) Turn() {
 	if old == nil || *old == sum {
 		return
 	}
-	p.budgets.Range(func(_, v any) bool {
-		b := v.(*budget)
+	for _, b := range p.budgets.all() {
 		requests := b.now.requests.Swap(0)
 		if requests >= enough { // else too few to stand for what was
 			b.before.requests.Store(0)
@@ -60,8 +59,7 @@ func (p *Proxy) Turn() {
 			}
 			b.before.failed[i].Add(failed)
 		}
-		return true
-	})
+	}
 }
 
 // Outcomes are those of the objects whose sum it says: the APIs with most failures, at most 64.
@@ -69,17 +67,15 @@ func (p *Proxy) Outcomes() (sum revision.Sum, out []Outcome) {
 	if at := p.turned.Load(); at != nil {
 		sum = *at
 	}
-	p.budgets.Range(func(name, v any) bool {
-		b := v.(*budget)
+	for name, b := range p.budgets.all() {
 		requests, before := b.now.requests.Load(), b.before.requests.Load()
 		for i := range b.now.failed {
-			o := Outcome{name.(string), i, requests, b.now.failed[i].Load(), before, b.before.failed[i].Load()}
+			o := Outcome{name, i, requests, b.now.failed[i].Load(), before, b.before.failed[i].Load()}
 			if o.Failed > 0 || o.BeforeFailing > 0 || i == KindUnserved && requests+before > 0 { // one at least, for the requests
 				out = append(out, o)
 			}
 		}
-		return true
-	})
+	}
 	slices.SortFunc(out, func(a, b Outcome) int {
 		return cmp.Or(cmp.Compare(b.Failed, a.Failed), cmp.Compare(b.Requests, a.Requests), cmp.Compare(a.API, b.API), cmp.Compare(a.Kind, b.Kind))
 	})
@@ -87,24 +83,24 @@ func (p *Proxy) Outcomes() (sum revision.Sum, out []Outcome) {
 }
 
 // outcome counts a request that a client brought, under the objects that decided it.
-func (x *exchange) outcome() {
-	if x.relayed || x.v.API == nil || x.v.API.Foreign || x.status == 0 && !x.broken {
+func (c *call) outcome() {
+	if c.relayed || c.v.API == nil || c.v.API.Foreign || c.status == 0 && !c.broken {
 		return // another edge counts it; nobody's; or the client left
 	}
-	b := x.budget
+	b := c.budget
 	if b == nil {
-		b = x.p.budget(x.v.API.Name)
+		b = c.p.budget(c.v.API.Name)
 	}
 	t := &b.now
-	sum := x.table.Catalog().Sum
-	if at := x.p.turned.Load(); at == nil {
-		x.p.turned.CompareAndSwap(nil, &sum)
+	sum := c.table.Catalog().Sum
+	if at := c.p.turned.Load(); at == nil {
+		c.p.turned.CompareAndSwap(nil, new(sum))
 	} else if *at != sum {
 		t = &b.before
 	}
 	t.requests.Add(1)
-	if x.broken || x.served != "" && x.status >= 500 || x.served == "" && ours(x.status) {
-		t.failed[kindOf(x.status, x.broken)].Add(1)
+	if c.broken || c.served != "" && c.status >= 500 || c.served == "" && ours(c.status) {
+		t.failed[kindOf(c.status, c.broken)].Add(1)
 	}
 }
 

@@ -7,95 +7,69 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
-	"bailiwick/dataplane/internal/quota"
 	"bailiwick/dataplane/internal/relay"
-	"bailiwick/shared/usage"
 )
 
-// exchange is one request and its answer.
+// exchange is a call and its answer as net/http has them: what comes over HTTP/2 and HTTP/3, and whatever over HTTP/1.1 is
+// not of the common kind.
 type exchange struct {
-	p       *Proxy
-	w       http.ResponseWriter
-	r       *http.Request
-	began   time.Time
-	id      [16]byte
-	idText  string
-	relayed bool // it came from another edge, which counts it
-
-	table  *policy.Table
-	v      gate.Verdict
+	*call
+	w      http.ResponseWriter
+	r      *http.Request
 	header http.Header // to send on
-	body   *body
-	budget *budget
 
-	served   string // region whose upstream answered
-	status   int    // of that answer
-	written  bool   // headers of the answer have left
-	counted  bool   // the final row is appended
-	broken   bool   // the upstream died within its answer
-	out      int64  // body bytes since the last row
-	inBefore int64  // body bytes of the request in rows before
-	lastRow  time.Time
-	tries    atomic.Int32  // attempts at upstreams; a hedge makes one beside another
-	abroad   atomic.Bool   // one of them was a relay
-	waited   time.Duration // for an upstream's answer to begin
+	written bool // headers of the answer have left
+
 }
 
 // ServeHTTP is the request path, in order.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := exchange{p: p, w: w, r: r, began: time.Now(), table: p.cfg.Tables.Load()}
+	c := &call{}
+	c.begin(p, addressOf(r.RemoteAddr))
+	x := exchange{call: c, w: w, r: r}
 	// 0. What every answer carries, whatever becomes of the request.
-	x.id = newID(x.began)
-	x.idText = idText(x.id)
-	h := w.Header()
-	h[relay.HeaderRequestID] = []string{x.idText}
-	h["Bailiwick-Edge"] = []string{p.cfg.Region}
-	http3Off := x.table.Off("http3")
-	switch {
-	case http3Off:
-		h["Alt-Svc"] = []string{"clear"} // RFC 7838: whoever remembers HTTP/3 here forgets it
-	case p.cfg.AltSvc != "" && r.TLS != nil && r.ProtoMajor < 3:
-		h["Alt-Svc"] = []string{p.cfg.AltSvc}
-	}
+	x.sign()
 	// Last thing, also when the client went away or a panic passes: no request with a valid key without a row.
 	defer x.close()
 
-	// 1. One reading of the request, or none.
-	if http3Off && r.ProtoMajor == 3 {
-		x.refuse(gate.NewProblem(503, gate.ReasonSwitchedOff, "HTTP/3 is turned off here just now; use HTTP/2 or HTTP/1.1."))
-		return
-	}
-	host := canonicalHost(r.Host)
-	if problem := check(x.table, r, host); problem.Status != 0 {
+	// 1-3. One reading of the request, or none; may it in, and can it be counted? From here on, only the verdict speaks for
+	// the client.
+	a := asking(r)
+	if problem := c.decide(r.Context(), &a); problem.Status != 0 {
 		x.refuse(problem)
 		return
 	}
-	// 2. May it in, and on whose account? From here on, only the verdict speaks for the client.
-	req := gate.Request{Host: host, Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr}
-	if p.cfg.TableAge != nil {
-		req.TableAge = p.cfg.TableAge()
+	x.serve(a.Host)
+}
+
+// sign writes what every answer carries.
+func (x *exchange) sign() {
+	h := x.w.Header()
+	h[relay.HeaderRequestID] = []string{x.name()}
+	h["Bailiwick-Edge"] = []string{x.p.cfg.Region}
+	if alt := x.p.altSvc(x.table, x.r.TLS != nil && x.r.ProtoMajor < 3); alt != "" {
+		h["Alt-Svc"] = []string{alt}
 	}
-	req.Unix = x.began.Unix()
-	x.v = p.cfg.Gate.Admit(x.table, &req, x.began.Sub(p.start))
-	if x.v.Parked { // nobody has said yet whether units are left: wait for it, not long
-		ticket, decision := x.v.Account.Park(r.Context(), gate.RequestUnits, x.v.Leased)
-		p.cfg.Gate.Settle(&x.v, ticket, decision, time.Now().Unix())
+}
+
+// asking is what a request of net/http asks.
+func asking(r *http.Request) asked {
+	a := asked{Request: gate.Request{Host: canonicalHost(r.Host), Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr},
+		raw: r.URL.RawPath, more: r.URL.Opaque != "" || r.URL.User != nil, http3: r.ProtoMajor == 3, upgrade: r.Header["Upgrade"]}
+	if r.TLS != nil {
+		a.sni = r.TLS.ServerName
 	}
-	if !x.v.Admitted() {
-		x.refuse(x.v.Problem)
-		return
-	}
-	// 3. Can it be counted?
-	if err := p.cfg.Meter.Healthy(); err != nil && p.cfg.OnSpoolError == RefuseNew {
-		x.v.Counted, x.v.RetryAfter = false, time.Second // a row is what there is no room for
-		x.refuse(gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be recorded at this edge just now."))
-		return
-	}
+	return a
+}
+
+// serve sends on what was decided, and answers.
+func (x *exchange) serve(host string) {
+	p, r := x.p, x.r
 	// 4. What goes upstream: no credentials, no claims of the client about itself.
 	x.header = forwardable(r.Header)
 	if x.v.KeyInBearer {
@@ -108,12 +82,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// 6. Home upstream or relay; every attempt asks for permission anew.
-	x.budget = p.budget(x.v.API.Name)
-	x.budget.earn()
-	a := p.router.Start(x.v.API, x.v.Route, !idempotent(r.Method))
+	a := x.start(r.Method)
+	x.answer(&a, nil)
+}
+
+// answer walks over the candidates and delivers what comes of it. given is the first of them, if there is one already.
+func (x *exchange) answer(a *failover.Attempts, given *failover.Candidate) {
 	asked := time.Now()
-	res := x.walk(&a)
-	x.waited = time.Since(asked)
+	res := x.walk(a, given)
+	x.waited += time.Since(asked)
 	// 7. Count, then answer.
 	x.finish(res)
 }
@@ -121,10 +98,11 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // ServeRelayed is the path of a request that another region's edge accepted, authenticated and counts, and
 // that relay.Server has admitted: own upstreams only, so that there is never a second hop.
 func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.Inbound) {
-	x := exchange{p: p, w: w, r: r, began: time.Now(), idText: in.RequestID, relayed: true, table: p.cfg.Tables.Load()}
+	c := &call{p: p, began: time.Now(), idText: in.RequestID, client: addressOf(r.RemoteAddr), relayed: true, table: p.cfg.Tables.Load()}
+	x := exchange{call: c, w: w, r: r}
 	x.v.API, x.v.Route = in.API, in.Route
 	defer x.close()
-	if ambiguous(r.URL) {
+	if r.URL.Opaque != "" || r.URL.User != nil || ambiguous(r.URL.Path, r.URL.RawPath) {
 		w.Header().Set(relay.HeaderUnsent, "1")
 		x.refuse(gate.NewProblem(400, gate.ReasonPathAmbiguous, ""))
 		return
@@ -140,7 +118,7 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 	}
 	x.budget = p.budget(in.API.Name)
 	a := p.local.Start(in.API, in.Route, !idempotent(r.Method))
-	x.finish(x.walk(&a))
+	x.answer(&a, nil)
 }
 
 func (p *Proxy) limit(route *policy.Route) int64 {
@@ -150,31 +128,11 @@ func (p *Proxy) limit(route *policy.Route) int64 {
 	return p.cfg.MaxRequestBytes
 }
 
-// left is how much of a time there is before the route's deadline.
-func (x *exchange) left(d time.Duration) time.Duration {
-	if x.v.Route != nil && x.v.Route.Deadline > 0 {
-		return min(d, max(x.v.Route.Deadline-time.Since(x.began), 0))
-	}
-	return d
-}
-
-// tooLong says whether an answer of so many bytes is longer than the route lets through.
-func (x *exchange) tooLong(n int64) bool {
-	return x.v.Route != nil && x.v.Route.MaxResponseBytes > 0 && n > x.v.Route.MaxResponseBytes
-}
-
-func (x *exchange) timeout() time.Duration {
-	if x.v.Route != nil && x.v.Route.Timeout > 0 {
-		return x.v.Route.Timeout
-	}
-	return x.p.cfg.Timeout
-}
-
-// client is the address that speaks to this edge; what it says of others is not asked.
-func (x *exchange) client() string {
-	host, _, err := net.SplitHostPort(x.r.RemoteAddr)
+// addressOf is the address that speaks to this edge; what it says of others is not asked.
+func addressOf(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
 	if err != nil {
-		return x.r.RemoteAddr
+		return remote
 	}
 	return host
 }
@@ -186,10 +144,10 @@ func (x *exchange) introduce(host string) {
 	if x.r.TLS != nil {
 		proto = "https"
 	}
-	x.header["X-Forwarded-For"] = []string{x.client()}
+	x.header["X-Forwarded-For"] = []string{x.client}
 	x.header["X-Forwarded-Proto"] = []string{proto}
 	x.header["X-Forwarded-Host"] = []string{host}
-	x.header["X-Request-Id"] = []string{x.idText}
+	x.header["X-Request-Id"] = []string{x.name()}
 	via := strconv.Itoa(x.r.ProtoMajor) + "." + strconv.Itoa(x.r.ProtoMinor) + " bailiwick"
 	if before := x.header["Via"]; len(before) > 0 {
 		via = strings.Join(before, ", ") + ", " + via
@@ -199,19 +157,7 @@ func (x *exchange) introduce(host string) {
 
 // refuse answers for the edge itself. The row comes first.
 func (x *exchange) refuse(problem gate.Problem) {
-	x.status = problem.Status
-	if x.v.Counted && !x.counted {
-		outcome := x.v.Outcome
-		if x.v.Admitted() { // refused after admission
-			outcome = usage.OutcomeRefused
-			if problem.Status >= 500 {
-				outcome = usage.OutcomeUnserved
-			}
-		}
-		if !x.count(outcome) {
-			problem = gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be recorded at this edge just now.")
-		}
-	}
+	problem = x.refused(problem)
 	h := x.w.Header()
 	x.limits(h)
 	if x.v.RetryAfter > 0 {
@@ -227,7 +173,7 @@ func (x *exchange) refuse(problem gate.Problem) {
 	}
 	h["Cache-Control"] = []string{"no-store"}
 	h["Content-Type"] = []string{gate.ProblemType}
-	data := problem.JSON(x.idText)
+	data := problem.JSON(x.name())
 	h["Content-Length"] = []string{strconv.Itoa(len(data))}
 	x.written = true
 	x.w.WriteHeader(problem.Status)
@@ -237,91 +183,13 @@ func (x *exchange) refuse(problem gate.Problem) {
 }
 
 func (x *exchange) limits(h http.Header) {
-	if x.v.RateLimit != "" {
+	if limit, policy := x.v.Limits(); len(limit) > 0 {
 		delete(h, "Ratelimit") // an upstream's, of a limit that is not the plan's
 		delete(h, "Ratelimit-Policy")
 		// Spelt as in the draft; the canonical form of net/http would be Ratelimit.
-		h["RateLimit"] = []string{x.v.RateLimit}
-		h["RateLimit-Policy"] = []string{x.v.RateLimitPolicy}
+		h["RateLimit"] = []string{string(limit)}
+		h["RateLimit-Policy"] = []string{string(policy)}
 	}
-}
-
-// count appends the final row; false if that failed and the request must not be served unbilled.
-func (x *exchange) count(outcome usage.Outcome) bool {
-	if !x.v.Counted || x.counted {
-		return true
-	}
-	x.counted = true
-	row := x.row(outcome)
-	row.Requests = 1
-	if x.served != "" { // what no upstream answered is not for sale
-		row.Units, row.Period = gate.RequestUnits, x.v.Ticket.Period()
-	}
-	return x.append(&row)
-}
-
-// interim appends the bytes since the last row of a long answer, so that a stream of hours is not one row
-// that a crash could lose.
-func (x *exchange) interim() {
-	if x.v.Counted && !x.counted {
-		x.v.Flags |= usage.FlagStreamed
-		row := x.row(usage.OutcomeOf(x.status))
-		x.append(&row)
-	}
-}
-
-func (x *exchange) row(outcome usage.Outcome) usage.Row {
-	in := x.body.bytes()
-	row := usage.Row{RequestID: x.id, Customer: x.v.Customer, Subscription: x.v.Subscription, Plan: x.v.Plan, PlanRev: x.v.PlanRev,
-		Product: x.v.Product, Outcome: outcome, ServedRegion: x.served, Flags: x.v.Flags,
-		BytesIn: in - x.inBefore, BytesOut: x.out, LatencyUS: time.Since(x.began).Microseconds(),
-		KeyID: x.v.KeyID, Status: uint16(x.status), UpstreamUS: x.waited.Microseconds(), Attempts: uint8(min(x.tries.Load(), 255))}
-	if x.abroad.Load() {
-		row.Flags |= usage.FlagRelayed
-	}
-	if x.p.cfg.Pseudonyms != nil {
-		row.Address = x.p.cfg.Pseudonyms.Of(x.client(), x.began)
-	}
-	if x.v.API != nil {
-		row.API = x.v.API.Name
-	}
-	if x.v.Route != nil {
-		row.Route = x.v.Route.Name
-	}
-	x.inBefore, x.out, x.lastRow = in, 0, time.Now()
-	return row
-}
-
-func (x *exchange) append(row *usage.Row) bool {
-	err := x.p.cfg.Meter.Append(row)
-	if row.Units > 0 { // neither spent nor given back if the row's fate is not known
-		if err == nil {
-			x.v.Ticket.Spend()
-		}
-		x.v.Ticket = quota.Ticket{}
-	}
-	if err == nil {
-		return true
-	}
-	x.p.cfg.Logger.Error("usage row not recorded", "request", x.idText, "error", err)
-	if x.p.cfg.OnSpoolError == ServeUnbilled {
-		x.p.unbilled.Add(row.Requests)
-		return true
-	}
-	return false
-}
-
-// close is the last word: what has no row by now was aborted.
-func (x *exchange) close() {
-	if x.v.Counted && x.v.Admitted() && !x.counted {
-		x.count(usage.OutcomeAborted)
-	}
-	x.outcome()
-	x.v.Pass.Leave()
-	x.v.Ticket.Release() // if it is still there, no upstream answered
-	x.v.Ticket = quota.Ticket{}
-	x.body.shut()
-	x.body.wipe(&x.p.replays)
 }
 
 // gone says whether the client has left.

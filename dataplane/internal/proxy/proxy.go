@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -78,7 +79,7 @@ type Proxy struct {
 	router *failover.Router // for clients
 	local  *failover.Router // for relays: this region's upstreams and nothing else
 
-	budgets  sync.Map // API name → *budget
+	budgets  budgets
 	turned   atomic.Pointer[revision.Sum]
 	buffers  sync.Pool
 	unbilled atomic.Int64
@@ -137,14 +138,38 @@ const (
 	budgetSecond  = 10 * 1000 // and a second earns ten
 )
 
-func (p *Proxy) budget(api string) *budget {
-	if b, ok := p.budgets.Load(api); ok {
-		return b.(*budget)
+// budgets are those of APIs by their names, copied when one is added: a request finds its own without a lock and without
+// memory.
+type budgets struct {
+	mu sync.Mutex // covers writing of m
+	m  atomic.Pointer[map[string]*budget]
+}
+
+func (b *budgets) all() map[string]*budget {
+	if m := b.m.Load(); m != nil {
+		return *m
 	}
-	b := &budget{}
+	return nil
+}
+
+func (p *Proxy) budget(api string) *budget {
+	if b := p.budgets.all()[api]; b != nil {
+		return b
+	}
+	p.budgets.mu.Lock()
+	defer p.budgets.mu.Unlock()
+	old := p.budgets.all()
+	if b := old[api]; b != nil {
+		return b
+	}
+	m, b := maps.Clone(old), &budget{}
 	b.tokens.Store(budgetRoom)
-	got, _ := p.budgets.LoadOrStore(api, b)
-	return got.(*budget)
+	if m == nil {
+		m = map[string]*budget{}
+	}
+	m[api] = b
+	p.budgets.m.Store(&m)
+	return b
 }
 
 func (b *budget) earn() {
@@ -184,17 +209,14 @@ func newID(now time.Time) (id [16]byte) {
 	return id
 }
 
-func idText(id [16]byte) string {
+// appendID writes an id as text, in the usual form of a UUID.
+func appendID(b []byte, id [16]byte) []byte {
 	const digits = "0123456789abcdef"
-	var b [36]byte
-	j := 0
 	for i, c := range id {
 		if i == 4 || i == 6 || i == 8 || i == 10 {
-			b[j] = '-'
-			j++
+			b = append(b, '-')
 		}
-		b[j], b[j+1] = digits[c>>4], digits[c&15]
-		j += 2
+		b = append(b, digits[c>>4], digits[c&15])
 	}
-	return string(b[:])
+	return b
 }

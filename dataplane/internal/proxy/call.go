@@ -1,0 +1,235 @@
+package proxy
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/quota"
+	"bailiwick/shared/usage"
+)
+
+// asked is what a request asks, in no protocol's words: all that a decision rests on.
+type asked struct {
+	gate.Request // its Host is canonical; "": the request names none that is valid
+
+	raw     string   // the path as spelt, where that is not the usual spelling of Path
+	more    bool     // the target has more than a path and a query
+	sni     string   // what TLS was set up for; "": no TLS, or no name
+	upgrade []string // values of Upgrade
+	http3   bool
+}
+
+// call is one request from its decision to its row, whatever protocol brought it and whoever answers. Deciding and counting
+// allocate nothing, and a call may be used again for the next request once it is closed.
+type call struct {
+	p       *Proxy
+	began   time.Time
+	id      [16]byte
+	idText  string // of the request, as another edge gave it or as name made it
+	client  string // address that speaks to this edge
+	relayed bool   // it came from another edge, which counts it
+
+	table  *policy.Table
+	v      gate.Verdict
+	body   *body
+	in     int64 // bytes of a body that is not in body
+	budget *budget
+
+	served   string        // region whose upstream answered
+	status   int           // of that answer
+	counted  bool          // the final row is appended
+	broken   bool          // the upstream died within its answer
+	out      int64         // body bytes since the last row
+	inBefore int64         // body bytes of the request in rows before
+	lastRow  time.Time     //
+	tries    atomic.Int32  // attempts at upstreams; a hedge makes one beside another
+	abroad   atomic.Bool   // one of them was a relay
+	waited   time.Duration // for an upstream's answer to begin
+
+	kept usage.Row // what is appended: here, so that a row costs no memory
+}
+
+// begin is a call that a client makes.
+func (c *call) begin(p *Proxy, client string) {
+	c.p, c.began, c.client, c.table = p, time.Now(), client, p.cfg.Tables.Load()
+	c.id = newID(c.began)
+}
+
+func (c *call) reset() { *c = call{} }
+
+// name is the request's id as text. It costs memory: what is answered quickly writes the id where it belongs.
+func (c *call) name() string {
+	if c.idText == "" {
+		c.idText = string(appendID(nil, c.id))
+	}
+	return c.idText
+}
+
+// altSvc is the header of an answer, over TCP with TLS perhaps; "": none.
+func (p *Proxy) altSvc(t *policy.Table, tcp bool) string {
+	switch {
+	case t.Off("http3"):
+		return "clear" // RFC 7838: whoever remembers HTTP/3 here forgets it
+	case tcp:
+		return p.cfg.AltSvc
+	}
+	return ""
+}
+
+// decide says why the request is not served; a zero problem: it is. It waits for nothing but the first word on a quota.
+func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
+	p := c.p
+	if a.http3 && c.table.Off("http3") {
+		return gate.NewProblem(503, gate.ReasonSwitchedOff, "HTTP/3 is turned off here just now; use HTTP/2 or HTTP/1.1.")
+	}
+	if problem := check(c.table, a); problem.Status != 0 {
+		return problem
+	}
+	if p.cfg.TableAge != nil {
+		a.TableAge = p.cfg.TableAge()
+	}
+	a.Unix = c.began.Unix()
+	c.v = p.cfg.Gate.Admit(c.table, &a.Request, c.began.Sub(p.start))
+	if c.v.Parked { // nobody has said yet whether units are left: wait for it, not long
+		ticket, decision := c.v.Account.Park(ctx, gate.RequestUnits, c.v.Leased)
+		p.cfg.Gate.Settle(&c.v, ticket, decision, time.Now().Unix())
+	}
+	if !c.v.Admitted() {
+		return c.v.Problem
+	}
+	if err := p.cfg.Meter.Healthy(); err != nil && p.cfg.OnSpoolError == RefuseNew {
+		c.v.Counted, c.v.RetryAfter = false, time.Second // a row is what there is no room for
+		return uncountable
+	}
+	return gate.Problem{}
+}
+
+var uncountable = gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be recorded at this edge just now.")
+
+// start begins the walk over candidates of a call that was decided.
+func (c *call) start(method string) failover.Attempts {
+	c.budget = c.p.budget(c.v.API.Name)
+	c.budget.earn()
+	return c.p.router.Start(c.v.API, c.v.Route, !idempotent(method))
+}
+
+// left is how much of a time there is before the route's deadline.
+func (c *call) left(d time.Duration) time.Duration {
+	if c.v.Route != nil && c.v.Route.Deadline > 0 {
+		return min(d, max(c.v.Route.Deadline-time.Since(c.began), 0))
+	}
+	return d
+}
+
+// tooLong says whether an answer of so many bytes is longer than the route lets through.
+func (c *call) tooLong(n int64) bool {
+	return c.v.Route != nil && c.v.Route.MaxResponseBytes > 0 && n > c.v.Route.MaxResponseBytes
+}
+
+func (c *call) timeout() time.Duration {
+	if c.v.Route != nil && c.v.Route.Timeout > 0 {
+		return c.v.Route.Timeout
+	}
+	return c.p.cfg.Timeout
+}
+
+// refused counts a request that the edge itself answers, before it does; the problem to show is what it returns.
+func (c *call) refused(problem gate.Problem) gate.Problem {
+	c.status = problem.Status
+	if c.v.Counted && !c.counted {
+		outcome := c.v.Outcome
+		if c.v.Admitted() { // refused after admission
+			outcome = usage.OutcomeRefused
+			if problem.Status >= 500 {
+				outcome = usage.OutcomeUnserved
+			}
+		}
+		if !c.count(outcome) {
+			return uncountable
+		}
+	}
+	return problem
+}
+
+// count appends the final row; false if that failed and the request must not be served unbilled.
+func (c *call) count(outcome usage.Outcome) bool {
+	if !c.v.Counted || c.counted {
+		return true
+	}
+	c.counted = true
+	c.row(outcome)
+	c.kept.Requests = 1
+	if c.served != "" { // what no upstream answered is not for sale
+		c.kept.Units, c.kept.Period = gate.RequestUnits, c.v.Ticket.Period()
+	}
+	return c.append()
+}
+
+// interim appends the bytes since the last row of a long answer, so that a stream of hours is not one row
+// that a crash could lose.
+func (c *call) interim() {
+	if c.v.Counted && !c.counted {
+		c.v.Flags |= usage.FlagStreamed
+		c.row(usage.OutcomeOf(c.status))
+		c.append()
+	}
+}
+
+func (c *call) row(outcome usage.Outcome) {
+	in, now := c.in+c.body.bytes(), time.Now()
+	c.kept = usage.Row{RequestID: c.id, Customer: c.v.Customer, Subscription: c.v.Subscription, Plan: c.v.Plan, PlanRev: c.v.PlanRev,
+		Product: c.v.Product, Outcome: outcome, ServedRegion: c.served, Flags: c.v.Flags,
+		BytesIn: in - c.inBefore, BytesOut: c.out, LatencyUS: now.Sub(c.began).Microseconds(),
+		KeyID: c.v.KeyID, Status: uint16(c.status), UpstreamUS: c.waited.Microseconds(), Attempts: uint8(min(c.tries.Load(), 255))}
+	row := &c.kept
+	if c.abroad.Load() {
+		row.Flags |= usage.FlagRelayed
+	}
+	if c.p.cfg.Pseudonyms != nil {
+		row.Address = c.p.cfg.Pseudonyms.Of(c.client, c.began)
+	}
+	if c.v.API != nil {
+		row.API = c.v.API.Name
+	}
+	if c.v.Route != nil {
+		row.Route = c.v.Route.Name
+	}
+	c.inBefore, c.out, c.lastRow = in, 0, now
+}
+
+func (c *call) append() bool {
+	row := &c.kept
+	err := c.p.cfg.Meter.Append(row)
+	if row.Units > 0 { // neither spent nor given back if the row's fate is not known
+		if err == nil {
+			c.v.Ticket.Spend()
+		}
+		c.v.Ticket = quota.Ticket{}
+	}
+	if err == nil {
+		return true
+	}
+	c.p.cfg.Logger.Error("usage row not recorded", "request", c.name(), "error", err)
+	if c.p.cfg.OnSpoolError == ServeUnbilled {
+		c.p.unbilled.Add(row.Requests)
+		return true
+	}
+	return false
+}
+
+// close is the last word: what has no row by now was aborted.
+func (c *call) close() {
+	if c.v.Counted && c.v.Admitted() && !c.counted {
+		c.count(usage.OutcomeAborted)
+	}
+	c.outcome()
+	c.v.Pass.Leave()
+	c.v.Ticket.Release() // if it is still there, no upstream answered
+	c.v.Ticket = quota.Ticket{}
+	c.body.shut()
+	c.body.wipe(&c.p.replays)
+}
