@@ -133,7 +133,7 @@ var edgeBugs = []bug{
 		edits:  []edit{{updateFile, "if log := to.Behind(held); log != \"\" {", "if log := to.Behind(held); false && log != \"\" {"}},
 		checks: []check{{subscribePkg, "TestRun_Refuses"}}},
 	{name: "table-of-another-edge", breaks: "a table belongs to one edge",
-		edits:  []edit{{updateFile, "if u.Edge != c.cfg.Edge || u.Region != c.cfg.Region || u.Zone != c.cfg.Zone {", "if false {"}},
+		edits:  []edit{{updateFile, "if u.Edge != edge || u.Region != c.cfg.Region || u.Zone != c.cfg.Zone {", "if false {"}},
 		checks: []check{{subscribePkg, "TestRun_Refuses"}}},
 	{name: "table-signature-unread", breaks: "a table is what the zone signed for this edge",
 		edits:  []edit{{updateFile, "if !ed25519.Verify(c.cfg.SigningKey,", "if false && !ed25519.Verify(c.cfg.SigningKey,"}},

@@ -8,6 +8,7 @@
 package table
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -271,14 +272,25 @@ type Doors struct {
 }
 
 // SignedBytes is what the zone's signature of an update covers: the edge's name binds it to one data plane,
-// so that a message for a neighbour, though truly signed, is refused.
-func SignedBytes(edge string, payload []byte) []byte {
+// so that a message for a neighbour, though truly signed, is refused. Of the payload there is the hash, which edges that
+// hold the same share.
+func SignedBytes(edge string, payload [sha256.Size]byte) []byte {
 	b := make([]byte, 0, len(signDomain)+len(edge)+1+len(payload))
 	b = append(append(append(b, signDomain...), edge...), '\n')
+	return append(b, payload[:]...)
+}
+
+// SignedWhole is the same as programs from before know it: of the payload, which names the edge as well.
+func SignedWhole(edge string, payload []byte) []byte {
+	b := make([]byte, 0, len(wholeDomain)+len(edge)+1+len(payload))
+	b = append(append(append(b, wholeDomain...), edge...), '\n')
 	return append(b, payload...)
 }
 
-const signDomain = "bailiwick-table/1\n"
+const (
+	signDomain  = "bailiwick-table/2\n"
+	wholeDomain = "bailiwick-table/1\n"
+)
 
 // Encode gives an object's canonical bytes: JSON with the field order of the types above and map keys sorted.
 func Encode(kind Kind, id string, value any) (Object, error) {

@@ -98,20 +98,23 @@ func (s *Server) resetZone(snap group.Snapshot) {
 	s.advance()
 }
 
-func (s *Server) catalogEvents(events []group.Event, rev group.Revision) {
+// catalogEvents says whether it woke the streams.
+func (s *Server) catalogEvents(events []group.Event, rev group.Revision) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.catalogRev = rev
 	s.version++
 	if !slices.ContainsFunc(events, func(e group.Event) bool { return view.DependsOnCatalog(e.KV.Key) }) {
 		s.nudge() // zones' words on a roll-out
-		return
+		return false
 	}
 	s.rebuildAll() // some hundred objects an edge; catalog changes are rare
 	s.advance()
+	return true
 }
 
-func (s *Server) zoneEvents(events []group.Event, rev group.Revision) {
+// zoneEvents says whether it woke the streams.
+func (s *Server) zoneEvents(events []group.Event, rev group.Revision) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.zoneRev = rev
@@ -134,10 +137,11 @@ func (s *Server) zoneEvents(events []group.Event, rev group.Revision) {
 	}
 	if !quiet {
 		s.advance()
-		return
+		return true
 	}
 	// Grant records, locks and certificates move the index and no object.
 	s.nudge()
+	return false
 }
 
 // nudge has a revision without objects told a little later, with others: an fsync on every edge for each of them would be
@@ -151,7 +155,7 @@ func (s *Server) nudge() {
 	s.announce()
 }
 
-// advance wakes every stream; announce only those who wait for a revision.
+// advance wakes every stream that has not to wait for its edge anyway; announce only those who wait for a revision.
 func (s *Server) advance() {
 	for _, e := range s.edges {
 		if e.conn != nil {

@@ -15,7 +15,6 @@ import (
 // report is what is known of an edge from its own words. Covered by Server.mu.
 type report struct {
 	ackedCatalog, ackedZone revision.Revision
-	wantCatalog, wantZone   revision.Revision
 	nackReason              string
 	status                  *syncv1.Status
 	lastSeen                time.Time
@@ -46,14 +45,19 @@ func (r *report) returned(catalog, zone *revision.Revision) (less bool) {
 
 // tell wakes who waits on ReportsChanged. Caller holds mu.
 func (s *Server) tell() {
-	close(s.reported)
-	s.reported = make(chan struct{})
+	if s.reported != nil {
+		close(s.reported)
+		s.reported = nil
+	}
 }
 
 // ReportsChanged closes when any report changes. Take the channel first, then read.
 func (s *Server) ReportsChanged() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.reported == nil {
+		s.reported = make(chan struct{})
+	}
 	return s.reported
 }
 

@@ -125,10 +125,13 @@ type Server struct {
 	keyLog      changeLog
 	version     uint64 // counts every change of keyLog, an edge's log, or a revision
 	edges       map[string]*edge
-	advanced    chan struct{} // closes when version moves on
-	reported    chan struct{} // closes when a report changes
-	built       *builder      // the views of now, until something changes that they rest on
-	rebuildAt   time.Time     // earliest NextChange of the views
+	advanced    chan struct{}       // closes when version moves on
+	reported    chan struct{}       // closes when a report changes; nil: nobody waits
+	shared      map[way]*difference // of sharedAt
+	sharedAt    uint64
+	sharedSize  int
+	built       *builder  // the views of now, until something changes that they rest on
+	rebuildAt   time.Time // earliest NextChange of the views
 	questions   map[string]*question
 
 	streams  sync.WaitGroup
@@ -142,7 +145,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, edges: map[string]*edge{}, questions: map[string]*question{}, built: newBuilder(), advanced: make(chan struct{}), reported: make(chan struct{}),
+	return &Server{cfg: cfg, edges: map[string]*edge{}, questions: map[string]*question{}, built: newBuilder(), advanced: make(chan struct{}),
 		stopping: make(chan struct{}), retime: make(chan struct{}, 1)}, nil
 }
 
@@ -221,11 +224,11 @@ func (s *Server) Run(ctx context.Context) error {
 
 // follow starts from what the node has applied and then takes every event once. A watch that fell out of the
 // window starts over from the state itself.
-func (s *Server) follow(ctx context.Context, store group.Store, reset func(group.Snapshot), events func([]group.Event, group.Revision)) error {
+func (s *Server) follow(ctx context.Context, store group.Store, reset func(group.Snapshot), events func([]group.Event, group.Revision) bool) error {
 	for {
 		snap := store.Local()
 		reset(snap)
-		err := watch(ctx, store, snap.Revision().Index+1, events)
+		err := s.watch(ctx, store, snap.Revision().Index+1, events)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -237,18 +240,35 @@ func (s *Server) follow(ctx context.Context, store group.Store, reset func(group
 	}
 }
 
-func watch(ctx context.Context, store group.Store, from uint64, events func([]group.Event, group.Revision)) error {
+// watch hands on events. What wakes the streams begins a step, and the next ones wait for its end, a few microseconds for
+// each stream: while a thousand edges are being sent one change, some more come, and edges that are sent the same from the
+// same place share it.
+func (s *Server) watch(ctx context.Context, store group.Store, from uint64, events func([]group.Event, group.Revision) bool) error {
 	w, err := store.Watch(from, "")
 	if err != nil {
 		return err
 	}
 	defer w.Close()
+	step := time.NewTimer(time.Hour)
+	defer step.Stop()
 	for {
 		list, rev, err := w.Next(ctx)
 		if err != nil {
 			return err
 		}
-		events(list, rev)
+		if !events(list, rev) {
+			continue
+		}
+		streams := s.stats.Streams.Load()
+		if streams == 0 {
+			continue
+		}
+		step.Reset(min(time.Duration(streams)*stepStream, stepMost))
+		select {
+		case <-step.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 }
 

@@ -21,6 +21,8 @@ import (
 const (
 	protocol    = 1
 	quietDelay  = 500 * time.Millisecond // for revisions that change no object
+	stepStream  = 50 * time.Microsecond  // what a stream adds to a step: some of what it takes to send it an update
+	stepMost    = 100 * time.Millisecond
 	helloWithin = 5 * time.Second
 	endWithin   = 800 * time.Millisecond // a withdrawn edge's stream, also if it reads nothing
 	leaderless  = 2                      // heartbeats without a zone leader until edges are sent elsewhere
@@ -30,22 +32,41 @@ type stream = connect.BidiStream[syncv1.SubscribeRequest, syncv1.SubscribeRespon
 
 // conn is one stream as others see it: they wake it and end it.
 type conn struct {
-	wake  chan struct{} // something changed for this edge
-	later chan struct{} // only a revision moved
-	end   chan struct{} // closed by a newer stream of the same edge
-	gone  chan struct{} // closed when the edge left the registry
-	ask   chan *syncv1.RowsWanted
+	wake chan struct{} // one of the below is set
+	end  chan struct{} // closed by a newer stream of the same edge
+	gone chan struct{} // closed when the edge left the registry
+	ask  chan *syncv1.RowsWanted
+
+	// Covered by Server.mu.
+	due      bool // something changed for this edge
+	later    bool // only a revision moved
+	inflight bool // an update is out that the edge has not answered: its answer wakes the stream, and nothing else need to
 
 	endOnce, goneOnce sync.Once
 }
 
-func (c *conn) kick() { poke(c.wake) }
+// kick says that something changed. Caller holds Server.mu.
+func (c *conn) kick() {
+	c.due = true
+	if !c.inflight {
+		poke(c.wake)
+	}
+}
 
-func (c *conn) nudge() { poke(c.later) }
+// nudge says that a revision moved. Caller holds Server.mu.
+func (c *conn) nudge() {
+	if c.later {
+		return
+	}
+	c.later = true
+	if !c.inflight {
+		poke(c.wake)
+	}
+}
 
-func (c *conn) replace() { c.endOnce.Do(func() { close(c.end) }) }
+func (c *conn) replace() { c.endOnce.Do(func() { close(c.end) }); poke(c.wake) }
 
-func (c *conn) withdraw() { c.goneOnce.Do(func() { close(c.gone) }) }
+func (c *conn) withdraw() { c.goneOnce.Do(func() { close(c.gone) }); poke(c.wake) }
 
 func poke(ch chan struct{}) {
 	select {
@@ -54,23 +75,26 @@ func poke(ch chan struct{}) {
 	}
 }
 
-// session is what one stream's own goroutine knows.
+// session is one stream. Two goroutines have it: one sends, one takes what the edge says.
 type session struct {
-	s      *Server
-	ctx    context.Context
-	stream *stream
-	edge   *edge
-	conn   *conn
+	s       *Server
+	ctx     context.Context
+	stream  *stream
+	edge    *edge
+	conn    *conn
+	hashed  bool        // the edge reads updates that are signed by their hash
+	mute    int         // heartbeats without a leader
+	stalled *time.Timer // ends a Send that the edge does not read
+	timer   *time.Timer // wakes the sender for what had to wait
+	armed   bool
 
+	// Covered by Server.mu, as is conn.inflight.
 	held     *place // what the edge holds once it took what was sent; nil: unknown, a snapshot is next
 	acked    *place // what it said it holds
-	inflight bool   // an update is out that it has not answered
 	sentAt   time.Time
 	refusals int       // nacks in a row
 	holdOff  time.Time // after a nack: not before
-	mute     int       // heartbeats without a leader
 	resume   *syncv1.Resume
-	stalled  *time.Timer // ends a Send that the edge does not read
 }
 
 // Subscribe is part of the service. It returns when the edge leaves, is withdrawn, or connects anew.
@@ -91,9 +115,13 @@ func (s *Server) Subscribe(ctx context.Context, stream *stream) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	c := &conn{wake: make(chan struct{}, 1), later: make(chan struct{}, 1), end: make(chan struct{}), gone: make(chan struct{}),
+	c := &conn{wake: make(chan struct{}, 1), end: make(chan struct{}), gone: make(chan struct{}), due: true,
 		ask: make(chan *syncv1.RowsWanted, questionsWait)}
-	requests := make(chan *syncv1.SubscribeRequest, 16)
+	ss := &session{s: s, ctx: ctx, stream: stream, conn: c, timer: time.NewTimer(time.Hour),
+		stalled: time.AfterFunc(time.Hour, func() { rc.SetWriteDeadline(time.Unix(1, 0)) })}
+	defer ss.stalled.Stop()
+	defer ss.timer.Stop()
+	ss.timer.Stop()
 	var helpers sync.WaitGroup
 	helpers.Go(func() { // guard: a Send may be waiting on an edge that reads nothing
 		select {
@@ -104,42 +132,54 @@ func (s *Server) Subscribe(ctx context.Context, stream *stream) error {
 		}
 		rc.SetWriteDeadline(time.Now().Add(endWithin))
 	})
-	reader := func() {
-		defer close(requests)
-		for {
-			m, err := stream.Receive()
-			if err != nil {
-				if !errors.Is(err, io.EOF) { // an edge that parts properly may have said something last
-					cancel()
-				}
-				return
-			}
-			select {
-			case requests <- m:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}
-	helpers.Go(reader)
+	greeting, opened, ended := make(chan *syncv1.SubscribeRequest, 1), make(chan struct{}), make(chan error, 1)
+	helpers.Go(func() { ss.read(cancel, greeting, opened, ended) })
 	defer func() {
 		cancel()
 		rc.SetReadDeadline(time.Unix(1, 0)) // ends a Receive in progress
 		helpers.Wait()
 	}()
 
-	hello, err := s.hello(ctx, requests)
+	hello, err := s.hello(ctx, greeting)
 	if err != nil {
 		return err
 	}
-	ss := &session{s: s, ctx: ctx, stream: stream, conn: c, resume: hello.Resume,
-		stalled: time.AfterFunc(time.Hour, func() { rc.SetWriteDeadline(time.Unix(1, 0)) })}
-	defer ss.stalled.Stop()
+	ss.resume, ss.hashed = hello.Resume, hello.Hashed
 	if err := ss.open(node, region, hello); err != nil || ss.edge == nil {
 		return err
 	}
 	defer s.leave(ss.edge, ss.conn)
-	return ss.run(requests)
+	close(opened)
+	return ss.run(ended)
+}
+
+// read takes what the edge says: the first message is handed out, all others are taken once the stream is opened. Nobody
+// is woken for an answer that leaves nothing to be sent.
+func (ss *session) read(cancel context.CancelFunc, greeting chan<- *syncv1.SubscribeRequest, opened <-chan struct{}, ended chan<- error) {
+	for first := true; ; first = false {
+		m, err := ss.stream.Receive()
+		if err != nil {
+			if !errors.Is(err, io.EOF) { // an edge that parts properly may have said something last
+				cancel()
+			}
+			close(greeting)
+			ended <- nil
+			return
+		}
+		if first {
+			greeting <- m
+			select {
+			case <-opened:
+			case <-ss.ctx.Done():
+				return
+			}
+			continue
+		}
+		if err := ss.receive(m); err != nil {
+			ended <- err
+			return
+		}
+	}
 }
 
 func errReplaced() error {
@@ -307,63 +347,50 @@ func (s *Server) leave(e *edge, c *conn) {
 	s.tell()
 }
 
-func (ss *session) run(requests <-chan *syncv1.SubscribeRequest) error {
+func (ss *session) run(ended <-chan error) error {
 	beat := time.NewTicker(ss.s.cfg.Heartbeat)
 	defer beat.Stop()
-	quiet := time.NewTimer(time.Hour)
-	quiet.Stop()
-	defer quiet.Stop()
-	retry := time.NewTimer(time.Hour)
-	retry.Stop()
-	defer retry.Stop()
 	// The first frame carries the response headers: until one is sent the edge knows of nothing.
 	if err := ss.heartbeat(); err != nil {
 		return err
 	}
-	for nudged := false; ; {
-		if gone, err := ss.push(retry); err != nil {
+	fired := false
+	for {
+		if gone, err := ss.push(fired); err != nil {
 			return err
 		} else if gone {
 			ss.s.stats.Withdrawals.Add(1)
 			return ss.withdraw()
 		}
-		for again := false; !again; {
+		fired = false
+		select {
+		case <-ss.ctx.Done():
+			return ss.ctx.Err()
+		case <-ss.s.stopping:
+			return errStopping()
+		case err := <-ended:
+			return err
+		case <-ss.conn.wake:
+		case <-ss.timer.C:
+			fired, ss.armed = true, false
+		case <-beat.C:
+			if err := ss.beat(); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-ss.conn.end:
+			return errReplaced()
+		default:
+		}
+		for asked := true; asked; {
 			select {
-			case <-ss.ctx.Done():
-				return ss.ctx.Err()
-			case <-ss.s.stopping:
-				return errStopping()
-			case <-ss.conn.end:
-				return errReplaced()
-			case m, ok := <-requests:
-				if !ok {
-					return nil
-				}
-				if err := ss.receive(m); err != nil {
-					return err
-				}
-				again = true
 			case q := <-ss.conn.ask:
-				if err := ss.stream.Send(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_RowsWanted{RowsWanted: q}}); err != nil {
+				if err := ss.send(&syncv1.SubscribeResponse{Message: &syncv1.SubscribeResponse_RowsWanted{RowsWanted: q}}); err != nil {
 					return err
 				}
-			case <-ss.conn.wake:
-				again = true
-			case <-ss.conn.gone:
-				again = true
-			case <-ss.conn.later:
-				if !nudged {
-					nudged = true
-					quiet.Reset(quietDelay)
-				}
-			case <-quiet.C:
-				nudged, again = false, true
-			case <-retry.C:
-				again = true
-			case <-beat.C:
-				if err := ss.beat(); err != nil {
-					return err
-				}
+			default:
+				asked = false
 			}
 		}
 	}
@@ -372,7 +399,10 @@ func (ss *session) run(requests <-chan *syncv1.SubscribeRequest) error {
 // beat sends a heartbeat, unless this node has nothing to vouch for.
 func (ss *session) beat() error {
 	s := ss.s
-	if ss.inflight && s.cfg.Now().Sub(ss.sentAt) > s.cfg.AckTimeout {
+	s.mu.Lock()
+	late := ss.conn.inflight && s.cfg.Now().Sub(ss.sentAt) > s.cfg.AckTimeout
+	s.mu.Unlock()
+	if late {
 		return fault.New(fault.Unavailable, "ACK_MISSING", "edge did not answer an update within %v", s.cfg.AckTimeout)
 	}
 	// Cut off from its peers a node would go on saying that all is well while keys are revoked elsewhere.
@@ -398,7 +428,8 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 	r.lastSeen = now
 	switch m := m.Message.(type) {
 	case *syncv1.SubscribeRequest_Hello:
-		ss.held, ss.inflight, ss.resume = nil, false, nil // it wants to begin anew
+		ss.held, ss.conn.inflight, ss.resume = nil, false, nil // it wants to begin anew
+		ss.conn.kick()
 	case *syncv1.SubscribeRequest_Ack:
 		s.stats.Acks.Add(1)
 		catalog, zone, err := positions(m.Ack.Catalog, m.Ack.Zone)
@@ -407,7 +438,12 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 		}
 		r.ackedCatalog, r.ackedZone, r.nackReason = *catalog, *zone, ""
 		if ss.held != nil && ss.held.catalog == *catalog && ss.held.zone == *zone {
-			ss.acked, ss.inflight, ss.refusals = ss.held, false, 0
+			ss.acked, ss.conn.inflight, ss.refusals = ss.held, false, 0
+			if now := s.now(ss.edge); now.catalog != *catalog || now.zone != *zone {
+				ss.conn.kick()
+			} else {
+				ss.held.version, ss.conn.due, ss.conn.later = now.version, false, false
+			}
 		}
 	case *syncv1.SubscribeRequest_Nack:
 		ss.nack(m.Nack, now)
@@ -426,7 +462,7 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 func (ss *session) nack(n *syncv1.Nack, now time.Time) {
 	s := ss.s
 	s.stats.Nacks.Add(1)
-	ss.held, ss.inflight = ss.acked, false
+	ss.held, ss.conn.inflight = ss.acked, false
 	ss.resume = nil
 	if n.WantSnapshot {
 		ss.held = nil
@@ -437,6 +473,7 @@ func (ss *session) nack(n *syncv1.Nack, now time.Time) {
 	if ss.refusals > 1 {
 		ss.holdOff = now.Add(min(time.Second<<min(ss.refusals-2, 5), 30*time.Second))
 	}
+	ss.conn.kick()
 	s.cfg.Logger.Warn("edge refused an update", "edge", ss.edge.node.Name, "reason", reason, "want_snapshot", n.WantSnapshot)
 }
 

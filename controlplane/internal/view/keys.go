@@ -58,8 +58,11 @@ type terms struct {
 	shown                  bool   // edges hold the key
 }
 
-func (k *heldKey) object() table.Object {
-	return table.Object{Kind: table.KindKey, ID: k.id, Data: table.AppendKey(make([]byte, 0, 256), &table.Key{ID: k.id, Digest: k.digest,
+func (k *heldKey) object() table.Object { return k.encode(make([]byte, 0, 256)) }
+
+// encode is the object, its data appended to b.
+func (k *heldKey) encode(b []byte) table.Object {
+	return table.Object{Kind: table.KindKey, ID: k.id, Data: table.AppendKey(b, &table.Key{ID: k.id, Digest: k.digest,
 		Customer: k.customer, Subscription: k.subscription, Plan: k.plan, Suspended: k.suspended, Overdue: k.overdue, Ends: k.ends, Scopes: k.scopes, From: k.from})}
 }
 
@@ -127,7 +130,7 @@ func (k *Keys) Get(id string) (table.Object, bool) {
 	return k.places[at][i].object(), true
 }
 
-// All are the objects, in order.
+// All are the objects, in order. The data of each is good until the next.
 func (k *Keys) All() iter.Seq[table.Object] { return k.Walk().From("") }
 
 // Walk is the keys as they stand now. It stays what it is and may be read while they change.
@@ -142,17 +145,22 @@ func (k *Keys) Walk() *Walk {
 // Walk is a state of Keys.
 type Walk struct{ places [places][]heldKey }
 
-// From are the objects behind that of id, in order; "": all.
+// From are the objects behind that of id, in order; "": all. The data of each is good until the next: whoever wants a million
+// of them wants each once.
 func (w *Walk) From(id string) iter.Seq[table.Object] {
 	return func(yield func(table.Object) bool) {
-		first := 0
+		first, buf := 0, []byte(nil)
 		if id != "" {
 			first = place(id)
 		}
 		for at := first; at < places; at++ {
 			for i := range w.places[at] {
 				h := &w.places[at][i]
-				if h.shown && (id == "" || at > first || h.id > id) && !yield(h.object()) {
+				if !h.shown || id != "" && at == first && h.id <= id {
+					continue
+				}
+				o := h.encode(buf[:0])
+				if buf = o.Data; !yield(o) {
 					return
 				}
 			}
@@ -376,26 +384,27 @@ func (k *Keys) set(id string, next heldKey, active bool) bool {
 	if !active {
 		return was.shown
 	}
-	if o, shown := k.count(&next, 1); shown {
+	if k.count(&next, 1) {
 		if len(k.encoded) >= maxEncoded || k.encoded == nil {
 			k.encoded = map[string]table.Object{}
 		}
-		k.encoded[id] = o
+		k.encoded[id] = next.object()
 	}
 	return !alike(was, &next)
 }
 
-// count adds a key to the sum, or takes it out.
-func (k *Keys) count(h *heldKey, n int) (o table.Object, shown bool) {
+// count adds a key to the sum, or takes it out, and says whether it counts.
+func (k *Keys) count(h *heldKey, n int) bool {
 	if !h.shown {
-		return o, false
+		return false
 	}
 	k.n += n
-	o = h.object()
+	var buf [512]byte
+	o := h.encode(buf[:0])
 	if sum := o.Sum(); n > 0 {
 		k.sum = k.sum.Add(sum)
 	} else {
 		k.sum = k.sum.Sub(sum)
 	}
-	return o, true
+	return true
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"log/slog"
@@ -34,6 +35,7 @@ type source struct {
 	priv     ed25519.PrivateKey
 	edge     string
 	region   string
+	whole    bool // it signs as programs from before do
 	objects  map[table.ObjectKey]table.Object
 	cat, zon revision.Revision
 }
@@ -67,12 +69,18 @@ func pos(r revision.Revision) *syncv1.Position {
 }
 
 func (s *source) sign(u *syncv1.TableUpdate) *syncv1.Signed {
-	u.Edge, u.Region, u.Zone = s.edge, s.region, "emea"
+	u.Region, u.Zone = s.region, "emea"
+	if s.whole {
+		u.Edge = s.edge
+	}
 	payload, err := proto.Marshal(u)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return &syncv1.Signed{Payload: payload, Signature: ed25519.Sign(s.priv, table.SignedBytes(s.edge, payload))}
+	if s.whole {
+		return &syncv1.Signed{Payload: payload, Signature: ed25519.Sign(s.priv, table.SignedWhole(s.edge, payload))}
+	}
+	return &syncv1.Signed{Payload: payload, Signature: ed25519.Sign(s.priv, table.SignedBytes(s.edge, sha256.Sum256(payload))), Hashed: true}
 }
 
 func (s *source) snapshot() *syncv1.Signed { return s.parts(1)[0] }

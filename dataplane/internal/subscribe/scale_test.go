@@ -3,6 +3,7 @@ package subscribe_test
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -64,7 +65,7 @@ func newCrowd(t testing.TB, keys int) *crowd {
 
 // stream hands out the parts behind so many objects.
 func (c *crowd) stream(skipped int, send func(*syncv1.Signed) error) error {
-	u := &syncv1.TableUpdate{Edge: "w1", Region: "eu-west", Zone: "emea", Snapshot: true, Skipped: uint64(skipped), CatalogTo: pos(c.cat), ZoneTo: pos(c.zon)}
+	u := &syncv1.TableUpdate{Region: "eu-west", Zone: "emea", Snapshot: true, Skipped: uint64(skipped), CatalogTo: pos(c.cat), ZoneTo: pos(c.zon)}
 	size := 0
 	flush := func() error {
 		payload, err := proto.Marshal(u)
@@ -72,7 +73,7 @@ func (c *crowd) stream(skipped int, send func(*syncv1.Signed) error) error {
 			return err
 		}
 		c.bytes.Add(int64(len(payload)))
-		err = send(&syncv1.Signed{Payload: payload, Signature: ed25519.Sign(c.priv, table.SignedBytes("w1", payload))})
+		err = send(&syncv1.Signed{Payload: payload, Signature: ed25519.Sign(c.priv, table.SignedBytes("w1", sha256.Sum256(payload))), Hashed: true})
 		u.Upserts, u.Skipped, size = u.Upserts[:0], 0, 0
 		return err
 	}

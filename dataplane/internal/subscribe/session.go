@@ -139,7 +139,7 @@ func cause(ctx context.Context, err error) error {
 
 // hello says what is held: nothing, if what is in force is not whole on disk.
 func (c *Client) hello() *syncv1.Hello {
-	h := &syncv1.Hello{Protocol: protocol, Version: c.cfg.Version, Incarnation: c.cfg.Incarnation, Dead: c.cfg.Dead}
+	h := &syncv1.Hello{Protocol: protocol, Hashed: true, Version: c.cfg.Version, Incarnation: c.cfg.Incarnation, Dead: c.cfg.Dead}
 	if c.table != nil && !c.needBase {
 		h.Catalog, h.Zone = wire(c.table.Catalog()), wire(c.table.Zone())
 	}

@@ -2,6 +2,7 @@ package subscribe_test
 
 import (
 	"crypto/ed25519"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -62,6 +63,30 @@ func TestRun_SnapshotDeltaRestart(t *testing.T) {
 }
 
 // Every refusal leaves the table as it was.
+// A node of the release before signs payloads whole, and names the edge in them; what it sent rests on the disk beside what
+// others send.
+func TestRun_TakesWhatAProgramFromBeforeSigns(t *testing.T) {
+	src, n, fs := newSource(t), newNode(t), memory(t)
+	e := run(t, src, n, fs, nil)
+	s := n.next()
+	if m := s.recv(); !m.GetHello().GetHashed() {
+		t.Errorf("got %v, want a Hello that asks for signatures of hashes", m)
+	}
+	for i := range 6 {
+		src.whole = i%2 == 0
+		m := src.delta([]table.Object{src.key(fmt.Sprint("n", i), "gold")})
+		if i == 0 {
+			m = src.snapshot()
+		}
+		s.send(m)
+		s.ack(src)
+	}
+	e.stop()
+	if tab := loaded(t, src, fs); tab.Zone() != src.zon || tab.Key("n5") == nil {
+		t.Errorf("on disk: got %s, want %s", tab.Zone(), src.zon)
+	}
+}
+
 func TestRun_Refuses(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -85,6 +110,15 @@ func TestRun_Refuses(t *testing.T) {
 			return src.delta(nil)
 		}, subscribe.ReasonSignature, false, true},
 		{"a neighbour's message", func(src *source) *syncv1.Signed { src.edge = "w2"; return src.snapshot() }, subscribe.ReasonSignature, false, true},
+		{"a neighbour's message of a program from before", func(src *source) *syncv1.Signed { src.edge, src.whole = "w2", true; return src.snapshot() }, subscribe.ReasonSignature, false, true},
+		{"one signed for this edge that names another", func(src *source) *syncv1.Signed {
+			u := new(syncv1.TableUpdate)
+			proto.Unmarshal(src.delta(nil).Payload, u)
+			u.Edge = "w2"
+			payload, _ := proto.Marshal(u)
+			return &syncv1.Signed{Payload: payload, Signature: ed25519.Sign(src.priv, table.SignedBytes("w1", sha256.Sum256(payload))), Hashed: true}
+		}, subscribe.ReasonWrongEdge, false, true},
+		{"a signature of a hash for one of the whole", func(src *source) *syncv1.Signed { m := src.delta(nil); m.Hashed = false; return m }, subscribe.ReasonSignature, false, true},
 		{"another region", func(src *source) *syncv1.Signed { src.region = "eu-central"; return src.snapshot() }, subscribe.ReasonWrongEdge, false, true},
 		{"older snapshot", func(src *source) *syncv1.Signed { src.zon.Index -= 2; return src.snapshot() }, subscribe.ReasonStale, false, true},
 		{"older catalog", func(src *source) *syncv1.Signed { src.cat.Index--; return src.snapshot() }, subscribe.ReasonStale, false, true},

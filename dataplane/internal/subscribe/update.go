@@ -2,6 +2,7 @@ package subscribe
 
 import (
 	"crypto/ed25519"
+	"crypto/sha256"
 	"fmt"
 	"unicode/utf8"
 
@@ -38,16 +39,24 @@ type part struct {
 // upsertsField is the number of TableUpdate.upserts.
 const upsertsField = 10
 
-// open verifies a signed message and that it is for this edge.
+// open verifies a signed message and that it is for this edge. What is signed by its hash names no edge: the signature does,
+// and edges that hold the same are sent the same.
 func (c *Client) open(signed *syncv1.Signed) (*part, error) {
-	if !ed25519.Verify(c.cfg.SigningKey, table.SignedBytes(c.cfg.Edge, signed.GetPayload()), signed.GetSignature()) {
+	edge := c.cfg.Edge
+	var covered []byte
+	if signed.GetHashed() {
+		covered, edge = table.SignedBytes(c.cfg.Edge, sha256.Sum256(signed.GetPayload())), ""
+	} else {
+		covered = table.SignedWhole(c.cfg.Edge, signed.GetPayload())
+	}
+	if !ed25519.Verify(c.cfg.SigningKey, covered, signed.GetSignature()) {
 		return nil, fault.New(fault.Denied, ReasonSignature, "signature of an update is not that of zone %s for edge %s", c.cfg.Zone, c.cfg.Edge)
 	}
 	u, err := readHead(signed.Payload)
 	if err != nil {
 		return nil, err
 	}
-	if u.Edge != c.cfg.Edge || u.Region != c.cfg.Region || u.Zone != c.cfg.Zone {
+	if u.Edge != edge || u.Region != c.cfg.Region || u.Zone != c.cfg.Zone {
 		return nil, fault.New(fault.Denied, ReasonWrongEdge, "update is for edge %q in region %q of zone %q", u.Edge, u.Region, u.Zone)
 	}
 	return &part{TableUpdate: u, signed: signed}, nil

@@ -514,8 +514,9 @@ type Hello struct {
 	// Which run of the edge this is: drawn at its start, so that two machines with one identity are told apart. Empty: a
 	// program from before.
 	Incarnation   string   `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Dead          []string `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"`     // earlier runs that have certainly ended, at most 16
-	Resume        *Resume  `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"` // the part of a snapshot that a stream broke off; absent: none
+	Dead          []string `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"`      // earlier runs that have certainly ended, at most 16
+	Resume        *Resume  `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"`  // the part of a snapshot that a stream broke off; absent: none
+	Hashed        bool     `protobuf:"varint,8,opt,name=hashed,proto3" json:"hashed,omitempty"` // it reads updates that are signed by their hash; false: a program from before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -597,6 +598,13 @@ func (x *Hello) GetResume() *Resume {
 		return x.Resume
 	}
 	return nil
+}
+
+func (x *Hello) GetHashed() bool {
+	if x != nil {
+		return x.Hashed
+	}
+	return false
 }
 
 // Resume is how far the objects of a snapshot have come, in the order of their places. A node that stands at the same
@@ -1595,12 +1603,14 @@ func (*SubscribeResponse_Withdrawn) isSubscribeResponse_Message() {}
 
 func (*SubscribeResponse_RowsWanted) isSubscribeResponse_Message() {}
 
-// Signed is a TableUpdate and the zone's Ed25519 signature over "bailiwick-table/1\n" + edge name + "\n" + payload.
+// Signed is a TableUpdate and the zone's Ed25519 signature over "bailiwick-table/2\n" + edge name + "\n" + SHA-256 of the
+// payload; not hashed, as programs from before have it, over "bailiwick-table/1\n" + edge name + "\n" + payload.
 // It is also a record of the edge's delta log on disk.
 type Signed struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"` // TableUpdate
 	Signature     []byte                 `protobuf:"bytes,2,opt,name=signature,proto3" json:"signature,omitempty"`
+	Hashed        bool                   `protobuf:"varint,3,opt,name=hashed,proto3" json:"hashed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1649,9 +1659,16 @@ func (x *Signed) GetSignature() []byte {
 	return nil
 }
 
+func (x *Signed) GetHashed() bool {
+	if x != nil {
+		return x.Hashed
+	}
+	return false
+}
+
 type TableUpdate struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
-	Edge     string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"`
+	Edge     string                 `protobuf:"bytes,1,opt,name=edge,proto3" json:"edge,omitempty"` // empty where the signature is of the hash: edges that go the same way are sent the same payload
 	Region   string                 `protobuf:"bytes,2,opt,name=region,proto3" json:"region,omitempty"`
 	Zone     string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
 	Snapshot bool                   `protobuf:"varint,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"` // the first part of a snapshot clears what the edge has staged
@@ -2877,7 +2894,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x03ack\x18\x02 \x01(\v2\x16.bailiwick.sync.v1.AckH\x00R\x03ack\x12-\n" +
 	"\x04nack\x18\x03 \x01(\v2\x17.bailiwick.sync.v1.NackH\x00R\x04nack\x123\n" +
 	"\x06status\x18\x04 \x01(\v2\x19.bailiwick.sync.v1.StatusH\x00R\x06statusB\t\n" +
-	"\amessage\"\x8e\x02\n" +
+	"\amessage\"\xa6\x02\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x125\n" +
@@ -2885,7 +2902,8 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04zone\x18\x04 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12 \n" +
 	"\vincarnation\x18\x05 \x01(\tR\vincarnation\x12\x12\n" +
 	"\x04dead\x18\x06 \x03(\tR\x04dead\x121\n" +
-	"\x06resume\x18\a \x01(\v2\x19.bailiwick.sync.v1.ResumeR\x06resume\"\xc0\x01\n" +
+	"\x06resume\x18\a \x01(\v2\x19.bailiwick.sync.v1.ResumeR\x06resume\x12\x16\n" +
+	"\x06hashed\x18\b \x01(\bR\x06hashed\"\xc0\x01\n" +
 	"\x06Resume\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x18\n" +
@@ -2966,10 +2984,11 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\twithdrawn\x18\x03 \x01(\v2\x1c.bailiwick.sync.v1.WithdrawnH\x00R\twithdrawn\x12@\n" +
 	"\vrows_wanted\x18\x04 \x01(\v2\x1d.bailiwick.sync.v1.RowsWantedH\x00R\n" +
 	"rowsWantedB\t\n" +
-	"\amessage\"@\n" +
+	"\amessage\"X\n" +
 	"\x06Signed\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x1c\n" +
-	"\tsignature\x18\x02 \x01(\fR\tsignature\"\xf2\x03\n" +
+	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x16\n" +
+	"\x06hashed\x18\x03 \x01(\bR\x06hashed\"\xf2\x03\n" +
 	"\vTableUpdate\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12\x12\n" +
