@@ -396,7 +396,8 @@ func (e *edge) follow(ctx context.Context) error {
 		}
 		e.mu.Unlock()
 		if answer != nil {
-			if err := st.Send(answer); err != nil {
+			// The node may have ended the stream; what it said last is still to be received.
+			if err := st.Send(answer); err != nil && !errors.Is(err, io.EOF) {
 				return err
 			}
 		}
