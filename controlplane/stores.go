@@ -121,13 +121,12 @@ func (s Stores) resolve(in *pki.Installation, zone string) (Stores, error) {
 	return s, nil
 }
 
+// below is the prefix of all that an installation keeps there.
+func (e Etcd) below() string { return strings.TrimSuffix(e.Prefix, "/") + "/" }
+
 // config is how the engine is told of one group.
 func (e Etcd) config(groupName, node string) (etcdgroup.Config, error) {
-	prefix := e.Prefix
-	if !strings.HasSuffix(prefix, "/") {
-		prefix += "/"
-	}
-	cfg := etcdgroup.Config{Name: groupName, Node: node, Endpoints: e.Endpoints, Prefix: prefix + groupName + "/", Username: e.Username}
+	cfg := etcdgroup.Config{Name: groupName, Node: node, Endpoints: e.Endpoints, Prefix: e.below() + groupName + "/", Username: e.Username}
 	if e.PasswordFile != "" {
 		password, err := os.ReadFile(e.PasswordFile)
 		if err != nil {
@@ -164,7 +163,8 @@ func (e Etcd) config(groupName, node string) (etcdgroup.Config, error) {
 
 // openEtcd opens the catalog and the zone's store in etcd.
 func (n *Node) openEtcd(s Stores) error {
-	open := func(e Etcd, name, file string, observer bool, restored func(etcdgroup.Restored) ([]group.Op, error)) (engine, error) {
+	owners := &clusters{in: n.in, self: n.self.Zone}
+	open := func(e Etcd, name, file string, observer bool, claim *etcdgroup.Claim, restored func(etcdgroup.Restored) ([]group.Op, error)) (engine, error) {
 		cfg, err := e.config(name, n.self.Name)
 		if err != nil {
 			return nil, err
@@ -173,17 +173,18 @@ func (n *Node) openEtcd(s Stores) error {
 		if err := durable.OS().MkdirAll(dir, durable.DirPerm); err != nil {
 			return nil, err
 		}
-		cfg.Observer, cfg.Seen, cfg.Restored, cfg.Logger, cfg.OnFatal = observer, filepath.Join(dir, file), restored, n.log, n.fail
+		cfg.Observer, cfg.Claim, cfg.Seen, cfg.Restored, cfg.Logger, cfg.OnFatal = observer, claim, filepath.Join(dir, file), restored, n.log, n.fail
 		return etcdgroup.Open(cfg)
 	}
 	// Leading the catalog is for nodes of the primary zone, as with raft: what is done once for all zones is done there.
-	catalog, err := open(s.Catalog, catalogGroup, "catalog.seen", n.self.Zone != n.in.PrimaryZone, nil)
+	catalog, err := open(s.Catalog, catalogGroup, "catalog.seen", n.self.Zone != n.in.PrimaryZone,
+		owners.claim(s.Catalog.below(), n.in.PrimaryZone, "-etcd-catalog", true), nil)
 	if err != nil {
 		return err
 	}
 	n.catalog = catalog
 	n.registry.Store(&pki.Registry{Catalog: n.catalog, Installation: n.in})
-	n.store, err = open(s.Zone, storeGroup(n.self.Zone), "zone.seen", false, n.setBack)
+	n.store, err = open(s.Zone, storeGroup(n.self.Zone), "zone.seen", false, owners.claim(s.Zone.below(), n.self.Zone, "-etcd", false), n.setBack)
 	return err
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,13 +30,20 @@ type running struct {
 	ends chan error // what Run returned
 }
 
-// newWorld makes the kits of a zone emea with the named control nodes; none runs yet.
+// newWorld makes the kits of a zone emea with the named control nodes, and of a zone us with those whose names say so; none
+// runs yet.
 func newWorld(t *testing.T, names ...string) *world {
 	t.Helper()
-	spec := "installation: raft.test\nprimary_zone: emea\nzones:\n  - {name: emea, jurisdiction: EEA}\nregions:\n  - {name: eu-west, zone: emea, country: IE, jurisdiction: EEA, provider: test}\ncontrol_nodes:\n"
+	zones, regions, nodes := "  - {name: emea, jurisdiction: EEA}\n", "  - {name: eu-west, zone: emea, country: IE, jurisdiction: EEA, provider: test}\n", ""
 	for _, n := range names {
-		spec += fmt.Sprintf("  - {name: %s, zone: emea, region: eu-west, admin: \"https://%s\", peer: \"%s\"}\n", n, porttest.Addr(t), porttest.Addr(t))
+		zone, region := "emea", "eu-west"
+		if strings.HasPrefix(n, "us-") {
+			zone, region = "us", "us-east"
+			zones, regions = zones+"  - {name: us, jurisdiction: US}\n", regions+"  - {name: us-east, zone: us, country: US, jurisdiction: US, provider: test}\n"
+		}
+		nodes += fmt.Sprintf("  - {name: %s, zone: %s, region: %s, admin: \"https://%s\", peer: \"%s\"}\n", n, zone, region, porttest.Addr(t), porttest.Addr(t))
 	}
+	spec := "installation: raft.test\nprimary_zone: emea\nzones:\n" + zones + "regions:\n" + regions + "control_nodes:\n" + nodes
 	w := &world{t: t, dir: t.TempDir(), nodes: map[string]*running{}}
 	if _, _, err := Init([]byte(spec), w.dir); err != nil {
 		t.Fatal(err)

@@ -35,6 +35,9 @@ type Config struct {
 	TLS                *tls.Config // nil: plain text, for loopback only
 	Username, Password string      // etcd's own, if it asks for them
 
+	// Claim says whose the prefix is; nil: nobody asks.
+	Claim *Claim
+
 	// Observer: the node reads and writes as the others do, and never leads.
 	Observer bool
 	// LeaseTTL is how long leadership outlives a leader that died, in whole
@@ -89,6 +92,9 @@ func (c Config) Validate() error {
 		return fmt.Errorf("group %s: lease %s: 1s to 1m are allowed", c.Name, c.LeaseTTL)
 	case c.LookEvery < 0 || c.WatchWindow < 0:
 		return fmt.Errorf("group %s: LookEvery and WatchWindow must not be negative", c.Name)
+	}
+	if l := c.Claim; l != nil && (l.Key == "" || strings.HasPrefix(l.Key, c.Prefix) || len(l.Value) == 0 || l.Judge == nil) {
+		return fmt.Errorf("group %s: a claim needs a Key beside the prefix, a Value and a Judge", c.Name)
 	}
 	for _, e := range c.Endpoints {
 		scheme, rest, ok := strings.Cut(e, "://")

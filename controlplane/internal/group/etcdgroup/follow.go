@@ -38,6 +38,11 @@ func (s *Store) follow(ctx context.Context) {
 		}
 		var newer newerFormat
 		var foreign foreignError
+		var not refused
+		if errors.As(err, &not) {
+			s.fail(not.error)
+			return
+		}
 		if errors.As(err, &newer) || errors.As(err, &foreign) || errors.Is(err, rpctypes.ErrTooManyOps) {
 			s.fail(s.plain(err))
 			return
@@ -164,6 +169,9 @@ func (s *Store) load(ctx context.Context) (from int64, err error) {
 	s.mu.Lock()
 	known, distrust := s.pos, s.distrust
 	s.mu.Unlock()
+	if err := s.enter(lctx); err != nil {
+		return 0, err
+	}
 	l, err := s.list(lctx, 0)
 	if err != nil {
 		return 0, err

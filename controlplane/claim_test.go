@@ -1,0 +1,88 @@
+package controlplane
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/storage/mvcc"
+
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/shared/fault"
+)
+
+// ends waits for a node to end by itself.
+func (w *world) ends(name string) error {
+	w.t.Helper()
+	n := w.nodes[name]
+	select {
+	case err := <-n.ends:
+		n.ends <- err
+		return err
+	case <-time.After(time.Minute):
+		w.t.Fatalf("%s runs on", name)
+		return nil
+	}
+}
+
+// A cluster has many names. Whatever a node calls it: another zone's store is not opened in it, nor is another
+// installation's, and neither writes anything there; a restart of who is there by right goes on.
+func TestEtcd_APrefixIsOneZones(t *testing.T) {
+	e := newEtcd(t)
+	ours := Etcd{Endpoints: []string{e.endpoint()}}
+	byName := Etcd{Endpoints: []string{strings.Replace(e.endpoint(), "127.0.0.1", "localhost", 1)}}
+	below := func(x Etcd, prefix string) Etcd { x.Prefix = prefix; return x }
+	w := newWorld(t, "emea-1", "us-1")
+	home := Stores{Engine: EngineEtcd, Zone: ours, Catalog: ours}
+
+	// A guest of the catalog's cluster that comes first waits: nobody has opened the catalog.
+	us := newEtcd(t)
+	w.stores = Stores{Engine: EngineEtcd, Zone: Etcd{Endpoints: []string{us.endpoint()}}, Catalog: byName}
+	guest := w.start("us-1")
+	w.stores = home
+	n := w.start("emea-1")
+	soon(t, "the catalog is seeded", func() bool { return seededZone(n) })
+	soon(t, "us reads the catalog", func() bool { _, ok := guest.catalog.Local().Get(model.PrefixZone + "us"); return ok })
+	write(t, guest.store, model.PrefixOperator+"x", `{"name":"x","role":"viewer"}`)
+	if err := guest.stop(); err != nil {
+		t.Errorf("us-1 in a cluster of its own: %v", err)
+	}
+
+	for _, c := range []struct {
+		name, node string
+		stores     Stores
+		reason     string
+	}{
+		{"us's store in emea's cluster, by another name", "us-1", Stores{Engine: EngineEtcd, Zone: byName, Catalog: ours}, "STORE_LEAVES_ITS_ZONE"},
+		{"and below another prefix", "us-1", Stores{Engine: EngineEtcd, Zone: below(byName, "us/"), Catalog: ours}, "STORE_LEAVES_ITS_ZONE"},
+		{"the catalog in us's cluster", "us-1", Stores{Engine: EngineEtcd, Zone: ours, Catalog: Etcd{Endpoints: []string{us.endpoint()}}}, "STORE_LEAVES_ITS_ZONE"},
+	} {
+		w.stores = c.stores
+		w.start(c.node)
+		err := w.ends(c.node)
+		if fault.ReasonOf(err) != c.reason || !strings.Contains(err.Error(), "zone us") {
+			t.Errorf("%s: ended with %v, want %s", c.name, err, c.reason)
+		}
+	}
+	delete(w.nodes, "us-1")
+	before := n.store.Local().Revision()
+	other := newWorld(t, "emea-1")
+	other.stores = home
+	other.start("emea-1")
+	if err := other.ends("emea-1"); fault.ReasonOf(err) != "STORE_OF_ANOTHER_INSTALLATION" || !strings.Contains(err.Error(), "-prefix") {
+		t.Errorf("an installation of the same name: ended with %v, want STORE_OF_ANOTHER_INSTALLATION and what to do", err)
+	}
+	delete(other.nodes, "emea-1")
+	keys, err := e.run.Server.KV().Range(within(t), []byte("us/"), []byte("us0"), mvcc.RangeOptions{})
+	if err != nil || len(keys.KVs) != 0 {
+		t.Errorf("%d keys are below the prefix that was refused, %v", len(keys.KVs), err)
+	}
+	w.stores = home
+	if err := n.stop(); err != nil {
+		t.Error(err)
+	}
+	n = w.start("emea-1")
+	if after := write(t, n.store, model.PrefixOperator+"y", `{"name":"y","role":"viewer"}`); after.Epoch != before.Epoch {
+		t.Errorf("it goes on at %v after %v", after, before)
+	}
+}
