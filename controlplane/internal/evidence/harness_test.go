@@ -9,7 +9,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,6 +70,15 @@ func (s *snapshot) Revision() group.Revision { return s.rev }
 func (s *snapshot) Get(key string) (group.KV, bool) {
 	kv, ok := s.kv[key]
 	return kv, ok
+}
+func (s *snapshot) List(prefix string) iter.Seq[group.KV] {
+	return func(yield func(group.KV) bool) {
+		for _, key := range slices.Sorted(maps.Keys(s.kv)) {
+			if strings.HasPrefix(key, prefix) && !yield(s.kv[key]) {
+				return
+			}
+		}
+	}
 }
 
 func (h *history) open() *Log {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"bailiwick/controlplane/internal/model"
@@ -22,26 +21,25 @@ import (
 // ReasonSetBack is the reason of the error with which Run ends when the log was cut; it goes on at the next start.
 const ReasonSetBack = "EVIDENCE_SET_BACK"
 
-// kept is the transaction up to which this log may go on, if the store was set back beneath it.
+// kept is the transaction up to which this log may go on, if the store was set back beneath it: the least of all that the
+// store was set back to since, since what came between two of them, this log has of neither.
 func (l *Log) kept() (index uint64, ahead bool, err error) {
 	now := l.cfg.Store.Local()
-	epoch := now.Revision().Epoch
-	kv, ok := now.Get(model.PrefixRecovery + strconv.FormatUint(epoch, 10))
-	if !ok {
-		return 0, false, nil
-	}
-	r, err := model.Decode[model.Recovery](kv.Key, kv.Value)
-	if err != nil {
-		return 0, false, err
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, g := range r.Groups {
-		if g.Group == l.cfg.Store.Name() && g.Kept != nil && l.replay.epoch < epoch && l.through > *g.Kept {
-			return *g.Kept, true, nil
+	index = l.through
+	for kv := range now.List(model.PrefixRecovery) {
+		r, err := model.Decode[model.Recovery](kv.Key, kv.Value)
+		if err != nil {
+			return 0, false, err
+		}
+		for _, g := range r.Groups {
+			if g.Group == l.cfg.Store.Name() && g.Kept != nil && l.replay.epoch < g.Incarnation {
+				index = min(index, *g.Kept)
+			}
 		}
 	}
-	return 0, false, nil
+	return index, index < l.through, nil
 }
 
 // setBack cuts the log, if it must be, and returns the error that ends this node.

@@ -14,10 +14,37 @@ import (
 
 // setBack is the store after a restore that kept the history up to a transaction.
 func (h *history) setBack(kept uint64) {
-	h.epoch = 9
+	h.epoch = max(9, h.epoch+1)
 	r := model.Recovery{Zone: "emea", Node: "emea-1", Groups: []model.RecoveredGroup{{Group: "store/emea", Incarnation: h.epoch, Last: kept, Kept: &kept}}}
 	key := model.PrefixRecovery + fmt.Sprint(h.epoch)
-	*h.store = snapshot{rev: group.Revision{Epoch: h.epoch, Index: kept + 1}, kv: map[string]group.KV{key: {Key: key, Value: model.Encode(r), ModIndex: kept + 1}}}
+	kv := map[string]group.KV{key: {Key: key, Value: model.Encode(r), ModIndex: kept + 1}}
+	for before, was := range h.store.kv {
+		if was.ModIndex <= kept {
+			kv[before] = was
+		}
+	}
+	*h.store = snapshot{rev: group.Revision{Epoch: h.epoch, Index: kept + 1}, kv: kv}
+}
+
+// While a node is away its store is set back twice, the second time to a transaction that lies beyond the node's log and is
+// not of its history: the log goes on from where all three agree.
+func TestLog_IsCutWhereItsStoreWasSetBackFirst(t *testing.T) {
+	h := newHistory(t)
+	h.store = &snapshot{}
+	h.log.file.Close()
+	h.log = h.open()
+	h.rules()
+	h.write("acme")
+	kept := h.index
+	h.write("bolt")
+	h.setBack(kept)
+	h.setBack(kept + 20)
+	if n := len(h.store.kv); n != 2 {
+		t.Fatalf("the store tells of %d recoveries, want both", n)
+	}
+	if got, ahead, err := h.log.kept(); got != kept || !ahead || err != nil {
+		t.Errorf("the log may go on from %d (ahead: %t, %v), want %d", got, ahead, err, kept)
+	}
 }
 
 // A log that is ahead of a store that was set back tells nobody of what never was, ends its node, and goes on at the next
