@@ -70,6 +70,30 @@ func TestReplay_ARecoveryClosesWhatCrossesZones(t *testing.T) {
 	}
 }
 
+// What a store went back to may be of before its first approval: one that nobody made is then no birth.
+func TestReplay_ARecoveryIsNoBirth(t *testing.T) {
+	h := newHistory(t)
+	for _, recovered := range []bool{false, true} {
+		w := newReplay("emea", nil)
+		events := []group.Event{{Index: 1, Time: h.at, KV: group.KV{Key: model.KeyAdopted, Value: model.Encode(rulesV1)}}}
+		if recovered {
+			events = append(events, group.Event{Index: 2, Time: h.at, KV: group.KV{Key: model.PrefixRecovery + "7", Value: model.Encode(model.Recovery{Zone: "emea"})}})
+		}
+		events = append(events, group.Event{Index: 3, Time: h.at, KV: group.KV{Key: model.KeyCrossing, Value: model.Encode(model.Crossing{CatalogEpoch: rulesV1.CatalogEpoch, StoreEpoch: 7})}})
+		var last string
+		for _, e := range events {
+			records, err := recordsOf([]group.Event{e}, 7, h.log.mask)
+			if err != nil || len(records) != 1 {
+				t.Fatal(records, err)
+			}
+			last = strings.Join(w.apply(records[0].open()), "; ")
+		}
+		if recovered != strings.Contains(last, "by nobody") {
+			t.Errorf("approved by nobody, after a recovery: %t: found %q", recovered, last)
+		}
+	}
+}
+
 // Who decided a proposal is another than who made it, and the record that says so was written by who it names.
 func TestReplay_AProposalIsDecidedByAnother(t *testing.T) {
 	docs := []model.ProposedDoc{{Kind: "Closure", Name: "stop", Key: model.PrefixClosure + "stop"}}

@@ -417,7 +417,7 @@ func (s *Store) try(p *position, st *replica.State, at time.Time, r *request) (r
 		res.Replayed = !r.drawn
 		return res, false, nil
 	}
-	res = group.Result{Failed: st.Failed(r.txn.Compares), Revision: st.Rev, Time: at}
+	res = group.Result{Failed: r.failed(st), Revision: st.Rev, Time: at}
 	if p.raw != nil && st.Rev == p.state.Rev {
 		res.Time = p.head.at // nothing is written that would carry a later one
 	}

@@ -28,7 +28,7 @@ func (q *queue) init() {
 }
 
 // add copies t: its caller may go away while it is under way.
-func (q *queue) add(ctx context.Context, halted <-chan struct{}, t group.Txn) (*request, error) {
+func (q *queue) add(ctx context.Context, halted <-chan struct{}, t group.Txn, epoch uint64) (*request, error) {
 	select {
 	case <-halted:
 		return nil, replica.ErrStopped
@@ -41,7 +41,7 @@ func (q *queue) add(ctx context.Context, halted <-chan struct{}, t group.Txn) (*
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	r := &request{txn: t, done: make(chan struct{})}
+	r := &request{txn: t, epoch: epoch, done: make(chan struct{})}
 	r.txn.Compares = slices.Clone(t.Compares)
 	r.txn.Ops = slices.Clone(t.Ops)
 	for i := range r.txn.Ops {
@@ -82,7 +82,8 @@ const (
 // request is one transaction under way.
 type request struct {
 	txn   group.Txn
-	drawn bool // its id is this node's own: nobody asks for it again
+	epoch uint64 // in which its caller read what it compares; 0: none was known
+	drawn bool   // its id is this node's own: nobody asks for it again
 	done  chan struct{}
 
 	result group.Result // set before done closes
@@ -90,6 +91,20 @@ type request struct {
 
 	mu sync.Mutex // covers standing
 	at standing
+}
+
+// failed is the first compare that does not hold, -1 if all do. One that names an index of another epoch does not: etcd was
+// set back meanwhile, and gives the indexes of what is gone to other writes.
+func (r *request) failed(st *replica.State) int {
+	failed := st.Failed(r.txn.Compares)
+	if r.epoch == 0 || r.epoch == st.Rev.Epoch {
+		return failed
+	}
+	i := slices.IndexFunc(r.txn.Compares, func(c group.Compare) bool { return !c.Exists && c.ModIndex != 0 })
+	if i >= 0 && (failed < 0 || i < failed) {
+		return i
+	}
+	return failed
 }
 
 // giveUp says where it stood when its caller left.

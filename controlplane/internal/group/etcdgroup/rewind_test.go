@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/group/replica"
 )
 
 // What was committed while a node stood still is told to those who follow its store when it starts: all nodes may have
@@ -53,5 +55,36 @@ func TestWatch_TellsWhatWasCommittedWhileTheNodeStoodStill(t *testing.T) {
 	wantValue(t, s, "b", "4")
 	if got := put(t, s, "c", "2").Revision.Index; got != last.Revision.Index+2 {
 		t.Errorf("after a compaction it goes on at %d, want %d", got, last.Revision.Index+2)
+	}
+}
+
+// Indexes are used again once etcd was set back: what a transaction that was under way meanwhile has read is not what the
+// same index means now.
+func TestRequest_ComparesInItsOwnEpoch(t *testing.T) {
+	write := func(st replica.State, key string) replica.State {
+		st, _, _ = fold(st, time.Unix(1, 0), []record{{id: key, failed: -1, ops: []group.Op{{Key: key, Value: []byte("x")}}}})
+		return st
+	}
+	before := write(replica.Empty(), "a")
+	after := before
+	after.Rev.Epoch = before.Rev.Epoch + 1
+	a, _ := before.Get("a")
+	for _, c := range []struct {
+		name string
+		cmp  []group.Compare
+		in   uint64
+		at   replica.State
+		want int
+	}{
+		{"the same epoch", []group.Compare{{Key: "a", ModIndex: a.ModIndex}}, before.Rev.Epoch, before, -1},
+		{"a later one", []group.Compare{{Key: "b"}, {Key: "a", ModIndex: a.ModIndex}}, before.Rev.Epoch, after, 1},
+		{"a later one, of what is there or not", []group.Compare{{Key: "b"}, {Key: "a", Exists: true}}, before.Rev.Epoch, after, -1},
+		{"a later one, and another fails first", []group.Compare{{Key: "a"}, {Key: "a", ModIndex: a.ModIndex}}, before.Rev.Epoch, after, 0},
+		{"before any was known", []group.Compare{{Key: "a", ModIndex: a.ModIndex}}, 0, after, -1},
+	} {
+		r := &request{txn: group.Txn{Compares: c.cmp}, epoch: c.in}
+		if got := r.failed(&c.at); got != c.want {
+			t.Errorf("%s: compare %d fails, want %d", c.name, got, c.want)
+		}
 	}
 }

@@ -369,7 +369,7 @@ func (s *Store) Txn(ctx context.Context, t group.Txn) (group.Result, error) {
 	if err := t.Validate(); err != nil {
 		return group.Result{}, err
 	}
-	r, err := s.queue.add(ctx, s.halted, t)
+	r, err := s.queue.add(ctx, s.halted, t, s.cur.Load().Rev.Epoch)
 	if err != nil {
 		if errors.Is(err, replica.ErrStopped) {
 			return group.Result{}, err
