@@ -83,9 +83,29 @@ func upstreamDies(t *testing.T, s *harness.Sandbox, how death) {
 	case byPause:
 		s.Act("resume", "orders@eu-west")
 	case by503:
+		relayOff(t, s, key)
 		s.Fail("eu-west", 0)
 	}
 	comesHome(t, s, key, "eu-west")
+}
+
+// relayOff throws the kill switch of relays at eu-west while the pair serves for it: nothing leaves the region any more.
+func relayOff(t *testing.T, s *harness.Sandbox, key string) {
+	s.MustCLI("emea", "apply", "-f", switchDoc(t, "relay", true), "--now", "--reason", "thrown by a test")
+	within(t, time.Now(), 3*time.Second, "relay is off", func() error {
+		return refused(s.Get("eu-west", key), http.StatusServiceUnavailable, "no-compatible-region")
+	})
+	pair := s.Count("eu-central")
+	for range 50 {
+		if a := s.Get("eu-west", key); a.Served() == "eu-central" {
+			t.Fatal("relayed to eu-central while relay is turned off")
+		}
+	}
+	if got := s.Count("eu-central") - pair; got != 0 {
+		t.Errorf("%d requests reached the pair's upstream while relay is turned off", got)
+	}
+	s.MustCLI("emea", "apply", "-f", switchDoc(t, "relay", false), "--now", "--reason", "thrown by a test")
+	within(t, time.Now(), 5*time.Second, "relay is on again", func() error { return ok(s.Get("eu-west", key), "eu-central") })
 }
 
 // comesHome waits for traffic to return to its own region, in each of the regions, and stay there.

@@ -120,6 +120,26 @@ func privacy(t *testing.T, s *harness.Sandbox) {
 		t.Errorf("the export holds %d rows, want %d, and the name", strings.Count(doc, `"request_id"`), sent)
 	}
 
+	// Rows one by one are turned off: the same requests are counted, and no row is kept of them.
+	s.MustCLI("emea", "apply", "-f", switchDoc(t, "detail", true), "--now", "--reason", "thrown by a test")
+	s.Settle() // the edge holds it
+	kept := sent
+	for range 10 {
+		if err := ok(get("eu-west"), "eu-west"); err != nil {
+			t.Fatal(err)
+		}
+		sent++
+	}
+	s.Eventually(30*time.Second, "without detail requests are counted, and no row is found", func() error {
+		x, err := trace(s, person)
+		if ledger, found, _ := x.sums(); err == nil && (ledger != sent || found != kept) {
+			err = fmt.Errorf("the ledger has %d requests, want %d; detail %d, want %d", ledger, sent, found, kept)
+		}
+		return err
+	})
+	s.MustCLI("emea", "apply", "-f", switchDoc(t, "detail", false), "--now", "--reason", "thrown by a test")
+	s.Settle()
+
 	// What an edge holds back while the customer is erased is late, and counted, and comes to rest nowhere.
 	late := s.EdgeOf("eu-central").Name
 	for range 10 {

@@ -112,7 +112,12 @@ func spec(doc string) string {
 	return rest
 }
 
-// switches are thrown once each: by rings, and at once for one region.
+// switchDoc turns a feature off at eu-west, or on again.
+func switchDoc(t *testing.T, feature string, off bool) string {
+	return write(t, fmt.Sprintf("kind: Switch\nname: no-%s\nspec: {feature: %s, off: %v, region: eu-west, reason: thrown by a test}\n", feature, feature, off))
+}
+
+// switches are thrown once each: by rings, and at once for one region. relay is thrown in upstreamDies, detail in privacy.
 func switches(t *testing.T, s *harness.Sandbox, key string) {
 	for _, c := range []struct {
 		feature string
@@ -131,9 +136,7 @@ func switches(t *testing.T, s *harness.Sandbox, key string) {
 			return nil
 		}},
 	} {
-		doc := func(off bool) string {
-			return write(t, fmt.Sprintf("kind: Switch\nname: no-%s\nspec: {feature: %s, off: %v, region: eu-west, reason: thrown by a test}\n", c.feature, c.feature, off))
-		}
+		doc := func(off bool) string { return switchDoc(t, c.feature, off) }
 		if err := c.off(); err == nil {
 			t.Errorf("%s is off before it is turned off", c.feature)
 		}

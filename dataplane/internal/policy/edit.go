@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"bailiwick/shared/fault"
 	"bailiwick/shared/revision"
@@ -279,7 +280,8 @@ func quarantine(t *Table) ([]Quarantined, error) {
 // positions with quarantined objects in them. So nothing stays that permits a relay: no pair, no key of a zone that signs
 // grants, no edge that may relay to this one, no API of another zone; and an API of the own zone stays at home, under no
 // policy, since what does not read may have put it under a narrower one. No key stays either: it may have been suspended.
-// A region that somebody drained is drained.
+// A region that somebody drained is drained, and a feature that somebody turned off is off: such an object is there for
+// nothing else, and its id says what it is about, after a restart too.
 func lastGood(kind table.Kind, id string, was any) any {
 	switch v := was.(type) {
 	case *API:
@@ -289,11 +291,16 @@ func lastGood(kind table.Kind, id string, was any) any {
 		home := *v
 		home.Policy = ""
 		return &home
-	case *Plan, *table.Directory, *table.Region, *table.Doors, *table.Settings:
+	case *Plan, *table.Directory, *table.Region, *table.Doors, *table.Settings, *table.Switch:
 		return was
 	}
-	if kind == table.KindDrain && id != "" {
+	switch {
+	case id == "":
+	case kind == table.KindDrain:
 		return &table.Drain{Region: id, Reason: "by a record that does not read"}
+	case kind == table.KindSwitch:
+		feature, api, _ := strings.Cut(id, "/")
+		return &table.Switch{Feature: feature, API: api}
 	}
 	return nil
 }

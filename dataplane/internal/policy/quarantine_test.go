@@ -165,3 +165,56 @@ func TestApply_RefusesATableOfNoUse(t *testing.T) {
 		}
 	}
 }
+
+// A kill switch that does not read leaves its feature off, with a table before it and without: what somebody turned off in
+// an outage does not come back by a bad byte. Only its removal turns the feature on.
+func TestQuarantine_ASwitchStaysThrown(t *testing.T) {
+	for _, c := range []struct {
+		id      string
+		was     table.Switch
+		off, on func(*policy.Table) bool // what is off by it; what stays on
+	}{
+		{"http3", table.Switch{Feature: "http3"}, func(t *policy.Table) bool { return t.Off("http3") }, func(t *policy.Table) bool { return !t.Off("dns") }},
+		{"detail", table.Switch{Feature: "detail"}, func(t *policy.Table) bool { return t.Off("detail") }, func(t *policy.Table) bool { return !t.Off("http3") }},
+		{"dns", table.Switch{Feature: "dns"}, func(t *policy.Table) bool { return t.Off("dns") }, func(t *policy.Table) bool { return !t.Off("relay") }},
+		{"relay", table.Switch{Feature: "relay"}, func(t *policy.Table) bool { return t.RelayOff(&t.API("bare.example.test").API) }, func(t *policy.Table) bool { return !t.Off("detail") }},
+		{"relay/emea/orders", table.Switch{Feature: "relay", API: "emea/orders"}, func(t *policy.Table) bool { return t.RelayOff(&t.API("orders.example.test").API) },
+			func(t *policy.Table) bool { return !t.RelayOff(&t.API("bare.example.test").API) }},
+	} {
+		t.Run(strings.ReplaceAll(c.id, "/", "_"), func(t *testing.T) {
+			base := sample(t)
+			tab := build(t, base...)
+			if c.off(tab) {
+				t.Fatal("it is off before it is turned off")
+			}
+			thrown, all := after(t, tab, base, []table.Object{enc(t, table.KindSwitch, c.id, c.was)})
+			if !c.off(thrown) || !c.on(thrown) {
+				t.Fatalf("thrown: off %v, want it and nothing else", c.off(thrown))
+			}
+			bad := table.Object{Kind: table.KindSwitch, ID: c.id, Data: []byte("{")}
+			kept, all := after(t, thrown, all, []table.Object{bad})
+			unseen, _ := after(t, tab, base, []table.Object{bad})
+			c1, z1 := sums(all)
+			e := (*policy.Table)(nil).Edit()
+			for _, o := range all {
+				e.Put(policy.Prepare(o))
+			}
+			restarted, err := e.Table(nil, c1, z1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for name, tab := range map[string]*policy.Table{"the one before was good": kept, "there was none before": unseen, "after a restart": restarted} {
+				if !c.off(tab) || !c.on(tab) {
+					t.Errorf("%s: off %v, want it and nothing else", name, c.off(tab))
+				}
+				if want := []policy.Quarantined{{Key: bad.Key(), Reason: policy.ReasonMalformed, Kept: true}}; !slices.Equal(tab.Quarantined(), want) {
+					t.Errorf("%s: quarantined %v, want %v: nobody would be told", name, tab.Quarantined(), want)
+				}
+			}
+			c2, z2 := sums(base)
+			if gone, err := kept.Apply(nil, []table.ObjectKey{bad.Key()}, c2, z2); err != nil || c.off(gone) {
+				t.Errorf("taken away: %v, off %v", err, err == nil && c.off(gone))
+			}
+		})
+	}
+}
