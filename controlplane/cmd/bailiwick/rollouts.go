@@ -157,7 +157,7 @@ func (a *app) rolloutCommand() *cobra.Command {
 	watch.Flags().DurationVar(&patience, "wait", 24*time.Hour, "for at most so long")
 	return group("rollout", "How changes of the catalog go out to edges, ring by ring", list, get, watch,
 		a.steerCommand("pause", "Send it to no further ring; what is bad is taken back all the same"),
-		a.steerCommand("resume", "Go on with a paused one"),
+		a.steerCommand("resume", "Go on with a paused one, or begin anew with a stopped one"),
 		a.steerCommand("abort", "Take it back: documents become what edges hold that it has not reached"),
 		a.steerCommand("promote", "Send it to all edges at once"))
 }

@@ -36,6 +36,9 @@ func newOrder(now bool, reason string, soak time.Duration) (*order, error) {
 	if now && strings.TrimSpace(reason) == "" {
 		return nil, fault.New(fault.Invalid, "REASON_MISSING", "to send a change to all edges at once needs a reason: say it with --reason").At("reason")
 	}
+	if now && soak != 0 {
+		return nil, fault.New(fault.Invalid, "SOAK_INVALID", "what goes to all edges at once passes no ring to be watched: leave out --soak or --now").At("soak")
+	}
 	if soak < 0 || soak > rollout.MaxSoak {
 		return nil, fault.New(fault.Invalid, "SOAK_INVALID", "a ring is watched for at least 0 and at most %s", rollout.MaxSoak).At("soak")
 	}
@@ -193,8 +196,15 @@ func steer(snap group.Snapshot, r *model.Rollout, action, reason string, at time
 		}
 		return end, err
 	case "abort":
-		if end, err = rollout.Back(snap, *r, at); err == nil {
+		end, err = rollout.Back(snap, *r, at)
+		switch {
+		case err != nil:
+		case end.Stopped == nil:
 			r.State = model.RolloutRolledBack
+		case was == model.RolloutStopped:
+			return end, end.Stopped
+		default:
+			r.State, r.Why = model.RolloutStopped, fault.ReasonOf(end.Stopped)
 		}
 		return end, err
 	case "pause":
@@ -203,10 +213,13 @@ func steer(snap group.Snapshot, r *model.Rollout, action, reason string, at time
 		}
 		r.State = model.RolloutPaused
 	default:
-		if was != model.RolloutPaused {
-			return end, fault.New(fault.Conflict, "ROLLOUT_NOT_PAUSED", "roll-out %s is %s: only a paused one is resumed; abort takes it back and promote sends it to all edges", r.Name(), was)
+		if was != model.RolloutPaused && was != model.RolloutStopped {
+			return end, fault.New(fault.Conflict, "ROLLOUT_NOT_PAUSED", "roll-out %s is %s: only a paused or stopped one is resumed; abort takes it back and promote sends it to all edges", r.Name(), was)
 		}
 		r.State = model.RolloutRunning
+		if was == model.RolloutStopped { // no edge holds it: it begins anew, at the canaries
+			r.Round, r.Zones, r.Edge, r.API = r.Round+1, nil, "", ""
+		}
 	}
 	kv, _ := snap.Get(model.KeyRollout)
 	return rollout.Ending{Ops: []group.Op{{Key: model.KeyRollout, Value: model.Encode(*r)}}, Compares: []group.Compare{{Key: model.KeyRollout, ModIndex: kv.ModIndex}}}, nil

@@ -44,6 +44,7 @@ var crosses = map[string]string{
 	"Rollout.By": "a zone and a pseudonym under its key", "Rollout.State": "enum", "Rollout.Why": "enum", "Rollout.Edge": "id", "Rollout.API": "id", "Rollout.Reason": "operator's word about a change of the catalog",
 	"RolloutChange.Kind": "enum", "RolloutChange.Name": "id of a document of the catalog", "RolloutZone.Zone": "id", "RolloutZone.Canary": "id", "RegionRing.Regions": "ids",
 	"Held.Value":       "a document of the catalog as it was",
+	"Held.Through":     "policies as they were in between",
 	"RolloutWord.Zone": "id", "RolloutWord.Verdict": "enum", "RolloutWord.Why": "enum", "RolloutWord.Edge": "id", "RolloutWord.API": "id", "RolloutWord.Canary": "id",
 	"Gone.Name": "id, in the catalog of an API or a region",
 }

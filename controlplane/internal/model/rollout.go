@@ -105,7 +105,13 @@ type Held struct {
 	Absent   bool            `json:"absent,omitempty"` // there was none
 	ModIndex uint64          `json:"mod_index,omitempty"`
 	Value    json.RawMessage `json:"value,omitempty"`
+	// Through are what a policy said in between, at most HeldThrough: an edge that is not reached has a pair only if all of them
+	// permit it, so that what was tightened and is loosened again goes by rings too.
+	Through []json.RawMessage `json:"through,omitempty"`
 }
+
+// HeldThrough bounds Held.Through. Beyond it an edge that is not reached has no pair of the policy at all.
+const HeldThrough = 8
 
 // RolloutWord is what a zone's leader says of a roll-out.
 type RolloutWord struct {

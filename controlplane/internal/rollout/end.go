@@ -12,6 +12,7 @@ import (
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/view"
+	"bailiwick/shared/fault"
 )
 
 // Ending is a transaction that ends the roll-out under way.
@@ -19,6 +20,8 @@ type Ending struct {
 	Ops      []group.Op
 	Compares []group.Compare
 	Kept     []string // documents that are not put back, since that would open what is closed now
+	// Stopped is why it is not taken back: no edge holds it from now on, and somebody has to decide.
+	Stopped error
 }
 
 // Release ends it with every document as it is, on all edges.
@@ -68,6 +71,13 @@ func Back(snap group.Snapshot, r model.Rollout, at time.Time) (Ending, error) {
 		}
 		e.restore(snap, key, old)
 	}
+	why, err := refused(snap, e.Ops, at)
+	if err != nil {
+		return e, err
+	}
+	if why != nil {
+		return stop(snap, r, why, at), nil
+	}
 	slices.Sort(e.Kept)
 	slices.SortFunc(e.Ops, func(a, b group.Op) int { return strings.Compare(a.Key, b.Key) })
 	id := sha256.Sum256([]byte(r.Name()))
@@ -75,6 +85,12 @@ func Back(snap group.Snapshot, r model.Rollout, at time.Time) (Ending, error) {
 		group.Op{Key: model.KeyAudit, Value: model.Encode(model.Audit{Call: "rollout", RequestSHA256: hex.EncodeToString(id[:])})})
 	r.State = model.RolloutRolledBack
 	return e, e.archive(snap, r, at)
+}
+
+// stop leaves the documents as they are to be and has no edge hold them.
+func stop(snap group.Snapshot, r model.Rollout, why error, at time.Time) Ending {
+	r.State, r.Why, r.Since = model.RolloutStopped, fault.ReasonOf(why), at
+	return Ending{Stopped: why, Ops: []group.Op{{Key: model.KeyRollout, Value: model.Encode(r)}}, Compares: []group.Compare{compare(snap, model.KeyRollout)}}
 }
 
 func (e *Ending) restore(snap group.Snapshot, key string, old group.KV) {
@@ -113,12 +129,37 @@ func reopens(snap group.Snapshot, rules map[string]model.Held, now time.Time) (b
 	if len(rules) == 0 {
 		return false, nil
 	}
-	var is, was approval.World
-	err := each(snap, model.PrefixRegion, func(_ string, r model.Region) {
+	is, was, err := worlds(snap, rules)
+	if err != nil {
+		return true, err
+	}
+	if _, err := (model.Adopted{Regions: was.Regions, Bases: was.Bases, Policies: was.Policies}).Compile(); err != nil {
+		return true, nil // they do not stand by themselves: leave them
+	}
+	for key, h := range rules { // one operator would be enough from then on
+		if kv, there := snap.Get(key); there && !h.Absent && strings.HasPrefix(key, model.PrefixPolicy) {
+			p, err := model.Decode[model.Policy](key, kv.Value)
+			if err != nil {
+				return true, err
+			}
+			old, err := model.Decode[model.Policy](key, h.Value)
+			if err != nil || p.TwoPerson && !old.TwoPerson {
+				return true, err
+			}
+		}
+	}
+	opens, err := approval.Openings(is, was, now)
+	return len(opens) > 0, err
+}
+
+// worlds are the rules as they are and with some as they were, each policy as if it asked for two operators: so every opening
+// is listed.
+func worlds(snap group.Snapshot, rules map[string]model.Held) (is, was approval.World, err error) {
+	err = each(snap, model.PrefixRegion, func(_ string, r model.Region) {
 		is.Regions, was.Regions = append(is.Regions, r), append(was.Regions, r)
 	})
 	if err != nil {
-		return true, err
+		return is, was, err
 	}
 	err = each(snap, model.PrefixBasis, func(key string, b model.LegalBasis) {
 		is.Bases = append(is.Bases, b)
@@ -127,19 +168,17 @@ func reopens(snap group.Snapshot, rules map[string]model.Held, now time.Time) (b
 		}
 	})
 	if err != nil {
-		return true, err
+		return is, was, err
 	}
-	asks := map[string]bool{}
 	err = each(snap, model.PrefixPolicy, func(key string, p model.Policy) {
-		asks[key] = p.TwoPerson
-		p.TwoPerson = true // so that every opening is listed
+		p.TwoPerson = true
 		is.Policies = append(is.Policies, p)
 		if _, changed := rules[key]; !changed {
 			was.Policies = append(was.Policies, p)
 		}
 	})
 	if err != nil {
-		return true, err
+		return is, was, err
 	}
 	for key, h := range rules {
 		switch {
@@ -147,26 +186,19 @@ func reopens(snap group.Snapshot, rules map[string]model.Held, now time.Time) (b
 		case strings.HasPrefix(key, model.PrefixBasis):
 			b, err := model.Decode[model.LegalBasis](key, h.Value)
 			if err != nil {
-				return true, err
+				return is, was, err
 			}
 			was.Bases = append(was.Bases, b)
 		default:
 			p, err := model.Decode[model.Policy](key, h.Value)
 			if err != nil {
-				return true, err
-			}
-			if asks[key] && !p.TwoPerson {
-				return true, nil
+				return is, was, err
 			}
 			p.TwoPerson = true
 			was.Policies = append(was.Policies, p)
 		}
 	}
-	if _, err := (model.Adopted{Regions: was.Regions, Bases: was.Bases, Policies: was.Policies}).Compile(); err != nil {
-		return true, nil // they do not stand by themselves: leave them
-	}
-	opens, err := approval.Openings(is, was, now)
-	return len(opens) > 0, err
+	return is, was, nil
 }
 
 func each[T any](snap group.Snapshot, prefix string, visit func(key string, v T)) error {

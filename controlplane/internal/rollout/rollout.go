@@ -23,6 +23,8 @@ const (
 	WhyOperator = "OPERATOR"       // an operator's word
 	WhySkipped  = "ZONES_SKIPPED"  // done but in zones that were away; they take it when they return
 	WhyFolded   = "FOLDED"         // a further change was folded in
+	WhyApproval = "NEEDS_APPROVAL" // nobody holds it, and putting back what was before takes two operators
+	WhyReferred = "STILL_REFERRED" // nobody holds it, and something refers to what taking it back would take away
 	WhyStuck    = "NOT_TAKEN_BACK" // nobody holds it, and writing back what was before did not work
 )
 

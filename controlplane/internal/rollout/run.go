@@ -80,6 +80,13 @@ func (c *Conductor) step(ctx context.Context, snap group.Snapshot, r model.Rollo
 		return err
 	case TakeBack:
 		e, err := Back(snap, next, at)
+		if err == nil && e.Stopped != nil {
+			done, err := c.write(ctx, e)
+			if done {
+				c.Logger.Error("roll-out is stopped: no edge holds it, and somebody has to decide", "rollout", r.Name(), "error", e.Stopped)
+			}
+			return err
+		}
 		if err == nil {
 			var t group.Txn
 			t, err = history.Record(snap, group.Txn{Ops: e.Ops, Compares: e.Compares}, "", "rollout/"+r.Name(), at)

@@ -2,15 +2,19 @@ package rollout
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"bailiwick/controlplane/internal/approval"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/view"
+	"bailiwick/regions"
+	"bailiwick/shared/fault"
 )
 
 // Order is how a change is to go out.
@@ -60,12 +64,20 @@ func Stage(snap group.Snapshot, ops []group.Op, o Order) (out Staged, err error)
 		clear(held)
 	}
 	for _, op := range changed {
-		if _, ok := held[op.Key]; o.Now {
+		h, ok := held[op.Key]
+		switch {
+		case o.Now && ok:
+			if err := releasable(snap, *cur, op.Key, h, o.At); err != nil {
+				return out, err
+			}
 			delete(held, op.Key)
-		} else if !ok {
+		case o.Now:
+		case !ok:
 			held[op.Key] = heldOf(snap, op.Key)
-		} else if op.Delete { // an API's policy was everywhere at once: what is held must not fall back on the one before
-			if held[op.Key], err = underPolicyOf(snap, op.Key, held[op.Key]); err != nil {
+		case sameAs(op, h):
+			delete(held, op.Key) // as edges have it that are not reached: nothing of it is on its way any more
+		default:
+			if held[op.Key], err = further(snap, op, h); err != nil {
 				return out, err
 			}
 		}
@@ -83,9 +95,18 @@ func Stage(snap group.Snapshot, ops []group.Op, o Order) (out Staged, err error)
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(held)) {
-		if old, kept := was[key]; !kept || old.ModIndex != held[key].ModIndex || old.Absent != held[key].Absent || !bytes.Equal(old.Value, held[key].Value) {
-			out.Ops = append(out.Ops, group.Op{Key: model.PrefixHeld + key, Value: model.Encode(held[key])})
+		value := model.Encode(held[key])
+		if old, kept := was[key]; !kept || !bytes.Equal(model.Encode(old), value) {
+			out.Ops = append(out.Ops, group.Op{Key: model.PrefixHeld + key, Value: value})
 		}
+	}
+	if len(held) == 0 && cur != nil && !settle { // its end: all edges hold the same
+		cur.State, cur.Why, cur.Since = model.RolloutDone, WhyOperator, o.At
+		if !o.Now {
+			cur.State = model.RolloutRolledBack
+		}
+		out.Ops = append(out.Ops, group.Op{Key: model.KeyRollout, Delete: true}, group.Op{Key: cur.Key(), Value: model.Encode(*cur)})
+		return out, nil
 	}
 	if o.Now || len(held) == 0 {
 		if len(out.Ops) == 0 {
@@ -109,9 +130,14 @@ func Stage(snap group.Snapshot, ops []group.Op, o Order) (out Staged, err error)
 		out.Ops = append(out.Ops, group.Op{Key: cur.Key(), Value: model.Encode(*cur)})
 	default:
 		next = *cur
-		next.Round, next.Why, next.Edge, next.API, next.Zones = cur.Round+1, WhyFolded, "", "", nil
+		next.Round, next.Zones = cur.Round+1, nil
+		if cur.State == model.RolloutStopped { // somebody has to decide about it, and a further change is no decision
+			out.AtOnce = append(out.AtOnce, fmt.Sprintf("what of this goes by rings waits: roll-out %s is stopped (%s); bailiwick rollout resume, promote or abort it", cur.Name(), cur.Why))
+			break
+		}
+		next.Why, next.Edge, next.API = WhyFolded, "", ""
 	}
-	if next.State != model.RolloutPaused {
+	if next.State == "" {
 		next.State = model.RolloutRunning
 	}
 	next.By, next.Target, next.Since = o.By, snap.Revision().Index+1, o.At
@@ -176,15 +202,87 @@ func heldOf(snap group.Snapshot, key string) model.Held {
 	return model.Held{Absent: !there, ModIndex: kv.ModIndex, Value: kv.Value}
 }
 
-// underPolicyOf is a held API under the policy that it has now, which goes with the API.
-func underPolicyOf(snap group.Snapshot, key string, h model.Held) (model.Held, error) {
-	_, there := snap.Get(key)
-	if h.Absent || !there || !strings.HasPrefix(key, model.PrefixAPI) {
+// sameAs says whether an operation leaves a document as it is held. A policy that said something else in between is not: that
+// is what edges which are not reached go by, too.
+func sameAs(op group.Op, h model.Held) bool {
+	return len(h.Through) == 0 && !strings.HasPrefix(op.Key, model.PrefixPolicy) && !strings.HasPrefix(op.Key, model.PrefixBasis) &&
+		!strings.HasPrefix(op.Key, model.PrefixRegion) && op.Delete == h.Absent && (op.Delete || bytes.Equal(op.Value, h.Value))
+}
+
+// further is what is held of a document that changes once more. What was tightened in between stays so on edges that are not
+// reached: else it would be loosened everywhere at once.
+func further(snap group.Snapshot, op group.Op, h model.Held) (model.Held, error) {
+	now, there := snap.Get(op.Key)
+	if h.Absent {
 		return h, nil
 	}
-	old, _, err := view.Before(snap, key, h)
-	h.Value = old.Value
-	return h, err
+	switch {
+	case strings.HasPrefix(op.Key, model.PrefixAPI):
+		if op.Delete && there { // its policy was everywhere at once: what is held must not fall back on the one before
+			old, _, err := view.Before(snap, op.Key, h)
+			h.Value = old.Value
+			return h, err
+		}
+	case strings.HasPrefix(op.Key, model.PrefixRegion):
+		if !there { // it was gone; pairs with it are as new
+			return model.Held{Absent: true}, nil
+		}
+	case strings.HasPrefix(op.Key, model.PrefixBasis):
+		if !there {
+			return model.Held{Absent: true}, nil
+		}
+		return narrower(h, now)
+	case strings.HasPrefix(op.Key, model.PrefixPolicy):
+		if !there || len(h.Through) >= model.HeldThrough {
+			return model.Held{Absent: true}, nil
+		}
+		known := func(v json.RawMessage) bool { return bytes.Equal(v, now.Value) }
+		if !known(h.Value) && !slices.ContainsFunc(h.Through, known) {
+			h.Through = append(slices.Clone(h.Through), now.Value)
+		}
+	}
+	return h, nil
+}
+
+// narrower is a held basis that holds no longer than the present one, and on nothing else.
+func narrower(h model.Held, now group.KV) (model.Held, error) {
+	was, err := model.Decode[model.LegalBasis](now.Key, h.Value)
+	if err != nil {
+		return h, err
+	}
+	is, err := model.Decode[model.LegalBasis](now.Key, now.Value)
+	if err != nil {
+		return h, err
+	}
+	if is.Kind != was.Kind {
+		return model.Held{Absent: true}, nil
+	}
+	if is.Status != regions.Active {
+		was.Status = is.Status
+	}
+	if is.Expires != "" && (was.Expires == "" || is.Expires < was.Expires) {
+		was.Expires = is.Expires
+	}
+	h.Value = model.Encode(was)
+	return h, nil
+}
+
+// releasable refuses to send a policy or basis to all edges at once while a roll-out holds back what it opens: that would go
+// with it, though nobody asked for that. What a change tightens goes at once without being asked to.
+func releasable(snap group.Snapshot, r model.Rollout, key string, h model.Held, at time.Time) error {
+	if !strings.HasPrefix(key, model.PrefixPolicy) && !strings.HasPrefix(key, model.PrefixBasis) {
+		return nil
+	}
+	is, was, err := worlds(snap, map[string]model.Held{key: h})
+	if err != nil {
+		return err
+	}
+	opens, err := approval.Openings(was, is, at)
+	if err == nil && len(opens) == 0 && len(h.Through) == 0 {
+		return nil
+	}
+	return fault.New(fault.Conflict, "ROLLOUT_HOLDS_BACK", "%s: roll-out %s holds back what it permits, and --now would send that to all edges too: promote the roll-out first, or apply without --now, since what tightens waits for no ring",
+		title(key), r.Name())
 }
 
 // settled says whether all that a roll-out still waits for is away, while others have it: then a further change is no

@@ -33,6 +33,9 @@ func (b *builder) holdBack() error {
 		if strings.HasPrefix(key, model.PrefixRegion) || strings.HasPrefix(key, model.PrefixBasis) || strings.HasPrefix(key, model.PrefixPolicy) {
 			border = true
 			rules.kvs[key] = was(key, h)
+			for _, value := range h.Through {
+				b.through = append(b.through, group.KV{Key: key, Value: value})
+			}
 		}
 		kv, put, err := Before(b.catalog, key, h)
 		if put {
@@ -124,16 +127,43 @@ func (b *builder) notYet(adopted model.Adopted, pairs []regions.Permitted) ([]re
 	if err != nil {
 		return nil, err
 	}
+	known := map[string]bool{}
+	for _, r := range a.Regions {
+		known[r.Name] = true
+	}
 	held := map[grant.Pair]regions.Permitted{}
-	for _, p := range a.Policies {
-		// One by one: an old policy may rest on a basis or a region that went to all edges at once. It permits nothing then,
-		// and keeps no other from permitting.
+	permitted := func(p model.Policy) map[grant.Pair]regions.Permitted {
+		// One by one: an old policy may rest on a basis or a region that went to all edges at once. What rests on that permits
+		// nothing then, and keeps nothing else from permitting.
+		p.Pairs = slices.DeleteFunc(slices.Clone(p.Pairs), func(q model.Pair) bool { return !known[q.From] || !known[q.To] })
 		set, err := model.Adopted{Regions: a.Regions, Bases: a.Bases, Policies: []model.Policy{p}}.Compile()
 		if err != nil {
-			continue
+			return nil
 		}
+		out := map[grant.Pair]regions.Permitted{}
 		for _, p := range set.Pairs(b.now, nil) {
-			held[grant.Pair{Policy: p.Policy, From: p.From, To: p.To}] = p
+			out[grant.Pair{Policy: p.Policy, From: p.From, To: p.To}] = p
+		}
+		return out
+	}
+	for _, p := range a.Policies {
+		maps.Copy(held, permitted(p))
+	}
+	for _, kv := range b.through {
+		p, err := model.Decode[model.Policy](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		also := permitted(p)
+		for pair, old := range held {
+			if pair.Policy != p.Name {
+				continue
+			}
+			if now, ok := also[pair]; !ok {
+				delete(held, pair)
+			} else {
+				held[pair] = within(old, now)
+			}
 		}
 	}
 	var out []regions.Permitted
@@ -142,13 +172,18 @@ func (b *builder) notYet(adopted model.Adopted, pairs []regions.Permitted) ([]re
 		if !ok {
 			continue
 		}
-		p.Classes = slices.DeleteFunc(slices.Clone(p.Classes), func(c string) bool { return !slices.Contains(old.Classes, c) })
-		p.OfflineGrant = min(p.OfflineGrant, old.OfflineGrant)
-		if slices.Contains(p.Classes, regions.DefaultClass) {
+		if p = within(p, old); slices.Contains(p.Classes, regions.DefaultClass) {
 			out = append(out, p)
 		}
 	}
 	return out, nil
+}
+
+// within is of a permission what another one permits as well.
+func within(p, other regions.Permitted) regions.Permitted {
+	p.Classes = slices.DeleteFunc(slices.Clone(p.Classes), func(c string) bool { return !slices.Contains(other.Classes, c) })
+	p.OfflineGrant = min(p.OfflineGrant, other.OfflineGrant)
+	return p
 }
 
 // before is a snapshot in which some keys are as they were.

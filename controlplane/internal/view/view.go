@@ -79,6 +79,7 @@ type builder struct {
 	edge          model.Node
 	now           time.Time
 	view          *View
+	through       []group.KV     // what policies said in between: pairs must be permitted by these as well
 	loosened      group.Snapshot // the catalog's border rules without what this edge is not to hold yet; nil: there is no such thing
 
 	zones   map[string]string // region → zone
