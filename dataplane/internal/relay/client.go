@@ -21,8 +21,9 @@ import (
 
 // Sentinel is a second, independent opinion on what leaves: see package sentinel.
 type Sentinel interface {
-	Dialled(peer *x509.Certificate) error
-	Leaves(peer *x509.Certificate, grant []byte, api, home string) error
+	Now() time.Time // its own reading, taken after the check here and handed back with what was checked
+	Dialled(peer *x509.Certificate, checked time.Time) error
+	Leaves(peer *x509.Certificate, grant []byte, api, home string, checked time.Time) error
 }
 
 // ClientConfig of a Client. All but Incarnation, Dial and the durations are required.
@@ -151,6 +152,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		end()
 		return refuse(rule, nil)
 	}
+	checked := c.cfg.Sentinel.Now()
 	if grant.ID != recorded { // renewed meanwhile: the record names the grant that the relay carries
 		if err := c.cfg.Evidence.Relay(f.RequestID, grant.ID, c.from, f.To); err != nil {
 			end()
@@ -164,7 +166,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	} else {
 		req.ContentLength = 0
 	}
-	resp, mute, err := s.send(c.cfg.Sentinel, req)
+	resp, mute, err := s.send(c.cfg.Sentinel, req, checked)
 	if errors.Is(err, errSentinel) {
 		end()
 		return refuse(RuleSentinel, err)

@@ -55,7 +55,8 @@ type ServerConfig struct {
 
 // Arrivals is a second, independent opinion on what arrives: see package sentinel.
 type Arrivals interface {
-	Arrives(peer *x509.Certificate, grant []byte, apiZone, api string) error
+	Now() time.Time // its own reading, taken after the check here and handed back with what was checked
+	Arrives(peer *x509.Certificate, grant []byte, apiZone, api string, checked time.Time) error
 }
 
 // Server takes relays from other regions' edges.
@@ -166,6 +167,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, r, rule, peer, err)
 		return
 	}
+	checked := s.cfg.Sentinel.Now()
 
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
@@ -202,7 +204,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	signed, err := base64.StdEncoding.DecodeString(r.Header.Get(HeaderGrant))
 	if err == nil {
-		err = s.cfg.Sentinel.Arrives(r.TLS.PeerCertificates[0], signed, in.API.Zone, in.API.Name)
+		err = s.cfg.Sentinel.Arrives(r.TLS.PeerCertificates[0], signed, in.API.Zone, in.API.Name, checked)
 	}
 	if err != nil {
 		s.refuse(w, r, RuleSentinel, peer, err)

@@ -41,6 +41,7 @@ var errSessionClosed = errors.New("session is closed")
 // has answered something within the last milliseconds.
 func (c *Client) session(ctx context.Context, policyName string, grant *grant.Grant, once bool) (*session, error) {
 	var errs []error
+	checked := c.cfg.Sentinel.Now()
 	for _, peer := range grant.Peers {
 		key := sessionKey{grant.To, peer.Edge, peer.Addr}
 		c.mu.Lock()
@@ -50,7 +51,7 @@ func (c *Client) session(ctx context.Context, policyName string, grant *grant.Gr
 			c.sessions[key] = s
 		}
 		c.mu.Unlock()
-		err := c.ready(ctx, s, policyName)
+		err := c.ready(ctx, s, policyName, checked)
 		if err == nil && once && s.silence() > c.cfg.ProofFor {
 			err = s.ping(ctx, c.cfg.PingWait)
 		}
@@ -78,7 +79,7 @@ func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, network, addr)
 }
 
-func (c *Client) ready(ctx context.Context, s *session, policyName string) error {
+func (c *Client) ready(ctx context.Context, s *session, policyName string, checked time.Time) error {
 	if s.usable() {
 		return nil
 	}
@@ -123,7 +124,7 @@ func (c *Client) ready(ctx context.Context, s *session, policyName string) error
 				return nil, err
 			}
 			cert = tc.ConnectionState().PeerCertificates[0]
-			if err := c.cfg.Sentinel.Dialled(cert); err != nil {
+			if err := c.cfg.Sentinel.Dialled(cert, checked); err != nil {
 				conn.Close()
 				return nil, err
 			}
@@ -167,7 +168,7 @@ func (s *session) close() {
 // error that nothing was ever answered over this connection, which is gone: the peer refuses whoever it takes this edge for,
 // or something else stands there. One that did answer and broke says nothing of the peer, and whoever comes next dials;
 // neither does a stream that it ended, for a rule or because its upstream did, nor a session that was closed here.
-func (s *session) send(guard Sentinel, req *http.Request) (resp *http.Response, mute bool, err error) {
+func (s *session) send(guard Sentinel, req *http.Request, checked time.Time) (resp *http.Response, mute bool, err error) {
 	s.mu.Lock()
 	conn, cert := s.conn, s.cert
 	s.mu.Unlock()
@@ -175,7 +176,7 @@ func (s *session) send(guard Sentinel, req *http.Request) (resp *http.Response, 
 	if err != nil {
 		return nil, false, fmt.Errorf("read back the grant: %w", err)
 	}
-	if err := guard.Leaves(cert, signed, req.Header.Get(HeaderAPI), req.Header.Get(HeaderHome)); err != nil {
+	if err := guard.Leaves(cert, signed, req.Header.Get(HeaderAPI), req.Header.Get(HeaderHome), checked); err != nil {
 		return nil, false, errors.Join(errSentinel, err)
 	}
 	resp, err = conn.RoundTrip(req)

@@ -13,8 +13,8 @@ type shown struct {
 }
 
 // Arrives judges a relay at its receiving end, before the request goes on to an upstream: by the certificate that
-// the peer showed, the grant as it came, and the API that is about to serve it.
-func (s *Sentinel) Arrives(cert *x509.Certificate, signed []byte, apiZone, api string) error {
+// the peer showed, the grant as it came, and the API that is about to serve it. at is what Now said after the first check.
+func (s *Sentinel) Arrives(cert *x509.Certificate, signed []byte, apiZone, api string, at time.Time) error {
 	zone, region, edge, ok := peer(cert)
 	if !ok {
 		return s.stop(RulePeer, "unnamed", s.cfg.Region, false)
@@ -27,8 +27,8 @@ func (s *Sentinel) Arrives(cert *x509.Certificate, signed []byte, apiZone, api s
 	s.read()
 	now := time.Now()
 	rule := s.receive(s.now, g, now, zone, region, edge, named{apiZone, api})
-	late := rule != "" && s.lately(now, func(r *reading) bool {
-		return s.receive(r, g, now, zone, region, edge, named{apiZone, api}) == ""
+	late := rule != "" && s.excused(now, at, func(r *reading, when time.Time) bool {
+		return s.receive(r, g, when, zone, region, edge, named{apiZone, api}) == ""
 	})
 	s.mu.Unlock()
 	if rule == "" {
@@ -76,7 +76,8 @@ func (s *Sentinel) lasts(r *reading, g *grant, now time.Time) bool {
 			s.inOrder = s.inOrder[1:]
 		}
 	}
-	return now.Sub(x.first) < max(x.ttl, x.offline)+slack
+	age := now.Sub(x.first)
+	return age >= 0 && age < max(x.ttl, x.offline)+slack
 }
 
 // Control judges a connection over which usage leaves, over TCP or QUIC, by the certificate that was shown: usage goes

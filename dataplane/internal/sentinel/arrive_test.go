@@ -121,7 +121,7 @@ func TestSentinel_Arrives(t *testing.T) {
 				api = c.api
 			}
 			s, _ := receiver(t, receiving(t, c.table, max(1, c.epoch)))
-			err := s.Arrives(certificate(cert), signed(t, key, g), zone, api)
+			err := s.Arrives(certificate(cert), signed(t, key, g), zone, api, s.Now())
 			if (err == nil) != c.ok || (s.Violations() == 0) != c.ok {
 				t.Errorf("got %v and %d violations, want ok %v", err, s.Violations(), c.ok)
 			}
@@ -133,7 +133,7 @@ func TestSentinel_AGrantShownTooLongIsNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, tables := receiver(t, receiving(t, nil, 1))
 		raw := signed(t, emeaKey, arriving())
-		show := func() error { return s.Arrives(certificate(westCert), raw, "emea", "reports") }
+		show := func() error { return s.Arrives(certificate(westCert), raw, "emea", "reports", s.Now()) }
 		if err := show(); err != nil {
 			t.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func TestSentinel_AGrantShownTooLongIsNone(t *testing.T) {
 		}
 		changed := arriving() // a grant of the same id that says something else
 		changed.TtlMs = 3_600_000
-		if err := s.Arrives(certificate(westCert), signed(t, emeaKey, changed), "emea", "reports"); err == nil {
+		if err := s.Arrives(certificate(westCert), signed(t, emeaKey, changed), "emea", "reports", s.Now()); err == nil {
 			t.Error("an ended grant under the same id, longer: let pass")
 		}
 		fresh := arriving()

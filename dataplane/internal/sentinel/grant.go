@@ -145,10 +145,11 @@ func (s *Sentinel) Answered(asked time.Time, signed [][]byte) {
 		}
 		s.grants[g.id] = g
 	}
-	for len(s.order) > 0 && (len(s.order) > maxGrants || !s.alive(s.grants[s.order[0]], now)) {
+	for len(s.order) > 0 && (len(s.order) > maxGrants || s.over(s.grants[s.order[0]], now)) {
 		delete(s.grants, s.order[0])
 		s.order = s.order[1:]
 	}
+	s.heard = now
 }
 
 // Silent notes that the zone did not answer: offline lifetimes count.
@@ -169,5 +170,12 @@ func (s *Sentinel) lasting(g *grant, now time.Time) bool {
 	if s.away {
 		lasts = max(lasts, g.offline)
 	}
-	return now.Sub(g.asked) < lasts+slack
+	age := now.Sub(g.asked)
+	return age >= 0 && age < lasts+slack
+}
+
+// over says whether a grant had ended at the last answer already, with mu held: one that has ended since may be asked for by
+// who checked it before.
+func (s *Sentinel) over(g *grant, now time.Time) bool {
+	return !s.alive(g, now) && g.asked.Before(s.heard) && !s.alive(g, s.heard)
 }

@@ -26,14 +26,14 @@ func TestSentinel_RemembersEveryChangeOfTheLastMoment(t *testing.T) {
 				tables.Swap(w.table(t))
 				s.Upstream("orders.internal:80") // it reads each
 			}
-			if err := s.Leaves(certificate(central), raw, "orders", "eu-west"); err == nil || s.Violations() != 0 || s.Late() != 1 {
+			if err := s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()); err == nil || s.Violations() != 0 || s.Late() != 1 {
 				t.Errorf("at once: got %v, %d violations, %d late; want it stopped and late", err, s.Violations(), s.Late())
 			}
 			time.Sleep(900 * time.Millisecond)
 			tables.Swap(recovered.table(t))
 			s.Upstream("orders.internal:80")
 			time.Sleep(200 * time.Millisecond) // the newest change is of just now, what permitted it is not
-			if err := s.Leaves(certificate(central), raw, "orders", "eu-west"); err == nil || s.Violations() != 1 || s.Late() != 1 {
+			if err := s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()); err == nil || s.Violations() != 1 || s.Late() != 1 {
 				t.Errorf("1.1 s on: got %v, %d violations, %d late; want it stopped and wrong", err, s.Violations(), s.Late())
 			}
 		})
@@ -46,7 +46,7 @@ func TestSentinel_RemembersEveryChangeOfTheLastMoment(t *testing.T) {
 				tables.Swap(receiving(t, nil, epoch))
 				s.Upstream("reports.internal:80")
 			}
-			if err := s.Arrives(certificate(westCert), raw, "emea", "reports"); err == nil || s.Violations() != 0 || s.Late() != 1 {
+			if err := s.Arrives(certificate(westCert), raw, "emea", "reports", s.Now()); err == nil || s.Violations() != 0 || s.Late() != 1 {
 				t.Errorf("at once: got %v, %d violations, %d late; want it stopped and late", err, s.Violations(), s.Late())
 			}
 		})
@@ -60,7 +60,7 @@ func TestSentinel_RemembersEveryChangeOfTheLastMoment(t *testing.T) {
 				tables.Swap(reopened(epoch).table(t))
 				s.Upstream("orders.internal:80")
 			}
-			if err := s.Leaves(certificate(central), raw, "orders", "eu-west"); err == nil || s.Violations() != 1 {
+			if err := s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()); err == nil || s.Violations() != 1 {
 				t.Errorf("got %v, %d violations; want it stopped, and the 33rd reading back forgotten", err, s.Violations())
 			}
 		})
@@ -77,7 +77,7 @@ func TestSentinel_GraceDoesNotAddUp(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 			s.Answered(time.Now(), nil)
 		}
-		if s.Leaves(certificate(central), raw, "orders", "eu-west") == nil {
+		if s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()) == nil {
 			t.Error("a grant of 30 s that was not renewed leaves after 35 s")
 		}
 	})

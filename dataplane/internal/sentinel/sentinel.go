@@ -81,6 +81,7 @@ type Sentinel struct {
 	shown   map[string]*shown // what peers have shown, by id
 	inOrder []string          // ids of them, oldest first
 	away    bool              // the zone did not answer the last question for grants
+	heard   time.Time         // when it last did
 	warned  map[[3]string]time.Time
 }
 
@@ -134,7 +135,11 @@ func (s *Sentinel) Run(ctx context.Context) error {
 // Violations is how often the first check was wrong since the start.
 func (s *Sentinel) Violations() int64 { return s.violations.Load() }
 
-// Late is how often something was stopped that had been permitted until a moment before.
+// Now is this sentinel's own reading of the time. Whoever has made the first check takes it then, and hands it in with what
+// was checked: a process may be kept from running for longer than a grant lasts between the two.
+func (s *Sentinel) Now() time.Time { return time.Now() }
+
+// Late is how often something was stopped that had been permitted until a moment before, or when it was checked first.
 func (s *Sentinel) Late() int64 { return s.late.Load() }
 
 // read looks at the newest table, with mu held.
@@ -181,11 +186,15 @@ func (s *Sentinel) read() {
 	s.now = r
 }
 
-// lately says whether any reading that held within the last moment permits, with mu held. It asks each, and not the
-// last alone: rules may change twice between the first check and this one.
-func (s *Sentinel) lately(now time.Time, permits func(*reading) bool) bool {
+// excused says whether what is not permitted now was when the first check had been made, at, or is by a reading that held
+// within the last moment, with mu held. It asks each of those, and not the last alone: rules may change twice between the
+// first check and this one.
+func (s *Sentinel) excused(now, at time.Time, permits func(r *reading, when time.Time) bool) bool {
+	if permits(s.now, at) {
+		return true
+	}
 	for _, p := range s.past {
-		if now.Sub(p.until) < settle && permits(p.reading) {
+		if now.Sub(p.until) < settle && (permits(p.reading, now) || permits(p.reading, at)) {
 			return true
 		}
 	}
@@ -240,37 +249,19 @@ func (s *Sentinel) Upstream(addr string) error {
 }
 
 // Dialled judges a connection to another region's edge, over TCP or QUIC, by the certificate it showed, before
-// anything is said on it.
-func (s *Sentinel) Dialled(cert *x509.Certificate) error {
+// anything is said on it. at is what Now said after the first check.
+func (s *Sentinel) Dialled(cert *x509.Certificate, at time.Time) error {
 	zone, region, edge, ok := peer(cert)
 	if !ok {
 		return s.refuse(RulePeer, "unnamed", false)
 	}
 	s.mu.Lock()
 	s.read()
-	allowed := func(r *reading) bool {
-		for p, end := range r.pairs {
-			if p.from == s.cfg.Region && p.to == region && end.to == zone {
-				return true
-			}
-		}
-		return false
-	}
 	now := time.Now()
-	rule := ""
-	switch {
-	case !allowed(s.now):
-		rule = RulePair
-	default:
-		rule = RuleGrant
-		for _, g := range s.grants {
-			if g.to == region && g.peers[edge] && s.alive(g, now) {
-				rule = ""
-				break
-			}
-		}
-	}
-	late := rule != "" && s.lately(now, func(r *reading) bool { return rule == RuleGrant || allowed(r) })
+	rule := s.connect(s.now, now, zone, region, edge)
+	late := rule != "" && s.excused(now, at, func(r *reading, when time.Time) bool {
+		return rule == RuleGrant && r != s.now || s.connect(r, when, zone, region, edge) == ""
+	})
 	s.mu.Unlock()
 	if rule == "" {
 		return nil
@@ -278,9 +269,26 @@ func (s *Sentinel) Dialled(cert *x509.Certificate) error {
 	return s.refuse(rule, region, late)
 }
 
+// connect is the decision on a connection under one reading, with mu held.
+func (s *Sentinel) connect(r *reading, when time.Time, zone, region, edge string) string {
+	allowed := false
+	for p, end := range r.pairs {
+		allowed = allowed || p.from == s.cfg.Region && p.to == region && end.to == zone
+	}
+	if !allowed {
+		return RulePair
+	}
+	for _, g := range s.grants {
+		if g.to == region && g.peers[edge] && s.alive(g, when) {
+			return ""
+		}
+	}
+	return RuleGrant
+}
+
 // Leaves judges a request that is about to be relayed, from what it carries: the grant as sent, the API by name,
-// the region said to have accepted it.
-func (s *Sentinel) Leaves(cert *x509.Certificate, signed []byte, api, home string) error {
+// the region said to have accepted it. at is what Now said after the first check.
+func (s *Sentinel) Leaves(cert *x509.Certificate, signed []byte, api, home string, at time.Time) error {
 	zone, region, edge, ok := peer(cert)
 	if !ok {
 		return s.refuse(RulePeer, "unnamed", false)
@@ -296,7 +304,7 @@ func (s *Sentinel) Leaves(cert *x509.Certificate, signed []byte, api, home strin
 	s.read()
 	now := time.Now()
 	rule := s.judge(s.now, g, now, zone, region, edge, api)
-	late := rule != "" && s.lately(now, func(r *reading) bool { return s.judge(r, g, now, zone, region, edge, api) == "" })
+	late := rule != "" && s.excused(now, at, func(r *reading, when time.Time) bool { return s.judge(r, g, when, zone, region, edge, api) == "" })
 	s.mu.Unlock()
 	if rule == "" {
 		return nil

@@ -164,7 +164,7 @@ func TestSentinel_Leaves(t *testing.T) {
 					s.Answered(time.Now(), [][]byte{raw})
 				}
 				time.Sleep(2 * time.Second) // nothing is late any more
-				err := s.Leaves(certificate(cert), raw, api, home)
+				err := s.Leaves(certificate(cert), raw, api, home, s.Now())
 				if (err == nil) != c.ok || (s.Violations() == 0) != c.ok || s.Late() != 0 {
 					t.Errorf("got %v, %d violations, %d late; want it to leave: %v", err, s.Violations(), s.Late(), c.ok)
 				}
@@ -187,21 +187,21 @@ func TestSentinel_Dialled(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s, tables := open(t, good)
-			if s.Dialled(certificate(c.cert)) == nil {
+			if s.Dialled(certificate(c.cert), s.Now()) == nil {
 				t.Errorf("%s: permitted without a grant", c.cert)
 			}
 			before := s.Violations() + s.Late()
 			s.Answered(time.Now(), [][]byte{signed(t, emeaKey, grant())})
-			if err := s.Dialled(certificate(c.cert)); (err == nil) != c.ok || (s.Violations()+s.Late() == before) != c.ok {
+			if err := s.Dialled(certificate(c.cert), s.Now()); (err == nil) != c.ok || (s.Violations()+s.Late() == before) != c.ok {
 				t.Errorf("%s: got %v, want permitted %v", c.cert, err, c.ok)
 			}
 			tables.Swap(world{policy: "gdpr", epoch: 1, target: "http://orders.internal"}.table(t))
-			if s.Dialled(certificate(c.cert)) == nil {
+			if s.Dialled(certificate(c.cert), s.Now()) == nil {
 				t.Errorf("%s: permitted without a pair", c.cert)
 			}
 		})
 	}
-	if s, _ := open(t, good); s.Dialled(&x509.Certificate{}) == nil {
+	if s, _ := open(t, good); s.Dialled(&x509.Certificate{}, s.Now()) == nil {
 		t.Error("a certificate without a name is permitted")
 	}
 }
@@ -214,7 +214,7 @@ func TestSentinel_GrantsEnd(t *testing.T) {
 		raw := signed(t, emeaKey, grant())
 		leaves := func(want bool, when string) {
 			t.Helper()
-			if err := s.Leaves(certificate(central), raw, "orders", "eu-west"); (err == nil) != want {
+			if err := s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()); (err == nil) != want {
 				t.Errorf("%s: got %v, want permitted %v", when, err, want)
 			}
 		}
@@ -246,11 +246,11 @@ func TestSentinel_TellsLateFromWrong(t *testing.T) {
 		closed := good
 		closed.pairs = nil
 		tables.Swap(closed.table(t))
-		if err := s.Leaves(certificate(central), raw, "orders", "eu-west"); err == nil || s.Violations() != 0 || s.Late() != 1 {
+		if err := s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()); err == nil || s.Violations() != 0 || s.Late() != 1 {
 			t.Errorf("at once: got %v, %d violations, %d late; want it stopped and late", err, s.Violations(), s.Late())
 		}
 		time.Sleep(2 * time.Second)
-		if err := s.Leaves(certificate(central), raw, "orders", "eu-west"); err == nil || s.Violations() != 1 {
+		if err := s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()); err == nil || s.Violations() != 1 {
 			t.Errorf("two seconds on: got %v and %d violations, want it stopped and wrong", err, s.Violations())
 		}
 	})
@@ -280,7 +280,7 @@ func TestSentinel_Upstream(t *testing.T) {
 			t.Error("an upstream that left is dialled for ever")
 		}
 	})
-	if s, _ := open(t, good); s.Leaves(certificate(central), []byte{0xff}, "orders", "eu-west") == nil {
+	if s, _ := open(t, good); s.Leaves(certificate(central), []byte{0xff}, "orders", "eu-west", s.Now()) == nil {
 		t.Error("bytes that are no grant are permitted")
 	}
 }
@@ -291,7 +291,7 @@ func BenchmarkSentinel_Leaves(b *testing.B) {
 	raw, cert := signed(t, emeaKey, grant()), certificate(central)
 	s.Answered(time.Now(), [][]byte{raw})
 	for b.Loop() {
-		if s.Leaves(cert, raw, "orders", "eu-west") != nil {
+		if s.Leaves(cert, raw, "orders", "eu-west", s.Now()) != nil {
 			b.Fatal("refused")
 		}
 	}
