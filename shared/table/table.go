@@ -123,6 +123,11 @@ type API struct {
 	Regions        []string      `json:"regions,omitempty"`
 	HealthPath     string        `json:"health_path,omitempty"`
 	HealthInterval time.Duration `json:"health_interval,omitempty"`
+	HealthTimeout  time.Duration `json:"health_timeout,omitempty"`
+	HealthFailures int           `json:"health_failures,omitempty"`
+	HealthGoodFor  time.Duration `json:"health_good_for,omitempty"`
+	Dispatch       Dispatch      `json:"dispatch,omitzero"`
+	TLS            UpstreamTLS   `json:"tls,omitzero"`
 	// Foreign APIs belong to another zone; this region only receives relays for them.
 	Foreign bool `json:"foreign,omitempty"`
 }
@@ -146,6 +151,25 @@ type Route struct {
 	Scope            string        `json:"scope,omitempty"`              // that a key must have
 	Deadline         time.Duration `json:"deadline,omitempty"`           // of the whole request; 0: none
 	MaxResponseBytes int64         `json:"max_response_bytes,omitempty"` // 0: no bound
+	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`        // 0: no second upstream of the region is tried beside the first
+}
+
+// Dispatch is how requests are spread over the targets. Nothing of it is a reason to leave the region.
+type Dispatch struct {
+	Choice            string        `json:"choice,omitempty"`              // least-load (also ""), in-order
+	SlowStart         time.Duration `json:"slow_start,omitempty"`          // over which a new target beside others comes to its share
+	MaxRequests       int           `json:"max_requests,omitempty"`        // under way at a target; 0: no limit
+	MaxWaiting        int           `json:"max_waiting,omitempty"`         // requests that wait for a place
+	MaxWait           time.Duration `json:"max_wait,omitempty"`            // 0: 1 s
+	MaxEjectedPercent int           `json:"max_ejected_percent,omitempty"` // of targets that fail more than the others; 0: 50
+	Discovery         string        `json:"discovery,omitempty"`           // dns: each address of a target's name is a target
+}
+
+// UpstreamTLS is how https targets are verified.
+type UpstreamTLS struct {
+	ServerName        string `json:"server_name,omitempty"`        // "": the URL's host
+	CA                string `json:"ca,omitempty"`                 // PEM; "": the system's
+	ClientCertificate string `json:"client_certificate,omitempty"` // by its name in the edge's directory; "": none
 }
 
 // Plan as an edge enforces it.

@@ -182,15 +182,18 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 		if err != nil {
 			return nil, err
 		}
+		hedge, err := duration(r.GetHedgeAfter(), fmt.Sprintf("spec.routes[%d].hedge_after", i))
+		if err != nil {
+			return nil, err
+		}
 		out.Routes = append(out.Routes, model.Route{Name: r.GetName(), Methods: r.GetMethods(), PathPrefix: or(r.GetPathPrefix(), "/"),
-			Timeout: timeout, MaxRequestBytes: r.GetMaxRequestBytes(), Scope: r.GetScope(), Deadline: deadline, MaxResponseBytes: r.GetMaxResponseBytes()})
+			Timeout: timeout, MaxRequestBytes: r.GetMaxRequestBytes(), Scope: r.GetScope(), Deadline: deadline, MaxResponseBytes: r.GetMaxResponseBytes(),
+			HedgeAfter: hedge})
 	}
-	for _, u := range v.GetUpstreams() {
-		out.Upstreams = append(out.Upstreams, model.Upstream{Region: u.GetRegion(), URL: u.GetUrl()})
+	if err := upstreamsFromProto(v, &out); err != nil {
+		return nil, err
 	}
-	interval, err := duration(v.GetHealth().GetInterval(), "spec.health.interval")
-	out.Health = model.Health{Path: v.GetHealth().GetPath(), Interval: interval}
-	return out, err
+	return out, nil
 }
 
 func planFromProto(name string, v *adminv1.Plan) (record, error) {
@@ -288,14 +291,10 @@ func apiToProto(v model.API) *adminv1.API {
 	out := &adminv1.API{Zone: v.Zone, Hosts: v.Hosts, Policy: v.Policy, Summary: v.Summary, Docs: v.Docs, Openapi: v.OpenAPI}
 	for _, r := range v.Routes {
 		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
-			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes})
+			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes,
+			HedgeAfter: showDuration(r.HedgeAfter)})
 	}
-	for _, u := range v.Upstreams {
-		out.Upstreams = append(out.Upstreams, &adminv1.Upstream{Region: u.Region, Url: u.URL})
-	}
-	if v.Health != (model.Health{}) {
-		out.Health = &adminv1.Health{Path: v.Health.Path, Interval: showDuration(v.Health.Interval)}
-	}
+	upstreamsToProto(v, out)
 	return out
 }
 

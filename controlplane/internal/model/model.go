@@ -132,6 +132,9 @@ type API struct {
 	Routes    []Route    `json:"routes,omitempty"`
 	Upstreams []Upstream `json:"upstreams,omitempty"`
 	Health    Health     `json:"health,omitzero"`
+
+	Dispatch    Dispatch    `json:"dispatch,omitzero"`
+	UpstreamTLS UpstreamTLS `json:"upstream_tls,omitzero"`
 }
 
 type Route struct {
@@ -144,16 +147,39 @@ type Route struct {
 	Scope            string        `json:"scope,omitempty"` // that a key must have
 	Deadline         time.Duration `json:"deadline,omitempty"`
 	MaxResponseBytes int64         `json:"max_response_bytes,omitempty"`
+	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`
 }
 
 type Upstream struct {
 	Region string `json:"region"`
 	URL    string `json:"url"`
+	Drain  bool   `json:"drain,omitempty"`
 }
 
 type Health struct {
 	Path     string        `json:"path,omitempty"`
 	Interval time.Duration `json:"interval,omitempty"`
+	Timeout  time.Duration `json:"timeout,omitempty"`
+	Failures int           `json:"failures,omitempty"`
+	GoodFor  time.Duration `json:"good_for,omitempty"`
+}
+
+// Dispatch is how requests are spread over the upstreams of a region.
+type Dispatch struct {
+	Choice            string        `json:"choice,omitempty"` // "", least-load, in-order
+	SlowStart         time.Duration `json:"slow_start,omitempty"`
+	MaxRequests       int           `json:"max_requests,omitempty"`
+	MaxWaiting        int           `json:"max_waiting,omitempty"`
+	MaxWait           time.Duration `json:"max_wait,omitempty"`
+	MaxEjectedPercent int           `json:"max_ejected_percent,omitempty"`
+	Discovery         string        `json:"discovery,omitempty"` // "", dns
+}
+
+// UpstreamTLS is how https upstreams are verified, and which certificate, that lies at each edge, is shown to them.
+type UpstreamTLS struct {
+	ServerName        string `json:"server_name,omitempty"`
+	CA                string `json:"ca,omitempty"` // PEM
+	ClientCertificate string `json:"client_certificate,omitempty"`
 }
 
 type Product struct {

@@ -168,12 +168,15 @@ func (a API) Validate() error {
 		if err := baseURL(u.URL, "http", "https"); err != nil {
 			return bad(fmt.Sprintf("spec.upstreams[%d].url", i), "URL_INVALID", "API %s: %w", a.Name, err)
 		}
-		if slices.Contains(a.Upstreams[:i], u) {
+		if slices.ContainsFunc(a.Upstreams[:i], func(o Upstream) bool { return o.Region == u.Region && o.URL == u.URL }) {
 			return bad(fmt.Sprintf("spec.upstreams[%d]", i), "DUPLICATE", "API %s has upstream %s in %s twice", a.Name, u.URL, u.Region)
 		}
 	}
 	if h := a.Health.Interval; h != 0 && (h < MinHealthInterval || h > MaxHealthInterval) {
 		return bad("spec.health.interval", "HEALTH_INTERVAL_INVALID", "API %s: a probe interval of %v is outside %v to %v", a.Name, h, MinHealthInterval, MaxHealthInterval)
+	}
+	if err := a.validateUpstreams(); err != nil {
+		return err
 	}
 	return pathField("spec.health.path", "API "+a.Name, a.Health.Path)
 }
@@ -211,6 +214,9 @@ func (a API) validateRoutes() error {
 		}
 		if r.Scope != "" && !ValidScope(r.Scope) {
 			return bad(at("scope"), "SCOPE_INVALID", "API %s: route %s: scope %q %s", a.Name, r.Name, r.Scope, scopeForm)
+		}
+		if h := r.HedgeAfter; h != 0 && (h < MinHedgeAfter || h > MaxHedgeAfter) {
+			return bad(at("hedge_after"), "HEDGE_INVALID", "API %s: route %s: hedge_after %v is outside %v to %v", a.Name, r.Name, h, MinHedgeAfter, MaxHedgeAfter)
 		}
 		prefix := strings.TrimRight(r.PathPrefix, "/")
 		methods := r.Methods

@@ -261,13 +261,15 @@ func (b *builder) foreignAPI(a model.API) error {
 
 // api leaves out the upstreams of other regions: an edge that does not know them cannot dial them.
 func (b *builder) api(a model.API) *table.API {
-	out := &table.API{Name: a.Name, Zone: a.Zone, Policy: a.Policy, HealthPath: a.Health.Path, HealthInterval: a.Health.Interval}
+	out := &table.API{Name: a.Name, Zone: a.Zone, Policy: a.Policy, HealthPath: a.Health.Path, HealthInterval: a.Health.Interval,
+		HealthTimeout: a.Health.Timeout, HealthFailures: a.Health.Failures, HealthGoodFor: a.Health.GoodFor,
+		Dispatch: table.Dispatch(a.Dispatch), TLS: table.UpstreamTLS(a.UpstreamTLS)}
 	for _, r := range a.Routes {
 		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes,
-			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes})
+			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, HedgeAfter: r.HedgeAfter})
 	}
 	for _, u := range a.Upstreams {
-		if u.Region == b.edge.Region {
+		if u.Region == b.edge.Region && !u.Drain {
 			out.Targets = append(out.Targets, u.URL)
 		}
 		if _, known := b.zones[u.Region]; known && !slices.Contains(out.Regions, u.Region) {

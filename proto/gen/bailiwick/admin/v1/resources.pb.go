@@ -850,6 +850,8 @@ type API struct {
 	Routes        []*Route               `protobuf:"bytes,7,rep,name=routes,proto3" json:"routes,omitempty"`
 	Upstreams     []*Upstream            `protobuf:"bytes,8,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
 	Health        *Health                `protobuf:"bytes,9,opt,name=health,proto3" json:"health,omitempty"`
+	Dispatch      *Dispatch              `protobuf:"bytes,40,opt,name=dispatch,proto3" json:"dispatch,omitempty"`
+	UpstreamTls   *UpstreamTLS           `protobuf:"bytes,41,opt,name=upstream_tls,json=upstreamTls,proto3" json:"upstream_tls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -947,6 +949,20 @@ func (x *API) GetHealth() *Health {
 	return nil
 }
 
+func (x *API) GetDispatch() *Dispatch {
+	if x != nil {
+		return x.Dispatch
+	}
+	return nil
+}
+
+func (x *API) GetUpstreamTls() *UpstreamTLS {
+	if x != nil {
+		return x.UpstreamTls
+	}
+	return nil
+}
+
 type Route struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -962,8 +978,11 @@ type Route struct {
 	Deadline *durationpb.Duration `protobuf:"bytes,21,opt,name=deadline,proto3" json:"deadline,omitempty"`
 	// max_response_bytes: an answer that says it is longer becomes 502, one that turns out to be is broken off. 0 means no bound.
 	MaxResponseBytes int64 `protobuf:"varint,22,opt,name=max_response_bytes,json=maxResponseBytes,proto3" json:"max_response_bytes,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// hedge_after: a request that may be repeated and has no answer after this time is made at a second upstream of the
+	// region too; the first answer counts. 5ms to 30s. Unset: never.
+	HedgeAfter    *durationpb.Duration `protobuf:"bytes,40,opt,name=hedge_after,json=hedgeAfter,proto3" json:"hedge_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
@@ -1052,11 +1071,20 @@ func (x *Route) GetMaxResponseBytes() int64 {
 	return 0
 }
 
+func (x *Route) GetHedgeAfter() *durationpb.Duration {
+	if x != nil {
+		return x.HedgeAfter
+	}
+	return nil
+}
+
 type Upstream struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Region string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
 	// url is http:// or https:// with host and port and no path.
-	Url           string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	// drain: no new request goes there; those under way end as they are.
+	Drain         bool `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1105,19 +1133,197 @@ func (x *Upstream) GetUrl() string {
 	return ""
 }
 
+func (x *Upstream) GetDrain() bool {
+	if x != nil {
+		return x.Drain
+	}
+	return false
+}
+
+// Dispatch says how an edge spreads an API's requests over the upstreams of its region. None of it opens a way to
+// another region.
+type Dispatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// choice: least-load (default), the less busy of two taken at random; or in-order, the first that is well.
+	Choice string `protobuf:"bytes,1,opt,name=choice,proto3" json:"choice,omitempty"`
+	// slow_start: over which an upstream that is new beside others comes to its share. Default 0s (at once), at most 15m.
+	SlowStart *durationpb.Duration `protobuf:"bytes,2,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`
+	// max_requests under way at one upstream, from each edge. 0: no limit.
+	MaxRequests int32 `protobuf:"varint,3,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	// max_waiting requests of an edge for a place where all upstreams have max_requests; the next is answered 503.
+	MaxWaiting int32 `protobuf:"varint,4,opt,name=max_waiting,json=maxWaiting,proto3" json:"max_waiting,omitempty"`
+	// max_wait of each of them. Default 1s, at most 30s.
+	MaxWait *durationpb.Duration `protobuf:"bytes,5,opt,name=max_wait,json=maxWait,proto3" json:"max_wait,omitempty"`
+	// max_ejected_percent of a region's upstreams that are set aside because they fail more than the others. Default 50.
+	MaxEjectedPercent int32 `protobuf:"varint,6,opt,name=max_ejected_percent,json=maxEjectedPercent,proto3" json:"max_ejected_percent,omitempty"`
+	// discovery: "" (default), each url is one upstream; dns, each address of its name is one, asked anew in the background.
+	Discovery     string `protobuf:"bytes,7,opt,name=discovery,proto3" json:"discovery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Dispatch) Reset() {
+	*x = Dispatch{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Dispatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Dispatch) ProtoMessage() {}
+
+func (x *Dispatch) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
+func (*Dispatch) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Dispatch) GetChoice() string {
+	if x != nil {
+		return x.Choice
+	}
+	return ""
+}
+
+func (x *Dispatch) GetSlowStart() *durationpb.Duration {
+	if x != nil {
+		return x.SlowStart
+	}
+	return nil
+}
+
+func (x *Dispatch) GetMaxRequests() int32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+func (x *Dispatch) GetMaxWaiting() int32 {
+	if x != nil {
+		return x.MaxWaiting
+	}
+	return 0
+}
+
+func (x *Dispatch) GetMaxWait() *durationpb.Duration {
+	if x != nil {
+		return x.MaxWait
+	}
+	return nil
+}
+
+func (x *Dispatch) GetMaxEjectedPercent() int32 {
+	if x != nil {
+		return x.MaxEjectedPercent
+	}
+	return 0
+}
+
+func (x *Dispatch) GetDiscovery() string {
+	if x != nil {
+		return x.Discovery
+	}
+	return ""
+}
+
+// UpstreamTLS of https upstreams. Their certificates are always verified.
+type UpstreamTLS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// server_name to ask for and to verify. Default: the url's host.
+	ServerName string `protobuf:"bytes,1,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	// ca: PEM certificates that may sign the upstream's, in place of the system's.
+	Ca string `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`
+	// client_certificate that the edge shows: NAME.crt and NAME.key in its -upstream-certs directory.
+	ClientCertificate string `protobuf:"bytes,3,opt,name=client_certificate,json=clientCertificate,proto3" json:"client_certificate,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *UpstreamTLS) Reset() {
+	*x = UpstreamTLS{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpstreamTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpstreamTLS) ProtoMessage() {}
+
+func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
+func (*UpstreamTLS) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UpstreamTLS) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
+func (x *UpstreamTLS) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *UpstreamTLS) GetClientCertificate() string {
+	if x != nil {
+		return x.ClientCertificate
+	}
+	return ""
+}
+
 type Health struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// path is asked by GET; an answer below 500 is healthy. Default "/healthz".
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// interval between probes. Default 1s, 100ms to 1m.
-	Interval      *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	// timeout of a probe. Default 500ms, 10ms to 30s.
+	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// failures in a row, of requests, that take an upstream out. Default 3.
+	Failures int32 `protobuf:"varint,4,opt,name=failures,proto3" json:"failures,omitempty"`
+	// good_for: unbroken good probes that take it back in. Default 10s, 1s to 10m.
+	GoodFor       *durationpb.Duration `protobuf:"bytes,5,opt,name=good_for,json=goodFor,proto3" json:"good_for,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1129,7 +1335,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1142,7 +1348,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Health) GetPath() string {
@@ -1155,6 +1361,27 @@ func (x *Health) GetPath() string {
 func (x *Health) GetInterval() *durationpb.Duration {
 	if x != nil {
 		return x.Interval
+	}
+	return nil
+}
+
+func (x *Health) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Health) GetFailures() int32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *Health) GetGoodFor() *durationpb.Duration {
+	if x != nil {
+		return x.GoodFor
 	}
 	return nil
 }
@@ -1172,7 +1399,7 @@ type Product struct {
 
 func (x *Product) Reset() {
 	*x = Product{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1411,7 @@ func (x *Product) String() string {
 func (*Product) ProtoMessage() {}
 
 func (x *Product) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1424,7 @@ func (x *Product) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Product.ProtoReflect.Descriptor instead.
 func (*Product) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Product) GetApis() []string {
@@ -1241,7 +1468,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1480,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1493,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Plan) GetProducts() []string {
@@ -1345,7 +1572,7 @@ type RateWindow struct {
 
 func (x *RateWindow) Reset() {
 	*x = RateWindow{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1584,7 @@ func (x *RateWindow) String() string {
 func (*RateWindow) ProtoMessage() {}
 
 func (x *RateWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1597,7 @@ func (x *RateWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateWindow.ProtoReflect.Descriptor instead.
 func (*RateWindow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RateWindow) GetRequests() int32 {
@@ -1405,7 +1632,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1644,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1657,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -1465,7 +1692,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1704,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1717,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Quota) GetUnits() int64 {
@@ -1545,7 +1772,7 @@ type Customer struct {
 
 func (x *Customer) Reset() {
 	*x = Customer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1784,7 @@ func (x *Customer) String() string {
 func (*Customer) ProtoMessage() {}
 
 func (x *Customer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1797,7 @@ func (x *Customer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Customer.ProtoReflect.Descriptor instead.
 func (*Customer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Customer) GetZone() string {
@@ -1626,7 +1853,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1865,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1878,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Subscription) GetName() string {
@@ -1682,7 +1909,7 @@ type Closure struct {
 
 func (x *Closure) Reset() {
 	*x = Closure{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +1921,7 @@ func (x *Closure) String() string {
 func (*Closure) ProtoMessage() {}
 
 func (x *Closure) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +1934,7 @@ func (x *Closure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closure.ProtoReflect.Descriptor instead.
 func (*Closure) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Closure) GetZone() string {
@@ -1757,7 +1984,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1769,7 +1996,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1782,7 +2009,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Drain) GetZone() string {
@@ -1875,7 +2102,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\bpriority\x18\x05 \x01(\x05R\bpriority\x12$\n" +
 	"\treview_by\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18\n" +
 	"R\breviewBy\x12-\n" +
-	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\xa4\x03\n" +
+	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\xa2\x04\n" +
 	"\x03API\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12)\n" +
 	"\x05hosts\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10@\"\ar\x05\x10\x01\x18\xfd\x01R\x05hosts\x12\x1f\n" +
@@ -1885,7 +2112,9 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\aopenapi\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\aopenapi\x12<\n" +
 	"\x06routes\x18\a \x03(\v2\x19.bailiwick.admin.v1.RouteB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\x06routes\x12E\n" +
 	"\tupstreams\x18\b \x03(\v2\x1c.bailiwick.admin.v1.UpstreamB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\tupstreams\x122\n" +
-	"\x06health\x18\t \x01(\v2\x1a.bailiwick.admin.v1.HealthR\x06health\"\xa1\x03\n" +
+	"\x06health\x18\t \x01(\v2\x1a.bailiwick.admin.v1.HealthR\x06health\x128\n" +
+	"\bdispatch\x18( \x01(\v2\x1c.bailiwick.admin.v1.DispatchR\bdispatch\x12B\n" +
+	"\fupstream_tls\x18) \x01(\v2\x1f.bailiwick.admin.v1.UpstreamTLSR\vupstreamTls\"\xdd\x03\n" +
 	"\x05Route\x121\n" +
 	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x125\n" +
 	"\amethods\x18\x02 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x10\"\x11r\x0f2\r^[A-Z]{1,16}$R\amethods\x127\n" +
@@ -1895,14 +2124,36 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x11max_request_bytes\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x0fmaxRequestBytes\x12\x1d\n" +
 	"\x05scope\x18\x14 \x01(\tB\a\xbaH\x04r\x02\x18?R\x05scope\x125\n" +
 	"\bdeadline\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x125\n" +
-	"\x12max_response_bytes\x18\x16 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x10maxResponseBytes\"K\n" +
+	"\x12max_response_bytes\x18\x16 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x10maxResponseBytes\x12:\n" +
+	"\vhedge_after\x18( \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"hedgeAfter\"a\n" +
 	"\bUpstream\x12!\n" +
 	"\x06region\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06region\x12\x1c\n" +
 	"\x03url\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x03url\"k\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x03url\x12\x14\n" +
+	"\x05drain\x18\x03 \x01(\bR\x05drain\"\xf6\x02\n" +
+	"\bDispatch\x125\n" +
+	"\x06choice\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18R\x00R\n" +
+	"least-loadR\bin-orderR\x06choice\x128\n" +
+	"\n" +
+	"slow_start\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tslowStart\x12.\n" +
+	"\fmax_requests\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xc0\x84=(\x00R\vmaxRequests\x12,\n" +
+	"\vmax_waiting\x18\x04 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\n" +
+	"maxWaiting\x124\n" +
+	"\bmax_wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\amaxWait\x129\n" +
+	"\x13max_ejected_percent\x18\x06 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\x11maxEjectedPercent\x12*\n" +
+	"\tdiscovery\x18\a \x01(\tB\f\xbaH\tr\aR\x00R\x03dnsR\tdiscovery\"\x8b\x01\n" +
+	"\vUpstreamTLS\x12)\n" +
+	"\vserver_name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\n" +
+	"serverName\x12\x19\n" +
+	"\x02ca\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x02ca\x126\n" +
+	"\x12client_certificate\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\x11clientCertificate\"\xfd\x01\n" +
 	"\x06Health\x12*\n" +
 	"\x04path\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\x022\f^(/[^?#]*)?$R\x04path\x125\n" +
-	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\"\x85\x01\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12%\n" +
+	"\bfailures\x18\x04 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\bfailures\x124\n" +
+	"\bgood_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\agoodFor\"\x85\x01\n" +
 	"\aProduct\x12\x1f\n" +
 	"\x04apis\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\x02R\x04apis\x125\n" +
 	"\x11billable_outcomes\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\bR\x10billableOutcomes\x12\"\n" +
@@ -1971,7 +2222,7 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
 	(*Switch)(nil),                // 1: bailiwick.admin.v1.Switch
@@ -1984,53 +2235,62 @@ var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*API)(nil),                   // 8: bailiwick.admin.v1.API
 	(*Route)(nil),                 // 9: bailiwick.admin.v1.Route
 	(*Upstream)(nil),              // 10: bailiwick.admin.v1.Upstream
-	(*Health)(nil),                // 11: bailiwick.admin.v1.Health
-	(*Product)(nil),               // 12: bailiwick.admin.v1.Product
-	(*Plan)(nil),                  // 13: bailiwick.admin.v1.Plan
-	(*RateWindow)(nil),            // 14: bailiwick.admin.v1.RateWindow
-	(*RateLimit)(nil),             // 15: bailiwick.admin.v1.RateLimit
-	(*Quota)(nil),                 // 16: bailiwick.admin.v1.Quota
-	(*Customer)(nil),              // 17: bailiwick.admin.v1.Customer
-	(*Subscription)(nil),          // 18: bailiwick.admin.v1.Subscription
-	(*Closure)(nil),               // 19: bailiwick.admin.v1.Closure
-	(*Drain)(nil),                 // 20: bailiwick.admin.v1.Drain
-	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
+	(*Dispatch)(nil),              // 11: bailiwick.admin.v1.Dispatch
+	(*UpstreamTLS)(nil),           // 12: bailiwick.admin.v1.UpstreamTLS
+	(*Health)(nil),                // 13: bailiwick.admin.v1.Health
+	(*Product)(nil),               // 14: bailiwick.admin.v1.Product
+	(*Plan)(nil),                  // 15: bailiwick.admin.v1.Plan
+	(*RateWindow)(nil),            // 16: bailiwick.admin.v1.RateWindow
+	(*RateLimit)(nil),             // 17: bailiwick.admin.v1.RateLimit
+	(*Quota)(nil),                 // 18: bailiwick.admin.v1.Quota
+	(*Customer)(nil),              // 19: bailiwick.admin.v1.Customer
+	(*Subscription)(nil),          // 20: bailiwick.admin.v1.Subscription
+	(*Closure)(nil),               // 21: bailiwick.admin.v1.Closure
+	(*Drain)(nil),                 // 22: bailiwick.admin.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	21, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	23, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
 	3,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
 	4,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
 	5,  // 4: bailiwick.admin.v1.Resource.policy:type_name -> bailiwick.admin.v1.Policy
 	8,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
-	12, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
-	13, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
-	17, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
-	19, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	20, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	14, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
+	15, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
+	19, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
+	21, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
+	22, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
 	1,  // 11: bailiwick.admin.v1.Resource.switch:type_name -> bailiwick.admin.v1.Switch
 	6,  // 12: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
 	7,  // 13: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	22, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	24, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
 	9,  // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
 	10, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
-	11, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	22, // 18: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	22, // 19: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
-	22, // 20: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	15, // 21: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	16, // 22: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	22, // 23: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	14, // 24: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
-	22, // 25: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
-	22, // 26: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	18, // 27: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	13, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
+	11, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
+	12, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
+	24, // 20: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	24, // 21: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
+	24, // 22: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
+	24, // 23: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
+	24, // 24: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
+	24, // 25: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	24, // 26: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
+	24, // 27: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
+	17, // 28: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	18, // 29: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	24, // 30: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	16, // 31: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
+	24, // 32: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
+	24, // 33: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	20, // 34: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	35, // [35:35] is the sub-list for method output_type
+	35, // [35:35] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }
@@ -2057,7 +2317,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
