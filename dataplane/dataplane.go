@@ -35,6 +35,7 @@ import (
 	"bailiwick/dataplane/internal/ship"
 	"bailiwick/dataplane/internal/spool"
 	"bailiwick/dataplane/internal/subscribe"
+	"bailiwick/dataplane/internal/upstream"
 	"bailiwick/dataplane/internal/witness"
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/identity"
@@ -73,9 +74,14 @@ type Config struct {
 	RelayRowsKeep          time.Duration // how long they are kept; 0: 90 days
 	OnSpoolError           string        // proxy.RefuseNew (default) or proxy.ServeUnbilled
 	AllowLoopbackUpstreams bool
-	ACME                   ACME
-	Version                string
-	Logger                 *slog.Logger // required
+	// UpstreamAllow are addresses that upstreams may have besides public ones: "private" and "loopback" stand for those
+	// ranges, others are CIDR blocks. Comma-separated; "": none.
+	UpstreamAllow   string
+	UpstreamCerts   string        // directory of the client certificates that manifests name, NAME.crt and NAME.key; "": none
+	UpstreamRefresh time.Duration // how often names of upstreams under discovery are resolved; 0: 5 s, at least 1 s
+	ACME            ACME
+	Version         string
+	Logger          *slog.Logger // required
 }
 
 // DNS is the authoritative server for the names of the zone's APIs.
@@ -140,6 +146,7 @@ type Edge struct {
 	tls      *edgetls.Manager
 	proxy    *proxy.Proxy
 	ups      *proxy.Upstreams
+	names    *upstream.Names
 	servers  proxy.Servers
 	observe  *observe.Observer
 	dns      *dns.Server // nil: none
@@ -220,8 +227,18 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{AllowLoopback: e.cfg.AllowLoopbackUpstreams, Permit: e.sentinel.Upstream})
-	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Logger: e.log}); err != nil {
+	allow, err := upstream.ParseAllow(e.cfg.UpstreamAllow)
+	if err != nil {
+		return err
+	}
+	if e.cfg.AllowLoopbackUpstreams {
+		allow = append(allow, upstream.Loopback()...)
+	}
+	if e.names, err = upstream.NewNames(upstream.NamesConfig{Allow: allow, Refresh: e.cfg.UpstreamRefresh, Logger: e.log}); err != nil {
+		return err
+	}
+	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: upstream.NewDialer(upstream.Config{Allow: allow, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})})
+	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Names: e.names, Left: e.ups.Left, Logger: e.log}); err != nil {
 		return err
 	}
 	e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Untold: e.untold, Tables: e.tables, Self: e.self,
@@ -333,6 +350,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "table", Run: e.follow.Run, Ready: e.follow.Ready(), Why: "no door opens before there is a whole table"},
 		{Name: "sentinel", Run: e.sentinel.Run, Why: "looks once more at all that leaves"},
 		{Name: "certificates", Run: e.runTLS, Why: "HTTPS needs them"},
+		{Name: "upstream names", Run: e.names.Run, Why: "requests never wait for a resolver where names are discovered"},
 		{Name: "upstream health", Run: e.monitor.Run, Why: "requests choose by it"},
 		{Name: "quotas", Run: e.quotas.Run, Why: "requests take from its leases"},
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},

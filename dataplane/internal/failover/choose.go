@@ -29,11 +29,19 @@ func NewRouter(m *Monitor, g *Grants, region string) *Router {
 	return &Router{monitor: m, grants: g, region: region, bad: map[peerKey]time.Duration{}}
 }
 
-// Candidate is where one attempt goes: Target at home, or a relay over a pair with a grant.
+// Candidate is where one attempt goes: Target at home, where it holds a place until Leave, or a relay over a pair with a
+// grant.
 type Candidate struct {
 	Target *Target // nil: a relay
 	To     string
 	Grant  *grant.Grant
+}
+
+// Leave gives the place at the target back. Call it once for each candidate, when nothing of the answer is awaited.
+func (c Candidate) Leave() {
+	if c.Target != nil {
+		c.Target.leave()
+	}
 }
 
 // Home says whether the attempt stays in this region.
@@ -46,8 +54,13 @@ type Attempts struct {
 	route *policy.Route
 	once  bool // the request must not be sent twice: proof of life first
 
-	triedHome [4]string // the first few; a region has a target or two for an API
+	targets   []*Target  // as of the last Next
+	triedHome [4]*Target // more are not tried
 	nHome     int
+	doubt     [4]*Target // without a sign of life in this Next
+	nDoubt    int
+	full      bool      // a target was well and had no place
+	busy      bool      // no place came free
 	tried     [8]string // regions
 	nTried    int
 }
@@ -66,40 +79,53 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 	if a.route != nil {
 		timeout = a.route.Timeout
 	}
+	a.targets, a.nDoubt = m.of(a.api), 0
 	// 1. A home upstream believed to be well.
-	for _, url := range a.api.Targets {
-		if a.seenHome(url) {
-			continue
+	for {
+		t := a.pick()
+		if t == nil && a.full {
+			t = a.await(ctx, a.targets[0].line, a.api.Dispatch.MaxWaiting, a.api.Dispatch.MaxWait)
+			if t == nil && a.full {
+				// Too much to do is no reason to cross a border.
+				a.busy = true
+				return Candidate{}, false
+			}
 		}
-		t := m.target(a.api, url)
+		if t == nil {
+			break
+		}
 		now := m.now()
-		if !t.takes(now) {
-			continue
-		}
 		// Silent for long, or about to get what must not be lost: a few milliseconds buy certainty, and keep
 		// a merely slow upstream from losing its traffic.
 		if (t.stalled(now, timeout) || a.once && t.unproven(now)) && !t.alive(ctx, m.cfg.LivenessWait) {
+			t.leave()
+			a.doubts(t)
 			continue
 		}
-		a.sawHome(url)
+		a.sawHome(t)
 		return Candidate{Target: t}, true
 	}
 	if c, ok = a.pair(); ok {
 		return c, true
 	}
 	// 3. A home upstream in doubt, with its own word that it lives: doubt alone is no reason for a 503.
-	for _, url := range a.api.Targets {
-		if a.seenHome(url) || ctx.Err() != nil {
+	for _, t := range a.targets {
+		if a.seenHome(t) || ctx.Err() != nil {
 			continue
 		}
-		a.sawHome(url)
-		t := m.target(a.api, url)
-		if t.usable() && t.alive(ctx, m.cfg.ProbeTimeout) {
-			return Candidate{Target: t}, true
+		a.sawHome(t)
+		if t.usable() && t.alive(ctx, t.settings.Load().timeout) {
+			if t.enter() {
+				return Candidate{Target: t}, true
+			}
+			a.busy = true
 		}
 	}
 	return Candidate{}, false
 }
+
+// Busy says that Next found nowhere because all that could serve have as many requests as they may.
+func (a *Attempts) Busy() bool { return a.busy }
 
 // pair is the best permitted, granted and not known-bad region not tried yet.
 func (a *Attempts) pair() (Candidate, bool) {
@@ -148,22 +174,6 @@ func deployed(api *policy.API, region string) bool {
 		}
 	}
 	return false
-}
-
-func (a *Attempts) seenHome(url string) bool {
-	for _, u := range a.triedHome[:a.nHome] {
-		if u == url {
-			return true
-		}
-	}
-	return a.nHome == len(a.triedHome)
-}
-
-func (a *Attempts) sawHome(url string) {
-	if a.nHome < len(a.triedHome) {
-		a.triedHome[a.nHome] = url
-		a.nHome++
-	}
 }
 
 func (a *Attempts) seen(region string) bool {

@@ -12,14 +12,23 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/upstream"
 )
 
 // Prober asks a target's health page once: nil if the answer is below 500. It must respect ctx.
 type Prober interface {
-	Probe(ctx context.Context, url string) error
+	Probe(ctx context.Context, at upstream.Place, url string) error
+}
+
+// Names is what *upstream.Names does: the addresses of names, kept in the background.
+type Names interface {
+	Want(hosts []string)
+	Addrs(host string) []netip.Addr
+	Changed() <-chan struct{}
 }
 
 // Config of a Monitor. Tables, Prober and Logger are required.
@@ -28,10 +37,13 @@ type Config struct {
 	Prober Prober
 	Logger *slog.Logger
 
-	ProbeTimeout  time.Duration // 0: 500 ms. Longer than this is not an answer.
+	Names Names                // nil: names are resolved by whoever dials
+	Left  func(upstream.Place) // told of each target that is no more; nil: nobody
+
+	ProbeTimeout  time.Duration // 0: 500 ms, where the API does not say. Longer than this is not an answer.
 	ProbeInterval time.Duration // 0: 1 s, where the API does not say; of a healthy target without traffic.
-	EjectAfter    int           // 0: 3 failed outcomes in a row
-	GoodFor       time.Duration // 0: 10 s of good probes before a target returns
+	EjectAfter    int           // 0: 3 failed outcomes in a row, likewise
+	GoodFor       time.Duration // 0: 10 s of good probes before a target returns, likewise
 	Ramp          time.Duration // 0: 3 s; with GoodFor and a probe interval below 15 s in all
 	HomeAnswers   int           // 0: 10 answers in a row as the last resort, and
 	HomeFor       time.Duration // 0: 1 s of them, after which a target is home without waiting for GoodFor

@@ -13,6 +13,7 @@ import (
 
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/upstream"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 )
 
@@ -22,7 +23,7 @@ type pages struct {
 	down map[string]bool
 }
 
-func (p *pages) Probe(_ context.Context, url string) error {
+func (p *pages) Probe(_ context.Context, _ upstream.Place, url string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.down[url] {

@@ -14,6 +14,7 @@ import (
 
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/upstream"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
@@ -264,7 +265,7 @@ type prober struct {
 	asked int
 }
 
-func (p *prober) Probe(ctx context.Context, url string) error {
+func (p *prober) Probe(ctx context.Context, _ upstream.Place, url string) error {
 	p.mu.Lock()
 	p.asked++
 	hang, err := p.hang, p.err

@@ -20,13 +20,14 @@ func (p Phase) String() string { return phaseNames[p] }
 type Event uint8
 
 const (
-	Answered    Event = iota // a request got an answer that is none of 502, 503, 504
+	Answered    Event = iota // a request got an answer below 500
 	Failed                   // a connection was refused or reset, or an answer did not come in time
 	Unavailable              // a request got 502, 503 or 504
 	NotAlive                 // a liveness check did not answer within its few milliseconds
 	ProbeGood                // a probe got an answer below 500
 	ProbeBad                 // a probe got none, a late one, or 5xx
 	Tick                     // time has passed
+	Erred                    // a request got an answer that is 500 or above and none of 502, 503, 504: for a target's own health it is one
 )
 
 // State is all that is remembered of a target's health. The zero State is a healthy one: a target nobody
@@ -62,7 +63,7 @@ func Step(s State, e Event, now time.Duration, t Timing) State {
 		}
 	}
 	switch e {
-	case Answered:
+	case Answered, Erred:
 		s.Fails = 0
 		switch {
 		case s.Phase == Suspect:

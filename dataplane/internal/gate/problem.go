@@ -40,8 +40,9 @@ const (
 	ReasonUpstream      = "upstream-failed"
 	ReasonUpstreamLate  = "upstream-timeout"
 	ReasonRetriesSpent  = "retry-budget-spent"
-	ReasonResidency     = "residency"    // a relay that some rule forbids
-	ReasonSwitchedOff   = "switched-off" // an operator has turned the protocol off
+	ReasonBusy          = "upstream-busy" // all upstreams have as many requests as they may, and so has the line before them
+	ReasonResidency     = "residency"     // a relay that some rule forbids
+	ReasonSwitchedOff   = "switched-off"  // an operator has turned the protocol off
 )
 
 // TypePrefix begins every problem type: a name, not an address, so that it stays true wherever the

@@ -18,6 +18,7 @@ type result struct {
 	resp   *http.Response
 	region string
 	end    context.CancelCauseFunc // frees the attempt; call it when done with resp
+	place  failover.Candidate      // holds a place at a target until then
 	watch  *time.Timer             // ends the attempt when nothing moves; reset it while something does
 
 	err     error
@@ -48,6 +49,12 @@ func (r *result) drop(why error) {
 		r.resp.Body.Close()
 		r.resp = nil
 	}
+	r.leave()
+}
+
+func (r *result) leave() {
+	r.place.Leave()
+	r.place = failover.Candidate{}
 }
 
 // walk tries candidates until one answers. A request that can be repeated goes on to the next after any
@@ -65,10 +72,14 @@ func (x *exchange) walk(a *failover.Attempts, given *failover.Candidate) result 
 		} else {
 			var ok bool
 			if c, ok = a.Next(ctx); !ok {
+				if a.Busy() {
+					last.problem = gate.NewProblem(503, gate.ReasonBusy, "The API's upstreams have as many requests as they take; try again shortly.")
+				}
 				break
 			}
 		}
 		if charge && !x.budget.take(time.Since(x.p.start)) {
+			c.Leave()
 			last.problem = gate.NewProblem(503, gate.ReasonRetriesSpent, "Too many requests to this API are being retried; try again shortly.")
 			break
 		}
@@ -108,6 +119,9 @@ func (x *exchange) walk(a *failover.Attempts, given *failover.Candidate) result 
 			break
 		}
 	}
+	if given != nil { // the client left before it was tried
+		given.Leave()
+	}
 	if b := x.body; b != nil {
 		switch {
 		case b.tooLarge.Load():
@@ -129,16 +143,20 @@ func (x *exchange) walk(a *failover.Attempts, given *failover.Candidate) result 
 // race makes one attempt, and a second beside it when the first is silent for long and the request can be
 // repeated. The first answer wins; the other attempt is ended.
 func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Candidate) result {
-	if !idempotent(x.r.Method) || !x.body.repeatable() || !a.CanHedge() {
+	near := c.Home() && x.v.Route != nil && x.v.Route.HedgeAfter > 0
+	if !idempotent(x.r.Method) || !x.body.repeatable() || !(near && a.CanHedgeHome() || a.CanHedge()) {
 		return x.try(ctx, nil, c)
 	}
+	near = near && a.CanHedgeHome()
 	after := x.p.cfg.HedgeAfter
-	if c.Home() {
+	if near {
+		after = x.v.Route.HedgeAfter
+	} else if c.Home() {
 		after = c.Target.StallAfter(after)
 	} else {
 		after *= 2
 	}
-	h := &hedge{x: x, a: a, c: c, after: after, done: make(chan struct{})}
+	h := &hedge{x: x, a: a, c: c, near: near, after: after, done: make(chan struct{})}
 	first, cancel := context.WithCancelCause(ctx)
 	second, cancelSecond := context.WithCancelCause(ctx)
 	h.ctx, h.won = second, func() { cancel(errHedged) }
@@ -182,6 +200,7 @@ type hedge struct {
 	x     *exchange
 	a     *failover.Attempts // used by fire only while the first try is under way, by nobody else then
 	c     failover.Candidate
+	near  bool // the second try is made in this region, because the route asks for it
 	ctx   context.Context
 	after time.Duration
 	won   func()
@@ -199,7 +218,7 @@ type hedge struct {
 // fire runs when the first try has been silent for after. A target that shows life gets four times as long:
 // its work is slow, and doing it twice, in another region, would not be faster.
 func (h *hedge) fire() {
-	if !h.asked && h.c.Home() {
+	if !h.asked && h.c.Home() && !h.near {
 		h.asked = true
 		if h.c.Target.Alive(h.ctx) {
 			h.mu.Lock()
@@ -218,8 +237,16 @@ func (h *hedge) fire() {
 	h.started = true
 	h.mu.Unlock()
 	defer close(h.done)
-	c, ok := h.a.Hedge()
-	if !ok || !h.x.budget.take(time.Since(h.x.p.start)) {
+	second := h.a.Hedge
+	if h.near {
+		second = h.a.HedgeHome
+	}
+	c, ok := second()
+	if ok && !h.x.budget.take(time.Since(h.x.p.start)) {
+		c.Leave()
+		ok = false
+	}
+	if !ok {
 		h.res.err = errors.New("no second try")
 		return
 	}
@@ -237,7 +264,7 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 	}
 	x.tries.Add(1)
 	left := x.left(x.timeout() - time.Since(x.began))
-	res := result{end: cancel, watch: time.AfterFunc(max(left, 0), func() { cancel(errLate) })}
+	res := result{end: cancel, place: c, watch: time.AfterFunc(max(left, 0), func() { cancel(errLate) })}
 	if c.Home() {
 		x.home(ctx, c.Target, &res)
 	} else {
@@ -249,6 +276,7 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 		}
 		res.watch.Stop()
 		cancel(nil)
+		res.leave()
 	}
 	return res
 }
@@ -272,7 +300,7 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		req.Body = noBody{}
 	}
 	sent := t.Begin()
-	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, req)
+	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req)
 	switch {
 	case err == nil && resp.StatusCode == http.StatusSwitchingProtocols:
 		resp.Body.Close()
@@ -283,7 +311,11 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		case 502, 503, 504:
 			sent.End(failover.Unavailable)
 		default:
-			sent.End(failover.Answered)
+			if resp.StatusCode >= 500 {
+				sent.End(failover.Erred)
+			} else {
+				sent.End(failover.Answered)
+			}
 		}
 		res.resp, res.region = resp, x.p.cfg.Region
 	default:

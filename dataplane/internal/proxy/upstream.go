@@ -9,112 +9,120 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"net/netip"
+	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"bailiwick/dataplane/internal/upstream"
 )
 
-// UpstreamConfig of Upstreams. The zero value serves.
+// UpstreamConfig of Upstreams. Dialer is required.
 type UpstreamConfig struct {
-	// AllowLoopback permits upstreams on this machine. Off, a manifest cannot reach what listens here for
-	// nobody else; the sandbox and side-by-side installations turn it on.
-	AllowLoopback bool
-	// Permit is asked before each dial with host:port as configured, and has the last word; nil: any address.
-	Permit      func(addr string) error
-	TLS         *tls.Config   // nil: the system's roots
-	DialTimeout time.Duration // 0: 1 s
-	MaxIdle     int           // 0: 512 idle connections to a target
+	Dialer  *upstream.Dialer
+	MaxIdle int // 0: 512 idle connections to a target
 }
 
-// Upstreams holds the connections to this region's upstreams, and probes them. It is the only place that
-// dials them, so its guard is the only one.
+// Upstreams holds the connections to this region's upstreams, and probes them. Each place has its own: what differs in
+// how it is verified shares nothing.
 type Upstreams struct {
+	cfg UpstreamConfig
+
+	mu    sync.RWMutex // covers pools
+	pools map[upstream.Place]*pool
+}
+
+// pool is the connections to one place.
+type pool struct {
 	traffic *http.Transport
 	probes  *http.Client // connections of its own: a probe must not queue behind traffic
 }
 
 // NewUpstreams makes one.
 func NewUpstreams(cfg UpstreamConfig) *Upstreams {
-	if cfg.DialTimeout <= 0 {
-		cfg.DialTimeout = time.Second
-	}
 	if cfg.MaxIdle <= 0 {
 		cfg.MaxIdle = 512
 	}
-	dialer := &net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 15 * time.Second, ControlContext: guard(cfg.AllowLoopback)}
-	transport := func(idle int) *http.Transport {
-		return &http.Transport{ // Proxy stays nil: the environment must not redirect customers' requests
-			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				if cfg.Permit != nil {
-					if err := cfg.Permit(addr); err != nil {
-						return nil, err
-					}
-				}
-				c, err := dialer.DialContext(ctx, network, addr)
-				if err != nil {
-					return nil, err
-				}
-				return &wire{Conn: c}, nil
-			},
-			TLSClientConfig:        cfg.TLS,
-			TLSHandshakeTimeout:    2 * cfg.DialTimeout,
-			MaxIdleConnsPerHost:    idle,
-			IdleConnTimeout:        60 * time.Second,
-			DisableCompression:     true, // bytes pass as they are
-			MaxResponseHeaderBytes: 256 << 10,
-		}
+	return &Upstreams{cfg: cfg, pools: map[upstream.Place]*pool{}}
+}
+
+func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
+	u.mu.RLock()
+	p := u.pools[at]
+	u.mu.RUnlock()
+	if p != nil {
+		return p, nil
 	}
-	return &Upstreams{
-		traffic: transport(cfg.MaxIdle),
-		probes: &http.Client{
-			Transport:     transport(2),
+	cfg, err := u.cfg.Dialer.TLS(at)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", at.Base, err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if p = u.pools[at]; p == nil {
+		p = &pool{traffic: u.transport(at, cfg, u.cfg.MaxIdle), probes: &http.Client{
+			Transport:     u.transport(at, cfg, 2),
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		}}
+		u.pools[at] = p
+	}
+	return p, nil
+}
+
+func (u *Upstreams) transport(at upstream.Place, cfg *tls.Config, idle int) *http.Transport {
+	return &http.Transport{ // Proxy stays nil: the environment must not redirect customers' requests
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			c, err := u.cfg.Dialer.Dial(ctx, at, addr)
+			if err != nil {
+				return nil, err
+			}
+			return &wire{Conn: c}, nil
 		},
+		TLSClientConfig:        cfg,
+		TLSHandshakeTimeout:    2 * time.Second,
+		MaxIdleConnsPerHost:    idle,
+		IdleConnTimeout:        60 * time.Second,
+		DisableCompression:     true, // bytes pass as they are
+		MaxResponseHeaderBytes: 256 << 10,
+	}
+}
+
+// Left closes the connections to a place that is no target any more: idle ones now, those in use when their requests end.
+func (u *Upstreams) Left(at upstream.Place) {
+	u.mu.Lock()
+	p := u.pools[at]
+	delete(u.pools, at)
+	u.mu.Unlock()
+	if p != nil {
+		p.close()
 	}
 }
 
 // CloseIdle closes idle connections, for the end.
 func (u *Upstreams) CloseIdle() {
-	u.traffic.CloseIdleConnections()
-	u.probes.CloseIdleConnections()
-}
-
-// ErrAddress is a resolved address that upstreams must not have.
-var ErrAddress = errors.New("address is not allowed for upstreams")
-
-// guard looks at the resolved address at every dial, so that neither a name that changes its mind
-// (rebinding) nor an IPv4 address in IPv6 clothes gets past it.
-func guard(loopback bool) func(ctx context.Context, network, address string, c syscall.RawConn) error {
-	return func(_ context.Context, network, address string, _ syscall.RawConn) error {
-		ap, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return fmt.Errorf("dial %s: %w", address, ErrAddress)
-		}
-		ip := ap.Addr().Unmap().WithZone("")
-		switch {
-		case ip.IsLinkLocalUnicast(), ip.IsUnspecified(), ip.IsMulticast(), ip.IsInterfaceLocalMulticast(),
-			ip == netip.AddrFrom4([4]byte{255, 255, 255, 255}),
-			ip == netip.MustParseAddr("fd00:ec2::254"), // metadata service of one cloud, outside link-local
-			nat64.Contains(ip): // an IPv4 address again, of whatever kind
-			return fmt.Errorf("dial %s: %w", address, ErrAddress)
-		case ip.IsLoopback() && !loopback:
-			return fmt.Errorf("dial %s: loopback: %w", address, ErrAddress)
-		}
-		return nil
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	for _, p := range u.pools {
+		p.close()
 	}
 }
 
-var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+func (p *pool) close() {
+	p.traffic.CloseIdleConnections()
+	p.probes.CloseIdleConnections()
+}
 
 // Probe implements failover.Prober.
-func (u *Upstreams) Probe(ctx context.Context, url string) error {
+func (u *Upstreams) Probe(ctx context.Context, at upstream.Place, url string) error {
+	p, err := u.pool(at)
+	if err != nil {
+		return err
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
 	req.Header.Set("User-Agent", "bailiwick-probe/1")
-	resp, err := u.probes.Do(req)
+	resp, err := p.probes.Do(req)
 	if err != nil {
 		return err
 	}
@@ -176,9 +184,13 @@ func (t *tracker) sent() bool {
 
 // send sends one request once. The transport would repeat some requests by itself on a connection that died
 // while idle: those without body and with a method or header that says they may be. opaque hides that.
-func (u *Upstreams) send(ctx context.Context, req *http.Request) (resp *http.Response, sent bool, err error) {
+func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Request) (resp *http.Response, sent bool, err error) {
+	p, err := u.pool(at)
+	if err != nil {
+		return nil, false, err
+	}
 	var t tracker
-	resp, err = u.traffic.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn})))
+	resp, err = p.traffic.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn})))
 	if err != nil {
 		return nil, t.sent(), err
 	}

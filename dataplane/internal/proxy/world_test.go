@@ -26,6 +26,7 @@ import (
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/dataplane/internal/sentinel"
+	reach "bailiwick/dataplane/internal/upstream"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/identity"
@@ -385,7 +386,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 				t.Errorf("%s: the sentinel stopped %d times what the first check let pass", name, n)
 			}
 		})
-		ups := proxy.NewUpstreams(proxy.UpstreamConfig{AllowLoopback: true, Permit: guard.Upstream})
+		ups := proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{Allow: reach.Loopback(), Permit: guard.Upstream})})
 		mon, err := failover.New(failover.Config{Tables: r.tables, Prober: ups, Logger: log, LivenessWait: patience, ProbeTimeout: 2 * patience})
 		if err != nil {
 			t.Fatal(err)

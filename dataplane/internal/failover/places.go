@@ -1,0 +1,131 @@
+package failover
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+)
+
+const defaultWait = time.Second // for a place, where the API does not say
+
+// line is who waits for a place at one of an API's targets, first come, first served.
+type line struct {
+	mu    sync.Mutex // covers queue; held for no I/O
+	queue []*waiter
+}
+
+type waiter struct{ place chan *Target } // gets the target at which it holds a place
+
+func (l *line) waiting() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return int64(len(l.queue))
+}
+
+// enter takes a place at the target if one is free.
+func (t *Target) enter() bool {
+	limit := int64(t.settings.Load().dispatch.MaxRequests)
+	if limit == 0 {
+		t.busy.Add(1)
+		return true
+	}
+	for {
+		n := t.busy.Load()
+		if n >= limit {
+			return false
+		}
+		if t.busy.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (t *Target) full() bool {
+	limit := int64(t.settings.Load().dispatch.MaxRequests)
+	return limit > 0 && t.busy.Load() >= limit
+}
+
+// leave gives the place back: to whoever has waited longest, if the target still has one for him.
+func (t *Target) leave() {
+	limit := int64(t.settings.Load().dispatch.MaxRequests)
+	if limit == 0 { // where there was a limit a moment ago, who waits finds out when his time is over
+		t.busy.Add(-1)
+		return
+	}
+	l := t.line
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 || t.busy.Load() > limit {
+		t.busy.Add(-1)
+		return
+	}
+	w := l.queue[0]
+	l.queue = slices.Delete(l.queue, 0, 1)
+	w.place <- t // never blocks: a waiter is in the queue once, and is given one place
+}
+
+// join puts a new waiter (nil) at the end of the line, one who was given a place that he cannot use in front of it. nil if
+// too many wait.
+func (l *line) join(w *waiter, most int) *waiter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if w != nil {
+		l.queue = slices.Insert(l.queue, 0, w)
+		return w
+	}
+	if len(l.queue) >= most {
+		return nil
+	}
+	w = &waiter{place: make(chan *Target, 1)}
+	l.queue = append(l.queue, w)
+	return w
+}
+
+// quit takes a waiter out. It may have been given a place meanwhile, which it gives back.
+func (l *line) quit(w *waiter) {
+	l.mu.Lock()
+	i := slices.Index(l.queue, w)
+	if i >= 0 {
+		l.queue = slices.Delete(l.queue, i, i+1)
+	}
+	l.mu.Unlock()
+	if i < 0 {
+		(<-w.place).leave()
+	}
+}
+
+// await waits for a place at a target that the request may still try. nil with a.full: none came in time, or too many
+// wait. nil without: the targets are not well any more.
+func (a *Attempts) await(ctx context.Context, l *line, most int, wait time.Duration) *Target {
+	if wait == 0 {
+		wait = defaultWait
+	}
+	w := l.join(nil, most)
+	if w == nil {
+		return nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		// A place that came free before the line was joined was given to nobody.
+		if t := a.pick(); t != nil || !a.full {
+			l.quit(w)
+			return t
+		}
+		select {
+		case t := <-w.place:
+			if a.fit(t, a.r.monitor.now()) != unfit {
+				return t
+			}
+			t.leave()
+			l.join(w, most)
+		case <-timer.C:
+			l.quit(w)
+			return a.pick() // once more, since the others may have become unwell meanwhile
+		case <-ctx.Done():
+			l.quit(w)
+			return nil
+		}
+	}
+}

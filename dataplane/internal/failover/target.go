@@ -1,0 +1,311 @@
+package failover
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/upstream"
+	"bailiwick/shared/table"
+)
+
+// Target is one upstream of this region, as one API uses it.
+type Target struct {
+	At   upstream.Place
+	Base *url.URL // At.Base parsed; nil if it is none, and then nothing can be sent
+	API  string
+
+	m        *Monitor
+	health   string // URL of the health page
+	settings atomic.Pointer[settings]
+	line     *line         // of the API: who waits for a place
+	kick     chan struct{} // wakes the prober
+
+	busy        atomic.Int64 // requests that hold a place, to the end of their answers
+	joined      atomic.Int64 // when a slow start began; 0: none did
+	good, bad   atomic.Int64 // answers since targets were last compared
+	out         atomic.Bool  // it fails more than the others do
+	outstanding atomic.Int64
+	busySince   atomic.Int64 // when outstanding rose from 0
+	lastByte    atomic.Int64 // the last time anything came back
+	ewma        atomic.Int64 // of the time to response headers, ns; 0 = none yet
+
+	mu     sync.Mutex // covers state and flight; held for no I/O
+	state  State
+	flight *flight
+}
+
+// settings are what the API says of its targets now.
+type settings struct {
+	interval, timeout time.Duration
+	timing            Timing
+	dispatch          table.Dispatch
+}
+
+// flight is one probe under way: everybody who wants to know waits for the same one.
+type flight struct {
+	began time.Duration
+	done  chan struct{}
+	err   error
+}
+
+// name is what people call it.
+func (t *Target) name() string {
+	if t.At.Pin.IsValid() {
+		return t.At.Base + " at " + t.At.Pin.String()
+	}
+	return t.At.Base
+}
+
+// probe is the prober of one target.
+func (t *Target) probe(ctx context.Context) {
+	wait := time.Duration(0)
+	for {
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case <-t.kick:
+			timer.Stop()
+			wait = 0
+		}
+		now := t.m.now()
+		state := t.State()
+		// Traffic that is answered is a better probe than ours.
+		if state.Phase == Healthy && state.Fails == 0 && now-time.Duration(t.lastByte.Load()) < t.settings.Load().interval {
+			wait = t.settings.Load().interval
+			continue
+		}
+		f := t.fly()
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.done:
+		}
+		switch t.State().Phase {
+		case Healthy:
+			wait = t.settings.Load().interval
+		default:
+			// 100 ms at first, then slower, but often enough that the way back fits in 15 s.
+			wait = min(max(100*time.Millisecond, wait*3/2), t.settings.Load().interval, 500*time.Millisecond)
+		}
+	}
+}
+
+// fly joins the probe under way or starts one.
+func (t *Target) fly() *flight {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.flight != nil {
+		return t.flight
+	}
+	f := &flight{began: t.m.now(), done: make(chan struct{})}
+	t.flight = f
+	t.m.probes.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), t.settings.Load().timeout)
+		defer cancel()
+		f.err = t.m.cfg.Prober.Probe(ctx, t.At, t.health)
+		if f.err == nil {
+			t.heard()
+		}
+		t.mu.Lock()
+		t.flight = nil
+		t.mu.Unlock()
+		if f.err == nil {
+			t.note(ProbeGood)
+		} else {
+			t.note(ProbeBad)
+		}
+		close(f.done)
+	})
+	return f
+}
+
+// alive asks the target for a sign of life and waits for at most wait since the question was first put.
+func (t *Target) alive(ctx context.Context, wait time.Duration) bool {
+	f := t.fly()
+	left := wait - (t.m.now() - f.began)
+	if left > 0 {
+		timer := time.NewTimer(left)
+		defer timer.Stop()
+		select {
+		case <-f.done:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+	}
+	select {
+	case <-f.done:
+		return f.err == nil
+	default:
+	}
+	if ctx.Err() == nil {
+		t.note(NotAlive)
+	}
+	return false
+}
+
+func (t *Target) heard() { t.lastByte.Store(int64(t.m.now())) }
+
+// note takes an event into the state, and tells people when the phase changes.
+func (t *Target) note(e Event) {
+	now := t.m.now()
+	t.mu.Lock()
+	old := t.state
+	t.state = Step(old, e, now, t.settings.Load().timing)
+	next := t.state
+	t.mu.Unlock()
+	if next.Phase == old.Phase {
+		return
+	}
+	if next.Phase == Returning && t.settings.Load().dispatch.SlowStart > 0 {
+		t.joined.Store(int64(now))
+	}
+	t.m.cfg.Logger.Info("upstream health changed", "api", t.API, "target", t.name(), "from", old.Phase.String(), "to", next.Phase.String(), "fails", next.Fails)
+	if next.Phase != Healthy {
+		select {
+		case t.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// State is the present state.
+func (t *Target) State() State {
+	now := t.m.now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.state = Step(t.state, Tick, now, t.settings.Load().timing)
+	return t.state
+}
+
+// takes says whether a new request may go here as a first choice.
+func (t *Target) takes(now time.Duration) bool {
+	t.mu.Lock()
+	t.state = Step(t.state, Tick, now, t.settings.Load().timing)
+	s := t.state
+	t.mu.Unlock()
+	switch share := s.Share(now, t.settings.Load().timing); share {
+	case 0, 1:
+		return share == 1
+	default:
+		return rand.Float64() < share
+	}
+}
+
+// usable says whether it may be tried when nothing better is left.
+func (t *Target) usable() bool {
+	s := t.State()
+	return s.Phase != Ejected || s.Good
+}
+
+// silence is for how long something has been asked of the target and nothing came back.
+func (t *Target) silence(now time.Duration) time.Duration {
+	if t.outstanding.Load() <= 0 {
+		return 0
+	}
+	return now - time.Duration(max(t.lastByte.Load(), t.busySince.Load()))
+}
+
+// stalled is a silence that is long for this target: new requests should not join the queue.
+func (t *Target) stalled(now, routeTimeout time.Duration) bool {
+	limit := t.StallAfter(t.m.cfg.StallFloor)
+	if routeTimeout > 0 {
+		limit = min(limit, routeTimeout)
+	}
+	return t.silence(now) > limit
+}
+
+// StallAfter is how long the first byte of an answer may take before something looks wrong: four times the
+// usual, and never less than floor.
+func (t *Target) StallAfter(floor time.Duration) time.Duration {
+	return max(floor, 4*time.Duration(t.ewma.Load()))
+}
+
+// unproven says that a request which must not be repeated needs a sign of life first. A process that was
+// paused still accepts connections and bytes: what it swallows is lost. So the window in which one can be
+// sent into silence is the few milliseconds the target usually takes.
+func (t *Target) unproven(now time.Duration) bool {
+	proof := t.m.cfg.ProofFor
+	if now-time.Duration(t.lastByte.Load()) > proof {
+		return true
+	}
+	return t.silence(now) > min(proof, t.StallAfter(3*time.Millisecond))
+}
+
+// Alive asks for a sign of life and waits some milliseconds for it: false says to look elsewhere.
+func (t *Target) Alive(ctx context.Context) bool { return t.alive(ctx, t.m.cfg.LivenessWait) }
+
+// Begin tells that a request is about to be sent; call End exactly once.
+func (t *Target) Begin() Sent {
+	now := t.m.now()
+	if t.outstanding.Add(1) == 1 {
+		t.busySince.Store(int64(now))
+	}
+	return Sent{t, now}
+}
+
+// Sent is a request under way to a target.
+type Sent struct {
+	t     *Target
+	began time.Duration
+}
+
+// Heard tells that bytes came back.
+func (s Sent) Heard() { s.t.heard() }
+
+// End tells how it ended, when the answer's headers are there or never will be. Give Tick for what says
+// nothing about the target: a client that went away, a hedge that lost.
+func (s Sent) End(e Event) {
+	s.t.outstanding.Add(-1)
+	switch e {
+	case Answered:
+		s.t.good.Add(1)
+	case Erred, Failed, Unavailable:
+		s.t.bad.Add(1)
+	}
+	if e == Erred { // an answer all the same: it lives
+		e = Answered
+	}
+	if e == Answered || e == Unavailable {
+		now := s.t.m.now()
+		s.t.lastByte.Store(int64(now))
+		took := int64(now - s.began)
+		for {
+			old := s.t.ewma.Load()
+			next := took
+			if old > 0 {
+				next = old + (took-old)/8
+			}
+			if s.t.ewma.CompareAndSwap(old, max(1, next)) {
+				break
+			}
+		}
+		if e == Answered && (s.t.calm() || s.t.past(s.began)) {
+			return
+		}
+	}
+	if e != Tick {
+		s.t.note(e)
+	}
+}
+
+// calm is the common case, in which an answer changes nothing.
+func (t *Target) calm() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state.Phase == Healthy && t.state.Fails == 0
+}
+
+// past says that an ejected target answers what was sent before its good probes began: that was no last resort, and a
+// service that refuses all that is new may still be finishing what it had.
+func (t *Target) past(began time.Duration) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state.Phase == Ejected && began < t.state.GoodFor
+}

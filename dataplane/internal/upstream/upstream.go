@@ -1,0 +1,96 @@
+// Package upstream owns how this region's upstreams are reached: which addresses may be dialled, what a name means just
+// now, and how the other side of a TLS connection is verified.
+//
+// It never chooses among upstreams (failover does), never sends a request and never dials what the table does not name:
+// every dial is asked of Permit first, and every resolved address of the guard. Nothing survives a crash: names are
+// resolved anew and client certificates read again. Everything may be called from any number of goroutines at once.
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"bailiwick/shared/table"
+)
+
+// Place is one thing to connect to. Places may be compared: what is equal may share connections, and nothing else may.
+type Place struct {
+	Base string     // scheme://host[:port], without a trailing slash
+	Pin  netip.Addr // the one address meant; the zero Addr: any of the host's
+	TLS  table.UpstreamTLS
+}
+
+// Config of a Dialer. The zero value dials public addresses.
+type Config struct {
+	// Allow are addresses beyond the public ones: private ranges, loopback. What could never be an upstream (link-local,
+	// metadata services, multicast) stays forbidden.
+	Allow []netip.Prefix
+	// Permit is asked before each dial with host:port as configured, and has the last word; nil: any.
+	Permit  func(addr string) error
+	Roots   *x509.CertPool // for https where the place has no ca; nil: the system's
+	Certs   *Certs         // client certificates; nil: there are none
+	Timeout time.Duration  // 0: 1 s, of a connection
+}
+
+// Dialer makes connections to places.
+type Dialer struct {
+	cfg    Config
+	guard  *Guard
+	dialer net.Dialer
+}
+
+// NewDialer makes one.
+func NewDialer(cfg Config) *Dialer {
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = time.Second
+	}
+	g := &Guard{allow: cfg.Allow}
+	return &Dialer{cfg: cfg, guard: g, dialer: net.Dialer{Timeout: cfg.Timeout, KeepAlive: 15 * time.Second, ControlContext: g.control}}
+}
+
+// Dial opens a connection to host:port of the place, without TLS.
+func (d *Dialer) Dial(ctx context.Context, at Place, addr string) (net.Conn, error) {
+	if d.cfg.Permit != nil {
+		if err := d.cfg.Permit(addr); err != nil {
+			return nil, err
+		}
+	}
+	if at.Pin.IsValid() {
+		_, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, fmt.Errorf("dial %s: %w", addr, err)
+		}
+		addr = net.JoinHostPort(at.Pin.String(), port)
+	}
+	return d.dialer.DialContext(ctx, "tcp", addr)
+}
+
+// TLS is how a connection to the place is verified. There is no way to leave that out.
+func (d *Dialer) TLS(at Place) (*tls.Config, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: at.TLS.ServerName, RootCAs: d.cfg.Roots, NextProtos: []string{"http/1.1"}}
+	if cfg.ServerName == "" {
+		u, err := url.Parse(at.Base)
+		if err != nil || u.Hostname() == "" {
+			return nil, errors.New("the upstream's URL names no host to verify")
+		}
+		cfg.ServerName = u.Hostname()
+	}
+	if at.TLS.CA != "" {
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM([]byte(at.TLS.CA)) {
+			// An empty pool trusts nobody: a text that cannot be read must not come to mean the system's.
+			return nil, errors.New("the API's ca holds no certificate that can be read")
+		}
+	}
+	if name := at.TLS.ClientCertificate; name != "" {
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.cfg.Certs.get(name) }
+	}
+	return cfg, nil
+}
