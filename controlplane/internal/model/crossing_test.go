@@ -35,6 +35,8 @@ var crosses = map[string]string{
 	"API.Name": "id", "API.Zone": "id", "API.Hosts": "public host names", "API.Policy": "id", "API.Summary": "published about the product", "API.Docs": "published about the product",
 	"API.OpenAPI": "published about the product", "Route.Name": "id", "Route.Methods": "HTTP methods", "Route.PathPrefix": "template, never a request's path", "Route.Scope": "id",
 	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe",
+	"Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",
+	"UpstreamTLS.ClientCertificate": "id of files at the edges",
 	"Product.Name": "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",
 	"Plan.Name": "id", "Plan.Products": "ids", "Plan.PriorityClass": "id", "Plan.SLATarget": "number as text", "Plan.Price": "published price", "Quota.Period": "enum", "Quota.Mode": "enum",
 	"Node.Name": "id", "Node.Kind": "enum", "Node.Region": "id", "Node.Zone": "id", "Node.PeerAddr": "address of a node", "Node.AdminURL": "address of a node", "Node.RelayAddr": "address of a node", "Doors.Addresses": "public addresses of an edge",

@@ -124,9 +124,6 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 	return Candidate{}, false
 }
 
-// Busy says that Next found nowhere because all that could serve have as many requests as they may.
-func (a *Attempts) Busy() bool { return a.busy }
-
 // pair is the best permitted, granted and not known-bad region not tried yet.
 func (a *Attempts) pair() (Candidate, bool) {
 	if a.r.grants == nil || a.api.Foreign {
@@ -152,6 +149,9 @@ func (a *Attempts) pair() (Candidate, bool) {
 	}
 	return Candidate{}, false
 }
+
+// Busy says that Next found nowhere because all that could serve have as many requests as they may.
+func (a *Attempts) Busy() bool { return a.busy }
 
 // Hedge is a second place for a request that is still waiting at the first.
 func (a *Attempts) Hedge() (Candidate, bool) { return a.pair() }

@@ -39,9 +39,16 @@ func obj(t testing.TB, kind table.Kind, id string, v any) table.Object {
 // edgeTable is a table of eu-west; pairs are the targets of policy gdpr.
 func edgeTable(t testing.TB, epoch uint64, upstreams []string, pairs ...string) *policy.Table {
 	t.Helper()
+	return apiTable(t, epoch, table.API{Targets: upstreams}, pairs...)
+}
+
+// apiTable is the same with what more is said of the API.
+func apiTable(t testing.TB, epoch uint64, api table.API, pairs ...string) *policy.Table {
+	t.Helper()
+	api.Name, api.Zone, api.Hosts, api.Policy = "orders", "emea", []string{"orders.test"}, "gdpr"
 	objects := []table.Object{
 		obj(t, table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: "eu-west"}),
-		obj(t, table.KindAPI, "orders", table.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, Policy: "gdpr", Targets: upstreams}),
+		obj(t, table.KindAPI, "orders", api),
 		obj(t, table.KindZoneKey, "emea", table.ZoneKey{Zone: "emea", PublicKey: signer.Public().(ed25519.PublicKey)}),
 	}
 	for i, to := range pairs {

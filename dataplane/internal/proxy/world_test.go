@@ -261,6 +261,7 @@ type region struct {
 	evidence *evidence
 	server   *httptest.Server
 	addr     string
+	orders   func(*table.API) // what is said of the API here besides the usual
 }
 
 // world is two regions that may relay to each other, and a key.
@@ -321,9 +322,13 @@ func (w *world) view(r *region, paired bool) *policy.Table {
 		objects = append(objects, o)
 	}
 	add(table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: r.name})
-	add(table.KindAPI, "orders", table.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test", "orders2.test"}, Policy: "gdpr", Targets: []string{"http://" + r.up.addr},
+	orders := table.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test", "orders2.test"}, Policy: "gdpr", Targets: []string{"http://" + r.up.addr},
 		Regions: []string{"eu-west", "eu-central"}, Routes: []table.Route{{Name: "all"}, {Name: "small", PathPrefix: "/small", MaxRequestBytes: 10}, {Name: "quick", PathPrefix: "/quick", Timeout: 300 * time.Millisecond},
-			{Name: "scoped", PathPrefix: "/scoped", Scope: "orders:read"}, {Name: "short", PathPrefix: "/short", MaxResponseBytes: 100}, {Name: "brief", PathPrefix: "/brief", Deadline: 300 * time.Millisecond}}})
+			{Name: "scoped", PathPrefix: "/scoped", Scope: "orders:read"}, {Name: "short", PathPrefix: "/short", MaxResponseBytes: 100}, {Name: "brief", PathPrefix: "/brief", Deadline: 300 * time.Millisecond}}}
+	if r.orders != nil {
+		r.orders(&orders)
+	}
+	add(table.KindAPI, "orders", orders)
 	add(table.KindAPI, "reports", table.API{Name: "reports", Zone: "emea", Hosts: []string{"reports.test"}, Targets: []string{"http://" + r.up.addr}})
 	add(table.KindPlan, "gold", table.Plan{Name: "gold", Rev: 7, APIs: map[string]string{"orders": "core"}})
 	add(table.KindPlan, "free", table.Plan{Name: "free", Rev: 3, APIs: map[string]string{"orders": "core"}, RequestsPerSecond: 5, Burst: 5})

@@ -57,6 +57,9 @@ func ParseAllow(text string) (out []netip.Prefix, err error) {
 // Guard judges resolved addresses.
 type Guard struct{ allow []netip.Prefix }
 
+// NewGuard allows public addresses and those of allow.
+func NewGuard(allow []netip.Prefix) *Guard { return &Guard{allow} }
+
 // Check says why an address is forbidden, nil if it is not.
 func (g *Guard) Check(ip netip.Addr) error {
 	ip = ip.Unmap().WithZone("")
