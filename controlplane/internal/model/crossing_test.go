@@ -37,7 +37,7 @@ var crosses = map[string]string{
 	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe",
 	"Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",
 	"UpstreamTLS.ClientCertificate": "id of files at the edges",
-	"Product.Name": "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",
+	"Product.Name":                  "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",
 	"Plan.Name": "id", "Plan.Products": "ids", "Plan.PriorityClass": "id", "Plan.SLATarget": "number as text", "Plan.Price": "published price", "Quota.Period": "enum", "Quota.Mode": "enum",
 	"Node.Name": "id", "Node.Kind": "enum", "Node.Region": "id", "Node.Zone": "id", "Node.PeerAddr": "address of a node", "Node.AdminURL": "address of a node", "Node.RelayAddr": "address of a node", "Doors.Addresses": "public addresses of an edge",
 	"Audit.Operator": "in the catalog a zone and a pseudonym under its key", "Audit.Call": "id", "Audit.RequestSHA256": "digest",
