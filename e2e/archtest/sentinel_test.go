@@ -24,14 +24,15 @@ func TestSentinel_SharesNoCodeWithTheFirstCheck(t *testing.T) {
 // Every place where an edge makes a connection, and what stands there beside the first check. A new one is a new way
 // out of the region: it needs its line here, and the sentinel's word if requests, usage or keys go over it.
 var dials = map[string]string{
-	"dataplane/internal/proxy/upstream.go":  "upstreams: sentinel.Upstream before each dial",
-	"dataplane/internal/proxy/servers.go":   "listens for QUIC and dials nobody",
-	"dataplane/internal/relay/session.go":   "other regions' edges: sentinel.Dialled in the handshake, sentinel.Leaves for each request",
-	"dataplane/internal/ship/link.go":       "usage over QUIC: sentinel.Control in the handshake",
-	"dataplane/tls.go":                      "usage where UDP is blocked: sentinel.Control in the handshake",
-	"dataplane/internal/enroll/client.go":   "control nodes by name: certificates, tables, grants and quotas of the own zone, no requests",
-	"dataplane/internal/enroll/enroll.go":   "the first control node: nothing but a join token leaves",
-	"dataplane/internal/observe/observe.go": "health of the own zone's edges: no requests",
+	"dataplane/internal/proxy/upstream.go":    "requests to upstreams, over what upstream.Dialer connects",
+	"dataplane/internal/upstream/upstream.go": "upstreams: sentinel.Upstream before each dial, by the name that the table has",
+	"dataplane/internal/proxy/servers.go":     "listens for QUIC and dials nobody",
+	"dataplane/internal/relay/session.go":     "other regions' edges: sentinel.Dialled in the handshake, sentinel.Leaves for each request",
+	"dataplane/internal/ship/link.go":         "usage over QUIC: sentinel.Control in the handshake",
+	"dataplane/tls.go":                        "usage where UDP is blocked: sentinel.Control in the handshake",
+	"dataplane/internal/enroll/client.go":     "control nodes by name: certificates, tables, grants and quotas of the own zone, no requests",
+	"dataplane/internal/enroll/enroll.go":     "the first control node: nothing but a join token leaves",
+	"dataplane/internal/observe/observe.go":   "health of the own zone's edges: no requests",
 }
 
 func TestSentinel_StandsAtEveryDial(t *testing.T) {
