@@ -18,6 +18,8 @@ type World struct {
 	Stores func() []group.Store // one a node, nil while it is down; always as many
 	Cut    func()               // a node loses its connections, and history from before is forgotten by the others meanwhile
 	Kill   func()               // whatever leads the group's quorum is killed, and begins again
+	// Behind makes what the first node reads from fall behind what the group commits, while it answers still, until undo.
+	Behind func() (undo func())
 	// Restore sets the group back to an earlier state, as its operator does.
 	Restore func()
 }
@@ -37,7 +39,7 @@ func RunWorld(t *testing.T, open func(t *testing.T) World) {
 
 // WorldChecks is the suite.
 func WorldChecks() []WorldCheck {
-	return []WorldCheck{{"watch_unbroken", watchUnbroken}, {"restore", restore}}
+	return []WorldCheck{{"watch_unbroken", watchUnbroken}, {"restore", restore}, {"reads_behind", readsBehind}}
 }
 
 // validator follows a watch of everything and holds each event against all that came before: a gap, a repeat, a change
@@ -244,6 +246,53 @@ func (v *validator) follow(ctx context.Context, s group.Store, last <-chan struc
 		}
 	}
 	return true, nil
+}
+
+// readsBehind: a read that cannot see all that was acknowledged before it began says so, instead of what it sees.
+func readsBehind(t T, w World) {
+	if w.Behind == nil {
+		return
+	}
+	all := w.Stores()
+	first, last := all[0], all[len(all)-1]
+	write(t, last, put("a", "0"))
+	wantValue(t, first, "a", "0")
+	undo := sync.OnceFunc(w.Behind())
+	defer undo()
+	for i := 1; i <= 2; i++ {
+		want := fmt.Sprint(i)
+		at := write(t, last, put("a", want)).Revision
+		ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond)
+		stale := func(call string, rev group.Revision, value string, err error) {
+			if err == nil && (rev.Less(at) || value != want) {
+				t.Errorf("%s at a node that is behind: got %q at %v, want %q at %v, or an error", call, value, rev, want, at)
+			}
+		}
+		var reads sync.WaitGroup
+		reads.Go(func() {
+			kv, _, rev, err := first.Get(ctx, "a")
+			stale("get", rev, string(kv.Value), err)
+		})
+		reads.Go(func() {
+			kvs, rev, err := first.List(ctx, "a")
+			if len(kvs) == 1 {
+				stale("list", rev, string(kvs[0].Value), err)
+			} else if err == nil {
+				t.Errorf("list: got %d keys, want 1", len(kvs))
+			}
+		})
+		reads.Go(func() {
+			snap, err := first.Sync(ctx)
+			if err == nil {
+				kv, _ := snap.Get("a")
+				stale("sync", snap.Revision(), string(kv.Value), nil)
+			}
+		})
+		reads.Wait()
+		cancel()
+	}
+	undo()
+	wantValue(t, first, "a", "2")
 }
 
 // restore: a revision given out before an operator set the group back is below every one after it, and no watch goes on

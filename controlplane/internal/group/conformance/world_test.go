@@ -15,7 +15,7 @@ import (
 // world is a group of one that nothing disturbs: what breaks is the wrapper.
 func world(s group.Store, wrap func(group.Store) group.Store) conformance.World {
 	all := []group.Store{wrap(s)}
-	return conformance.World{Stores: func() []group.Store { return all }, Restore: func() {
+	return conformance.World{Stores: func() []group.Store { return all }, Behind: func() func() { return func() {} }, Restore: func() {
 		if _, err := s.(*raftgroup.Store).OpenEpoch(context.Background()); err != nil {
 			panic(err)
 		}
@@ -101,6 +101,19 @@ var worldBreakages = []struct {
 		}
 		return all
 	})},
+	{"reads_behind", "what is read is what this node has applied", func(s group.Store) group.Store {
+		var first atomic.Pointer[group.Snapshot] // after which nothing more comes
+		return &broken{Store: s, sync: func(ctx context.Context) (group.Snapshot, error) {
+			if old := first.Load(); old != nil {
+				return *old, nil
+			}
+			snap, err := s.Sync(ctx)
+			if _, ok := snap.Get("a"); ok && err == nil {
+				first.Store(&snap)
+			}
+			return snap, err
+		}}
+	}},
 	{"restore", "the epoch stays", func(s group.Store) group.Store {
 		flat := func(r group.Revision) group.Revision { r.Epoch = min(r.Epoch, 1); return r }
 		return &broken{Store: s, txn: func(ctx context.Context, x group.Txn) (group.Result, error) {

@@ -14,13 +14,16 @@ import (
 	"bailiwick/controlplane/internal/group/conformance"
 )
 
-// three are nodes of one group; the first reaches etcd through a proxy of its own.
+// three are nodes of one group; the first reaches one member of etcd, through a proxy of its own, the last all others.
 func (c *cluster) three(prefix string) (stores []group.Store, own *proxy) {
 	own = newProxy(c.t, c.members[0].client)
 	for i := range 3 {
 		s, _ := c.node(fmt.Sprint("n", i+1), prefix, func(cfg *Config) {
-			if i == 0 {
+			switch {
+			case i == 0:
 				cfg.Endpoints = []string{own.ln.Addr().String()}
+			case i == 2 && len(c.members) > 1:
+				cfg.Endpoints = cfg.Endpoints[1:] // not the first one's
 			}
 		})
 		stores = append(stores, s)
@@ -49,6 +52,11 @@ func TestConformance_World(t *testing.T) {
 				c.kill(m)
 				time.Sleep(200 * time.Millisecond)
 				c.begin(m)
+			},
+			Behind: func() func() { // its member takes part in the quorum, and applies nothing
+				tx := c.members[0].etcd.Server.Backend().BatchTx()
+				tx.LockOutsideApply()
+				return tx.Unlock
 			},
 			Restore: func() {
 				backup = c.backup(cl, "p/")
