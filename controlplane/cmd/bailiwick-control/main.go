@@ -24,6 +24,7 @@ import (
 
 	"bailiwick/controlplane"
 	"bailiwick/controlplane/internal/alert"
+	"bailiwick/controlplane/internal/heap"
 	"bailiwick/controlplane/internal/rollout"
 	"bailiwick/controlplane/internal/sso"
 	"bailiwick/shared/telemetry"
@@ -208,6 +209,7 @@ func serve(ctx context.Context, args []string) error {
 		}
 	})
 	cfg.Logger = telemetry.NewLogger(os.Stderr, *level, *format, "bailiwick-control", filepath.Base(cfg.Dir))
+	defer heap.Room(heap.DefaultRoom)()
 	node, err := controlplane.New(cfg)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/raftgroup"
+	"bailiwick/controlplane/internal/heap"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/syncserver"
 )
@@ -35,6 +36,7 @@ func peak() string {
 // BAILIWICK_KEYS=1000000 it is the measurement of make scale, against 1.5 GiB.
 func TestScale_AControlNode(t *testing.T) {
 	keys := number(t, "BAILIWICK_KEYS", 4000)
+	defer heap.Room(heap.DefaultRoom)() // as bailiwick-control has it
 	store, err := raftgroup.NewStore(raftgroup.Config{Group: "store/emea", Node: "n1", Dir: t.TempDir(), Voters: []string{"n1"}, Timing: raftgroup.Local(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
