@@ -87,13 +87,18 @@ func TestQueryUsage_FoldsKeepEverySum(t *testing.T) {
 
 // Without a beginning the first row is a whole unit, wherever its day begins.
 func TestQueryUsage_BeginsWithAWholeUnit(t *testing.T) {
-	in := seeded(t, time.Second)
+	in := seeded(t, time.Minute) // what is asked is not how long it takes
 	z := in.Zones["emea"]
 	usage := adminv1connect.NewUsageServiceClient(apitest.Client(apitest.Viewer), z.Server.URL, faults)
 	until := time.Date(2026, 11, 25, 12, 7, 0, 0, time.UTC)
 	var rows []adminapi.UsageRow
-	for cell := until.Add(-400 * 24 * time.Hour).Truncate(15 * time.Minute); cell.Before(until); cell = cell.Add(15 * time.Minute) {
+	step := 15 * time.Minute
+	for cell := time.Date(2025, 11, 28, 0, 0, 0, 0, time.UTC); cell.Before(until); cell = cell.Add(step) {
 		rows = append(rows, adminapi.UsageRow{Cell: cell, Outcome: "success", Requests: 1})
+		// Whole are what is before the first month, that month, and the last days; a day between has one row.
+		if step = 24 * time.Hour; cell.Before(time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)) || cell.After(until.Add(-32*24*time.Hour)) {
+			step = 15 * time.Minute
+		}
 	}
 	z.Usage.Set("acme", adminapi.UsageReport{Rows: rows})
 	for unit, want := range map[string]struct {

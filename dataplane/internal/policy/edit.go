@@ -63,6 +63,9 @@ func (t *Table) Edit() *Edit {
 	return e
 }
 
+// Expect says how many keys are about to come into an edit of no table: it makes room at once. It need not be exact.
+func (e *Edit) Expect(keys int) { e.keys.expect = keys }
+
 // Prepared is an object that was read, so that it can be read elsewhere than where a table is made of it.
 type Prepared struct {
 	object    table.ObjectKey

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"math/bits"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -195,6 +196,7 @@ type keysEdit struct {
 	*keys
 	own    [shards]bool
 	ownOdd bool
+	expect int // so many keys are to come into a table that has none
 }
 
 func (k *keys) edit() *keysEdit {
@@ -208,6 +210,9 @@ func (e *keysEdit) touch(at uint32) *shard {
 		if old := e.shard[at]; old != nil {
 			c.entries = append(make([]Key, 0, len(old.entries)+1), old.entries...)
 			c.slots = append(make([]uint32, 0, len(old.slots)), old.slots...)
+		} else if n := e.expect / shards; n > 0 {
+			c.entries = make([]Key, 0, n+n/16)
+			c.slots = make([]uint32, 1<<bits.Len(uint(2*n+n/4))) // half of them free, also in a shard that has some more
 		}
 		e.shard[at], e.own[at] = c, true
 	}

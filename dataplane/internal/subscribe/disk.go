@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"bailiwick/dataplane/internal/policy"
@@ -55,6 +56,7 @@ type mark struct {
 const (
 	markName = "mark"
 	refused  = ".refused"
+	leastKey = 128       // bytes of a key's object in a base, at least
 	foldMin  = 64 << 10 // a log below this is never worth a new base for its length alone
 )
 
@@ -131,6 +133,7 @@ func replayBase(blob []byte, open func(*syncv1.Signed) (*part, error)) (*policy.
 		err error
 	}
 	parts, stop := make(chan ahead, 4), make(chan struct{})
+	rooms := make(chan []policy.Prepared, cap(parts)+2) // used ones
 	var reader sync.WaitGroup
 	reader.Go(func() {
 		defer close(parts)
@@ -141,7 +144,13 @@ func replayBase(blob []byte, open func(*syncv1.Signed) (*part, error)) (*policy.
 				next.err, rest = errors.New("it is cut short"), nil
 			} else {
 				if next.part, next.err = r.read(rest[w : w+int(n)]); next.err == nil {
-					next.err = next.prepare()
+					var room []policy.Prepared
+					select {
+					case room = <-rooms:
+					default:
+					}
+					next.expect = min(len(blob)/int(n)*next.count, len(blob)/leastKey)
+					next.err = next.prepare(room)
 				}
 				rest = rest[w+int(n):]
 			}
@@ -165,6 +174,8 @@ func replayBase(blob []byte, open func(*syncv1.Signed) (*part, error)) (*policy.
 		if err != nil {
 			return nil, fmt.Errorf("part at byte %d of the content: %w", next.at, err)
 		}
+		clear(next.objects)
+		rooms <- next.objects // there are no more than it holds
 	}
 	if !r.whole {
 		return nil, errors.New("snapshot is not whole")
@@ -189,11 +200,44 @@ func (r *replay) part(raw []byte) error {
 }
 
 func (r *replay) read(raw []byte) (*part, error) {
-	signed := new(syncv1.Signed)
-	if err := proto.Unmarshal(raw, signed); err != nil {
+	signed, err := readSigned(raw)
+	if err != nil {
 		return nil, err
 	}
-	return r.open(signed)
+	p, err := r.open(signed)
+	if err == nil {
+		p.replayed = true
+	}
+	return p, err
+}
+
+// readSigned reads a message whose texts stay where they are: the generated reader would copy all of a base.
+func readSigned(b []byte) (*syncv1.Signed, error) {
+	signed := new(syncv1.Signed)
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return nil, malformed(n)
+		}
+		b = b[n:]
+		var hashed uint64
+		switch {
+		case num == 1 && typ == protowire.BytesType:
+			signed.Payload, n = protowire.ConsumeBytes(b)
+		case num == 2 && typ == protowire.BytesType:
+			signed.Signature, n = protowire.ConsumeBytes(b)
+		case num == 3 && typ == protowire.VarintType:
+			hashed, n = protowire.ConsumeVarint(b)
+			signed.Hashed = hashed != 0
+		default:
+			n = protowire.ConsumeFieldValue(num, typ, b)
+		}
+		if n < 0 {
+			return nil, malformed(n)
+		}
+		b = b[n:]
+	}
+	return signed, nil
 }
 
 func (r *replay) take(u *part) (err error) {

@@ -4,7 +4,9 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"unicode/utf8"
+	"unsafe"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -33,6 +35,9 @@ const (
 type part struct {
 	*syncv1.TableUpdate // without upserts
 	signed              *syncv1.Signed
+	replayed            bool              // it is on the disk already
+	expect              int               // objects of all parts, about; 0: not known
+	count               int               // of upserts
 	objects             []policy.Prepared // of upserts, once prepared
 }
 
@@ -52,44 +57,48 @@ func (c *Client) open(signed *syncv1.Signed) (*part, error) {
 	if !ed25519.Verify(c.cfg.SigningKey, covered, signed.GetSignature()) {
 		return nil, fault.New(fault.Denied, ReasonSignature, "signature of an update is not that of zone %s for edge %s", c.cfg.Zone, c.cfg.Edge)
 	}
-	u, err := readHead(signed.Payload)
+	u, count, err := readHead(signed.Payload)
 	if err != nil {
 		return nil, err
 	}
 	if u.Edge != edge || u.Region != c.cfg.Region || u.Zone != c.cfg.Zone {
 		return nil, fault.New(fault.Denied, ReasonWrongEdge, "update is for edge %q in region %q of zone %q", u.Edge, u.Region, u.Zone)
 	}
-	return &part{TableUpdate: u, signed: signed}, nil
+	return &part{TableUpdate: u, signed: signed, count: count}, nil
 }
 
-// readHead reads all of a payload but its objects. There may be a million of those in an update, and the generated reader
+// readHead reads all of a payload but its objects, and counts those. There may be a million of those in an update, and the generated reader
 // would allocate three times for each.
-func readHead(payload []byte) (*syncv1.TableUpdate, error) {
+func readHead(payload []byte) (u *syncv1.TableUpdate, count int, err error) {
 	var rest []byte
 	for b := payload; len(b) > 0; {
 		num, _, n := protowire.ConsumeField(b)
 		if n < 0 {
-			return nil, fault.New(fault.Invalid, ReasonMalformed, "read update: %w", protowire.ParseError(n))
+			return nil, 0, fault.New(fault.Invalid, ReasonMalformed, "read update: %w", protowire.ParseError(n))
 		}
 		if num != upsertsField {
 			rest = append(rest, b[:n]...)
+		} else {
+			count++
 		}
 		b = b[n:]
 	}
-	u := new(syncv1.TableUpdate)
+	u = new(syncv1.TableUpdate)
 	if err := proto.Unmarshal(rest, u); err != nil {
-		return nil, fault.New(fault.Invalid, ReasonMalformed, "read update: %w", err)
+		return nil, 0, fault.New(fault.Invalid, ReasonMalformed, "read update: %w", err)
 	}
-	return u, nil
+	return u, count, nil
 }
 
-// prepare reads the objects, in order.
-func (p *part) prepare() error {
+// prepare reads the objects, in order, into room that nobody uses any more.
+func (p *part) prepare(room []policy.Prepared) error {
+	p.objects = slices.Grow(room[:0], p.count)
 	return p.upserts(func(o table.Object) { p.objects = append(p.objects, policy.Prepare(o)) })
 }
 
 // upserts gives each object, in order. Its data is a piece of the payload.
 func (p *part) upserts(each func(table.Object)) error {
+	ids := make([]byte, 0, p.count*idRoom)
 	for b := p.signed.Payload; len(b) > 0; {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -108,7 +117,7 @@ func (p *part) upserts(each func(table.Object)) error {
 			return malformed(n)
 		}
 		b = b[n:]
-		o, kind, err := readObject(raw)
+		o, kind, err := readObject(raw, &ids)
 		if err != nil {
 			return err
 		}
@@ -121,7 +130,12 @@ func (p *part) upserts(each func(table.Object)) error {
 	return nil
 }
 
-func readObject(b []byte) (o table.Object, kind uint64, err error) {
+// idRoom is what an id takes, mostly.
+const idRoom = 16
+
+// readObject reads an object. Its id is put into ids, which those of one part share: a million strings of their own would be
+// a million things for the garbage collector to look at.
+func readObject(b []byte, ids *[]byte) (o table.Object, kind uint64, err error) {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
 		if n < 0 {
@@ -136,7 +150,12 @@ func readObject(b []byte) (o table.Object, kind uint64, err error) {
 			if id, n = protowire.ConsumeBytes(b); !utf8.Valid(id) {
 				return o, 0, fault.New(fault.Invalid, ReasonMalformed, "an object's id is no text")
 			}
-			o.ID = string(id)
+			if len(*ids)+len(id) > cap(*ids) {
+				*ids = make([]byte, 0, max(len(id), cap(*ids)))
+			}
+			at := len(*ids)
+			*ids = append(*ids, id...) // in place: nothing writes there again
+			o.ID = unsafe.String(unsafe.SliceData((*ids)[at:]), len(id))
 		case num == 3 && typ == protowire.BytesType:
 			o.Data, n = protowire.ConsumeBytes(b)
 		default:
@@ -184,6 +203,8 @@ func (s *staged) add(u *part, held *policy.Table, limit int64) (next *staged, wh
 		return nil, false, fault.New(fault.Conflict, ReasonPosition, "a snapshot goes on behind %d objects that are not here", u.Skipped)
 	case n.snapshot:
 		n.edit = (*policy.Table)(nil).Edit()
+		keys, _ := held.Size() // about as many as there were
+		n.edit.Expect(max(keys, u.expect))
 	default:
 		n.edit = held.Edit()
 	}
@@ -191,7 +212,7 @@ func (s *staged) add(u *part, held *policy.Table, limit int64) (next *staged, wh
 		return nil, false, fault.New(fault.TooLarge, ReasonTooLarge, "update is larger than %d bytes", limit)
 	}
 	if u.objects == nil {
-		if err := u.prepare(); err != nil {
+		if err := u.prepare(nil); err != nil {
 			return nil, false, err
 		}
 	}
@@ -208,7 +229,9 @@ func (s *staged) add(u *part, held *policy.Table, limit int64) (next *staged, wh
 		n.removes = true
 		n.edit.Remove(table.ObjectKey{Kind: table.Kind(k.Kind), ID: k.Id})
 	}
-	n.parts = append(n.parts, u.signed)
+	if !u.replayed {
+		n.parts = append(n.parts, u.signed)
+	}
 	return n, !u.More, nil
 }
 
