@@ -56,7 +56,7 @@ type mark struct {
 const (
 	markName = "mark"
 	refused  = ".refused"
-	leastKey = 128       // bytes of a key's object in a base, at least
+	leastKey = 128      // bytes of a key's object in a base, at least
 	foldMin  = 64 << 10 // a log below this is never worth a new base for its length alone
 )
 
