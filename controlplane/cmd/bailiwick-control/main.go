@@ -209,7 +209,9 @@ func serve(ctx context.Context, args []string) error {
 		}
 	})
 	cfg.Logger = telemetry.NewLogger(os.Stderr, *level, *format, "bailiwick-control", filepath.Base(cfg.Dir))
-	defer heap.Room(heap.DefaultRoom)()
+	if os.Getenv("GOGC") == "" { // an operator knows better
+		defer heap.Room(heap.DefaultRoom)()
+	}
 	node, err := controlplane.New(cfg)
 	if err != nil {
 		return err

@@ -6,7 +6,6 @@
 package heap
 
 import (
-	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -30,11 +29,8 @@ func Percent(live, room uint64) int {
 }
 
 // Room keeps garbage within so many bytes until release: after each collection it looks at what lives. Small processes do
-// not notice, since theirs grows to as much as lives in any case. It does nothing where an operator has set GOGC.
+// not notice, since theirs grows to as much as lives in any case.
 func Room(bytes uint64) (release func()) {
-	if os.Getenv("GOGC") != "" {
-		return func() {}
-	}
 	r := &room{bytes: bytes, before: debug.SetGCPercent(usual), set: usual}
 	mark(r)
 	return r.release

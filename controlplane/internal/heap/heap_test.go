@@ -25,7 +25,6 @@ func TestPercent(t *testing.T) {
 // Once something lives that is larger than the room, the next collection comes when the room is full, and not when as much
 // is garbage as lives.
 func TestRoom_HoldsWhatGarbageMayTake(t *testing.T) {
-	t.Setenv("GOGC", "")
 	release := heap.Room(8 << 20)
 	lives := make([]byte, 32<<20)
 	goal := func() uint64 {
