@@ -61,6 +61,12 @@ func TestCaught_TellsASurvivor(t *testing.T) {
 	if err := harmless.caught(root, []check{{"regions", "TestSet_Permits"}}); err == nil {
 		t.Error("a comment: said to be caught, want survived")
 	}
+	harmless.harmless = true
+	harmless.edits[0].new = "func key(from, to uint32) uint64 {\n\tto = from"
+	if err := harmless.caught(root, []check{{"regions", "TestSet_Permits"}}); err == nil {
+		t.Error("a bug that is said to be harmless: not found out")
+	}
+	harmless.harmless = false
 	broken := bug{name: "broken", edits: []edit{{setFile, "func key(from, to uint32) uint64 {", "func key(from, to uint32) uint64 { nonsense"}}}
 	if err := broken.caught(root, []check{{"regions", "TestSet_Permits"}}); err == nil {
 		t.Error("code that does not build: said to be caught, want an error")

@@ -57,4 +57,10 @@ var secondBugs = []bug{
 	{name: "ttl-forgotten-anywhere", breaks: "a new leader reckons with a full grant for targets that it does not know",
 		edits:  []edit{{bookFile, "lease{region, since.Add(Slack(ttl))}", "lease{region, since}"}},
 		checks: []check{{borderPkg, "TestKeeper_NewLeaderAssumesGrants"}}},
+	{name: "new-leader-reckons-less", breaks: "nothing: of targets by name a new leader reckons with what is left, and with a full grant for any", harmless: true,
+		edits:  []edit{{bookFile, "longest[l.To] = max(longest[l.To], l.Lasts, ttl)", "longest[l.To] = max(longest[l.To], l.Lasts)"}},
+		checks: []check{{simulatePkg, "TestCampaign"}, {borderPkg, "TestKeeper_NewLeader.*"}, {grantPkg, ".*"}}},
+	{name: "new-leader-forgets-targets", breaks: "nothing: targets of pending tightenings are among all targets, and longer grants for them are in the log", harmless: true,
+		edits:  []edit{{bookFile, "reckon(Life{To: to})", "_ = to"}},
+		checks: []check{{simulatePkg, "TestCampaign"}, {borderPkg, "TestKeeper_NewLeader.*"}, {grantPkg, ".*"}}},
 }
