@@ -117,7 +117,7 @@ type regionState struct {
 	Name           string       `json:"name"`
 	Zone           string       `json:"zone"`
 	ControlOnly    bool         `json:"control_only"`
-	Verdict        string       `json:"verdict"`         // well, down, split (edges differ), unknown; "" of a control-only one
+	Verdict        string       `json:"verdict"`         // up, down, drained, unknown: what most edges say; "" of a control-only one
 	Drain          string       `json:"drain"`           // why it is drained; "": it is not
 	Edges          int32        `json:"edges"`           // registered in it
 	EdgesConnected int32        `json:"edges_connected"` // of them
@@ -140,13 +140,9 @@ type regionView struct {
 }
 
 func regionOf(r *adminv1.RegionState) regionState {
-	out := regionState{Name: r.GetName(), Zone: r.GetZone(), ControlOnly: r.GetControlOnly(), Drain: r.GetDrain(), Edges: r.GetEdges(), EdgesConnected: r.GetEdgesConnected(),
+	out := regionState{Name: r.GetName(), Zone: r.GetZone(), ControlOnly: r.GetControlOnly(), Verdict: r.GetState(), Drain: r.GetDrain(), Edges: r.GetEdges(), EdgesConnected: r.GetEdgesConnected(),
 		EdgesReporting: r.GetEdgesAlive(), EdgesInSync: r.GetEdgesAcked(), DNSEdges: r.GetNames(), DNSNaming: r.GetNaming(), DNSShare: r.GetShare(),
 		Accepted: r.GetAccepted(), RelaysOut: r.GetRelaysOut(), RelaysIn: r.GetRelaysIn(), Views: []regionView{}}
-	out.Verdict, _, _ = strings.Cut(verdict(r), ":")
-	if strings.HasPrefix(out.Verdict, "down by") {
-		out.Verdict = "split"
-	}
 	if out.DNSShare == 0 {
 		out.DNSShare = 100
 	}
@@ -156,7 +152,7 @@ func regionOf(r *adminv1.RegionState) regionState {
 	return out
 }
 
-// verdict sums up what the edges say of a region.
+// verdict is the zone's, with what those say that find the region down.
 func verdict(r *adminv1.RegionState) string {
 	dead, why := 0, ""
 	for _, v := range r.GetViews() {
@@ -165,18 +161,10 @@ func verdict(r *adminv1.RegionState) string {
 			why = v.GetWhy()
 		}
 	}
-	switch n := len(r.GetViews()); {
-	case r.GetControlOnly():
-		return ""
-	case n == 0:
-		return "unknown"
-	case dead == 0:
-		return "well"
-	case dead == n:
-		return "down: " + why
-	default:
-		return fmt.Sprintf("down by %d of %d edges: %s", dead, n, why)
+	if dead == 0 {
+		return r.GetState()
 	}
+	return fmt.Sprintf("%s (down by %d of %d edges: %s)", r.GetState(), dead, len(r.GetViews()), why)
 }
 
 // returning says how far a region is on its way back into the answers.

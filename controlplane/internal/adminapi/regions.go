@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/uptime"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	"bailiwick/regions/answer"
@@ -77,9 +78,21 @@ func (s *server) Regions(ctx context.Context, _ *adminv1.RegionsRequest) (*admin
 			}
 		}
 		slices.SortFunc(row.Views, func(a, b *adminv1.RegionView) int { return cmp.Compare(a.Edge, b.Edge) })
+		r.Drain = row.Drain
+		for _, judged := range uptime.Judge(s.Zone, []model.Region{r}, outlooks(row)) { // none of one that is control only
+			row.State = judged.State
+		}
 		out.Regions = append(out.Regions, row)
 	}
 	return out, nil
+}
+
+// outlooks are what edges think of a region, for the one place that judges it.
+func outlooks(row *adminv1.RegionState) (out []uptime.Outlook) {
+	for _, v := range row.Views {
+		out = append(out, uptime.Outlook{Edge: v.Edge, Alive: map[string]bool{row.Name: v.Healthy}})
+	}
+	return out
 }
 
 // knows says whether an edge holds a region as it stands: as the catalog wrote it last, at, and with what its zone says

@@ -42,6 +42,9 @@ func TestDNS_Regions(t *testing.T) {
 	if central.GetEdges() != 1 || central.GetEdgesConnected() != 0 || central.GetEdgesAlive() != 1 {
 		t.Errorf("eu-central: %v, want one edge that is not connected", central)
 	}
+	if central.GetState() != model.RegionUnknown {
+		t.Errorf("a region that nobody watches is %q, want %s", central.GetState(), model.RegionUnknown)
+	}
 	drain := func() uint64 {
 		put(model.PrefixRegion+"eu-west", model.Region{Name: "eu-west", Zone: "emea", Drain: "work"})
 		kv, _ := in.Catalog.Local().Get(model.PrefixRegion + "eu-west")
@@ -49,7 +52,7 @@ func TestDNS_Regions(t *testing.T) {
 	}
 	at := drain()
 	for ; at <= 9; at = drain() {
-		if west = ask()["eu-west"]; west.GetDrain() != "work" || west.GetEdgesAcked() != 1 {
+		if west = ask()["eu-west"]; west.GetDrain() != "work" || west.GetState() != model.RegionDrained || west.GetEdgesAcked() != 1 {
 			t.Errorf("drained at %d, with the edge at 9: %v, want it to know", at, west)
 		}
 	}
@@ -60,7 +63,7 @@ func TestDNS_Regions(t *testing.T) {
 	in = apitest.New(t, 2*time.Second)
 	put(model.PrefixNode+"eu-west-edge-1", model.Node{Name: "eu-west-edge-1", Kind: "edge", Region: "eu-west", Zone: "emea", Doors: doors("192.0.2.1")})
 	in.Zones["emea"].Store.Put(model.PrefixDrain+"eu-west", model.Encode(model.Drain{Name: "eu-west", Zone: "emea", Reason: "by the zone"}))
-	if west = ask()["eu-west"]; west.GetDrain() != "by the zone" || west.GetEdgesAcked() != 0 || west.GetNaming() != 1 {
+	if west = ask()["eu-west"]; west.GetDrain() != "by the zone" || west.GetState() != model.RegionDrained || west.GetEdgesAcked() != 0 || west.GetNaming() != 1 {
 		t.Errorf("drained by the zone, and the edge has not said that it knows: %v", west)
 	}
 }

@@ -158,8 +158,11 @@ func (m simulation) courses(a model.API, host, from, keyID string) ([]*adminv1.C
 				c.LedTo = append(c.LedTo, h)
 			}
 		}
-		if len(c.LedTo) == 0 && c.Drain == "" {
-			c.LedTo = last
+		if len(c.LedTo) == 0 {
+			if c.LedTo = last; c.Drain != "" && !m.down[home] { // then home is as good as they
+				c.LedTo = append(c.LedTo, home)
+				slices.Sort(c.LedTo)
+			}
 		}
 		out = append(out, c)
 		switch {

@@ -80,14 +80,14 @@ func TestBorder_Simulate(t *testing.T) {
 		want string
 	}{
 		{&adminv1.SimulateRequest{}, "orders@eu-central home eu-central  led [eu-west];orders@eu-west home eu-west  led [eu-central] drained (new kernel);"},
-		{&adminv1.SimulateRequest{From: "eu-west", Down: []string{"eu-central"}}, "orders@eu-west home eu-west  led [] drained (new kernel);"},
+		{&adminv1.SimulateRequest{From: "eu-west", Down: []string{"eu-central"}}, "orders@eu-west home eu-west  led [eu-west] drained (new kernel);"},
 	} {
 		if got, err := ask("emea", c.req); err != nil || got != c.want {
 			t.Errorf("drained, %v: %q, %v; want %q", c.req, got, err, c.want)
 		}
 	}
 	put(model.PrefixRegion+"eu-central", model.Region{Name: "eu-central", Zone: "emea", Drain: "disks"})
-	if got, err := ask("emea", &adminv1.SimulateRequest{}); err != nil || got != "orders@eu-central home eu-central  led [] drained (disks);orders@eu-west home eu-west  led [] drained (new kernel);" {
+	if got, err := ask("emea", &adminv1.SimulateRequest{}); err != nil || got != "orders@eu-central home eu-central  led [eu-central eu-west] drained (disks);orders@eu-west home eu-west  led [eu-central eu-west] drained (new kernel);" {
 		t.Errorf("all drained: %q, %v", got, err)
 	}
 	for want, req := range map[string]*adminv1.SimulateRequest{"REGION_UNKNOWN": {Down: []string{"eu-west", "x"}}, "HOST_NOT_FOUND": {Host: "x.test"}} {

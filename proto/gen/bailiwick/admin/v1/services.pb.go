@@ -430,7 +430,8 @@ func (x *SteerRolloutResponse) GetRollout() *Rollout {
 type Rollout struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// state: running, paused, stopped (nobody holds it, and it could not be taken back), done, rolled-back.
+	// state: running, paused, stopped (no edge holds it, and somebody has to decide: why says what kept it from being taken back),
+	// done, rolled-back.
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	// why: of a closed list, see controlplane/internal/rollout.
 	Why string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
@@ -5347,8 +5348,11 @@ type RegionState struct {
 	RelaysOut      int32                  `protobuf:"varint,13,opt,name=relays_out,json=relaysOut,proto3" json:"relays_out,omitempty"`
 	RelaysIn       int32                  `protobuf:"varint,14,opt,name=relays_in,json=relaysIn,proto3" json:"relays_in,omitempty"`
 	Share          int32                  `protobuf:"varint,15,opt,name=share,proto3" json:"share,omitempty"` // it returns: the least percentage of an edge's answers that name it; 0: all do
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// state is what most of those that watch it come to, as the zone's log has it: up, down, drained, unknown; empty of one
+	// that is control only.
+	State         string `protobuf:"bytes,16,opt,name=state,proto3" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegionState) Reset() {
@@ -5484,6 +5488,13 @@ func (x *RegionState) GetShare() int32 {
 		return x.Share
 	}
 	return 0
+}
+
+func (x *RegionState) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
 }
 
 // RegionView is how one edge sees a region.
@@ -11796,7 +11807,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x06filter\x184 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"t\n" +
 	"\x0fRegionsResponse\x129\n" +
 	"\aregions\x18\x01 \x03(\v2\x1f.bailiwick.admin.v1.RegionStateR\aregions\x12&\n" +
-	"\x0fnext_page_token\x182 \x01(\tR\rnextPageToken\"\xc1\x03\n" +
+	"\x0fnext_page_token\x182 \x01(\tR\rnextPageToken\"\xd7\x03\n" +
 	"\vRegionState\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04zone\x18\x02 \x01(\tR\x04zone\x12!\n" +
@@ -11816,7 +11827,8 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"relays_out\x18\r \x01(\x05R\trelaysOut\x12\x1b\n" +
 	"\trelays_in\x18\x0e \x01(\x05R\brelaysIn\x12\x14\n" +
-	"\x05share\x18\x0f \x01(\x05R\x05share\"\x96\x01\n" +
+	"\x05share\x18\x0f \x01(\x05R\x05share\x12\x14\n" +
+	"\x05state\x18\x10 \x01(\tR\x05state\"\x96\x01\n" +
 	"\n" +
 	"RegionView\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
