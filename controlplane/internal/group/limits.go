@@ -35,6 +35,7 @@ const (
 	ReasonNoLeader       = "NO_LEADER"       // kind Unavailable
 	ReasonNotLeader      = "NOT_LEADER"      // kind Unavailable
 	ReasonOutcomeUnknown = "OUTCOME_UNKNOWN" // kind Unavailable
+	ReasonBusy           = "GROUP_BUSY"      // kind Unavailable
 	ReasonStopped        = "STORE_STOPPED"   // kind Unavailable
 	ReasonClosed         = "WATCH_CLOSED"    // kind Unavailable
 )

@@ -1,6 +1,7 @@
 package raftgroup
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,11 +14,13 @@ import (
 // uvarints and length-prefixed bytes in a fixed order, so that the same
 // transaction is the same bytes in every build.
 const (
-	commandVersion = 1
+	commandVersion = 1 // all members know it
+	batchVersion   = 2 // since 2026-11-26: kindBatch
 
 	kindTxn    = 1
 	kindEpoch  = 2
 	kindReopen = 3 // a new epoch and its first changes, as one; only Recover and Restore write it
+	kindBatch  = 4 // commands of version 1 in the order in which they are applied; only a leader makes it
 
 	opPut          = 0
 	opDelete       = 1
@@ -142,6 +145,37 @@ func encodeEpoch(requestID string) []byte {
 	e.text(requestID)
 	return e
 }
+
+// encodeParts is what a batch and its results have in common: a list of byte strings.
+func encodeParts(head []byte, parts [][]byte) []byte {
+	size := len(head) + 8
+	for _, p := range parts {
+		size += len(p) + 4
+	}
+	e := append(make(encoder, 0, size), head...)
+	e.num(uint64(len(parts)))
+	for _, p := range parts {
+		e.bytes(p)
+	}
+	return e
+}
+
+// decodeParts aliases b.
+func decodeParts(head, b []byte) (parts [][]byte, err error) {
+	if !bytes.HasPrefix(b, head) {
+		return nil, errMalformed
+	}
+	d := &decoder{b: b[len(head):]}
+	parts = make([][]byte, d.count(1))
+	for i := range parts {
+		parts[i] = d.bytes()
+	}
+	return parts, d.end()
+}
+
+var batchHead = []byte{batchVersion, kindBatch}
+
+func isBatch(cmd []byte) bool { return bytes.HasPrefix(cmd, batchHead) }
 
 // decodeCommand aliases b: whoever keeps values copies them.
 func decodeCommand(b []byte) (kind byte, t group.Txn, err error) {

@@ -123,7 +123,7 @@ type Config struct {
 	TrailingLogs      uint64        // entries kept behind a snapshot; 0: 131,072
 	StallLimit        time.Duration // a disk write lasting longer stops the node; 0: 5 s
 	ProbeAfter        time.Duration // a leader that wrote nothing for so long writes an empty entry, or a hung disk would go unnoticed; 0: 1 s
-	CheckEvery        uint64        // revisions between hashes of a Store's state, which nodes compare; 0: 1,000
+	CheckEvery        uint64        // revisions between hashes of a Store's state, which nodes compare, fewer where it is large and they come quickly; 0: 1,000
 	LookEvery         time.Duration // between looks at the other members; 0: 5 s
 	WatchWindow       int           // events remembered for watches; 0: group.RememberedEvents
 
@@ -132,7 +132,7 @@ type Config struct {
 	// The program must end: a thread stuck in a disk write cannot be recalled.
 	OnFatal func(error)
 
-	knows    uint32          // tests: a newer version of the store's commands
+	knows    uint32          // tests: another newest version of the store's commands
 	wrapDisk func(disk) disk // tests put faults between raft and the disk
 }
 

@@ -1,9 +1,11 @@
 package raftgroup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -320,4 +322,13 @@ func mustContain(t testing.TB, err error, want ...string) {
 			t.Errorf("error: got %v, want it to say %q", err, w)
 		}
 	}
+}
+
+func readerOf(t testing.TB, write func(io.Writer) error) io.Reader {
+	t.Helper()
+	var b bytes.Buffer
+	if err := write(&b); err != nil {
+		t.Fatal(err)
+	}
+	return &b
 }

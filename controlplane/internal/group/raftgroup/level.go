@@ -62,10 +62,15 @@ func (n *Node) gate(cmd []byte) error {
 		return nil
 	}
 	version := v.Version(cmd)
-	if oldest, _ := v.Commands(); version <= oldest {
+	oldest, newest := v.Commands()
+	if version <= oldest {
 		return nil
 	}
-	if behind := n.levels.behind(version, n.Members(), n.member.Server); len(behind) > 0 {
+	behind := n.levels.behind(version, n.Members(), n.member.Server)
+	if version > newest {
+		behind = append(behind, n.cfg.Node)
+	}
+	if len(behind) > 0 {
 		return fault.New(fault.Unavailable, ReasonUpgrading, "change group %s: it takes commands of version %d when all of its members run a program that knows them: still to be upgraded, or not heard from: %s", n.cfg.Group, version, strings.Join(behind, ", "))
 	}
 	return nil

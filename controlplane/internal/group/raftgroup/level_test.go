@@ -13,7 +13,7 @@ import (
 // nothing stops; when the last one is upgraded it is.
 func TestGate_ACommandWaitsForTheLastMember(t *testing.T) {
 	c := newCluster(t, Config{LookEvery: 20 * time.Millisecond})
-	next := []byte{commandVersion + 1, kindTxn, 0, 0, 0}
+	next := []byte{batchVersion + 1, kindTxn, 0, 0, 0}
 	restart := func(name string) {
 		t.Helper()
 		if err := c.stop[name](); err != nil {
@@ -26,7 +26,7 @@ func TestGate_ACommandWaitsForTheLastMember(t *testing.T) {
 		_, err := c.leader().node.HandlePropose(short(t), next)
 		return fault.ReasonOf(err)
 	}
-	c.base.knows = commandVersion + 1
+	c.base.knows = batchVersion + 1
 	for _, name := range c.base.Voters {
 		if got := propose(); got != ReasonUpgrading {
 			t.Fatalf("before %s is upgraded: got %s, want %s", name, got, ReasonUpgrading)

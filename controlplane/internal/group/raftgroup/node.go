@@ -35,6 +35,7 @@ type Node struct {
 	leaders chan raft.Observation
 	turn    *replica.Turn // of leadership
 	levels  levels
+	line    line // of proposals, while this node leads
 
 	failOnce  sync.Once
 	failed    chan struct{} // closed after the fence went up

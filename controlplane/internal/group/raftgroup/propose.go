@@ -2,7 +2,6 @@ package raftgroup
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -62,22 +61,7 @@ func (n *Node) HandlePropose(ctx context.Context, cmd []byte) ([]byte, error) {
 	if n.raft.State() != raft.Leader {
 		return nil, notLeader(n.cfg.Group)
 	}
-	f, err := n.await(ctx, func() raft.Future { return n.raft.Apply(seal(time.Now(), cmd), time.Second) })
-	switch {
-	case err == nil:
-	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
-		return nil, notLeader(n.cfg.Group)
-	default:
-		return nil, unknownOutcome(n.cfg.Group, err)
-	}
-	a, ok := f.(raft.ApplyFuture).Response().(applied)
-	if !ok {
-		return nil, unknownOutcome(n.cfg.Group, errors.New("raft returned no result"))
-	}
-	if a.err != nil {
-		return nil, unknownOutcome(n.cfg.Group, a.err)
-	}
-	return a.out, nil
+	return n.submit(ctx, cmd)
 }
 
 // HandleReadIndex is the door for a forwarded ReadIndex.
@@ -184,7 +168,7 @@ func atLeader[T any](ctx context.Context, n *Node, verb string, here func(contex
 				return zero, err
 			}
 			switch fault.ReasonOf(err) {
-			case group.ReasonNotLeader, group.ReasonNoLeader, group.ReasonStopped:
+			case group.ReasonNotLeader, group.ReasonNoLeader, group.ReasonStopped, group.ReasonBusy:
 			default:
 				unknown = err
 			}

@@ -54,6 +54,13 @@ func (q *Requests) Remember(id string, r group.Result) {
 	q.seen[id] = r
 }
 
+// Len is how many are remembered.
+func (q *Requests) Len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.order)
+}
+
 // All is a copy, oldest first: a millisecond or two for a full memory.
 func (q *Requests) All() []Remembered {
 	q.mu.Lock()
