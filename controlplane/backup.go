@@ -8,10 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"bailiwick/controlplane/internal/adminapi"
@@ -19,6 +22,7 @@ import (
 	"bailiwick/controlplane/internal/evidence"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/raftgroup"
+	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
@@ -47,30 +51,44 @@ func (n *Node) Backup(ctx context.Context, name string) (adminapi.Backup, error)
 		return adminapi.Backup{}, err
 	}
 	defer state.Close()
-	info := backup.Info{Program: "bailiwick-control " + n.cfg.Version, Installation: n.in.Name, Zone: n.self.Zone, Group: name, Node: n.self.Name, TakenAt: time.Now().UTC().Truncate(time.Millisecond),
+	info := backup.Info{Program: "bailiwick-control " + n.cfg.Version, Installation: n.in.Name, Zone: n.self.Zone, Group: name, Node: n.self.Name, TakenAt: takenAt(time.Now()),
 		Incarnation: at.Incarnation, Entry: at.Entry, Term: at.Term, Epoch: at.Revision.Epoch, Index: at.Revision.Index, State: at.Size}
-	dir := filepath.Join(n.cfg.Dir, backupDir)
-	if err := durable.OS().MkdirAll(dir, durable.DirPerm); err != nil {
-		return adminapi.Backup{}, err
-	}
-	base := strings.ReplaceAll(name, "/", "-")
-	out := adminapi.Backup{Node: n.self.Name, Group: name, Path: filepath.Join(dir, base+"-"+info.TakenAt.Format("20060102T150405.000Z")+backupExt), Epoch: info.Epoch, Index: info.Index, TakenAt: info.TakenAt}
-	out.Bytes, out.SHA256, err = writeBackup(out.Path, n.secrets.Backup, info, func(w io.Writer) error {
+	out, err := keepBackup(n.cfg.Dir, n.secrets.Backup, info, func(w io.Writer) error {
 		if _, err := io.CopyN(w, state, at.Size); err != nil {
 			return err
 		}
 		if name != storeGroup(n.self.Zone) {
 			return nil
 		}
-		return n.evidence.Copy(ctx, info.Index, func(entry []byte) error {
-			_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(entry))), entry...))
-			return err
-		})
+		return n.evidence.Copy(ctx, info.Index, entriesTo(w))
 	})
-	if err != nil {
+	if err == nil {
+		n.log.Info("backup taken", "group", name, "bytes", out.Bytes)
+	}
+	return out, err
+}
+
+// entriesTo writes entries of an evidence log as entriesOf reads them.
+func entriesTo(w io.Writer) func(entry []byte) error {
+	return func(entry []byte) error {
+		_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(entry))), entry...))
+		return err
+	}
+}
+
+func takenAt(now time.Time) time.Time { return now.UTC().Truncate(time.Millisecond) }
+
+// keepBackup writes a backup below the data directory, and drops those that are too many.
+func keepBackup(dataDir string, key []byte, info backup.Info, body func(io.Writer) error) (out adminapi.Backup, err error) {
+	dir := filepath.Join(dataDir, backupDir)
+	if err := durable.OS().MkdirAll(dir, durable.DirPerm); err != nil {
+		return out, err
+	}
+	base := strings.ReplaceAll(info.Group, "/", "-")
+	out = adminapi.Backup{Node: info.Node, Group: info.Group, Path: filepath.Join(dir, base+"-"+info.TakenAt.Format("20060102T150405.000Z")+backupExt), Epoch: info.Epoch, Index: info.Index, TakenAt: info.TakenAt}
+	if out.Bytes, out.SHA256, err = writeBackup(out.Path, key, info, body); err != nil {
 		return adminapi.Backup{}, err
 	}
-	n.log.Info("backup taken", "group", name, "bytes", out.Bytes)
 	return out, forgetBackups(dir, base)
 }
 
@@ -112,6 +130,79 @@ func forgetBackups(dir, base string) error {
 		found = found[1:]
 	}
 	return err
+}
+
+// evidenceLimit is how long a stopped node's log of evidence may take to follow what its store holds.
+const evidenceLimit = 10 * time.Minute
+
+// Backup takes a backup of one of the stopped node's groups and keeps it on this node, beside those that were taken while it
+// ran. It holds what the node knows to be committed; left is how many entries of the log it does not hold.
+func (o *Offline) Backup(ctx context.Context, name, version string, now time.Time) (out adminapi.Backup, left uint64, err error) {
+	if err := o.outside(name, "back up", "take a snapshot with etcdctl snapshot save, and keep it in the zone"); err != nil {
+		return out, 0, err
+	}
+	dir := ""
+	for _, g := range groupsOf(o.name.Zone) {
+		if g.Name == name {
+			dir = g.Dir
+		}
+	}
+	if dir == "" {
+		return out, 0, fault.New(fault.NotFound, "GROUP_NOT_HERE", "back up: this node has no part in group %q: it has the catalog, %s and %s", name, storeGroup(o.name.Zone), ledgerGroup(o.name.Zone))
+	}
+	if err := stopped(o.Dir); err != nil {
+		return out, 0, err
+	}
+	var machine raftgroup.Machine // of a store: its own
+	if name == ledgerGroup(o.name.Zone) {
+		cells, err := ledger.OpenMachine(ledger.MachineConfig{Dir: filepath.Join(o.Dir, "ledger", "cells")})
+		if err != nil {
+			return out, 0, err
+		}
+		defer func() { err = errors.Join(err, cells.Close()) }()
+		machine = cells
+	}
+	at, err := raftgroup.OpenStopped(raftgroup.Config{Group: name, Node: o.name.Node, Dir: filepath.Join(o.Dir, dir)}, machine)
+	if err != nil {
+		return out, 0, err
+	}
+	defer func() { err = errors.Join(err, at.Close()) }()
+	info := backup.Info{Program: "bailiwick-control " + version, Installation: o.in.Name, Zone: o.name.Zone, Group: name, Node: o.name.Node, TakenAt: takenAt(now),
+		Incarnation: at.Incarnation, Entry: at.Entry, Term: at.Term, Epoch: at.Revision.Epoch, Index: at.Revision.Index, State: at.Size}
+	out, err = keepBackup(o.Dir, o.secrets.Backup, info, func(w io.Writer) error {
+		if err := at.Write(w); err != nil || name != storeGroup(o.name.Zone) {
+			return err
+		}
+		return o.copyEvidence(ctx, at.Store(), info.Index, entriesTo(w))
+	})
+	return out, at.Beyond, err
+}
+
+// copyEvidence gives the entries of the stopped node's log of evidence through a transaction. The log first follows what the
+// store holds, as at the node's next start: a node that was killed may have written less.
+func (o *Offline) copyEvidence(ctx context.Context, store group.Store, through uint64, each func([]byte) error) error {
+	mask, err := evidence.MaskKey(o.secrets.Pepper)
+	if err != nil {
+		return err
+	}
+	nobody := func(context.Context, int64) (evidence.Piece, error) {
+		return evidence.Piece{}, fault.New(fault.Unavailable, "NODE_STOPPED", "a stopped node asks nobody: back up a node that runs, or start this one first")
+	}
+	log, err := evidence.New(evidence.Config{Zone: o.name.Zone, Dir: filepath.Join(o.Dir, "evidence"), Store: store, Signer: o.secrets.Signer, Mask: mask, Peers: nobody,
+		Keep: math.MaxInt64, Budget: math.MaxInt64, Logger: slog.New(slog.DiscardHandler)}) // nothing is dropped here
+	if err != nil {
+		return err
+	}
+	running, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	var ran error
+	wg.Go(func() { ran = log.Run(running) })
+	limited, cancel := context.WithTimeout(ctx, evidenceLimit)
+	err = log.Copy(limited, through, each)
+	cancel()
+	stop()
+	wg.Wait()
+	return errors.Join(err, ran)
 }
 
 // Restoring is what an operator decides when a backup takes a group's place.

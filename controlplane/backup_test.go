@@ -157,3 +157,65 @@ func TestRestore_RefusesWhatHasNoPlaceHere(t *testing.T) {
 		t.Errorf("after a failed restore: %v, want no group directory", err)
 	}
 }
+
+// A stopped node is backed up with all that it acknowledged, with the log of evidence as of the same transaction, also where
+// that had stayed behind; restored, the zone goes on in a higher epoch and its evidence without a gap.
+func TestBackup_OfAStoppedNode(t *testing.T) {
+	w := newWorld(t, "emea-1")
+	n := w.start("emea-1")
+	write(t, n.store, model.PrefixOperator+"kept", `{"name":"kept-marker","role":"viewer"}`)
+	soon(t, "evidence of the write", func() bool { return len(n.leaf(evidence.KindWrite)) > 0 })
+	records := len(n.leaf(evidence.KindWrite))
+	soon(t, "the ledger has a leader", func() bool { return n.replica.VerifyLeader(within(t)) == nil })
+	off, err := OpenOffline(w.path("emea-1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := off.Backup(within(t), "store/emea", "v1.0.0", time.Now()); fault.ReasonOf(err) != "NODE_RUNS" {
+		t.Fatalf("backup under a running node: got %v, want NODE_RUNS", err)
+	}
+	// After a crash the log of evidence may lack the latest: here it lacks all.
+	last := write(t, n.store, model.PrefixOperator+"last", `{"name":"last","role":"viewer"}`)
+	if err := n.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(w.path("emea-1"), "evidence")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := off.Backup(within(t), "store/us", "v1.0.0", time.Now()); fault.ReasonOf(err) != "GROUP_NOT_HERE" {
+		t.Errorf("backup of another zone's group: got %v", err)
+	}
+	for _, name := range []string{"catalog", "store/emea", "ledger/emea"} {
+		b, left, err := off.Backup(within(t), name, "v1.0.0", time.Now())
+		if err != nil || left != 0 {
+			t.Fatalf("%s: %d entries left out, %v, want all of what stopped in order", name, left, err)
+		}
+		if name == "store/emea" && (b.Index < last.Index || b.Epoch != last.Epoch) {
+			t.Errorf("%s: revision %d.%d, want %v at least", name, b.Epoch, b.Index, last)
+		}
+		info, err := off.InspectBackup(b.Path)
+		if err != nil || info.Zone != "emea" || filepath.Dir(b.Path) != filepath.Join(w.path("emea-1"), backupDir) {
+			t.Errorf("%s: got %+v in %s, %v", name, info, b.Path, err)
+		}
+		if _, _, err := off.Restore(Restoring{File: b.Path, Operator: "ada", Reason: "moved"}, time.Now()); err != nil {
+			t.Fatalf("restore %s: %v", name, err)
+		}
+	}
+	n = w.start("emea-1")
+	soon(t, "the node leads", func() bool { return n.store.VerifyLeader(within(t)) == nil })
+	for _, name := range []string{"kept", "last"} {
+		if _, ok := n.store.Local().Get(model.PrefixOperator + name); !ok {
+			t.Errorf("%s is not there", name)
+		}
+	}
+	if next := write(t, n.store, model.PrefixOperator+"new", `{"name":"new","role":"viewer"}`); next.Epoch <= last.Epoch {
+		t.Errorf("after the restore: %v, want an epoch above that of %v", next, last)
+	}
+	soon(t, "evidence goes on without a gap", func() bool {
+		return len(n.leaf(evidence.KindRecovery)) == 1 && len(n.leaf(evidence.KindWrite)) == records+2
+	})
+	if _, broken := n.evidence.Size(); broken != nil {
+		t.Errorf("evidence: %v", broken)
+	}
+	soon(t, "the ledger has a leader", func() bool { _, self := n.replica.Leader(); return self })
+}

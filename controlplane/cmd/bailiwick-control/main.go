@@ -37,6 +37,7 @@ const usage = `usage:
   bailiwick-control run -dir DIR               run a control node on its kit
   bailiwick-control join -dir DIR              get the kit of a new or replaced node from a running zone, with a token
   bailiwick-control inspect -dir DIR           what a stopped node holds of each group, proved
+  bailiwick-control backup -dir DIR GROUP...   back up groups of a stopped node: catalog, store/ZONE, ledger/ZONE
   bailiwick-control recover -dir DIR           go on with this node alone after a group lost its quorum for good
   bailiwick-control restore -dir DIR -file F   put a backup in the place of a group, this node its only member
   bailiwick-control version
@@ -72,6 +73,8 @@ func run(ctx context.Context, args []string) error {
 		return join(ctx, args[1:])
 	case "inspect":
 		return inspect(args[1:])
+	case "backup":
+		return backupGroups(ctx, args[1:])
 	case "restore":
 		return restore(args[1:])
 	case "recover":

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -43,6 +44,29 @@ func showBackup(node *controlplane.Offline, file string) error {
 			info.Group, info.Installation, info.Zone, info.Node, info.TakenAt.Format(time.RFC3339), info.Program, info.Entry, info.Epoch, info.Index)
 	}
 	return err
+}
+
+// backupGroups takes backups of a stopped node; bailiwick backup does it on one that runs.
+func backupGroups(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet("backup", flag.ContinueOnError)
+	node, err := offline(flags, args)
+	if err != nil {
+		return err
+	}
+	if flags.NArg() == 0 {
+		return errors.New("backup: say which groups: catalog, store/ZONE, ledger/ZONE")
+	}
+	for _, name := range flags.Args() {
+		b, left, err := node.Backup(ctx, name, version, time.Now())
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s: revision %d.%d, %d bytes, sha256 %s\n  %s\n", b.Group, b.Epoch, b.Index, b.Bytes, b.SHA256, b.Path)
+		if left > 0 {
+			fmt.Printf("  left out: %d entries of the log of which this node does not know whether they are committed; a node that runs knows, and recover takes them\n", left)
+		}
+	}
+	return nil
 }
 
 func restore(args []string) error {

@@ -399,7 +399,13 @@ func (n *Node) Close() error {
 		go func() { // outlives Close only when a disk write hangs, and then so does the process
 			var errs []error
 			if n.raft != nil {
-				errs = append(errs, n.raft.Shutdown().Error())
+				err := n.raft.Shutdown().Error()
+				errs = append(errs, err)
+				// The log says how far it is committed some writes late; a node that stops in order says it to the end, for a
+				// backup of it. Past the watchdog, and best effort: it stops either way.
+				if err == nil && n.Err() == nil {
+					_ = n.watch.disk.SetUint64(commitKey, n.raft.CommitIndex())
+				}
 			}
 			if t, ok := n.trans.(raft.WithClose); ok {
 				errs = append(errs, t.Close())
