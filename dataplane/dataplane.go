@@ -35,6 +35,7 @@ import (
 	"bailiwick/dataplane/internal/ship"
 	"bailiwick/dataplane/internal/spool"
 	"bailiwick/dataplane/internal/subscribe"
+	"bailiwick/dataplane/internal/token"
 	"bailiwick/dataplane/internal/upstream"
 	"bailiwick/dataplane/internal/witness"
 	"bailiwick/shared/apikey"
@@ -69,6 +70,7 @@ type Config struct {
 	// QuotaWait is how long a request waits for the first word on its quota; 0: not at all, it is refused.
 	QuotaWait time.Duration
 
+	MaxInFlight            int           // requests of clients under way, of which a plan's class may take its share; 0: 16,384
 	DetailBytes            int64         // of disk for detail that no control node has stored yet; beyond it the oldest is given up, counted; 0: 3 GiB
 	RelayRowsBytes         int64         // of disk for rows of relays, beyond which the oldest go, counted; 0: 256 MiB
 	RelayRowsKeep          time.Duration // how long they are kept; 0: 90 days
@@ -144,6 +146,7 @@ type Edge struct {
 	relays   *relay.Client
 	inbound  *relay.Server
 	tls      *edgetls.Manager
+	tokens   *token.Verifier
 	proxy    *proxy.Proxy
 	ups      *proxy.Upstreams
 	names    *upstream.Names
@@ -237,7 +240,8 @@ func (e *Edge) openPath() (err error) {
 	if e.names, err = upstream.NewNames(upstream.NamesConfig{Allow: allow, Refresh: e.cfg.UpstreamRefresh, Logger: e.log}); err != nil {
 		return err
 	}
-	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: upstream.NewDialer(upstream.Config{Allow: allow, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})})
+	dialer := upstream.NewDialer(upstream.Config{Allow: allow, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})
+	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: dialer})
 	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Names: e.names, Left: e.ups.Left, Logger: e.log}); err != nil {
 		return err
 	}
@@ -257,10 +261,13 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
+	if e.tokens, err = token.New(token.Config{Tables: e.tables, Client: dialer.Fetches(), Logger: e.log}); err != nil {
+		return err
+	}
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
-		Gate:    &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Quotas: e.quotas},
+		Gate:    &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
 		Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Pseudonyms: e.pseudo, Logger: e.log,
-		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS)})
+		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS), MaxInFlight: e.cfg.MaxInFlight})
 	if err != nil {
 		return err
 	}
@@ -352,6 +359,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "certificates", Run: e.runTLS, Why: "HTTPS needs them"},
 		{Name: "upstream names", Run: e.names.Run, Why: "requests never wait for a resolver where names are discovered"},
 		{Name: "upstream health", Run: e.monitor.Run, Why: "requests choose by it"},
+		{Name: "tokens", Run: e.tokens.Run, Why: "callers are known by what their issuers sign"},
 		{Name: "quotas", Run: e.quotas.Run, Why: "requests take from its leases"},
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
 		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},

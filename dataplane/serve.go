@@ -157,6 +157,8 @@ func (e *Edge) metrics() []telemetry.Metric {
 		gauge("detail_pieces_waiting", "Pieces of detail that no control node has stored.", func() float64 { return float64(e.detail.Stats().Pieces) }),
 		gauge("detail_disk_bytes", "Disk that detail takes.", func() float64 { return float64(e.detail.Stats().Disk) }),
 		counter("unbilled_requests_total", "Requests served that could not be counted.", e.proxy.Unbilled),
+		counter("requests_turned_away_total", "Requests turned away because an API's upstreams were short.", func() int64 { n, _ := e.proxy.Turned(); return n }),
+		counter("requests_unseated_total", "Requests turned away because this edge was short.", func() int64 { _, n := e.proxy.Turned(); return n }),
 		gauge("replay_bytes", "Bytes of request bodies kept in memory to be sent again.", func() float64 { return float64(e.proxy.ReplayBytes()) }),
 		gauge("quota_accounts", "Subscriptions with a quota or a rate limit that this edge has an account of.", func() float64 { return float64(e.quotas.Stats().Accounts) }),
 		gauge("quota_units_spent", "Units spent here in current periods, since the start.", func() float64 { return float64(e.quotas.Stats().Spent) }),

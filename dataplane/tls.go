@@ -20,8 +20,14 @@ import (
 )
 
 func (e *Edge) newTLS() (*edgetls.Manager, error) {
-	return edgetls.New(edgetls.Config{Dir: e.cfg.Dir, Node: e.self.Node, Seal: e.state.CertSeal, Shelf: e.control, Issuer: e.control, Logger: e.log, Border: e.border,
+	return edgetls.New(edgetls.Config{Dir: e.cfg.Dir, Node: e.self.Node, Seal: e.state.CertSeal, Shelf: e.control, Issuer: e.control, Logger: e.log, Border: e.border, Certificates: e.asksCertificates,
 		ACME: edgetls.ACME{Directory: e.cfg.ACME.Directory, Email: e.cfg.ACME.Email, RootsPEM: e.cfg.ACME.RootsPEM, HTTPPort: port(e.cfg.HTTP), TLSPort: port(e.cfg.HTTPS)}})
+}
+
+// asksCertificates says whether clients of a host may show a certificate in place of a key.
+func (e *Edge) asksCertificates(host string) bool {
+	api := e.tables.Load().API(host)
+	return api != nil && api.Auth != nil && api.Auth.Certificates
 }
 
 // border is what session tickets of a host rest on: where this region may relay its requests to. The catalog's

@@ -94,6 +94,7 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 		"github.com/miekg/dns":             {"dataplane/internal/dns", "e2e/harness"}, // the harness asks
 		"github.com/parquet-go":            {"controlplane/internal/detail"},
 		"github.com/coreos/go-oidc":        {"controlplane/internal/sso"},
+		"github.com/go-jose/go-jose":       {"controlplane/internal/sso", "dataplane/internal/token"},
 	}
 	used := map[string]bool{}
 	for _, p := range list(t, "./...") {
@@ -121,7 +122,7 @@ func TestGenerated_StopsAtTheDoors(t *testing.T) {
 	inner := []string{"regions", "shared/apikey", "shared/revision", "shared/usage", "shared/table", "shared/durable", "shared/identity",
 		"controlplane/internal/model", "controlplane/internal/alert", "controlplane/internal/calendar", "controlplane/internal/forecast", "controlplane/internal/group", "controlplane/internal/view", "controlplane/internal/ledger", "controlplane/internal/quota", "controlplane/internal/detail",
 		"dataplane/internal/policy", "dataplane/internal/gate", "dataplane/internal/limit", "dataplane/internal/spool", "dataplane/internal/detail", "dataplane/internal/evidence",
-		"dataplane/internal/observe", "dataplane/internal/dns"}
+		"dataplane/internal/observe", "dataplane/internal/dns", "dataplane/internal/token", "dataplane/internal/priority"}
 	for _, p := range list(t, "./...") {
 		for _, imp := range p.Imports {
 			if under(imp, "proto/gen") && under(p.ImportPath, inner...) {

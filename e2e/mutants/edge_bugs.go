@@ -23,6 +23,9 @@ const (
 )
 
 var edgeBugs = []bug{
+	{name: "who-asks-crosses", breaks: "a relay into another zone says nothing of the customer who asks",
+		edits:  []edit{{clientFile, "if !c.within(f.To) {", "if false {"}},
+		checks: []check{{relayPkg, "TestClient_KeepsWhoAsksInItsZone"}}},
 	{name: "grant-counts-from-the-answer", breaks: "the edge counts a grant from when it asked",
 		edits:  []edit{{holdFile, "x.Asked = asked\n", "x.Asked = time.Now()\n"}},
 		checks: []check{{failoverPkg, "TestGrants_ASlowAnswerLengthensNothing"}}},

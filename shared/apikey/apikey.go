@@ -28,8 +28,11 @@ import (
 	"unsafe"
 )
 
+// Prefix begins every key, and no token.
+const Prefix = "bw_"
+
 const (
-	prefix    = "bw_"
+	prefix    = Prefix
 	idLen     = 12
 	secretLen = 28
 	crcLen    = 6

@@ -128,6 +128,8 @@ type API struct {
 	HealthGoodFor  time.Duration `json:"health_good_for,omitempty"`
 	Dispatch       Dispatch      `json:"dispatch,omitzero"`
 	TLS            UpstreamTLS   `json:"tls,omitzero"`
+	Auth           *Auth         `json:"auth,omitempty"`        // since 2026-11-26; never of a foreign one
+	Concurrency    *Concurrency  `json:"concurrency,omitempty"` // since 2026-11-26
 	// Foreign APIs belong to another zone; this region only receives relays for them.
 	Foreign bool `json:"foreign,omitempty"`
 }
@@ -138,6 +140,39 @@ func APIID(a *API) string {
 		return a.Zone + "/" + a.Name
 	}
 	return a.Name
+}
+
+// Auth says how callers show who they are, and what upstreams are told of it.
+type Auth struct {
+	KeyHeader    string   `json:"key_header,omitempty"` // in net/http's canonical form
+	KeyQuery     string   `json:"key_query,omitempty"`
+	Issuers      []Issuer `json:"issuers,omitempty"`
+	Certificates bool     `json:"certificates,omitempty"`
+	Anonymous    bool     `json:"anonymous,omitempty"` // upstreams are told nothing
+}
+
+// Issuer of tokens.
+type Issuer struct {
+	Issuer     string        `json:"issuer"`
+	Audiences  []string      `json:"audiences"`
+	Algorithms []string      `json:"algorithms"`
+	JWKSURL    string        `json:"jwks_url,omitempty"` // "" and no JWKS: by discovery
+	JWKS       string        `json:"jwks,omitempty"`
+	Claim      string        `json:"claim"`
+	Leeway     time.Duration `json:"leeway"`
+}
+
+// Concurrency bounds what the upstreams of one region work on at once; 0: the edge's default.
+type Concurrency struct {
+	Min int `json:"min,omitempty"`
+	Max int `json:"max,omitempty"`
+}
+
+// Units says what a request costs.
+type Units struct {
+	Header   string `json:"header,omitempty"` // in net/http's canonical form
+	PerBytes int64  `json:"per_bytes,omitempty"`
+	Most     int64  `json:"most"`
 }
 
 // Route matches whole path segments; the longest prefix wins.
@@ -151,6 +186,8 @@ type Route struct {
 	Scope            string        `json:"scope,omitempty"`              // that a key must have
 	Deadline         time.Duration `json:"deadline,omitempty"`           // of the whole request; 0: none
 	MaxResponseBytes int64         `json:"max_response_bytes,omitempty"` // 0: no bound
+	Free             bool          `json:"free,omitempty"`               // no units
+	Units            *Units        `json:"units,omitempty"`              // nil: one
 	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`        // 0: no second upstream of the region is tried beside the first
 }
 
@@ -190,6 +227,7 @@ type Plan struct {
 	// Since 2026-11-26; an edge of before enforces neither.
 	Windows       []Window `json:"windows,omitempty"`
 	MaxConcurrent int      `json:"max_concurrent,omitempty"` // requests under way of a subscription; 0: no bound
+	Class         string   `json:"class,omitempty"`          // free, bronze, silver, gold, platinum; another: silver
 }
 
 // Window is a rate limit over a longer time: Requests each Per, of which Burst may come at once.

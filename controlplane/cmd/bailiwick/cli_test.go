@@ -427,6 +427,10 @@ func TestSmallCommands(t *testing.T) {
 	if out := d.must(nil, "template"); !strings.Contains(out, "uk\n") {
 		t.Errorf("templates: %s", out)
 	}
+	five := "kind: API\nname: sold\nspec: {zone: emea, hosts: [sold.example.test]}\n---\nkind: Product\nname: core\nspec: {apis: [sold]}\n---\n" + d.must(nil, "template", "plans")
+	if code, out, errs := d.run(five, "apply", "--dry-run", "-f", "-"); code != exitOK || !strings.Contains(out, "bronze") || !strings.Contains(out, "platinum") {
+		t.Errorf("apply the template of plans: exit %d: %s %s", code, out, errs)
+	}
 	d.must(nil, "version")
 	if out := d.must(nil, "completion", "bash"); !strings.Contains(out, "bailiwick") {
 		t.Error("completion is empty")

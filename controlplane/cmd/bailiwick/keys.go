@@ -4,9 +4,14 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"time"
 
@@ -21,12 +26,21 @@ func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m))
 
 func (a *app) keyCommand() *cobra.Command {
 	req := &adminv1.CreateKeyRequest{}
+	var certificate string
 	create := &cobra.Command{Use: "create --customer NAME", Short: "Create an API key and show it, once", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Long: `Create an API key and show it, once. With --certificate or --token-issuer and --token-subject the key has no text: it is bound
+to a client's certificate (its public key, whoever signed it) or to whom a token names, where an API takes them (auth of an API).`,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if req.Certificate, err = publicKey(certificate); err != nil {
+				return err
+			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				resp, err := createKey(ctx, c, req)
 				if err != nil {
 					return err
+				}
+				if resp.GetKey() == "" {
+					return a.print(map[string]string{"id": resp.GetId()}, func(w io.Writer) { fmt.Fprintf(w, "id:  %s\nIt is known by what it is bound to.\n", resp.GetId()) })
 				}
 				return a.print(struct {
 					ID  string `json:"id"`
@@ -40,6 +54,9 @@ func (a *app) keyCommand() *cobra.Command {
 	create.Flags().StringVar(&req.Plan, "plan", "", "which subscription, by its plan; may be left out if there is one")
 	create.Flags().StringVar(&req.Subscription, "subscription", "", "which subscription, by name")
 	create.Flags().StringVar(&req.Zone, "zone", "", "the customer's zone; left out, the zones are asked one by one")
+	create.Flags().StringVar(&certificate, "certificate", "", "bind the key to a client certificate: its PEM file, or the SHA-256 of its SubjectPublicKeyInfo in hex")
+	create.Flags().StringVar(&req.TokenIssuer, "token-issuer", "", "bind the key to tokens of this issuer")
+	create.Flags().StringVar(&req.TokenSubject, "token-subject", "", "whom the tokens name, in the claim that the API says")
 	create.Flags().StringSliceVar(&req.Scopes, "scope", nil, "a scope that routes may ask for; may be given more than once, at most 16")
 	create.Flags().StringSliceVar(&req.AllowFrom, "allow-from", nil, "an address or CIDR block that the key works from; may be given more than once, at most 32; none: from everywhere")
 	must(create.MarkFlagRequired("customer"))
@@ -79,6 +96,27 @@ func (a *app) keyCommand() *cobra.Command {
 	list.Flags().StringVar(&customer, "customer", "", "only this customer's")
 	list.Flags().StringVar(&listZone, "zone", "", "ask this zone")
 	return group("key", "API keys", create, a.rotateCommand(), revoke, filtered(list, &filter))
+}
+
+// publicKey is the SHA-256 of a certificate's SubjectPublicKeyInfo, hex.
+func publicKey(given string) (string, error) {
+	if raw, err := hex.DecodeString(given); given == "" || err == nil && len(raw) == sha256.Size {
+		return given, nil
+	}
+	data, err := os.ReadFile(given)
+	if err != nil {
+		return "", fmt.Errorf("read the certificate: %w", err)
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return "", misuse("%s holds no certificate in PEM, and is no SHA-256 in hex either", given)
+	}
+	c, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return "", fmt.Errorf("read the certificate in %s: %w", given, err)
+	}
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return hex.EncodeToString(sum[:]), nil
 }
 
 func (a *app) rotateCommand() *cobra.Command {
@@ -190,6 +228,7 @@ func (a *app) printKeys(keys []*adminv1.Key) error {
 		ReplacedBy   string `json:"replaced_by"`
 		Replaces     string `json:"replaces"`
 
+		Kind      string   `json:"kind,omitempty"`
 		Scopes    []string `json:"scopes,omitempty"`
 		AllowFrom []string `json:"allow_from,omitempty"`
 	}
@@ -199,7 +238,7 @@ func (a *app) printKeys(keys []*adminv1.Key) error {
 	out := []key{}
 	var lines [][]string
 	for _, k := range keys {
-		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt()), clock(k.GetExpiresAt()), k.GetReplacedBy(), k.GetReplaces(), k.GetScopes(), k.GetAllowFrom()}
+		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt()), clock(k.GetExpiresAt()), k.GetReplacedBy(), k.GetReplaces(), k.GetKind(), k.GetScopes(), k.GetAllowFrom()}
 		out = append(out, one)
 		lines = append(lines, []string{one.ID, one.Customer, one.Subscription, one.Plan, one.Status, one.CreatedAt, one.ExpiresAt, or(one.ReplacedBy, one.Replaces)})
 	}

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -175,16 +176,21 @@ func group(use, short string, children ...*cobra.Command) *cobra.Command {
 	return c
 }
 
+//go:embed plans.yaml
+var plans string
+
 func (a *app) templateCommand() *cobra.Command {
-	return &cobra.Command{Use: "template [NAME]", Short: "Print a policy template to start from", Args: cobra.MaximumNArgs(1),
-		ValidArgs: catalog.Templates(),
+	names := append(catalog.Templates(), "plans")
+	return &cobra.Command{Use: "template [NAME]", Short: "Print a template to start from: of a policy, or of plans", Args: cobra.MaximumNArgs(1),
+		ValidArgs: names,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return a.print(catalog.Templates(), func(w io.Writer) {
-					fmt.Fprintln(w, strings.Join(catalog.Templates(), "\n"))
-				})
+				return a.print(names, func(w io.Writer) { fmt.Fprintln(w, strings.Join(names, "\n")) })
 			}
-			text, err := catalog.Template(args[0])
+			text, err := plans, error(nil)
+			if args[0] != "plans" {
+				text, err = catalog.Template(args[0])
+			}
 			if err != nil {
 				return codedError{err, exitNotFound}
 			}

@@ -188,10 +188,17 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 		}
 		out.Routes = append(out.Routes, model.Route{Name: r.GetName(), Methods: r.GetMethods(), PathPrefix: or(r.GetPathPrefix(), "/"),
 			Timeout: timeout, MaxRequestBytes: r.GetMaxRequestBytes(), Scope: r.GetScope(), Deadline: deadline, MaxResponseBytes: r.GetMaxResponseBytes(),
-			HedgeAfter: hedge})
+			Free: r.GetFree(), Units: unitsFromProto(r.GetUnits()), HedgeAfter: hedge})
 	}
 	if err := upstreamsFromProto(v, &out); err != nil {
 		return nil, err
+	}
+	var err error
+	if out.Auth, err = authFromProto(v.GetAuth()); err != nil {
+		return nil, err
+	}
+	if c := v.GetConcurrency(); c != nil {
+		out.Concurrency = &model.Concurrency{Min: int(c.GetMin()), Max: int(c.GetMax())}
 	}
 	return out, nil
 }
@@ -292,7 +299,7 @@ func apiToProto(v model.API) *adminv1.API {
 	for _, r := range v.Routes {
 		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
 			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes,
-			HedgeAfter: showDuration(r.HedgeAfter)})
+			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter)})
 	}
 	upstreamsToProto(v, out)
 	return out

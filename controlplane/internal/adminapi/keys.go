@@ -3,6 +3,7 @@ package adminapi
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"strconv"
 	"strings"
@@ -32,6 +33,10 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 	if err != nil {
 		return nil, err
 	}
+	kind, bound, err := binding(req)
+	if err != nil {
+		return nil, err
+	}
 	id := requestID("key", req.GetRequestId())
 	for attempt := range maxAttempts {
 		snap, err := s.fresh(ctx, s.Store)
@@ -50,16 +55,23 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 		if err != nil {
 			return nil, err
 		}
-		keyID, text, err := apikey.Mint(s.Zone, rand.Reader)
+		keyID, text, sum, err := s.mint(kind, bound)
 		if err != nil {
 			return nil, err
 		}
-		sum := s.hasher.Sum(text.Reveal())
-		key := model.Key{ID: keyID, DigestHex: hex.EncodeToString(sum[:]), Customer: customer.Name, Subscription: sub.Name,
+		was, has := before.snap.Get(model.PrefixKey + keyID)
+		if has {
+			if old, err := model.Decode[model.Key](was.Key, was.Value); err != nil {
+				return nil, err
+			} else if old.Status == keyActive {
+				return nil, fault.New(fault.Conflict, "CREDENTIAL_BOUND", "key %s of customer %s is bound to this %s already: revoke it first", old.ID, old.Customer, kind).With("id", old.ID)
+			}
+		}
+		key := model.Key{Kind: kind, ID: keyID, DigestHex: hex.EncodeToString(sum[:]), Customer: customer.Name, Subscription: sub.Name,
 			Plan: sub.Plan, Status: keyActive, CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Scopes: bounds.Scopes, AllowFrom: bounds.AllowFrom}
 		res, err := s.commit(ctx, s.Store, group.Txn{
 			RequestID: id + "/" + strconv.Itoa(attempt),
-			Compares:  []group.Compare{compareAt(before, model.PrefixCustomer+customer.Name), {Key: model.PrefixKey + keyID}},
+			Compares:  []group.Compare{compareAt(before, model.PrefixCustomer+customer.Name), compareAt(before, model.PrefixKey+keyID)},
 			Ops: []group.Op{{Key: model.PrefixKey + keyID, Value: model.Encode(key)},
 				{Key: keysFence(customer.Name), Value: []byte(keyID)}},
 		})
@@ -72,9 +84,49 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 		if _, ours := s.Store.Local().Get(model.PrefixKey + keyID); !ours {
 			return nil, alreadyCreated(s.Store.Local(), res.Revision.Index)
 		}
+		if kind != "" {
+			return &adminv1.CreateKeyResponse{Id: keyID}, nil
+		}
 		return &adminv1.CreateKeyResponse{Id: keyID, Key: text.Reveal()}, nil
 	}
 	return nil, outran()
+}
+
+// binding is what a key is to be bound to; "": it has a text.
+func binding(req *adminv1.CreateKeyRequest) (kind, text string, err error) {
+	invalid := func(field, format string, args ...any) (string, string, error) {
+		return "", "", fault.New(fault.Invalid, "CREDENTIAL_INVALID", format, args...).At(field)
+	}
+	cert, issuer, subject := strings.ToLower(req.GetCertificate()), req.GetTokenIssuer(), req.GetTokenSubject()
+	switch {
+	case cert != "" && issuer+subject != "":
+		return invalid("certificate", "a key is bound to a certificate or to a token, not to both: create two")
+	case cert != "":
+		if raw, err := hex.DecodeString(cert); err != nil || len(raw) != sha256.Size {
+			return invalid("certificate", "certificate %q is not the SHA-256 of a SubjectPublicKeyInfo: 64 hexadecimal digits", cert)
+		}
+		return apikey.KindCertificate, cert, nil
+	case issuer != "" && subject != "":
+		if strings.ContainsAny(issuer+subject, "\x00\n") {
+			return invalid("token_subject", "neither an issuer nor a subject holds a new line or a zero byte")
+		}
+		return apikey.KindToken, apikey.TokenText(issuer, subject), nil
+	case issuer+subject != "":
+		return invalid("token_subject", "a key that is bound to a token names its issuer and its subject: --token-issuer and --token-subject")
+	}
+	return "", "", nil
+}
+
+// mint makes a key: one with a text, or one that follows from what it is bound to.
+func (s *server) mint(kind, bound string) (id string, text apikey.Text, sum apikey.Digest, err error) {
+	if kind != "" {
+		id, sum = s.hasher.Bound(kind, bound)
+		return id, text, sum, nil
+	}
+	if id, text, err = apikey.Mint(s.Zone, rand.Reader); err == nil {
+		sum = s.hasher.Sum(text.Reveal())
+	}
+	return id, text, sum, err
 }
 
 // alreadyCreated finds the key that an earlier call with the same id made, by the revision that it made.

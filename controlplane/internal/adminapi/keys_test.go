@@ -99,3 +99,46 @@ func TestCreateKey_ManyAtOnce(t *testing.T) {
 		t.Errorf("got %d keys, %v; want 100", len(list.GetKeys()), err)
 	}
 }
+
+// A key may be bound to a certificate or a token in place of a text: one at a time to each, and what it is bound to does not rest.
+func TestCreateKey_BoundToWhatACallerHas(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	keys := keysAt(z, apitest.Admin)
+	cert := strings.Repeat("ab", 32)
+	one, err := keys.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold", Certificate: strings.ToUpper(cert), Scopes: []string{"orders:read"}})
+	if err != nil || one.Key != "" || !strings.HasPrefix(one.Id, "cer-") {
+		t.Fatalf("got %v %v, want a key without a text", one, err)
+	}
+	token := &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold", TokenIssuer: "https://id.example.test", TokenSubject: "someone@example.test"}
+	two, err := keys.CreateKey(t.Context(), token)
+	if err != nil || !strings.HasPrefix(two.Id, "tok-") {
+		t.Fatalf("got %v %v", two, err)
+	}
+	if dump := z.Store.Dump(); strings.Contains(dump, "someone") || strings.Contains(dump, cert) {
+		t.Error("what a key is bound to rests as text")
+	}
+	if _, err := keys.CreateKey(t.Context(), token); fault.ReasonOf(err) != "CREDENTIAL_BOUND" {
+		t.Errorf("bound twice: got %v", err)
+	}
+	list, err := keys.ListKeys(t.Context(), &adminv1.ListKeysRequest{Customer: "acme"})
+	if err != nil || len(list.Keys) != 2 || list.Keys[0].Kind != "certificate" || list.Keys[1].Kind != "token" {
+		t.Errorf("got %v %v, want both with their kinds", list, err)
+	}
+	if _, err := keys.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Id: two.Id}); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := keys.CreateKey(t.Context(), token); err != nil || again.Id != two.Id {
+		t.Errorf("bound anew after it was revoked: got %v %v", again, err)
+	}
+	for name, req := range map[string]*adminv1.CreateKeyRequest{
+		"both":           {Customer: "acme", Plan: "gold", Certificate: cert, TokenIssuer: "https://id.example.test", TokenSubject: "x"},
+		"no digest":      {Customer: "acme", Plan: "gold", Certificate: "abcd"},
+		"no subject":     {Customer: "acme", Plan: "gold", TokenIssuer: "https://id.example.test"},
+		"a line of more": {Customer: "acme", Plan: "gold", TokenIssuer: "https://id.example.test", TokenSubject: "x\ny"},
+	} {
+		if _, err := keys.CreateKey(t.Context(), req); fault.ReasonOf(err) != "CREDENTIAL_INVALID" {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}

@@ -170,7 +170,7 @@ func (s *server) ListKeys(ctx context.Context, req *adminv1.ListKeysRequest) (*a
 		if err != nil {
 			return nil, err
 		}
-		out := &adminv1.Key{Id: k.ID, Customer: k.Customer, Subscription: k.Subscription, Plan: k.Plan, Status: k.Status, CreatedAt: timestamppb.New(k.CreatedAt), Replaces: replaces[k.ID], Scopes: k.Scopes, AllowFrom: k.AllowFrom}
+		out := &adminv1.Key{Id: k.ID, Customer: k.Customer, Subscription: k.Subscription, Plan: k.Plan, Status: k.Status, CreatedAt: timestamppb.New(k.CreatedAt), Replaces: replaces[k.ID], Scopes: k.Scopes, AllowFrom: k.AllowFrom, Kind: k.Kind}
 		end, ends, err := stored[model.KeyEnd](snap, model.PrefixKeyEnd+k.ID)
 		if ends {
 			out.ExpiresAt, out.ReplacedBy = timestamppb.New(end.At), end.ReplacedBy

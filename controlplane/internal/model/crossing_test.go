@@ -34,6 +34,9 @@ var crosses = map[string]string{
 	"Pair.From": "id", "Pair.To": "id", "Pair.Basis": "id", "Pair.Classes": "ids of data classes", "Pair.ReviewBy": "date", "Pair.Status": "enum",
 	"API.Name": "id", "API.Zone": "id", "API.Hosts": "public host names", "API.Policy": "id", "API.Summary": "published about the product", "API.Docs": "published about the product",
 	"API.OpenAPI": "published about the product", "Route.Name": "id", "Route.Methods": "HTTP methods", "Route.PathPrefix": "template, never a request's path", "Route.Scope": "id",
+	"Auth.KeyHeader": "name of a header", "Auth.KeyQuery": "name of a parameter", "Auth.Identity": "enum", "Issuer.Issuer": "address of a seller's own issuer of tokens", "Issuer.Audiences": "ids of services",
+	"Issuer.Algorithms": "enums", "Issuer.JWKSURL": "address of public keys", "Issuer.JWKS": "public keys", "Issuer.Claim": "name of a claim, never its value", "Units.Header": "name of a header",
+
 	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe",
 	"Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",
 	"UpstreamTLS.ClientCertificate": "id of files at the edges",

@@ -133,8 +133,41 @@ type API struct {
 	Upstreams []Upstream `json:"upstreams,omitempty"`
 	Health    Health     `json:"health,omitzero"`
 
-	Dispatch    Dispatch    `json:"dispatch,omitzero"`
-	UpstreamTLS UpstreamTLS `json:"upstream_tls,omitzero"`
+	Dispatch    Dispatch     `json:"dispatch,omitzero"`
+	UpstreamTLS UpstreamTLS  `json:"upstream_tls,omitzero"`
+	Auth        *Auth        `json:"auth,omitempty"`
+	Concurrency *Concurrency `json:"concurrency,omitempty"`
+}
+
+// Auth says how callers of an API show who they are, and what its upstreams are told.
+type Auth struct {
+	KeyHeader          string   `json:"key_header,omitempty"`
+	KeyQuery           string   `json:"key_query,omitempty"`
+	Issuers            []Issuer `json:"issuers,omitempty"`
+	ClientCertificates bool     `json:"client_certificates,omitempty"`
+	Identity           string   `json:"identity,omitempty"` // "", headers, none
+}
+
+// Issuer of tokens. Its keys are public.
+type Issuer struct {
+	Issuer     string        `json:"issuer"`
+	Audiences  []string      `json:"audiences"`
+	Algorithms []string      `json:"algorithms,omitempty"`
+	JWKSURL    string        `json:"jwks_url,omitempty"`
+	JWKS       string        `json:"jwks,omitempty"`
+	Claim      string        `json:"claim,omitempty"`
+	Leeway     time.Duration `json:"leeway,omitempty"`
+}
+
+type Concurrency struct {
+	Min int `json:"min,omitempty"`
+	Max int `json:"max,omitempty"`
+}
+
+type Units struct {
+	Header   string `json:"header,omitempty"`
+	PerBytes int64  `json:"per_bytes,omitempty"`
+	Most     int64  `json:"most,omitempty"`
 }
 
 type Route struct {
@@ -148,6 +181,8 @@ type Route struct {
 	Deadline         time.Duration `json:"deadline,omitempty"`
 	MaxResponseBytes int64         `json:"max_response_bytes,omitempty"`
 	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`
+	Free             bool          `json:"free,omitempty"`
+	Units            *Units        `json:"units,omitempty"`
 }
 
 type Upstream struct {
@@ -321,6 +356,8 @@ type Key struct {
 	// without bounds.
 	Scopes    []string `json:"scopes,omitempty"`     // sorted
 	AllowFrom []string `json:"allow_from,omitempty"` // CIDR blocks, sorted; none: from everywhere
+	// Kind is apikey.KindCertificate or KindToken of a key without a text; what it is bound to rests as a digest alone.
+	Kind string `json:"kind,omitempty"`
 }
 
 // KeyEnd says when a key ends that was rotated. It rests apart from the key, so that a program of the release before, which

@@ -172,6 +172,12 @@ func (a API) Validate() error {
 			return bad(fmt.Sprintf("spec.upstreams[%d]", i), "DUPLICATE", "API %s has upstream %s in %s twice", a.Name, u.URL, u.Region)
 		}
 	}
+	if err := a.Auth.validate("API " + a.Name); err != nil {
+		return err
+	}
+	if c := a.Concurrency; c != nil && (c.Min < 0 || c.Max < 0 || c.Max > 0 && c.Min > c.Max) {
+		return bad("spec.concurrency", "CONCURRENCY_INVALID", "API %s: a concurrency from %d to %d is none; leave out what is to be the default (4 and 1000)", a.Name, c.Min, c.Max)
+	}
 	if h := a.Health.Interval; h != 0 && (h < MinHealthInterval || h > MaxHealthInterval) {
 		return bad("spec.health.interval", "HEALTH_INTERVAL_INVALID", "API %s: a probe interval of %v is outside %v to %v", a.Name, h, MinHealthInterval, MaxHealthInterval)
 	}
@@ -217,6 +223,12 @@ func (a API) validateRoutes() error {
 		}
 		if h := r.HedgeAfter; h != 0 && (h < MinHedgeAfter || h > MaxHedgeAfter) {
 			return bad(at("hedge_after"), "HEDGE_INVALID", "API %s: route %s: hedge_after %v is outside %v to %v", a.Name, r.Name, h, MinHedgeAfter, MaxHedgeAfter)
+		}
+		if err := r.Units.validate("API "+a.Name+": route "+r.Name, at("units")); err != nil {
+			return err
+		}
+		if r.Free && r.Units != nil {
+			return bad(at("free"), "UNITS_INVALID", "API %s: route %s is free and says what its requests cost", a.Name, r.Name)
 		}
 		prefix := strings.TrimRight(r.PathPrefix, "/")
 		methods := r.Methods
@@ -281,6 +293,9 @@ func (p Plan) Validate() error {
 		if err := p.checkQuota(q); err != nil {
 			return err
 		}
+	}
+	if p.PriorityClass != "" && !slices.Contains(Classes, p.PriorityClass) {
+		return bad("spec.priority_class", "PRIORITY_INVALID", "plan %s: priority class %q is none of %s", p.Name, p.PriorityClass, strings.Join(Classes, ", "))
 	}
 	if p.MaxKeyStaleness < 0 {
 		return bad("spec.max_key_staleness", "STALENESS_INVALID", "plan %s: max_key_staleness %v is less than nothing", p.Name, p.MaxKeyStaleness)

@@ -242,6 +242,7 @@ func (b *builder) ownAPI(a model.API) error {
 		return nil // nowhere at home: nobody could accept it
 	}
 	out.Hosts = sorted(a.Hosts)
+	out.Auth = a.Callers()
 	return b.put(table.KindAPI, table.APIID(out), out)
 }
 
@@ -266,7 +267,7 @@ func (b *builder) api(a model.API) *table.API {
 		Dispatch: table.Dispatch(a.Dispatch), TLS: table.UpstreamTLS(a.UpstreamTLS)}
 	for _, r := range a.Routes {
 		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes,
-			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, HedgeAfter: r.HedgeAfter})
+			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter})
 	}
 	for _, u := range a.Upstreams {
 		if u.Region == b.edge.Region && !u.Drain {
@@ -277,6 +278,9 @@ func (b *builder) api(a model.API) *table.API {
 		}
 	}
 	slices.Sort(out.Regions)
+	if c := a.Concurrency; c != nil {
+		out.Concurrency = &table.Concurrency{Min: c.Min, Max: c.Max}
+	}
 	return out
 }
 
@@ -290,7 +294,7 @@ func (b *builder) plans() error {
 		return err
 	}
 	return each(b.catalog, model.PrefixPlan, func(kv group.KV, p model.Plan) error {
-		out := table.Plan{Name: p.Name, Rev: kv.ModIndex, APIs: map[string]string{}, MaxKeyStaleness: p.MaxKeyStaleness, MaxConcurrent: p.MaxConcurrent}
+		out := table.Plan{Name: p.Name, Rev: kv.ModIndex, APIs: map[string]string{}, MaxKeyStaleness: p.MaxKeyStaleness, MaxConcurrent: p.MaxConcurrent, Class: p.PriorityClass}
 		for _, w := range p.RateLimits {
 			out.Windows = append(out.Windows, table.Window(w))
 		}

@@ -62,6 +62,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.CAFile, "ca-file", os.Getenv("BAILIWICK_CA_FILE"), "the installation's roots; to join (BAILIWICK_CA_FILE)")
 	flags.StringVar(&cfg.JoinTokenFile, "join-token-file", "", "file with the join token; to join")
 	flags.DurationVar(&cfg.QuotaWait, "quota-wait", 250*time.Millisecond, "how long a request waits for the first word on its quota, at most 10s; 0: it is refused at once")
+	flags.IntVar(&cfg.MaxInFlight, "max-in-flight", 16_384, "requests of clients under way at once; plans of class free may take 60 % of them, bronze 70, silver 80, gold 90, platinum all")
 	flags.Int64Var(&cfg.DetailBytes, "detail-bytes", 3<<30, "disk for detail of requests that no control node has stored yet; beyond it the oldest is given up, and counted")
 	flags.Int64Var(&cfg.RelayRowsBytes, "relay-rows-bytes", 256<<20, "disk for rows of relays, which auditors may ask for; beyond it the oldest go, and are counted")
 	flags.DurationVar(&cfg.RelayRowsKeep, "relay-rows-keep", 90*24*time.Hour, "how long rows of relays are kept")

@@ -68,7 +68,10 @@ type Config struct {
 	// ticket from before it changed opens nothing. It is asked in handshakes and
 	// must not block; nil: nothing.
 	Border func(host string) string
-	Logger *slog.Logger // nil is silent
+	// Certificates says whether clients of a host are asked for a certificate;
+	// asked like Border; nil: of none.
+	Certificates func(host string) bool
+	Logger       *slog.Logger // nil is silent
 
 	RenewCheck time.Duration // how often certificates are looked at; zero is 10 minutes
 	CallLimit  time.Duration // of one call to the shelf; zero is 5 s
@@ -129,6 +132,9 @@ func New(cfg Config) (*Manager, error) {
 	}
 	if cfg.Border == nil {
 		cfg.Border = func(string) string { return "" }
+	}
+	if cfg.Certificates == nil {
+		cfg.Certificates = func(string) bool { return false }
 	}
 	box, err := newBox(cfg.Seal)
 	if err != nil {

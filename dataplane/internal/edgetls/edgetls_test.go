@@ -263,10 +263,17 @@ func (z *zone) edge(t testing.TB, dir, node string) (*edgetls.Manager, func()) {
 // edgeAt is edge with a border that its session tickets rest on.
 func (z *zone) edgeAt(t testing.TB, dir, node string, border func(string) string) (*edgetls.Manager, func()) {
 	t.Helper()
-	m, err := edgetls.New(edgetls.Config{
+	return z.edgeThat(t, dir, node, func(c *edgetls.Config) { c.Border = border })
+}
+
+func (z *zone) edgeThat(t testing.TB, dir, node string, mod func(*edgetls.Config)) (*edgetls.Manager, func()) {
+	t.Helper()
+	cfg := edgetls.Config{
 		Dir: dir, Node: node, Seal: bytes.Repeat([]byte{7}, 32), Shelf: z, Issuer: z,
-		RenewCheck: 100 * time.Millisecond, CallLimit: time.Second, Border: border,
-	})
+		RenewCheck: 100 * time.Millisecond, CallLimit: time.Second,
+	}
+	mod(&cfg)
+	m, err := edgetls.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,8 +55,17 @@ func (k ticketKeys) next(scope string, now time.Time) ticketKeys {
 // which the certificate is the message.
 func (m *Manager) forHost(base *tls.Config, hello *tls.ClientHelloInfo) *tls.Config {
 	host := strings.ToLower(hello.ServerName)
-	if !m.wanted(host) || !slices.Contains(hello.SupportedVersions, tls.VersionTLS13) || slices.Contains(hello.SupportedProtos, acmez.ACMETLS1Protocol) {
+	if !m.wanted(host) || slices.Contains(hello.SupportedProtos, acmez.ACMETLS1Protocol) {
 		return nil
+	}
+	asks := m.cfg.Certificates(host)
+	if !slices.Contains(hello.SupportedVersions, tls.VersionTLS13) {
+		if !asks {
+			return nil
+		}
+		c := base.Clone()
+		c.GetConfigForClient, c.ClientAuth = nil, tls.RequestClientCert
+		return c
 	}
 	scope, now := m.ticketScope(host), time.Now()
 	t := &m.tickets
@@ -68,6 +77,9 @@ func (m *Manager) forHost(base *tls.Config, hello *tls.ClientHelloInfo) *tls.Con
 		c = base.Clone()
 		c.GetConfigForClient = nil
 		c.SessionTicketsDisabled = false
+		if asks { // and does not insist: a key does as well
+			c.ClientAuth = tls.RequestClientCert
+		}
 		c.SetSessionTicketKeys(k.keys)
 		made := map[*tls.Config]*tls.Config{base: c}
 		for b, other := range k.made {
@@ -82,13 +94,18 @@ func (m *Manager) forHost(base *tls.Config, hello *tls.ClientHelloInfo) *tls.Con
 	return c
 }
 
-// ticketScope is all that a session of the host rests on. Hosts ask for no
-// client certificates; should they, the set of their authorities belongs here.
+// ticketScope is all that a session of the host rests on: also whether it asks
+// clients for a certificate, since a session without one must not go on where
+// one is asked for, nor the reverse. Which certificate counts is asked of the
+// table at each request, so no set of authorities belongs here.
 func (m *Manager) ticketScope(host string) string {
 	var b strings.Builder
 	for _, c := range m.cache.AllMatchingCertificates(host) {
 		b.WriteString(c.Hash())
 		b.WriteByte(' ')
+	}
+	if m.cfg.Certificates(host) {
+		b.WriteString("asks ")
 	}
 	return b.String() + m.cfg.Border(host)
 }

@@ -13,10 +13,10 @@ import (
 // key is told which; false leaves a problem in v.
 func (v *Verdict) bound(b *policy.Bounds, remote string) bool {
 	if b.Anywhere() || b.Takes(address(remote)) {
-		if scope := v.Route.Scope; scope == "" || b.HasScope(scope) {
+		if scope := v.Route.Scope; scope == "" || v.shown.allows(scope, b) {
 			return true
 		}
-		v.refuse(403, ReasonScope, "The route needs the scope "+v.Route.Scope+", which this key was not given.")
+		v.refuse(403, ReasonScope, "The route needs the scope "+v.Route.Scope+", which the caller was not given.")
 		return false
 	}
 	v.refuse(403, ReasonAddress, "The key does not work from this network; ask its owner for one that does.")

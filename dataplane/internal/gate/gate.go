@@ -15,6 +15,7 @@ import (
 
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/quota"
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/usage"
@@ -24,6 +25,7 @@ import (
 type Gate struct {
 	Hasher *apikey.Hasher // required; under the zone's pepper
 	Limits *limit.Map     // required; outlives tables
+	Tokens Tokens         // nil: none are taken
 	Quotas *quota.Book    // likewise; nil: no quota is enforced, and no rate limit is shared
 }
 
@@ -35,6 +37,7 @@ type Request struct {
 	Authorization []string // values as received
 	APIKey        []string // values of X-API-Key as received
 	Remote        string   // host:port of who speaks to this edge
+	Shown         Shown    // nil: nothing else
 	// TableAge is how long ago the control plane last confirmed the table.
 	TableAge time.Duration
 	Unix     int64 // the time of day, s
@@ -59,6 +62,10 @@ type Verdict struct {
 	KeyInBearer  bool // the key came as Authorization, which must then not go upstream
 	Flags        usage.Flags
 
+	Class priority.Class // of the plan
+	// Units are kept aside for the request: it costs no more.
+	Units int64
+
 	// Pass is the request's place among those of its subscription that are under way. Whoever has the verdict leaves it when
 	// the request is over, admitted or not.
 	Pass limit.Pass
@@ -79,6 +86,7 @@ type Verdict struct {
 	windows [limit.MaxWindows]limit.Result
 	overdue bool
 	bounds  *policy.Bounds
+	shown   credential
 
 	limits   [768]byte // written by describe: in the verdict, since a request should cost no memory
 	cut, end uint16    // of the policy, and of the limit behind it
@@ -156,7 +164,7 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 		v.refuse(402, ReasonOverdue, "The subscription's invoice is overdue; pay it, or ask the provider of the API.")
 		return v
 	}
-	v.plan = plan
+	v.plan, v.Class, v.Units = plan, priority.ParseClass(plan.Class), units(r.Method, v.Route)
 	if g.Quotas != nil && (limited(plan) || plan.QuotaMode != "") {
 		v.Account = g.Quotas.Account(quota.ID{Customer: v.Customer, Subscription: v.Subscription}, plan)
 	}
@@ -164,59 +172,49 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 		v.describe(r.Unix)
 		return v
 	}
-	if plan.QuotaMode == "" || v.Account == nil {
+	if plan.QuotaMode == "" || v.Account == nil || v.Units == 0 {
 		v.describe(r.Unix)
 		return v
 	}
 	v.Leased = quota.Leases(plan)
-	ticket, decision := v.Account.Take(RequestUnits, v.Leased, r.Unix)
+	ticket, decision := v.Account.Take(v.Units, v.Leased, r.Unix)
 	if v.Parked = decision == quota.Wait; !v.Parked {
 		g.Settle(&v, ticket, decision, r.Unix)
 	}
 	return v
 }
 
-// RequestUnits is what a request costs that an upstream answered.
-const RequestUnits = 1
+// units is what may become of a request that an upstream answers. What only asks for what it may ask is free.
+func units(method string, route *policy.Route) int64 {
+	switch {
+	case method == "OPTIONS" || route.Free:
+		return 0
+	case route.Units != nil:
+		return max(1, route.Units.Most)
+	}
+	return 1
+}
 
 // authenticate finds whose key was presented; false leaves a problem in v.
 func (g *Gate) authenticate(t *policy.Table, r *Request, v *Verdict) bool {
-	text, bearer, problem := present(r)
+	shown, problem := g.show(r, v.API.Auth)
 	if problem.Status != 0 {
 		v.Problem = problem
 		return false
 	}
-	zone, id, ok := apikey.Parse(text)
-	if !ok {
-		v.refuse(401, ReasonKeyInvalid, "The key is not valid at this host.")
-		return false
-	}
-	if zone != t.Settings().Zone {
-		// The hint is untrusted text: it picks a directory row and nothing else.
-		if hosts := t.Directory(v.API.Name, zone); len(hosts) > 0 {
-			v.refuse(421, ReasonKeyForeign, "The key belongs to another zone; send the request to one of the named hosts.")
-			v.Problem.Hosts = hosts
-			return false
+	key := g.key(t, &shown, v)
+	if key == nil {
+		if v.Problem.Status == 0 {
+			v.Problem = shown.unknown()
 		}
-		v.refuse(401, ReasonKeyInvalid, "The key is not valid at this host.")
-		return false
-	}
-	digest := g.Hasher.Sum(text)
-	key := t.Key(id)
-	known := key != nil
-	if !known {
-		key = nobody
-	}
-	if !apikey.Equal(digest, key.Digest) || !known {
-		v.refuse(401, ReasonKeyInvalid, "The key is not valid at this host.")
 		return false
 	}
 	if key.Ends != 0 && r.Unix >= int64(key.Ends) { // told to who proved that he holds it, and not counted: as if it were revoked
 		v.refuse(401, ReasonKeyEnded, "The key was replaced and its time is over; use the key that took its place.")
 		return false
 	}
-	v.KeyID, v.Customer, v.Subscription, v.Plan, v.KeyInBearer, v.overdue = key.ID, key.Customer, key.Subscription, key.Plan, bearer, key.Overdue
-	v.bounds = key.Bounds
+	v.KeyID, v.Customer, v.Subscription, v.Plan, v.KeyInBearer, v.overdue = key.ID, key.Customer, key.Subscription, key.Plan, shown.bearer, key.Overdue
+	v.bounds, v.shown = key.Bounds, shown
 	if key.Suspended {
 		if plan := t.Plan(v.Plan); plan != nil {
 			v.PlanRev = plan.Rev
@@ -247,9 +245,6 @@ func present(r *Request) (text string, bearer bool, p Problem) {
 			return "", false, NewProblem(401, ReasonKeyConflict, "Authorization and X-API-Key hold two different keys; send one.")
 		}
 		text = k
-	}
-	if text == "" {
-		return "", false, NewProblem(401, ReasonKeyMissing, "Send the key as Authorization: Bearer or as X-API-Key.")
 	}
 	return text, bearer, p
 }

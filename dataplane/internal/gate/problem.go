@@ -17,6 +17,7 @@ const (
 	ReasonMethodUnknown = "method-not-routed" // the path has routes, none with this method
 	ReasonKeyMissing    = "key-missing"
 	ReasonKeyInvalid    = "key-invalid"     // malformed, unknown, revoked or wrong: on purpose not told apart
+	ReasonTokenInvalid  = "token-invalid"   // why stands in the detail: whoever made the token may know
 	ReasonKeyConflict   = "key-conflict"    // more than one key, or one twice
 	ReasonKeyForeign    = "key-foreign"     // the key belongs to another zone
 	ReasonKeySuspended  = "key-suspended"   //
@@ -36,6 +37,7 @@ const (
 	ReasonBodyBroken    = "body-broken" // the client's body ended early
 	ReasonNotReady      = "not-ready"   // the edge has no table yet
 	ReasonUsage         = "usage-unavailable"
+	ReasonOverloaded    = "overloaded"           // an upstream or the edge is short, and higher classes go first
 	ReasonNoRegion      = "no-compatible-region" // no permitted region is healthy
 	ReasonUpstream      = "upstream-failed"
 	ReasonUpstreamLate  = "upstream-timeout"
@@ -72,6 +74,7 @@ var titles = map[string]string{
 	ReasonSwitchedOff:   "The protocol is turned off",
 	ReasonKeyMissing:    "An API key is needed",
 	ReasonKeyInvalid:    "The API key is not valid",
+	ReasonTokenInvalid:  "The token is not valid",
 	ReasonKeyConflict:   "More than one API key was sent",
 	ReasonKeyForeign:    "The API key belongs to another zone",
 	ReasonKeySuspended:  "The API key is suspended",
@@ -91,6 +94,7 @@ var titles = map[string]string{
 	ReasonBodyBroken:    "The request body ended early",
 	ReasonNotReady:      "The edge is not ready",
 	ReasonUsage:         "Usage cannot be recorded",
+	ReasonOverloaded:    "Too much to do at once",
 	ReasonNoRegion:      "No compatible region is healthy",
 	ReasonUpstream:      "The upstream failed",
 	ReasonUpstreamLate:  "The upstream did not answer in time",

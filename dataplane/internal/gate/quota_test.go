@@ -50,7 +50,7 @@ func admit(g *gate.Gate, tab *policy.Table, key string) gate.Verdict {
 		if v.Admitted() {
 			panic("admitted and parked")
 		}
-		t, d := v.Account.Park(context.Background(), gate.RequestUnits, v.Leased)
+		t, d := v.Account.Park(context.Background(), v.Units, v.Leased)
 		g.Settle(&v, t, d, time.Now().Unix())
 	}
 	return v

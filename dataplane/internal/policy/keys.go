@@ -37,6 +37,9 @@ type Bounds struct {
 	blocks       []netip.Prefix
 }
 
+// Scoped says whether the key was given any scope.
+func (b *Bounds) Scoped() bool { return b != nil && b.scopes != "" }
+
 // HasScope says whether the key was given a scope. It may be asked of no bounds.
 func (b *Bounds) HasScope(scope string) bool {
 	if b == nil {

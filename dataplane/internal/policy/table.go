@@ -3,6 +3,7 @@ package policy
 import (
 	"crypto/ed25519"
 	"iter"
+	"maps"
 	"slices"
 
 	"bailiwick/shared/revision"
@@ -110,6 +111,9 @@ func (t *Table) APIOf(zone, name string) *API {
 	}
 	return x.apis[zone][name]
 }
+
+// APIs are those of the own zone, in no order.
+func (t *Table) APIs() iter.Seq2[string, *API] { return maps.All(t.idx().own) }
 
 // Route is the route with the longest prefix that covers path by whole segments. Only routes of that
 // longest prefix count: a shorter one never answers for a method the longer one does not take, or adding

@@ -48,6 +48,7 @@ func (x *exchange) deliver(res *result) {
 	}
 	x.served, x.status = res.region, resp.StatusCode
 	h := x.w.Header()
+	x.units(resp.Header)
 	answerable(h, resp.Header)
 	h[relay.HeaderServed] = []string{res.region}
 	x.limits(h)

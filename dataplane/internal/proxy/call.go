@@ -8,6 +8,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/quota"
 	"bailiwick/shared/usage"
 )
@@ -39,16 +40,21 @@ type call struct {
 	in     int64 // bytes of a body that is not in body
 	budget *budget
 
-	served   string        // region whose upstream answered
-	status   int           // of that answer
-	counted  bool          // the final row is appended
-	broken   bool          // the upstream died within its answer
-	out      int64         // body bytes since the last row
-	inBefore int64         // body bytes of the request in rows before
-	lastRow  time.Time     //
-	tries    atomic.Int32  // attempts at upstreams; a hedge makes one beside another
-	abroad   atomic.Bool   // one of them was a relay
-	waited   time.Duration // for an upstream's answer to begin
+	served    string        // region whose upstream answered
+	status    int           // of that answer
+	counted   bool          // the final row is appended
+	broken    bool          // the upstream died within its answer
+	out       int64         // body bytes since the last row
+	inBefore  int64         // body bytes of the request in rows before
+	outBefore int64         // and of the answer
+	said      int64         // units that the upstream named; -1: none
+	lastRow   time.Time     //
+	tries     atomic.Int32  // attempts at upstreams; a hedge makes one beside another
+	abroad    atomic.Bool   // one of them was a relay
+	waited    time.Duration // for an upstream's answer to begin
+
+	seated bool            // it has a seat at this edge
+	place  priority.Ticket // and a place at its API's upstreams, until the answer begins
 
 	kept usage.Row // what is appended: here, so that a row costs no memory
 }
@@ -56,7 +62,7 @@ type call struct {
 // begin is a call that a client makes.
 func (c *call) begin(p *Proxy, client string) {
 	c.p, c.began, c.client, c.table = p, time.Now(), client, p.cfg.Tables.Load()
-	c.id = newID(c.began)
+	c.id, c.said = newID(c.began), -1
 }
 
 func (c *call) reset() { *c = call{} }
@@ -95,7 +101,7 @@ func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
 	a.Unix = c.began.Unix()
 	c.v = p.cfg.Gate.Admit(c.table, &a.Request, c.began.Sub(p.start))
 	if c.v.Parked { // nobody has said yet whether units are left: wait for it, not long
-		ticket, decision := c.v.Account.Park(ctx, gate.RequestUnits, c.v.Leased)
+		ticket, decision := c.v.Account.Park(ctx, c.v.Units, c.v.Leased)
 		p.cfg.Gate.Settle(&c.v, ticket, decision, time.Now().Unix())
 	}
 	if !c.v.Admitted() {
@@ -105,16 +111,20 @@ func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
 		c.v.Counted, c.v.RetryAfter = false, time.Second // a row is what there is no room for
 		return uncountable
 	}
-	return gate.Problem{}
+	return c.sit()
 }
 
 var uncountable = gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be recorded at this edge just now.")
 
-// start begins the walk over candidates of a call that was decided.
-func (c *call) start(method string) failover.Attempts {
+// start begins the walk over candidates of a call that was decided, once there is a place for it at its API's upstreams; a
+// problem: there is none. Call leave when the answer begins.
+func (c *call) start(ctx context.Context, method string) (a failover.Attempts, problem gate.Problem) {
 	c.budget = c.p.budget(c.v.API.Name)
+	if problem = c.wait(ctx); problem.Status != 0 {
+		return a, problem
+	}
 	c.budget.earn()
-	return c.p.router.Start(c.v.API, c.v.Route, !idempotent(method))
+	return c.p.router.Start(c.v.API, c.v.Route, !idempotent(method)), problem
 }
 
 // left is how much of a time there is before the route's deadline.
@@ -164,7 +174,9 @@ func (c *call) count(outcome usage.Outcome) bool {
 	c.row(outcome)
 	c.kept.Requests = 1
 	if c.served != "" { // what no upstream answered is not for sale
-		c.kept.Units, c.kept.Period = gate.RequestUnits, c.v.Ticket.Period()
+		c.kept.Units = c.cost()
+		c.v.Ticket = c.v.Ticket.Part(c.kept.Units)
+		c.kept.Period = c.v.Ticket.Period()
 	}
 	return c.append()
 }
@@ -198,7 +210,7 @@ func (c *call) row(outcome usage.Outcome) {
 	if c.v.Route != nil {
 		row.Route = c.v.Route.Name
 	}
-	c.inBefore, c.out, c.lastRow = in, 0, now
+	c.inBefore, c.outBefore, c.out, c.lastRow = in, c.outBefore+c.out, 0, now
 }
 
 func (c *call) append() bool {
@@ -228,6 +240,8 @@ func (c *call) close() {
 	}
 	c.outcome()
 	c.v.Pass.Leave()
+	c.leave(priority.Untold) // if the answer never did
+	c.stand()
 	c.v.Ticket.Release() // if it is still there, no upstream answered
 	c.v.Ticket = quota.Ticket{}
 	c.body.shut()

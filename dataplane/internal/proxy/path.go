@@ -59,7 +59,7 @@ func (x *exchange) sign() {
 
 // asking is what a request of net/http asks.
 func asking(r *http.Request) asked {
-	a := asked{Request: gate.Request{Host: canonicalHost(r.Host), Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr},
+	a := asked{Request: gate.Request{Host: canonicalHost(r.Host), Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr, Shown: shown{r}},
 		raw: r.URL.RawPath, more: r.URL.Opaque != "" || r.URL.User != nil, http3: r.ProtoMajor == 3, upgrade: r.Header["Upgrade"]}
 	if r.TLS != nil {
 		a.sni = r.TLS.ServerName
@@ -75,14 +75,20 @@ func (x *exchange) serve(host string) {
 	if x.v.KeyInBearer {
 		delete(x.header, "Authorization")
 	}
+	x.conceal(x.v.API.Auth)
 	x.introduce(host)
+	x.identify(x.v.API.Auth)
 	// 5. The body, within its limit.
 	if problem := x.open(p.limit(x.v.Route)); problem.Status != 0 {
 		x.refuse(problem)
 		return
 	}
 	// 6. Home upstream or relay; every attempt asks for permission anew.
-	a := x.start(r.Method)
+	a, problem := x.start(r.Context(), r.Method)
+	if problem.Status != 0 {
+		x.refuse(problem)
+		return
+	}
 	x.answer(&a, nil)
 }
 
@@ -91,6 +97,7 @@ func (x *exchange) answer(a *failover.Attempts, given *failover.Candidate) {
 	asked := time.Now()
 	res := x.walk(a, given)
 	x.waited += time.Since(asked)
+	x.leave(x.ended(&res))
 	// 7. Count, then answer.
 	x.finish(res)
 }

@@ -22,6 +22,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/usage"
@@ -65,6 +66,7 @@ type Config struct {
 	HedgeAfter      time.Duration // 0: 100 ms; a repeatable request waits at least so long before a second try beside the first
 	InterimEvery    time.Duration // 0: 15 s; how often a long answer writes a row
 	AltSvc          string        // of answers over TCP: where HTTP/3 is; "": none
+	MaxInFlight     int           // requests of clients under way, of which each class of plans may take its share; 0: priority.DefaultSeats
 }
 
 // Pseudonyms is what *pseudonym.Keys does.
@@ -80,6 +82,7 @@ type Proxy struct {
 	local  *failover.Router // for relays: this region's upstreams and nothing else
 
 	budgets  budgets
+	seats    *priority.Seats
 	turned   atomic.Pointer[revision.Sum]
 	buffers  sync.Pool
 	unbilled atomic.Int64
@@ -113,7 +116,7 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.InterimEvery <= 0 {
 		cfg.InterimEvery = 15 * time.Second
 	}
-	p := &Proxy{cfg: cfg, start: time.Now(),
+	p := &Proxy{cfg: cfg, start: time.Now(), seats: priority.NewSeats(cfg.MaxInFlight),
 		router: failover.NewRouter(cfg.Monitor, cfg.Grants, cfg.Region), local: failover.NewRouter(cfg.Monitor, nil, cfg.Region)}
 	p.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
 	return p, nil
@@ -125,11 +128,22 @@ func (p *Proxy) Unbilled() int64 { return p.unbilled.Load() }
 // ReplayBytes is how much of requests' bodies is kept now to be sent again, at most 64 MiB.
 func (p *Proxy) ReplayBytes() int64 { return p.replays.Load() }
 
+// Turned is how many requests were turned away because an upstream, or this edge, was short.
+func (p *Proxy) Turned() (upstreams, edge int64) {
+	for _, b := range p.budgets.all() {
+		for _, n := range b.flow.Stats().Shed {
+			upstreams += n
+		}
+	}
+	return upstreams, p.seats.Shed()
+}
+
 // budget keeps retries from becoming a storm: a fifth of the requests, and ten a second, with room for a
 // burst, since an upstream that dies takes all its requests in flight with it at once.
 type budget struct {
 	tokens, refilled atomic.Int64 // thousandths; ns since the proxy's start
 	now, before      tally
+	flow             priority.Limiter // of the API's upstreams in this region
 }
 
 const (

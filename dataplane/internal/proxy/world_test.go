@@ -324,11 +324,25 @@ func (w *world) view(r *region, paired bool) *policy.Table {
 	add(table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: r.name})
 	orders := table.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test", "orders2.test"}, Policy: "gdpr", Targets: []string{"http://" + r.up.addr},
 		Regions: []string{"eu-west", "eu-central"}, Routes: []table.Route{{Name: "all"}, {Name: "small", PathPrefix: "/small", MaxRequestBytes: 10}, {Name: "quick", PathPrefix: "/quick", Timeout: 300 * time.Millisecond},
-			{Name: "scoped", PathPrefix: "/scoped", Scope: "orders:read"}, {Name: "short", PathPrefix: "/short", MaxResponseBytes: 100}, {Name: "brief", PathPrefix: "/brief", Deadline: 300 * time.Millisecond}}}
+			{Name: "scoped", PathPrefix: "/scoped", Scope: "orders:read"}, {Name: "short", PathPrefix: "/short", MaxResponseBytes: 100}, {Name: "brief", PathPrefix: "/brief", Deadline: 300 * time.Millisecond},
+			{Name: "priced", PathPrefix: "/priced", Units: &table.Units{Header: "X-Units", Most: 50}}, {Name: "weighed", PathPrefix: "/weighed", Units: &table.Units{PerBytes: 100, Most: 5}},
+			{Name: "gratis", PathPrefix: "/gratis", Free: true}}}
 	if r.orders != nil {
 		r.orders(&orders)
 	}
 	add(table.KindAPI, "orders", orders)
+	add(table.KindAPI, "tight", table.API{Name: "tight", Zone: "emea", Hosts: []string{"tight.test"}, Targets: []string{"http://" + r.up.addr}, Concurrency: &table.Concurrency{Min: 4, Max: 4}})
+	add(table.KindAPI, "callers", table.API{Name: "callers", Zone: "emea", Hosts: []string{"callers.test"}, Policy: "gdpr", Targets: []string{"http://" + r.up.addr}, Regions: []string{"eu-west", "eu-central"},
+		Routes: []table.Route{{Name: "all"}, {Name: "scoped", PathPrefix: "/scoped", Scope: "orders:read"}},
+		Auth:   &table.Auth{KeyHeader: "X-Partner-Key", KeyQuery: "partner_key", Certificates: true, Issuers: []table.Issuer{{Issuer: "https://id.test"}}}})
+	add(table.KindAPI, "silent", table.API{Name: "silent", Zone: "emea", Hosts: []string{"silent.test"}, Targets: []string{"http://" + r.up.addr}, Auth: &table.Auth{Anonymous: true}})
+	add(table.KindPlan, "callers", table.Plan{Name: "callers", APIs: map[string]string{"callers": "core", "silent": "core"}})
+	for _, n := range []string{"eu-west", "eu-central"} {
+		add(table.KindRegion, n, table.Region{Name: n, Zone: "emea"})
+	}
+	add(table.KindPlan, "free-class", table.Plan{Name: "free-class", APIs: map[string]string{"orders": "core", "tight": "core"}, Class: "free"})
+	add(table.KindPlan, "platinum-class", table.Plan{Name: "platinum-class", APIs: map[string]string{"orders": "core", "tight": "core"}, Class: "platinum"})
+	add(table.KindPlan, "priced", table.Plan{Name: "priced", APIs: map[string]string{"orders": "core"}, QuotaMode: "strict"})
 	add(table.KindAPI, "reports", table.API{Name: "reports", Zone: "emea", Hosts: []string{"reports.test"}, Targets: []string{"http://" + r.up.addr}})
 	add(table.KindPlan, "gold", table.Plan{Name: "gold", Rev: 7, APIs: map[string]string{"orders": "core"}})
 	add(table.KindPlan, "free", table.Plan{Name: "free", Rev: 3, APIs: map[string]string{"orders": "core"}, RequestsPerSecond: 5, Burst: 5})

@@ -134,6 +134,19 @@ func (t Ticket) Release() {
 	}
 }
 
+// Part gives back what the request did not come to, and is the ticket for the rest: of none, the zero Ticket.
+func (t Ticket) Part(units int64) Ticket {
+	back := t.units - max(units, 0)
+	if t.lease == nil || back <= 0 {
+		return t
+	}
+	Ticket{t.account, t.lease, back}.Release()
+	if t.units -= back; t.units == 0 {
+		return Ticket{}
+	}
+	return t
+}
+
 // Offer counts a request that comes to the rate limit, and says which share of the limit is this edge's, in
 // millionths.
 func (a *Account) Offer() int64 {

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/regions/grant"
 	"bailiwick/shared/identity"
+	"bailiwick/shared/table"
 )
 
 // Sentinel is a second, independent opinion on what leaves: see package sentinel.
@@ -214,12 +216,22 @@ func (c *Client) permitted(api *policy.API, to string) (*grant.Grant, string) {
 	return c.answers.leave(t, c.cfg.Grants.Now(), api, c.from, to, c.born, now)
 }
 
+// within says whether a region is one of the own zone.
+func (c *Client) within(region string) bool {
+	return slices.ContainsFunc(c.cfg.Tables.Load().Regions(), func(r table.Region) bool { return r.Name == region })
+}
+
 func flightOf(api *policy.API, from, to string) grant.Flight {
 	return grant.Flight{Zone: api.Zone, API: api.Name, Policy: api.Policy, From: from, To: to}
 }
 
 func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *http.Request {
 	header := f.Header.Clone()
+	if !c.within(f.To) {
+		for _, name := range Identity {
+			delete(header, name)
+		}
+	}
 	header.Set(HeaderAPI, f.API.Name)
 	if f.Route != nil {
 		header.Set(HeaderRoute, f.Route.Name)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -211,7 +212,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	for name := range r.Header {
-		if len(name) >= len(Prefix) && name[:len(Prefix)] == Prefix {
+		if len(name) >= len(Prefix) && name[:len(Prefix)] == Prefix && !(peer.Zone == s.self.Zone && slices.Contains(Identity[:], name)) {
 			delete(r.Header, name)
 		}
 	}

@@ -34,6 +34,10 @@ const (
 	Prefix            = "Bailiwick-"
 )
 
+// Identity are the headers in which upstreams are told who asks: customer, subscription, plan, key. They go along to another
+// region of the own zone, never to another zone.
+var Identity = [...]string{"Bailiwick-Customer", "Bailiwick-Subscription", "Bailiwick-Plan", "Bailiwick-Key"}
+
 // Rules of refusal beyond those of failover's grants: stable names.
 const (
 	RulePair      = grant.NoPair   // the own table has no such pair

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"time"
@@ -70,6 +71,16 @@ func (d *Dialer) Dial(ctx context.Context, at Place, addr string) (net.Conn, err
 		addr = net.JoinHostPort(at.Pin.String(), port)
 	}
 	return d.dialer.DialContext(ctx, "tcp", addr)
+}
+
+// Fetches is for what is public and no upstream's: the keys of tokens' issuers. The same guard of addresses stands at its dials;
+// Permit is not asked, since nothing of a request or of a customer goes over it. It follows no redirect.
+func (d *Dialer) Fetches() *http.Client {
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{DialContext: d.dialer.DialContext, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: d.cfg.Roots},
+			TLSHandshakeTimeout: 5 * time.Second, MaxIdleConns: 8, IdleConnTimeout: 30 * time.Second, MaxResponseHeaderBytes: 64 << 10},
+	}
 }
 
 // TLS is how a connection to the place is verified. There is no way to leave that out.

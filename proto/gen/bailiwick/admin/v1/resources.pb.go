@@ -840,18 +840,21 @@ func (x *Pair) GetStatus() string {
 
 // API is a service published at host names of one zone.
 type API struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Zone          string                 `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
-	Hosts         []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	Policy        string                 `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
-	Summary       string                 `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
-	Docs          string                 `protobuf:"bytes,5,opt,name=docs,proto3" json:"docs,omitempty"`
-	Openapi       string                 `protobuf:"bytes,6,opt,name=openapi,proto3" json:"openapi,omitempty"`
-	Routes        []*Route               `protobuf:"bytes,7,rep,name=routes,proto3" json:"routes,omitempty"`
-	Upstreams     []*Upstream            `protobuf:"bytes,8,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
-	Health        *Health                `protobuf:"bytes,9,opt,name=health,proto3" json:"health,omitempty"`
-	Dispatch      *Dispatch              `protobuf:"bytes,40,opt,name=dispatch,proto3" json:"dispatch,omitempty"`
-	UpstreamTls   *UpstreamTLS           `protobuf:"bytes,41,opt,name=upstream_tls,json=upstreamTls,proto3" json:"upstream_tls,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Zone        string                 `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
+	Hosts       []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Policy      string                 `protobuf:"bytes,3,opt,name=policy,proto3" json:"policy,omitempty"`
+	Summary     string                 `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	Docs        string                 `protobuf:"bytes,5,opt,name=docs,proto3" json:"docs,omitempty"`
+	Openapi     string                 `protobuf:"bytes,6,opt,name=openapi,proto3" json:"openapi,omitempty"`
+	Routes      []*Route               `protobuf:"bytes,7,rep,name=routes,proto3" json:"routes,omitempty"`
+	Upstreams   []*Upstream            `protobuf:"bytes,8,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
+	Health      *Health                `protobuf:"bytes,9,opt,name=health,proto3" json:"health,omitempty"`
+	Dispatch    *Dispatch              `protobuf:"bytes,40,opt,name=dispatch,proto3" json:"dispatch,omitempty"`
+	UpstreamTls *UpstreamTLS           `protobuf:"bytes,41,opt,name=upstream_tls,json=upstreamTls,proto3" json:"upstream_tls,omitempty"`
+	Auth        *Authentication        `protobuf:"bytes,20,opt,name=auth,proto3" json:"auth,omitempty"`
+	// concurrency: absent, nothing is bounded.
+	Concurrency   *Concurrency `protobuf:"bytes,21,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -963,6 +966,255 @@ func (x *API) GetUpstreamTls() *UpstreamTLS {
 	return nil
 }
 
+func (x *API) GetAuth() *Authentication {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *API) GetConcurrency() *Concurrency {
+	if x != nil {
+		return x.Concurrency
+	}
+	return nil
+}
+
+// Authentication says how callers of an API show who they are, and what its upstreams are told of it.
+type Authentication struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// key_header takes a key beside Authorization: Bearer and X-API-Key.
+	KeyHeader string `protobuf:"bytes,1,opt,name=key_header,json=keyHeader,proto3" json:"key_header,omitempty"`
+	// key_query is a parameter of the query that takes a key; it is cut off before the request goes on. Empty: none, since
+	// addresses end up in logs.
+	KeyQuery string `protobuf:"bytes,2,opt,name=key_query,json=keyQuery,proto3" json:"key_query,omitempty"`
+	// issuers of tokens (JWT) that are taken in place of a key, at most 8.
+	Issuers []*Issuer `protobuf:"bytes,3,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	// client_certificates: whoever has one that a key is bound to needs no other.
+	ClientCertificates bool `protobuf:"varint,4,opt,name=client_certificates,json=clientCertificates,proto3" json:"client_certificates,omitempty"`
+	// identity: what upstreams are told: headers (default) or none.
+	Identity      string `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Authentication) Reset() {
+	*x = Authentication{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Authentication) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Authentication) ProtoMessage() {}
+
+func (x *Authentication) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Authentication.ProtoReflect.Descriptor instead.
+func (*Authentication) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Authentication) GetKeyHeader() string {
+	if x != nil {
+		return x.KeyHeader
+	}
+	return ""
+}
+
+func (x *Authentication) GetKeyQuery() string {
+	if x != nil {
+		return x.KeyQuery
+	}
+	return ""
+}
+
+func (x *Authentication) GetIssuers() []*Issuer {
+	if x != nil {
+		return x.Issuers
+	}
+	return nil
+}
+
+func (x *Authentication) GetClientCertificates() bool {
+	if x != nil {
+		return x.ClientCertificates
+	}
+	return false
+}
+
+func (x *Authentication) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+type Issuer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// issuer as tokens name it: an https URL.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// audiences of which a token must name one.
+	Audiences []string `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// algorithms that are taken: RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384, ES512, EdDSA. Default RS256 and ES256.
+	Algorithms []string `protobuf:"bytes,3,rep,name=algorithms,proto3" json:"algorithms,omitempty"`
+	// jwks_url of the issuer's keys; empty: as its discovery document says. jwks holds them as text instead: nothing is fetched.
+	JwksUrl string `protobuf:"bytes,4,opt,name=jwks_url,json=jwksUrl,proto3" json:"jwks_url,omitempty"`
+	Jwks    string `protobuf:"bytes,5,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	// claim whose value a key is bound to: key create --token-subject. Default sub.
+	Claim string `protobuf:"bytes,6,opt,name=claim,proto3" json:"claim,omitempty"`
+	// leeway for clocks that differ. Default 60s, at most 5m.
+	Leeway        *durationpb.Duration `protobuf:"bytes,7,opt,name=leeway,proto3" json:"leeway,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Issuer) Reset() {
+	*x = Issuer{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Issuer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Issuer) ProtoMessage() {}
+
+func (x *Issuer) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
+func (*Issuer) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Issuer) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *Issuer) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *Issuer) GetAlgorithms() []string {
+	if x != nil {
+		return x.Algorithms
+	}
+	return nil
+}
+
+func (x *Issuer) GetJwksUrl() string {
+	if x != nil {
+		return x.JwksUrl
+	}
+	return ""
+}
+
+func (x *Issuer) GetJwks() string {
+	if x != nil {
+		return x.Jwks
+	}
+	return ""
+}
+
+func (x *Issuer) GetClaim() string {
+	if x != nil {
+		return x.Claim
+	}
+	return ""
+}
+
+func (x *Issuer) GetLeeway() *durationpb.Duration {
+	if x != nil {
+		return x.Leeway
+	}
+	return nil
+}
+
+// Concurrency bounds what upstreams of one region work on at once, by an estimate between min and max; when they are short,
+// plans of a lower priority_class wait and are turned away first.
+type Concurrency struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Min           int32                  `protobuf:"varint,1,opt,name=min,proto3" json:"min,omitempty"` // default 4
+	Max           int32                  `protobuf:"varint,2,opt,name=max,proto3" json:"max,omitempty"` // default 1000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Concurrency) Reset() {
+	*x = Concurrency{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Concurrency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Concurrency) ProtoMessage() {}
+
+func (x *Concurrency) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
+func (*Concurrency) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Concurrency) GetMin() int32 {
+	if x != nil {
+		return x.Min
+	}
+	return 0
+}
+
+func (x *Concurrency) GetMax() int32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
 type Route struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -980,14 +1232,18 @@ type Route struct {
 	MaxResponseBytes int64 `protobuf:"varint,22,opt,name=max_response_bytes,json=maxResponseBytes,proto3" json:"max_response_bytes,omitempty"`
 	// hedge_after: a request that may be repeated and has no answer after this time is made at a second upstream of the
 	// region too; the first answer counts. 5ms to 30s. Unset: never.
-	HedgeAfter    *durationpb.Duration `protobuf:"bytes,40,opt,name=hedge_after,json=hedgeAfter,proto3" json:"hedge_after,omitempty"`
+	HedgeAfter *durationpb.Duration `protobuf:"bytes,40,opt,name=hedge_after,json=hedgeAfter,proto3" json:"hedge_after,omitempty"`
+	// free: requests cost no units and are not billed; limits and keys are asked for as on any route.
+	Free bool `protobuf:"varint,23,opt,name=free,proto3" json:"free,omitempty"`
+	// units that a request costs. Unset means one.
+	Units         *Units `protobuf:"bytes,24,opt,name=units,proto3" json:"units,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1255,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1268,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Route) GetName() string {
@@ -1078,6 +1334,85 @@ func (x *Route) GetHedgeAfter() *durationpb.Duration {
 	return nil
 }
 
+func (x *Route) GetFree() bool {
+	if x != nil {
+		return x.Free
+	}
+	return false
+}
+
+func (x *Route) GetUnits() *Units {
+	if x != nil {
+		return x.Units
+	}
+	return nil
+}
+
+// Units says what a request costs that an upstream answered.
+type Units struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// header of the answer that holds the units, a whole number; it is not passed on. Without it in an answer, or with one that
+	// does not read, a request costs one.
+	Header string `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// per_bytes: one for each so many bytes of the bodies of request and answer, rounded up.
+	PerBytes int64 `protobuf:"varint,2,opt,name=per_bytes,json=perBytes,proto3" json:"per_bytes,omitempty"`
+	// most that one request costs, and what is kept aside of a quota while it is under way. Default 100, at most 1000000.
+	Most          int64 `protobuf:"varint,3,opt,name=most,proto3" json:"most,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Units) Reset() {
+	*x = Units{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Units) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Units) ProtoMessage() {}
+
+func (x *Units) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Units.ProtoReflect.Descriptor instead.
+func (*Units) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Units) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *Units) GetPerBytes() int64 {
+	if x != nil {
+		return x.PerBytes
+	}
+	return 0
+}
+
+func (x *Units) GetMost() int64 {
+	if x != nil {
+		return x.Most
+	}
+	return 0
+}
+
 type Upstream struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Region string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
@@ -1091,7 +1426,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1438,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1451,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Upstream) GetRegion() string {
@@ -1164,7 +1499,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1511,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1524,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Dispatch) GetChoice() string {
@@ -1256,7 +1591,7 @@ type UpstreamTLS struct {
 
 func (x *UpstreamTLS) Reset() {
 	*x = UpstreamTLS{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1603,7 @@ func (x *UpstreamTLS) String() string {
 func (*UpstreamTLS) ProtoMessage() {}
 
 func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1616,7 @@ func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
 func (*UpstreamTLS) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpstreamTLS) GetServerName() string {
@@ -1323,7 +1658,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1670,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1683,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Health) GetPath() string {
@@ -1399,7 +1734,7 @@ type Product struct {
 
 func (x *Product) Reset() {
 	*x = Product{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1411,7 +1746,7 @@ func (x *Product) String() string {
 func (*Product) ProtoMessage() {}
 
 func (x *Product) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1424,7 +1759,7 @@ func (x *Product) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Product.ProtoReflect.Descriptor instead.
 func (*Product) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Product) GetApis() []string {
@@ -1449,13 +1784,14 @@ func (x *Product) GetSummary() string {
 }
 
 type Plan struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Products      []string               `protobuf:"bytes,1,rep,name=products,proto3" json:"products,omitempty"`
-	RateLimit     *RateLimit             `protobuf:"bytes,2,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
-	Quota         *Quota                 `protobuf:"bytes,3,opt,name=quota,proto3" json:"quota,omitempty"`
-	PriorityClass string                 `protobuf:"bytes,4,opt,name=priority_class,json=priorityClass,proto3" json:"priority_class,omitempty"`
-	SlaTarget     string                 `protobuf:"bytes,5,opt,name=sla_target,json=slaTarget,proto3" json:"sla_target,omitempty"`
-	Price         string                 `protobuf:"bytes,6,opt,name=price,proto3" json:"price,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Products  []string               `protobuf:"bytes,1,rep,name=products,proto3" json:"products,omitempty"`
+	RateLimit *RateLimit             `protobuf:"bytes,2,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	Quota     *Quota                 `protobuf:"bytes,3,opt,name=quota,proto3" json:"quota,omitempty"`
+	// priority_class: free, bronze, silver (default), gold, platinum: lower ones yield first where an upstream or an edge is short.
+	PriorityClass string `protobuf:"bytes,4,opt,name=priority_class,json=priorityClass,proto3" json:"priority_class,omitempty"`
+	SlaTarget     string `protobuf:"bytes,5,opt,name=sla_target,json=slaTarget,proto3" json:"sla_target,omitempty"`
+	Price         string `protobuf:"bytes,6,opt,name=price,proto3" json:"price,omitempty"`
 	// max_key_staleness: how long a disconnected edge honours keys of this plan. Unset means for ever.
 	MaxKeyStaleness *durationpb.Duration `protobuf:"bytes,7,opt,name=max_key_staleness,json=maxKeyStaleness,proto3" json:"max_key_staleness,omitempty"`
 	// rate_limits over longer times, beside rate_limit: all of them hold.
@@ -1468,7 +1804,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1816,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1829,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Plan) GetProducts() []string {
@@ -1572,7 +1908,7 @@ type RateWindow struct {
 
 func (x *RateWindow) Reset() {
 	*x = RateWindow{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1920,7 @@ func (x *RateWindow) String() string {
 func (*RateWindow) ProtoMessage() {}
 
 func (x *RateWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1933,7 @@ func (x *RateWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateWindow.ProtoReflect.Descriptor instead.
 func (*RateWindow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RateWindow) GetRequests() int32 {
@@ -1632,7 +1968,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1980,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1993,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -1692,7 +2028,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +2040,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +2053,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Quota) GetUnits() int64 {
@@ -1772,7 +2108,7 @@ type Customer struct {
 
 func (x *Customer) Reset() {
 	*x = Customer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +2120,7 @@ func (x *Customer) String() string {
 func (*Customer) ProtoMessage() {}
 
 func (x *Customer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +2133,7 @@ func (x *Customer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Customer.ProtoReflect.Descriptor instead.
 func (*Customer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Customer) GetZone() string {
@@ -1853,7 +2189,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +2201,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +2214,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Subscription) GetName() string {
@@ -1909,7 +2245,7 @@ type Closure struct {
 
 func (x *Closure) Reset() {
 	*x = Closure{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2257,7 @@ func (x *Closure) String() string {
 func (*Closure) ProtoMessage() {}
 
 func (x *Closure) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2270,7 @@ func (x *Closure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closure.ProtoReflect.Descriptor instead.
 func (*Closure) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Closure) GetZone() string {
@@ -1984,7 +2320,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2332,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2345,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Drain) GetZone() string {
@@ -2102,7 +2438,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\bpriority\x18\x05 \x01(\x05R\bpriority\x12$\n" +
 	"\treview_by\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18\n" +
 	"R\breviewBy\x12-\n" +
-	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\xa2\x04\n" +
+	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\x9d\x05\n" +
 	"\x03API\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12)\n" +
 	"\x05hosts\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10@\"\ar\x05\x10\x01\x18\xfd\x01R\x05hosts\x12\x1f\n" +
@@ -2114,7 +2450,31 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\tupstreams\x18\b \x03(\v2\x1c.bailiwick.admin.v1.UpstreamB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\tupstreams\x122\n" +
 	"\x06health\x18\t \x01(\v2\x1a.bailiwick.admin.v1.HealthR\x06health\x128\n" +
 	"\bdispatch\x18( \x01(\v2\x1c.bailiwick.admin.v1.DispatchR\bdispatch\x12B\n" +
-	"\fupstream_tls\x18) \x01(\v2\x1f.bailiwick.admin.v1.UpstreamTLSR\vupstreamTls\"\xdd\x03\n" +
+	"\fupstream_tls\x18) \x01(\v2\x1f.bailiwick.admin.v1.UpstreamTLSR\vupstreamTls\x126\n" +
+	"\x04auth\x18\x14 \x01(\v2\".bailiwick.admin.v1.AuthenticationR\x04auth\x12A\n" +
+	"\vconcurrency\x18\x15 \x01(\v2\x1f.bailiwick.admin.v1.ConcurrencyR\vconcurrency\"\x83\x02\n" +
+	"\x0eAuthentication\x12&\n" +
+	"\n" +
+	"key_header\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\tkeyHeader\x12$\n" +
+	"\tkey_query\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\bkeyQuery\x12>\n" +
+	"\aissuers\x18\x03 \x03(\v2\x1a.bailiwick.admin.v1.IssuerB\b\xbaH\x05\x92\x01\x02\x10\bR\aissuers\x12/\n" +
+	"\x13client_certificates\x18\x04 \x01(\bR\x12clientCertificates\x122\n" +
+	"\bidentity\x18\x05 \x01(\tB\x16\xbaH\x13r\x11R\x00R\aheadersR\x04noneR\bidentity\"\x9f\x02\n" +
+	"\x06Issuer\x12\"\n" +
+	"\x06issuer\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06issuer\x121\n" +
+	"\taudiences\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10\x10\"\ar\x05\x10\x01\x18\x80\x04R\taudiences\x12(\n" +
+	"\n" +
+	"algorithms\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\n" +
+	"R\n" +
+	"algorithms\x12#\n" +
+	"\bjwks_url\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\ajwksUrl\x12\x1d\n" +
+	"\x04jwks\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x04jwks\x12\x1d\n" +
+	"\x05claim\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\x05claim\x121\n" +
+	"\x06leeway\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06leeway\"K\n" +
+	"\vConcurrency\x12\x1d\n" +
+	"\x03min\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03min\x12\x1d\n" +
+	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\xa2\x04\n" +
 	"\x05Route\x121\n" +
 	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x125\n" +
 	"\amethods\x18\x02 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x10\"\x11r\x0f2\r^[A-Z]{1,16}$R\amethods\x127\n" +
@@ -2126,7 +2486,13 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\bdeadline\x18\x15 \x01(\v2\x19.google.protobuf.DurationR\bdeadline\x125\n" +
 	"\x12max_response_bytes\x18\x16 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x10maxResponseBytes\x12:\n" +
 	"\vhedge_after\x18( \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"hedgeAfter\"a\n" +
+	"hedgeAfter\x12\x12\n" +
+	"\x04free\x18\x17 \x01(\bR\x04free\x12/\n" +
+	"\x05units\x18\x18 \x01(\v2\x19.bailiwick.admin.v1.UnitsR\x05units\"o\n" +
+	"\x05Units\x12\x1f\n" +
+	"\x06header\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06header\x12$\n" +
+	"\tper_bytes\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bperBytes\x12\x1f\n" +
+	"\x04most\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x00R\x04most\"a\n" +
 	"\bUpstream\x12!\n" +
 	"\x06region\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06region\x12\x1c\n" +
 	"\x03url\x18\x02 \x01(\tB\n" +
@@ -2222,7 +2588,7 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
 	(*Switch)(nil),                // 1: bailiwick.admin.v1.Switch
@@ -2233,64 +2599,73 @@ var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*WithinZone)(nil),            // 6: bailiwick.admin.v1.WithinZone
 	(*Pair)(nil),                  // 7: bailiwick.admin.v1.Pair
 	(*API)(nil),                   // 8: bailiwick.admin.v1.API
-	(*Route)(nil),                 // 9: bailiwick.admin.v1.Route
-	(*Upstream)(nil),              // 10: bailiwick.admin.v1.Upstream
-	(*Dispatch)(nil),              // 11: bailiwick.admin.v1.Dispatch
-	(*UpstreamTLS)(nil),           // 12: bailiwick.admin.v1.UpstreamTLS
-	(*Health)(nil),                // 13: bailiwick.admin.v1.Health
-	(*Product)(nil),               // 14: bailiwick.admin.v1.Product
-	(*Plan)(nil),                  // 15: bailiwick.admin.v1.Plan
-	(*RateWindow)(nil),            // 16: bailiwick.admin.v1.RateWindow
-	(*RateLimit)(nil),             // 17: bailiwick.admin.v1.RateLimit
-	(*Quota)(nil),                 // 18: bailiwick.admin.v1.Quota
-	(*Customer)(nil),              // 19: bailiwick.admin.v1.Customer
-	(*Subscription)(nil),          // 20: bailiwick.admin.v1.Subscription
-	(*Closure)(nil),               // 21: bailiwick.admin.v1.Closure
-	(*Drain)(nil),                 // 22: bailiwick.admin.v1.Drain
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 24: google.protobuf.Duration
+	(*Authentication)(nil),        // 9: bailiwick.admin.v1.Authentication
+	(*Issuer)(nil),                // 10: bailiwick.admin.v1.Issuer
+	(*Concurrency)(nil),           // 11: bailiwick.admin.v1.Concurrency
+	(*Route)(nil),                 // 12: bailiwick.admin.v1.Route
+	(*Units)(nil),                 // 13: bailiwick.admin.v1.Units
+	(*Upstream)(nil),              // 14: bailiwick.admin.v1.Upstream
+	(*Dispatch)(nil),              // 15: bailiwick.admin.v1.Dispatch
+	(*UpstreamTLS)(nil),           // 16: bailiwick.admin.v1.UpstreamTLS
+	(*Health)(nil),                // 17: bailiwick.admin.v1.Health
+	(*Product)(nil),               // 18: bailiwick.admin.v1.Product
+	(*Plan)(nil),                  // 19: bailiwick.admin.v1.Plan
+	(*RateWindow)(nil),            // 20: bailiwick.admin.v1.RateWindow
+	(*RateLimit)(nil),             // 21: bailiwick.admin.v1.RateLimit
+	(*Quota)(nil),                 // 22: bailiwick.admin.v1.Quota
+	(*Customer)(nil),              // 23: bailiwick.admin.v1.Customer
+	(*Subscription)(nil),          // 24: bailiwick.admin.v1.Subscription
+	(*Closure)(nil),               // 25: bailiwick.admin.v1.Closure
+	(*Drain)(nil),                 // 26: bailiwick.admin.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	23, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	27, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
 	3,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
 	4,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
 	5,  // 4: bailiwick.admin.v1.Resource.policy:type_name -> bailiwick.admin.v1.Policy
 	8,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
-	14, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
-	15, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
-	19, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
-	21, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	22, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	18, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
+	19, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
+	23, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
+	25, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
+	26, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
 	1,  // 11: bailiwick.admin.v1.Resource.switch:type_name -> bailiwick.admin.v1.Switch
 	6,  // 12: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
 	7,  // 13: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	24, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
-	9,  // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
-	10, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
-	13, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	11, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
-	12, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
-	24, // 20: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	24, // 21: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
-	24, // 22: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
-	24, // 23: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
-	24, // 24: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
-	24, // 25: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	24, // 26: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
-	24, // 27: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
-	17, // 28: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	18, // 29: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	24, // 30: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	16, // 31: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
-	24, // 32: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
-	24, // 33: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	20, // 34: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	28, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	12, // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
+	14, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
+	17, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
+	15, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
+	16, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
+	9,  // 20: bailiwick.admin.v1.API.auth:type_name -> bailiwick.admin.v1.Authentication
+	11, // 21: bailiwick.admin.v1.API.concurrency:type_name -> bailiwick.admin.v1.Concurrency
+	10, // 22: bailiwick.admin.v1.Authentication.issuers:type_name -> bailiwick.admin.v1.Issuer
+	28, // 23: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
+	28, // 24: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	28, // 25: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
+	28, // 26: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
+	13, // 27: bailiwick.admin.v1.Route.units:type_name -> bailiwick.admin.v1.Units
+	28, // 28: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
+	28, // 29: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
+	28, // 30: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	28, // 31: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
+	28, // 32: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
+	21, // 33: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	22, // 34: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	28, // 35: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	20, // 36: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
+	28, // 37: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
+	28, // 38: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	24, // 39: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }
@@ -2317,7 +2692,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

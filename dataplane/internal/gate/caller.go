@@ -1,0 +1,140 @@
+package gate
+
+import (
+	"encoding/hex"
+	"strings"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/table"
+)
+
+// Shown is what a request shows beside Authorization and X-API-Key. It is asked where an API says so.
+type Shown interface {
+	Header(name string) []string           // values as received, by a name in its canonical form
+	Query(name string) []string            // decoded values of a parameter
+	Certificate() (spki [32]byte, ok bool) // of the TLS connection; the client has proven that it has the key
+}
+
+// Tokens verifies tokens. It is what *token.Verifier does.
+type Tokens interface {
+	Verify(auth *table.Auth, raw string, unix int64) (issuer, subject, scopes string, err error)
+}
+
+// credential is what a caller showed: the text of a key, or something that a key is bound to.
+type credential struct {
+	text   string // of a key
+	bearer bool   // it came as Authorization
+
+	kind, bound string // else what it is bound to
+	token       bool
+	scopes      string // of a token
+}
+
+// show takes the one credential of a request. Of two that differ none is taken: whoever stands before or behind this edge
+// might take the other. A certificate counts where nothing else is shown.
+func (g *Gate) show(r *Request, auth *table.Auth) (c credential, p Problem) {
+	if c.text, c.bearer, p = present(r); p.Status != 0 {
+		return c, p
+	}
+	if auth == nil || r.Shown == nil {
+		return c, c.missing()
+	}
+	for _, values := range [...][]string{named(auth.KeyHeader, r.Shown.Header), named(auth.KeyQuery, r.Shown.Query)} {
+		switch {
+		case len(values) == 0:
+			continue
+		case len(values) > 1 || c.text != "" && strings.TrimSpace(values[0]) != c.text:
+			return c, NewProblem(401, ReasonKeyConflict, "The request holds a key more than once; send one key, once.")
+		}
+		c.text = strings.TrimSpace(values[0])
+	}
+	if c.text == "" && auth.Certificates {
+		if spki, ok := r.Shown.Certificate(); ok {
+			return credential{kind: apikey.KindCertificate, bound: hex.EncodeToString(spki[:])}, p
+		}
+	}
+	if p = c.missing(); p.Status != 0 || len(auth.Issuers) == 0 || g.Tokens == nil || !c.bearer || strings.HasPrefix(c.text, apikey.Prefix) {
+		return c, p
+	}
+	issuer, subject, scopes, err := g.Tokens.Verify(auth, c.text, r.Unix)
+	if err != nil {
+		return c, NewProblem(401, ReasonTokenInvalid, "The token is not taken: "+err.Error()+".")
+	}
+	return credential{bearer: true, kind: apikey.KindToken, bound: apikey.TokenText(issuer, subject), token: true, scopes: scopes}, p
+}
+
+func named(name string, of func(string) []string) []string {
+	if name == "" {
+		return nil
+	}
+	return of(name)
+}
+
+func (c *credential) missing() Problem {
+	if c.text == "" {
+		return NewProblem(401, ReasonKeyMissing, "Send the key as Authorization: Bearer or as X-API-Key.")
+	}
+	return Problem{}
+}
+
+// key finds the key of a credential, nil if there is none, in one time whether the id or the secret is unknown.
+func (g *Gate) key(t *policy.Table, c *credential, v *Verdict) *policy.Key {
+	var id string
+	var digest apikey.Digest
+	if c.kind != "" {
+		id, digest = g.Hasher.Bound(c.kind, c.bound)
+	} else {
+		var zone string
+		var ok bool
+		if zone, id, ok = apikey.Parse(c.text); !ok {
+			return nil
+		}
+		if zone != t.Settings().Zone {
+			// The hint is untrusted text: it picks a directory row and nothing else.
+			if hosts := t.Directory(v.API.Name, zone); len(hosts) > 0 {
+				v.refuse(421, ReasonKeyForeign, "The key belongs to another zone; send the request to one of the named hosts.")
+				v.Problem.Hosts = hosts
+			}
+			return nil
+		}
+		digest = g.Hasher.Sum(c.text)
+	}
+	key := t.Key(id)
+	known := key != nil
+	if !known {
+		key = nobody
+	}
+	if !apikey.Equal(digest, key.Digest) || !known {
+		return nil
+	}
+	return key
+}
+
+// unknown is why a credential that is none is refused.
+func (c *credential) unknown() Problem {
+	switch c.kind {
+	case apikey.KindCertificate:
+		return NewProblem(401, ReasonKeyInvalid, "No key is bound to the client certificate; ask the provider of the API to bind one.")
+	case apikey.KindToken:
+		return NewProblem(401, ReasonKeyInvalid, "No key is bound to whom the token names; ask the provider of the API to bind one.")
+	}
+	return NewProblem(401, ReasonKeyInvalid, "The key is not valid at this host.")
+}
+
+// allows says whether the caller has a scope: what a token says, and what its key was given if it was given any.
+func (c *credential) allows(scope string, b *policy.Bounds) bool {
+	if !c.token {
+		return b.HasScope(scope)
+	}
+	if b.Scoped() && !b.HasScope(scope) {
+		return false
+	}
+	for rest := c.scopes; rest != ""; {
+		var s string
+		if s, rest, _ = strings.Cut(rest, " "); s == scope {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,95 @@
+package proxy
+
+import (
+	"crypto/sha256"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"strings"
+	"time"
+
+	"bailiwick/dataplane/internal/relay"
+	"bailiwick/shared/table"
+)
+
+// shown is what a request shows of its caller beside Authorization and X-API-Key.
+type shown struct{ r *http.Request }
+
+func (s shown) Header(name string) []string { return s.r.Header[name] }
+
+// Query gives the values of a parameter, by the name that it decodes to.
+func (s shown) Query(name string) (values []string) {
+	for part := range strings.SplitSeq(s.r.URL.RawQuery, "&") {
+		if key, value, _ := strings.Cut(part, "="); isNamed(key, name) {
+			v, err := url.QueryUnescape(value)
+			if err != nil {
+				v = value
+			}
+			values = append(values, v)
+		}
+	}
+	return values
+}
+
+func isNamed(key, name string) bool {
+	if !strings.ContainsAny(key, "%+") {
+		return key == name
+	}
+	k, err := url.QueryUnescape(key)
+	return err == nil && k == name
+}
+
+// Certificate is of a client that has proven its key in the handshake. Who vouches for it does not matter: it is the key that
+// something is bound to. That it says of itself that its time is over does.
+func (s shown) Certificate() (spki [32]byte, ok bool) {
+	if s.r.TLS == nil || len(s.r.TLS.PeerCertificates) == 0 {
+		return spki, false
+	}
+	c := s.r.TLS.PeerCertificates[0]
+	if now := time.Now(); now.Before(c.NotBefore) || now.After(c.NotAfter) {
+		return spki, false
+	}
+	return sha256.Sum256(c.RawSubjectPublicKeyInfo), true
+}
+
+// conceal takes out of what goes on where the API's callers may have put their keys.
+func (x *exchange) conceal(auth *table.Auth) {
+	if auth == nil {
+		return
+	}
+	if auth.KeyHeader != "" {
+		delete(x.header, auth.KeyHeader)
+		for name := range x.header {
+			if strings.IndexByte(name, '_') >= 0 && textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-")) == auth.KeyHeader {
+				delete(x.header, name)
+			}
+		}
+	}
+	if auth.KeyQuery == "" || x.r.URL.RawQuery == "" {
+		return
+	}
+	var kept []string
+	for part := range strings.SplitSeq(x.r.URL.RawQuery, "&") {
+		if key, _, _ := strings.Cut(part, "="); !isNamed(key, auth.KeyQuery) {
+			kept = append(kept, part)
+		}
+	}
+	if rest := strings.Join(kept, "&"); rest != x.r.URL.RawQuery {
+		u := *x.r.URL // of the client's request, which others may look at
+		u.RawQuery, u.ForceQuery = rest, false
+		r := *x.r
+		r.URL = &u
+		x.r = &r
+	}
+}
+
+// identify tells an upstream who asks. What a client said in headers of these names is gone by now.
+func (x *exchange) identify(auth *table.Auth) {
+	if auth != nil && auth.Anonymous {
+		return
+	}
+	said := []string{x.v.Customer, x.v.Subscription, x.v.Plan, x.v.KeyID}
+	for i, name := range relay.Identity {
+		x.header[name] = said[i : i+1 : i+1]
+	}
+}

@@ -1,0 +1,211 @@
+package proxy_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/dataplane/internal/quota"
+	"bailiwick/shared/usage"
+)
+
+func TestPath_WhatARequestCosts(t *testing.T) {
+	w := newWorld(t, nil)
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		for _, v := range r.URL.Query()["units"] {
+			rw.Header().Add("X-Units", v)
+		}
+		if r.URL.Query().Has("broken") {
+			rw.Header().Set("Content-Length", "10")
+			io.WriteString(rw, "hal")
+			rw.(http.Flusher).Flush()
+			panic(http.ErrAbortHandler)
+		}
+		if r.Method != "HEAD" && r.URL.Query().Has("chunked") {
+			rw.(http.Flusher).Flush()
+		}
+		io.WriteString(rw, strings.Repeat("x", 100))
+	})
+	for _, c := range []struct {
+		name, method, path, body string
+		units                    int64
+	}{
+		{"as said", "GET", "/priced?units=7", "", 7},
+		{"nothing, as said", "GET", "/priced?units=0", "", 0},
+		{"more than may be", "GET", "/priced?units=1000000", "", 50},
+		{"not said", "GET", "/priced", "", 1},
+		{"said twice", "GET", "/priced?units=7&units=8", "", 1},
+		{"less than nothing", "GET", "/priced?units=-7", "", 1},
+		{"no number", "GET", "/priced?units=7.5", "", 1},
+		{"too large a number", "GET", "/priced?units=99999999999999999999999", "", 1},
+		{"in an answer without a body", "HEAD", "/priced?units=7", "", 7},
+		{"in one that breaks off", "POST", "/priced?units=7&broken", "x", 7},
+		{"by bytes", "POST", "/weighed", strings.Repeat("y", 150), 3}, // 250 of both
+		{"by bytes, chunked", "POST", "/weighed?chunked", strings.Repeat("y", 150), 3},
+		{"by bytes, more than may be", "POST", "/weighed", strings.Repeat("y", 5000), 5},
+		{"by bytes of none", "HEAD", "/weighed", "", 1},
+		{"on a free route", "GET", "/gratis?units=7", "", 0},
+		{"by what asks for what it may ask", "OPTIONS", "/v1/x", "", 0},
+		{"by OPTIONS of a priced route", "OPTIONS", "/priced?units=7", "", 0},
+	} {
+		n := w.west.meter.len()
+		a := w.send(c.method, c.path, c.body)
+		eventually(t, 5*time.Second, "a row", func() bool { return w.west.meter.len() > n })
+		row := w.west.meter.last()
+		if row.Units != c.units || row.Requests != 1 {
+			t.Errorf("%s: got %d units in %+v, want %d", c.name, row.Units, row, c.units)
+		}
+		if a.header.Get("X-Units") != "" && !strings.Contains(c.path, "gratis") {
+			t.Errorf("%s: the client was told the upstream's units", c.name)
+		}
+	}
+}
+
+// oneLease is all that there is to lease.
+type oneLease struct {
+	mu     sync.Mutex
+	leased int64
+}
+
+func (l *oneLease) Exchange(_ context.Context, r *quota.Request) (*quota.Response, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+	for _, k := range r.Asks {
+		out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, PeriodEnd: 1 << 40, Leased: l.leased, Limit: l.leased, Leases: true, Exhausted: true})
+	}
+	return out, nil
+}
+
+// A strict quota holds whatever upstreams say: what is kept aside for a request is all that it may cost, and what it does not
+// cost comes back.
+func TestPath_AStrictQuotaHoldsForUnitsOfAnyNumber(t *testing.T) {
+	l := &oneLease{leased: 200}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var done sync.WaitGroup
+	w := newWorld(t, func(cfg *proxy.Config) {
+		if cfg.Region != "eu-west" {
+			return
+		}
+		b, err := quota.New(quota.Config{Leader: l, Epoch: 1, Logger: slog.New(slog.DiscardHandler), Wait: 5 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done.Go(func() { b.Run(ctx) })
+		cfg.Gate = &gate.Gate{Hasher: cfg.Gate.Hasher, Limits: cfg.Gate.Limits, Quotas: b}
+	})
+	key, o := mint(t, "priced")
+	w.objects = append(w.objects, o)
+	w.west.tables.Swap(w.view(w.west, true))
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) { rw.Header().Set("X-Units", r.URL.Query().Get("units")) })
+	send := func(path string) answer { return w.send("GET", path, "", "X-Api-Key", "", "X-Api-Key", key) }
+	spent := 0
+	for i, units := range []string{"40", "0", "1000", "9", "51"} { // 40 + 0 + 50 + 9 + 50 = 149: 51 are left
+		if a := send("/priced?units=" + units); a.status != 200 {
+			t.Fatalf("request %d: got %d %s after %d units", i, a.status, a.body, spent)
+		}
+		spent += int(w.west.meter.last().Units)
+	}
+	if a := send("/priced?units=2"); spent != 149 || a.status != 200 || w.west.meter.last().Units != 2 {
+		t.Errorf("got %d %s after %d units, want 149 spent and 2 of the 51 left taken", a.status, a.body, spent)
+	}
+	if a := send("/priced?units=1"); a.status != 429 || !strings.Contains(a.body, gate.ReasonQuotaExceeded) {
+		t.Errorf("got %d %s, want it refused: 49 are left, and it could cost 50", a.status, a.body)
+	}
+	for i := range 50 {
+		if a := send("/v1/x"); (a.status == 200) != (i < 49) {
+			t.Fatalf("request %d at one unit: got %d %s, want 49 to be left", i, a.status, a.body)
+		}
+	}
+	if a := send("/gratis"); a.status != 200 {
+		t.Errorf("a free route: got %d %s, want it to need no quota", a.status, a.body)
+	}
+	total := int64(0)
+	for _, r := range w.west.meter.since(0) {
+		total += r.Units
+	}
+	if total != 200 {
+		t.Errorf("%d units were counted of 200", total)
+	}
+	cancel()
+	done.Wait()
+}
+
+// At an API that bounds what its upstreams work on, free yields to platinum; and the place is given back.
+func TestPath_FreeYields(t *testing.T) {
+	w := newWorld(t, nil)
+	free, o := mint(t, "free-class")
+	paid, o2 := mint(t, "platinum-class")
+	w.objects = append(w.objects, o, o2)
+	w.west.tables.Swap(w.view(w.west, true))
+	hold := make(chan struct{})
+	w.west.up.does(func(http.ResponseWriter, *http.Request) { <-hold })
+	from := func(key string) answer {
+		return w.send("POST", "/x", "y", "Host", "tight.test", "X-Api-Key", "", "X-Api-Key", key)
+	}
+	got := make(chan answer, 4)
+	at := func(n int32) {
+		eventually(t, 10*time.Second, "requests at the upstream", func() bool { w.west.up.mu.Lock(); defer w.west.up.mu.Unlock(); return w.west.up.bodies["y"] == int(n) })
+	}
+	go func() { got <- from(free) }() // of four places free may take two
+	go func() { got <- from(free) }()
+	at(2)
+	if a := from(free); a.status != 503 || !strings.Contains(a.body, gate.ReasonOverloaded) || a.header.Get("Retry-After") != "1" {
+		t.Errorf("a third free one: got %d %s, want it turned away", a.status, a.body)
+	}
+	if r := w.west.meter.last(); r.Outcome != usage.OutcomeUnserved || r.Units != 0 || r.Plan != "free-class" {
+		t.Errorf("got %+v, want it unserved and free of units", r)
+	}
+	go func() { got <- from(paid) }()
+	go func() { got <- from(paid) }()
+	at(4)
+	close(hold)
+	for range 4 {
+		if a := <-got; a.status != 200 {
+			t.Errorf("got %d %s %v, want it served", a.status, a.body, a.err)
+		}
+	}
+	for range 5 {
+		if a := from(free); a.status != 200 {
+			t.Errorf("when all is over: got %d %s", a.status, a.body)
+		}
+	}
+	if up, edge := w.west.proxy.Turned(); up != 1 || edge != 0 {
+		t.Errorf("it tells of %d and %d turned away, want one by the upstream", up, edge)
+	}
+}
+
+func TestPath_AnEdgeHasSeats(t *testing.T) {
+	w := newWorld(t, func(cfg *proxy.Config) { cfg.MaxInFlight = 2 })
+	free, o := mint(t, "free-class")
+	paid, o2 := mint(t, "platinum-class")
+	w.objects = append(w.objects, o, o2)
+	w.west.tables.Swap(w.view(w.west, true))
+	hold := make(chan struct{})
+	w.west.up.does(func(http.ResponseWriter, *http.Request) { <-hold })
+	got := make(chan answer, 1)
+	from := func(key string) answer { return w.send("POST", "/v1/x", "y", "X-Api-Key", "", "X-Api-Key", key) }
+	go func() { got <- from(free) }()
+	eventually(t, 10*time.Second, "a request at the upstream", func() bool { w.west.up.mu.Lock(); defer w.west.up.mu.Unlock(); return w.west.up.bodies["y"] == 1 })
+	if a := from(free); a.status != 503 || !strings.Contains(a.body, gate.ReasonOverloaded) {
+		t.Errorf("a second free one: got %d %s, want it turned away", a.status, a.body)
+	}
+	close(hold)
+	if a := from(paid); a.status != 200 {
+		t.Errorf("platinum: got %d %s", a.status, a.body)
+	}
+	if a := <-got; a.status != 200 {
+		t.Errorf("the first: got %d %s", a.status, a.body)
+	}
+	if a := from(free); a.status != 200 {
+		t.Errorf("when all is over: got %d %s", a.status, a.body)
+	}
+}

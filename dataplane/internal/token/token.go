@@ -1,0 +1,196 @@
+// Package token owns the tokens (JWT, RFC 7519) that callers show in place of a key: whether an issuer that the API trusts
+// signed one for it, and what it says of its holder. The keys of issuers it fetches in the background alone.
+//
+// It never decides who may: it says which issuer and subject a token names, and the gate looks for the key that is bound to
+// them. A token that does not verify leaves nothing behind, and starts at most one fetch in ten seconds and for each issuer,
+// whatever it names. Nothing survives a crash: after a restart tokens are refused until their issuer's keys are here again,
+// so whoever must not depend on an issuer that is away writes its keys into the API (jwks). Verify may be called by any
+// number of goroutines at once and never waits; Run is called once.
+package token
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/shared/table"
+)
+
+const (
+	maxToken   = 8 << 10 // bytes
+	maxSubject = 512     // bytes of what a key is bound to
+	slots      = 4096    // tokens that are known to verify; an older one makes room
+	tries      = 4       // keys that one token without a key id is held against
+)
+
+// Config of a Verifier.
+type Config struct {
+	Tables *policy.Holder // required
+	Client *http.Client   // required: guarded, follows no redirect
+	Logger *slog.Logger   // required
+
+	Refresh time.Duration // of an issuer's keys, more or less a fifth; 0: 10 minutes
+	// Stale is how long keys serve on after their issuer last answered; 0: 24 hours.
+	Stale time.Duration
+	// Patience is the time between fetches because of tokens that name a key that is not known: anybody can make such; 0: 10 s.
+	Patience time.Duration
+}
+
+// Verifier verifies tokens.
+type Verifier struct {
+	cfg   Config
+	known [slots]atomic.Pointer[verified]
+
+	mu      sync.RWMutex // covers sources; held for a lookup
+	sources map[sourceID]*source
+}
+
+// New makes one; it knows no keys before Run but those that APIs hold themselves.
+func New(cfg Config) (*Verifier, error) {
+	if cfg.Tables == nil || cfg.Client == nil || cfg.Logger == nil {
+		return nil, errors.New("token: Tables, Client and Logger are required")
+	}
+	if cfg.Refresh <= 0 {
+		cfg.Refresh = 10 * time.Minute
+	}
+	if cfg.Stale <= 0 {
+		cfg.Stale = 24 * time.Hour
+	}
+	if cfg.Patience <= 0 {
+		cfg.Patience = 10 * time.Second
+	}
+	return &Verifier{cfg: cfg, sources: map[sourceID]*source{}}, nil
+}
+
+// verified is a token that verified, once. It counts while the API asks the same of tokens and the issuer has the same keys.
+type verified struct {
+	sum           [sha256.Size]byte
+	auth          *table.Auth
+	keys          *keySet
+	source        *source
+	from, until   int64 // unix s, leeway and all
+	issuer, value string
+	scopes        string
+}
+
+// Why a token is refused, for the caller, who may as well have made it up.
+var (
+	ErrMalformed = errors.New("it is no signed token that this API takes")
+	ErrIssuer    = errors.New("the API does not trust its issuer")
+	ErrKeys      = errors.New("its issuer's keys are not known here; try again shortly")
+	ErrSignature = errors.New("no key of its issuer signed it")
+	ErrExpired   = errors.New("its time is over")
+	ErrEarly     = errors.New("its time has not come")
+	ErrAudience  = errors.New("it is for another service")
+	ErrSubject   = errors.New("it lacks the claim by which the API knows its callers")
+)
+
+// Verify gives whom raw names, if it is for whoever auth is of, at a time of day (unix s): its issuer, the value of the claim
+// that the API names, and its scopes, separated by spaces. It allocates nothing for a token that
+// it has verified lately.
+func (v *Verifier) Verify(auth *table.Auth, raw string, unix int64) (issuer, subject, scopes string, err error) {
+	if len(raw) > maxToken || strings.Count(raw, ".") != 2 {
+		return "", "", "", ErrMalformed
+	}
+	var text [maxToken]byte
+	sum := sha256.Sum256(text[:copy(text[:], raw)])
+	slot := &v.known[(int(sum[0])<<8|int(sum[1]))%slots]
+	if k := slot.Load(); k != nil && k.sum == sum && k.auth == auth && k.source.set.Load() == k.keys {
+		return k.at(unix)
+	}
+	k, err := v.verify(auth, raw)
+	if err != nil {
+		return "", "", "", err
+	}
+	if issuer, subject, scopes, err = k.at(unix); err == nil {
+		k.sum = sum
+		slot.Store(k)
+	}
+	return issuer, subject, scopes, err
+}
+
+func (k *verified) at(unix int64) (issuer, subject, scopes string, err error) {
+	switch {
+	case unix >= k.until:
+		return "", "", "", ErrExpired
+	case unix < k.from:
+		return "", "", "", ErrEarly
+	}
+	return k.issuer, k.value, k.scopes, nil
+}
+
+// verify reads a token and holds it against everything but the time. What it says is believed once its signature is.
+func (v *Verifier) verify(auth *table.Auth, raw string) (*verified, error) {
+	signed, err := jose.ParseSignedCompact(raw, all(auth))
+	if err != nil || len(signed.Signatures) != 1 {
+		return nil, ErrMalformed
+	}
+	header := signed.Signatures[0].Header
+	var says claims
+	if json.Unmarshal(signed.UnsafePayloadWithoutVerification(), &says) != nil {
+		return nil, ErrMalformed
+	}
+	at := slices.IndexFunc(auth.Issuers, func(i table.Issuer) bool { return i.Issuer == says.Issuer })
+	if at < 0 {
+		return nil, ErrIssuer
+	}
+	issuer := &auth.Issuers[at]
+	if !slices.Contains(issuer.Algorithms, header.Algorithm) { // pinned for each issuer: another's algorithms are not this one's
+		return nil, ErrMalformed
+	}
+	source := v.source(issuer)
+	if source == nil {
+		return nil, ErrKeys
+	}
+	keys := source.set.Load()
+	if keys == nil {
+		return nil, ErrKeys
+	}
+	fits, signedBy := 0, false
+	for i := range keys.keys {
+		key := &keys.keys[i]
+		if header.KeyID != "" && key.KeyID != header.KeyID || key.Algorithm != "" && key.Algorithm != header.Algorithm {
+			continue
+		}
+		if fits++; fits > tries {
+			break
+		}
+		if _, err := signed.Verify(key); err == nil {
+			signedBy = true
+			break
+		}
+	}
+	if !signedBy {
+		if fits == 0 {
+			source.want()
+		}
+		return nil, ErrSignature
+	}
+	return says.judge(issuer, header, &verified{auth: auth, source: source, keys: keys})
+}
+
+func all(auth *table.Auth) []jose.SignatureAlgorithm {
+	var out []jose.SignatureAlgorithm
+	for _, i := range auth.Issuers {
+		for _, a := range i.Algorithms {
+			if asymmetric[jose.SignatureAlgorithm(a)] {
+				out = append(out, jose.SignatureAlgorithm(a))
+			}
+		}
+	}
+	return out
+}
+
+// asymmetric are all that are ever taken, whatever a table says: neither none nor what a public key could be the secret of.
+var asymmetric = map[jose.SignatureAlgorithm]bool{jose.RS256: true, jose.RS384: true, jose.RS512: true, jose.PS256: true, jose.PS384: true, jose.PS512: true,
+	jose.ES256: true, jose.ES384: true, jose.ES512: true, jose.EdDSA: true}
