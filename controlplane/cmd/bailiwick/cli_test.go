@@ -180,6 +180,7 @@ func TestCommands_ExitCodes(t *testing.T) {
 		{"usage of nobody", "", []string{"usage", "--customer", "nobody"}, exitNotFound, "CUSTOMER_NOT_FOUND"},
 		{"close what", "", []string{"close", "--reason", "x"}, exitUsage, "needs one of"},
 		{"reopen what", "", []string{"reopen", "x"}, exitNotFound, "CLOSURE_NOT_FOUND"},
+		{"wide of what has no more columns", "", []string{"rollout", "list", "-o", "wide"}, exitUsage, "wide is of get and key list"},
 		{"no such template", "", []string{"template", "mars"}, exitNotFound, "gdpr-emea"},
 		{"no such CA file", "", []string{"get", "regions", "--ca-file", "/nonexistent"}, exitFailure, "CA file"},
 		{"CA file without certificate", "", []string{"get", "regions", "--ca-file", "cli_test.go"}, exitFailure, "holds no certificate"},

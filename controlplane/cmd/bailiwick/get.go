@@ -56,6 +56,7 @@ Lists of customers and closures are those of one zone: that of the first node th
 				return a.printResources(k, found)
 			})
 		}}
+	c.Annotations = map[string]string{hasWide: "yes"}
 	c.Flags().StringVar(&zoneName, "zone", "", "ask this zone")
 	c.Flags().BoolVar(&all, "all-zones", false, "ask every zone for its customers or closures")
 	return filtered(c, &filter)
@@ -131,10 +132,33 @@ func (a *app) printResources(k manifest.Kind, found []*adminv1.Resource) error {
 		heading, columns := tableOf(k.Name)
 		var lines [][]string
 		for _, r := range found {
-			lines = append(lines, append([]string{r.GetName()}, columns(r)...))
+			line := append([]string{r.GetName()}, columns(r)...)
+			if a.output == "wide" {
+				line = append(line, strings.Join(labelsOf(r), ","))
+			}
+			lines = append(lines, line)
+		}
+		if a.output == "wide" {
+			heading += " LABELS"
 		}
 		rows(w, "NAME "+heading, lines)
 	})
+}
+
+// hasWide marks the commands whose tables have more columns with -o wide.
+const hasWide = "wide"
+
+// labelsOf are a resource's, of the kinds that have some.
+func labelsOf(r *adminv1.Resource) []string {
+	switch r.GetSpec().(type) {
+	case *adminv1.Resource_Region:
+		return r.GetRegion().GetLabels()
+	case *adminv1.Resource_Api:
+		return r.GetApi().GetLabels()
+	case *adminv1.Resource_Customer:
+		return r.GetCustomer().GetLabels()
+	}
+	return nil
 }
 
 func tableOf(kind string) (string, func(*adminv1.Resource) []string) {

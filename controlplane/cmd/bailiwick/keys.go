@@ -13,6 +13,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -59,6 +60,7 @@ to a client's certificate (its public key, whoever signed it) or to whom a token
 	create.Flags().StringVar(&req.TokenSubject, "token-subject", "", "whom the tokens name, in the claim that the API says")
 	create.Flags().StringSliceVar(&req.Scopes, "scope", nil, "a scope that routes may ask for; may be given more than once, at most 16")
 	create.Flags().StringSliceVar(&req.AllowFrom, "allow-from", nil, "an address or CIDR block that the key works from; may be given more than once, at most 32; none: from everywhere")
+	create.Flags().StringSliceVar(&req.Labels, "label", nil, "NAME=VALUE; may be given more than once, at most 16")
 	must(create.MarkFlagRequired("customer"))
 
 	var revokeZone string
@@ -95,6 +97,7 @@ to a client's certificate (its public key, whoever signed it) or to whom a token
 		}}
 	list.Flags().StringVar(&customer, "customer", "", "only this customer's")
 	list.Flags().StringVar(&listZone, "zone", "", "ask this zone")
+	list.Annotations = map[string]string{hasWide: "yes"}
 	return group("key", "API keys", create, a.rotateCommand(), revoke, filtered(list, &filter))
 }
 
@@ -231,6 +234,7 @@ func (a *app) printKeys(keys []*adminv1.Key) error {
 		Kind      string   `json:"kind,omitempty"`
 		Scopes    []string `json:"scopes,omitempty"`
 		AllowFrom []string `json:"allow_from,omitempty"`
+		Labels    []string `json:"labels,omitempty"`
 	}
 	slices.SortStableFunc(keys, func(a, b *adminv1.Key) int { // a zone's come in the order of their ids
 		return cmp.Or(cmp.Compare(a.GetCustomer(), b.GetCustomer()), a.GetCreatedAt().AsTime().Compare(b.GetCreatedAt().AsTime()), cmp.Compare(a.GetId(), b.GetId()))
@@ -238,11 +242,19 @@ func (a *app) printKeys(keys []*adminv1.Key) error {
 	out := []key{}
 	var lines [][]string
 	for _, k := range keys {
-		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt()), clock(k.GetExpiresAt()), k.GetReplacedBy(), k.GetReplaces(), k.GetKind(), k.GetScopes(), k.GetAllowFrom()}
+		one := key{k.GetId(), k.GetCustomer(), k.GetSubscription(), k.GetPlan(), k.GetStatus(), clock(k.GetCreatedAt()), clock(k.GetExpiresAt()), k.GetReplacedBy(), k.GetReplaces(), k.GetKind(), k.GetScopes(), k.GetAllowFrom(), k.GetLabels()}
 		out = append(out, one)
-		lines = append(lines, []string{one.ID, one.Customer, one.Subscription, one.Plan, one.Status, one.CreatedAt, one.ExpiresAt, or(one.ReplacedBy, one.Replaces)})
+		line := []string{one.ID, one.Customer, one.Subscription, one.Plan, one.Status, one.CreatedAt, one.ExpiresAt, or(one.ReplacedBy, one.Replaces)}
+		if a.output == "wide" {
+			line = append(line, strings.Join(one.Labels, ","))
+		}
+		lines = append(lines, line)
 	}
-	return a.print(out, func(w io.Writer) { rows(w, "ID CUSTOMER SUBSCRIPTION PLAN STATUS CREATED ENDS OTHER", lines) })
+	heading := "ID CUSTOMER SUBSCRIPTION PLAN STATUS CREATED ENDS OTHER"
+	if a.output == "wide" {
+		heading += " LABELS"
+	}
+	return a.print(out, func(w io.Writer) { rows(w, heading, lines) })
 }
 
 func (a *app) joinTokenCommand() *cobra.Command {

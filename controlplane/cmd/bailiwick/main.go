@@ -136,6 +136,10 @@ Exit codes: 0 ok, 1 failure, 2 wrong usage (diff: there are changes), 3 not foun
 			}
 			switch a.output {
 			case "table", "json", "yaml":
+			case "wide":
+				if c.Annotations[hasWide] == "" {
+					return fmt.Errorf("output format wide is of get and key list: bailiwick %s has table, json and yaml", c.Name())
+				}
 			case "html":
 				if c.Name() != "report" {
 					return fmt.Errorf("output format html is of compliance report alone: bailiwick %s has table, json and yaml", c.Name())
@@ -158,7 +162,7 @@ Exit codes: 0 ok, 1 failure, 2 wrong usage (diff: there are changes), 3 not foun
 	flags.StringVar(&a.admin, "admin", "", "URLs of control nodes, comma separated")
 	flags.StringVar(&a.caFile, "ca-file", "", "PEM file of the installation's root certificates")
 	flags.StringVar(&a.tokenFile, "token-file", "", "file that holds the operator's token")
-	flags.StringVarP(&a.output, "output", "o", "table", "table, json or yaml; usage has csv as well")
+	flags.StringVarP(&a.output, "output", "o", "table", "table, json or yaml; usage has csv as well, get and key list have wide")
 	flags.StringVar(&a.reason, "reason", "", "why customers' data is read, where the zone wants to know; kept for good, so name a ticket and no person")
 	flags.DurationVar(&a.timeout, "timeout", 30*time.Second, "for the whole command")
 	root.AddCommand(a.applyCommand(), a.diffCommand(), a.rolloutCommand(), a.historyCommand(), a.rollbackCommand(), a.getCommand(), a.describeCommand(), a.setCommand(), a.deleteCommand(), a.customerCommand(), a.keyCommand(), a.nodeCommand(), a.clusterCommand(), a.backupCommand(),

@@ -97,3 +97,27 @@ func TestDescribe_TellsWhoRefersAndHolds(t *testing.T) {
 		t.Errorf("what is not there: exit %d", code)
 	}
 }
+
+// Labels are set like any field, and -o wide shows them.
+func TestLabels_SetAndShown(t *testing.T) {
+	d := seeded(t)
+	d.must(nil, "set", "customer", "acme", "labels=[tier=1, team=billing]")
+	var key struct{ ID string }
+	d.must(&key, "key", "create", "--customer", "acme", "--plan", "gold", "--label", "app=web", "--label", "env=test", "-o", "json")
+	for _, args := range [][]string{{"get", "customers", "--filter", "labels.team=billing"}, {"key", "list", "--filter", "labels.env=test"}} {
+		want, name := "team=billing,tier=1", "acme"
+		if args[0] == "key" {
+			want, name = "app=web,env=test", key.ID
+		}
+		code, out, errs := d.run("", append(args, "-o", "wide")...)
+		if lines := strings.Split(strings.TrimSpace(out), "\n"); code != exitOK || len(lines) != 2 || !strings.HasSuffix(lines[0], "LABELS") || !strings.HasPrefix(lines[1], name) || !strings.HasSuffix(lines[1], want) {
+			t.Errorf("%v -o wide: exit %d, %s%s", args, code, out, errs)
+		}
+		if _, out, _ := d.run("", args...); strings.Contains(out, want) {
+			t.Errorf("%v: a table shows labels without being asked: %s", args, out)
+		}
+		if _, out, _ := d.run("", append(args, "-o", "json")...); !strings.Contains(out, strings.Split(want, ",")[0]) {
+			t.Errorf("%v -o json has no labels: %s", args, out)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package adminapi
 import (
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -120,7 +121,7 @@ func fromProto(r *adminv1.Resource) (record, error) {
 	case *adminv1.Resource_Region:
 		v := spec.Region
 		return model.Region{Name: name, Zone: v.GetZone(), Provider: v.GetProvider(), ProviderRegion: v.GetProviderRegion(), Partition: v.GetPartition(),
-			Country: v.GetCountry(), Jurisdiction: v.GetJurisdiction(), ControlOnly: v.GetControlOnly(), ClientSubnets: v.GetClientSubnets(), Drain: v.GetDrain()}, nil
+			Country: v.GetCountry(), Jurisdiction: v.GetJurisdiction(), ControlOnly: v.GetControlOnly(), ClientSubnets: v.GetClientSubnets(), Drain: v.GetDrain(), Labels: labels(v.GetLabels())}, nil
 	case *adminv1.Resource_LegalBasis:
 		v := spec.LegalBasis
 		return model.LegalBasis{Name: name, Kind: v.GetKind(), Status: or(v.GetStatus(), "active"), Expires: v.GetExpires(), Source: v.GetSource()}, nil
@@ -135,7 +136,7 @@ func fromProto(r *adminv1.Resource) (record, error) {
 		return planFromProto(name, spec.Plan)
 	case *adminv1.Resource_Customer:
 		v := spec.Customer
-		out := model.Customer{Name: name, Zone: v.GetZone(), DisplayName: v.GetDisplayName(), AccountID: v.GetAccountId(), Status: or(v.GetStatus(), "active"), TimeZone: v.GetTimeZone()}
+		out := model.Customer{Name: name, Zone: v.GetZone(), DisplayName: v.GetDisplayName(), AccountID: v.GetAccountId(), Status: or(v.GetStatus(), "active"), TimeZone: v.GetTimeZone(), Labels: labels(v.GetLabels())}
 		for _, s := range v.GetSubscriptions() {
 			out.Subscriptions = append(out.Subscriptions, model.Subscription{Name: or(s.GetName(), s.GetPlan()), Plan: s.GetPlan()})
 		}
@@ -193,6 +194,7 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 	if err := upstreamsFromProto(v, &out); err != nil {
 		return nil, err
 	}
+	out.Labels = labels(v.GetLabels())
 	var err error
 	if out.Auth, err = authFromProto(v.GetAuth()); err != nil {
 		return nil, err
@@ -243,7 +245,7 @@ func toProto(rec record, index uint64) *adminv1.Resource {
 	case model.Region:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_Region{Region: &adminv1.Region{Zone: v.Zone, Provider: v.Provider, ProviderRegion: v.ProviderRegion, Partition: v.Partition,
-			Country: v.Country, Jurisdiction: v.Jurisdiction, ControlOnly: v.ControlOnly, ClientSubnets: v.ClientSubnets, Drain: v.Drain}}
+			Country: v.Country, Jurisdiction: v.Jurisdiction, ControlOnly: v.ControlOnly, ClientSubnets: v.ClientSubnets, Drain: v.Drain, Labels: v.Labels}}
 	case model.LegalBasis:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_LegalBasis{LegalBasis: &adminv1.LegalBasis{Kind: v.Kind, Status: v.Status, Expires: v.Expires, Source: v.Source}}
@@ -261,7 +263,7 @@ func toProto(rec record, index uint64) *adminv1.Resource {
 		out.Spec = &adminv1.Resource_Plan{Plan: planToProto(v)}
 	case model.Customer:
 		out.Name = v.Name
-		c := &adminv1.Customer{Zone: v.Zone, DisplayName: v.DisplayName, AccountId: v.AccountID, Status: v.Status, TimeZone: v.TimeZone}
+		c := &adminv1.Customer{Zone: v.Zone, DisplayName: v.DisplayName, AccountId: v.AccountID, Status: v.Status, TimeZone: v.TimeZone, Labels: v.Labels}
 		for _, s := range v.Subscriptions {
 			c.Subscriptions = append(c.Subscriptions, &adminv1.Subscription{Name: s.Name, Plan: s.Plan})
 		}
@@ -295,7 +297,7 @@ func policyToProto(v model.Policy) *adminv1.Policy {
 }
 
 func apiToProto(v model.API) *adminv1.API {
-	out := &adminv1.API{Zone: v.Zone, Hosts: v.Hosts, Policy: v.Policy, Summary: v.Summary, Docs: v.Docs, Openapi: v.OpenAPI}
+	out := &adminv1.API{Zone: v.Zone, Hosts: v.Hosts, Policy: v.Policy, Summary: v.Summary, Docs: v.Docs, Openapi: v.OpenAPI, Labels: v.Labels}
 	for _, r := range v.Routes {
 		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
 			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes,
@@ -355,4 +357,12 @@ func fullName(r record) (kind, name string) {
 	p := toProto(r, 0)
 	k, _ := manifest.KindOf(p)
 	return k.Name, p.GetName()
+}
+
+// labels are in any order in a request, and in one in what is stored; Validate says what is wrong with them.
+func labels(given []string) []string {
+	if len(given) == 0 {
+		return nil
+	}
+	return slices.Sorted(slices.Values(given))
 }

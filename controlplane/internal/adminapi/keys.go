@@ -33,6 +33,10 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 	if err != nil {
 		return nil, err
 	}
+	labelled, err := model.Labels("the key", req.GetLabels())
+	if err != nil {
+		return nil, err
+	}
 	kind, bound, err := binding(req)
 	if err != nil {
 		return nil, err
@@ -68,7 +72,7 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 			}
 		}
 		key := model.Key{Kind: kind, ID: keyID, DigestHex: hex.EncodeToString(sum[:]), Customer: customer.Name, Subscription: sub.Name,
-			Plan: sub.Plan, Status: keyActive, CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Scopes: bounds.Scopes, AllowFrom: bounds.AllowFrom}
+			Plan: sub.Plan, Status: keyActive, CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Scopes: bounds.Scopes, AllowFrom: bounds.AllowFrom, Labels: labelled}
 		res, err := s.commit(ctx, s.Store, group.Txn{
 			RequestID: id + "/" + strconv.Itoa(attempt),
 			Compares:  []group.Compare{compareAt(before, model.PrefixCustomer+customer.Name), compareAt(before, model.PrefixKey+keyID)},

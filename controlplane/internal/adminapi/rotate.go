@@ -80,7 +80,7 @@ func (s *server) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (
 		}
 		sum := s.hasher.Sum(text.Reveal())
 		fresh := model.Key{ID: keyID, DigestHex: hex.EncodeToString(sum[:]), Customer: old.Customer, Subscription: old.Subscription,
-			Plan: old.Plan, Status: keyActive, CreatedAt: now, Scopes: old.Scopes, AllowFrom: old.AllowFrom}
+			Plan: old.Plan, Status: keyActive, CreatedAt: now, Scopes: old.Scopes, AllowFrom: old.AllowFrom, Labels: old.Labels}
 		ends := now.Add(overlap + time.Second - 1).Truncate(time.Second) // edges count whole seconds: never less than was asked for
 		ops := []group.Op{{Key: model.PrefixKey + keyID, Value: model.Encode(fresh)}, {Key: keysFence(old.Customer), Value: []byte(keyID)},
 			{Key: model.PrefixKeyEnd + old.ID, Value: model.Encode(model.KeyEnd{ID: old.ID, At: ends, ReplacedBy: keyID, RequestSHA256: request})}}
@@ -170,7 +170,7 @@ func (s *server) ListKeys(ctx context.Context, req *adminv1.ListKeysRequest) (*a
 		if err != nil {
 			return nil, err
 		}
-		out := &adminv1.Key{Id: k.ID, Customer: k.Customer, Subscription: k.Subscription, Plan: k.Plan, Status: k.Status, CreatedAt: timestamppb.New(k.CreatedAt), Replaces: replaces[k.ID], Scopes: k.Scopes, AllowFrom: k.AllowFrom, Kind: k.Kind}
+		out := &adminv1.Key{Id: k.ID, Customer: k.Customer, Subscription: k.Subscription, Plan: k.Plan, Status: k.Status, CreatedAt: timestamppb.New(k.CreatedAt), Replaces: replaces[k.ID], Scopes: k.Scopes, AllowFrom: k.AllowFrom, Kind: k.Kind, Labels: k.Labels}
 		end, ends, err := stored[model.KeyEnd](snap, model.PrefixKeyEnd+k.ID)
 		if ends {
 			out.ExpiresAt, out.ReplacedBy = timestamppb.New(end.At), end.ReplacedBy

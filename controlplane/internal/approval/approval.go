@@ -197,8 +197,8 @@ func hostOf(w World, host string) hosted {
 // none of another.
 func (w World) Digest() string {
 	bare := World{Closures: slices.Clone(w.Closures)}
-	for _, r := range w.Regions { // what only DNS reads decides nothing
-		r.ClientSubnets, r.Drain = nil, ""
+	for _, r := range w.Regions { // what only DNS or people read decides nothing
+		r.ClientSubnets, r.Drain, r.Labels = nil, "", nil
 		bare.Regions = append(bare.Regions, r)
 	}
 	bare.Bases, bare.Policies = slices.Clone(w.Bases), slices.Clone(w.Policies)

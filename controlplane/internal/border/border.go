@@ -279,8 +279,8 @@ func rulesOf(catalog group.Snapshot) (model.Adopted, error) {
 	if a.Regions, err = list[model.Region](catalog, model.PrefixRegion); err != nil {
 		return a, err
 	}
-	for i := range a.Regions { // what only DNS reads decides no relay and need not be adopted
-		a.Regions[i].ClientSubnets, a.Regions[i].Drain = nil, ""
+	for i := range a.Regions { // what only DNS or people read decides no relay and need not be adopted
+		a.Regions[i].ClientSubnets, a.Regions[i].Drain, a.Regions[i].Labels = nil, "", nil
 	}
 	if a.Bases, err = list[model.LegalBasis](catalog, model.PrefixBasis); err != nil {
 		return a, err

@@ -1,7 +1,7 @@
 // Package filter owns the language in which an operator says which things of a list he wants: a small part of AIP-160 over
 // the fields of messages, as manifests and answers spell them.
 //
-//	zone=emea status!=active (name="eu-*" OR hosts:example) NOT drain:*
+//	zone=emea status!=active (name="eu-*" OR hosts:example) NOT drain:* labels.team=billing
 //
 // It never fetches, orders or counts. Pure: no clock, no state, nothing survives; a Filter may be used by any number of
 // goroutines at once. Parse refuses what it does not know, and bounds its own work, so that any text may come from outside.
@@ -55,6 +55,7 @@ type (
 	term struct {
 		part int // whose field it is
 		path []protoreflect.FieldDescriptor
+		name string // of a label, whose value is asked for: an element "name=value" of a list
 		op   string
 		text string
 		num  float64       // of a number's field
@@ -83,6 +84,15 @@ func (t *term) match(parts []protoreflect.Message) bool {
 
 func (t *term) walk(m protoreflect.Message, path []protoreflect.FieldDescriptor) bool {
 	f := path[0]
+	if t.name != "" {
+		l := m.Get(f).List()
+		for i := range l.Len() {
+			if value, ok := strings.CutPrefix(l.Get(i).String(), t.name+"="); ok {
+				return t.op == ":" && t.text == "*" || t.compareText(value)
+			}
+		}
+		return false
+	}
 	if t.op == ":" && t.text == "*" && len(path) == 1 {
 		return m.Has(f)
 	}
@@ -371,6 +381,10 @@ func (t *term) resolve(name string, types []protoreflect.MessageDescriptor) erro
 				}
 				t.path = append(t.path, f)
 				if n == len(segments)-1 {
+					return nil
+				}
+				if f.Name() == "labels" && f.IsList() && f.Kind() == protoreflect.StringKind && n == len(segments)-2 {
+					t.name = segments[n+1]
 					return nil
 				}
 				if d = f.Message(); d == nil || wellKnown(d) {

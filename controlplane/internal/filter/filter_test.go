@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	api = &adminv1.API{Zone: "emea", Hosts: []string{"orders.emea.test", "o.emea.test"}, Upstreams: []*adminv1.Upstream{{Region: "eu-west", Url: "http://a"}, {Region: "eu-central", Url: "http://b"}},
+	api = &adminv1.API{Zone: "emea", Hosts: []string{"orders.emea.test", "o.emea.test"}, Labels: []string{"team=billing", "tier=1"}, Upstreams: []*adminv1.Upstream{{Region: "eu-west", Url: "http://a"}, {Region: "eu-central", Url: "http://b"}},
 		Routes: []*adminv1.Route{{Name: "all", Timeout: durationpb.New(5 * time.Second), MaxRequestBytes: 10}}}
 	res = &adminv1.Resource{Name: "orders", UpdatedAt: timestamppb.New(time.Date(2026, 11, 26, 3, 0, 0, 0, time.UTC)), Spec: &adminv1.Resource_Api{Api: api}}
 )
@@ -45,6 +45,20 @@ func TestFilter_Match(t *testing.T) {
 		"hosts!=x":                           true,
 		"upstreams.region=eu-central":        true,
 		"upstreams.region=eu-north":          false,
+		"labels.team=billing":                true,
+		"spec.labels.team=billing":           true,
+		"labels.team=bill*":                  true,
+		"labels.team=b":                      false,
+		"labels.team!=b":                     true,
+		"labels.team!=billing":               false,
+		"labels.team:ill":                    true,
+		"labels.team:*":                      true,
+		"labels.te:*":                        false,
+		"labels.te=am":                       false,
+		"labels.tier>0":                      true,
+		"NOT labels.owner:*":                 true,
+		`labels="tier=1"`:                    true,
+		"labels:tier":                        true,
 		"policy:*":                           false,
 		"hosts:*":                            true,
 		"health:*":                           false,

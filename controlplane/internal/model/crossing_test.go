@@ -28,7 +28,7 @@ var catalog = map[string]any{
 var crosses = map[string]string{
 	"Zone.Name": "id", "Zone.Jurisdiction": "code of a law", "Zone.Description": "public word about a zone", "Zone.AdminURLs": "addresses of control nodes", "Zone.SigningKey": "public key",
 	"Region.Name": "id", "Region.Zone": "id", "Region.Provider": "id of a cloud", "Region.ProviderRegion": "id of a cloud's region", "Region.Partition": "id of a cloud's partition",
-	"Region.Country": "ISO code", "Region.Jurisdiction": "code of a law", "Region.ClientSubnets": "networks, of operators and clouds, never of a client", "Region.Drain": "operator's word about a region",
+	"Region.Country": "ISO code", "Region.Jurisdiction": "code of a law", "Region.ClientSubnets": "networks, of operators and clouds, never of a client", "Region.Drain": "operator's word about a region", "Region.Labels": "ids of an operator's own, 63 lower-case characters at most",
 	"LegalBasis.Name": "id", "LegalBasis.Kind": "enum", "LegalBasis.Status": "enum", "LegalBasis.Expires": "date", "LegalBasis.Source": "citation of a public act",
 	"Policy.Name": "id", "Policy.Zone": "id", "WithinZone.Basis": "id", "WithinZone.Classes": "ids of data classes",
 	"Pair.From": "id", "Pair.To": "id", "Pair.Basis": "id", "Pair.Classes": "ids of data classes", "Pair.ReviewBy": "date", "Pair.Status": "enum",
@@ -37,7 +37,7 @@ var crosses = map[string]string{
 	"Auth.KeyHeader": "name of a header", "Auth.KeyQuery": "name of a parameter", "Auth.Identity": "enum", "Issuer.Issuer": "address of a seller's own issuer of tokens", "Issuer.Audiences": "ids of services",
 	"Issuer.Algorithms": "enums", "Issuer.JWKSURL": "address of public keys", "Issuer.JWKS": "public keys", "Issuer.Claim": "name of a claim, never its value", "Units.Header": "name of a header",
 
-	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe",
+	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe", "API.Labels": "ids of an operator's own, 63 lower-case characters at most",
 	"Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",
 	"UpstreamTLS.ClientCertificate": "id of files at the edges",
 	"Product.Name":                  "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",

@@ -87,6 +87,7 @@ type Region struct {
 	// ClientSubnets and Drain are for DNS alone and no part of any rule.
 	ClientSubnets []string `json:"client_subnets,omitempty"` // CIDR blocks whose clients are led here first
 	Drain         string   `json:"drain,omitempty"`          // why clients are led elsewhere; "": they are not
+	Labels        []string `json:"labels,omitempty"`         // as Labels has them; they decide nothing
 }
 
 type LegalBasis struct {
@@ -132,6 +133,7 @@ type API struct {
 	Routes    []Route    `json:"routes,omitempty"`
 	Upstreams []Upstream `json:"upstreams,omitempty"`
 	Health    Health     `json:"health,omitzero"`
+	Labels    []string   `json:"labels,omitempty"` // as Labels has them; they decide nothing
 
 	Dispatch    Dispatch     `json:"dispatch,omitzero"`
 	UpstreamTLS UpstreamTLS  `json:"upstream_tls,omitzero"`
@@ -294,6 +296,7 @@ type Customer struct {
 	Subscriptions []Subscription `json:"subscriptions,omitempty"`
 	Status        string         `json:"status,omitempty"`    // "", active, suspended, overdue
 	TimeZone      string         `json:"time_zone,omitempty"` // IANA name; "" is UTC
+	Labels        []string       `json:"labels,omitempty"`    // as Labels has them; they decide nothing
 }
 
 // Gone is what remains of a customer that was deleted, for good: an edge that was cut off meanwhile honours his
@@ -356,6 +359,7 @@ type Key struct {
 	// without bounds.
 	Scopes    []string `json:"scopes,omitempty"`     // sorted
 	AllowFrom []string `json:"allow_from,omitempty"` // CIDR blocks, sorted; none: from everywhere
+	Labels    []string `json:"labels,omitempty"`     // as Labels has them; they decide nothing
 	// Kind is apikey.KindCertificate or KindToken of a key without a text; what it is bound to rests as a digest alone.
 	Kind string `json:"kind,omitempty"`
 }

@@ -104,6 +104,9 @@ func (r Region) Validate() error {
 	if err := checkZone("region", r.Name, r.Zone); err != nil {
 		return err
 	}
+	if err := checkLabels("region "+r.Name, r.Labels); err != nil {
+		return err
+	}
 	if r.Country != "" && (len(r.Country) != 2 || strings.ToUpper(r.Country) != r.Country) {
 		return bad("spec.country", "COUNTRY_INVALID", "region %s: country %q is not two upper-case letters of ISO 3166-1", r.Name, r.Country)
 	}
@@ -147,6 +150,9 @@ func (a API) Validate() error {
 		return err
 	}
 	if err := checkZone("API", a.Name, a.Zone); err != nil {
+		return err
+	}
+	if err := checkLabels("API "+a.Name, a.Labels); err != nil {
 		return err
 	}
 	if len(a.Hosts) == 0 {
@@ -354,6 +360,9 @@ func (c Customer) Validate() error {
 		return err
 	}
 	if err := checkZone("customer", c.Name, c.Zone); err != nil {
+		return err
+	}
+	if err := checkLabels("customer "+c.Name, c.Labels); err != nil {
 		return err
 	}
 	if !slices.Contains([]string{"", "active", "suspended", "overdue"}, c.Status) {

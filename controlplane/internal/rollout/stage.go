@@ -163,7 +163,7 @@ func changes(snap group.Snapshot, ops []group.Op) (out []group.Op) {
 			continue
 		}
 		kv, there := snap.Get(op.Key)
-		if op.Delete && !there || !op.Delete && there && (bytes.Equal(kv.Value, op.Value) || drainAlone(op.Key, kv.Value, op.Value)) {
+		if op.Delete && !there || !op.Delete && there && (bytes.Equal(kv.Value, op.Value) || noEdges(op.Key, kv.Value, op.Value)) {
 			continue
 		}
 		out = append(out, op)
@@ -171,20 +171,29 @@ func changes(snap group.Snapshot, ops []group.Op) (out []group.Op) {
 	return out
 }
 
-// drainAlone says whether a region differs in its drain and nothing else: an operator's hand on the tap waits for nobody.
-func drainAlone(key string, was, is []byte) bool {
-	if !strings.HasPrefix(key, model.PrefixRegion) {
-		return false
+// noEdges says whether a document differs in nothing that goes by rings: in its labels, which no edge gets, or in a region's
+// drain: an operator's hand on the tap waits for nobody.
+func noEdges(key string, was, is []byte) bool {
+	switch {
+	case strings.HasPrefix(key, model.PrefixRegion):
+		return sameBut(key, was, is, func(r *model.Region) { r.Drain, r.Labels = "", nil })
+	case strings.HasPrefix(key, model.PrefixAPI):
+		return sameBut(key, was, is, func(a *model.API) { a.Labels = nil })
 	}
-	a, err := model.Decode[model.Region](key, was)
+	return false
+}
+
+func sameBut[T any](key string, was, is []byte, blank func(*T)) bool {
+	a, err := model.Decode[T](key, was)
 	if err != nil {
 		return false
 	}
-	b, err := model.Decode[model.Region](key, is)
+	b, err := model.Decode[T](key, is)
 	if err != nil {
 		return false
 	}
-	a.Drain, b.Drain = "", ""
+	blank(&a)
+	blank(&b)
 	return bytes.Equal(model.Encode(a), model.Encode(b))
 }
 

@@ -138,3 +138,28 @@ func TestBuild_Switches(t *testing.T) {
 		}
 	}
 }
+
+// Labels are for operators: no edge gets one, so that neither a table nor another region's disk tells of them.
+func TestBuild_NoLabelReachesAnEdge(t *testing.T) {
+	catalog, zone := world()
+	plain := build(t, catalog, zone, edge("w1", "eu-west", "emea"), now)
+	for key, v := range catalog {
+		switch v := v.(type) {
+		case model.API:
+			v.Labels = []string{"team=planted"}
+			catalog[key] = v
+		case model.Region:
+			v.Labels = []string{"site=planted"}
+			catalog[key] = v
+		}
+	}
+	labelled := build(t, catalog, zone, edge("w1", "eu-west", "emea"), now)
+	if plain.CatalogSum != labelled.CatalogSum || plain.PairSum != labelled.PairSum {
+		t.Error("a label changes what an edge holds")
+	}
+	for key, o := range labelled.Objects {
+		if strings.Contains(string(o.Data), "planted") {
+			t.Errorf("%v: %s", key, o.Data)
+		}
+	}
+}

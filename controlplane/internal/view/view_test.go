@@ -263,6 +263,8 @@ func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
 	}
 	bound := key("k4", "acme", "active")
 	bound.Scopes, bound.AllowFrom = []string{"orders:read", "orders:write"}, []string{"192.0.2.0/24"}
+	labelled := bound
+	labelled.Labels = []string{"team=billing"}
 	steps := []struct {
 		key     string
 		value   any
@@ -272,8 +274,9 @@ func TestKeys_FollowEventsLikeABuildFromScratch(t *testing.T) {
 		{"keys/k4", key("k4", "acme", "active"), 0},
 		{"keys/k4", bound, 1},
 		{"keys/k4", bound, 0},
+		{"keys/k4", labelled, 0}, // no edge gets a label
 		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 2},
-		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", DisplayName: "x", Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 0},
+		{"customers/acme", model.Customer{Name: "acme", Status: "suspended", DisplayName: "x", Labels: []string{"team=billing"}, Subscriptions: []model.Subscription{{Name: "main", Plan: "gold"}}}, 0},
 		{"customers/nobody", model.Customer{Name: "nobody"}, 1},
 		{"keyends/k4", model.KeyEnd{ID: "k4", At: time.Unix(5000, 0)}, 1},
 		{"keyends/k4", model.KeyEnd{ID: "k4", At: time.Unix(5000, 0), ReplacedBy: "k7"}, 0},

@@ -450,7 +450,9 @@ type Region struct {
 	// client_subnets are CIDR blocks whose clients DNS leads to this region first, while it is well.
 	ClientSubnets []string `protobuf:"bytes,8,rep,name=client_subnets,json=clientSubnets,proto3" json:"client_subnets,omitempty"`
 	// drain says why DNS leads nobody to this region; empty: it is not drained. Who comes all the same is served.
-	Drain         string `protobuf:"bytes,9,opt,name=drain,proto3" json:"drain,omitempty"`
+	Drain string `protobuf:"bytes,9,opt,name=drain,proto3" json:"drain,omitempty"`
+	// labels are NAME=VALUE, the operator's own; they decide nothing, and no edge gets them. They rest in every zone.
+	Labels        []string `protobuf:"bytes,60,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -546,6 +548,13 @@ func (x *Region) GetDrain() string {
 		return x.Drain
 	}
 	return ""
+}
+
+func (x *Region) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type LegalBasis struct {
@@ -852,7 +861,9 @@ type API struct {
 	Health      *Health                `protobuf:"bytes,9,opt,name=health,proto3" json:"health,omitempty"`
 	Dispatch    *Dispatch              `protobuf:"bytes,40,opt,name=dispatch,proto3" json:"dispatch,omitempty"`
 	UpstreamTls *UpstreamTLS           `protobuf:"bytes,41,opt,name=upstream_tls,json=upstreamTls,proto3" json:"upstream_tls,omitempty"`
-	Auth        *Authentication        `protobuf:"bytes,20,opt,name=auth,proto3" json:"auth,omitempty"`
+	// labels: as a region's.
+	Labels []string        `protobuf:"bytes,60,rep,name=labels,proto3" json:"labels,omitempty"`
+	Auth   *Authentication `protobuf:"bytes,20,opt,name=auth,proto3" json:"auth,omitempty"`
 	// concurrency: absent, nothing is bounded.
 	Concurrency   *Concurrency `protobuf:"bytes,21,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -962,6 +973,13 @@ func (x *API) GetDispatch() *Dispatch {
 func (x *API) GetUpstreamTls() *UpstreamTLS {
 	if x != nil {
 		return x.UpstreamTls
+	}
+	return nil
+}
+
+func (x *API) GetLabels() []string {
+	if x != nil {
+		return x.Labels
 	}
 	return nil
 }
@@ -2101,7 +2119,9 @@ type Customer struct {
 	// status: overdue answers 402 until it is paid.
 	Status string `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
 	// time_zone in which calendar periods begin, an IANA name; empty means UTC.
-	TimeZone      string `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	TimeZone string `protobuf:"bytes,6,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	// labels: as a region's; they rest in the customer's zone and nowhere else.
+	Labels        []string `protobuf:"bytes,60,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2176,6 +2196,13 @@ func (x *Customer) GetTimeZone() string {
 		return x.TimeZone
 	}
 	return ""
+}
+
+func (x *Customer) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type Subscription struct {
@@ -2400,7 +2427,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"admin_urls\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\tadminUrls\x12(\n" +
 	"\vsigning_key\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\n" +
 	"signingKey\x12*\n" +
-	"\x11reads_need_reason\x18\x05 \x01(\bR\x0freadsNeedReason\"\x84\x03\n" +
+	"\x11reads_need_reason\x18\x05 \x01(\bR\x0freadsNeedReason\"\xac\x03\n" +
 	"\x06Region\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12#\n" +
 	"\bprovider\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\bprovider\x120\n" +
@@ -2410,7 +2437,8 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\fcontrol_only\x18\x06 \x01(\bR\vcontrolOnly\x12%\n" +
 	"\tpartition\x18\a \x01(\tB\a\xbaH\x04r\x02\x18 R\tpartition\x126\n" +
 	"\x0eclient_subnets\x18\b \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04r\x02\x18@R\rclientSubnets\x12\x1e\n" +
-	"\x05drain\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05drain\"\xc8\x01\n" +
+	"\x05drain\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05drain\x12&\n" +
+	"\x06labels\x18< \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18`R\x06labels\"\xc8\x01\n" +
 	"\n" +
 	"LegalBasis\x12A\n" +
 	"\x04kind\x18\x01 \x01(\tB-\xbaH*r(R\bsame-lawR\badequacyR\x03dpfR\x03sccR\bexplicitR\x04kind\x122\n" +
@@ -2438,7 +2466,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\bpriority\x18\x05 \x01(\x05R\bpriority\x12$\n" +
 	"\treview_by\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18\n" +
 	"R\breviewBy\x12-\n" +
-	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\x9d\x05\n" +
+	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\xc5\x05\n" +
 	"\x03API\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12)\n" +
 	"\x05hosts\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10@\"\ar\x05\x10\x01\x18\xfd\x01R\x05hosts\x12\x1f\n" +
@@ -2450,7 +2478,8 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\tupstreams\x18\b \x03(\v2\x1c.bailiwick.admin.v1.UpstreamB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\tupstreams\x122\n" +
 	"\x06health\x18\t \x01(\v2\x1a.bailiwick.admin.v1.HealthR\x06health\x128\n" +
 	"\bdispatch\x18( \x01(\v2\x1c.bailiwick.admin.v1.DispatchR\bdispatch\x12B\n" +
-	"\fupstream_tls\x18) \x01(\v2\x1f.bailiwick.admin.v1.UpstreamTLSR\vupstreamTls\x126\n" +
+	"\fupstream_tls\x18) \x01(\v2\x1f.bailiwick.admin.v1.UpstreamTLSR\vupstreamTls\x12&\n" +
+	"\x06labels\x18< \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18`R\x06labels\x126\n" +
 	"\x04auth\x18\x14 \x01(\v2\".bailiwick.admin.v1.AuthenticationR\x04auth\x12A\n" +
 	"\vconcurrency\x18\x15 \x01(\v2\x1f.bailiwick.admin.v1.ConcurrencyR\vconcurrency\"\x83\x02\n" +
 	"\x0eAuthentication\x12&\n" +
@@ -2553,7 +2582,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19R\x00R\x06strictR\aelasticR\x04softR\x04mode\x121\n" +
 	"\x06window\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06window\x12/\n" +
 	"\rgrace_percent\x18\x05 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\fgracePercent\"\xc7\x02\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\fgracePercent\"\xef\x02\n" +
 	"\bCustomer\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12+\n" +
 	"\fdisplay_name\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdisplayName\x12&\n" +
@@ -2561,7 +2590,8 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"account_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\taccountId\x12P\n" +
 	"\rsubscriptions\x18\x04 \x03(\v2 .bailiwick.admin.v1.SubscriptionB\b\xbaH\x05\x92\x01\x02\x10@R\rsubscriptions\x12;\n" +
 	"\x06status\x18\x05 \x01(\tB#\xbaH r\x1eR\x00R\x06activeR\tsuspendedR\aoverdueR\x06status\x12$\n" +
-	"\ttime_zone\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\"J\n" +
+	"\ttime_zone\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\btimeZone\x12&\n" +
+	"\x06labels\x18< \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18`R\x06labels\"J\n" +
 	"\fSubscription\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04name\x12\x1d\n" +
 	"\x04plan\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04plan\"\xb3\x01\n" +

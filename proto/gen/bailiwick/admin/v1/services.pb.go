@@ -2461,9 +2461,11 @@ type CreateKeyRequest struct {
 	AllowFrom []string `protobuf:"bytes,11,rep,name=allow_from,json=allowFrom,proto3" json:"allow_from,omitempty"`
 	// A key without a text: who has the certificate or the token is known by it. certificate is the SHA-256 of its
 	// SubjectPublicKeyInfo, hex; token_issuer and token_subject are what a token says.
-	Certificate   string `protobuf:"bytes,12,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	TokenIssuer   string `protobuf:"bytes,13,opt,name=token_issuer,json=tokenIssuer,proto3" json:"token_issuer,omitempty"`
-	TokenSubject  string `protobuf:"bytes,14,opt,name=token_subject,json=tokenSubject,proto3" json:"token_subject,omitempty"`
+	Certificate  string `protobuf:"bytes,12,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	TokenIssuer  string `protobuf:"bytes,13,opt,name=token_issuer,json=tokenIssuer,proto3" json:"token_issuer,omitempty"`
+	TokenSubject string `protobuf:"bytes,14,opt,name=token_subject,json=tokenSubject,proto3" json:"token_subject,omitempty"`
+	// labels are NAME=VALUE, the operator's own: a successor by rotation has them too.
+	Labels        []string `protobuf:"bytes,60,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2566,6 +2568,13 @@ func (x *CreateKeyRequest) GetTokenSubject() string {
 		return x.TokenSubject
 	}
 	return ""
+}
+
+func (x *CreateKeyRequest) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type CreateKeyResponse struct {
@@ -3069,6 +3078,7 @@ type Key struct {
 	Scopes        []string               `protobuf:"bytes,10,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	AllowFrom     []string               `protobuf:"bytes,11,rep,name=allow_from,json=allowFrom,proto3" json:"allow_from,omitempty"`
 	Kind          string                 `protobuf:"bytes,12,opt,name=kind,proto3" json:"kind,omitempty"` // certificate or token: what it is bound to in place of a text
+	Labels        []string               `protobuf:"bytes,60,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3185,6 +3195,13 @@ func (x *Key) GetKind() string {
 		return x.Kind
 	}
 	return ""
+}
+
+func (x *Key) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type ListMembersRequest struct {
@@ -11596,7 +11613,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06reason\"O\n" +
 	"\x15OpenCrossingsResponse\x126\n" +
-	"\apending\x18\x01 \x01(\v2\x1c.bailiwick.admin.v1.ApprovalR\apending\"\xa6\x03\n" +
+	"\apending\x18\x01 \x01(\v2\x1c.bailiwick.admin.v1.ApprovalR\apending\"\xce\x03\n" +
 	"\x10CreateKeyRequest\x12%\n" +
 	"\bcustomer\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bcustomer\x12\x1b\n" +
 	"\x04plan\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\x04plan\x12+\n" +
@@ -11610,7 +11627,8 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"allow_from\x18\v \x03(\tB\x0e\xbaH\v\x92\x01\b\x10 \"\x04r\x02\x18@R\tallowFrom\x12)\n" +
 	"\vcertificate\x18\f \x01(\tB\a\xbaH\x04r\x02\x18@R\vcertificate\x12+\n" +
 	"\ftoken_issuer\x18\r \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\vtokenIssuer\x12-\n" +
-	"\rtoken_subject\x18\x0e \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\ftokenSubject\"5\n" +
+	"\rtoken_subject\x18\x0e \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\ftokenSubject\x12&\n" +
+	"\x06labels\x18< \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18`R\x06labels\"5\n" +
 	"\x11CreateKeyResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\"U\n" +
@@ -11644,7 +11662,7 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x06filter\x184 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06filter\"g\n" +
 	"\x10ListKeysResponse\x12+\n" +
 	"\x04keys\x18\x01 \x03(\v2\x17.bailiwick.admin.v1.KeyR\x04keys\x12&\n" +
-	"\x0fnext_page_token\x182 \x01(\tR\rnextPageToken\"\xff\x02\n" +
+	"\x0fnext_page_token\x182 \x01(\tR\rnextPageToken\"\x97\x03\n" +
 	"\x03Key\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bcustomer\x18\x02 \x01(\tR\bcustomer\x12\"\n" +
@@ -11662,7 +11680,8 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	" \x03(\tR\x06scopes\x12\x1d\n" +
 	"\n" +
 	"allow_from\x18\v \x03(\tR\tallowFrom\x12\x12\n" +
-	"\x04kind\x18\f \x01(\tR\x04kind\"\x88\x01\n" +
+	"\x04kind\x18\f \x01(\tR\x04kind\x12\x16\n" +
+	"\x06labels\x18< \x03(\tR\x06labels\"\x88\x01\n" +
 	"\x12ListMembersRequest\x12'\n" +
 	"\tpage_size\x182 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\x90N(\x00R\bpageSize\x12'\n" +
