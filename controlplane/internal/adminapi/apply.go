@@ -322,8 +322,8 @@ const (
 // would.
 func (s *server) settle(d *doc, before state) error {
 	kv, exists := before.snap.Get(d.key)
-	if d.etag != "" && d.etag != etag(kv.ModIndex) {
-		return fault.New(fault.Conflict, "ETAG_MISMATCH", "%s %s is at etag %s, not %s: get it again", d.kind.Name, d.name, etag(kv.ModIndex), d.etag).At("etag")
+	if at := versionOf(before.snap, kv).String(); d.etag != "" && d.etag != at {
+		return fault.New(fault.Conflict, "ETAG_MISMATCH", "%s %s is at etag %s, not %s: get it again", d.kind.Name, d.name, at, d.etag).At("etag")
 	}
 	var old record
 	if exists {

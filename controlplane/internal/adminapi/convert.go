@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -231,11 +230,11 @@ func planFromProto(name string, v *adminv1.Plan) (record, error) {
 	return out, err
 }
 
-// toProto shows a stored resource. index is its ModIndex, 0 for one not stored yet.
-func toProto(rec record, index uint64) *adminv1.Resource {
+// toProto shows a stored resource. at is its place in the store, see versionOf; zero of one not stored yet.
+func toProto(rec record, at group.Revision) *adminv1.Resource {
 	out := &adminv1.Resource{}
-	if index > 0 {
-		out.Etag = etag(index)
+	if at.Index > 0 {
+		out.Etag = at.String()
 	}
 	switch v := rec.(type) {
 	case model.Zone:
@@ -343,7 +342,11 @@ func showDuration(d time.Duration) *durationpb.Duration {
 	return durationpb.New(d)
 }
 
-func etag(index uint64) string { return strconv.FormatUint(index, 10) }
+// versionOf is what an etag says: the transaction that wrote a key last, in the store's present epoch. Without the epoch an etag
+// that somebody holds over a restore would fit whatever was written under the same index since.
+func versionOf(snap group.Snapshot, kv group.KV) group.Revision {
+	return group.Revision{Epoch: snap.Revision().Epoch, Index: kv.ModIndex}
+}
 
 func or(s, other string) string {
 	if s == "" {
@@ -354,7 +357,7 @@ func or(s, other string) string {
 
 // fullName is how people name a record: an API with its zone, since its name is unique there only.
 func fullName(r record) (kind, name string) {
-	p := toProto(r, 0)
+	p := toProto(r, group.Revision{})
 	k, _ := manifest.KindOf(p)
 	return k.Name, p.GetName()
 }

@@ -41,7 +41,7 @@ func (s *server) Describe(ctx context.Context, req *adminv1.DescribeRequest) (*a
 		return nil, err
 	}
 	d := describer{s: s, cat: cat, zone: zone, customers: readKind(ctx, "Customer") == nil, out: &adminv1.DescribeResponse{
-		Resource: toProto(rec, kv.ModIndex), CreatedIndex: kv.CreateIndex, ChangedIndex: kv.ModIndex, Writes: kv.Version}}
+		Resource: toProto(rec, versionOf(snap, kv)), CreatedIndex: kv.CreateIndex, ChangedIndex: kv.ModIndex, Writes: kv.Version}}
 	d.out.RefersTo = refersTo(rec)
 	for _, r := range d.out.RefersTo {
 		r.Missing = !d.exists(r)

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/manifest"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 )
@@ -16,9 +17,9 @@ import (
 func fieldChanges(old, new record) []*adminv1.FieldChange {
 	was, is := map[string]string{}, map[string]string{}
 	if old != nil {
-		flattenSpec(toProto(old, 0), was)
+		flattenSpec(toProto(old, group.Revision{}), was)
 	}
-	flattenSpec(toProto(new, 0), is)
+	flattenSpec(toProto(new, group.Revision{}), is)
 	paths := map[string]bool{}
 	for p := range was {
 		paths[p] = true

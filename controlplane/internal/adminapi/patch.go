@@ -65,7 +65,7 @@ func (s *server) merge(ctx context.Context, req *adminv1.ApplyRequest) (*adminv1
 	if err != nil {
 		return nil, err
 	}
-	whole := toProto(rec, kv.ModIndex)
+	whole := toProto(rec, versionOf(snap, kv))
 	whole.Etag = or(part.GetEtag(), whole.Etag)
 	for i, path := range req.GetUpdateMask() {
 		if err := setField(k.SpecOf(whole), k.SpecOf(part), path); err != nil {

@@ -1,6 +1,7 @@
 package adminapi_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -58,14 +59,20 @@ func TestApply_AMaskWritesItsFieldsAlone(t *testing.T) {
 		t.Errorf("the other's change is lost: %v", after)
 	}
 	was := in.Catalog.Dump()
-	stale := plan(81, 0)
+	stale, older := plan(81, 0), plan(81, 0)
 	stale.Etag = "1"
+	epoch, index, ok := strings.Cut(get().GetEtag(), ".")
+	if !ok || epoch != "1" {
+		t.Fatalf("etag %s, want it to name the store's epoch", get().GetEtag())
+	}
+	older.Etag = "0." + index // of before a restore: the index means another transaction now
 	for name, c := range map[string]struct {
 		resources []*adminv1.Resource
 		mask      string
 		reason    string
 	}{
 		"stale etag":       {[]*adminv1.Resource{stale}, "spec.quota.units", "ETAG_MISMATCH"},
+		"of another epoch": {[]*adminv1.Resource{older}, "spec.quota.units", "ETAG_MISMATCH"},
 		"no such field":    {[]*adminv1.Resource{plan(1, 0)}, "spec.quota.colour", "MASK_INVALID"},
 		"the name":         {[]*adminv1.Resource{plan(1, 0)}, "name", "MASK_INVALID"},
 		"below a scalar":   {[]*adminv1.Resource{plan(1, 0)}, "spec.quota.units.x", "MASK_INVALID"},

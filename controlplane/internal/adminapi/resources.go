@@ -91,7 +91,7 @@ func (s *server) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.Get
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.GetResponse{Resource: toProto(rec, kv.ModIndex)}, nil
+	return &adminv1.GetResponse{Resource: toProto(rec, versionOf(snap, kv))}, nil
 }
 
 // List answers in the order of names, of APIs by zone first.
@@ -123,7 +123,7 @@ func (s *server) List(ctx context.Context, req *adminv1.ListRequest) (*adminv1.L
 				yield(placed[*adminv1.Resource]{}, err)
 				return
 			}
-			r := toProto(rec, kv.ModIndex)
+			r := toProto(rec, versionOf(snap, kv))
 			if p.filter.Match(k.SpecOf(r), r.ProtoReflect()) && !yield(placed[*adminv1.Resource]{kv.Key[len(prefix):], r}, nil) {
 				return
 			}
