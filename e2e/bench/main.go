@@ -34,7 +34,7 @@ type bench struct {
 func main() {
 	samples := flag.Int("samples", 200, "keys to create and revoke")
 	kills := flag.Int("kills", 5, "upstream kills")
-	leaderKills := flag.Int("leader-kills", 20, "kills of the node that leads a zone's store")
+	leaderKills := flag.Int("leader-kills", 30, "kills of the node that leads a zone's store")
 	seconds := flag.Int("seconds", 10, "load while the edge's CPU time is measured")
 	only := flag.String("only", "", "sections to run, with commas between: idle, keys, visible, told, failover, border, raft, cost, sizes; empty: all")
 	tightenings := flag.Int("tightenings", 100, "tightenings to wait for, all connected")
