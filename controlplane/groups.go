@@ -9,16 +9,20 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"bailiwick/controlplane/internal/alert"
 	"bailiwick/controlplane/internal/border"
 	"bailiwick/controlplane/internal/carrier"
 	"bailiwick/controlplane/internal/certstore"
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/ingest"
 	"bailiwick/controlplane/internal/ledger"
 	"bailiwick/controlplane/internal/lessor"
+	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/peer"
 	"bailiwick/controlplane/internal/pki"
 	"bailiwick/controlplane/internal/rollout"
@@ -114,7 +118,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if err != nil {
 		return err
 	}
-	if n.certs, err = certstore.New(n.store, n.source.Name().TrustDomain()); err != nil {
+	if n.certs, err = certstore.New(n.store, n.source.Name().TrustDomain(), published{n}); err != nil {
 		return err
 	}
 	n.central = newCentral(n)
@@ -311,4 +315,33 @@ func (g granter) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		return nil, fault.New(fault.Unavailable, "NO_LEADER", "zone store of %s has no leader now; grants wait for one", g.self.Zone)
 	}
 	return g.carrier.Grant(ctx, leader, edge, region, req)
+}
+
+// published implements certstore.Hosts by the catalog.
+type published struct{ *Node }
+
+func (p published) Published(ctx context.Context, host string) (bool, error) {
+	is := func(snap group.Snapshot) (bool, error) {
+		for kv := range snap.List(model.PrefixAPI) {
+			a, err := model.Decode[model.API](kv.Key, kv.Value)
+			if err != nil {
+				return false, err
+			}
+			if a.Zone == p.self.Zone && slices.ContainsFunc(a.Hosts, func(h string) bool { return strings.EqualFold(h, host) }) {
+				return true, nil
+			}
+		}
+		return false, nil
+	}
+	if known, err := is(p.catalog.Local()); known || err != nil {
+		return known, err
+	}
+	// The edge may have heard of it from a node that is further; while the catalog is away this copy is all there is.
+	limited, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	snap, err := p.catalog.Sync(limited)
+	if err != nil {
+		return false, nil
+	}
+	return is(snap)
 }

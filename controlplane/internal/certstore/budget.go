@@ -23,6 +23,7 @@ type Budget struct {
 	IssuedIn  time.Duration
 	Renewed   int // renewals of a host, within RenewedIn: a stop for what goes round in circles
 	RenewedIn time.Duration
+	Unmade    int // orders of a host, within TriesIn, that are said not to have reached the authority; more cost as if they had failed
 	Zone      int // orders of all hosts, within ZoneIn
 	ZoneIn    time.Duration
 
@@ -31,10 +32,10 @@ type Budget struct {
 }
 
 // DefaultBudget is: 5 failed validations an hour, 5 first certificates a week and
-// 24 renewals a day of one host, 250 orders in three hours of the zone; after a
+// 24 renewals a day of one host, 60 orders an hour that never reached the authority, 250 orders in three hours of the zone; after a
 // failure one minute, doubled up to an hour.
 func DefaultBudget() Budget {
-	return Budget{Tries: 5, TriesIn: time.Hour, Issued: 5, IssuedIn: 7 * 24 * time.Hour, Renewed: 24, RenewedIn: 24 * time.Hour,
+	return Budget{Tries: 5, TriesIn: time.Hour, Issued: 5, IssuedIn: 7 * 24 * time.Hour, Renewed: 24, RenewedIn: 24 * time.Hour, Unmade: 60,
 		Zone: 250, ZoneIn: 3 * time.Hour, FirstWait: time.Minute, LastWait: time.Hour}
 }
 
@@ -43,6 +44,7 @@ type history struct {
 	Failed  []time.Time `json:"failed,omitempty"` // one for each validation
 	Issued  []time.Time `json:"issued,omitempty"`
 	Renewed []time.Time `json:"renewed,omitempty"`
+	Unmade  []time.Time `json:"unmade,omitempty"`
 	Row     int         `json:"row,omitempty"`  // orders that failed one after another
 	Wait    time.Time   `json:"wait,omitzero"`  // of the latest of them
 	Open    *open       `json:"open,omitempty"` // the order that nobody has told the end of; counted as failed
@@ -111,9 +113,13 @@ func (h *history) settle(b Budget, now time.Time, outcome joinv1.OrderOutcome) (
 			h.Issued = append(h.Issued, now)
 		}
 		h.Open, h.Row, h.Wait = nil, 0, time.Time{}
-	case joinv1.OrderOutcome_ORDER_OUTCOME_NOT_MADE:
-		h.Open = nil
 	default:
+		// An edge's word that the authority was never asked costs nothing, or an authority that is away would use up the
+		// host; but not without end, or one edge that goes round in circles takes the budget away from all.
+		if h.Unmade = since(h.Unmade, now, b.TriesIn); outcome == joinv1.OrderOutcome_ORDER_OUTCOME_NOT_MADE && len(h.Unmade) < b.Unmade {
+			h.Unmade, h.Open = append(h.Unmade, now), nil
+			break
+		}
 		tries := h.Open.Tries
 		h.close()
 		h.Row++

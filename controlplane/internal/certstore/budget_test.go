@@ -98,6 +98,18 @@ func TestBudget_SuccessEndsTheWaiting(t *testing.T) {
 	if granted := drive(h, b, now, 120, 2, false, notMade); len(granted) != 120 {
 		t.Errorf("while the authority is away: got %d of 120 granted", len(granted))
 	}
+	// But not without end: one that goes round in circles is stopped as if it had failed.
+	h, free := &history{}, 0
+	for range 200 {
+		if !h.ask(b, now, 9, 2, false).IsZero() {
+			break
+		}
+		h.settle(b, now, notMade)
+		free++
+	}
+	if free != b.Unmade+1 {
+		t.Errorf("orders that are said not to be made, at once: got %d granted, want %d", free, b.Unmade+1)
+	}
 	// An edge that died in the middle costs its tries, and the next need not wait.
 	h = &history{}
 	if a, c := h.ask(b, now, 1, 2, false), h.ask(b, now, 2, 2, false); !a.IsZero() || !c.IsZero() {

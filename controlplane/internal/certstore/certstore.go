@@ -33,6 +33,7 @@ const (
 	MaxList    = 20_000
 	MinLockTTL = time.Second
 	MaxLockTTL = 10 * time.Minute
+	MaxLocks   = 64 // of one edge at a time that are not of a host's issue; of those there is one for each host
 )
 
 // Reasons of errors.
@@ -43,9 +44,11 @@ const (
 	ReasonNotFound  = "CERT_NOT_FOUND"
 	ReasonReplaced  = "CERT_REPLACED" // Conflict: the metadata is of another certificate by now
 	ReasonLock      = "LOCK_INVALID"
-	ReasonUnguarded = "LOCK_REQUIRED" // Invalid: a write without the lease of the lock that guards the key
-	ReasonLost      = "LOCK_LOST"     // Conflict: another has taken the lock since
-	ReasonBusy      = "ORDERS_BUSY"   // Unavailable
+	ReasonUnguarded = "LOCK_REQUIRED"  // Invalid: a write without the lease of the lock that guards the key
+	ReasonLost      = "LOCK_LOST"      // Conflict: another has taken the lock since
+	ReasonBusy      = "ORDERS_BUSY"    // Unavailable
+	ReasonHost      = "HOST_UNKNOWN"   // NotFound: no API of the zone is published there
+	ReasonLocks     = "LOCKS_TOO_MANY" // Exhausted
 )
 
 // Service is joinv1connect's CertStoreServiceHandler.
@@ -53,15 +56,22 @@ type Service struct {
 	store group.Store
 	// trustDomain is of the zone whose edges may call.
 	trustDomain string
+	hosts       Hosts
 	budget      Budget
 }
 
+// Hosts knows what is published.
+type Hosts interface {
+	// Published says whether an API of the zone has this host, by all that was acknowledged if that can be known.
+	Published(ctx context.Context, host string) (bool, error)
+}
+
 // New serves the edges of trustDomain (<zone>.<installation>) from the zone's store.
-func New(store group.Store, trustDomain string) (*Service, error) {
-	if store == nil || trustDomain == "" {
-		return nil, errors.New("certstore: store and trust domain are required")
+func New(store group.Store, trustDomain string, hosts Hosts) (*Service, error) {
+	if store == nil || trustDomain == "" || hosts == nil {
+		return nil, errors.New("certstore: store, trust domain and hosts are required")
 	}
-	return &Service{store, trustDomain, DefaultBudget()}, nil
+	return &Service{store, trustDomain, hosts, DefaultBudget()}, nil
 }
 
 // item is a value as it rests.

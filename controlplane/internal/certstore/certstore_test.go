@@ -25,6 +25,13 @@ func name(zone, kind string) identity.Name {
 	return identity.Name{Zone: zone, Installation: "test.example", Region: "r", Kind: kind, Node: "n"}
 }
 
+// hosts are all that do not say otherwise.
+type hosts struct{}
+
+func (hosts) Published(_ context.Context, host string) (bool, error) {
+	return !strings.HasPrefix(host, "unknown"), nil
+}
+
 func start(t *testing.T) (*certstore.Service, context.Context) {
 	t.Helper()
 	return startOn(t, func(s group.Store) group.Store { return s })
@@ -41,7 +48,7 @@ func startOn(t *testing.T, wrap func(group.Store) group.Store) (*certstore.Servi
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	svc, err := certstore.New(wrap(s), "emea.test.example")
+	svc, err := certstore.New(wrap(s), "emea.test.example", hosts{})
 	if err != nil {
 		t.Fatal(err)
 	}

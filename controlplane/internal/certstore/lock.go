@@ -6,6 +6,7 @@ import (
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/peer"
 	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity/shelf"
@@ -16,6 +17,7 @@ type lock struct {
 	Holder  string    `json:"holder"`
 	Expires time.Time `json:"expires"` // of the leader's time
 	Fence   uint64    `json:"fence"`   // of this taking; every later one's is higher
+	Edge    string    `json:"edge,omitempty"`
 }
 
 func lockKey(name string) string { return model.PrefixLock + "cert/" + name }
@@ -91,6 +93,12 @@ func (s *Service) Lock(ctx context.Context, req *joinv1.LockRequest) (*joinv1.Lo
 		}
 	}
 	compare := []group.Compare{{Key: key, ModIndex: kv.ModIndex}}
+	who, _ := peer.NameFrom(ctx)
+	if !ok {
+		if err := s.admit(ctx, req.GetName(), who.Node); err != nil {
+			return nil, err
+		}
+	}
 	// A transaction without operations asks the leader for the time.
 	res, err := s.store.Txn(ctx, group.Txn{Compares: compare})
 	if err != nil {
@@ -108,7 +116,7 @@ func (s *Service) Lock(ctx context.Context, req *joinv1.LockRequest) (*joinv1.Lo
 	}
 	res, err = s.store.Txn(ctx, group.Txn{
 		Compares: compare,
-		Ops:      []group.Op{{Key: key, Value: model.Encode(lock{req.GetHolder(), res.Time.Add(ttl).UTC(), fence})}},
+		Ops:      []group.Op{{Key: key, Value: model.Encode(lock{req.GetHolder(), res.Time.Add(ttl).UTC(), fence, who.Node})}},
 	})
 	if err != nil {
 		return nil, err
@@ -117,6 +125,44 @@ func (s *Service) Lock(ctx context.Context, req *joinv1.LockRequest) (*joinv1.Lo
 		return &joinv1.LockResponse{}, nil
 	}
 	return &joinv1.LockResponse{Held: true, Fence: fence}, nil
+}
+
+// admit says whether a lock may come into being: names are chosen by edges, and one of them alone must not fill the store.
+func (s *Service) admit(ctx context.Context, name, edge string) error {
+	if host, ok := shelf.IssueOf(name); ok {
+		known, err := s.hosts.Published(ctx, host)
+		if err == nil && !known {
+			err = fault.New(fault.NotFound, ReasonHost, "no API of the zone is published at %q: there is nothing to lock for it", host).At("name")
+		}
+		return err
+	}
+	n := 0
+	var over []group.KV // this edge's that have ended: of certificates that were renewed, mostly
+	for kv := range s.store.Local().List(lockKey("")) {
+		l, err := model.Decode[lock](model.PrefixLock, kv.Value)
+		if err != nil {
+			return err
+		}
+		if _, issue := shelf.IssueOf(kv.Key[len(lockKey("")):]); issue || l.Edge != edge {
+			continue
+		}
+		if n++; time.Since(l.Expires) > MaxLockTTL { // beyond any doubt about clocks
+			over = append(over, kv)
+		}
+	}
+	if n < MaxLocks {
+		return nil
+	}
+	if len(over) == 0 {
+		return fault.New(fault.Exhausted, ReasonLocks, "edge %s holds %d locks, at most %d may be held at a time", edge, n, MaxLocks).At("name")
+	}
+	var t group.Txn
+	for _, kv := range over {
+		t.Compares = append(t.Compares, group.Compare{Key: kv.Key, ModIndex: kv.ModIndex})
+		t.Ops = append(t.Ops, group.Op{Key: kv.Key, Delete: true})
+	}
+	_, err := s.store.Txn(ctx, t)
+	return err
 }
 
 // Unlock releases the holder's lock; one that it no longer holds is no error.

@@ -9,8 +9,11 @@ import (
 
 	"bailiwick/controlplane/internal/certstore"
 	"bailiwick/controlplane/internal/group"
+	"bailiwick/controlplane/internal/model"
+	"bailiwick/controlplane/internal/peer"
 	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
 	"bailiwick/shared/fault"
+	"bailiwick/shared/identity"
 )
 
 const (
@@ -187,5 +190,46 @@ func TestFence_LostBetweenCheckAndWrite(t *testing.T) {
 		if _, err := s.Unlock(ctx, &joinv1.UnlockRequest{Name: fencedLock, Holder: next.Holder}); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Edges choose the names of locks. One for a host that nobody publishes comes to nothing, and of all others an edge holds so
+// many at a time; what its renewals of long ago left behind makes room by itself.
+func TestLock_OneEdgeDoesNotFillTheStore(t *testing.T) {
+	s, ctx := start(t)
+	if _, err := s.Lock(ctx, &joinv1.LockRequest{Name: "issue_cert_unknown.test", Holder: "me", TtlMs: 60_000}); fault.ReasonOf(err) != certstore.ReasonHost {
+		t.Errorf("a host that nobody publishes: got %v, want %s", err, certstore.ReasonHost)
+	}
+	take(t, s, ctx, "issue_cert_a.test", "me", time.Minute)
+	for i := range certstore.MaxLocks {
+		take(t, s, ctx, fmt.Sprint("ari_", i), "me", time.Minute)
+	}
+	if _, err := s.Lock(ctx, &joinv1.LockRequest{Name: "ari_more", Holder: "me", TtlMs: 60_000}); fault.ReasonOf(err) != certstore.ReasonLocks {
+		t.Errorf("one more than %d: got %v, want %s", certstore.MaxLocks, err, certstore.ReasonLocks)
+	}
+	take(t, s, ctx, "ari_0", "me", time.Minute)             // what it has is lengthened
+	take(t, s, ctx, "issue_cert_b.test", "me", time.Minute) // and hosts are served
+	other := name("emea", identity.Edge)
+	other.Node = "n2"
+	take(t, s, peer.WithName(t.Context(), other), "ari_more", "you", time.Minute) // and so are other edges
+	if _, err := s.Unlock(ctx, &joinv1.UnlockRequest{Name: "ari_1", Holder: "me"}); err != nil {
+		t.Fatal(err)
+	}
+	take(t, s, ctx, "ari_next", "me", time.Minute)
+}
+
+func TestLock_WhatEndedLongAgoMakesRoom(t *testing.T) {
+	var under group.Store
+	s, ctx := startOn(t, func(s group.Store) group.Store { under = s; return s })
+	for i := range certstore.MaxLocks {
+		value := fmt.Appendf(nil, `{"holder":"gone","edge":"n","fence":1,"expires":%q}`, time.Now().Add(-time.Hour).UTC().Format(time.RFC3339))
+		if _, err := under.Txn(ctx, group.Txn{Ops: []group.Op{{Key: model.PrefixLock + fmt.Sprint("cert/ari_", i), Value: value}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	take(t, s, ctx, "ari_next", "me", time.Minute)
+	kvs, _, err := under.List(ctx, model.PrefixLock+"cert/")
+	if err != nil || len(kvs) != 1 {
+		t.Errorf("locks: got %d, %v, want the new one alone", len(kvs), err)
 	}
 }

@@ -70,40 +70,46 @@ func (s *Sweep) Run(ctx context.Context) error {
 	})
 }
 
+// sweep looks once, whatever the number of keys, and writes batch by batch.
 func (s *Sweep) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Every)
 	defer cancel()
-	for {
-		t, more, err := due(s.cfg.Store.Local(), time.Now())
-		if err != nil || len(t.Ops) == 0 {
-			return err
-		}
+	all, err := due(s.cfg.Store.Local(), time.Now())
+	if err != nil {
+		return err
+	}
+	for _, t := range all {
 		res, err := s.cfg.Store.Txn(ctx, t)
-		if err != nil || !res.Succeeded || !more { // outrun by an operator: the next tick looks again
+		if err != nil || !res.Succeeded { // outrun by an operator: the next tick looks again
 			return err
 		}
 	}
+	return nil
 }
 
-// due is what is to be written by now, as one transaction held to what it was judged on.
-func due(snap group.Snapshot, now time.Time) (t group.Txn, more bool, err error) {
+// due is what is to be written by now, as transactions each held to what it was judged on.
+func due(snap group.Snapshot, now time.Time) (all []group.Txn, err error) {
+	var t group.Txn
+	next := func() {
+		if len(t.Ops) >= batch {
+			all, t = append(all, t), group.Txn{}
+		}
+	}
 	for kv := range snap.List(model.PrefixKeyEnd) {
 		end, err := model.Decode[model.KeyEnd](kv.Key, kv.Value)
 		if err != nil {
-			return t, false, err
+			return nil, err
 		}
 		if now.Before(end.At) {
 			continue
 		}
-		if len(t.Ops) >= batch {
-			return t, true, nil
-		}
+		next()
 		held := group.Compare{Key: kv.Key, ModIndex: kv.ModIndex}
 		key, ok := snap.Get(model.PrefixKey + end.ID)
 		if ok {
 			k, err := model.Decode[model.Key](key.Key, key.Value)
 			if err != nil {
-				return t, false, err
+				return nil, err
 			}
 			if k.Status == "active" {
 				k.Status = "revoked"
@@ -117,5 +123,8 @@ func due(snap group.Snapshot, now time.Time) (t group.Txn, more bool, err error)
 			t.Ops = append(t.Ops, group.Op{Key: kv.Key, Delete: true})
 		}
 	}
-	return t, false, nil
+	if len(t.Ops) > 0 {
+		all = append(all, t)
+	}
+	return all, nil
 }

@@ -16,6 +16,9 @@ const (
 // IssueLock is the lock under which a host's certificate is obtained.
 func IssueLock(host string) string { return lockIssue + host }
 
+// IssueOf is the host whose certificate is obtained under lock.
+func IssueOf(lock string) (host string, ok bool) { return strings.CutPrefix(lock, lockIssue) }
+
 // Guards tells whether who holds lock may write key: a host's certificate, key
 // and challenges under the lock of its issue, the authority's accounts under
 // that or their own.
