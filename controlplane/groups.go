@@ -134,7 +134,7 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if err != nil {
 		return err
 	}
-	if n.rotation, err = rotation.New(rotation.Config{Store: n.store, Logger: n.log}); err != nil {
+	if n.rotation, err = rotation.New(rotation.Config{Store: n.store, Clock: n.replica, Logger: n.log}); err != nil {
 		return err
 	}
 	if n.alerts, err = alert.New(alert.Config{Zone: n.self.Zone, Store: n.store, SealKey: n.secrets.HookSeal, Accounts: n.central.accounts,

@@ -120,7 +120,7 @@ func (c *Carrier) Describe(ctx context.Context, node, group string) (raftgroup.S
 		}
 	}
 	return raftgroup.Status{Checkpoints: made, Node: r.Node, Server: r.Server, Incarnation: r.Incarnation, Version: r.Version, State: r.State, Leader: r.Leader, Term: r.Term,
-		FirstLog: r.FirstLog, LastLog: r.LastLog, Applied: r.Applied, Snapshot: r.Snapshot, Commands: r.Commands}, nil
+		FirstLog: r.FirstLog, LastLog: r.LastLog, Applied: r.Applied, Snapshot: r.Snapshot, Commands: r.Commands, ClockMs: r.ClockUnixMs}, nil
 }
 
 // Transfer asks a group's leader to hand it over.
@@ -254,7 +254,7 @@ func (d groupDoor) Describe(ctx context.Context, req *peerv1.DescribeRequest) (*
 	for _, c := range s.Checkpoints {
 		made = append(made, &peerv1.StateHash{Epoch: c.Epoch, Index: c.Index, Sum: c.Sum[:]})
 	}
-	return &peerv1.DescribeResponse{Checkpoints: made, Node: s.Node, Server: s.Server, Incarnation: s.Incarnation, Version: s.Version, State: s.State, Leader: s.Leader, Term: s.Term,
+	return &peerv1.DescribeResponse{ClockUnixMs: s.ClockMs, Checkpoints: made, Node: s.Node, Server: s.Server, Incarnation: s.Incarnation, Version: s.Version, State: s.State, Leader: s.Leader, Term: s.Term,
 		FirstLog: s.FirstLog, LastLog: s.LastLog, Applied: s.Applied, Snapshot: s.Snapshot, Commands: s.Commands}, nil
 }
 

@@ -1,13 +1,14 @@
 // Package rotation owns what is left to do when the time of a rotated key is over: its record says revoked from then on, so
 // that edges need not hold it any more, and those of a release before, which know of no end, lose it as well.
 //
-// Nothing waits for it: an edge ends the key by itself, by the end that it holds. It makes no key and no end; adminapi does.
+// It ends nothing while this node's clock is not that of most nodes of the zone. Nothing waits for it: an edge ends the key by itself, by the end that it holds. It makes no key and no end; adminapi does.
 // It keeps no state: what is to do rests in the zone store, and a new leader goes on. Run is called once.
 package rotation
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -20,6 +21,8 @@ const (
 	DefaultEvery = 10 * time.Second
 	// Keep is how long the end of a key is remembered after it came: who asks again, since his answer was lost, is told.
 	Keep = 24 * time.Hour
+	// MaxApart is how far the clocks of this node and of most others may be apart: beyond it no key is ended here.
+	MaxApart = 30 * time.Second
 	// batch bounds one transaction.
 	batch = 60
 )
@@ -31,9 +34,16 @@ type Store interface {
 	RunLeader(ctx context.Context, work func(ctx context.Context)) error
 }
 
+// Clock is this node's among those of the zone.
+type Clock interface {
+	// ClockAgrees says whether most nodes of the zone have the time of day that this one has, within limit.
+	ClockAgrees(limit time.Duration) bool
+}
+
 // Config of a Sweep; all but Every are required.
 type Config struct {
 	Store  Store
+	Clock  Clock
 	Every  time.Duration // 0: DefaultEvery
 	Logger *slog.Logger
 }
@@ -43,8 +53,8 @@ type Sweep struct{ cfg Config }
 
 // New makes a Sweep.
 func New(cfg Config) (*Sweep, error) {
-	if cfg.Store == nil || cfg.Logger == nil {
-		return nil, errors.New("rotation: Store and Logger are required")
+	if cfg.Store == nil || cfg.Clock == nil || cfg.Logger == nil {
+		return nil, errors.New("rotation: Store, Clock and Logger are required")
 	}
 	if cfg.Every == 0 {
 		cfg.Every = DefaultEvery
@@ -75,8 +85,12 @@ func (s *Sweep) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Every)
 	defer cancel()
 	all, err := due(s.cfg.Store.Local(), time.Now())
-	if err != nil {
+	if err != nil || len(all) == 0 {
 		return err
+	}
+	// An hour ahead, this node would end for all what has an hour to go.
+	if !s.cfg.Clock.ClockAgrees(MaxApart) {
+		return fmt.Errorf("the clocks of most other nodes are unknown or more than %s from this node's: nothing is ended by it; edges end the keys by their own", MaxApart)
 	}
 	for _, t := range all {
 		res, err := s.cfg.Store.Txn(ctx, t)

@@ -31,6 +31,8 @@ type Status struct {
 	Snapshot    uint64
 	Commands    uint32 // the newest version of the group's commands that the node applies
 	Checkpoints []Checkpoint
+	ClockMs     int64         // the node's clock when it answered, Unix milliseconds; 0: it does not say
+	Ahead       time.Duration // of whose clock that is, as whoever asked saw it; within lookLimit/2
 }
 
 // Reasons for which a node stops itself after a look at the others.
@@ -52,7 +54,7 @@ func (n *Node) Status() Status {
 	if m, ok := n.machine.(*memory); ok {
 		made = m.checks.newest()
 	}
-	return Status{Checkpoints: made, Commands: newest, Node: n.cfg.Node, Server: n.member.Server, Incarnation: n.member.Incarnation, Version: n.cfg.Version,
+	return Status{ClockMs: time.Now().UnixMilli(), Checkpoints: made, Commands: newest, Node: n.cfg.Node, Server: n.member.Server, Incarnation: n.member.Incarnation, Version: n.cfg.Version,
 		State: s.State, Leader: s.Leader, Term: s.Term, FirstLog: s.FirstLog, LastLog: s.LastLog, Applied: s.Applied, Snapshot: s.Snapshot}
 }
 
@@ -99,7 +101,10 @@ func (n *Node) Around(ctx context.Context) map[string]Status {
 func (n *Node) ask(ctx context.Context, name string) (Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
-	return n.cfg.Forward.Describe(ctx, name, n.cfg.Group)
+	asked := time.Now()
+	s, err := n.cfg.Forward.Describe(ctx, name, n.cfg.Group)
+	s.Ahead = time.UnixMilli(s.ClockMs).Sub(asked.Add(time.Since(asked) / 2).Round(0))
+	return s, err
 }
 
 // look stops this node if the group went on without it: a disk that comes back after a recovery must not vote, nor

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"bailiwick/shared/fault"
 )
@@ -27,19 +28,49 @@ const (
 
 // levels is what members have said of the versions they know.
 type levels struct {
-	mu    sync.Mutex        // covers known
+	mu    sync.Mutex        // covers the rest
 	known map[string]uint32 // by server: one that joins anew says it anew
+	heard map[string]heard  // by node: of the latest look at which it answered
+}
+
+// heard is what a node's clock said.
+type heard struct {
+	at    time.Time // by this node's monotonic clock
+	ahead time.Duration
+	said  bool
 }
 
 func (l *levels) learn(around map[string]Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.known == nil {
-		l.known = make(map[string]uint32)
+		l.known, l.heard = make(map[string]uint32), make(map[string]heard)
 	}
-	for _, s := range around {
+	for name, s := range around {
 		l.known[s.Server] = s.Commands
+		l.heard[name] = heard{time.Now(), s.Ahead, s.ClockMs != 0}
 	}
+}
+
+// agree says whether a majority of voters, this node one of them, has clocks within limit of this node's, by what they said
+// in the latest looks.
+func (l *levels) agree(voters []string, self string, limit, fresh time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	for _, v := range voters {
+		h, ok := l.heard[v]
+		if v == self || ok && h.said && h.ahead.Abs() <= limit && time.Since(h.at) <= fresh {
+			n++
+		}
+	}
+	return 2*n > len(voters)
+}
+
+// ClockAgrees says whether a majority of the group's voters has clocks within limit of this node's: for what is done by the
+// time of day and cannot be taken back.
+func (n *Node) ClockAgrees(limit time.Duration) bool {
+	return n.levels.agree(n.voters(), n.cfg.Node, limit, 6*n.cfg.LookEvery)
 }
 
 // behind are the members that have not said that they know version.

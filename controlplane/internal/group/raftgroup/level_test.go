@@ -75,3 +75,41 @@ func TestSkew_ANodeThatStartsTooFarAheadStops(t *testing.T) {
 	delete(c.stores, name)
 	put(t, c.leader(), "a", fmt.Sprint(slices.Sorted(slices.Values(c.base.Voters))))
 }
+
+// A node's clock is believed where a majority of all voters has said the same, lately.
+func TestLevels_AClockNeedsAMajority(t *testing.T) {
+	says := func(ahead time.Duration) Status { return Status{ClockMs: 1, Ahead: ahead} }
+	voters := []string{"a", "b", "c"}
+	for name, c := range map[string]struct {
+		around map[string]Status
+		want   bool
+	}{
+		"alike":                  {map[string]Status{"b": says(time.Second), "c": says(-time.Second)}, true},
+		"one is an hour off":     {map[string]Status{"b": says(0), "c": says(time.Hour)}, true},
+		"this one is":            {map[string]Status{"b": says(-time.Hour), "c": says(-time.Hour)}, false},
+		"this one is, and alone": {map[string]Status{"b": says(-time.Hour)}, false},
+		"nobody answered":        {nil, false},
+		"they do not say":        {map[string]Status{"b": {}, "c": {}}, false},
+		"one that has no vote":   {map[string]Status{"d": says(0)}, false},
+	} {
+		var l levels
+		l.learn(c.around)
+		if got := l.agree(voters, "a", time.Minute, time.Minute); got != c.want {
+			t.Errorf("%s: got %v, want %v", name, got, c.want)
+		}
+	}
+	var l levels
+	l.learn(map[string]Status{"b": says(0), "c": says(0)})
+	if l.agree(voters, "a", time.Minute, -1) {
+		t.Error("what was heard too long ago counts")
+	}
+	if !l.agree([]string{"a"}, "a", time.Minute, time.Minute) {
+		t.Error("a node alone has nobody to agree with")
+	}
+}
+
+// Nodes tell each other their clocks.
+func TestNode_HearsTheOthersClocks(t *testing.T) {
+	c := newCluster(t, Config{LookEvery: 20 * time.Millisecond})
+	eventually(t, "the leader's clock is known to agree", func() bool { return c.leader().node.ClockAgrees(30 * time.Second) })
+}

@@ -272,6 +272,7 @@ type DescribeResponse struct {
 	// commands is the newest version of the group's commands that the node applies.
 	Commands      uint32       `protobuf:"varint,12,opt,name=commands,proto3" json:"commands,omitempty"`
 	Checkpoints   []*StateHash `protobuf:"bytes,13,rep,name=checkpoints,proto3" json:"checkpoints,omitempty"`
+	ClockUnixMs   int64        `protobuf:"varint,14,opt,name=clock_unix_ms,json=clockUnixMs,proto3" json:"clock_unix_ms,omitempty"` // the node's clock as it answers; 0: a program of before 2026-11-26
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -395,6 +396,13 @@ func (x *DescribeResponse) GetCheckpoints() []*StateHash {
 		return x.Checkpoints
 	}
 	return nil
+}
+
+func (x *DescribeResponse) GetClockUnixMs() int64 {
+	if x != nil {
+		return x.ClockUnixMs
+	}
+	return 0
 }
 
 // StateHash is the hash of a store's state at a revision.
@@ -2142,7 +2150,7 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x11ReadIndexResponse\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"'\n" +
 	"\x0fDescribeRequest\x12\x14\n" +
-	"\x05group\x18\x01 \x01(\tR\x05group\"\x86\x03\n" +
+	"\x05group\x18\x01 \x01(\tR\x05group\"\xaa\x03\n" +
 	"\x10DescribeResponse\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\x12 \n" +
@@ -2157,7 +2165,8 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	" \x01(\x04R\aapplied\x12\x1a\n" +
 	"\bsnapshot\x18\v \x01(\x04R\bsnapshot\x12\x1a\n" +
 	"\bcommands\x18\f \x01(\rR\bcommands\x12>\n" +
-	"\vcheckpoints\x18\r \x03(\v2\x1c.bailiwick.peer.v1.StateHashR\vcheckpoints\"I\n" +
+	"\vcheckpoints\x18\r \x03(\v2\x1c.bailiwick.peer.v1.StateHashR\vcheckpoints\x12\"\n" +
+	"\rclock_unix_ms\x18\x0e \x01(\x03R\vclockUnixMs\"I\n" +
 	"\tStateHash\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x10\n" +
