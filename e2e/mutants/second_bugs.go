@@ -30,7 +30,7 @@ var secondBugs = []bug{
 		edits:  []edit{{failoverPkg + "/choose.go", "a.r.grants == nil || a.api.Foreign {", "a.r.grants == nil {"}},
 		checks: []check{{failoverPkg, "TestRouter_SendsNoForeignAPIOn"}}},
 	{name: "tickets-for-unknown-hosts", breaks: "ticket keys are made for hosts that are served",
-		edits:  []edit{{edgetlsPkg + "/tickets.go", "if !m.wanted(host) || !slices", "if !slices"}},
+		edits:  []edit{{edgetlsPkg + "/tickets.go", "if !m.wanted(host) || slices.Contains(hello.SupportedProtos, acmez", "if slices.Contains(hello.SupportedProtos, acmez"}},
 		checks: []check{{edgetlsPkg, "TestManager_UnknownHostIsUnrecognizedName"}}},
 	{name: "ticket-keys-of-all-hosts", breaks: "each host has ticket keys of its own",
 		edits:  []edit{{edgetlsPkg + "/tickets.go", "k := t.hosts[host].next(", "k := t.hosts[\"\"].next("}, {edgetlsPkg + "/tickets.go", "t.hosts[host] = k\n\treturn c", "t.hosts[\"\"] = k\n\treturn c"}},
