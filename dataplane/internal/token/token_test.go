@@ -154,7 +154,9 @@ func run(t testing.TB, i *issuer, h *policy.Holder) (*token.Verifier, func()) {
 func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := &issuer{keys: []jose.JSONWebKey{public(rsaKey, "r", "RS256"), public(ecKey, "e", "ES256"), public(edKey, "d", "EdDSA"), {Key: []byte("a shared secret of some length...."), KeyID: "h", Algorithm: "HS256"}}}
-		h, auth := holder(t, trusted())
+		other := trusted() // takes what the first does not
+		other.Issuer, other.Algorithms = "https://other.test", []string{"EdDSA"}
+		h, auth := holder(t, trusted(), other)
 		v, end := run(t, i, h)
 		defer end()
 		synctest.Wait()
@@ -223,10 +225,10 @@ func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 		if _, _, _, err := v.Verify(auth, good, now+359); err != nil {
 			t.Errorf("a second before: got %v", err)
 		}
-		other := *auth
-		other.Issuers = []table.Issuer{trusted()}
-		other.Issuers[0].Audiences = []string{"billing"}
-		if _, _, _, err := v.Verify(&other, good, now); !errors.Is(err, token.ErrAudience) {
+		elsewhere := *auth
+		elsewhere.Issuers = []table.Issuer{trusted()}
+		elsewhere.Issuers[0].Audiences = []string{"billing"}
+		if _, _, _, err := v.Verify(&elsewhere, good, now); !errors.Is(err, token.ErrAudience) {
 			t.Errorf("a token in memory, at another API: got %v, want it judged anew", err)
 		}
 	})
