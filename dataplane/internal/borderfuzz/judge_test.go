@@ -3,6 +3,7 @@ package borderfuzz
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -147,7 +148,7 @@ func (j *judge) saw(u *upstream, r *http.Request) *shot {
 	case !s.forged && s.expect == good && u.service != s.service:
 		j.breach("%s got %s, of another API", u, what)
 	}
-	j.headers(u, r, what)
+	j.headers(u, r, s, what)
 	if u.region == s.edge.region {
 		return s
 	}
@@ -185,10 +186,18 @@ func (j *judge) saw(u *upstream, r *http.Request) *shot {
 	return s
 }
 
+// caller is what edges say of whoever has one of the keys here; each key has an id of its own.
+var caller = map[string]string{relay.Identity[0]: "acme", relay.Identity[1]: "main", relay.Identity[2]: "gold"}
+
 // headers: no credential and nothing that only edges may say.
-func (j *judge) headers(u *upstream, r *http.Request, what string) {
+func (j *judge) headers(u *upstream, r *http.Request, s *shot, what string) {
 	for name, values := range r.Header {
 		switch {
+		case slices.Contains(relay.Identity[:], name):
+			// Who asks, in the edge's own words, and never to another zone.
+			if zoneOf(u.region) != s.edge.zone || s.forged || len(values) != 1 || caller[name] != "" && values[0] != caller[name] || strings.Contains(values[0], forgedMark) {
+				j.breach("%s got %s with %s: %q", u, what, name, values)
+			}
 		case strings.HasPrefix(name, relay.Prefix) || strings.HasPrefix(strings.ReplaceAll(name, "_", "-"), relay.Prefix):
 			j.breach("%s got %s with %s", u, what, name)
 		case name == "X-Api-Key" || name == "Forwarded" || name == "X-Real-Ip" || name == "X-Original-Url":

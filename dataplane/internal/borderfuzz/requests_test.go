@@ -225,7 +225,9 @@ func (w *world) claim(rng *rand.Rand, s *shot, q *request) {
 		}
 		return pick(rng, name, strings.ToLower(name))
 	}
-	switch rng.IntN(12) {
+	switch rng.IntN(13) {
+	case 12:
+		q.add(dashed(relay.Identity[rng.IntN(len(relay.Identity))]), forgedMark)
 	case 0:
 		q.add(dashed(relay.HeaderHome), region)
 	case 1:
