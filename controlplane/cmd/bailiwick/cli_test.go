@@ -413,7 +413,9 @@ func TestCatalogDown_ExitsSixAndSaysWhy(t *testing.T) {
 	}
 	var key struct{ ID string }
 	d.must(&key, "key", "create", "--customer", "umbrella", "-o", "json")
-	d.must(nil, "key", "revoke", key.ID)
+	if out := d.must(nil, "key", "revoke", key.ID); !strings.Contains(out, "Key "+key.ID+" revoked") || !strings.Contains(out, "waits for no ring") {
+		t.Errorf("key revoke says %q", out)
+	}
 	code, _, errs = d.run("", "key", "create", "--customer", "acme")
 	if code != exitUnavailable || !strings.Contains(errs, "zone emea") {
 		t.Errorf("a customer of the zone that is away: exit %d: %s; want 6, never not found", code, errs)

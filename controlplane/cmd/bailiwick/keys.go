@@ -70,7 +70,9 @@ to a client's certificate (its public key, whoever signed it) or to whom a token
 				if err := revokeKey(ctx, c, args[0], revokeZone); err != nil {
 					return err
 				}
-				return a.done("Key", args[0], "revoked")
+				return a.print(map[string]string{"kind": "Key", "name": args[0], "action": "revoked"}, func(w io.Writer) {
+					fmt.Fprintf(w, "Key %s revoked\nat once: on all edges of its zone; a revocation waits for no ring\n", args[0])
+				})
 			})
 		}}
 	revoke.Flags().StringVar(&revokeZone, "zone", "", "the key's zone; left out, the zones are asked one by one")
