@@ -47,6 +47,9 @@ type edit struct{ file, old, new string }
 // atOnce is how many bugs are built and run at the same time: half of what a check takes is waiting.
 const atOnce = 2
 
+// patience is how long a check may take: it is stopped then, and has caught nothing.
+const patience = 4 * time.Minute
+
 // check is a test of a package.
 type check struct{ pkg, test string }
 
@@ -198,6 +201,8 @@ func (b bug) caught(root string, checks []check) error {
 		switch {
 		case bytes.Contains(out, []byte("[build failed]")), bytes.Contains(out, []byte("[setup failed]")):
 			return fmt.Errorf("does not build:\n%s", tail(out))
+		case bytes.Contains(out, []byte("panic: test timed out")): // a busy machine does that as well as a bug
+			return fmt.Errorf("%s did not end in %v", c, patience)
 		case b.harmless && err != nil:
 			return fmt.Errorf("NOT HARMLESS by %s: %w\n%s", c, err, tail(out))
 		case b.harmless:
@@ -211,7 +216,7 @@ func (b bug) caught(root string, checks []check) error {
 }
 
 func test(root, overlay string, c check) ([]byte, error) {
-	args := []string{"test", "-count=1", "-timeout=120s", "-v", "-run", c.test}
+	args := []string{"test", "-count=1", "-timeout=" + patience.String(), "-v", "-run", c.test}
 	if c.pkg == simulatePkg {
 		args = append(args, "-short") // some thousand schedules, and not a hundred thousand: a bug of the cores is found in them
 	}
