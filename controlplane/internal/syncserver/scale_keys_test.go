@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,21 +19,22 @@ import (
 	"bailiwick/controlplane/internal/syncserver"
 )
 
-// peak is the most memory that the process ever had.
-func peak() string {
+// peak is the most memory that the process ever had, in bytes; 0: unknown.
+func peak() int64 {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
-		return "unknown"
+		return 0
 	}
 	for line := range strings.Lines(string(text)) {
 		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			return strings.TrimSpace(v)
+			kb, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
+			return kb << 10
 		}
 	}
-	return "unknown"
+	return 0
 }
 
-// TestScale_AControlNode holds a zone's keys in a real raft group, follows it, and sends them all to an edge. With
+// TestScale_AControlNode holds a zone's keys in a real raft group, follows it, and sends them all to an edge of another process. With
 // BAILIWICK_KEYS=1000000 it is the measurement of make scale, against 1.5 GiB.
 func TestScale_AControlNode(t *testing.T) {
 	keys := number(t, "BAILIWICK_KEYS", 4000)
@@ -64,7 +66,7 @@ func TestScale_AControlNode(t *testing.T) {
 			ops = nil
 		}
 	}
-	t.Logf("%d keys written: %d MB resident, at most %s", keys, resident()>>20, peak())
+	t.Logf("%d keys written: %d MB resident, at most %d", keys, resident()>>20, peak()>>20)
 	w := newWorld(t, func(c *syncserver.Config) { c.Zone, c.SyncTimeout, c.Heartbeat = store, time.Minute, 5*time.Second })
 	defer w.stop()
 	began, cpu := time.Now(), used(syscall.RUSAGE_SELF)
@@ -82,11 +84,11 @@ func TestScale_AControlNode(t *testing.T) {
 	if got := w.server.Stats().Objects.Load(); got < int64(keys) {
 		t.Errorf("%d objects were sent, want all %d keys", got, keys)
 	}
-	t.Logf("followed, sent whole and acknowledged: %.2f s, processor of the node %.2f s; at most %s", time.Since(began).Seconds(), (used(syscall.RUSAGE_SELF) - cpu).Seconds(), peak())
+	t.Logf("followed, sent whole and acknowledged: %.2f s, processor of the node %.2f s", time.Since(began).Seconds(), (used(syscall.RUSAGE_SELF) - cpu).Seconds())
 	end()
-	rss := resident()
-	t.Logf("%d MB resident, at most %s", rss>>20, peak())
-	if rss > 1536<<20 {
-		t.Errorf("a control node of %d keys has %d MB, at most 1,536 are allowed", keys, rss>>20)
+	most := peak()
+	t.Logf("%d MB resident, at most %d", resident()>>20, most>>20)
+	if most > 1536<<20 {
+		t.Errorf("a control node of %d keys has had %d MB, at most 1,536 are allowed", keys, most>>20)
 	}
 }
