@@ -1,0 +1,175 @@
+// Package cache owns answers that may be given again (RFC 9111): what may be kept, for how long, for whom, and how it is
+// asked for anew. Freshness, Vary and validation are pure functions of what they are given.
+//
+// It never sends a request, never answers one, and never keeps what another region's upstream answered: its callers offer
+// only answers of this region. An entry belongs to the class of customers that its key names and to nobody else. Nothing
+// survives a crash or leaves the process: entries lie in memory alone, within a bound in bytes. Everything may be called
+// from any number of goroutines at once; an Entry never changes.
+package cache
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+)
+
+// Limits.
+const (
+	DefaultBytes   = 64 << 20 // of all entries
+	DefaultEntry   = 1 << 20  // of one answer's body, where the route does not say
+	maxVariants    = 16       // of one URL; the oldest goes
+	maxWaiters     = 1000     // of one flight; further requests go by themselves
+	uncollapsedFor = 10 * time.Second
+	maxUncollapsed = 4096
+	overhead       = 512 // bytes an entry costs besides its text
+)
+
+// Key names what answers one request may come from: zone, API, epochs, class of customers and URL.
+type Key [sha256.Size]byte
+
+// KeyOf hashes the parts, each with its length, so that no two lists of parts are one.
+func KeyOf(parts ...string) (k Key) {
+	h := sha256.New()
+	var n [8]byte
+	for _, p := range parts {
+		binary.LittleEndian.PutUint64(n[:], uint64(len(p)))
+		h.Write(n[:])
+		h.Write([]byte(p))
+	}
+	h.Sum(k[:0])
+	return k
+}
+
+// Cache keeps entries.
+type Cache struct {
+	entries *otter.Cache[Key, *variants]
+
+	mu      sync.Mutex // covers all below; held for nothing slow
+	flights map[Key]*Flight
+	apart   map[Key]time.Time // whose last answer could not be kept: requests for it do not wait for each other
+}
+
+// variants are the entries of one key, newest first. Never written to.
+type variants struct{ of []*Entry }
+
+func (v *variants) weight() (n int) {
+	for _, e := range v.of {
+		n += e.size
+	}
+	return n
+}
+
+// New makes a cache of at most so many bytes; 0: 64 MiB.
+func New(bytes int64) (*Cache, error) {
+	if bytes <= 0 {
+		bytes = DefaultBytes
+	}
+	entries, err := otter.New(&otter.Options[Key, *variants]{
+		MaximumWeight: uint64(bytes),
+		Weigher:       func(_ Key, v *variants) uint32 { return uint32(min(v.weight(), 1<<31)) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Cache{entries: entries, flights: map[Key]*Flight{}, apart: map[Key]time.Time{}}, nil
+}
+
+// Bytes is what is held.
+func (c *Cache) Bytes() int64 { return int64(c.entries.WeightedSize()) }
+
+// Get is the entry that answers a request with these headers, nil if there is none.
+func (c *Cache) Get(key Key, header http.Header) *Entry {
+	v, ok := c.entries.GetIfPresent(key)
+	if !ok {
+		return nil
+	}
+	for _, e := range v.of {
+		if e.matches(header) {
+			return e
+		}
+	}
+	return nil
+}
+
+// Put keeps an entry in the place of those that it answers for.
+func (c *Cache) Put(key Key, e *Entry) {
+	c.entries.Compute(key, func(old *variants, found bool) (*variants, otter.ComputeOp) {
+		next := &variants{of: []*Entry{e}}
+		if found {
+			for _, o := range old.of {
+				if !o.same(e) && len(next.of) < maxVariants {
+					next.of = append(next.of, o)
+				}
+			}
+		}
+		return next, otter.WriteOp
+	})
+}
+
+// Drop forgets all entries of a key.
+func (c *Cache) Drop(key Key) { c.entries.Invalidate(key) }
+
+// Clear forgets everything.
+func (c *Cache) Clear() { c.entries.InvalidateAll() }
+
+// Flight is one request under way whose answer others wait for.
+type Flight struct {
+	c       *Cache
+	key     Key
+	done    chan struct{}
+	once    sync.Once
+	waiting int
+}
+
+// Join makes the caller the one who asks (leads), and then he calls End; or gives him the flight to wait for. nil and false:
+// ask and wait for nobody.
+func (c *Cache) Join(key Key, now time.Time) (f *Flight, leads bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if until, ok := c.apart[key]; ok {
+		if now.Before(until) {
+			return nil, false
+		}
+		delete(c.apart, key)
+	}
+	if f = c.flights[key]; f != nil {
+		if f.waiting >= maxWaiters {
+			return nil, false
+		}
+		f.waiting++
+		return f, false
+	}
+	f = &Flight{c: c, key: key, done: make(chan struct{})}
+	c.flights[key] = f
+	return f, true
+}
+
+// Done closes when the answer is there, or there will be none to share.
+func (f *Flight) Done() <-chan struct{} { return f.done }
+
+// End lets all who wait go on. unkept: the answer is not one to share, and the next ones will hardly be.
+func (f *Flight) End(unkept bool, now time.Time) {
+	if f == nil {
+		return
+	}
+	f.once.Do(func() {
+		c := f.c
+		c.mu.Lock()
+		delete(c.flights, f.key)
+		if unkept {
+			if len(c.apart) >= maxUncollapsed {
+				clear(c.apart) // they wait for each other once more, no worse
+			}
+			c.apart[f.key] = now.Add(uncollapsedFor)
+		}
+		c.mu.Unlock()
+		close(f.done)
+	})
+}
+
+// Close ends what works in the background.
+func (c *Cache) Close() { c.entries.StopAllGoroutines() }

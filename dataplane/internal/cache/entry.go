@@ -1,0 +1,162 @@
+package cache
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Entry is one answer. It never changes.
+type Entry struct {
+	Status int
+	Header http.Header // do not write to it
+	Body   []byte      // likewise
+
+	vary       []string    // canonical names
+	asked      http.Header // what the request said under them
+	received   time.Time
+	initialAge time.Duration
+	lifetime   time.Duration
+
+	whileRevalidate, ifError time.Duration
+	noCache, mustRevalidate  bool
+	size                     int
+}
+
+// Answer is what an upstream answered, for keeping.
+type Answer struct {
+	Status         int
+	Header         http.Header // as the client gets it: without what belongs to a connection
+	Sent, Received time.Time   // when the request left, when the headers came
+}
+
+// Keeps makes the entry for an answer whose body is still to come; nil: it may not be kept.
+func Keeps(a *Asked, request http.Header, ans Answer, r Rules) *Entry {
+	d, lifetime, ok := storable(a, ans.Status, ans.Header, r, ans.Received)
+	if !ok {
+		return nil
+	}
+	e := &Entry{Status: ans.Status, Header: ans.Header.Clone(), received: ans.Received, initialAge: initialAge(ans.Header, ans.Sent, ans.Received)}
+	delete(e.Header, "Age")
+	e.age(d, lifetime, r)
+	e.vary = varying(ans.Header)
+	e.asked = http.Header{}
+	for _, name := range e.vary {
+		e.asked[name] = slices.Clone(request[name])
+	}
+	return e
+}
+
+func (e *Entry) age(d directives, lifetime time.Duration, r Rules) {
+	e.lifetime, e.noCache = lifetime, d.noCache
+	// s-maxage includes proxy-revalidate (5.2.2.10).
+	e.mustRevalidate = d.mustRevalidate || d.sMaxAge >= 0
+	e.whileRevalidate, e.ifError = r.StaleWhileRevalidate, r.StaleIfError
+	if d.whileRevalidate >= 0 {
+		e.whileRevalidate = d.whileRevalidate
+	}
+	if d.ifError >= 0 {
+		e.ifError = d.ifError
+	}
+}
+
+// With is the entry with its body.
+func (e *Entry) With(body []byte) *Entry {
+	n := *e
+	n.Body = body
+	n.size = overhead + len(body)
+	for _, h := range []http.Header{n.Header, n.asked} {
+		for name, values := range h {
+			n.size += len(name) + 32
+			for _, v := range values {
+				n.size += len(v) + 16
+			}
+		}
+	}
+	return &n
+}
+
+// Renewed is the entry after its upstream said that nothing changed (4.3.4); nil: by the new headers it may not be kept.
+func (e *Entry) Renewed(a *Asked, ans Answer, r Rules) *Entry {
+	n := *e
+	n.Header = e.Header.Clone()
+	for name, values := range ans.Header {
+		switch name {
+		case "Content-Length", "Content-Encoding", "Content-Type", "Content-Range", "Age": // of the stored body, or of this message alone
+		default:
+			n.Header[name] = slices.Clone(values)
+		}
+	}
+	d, lifetime, ok := storable(a, e.Status, n.Header, r, ans.Received)
+	if !ok || !slices.Equal(varying(n.Header), e.vary) {
+		return nil
+	}
+	n.received, n.initialAge = ans.Received, initialAge(ans.Header, ans.Sent, ans.Received)
+	n.age(d, lifetime, r)
+	return n.With(e.Body)
+}
+
+// Validate adds to a request what makes its upstream say whether the entry still holds; false: it could not.
+func (e *Entry) Validate(h http.Header) bool {
+	tag, changed := e.Header["Etag"], e.Header["Last-Modified"]
+	if len(tag) == 1 {
+		h["If-None-Match"] = tag
+	}
+	if len(changed) == 1 {
+		h["If-Modified-Since"] = changed
+	}
+	return len(tag) == 1 || len(changed) == 1
+}
+
+// NotModified says whether the client has what the entry holds (RFC 9110, 13.1).
+func (e *Entry) NotModified(a *Asked) bool {
+	if e.Status != http.StatusOK {
+		return false
+	}
+	if len(a.none) > 0 {
+		tag := e.Header["Etag"]
+		for _, list := range a.none {
+			for one := range strings.SplitSeq(list, ",") {
+				one = strings.TrimSpace(one)
+				if one == "*" || len(tag) == 1 && strings.TrimPrefix(one, "W/") == strings.TrimPrefix(tag[0], "W/") {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	changed, ok := date(e.Header["Last-Modified"])
+	since, fine := date(a.since)
+	return ok && fine && !changed.After(since)
+}
+
+// varying are the names in Vary, canonical, sorted and once.
+func varying(h http.Header) []string {
+	names := map[string]bool{}
+	for _, v := range h["Vary"] {
+		for one := range strings.SplitSeq(v, ",") {
+			if one = strings.TrimSpace(one); one != "" {
+				names[http.CanonicalHeaderKey(one)] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
+// matches says whether a request asks as that did for which the entry is the answer (4.1). Fields that are written another
+// way are not taken for the same: at worst that is an answer more to fetch.
+func (e *Entry) matches(request http.Header) bool {
+	for _, name := range e.vary {
+		if !slices.Equal(e.asked[name], request[name]) {
+			return false
+		}
+	}
+	return true
+}
+
+// same says whether two entries answer the same requests.
+func (e *Entry) same(o *Entry) bool {
+	return slices.Equal(e.vary, o.vary) && e.matches(o.asked)
+}
