@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/dns"
 	"bailiwick/dataplane/internal/edgetls"
@@ -79,6 +80,7 @@ type Config struct {
 	// UpstreamAllow are addresses that upstreams may have besides public ones: "private" and "loopback" stand for those
 	// ranges, others are CIDR blocks. Comma-separated; "": none.
 	UpstreamAllow   string
+	CacheBytes      int64         // of memory for answers of routes that have a cache; 0: 64 MiB
 	UpstreamCerts   string        // directory of the client certificates that manifests name, NAME.crt and NAME.key; "": none
 	UpstreamRefresh time.Duration // how often names of upstreams under discovery are resolved; 0: 5 s, at least 1 s
 	ACME            ACME
@@ -150,6 +152,7 @@ type Edge struct {
 	proxy    *proxy.Proxy
 	ups      *proxy.Upstreams
 	names    *upstream.Names
+	cache    *cache.Cache
 	servers  proxy.Servers
 	observe  *observe.Observer
 	dns      *dns.Server // nil: none
@@ -261,12 +264,15 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
+	if e.cache, err = cache.New(e.cfg.CacheBytes); err != nil {
+		return err
+	}
 	if e.tokens, err = token.New(token.Config{Tables: e.tables, Client: dialer.Fetches(), Logger: e.log}); err != nil {
 		return err
 	}
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
-		Gate:    &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
-		Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Pseudonyms: e.pseudo, Logger: e.log,
+		Gate:  &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
+		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Pseudonyms: e.pseudo, Logger: e.log,
 		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS), MaxInFlight: e.cfg.MaxInFlight})
 	if err != nil {
 		return err
@@ -366,6 +372,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "relays in", Run: e.serveRelays, Why: "other regions send here"},
 		{Name: "outlook", Run: e.observe.Run, Why: "DNS answers follow it"},
 		{Name: "dns", Run: e.serveDNS, Why: "shut after the doors: meanwhile it names the other edges"},
+		{Name: "answers", Run: e.proxy.Run, Why: "asks anew for answers that were given though stale"},
 		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut"},
 		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
 	}

@@ -188,7 +188,18 @@ type Route struct {
 	MaxResponseBytes int64         `json:"max_response_bytes,omitempty"` // 0: no bound
 	Free             bool          `json:"free,omitempty"`               // no units
 	Units            *Units        `json:"units,omitempty"`              // nil: one
+	Cache            *Cache        `json:"cache,omitempty"`              // nil: nothing is kept
 	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`        // 0: no second upstream of the region is tried beside the first
+}
+
+// Cache is what answers do not say themselves.
+type Cache struct {
+	TTL                  time.Duration `json:"ttl,omitempty"`
+	StaleWhileRevalidate time.Duration `json:"stale_while_revalidate,omitempty"`
+	StaleIfError         time.Duration `json:"stale_if_error,omitempty"`
+	MaxBytes             int64         `json:"max_bytes,omitempty"` // 0: 1 MiB
+	Scope                string        `json:"scope,omitempty"`     // customer (also ""), plan, all
+	Generation           int64         `json:"generation,omitempty"`
 }
 
 // Dispatch is how requests are spread over the targets. Nothing of it is a reason to leave the region.
@@ -215,7 +226,8 @@ type Plan struct {
 	Rev  uint64 `json:"rev"` // stamped on usage at admission
 	// APIs the plan includes, each with the product through which it is sold.
 	APIs              map[string]string `json:"apis,omitempty"`
-	RequestsPerSecond int               `json:"rps,omitempty"` // 0: no limit
+	FreeHits          []string          `json:"free_hits,omitempty"` // of them, those whose answers from a cache are not billed
+	RequestsPerSecond int               `json:"rps,omitempty"`       // 0: no limit
 	Burst             int               `json:"burst,omitempty"`
 	// A quota of mode soft is only watched, unless QuotaGrace (percent above its units) ends it. "" is no quota.
 	QuotaUnits      int64         `json:"quota_units,omitempty"`

@@ -179,6 +179,8 @@ func TestApply_RefusesBadInput(t *testing.T) {
 		{"a long wait", api("zone: emea, hosts: [x.test], dispatch: {max_requests: 5, max_wait: 1m}"), fault.Invalid, "LIMIT_INVALID", "resources[0].spec.dispatch.max_wait"},
 		{"slow start", api("zone: emea, hosts: [x.test], dispatch: {slow_start: 1h}"), fault.Invalid, "SLOW_START_INVALID", "resources[0].spec.dispatch.slow_start"},
 		{"hedge at once", api("zone: emea, hosts: [x.test], routes: [{name: a, hedge_after: 1ms}]"), fault.Invalid, "HEDGE_INVALID", "resources[0].spec.routes[0].hedge_after"},
+		{"kept for a week", api("zone: emea, hosts: [x.test], routes: [{name: a, cache: {stale_if_error: 168h}}]"), fault.Invalid, "CACHE_INVALID", "resources[0].spec.routes[0].cache.stale_if_error"},
+		{"kept for whom", api("zone: emea, hosts: [x.test], routes: [{name: a, cache: {scope: everybody}}]"), fault.Invalid, "FIELD_INVALID", "resources[0].spec.routes[0].cache.scope"},
 		{"TLS of cleartext", api("zone: emea, hosts: [x.test], upstreams: [{region: eu-west, url: 'http://a:1'}], upstream_tls: {server_name: a.test}"), fault.Invalid, "TLS_UNUSED", "resources[0].spec.upstream_tls"},
 		{"a ca that is none", api("zone: emea, hosts: [x.test], upstream_tls: {ca: hello}"), fault.Invalid, "CA_INVALID", "resources[0].spec.upstream_tls.ca"},
 		{"a key for a ca", api("zone: emea, hosts: [x.test], upstream_tls: {ca: \"-----BEGIN PRIVATE KEY-----\\nAAAA\\n-----END PRIVATE KEY-----\\n\"}"), fault.Invalid, "CA_INVALID", "resources[0].spec.upstream_tls.ca"},

@@ -130,7 +130,7 @@ func fromProto(r *adminv1.Resource) (record, error) {
 		return apiFromProto(name, spec.Api)
 	case *adminv1.Resource_Product:
 		v := spec.Product
-		return model.Product{Name: name, APIs: v.GetApis(), BillableOutcomes: v.GetBillableOutcomes(), Summary: v.GetSummary()}, nil
+		return model.Product{Name: name, APIs: v.GetApis(), BillableOutcomes: v.GetBillableOutcomes(), Summary: v.GetSummary(), FreeCacheHits: v.GetFreeCacheHits()}, nil
 	case *adminv1.Resource_Plan:
 		return planFromProto(name, spec.Plan)
 	case *adminv1.Resource_Customer:
@@ -189,6 +189,9 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 		out.Routes = append(out.Routes, model.Route{Name: r.GetName(), Methods: r.GetMethods(), PathPrefix: or(r.GetPathPrefix(), "/"),
 			Timeout: timeout, MaxRequestBytes: r.GetMaxRequestBytes(), Scope: r.GetScope(), Deadline: deadline, MaxResponseBytes: r.GetMaxResponseBytes(),
 			Free: r.GetFree(), Units: unitsFromProto(r.GetUnits()), HedgeAfter: hedge})
+		if err := cacheFromProto(r.GetCache(), &out.Routes[i], i); err != nil {
+			return nil, err
+		}
 	}
 	if err := upstreamsFromProto(v, &out); err != nil {
 		return nil, err
@@ -256,7 +259,7 @@ func toProto(rec record, at group.Revision) *adminv1.Resource {
 		out.Spec = &adminv1.Resource_Api{Api: apiToProto(v)}
 	case model.Product:
 		out.Name = v.Name
-		out.Spec = &adminv1.Resource_Product{Product: &adminv1.Product{Apis: v.APIs, BillableOutcomes: v.BillableOutcomes, Summary: v.Summary}}
+		out.Spec = &adminv1.Resource_Product{Product: &adminv1.Product{Apis: v.APIs, BillableOutcomes: v.BillableOutcomes, Summary: v.Summary, FreeCacheHits: v.FreeCacheHits}}
 	case model.Plan:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_Plan{Plan: planToProto(v)}
@@ -300,7 +303,7 @@ func apiToProto(v model.API) *adminv1.API {
 	for _, r := range v.Routes {
 		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
 			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes,
-			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter)})
+			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter), Cache: cacheToProto(r.Cache)})
 	}
 	upstreamsToProto(v, out)
 	return out

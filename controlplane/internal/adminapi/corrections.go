@@ -71,7 +71,7 @@ func (s *server) book(ctx context.Context, v *ledger.View, c *correction.Correct
 	}
 	err = v.Cells(ctx, c.Customer, time.Unix(lo, 0), time.Unix(hi, 0), func(r ledger.Row) error {
 		for _, t := range []*adminv1.UsageTotal{out.Before, out.After} {
-			add(t, bills, r.Cell.Product, r.Cell.Outcome.String(), r.Sums.Requests, r.Sums.Units)
+			add(t, bills, r.Cell.Product, r.Cell.Outcome.String(), r.Cell.ServedRegion, r.Sums.Requests, r.Sums.Units)
 		}
 		return nil
 	})
@@ -80,7 +80,7 @@ func (s *server) book(ctx context.Context, v *ledger.View, c *correction.Correct
 	}
 	if !repeated {
 		for i := range c.Rows {
-			add(out.After, bills, c.Rows[i].Product, c.Rows[i].Outcome, c.Rows[i].Requests, c.Rows[i].Units)
+			add(out.After, bills, c.Rows[i].Product, c.Rows[i].Outcome, c.Rows[i].ServedRegion, c.Rows[i].Requests, c.Rows[i].Units)
 		}
 	}
 	if dry {

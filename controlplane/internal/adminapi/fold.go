@@ -85,32 +85,33 @@ func (f *folding) keep(dimension, name string) string {
 	return ""
 }
 
-// row is what the ledger's reader sums by. Product and outcome stay until it is known what is billed, and what was
+// row is what the ledger's reader sums by. Product, outcome and who served stay until it is known what is billed, and what was
 // corrected until it is said.
 func (f *folding) row(r UsageRow) UsageRow {
 	return UsageRow{Cell: f.start(r.Cell), Subscription: f.keep("subscription", r.Subscription), Plan: f.keep("plan", r.Plan), Product: r.Product,
-		API: f.keep("api", r.API), Route: f.keep("route", r.Route), ServedRegion: f.keep("served_region", r.ServedRegion), Outcome: r.Outcome, Correction: r.Correction}
+		API: f.keep("api", r.API), Route: f.keep("route", r.Route), ServedRegion: r.ServedRegion, Outcome: r.Outcome, Correction: r.Correction}
 }
 
 // usage sums rows that are alike but for what only billing asks for.
-func (f *folding) usage(rows []UsageRow, bills func(product, outcome string) bool) []*adminv1.UsageRow {
+func (f *folding) usage(rows []UsageRow, bills func(product, outcome, served string) bool) []*adminv1.UsageRow {
 	sums := map[UsageRow]*adminv1.UsageRow{}
 	for _, r := range rows {
 		key := f.row(r)
 		key.Product, key.Outcome, key.Correction = f.keep("product", r.Product), f.keep("outcome", r.Outcome), false
+		key.ServedRegion = f.keep("served_region", r.ServedRegion)
 		out := sums[key]
 		if out == nil {
 			out = &adminv1.UsageRow{Cell: stamp(key.Cell), Time: f.label(key.Cell), Subscription: key.Subscription, Plan: key.Plan, Product: key.Product,
 				Api: key.API, Route: key.Route, ServedRegion: key.ServedRegion, Outcome: key.Outcome, Billable: true, Total: &adminv1.UsageTotal{}}
 			sums[key] = out
 		}
-		out.Billable = out.Billable && bills(r.Product, r.Outcome)
+		out.Billable = out.Billable && bills(r.Product, r.Outcome, r.ServedRegion)
 		out.Correction = out.Correction || r.Correction
 		out.BytesIn += r.BytesIn
 		out.BytesOut += r.BytesOut
 		out.Requests += r.Requests
 		out.Units += r.Units
-		add(out.Total, bills, r.Product, r.Outcome, r.Requests, r.Units)
+		add(out.Total, bills, r.Product, r.Outcome, r.ServedRegion, r.Requests, r.Units)
 	}
 	out := make([]*adminv1.UsageRow, 0, len(sums))
 	for _, r := range sums {
@@ -127,7 +128,7 @@ func (f *folding) usage(rows []UsageRow, bills func(product, outcome string) boo
 }
 
 // totals is usage's like for sums without customers.
-func (f *folding) totals(rows []TotalsRow, bills func(product, outcome string) bool) []*adminv1.TotalsRow {
+func (f *folding) totals(rows []TotalsRow, bills func(product, outcome, served string) bool) []*adminv1.TotalsRow {
 	sums := map[TotalsRow]*adminv1.TotalsRow{}
 	for _, r := range rows {
 		key := TotalsRow{Start: f.start(r.Start), Product: f.keep("product", r.Product), Plan: f.keep("plan", r.Plan), API: f.keep("api", r.API),
@@ -140,7 +141,7 @@ func (f *folding) totals(rows []TotalsRow, bills func(product, outcome string) b
 		}
 		out.Requests += r.Requests
 		out.Units += r.Units
-		add(out.Total, bills, r.Product, r.Outcome, r.Requests, r.Units)
+		add(out.Total, bills, r.Product, r.Outcome, r.ServedRegion, r.Requests, r.Units)
 	}
 	out := make([]*adminv1.TotalsRow, 0, len(sums))
 	for _, r := range sums {

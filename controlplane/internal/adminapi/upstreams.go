@@ -1,6 +1,7 @@
 package adminapi
 
 import (
+	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -49,4 +50,29 @@ func upstreamsToProto(v model.API, out *adminv1.API) {
 	if t := v.UpstreamTLS; t != (model.UpstreamTLS{}) {
 		out.UpstreamTls = &adminv1.UpstreamTLS{ServerName: t.ServerName, Ca: t.CA, ClientCertificate: t.ClientCertificate}
 	}
+}
+
+func cacheFromProto(c *adminv1.Cache, out *model.Route, i int) (err error) {
+	if c == nil {
+		return nil
+	}
+	out.Cache = &model.Cache{MaxBytes: c.GetMaxBytes(), Scope: c.GetScope(), Generation: c.GetGeneration()}
+	for field, d := range map[string]struct {
+		into *time.Duration
+		from *durationpb.Duration
+	}{"ttl": {&out.Cache.TTL, c.GetTtl()}, "stale_while_revalidate": {&out.Cache.StaleWhileRevalidate, c.GetStaleWhileRevalidate()},
+		"stale_if_error": {&out.Cache.StaleIfError, c.GetStaleIfError()}} {
+		if *d.into, err = duration(d.from, fmt.Sprintf("spec.routes[%d].cache.%s", i, field)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func cacheToProto(c *model.Cache) *adminv1.Cache {
+	if c == nil {
+		return nil
+	}
+	return &adminv1.Cache{Ttl: showDuration(c.TTL), StaleWhileRevalidate: showDuration(c.StaleWhileRevalidate), StaleIfError: showDuration(c.StaleIfError),
+		MaxBytes: c.MaxBytes, Scope: c.Scope, Generation: c.Generation}
 }

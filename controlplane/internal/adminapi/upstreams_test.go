@@ -22,7 +22,7 @@ spec:
   zone: emea
   hosts: [x.test]
   policy: gdpr-emea
-  routes: [{name: all, path_prefix: /, hedge_after: 50ms}]
+  routes: [{name: all, path_prefix: /, hedge_after: 50ms, cache: {ttl: 1s, stale_while_revalidate: 2s, stale_if_error: 3s, max_bytes: 4, scope: plan, generation: 5}}]
   upstreams: [{region: eu-west, url: "https://a:1"}, {region: eu-west, url: "https://b:1", drain: true}]
   health: {path: /up, interval: 2s, timeout: 300ms, failures: 5, good_for: 30s}
   dispatch: {choice: in-order, slow_start: 20s, max_requests: 100, max_waiting: 50, max_wait: 2s, max_ejected_percent: 30, discovery: dns}
@@ -43,12 +43,15 @@ spec:
 			t.Errorf("stored %s: %v, want %d fields", field, stored[field], n)
 		}
 	}
+	if route, _ := stored["routes"].([]any)[0].(map[string]any); len(route["cache"].(map[string]any)) != 6 {
+		t.Errorf("stored of the route: %v", route)
+	}
 	resp, err := resourcesAt(z, apitest.Admin).Get(t.Context(), &adminv1.GetRequest{Kind: "API", Name: "emea/extra"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	shown := resp.Resource.GetApi().String()
-	for _, want := range []string{"in-order", "dns", "max_wait:{seconds:2}", "slow_start:{seconds:20}", "max_ejected_percent:30", "drain:true", "hedge_after:{nanos:50000000}", "good_for:{seconds:30}", "failures:5", "client_certificate"} {
+	for _, want := range []string{"in-order", "dns", "max_wait:{seconds:2}", "slow_start:{seconds:20}", "max_ejected_percent:30", "drain:true", "hedge_after:{nanos:50000000}", "good_for:{seconds:30}", "failures:5", "client_certificate", "generation:5", "scope:\"plan\"", "max_bytes:4"} {
 		if !strings.Contains(strings.ReplaceAll(shown, "  ", " "), want) {
 			t.Errorf("shown: %s\nwant %s in it", shown, want)
 		}

@@ -85,11 +85,11 @@ func (s *server) QueryUsage(ctx context.Context, req *adminv1.QueryUsageRequest)
 	out := &adminv1.QueryUsageResponse{Total: &adminv1.UsageTotal{}, CompleteThrough: stamp(report.CompleteThrough)}
 	bills := biller(s.Catalog.Local())
 	for _, r := range report.Rows {
-		add(out.Total, bills, r.Product, r.Outcome, r.Requests, r.Units)
+		add(out.Total, bills, r.Product, r.Outcome, r.ServedRegion, r.Requests, r.Units)
 		if fold == nil {
 			out.Rows = append(out.Rows, &adminv1.UsageRow{Cell: stamp(r.Cell), Api: r.API, Route: r.Route, Plan: r.Plan, ServedRegion: r.ServedRegion,
 				Outcome: r.Outcome, Requests: r.Requests, Units: r.Units, Subscription: r.Subscription, Product: r.Product,
-				BytesIn: r.BytesIn, BytesOut: r.BytesOut, Billable: bills(r.Product, r.Outcome), Correction: r.Correction})
+				BytesIn: r.BytesIn, BytesOut: r.BytesOut, Billable: bills(r.Product, r.Outcome, r.ServedRegion), Correction: r.Correction})
 		}
 	}
 	if fold != nil {
@@ -162,10 +162,10 @@ func (s *server) QueryTotals(ctx context.Context, req *adminv1.QueryTotalsReques
 	return out, nil
 }
 
-func totalsToProto(z ZoneTotals, bills func(product, outcome string) bool) *adminv1.ZoneTotals {
+func totalsToProto(z ZoneTotals, bills func(product, outcome, served string) bool) *adminv1.ZoneTotals {
 	out := &adminv1.ZoneTotals{Zone: z.Zone, Total: &adminv1.UsageTotal{}, CompleteThrough: stamp(z.CompleteThrough), Age: durationpb.New(z.Age), Error: z.Error}
 	for _, r := range z.Rows {
-		add(out.Total, bills, r.Product, r.Outcome, r.Requests, r.Units)
+		add(out.Total, bills, r.Product, r.Outcome, r.ServedRegion, r.Requests, r.Units)
 		out.Rows = append(out.Rows, &adminv1.TotalsRow{Start: stamp(r.Start), Product: r.Product, Plan: r.Plan, Api: r.API, ServedRegion: r.ServedRegion,
 			Outcome: r.Outcome, Requests: r.Requests, Units: r.Units, Correction: r.Correction})
 	}
@@ -175,7 +175,7 @@ func totalsToProto(z ZoneTotals, bills func(product, outcome string) bool) *admi
 // TotalsProto and TotalsFrom carry a zone's sums between control nodes. The total is left to whoever answers
 // the operator: what a product bills is the catalog's word, which all of them hold.
 func TotalsProto(z ZoneTotals) *adminv1.ZoneTotals {
-	return totalsToProto(z, func(_, outcome string) bool { return outcome == "success" })
+	return totalsToProto(z, func(_, outcome, _ string) bool { return outcome == "success" })
 }
 
 // TotalsFrom is the inverse of TotalsProto.
@@ -197,18 +197,18 @@ func TotalsFrom(z *adminv1.ZoneTotals) ZoneTotals {
 
 // biller reads which outcomes a product bills: of this node's copy of the catalog, so that usage never waits
 // for the catalog's quorum. A product that is gone bills what one bills by default.
-func biller(snap group.Snapshot) func(product, outcome string) bool {
+func biller(snap group.Snapshot) func(product, outcome, served string) bool {
 	products := map[string]model.Product{}
 	for kv := range snap.List(model.PrefixProduct) {
 		if p, err := model.Decode[model.Product](kv.Key, kv.Value); err == nil {
 			products[p.Name] = p
 		}
 	}
-	return func(product, outcome string) bool { return products[product].Bills(outcome) }
+	return func(product, outcome, served string) bool { return products[product].Bills(outcome, served) }
 }
 
 // add counts as design.md §7 says: what was limited or refused is no request.
-func add(t *adminv1.UsageTotal, bills func(product, outcome string) bool, product, outcome string, requests, units int64) {
+func add(t *adminv1.UsageTotal, bills func(product, outcome, served string) bool, product, outcome, served string, requests, units int64) {
 	switch outcome {
 	case "limited":
 		t.Limited += requests
@@ -220,7 +220,7 @@ func add(t *adminv1.UsageTotal, bills func(product, outcome string) bool, produc
 	}
 	t.Requests += requests
 	t.Units += units
-	if bills(product, outcome) {
+	if bills(product, outcome, served) {
 		t.Billable += requests
 	}
 }

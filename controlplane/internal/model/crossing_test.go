@@ -38,7 +38,7 @@ var crosses = map[string]string{
 	"Issuer.Algorithms": "enums", "Issuer.JWKSURL": "address of public keys", "Issuer.JWKS": "public keys", "Issuer.Claim": "name of a claim, never its value", "Units.Header": "name of a header",
 
 	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe", "API.Labels": "ids of an operator's own, 63 lower-case characters at most",
-	"Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",
+	"Cache.Scope": "enumeration", "Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",
 	"UpstreamTLS.ClientCertificate": "id of files at the edges",
 	"Product.Name":                  "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",
 	"Plan.Name": "id", "Plan.Products": "ids", "Plan.PriorityClass": "id", "Plan.SLATarget": "number as text", "Plan.Price": "published price", "Quota.Period": "enum", "Quota.Mode": "enum",

@@ -182,6 +182,7 @@ type Route struct {
 	Scope            string        `json:"scope,omitempty"` // that a key must have
 	Deadline         time.Duration `json:"deadline,omitempty"`
 	MaxResponseBytes int64         `json:"max_response_bytes,omitempty"`
+	Cache            *Cache        `json:"cache,omitempty"`
 	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`
 	Free             bool          `json:"free,omitempty"`
 	Units            *Units        `json:"units,omitempty"`
@@ -199,6 +200,16 @@ type Health struct {
 	Timeout  time.Duration `json:"timeout,omitempty"`
 	Failures int           `json:"failures,omitempty"`
 	GoodFor  time.Duration `json:"good_for,omitempty"`
+}
+
+// Cache is what answers do not say themselves.
+type Cache struct {
+	TTL                  time.Duration `json:"ttl,omitempty"`
+	StaleWhileRevalidate time.Duration `json:"stale_while_revalidate,omitempty"`
+	StaleIfError         time.Duration `json:"stale_if_error,omitempty"`
+	MaxBytes             int64         `json:"max_bytes,omitempty"`
+	Scope                string        `json:"scope,omitempty"` // "", customer, plan, all
+	Generation           int64         `json:"generation,omitempty"`
 }
 
 // Dispatch is how requests are spread over the upstreams of a region.
@@ -223,6 +234,7 @@ type Product struct {
 	Name             string   `json:"name"`
 	APIs             []string `json:"apis"`
 	BillableOutcomes []string `json:"billable_outcomes,omitempty"`
+	FreeCacheHits    bool     `json:"free_cache_hits,omitempty"`
 	Summary          string   `json:"summary,omitempty"`
 }
 

@@ -22,6 +22,33 @@ const (
 	MaxHedgeAfter    = 30 * time.Second
 )
 
+// MaxCacheTime bounds each time of a cache, MaxCacheBytes one answer's body.
+const (
+	MaxCacheTime  = 24 * time.Hour
+	MaxCacheBytes = 16 << 20
+)
+
+func (c *Cache) validate(at, what string) error {
+	if c == nil {
+		return nil
+	}
+	for _, d := range []struct {
+		field string
+		value time.Duration
+	}{{"ttl", c.TTL}, {"stale_while_revalidate", c.StaleWhileRevalidate}, {"stale_if_error", c.StaleIfError}} {
+		if d.value < 0 || d.value > MaxCacheTime {
+			return bad(at+"."+d.field, "CACHE_INVALID", "%s: %s %v of its cache is outside 0s to %v", what, d.field, d.value, MaxCacheTime)
+		}
+	}
+	if c.MaxBytes < 0 || c.MaxBytes > MaxCacheBytes {
+		return bad(at+".max_bytes", "CACHE_INVALID", "%s: max_bytes %d of its cache is outside 0 (1 MiB) to %d", what, c.MaxBytes, MaxCacheBytes)
+	}
+	if !slices.Contains([]string{"", "customer", "plan", "all"}, c.Scope) {
+		return bad(at+".scope", "CACHE_INVALID", "%s: scope %q of its cache is none of customer, plan, all", what, c.Scope)
+	}
+	return nil
+}
+
 func (a API) validateUpstreams() error {
 	h, d := a.Health, a.Dispatch
 	switch {

@@ -236,6 +236,9 @@ func (a API) validateRoutes() error {
 		if r.Free && r.Units != nil {
 			return bad(at("free"), "UNITS_INVALID", "API %s: route %s is free and says what its requests cost", a.Name, r.Name)
 		}
+		if err := r.Cache.validate(at("cache"), "API "+a.Name+": route "+r.Name); err != nil {
+			return err
+		}
 		prefix := strings.TrimRight(r.PathPrefix, "/")
 		methods := r.Methods
 		if len(methods) == 0 {
@@ -270,8 +273,12 @@ func (p Product) Validate() error {
 	return nil
 }
 
-// Bills says whether an outcome of this product is billed.
-func (p Product) Bills(outcome string) bool {
+// Bills says whether an outcome of this product is billed. served is whose upstream answered: a success of nobody's is an
+// answer of the edge's cache.
+func (p Product) Bills(outcome, served string) bool {
+	if p.FreeCacheHits && outcome == "success" && served == "" {
+		return false
+	}
 	if len(p.BillableOutcomes) == 0 {
 		return outcome == "success"
 	}

@@ -267,7 +267,7 @@ func (b *builder) api(a model.API) *table.API {
 		Dispatch: table.Dispatch(a.Dispatch), TLS: table.UpstreamTLS(a.UpstreamTLS)}
 	for _, r := range a.Routes {
 		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes,
-			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter})
+			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter, Cache: (*table.Cache)(r.Cache)})
 	}
 	for _, u := range a.Upstreams {
 		if u.Region == b.edge.Region && !u.Drain {
@@ -303,6 +303,9 @@ func (b *builder) plans() error {
 				// The first product that sells an API is the one its usage is booked on.
 				if _, sold := out.APIs[api]; !sold && b.own[api] {
 					out.APIs[api] = name
+					if products[name].FreeCacheHits {
+						out.FreeHits = append(out.FreeHits, api)
+					}
 				}
 			}
 		}

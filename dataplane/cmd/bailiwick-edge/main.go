@@ -67,6 +67,7 @@ func run(ctx context.Context, args []string) error {
 	flags.Int64Var(&cfg.RelayRowsBytes, "relay-rows-bytes", 256<<20, "disk for rows of relays, which auditors may ask for; beyond it the oldest go, and are counted")
 	flags.DurationVar(&cfg.RelayRowsKeep, "relay-rows-keep", 90*24*time.Hour, "how long rows of relays are kept")
 	flags.StringVar(&cfg.OnSpoolError, "on-spool-error", "refuse-new", "refuse-new or serve-unbilled, when usage cannot be recorded")
+	flags.Int64Var(&cfg.CacheBytes, "cache-bytes", 0, "memory for answers of routes that have a cache; 0: 64 MiB")
 	flags.StringVar(&cfg.UpstreamAllow, "upstream-allow", "", "addresses that upstreams may have besides public ones, comma-separated: private, loopback, or blocks such as 10.1.0.0/16")
 	flags.StringVar(&cfg.UpstreamCerts, "upstream-certs", "", "directory of client certificates for upstreams, NAME.crt and NAME.key, as manifests name them")
 	flags.DurationVar(&cfg.UpstreamRefresh, "upstream-refresh", 0, "how often names of upstreams with discovery: dns are resolved; 0: 5s, at least 1s")

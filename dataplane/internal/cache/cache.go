@@ -25,7 +25,8 @@ const (
 	maxWaiters     = 1000     // of one flight; further requests go by themselves
 	uncollapsedFor = 10 * time.Second
 	maxUncollapsed = 4096
-	overhead       = 512 // bytes an entry costs besides its text
+	longest        = 24 * time.Hour // whatever an answer says; what nobody renews is gone by then
+	overhead       = 512            // bytes an entry costs besides its text
 )
 
 // Key names what answers one request may come from: zone, API, epochs, class of customers and URL.
@@ -69,8 +70,9 @@ func New(bytes int64) (*Cache, error) {
 		bytes = DefaultBytes
 	}
 	entries, err := otter.New(&otter.Options[Key, *variants]{
-		MaximumWeight: uint64(bytes),
-		Weigher:       func(_ Key, v *variants) uint32 { return uint32(min(v.weight(), 1<<31)) },
+		MaximumWeight:    uint64(bytes),
+		ExpiryCalculator: otter.ExpiryWriting[Key, *variants](longest),
+		Weigher:          func(_ Key, v *variants) uint32 { return uint32(min(v.weight(), 1<<31)) },
 	})
 	if err != nil {
 		return nil, err

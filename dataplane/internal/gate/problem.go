@@ -42,6 +42,7 @@ const (
 	ReasonUpstream      = "upstream-failed"
 	ReasonUpstreamLate  = "upstream-timeout"
 	ReasonRetriesSpent  = "retry-budget-spent"
+	ReasonNotCached     = "not-cached"    // the client wants a kept answer or none
 	ReasonBusy          = "upstream-busy" // all upstreams have as many requests as they may, and so has the line before them
 	ReasonResidency     = "residency"     // a relay that some rule forbids
 	ReasonSwitchedOff   = "switched-off"  // an operator has turned the protocol off

@@ -46,7 +46,9 @@ func (x *exchange) deliver(res *result) {
 		x.refuse(gate.NewProblem(502, gate.ReasonAnswerLarge, "The route lets shorter answers through; ask the provider of the API."))
 		return
 	}
-	x.served, x.status = res.region, resp.StatusCode
+	if x.status = resp.StatusCode; !x.hit {
+		x.served = res.region
+	}
 	h := x.w.Header()
 	x.units(resp.Header)
 	answerable(h, resp.Header)

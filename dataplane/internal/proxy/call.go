@@ -41,6 +41,8 @@ type call struct {
 	budget *budget
 
 	served    string        // region whose upstream answered
+	hit       bool          // none did, and the answer is one that was kept
+	free      bool          // which this product does not bill
 	status    int           // of that answer
 	counted   bool          // the final row is appended
 	broken    bool          // the upstream died within its answer
@@ -173,7 +175,7 @@ func (c *call) count(outcome usage.Outcome) bool {
 	c.counted = true
 	c.row(outcome)
 	c.kept.Requests = 1
-	if c.served != "" { // what no upstream answered is not for sale
+	if c.served != "" || c.hit && !c.free { // else nobody answered, and that is not for sale
 		c.kept.Units = c.cost()
 		c.v.Ticket = c.v.Ticket.Part(c.kept.Units)
 		c.kept.Period = c.v.Ticket.Period()
@@ -198,6 +200,9 @@ func (c *call) row(outcome usage.Outcome) {
 		BytesIn: in - c.inBefore, BytesOut: c.out, LatencyUS: now.Sub(c.began).Microseconds(),
 		KeyID: c.v.KeyID, Status: uint16(c.status), UpstreamUS: c.waited.Microseconds(), Attempts: uint8(min(c.tries.Load(), 255))}
 	row := &c.kept
+	if c.hit {
+		row.Flags |= usage.FlagCached
+	}
 	if c.abroad.Load() {
 		row.Flags |= usage.FlagRelayed
 	}

@@ -99,7 +99,7 @@ func (c *call) outcome() {
 		t = &b.before
 	}
 	t.requests.Add(1)
-	if c.broken || c.served != "" && c.status >= 500 || c.served == "" && ours(c.status) {
+	if c.broken || c.served != "" && c.status >= 500 || c.served == "" && !c.hit && ours(c.status) {
 		t.failed[kindOf(c.status, c.broken)].Add(1)
 	}
 }

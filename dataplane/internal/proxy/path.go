@@ -23,8 +23,8 @@ type exchange struct {
 	r      *http.Request
 	header http.Header // to send on
 
-	written bool // headers of the answer have left
-
+	written bool     // headers of the answer have left
+	cache   *caching // nil: the route keeps no answers
 }
 
 // ServeHTTP is the request path, in order.
@@ -83,7 +83,14 @@ func (x *exchange) serve(host string) {
 		x.refuse(problem)
 		return
 	}
-	// 6. Home upstream or relay; every attempt asks for permission anew.
+	// 6. An answer that is kept, where the route lets it be.
+	if p.cfg.Cache != nil && x.v.Route.Cache != nil {
+		defer x.uncache()
+		if x.lookUp(host) {
+			return
+		}
+	}
+	// 7. Home upstream or relay; every attempt asks for permission anew.
 	a, problem := x.start(r.Context(), r.Method)
 	if problem.Status != 0 {
 		x.refuse(problem)
@@ -98,8 +105,10 @@ func (x *exchange) answer(a *failover.Attempts, given *failover.Candidate) {
 	res := x.walk(a, given)
 	x.waited += time.Since(asked)
 	x.leave(x.ended(&res))
-	// 7. Count, then answer.
-	x.finish(res)
+	// 8. Count, then answer.
+	if x.cache == nil || !x.keep(&res) {
+		x.finish(res)
+	}
 }
 
 // ServeRelayed is the path of a request that another region's edge accepted, authenticated and counts, and

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
@@ -57,6 +58,7 @@ type Config struct {
 	Upstreams  *Upstreams
 	Meter      Meter
 	Logger     *slog.Logger
+	Cache      *cache.Cache         // of answers, where routes ask for it; nil: none. Run renews what is stale in it
 	Pseudonyms Pseudonyms           // of client addresses, in rows; nil: none are kept
 	TableAge   func() time.Duration // since the control plane last confirmed the table; nil: always fresh
 
@@ -87,6 +89,7 @@ type Proxy struct {
 	buffers  sync.Pool
 	unbilled atomic.Int64
 	replays  atomic.Int64 // bytes of bodies kept to be sent again
+	stale    chan renewal // what Run is to ask anew
 }
 
 // New makes a Proxy.
@@ -118,6 +121,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{cfg: cfg, start: time.Now(), seats: priority.NewSeats(cfg.MaxInFlight),
 		router: failover.NewRouter(cfg.Monitor, cfg.Grants, cfg.Region), local: failover.NewRouter(cfg.Monitor, nil, cfg.Region)}
+	p.stale = make(chan renewal, renewalsWaiting)
 	p.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
 	return p, nil
 }

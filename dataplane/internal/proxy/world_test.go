@@ -261,6 +261,7 @@ type region struct {
 	evidence *evidence
 	server   *httptest.Server
 	addr     string
+	plan     func(*table.Plan)
 	orders   func(*table.API) // what is said of the API here besides the usual
 }
 
@@ -344,7 +345,11 @@ func (w *world) view(r *region, paired bool) *policy.Table {
 	add(table.KindPlan, "platinum-class", table.Plan{Name: "platinum-class", APIs: map[string]string{"orders": "core", "tight": "core"}, Class: "platinum"})
 	add(table.KindPlan, "priced", table.Plan{Name: "priced", APIs: map[string]string{"orders": "core"}, QuotaMode: "strict"})
 	add(table.KindAPI, "reports", table.API{Name: "reports", Zone: "emea", Hosts: []string{"reports.test"}, Targets: []string{"http://" + r.up.addr}})
-	add(table.KindPlan, "gold", table.Plan{Name: "gold", Rev: 7, APIs: map[string]string{"orders": "core"}})
+	gold := table.Plan{Name: "gold", Rev: 7, APIs: map[string]string{"orders": "core"}}
+	if r.plan != nil {
+		r.plan(&gold)
+	}
+	add(table.KindPlan, "gold", gold)
 	add(table.KindPlan, "free", table.Plan{Name: "free", Rev: 3, APIs: map[string]string{"orders": "core"}, RequestsPerSecond: 5, Burst: 5})
 	add(table.KindPlan, "narrow", table.Plan{Name: "narrow", Rev: 4, APIs: map[string]string{"orders": "core"}, Windows: []table.Window{{Requests: 4, Per: time.Hour}}, MaxConcurrent: 1})
 	add(table.KindZoneKey, "emea", table.ZoneKey{Zone: "emea", PublicKey: zoneKey.Public().(ed25519.PublicKey)})

@@ -1254,7 +1254,9 @@ type Route struct {
 	// free: requests cost no units and are not billed; limits and keys are asked for as on any route.
 	Free bool `protobuf:"varint,23,opt,name=free,proto3" json:"free,omitempty"`
 	// units that a request costs. Unset means one.
-	Units         *Units `protobuf:"bytes,24,opt,name=units,proto3" json:"units,omitempty"`
+	Units *Units `protobuf:"bytes,24,opt,name=units,proto3" json:"units,omitempty"`
+	// cache: answers of this route may be kept at the edges of the region and given again. Unset: none is.
+	Cache         *Cache `protobuf:"bytes,41,opt,name=cache,proto3" json:"cache,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1366,6 +1368,13 @@ func (x *Route) GetUnits() *Units {
 	return nil
 }
 
+func (x *Route) GetCache() *Cache {
+	if x != nil {
+		return x.Cache
+	}
+	return nil
+}
+
 // Units says what a request costs that an upstream answered.
 type Units struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1431,6 +1440,97 @@ func (x *Units) GetMost() int64 {
 	return 0
 }
 
+// Cache says what HTTP answers do not say themselves (RFC 9111); what they say counts.
+type Cache struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// ttl of answers that say nothing of their age. Default 0s: they are not kept. At most 24h.
+	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// stale_while_revalidate: for so long after its time an answer is given while it is asked for anew. Default 0s, at most 24h.
+	StaleWhileRevalidate *durationpb.Duration `protobuf:"bytes,2,opt,name=stale_while_revalidate,json=staleWhileRevalidate,proto3" json:"stale_while_revalidate,omitempty"`
+	// stale_if_error: for so long after its time an answer is given when the upstream fails. Default 0s, at most 24h.
+	StaleIfError *durationpb.Duration `protobuf:"bytes,3,opt,name=stale_if_error,json=staleIfError,proto3" json:"stale_if_error,omitempty"`
+	// max_bytes of one answer's body. Default 1 MiB, at most 16 MiB.
+	MaxBytes int64 `protobuf:"varint,4,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// scope of who may be given an answer that another request brought: customer (default), plan, or all.
+	Scope string `protobuf:"bytes,5,opt,name=scope,proto3" json:"scope,omitempty"`
+	// generation: another number than before forgets all that is kept of the route.
+	Generation    int64 `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cache) Reset() {
+	*x = Cache{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cache) ProtoMessage() {}
+
+func (x *Cache) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cache.ProtoReflect.Descriptor instead.
+func (*Cache) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Cache) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *Cache) GetStaleWhileRevalidate() *durationpb.Duration {
+	if x != nil {
+		return x.StaleWhileRevalidate
+	}
+	return nil
+}
+
+func (x *Cache) GetStaleIfError() *durationpb.Duration {
+	if x != nil {
+		return x.StaleIfError
+	}
+	return nil
+}
+
+func (x *Cache) GetMaxBytes() int64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *Cache) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *Cache) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
 type Upstream struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Region string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
@@ -1444,7 +1544,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1556,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1569,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Upstream) GetRegion() string {
@@ -1517,7 +1617,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1529,7 +1629,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1542,7 +1642,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Dispatch) GetChoice() string {
@@ -1609,7 +1709,7 @@ type UpstreamTLS struct {
 
 func (x *UpstreamTLS) Reset() {
 	*x = UpstreamTLS{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1721,7 @@ func (x *UpstreamTLS) String() string {
 func (*UpstreamTLS) ProtoMessage() {}
 
 func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1734,7 @@ func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
 func (*UpstreamTLS) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpstreamTLS) GetServerName() string {
@@ -1676,7 +1776,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +1788,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +1801,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Health) GetPath() string {
@@ -1746,13 +1846,15 @@ type Product struct {
 	// billable_outcomes: which outcomes are billed. Default ["success"] (2xx and 3xx).
 	BillableOutcomes []string `protobuf:"bytes,2,rep,name=billable_outcomes,json=billableOutcomes,proto3" json:"billable_outcomes,omitempty"`
 	Summary          string   `protobuf:"bytes,3,opt,name=summary,proto3" json:"summary,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// free_cache_hits: what an edge answers from its cache is counted and not billed.
+	FreeCacheHits bool `protobuf:"varint,40,opt,name=free_cache_hits,json=freeCacheHits,proto3" json:"free_cache_hits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Product) Reset() {
 	*x = Product{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1866,7 @@ func (x *Product) String() string {
 func (*Product) ProtoMessage() {}
 
 func (x *Product) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1879,7 @@ func (x *Product) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Product.ProtoReflect.Descriptor instead.
 func (*Product) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Product) GetApis() []string {
@@ -1801,6 +1903,13 @@ func (x *Product) GetSummary() string {
 	return ""
 }
 
+func (x *Product) GetFreeCacheHits() bool {
+	if x != nil {
+		return x.FreeCacheHits
+	}
+	return false
+}
+
 type Plan struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Products  []string               `protobuf:"bytes,1,rep,name=products,proto3" json:"products,omitempty"`
@@ -1822,7 +1931,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +1943,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +1956,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Plan) GetProducts() []string {
@@ -1926,7 +2035,7 @@ type RateWindow struct {
 
 func (x *RateWindow) Reset() {
 	*x = RateWindow{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2047,7 @@ func (x *RateWindow) String() string {
 func (*RateWindow) ProtoMessage() {}
 
 func (x *RateWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2060,7 @@ func (x *RateWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateWindow.ProtoReflect.Descriptor instead.
 func (*RateWindow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RateWindow) GetRequests() int32 {
@@ -1986,7 +2095,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1998,7 +2107,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2011,7 +2120,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -2046,7 +2155,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2058,7 +2167,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2071,7 +2180,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Quota) GetUnits() int64 {
@@ -2128,7 +2237,7 @@ type Customer struct {
 
 func (x *Customer) Reset() {
 	*x = Customer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2140,7 +2249,7 @@ func (x *Customer) String() string {
 func (*Customer) ProtoMessage() {}
 
 func (x *Customer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2153,7 +2262,7 @@ func (x *Customer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Customer.ProtoReflect.Descriptor instead.
 func (*Customer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Customer) GetZone() string {
@@ -2216,7 +2325,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2337,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2350,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Subscription) GetName() string {
@@ -2272,7 +2381,7 @@ type Closure struct {
 
 func (x *Closure) Reset() {
 	*x = Closure{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2393,7 @@ func (x *Closure) String() string {
 func (*Closure) ProtoMessage() {}
 
 func (x *Closure) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2406,7 @@ func (x *Closure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closure.ProtoReflect.Descriptor instead.
 func (*Closure) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Closure) GetZone() string {
@@ -2347,7 +2456,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2359,7 +2468,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2372,7 +2481,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Drain) GetZone() string {
@@ -2503,7 +2612,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x06leeway\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06leeway\"K\n" +
 	"\vConcurrency\x12\x1d\n" +
 	"\x03min\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03min\x12\x1d\n" +
-	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\xa2\x04\n" +
+	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\xd3\x04\n" +
 	"\x05Route\x121\n" +
 	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x125\n" +
 	"\amethods\x18\x02 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x10\"\x11r\x0f2\r^[A-Z]{1,16}$R\amethods\x127\n" +
@@ -2517,11 +2626,21 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\vhedge_after\x18( \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"hedgeAfter\x12\x12\n" +
 	"\x04free\x18\x17 \x01(\bR\x04free\x12/\n" +
-	"\x05units\x18\x18 \x01(\v2\x19.bailiwick.admin.v1.UnitsR\x05units\"o\n" +
+	"\x05units\x18\x18 \x01(\v2\x19.bailiwick.admin.v1.UnitsR\x05units\x12/\n" +
+	"\x05cache\x18) \x01(\v2\x19.bailiwick.admin.v1.CacheR\x05cache\"o\n" +
 	"\x05Units\x12\x1f\n" +
 	"\x06header\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06header\x12$\n" +
 	"\tper_bytes\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bperBytes\x12\x1f\n" +
-	"\x04most\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x00R\x04most\"a\n" +
+	"\x04most\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x00R\x04most\"\xc5\x02\n" +
+	"\x05Cache\x12+\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12O\n" +
+	"\x16stale_while_revalidate\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x14staleWhileRevalidate\x12?\n" +
+	"\x0estale_if_error\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\fstaleIfError\x12)\n" +
+	"\tmax_bytes\x18\x04 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80\b(\x00R\bmaxBytes\x122\n" +
+	"\x05scope\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17R\x00R\bcustomerR\x04planR\x03allR\x05scope\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x06 \x01(\x03R\n" +
+	"generation\"a\n" +
 	"\bUpstream\x12!\n" +
 	"\x06region\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06region\x12\x1c\n" +
 	"\x03url\x18\x02 \x01(\tB\n" +
@@ -2548,11 +2667,12 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12%\n" +
 	"\bfailures\x18\x04 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\bfailures\x124\n" +
-	"\bgood_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\agoodFor\"\x85\x01\n" +
+	"\bgood_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\agoodFor\"\xad\x01\n" +
 	"\aProduct\x12\x1f\n" +
 	"\x04apis\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\x02R\x04apis\x125\n" +
 	"\x11billable_outcomes\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\bR\x10billableOutcomes\x12\"\n" +
-	"\asummary\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\asummary\"\xdb\x03\n" +
+	"\asummary\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\asummary\x12&\n" +
+	"\x0ffree_cache_hits\x18( \x01(\bR\rfreeCacheHits\"\xdb\x03\n" +
 	"\x04Plan\x12'\n" +
 	"\bproducts\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\x02R\bproducts\x12<\n" +
 	"\n" +
@@ -2618,7 +2738,7 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
 	(*Switch)(nil),                // 1: bailiwick.admin.v1.Switch
@@ -2634,68 +2754,73 @@ var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Concurrency)(nil),           // 11: bailiwick.admin.v1.Concurrency
 	(*Route)(nil),                 // 12: bailiwick.admin.v1.Route
 	(*Units)(nil),                 // 13: bailiwick.admin.v1.Units
-	(*Upstream)(nil),              // 14: bailiwick.admin.v1.Upstream
-	(*Dispatch)(nil),              // 15: bailiwick.admin.v1.Dispatch
-	(*UpstreamTLS)(nil),           // 16: bailiwick.admin.v1.UpstreamTLS
-	(*Health)(nil),                // 17: bailiwick.admin.v1.Health
-	(*Product)(nil),               // 18: bailiwick.admin.v1.Product
-	(*Plan)(nil),                  // 19: bailiwick.admin.v1.Plan
-	(*RateWindow)(nil),            // 20: bailiwick.admin.v1.RateWindow
-	(*RateLimit)(nil),             // 21: bailiwick.admin.v1.RateLimit
-	(*Quota)(nil),                 // 22: bailiwick.admin.v1.Quota
-	(*Customer)(nil),              // 23: bailiwick.admin.v1.Customer
-	(*Subscription)(nil),          // 24: bailiwick.admin.v1.Subscription
-	(*Closure)(nil),               // 25: bailiwick.admin.v1.Closure
-	(*Drain)(nil),                 // 26: bailiwick.admin.v1.Drain
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*Cache)(nil),                 // 14: bailiwick.admin.v1.Cache
+	(*Upstream)(nil),              // 15: bailiwick.admin.v1.Upstream
+	(*Dispatch)(nil),              // 16: bailiwick.admin.v1.Dispatch
+	(*UpstreamTLS)(nil),           // 17: bailiwick.admin.v1.UpstreamTLS
+	(*Health)(nil),                // 18: bailiwick.admin.v1.Health
+	(*Product)(nil),               // 19: bailiwick.admin.v1.Product
+	(*Plan)(nil),                  // 20: bailiwick.admin.v1.Plan
+	(*RateWindow)(nil),            // 21: bailiwick.admin.v1.RateWindow
+	(*RateLimit)(nil),             // 22: bailiwick.admin.v1.RateLimit
+	(*Quota)(nil),                 // 23: bailiwick.admin.v1.Quota
+	(*Customer)(nil),              // 24: bailiwick.admin.v1.Customer
+	(*Subscription)(nil),          // 25: bailiwick.admin.v1.Subscription
+	(*Closure)(nil),               // 26: bailiwick.admin.v1.Closure
+	(*Drain)(nil),                 // 27: bailiwick.admin.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	27, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	28, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
 	3,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
 	4,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
 	5,  // 4: bailiwick.admin.v1.Resource.policy:type_name -> bailiwick.admin.v1.Policy
 	8,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
-	18, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
-	19, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
-	23, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
-	25, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	26, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	19, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
+	20, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
+	24, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
+	26, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
+	27, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
 	1,  // 11: bailiwick.admin.v1.Resource.switch:type_name -> bailiwick.admin.v1.Switch
 	6,  // 12: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
 	7,  // 13: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	28, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	29, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
 	12, // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
-	14, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
-	17, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	15, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
-	16, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
+	15, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
+	18, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
+	16, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
+	17, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
 	9,  // 20: bailiwick.admin.v1.API.auth:type_name -> bailiwick.admin.v1.Authentication
 	11, // 21: bailiwick.admin.v1.API.concurrency:type_name -> bailiwick.admin.v1.Concurrency
 	10, // 22: bailiwick.admin.v1.Authentication.issuers:type_name -> bailiwick.admin.v1.Issuer
-	28, // 23: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
-	28, // 24: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	28, // 25: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
-	28, // 26: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
+	29, // 23: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
+	29, // 24: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	29, // 25: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
+	29, // 26: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
 	13, // 27: bailiwick.admin.v1.Route.units:type_name -> bailiwick.admin.v1.Units
-	28, // 28: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
-	28, // 29: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
-	28, // 30: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	28, // 31: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
-	28, // 32: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
-	21, // 33: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	22, // 34: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	28, // 35: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	20, // 36: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
-	28, // 37: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
-	28, // 38: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	24, // 39: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	14, // 28: bailiwick.admin.v1.Route.cache:type_name -> bailiwick.admin.v1.Cache
+	29, // 29: bailiwick.admin.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	29, // 30: bailiwick.admin.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	29, // 31: bailiwick.admin.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	29, // 32: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
+	29, // 33: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
+	29, // 34: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	29, // 35: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
+	29, // 36: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
+	22, // 37: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	23, // 38: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	29, // 39: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	21, // 40: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
+	29, // 41: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
+	29, // 42: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	25, // 43: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }
@@ -2722,7 +2847,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

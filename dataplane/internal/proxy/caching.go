@@ -1,0 +1,328 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"bailiwick/dataplane/internal/cache"
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/policy"
+)
+
+const (
+	renewers        = 8    // stale answers asked for anew at a time
+	renewalsWaiting = 1024 // beyond it an answer stays stale until the next request
+	collapseFor     = 5 * time.Second
+)
+
+// caching is what the cache has to do with one request.
+type caching struct {
+	asked     cache.Asked
+	rules     cache.Rules
+	key       cache.Key
+	entry     *cache.Entry // there is one, and it must be asked about first
+	validates bool         // the request asks whether entry still holds
+	changes   bool         // an unsafe method: what is kept of its URL goes
+	flight    *cache.Flight
+	unkept    bool // its answer is none to share
+	sent      time.Time
+	reason    string // why it went on to an upstream (RFC 9211)
+}
+
+// lookUp answers with what is kept, if it may. Else it says in x.cache what is to become of the upstream's answer.
+func (x *exchange) lookUp(host string) (answered bool) {
+	route, kept := x.v.Route.Cache, x.p.cfg.Cache
+	c := &caching{asked: cache.Ask(x.r.Method, x.header, x.body != nil), reason: "uri-miss",
+		rules: cache.Rules{TTL: route.TTL, StaleWhileRevalidate: route.StaleWhileRevalidate, StaleIfError: route.StaleIfError, MaxBytes: route.MaxBytes}}
+	x.cache = c
+	c.key = x.cacheKey(host, route.Scope)
+	switch x.r.Method {
+	case http.MethodGet, http.MethodHead:
+	default:
+		c.changes, c.reason = x.r.Method != http.MethodOptions, "method"
+		return false
+	}
+	if c.asked.Bypass {
+		c.reason = "bypass"
+		return false
+	}
+	for waited := false; ; waited = true {
+		now := time.Now()
+		if e := kept.Get(c.key, x.header); e != nil {
+			switch e.Judge(&c.asked, now) {
+			case cache.Revalidate:
+				x.p.renew(x, e)
+				fallthrough
+			case cache.Fresh:
+				x.give(e, "", "hit")
+				return true
+			}
+			c.entry, c.reason = e, "stale"
+		}
+		if c.asked.OnlyIfCached() {
+			x.refuse(gate.NewProblem(504, gate.ReasonNotCached, "There is no kept answer to this request; ask without only-if-cached."))
+			return true
+		}
+		if waited || x.r.Method == http.MethodHead {
+			break
+		}
+		flight, leads := kept.Join(c.key, now)
+		if leads {
+			c.flight = flight
+		}
+		if leads || flight == nil {
+			break
+		}
+		timer := time.NewTimer(min(collapseFor, x.left(x.timeout())))
+		select {
+		case <-flight.Done():
+		case <-timer.C:
+		case <-x.r.Context().Done():
+		}
+		timer.Stop()
+	}
+	x.validate()
+	return false
+}
+
+// validate makes the request ask about the entry that is there. What the client compares with is looked at afterwards.
+func (x *exchange) validate() {
+	if c := x.cache; c.entry != nil {
+		delete(x.header, "If-None-Match")
+		delete(x.header, "If-Modified-Since")
+		c.validates = c.entry.Validate(x.header)
+	}
+	x.cache.sent = time.Now()
+}
+
+// cacheKey names what may answer this request: nothing of another zone, customer or epoch.
+func (x *exchange) cacheKey(host, scope string) cache.Key {
+	class := "customer " + x.v.Customer
+	switch scope {
+	case "plan":
+		class = "plan " + x.v.Plan
+	case "all":
+		class = "all"
+	}
+	return cache.KeyOf(x.v.API.Zone, x.v.API.Name, strconv.FormatUint(x.table.Catalog().Epoch, 10), strconv.FormatUint(x.table.Zone().Epoch, 10),
+		x.v.Route.Name, strconv.FormatInt(x.v.Route.Cache.Generation, 10), class, host, x.r.URL.EscapedPath(), x.r.URL.RawQuery)
+}
+
+// uncache lets others go on who wait for this request's answer, however it ended.
+func (x *exchange) uncache() {
+	if x.cache != nil {
+		x.cache.flight.End(x.cache.unkept, time.Now())
+	}
+}
+
+// give answers with an entry. served is the region whose upstream was asked about it; "": none was, and it is a hit.
+func (x *exchange) give(e *cache.Entry, served, status string) {
+	now := time.Now()
+	if x.hit = served == ""; x.hit {
+		if plan := x.table.Plan(x.v.Plan); plan != nil {
+			x.free = slices.Contains(plan.FreeHits, x.v.API.Name)
+		}
+	}
+	h := e.Header.Clone()
+	h["Age"] = []string{strconv.FormatInt(int64(e.Age(now)/time.Second), 10)}
+	h["Cache-Status"] = append(h["Cache-Status"], fmt.Sprintf("bailiwick; %s; ttl=%d", status, int64(e.Left(now)/time.Second)))
+	resp := &http.Response{StatusCode: e.Status, Header: h, Body: io.NopCloser(bytes.NewReader(e.Body)), ContentLength: int64(len(e.Body))}
+	switch {
+	case e.NotModified(&x.cache.asked):
+		resp.StatusCode, resp.Body, resp.ContentLength = http.StatusNotModified, http.NoBody, 0
+		delete(h, "Content-Length")
+	case e.Status != http.StatusNoContent:
+		h["Content-Length"] = []string{strconv.Itoa(len(e.Body))}
+	}
+	watch := time.NewTimer(time.Hour) // of an upstream, and there is none
+	x.deliver(&result{resp: resp, region: x.p.cfg.Region, watch: watch})
+}
+
+// keep looks at what the walk came to: it may be kept, renew what is, or be worse than what is. True: it was answered here.
+func (x *exchange) keep(res *result) (answered bool) {
+	c, kept := x.cache, x.p.cfg.Cache
+	c.unkept = true
+	if c.changes {
+		if res.resp != nil && res.resp.StatusCode < 400 {
+			kept.Drop(c.key) // RFC 9111, 4.4
+		}
+		c.mark(res, "")
+		return false
+	}
+	if (res.resp == nil || res.resp.StatusCode >= 500) && c.entry != nil && c.entry.IfError(&c.asked, time.Now()) && !x.gone() {
+		res.drop(nil)
+		c.unkept = false // others in line get the same, and need not try in turn
+		x.give(c.entry, "", "hit; fwd=stale")
+		return true
+	}
+	if res.resp == nil {
+		return false
+	}
+	if c.asked.Bypass || res.region != x.p.cfg.Region { // what another region answered is kept nowhere (invariant 13)
+		c.mark(res, "")
+		return false
+	}
+	ans := cache.Answer{Status: res.resp.StatusCode, Header: http.Header{}, Sent: c.sent, Received: time.Now()}
+	answerable(ans.Header, res.resp.Header)
+	if ans.Status == http.StatusNotModified && c.validates {
+		res.drop(nil)
+		e := c.entry.Renewed(&c.asked, ans, c.rules)
+		if e != nil {
+			kept.Put(c.key, e)
+			c.unkept = false
+		} else {
+			kept.Drop(c.key)
+			e = c.entry
+		}
+		x.give(e, res.region, "hit; fwd=stale; fwd-status=304")
+		return true
+	}
+	e := cache.Keeps(&c.asked, x.header, ans, c.rules)
+	most := c.rules.MaxBytes
+	if most == 0 {
+		most = cache.DefaultEntry
+	}
+	if e == nil || res.resp.ContentLength > most || len(res.resp.Trailer) > 0 || x.r.Method == http.MethodHead {
+		c.mark(res, "")
+		return false
+	}
+	c.mark(res, "; stored")
+	k := &keeper{ReadCloser: res.resp.Body, c: c, kept: kept, entry: e, most: most, declared: res.resp.ContentLength}
+	if k.declared == 0 || ans.Status == http.StatusNoContent {
+		k.done()
+	}
+	res.resp.Body = k
+	return false
+}
+
+// mark says in the answer what the cache made of the request (RFC 9211).
+func (c *caching) mark(res *result, more string) {
+	if res.resp != nil {
+		h := res.resp.Header
+		h["Cache-Status"] = append(slices.Clone(h["Cache-Status"]), "bailiwick; fwd="+c.reason+more)
+	}
+}
+
+// keeper keeps a copy of a body on its way to the client, and of a whole one alone.
+type keeper struct {
+	io.ReadCloser
+	c        *caching
+	kept     *cache.Cache
+	entry    *cache.Entry // nil: it is not to be kept, or is
+	body     []byte
+	most     int64
+	declared int64
+}
+
+func (k *keeper) Read(p []byte) (int, error) {
+	n, err := k.ReadCloser.Read(p)
+	if k.entry == nil {
+		return n, err
+	}
+	if int64(len(k.body)+n) > k.most {
+		k.entry, k.body = nil, nil
+		return n, err
+	}
+	if k.body == nil && k.declared > 0 {
+		k.body = make([]byte, 0, k.declared)
+	}
+	k.body = append(k.body, p[:n]...)
+	if whole := int64(len(k.body)) == k.declared; whole || err == io.EOF && k.declared < 0 {
+		k.done()
+	}
+	return n, err
+}
+
+// done keeps the answer before its last byte is passed on: whoever has it whole finds it here.
+func (k *keeper) done() {
+	k.kept.Put(k.c.key, k.entry.With(k.body))
+	k.entry, k.c.unkept = nil, false
+	k.c.flight.End(false, time.Now())
+}
+
+// renewal is a stale answer that was given and is to be asked for anew.
+type renewal struct {
+	api    *policy.API
+	route  *policy.Route
+	table  *policy.Table
+	r      *http.Request
+	header http.Header
+	c      caching
+}
+
+// renew asks Run for it, once at a time and if there is room.
+func (p *Proxy) renew(x *exchange, e *cache.Entry) {
+	flight, leads := p.cfg.Cache.Join(x.cache.key, time.Now())
+	if !leads {
+		return
+	}
+	t := renewal{api: x.v.API, route: x.v.Route, table: x.table, header: x.header.Clone(), c: *x.cache,
+		r: &http.Request{Method: http.MethodGet, URL: x.r.URL, Host: x.r.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}}
+	t.c.entry, t.c.reason, t.c.flight, t.c.asked = e, "stale", flight, cache.Ask(http.MethodGet, nil, false)
+	if len(x.header["Authorization"]) > 0 {
+		t.c.asked = cache.Ask(http.MethodGet, http.Header{"Authorization": {""}}, false)
+	}
+	delete(t.header, "X-Forwarded-For") // it is nobody's request now
+	delete(t.header, "Cache-Control")
+	delete(t.header, "Pragma")
+	select {
+	case p.stale <- t:
+	default:
+		flight.End(false, time.Now())
+	}
+}
+
+// Run renews stale answers until ctx ends. They are asked of this region's upstreams alone, and counted for nobody.
+func (p *Proxy) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for range renewers {
+		wg.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case t := <-p.stale:
+					p.ask(ctx, t)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+func (p *Proxy) ask(ctx context.Context, t renewal) {
+	defer func() {
+		if r := recover(); r != nil && r != http.ErrAbortHandler { // how an answer that breaks off is passed on
+			panic(r)
+		}
+	}()
+	c := &call{relayed: true} // counted by nobody, and no outcome of a client's
+	c.begin(p, "")
+	c.table, c.v.API, c.v.Route = t.table, t.api, t.route
+	ctx, cancel := context.WithTimeout(ctx, c.timeout())
+	defer cancel()
+	x := exchange{call: c, w: nowhere{}, r: t.r.WithContext(ctx), header: t.header, cache: &t.c}
+	defer x.uncache()
+	x.header["X-Request-Id"] = []string{c.name()}
+	x.validate()
+	x.budget = p.budget(t.api.Name)
+	var a failover.Attempts = p.local.Start(t.api, t.route, false)
+	x.answer(&a, nil)
+}
+
+// nowhere is where the answer to nobody goes.
+type nowhere struct{}
+
+func (nowhere) Header() http.Header         { return http.Header{} }
+func (nowhere) Write(b []byte) (int, error) { return len(b), nil }
+func (nowhere) WriteHeader(int)             {}
+func (nowhere) Flush()                      {}

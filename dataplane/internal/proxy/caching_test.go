@@ -1,0 +1,292 @@
+package proxy_test
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/cache"
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/table"
+	"bailiwick/shared/usage"
+)
+
+// caching is a world whose API keeps answers as of rules; paired says whether the other region may be asked.
+func caching(t *testing.T, rules table.Cache, paired bool, answer http.HandlerFunc) *world {
+	t.Helper()
+	var p []*proxy.Proxy
+	w := newWorld(t, func(c *proxy.Config) {
+		patient(c)
+		kept, err := cache.New(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(kept.Close)
+		c.Cache = kept
+	})
+	p = append(p, w.west.proxy)
+	w.west.orders = func(a *table.API) {
+		a.HealthTimeout = time.Minute
+		a.Routes = []table.Route{{Name: "all", Cache: &rules}, {Name: "plain", PathPrefix: "/plain"}}
+	}
+	w.west.tables.Swap(w.view(w.west, paired))
+	w.west.up.does(answer)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { p[0].Run(ctx) })
+	t.Cleanup(func() { cancel(); wg.Wait() })
+	return w
+}
+
+func says(cacheControl string) http.HandlerFunc {
+	var n atomic.Int64
+	return func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Cache-Control", cacheControl)
+		rw.Header().Set("Etag", `"v"`)
+		if r.Header.Get("If-None-Match") == `"v"` {
+			rw.WriteHeader(304)
+			return
+		}
+		fmt.Fprintf(rw, "answer %d", n.Add(1))
+	}
+}
+
+func (w *world) asked() int64 { return w.west.up.count.Load() }
+
+// stranger is a key of another customer.
+func (w *world) stranger() string {
+	id, text, err := apikey.Mint("emea", rand.Reader)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	d := apikey.Sum(pepper, text.Reveal())
+	o, err := table.Encode(table.KindKey, id, table.Key{ID: id, DigestHex: hex.EncodeToString(d[:]), Customer: "umbrella", Subscription: "main", Plan: "gold"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.objects = append(w.objects, o)
+	w.west.tables.Swap(w.view(w.west, true))
+	return text.Reveal()
+}
+
+func TestCache_AHitIsCountedAndAsksNobody(t *testing.T) {
+	w := caching(t, table.Cache{}, true, says("max-age=3600"))
+	first, second := w.send("GET", "/v1/x?a=1", ""), w.send("GET", "/v1/x?a=1", "")
+	if first.status != 200 || first.body != "answer 1" || first.header.Get("Cache-Status") != "bailiwick; fwd=uri-miss; stored" {
+		t.Errorf("first: got %+v", first)
+	}
+	if second.status != 200 || second.body != "answer 1" || !strings.HasPrefix(second.header.Get("Cache-Status"), "bailiwick; hit; ttl=") || second.header.Get("Age") == "" || second.served != "eu-west" || second.header.Get("Content-Length") != "8" {
+		t.Errorf("second: got %+v", second)
+	}
+	if first.header.Get("Bailiwick-Request-Id") == second.header.Get("Bailiwick-Request-Id") {
+		t.Error("the second has the first's request id")
+	}
+	if n := w.asked(); n != 1 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+	// Counted like the first, and told from it: nobody's upstream answered.
+	rows := w.west.meter.since(0)
+	if len(rows) != 2 || rows[1].Outcome != usage.OutcomeSuccess || rows[1].Requests != 1 || rows[1].Units != 1 || rows[1].ServedRegion != "" || rows[1].Flags&usage.FlagCached == 0 || rows[1].BytesOut != 8 || rows[1].Attempts != 0 {
+		t.Errorf("rows %+v", rows)
+	}
+	if rows[0].Flags&usage.FlagCached != 0 || rows[0].ServedRegion != "eu-west" {
+		t.Errorf("the first is counted as a hit: %+v", rows[0])
+	}
+	if a := w.send("HEAD", "/v1/x?a=1", ""); a.status != 200 || a.body != "" || a.header.Get("Content-Length") != "8" || w.asked() != 1 {
+		t.Errorf("HEAD: got %+v, the upstream was asked %d times", a, w.asked())
+	}
+	if a := w.send("GET", "/v1/x?a=1", "", "If-None-Match", `W/"v"`); a.status != 304 || a.body != "" || w.asked() != 1 {
+		t.Errorf("a client that has it: got %+v", a)
+	}
+	for _, other := range [][]string{{"GET", "/v1/x?a=2"}, {"GET", "/v1/X?a=1"}, {"GET", "/plain/x"}} {
+		if a := w.send(other[0], other[1], ""); a.body == "answer 1" {
+			t.Errorf("%s is answered with another's: %+v", other[1], a)
+		}
+	}
+	if a := w.send("GET", "/v1/nothing", "", "Cache-Control", "only-if-cached"); a.status != 504 {
+		t.Errorf("only-if-cached: got %d", a.status)
+	}
+	before := w.asked()
+	if a := w.send("GET", "/v1/x?a=1", "", "Cache-Control", "no-store"); a.header.Get("Cache-Status") != "bailiwick; fwd=bypass" || w.asked() != before+1 {
+		t.Errorf("no-store: got %+v", a)
+	}
+	// What changes the resource ends what is kept of it, once it worked.
+	w.send("POST", "/v1/x?a=1", "change")
+	if a := w.send("GET", "/v1/x?a=1", ""); a.body == "answer 1" {
+		t.Error("after a POST the old answer is given")
+	}
+	// A key that the gate refuses gets nothing of what is kept.
+	if a := w.send("GET", "/v1/x?a=1", "", "X-Api-Key", ""); a.status != 401 {
+		t.Errorf("without a key: got %d %s", a.status, a.body)
+	}
+}
+
+func TestCache_IsOfOneCustomer(t *testing.T) {
+	for scope, shared := range map[string]bool{"": false, "customer": false, "plan": true, "all": true} {
+		w := caching(t, table.Cache{Scope: scope}, true, says("max-age=3600"))
+		key := w.stranger()
+		w.send("GET", "/v1/x", "")
+		if a := w.send("GET", "/v1/x", "", "X-Api-Key", "", "X-Api-Key", key); (a.body == "answer 1") != shared || a.status != 200 {
+			t.Errorf("scope %q: another customer of the plan got %d %q", scope, a.status, a.body)
+		}
+	}
+}
+
+// Another generation of the route's cache begins with nothing.
+func TestCache_AnotherGenerationForgets(t *testing.T) {
+	rules := table.Cache{}
+	w := caching(t, rules, true, says("max-age=3600"))
+	w.send("GET", "/v1/x", "")
+	w.west.orders = func(a *table.API) {
+		a.Routes = []table.Route{{Name: "all", Cache: &table.Cache{Generation: 1}}}
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	if a := w.send("GET", "/v1/x", ""); a.body != "answer 2" {
+		t.Errorf("got %q, want it asked for anew", a.body)
+	}
+}
+
+// A product may give hits away: they are counted, and not billed.
+func TestCache_FreeHitsHaveNoUnits(t *testing.T) {
+	w := caching(t, table.Cache{}, true, says("max-age=3600"))
+	w.west.plan = func(p *table.Plan) { p.FreeHits = []string{"orders"} }
+	w.west.tables.Swap(w.view(w.west, true))
+	w.send("GET", "/v1/x", "")
+	w.send("GET", "/v1/x", "")
+	rows := w.west.meter.since(0)
+	if len(rows) != 2 || rows[0].Units != 1 || rows[1].Units != 0 || rows[1].Requests != 1 || rows[1].Flags&usage.FlagCached == 0 {
+		t.Errorf("rows %+v, want the first of one unit and the second of none", rows)
+	}
+}
+
+func TestCache_AsksWhetherWhatIsStaleStillHolds(t *testing.T) {
+	w := caching(t, table.Cache{}, true, says("max-age=0"))
+	w.send("GET", "/v1/x", "")
+	a := w.send("GET", "/v1/x", "")
+	if a.status != 200 || a.body != "answer 1" || !strings.Contains(a.header.Get("Cache-Status"), "fwd-status=304") {
+		t.Errorf("got %+v, want the kept answer after a 304", a)
+	}
+	if row := w.west.meter.last(); row.ServedRegion != "eu-west" || row.Flags&usage.FlagCached != 0 || row.Units != 1 {
+		t.Errorf("an upstream was asked, and the row is %+v", row)
+	}
+	if n := w.asked(); n != 2 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+}
+
+func TestCache_StaleWhileRevalidate(t *testing.T) {
+	var version atomic.Int64
+	version.Store(1)
+	w := caching(t, table.Cache{StaleWhileRevalidate: time.Hour}, true, func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Cache-Control", "max-age=0")
+		rw.Header().Set("Etag", fmt.Sprintf(`"%d"`, version.Load()))
+		fmt.Fprintf(rw, "version %d", version.Load())
+	})
+	w.send("GET", "/v1/x", "")
+	version.Store(2)
+	if a := w.send("GET", "/v1/x", ""); a.body != "version 1" {
+		t.Errorf("stale, within its time: got %q, want the kept answer at once", a.body)
+	}
+	eventually(t, 30*time.Second, "the answer asked for in the background", func() bool { return w.send("GET", "/v1/x", "").body == "version 2" })
+	for _, row := range w.west.meter.since(1) {
+		if row.ServedRegion != "" {
+			t.Errorf("what the edge asks for itself is counted: %+v", row)
+		}
+	}
+}
+
+func TestCache_StaleIfError(t *testing.T) {
+	w := caching(t, table.Cache{StaleIfError: time.Hour}, false, says("max-age=0"))
+	w.send("GET", "/v1/x", "")
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) { rw.WriteHeader(500) })
+	a := w.send("GET", "/v1/x", "")
+	if a.status != 200 || a.body != "answer 1" || !strings.Contains(a.header.Get("Cache-Status"), "hit; fwd=stale") {
+		t.Errorf("the upstream fails: got %+v, want what is kept", a)
+	}
+	if a := w.send("GET", "/v1/y", ""); a.status != 500 {
+		t.Errorf("nothing is kept: got %d", a.status)
+	}
+	w.west.up.kill()
+	if a := w.send("GET", "/v1/x", ""); a.status != 200 || a.body != "answer 1" {
+		t.Errorf("the upstream is dead: got %+v, want what is kept", a)
+	}
+}
+
+// Invariant 13: what another region answered is kept neither where it was accepted nor where it was answered.
+func TestCache_KeepsNothingOfAnotherRegion(t *testing.T) {
+	w := caching(t, table.Cache{TTL: time.Hour}, true, says("max-age=3600"))
+	w.central.orders = w.west.orders
+	w.central.tables.Swap(w.view(w.central, true))
+	w.central.up.does(says("max-age=3600"))
+	w.west.up.kill()
+	eventually(t, 30*time.Second, "an answer by eu-central", func() bool { return w.send("GET", "/v1/first", "").served == "eu-central" })
+	for i := range 3 {
+		before := w.central.up.count.Load()
+		a := w.send("GET", "/v1/x", "")
+		if a.status != 200 || a.served != "eu-central" || w.central.up.count.Load() != before+1 {
+			t.Errorf("request %d: got %+v, want eu-central's upstream asked", i, a)
+		}
+	}
+}
+
+func TestCache_RequestsForOneAnswerWaitForOne(t *testing.T) {
+	release := make(chan struct{})
+	w := caching(t, table.Cache{}, true, func(rw http.ResponseWriter, r *http.Request) {
+		<-release
+		rw.Header().Set("Cache-Control", "max-age=3600")
+		fmt.Fprint(rw, "once")
+	})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			if a := w.send("GET", "/v1/x", ""); a.status != 200 || a.body != "once" {
+				t.Errorf("got %+v", a)
+			}
+		})
+	}
+	eventually(t, 30*time.Second, "one at the upstream", func() bool { return w.asked() == 1 })
+	close(release)
+	wg.Wait()
+	if n := w.asked(); n != 1 {
+		t.Errorf("20 requests at once: the upstream was asked %d times", n)
+	}
+	if got := w.west.meter.finals(t)[usage.OutcomeSuccess]; got != 20 {
+		t.Errorf("%d counted, want 20", got)
+	}
+}
+
+// Half an answer is not kept, nor one that is longer than may be, nor one that says so.
+func TestCache_KeepsWholeAnswersAlone(t *testing.T) {
+	w := caching(t, table.Cache{MaxBytes: 100}, true, func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Cache-Control", "max-age=3600")
+		switch r.URL.Path {
+		case "/v1/half":
+			rw.Header().Set("Content-Length", "50")
+			rw.Write([]byte("half"))
+			rw.(http.Flusher).Flush()
+			panic(http.ErrAbortHandler)
+		case "/v1/long":
+			rw.Write(make([]byte, 101))
+			rw.(http.Flusher).Flush()
+		case "/v1/private":
+			rw.Header().Set("Cache-Control", "private, max-age=3600")
+			rw.Write([]byte("mine"))
+		}
+	})
+	for _, path := range []string{"/v1/half", "/v1/long", "/v1/private"} {
+		for i := range int64(2) {
+			before := w.asked()
+			if w.send("GET", path, ""); w.asked() == before {
+				t.Errorf("%s, request %d: it was kept", path, i)
+			}
+		}
+	}
+}
