@@ -15,6 +15,7 @@ import (
 var recovers = map[string]string{
 	"dataplane/internal/spool/append.go":            "a fault on mapped memory becomes an error with its address; other panics go on",
 	"dataplane/internal/spool/guard.go":             "the same",
+	"dataplane/internal/proxy/caching.go":           "an answer to nobody that breaks off (http.ErrAbortHandler); other panics go on",
 	"controlplane/internal/group/raftgroup/disk.go": "what bbolt says of a page; the file is refused",
 	"controlplane/internal/ledger/machine.go":       "what pebble says of its files; the node stops with it",
 }
