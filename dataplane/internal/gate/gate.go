@@ -1,5 +1,6 @@
-// Package gate owns the decision whether a request is admitted, and on whose account: route, key,
-// entitlement, staleness, payment, rate limit, quota, in that order.
+// Package gate owns the decision whether a request is admitted, and on whose account: route, key
+// (or token, or certificate, where the API takes them), what the key is bound to, entitlement, staleness, payment, limits,
+// quota, in that order.
 //
 // It never sees net/http, never touches a network or disk, reads no clock and counts nothing but the units it
 // takes from a lease: the same
