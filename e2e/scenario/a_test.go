@@ -58,6 +58,9 @@ func requests(t *testing.T, s *harness.Sandbox) {
 				t.Errorf("gold key as %s: the upstream saw the key in header %s", name, k)
 			}
 		}
+		if seen.Headers["Bailiwick-Plan"] != "gold" || seen.Headers["Bailiwick-Customer"] == "" {
+			t.Errorf("gold key as %s: the upstream was told plan %q of customer %q, want gold of somebody", name, seen.Headers["Bailiwick-Plan"], seen.Headers["Bailiwick-Customer"])
+		}
 		if len(seen.Headers) == 0 {
 			t.Error("the upstream told of no header: that the key stays here was not checked")
 		}
