@@ -55,7 +55,7 @@ var secondBugs = []bug{
 		edits:  []edit{{borderFile, "grant.Open(past, k.cfg.TTL, time.Now())", "grant.Open(past, 0, time.Now())"}},
 		checks: []check{{borderPkg, "TestKeeper_NewLeaderAssumesGrants"}}},
 	{name: "ttl-forgotten-anywhere", breaks: "a new leader reckons with a full grant for targets that it does not know",
-		edits:  []edit{{bookFile, "lease{region, since.Add(Slack(ttl))}", "lease{region, since}"}},
+		edits:  []edit{{bookFile, "lease{region, since.Add(Slack(max(ttl, p.Lost)))}", "lease{region, since}"}},
 		checks: []check{{borderPkg, "TestKeeper_NewLeaderAssumesGrants"}}},
 	{name: "new-leader-reckons-less", breaks: "nothing: of targets by name a new leader reckons with what is left, and with a full grant for any", harmless: true,
 		edits:  []edit{{bookFile, "longest[l.To] = max(longest[l.To], l.Lasts, ttl)", "longest[l.To] = max(longest[l.To], l.Lasts)"}},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -125,7 +126,10 @@ func (w *world) elect(zone int, n *node) {
 	n.applied = len(z.log) - 1
 	p := grant.Past{Edges: map[string]string{}}
 	last := z.last()
-	for _, x := range w.permitted(zone, &entry{rev: last.rev, adopted: last.adopted, crossing: last.crossing}, n.clock.wall(w.now)) {
+	if last.rev.Epoch > 1 { // it was recovered, less long ago than any grant lasts
+		p.Lost = w.set.offline
+	}
+	for _, x := range w.permitted(zone, &entry{adopted: last.adopted, crossing: epochs{math.MaxUint64, math.MaxUint64}}, n.clock.wall(w.now)) {
 		p.Rules = append(p.Rules, grant.Life{To: x.To, Lasts: x.OfflineGrant})
 	}
 	for _, t := range last.tightening {

@@ -124,6 +124,9 @@ type Past struct {
 	Rules   []Life
 	Targets []string
 	Records []Record
+	// Lost is how long grants may last that are in no record and under no rule, because a recovery lost the end of the log;
+	// 0: it lost nothing that may still be held.
+	Lost time.Duration
 }
 
 // Open begins a term with the worst taken for granted: every process that the log knows, and one more of every edge
@@ -153,7 +156,7 @@ func Open(p Past, ttl time.Duration, since time.Time) *Book {
 		}
 	}
 	for process, region := range processes {
-		b.ends[leaseKey{process, anywhere}] = lease{region, since.Add(Slack(ttl))}
+		b.ends[leaseKey{process, anywhere}] = lease{region, since.Add(Slack(max(ttl, p.Lost)))}
 		for to, d := range longest {
 			b.ends[leaseKey{process, to}] = lease{region, since.Add(Slack(d))}
 		}

@@ -235,3 +235,18 @@ func TestProcess_Reads(t *testing.T) {
 		}
 	}
 }
+
+// A recovery loses the end of the log: grants, and the rules that allowed them. Until an edge has acknowledged, it may hold
+// any, to anywhere, for as long as one may last.
+func TestBook_AfterARecoveryAnEdgeMayHoldWhatNoLogSays(t *testing.T) {
+	open := func(lost time.Duration) *grant.Book {
+		return grant.Open(grant.Past{Edges: map[string]string{"west-edge": "west", "central-edge": "central"}, Lost: lost}, ttl, start)
+	}
+	wants(t, open(0), start.Add(grant.Slack(ttl)), "senders")
+	b := open(offline)
+	wants(t, b, start.Add(grant.Slack(ttl)), "", "west-edge")
+	wants(t, b, start.Add(offline), "", "west-edge")
+	wants(t, b, start.Add(grant.Slack(offline)), "senders")
+	b = open(offline)
+	wants(t, b, acks(b, run("west-edge", "a"), "west", start), "senders")
+}

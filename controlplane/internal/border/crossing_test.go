@@ -164,3 +164,21 @@ func TestKeeper_ARecoveryToBeforeTheBirthIsNoBirth(t *testing.T) {
 	w.put(w.store, model.KeyCrossing, model.Crossing{CatalogEpoch: adopted().CatalogEpoch, StoreEpoch: rev.Epoch})
 	w.eventually("approved, it opens", abroad)
 }
+
+// A recovery may have lost grants together with the policies that allowed them: until a sender has acknowledged, nobody
+// knows what it holds, and no lapse of what the log tells makes a tightening hold.
+func TestKeeper_AfterARecoverySendersMustAcknowledge(t *testing.T) {
+	w := open(t, 100*time.Millisecond, 0)
+	w.endKeeper()
+	rev, err := w.store.OpenEpoch(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.put(w.store, model.PrefixRecovery+strconv.FormatUint(rev.Epoch, 10), model.Recovery{Zone: "emea", Operator: "ada", Reason: "two of three nodes are lost", At: time.Now()})
+	w.startKeeper()
+	w.eventually("it leads", func() error { _, err := w.keeper.Reports(); return err })
+	w.closed()
+	w.pendingFor("eu-west", "eu-central", 2*time.Second) // the life of a grant, with slack, is 1.1 s
+	w.says("a", w.position())
+	w.eventually("the sender has acknowledged", w.done)
+}

@@ -45,6 +45,15 @@ func (k *Keeper) past(now time.Time) (grant.Past, error) {
 			p.Targets = append(p.Targets, r.To)
 		}
 	}
+	if recoveries, err := list[model.Recovery](zone, model.PrefixRecovery); err != nil {
+		p.Lost = regions.MaxOfflineGrant
+	} else {
+		for _, r := range recoveries { // what it lost may have been grants, and the policies that allowed them
+			if now.Before(r.At.Add(grant.Slack(regions.MaxOfflineGrant))) {
+				p.Lost = regions.MaxOfflineGrant
+			}
+		}
+	}
 	registry, err := nodes(k.cfg.Catalog.Local())
 	if err != nil {
 		return p, err
