@@ -2,10 +2,12 @@ package controlplane
 
 import (
 	"encoding/json"
+	"fmt"
 	"sync"
 
 	"bailiwick/controlplane/internal/group/etcdgroup"
 	"bailiwick/controlplane/internal/pki"
+	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
 )
 
@@ -32,8 +34,9 @@ func keyOf(in *pki.Installation, zone string) []byte {
 type clusters struct {
 	in   *pki.Installation
 	self string // zone
+	file string // which cluster was found to be another than the catalog's, so that a start does not wait for the catalog's
 
-	mu             sync.Mutex // covers both
+	mu             sync.Mutex // covers what follows
 	catalog, store uint64     // 0: not known yet
 }
 
@@ -69,15 +72,31 @@ func (c *clusters) claim(prefix, zone, flag string, catalog bool) *etcdgroup.Cla
 
 // standing refuses a zone's store in the cluster of the catalog, which stands in the primary zone, whatever it is called.
 func (c *clusters) standing(cluster uint64, catalog bool) error {
+	if c.self == c.in.PrimaryZone {
+		return nil
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if catalog {
 		c.catalog = cluster
 	} else {
 		c.store = cluster
 	}
-	if c.self == c.in.PrimaryZone || c.catalog != c.store {
+	catalogs, stores := c.catalog, c.store
+	c.mu.Unlock()
+	switch apart := fmt.Sprintf("%016x", stores); {
+	case catalogs == stores: // refused below
+	case catalogs != 0 && stores != 0:
+		if err := durable.WriteFileAtomic(durable.OS(), c.file, []byte(apart), durable.FilePerm); err != nil {
+			return fmt.Errorf("remember the cluster of the zone's store: %w", err)
+		}
 		return nil
+	case catalog:
+		return nil
+	default:
+		if was, err := durable.ReadFile(durable.OS(), c.file, 1<<10); err == nil && string(was) == apart {
+			return nil
+		}
+		return fmt.Errorf("whether the zone's store has a cluster of its own is known once the catalog's answers: %w", etcdgroup.ErrUndecided)
 	}
 	return fault.New(fault.WrongZone, "STORE_LEAVES_ITS_ZONE", "-etcd-endpoints and -etcd-catalog-endpoints lead to one cluster of etcd (%016x): the catalog rests in zone %s, and the store of zone %s must rest in %s: give it a cluster there. If they are two that were made with the same names and addresses, make them anew, each with an --initial-cluster-token of its own", cluster, c.in.PrimaryZone, c.self, c.self)
 }

@@ -9,6 +9,7 @@ import (
 
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
+	"bailiwick/shared/lifecycle/porttest"
 )
 
 // ends waits for a node to end by itself.
@@ -46,6 +47,13 @@ func TestEtcd_APrefixIsOneZones(t *testing.T) {
 	write(t, guest.store, model.PrefixOperator+"x", `{"name":"x","role":"viewer"}`)
 	if err := guest.stop(); err != nil {
 		t.Errorf("us-1 in a cluster of its own: %v", err)
+	}
+	// Once known to be apart, us starts without the catalog.
+	w.stores = Stores{Engine: EngineEtcd, Zone: Etcd{Endpoints: []string{us.endpoint()}}, Catalog: Etcd{Endpoints: []string{"http://" + porttest.Addr(t)}}}
+	guest = w.start("us-1")
+	write(t, guest.store, model.PrefixOperator+"y", `{"name":"y","role":"viewer"}`)
+	if err := guest.stop(); err != nil {
+		t.Errorf("us-1 without the catalog: %v", err)
 	}
 
 	for _, c := range []struct {

@@ -2,6 +2,7 @@ package etcdgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -15,9 +16,12 @@ type Claim struct {
 	// Make: the first node writes it. A node that does not waits until another has.
 	Make bool
 	// Judge is asked before anything else is read or written, at each list: with what the key holds, nil if it is absent,
-	// and with the cluster's id. An error ends the node.
+	// and with the cluster's id. An error ends the node, but for ErrUndecided, after which it is asked again.
 	Judge func(found []byte, cluster uint64) error
 }
+
+// ErrUndecided is a Judge's word that it lacks what it needs to know, and will have it.
+var ErrUndecided = errors.New("not decided yet")
 
 // refused is Judge's word: it ends the node.
 type refused struct{ error }
@@ -38,7 +42,9 @@ func (s *Store) enter(ctx context.Context) error {
 	if len(resp.Kvs) > 0 {
 		found = resp.Kvs[0].Value
 	}
-	if err := c.Judge(found, resp.Header.ClusterId); err != nil {
+	if err := c.Judge(found, resp.Header.ClusterId); errors.Is(err, ErrUndecided) {
+		return err
+	} else if err != nil {
 		return refused{err}
 	}
 	switch {

@@ -103,7 +103,7 @@ func (s *Store) drain(ctx context.Context, ch clientv3.WatchChan, from *int64) (
 				*from = max(*from, resp.Header.Revision)
 			}
 		case <-s.kick:
-			if p, _ := s.here(); p == nil {
+			if s.followed() == nil {
 				return false, errGap // distrusted: load again
 			}
 			return true, nil // the watch may be deaf
@@ -138,7 +138,7 @@ func (s *Store) saw(ev *clientv3.Event) error {
 // apply makes one commit part of this node's copy, unless it is already.
 func (s *Store) apply(n entry, mod int64) error {
 	for {
-		p, _ := s.here()
+		p := s.followed()
 		if p == nil {
 			return errGap
 		}
@@ -146,7 +146,7 @@ func (s *Store) apply(n entry, mod int64) error {
 			return nil
 		}
 		if n.prev != p.head.nonce {
-			if now, _ := s.here(); now != p {
+			if s.followed() != p {
 				continue // this node's own commit came first
 			}
 			return errGap
@@ -192,6 +192,7 @@ func (s *Store) load(ctx context.Context) (from int64, err error) {
 		return 0, errGap // and load what this node or another has made of it
 	}
 	s.leader.is(l.leader, l.leaderMade, l.at)
+	present := l.pos.mod
 	if known == nil {
 		if l, err = s.rewind(lctx, l); err != nil {
 			return 0, err
@@ -204,10 +205,15 @@ func (s *Store) load(ctx context.Context) (from int64, err error) {
 		return l.at, nil // nothing happened, or this node's own commit
 	}
 	s.distrust = ""
-	if s.pos != nil && s.pos.state.Rev != l.pos.state.Rev || s.pos == nil && l.pos.raw != nil {
+	if l.pos.mod < present {
+		s.pos, s.catching = l.pos, &catching{until: present, from: l.pos.state.Rev}
+		s.ids.Replace(l.ids)
+		return l.at, nil
+	}
+	if s.catching != nil || s.pos != nil && s.pos.state.Rev != l.pos.state.Rev || s.pos == nil && l.pos.raw != nil {
 		s.hist.Reset(l.pos.state.Rev)
 	}
-	s.pos = l.pos
+	s.pos, s.catching = l.pos, nil
 	s.ids.Replace(l.ids)
 	s.cur.Store(&l.pos.state)
 	s.tell()

@@ -34,6 +34,7 @@ type Store struct {
 	pos      *position       // nil until loaded
 	moved    chan struct{}   // closed and replaced whenever pos changes
 	own      map[string]bool // this node's attempts under way, by nonce: true once they were followed
+	catching *catching       // non-nil while pos is still of the past: nobody is shown it
 	distrust string          // why etcd may have been set back; pos is not to be served until that is settled
 
 	kick     chan struct{} // the follower is to look again; buffered
@@ -131,14 +132,31 @@ func (s *Store) keyOf(key string) string    { return s.cfg.Prefix + "k/" + key }
 func (s *Store) keyRequests() string        { return s.cfg.Prefix + "r/" }
 func (s *Store) requestsAt(n uint64) string { return fmt.Sprintf("%s%016x", s.keyRequests(), n) }
 
+// catching is what watches are told once a node that began in the past has come to the present.
+type catching struct {
+	until int64 // etcd's revision of the head to come to
+	from  group.Revision
+	steps []step
+}
+
 // here is the position this node serves, nil while it has none, and the channel that tells of the next.
 func (s *Store) here() (*position, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.distrust != "" {
+	if s.distrust != "" || s.catching != nil {
 		return nil, s.moved
 	}
 	return s.pos, s.moved
+}
+
+// followed is the position that this node has come to, whether it is served or not.
+func (s *Store) followed() *position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.distrust != "" {
+		return nil
+	}
+	return s.pos
 }
 
 func (s *Store) tell() {
@@ -160,10 +178,19 @@ func (s *Store) install(prev, next *position, steps []step, results []replica.Re
 	if _, ok := s.own[next.head.nonce]; ok {
 		s.own[next.head.nonce] = true
 	}
+	before := next.state.Rev
+	before.Index -= uint64(len(steps))
+	if c := s.catching; c != nil {
+		if reset {
+			c.from, c.steps = before, nil
+		}
+		if c.steps = append(c.steps, steps...); next.mod < c.until {
+			return true
+		}
+		s.catching, reset, before, steps = nil, true, c.from, c.steps
+	}
 	s.cur.Store(&next.state) // before the events: whoever saw one finds the state
 	if reset {               // watches end, and those that begin anew are told with what the epoch began
-		before := next.state.Rev
-		before.Index -= uint64(len(steps))
 		s.hist.Reset(before)
 	}
 	for _, x := range steps {
