@@ -187,6 +187,20 @@ func misplaced(t *testing.T, s *harness.Sandbox) (bad []string) {
 		}
 	}
 	nowhere := func(string, string) bool { return false }
+	for _, m := range s.Stores { // of the zone's etcd all is the zone store's, of the catalog's nothing of customers may be
+		switch m.Cluster {
+		case "emea":
+			tree(filepath.Join(s.Dir, m.Name), func(name, _ string) bool {
+				rest := slices.Contains(rests[name].control, "zone")
+				if rest {
+					seen[name+" in the zone store"] = true
+				}
+				return rest
+			}, m.Name)
+		case "catalog":
+			tree(filepath.Join(s.Dir, m.Name), nowhere, m.Name)
+		}
+	}
 	logs, err := filepath.Glob(filepath.Join(s.Dir, "logs", "*"))
 	if err != nil || len(logs) < 8 {
 		t.Fatalf("logs: %v, %v", logs, err)
