@@ -106,7 +106,7 @@ var controlBugs = []bug{
 		edits:  []edit{{"controlplane/internal/group/etcdgroup/store.go", "resp, err := s.client.Get(ctx, s.keyHead())", "resp, err := s.client.Get(ctx, s.keyHead(), clientv3.WithSerializable())"}},
 		checks: []check{{"controlplane/internal/group/etcdgroup", "TestConformance_World"}}},
 	{name: "claim-of-another", breaks: "what another owner keeps in etcd is not opened",
-		edits:  []edit{{"controlplane/internal/group/etcdgroup/claim.go", "if err := c.Judge(found, resp.Header.ClusterId); err != nil {", "if err := c.Judge(nil, resp.Header.ClusterId); err != nil {"}},
+		edits:  []edit{{"controlplane/internal/group/etcdgroup/claim.go", "if err := c.Judge(found, resp.Header.ClusterId); errors.Is", "if err := c.Judge(nil, resp.Header.ClusterId); errors.Is"}},
 		checks: []check{{"controlplane/internal/group/etcdgroup", "TestClaim_IsOneOwners"}}},
 	{name: "approval-not-asked-by-apply", breaks: "an apply that opens is proposed",
 		edits:  []edit{{apiPkg + "/apply.go", "if len(opens) == 0 {", "if len(opens) >= 0 {"}, {apiState, "t, err := s.guard(ctx, store, t)", "var err error"}},
