@@ -15,6 +15,9 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/shared/lifecycle/porttest"
@@ -34,6 +37,7 @@ type member struct {
 	toClient     *proxy
 	toPeer       *proxy
 	etcd         *embed.Etcd // nil while it is down
+	dying        atomic.Bool
 }
 
 // proxy forwards connections until it is cut; then they end, and new ones hang.
@@ -148,6 +152,7 @@ func (c *cluster) config(m *member) *embed.Config {
 	cfg.InitialCluster, cfg.InitialClusterToken = strings.Join(all, ","), c.token
 	cfg.TickMs, cfg.ElectionMs = 50, 500
 	cfg.UnsafeNoFsync = !c.sync
+	cfg.GRPCAdditionalServerOptions = []grpc.ServerOption{grpc.ChainUnaryInterceptor(m.crash)}
 	cfg.LogOutputs, cfg.LogLevel = []string{"/dev/null"}, "fatal"
 	return cfg
 }
@@ -167,6 +172,7 @@ func (c *cluster) startAll() {
 
 func (c *cluster) begin(m *member) {
 	c.t.Helper()
+	m.dying.Store(false)
 	e, err := embed.StartEtcd(c.config(m))
 	if err != nil {
 		c.t.Fatalf("start etcd %s: %v", m.name, err)
@@ -174,11 +180,22 @@ func (c *cluster) begin(m *member) {
 	m.etcd = e
 }
 
+// crash: a request that comes while a member is killed finds its database gone, and the panic would end all of this process.
+func (m *member) crash(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
+	defer func() {
+		if m.dying.Load() && recover() != nil {
+			err = status.Error(codes.Unavailable, "killed")
+		}
+	}()
+	return handle(ctx, req)
+}
+
 // kill ends a member as a crash would: it hands nothing over.
 func (c *cluster) kill(m *member) {
 	if m.etcd == nil {
 		return
 	}
+	m.dying.Store(true)
 	m.etcd.Server.HardStop()
 	m.etcd.Close()
 	m.etcd = nil
