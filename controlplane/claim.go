@@ -85,12 +85,12 @@ func (c *clusters) standing(cluster uint64, catalog bool) error {
 	c.mu.Unlock()
 	switch apart := fmt.Sprintf("%016x", stores); {
 	case catalogs == stores: // refused below
-	case catalogs != 0 && stores != 0:
-		if err := durable.WriteFileAtomic(durable.OS(), c.file, []byte(apart), durable.FilePerm); err != nil {
-			return fmt.Errorf("remember the cluster of the zone's store: %w", err)
-		}
+	case catalog: // the store's judge writes it down, alone
 		return nil
-	case catalog:
+	case catalogs != 0:
+		if err := durable.WriteFileAtomic(durable.OS(), c.file, []byte(apart), durable.FilePerm); err != nil {
+			return fmt.Errorf("remember the cluster of the zone's store: %w: %w", err, etcdgroup.ErrUndecided)
+		}
 		return nil
 	default:
 		if was, err := durable.ReadFile(durable.OS(), c.file, 1<<10); err == nil && string(was) == apart {

@@ -70,9 +70,13 @@ func serverOf(t *testing.T, by *running, name string) string {
 
 func (w *world) withdraw(by *running, name string) {
 	w.t.Helper()
-	if _, err := by.catalog.Txn(within(w.t), group.Txn{Ops: []group.Op{{Key: model.PrefixNode + name, Delete: true}}}); err != nil {
-		w.t.Fatal(err)
+	var err error
+	for ctx := within(w.t); ctx.Err() == nil; { // its leader may be changing
+		if _, err = by.catalog.Txn(ctx, group.Txn{RequestID: "withdraw " + name, Ops: []group.Op{{Key: model.PrefixNode + name, Delete: true}}}); err == nil {
+			return
+		}
 	}
+	w.t.Fatal(err)
 }
 
 // A zone of one node grows to three; a node whose disk is lost is replaced under its name; one leaves; what would cost
