@@ -232,8 +232,12 @@ func TestLine_EachIsCarriedOnce(t *testing.T) {
 			if carriers == 0 {
 				break
 			}
+			many := l.carriers > most
 			batch := l.take(limit, most)
 			size := 0
+			if many && len(batch) > 0 {
+				t.Fatalf("one of too many carriers goes on with %d", len(batch))
+			}
 			for _, p := range batch {
 				if carried[p] || !joined[p] || p.gone.Load() {
 					t.Fatal("carried twice, or for nobody")
