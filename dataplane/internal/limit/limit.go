@@ -78,6 +78,10 @@ func (l *Limiter) take(now time.Duration, rate, burst int, share int64) (r Resul
 		}
 		next := max(tat, int64(now)) + interval
 		if over := next - int64(now) - window; over > 0 {
+			if full := int64(now) + window; tat > full { // taken under other terms: it counts for no more than all of these
+				l.tat.CompareAndSwap(tat, full)
+				continue
+			}
 			return Result{Reset: time.Duration(tat - int64(now)), RetryAfter: time.Duration(over)}, true
 		}
 		if l.tat.CompareAndSwap(tat, next) {

@@ -181,3 +181,22 @@ func BenchmarkMap_TakeShare(b *testing.B) {
 		m.Take(id, time.Duration(i)*time.Microsecond, 500, 500, 333_333)
 	}
 }
+
+// Whoever has used up a long burst, or a small share, and then gets a higher rate is held to the new one.
+func TestLimiter_OtherTermsAreForgotten(t *testing.T) {
+	for name, before := range map[string]struct {
+		rate, burst int
+		share       int64
+	}{"a longer burst": {1, 1_000_000, limit.Whole}, "a small share": {1, 1, 100}} {
+		var l limit.Limiter
+		now := time.Hour
+		for l.Take(now, before.rate, before.burst, before.share).OK {
+		}
+		if r := l.Take(now, 100, 100, limit.Whole); r.OK || r.RetryAfter != 10*time.Millisecond {
+			t.Errorf("%s: got %+v, want it refused for a hundredth of a second", name, r)
+		}
+		if r := l.Take(now+10*time.Millisecond, 100, 100, limit.Whole); !r.OK {
+			t.Errorf("%s: got %+v after a hundredth of a second, want it let in", name, r)
+		}
+	}
+}

@@ -86,7 +86,7 @@ func (b *bucket) enter(now time.Duration, t *Terms, share int64) (e Entered, ok 
 	var next, taken [MaxWindows]int64
 	for i := range t.N {
 		var r *Result = &e.Result[i]
-		if next[i], taken[i] = t.Windows[i].pass(b.tat[i], now, share, r); !r.OK && (e.Refused < 0 || r.RetryAfter > e.Result[e.Refused].RetryAfter) {
+		if next[i], taken[i] = t.Windows[i].pass(&b.tat[i], now, share, r); !r.OK && (e.Refused < 0 || r.RetryAfter > e.Result[e.Refused].RetryAfter) {
 			e.Refused = i
 		}
 	}
@@ -100,7 +100,7 @@ func (b *bucket) enter(now time.Duration, t *Terms, share int64) (e Entered, ok 
 		}
 		return e, true
 	}
-	copy(b.tat[:t.N], next[:])
+	copy(b.tat[:], next[:]) // of windows that there are no more, 0
 	b.under++
 	e.pass = Pass{b, taken}
 	return e, true
@@ -145,13 +145,16 @@ func (w Window) times(share int64) (whole, interval, window int64) {
 	return whole, interval, max(whole*burst, interval)
 }
 
-func (w Window) pass(tat int64, now time.Duration, share int64, r *Result) (next, taken int64) {
+func (w Window) pass(tat *int64, now time.Duration, share int64, r *Result) (next, taken int64) {
 	whole, interval, window := w.times(share)
-	next = max(tat, int64(now)) + interval
+	// What was taken under other terms, of a longer window or of a small share, counts for no more than all of this one: who
+	// sent one request of a day's ten under a twentieth of them would else be refused for a day when he gets the whole.
+	*tat = min(*tat, int64(now)+window)
+	next = max(*tat, int64(now)) + interval
 	used := next - int64(now)
 	if over := used - window; over > 0 {
-		*r = Result{Reset: time.Duration(tat - int64(now)), RetryAfter: time.Duration(over)}
-		return tat, 0
+		*r = Result{Reset: time.Duration(*tat - int64(now)), RetryAfter: time.Duration(over)}
+		return *tat, 0
 	}
 	*r = Result{OK: true, Reset: time.Duration(used)}
 	if used+interval <= window {

@@ -166,6 +166,31 @@ func TestEnter_SharesAreExact(t *testing.T) {
 	}
 }
 
+// What was taken under other terms bounds nobody for longer than the terms of now would.
+func TestEnter_OtherTermsAreForgotten(t *testing.T) {
+	day, minute := limit.Window{Requests: 10, Per: 24 * time.Hour}, limit.Window{Requests: 10, Per: time.Minute}
+	for name, c := range map[string]struct {
+		before, after *limit.Terms
+		share         int64
+		wait          time.Duration // for one request under those of after
+	}{
+		"a share that grows":        {terms(0, day), terms(0, day), 10_000, 144 * time.Minute},
+		"a shorter window":          {terms(0, day), terms(0, minute), limit.Whole, 6 * time.Second},
+		"windows in another order":  {terms(0, day, minute), terms(0, minute, day), limit.Whole, 6 * time.Second},
+		"a window that is no more":  {terms(0, minute, day), terms(0, minute), limit.Whole, 6 * time.Second},
+		"no other terms than those": {terms(0, day), terms(0, day), limit.Whole, 144 * time.Minute},
+	} {
+		m, now := limit.NewMap(), time.Hour
+		for range 10 {
+			m.Enter(acme, now, c.before, c.share)
+		}
+		m.Enter(acme, now, c.after, limit.Whole) // refused, or not: it is from here on that the wait counts
+		if e := m.Enter(acme, now+c.wait, c.after, limit.Whole); !e.OK() {
+			t.Errorf("%s: got %+v after %v, want it let in", name, e, c.wait)
+		}
+	}
+}
+
 func TestEnter_ForgetsOnlyWhatIsAtRest(t *testing.T) {
 	m, ts := limit.NewMap(), terms(2, limit.Window{Requests: 5, Per: time.Second})
 	busy := limit.ID{Customer: "busy", Plan: "free"}
