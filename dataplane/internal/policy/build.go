@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 	"unsafe"
 
 	"bailiwick/shared/table"
@@ -59,7 +60,14 @@ func decode(o table.Object) (any, Reason) {
 		}
 		return newAPI(v.(*table.API)), ""
 	case table.KindPlan:
-		v, reason := decoded(o, func(v *table.Plan) Reason { return unless(v.Name == o.ID, ReasonMisnamed) })
+		v, reason := decoded(o, func(v *table.Plan) Reason {
+			if v.Name != o.ID {
+				return ReasonMisnamed
+			}
+			// A limit that this program cannot keep must not look as if it did, nor end requests halfway.
+			impossible := func(w table.Window) bool { return w.Requests < 1 || w.Per < time.Second || w.Burst < 0 }
+			return unless(len(v.Windows) <= maxWindows && !slices.ContainsFunc(v.Windows, impossible), ReasonUnfit)
+		})
 		if reason != "" {
 			return nil, reason
 		}
@@ -116,6 +124,9 @@ func unless(fine bool, reason Reason) Reason {
 	}
 	return reason
 }
+
+// maxWindows is what package limit has room for.
+const maxWindows = 4
 
 // implied is the one route of an API that names none.
 var implied = table.Route{Name: "default"}

@@ -5,7 +5,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/table"
@@ -49,6 +51,9 @@ func TestApply_QuarantinesOneObject(t *testing.T) {
 		{"pair of others", policy.ReasonUnfit, enc(t, table.KindPair, "p/a>b", table.Pair{Policy: "p", From: "a", To: "b"}), false},
 		{"host twice", policy.ReasonHostTaken, enc(t, table.KindAPI, "two", table.API{Name: "two", Zone: "emea", Hosts: []string{"bare.example.test", "two.example.test"}}), true},
 		{"drain", policy.ReasonMalformed, table.Object{Kind: table.KindDrain, ID: "eu-west", Data: []byte("{")}, true},
+		{"more windows than there is room for", policy.ReasonUnfit, enc(t, table.KindPlan, "x", table.Plan{Name: "x", Windows: slices.Repeat([]table.Window{{Requests: 1, Per: time.Hour}}, limit.MaxWindows+1)}), false},
+		{"a window of no time", policy.ReasonUnfit, enc(t, table.KindPlan, "x", table.Plan{Name: "x", Windows: []table.Window{{Requests: 1}}}), false},
+		{"a window of no requests", policy.ReasonUnfit, enc(t, table.KindPlan, "x", table.Plan{Name: "x", Windows: []table.Window{{Per: time.Hour}}}), false},
 		{"settings", policy.ReasonMalformed, table.Object{Kind: table.KindSettings, ID: "settings", Data: []byte("{")}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
