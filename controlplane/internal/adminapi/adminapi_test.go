@@ -161,6 +161,7 @@ func TestApply_RefusesBadInput(t *testing.T) {
 		{"zone's key", "kind: Zone\nname: emea\nspec: {signing_key: AAAA}", fault.Conflict, "IMMUTABLE", "resources[0].spec.signing_key"},
 		{"host taken by another zone", api("zone: emea, hosts: [orders.us.example.test]"), fault.Conflict, "HOST_TAKEN", "resources[0].spec.hosts[0]"},
 		{"host taken within the file", api("zone: emea, hosts: [x.test]") + "---\nkind: API\nname: more\nspec: {zone: us, hosts: [x.test]}", fault.Conflict, "HOST_TAKEN", "resources[1].spec.hosts[0]"},
+		{"one issuer, two claims", api("zone: emea, hosts: [x.test], auth: {issuers: [{issuer: 'https://id.test', audiences: [x]}]}") + "---\nkind: API\nname: more\nspec: {zone: emea, hosts: [y.test], auth: {issuers: [{issuer: 'https://id.test', audiences: [y], claim: email}]}}", fault.Conflict, "CLAIM_DIFFERS", "resources[0].spec.auth.issuers[0].claim"},
 		{"host in upper case", api("zone: emea, hosts: [X.test]"), fault.Invalid, "HOST_INVALID", "resources[0].spec.hosts[0]"},
 		{"host with port", api("zone: emea, hosts: ['x.test:443']"), fault.Invalid, "HOST_INVALID", "resources[0].spec.hosts[0]"},
 		{"API of no zone", api("zone: apac, hosts: [x.test]"), fault.Invalid, "ZONE_UNKNOWN", "resources[0].spec.zone"},

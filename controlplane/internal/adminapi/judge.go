@@ -45,6 +45,9 @@ func (j *judge) judge() error {
 			if err = j.api(d, v); err == nil {
 				err = j.apiHosts(d, v, hosts, zoneOfHost)
 			}
+			if err == nil {
+				err = j.claims(d, v)
+			}
 		case model.Product:
 			err = j.product(d, v)
 		case model.Plan:
@@ -247,6 +250,41 @@ func (j *judge) apiHosts(d *doc, a model.API, owners, zones map[string]string) e
 		if owner := owners[h]; owner != a.Zone+"/"+a.Name {
 			return d.errorf(fault.Conflict, fmt.Sprintf("spec.hosts[%d]", i), "HOST_TAKEN",
 				"API %s: host %s belongs to API %s of zone %s: one host name, one zone, one biller", a.Name, h, strings.TrimPrefix(owner, zones[h]+"/"), zones[h])
+		}
+	}
+	return nil
+}
+
+// claims holds all APIs of a zone to one claim of an issuer. A key is bound to an issuer and a value: where one API reads the
+// value out of sub and another out of a claim that its holder chooses, whoever chooses well is somebody else there.
+func (j *judge) claims(d *doc, a model.API) error {
+	of := func(a model.API) map[string]string {
+		m := map[string]string{}
+		if auth := a.Callers(); auth != nil {
+			for _, i := range auth.Issuers {
+				m[i.Issuer] = i.Claim
+			}
+		}
+		return m
+	}
+	mine := of(a)
+	if len(mine) == 0 {
+		return nil
+	}
+	apis, err := list[model.API](j.catalog, model.PrefixAPI)
+	if err != nil {
+		return err
+	}
+	for _, other := range apis {
+		if other.Zone != a.Zone || other.Name == a.Name {
+			continue
+		}
+		theirs := of(other)
+		for i, issuer := range a.Auth.Issuers {
+			if claim, is := theirs[issuer.Issuer]; is && claim != mine[issuer.Issuer] {
+				return d.errorf(fault.Conflict, fmt.Sprintf("spec.auth.issuers[%d].claim", i), "CLAIM_DIFFERS",
+					"API %s knows callers of issuer %s by claim %s, API %s by %s: a key is bound to an issuer and a value, so all APIs of a zone take it from one claim; change both in one apply", a.Name, issuer.Issuer, mine[issuer.Issuer], other.Name, claim)
+			}
 		}
 	}
 	return nil

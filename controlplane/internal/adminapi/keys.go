@@ -85,7 +85,8 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 		if !res.Succeeded {
 			continue
 		}
-		if _, ours := s.Store.Local().Get(model.PrefixKey + keyID); !ours {
+		// The id of a key that is bound is the same each time: what the request made before may have been revoked since.
+		if kv, ours := s.Store.Local().Get(model.PrefixKey + keyID); !ours || res.Replayed && kv.ModIndex != res.Revision.Index {
 			return nil, alreadyCreated(s.Store.Local(), res.Revision.Index)
 		}
 		if kind != "" {
@@ -196,6 +197,11 @@ func (s *server) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) (
 			return nil, err
 		}
 		if res.Succeeded {
+			if res.Replayed { // a key that is bound may be there anew: whoever revokes it with the id of before has revoked nothing
+				if _, now, err := s.findKey(s.Store.Local(), req.GetId()); err != nil || now.Status != keyRevoked {
+					return nil, fault.New(fault.Conflict, "REQUEST_ID_REUSED", "request id %q revoked key %s before, and it was created anew since: give each change an id of its own", req.GetRequestId(), key.ID).At("request_id")
+				}
+			}
 			return &adminv1.RevokeKeyResponse{}, nil
 		}
 	}

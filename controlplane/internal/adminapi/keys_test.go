@@ -122,7 +122,11 @@ func TestCreateKey_BoundToWhatACallerHas(t *testing.T) {
 		t.Errorf("bound twice: got %v", err)
 	}
 	list, err := keys.ListKeys(t.Context(), &adminv1.ListKeysRequest{Customer: "acme"})
-	if err != nil || len(list.Keys) != 2 || list.Keys[0].Kind != "certificate" || list.Keys[1].Kind != "token" {
+	kinds := map[string]string{}
+	for _, k := range list.GetKeys() {
+		kinds[k.Id] = k.Kind
+	}
+	if err != nil || len(list.Keys) != 2 || kinds[one.Id] != "certificate" || kinds[two.Id] != "token" {
 		t.Errorf("got %v %v, want both with their kinds", list, err)
 	}
 	if _, err := keys.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Id: two.Id}); err != nil {
@@ -130,6 +134,28 @@ func TestCreateKey_BoundToWhatACallerHas(t *testing.T) {
 	}
 	if again, err := keys.CreateKey(t.Context(), token); err != nil || again.Id != two.Id {
 		t.Errorf("bound anew after it was revoked: got %v %v", again, err)
+	}
+	// Its id is the same each time. What a request id of before did is not passed off as done now.
+	for range 2 {
+		if _, err := keys.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Id: two.Id, RequestId: "end"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	made := &adminv1.CreateKeyRequest{Customer: "acme", Plan: "gold", TokenIssuer: token.TokenIssuer, TokenSubject: token.TokenSubject, RequestId: "made"}
+	if _, err := keys.CreateKey(t.Context(), made); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keys.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Id: two.Id, RequestId: "end"}); fault.ReasonOf(err) != "REQUEST_ID_REUSED" {
+		t.Errorf("revoked under the id that revoked the one before: got %v, and it still serves", err)
+	}
+	if _, err := keys.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Id: two.Id}); fault.ReasonOf(err) != "KEY_BOUND" {
+		t.Errorf("rotated: got %v", err)
+	}
+	if _, err := keys.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Id: two.Id}); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := keys.CreateKey(t.Context(), made); fault.ReasonOf(err) != "KEY_ALREADY_CREATED" {
+		t.Errorf("created under the id that created the one which was revoked: got %v %v", again, err)
 	}
 	for name, req := range map[string]*adminv1.CreateKeyRequest{
 		"both":           {Customer: "acme", Plan: "gold", Certificate: cert, TokenIssuer: "https://id.example.test", TokenSubject: "x"},

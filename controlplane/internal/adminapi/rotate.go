@@ -66,6 +66,8 @@ func (s *server) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (
 		switch {
 		case ending && end.RequestSHA256 == request:
 			return nil, fault.New(fault.Conflict, "KEY_ALREADY_CREATED", "key %s was created for this request id before, and its text cannot be shown again: undo the rotation of %s, revoke %s, and rotate anew", end.ReplacedBy, old.ID, end.ReplacedBy).With("id", end.ReplacedBy)
+		case old.Kind != "":
+			return nil, fault.New(fault.Conflict, "KEY_BOUND", "key %s of customer %s is bound to a %s and has no text that could be replaced: create another for what takes its place, and revoke this one", old.ID, old.Customer, old.Kind)
 		case old.Status != keyActive:
 			return nil, fault.New(fault.Conflict, "KEY_REVOKED", "key %s of customer %s is revoked: create another with bailiwick key create", old.ID, old.Customer)
 		case ending:
