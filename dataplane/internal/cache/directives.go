@@ -15,7 +15,7 @@ type directives struct {
 }
 
 // parse reads all Cache-Control fields. What cannot be read counts as the stricter: an age as 0. Of an age that is there
-// twice the smaller counts.
+// twice the smaller counts, and what is no list of directives may hold a no-store that cannot be told.
 func parse(values []string) directives {
 	d := directives{maxAge: -1, sMaxAge: -1, minFresh: -1, maxStale: -1, whileRevalidate: -1, ifError: -1}
 	for _, v := range values {
@@ -52,10 +52,17 @@ func parse(values []string) directives {
 				least(&d.whileRevalidate, seconds(arg))
 			case "stale-if-error":
 				least(&d.ifError, seconds(arg))
+			default:
+				d.noStore = d.noStore || strings.ContainsFunc(name, noToken)
 			}
 		}
 	}
 	return d
+}
+
+// noToken says whether no name has this in it (RFC 9110, 5.6.2).
+func noToken(c rune) bool {
+	return c <= ' ' || c >= 0x7f || strings.ContainsRune(`()/:;<=>?@[\]{}"`, c)
 }
 
 func least(d *time.Duration, v time.Duration) {
@@ -94,7 +101,7 @@ func next(s string) (name, arg, rest string) {
 		}
 		b.WriteByte(s[i])
 	}
-	return name, b.String(), "" // the quote never ends: nothing behind it can be told from what is in it
+	return "no-store", "", "" // the quote never ends: nothing behind it can be told from what is in it
 }
 
 // seconds is a delta-seconds; 0 if it is none, and 2^31 where it is more.

@@ -36,11 +36,28 @@ func Ask(method string, h http.Header, body bool) Asked {
 	for _, name := range [...]string{"Range", "If-Range", "If-Match", "If-Unmodified-Since", "Cookie", "Upgrade"} {
 		a.Bypass = a.Bypass || len(h[name]) > 0
 	}
+	// What makes another request of it to some servers, and is in no Vary. A name with an underscore is another name to many.
+	for _, name := range [...]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Host", "X-Forwarded-Scheme", "X-Forwarded-Path", "X-Forwarded-Uri", "X-Original-Host"} {
+		a.Bypass = a.Bypass || len(h[name]) > 0
+	}
+	for name := range h {
+		a.Bypass = a.Bypass || strings.IndexByte(name, '_') >= 0
+	}
 	return a
 }
 
 // Conditional says whether the client has something of its own to compare with.
 func (a *Asked) Conditional() bool { return len(a.none) > 0 || len(a.since) > 0 }
+
+// Restore puts into a request what the client compares with.
+func (a *Asked) Restore(h http.Header) {
+	if len(a.none) > 0 {
+		h["If-None-Match"] = a.none
+	}
+	if len(a.since) > 0 {
+		h["If-Modified-Since"] = a.since
+	}
+}
 
 // OnlyIfCached says that the client wants nothing else: 504 where nothing is there.
 func (a *Asked) OnlyIfCached() bool { return a.d.onlyIfCached }
@@ -86,6 +103,9 @@ func storable(a *Asked, status int, h http.Header, r Rules, received time.Time) 
 	return d, lifetime, lifetime > 0 && !d.noCache || len(h["Etag"]) == 1 || len(h["Last-Modified"]) == 1
 }
 
+// oldest bounds an age, so that sums of it with a time of day do not overflow: an age that did would be young again.
+const oldest = 1 << 31 * time.Second
+
 // initialAge is how old an answer is on arrival (4.2.3).
 func initialAge(h http.Header, sent, received time.Time) time.Duration {
 	apparent := time.Duration(0)
@@ -97,7 +117,7 @@ func initialAge(h http.Header, sent, received time.Time) time.Duration {
 		first, _, _ := strings.Cut(v[0], ",")
 		said = seconds(strings.TrimSpace(first))
 	}
-	return max(apparent, said+received.Sub(sent))
+	return min(max(apparent, said+received.Sub(sent)), oldest)
 }
 
 // State is what may be done with an entry now.

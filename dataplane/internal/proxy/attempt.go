@@ -159,7 +159,7 @@ func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Ca
 	h := &hedge{x: x, a: a, c: c, near: near, after: after, done: make(chan struct{})}
 	first, cancel := context.WithCancelCause(ctx)
 	second, cancelSecond := context.WithCancelCause(ctx)
-	h.ctx, h.won = second, func() { cancel(errHedged) }
+	h.ctx, h.end = second, cancel
 	h.mu.Lock()
 	h.timer = time.AfterFunc(after, h.fire)
 	h.mu.Unlock()
@@ -167,14 +167,15 @@ func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Ca
 	res := x.try(first, cancel, c)
 	h.mu.Lock()
 	h.over = true
-	started := h.started
+	started, won := h.started, h.won
 	h.timer.Stop()
 	h.mu.Unlock()
 	if !started {
 		cancelSecond(nil)
 		return res
 	}
-	if res.answered() {
+	// An answer that came just as the other won is of an attempt that is ended: its body would break off.
+	if res.answered() && !won {
 		cancelSecond(errHedged)
 		<-h.done
 		h.res.drop(errHedged)
@@ -203,13 +204,14 @@ type hedge struct {
 	near  bool // the second try is made in this region, because the route asks for it
 	ctx   context.Context
 	after time.Duration
-	won   func()
+	end   context.CancelCauseFunc // of the first try
 
 	mu      sync.Mutex // covers all below up to done
 	timer   *time.Timer
 	asked   bool
 	over    bool // the first try has ended: start nothing
 	started bool
+	won     bool // it answered while the first try had not, which is ended
 
 	done chan struct{} // closed once res is final
 	res  result
@@ -253,7 +255,11 @@ func (h *hedge) fire() {
 	ctx, cancel := context.WithCancelCause(h.ctx)
 	h.res = h.x.try(ctx, cancel, c)
 	if h.res.answered() {
-		h.won()
+		h.mu.Lock()
+		if h.won = !h.over; h.won {
+			h.end(errHedged)
+		}
+		h.mu.Unlock()
 	}
 }
 
@@ -336,7 +342,7 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result) {
 	x.abroad.Store(true)
 	f := relay.Forward{API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.name(), Once: !idempotent(x.r.Method),
-		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.header}
+		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.unasked()}
 	if x.body != nil {
 		f.Body, f.ContentLength = x.body.reader(), x.body.length
 	}

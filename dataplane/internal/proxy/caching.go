@@ -5,10 +5,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bailiwick/dataplane/internal/cache"
@@ -21,6 +23,8 @@ const (
 	renewers        = 8    // stale answers asked for anew at a time
 	renewalsWaiting = 1024 // beyond it an answer stays stale until the next request
 	collapseFor     = 5 * time.Second
+
+	copying = 64 << 20 // bytes of answers that pass and are to be kept, at a time; beyond it they pass alone
 )
 
 // caching is what the cache has to do with one request.
@@ -101,6 +105,20 @@ func (x *exchange) validate() {
 		c.validates = c.entry.Validate(x.header)
 	}
 	x.cache.sent = time.Now()
+}
+
+// unasked are the headers for another region: what is kept here is not what it is asked about, and its word on that would be
+// no answer to the client.
+func (x *exchange) unasked() http.Header {
+	c := x.cache
+	if c == nil || c.entry == nil {
+		return x.header
+	}
+	h := maps.Clone(x.header) // another attempt may be reading it
+	delete(h, "If-None-Match")
+	delete(h, "If-Modified-Since")
+	c.asked.Restore(h)
+	return h
 }
 
 // cacheKey names what may answer this request: nothing of another zone, customer or epoch.
@@ -190,12 +208,18 @@ func (x *exchange) keep(res *result) (answered bool) {
 	if most == 0 {
 		most = cache.DefaultEntry
 	}
-	if e == nil || res.resp.ContentLength > most || len(res.resp.Trailer) > 0 || x.r.Method == http.MethodHead {
+	// Of an answer that ends with its connection nobody can tell whether it came whole (RFC 9112, 8).
+	endless := res.resp.ContentLength < 0 && len(res.resp.TransferEncoding) == 0
+	if e == nil || endless || res.resp.ContentLength > most || len(res.resp.Trailer) > 0 || x.r.Method == http.MethodHead {
+		c.mark(res, "")
+		return false
+	}
+	k := &keeper{ReadCloser: res.resp.Body, c: c, kept: kept, entry: e, most: most, declared: res.resp.ContentLength, resp: res.resp, all: &x.p.copies}
+	if !k.reserve(k.declared) {
 		c.mark(res, "")
 		return false
 	}
 	c.mark(res, "; stored")
-	k := &keeper{ReadCloser: res.resp.Body, c: c, kept: kept, entry: e, most: most, declared: res.resp.ContentLength}
 	if k.declared == 0 || ans.Status == http.StatusNoContent {
 		k.done()
 	}
@@ -220,6 +244,34 @@ type keeper struct {
 	body     []byte
 	most     int64
 	declared int64
+	resp     *http.Response
+	all      *atomic.Int64 // bytes that all keepers hold
+	held     int64         // of them, this one
+}
+
+// reserve takes room for so many bytes, all told, while there is any.
+func (k *keeper) reserve(n int64) bool {
+	more := n - k.held
+	if more <= 0 {
+		return true
+	}
+	if k.all.Add(more) > copying {
+		k.all.Add(-more)
+		return false
+	}
+	k.held += more
+	return true
+}
+
+// forget ends the copy.
+func (k *keeper) forget() {
+	k.all.Add(-k.held)
+	k.entry, k.body, k.held = nil, nil, 0
+}
+
+func (k *keeper) Close() error {
+	k.forget()
+	return k.ReadCloser.Close()
 }
 
 func (k *keeper) Read(p []byte) (int, error) {
@@ -227,8 +279,8 @@ func (k *keeper) Read(p []byte) (int, error) {
 	if k.entry == nil {
 		return n, err
 	}
-	if int64(len(k.body)+n) > k.most {
-		k.entry, k.body = nil, nil
+	if int64(len(k.body)+n) > k.most || !k.reserve(int64(len(k.body)+n)) {
+		k.forget()
 		return n, err
 	}
 	if k.body == nil && k.declared > 0 {
@@ -243,9 +295,16 @@ func (k *keeper) Read(p []byte) (int, error) {
 
 // done keeps the answer before its last byte is passed on: whoever has it whole finds it here.
 func (k *keeper) done() {
-	k.kept.Put(k.c.key, k.entry.With(k.body))
-	k.entry, k.c.unkept = nil, false
-	k.c.flight.End(false, time.Now())
+	if len(k.resp.Trailer) == 0 { // of which nobody was told
+		body := k.body
+		if k.declared < 0 {
+			body = bytes.Clone(body) // without the room that it grew into
+		}
+		k.kept.Put(k.c.key, k.entry.With(body))
+		k.c.unkept = false
+		k.c.flight.End(false, time.Now())
+	}
+	k.forget()
 }
 
 // renewal is a stale answer that was given and is to be asked for anew.

@@ -276,12 +276,24 @@ func TestCache_KeepsWholeAnswersAlone(t *testing.T) {
 		case "/v1/long":
 			rw.Write(make([]byte, 101))
 			rw.(http.Flusher).Flush()
+		case "/v1/endless": // may be half or whole
+			conn, _, err := rw.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			conn.Write([]byte("HTTP/1.1 200 OK\r\nCache-Control: max-age=3600\r\nConnection: close\r\n\r\nhalf"))
+			conn.Close()
+		case "/v1/trailer":
+			rw.Write([]byte("x"))
+			rw.(http.Flusher).Flush()
+			rw.Header().Set(http.TrailerPrefix+"X-Sum", "1")
 		case "/v1/private":
 			rw.Header().Set("Cache-Control", "private, max-age=3600")
 			rw.Write([]byte("mine"))
 		}
 	})
-	for _, path := range []string{"/v1/half", "/v1/long", "/v1/private"} {
+	for _, path := range []string{"/v1/half", "/v1/long", "/v1/private", "/v1/endless", "/v1/trailer"} {
 		for i := range int64(2) {
 			before := w.asked()
 			if w.send("GET", path, ""); w.asked() == before {
@@ -289,4 +301,51 @@ func TestCache_KeepsWholeAnswersAlone(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What this region keeps is no matter of another one: its "not modified" would be an empty answer to a client that has nothing.
+func TestCache_AsksNoOtherRegionWhetherWhatIsKeptHolds(t *testing.T) {
+	w := caching(t, table.Cache{}, true, says("max-age=0"))
+	w.central.up.does(says("max-age=0"))
+	w.send("GET", "/v1/x", "")
+	w.west.up.kill()
+	var a answer
+	eventually(t, 30*time.Second, "an answer by eu-central", func() bool { a = w.send("GET", "/v1/x", ""); return a.served == "eu-central" })
+	if a.status != 200 || a.body == "" {
+		t.Errorf("got %d %q, want eu-central's whole answer", a.status, a.body)
+	}
+	if a := w.send("GET", "/v1/x", "", "If-None-Match", `"mine"`); a.status != 200 {
+		t.Errorf("a client that has something else got %d", a.status)
+	}
+	if a := w.send("GET", "/v1/x", "", "If-None-Match", `"v"`); a.served == "eu-central" && a.status != 304 {
+		t.Errorf("a client that has it got %d", a.status)
+	}
+}
+
+// Copies of answers under way have a bound of their own: beyond it answers pass, and are not kept.
+func TestCache_CopiesNoMoreThanItMay(t *testing.T) {
+	w := caching(t, table.Cache{}, true, func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Cache-Control", "max-age=3600")
+		fmt.Fprint(rw, "some bytes")
+		if r.URL.Path == "/v1/chunked" {
+			rw.(http.Flusher).Flush()
+		}
+	})
+	p := w.west.proxy
+	for _, path := range []string{"/v1/declared", "/v1/chunked"} {
+		p.Copying(proxy.MostCopied - 5)
+		for range 2 {
+			before := w.asked()
+			if a := w.send("GET", path, ""); a.body != "some bytes" || w.asked() != before+1 {
+				t.Errorf("%s without room: got %+v, or it was kept", path, a)
+			}
+		}
+		p.Copying(5 - proxy.MostCopied)
+		w.send("GET", path, "")
+		before := w.asked()
+		if a := w.send("GET", path, ""); a.body != "some bytes" || w.asked() != before {
+			t.Errorf("%s with room: it was not kept", path)
+		}
+	}
+	eventually(t, 30*time.Second, "no room taken for nothing", func() bool { return p.Copying(0) == 0 })
 }

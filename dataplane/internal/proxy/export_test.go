@@ -34,3 +34,9 @@ func (p *Proxy) DecideAndCount(host, path, key string) func() usage.Outcome {
 		return c.kept.Outcome
 	}
 }
+
+// Copying are the bytes of answers that pass and are to be kept, n of them more.
+func (p *Proxy) Copying(n int64) int64 { return p.copies.Add(n) }
+
+// MostCopied is their bound.
+const MostCopied = copying

@@ -89,6 +89,7 @@ type Proxy struct {
 	buffers  sync.Pool
 	unbilled atomic.Int64
 	replays  atomic.Int64 // bytes of bodies kept to be sent again
+	copies   atomic.Int64 // bytes of answers that pass and are to be kept
 	stale    chan renewal // what Run is to ask anew
 }
 

@@ -107,3 +107,30 @@ func TestUpstreams_HedgesWhereTheRouteAsks(t *testing.T) {
 		t.Errorf("%d rows, want one", n)
 	}
 }
+
+// Two tries that are answered at once: whichever counts, its answer comes whole.
+func TestUpstreams_AHedgeBreaksOffNoAnswer(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) { c.HedgeAfter = time.Minute; patient(c) })
+	second := newUpstream(t, "eu-west")
+	several(w, func(a *table.API) {
+		a.Dispatch.Choice = "in-order"
+		a.Routes = []table.Route{{Name: "all", HedgeAfter: 5 * time.Millisecond, Timeout: time.Minute}, {Name: "plain", PathPrefix: "/plain"}}
+	}, w.west.up, second)
+	meet := make(chan struct{})
+	whole := make([]byte, 200<<10)
+	both := func(rw http.ResponseWriter, r *http.Request) {
+		select {
+		case meet <- struct{}{}:
+		case <-meet:
+		case <-r.Context().Done():
+		}
+		rw.Write(whole)
+	}
+	w.west.up.does(both)
+	second.does(both)
+	for i := range 100 {
+		if a := w.send("GET", "/v1/x", ""); a.err != nil || a.status != 200 || len(a.body) != len(whole) {
+			t.Fatalf("request %d: got %d, %d bytes, %v", i, a.status, len(a.body), a.err)
+		}
+	}
+}
