@@ -26,8 +26,8 @@ var (
 
 	// never are what no allowance covers: an instance's own metadata service would hand out its credentials, and an IPv4
 	// address in IPv6 clothes is judged as nothing else.
-	never = prefixes("0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "240.0.0.0/4", "100.100.100.200/32",
-		"::/96", "fe80::/10", "ff00::/8", "fd00:ec2::254/128", "fd20:ce::254/128", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
+	never = prefixes("0.0.0.0/8", "169.254.0.0/16", "192.0.0.0/24", "224.0.0.0/4", "240.0.0.0/4", "100.100.100.200/32", "168.63.129.16/32",
+		"::/96", "fe80::/10", "fec0::/10", "ff00::/8", "fd00:ec2::/32", "fd20:ce::254/128", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
 )
 
 // Loopback is this machine, for Allow.
