@@ -23,6 +23,7 @@ type Account struct {
 	offered atomic.Int64                // requests that came to the rate limit
 	wanted  atomic.Int64                // units that requests asked for
 	waiters atomic.Int64                // length of waiting, for those who do not hold mu
+	needed  atomic.Int64                // units that those who wait ask for, likewise; written with mu held
 	hot     atomic.Bool                 // on the book's list of accounts that cannot wait for the next tick
 
 	mu      sync.Mutex // covers the rest of this group

@@ -530,3 +530,28 @@ func TestTicket_LostRowsStayTaken(t *testing.T) {
 		}, b)
 	})
 }
+
+// Requests of many units are asked for as such: none waits until its units have become a rate, nor because there is nearly
+// enough.
+func TestBook_WhoWaitsForManyUnitsGetsThemAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(100_000, acme)
+		l.broken, l.generous = t.Errorf, true
+		b := newBook(t, &link{edge: "a", ledger: l, delay: 5 * time.Millisecond}, nil)
+		run(t, func(ctx context.Context) {
+			a := b.Account(acme, strict)
+			for i := range 40 {
+				began := time.Now()
+				ticket, d := a.Take(100, true, began.Unix())
+				if d == quota.Wait {
+					ticket, d = a.Park(ctx, 100, true)
+				}
+				if took := time.Since(began); d != quota.Taken || took > 20*time.Millisecond {
+					t.Errorf("request %d: got %v after %v, want its units within two exchanges", i, d, took)
+				}
+				ticket.Part(7).Spend()
+				time.Sleep(time.Duration(i) * 10 * time.Millisecond)
+			}
+		}, b)
+	})
+}

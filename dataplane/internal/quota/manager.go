@@ -270,7 +270,7 @@ func (b *Book) trade(ctx context.Context, now time.Time) {
 
 // ask lowers the local limit by what goes back, and then says so.
 func (a *Account) ask(now time.Time) Ask {
-	waiting := a.waiters.Load()
+	waiting, needed := a.waiters.Load(), a.needed.Load()
 	plan := a.plan.Load()
 	if plan != a.asPlan {
 		if a.asPlan != nil {
@@ -286,7 +286,7 @@ func (a *Account) ask(now time.Time) Ask {
 	var want int64
 	if Leases(plan) {
 		// Who was asked to give back wants no more than what waits here already.
-		if want = waiting; !a.recall && a.inUse(now) {
+		if want = needed; !a.recall && a.inUse(now) {
 			want = max(want, horizon*a.wantRate/1000, 1)
 		}
 	}
@@ -312,7 +312,7 @@ func (a *Account) ask(now time.Time) Ask {
 	switch {
 	case ended:
 		k.Want = want
-	case 2*free < want:
+	case 2*free < want, waiting > 0 && free < want: // who waits needs more than there is, however much that is
 		k.Want = want - max(0, free)
 	}
 	return k

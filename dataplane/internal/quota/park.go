@@ -76,6 +76,7 @@ func (a *Account) enter(w *waiter) (*list.Element, bool) {
 		return nil, false
 	}
 	e := a.waiting.PushBack(w)
+	a.needed.Add(w.units)
 	a.waiters.Store(int64(a.waiting.Len()))
 	a.mu.Unlock()
 	a.settle(time.Now().Unix())
@@ -90,7 +91,11 @@ func (a *Account) leave(e *list.Element) bool {
 	before := a.waiting.Len()
 	a.waiting.Remove(e)
 	a.waiters.Store(int64(a.waiting.Len()))
-	return a.waiting.Len() < before
+	if a.waiting.Len() == before {
+		return false
+	}
+	a.needed.Add(-e.Value.(*waiter).units)
+	return true
 }
 
 // settle gives those who wait their outcome, first come first served, until there is none to give.
@@ -104,6 +109,7 @@ func (a *Account) settle(unix int64) {
 			break
 		}
 		a.waiting.Remove(e)
+		a.needed.Add(-w.units)
 		w.done <- outcome{t, d}
 	}
 	a.waiters.Store(int64(a.waiting.Len()))
