@@ -96,6 +96,9 @@ type Verdict struct {
 // Admitted says whether the request goes on.
 func (v *Verdict) Admitted() bool { return v.Problem.Status == 0 && !v.Parked }
 
+// ByToken says whether a token told who asks.
+func (v *Verdict) ByToken() bool { return v.shown.token }
+
 func (v *Verdict) refuse(status int, reason, detail string) {
 	v.Problem = NewProblem(status, reason, detail)
 }

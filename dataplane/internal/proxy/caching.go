@@ -124,6 +124,9 @@ func (x *exchange) unasked() http.Header {
 // cacheKey names what may answer this request: nothing of another zone, customer or epoch.
 func (x *exchange) cacheKey(host, scope string) cache.Key {
 	class := "customer " + x.v.Customer
+	if x.v.ByToken() { // its holder is one of the customer's many, often a person, and the upstream was told which
+		class += " key " + x.v.KeyID
+	}
 	switch scope {
 	case "plan":
 		class = "plan " + x.v.Plan

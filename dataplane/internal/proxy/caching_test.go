@@ -25,6 +25,7 @@ func caching(t *testing.T, rules table.Cache, paired bool, answer http.HandlerFu
 	var p []*proxy.Proxy
 	w := newWorld(t, func(c *proxy.Config) {
 		patient(c)
+		c.Gate.Tokens = tokens{}
 		kept, err := cache.New(0)
 		if err != nil {
 			t.Fatal(err)
@@ -348,4 +349,28 @@ func TestCache_CopiesNoMoreThanItMay(t *testing.T) {
 		}
 	}
 	eventually(t, 30*time.Second, "no room taken for nothing", func() bool { return p.Copying(0) == 0 })
+}
+
+// Who shows a token is one of a customer's many, and an upstream is told which: what it says to one is not for another.
+func TestCache_HoldersOfTokensShareNothing(t *testing.T) {
+	w := caching(t, table.Cache{}, true, says("max-age=3600"))
+	rules := w.west.orders
+	w.west.orders = func(a *table.API) {
+		rules(a)
+		a.Auth = &table.Auth{Issuers: []table.Issuer{{Issuer: "https://id.test"}}}
+	}
+	for _, subject := range []string{"one", "two"} {
+		id, d := apikey.NewHasher(pepper).Bound(apikey.KindToken, apikey.TokenText("https://id.test", subject))
+		o, err := table.Encode(table.KindKey, id, table.Key{ID: id, DigestHex: hex.EncodeToString(d[:]), Customer: "acme", Subscription: "main", Plan: "gold"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.objects = append(w.objects, o)
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	for i, c := range []struct{ subject, want string }{{"one", "answer 1"}, {"two", "answer 2"}, {"one", "answer 1"}, {"two", "answer 2"}} {
+		if a := w.send("GET", "/v1/me", "", "X-Api-Key", "", "Authorization", "Bearer "+c.subject+"~"); a.status != 200 || a.body != c.want {
+			t.Errorf("request %d, of %s: got %d %s, want %s", i, c.subject, a.status, a.body, c.want)
+		}
+	}
 }
