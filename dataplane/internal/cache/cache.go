@@ -19,10 +19,11 @@ import (
 
 // Limits.
 const (
-	DefaultBytes   = 64 << 20 // of all entries
-	DefaultEntry   = 1 << 20  // of one answer's body, where the route does not say
-	maxVariants    = 16       // of one URL; the oldest goes
-	maxWaiters     = 1000     // of one flight; further requests go by themselves
+	DefaultBytes   = 64 << 20        // of all entries
+	DefaultEntry   = 1 << 20         // of one answer's body, where the route does not say
+	maxVariants    = 16              // of one URL; the oldest goes
+	maxWaiters     = 1000            // of one flight; further requests go by themselves
+	longestFlight  = 5 * time.Second // for which others wait: a client that reads slowly, or renewals in line, hold nobody up
 	uncollapsedFor = 10 * time.Second
 	maxUncollapsed = 4096
 	longest        = 24 * time.Hour // whatever an answer says; what nobody renews is gone by then
@@ -122,6 +123,7 @@ func (c *Cache) Clear() { c.entries.InvalidateAll() }
 type Flight struct {
 	c       *Cache
 	key     Key
+	began   time.Time
 	done    chan struct{}
 	once    sync.Once
 	waiting int
@@ -139,16 +141,19 @@ func (c *Cache) Join(key Key, now time.Time) (f *Flight, leads bool) {
 		delete(c.apart, key)
 	}
 	if f = c.flights[key]; f != nil {
-		if f.waiting >= maxWaiters {
+		if f.waiting >= maxWaiters || f.Left(now) <= 0 {
 			return nil, false
 		}
 		f.waiting++
 		return f, false
 	}
-	f = &Flight{c: c, key: key, done: make(chan struct{})}
+	f = &Flight{c: c, key: key, began: now, done: make(chan struct{})}
 	c.flights[key] = f
 	return f, true
 }
+
+// Left is for how long it is worth waiting.
+func (f *Flight) Left(now time.Time) time.Duration { return longestFlight - now.Sub(f.began) }
 
 // Done closes when the answer is there, or there will be none to share.
 func (f *Flight) Done() <-chan struct{} { return f.done }

@@ -267,6 +267,14 @@ func TestFlight_OneAsksAndTheOthersWait(t *testing.T) {
 		if !leads {
 			t.Error("later: want one to lead again")
 		}
+		time.Sleep(4 * time.Second)
+		if w, leads := c.Join(key, time.Now()); leads || w == nil || w.Left(time.Now()) != time.Second {
+			t.Error("four seconds later: want one to wait for a second")
+		}
+		time.Sleep(time.Second)
+		if w, leads := c.Join(key, time.Now()); leads || w != nil {
+			t.Error("five seconds later: want nobody to wait any more")
+		}
 		f.End(false, time.Now())
 		if f, leads = c.Join(key, time.Now()); !leads {
 			t.Error("the last answer was kept: want one to lead")

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -22,7 +23,6 @@ import (
 const (
 	renewers        = 8    // stale answers asked for anew at a time
 	renewalsWaiting = 1024 // beyond it an answer stays stale until the next request
-	collapseFor     = 5 * time.Second
 
 	copying = 64 << 20 // bytes of answers that pass and are to be kept, at a time; beyond it they pass alone
 )
@@ -41,13 +41,28 @@ type caching struct {
 	reason    string // why it went on to an upstream (RFC 9211)
 }
 
+// keeping is the route whose cache has to do with the request, nil if there is none: its own, or where it changes something
+// the one whose answers are kept of its URL.
+func (x *exchange) keeping() *policy.Route {
+	route := x.v.Route
+	switch x.r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+	default:
+		route, _ = x.v.API.Route(http.MethodGet, x.r.URL.Path)
+	}
+	if x.p.cfg.Cache == nil || route == nil || route.Cache == nil {
+		return nil
+	}
+	return route
+}
+
 // lookUp answers with what is kept, if it may. Else it says in x.cache what is to become of the upstream's answer.
-func (x *exchange) lookUp(host string) (answered bool) {
-	route, kept := x.v.Route.Cache, x.p.cfg.Cache
+func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
+	route, kept := of.Cache, x.p.cfg.Cache
 	c := &caching{asked: cache.Ask(x.r.Method, x.header, x.body != nil), reason: "uri-miss",
 		rules: cache.Rules{TTL: route.TTL, StaleWhileRevalidate: route.StaleWhileRevalidate, StaleIfError: route.StaleIfError, MaxBytes: route.MaxBytes}}
 	x.cache = c
-	c.key = x.cacheKey(host, route.Scope)
+	c.key = x.cacheKey(host, of)
 	switch x.r.Method {
 	case http.MethodGet, http.MethodHead:
 	default:
@@ -85,7 +100,7 @@ func (x *exchange) lookUp(host string) (answered bool) {
 		if leads || flight == nil {
 			break
 		}
-		timer := time.NewTimer(min(collapseFor, x.left(x.timeout())))
+		timer := time.NewTimer(min(flight.Left(now), x.left(x.timeout())))
 		select {
 		case <-flight.Done():
 		case <-timer.C:
@@ -122,19 +137,19 @@ func (x *exchange) unasked() http.Header {
 }
 
 // cacheKey names what may answer this request: nothing of another zone, customer or epoch.
-func (x *exchange) cacheKey(host, scope string) cache.Key {
+func (x *exchange) cacheKey(host string, of *policy.Route) cache.Key {
 	class := "customer " + x.v.Customer
 	if x.v.ByToken() { // its holder is one of the customer's many, often a person, and the upstream was told which
 		class += " key " + x.v.KeyID
 	}
-	switch scope {
+	switch of.Cache.Scope {
 	case "plan":
 		class = "plan " + x.v.Plan
 	case "all":
 		class = "all"
 	}
 	return cache.KeyOf(x.v.API.Zone, x.v.API.Name, strconv.FormatUint(x.table.Catalog().Epoch, 10), strconv.FormatUint(x.table.Zone().Epoch, 10),
-		x.v.Route.Name, strconv.FormatInt(x.v.Route.Cache.Generation, 10), class, host, x.r.URL.EscapedPath(), x.r.URL.RawQuery)
+		of.Name, strconv.FormatInt(of.Cache.Generation, 10), class, host, x.r.URL.EscapedPath(), x.r.URL.RawQuery)
 }
 
 // uncache lets others go on who wait for this request's answer, however it ended.
@@ -363,8 +378,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 
 func (p *Proxy) ask(ctx context.Context, t renewal) {
 	defer func() {
-		if r := recover(); r != nil && r != http.ErrAbortHandler { // how an answer that breaks off is passed on
-			panic(r)
+		// An answer that breaks off is passed on as http.ErrAbortHandler. Whatever else: as in a handler it is one request's
+		// end, and not the edge's.
+		if r := recover(); r != nil && r != http.ErrAbortHandler {
+			p.cfg.Logger.Error("panic asking for an answer anew", "stack", string(debug.Stack()))
 		}
 	}()
 	c := &call{relayed: true} // counted by nobody, and no outcome of a client's

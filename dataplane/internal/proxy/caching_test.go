@@ -192,6 +192,9 @@ func TestCache_StaleWhileRevalidate(t *testing.T) {
 		fmt.Fprintf(rw, "version %d", version.Load())
 	})
 	w.send("GET", "/v1/x", "")
+	for range 10 { // more than ask at a time: each is its own end alone
+		w.west.proxy.Poison()
+	}
 	version.Store(2)
 	if a := w.send("GET", "/v1/x", ""); a.body != "version 1" {
 		t.Errorf("stale, within its time: got %q, want the kept answer at once", a.body)
@@ -372,5 +375,22 @@ func TestCache_HoldersOfTokensShareNothing(t *testing.T) {
 		if a := w.send("GET", "/v1/me", "", "X-Api-Key", "", "Authorization", "Bearer "+c.subject+"~"); a.status != 200 || a.body != c.want {
 			t.Errorf("request %d, of %s: got %d %s, want %s", i, c.subject, a.status, a.body, c.want)
 		}
+	}
+}
+
+// What is kept of a URL goes when it is changed, also by way of another route.
+func TestCache_AChangeByAnotherRouteEndsWhatIsKept(t *testing.T) {
+	w := caching(t, table.Cache{}, true, says("max-age=3600"))
+	w.west.orders = func(a *table.API) {
+		a.Routes = []table.Route{{Name: "read", Methods: []string{"GET"}, Cache: &table.Cache{}}, {Name: "write", Methods: []string{"POST"}}}
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	w.send("GET", "/v1/x", "")
+	if a := w.send("GET", "/v1/x", ""); a.body != "answer 1" {
+		t.Fatalf("got %q, want what is kept", a.body)
+	}
+	w.send("POST", "/v1/x", "change")
+	if a := w.send("GET", "/v1/x", ""); a.status != 200 || a.body == "answer 1" {
+		t.Errorf("after a POST: got %d %q", a.status, a.body)
 	}
 }

@@ -38,5 +38,8 @@ func (p *Proxy) DecideAndCount(host, path, key string) func() usage.Outcome {
 // Copying are the bytes of answers that pass and are to be kept, n of them more.
 func (p *Proxy) Copying(n int64) int64 { return p.copies.Add(n) }
 
+// Poison is a renewal that panics.
+func (p *Proxy) Poison() { p.stale <- renewal{} }
+
 // MostCopied is their bound.
 const MostCopied = copying

@@ -84,9 +84,9 @@ func (x *exchange) serve(host string) {
 		return
 	}
 	// 6. An answer that is kept, where the route lets it be.
-	if p.cfg.Cache != nil && x.v.Route.Cache != nil {
+	if of := x.keeping(); of != nil {
 		defer x.uncache()
-		if x.lookUp(host) {
+		if x.lookUp(host, of) {
 			return
 		}
 	}
