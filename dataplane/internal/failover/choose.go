@@ -53,6 +53,7 @@ type Attempts struct {
 	api   *policy.API
 	route *policy.Route
 	once  bool // the request must not be sent twice: proof of life first
+	began time.Duration
 
 	targets   []*Target  // as of the last Next
 	triedHome [4]*Target // more are not tried
@@ -67,7 +68,7 @@ type Attempts struct {
 
 // Start begins the walk. once is for requests that must never be sent twice.
 func (r *Router) Start(api *policy.API, route *policy.Route, once bool) Attempts {
-	return Attempts{r: r, api: api, route: route, once: once}
+	return Attempts{r: r, api: api, route: route, once: once, began: r.monitor.now()}
 }
 
 // Next is where to try now, ok false when nowhere is left. It may wait some milliseconds for a sign of life.
@@ -84,7 +85,7 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 	for {
 		t := a.pick()
 		if t == nil && a.full {
-			t = a.await(ctx, a.targets[0].line, a.api.Dispatch.MaxWaiting, a.api.Dispatch.MaxWait)
+			t = a.await(ctx, a.targets[0].line, a.api.Dispatch.MaxWaiting, a.patience())
 			if t == nil && a.full {
 				// Too much to do is no reason to cross a border.
 				a.busy = true

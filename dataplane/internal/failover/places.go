@@ -95,12 +95,25 @@ func (l *line) quit(w *waiter) {
 	}
 }
 
-// await waits for a place at a target that the request may still try. nil with a.full: none came in time, or too many
-// wait. nil without: the targets are not well any more.
-func (a *Attempts) await(ctx context.Context, l *line, most int, wait time.Duration) *Target {
+// patience is how long to wait for a place: no longer than the route gives the whole request.
+func (a *Attempts) patience() time.Duration {
+	wait := a.api.Dispatch.MaxWait
 	if wait == 0 {
 		wait = defaultWait
 	}
+	if a.route != nil {
+		for _, most := range [...]time.Duration{a.route.Timeout, a.route.Deadline} {
+			if most > 0 {
+				wait = min(wait, most-(a.r.monitor.now()-a.began))
+			}
+		}
+	}
+	return wait
+}
+
+// await waits for a place at a target that the request may still try. nil with a.full: none came in time, or too many
+// wait. nil without: the targets are not well any more.
+func (a *Attempts) await(ctx context.Context, l *line, most int, wait time.Duration) *Target {
 	w := l.join(nil, most)
 	if w == nil {
 		return nil

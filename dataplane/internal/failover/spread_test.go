@@ -494,3 +494,18 @@ func BenchmarkRouter_Next(b *testing.B) {
 		c.Leave()
 	}
 }
+
+// A place is waited for no longer than the route gives the whole request, whatever the API says of waiting.
+func TestRouter_WaitsNoLongerThanTheRouteGives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, table.API{Targets: three[:1], Dispatch: table.Dispatch{MaxRequests: 1, MaxWaiting: 3, MaxWait: 30 * time.Second}}, nil)
+		_, c := r.next(nil)
+		defer c.Leave()
+		for _, route := range []table.Route{{Timeout: 300 * time.Millisecond, Deadline: time.Second}, {Deadline: 300 * time.Millisecond}} {
+			began := time.Now()
+			if where, _ := r.next(&policy.Route{Route: route}); where != "busy" || time.Since(began) != 300*time.Millisecond {
+				t.Errorf("%+v: got %s after %v, want busy after 300ms", route, where, time.Since(began))
+			}
+		}
+	})
+}
