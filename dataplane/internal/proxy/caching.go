@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"runtime/debug"
@@ -381,7 +382,7 @@ func (p *Proxy) ask(ctx context.Context, t renewal) {
 		// An answer that breaks off is passed on as http.ErrAbortHandler. Whatever else: as in a handler it is one request's
 		// end, and not the edge's.
 		if r := recover(); r != nil && r != http.ErrAbortHandler {
-			p.cfg.Logger.Error("panic asking for an answer anew", "stack", string(debug.Stack()))
+			slog.NewLogLogger(p.cfg.Logger.Handler(), slog.LevelError).Print("panic asking for an answer anew\n", string(debug.Stack()))
 		}
 	}()
 	c := &call{relayed: true} // counted by nobody, and no outcome of a client's
