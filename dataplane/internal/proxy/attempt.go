@@ -10,6 +10,7 @@ import (
 
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/relay"
 )
 
@@ -82,6 +83,9 @@ func (x *exchange) walk(a *failover.Attempts, given *failover.Candidate) result 
 			c.Leave()
 			last.problem = gate.NewProblem(503, gate.ReasonRetriesSpent, "Too many requests to this API are being retried; try again shortly.")
 			break
+		}
+		if !c.Home() {
+			x.leave(priority.Untold) // a place is at this region's upstreams
 		}
 		res := x.race(ctx, a, c)
 		if res.answered() || res.resp != nil && !repeatable {

@@ -13,6 +13,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/quota"
+	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
 
@@ -207,5 +208,37 @@ func TestPath_AnEdgeHasSeats(t *testing.T) {
 	}
 	if a := from(free); a.status != 200 {
 		t.Errorf("when all is over: got %d %s", a.status, a.body)
+	}
+}
+
+// Places are of this region's upstreams. What goes to another region takes none of them: else what is left of a region whose
+// upstreams died, an estimate of how they did, would be all that may leave it.
+func TestPath_WhatIsRelayedTakesNoPlace(t *testing.T) {
+	w := newWorld(t, patient)
+	w.west.orders = func(a *table.API) { a.Concurrency = &table.Concurrency{Min: 1, Max: 1} }
+	w.west.tables.Swap(w.view(w.west, true))
+	w.west.up.kill()
+	arrived, over := make(chan struct{}), make(chan struct{})
+	w.central.up.does(func(http.ResponseWriter, *http.Request) {
+		arrived <- struct{}{}
+		<-over
+	})
+	answers := make(chan answer, 5)
+	var wg sync.WaitGroup
+	for i := range cap(answers) { // each while those before it are under way
+		wg.Go(func() { answers <- w.send("POST", "/v1/x", "") })
+		select {
+		case <-arrived:
+		case a := <-answers:
+			close(over)
+			t.Fatalf("request %d: got %d by %q: %s, want it to be served elsewhere beside the others", i, a.status, a.served, a.body)
+		}
+	}
+	close(over)
+	wg.Wait()
+	for range cap(answers) {
+		if a := <-answers; a.status != 200 || a.served != "eu-central" {
+			t.Errorf("got %d by %q: %s", a.status, a.served, a.body)
+		}
 	}
 }
