@@ -56,9 +56,15 @@ type Cache struct {
 }
 
 // variants are the entries of one key, newest first. Never written to.
-type variants struct{ of []*Entry }
+type variants struct {
+	of      []*Entry
+	dropped time.Time // what was asked for before that is not kept
+}
 
 func (v *variants) weight() (n int) {
+	if !v.dropped.IsZero() {
+		n = overhead
+	}
 	for _, e := range v.of {
 		n += e.size
 	}
@@ -98,11 +104,14 @@ func (c *Cache) Get(key Key, header http.Header) *Entry {
 	return nil
 }
 
-// Put keeps an entry in the place of those that it answers for.
+// Put keeps an entry in the place of those that it answers for, unless its key was dropped since it was asked for.
 func (c *Cache) Put(key Key, e *Entry) {
 	c.entries.Compute(key, func(old *variants, found bool) (*variants, otter.ComputeOp) {
 		next := &variants{of: []*Entry{e}}
 		if found {
+			if next.dropped = old.dropped; !next.dropped.Before(e.sent) && !next.dropped.IsZero() {
+				return old, otter.CancelOp
+			}
 			for _, o := range old.of {
 				if !o.same(e) && len(next.of) < maxVariants {
 					next.of = append(next.of, o)
@@ -113,8 +122,10 @@ func (c *Cache) Put(key Key, e *Entry) {
 	})
 }
 
-// Drop forgets all entries of a key.
-func (c *Cache) Drop(key Key) { c.entries.Invalidate(key) }
+// Drop forgets all entries of a key, and those on their way: an answer that was asked for before may be of before.
+func (c *Cache) Drop(key Key, now time.Time) {
+	c.entries.Compute(key, func(*variants, bool) (*variants, otter.ComputeOp) { return &variants{dropped: now}, otter.WriteOp })
+}
 
 // Clear forgets everything.
 func (c *Cache) Clear() { c.entries.InvalidateAll() }

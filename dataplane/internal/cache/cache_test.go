@@ -151,7 +151,7 @@ func TestCache_VariesByWhatTheAnswerSays(t *testing.T) {
 	if e := c.Get(cache.KeyOf("b"), header("Accept-Language", "de")); e != nil {
 		t.Error("another key has it")
 	}
-	if c.Drop(key); c.Get(key, header("Accept-Language", "de")) != nil {
+	if c.Drop(key, t0); c.Get(key, header("Accept-Language", "de")) != nil {
 		t.Error("dropped, and still there")
 	}
 	if cache.KeyOf("ab", "c") == cache.KeyOf("a", "bc") {
@@ -210,6 +210,9 @@ func TestEntry_Validates(t *testing.T) {
 	}
 	if old.Renewed(&a, cache.Answer{Status: 304, Header: header("Cache-Control", "no-store"), Sent: later, Received: later}, cache.Rules{}) != nil {
 		t.Error("an answer that may not be kept any more is kept")
+	}
+	if old.Renewed(&a, cache.Answer{Status: 304, Header: header("Etag", `"v2"`), Sent: later, Received: later}, cache.Rules{TTL: time.Hour}) != nil {
+		t.Error("another answer's tag is put on this one")
 	}
 	for _, c := range []struct {
 		request http.Header
@@ -318,4 +321,29 @@ func FuzzEntry(f *testing.F) {
 			t.Fatalf("%q is good for ever", answer)
 		}
 	})
+}
+
+// An answer that was under way when its key was dropped is not kept: it may be of before the change.
+func TestCache_WhatWasAskedBeforeADropIsNotKept(t *testing.T) {
+	c, err := cache.New(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	key := cache.KeyOf("a")
+	asked := func(at time.Time) *cache.Entry {
+		a := cache.Ask("GET", nil, false)
+		return cache.Keeps(&a, nil, cache.Answer{Status: 200, Header: header("Cache-Control", "max-age=60"), Sent: at, Received: t0.Add(time.Minute)}, cache.Rules{}).With(nil)
+	}
+	c.Put(key, asked(t0))
+	c.Drop(key, t0.Add(time.Second))
+	for _, c1 := range []struct {
+		sent time.Duration
+		kept bool
+	}{{0, false}, {time.Second, false}, {2 * time.Second, true}, {0, true}} { // the last is not kept, and what is stays
+		c.Put(key, asked(t0.Add(c1.sent)))
+		if got := c.Get(key, nil) != nil; got != c1.kept {
+			t.Errorf("asked %v after: kept %v, want %v", c1.sent, got, c1.kept)
+		}
+	}
 }

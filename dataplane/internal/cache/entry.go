@@ -16,6 +16,7 @@ type Entry struct {
 
 	vary       []string    // canonical names
 	asked      http.Header // what the request said under them
+	sent       time.Time
 	received   time.Time
 	initialAge time.Duration
 	lifetime   time.Duration
@@ -38,7 +39,7 @@ func Keeps(a *Asked, request http.Header, ans Answer, r Rules) *Entry {
 	if !ok {
 		return nil
 	}
-	e := &Entry{Status: ans.Status, Header: ans.Header.Clone(), received: ans.Received, initialAge: initialAge(ans.Header, ans.Sent, ans.Received)}
+	e := &Entry{Status: ans.Status, Header: ans.Header.Clone(), sent: ans.Sent, received: ans.Received, initialAge: initialAge(ans.Header, ans.Sent, ans.Received)}
 	delete(e.Header, "Age")
 	e.age(d, lifetime, r)
 	e.vary = varying(ans.Header)
@@ -80,6 +81,9 @@ func (e *Entry) With(body []byte) *Entry {
 
 // Renewed is the entry after its upstream said that nothing changed (4.3.4); nil: by the new headers it may not be kept.
 func (e *Entry) Renewed(a *Asked, ans Answer, r Rules) *Entry {
+	if was, is := e.Header["Etag"], ans.Header["Etag"]; len(was) == 1 && len(is) == 1 && strings.TrimPrefix(was[0], "W/") != strings.TrimPrefix(is[0], "W/") {
+		return nil // it is of another answer than this
+	}
 	n := *e
 	n.Header = e.Header.Clone()
 	for name, values := range ans.Header {
@@ -93,7 +97,7 @@ func (e *Entry) Renewed(a *Asked, ans Answer, r Rules) *Entry {
 	if !ok || !slices.Equal(varying(n.Header), e.vary) {
 		return nil
 	}
-	n.received, n.initialAge = ans.Received, initialAge(ans.Header, ans.Sent, ans.Received)
+	n.sent, n.received, n.initialAge = ans.Sent, ans.Received, initialAge(ans.Header, ans.Sent, ans.Received)
 	n.age(d, lifetime, r)
 	return n.With(e.Body)
 }

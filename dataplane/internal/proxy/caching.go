@@ -189,7 +189,7 @@ func (x *exchange) keep(res *result) (answered bool) {
 	c.unkept = true
 	if c.changes {
 		if res.resp != nil && res.resp.StatusCode < 400 {
-			kept.Drop(c.key) // RFC 9111, 4.4
+			kept.Drop(c.key, time.Now()) // RFC 9111, 4.4
 		}
 		c.mark(res, "")
 		return false
@@ -216,7 +216,7 @@ func (x *exchange) keep(res *result) (answered bool) {
 			kept.Put(c.key, e)
 			c.unkept = false
 		} else {
-			kept.Drop(c.key)
+			kept.Drop(c.key, time.Now())
 			e = c.entry
 		}
 		x.give(e, res.region, "hit; fwd=stale; fwd-status=304")
