@@ -65,7 +65,17 @@ func (x *exchange) conceal(auth *table.Auth) {
 			}
 		}
 	}
-	if auth.KeyQuery == "" || x.r.URL.RawQuery == "" {
+	if auth.KeyQuery == "" {
+		return
+	}
+	if said := x.header["Referer"]; len(said) > 0 { // the address of the page before, which may have come with a key
+		pages := make([]string, len(said)) // the client's own are shared
+		for i, page := range said {
+			pages[i], _, _ = strings.Cut(page, "?")
+		}
+		x.header["Referer"] = pages
+	}
+	if x.r.URL.RawQuery == "" {
 		return
 	}
 	var kept []string

@@ -71,6 +71,7 @@ func TestPath_CallersAreKnown(t *testing.T) {
 		{"a key in the query", "callers.test", "/x?a=1&partner_key=" + key + "&b=2", nil, 200, "", "acme/main/callers"},
 		{"a key in the query, its name encoded", "callers.test", "/x?a=1&partner%5fkey=" + key + "&b=2", nil, 200, "", "acme/main/callers"},
 		{"the same twice", "callers.test", "/x", []string{"X-Partner-Key", key, "X-Api-Key", key}, 200, "", "acme/main/callers"},
+		{"a key in the address of the page before", "callers.test", "/x", []string{"X-Api-Key", key, "Referer", "https://callers.test/y?a=1&partner%5Fkey=" + key}, 200, "", "acme/main/callers"},
 		{"two that differ", "callers.test", "/x", []string{"X-Partner-Key", key, "X-Api-Key", w.key}, 401, gate.ReasonKeyConflict, ""},
 		{"in the query and otherwise in the header", "callers.test", "/x?partner_key=" + key, []string{"X-Api-Key", w.key}, 401, gate.ReasonKeyConflict, ""},
 		{"twice in the query", "callers.test", "/x?partner_key=" + key + "&partner_key=" + key, nil, 401, gate.ReasonKeyConflict, ""},
