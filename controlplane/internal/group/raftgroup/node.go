@@ -402,8 +402,9 @@ func (n *Node) Close() error {
 				err := n.raft.Shutdown().Error()
 				errs = append(errs, err)
 				// The log says how far it is committed some writes late; a node that stops in order says it to the end, for a
-				// backup of it. Past the watchdog, and best effort: it stops either way.
-				if err == nil && n.Err() == nil {
+				// backup of it. Past the watchdog, and best effort: it stops either way. A raft that has heard from nobody
+				// since it began knows less than the log does.
+				if was, read := n.disk.GetCommitIndex(); err == nil && read == nil && n.Err() == nil && n.raft.CommitIndex() > was {
 					_ = n.watch.disk.SetUint64(commitKey, n.raft.CommitIndex())
 				}
 			}
