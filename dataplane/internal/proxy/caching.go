@@ -385,6 +385,11 @@ func (p *Proxy) ask(ctx context.Context, t renewal) {
 			slog.NewLogLogger(p.cfg.Logger.Handler(), slog.LevelError).Print("panic asking for an answer anew\n", string(debug.Stack()))
 		}
 	}()
+	// In line for long perhaps: what the API was then may be no word of its zone's any more.
+	if api := p.cfg.Tables.Load().APIOf(t.api.Zone, t.api.Name); api != t.api {
+		t.c.flight.End(false, time.Now())
+		return
+	}
 	c := &call{relayed: true} // counted by nobody, and no outcome of a client's
 	c.begin(p, "")
 	c.table, c.v.API, c.v.Route = t.table, t.api, t.route

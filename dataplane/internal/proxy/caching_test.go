@@ -394,3 +394,43 @@ func TestCache_AChangeByAnotherRouteEndsWhatIsKept(t *testing.T) {
 		t.Errorf("after a POST: got %d %q", a.status, a.body)
 	}
 }
+
+// Renewals may be long in line: what they were to ask is not asked once the API is another.
+func TestCache_RenewsNothingOfAnAPIThatChanged(t *testing.T) {
+	var stuck atomic.Bool
+	var ninth atomic.Int64
+	release := make(chan struct{})
+	w := caching(t, table.Cache{StaleWhileRevalidate: time.Hour}, true, func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/ninth" {
+			ninth.Add(1)
+		} else if stuck.Load() {
+			<-release
+		}
+		rw.Header().Set("Cache-Control", "max-age=0")
+		rw.Header().Set("Etag", `"v"`)
+		fmt.Fprint(rw, "x")
+	})
+	var paths []string
+	for i := range 8 {
+		paths = append(paths, fmt.Sprint("/v1/", i))
+	}
+	for _, path := range append(paths, "/v1/ninth") {
+		w.send("GET", path, "")
+	}
+	stuck.Store(true)
+	for _, path := range paths {
+		w.send("GET", path, "")
+	}
+	eventually(t, 30*time.Second, "eight renewals under way", func() bool { return w.asked() == 9+8 })
+	w.send("GET", "/v1/ninth", "")
+	rules := w.west.orders
+	w.west.orders = func(a *table.API) { rules(a); a.Routes[0].Cache.Generation = 1 }
+	w.west.tables.Swap(w.view(w.west, true))
+	close(release)
+	w.send("GET", "/v1/last", "")
+	w.send("GET", "/v1/last", "")
+	eventually(t, 30*time.Second, "a renewal behind it", func() bool { return w.asked() >= 9+8+2 })
+	if n := ninth.Load(); n != 1 {
+		t.Errorf("asked %d times, want the API that was to be asked by nobody any more", n)
+	}
+}
