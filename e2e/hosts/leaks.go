@@ -19,7 +19,7 @@ type leak struct {
 const (
 	pathFile     = "dataplane/internal/proxy/path.go"
 	upstreamFile = "dataplane/internal/proxy/upstream.go"
-	gateFile     = "dataplane/internal/gate/gate.go"
+	gateFile     = "dataplane/internal/gate/caller.go"
 	controlFile  = "dataplane/control.go"
 	metricsFile  = "shared/telemetry/admin.go"
 	recordsFile  = "regions/answer/records.go"
@@ -44,8 +44,8 @@ var (
 // What a catalog entry with a customer in it looks like: written with each new key.
 func mirrored(value string) []overlay.Edit {
 	return []overlay.Edit{
-		{File: keysFile, Old: "		key := model.Key{ID: keyID, DigestHex:",
-			New: "		if _, err := s.commit(ctx, s.Catalog, group.Txn{RequestID: id + \"/mirror\", Ops: []group.Op{{Key: \"mirror/\" + keyID[:4], Value: []byte(" + value + ")}}}); err != nil {\n\t\t\treturn nil, err\n\t\t}\n\t\tkey := model.Key{ID: keyID, DigestHex:"},
+		{File: keysFile, Old: "		key := model.Key{Kind: kind, ID: keyID, DigestHex:",
+			New: "		if _, err := s.commit(ctx, s.Catalog, group.Txn{RequestID: id + \"/mirror\", Ops: []group.Op{{Key: \"mirror/\" + keyID[:4], Value: []byte(" + value + ")}}}); err != nil {\n\t\t\treturn nil, err\n\t\t}\n\t\tkey := model.Key{Kind: kind, ID: keyID, DigestHex:"},
 		{File: keysFile, Old: "	\"crypto/rand\"\n", New: "	\"crypto/rand\"\n\t\"crypto/sha256\"\n\t\"fmt\"\n"},
 		{File: keysFile, Old: "const (\n\tkeyActive", New: "var _, _ = sha256.Sum256, fmt.Sprint\n\nconst (\n\tkeyActive"},
 	}
@@ -68,12 +68,12 @@ var leaks = []leak{
 		programs: bothPrograms, abroad: true,
 		want: []string{`^counter emea_edge__us_edge: `, `^emea's request body as raw in the wire of us-east-edge-1`}},
 	{name: "upstream-of-another-region", crosses: "an edge goes to its pair's upstream without that region's edge",
-		edits: []overlay.Edit{{File: upstreamFile, Old: "				c, err := dialer.DialContext(ctx, network, addr)\n", New: `				if addr == "` + site{kind: upstream, number: 0}.at(upstreamPort) + `" {
-					if c, err := dialer.DialContext(ctx, network, "` + site{kind: upstream, number: 1}.at(upstreamPort) + `"); err == nil {
-						c.Close()
-					}
+		edits: []overlay.Edit{{File: upstreamFile, Old: "			c, err := u.cfg.Dialer.Dial(ctx, at, addr)\n", New: `			if addr == "` + site{kind: upstream, number: 0}.at(upstreamPort) + `" {
+				if c, err := (&net.Dialer{}).DialContext(ctx, "tcp", "` + site{kind: upstream, number: 1}.at(upstreamPort) + `"); err == nil {
+					c.Close()
 				}
-				c, err := dialer.DialContext(ctx, network, addr)
+			}
+			c, err := u.cfg.Dialer.Dial(ctx, at, addr)
 `}},
 		programs: edgeProgram, want: []string{`^counter eu-west_edge__eu-central_upstream: `}},
 	{name: "usage-shipped-abroad", crosses: "an edge brings usage to another zone's control node",
@@ -97,10 +97,10 @@ var leaks = []leak{
 // AllTotals`}},
 		programs: controlProgram, want: []string{`^emea's customer name as raw in .*disks/us-operator/screen`, `^emea's customer name as .* in the wire of us-\d, .* opened`}},
 	{name: "key-echoed", crosses: "the answer to a foreign key repeats it",
-		edits:    []overlay.Edit{{File: gateFile, Old: "\"The key belongs to another zone; send the request to one of the named hosts.\")", New: "\"The key \"+text+\" belongs to another zone; send the request to one of the named hosts.\")"}},
+		edits:    []overlay.Edit{{File: gateFile, Old: "\"The key belongs to another zone; send the request to one of the named hosts.\")", New: "\"The key \"+c.text+\" belongs to another zone; send the request to one of the named hosts.\")"}},
 		programs: edgeProgram, want: []string{`^emea's stray key as raw in the answer of us-`}},
 	{name: "key-logged", crosses: "an edge logs a foreign key",
-		edits:    []overlay.Edit{{File: gateFile, Old: "		// The hint is untrusted text: it picks a directory row and nothing else.\n", New: "		println(\"a key of another zone: \" + text)\n"}},
+		edits:    []overlay.Edit{{File: gateFile, Old: "		// The hint is untrusted text: it picks a directory row and nothing else.\n", New: "		println(\"a key of another zone: \" + c.text)\n"}},
 		programs: edgeProgram, want: []string{`^emea's stray key's secret as raw in .*disks/us-.*-edge-1/log`}},
 	{name: "query-in-a-metric", crosses: "a metric has the base64 of a query in its label, for whoever scrapes it",
 		edits: []overlay.Edit{
