@@ -18,7 +18,7 @@ func (e *Edge) openDNS() (err error) {
 	if err != nil {
 		return err
 	}
-	e.observe.Attach(e.servers.HTTPS)
+	e.observe.Attach(e.servers.HTTPS.Others)
 	if e.cfg.DNS.Listen == "" {
 		return nil
 	}

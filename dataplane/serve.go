@@ -11,6 +11,7 @@ import (
 
 	"bailiwick/dataplane/internal/dns"
 	"bailiwick/dataplane/internal/limit"
+	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/telemetry"
 )
 
@@ -28,7 +29,7 @@ func (e *Edge) serve(ctx context.Context) error {
 			}
 		})
 	}
-	run("HTTPS", func() error { return e.servers.HTTPS.ServeTLS(e.https, "", "") })
+	run("HTTPS", func() error { return e.servers.HTTPS.Serve(e.https) })
 	if e.http != nil {
 		run("HTTP", func() error { return e.servers.HTTP.Serve(e.http) })
 	}
@@ -45,7 +46,7 @@ func (e *Edge) serve(ctx context.Context) error {
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	var drain sync.WaitGroup
-	for _, s := range []*http.Server{e.servers.HTTPS, e.servers.HTTP} {
+	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
 		drain.Go(func() {
 			if s.Shutdown(grace) != nil {
 				s.Close()

@@ -134,7 +134,7 @@ func TestGenerated_StopsAtTheDoors(t *testing.T) {
 
 // Deterministic and pure packages read no clock, randomness or I/O; they are given all of it.
 func TestPure_ReadsNoClock(t *testing.T) {
-	pure := []string{"regions", "controlplane/internal/view", "controlplane/internal/calendar", "controlplane/internal/forecast", "dataplane/internal/gate", "shared/revision", "shared/usage", "shared/table", "controlplane/internal/attribution", "controlplane/internal/correction"}
+	pure := []string{"regions", "controlplane/internal/view", "controlplane/internal/calendar", "controlplane/internal/forecast", "dataplane/internal/gate", "dataplane/internal/http1", "shared/revision", "shared/usage", "shared/table", "controlplane/internal/attribution", "controlplane/internal/correction"}
 	forbidden := map[string][]string{"time": {"Now", "Since", "Until", "Sleep", "After", "NewTimer", "NewTicker", "Tick", "AfterFunc"}}
 	imports := []string{"os", "net", "net/http", "math/rand", "math/rand/v2", "crypto/rand"}
 	for _, p := range list(t, "./...") {

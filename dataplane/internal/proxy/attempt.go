@@ -60,34 +60,41 @@ func (r *result) leave() {
 
 // walk tries candidates until one answers. A request that can be repeated goes on to the next after any
 // failure, one that cannot only while no byte of it can have reached an upstream.
-func (x *exchange) walk(a *failover.Attempts, given *failover.Candidate) result {
+func (x *exchange) walk(a *failover.Attempts, g *given) result {
 	ctx := x.r.Context()
 	repeatable := idempotent(x.r.Method)
 	var held result // an upstream's 502, 503 or 504, shown if nobody does better
 	last := result{problem: gate.NewProblem(503, gate.ReasonNoRegion, "No region that the policy permits has a healthy upstream; try again shortly.")}
 	charge := false
 	for !x.gone() {
-		var c failover.Candidate
-		if given != nil {
-			c, given = *given, nil
-		} else {
-			var ok bool
-			if c, ok = a.Next(ctx); !ok {
-				if a.Busy() {
-					last.problem = gate.NewProblem(503, gate.ReasonBusy, "The API's upstreams have as many requests as they take; try again shortly.")
+		var res result
+		switch first := g; {
+		case first != nil && first.none:
+			g = nil
+			return x.unanswered(held, x.nowhere(a, last))
+		case first != nil:
+			g = nil
+			if first.failed != nil {
+				if res = *first.failed; res.end != nil { // the client may leave while the answer is on its way
+					end := res.end
+					context.AfterFunc(ctx, func() { end(context.Cause(ctx)) })
 				}
 				break
 			}
+			x.begun = first.begun
+			res = x.race(ctx, a, first.Candidate)
+		default:
+			c, ok := a.Next(ctx)
+			if !ok {
+				return x.unanswered(held, x.nowhere(a, last))
+			}
+			if charge && !x.budget.take(time.Since(x.p.start)) {
+				c.Leave()
+				last.problem = gate.NewProblem(503, gate.ReasonRetriesSpent, "Too many requests to this API are being retried; try again shortly.")
+				return x.unanswered(held, last)
+			}
+			res = x.race(ctx, a, c)
 		}
-		if charge && !x.budget.take(time.Since(x.p.start)) {
-			c.Leave()
-			last.problem = gate.NewProblem(503, gate.ReasonRetriesSpent, "Too many requests to this API are being retried; try again shortly.")
-			break
-		}
-		if !c.Home() {
-			x.leave(priority.Untold) // a place is at this region's upstreams
-		}
-		res := x.race(ctx, a, c)
 		if res.answered() || res.resp != nil && !repeatable {
 			held.drop(nil)
 			return res
@@ -123,9 +130,20 @@ func (x *exchange) walk(a *failover.Attempts, given *failover.Candidate) result 
 			break
 		}
 	}
-	if given != nil { // the client left before it was tried
-		given.Leave()
+	g.drop() // the client left before the walk began
+	return x.unanswered(held, last)
+}
+
+// nowhere is what there is to say when no candidate is left.
+func (x *exchange) nowhere(a *failover.Attempts, last result) result {
+	if a.Busy() {
+		last.problem = gate.NewProblem(503, gate.ReasonBusy, "The API's upstreams have as many requests as they take; try again shortly.")
 	}
+	return last
+}
+
+// unanswered is what the walk came to when no answer is better than the one that is held, if any is.
+func (x *exchange) unanswered(held, last result) result {
 	if b := x.body; b != nil {
 		switch {
 		case b.tooLarge.Load():
@@ -144,9 +162,36 @@ func (x *exchange) walk(a *failover.Attempts, given *failover.Candidate) result 
 	return last
 }
 
+// given is the first step of a walk that was taken before the exchange was made: nowhere to go, where to go, an attempt that
+// was begun there, or what it came to.
+type given struct {
+	failover.Candidate
+	none   bool
+	begun  *begun
+	failed *result
+}
+
+// drop ends a step that nobody went on from.
+func (g *given) drop() {
+	switch {
+	case g == nil:
+	case g.failed != nil:
+		g.failed.drop(nil)
+	case g.begun != nil:
+		g.begun.sent.End(failover.Tick)
+		g.begun.link.conn.Close()
+		g.Leave()
+	case !g.none:
+		g.Leave()
+	}
+}
+
 // race makes one attempt, and a second beside it when the first is silent for long and the request can be
 // repeated. The first answer wins; the other attempt is ended.
 func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Candidate) result {
+	if !c.Home() {
+		x.leave(priority.Untold) // a place is at this region's upstreams
+	}
 	near := c.Home() && x.v.Route != nil && x.v.Route.HedgeAfter > 0
 	if !idempotent(x.r.Method) || !x.body.repeatable() || !(near && a.CanHedgeHome() || a.CanHedge()) {
 		return x.try(ctx, nil, c)
@@ -165,6 +210,9 @@ func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Ca
 	second, cancelSecond := context.WithCancelCause(ctx)
 	h.ctx, h.end = second, cancel
 	h.mu.Lock()
+	if x.begun != nil { // it has been silent for so long already
+		after = 0
+	}
 	h.timer = time.AfterFunc(after, h.fire)
 	h.mu.Unlock()
 
@@ -297,6 +345,12 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		res.err = errors.New("the target is no URL")
 		return
 	}
+	if b := x.begun; b != nil {
+		x.begun = nil
+		resp, err := b.await(ctx)
+		x.heard(ctx, b.sent, resp, true, err, res)
+		return
+	}
 	u := &url.URL{Scheme: t.Base.Scheme, Host: t.Base.Host, RawQuery: x.r.URL.RawQuery, ForceQuery: x.r.URL.ForceQuery,
 		Path: t.Base.Path + x.r.URL.Path}
 	if x.r.URL.RawPath != "" || t.Base.RawPath != "" {
@@ -311,6 +365,11 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 	}
 	sent := t.Begin()
 	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req)
+	x.heard(ctx, sent, resp, maybe, err, res)
+}
+
+// heard takes what an attempt at an upstream came to.
+func (x *exchange) heard(ctx context.Context, sent failover.Sent, resp *http.Response, maybe bool, err error, res *result) {
 	switch {
 	case err == nil && resp.StatusCode == http.StatusSwitchingProtocols:
 		resp.Body.Close()

@@ -44,14 +44,14 @@ type caching struct {
 
 // keeping is the route whose cache has to do with the request, nil if there is none: its own, or where it changes something
 // the one whose answers are kept of its URL.
-func (x *exchange) keeping() *policy.Route {
-	route := x.v.Route
-	switch x.r.Method {
+func (c *call) keeping(method, path string) *policy.Route {
+	route := c.v.Route
+	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 	default:
-		route, _ = x.v.API.Route(http.MethodGet, x.r.URL.Path)
+		route, _ = c.v.API.Route(http.MethodGet, path)
 	}
-	if x.p.cfg.Cache == nil || route == nil || route.Cache == nil {
+	if c.p.cfg.Cache == nil || route == nil || route.Cache == nil {
 		return nil
 	}
 	return route

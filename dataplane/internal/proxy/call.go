@@ -37,7 +37,7 @@ type call struct {
 	table  *policy.Table
 	v      gate.Verdict
 	body   *body
-	in     int64 // bytes of a body that is not in body
+	in     int64 // bytes of a body that is not in body, and is kept elsewhere until the call is closed
 	budget *budget
 
 	served    string        // region whose upstream answered
@@ -238,6 +238,12 @@ func (c *call) append() bool {
 	return false
 }
 
+// hold says that n bytes of the request's body are kept outside of body; 0: not any more.
+func (c *call) hold(n int64) {
+	c.p.replays.Add(n - c.in)
+	c.in = n
+}
+
 // close is the last word: what has no row by now was aborted.
 func (c *call) close() {
 	if c.v.Counted && c.v.Admitted() && !c.counted {
@@ -251,4 +257,5 @@ func (c *call) close() {
 	c.v.Ticket = quota.Ticket{}
 	c.body.shut()
 	c.body.wipe(&c.p.replays)
+	c.hold(0)
 }

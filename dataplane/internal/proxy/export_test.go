@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"io"
+	"net/http"
 	"sync/atomic"
 
 	"bailiwick/dataplane/internal/gate"
@@ -43,3 +44,32 @@ func (p *Proxy) Poison() { p.stale <- renewal{} }
 
 // MostCopied is their bound.
 const MostCopied = copying
+
+// Forwarded says whether a request's header goes upstream as it is, by the rules of an exchange and by those of the common
+// road, where it takes part in that.
+func Forwarded(name string) (exchanged, common bool) {
+	canonical := http.CanonicalHeaderKey(name)
+	out := forwardable(http.Header{canonical: {"x"}})
+	is := classOf(name)
+	return len(out[canonical]) > 0 && canonical != "X-Request-Id", is != stays && is != claimed
+}
+
+// Answered says likewise of an answer's header.
+func Answered(name string) (exchanged, common bool) {
+	out := http.Header{}
+	canonical := http.CanonicalHeaderKey(name)
+	answerable(out, http.Header{canonical: {"1"}})
+	is := classOf(name)
+	return len(out[canonical]) > 0, is != stays && is != hidden || canonical == "Content-Length"
+}
+
+// Names are those of headers that some rule is about.
+func Names() (names []string) {
+	for name := range hop {
+		names = append(names, name)
+	}
+	for name := range claims {
+		names = append(names, name)
+	}
+	return names
+}

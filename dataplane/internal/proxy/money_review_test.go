@@ -69,7 +69,7 @@ func TestMoney_GivenUpAnswersLookBroken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go servers.HTTPS.ServeTLS(l, "", "")
+	go servers.HTTPS.Serve(l)
 	defer servers.HTTPS.Close()
 	u, err := net.ListenPacket("udp", l.Addr().String())
 	if err != nil {

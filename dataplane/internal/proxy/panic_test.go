@@ -62,7 +62,7 @@ func TestServers_APanicSaysNothingOfTheRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go s.HTTPS.ServeTLS(l, "", "")
+	go s.HTTPS.Serve(l)
 	go s.ServeH3(pc)
 	defer s.HTTPS.Close()
 	defer pc.Close()

@@ -25,6 +25,7 @@ type exchange struct {
 
 	written bool     // headers of the answer have left
 	cache   *caching // nil: the route keeps no answers
+	begun   *begun   // an attempt that the walk's first try takes up; nil: none
 }
 
 // ServeHTTP is the request path, in order.
@@ -69,29 +70,18 @@ func asking(r *http.Request) asked {
 
 // serve sends on what was decided, and answers.
 func (x *exchange) serve(host string) {
-	p, r := x.p, x.r
-	// 4. What goes upstream: no credentials, no claims of the client about itself.
-	x.header = forwardable(r.Header)
-	if x.v.KeyInBearer {
-		delete(x.header, "Authorization")
-	}
-	x.conceal(x.v.API.Auth)
-	x.introduce(host)
-	x.identify(x.v.API.Auth)
-	// 5. The body, within its limit.
-	if problem := x.open(p.limit(x.v.Route)); problem.Status != 0 {
-		x.refuse(problem)
+	if !x.prepare(host) {
 		return
 	}
 	// 6. An answer that is kept, where the route lets it be.
-	if of := x.keeping(); of != nil {
+	if of := x.keeping(x.r.Method, x.r.URL.Path); of != nil {
 		defer x.uncache()
 		if x.lookUp(host, of) {
 			return
 		}
 	}
 	// 7. Home upstream or relay; every attempt asks for permission anew.
-	a, problem := x.start(r.Context(), r.Method)
+	a, problem := x.start(x.r.Context(), x.r.Method)
 	if problem.Status != 0 {
 		x.refuse(problem)
 		return
@@ -99,10 +89,28 @@ func (x *exchange) serve(host string) {
 	x.answer(&a, nil)
 }
 
-// answer walks over the candidates and delivers what comes of it. given is the first of them, if there is one already.
-func (x *exchange) answer(a *failover.Attempts, given *failover.Candidate) {
+// prepare makes what is sent on. false: the request was refused.
+func (x *exchange) prepare(host string) bool {
+	// 4. What goes upstream: no credentials, no claims of the client about itself.
+	x.header = forwardable(x.r.Header)
+	if x.v.KeyInBearer {
+		delete(x.header, "Authorization")
+	}
+	x.conceal(x.v.API.Auth)
+	x.introduce(host)
+	x.identify(x.v.API.Auth)
+	// 5. The body, within its limit.
+	if problem := x.open(x.p.limit(x.v.Route)); problem.Status != 0 {
+		x.refuse(problem)
+		return false
+	}
+	return true
+}
+
+// answer walks over the candidates and delivers what comes of it. g is the first step, if it was taken already.
+func (x *exchange) answer(a *failover.Attempts, g *given) {
 	asked := time.Now()
-	res := x.walk(a, given)
+	res := x.walk(a, g)
 	x.waited += time.Since(asked)
 	x.leave(x.ended(&res))
 	// 8. Count, then answer.

@@ -153,7 +153,7 @@ func TestQuota_ProtocolsShareIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go servers.HTTPS.ServeTLS(l, "", "")
+	go servers.HTTPS.Serve(l)
 	go servers.ServeH3(pc)
 	defer servers.HTTPS.Close()
 	defer pc.Close()

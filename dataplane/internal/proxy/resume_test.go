@@ -176,7 +176,7 @@ func TestServers_TakeNoEarlyDataOverTCP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go d.servers.HTTPS.ServeTLS(l, "", "")
+	go d.servers.HTTPS.Serve(l)
 	defer d.servers.HTTPS.Close()
 	var cache tickets
 	dial := func(change bool) error {

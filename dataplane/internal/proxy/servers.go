@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -36,8 +37,8 @@ type ServersConfig struct {
 
 // Servers are the three doors of an edge: one handler, so one decision.
 type Servers struct {
-	HTTPS *http.Server  // HTTP/1.1 and HTTP/2: ServeTLS(l, "", "")
-	HTTP  *http.Server  // cleartext HTTP/1.1: Serve(l)
+	HTTPS *Door         // HTTP/1.1 and HTTP/2
+	HTTP  *Door         // cleartext HTTP/1.1
 	H3    *http3.Server // ServeH3
 
 	resetKey *quic.StatelessResetKey
@@ -72,25 +73,24 @@ func NewServers(cfg ServersConfig) Servers {
 		cfg.MaxHeaderBytes = 64 << 10
 	}
 	errorLog := log.New(withheld{cfg.Logger.Handler()}, "", 0)
-	server := func() *http.Server {
-		return &http.Server{
-			Handler: cfg.Handler, MaxHeaderBytes: cfg.MaxHeaderBytes, ErrorLog: errorLog,
-			ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 90 * time.Second,
-			HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 30 * time.Second},
-		}
+	fast, _ := cfg.Handler.(*Proxy)
+	door := func() *Door {
+		return &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
 	}
 	if cfg.UnprovenASecond <= 0 {
 		cfg.UnprovenASecond = 200
 	}
-	s := Servers{HTTPS: server(), HTTP: server(), unproven: cfg.UnprovenASecond}
+	s := Servers{HTTPS: door(), HTTP: door(), unproven: cfg.UnprovenASecond}
 	tcp := cfg.TLS.Clone()
 	tcp.NextProtos = append([]string{"h2", "http/1.1"}, tcp.NextProtos...) // whatever an ACME solver added stays
-	s.HTTPS.TLSConfig = tcp
-	var both, one http.Protocols
-	both.SetHTTP1(true)
-	both.SetHTTP2(true)
-	one.SetHTTP1(true)
-	s.HTTPS.Protocols, s.HTTP.Protocols = &both, &one
+	var h2 http.Protocols
+	h2.SetHTTP2(true)
+	s.HTTPS.handed = newHanded()
+	s.HTTPS.Others = &http.Server{
+		Handler: cfg.Handler, MaxHeaderBytes: cfg.MaxHeaderBytes, ErrorLog: errorLog, TLSConfig: tcp, Protocols: &h2,
+		ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 30 * time.Second},
+	}
 	udp := cfg.TLS.Clone()
 	udp.MinVersion = tls.VersionTLS13
 	if refuse := cfg.NoH3; refuse != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,7 @@ type Upstreams struct {
 type pool struct {
 	traffic *http.Transport
 	probes  *http.Client // connections of its own: a probe must not queue behind traffic
+	origin  *origin      // connections of common requests; only to cleartext places
 }
 
 // NewUpstreams makes one.
@@ -62,7 +64,7 @@ func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
 		p = &pool{traffic: u.transport(at, cfg, u.cfg.MaxIdle), probes: &http.Client{
 			Transport:     u.transport(at, cfg, 2),
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}}
+		}, origin: &origin{max: u.cfg.MaxIdle, dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.Dial(ctx, at, hostPort(at.Base)) }}}
 		u.pools[at] = p
 	}
 	return p, nil
@@ -109,6 +111,16 @@ func (u *Upstreams) CloseIdle() {
 func (p *pool) close() {
 	p.traffic.CloseIdleConnections()
 	p.probes.CloseIdleConnections()
+	p.origin.closeIdle()
+}
+
+// hostPort is where a cleartext base URL leads.
+func hostPort(base string) string {
+	host := strings.TrimPrefix(base, "http://")
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		return net.JoinHostPort(strings.Trim(host, "[]"), "80")
+	}
+	return host
 }
 
 // Probe implements failover.Prober.

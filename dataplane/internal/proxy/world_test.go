@@ -4,13 +4,13 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -259,7 +259,7 @@ type region struct {
 	client   *relay.Client
 	meter    *meter
 	evidence *evidence
-	server   *httptest.Server
+	server   *front
 	addr     string
 	plan     func(*table.Plan)
 	orders   func(*table.API) // what is said of the API here besides the usual
@@ -442,7 +442,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			wg.Go(func() { grants.Run(ctx) })
 			wg.Go(func() { r.client.Run(ctx) })
 			wg.Go(func() { srv.Serve(ctx, l) })
-			r.server = httptest.NewServer(r.proxy)
+			r.server = newFront(t, r.proxy)
 			t.Cleanup(r.server.Close)
 			t.Cleanup(ups.CloseIdle)
 			eventually(t, 5*time.Second, "a grant", func() bool { return len(grants.Held()) > 0 })
@@ -455,6 +455,34 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 	startWest(lw)
 	startCentral(lc)
 	return w
+}
+
+// front is the cleartext door of an edge, and a client of it.
+type front struct {
+	URL      string
+	Listener net.Listener
+	door     *proxy.Door
+	client   *http.Client
+	ended    chan error
+}
+
+func newFront(t testing.TB, p *proxy.Proxy) *front {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &front{URL: "http://" + l.Addr().String(), Listener: l, client: &http.Client{Transport: &http.Transport{}}, ended: make(chan error, 1),
+		door: proxy.NewServers(proxy.ServersConfig{Handler: p, TLS: &tls.Config{}, Logger: slog.New(slog.DiscardHandler)}).HTTP}
+	go func() { f.ended <- f.door.Serve(l) }()
+	return f
+}
+
+func (f *front) Client() *http.Client { return f.client }
+
+func (f *front) Close() {
+	f.client.CloseIdleConnections()
+	f.door.Close()
+	<-f.ended
 }
 
 func eventually(t testing.TB, within time.Duration, what string, ok func() bool) {

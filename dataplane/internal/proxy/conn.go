@@ -1,0 +1,300 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/http1"
+)
+
+// Limits of a client's connection over HTTP/1.1.
+const (
+	idleTimeout   = 90 * time.Second       // between requests
+	headTimeout   = 10 * time.Second       // from a head's first byte to its last, and for a handshake
+	lingerTimeout = 500 * time.Millisecond // for what a client still sends behind an answer that ends the connection
+	lingerBytes   = 256 << 10
+	connBuffer    = 4 << 10 // it grows to what a head may have
+)
+
+// conn is a client's connection.
+type conn struct {
+	door   *Door
+	raw    net.Conn // TCP
+	rwc    net.Conn // the same, or TLS over it
+	state  *tls.ConnectionState
+	sni    string
+	remote string // host:port of the client
+	client string // the same without the port
+
+	buf    []byte // what arrived and was not taken yet is in buf[r:w]
+	r, w   int
+	req    http1.Request
+	until  time.Time // the deadline of reads that is set; zero: none is known to be
+	wuntil time.Time // likewise of writes
+	phase  atomic.Int32
+	active *call // of a common request that is under way
+	ahead  watch
+}
+
+// Phases of a connection: one that waits for a request may be closed by whoever shuts the door, one that has it not.
+const (
+	waiting = iota
+	serving
+	closed
+)
+
+// serve is the life of a connection.
+func (c *conn) serve() {
+	given := false
+	defer func() {
+		if p := recover(); p != nil {
+			c.panicked(p)
+		}
+		if x := c.active; x != nil { // no request with a valid key without a row
+			c.active = nil
+			x.close()
+		}
+		if !given {
+			c.rwc.Close()
+		}
+		c.door.forget(c)
+	}()
+	if c.door.Others != nil {
+		done := false
+		if given, done = c.handshake(); done {
+			return
+		}
+	}
+	c.buf = make([]byte, connBuffer)
+	for c.head() {
+		if !c.phase.CompareAndSwap(waiting, serving) {
+			return
+		}
+		if !c.one() || c.door.shut.Load() {
+			c.linger()
+			return
+		}
+		c.phase.Store(waiting)
+	}
+}
+
+// panicked tells where in the code, and nothing of the request.
+func (c *conn) panicked(p any) {
+	if p != http.ErrAbortHandler {
+		c.door.log.Printf("http: panic serving %s\ngoroutine %s", "a request", debug.Stack())
+	}
+}
+
+// handshake sets TLS up. What then speaks HTTP/2 goes on elsewhere, and what speaks neither ends.
+func (c *conn) handshake() (given, done bool) {
+	t := tls.Server(c.raw, c.door.Others.TLSConfig)
+	c.rwc = t
+	c.raw.SetDeadline(time.Now().Add(headTimeout))
+	if err := t.Handshake(); err != nil {
+		if re, ok := errors.AsType[tls.RecordHeaderError](err); ok && re.Conn != nil && looksLikeHTTP(re.RecordHeader) {
+			io.WriteString(re.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
+			re.Conn.Close()
+		}
+		return false, true
+	}
+	c.raw.SetDeadline(time.Time{})
+	state := t.ConnectionState()
+	switch state.NegotiatedProtocol {
+	case "", "http/1.1":
+	case "h2":
+		return c.door.handed.give(t), true
+	default:
+		return c.door.Others.TLSNextProto[state.NegotiatedProtocol] != nil && c.door.handed.give(t), true
+	}
+	c.state, c.sni = &state, state.ServerName
+	return false, false
+}
+
+func looksLikeHTTP(h [5]byte) bool {
+	switch string(h[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "OPTIO":
+		return true
+	}
+	return false
+}
+
+// patience makes reads end at about so long from now: exactly, if exact, else up to a third later than they could. A deadline
+// is set anew only when it has to be.
+func (c *conn) patience(d time.Duration) {
+	now := time.Now()
+	if left := c.until.Sub(now); left > d*2/3 && left <= d {
+		return
+	}
+	c.until = now.Add(d)
+	c.rwc.SetReadDeadline(c.until)
+}
+
+// fill reads more, making room before. What is in buf[r:w] may move.
+func (c *conn) fill(most int) error {
+	if c.r > 0 {
+		copy(c.buf, c.buf[c.r:c.w])
+		c.r, c.w = 0, c.w-c.r
+	}
+	if c.w == len(c.buf) {
+		if c.w >= most {
+			return http1.ErrTooLarge
+		}
+		c.buf = append(c.buf, make([]byte, min(len(c.buf), most-len(c.buf)))...)
+	}
+	return c.read()
+}
+
+// read reads more behind what is there.
+func (c *conn) read() error {
+	n, err := c.rwc.Read(c.buf[c.w:])
+	c.w += n
+	if n > 0 {
+		return nil
+	}
+	if err == nil {
+		err = io.ErrNoProgress
+	}
+	return err
+}
+
+// within reads more of a small body for which there is room behind the head, within d.
+func (c *conn) within(d time.Duration) bool {
+	c.patience(d)
+	return c.w < len(c.buf) && c.read() == nil
+}
+
+// head waits for the head of a request and reads it. false: there is none; what a client should know it was told.
+func (c *conn) head() bool {
+	if c.r == c.w {
+		c.r, c.w = 0, 0
+		if len(c.buf) > connBuffer {
+			c.buf = make([]byte, connBuffer)
+		}
+		c.patience(idleTimeout)
+		if c.fill(c.door.maxHeader) != nil {
+			return false
+		}
+	}
+	seen, begun := 0, false
+	for {
+		have := c.buf[c.r:c.w]
+		end, err := http1.Scan(have, seen)
+		if err == nil && end > 0 {
+			if err = c.req.Parse(view(have[:end])); err == nil {
+				c.r += end
+				return true
+			}
+		}
+		if err != nil {
+			c.malformed(err)
+			return false
+		}
+		seen = len(have)
+		if !begun { // a head that trickles must not hold a connection for ever
+			begun = true
+			c.until = time.Now().Add(headTimeout)
+			c.rwc.SetReadDeadline(c.until)
+		}
+		if err := c.fill(c.door.maxHeader); err != nil {
+			if errors.Is(err, http1.ErrTooLarge) {
+				c.malformed(err)
+			} else if isTimeout(err) {
+				c.plain(http.StatusRequestTimeout, "The request's head did not come in time.")
+			}
+			return false
+		}
+	}
+}
+
+// malformed answers what could not be read, and so belongs to nobody, with a bare status.
+func (c *conn) malformed(err error) {
+	status := http.StatusBadRequest
+	switch {
+	case errors.Is(err, http1.ErrTooLarge), errors.Is(err, http1.ErrFields):
+		status = http.StatusRequestHeaderFieldsTooLarge
+	case errors.Is(err, http1.ErrVersion):
+		status = http.StatusHTTPVersionNotSupported
+	case errors.Is(err, http1.ErrCoding):
+		status = http.StatusNotImplemented
+	}
+	c.plain(status, err.Error())
+	c.linger()
+}
+
+func (c *conn) plain(status int, text string) {
+	c.send(fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s\n", status, http.StatusText(status), len(text)+1, text))
+}
+
+// one serves the request whose head was read. false: the connection ends.
+func (c *conn) one() bool {
+	if c.door.fast != nil {
+		k := c.door.works.Get().(*work)
+		if c.common(k) {
+			keep := c.serveCommon(k)
+			k.done()
+			c.door.works.Put(k)
+			return keep
+		}
+		k.done()
+		c.door.works.Put(k)
+	}
+	if c.req.Expects {
+		c.plain(http.StatusExpectationFailed, "The expectation cannot be met.")
+		return false
+	}
+	return c.slow(c.door.Handler.ServeHTTP)
+}
+
+// exchange serves a common request as one that is not.
+func (c *conn) exchange(k *work, do func(e *exchange)) bool {
+	k.ask.Host = strings.Clone(k.ask.Host)
+	return c.slow(func(w http.ResponseWriter, r *http.Request) {
+		e := &exchange{call: &k.call, w: w, r: r}
+		e.sign()
+		c.active = nil
+		defer e.close()
+		do(e)
+	})
+}
+
+// finish is the end of a common request.
+func (c *conn) finish() {
+	x := c.active
+	c.active = nil
+	x.close()
+}
+
+// send writes all of b; a client that takes nothing for long is given up.
+func (c *conn) send(b []byte) bool {
+	now := time.Now()
+	if left := c.wuntil.Sub(now); left < sendTimeout*2/3 || left > sendTimeout {
+		c.wuntil = now.Add(sendTimeout)
+		c.rwc.SetWriteDeadline(c.wuntil)
+	}
+	_, err := c.rwc.Write(b)
+	return err == nil
+}
+
+const sendTimeout = 30 * time.Second // for what fits into one write
+
+// linger takes what a client still sends behind the answer that ended the connection: closing at once would make the
+// client's system throw the answer away.
+func (c *conn) linger() {
+	type half interface{ CloseWrite() error }
+	if h, ok := c.rwc.(half); !ok || h.CloseWrite() != nil {
+		return
+	}
+	c.rwc.SetReadDeadline(time.Now().Add(lingerTimeout))
+	io.Copy(io.Discard, io.LimitReader(c.rwc, lingerBytes))
+}
+
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }

@@ -1,0 +1,176 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Door takes connections that speak HTTP/1.1, over TLS perhaps, and hands those that speak HTTP/2 on. A goroutine serves one
+// connection; it returns when that ends. Serve may be called once.
+type Door struct {
+	Handler http.Handler // of what is not common; set it before Serve
+	// Others takes connections whose handshake agreed on another protocol than HTTP/1.1: HTTP/2, and what its TLSNextProto has.
+	// Its TLSConfig is the door's; nil: there is no TLS.
+	Others *http.Server
+
+	fast      *Proxy // of what is; nil: nothing is
+	handed    *handed
+	log       *log.Logger
+	maxHeader int
+	works     sync.Pool
+
+	shut atomic.Bool
+	wg   sync.WaitGroup
+
+	mu       sync.Mutex // covers the rest
+	listener net.Listener
+	conns    map[*conn]struct{}
+}
+
+// Serve takes connections from l until the door is shut.
+func (d *Door) Serve(l net.Listener) error {
+	d.mu.Lock()
+	d.listener = l
+	d.mu.Unlock()
+	var err error
+	if d.Others != nil {
+		d.wg.Go(func() { d.Others.Serve(d.handed) })
+	}
+	for wait := time.Duration(0); ; {
+		var raw net.Conn
+		if raw, err = l.Accept(); err == nil {
+			wait = 0
+			d.take(raw)
+			continue
+		}
+		if d.shut.Load() {
+			err = http.ErrServerClosed
+			break
+		}
+		var ne net.Error
+		if !errors.As(err, &ne) || !ne.Timeout() && !isExhausted(err) {
+			break
+		}
+		wait = min(max(5*time.Millisecond, 2*wait), time.Second) // no descriptors, mostly: they come back
+		time.Sleep(wait)
+	}
+	return err
+}
+
+func (d *Door) take(raw net.Conn) {
+	remote := raw.RemoteAddr().String()
+	c := &conn{door: d, raw: raw, rwc: raw, remote: remote, client: addressOf(remote)}
+	d.mu.Lock()
+	if d.shut.Load() {
+		d.mu.Unlock()
+		raw.Close()
+		return
+	}
+	d.conns[c] = struct{}{}
+	d.wg.Go(c.serve)
+	d.mu.Unlock()
+}
+
+func (d *Door) forget(c *conn) {
+	d.mu.Lock()
+	delete(d.conns, c)
+	d.mu.Unlock()
+}
+
+// Shutdown takes no more connections and no more requests, and waits for those under way until ctx ends.
+func (d *Door) Shutdown(ctx context.Context) error {
+	d.close()
+	var err error
+	if d.Others != nil {
+		err = d.Others.Shutdown(ctx)
+	}
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		d.mu.Lock()
+		for c := range d.conns {
+			if c.phase.CompareAndSwap(waiting, closed) {
+				c.raw.Close()
+			}
+		}
+		left := len(d.conns)
+		d.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+	d.wg.Wait()
+	return err
+}
+
+func (d *Door) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shut.Store(true)
+	if d.listener != nil {
+		d.listener.Close()
+	}
+}
+
+// Close ends everything at once.
+func (d *Door) Close() error {
+	d.close()
+	if d.Others != nil {
+		d.Others.Close()
+	}
+	d.mu.Lock()
+	for c := range d.conns {
+		c.raw.Close()
+	}
+	d.mu.Unlock()
+	return nil
+}
+
+// handed is a listener of connections that somebody else accepted.
+type handed struct {
+	ch   chan net.Conn
+	over chan struct{}
+	once sync.Once
+}
+
+func newHanded() *handed { return &handed{ch: make(chan net.Conn), over: make(chan struct{})} }
+
+func (h *handed) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.ch:
+		return c, nil
+	case <-h.over:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handed) Close() error {
+	h.once.Do(func() { close(h.over) })
+	return nil
+}
+
+func (h *handed) Addr() net.Addr { return &net.TCPAddr{} }
+
+// give hands a connection over; false: nobody takes it any more.
+func (h *handed) give(c net.Conn) bool {
+	select {
+	case h.ch <- c:
+		return true
+	case <-h.over:
+		return false
+	}
+}
+
+func isExhausted(err error) bool {
+	return strings.Contains(err.Error(), "too many open files")
+}

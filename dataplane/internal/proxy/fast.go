@@ -1,0 +1,391 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/http1"
+	"bailiwick/dataplane/internal/relay"
+	"bailiwick/shared/usage"
+)
+
+// Common requests over HTTP/1.1 are those that most are: a plain path, a body that has come whole with the head or none, no
+// upgrade and no expectation. They are read in place, asked of a healthy upstream of this region on a connection of this
+// edge's own, and answered with one write, without memory of their own. Whatever leaves that road, before a decision or after
+// the attempt was begun, goes on as an exchange: there is nothing that only this road decides.
+
+const (
+	smallAnswer = 16 << 10    // bytes of an answer's body that are read before it is passed on; longer ones are streamed
+	openTimeout = time.Second // to connect, where nobody else could be asked meanwhile
+	workBuffer  = 4 << 10     // of what is sent; it grows to what is needed
+)
+
+// work is what one common request needs while it is under way.
+type work struct {
+	call call
+	ask  asked
+	out  []byte
+	auth [2]string // values of Authorization; a third would be refused too
+	keys [2]string
+	a    failover.Attempts
+}
+
+func newWork() any { return &work{out: make([]byte, 0, workBuffer)} }
+
+// done forgets the request: the buffers hold a customer's bytes.
+func (k *work) done() {
+	k.call.reset()
+	k.ask, k.auth, k.keys, k.a = asked{}, [2]string{}, [2]string{}, failover.Attempts{}
+	if cap(k.out) > 2*(smallAnswer+workBuffer) {
+		k.out = make([]byte, 0, workBuffer)
+	}
+	k.out = k.out[:0]
+}
+
+// common says whether the request may take this road, and reads what it asks.
+func (c *conn) common(k *work) bool {
+	r := &c.req
+	if !r.Plain || r.Minor == 0 || r.Continue || r.Expects || r.Upgrade || r.Options || r.Aliases || r.Length < 0 ||
+		r.Length > int64(len(c.buf)-c.r) || strings.HasPrefix(r.Path, "/.well-known/") {
+		return false
+	}
+	nAuth, nKeys := 0, 0
+	for i := range r.Fields {
+		f := &r.Fields[i]
+		switch {
+		case f.Kind == http1.Other && strings.EqualFold(f.Name, "Authorization"):
+			if nAuth == len(k.auth) {
+				return false
+			}
+			k.auth[nAuth] = f.Value
+			nAuth++
+		case f.Kind == http1.Other && strings.EqualFold(f.Name, "X-Api-Key"):
+			if nKeys == len(k.keys) {
+				return false
+			}
+			k.keys[nKeys] = f.Value
+			nKeys++
+		case f.Kind == http1.Other && len(f.Name) == 3 && strings.EqualFold(f.Name, "Via"):
+			return false
+		}
+	}
+	host := canonicalHost(r.Authority)
+	if api := c.door.fast.cfg.Tables.Load().API(host); api != nil && api.Auth != nil { // its callers may show themselves in other ways
+		return false
+	}
+	k.ask = asked{Request: gate.Request{Host: host, Method: r.Method, Path: r.Path, Authorization: k.auth[:nAuth], APIKey: k.keys[:nKeys], Remote: c.remote}, sni: c.sni}
+	return true
+}
+
+// serveCommon serves one of them. false: the connection ends.
+func (c *conn) serveCommon(k *work) bool {
+	p := c.door.fast
+	x := &k.call
+	x.begin(p, c.client)
+	c.active = x // until it is closed, a panic closes it
+	if problem := x.decide(context.Background(), &k.ask); problem.Status != 0 {
+		return c.exchange(k, func(e *exchange) { e.refuse(problem) })
+	}
+	if r := x.v.Route; c.req.Length > p.limit(r) || x.v.API.Auth != nil || x.v.API.Concurrency != nil ||
+		r != nil && (r.Deadline > 0 || r.MaxResponseBytes > 0 || r.HedgeAfter > 0 || r.Units != nil) || x.keeping(c.req.Method, c.req.Path) != nil {
+		return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
+	}
+	for int64(c.w-c.r) < c.req.Length { // the rest of a small body
+		if !c.within(x.timeout()) {
+			return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
+		}
+	}
+	x.hold(c.req.Length)
+	var problem gate.Problem
+	if k.a, problem = x.start(context.Background(), c.req.Method); problem.Status != 0 {
+		x.hold(0)
+		return c.exchange(k, func(e *exchange) { e.refuse(problem) })
+	}
+	candidate, ok := k.a.Next(context.Background())
+	if !ok || !candidate.Home() || candidate.Target.Base == nil || candidate.Target.Base.Scheme != "http" || candidate.Target.Base.RawPath != "" {
+		x.hold(0)
+		return c.resume(k, &given{Candidate: candidate, none: !ok})
+	}
+	return c.attempt(k, candidate)
+}
+
+// resume goes on as an exchange with the walk that was begun.
+func (c *conn) resume(k *work, g *given) bool {
+	return c.exchange(k, func(e *exchange) {
+		if e.prepare(k.ask.Host) {
+			e.answer(&k.a, g)
+		} else {
+			g.drop()
+		}
+	})
+}
+
+// attempt makes one at an upstream of this region, and answers if it gives a small answer soon.
+func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
+	x, t, method := &k.call, candidate.Target, c.req.Method
+	repeatable := idempotent(method)
+	pool, err := x.p.cfg.Upstreams.pool(t.At)
+	if err != nil {
+		x.hold(0)
+		return c.resume(k, &given{Candidate: candidate}) // where it will be said
+	}
+	o := pool.origin
+	patience := x.p.cfg.HedgeAfter
+	hedged := repeatable && k.a.CanHedge()
+	if hedged {
+		patience = t.StallAfter(patience)
+	}
+	patience = min(patience, x.timeout())
+	k.out = c.request(k, t.Base.Host, t.Base.Path)
+	sent := t.Begin()
+	asked := time.Now()
+	l := o.get()
+	if l != nil && !repeatable && !l.alive() {
+		l.conn.Close()
+		l = nil
+	}
+	for {
+		if l == nil {
+			limit := patience
+			if !hedged {
+				limit = openTimeout
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), limit)
+			var err error
+			l, err = o.open(ctx)
+			cancel()
+			if err != nil {
+				x.hold(0)
+				if hedged && ctx.Err() != nil { // it is only slow so far: the exchange tries it again, and another beside it
+					sent.End(failover.Tick)
+					return c.resume(k, &given{Candidate: candidate})
+				}
+				sent.End(failover.Failed)
+				candidate.Leave()
+				x.tries.Add(1)
+				x.waited += time.Since(asked)
+				return c.resume(k, &given{Candidate: candidate, failed: &result{err: err}})
+			}
+		}
+		l.patience(asked, patience)
+		_, err := l.conn.Write(k.out)
+		written := err == nil
+		if written {
+			if err = l.head(method); err == nil {
+				break
+			}
+		}
+		if written && isTimeout(err) {
+			x.hold(0)
+			return c.resume(k, &given{Candidate: candidate, begun: &begun{l, sent, strings.Clone(method)}})
+		}
+		quick := l.asked && l.r == l.w // it was closed while it was idle: nobody acted on it
+		l.conn.Close()
+		if quick && repeatable {
+			l = nil
+			continue
+		}
+		sent.End(failover.Failed)
+		candidate.Leave()
+		x.hold(0)
+		x.tries.Add(1)
+		x.waited += time.Since(asked)
+		return c.resume(k, &given{Candidate: candidate, failed: &result{err: err, sent: true}})
+	}
+	now := time.Now()
+	x.waited += now.Sub(asked)
+	x.tries.Add(1)
+	a := &l.answer
+	switch a.Status {
+	case http.StatusSwitchingProtocols:
+		l.conn.Close()
+		sent.End(failover.Answered)
+		candidate.Leave()
+		x.hold(0)
+		return c.resume(k, &given{Candidate: candidate, failed: &result{err: errSwitched, sent: true}})
+	case 502, 503, 504:
+		sent.End(failover.Unavailable)
+	default:
+		if a.Status >= 500 {
+			sent.End(failover.Erred)
+		} else {
+			sent.End(failover.Answered)
+		}
+	}
+	// Another road for what may have a better answer elsewhere, for what is a stream or long, and for odd heads.
+	if a.Status >= 502 && a.Status <= 504 || a.Length < 0 || a.Length > smallAnswer || a.Options {
+		ctx, cancel := context.WithCancelCause(context.Background())
+		l.endless()
+		stop := context.AfterFunc(ctx, func() { l.conn.SetDeadline(time.Unix(1, 0)) })
+		res := &result{resp: l.response(ctx, stop), region: x.p.cfg.Region, end: cancel, place: candidate}
+		res.watch = time.AfterFunc(x.timeout(), func() { cancel(errLate) })
+		x.hold(0)
+		return c.resume(k, &given{Candidate: candidate, failed: res})
+	}
+	keep := c.pass(k, l)
+	candidate.Leave()
+	return keep
+}
+
+// pass answers with a small answer of an upstream: the row first, then one write.
+func (c *conn) pass(k *work, l *link) bool {
+	x, a := &k.call, &l.answer
+	x.served, x.status = x.p.cfg.Region, a.Status
+	last := c.req.Close || c.door.shut.Load()
+	k.out = c.headOf(k, a, last)
+	n := int(a.Length)
+	have := min(n, l.w-l.r)
+	k.out = append(k.out, l.buf[l.r:l.r+have]...)
+	l.r += have
+	if have < n { // the rest is on its way: behind the head, in place
+		l.patience(time.Now(), x.timeout())
+		at := len(k.out)
+		k.out = append(k.out, make([]byte, n-have)...)
+		if _, err := io.ReadFull(l.conn, k.out[at:]); err != nil { // half an answer is none: nothing of it has left
+			x.broken = true
+			l.conn.Close()
+			x.count(usage.OutcomeAborted)
+			c.finish()
+			return false
+		}
+	}
+	x.out = int64(n)
+	if !x.count(usage.OutcomeOf(a.Status)) {
+		l.o.put(l, x.began)
+		return c.exchange(k, func(e *exchange) { e.uncounted(e.w.Header()) })
+	}
+	l.o.put(l, x.lastRow)
+	n = int(c.req.Length)
+	clear(c.buf[c.r : c.r+n]) // nobody will send it again
+	c.r += n
+	c.finish()
+	return c.send(k.out) && !last
+}
+
+// request is the request to send on, with its body.
+func (c *conn) request(k *work, host, base string) []byte {
+	r, x := &c.req, &k.call
+	b := k.out[:0]
+	b = append(b, r.Method...)
+	b = append(b, ' ')
+	b = append(b, base...)
+	b = append(b, r.Path...)
+	if r.HasQuery {
+		b = append(b, '?')
+		b = append(b, r.Query...)
+	}
+	b = append(b, " HTTP/1.1\r\nHost: "...)
+	b = append(b, host...)
+	for i := range r.Fields {
+		f := &r.Fields[i]
+		switch classOf(f.Name) {
+		case stays, claimed:
+			continue
+		case credential:
+			if x.v.KeyInBearer || len(k.ask.Authorization) != 1 {
+				continue
+			}
+		}
+		b = field(b, f.Name, f.Value)
+	}
+	b = field(b, "X-Forwarded-For", c.client)
+	if c.state != nil {
+		b = append(b, "\r\nX-Forwarded-Proto: https"...)
+	} else {
+		b = append(b, "\r\nX-Forwarded-Proto: http"...)
+	}
+	b = field(b, "X-Forwarded-Host", k.ask.Host)
+	b = append(b, "\r\nX-Request-Id: "...)
+	b = appendID(b, x.id)
+	b = append(b, "\r\nVia: 1.1 bailiwick"...)
+	for i, said := range [...]string{x.v.Customer, x.v.Subscription, x.v.Plan, x.v.KeyID} {
+		b = field(b, relay.Identity[i], said)
+	}
+	if r.Length > 0 || !idempotent(r.Method) {
+		b = append(b, "\r\nContent-Length: "...)
+		b = strconv.AppendInt(b, r.Length, 10)
+	}
+	b = append(b, "\r\n\r\n"...)
+	return append(b, c.buf[c.r:c.r+int(r.Length)]...)
+}
+
+func field(b []byte, name, value string) []byte {
+	b = append(b, '\r', '\n')
+	b = append(b, name...)
+	b = append(b, ':', ' ')
+	return append(b, value...)
+}
+
+// headOf is the head of the answer to the client.
+func (c *conn) headOf(k *work, a *http1.Answer, last bool) []byte {
+	x := &k.call
+	b := append(k.out[:0], "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(a.Status), 10)
+	b = append(b, ' ')
+	b = append(b, http.StatusText(a.Status)...)
+	limit, policy := x.v.Limits()
+	isDated, length := false, false
+	for i := range a.Fields {
+		f := &a.Fields[i]
+		switch is := classOf(f.Name); {
+		case f.Kind == http1.ContentLength:
+			if a.Status == 204 {
+				continue
+			}
+			length = true
+		case is == stays, is == hidden, is == limited && len(limit) > 0:
+			continue
+		case is == dated:
+			isDated = true
+		}
+		b = field(b, f.Name, f.Value)
+	}
+	if !length && a.Length == 0 && a.Status != 204 && a.Status != 304 && c.req.Method != http.MethodHead {
+		b = append(b, "\r\nContent-Length: 0"...)
+	}
+	if !isDated {
+		b = append(b, "\r\nDate: "...)
+		b = appendDate(b, x.began)
+	}
+	b = append(b, "\r\n"+relay.HeaderRequestID+": "...)
+	b = appendID(b, x.id)
+	b = field(b, "Bailiwick-Edge", x.p.cfg.Region)
+	b = field(b, relay.HeaderServed, x.served)
+	if alt := x.p.altSvc(x.table, c.state != nil); alt != "" {
+		b = field(b, "Alt-Svc", alt)
+	}
+	if len(limit) > 0 {
+		b = append(b, "\r\nRateLimit: "...)
+		b = append(b, limit...)
+		b = append(b, "\r\nRateLimit-Policy: "...)
+		b = append(b, policy...)
+	}
+	if last {
+		b = append(b, "\r\nConnection: close"...)
+	}
+	return append(b, "\r\n\r\n"...)
+}
+
+// stamp is the date of a second as headers have it: it is made once a second, not once an answer.
+type stamp struct {
+	unix int64
+	text string
+}
+
+var stamped atomic.Pointer[stamp]
+
+func appendDate(b []byte, now time.Time) []byte {
+	s := stamped.Load()
+	if unix := now.Unix(); s == nil || s.unix != unix {
+		s = &stamp{unix, now.UTC().Format(http.TimeFormat)}
+		stamped.Store(s)
+	}
+	return append(b, s.text...)
+}

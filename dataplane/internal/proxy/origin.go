@@ -1,0 +1,302 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/textproto"
+	"strings"
+	"sync"
+	"time"
+	"unsafe"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/http1"
+)
+
+// Limits of what upstreams say.
+const (
+	answerHead = 256 << 10 // bytes of a head
+	interims   = 8         // 1xx answers before the one that counts
+	linkBuffer = 4 << 10   // of a connection; it grows to answerHead
+	linkIdle   = 60 * time.Second
+)
+
+// view is b as text without a copy. It is good as long as nobody writes to b: no value of it outlives the request.
+func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// origin is one upstream's connections. One request has a connection at a time; what is not used stays for the next,
+// the newest first, so that those not needed any more grow old and go.
+type origin struct {
+	dial func(ctx context.Context) (net.Conn, error)
+	max  int
+
+	mu     sync.Mutex // covers the rest
+	idle   []*link
+	swept  bool // a sweep is due
+	closed int  // times that all idle ones were closed: a link from before is not kept
+}
+
+// link is one connection. What arrived and was not taken yet is in buf[r:w].
+type link struct {
+	o      *origin
+	conn   net.Conn
+	buf    []byte
+	r, w   int
+	answer http1.Answer
+	asked  bool // it served a request before: it may have been closed meanwhile
+	since  time.Time
+	until  time.Time // the deadline that is set
+	age    int
+}
+
+func (o *origin) get() *link {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := len(o.idle)
+	if n == 0 {
+		return nil
+	}
+	l := o.idle[n-1]
+	o.idle[n-1], o.idle = nil, o.idle[:n-1]
+	return l
+}
+
+func (o *origin) open(ctx context.Context) (*link, error) {
+	conn, err := o.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return &link{o: o, conn: conn, buf: make([]byte, linkBuffer), age: o.closed}, nil
+}
+
+// put gives back a connection whose answer was read to its end.
+func (o *origin) put(l *link, now time.Time) {
+	if l.r != l.w || l.answer.Close { // bytes that nobody asked for: whose answer would they be?
+		l.conn.Close()
+		return
+	}
+	l.r, l.w, l.asked, l.since = 0, 0, true, now
+	if len(l.buf) > linkBuffer {
+		l.buf = make([]byte, linkBuffer)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.idle) >= o.max || l.age != o.closed {
+		l.conn.Close()
+		return
+	}
+	o.idle = append(o.idle, l)
+	if !o.swept {
+		o.swept = true
+		time.AfterFunc(linkIdle/2, o.sweep)
+	}
+}
+
+// sweep closes what has been idle for long, and comes back while there is any.
+func (o *origin) sweep() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	old := 0
+	for old < len(o.idle) && time.Since(o.idle[old].since) > linkIdle {
+		o.idle[old].conn.Close()
+		old++
+	}
+	o.idle = append(o.idle[:0], o.idle[old:]...)
+	if o.swept = len(o.idle) > 0; o.swept {
+		time.AfterFunc(linkIdle/2, o.sweep)
+	}
+}
+
+func (o *origin) closeIdle() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, l := range o.idle {
+		l.conn.Close()
+	}
+	o.idle = nil
+	o.closed++
+}
+
+// alive says whether nothing has arrived on an idle connection, its end above all.
+func (l *link) alive() bool { return quiet(l.conn) }
+
+// Peek implements http1.Source.
+func (l *link) Peek() ([]byte, error) {
+	if l.r == l.w {
+		l.r, l.w = 0, 0
+		n, err := l.conn.Read(l.buf)
+		if n == 0 {
+			if err == nil {
+				err = io.ErrNoProgress
+			}
+			return nil, err
+		}
+		l.w = n
+	}
+	return l.buf[l.r:l.w], nil
+}
+
+// Discard implements http1.Source.
+func (l *link) Discard(n int) { l.r += n }
+
+// Read implements http1.Source.
+func (l *link) Read(p []byte) (int, error) {
+	if l.r == l.w {
+		return l.conn.Read(p)
+	}
+	n := copy(p, l.buf[l.r:l.w])
+	l.r += n
+	return n, nil
+}
+
+// patience makes waiting on the connection end at now + d, or up to half of d later: a deadline is set anew only when it has
+// to be, since that costs more than all else that is done with a connection in user space.
+func (l *link) patience(now time.Time, d time.Duration) {
+	if left := l.until.Sub(now); left < d || left > d*3/2 {
+		l.until = now.Add(d * 3 / 2)
+		l.conn.SetDeadline(l.until)
+	}
+}
+
+// endless takes the deadline away.
+func (l *link) endless() {
+	l.until = time.Time{}
+	l.conn.SetDeadline(l.until)
+}
+
+// head reads the answer's head, past 1xx. It may be called again after its deadline has passed: nothing is lost then. The
+// answer points into the buffer until the next read.
+func (l *link) head(method string) error {
+	seen, before := 0, 0
+	for {
+		have := l.buf[l.r:l.w]
+		end, err := http1.Scan(have, seen)
+		if err != nil {
+			return err
+		}
+		if end > 0 {
+			l.r += end
+			if err := l.answer.Parse(view(have[:end]), method); err != nil {
+				return err
+			}
+			if l.answer.Status >= 200 || l.answer.Status == http.StatusSwitchingProtocols {
+				return nil
+			}
+			if before++; before > interims {
+				return errInterims
+			}
+			seen = 0
+			continue
+		}
+		seen = len(have)
+		if l.r > 0 {
+			copy(l.buf, have)
+			l.r, l.w = 0, len(have)
+		}
+		if l.w == len(l.buf) {
+			if l.w >= answerHead {
+				return http1.ErrTooLarge
+			}
+			l.buf = append(l.buf, make([]byte, len(l.buf))...)
+		}
+		n, err := l.conn.Read(l.buf[l.w:])
+		l.w += n
+		if n == 0 {
+			if err == nil {
+				err = io.ErrNoProgress
+			}
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+}
+
+var (
+	errInterims = errors.New("the upstream sends one interim answer after another")
+	errSwitched = errors.New("upstream switched protocols unasked")
+)
+
+// response is the answer as net/http has it, with its body still on the way. stop ends watching of a context; nil: none is.
+func (l *link) response(ctx context.Context, stop func() bool) *http.Response {
+	a := &l.answer
+	resp := &http.Response{StatusCode: a.Status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: a.Minor, ContentLength: a.Length, Header: make(http.Header, len(a.Fields)+4)}
+	for i := range a.Fields {
+		f := &a.Fields[i]
+		name := textproto.CanonicalMIMEHeaderKey(strings.Clone(f.Name))
+		resp.Header[name] = append(resp.Header[name], strings.Clone(f.Value))
+	}
+	if a.Length < 0 {
+		resp.ContentLength = -1
+	}
+	if a.Length == http1.Chunked {
+		resp.TransferEncoding = []string{"chunked"} // else its end cannot be told from its connection's
+		resp.Trailer = http.Header{}
+	}
+	resp.Body = &linkBody{l: l, ctx: ctx, stop: stop, resp: resp, body: http1.NewBody(l, a.Length, answerHead)}
+	return resp
+}
+
+// linkBody is the body of an answer. Its end gives the connection back.
+type linkBody struct {
+	l    *link
+	ctx  context.Context
+	stop func() bool
+	resp *http.Response
+	body *http1.Body
+	over bool
+}
+
+func (b *linkBody) Read(p []byte) (int, error) {
+	n, err := b.body.Read(p)
+	if err == io.EOF {
+		for _, f := range b.body.Trailer() {
+			name := textproto.CanonicalMIMEHeaderKey(f.Name)
+			b.resp.Trailer[name] = append(b.resp.Trailer[name], f.Value)
+		}
+	} else if err != nil {
+		if why := cause(b.ctx); why != nil {
+			err = why
+		}
+	}
+	return n, err
+}
+
+func (b *linkBody) Close() error {
+	if b.over {
+		return nil
+	}
+	b.over = true
+	if (b.stop == nil || b.stop()) && b.body.Done() {
+		b.l.o.put(b.l, time.Now())
+	} else {
+		b.l.conn.Close()
+	}
+	return nil
+}
+
+// begun is an attempt at an upstream of this region that was begun on a link and has had no answer yet.
+type begun struct {
+	link   *link
+	sent   failover.Sent
+	method string
+}
+
+// await waits for the answer until ctx ends.
+func (b *begun) await(ctx context.Context) (*http.Response, error) {
+	l := b.link
+	l.endless()
+	stop := context.AfterFunc(ctx, func() { l.conn.SetDeadline(time.Unix(1, 0)) })
+	if err := l.head(b.method); err != nil {
+		stop()
+		l.conn.Close()
+		return nil, err
+	}
+	return l.response(ctx, stop), nil
+}
