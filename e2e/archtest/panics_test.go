@@ -9,12 +9,14 @@ import (
 	"testing"
 )
 
-// Every place where a panic is caught, and what becomes of it. None is on a request's path: there the servers of the
-// standard library catch it, and what those print is tested in package proxy. A new one needs its line, and must not
-// print what a request brought.
+// Every place where a panic is caught, and what becomes of it. On a request's path the doors for HTTP/1.1 catch it,
+// and the servers of the standard library; what they print is tested in package proxy. A new one needs its line, and must
+// not print what a request brought.
 var recovers = map[string]string{
 	"dataplane/internal/spool/append.go":            "a fault on mapped memory becomes an error with its address; other panics go on",
 	"dataplane/internal/spool/guard.go":             "the same",
+	"dataplane/internal/proxy/conn.go":              "whatever a connection over HTTP/1.1 met; its row is written, it ends, and where in the code it was is logged",
+	"dataplane/internal/proxy/responder.go":         "the same within an answer, which is broken off",
 	"dataplane/internal/proxy/caching.go":           "an answer to nobody that breaks off (http.ErrAbortHandler); other panics go on",
 	"controlplane/internal/group/raftgroup/disk.go": "what bbolt says of a page; the file is refused",
 	"controlplane/internal/ledger/machine.go":       "what pebble says of its files; the node stops with it",
