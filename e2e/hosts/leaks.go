@@ -18,6 +18,7 @@ type leak struct {
 
 const (
 	pathFile     = "dataplane/internal/proxy/path.go"
+	fastFile     = "dataplane/internal/proxy/fast.go"
 	upstreamFile = "dataplane/internal/proxy/upstream.go"
 	gateFile     = "dataplane/internal/gate/caller.go"
 	controlFile  = "dataplane/control.go"
@@ -41,6 +42,9 @@ var (
 	foreignEdge    = site{zone: 1, kind: edge}
 )
 
+// Common requests go the way of all others too: a leak there needs one place.
+var uncommon = overlay.Edit{File: fastFile, Old: "	if !r.Plain || ", New: "	if true || !r.Plain || "}
+
 // What a catalog entry with a customer in it looks like: written with each new key.
 func mirrored(value string) []overlay.Edit {
 	return []overlay.Edit{
@@ -59,8 +63,8 @@ var leaks = []leak{
 			c.Write([]byte("GET /?note=" + note + " HTTP/1.1\r\nHost: x\r\n\r\n"))
 			c.Close()
 		}
-	}(r.Header.Get("X-Note"))
-`}},
+	}(x.r.Header.Get("X-Note"))
+`}, uncommon},
 		programs: edgeProgram, want: []string{`^counter emea_edge__us_control: `, `^emea's request header as raw in the wire of us-1`}},
 	{name: "pairs-without-zone", crosses: "a relay to a foreign region, permitted by the one rule and so by both ends",
 		edits: []overlay.Edit{{File: setFile, Old: "a.Zone != p.Zone || b.Zone != p.Zone ||", New: "a.Zone != p.Zone ||"},
@@ -113,7 +117,8 @@ var leaks = []leak{
 	})
 `},
 			{File: metricsFile, Old: "	\"net/http\"\n", New: "	\"net/http\"\n\t\"os\"\n"},
-			{File: pathFile, Old: "	x.introduce(host)\n", New: "	x.introduce(host)\n\tos.Setenv(\"LAST_QUERY\", base64.StdEncoding.EncodeToString([]byte(r.URL.RawQuery)))\n"},
+			{File: pathFile, Old: "	x.introduce(host)\n", New: "	x.introduce(host)\n\tos.Setenv(\"LAST_QUERY\", base64.StdEncoding.EncodeToString([]byte(x.r.URL.RawQuery)))\n"},
+			uncommon,
 			{File: pathFile, Old: "	\"errors\"\n", New: "	\"encoding/base64\"\n\t\"errors\"\n\t\"os\"\n"},
 		},
 		programs: edgeProgram, want: []string{`^emea's query as base64 in .*disks/eu-.*/page-`}},

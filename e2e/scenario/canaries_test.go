@@ -283,7 +283,8 @@ func TestCanaries_ALeakingBuildIsFound(t *testing.T) {
 	}
 	const path = "dataplane/internal/proxy/path.go"
 	file, err := overlay.Write(root, t.TempDir(), []overlay.Edit{
-		{File: path, Old: "	x.introduce(host)\n", New: "	x.introduce(host)\n\tprintln(\"note\", r.Header.Get(\"X-Note\"))\n\tprintln(\"asked\", hex.EncodeToString([]byte(r.URL.RawQuery)))\n"},
+		{File: path, Old: "	x.introduce(host)\n", New: "	x.introduce(host)\n\tprintln(\"note\", x.r.Header.Get(\"X-Note\"))\n\tprintln(\"asked\", hex.EncodeToString([]byte(x.r.URL.RawQuery)))\n"},
+		{File: "dataplane/internal/proxy/fast.go", Old: "	if !r.Plain || ", New: "	if true || !r.Plain || "}, // common requests go the same way
 		{File: path, Old: "	\"strings\"\n", New: "	\"encoding/hex\"\n\t\"strings\"\n"}})
 	if err != nil {
 		t.Fatal(err)
