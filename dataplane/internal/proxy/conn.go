@@ -166,9 +166,12 @@ func (c *conn) read() error {
 	return err
 }
 
-// within reads more of a small body for which there is room behind the head, within d.
-func (c *conn) within(d time.Duration) bool {
-	c.patience(d)
+// by reads more of a small body for which there is room behind the head, until a moment.
+func (c *conn) by(late time.Time) bool {
+	if !c.until.Equal(late) {
+		c.until = late
+		c.rwc.SetReadDeadline(late)
+	}
 	return c.w < len(c.buf) && c.read() == nil
 }
 
@@ -259,9 +262,9 @@ func (c *conn) exchange(k *work, do func(e *exchange)) bool {
 	k.ask.Host = strings.Clone(k.ask.Host)
 	return c.slow(func(w http.ResponseWriter, r *http.Request) {
 		e := &exchange{call: &k.call, w: w, r: r}
-		e.sign()
 		c.active = nil
 		defer e.close()
+		e.sign()
 		do(e)
 	})
 }

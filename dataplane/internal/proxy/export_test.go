@@ -73,3 +73,6 @@ func Names() (names []string) {
 	}
 	return names
 }
+
+// HostPort is where a cleartext target's common requests are dialled; "": none goes there.
+var HostPort = hostPort

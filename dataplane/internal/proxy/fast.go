@@ -46,6 +46,7 @@ func (k *work) done() {
 	if cap(k.out) > 2*(smallAnswer+workBuffer) {
 		k.out = make([]byte, 0, workBuffer)
 	}
+	clear(k.out[:cap(k.out)]) // a request's body may be in it, which is kept no longer than the request lasts
 	k.out = k.out[:0]
 }
 
@@ -93,12 +94,14 @@ func (c *conn) serveCommon(k *work) bool {
 	if problem := x.decide(context.Background(), &k.ask); problem.Status != 0 {
 		return c.exchange(k, func(e *exchange) { e.refuse(problem) })
 	}
-	if r := x.v.Route; c.req.Length > p.limit(r) || x.v.API.Auth != nil || x.v.API.Concurrency != nil ||
+	// Where there may be a line to wait in, somebody has to notice that the client leaves it.
+	if r := x.v.Route; c.req.Length > p.limit(r) || x.v.API.Auth != nil || x.v.API.Concurrency != nil || x.v.API.Dispatch.MaxRequests > 0 ||
 		r != nil && (r.Deadline > 0 || r.MaxResponseBytes > 0 || r.HedgeAfter > 0 || r.Units != nil) || x.keeping(c.req.Method, c.req.Path) != nil {
 		return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
 	}
+	late := x.began.Add(x.timeout())    // for all of it: one that trickles must not hold a seat for ever
 	for int64(c.w-c.r) < c.req.Length { // the rest of a small body
-		if !c.within(x.timeout()) {
+		if !c.by(late) {
 			return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
 		}
 	}
@@ -132,7 +135,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 	x, t, method := &k.call, candidate.Target, c.req.Method
 	repeatable := idempotent(method)
 	pool, err := x.p.cfg.Upstreams.pool(t.At)
-	if err != nil {
+	if err != nil || pool.origin == nil {
 		x.hold(0)
 		return c.resume(k, &given{Candidate: candidate}) // where it will be said
 	}
@@ -147,9 +150,12 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 	sent := t.Begin()
 	asked := time.Now()
 	l := o.get()
-	if l != nil && !repeatable && !l.alive() {
+	for l != nil {
+		if l.patience(asked, patience); l.alive() {
+			break
+		}
 		l.conn.Close()
-		l = nil
+		l = o.get()
 	}
 	for {
 		if l == nil {
@@ -229,9 +235,8 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 		x.hold(0)
 		return c.resume(k, &given{Candidate: candidate, failed: res})
 	}
-	keep := c.pass(k, l)
-	candidate.Leave()
-	return keep
+	defer candidate.Leave() // a panic passes
+	return c.pass(k, l)
 }
 
 // pass answers with a small answer of an upstream: the row first, then one write.
@@ -308,7 +313,7 @@ func (c *conn) request(k *work, host, base string) []byte {
 	for i, said := range [...]string{x.v.Customer, x.v.Subscription, x.v.Plan, x.v.KeyID} {
 		b = field(b, relay.Identity[i], said)
 	}
-	if r.Length > 0 || !idempotent(r.Method) {
+	if r.Length > 0 || !idempotent(r.Method) || r.Method == http.MethodPut { // many a server asks for one there
 		b = append(b, "\r\nContent-Length: "...)
 		b = strconv.AppendInt(b, r.Length, 10)
 	}

@@ -43,6 +43,7 @@ type origin struct {
 type link struct {
 	o      *origin
 	conn   net.Conn
+	ear    ear
 	buf    []byte
 	r, w   int
 	answer http1.Answer
@@ -71,7 +72,9 @@ func (o *origin) open(ctx context.Context) (*link, error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return &link{o: o, conn: conn, buf: make([]byte, linkBuffer), age: o.closed}, nil
+	l := &link{o: o, conn: conn, buf: make([]byte, linkBuffer), age: o.closed}
+	l.ear.at(conn)
+	return l, nil
 }
 
 // put gives back a connection whose answer was read to its end.
@@ -122,8 +125,9 @@ func (o *origin) closeIdle() {
 	o.closed++
 }
 
-// alive says whether nothing has arrived on an idle connection, its end above all.
-func (l *link) alive() bool { return quiet(l.conn) }
+// alive says whether nothing has arrived on an idle connection: its end, or an answer that nobody has asked for and that the
+// next request, another customer's, would get for its own. A deadline that has passed makes it look dead.
+func (l *link) alive() bool { return l.ear.quiet() }
 
 // Peek implements http1.Source.
 func (l *link) Peek() ([]byte, error) {
@@ -243,7 +247,8 @@ func (l *link) response(ctx context.Context, stop func() bool) *http.Response {
 	return resp
 }
 
-// linkBody is the body of an answer. Its end gives the connection back.
+// linkBody is the body of an answer. Its end gives the connection back: the end that is read, since whoever closes it later
+// has ended its context by then, and nobody could tell that from breaking off.
 type linkBody struct {
 	l    *link
 	ctx  context.Context
@@ -254,12 +259,16 @@ type linkBody struct {
 }
 
 func (b *linkBody) Read(p []byte) (int, error) {
+	if b.over {
+		return 0, io.EOF
+	}
 	n, err := b.body.Read(p)
 	if err == io.EOF {
 		for _, f := range b.body.Trailer() {
 			name := textproto.CanonicalMIMEHeaderKey(f.Name)
 			b.resp.Trailer[name] = append(b.resp.Trailer[name], f.Value)
 		}
+		b.Close()
 	} else if err != nil {
 		if why := cause(b.ctx); why != nil {
 			err = why

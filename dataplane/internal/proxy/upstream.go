@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,7 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"strings"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,7 @@ type Upstreams struct {
 type pool struct {
 	traffic *http.Transport
 	probes  *http.Client // connections of its own: a probe must not queue behind traffic
-	origin  *origin      // connections of common requests; only to cleartext places
+	origin  *origin      // connections of common requests; nil: to such a place none goes
 }
 
 // NewUpstreams makes one.
@@ -64,7 +65,10 @@ func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
 		p = &pool{traffic: u.transport(at, cfg, u.cfg.MaxIdle), probes: &http.Client{
 			Transport:     u.transport(at, cfg, 2),
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		}, origin: &origin{max: u.cfg.MaxIdle, dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.Dial(ctx, at, hostPort(at.Base)) }}}
+		}}
+		if addr := hostPort(at.Base); addr != "" {
+			p.origin = &origin{max: u.cfg.MaxIdle, dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.Dial(ctx, at, addr) }}
+		}
 		u.pools[at] = p
 	}
 	return p, nil
@@ -111,16 +115,23 @@ func (u *Upstreams) CloseIdle() {
 func (p *pool) close() {
 	p.traffic.CloseIdleConnections()
 	p.probes.CloseIdleConnections()
-	p.origin.closeIdle()
+	if p.origin != nil {
+		p.origin.closeIdle()
+	}
 }
 
-// hostPort is where a cleartext base URL leads.
+// hostPort is where a cleartext base URL leads; "": it is none, or its host's name must be rewritten first.
 func hostPort(base string) string {
-	host := strings.TrimPrefix(base, "http://")
-	if _, _, err := net.SplitHostPort(host); err != nil {
-		return net.JoinHostPort(strings.Trim(host, "[]"), "80")
+	u, err := url.Parse(base)
+	if err != nil || u.Scheme != "http" || u.Hostname() == "" {
+		return ""
 	}
-	return host
+	for i := range len(u.Host) {
+		if u.Host[i] >= 0x80 || u.Host[i] == '%' {
+			return ""
+		}
+	}
+	return net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "80"))
 }
 
 // Probe implements failover.Prober.
