@@ -210,8 +210,8 @@ func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Ca
 	second, cancelSecond := context.WithCancelCause(ctx)
 	h.ctx, h.end = second, cancel
 	h.mu.Lock()
-	if x.begun != nil { // it has been silent for so long already
-		after = 0
+	if x.begun != nil { // it has been silent for some time already
+		after = max(0, after-time.Since(x.begun.at))
 	}
 	h.timer = time.AfterFunc(after, h.fire)
 	h.mu.Unlock()

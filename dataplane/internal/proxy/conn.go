@@ -260,13 +260,18 @@ func (c *conn) one() bool {
 // exchange serves a common request as one that is not.
 func (c *conn) exchange(k *work, do func(e *exchange)) bool {
 	k.ask.Host = strings.Clone(k.ask.Host)
-	return c.slow(func(w http.ResponseWriter, r *http.Request) {
+	keep := c.slow(func(w http.ResponseWriter, r *http.Request) {
 		e := &exchange{call: &k.call, w: w, r: r}
 		c.active = nil
 		defer e.close()
 		e.sign()
 		do(e)
 	})
+	if c.active != nil { // net/http would not read what this edge has read: there is no such request
+		c.finish()
+		return false
+	}
+	return keep
 }
 
 // finish is the end of a common request.

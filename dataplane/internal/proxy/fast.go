@@ -22,9 +22,10 @@ import (
 // the attempt was begun, goes on as an exchange: there is nothing that only this road decides.
 
 const (
-	smallAnswer = 16 << 10    // bytes of an answer's body that are read before it is passed on; longer ones are streamed
-	openTimeout = time.Second // to connect, where nobody else could be asked meanwhile
-	workBuffer  = 4 << 10     // of what is sent; it grows to what is needed
+	smallAnswer = 16 << 10               // bytes of an answer's body that are read before it is passed on; longer ones are streamed
+	openTimeout = time.Second            // to connect, where nobody else could be asked meanwhile
+	unwatched   = 500 * time.Millisecond // of waiting for an answer: beyond it somebody notices that the client leaves
+	workBuffer  = 4 << 10                // of what is sent; it grows to what is needed
 )
 
 // work is what one common request needs while it is under way.
@@ -145,7 +146,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 	if hedged {
 		patience = t.StallAfter(patience)
 	}
-	patience = min(patience, x.timeout())
+	patience = min(patience, x.timeout(), unwatched)
 	k.out = c.request(k, t.Base.Host, t.Base.Path)
 	sent := t.Begin()
 	asked := time.Now()
@@ -190,7 +191,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 		}
 		if written && isTimeout(err) {
 			x.hold(0)
-			return c.resume(k, &given{Candidate: candidate, begun: &begun{l, sent, strings.Clone(method)}})
+			return c.resume(k, &given{Candidate: candidate, begun: &begun{l, sent, strings.Clone(method), asked}})
 		}
 		quick := l.asked && l.r == l.w // it was closed while it was idle: nobody acted on it
 		l.conn.Close()

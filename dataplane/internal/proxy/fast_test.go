@@ -190,6 +190,24 @@ func TestCommon_WhoLeavesTheLineIsNotWaitedFor(t *testing.T) {
 	}
 }
 
+// A client that leaves is noticed, however long the upstream usually takes.
+func TestCommon_WhoLeavesASlowUpstreamIsNoticed(t *testing.T) {
+	w := newWorld(t, nil)
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Method == "POST" {
+			time.Sleep(3 * time.Second) // so that 12 s would be no surprise
+			return
+		}
+		<-r.Context().Done()
+	})
+	conn, in := w.dial()
+	io.WriteString(conn, w.head("POST", "/v1/x", "\r\n"))
+	read(t, in, "POST")
+	io.WriteString(conn, w.head("PUT", "/v1/x", "\r\n"))
+	conn.Close()
+	eventually(t, 9*time.Second, "who left is counted", func() bool { return w.west.meter.finals(t)[usage.OutcomeAborted] == 1 })
+}
+
 func TestHostPort(t *testing.T) {
 	for base, want := range map[string]string{"http://a.test": "a.test:80", "http://a.test:": "a.test:80", "http://a.test:8080": "a.test:8080", "HTTP://a.test": "a.test:80",
 		"http://[2001:db8::1]": "[2001:db8::1]:80", "http://[2001:db8::1]:81": "[2001:db8::1]:81", "http://192.0.2.1": "192.0.2.1:80",

@@ -295,6 +295,7 @@ type begun struct {
 	link   *link
 	sent   failover.Sent
 	method string
+	at     time.Time
 }
 
 // await waits for the answer until ctx ends.
