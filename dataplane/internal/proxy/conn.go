@@ -76,9 +76,6 @@ func (c *conn) serve() {
 	}
 	c.buf = make([]byte, connBuffer)
 	for c.head() {
-		if !c.phase.CompareAndSwap(waiting, serving) {
-			return
-		}
 		if !c.one() || c.door.shut.Load() {
 			c.linger()
 			return
@@ -166,13 +163,19 @@ func (c *conn) read() error {
 	return err
 }
 
-// by reads more of a small body for which there is room behind the head, until a moment.
-func (c *conn) by(late time.Time) bool {
-	if !c.until.Equal(late) {
-		c.until = late
-		c.rwc.SetReadDeadline(late)
+// within reads the n bytes of a small body, for which there is room behind the head, within d: all of them, so that one that
+// trickles holds no place at an upstream for long.
+func (c *conn) within(n int64, d time.Duration) bool {
+	if int64(c.w-c.r) < n {
+		c.until = time.Now().Add(d)
+		c.rwc.SetReadDeadline(c.until)
 	}
-	return c.w < len(c.buf) && c.read() == nil
+	for int64(c.w-c.r) < n {
+		if c.w == len(c.buf) || c.read() != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // head waits for the head of a request and reads it. false: there is none; what a client should know it was told.
@@ -186,6 +189,9 @@ func (c *conn) head() bool {
 		if c.fill(c.door.maxHeader) != nil {
 			return false
 		}
+	}
+	if !c.phase.CompareAndSwap(waiting, serving) { // from its first byte on a request is under way
+		return false
 	}
 	seen, begun := 0, false
 	for {

@@ -37,12 +37,23 @@ type Door struct {
 // Serve takes connections from l until the door is shut.
 func (d *Door) Serve(l net.Listener) error {
 	d.mu.Lock()
+	if d.shut.Load() { // nobody would close l any more
+		d.mu.Unlock()
+		l.Close()
+		return http.ErrServerClosed
+	}
 	d.listener = l
-	d.mu.Unlock()
-	var err error
 	if d.Others != nil {
 		d.wg.Go(func() { d.Others.Serve(d.handed) })
 	}
+	d.mu.Unlock()
+	if d.Others != nil { // it writes to its configuration before it takes the first, and handshakes read that
+		select {
+		case <-d.handed.ready:
+		case <-d.handed.over:
+		}
+	}
+	var err error
 	for wait := time.Duration(0); ; {
 		var raw net.Conn
 		if raw, err = l.Accept(); err == nil {
@@ -88,8 +99,8 @@ func (d *Door) forget(c *conn) {
 func (d *Door) Shutdown(ctx context.Context) error {
 	d.close()
 	var err error
-	if d.Others != nil {
-		err = d.Others.Shutdown(ctx)
+	if d.Others != nil { // beside it: a long stream over HTTP/2 keeps no idle connection open
+		d.wg.Go(func() { err = d.Others.Shutdown(ctx) })
 	}
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		d.mu.Lock()
@@ -138,14 +149,19 @@ func (d *Door) Close() error {
 
 // handed is a listener of connections that somebody else accepted.
 type handed struct {
-	ch   chan net.Conn
-	over chan struct{}
-	once sync.Once
+	ch    chan net.Conn
+	ready chan struct{} // closed once somebody takes them
+	over  chan struct{}
+	begun sync.Once
+	once  sync.Once
 }
 
-func newHanded() *handed { return &handed{ch: make(chan net.Conn), over: make(chan struct{})} }
+func newHanded() *handed {
+	return &handed{ch: make(chan net.Conn), ready: make(chan struct{}), over: make(chan struct{})}
+}
 
 func (h *handed) Accept() (net.Conn, error) {
+	h.begun.Do(func() { close(h.ready) })
 	select {
 	case c := <-h.ch:
 		return c, nil

@@ -3,8 +3,10 @@ package proxy
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/shared/usage"
@@ -76,3 +78,8 @@ func Names() (names []string) {
 
 // HostPort is where a cleartext target's common requests are dialled; "": none goes there.
 var HostPort = hostPort
+
+// Within reads a small body of n bytes from c within d.
+func Within(c net.Conn, n int64, d time.Duration) bool {
+	return (&conn{rwc: c, buf: make([]byte, 2*n)}).within(n, d)
+}

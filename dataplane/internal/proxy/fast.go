@@ -100,11 +100,8 @@ func (c *conn) serveCommon(k *work) bool {
 		r != nil && (r.Deadline > 0 || r.MaxResponseBytes > 0 || r.HedgeAfter > 0 || r.Units != nil) || x.keeping(c.req.Method, c.req.Path) != nil {
 		return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
 	}
-	late := x.began.Add(x.timeout())    // for all of it: one that trickles must not hold a seat for ever
-	for int64(c.w-c.r) < c.req.Length { // the rest of a small body
-		if !c.by(late) {
-			return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
-		}
+	if !c.within(c.req.Length, x.timeout()) {
+		return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
 	}
 	x.hold(c.req.Length)
 	var problem gate.Problem
@@ -113,7 +110,7 @@ func (c *conn) serveCommon(k *work) bool {
 		return c.exchange(k, func(e *exchange) { e.refuse(problem) })
 	}
 	candidate, ok := k.a.Next(context.Background())
-	if !ok || !candidate.Home() || candidate.Target.Base == nil || candidate.Target.Base.Scheme != "http" || candidate.Target.Base.RawPath != "" {
+	if !ok || !candidate.Home() || candidate.Target.Base == nil || candidate.Target.Base.Scheme != "http" || candidate.Target.Base.RawPath != "" || candidate.Target.Base.EscapedPath() != candidate.Target.Base.Path {
 		x.hold(0)
 		return c.resume(k, &given{Candidate: candidate, none: !ok})
 	}
@@ -151,10 +148,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 	sent := t.Begin()
 	asked := time.Now()
 	l := o.get()
-	for l != nil {
-		if l.patience(asked, patience); l.alive() {
-			break
-		}
+	for l != nil && !l.alive() {
 		l.conn.Close()
 		l = o.get()
 	}

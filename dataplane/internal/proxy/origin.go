@@ -43,7 +43,6 @@ type origin struct {
 type link struct {
 	o      *origin
 	conn   net.Conn
-	ear    ear
 	buf    []byte
 	r, w   int
 	answer http1.Answer
@@ -51,6 +50,7 @@ type link struct {
 	since  time.Time
 	until  time.Time // the deadline that is set
 	age    int
+	ear    *ear
 }
 
 func (o *origin) get() *link {
@@ -72,9 +72,7 @@ func (o *origin) open(ctx context.Context) (*link, error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	l := &link{o: o, conn: conn, buf: make([]byte, linkBuffer), age: o.closed}
-	l.ear.at(conn)
-	return l, nil
+	return &link{o: o, conn: conn, buf: make([]byte, linkBuffer), age: o.closed, ear: newEar(conn)}, nil
 }
 
 // put gives back a connection whose answer was read to its end.
@@ -126,7 +124,7 @@ func (o *origin) closeIdle() {
 }
 
 // alive says whether nothing has arrived on an idle connection: its end, or an answer that nobody has asked for and that the
-// next request, another customer's, would get for its own. A deadline that has passed makes it look dead.
+// next request, another customer's, would get for its own.
 func (l *link) alive() bool { return l.ear.quiet() }
 
 // Peek implements http1.Source.
@@ -259,17 +257,14 @@ type linkBody struct {
 }
 
 func (b *linkBody) Read(p []byte) (int, error) {
-	if b.over {
-		return 0, io.EOF
-	}
 	n, err := b.body.Read(p)
-	if err == io.EOF {
+	if err == io.EOF && !b.over {
 		for _, f := range b.body.Trailer() {
 			name := textproto.CanonicalMIMEHeaderKey(f.Name)
 			b.resp.Trailer[name] = append(b.resp.Trailer[name], f.Value)
 		}
-		b.Close()
-	} else if err != nil {
+		b.Close() // now, not when somebody is done with the answer: by then the context has ended
+	} else if err != nil && err != io.EOF {
 		if why := cause(b.ctx); why != nil {
 			err = why
 		}

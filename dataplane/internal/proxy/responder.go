@@ -28,7 +28,7 @@ func (c *conn) slow(serve http.HandlerFunc) (keep bool) {
 	}
 	r = r.WithContext(ctx)
 	w := &responder{c: c, r: r, header: http.Header{}, left: -1}
-	b := &clientBody{c: c, w: w, body: http1.NewBody(c, c.req.Length, c.door.maxHeader), cancel: cancel, more: c.req.Continue && c.req.Minor > 0}
+	b := &clientBody{c: c, body: http1.NewBody(c, c.req.Length, c.door.maxHeader), cancel: cancel, more: c.req.Continue && c.req.Minor > 0}
 	w.body = b
 	last := c.req.Close
 	c.until, c.wuntil = time.Time{}, time.Time{}
@@ -43,6 +43,7 @@ func (c *conn) slow(serve http.HandlerFunc) (keep bool) {
 		b.end()
 		c.ahead.stop(c)
 		c.rwc.SetDeadline(time.Time{}) // the handler may have set others
+		c.until, c.wuntil = time.Time{}, time.Time{}
 		if p := recover(); p != nil {
 			c.panicked(p)
 			keep = false
@@ -123,14 +124,35 @@ func (c *conn) Read(p []byte) (int, error) {
 // runs.
 type clientBody struct {
 	c      *conn
-	w      *responder
 	cancel context.CancelCauseFunc
 	whole  atomic.Bool // it was read to its end
 
+	ask  sync.Mutex // covers more, and telling the client
+	more bool       // the client waits to be told that it may send it
+
 	mu   sync.Mutex // covers the rest, and reading of the connection while the body lasts
 	body *http1.Body
-	more bool // the client waits to be told that it may send it
 	over bool // the request is
+}
+
+// invite tells a client that waits for it to send the body. false: it cannot be told.
+func (b *clientBody) invite() bool {
+	b.ask.Lock()
+	defer b.ask.Unlock()
+	if !b.more {
+		return true
+	}
+	b.more = false
+	return b.c.send([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+}
+
+// answered says that the answer's head is about to leave: whoever reads the body from now on must not write into that. true:
+// the client was never told to send the body.
+func (b *clientBody) answered() (waits bool) {
+	b.ask.Lock()
+	defer b.ask.Unlock()
+	waits, b.more = b.more, false
+	return waits
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
@@ -139,11 +161,8 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	if b.over {
 		return 0, http.ErrBodyReadAfterClose
 	}
-	if b.more {
-		b.more = false
-		if !b.w.wrote && !b.c.send([]byte("HTTP/1.1 100 Continue\r\n\r\n")) {
-			return 0, io.ErrUnexpectedEOF
-		}
+	if !b.invite() {
+		return 0, io.ErrUnexpectedEOF
 	}
 	n, err := b.body.Read(p)
 	if err == io.EOF && !b.whole.Swap(true) {
@@ -154,10 +173,12 @@ func (b *clientBody) Read(p []byte) (int, error) {
 
 // drain passes over a body that nobody wanted, as far as it is here; false: it is not read to its end.
 func (b *clientBody) drain() bool {
-	if b.more || !b.mu.TryLock() { // else somebody reads it
+	if !b.mu.TryLock() { // somebody reads it
 		return false
 	}
 	defer b.mu.Unlock()
+	b.c.rwc.SetReadDeadline(time.Unix(1, 0)) // between chunks the reader would wait for what is not here
+	defer b.c.rwc.SetReadDeadline(time.Time{})
 	var pass [512]byte
 	for b.c.r < b.c.w && !b.body.Done() {
 		if _, err := b.body.Read(pass[:]); err != nil && err != io.EOF {
@@ -336,7 +357,8 @@ func (w *responder) flush(p []byte, last bool) error {
 func (w *responder) begin(all bool) {
 	w.sent = true
 	h := w.header
-	w.ends = w.r.Close || w.c.door.shut.Load() || !w.body.whole.Load() && !w.body.drain()
+	waits := w.body.answered()
+	w.ends = w.r.Close || w.c.door.shut.Load() || !w.body.whole.Load() && (waits || !w.body.drain())
 	w.out = fmt.Appendf(w.out[:0], "HTTP/1.1 %d %s", w.status, http.StatusText(w.status))
 	declared := h["Content-Length"]
 	if len(declared) == 1 {
