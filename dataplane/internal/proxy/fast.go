@@ -185,6 +185,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 		}
 		if written && isTimeout(err) {
 			x.hold(0)
+			x.waited += time.Since(asked)
 			return c.resume(k, &given{Candidate: candidate, begun: &begun{l, sent, strings.Clone(method), asked}})
 		}
 		quick := l.asked && l.r == l.w // it was closed while it was idle: nobody acted on it
