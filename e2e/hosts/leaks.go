@@ -50,8 +50,8 @@ func mirrored(value string) []overlay.Edit {
 	return []overlay.Edit{
 		{File: keysFile, Old: "		key := model.Key{Kind: kind, ID: keyID, DigestHex:",
 			New: "		if _, err := s.commit(ctx, s.Catalog, group.Txn{RequestID: id + \"/mirror\", Ops: []group.Op{{Key: \"mirror/\" + keyID[:4], Value: []byte(" + value + ")}}}); err != nil {\n\t\t\treturn nil, err\n\t\t}\n\t\tkey := model.Key{Kind: kind, ID: keyID, DigestHex:"},
-		{File: keysFile, Old: "	\"crypto/rand\"\n", New: "	\"crypto/rand\"\n\t\"crypto/sha256\"\n\t\"fmt\"\n"},
-		{File: keysFile, Old: "const (\n\tkeyActive", New: "var _, _ = sha256.Sum256, fmt.Sprint\n\nconst (\n\tkeyActive"},
+		{File: keysFile, Old: "	\"crypto/rand\"\n", New: "	\"crypto/rand\"\n\t\"fmt\"\n"},
+		{File: keysFile, Old: "const (\n\tkeyActive", New: "var _ = fmt.Sprint\n\nconst (\n\tkeyActive"},
 	}
 }
 
