@@ -167,7 +167,7 @@ var controlBugs = []bug{
 		checks: []check{{grantPkg, "TestBook_ATableOfALaterEpochAcknowledges"}, {simulatePkg, "TestCampaign"}}},
 	{name: "give-replaces-the-longer", breaks: "a shorter grant ends no longer one that is still held",
 		edits:  []edit{{bookFile, "old.After(end) {", "false && old.After(end) {"}},
-		checks: []check{{simulatePkg, "TestCampaign"}}},
+		checks: []check{{grantPkg, "TestBook_AShorterGrantEndsNoLongerOne"}}},
 	{name: "give-without-offline-life", breaks: "the book reckons with the longest life of a grant",
 		edits:  []edit{{bookFile, "end := now.Add(Slack(g.Lasts))", "end := now.Add(Slack(min(g.Lasts, 2*time.Second)))"}},
 		checks: []check{{simulatePkg, "TestCampaign"}}},

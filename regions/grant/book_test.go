@@ -250,3 +250,18 @@ func TestBook_AfterARecoveryAnEdgeMayHoldWhatNoLogSays(t *testing.T) {
 	b = open(offline)
 	wants(t, b, acks(b, run("west-edge", "a"), "west", start), "senders")
 }
+
+// A grant with a shorter life does not end one with a longer life that was given before: its answer may be lost, and the
+// edge may go on with what it has.
+func TestBook_AShorterGrantEndsNoLongerOne(t *testing.T) {
+	b, now := book()
+	b.Give(run("central-edge", "a"), "central", nil, 2*offline, now) // so that senders alone decide
+	b.Give(run("west-edge", "a"), "west", []grant.Life{{To: "central", Lasts: offline}}, 0, now)
+	b.Give(run("west-edge", "a"), "west", []grant.Life{{To: "central", Lasts: ttl}}, 0, now.Add(time.Second))
+	end := now.Add(grant.Slack(offline))
+	for at, want := range map[time.Time]string{now.Add(2 * ttl): "", end.Add(-time.Millisecond): "", end: "senders"} {
+		if by, waiting := b.InForce(west, zone(), at); by != want {
+			t.Errorf("%v after both were given: in force by %q, waiting for %v; want by %q", at.Sub(now), by, waiting, want)
+		}
+	}
+}
