@@ -61,6 +61,7 @@ func (w *world) answer(from *node, q *question, a grant.Answer, given []*grant.G
 				return
 			}
 			e.question = 0
+			w.lapse(e)
 			p := e.party()
 			var mine []*grant.Grant
 			for _, g := range given {
@@ -298,6 +299,27 @@ func (w *world) sweep(e *edge) {
 	}
 	clear(w.flights[len(kept):])
 	w.flights = kept
+}
+
+// lapse cuts what an edge's looks have found without grant or leave before now: a new answer does not bring it back.
+func (w *world) lapse(e *edge) {
+	for _, f := range w.flights {
+		if f.sender == e.id && w.senderEnded(f) || f.receiver == e.id && w.receiverEnded(f) {
+			w.end(f)
+		}
+	}
+}
+
+// senderEnded: grants end by time, which tells nobody, and the sender looks every 200 ms.
+func (w *world) senderEnded(f *flight) bool {
+	e := &w.edges[f.sender]
+	return e.grants.Live(f.Policy, f.To, e.table.at, e.clock.at(w.now-200*time.Millisecond)) == nil
+}
+
+// receiverEnded: so does leave, for which the receiver looks every 500 ms.
+func (w *world) receiverEnded(f *flight) bool {
+	e := &w.edges[f.receiver]
+	return f.arrived && !e.grants.Takes(f.grant, e.clock.at(w.now-500*time.Millisecond))
 }
 
 func (w *world) end(f *flight) {

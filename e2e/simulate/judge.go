@@ -50,17 +50,11 @@ func (w *world) inForce(zone int, p pair, by string) {
 		if f.from != p.from || f.to != p.to || by == "senders" && policyID(f.Policy) != p.policy || by == "receivers" && f.policy != p.policy {
 			continue
 		}
-		sender, receiver := &w.edges[f.sender], &w.edges[f.receiver]
+		receiver := &w.edges[f.receiver]
 		if !f.arrived && by == "receivers" && (!f.taken().Stands(&receiver.table) || !receiver.grants.Takes(f.grant, receiver.clock.at(w.now))) {
 			continue // it will be refused
 		}
-		// Grants end by time, which tells nobody: the sender looks every 200 ms.
-		if sender.grants.Live(f.Policy, f.To, sender.table.at, sender.clock.at(w.now-200*time.Millisecond)) == nil {
-			w.end(f)
-			continue
-		}
-		// So does leave, for which the receiver looks every 500 ms.
-		if f.arrived && !receiver.grants.Takes(f.grant, receiver.clock.at(w.now-500*time.Millisecond)) {
+		if w.senderEnded(f) || w.receiverEnded(f) {
 			w.end(f)
 			continue
 		}
