@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -214,7 +215,13 @@ func (s *secrets) reasons(ctx context.Context, l *lab) error {
 		{"usage", "correct", "--customer", name, "-f", rows, "--reason", s.text("correction reason")},
 		{"webhook", "create", "ops", "--zone", plan.name, "--url", "https://" + s.text("webhook address") + ".example.com/"},
 	} {
-		if _, err := l.cli(ctx, s.zone, args...); err != nil {
+		_, err := l.cli(ctx, s.zone, args...)
+		// The first rows may still be on their way, and until they are there is nothing to correct.
+		for end := time.Now().Add(30 * time.Second); err != nil && strings.Contains(err.Error(), "PERIOD_UNKNOWN") && time.Now().Before(end); {
+			time.Sleep(100 * time.Millisecond)
+			_, err = l.cli(ctx, s.zone, args...)
+		}
+		if err != nil {
 			return err
 		}
 	}
