@@ -31,6 +31,9 @@ func (granter) Exchange(_ context.Context, r *quota.Request) (*quota.Response, e
 
 // The whole decision, key, limit and lease included, and the row in a real spool cost no memory: whatever protocol asks.
 func TestCall_DecidingAndCountingAllocateNothing(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector makes pools forget")
+	}
 	key, object := mint(t, "tested")
 	objects := []table.Object{object}
 	for id, v := range map[table.ObjectKey]any{

@@ -122,7 +122,8 @@ func TestPath_AnUpstreamDoesNotSpeakForTheEdge(t *testing.T) {
 		}
 		rw.Write([]byte("ok"))
 	}
-	w.west.up.handle, w.central.up.handle = says, says
+	w.west.up.does(says)
+	w.central.up.does(says)
 	for _, region := range []string{"eu-west", "eu-central"} {
 		if region == "eu-central" {
 			w.west.up.kill()

@@ -55,6 +55,7 @@ type upstream struct {
 	headers http.Header    // of the last request
 	uri     string
 	handle  http.HandlerFunc // instead of the usual answer
+	state   func(net.Conn, http.ConnState)
 	count   atomic.Int64
 	probes  atomic.Int64
 }
@@ -84,7 +85,14 @@ func (u *upstream) start(t testing.TB, addr string) {
 		t.Fatal(err)
 	}
 	u.addr = l.Addr().String()
-	u.server = &http.Server{Handler: u, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	u.server = &http.Server{Handler: u, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0), ConnState: func(c net.Conn, s http.ConnState) {
+		u.mu.Lock()
+		hear := u.state
+		u.mu.Unlock()
+		if hear != nil {
+			hear(c, s)
+		}
+	}}
 	go u.server.Serve(l)
 }
 
