@@ -409,6 +409,7 @@ func TestRouter_EachAddressOfANameIsATarget(t *testing.T) {
 			slices.Sort(out)
 			return out
 		}
+		synctest.Wait() // until the monitor has said which names it wants
 		if !slices.Equal(b.wanted, []string{"orders.internal"}) {
 			t.Errorf("names asked for: %v, want orders.internal", b.wanted)
 		}
