@@ -93,7 +93,7 @@ func (w *world) live() {
 		for _, t := range z.last().tightening {
 			if !t.done && w.now-t.at > settled && w.now-w.lost > grant.Slack(max(w.set.offline, w.set.ttl))*51/50+2*time.Second { // a legal basis may have ended just now, by the leader's clock
 				if w.trace != nil {
-					by, waiting := z.leader.book.InForce(grant.Tightening{From: t.From, To: t.To, Epoch: t.epoch, Barrier: t.index}, ground[i], z.leader.clock.at(w.now))
+					by, waiting := z.leader.book.InForce(grant.Tightening{From: t.From, To: t.To, Epoch: t.epoch, Barrier: t.index, Now: z.last().rev.Epoch}, ground[i], z.leader.clock.at(w.now))
 					w.log("by %q, waiting for %v", by, waiting)
 				}
 				w.fail("the tightening of %v of zone %s, recorded at %d.%d, is not in force %v after the last trouble", pairOf(t.Pair), zoneNames[i], t.epoch, t.index, w.now-w.set.calm)

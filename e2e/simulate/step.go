@@ -223,7 +223,7 @@ func (w *world) lead(n *node) {
 		if t.done {
 			continue
 		}
-		by, waiting := n.book.InForce(grant.Tightening{From: t.From, To: t.To, Epoch: t.epoch, Barrier: t.index}, ground[n.zone], n.clock.at(w.now))
+		by, waiting := n.book.InForce(grant.Tightening{From: t.From, To: t.To, Epoch: t.epoch, Barrier: t.index, Now: local.rev.Epoch}, ground[n.zone], n.clock.at(w.now))
 		if len(waiting) > 0 {
 			continue
 		}

@@ -307,6 +307,9 @@ type Tightening struct {
 	From, To string
 	Epoch    uint64
 	Barrier  uint64
+	// Now is the epoch of the zone's log. A recovery that opened it may have lost the end of the one before, and a table made
+	// from what was lost may have the pair again: what was acknowledged in an earlier epoch counts no more. 0: not asked.
+	Now uint64
 }
 
 // Ground is what a leader knows of the place: the zone's own regions, those of other zones, and the registry's
@@ -389,7 +392,7 @@ func (b *Book) acked(p Process, t Tightening, now time.Time) bool {
 		return false
 	}
 	w, shut := b.words[p], place{t.Epoch, t.Barrier}
-	if w == nil || !w.has(shut) {
+	if w == nil || !w.has(shut) || w.Epoch < t.Now {
 		return false
 	}
 	first, seen := w.acked[shut]

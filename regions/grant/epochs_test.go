@@ -63,3 +63,24 @@ func TestBook_ATableOfAnOlderEpochTakesTheAcknowledgementBack(t *testing.T) {
 		}
 	}
 }
+
+// What a recovery lost may have opened the pair again: a table of the lost end is no acknowledgement of what comes before it,
+// although its index is higher.
+func TestBook_ATableOfTheLostEndAcknowledgesNothing(t *testing.T) {
+	start := time.Unix(1_000_000, 0)
+	b := grant.Open(grant.Past{Edges: map[string]string{"west-edge": "west", "central-edge": "central"}}, 30*time.Second, start)
+	p := run("central-edge", "a")
+	told := func(epoch, index uint64, at time.Time) string {
+		b.Hear(grant.Word{Process: p, Region: "central", By: "n1", Connected: true, Spoke: at, Epoch: epoch, Index: index}, at)
+		shut := grant.Tightening{From: "west", To: "central", Epoch: 1, Barrier: 10, Now: 2}
+		b.InForce(shut, zone(), at)
+		by, _ := b.InForce(shut, zone(), at.Add(grant.Cut))
+		return by
+	}
+	if by := told(1, 13, start); by != "" {
+		t.Errorf("a table of the epoch before makes it hold by %q", by)
+	}
+	if by := told(2, 12, start.Add(2*grant.Cut)); by != "receivers" {
+		t.Errorf("a table of this epoch makes it hold by %q, want receivers", by)
+	}
+}

@@ -160,7 +160,7 @@ func (k *Keeper) holds(r model.InForce, barrier uint64, now time.Time) (by strin
 	if k.term == nil {
 		return "", []string{"leader"}
 	}
-	return k.term.book.InForce(grant.Tightening{From: r.From, To: r.To, Epoch: r.ZoneEpoch, Barrier: barrier}, ground, now)
+	return k.term.book.InForce(grant.Tightening{From: r.From, To: r.To, Epoch: r.ZoneEpoch, Barrier: barrier, Now: k.cfg.Store.Local().Revision().Epoch}, ground, now)
 }
 
 func nodes(catalog group.Snapshot) (map[string]model.Node, error) {
