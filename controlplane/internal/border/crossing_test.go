@@ -182,3 +182,27 @@ func TestKeeper_AfterARecoverySendersMustAcknowledge(t *testing.T) {
 	w.says("a", w.position())
 	w.eventually("the sender has acknowledged", w.done)
 }
+
+// What a recovery lost may have opened the pair again: an edge that still holds a table of the lost end, with a higher
+// index than the tightening before it, has acknowledged nothing until it holds one of the epoch after.
+func TestKeeper_ATableOfTheLostEndAcknowledgesNothing(t *testing.T) {
+	w := open(t, 30*time.Second, time.Hour)
+	if _, err := w.ask("a"); err != nil {
+		t.Fatal(err)
+	}
+	w.closed()
+	lost := w.position()
+	lost.Index += 1000
+	w.endKeeper()
+	rev, err := w.store.OpenEpoch(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.put(w.store, model.PrefixRecovery+strconv.FormatUint(rev.Epoch, 10), model.Recovery{Zone: "emea", Operator: "ada", Reason: "two of three nodes are lost", At: time.Now()})
+	w.startKeeper()
+	w.eventually("it leads", func() error { _, err := w.keeper.Reports(); return err })
+	w.says("a", lost)
+	w.pendingFor("eu-west", "eu-central", 1500*time.Millisecond)
+	w.says("a", w.position())
+	w.eventually("acknowledged with a table of this epoch", w.done)
+}
