@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"bailiwick/dataplane/internal/http1"
+	"bailiwick/dataplane/internal/relay"
 )
 
 // Limits of a client's connection over HTTP/1.1.
@@ -42,6 +44,7 @@ type conn struct {
 	wuntil time.Time // likewise of writes
 	phase  atomic.Int32
 	active *call // of a common request that is under way
+	last   bool  // its answer ends the connection
 	ahead  watch
 }
 
@@ -75,7 +78,7 @@ func (c *conn) serve() {
 		}
 	}
 	c.buf = make([]byte, connBuffer)
-	for c.head() {
+	for c.next() {
 		if !c.one() || c.door.shut.Load() {
 			c.linger()
 			return
@@ -178,8 +181,8 @@ func (c *conn) within(n int64, d time.Duration) bool {
 	return true
 }
 
-// head waits for the head of a request and reads it. false: there is none; what a client should know it was told.
-func (c *conn) head() bool {
+// next waits for the head of a request and reads it. false: there is none; what a client should know it was told.
+func (c *conn) next() bool {
 	if c.r == c.w {
 		c.r, c.w = 0, 0
 		if len(c.buf) > connBuffer {
@@ -240,14 +243,15 @@ func (c *conn) malformed(err error) {
 }
 
 func (c *conn) plain(status int, text string) {
-	c.send(fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s\n", status, http.StatusText(status), len(text)+1, text))
+	c.write(fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s\n", status, http.StatusText(status), len(text)+1, text))
 }
 
 // one serves the request whose head was read. false: the connection ends.
 func (c *conn) one() bool {
 	if c.door.fast != nil {
 		k := c.door.works.Get().(*work)
-		if c.common(k) {
+		k.from, k.req, k.remote, k.secure, k.via = c, &c.req, c.remote, c.state != nil, "1.1 bailiwick"
+		if k.common(c.door.fast, int64(len(c.buf)-c.r), c.sni) {
 			keep := c.serveCommon(k)
 			k.done()
 			c.door.works.Put(k)
@@ -263,7 +267,22 @@ func (c *conn) one() bool {
 	return c.slow(c.door.Handler.ServeHTTP)
 }
 
-// exchange serves a common request as one that is not.
+// serveCommon serves a common request. false: the connection ends.
+func (c *conn) serveCommon(k *work) bool {
+	x := &k.call
+	x.begin(c.door.fast, c.client)
+	c.active = x // until it is closed, a panic closes it
+	if keep, ok := k.admit(c.door.fast); !ok {
+		return keep
+	}
+	if !c.within(c.req.Length, x.timeout()) {
+		return k.whole()
+	}
+	k.body = c.buf[c.r : c.r+int(c.req.Length)]
+	return k.serve()
+}
+
+// exchange implements front.
 func (c *conn) exchange(k *work, do func(e *exchange)) bool {
 	k.ask.Host = strings.Clone(k.ask.Host)
 	keep := c.slow(func(w http.ResponseWriter, r *http.Request) {
@@ -280,6 +299,67 @@ func (c *conn) exchange(k *work, do func(e *exchange)) bool {
 	return keep
 }
 
+// head implements front.
+func (c *conn) head(k *work, a *http1.Answer) {
+	x := &k.call
+	c.last = c.req.Close || c.door.shut.Load()
+	b := append(k.out[:0], "HTTP/1.1 "...)
+	b = strconv.AppendInt(b, int64(a.Status), 10)
+	b = append(b, ' ')
+	b = append(b, http.StatusText(a.Status)...)
+	limit, policy := x.v.Limits()
+	isDated, length := false, false
+	for i := range a.Fields {
+		f := &a.Fields[i]
+		switch is := classOf(f.Name); {
+		case f.Kind == http1.ContentLength:
+			if a.Status == 204 {
+				continue
+			}
+			length = true
+		case is == stays, is == hidden, is == limited && len(limit) > 0:
+			continue
+		case is == dated:
+			isDated = true
+		}
+		b = field(b, f.Name, f.Value)
+	}
+	if !length && a.Length == 0 && a.Status != 204 && a.Status != 304 && c.req.Method != http.MethodHead {
+		b = append(b, "\r\nContent-Length: 0"...)
+	}
+	if !isDated {
+		b = append(b, "\r\nDate: "...)
+		b = appendDate(b, x.began)
+	}
+	b = append(b, "\r\n"+relay.HeaderRequestID+": "...)
+	b = appendID(b, x.id)
+	b = field(b, "Bailiwick-Edge", x.p.cfg.Region)
+	b = field(b, relay.HeaderServed, x.served)
+	if alt := x.p.altSvc(x.table, c.state != nil); alt != "" {
+		b = field(b, "Alt-Svc", alt)
+	}
+	if len(limit) > 0 {
+		b = append(b, "\r\nRateLimit: "...)
+		b = append(b, limit...)
+		b = append(b, "\r\nRateLimit-Policy: "...)
+		b = append(b, policy...)
+	}
+	if c.last {
+		b = append(b, "\r\nConnection: close"...)
+	}
+	k.out = append(b, "\r\n\r\n"...)
+}
+
+// send implements front.
+func (c *conn) send(k *work, whole bool) bool {
+	c.finish()
+	if !whole {
+		return false
+	}
+	c.r += int(c.req.Length)
+	return c.write(k.out) && !c.last
+}
+
 // finish is the end of a common request.
 func (c *conn) finish() {
 	x := c.active
@@ -287,8 +367,8 @@ func (c *conn) finish() {
 	x.close()
 }
 
-// send writes all of b; a client that takes nothing for long is given up.
-func (c *conn) send(b []byte) bool {
+// write writes all of b; a client that takes nothing for long is given up.
+func (c *conn) write(b []byte) bool {
 	now := time.Now()
 	if left := c.wuntil.Sub(now); left < sendTimeout*2/3 || left > sendTimeout {
 		c.wuntil = now.Add(sendTimeout)

@@ -16,7 +16,7 @@ import (
 	"bailiwick/shared/usage"
 )
 
-// Common requests over HTTP/1.1 are those that most are: a plain path, a body that has come whole with the head or none, no
+// Common requests are those that most are: a plain path, a body that has come whole with the head or none, no
 // upgrade and no expectation. They are read in place, asked of a healthy upstream of this region on a connection of this
 // edge's own, and answered with one write, without memory of their own. Whatever leaves that road, before a decision or after
 // the attempt was begun, goes on as an exchange: there is nothing that only this road decides.
@@ -28,8 +28,25 @@ const (
 	workBuffer  = 4 << 10                // of what is sent; it grows to what is needed
 )
 
+// front is what brought a common request and takes its answer: a connection over HTTP/1.1, or a stream over HTTP/2.
+type front interface {
+	// exchange serves it as one that is not.
+	exchange(k *work, do func(e *exchange)) bool
+	// head puts the head of its answer into k.out.
+	head(k *work, a *http1.Answer)
+	// send ends the call and sends what is in k.out; whole: all of the answer is.
+	send(k *work, whole bool) bool
+}
+
 // work is what one common request needs while it is under way.
 type work struct {
+	from   front
+	req    *http1.Request
+	body   []byte // of the request, whole
+	remote string // host:port of the client
+	secure bool   // it came over TLS
+	via    string // the edge's word in Via
+
 	call call
 	ask  asked
 	out  []byte
@@ -43,6 +60,7 @@ func newWork() any { return &work{out: make([]byte, 0, workBuffer)} }
 // done forgets the request: the buffers hold a customer's bytes.
 func (k *work) done() {
 	k.call.reset()
+	k.from, k.req, k.body, k.remote = nil, nil, nil, ""
 	k.ask, k.auth, k.keys, k.a = asked{}, [2]string{}, [2]string{}, failover.Attempts{}
 	if cap(k.out) > 2*(smallAnswer+workBuffer) {
 		k.out = make([]byte, 0, workBuffer)
@@ -51,11 +69,11 @@ func (k *work) done() {
 	k.out = k.out[:0]
 }
 
-// common says whether the request may take this road, and reads what it asks.
-func (c *conn) common(k *work) bool {
-	r := &c.req
+// common says whether the request may take this road, and reads what it asks. room is how long its body may be.
+func (k *work) common(p *Proxy, room int64, sni string) bool {
+	r := k.req
 	if !r.Plain || r.Minor == 0 || r.Continue || r.Expects || r.Upgrade || r.Options || r.Aliases || r.Length < 0 ||
-		r.Length > int64(len(c.buf)-c.r) || strings.HasPrefix(r.Path, "/.well-known/") {
+		r.Length > room || strings.HasPrefix(r.Path, "/.well-known/") {
 		return false
 	}
 	nAuth, nKeys := 0, 0
@@ -79,47 +97,52 @@ func (c *conn) common(k *work) bool {
 		}
 	}
 	host := canonicalHost(r.Authority)
-	if api := c.door.fast.cfg.Tables.Load().API(host); api != nil && api.Auth != nil { // its callers may show themselves in other ways
+	if api := p.cfg.Tables.Load().API(host); api != nil && api.Auth != nil { // its callers may show themselves in other ways
 		return false
 	}
-	k.ask = asked{Request: gate.Request{Host: host, Method: r.Method, Path: r.Path, Authorization: k.auth[:nAuth], APIKey: k.keys[:nKeys], Remote: c.remote}, sni: c.sni}
+	k.ask = asked{Request: gate.Request{Host: host, Method: r.Method, Path: r.Path, Authorization: k.auth[:nAuth], APIKey: k.keys[:nKeys], Remote: k.remote}, sni: sni}
 	return true
 }
 
-// serveCommon serves one of them. false: the connection ends.
-func (c *conn) serveCommon(k *work) bool {
-	p := c.door.fast
+// admit decides. false: the request was served otherwise, and keep says whether the connection goes on.
+func (k *work) admit(p *Proxy) (keep, ok bool) {
 	x := &k.call
-	x.begin(p, c.client)
-	c.active = x // until it is closed, a panic closes it
 	if problem := x.decide(context.Background(), &k.ask); problem.Status != 0 {
-		return c.exchange(k, func(e *exchange) { e.refuse(problem) })
+		return k.from.exchange(k, func(e *exchange) { e.refuse(problem) }), false
 	}
 	// Where there may be a line to wait in, somebody has to notice that the client leaves it.
-	if r := x.v.Route; c.req.Length > p.limit(r) || x.v.API.Auth != nil || x.v.API.Concurrency != nil || x.v.API.Dispatch.MaxRequests > 0 ||
-		r != nil && (r.Deadline > 0 || r.MaxResponseBytes > 0 || r.HedgeAfter > 0 || r.Units != nil) || x.keeping(c.req.Method, c.req.Path) != nil {
-		return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
+	if r := x.v.Route; k.req.Length > p.limit(r) || x.v.API.Auth != nil || x.v.API.Concurrency != nil || x.v.API.Dispatch.MaxRequests > 0 ||
+		r != nil && (r.Deadline > 0 || r.MaxResponseBytes > 0 || r.HedgeAfter > 0 || r.Units != nil) || x.keeping(k.req.Method, k.req.Path) != nil {
+		return k.whole(), false
 	}
-	if !c.within(c.req.Length, x.timeout()) {
-		return c.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
-	}
-	x.hold(c.req.Length)
+	return false, true
+}
+
+// whole serves what was decided as an exchange.
+func (k *work) whole() bool {
+	return k.from.exchange(k, func(e *exchange) { e.serve(k.ask.Host) })
+}
+
+// serve serves one of them that was admitted and whose body is here. false: the connection ends.
+func (k *work) serve() bool {
+	x := &k.call
+	x.hold(k.req.Length)
 	var problem gate.Problem
-	if k.a, problem = x.start(context.Background(), c.req.Method); problem.Status != 0 {
+	if k.a, problem = x.start(context.Background(), k.req.Method); problem.Status != 0 {
 		x.hold(0)
-		return c.exchange(k, func(e *exchange) { e.refuse(problem) })
+		return k.from.exchange(k, func(e *exchange) { e.refuse(problem) })
 	}
 	candidate, ok := k.a.Next(context.Background())
 	if !ok || !candidate.Home() || candidate.Target.Base == nil || candidate.Target.Base.Scheme != "http" || candidate.Target.Base.RawPath != "" || candidate.Target.Base.EscapedPath() != candidate.Target.Base.Path {
 		x.hold(0)
-		return c.resume(k, &given{Candidate: candidate, none: !ok})
+		return k.resume(&given{Candidate: candidate, none: !ok})
 	}
-	return c.attempt(k, candidate)
+	return k.attempt(candidate)
 }
 
 // resume goes on as an exchange with the walk that was begun.
-func (c *conn) resume(k *work, g *given) bool {
-	return c.exchange(k, func(e *exchange) {
+func (k *work) resume(g *given) bool {
+	return k.from.exchange(k, func(e *exchange) {
 		if e.prepare(k.ask.Host) {
 			e.answer(&k.a, g)
 		} else {
@@ -129,13 +152,13 @@ func (c *conn) resume(k *work, g *given) bool {
 }
 
 // attempt makes one at an upstream of this region, and answers if it gives a small answer soon.
-func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
-	x, t, method := &k.call, candidate.Target, c.req.Method
+func (k *work) attempt(candidate failover.Candidate) bool {
+	x, t, method := &k.call, candidate.Target, k.req.Method
 	repeatable := idempotent(method)
 	pool, err := x.p.cfg.Upstreams.pool(t.At)
 	if err != nil || pool.origin == nil {
 		x.hold(0)
-		return c.resume(k, &given{Candidate: candidate}) // where it will be said
+		return k.resume(&given{Candidate: candidate}) // where it will be said
 	}
 	o := pool.origin
 	patience := x.p.cfg.HedgeAfter
@@ -144,7 +167,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 		patience = t.StallAfter(patience)
 	}
 	patience = min(patience, x.timeout(), unwatched)
-	k.out = c.request(k, t.Base.Host, t.Base.Path)
+	k.out = k.request(t.Base.Host, t.Base.Path)
 	sent := t.Begin()
 	asked := time.Now()
 	l := o.get()
@@ -166,13 +189,13 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 				x.hold(0)
 				if hedged && ctx.Err() != nil { // it is only slow so far: the exchange tries it again, and another beside it
 					sent.End(failover.Tick)
-					return c.resume(k, &given{Candidate: candidate})
+					return k.resume(&given{Candidate: candidate})
 				}
 				sent.End(failover.Failed)
 				candidate.Leave()
 				x.tries.Add(1)
 				x.waited += time.Since(asked)
-				return c.resume(k, &given{Candidate: candidate, failed: &result{err: err}})
+				return k.resume(&given{Candidate: candidate, failed: &result{err: err}})
 			}
 		}
 		l.patience(asked, patience)
@@ -186,7 +209,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 		if written && isTimeout(err) {
 			x.hold(0)
 			x.waited += time.Since(asked)
-			return c.resume(k, &given{Candidate: candidate, begun: &begun{l, sent, strings.Clone(method), asked}})
+			return k.resume(&given{Candidate: candidate, begun: &begun{l, sent, strings.Clone(method), asked}})
 		}
 		quick := l.asked && l.r == l.w // it was closed while it was idle: nobody acted on it
 		l.conn.Close()
@@ -199,7 +222,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 		x.hold(0)
 		x.tries.Add(1)
 		x.waited += time.Since(asked)
-		return c.resume(k, &given{Candidate: candidate, failed: &result{err: err, sent: true}})
+		return k.resume(&given{Candidate: candidate, failed: &result{err: err, sent: true}})
 	}
 	now := time.Now()
 	x.waited += now.Sub(asked)
@@ -211,7 +234,7 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 		sent.End(failover.Answered)
 		candidate.Leave()
 		x.hold(0)
-		return c.resume(k, &given{Candidate: candidate, failed: &result{err: errSwitched, sent: true}})
+		return k.resume(&given{Candidate: candidate, failed: &result{err: errSwitched, sent: true}})
 	case 502, 503, 504:
 		sent.End(failover.Unavailable)
 	default:
@@ -229,18 +252,17 @@ func (c *conn) attempt(k *work, candidate failover.Candidate) bool {
 		res := &result{resp: l.response(ctx, stop), region: x.p.cfg.Region, end: cancel, place: candidate}
 		res.watch = time.AfterFunc(x.timeout(), func() { cancel(errLate) })
 		x.hold(0)
-		return c.resume(k, &given{Candidate: candidate, failed: res})
+		return k.resume(&given{Candidate: candidate, failed: res})
 	}
 	defer candidate.Leave() // a panic passes
-	return c.pass(k, l)
+	return k.pass(l)
 }
 
 // pass answers with a small answer of an upstream: the row first, then one write.
-func (c *conn) pass(k *work, l *link) bool {
+func (k *work) pass(l *link) bool {
 	x, a := &k.call, &l.answer
 	x.served, x.status = x.p.cfg.Region, a.Status
-	last := c.req.Close || c.door.shut.Load()
-	k.out = c.headOf(k, a, last)
+	k.from.head(k, a)
 	n := int(a.Length)
 	have := min(n, l.w-l.r)
 	k.out = append(k.out, l.buf[l.r:l.r+have]...)
@@ -253,26 +275,22 @@ func (c *conn) pass(k *work, l *link) bool {
 			x.broken = true
 			l.conn.Close()
 			x.count(usage.OutcomeAborted)
-			c.finish()
-			return false
+			return k.from.send(k, false)
 		}
 	}
 	x.out = int64(n)
 	if !x.count(usage.OutcomeOf(a.Status)) {
 		l.o.put(l, x.began)
-		return c.exchange(k, func(e *exchange) { e.uncounted(e.w.Header()) })
+		return k.from.exchange(k, func(e *exchange) { e.uncounted(e.w.Header()) })
 	}
 	l.o.put(l, x.lastRow)
-	n = int(c.req.Length)
-	clear(c.buf[c.r : c.r+n]) // nobody will send it again
-	c.r += n
-	c.finish()
-	return c.send(k.out) && !last
+	clear(k.body) // nobody will send it again
+	return k.from.send(k, true)
 }
 
 // request is the request to send on, with its body.
-func (c *conn) request(k *work, host, base string) []byte {
-	r, x := &c.req, &k.call
+func (k *work) request(host, base string) []byte {
+	r, x := k.req, &k.call
 	b := k.out[:0]
 	b = append(b, r.Method...)
 	b = append(b, ' ')
@@ -296,8 +314,8 @@ func (c *conn) request(k *work, host, base string) []byte {
 		}
 		b = field(b, f.Name, f.Value)
 	}
-	b = field(b, "X-Forwarded-For", c.client)
-	if c.state != nil {
+	b = field(b, "X-Forwarded-For", x.client)
+	if k.secure {
 		b = append(b, "\r\nX-Forwarded-Proto: https"...)
 	} else {
 		b = append(b, "\r\nX-Forwarded-Proto: http"...)
@@ -305,7 +323,7 @@ func (c *conn) request(k *work, host, base string) []byte {
 	b = field(b, "X-Forwarded-Host", k.ask.Host)
 	b = append(b, "\r\nX-Request-Id: "...)
 	b = appendID(b, x.id)
-	b = append(b, "\r\nVia: 1.1 bailiwick"...)
+	b = field(b, "Via", k.via)
 	for i, said := range [...]string{x.v.Customer, x.v.Subscription, x.v.Plan, x.v.KeyID} {
 		b = field(b, relay.Identity[i], said)
 	}
@@ -314,7 +332,7 @@ func (c *conn) request(k *work, host, base string) []byte {
 		b = strconv.AppendInt(b, r.Length, 10)
 	}
 	b = append(b, "\r\n\r\n"...)
-	return append(b, c.buf[c.r:c.r+int(r.Length)]...)
+	return append(b, k.body...)
 }
 
 func field(b []byte, name, value string) []byte {
@@ -322,56 +340,6 @@ func field(b []byte, name, value string) []byte {
 	b = append(b, name...)
 	b = append(b, ':', ' ')
 	return append(b, value...)
-}
-
-// headOf is the head of the answer to the client.
-func (c *conn) headOf(k *work, a *http1.Answer, last bool) []byte {
-	x := &k.call
-	b := append(k.out[:0], "HTTP/1.1 "...)
-	b = strconv.AppendInt(b, int64(a.Status), 10)
-	b = append(b, ' ')
-	b = append(b, http.StatusText(a.Status)...)
-	limit, policy := x.v.Limits()
-	isDated, length := false, false
-	for i := range a.Fields {
-		f := &a.Fields[i]
-		switch is := classOf(f.Name); {
-		case f.Kind == http1.ContentLength:
-			if a.Status == 204 {
-				continue
-			}
-			length = true
-		case is == stays, is == hidden, is == limited && len(limit) > 0:
-			continue
-		case is == dated:
-			isDated = true
-		}
-		b = field(b, f.Name, f.Value)
-	}
-	if !length && a.Length == 0 && a.Status != 204 && a.Status != 304 && c.req.Method != http.MethodHead {
-		b = append(b, "\r\nContent-Length: 0"...)
-	}
-	if !isDated {
-		b = append(b, "\r\nDate: "...)
-		b = appendDate(b, x.began)
-	}
-	b = append(b, "\r\n"+relay.HeaderRequestID+": "...)
-	b = appendID(b, x.id)
-	b = field(b, "Bailiwick-Edge", x.p.cfg.Region)
-	b = field(b, relay.HeaderServed, x.served)
-	if alt := x.p.altSvc(x.table, c.state != nil); alt != "" {
-		b = field(b, "Alt-Svc", alt)
-	}
-	if len(limit) > 0 {
-		b = append(b, "\r\nRateLimit: "...)
-		b = append(b, limit...)
-		b = append(b, "\r\nRateLimit-Policy: "...)
-		b = append(b, policy...)
-	}
-	if last {
-		b = append(b, "\r\nConnection: close"...)
-	}
-	return append(b, "\r\n\r\n"...)
 }
 
 // stamp is the date of a second as headers have it: it is made once a second, not once an answer.
