@@ -209,6 +209,7 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewResourceServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewKeyServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewNodeServiceHandler(s, opts...))
+	mux.Handle(adminv1connect.NewCacheServiceHandler(adminv1connect.UnimplementedCacheServiceHandler{}, opts...)) // not there yet
 	mux.Handle(adminv1connect.NewClusterServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewBorderServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewApprovalServiceHandler(s, opts...))
@@ -222,7 +223,7 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewLedgerServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewQuotaServiceHandler(s, opts...))
 	reflector := grpcreflect.NewStaticReflector(adminv1connect.ResourceServiceName, adminv1connect.KeyServiceName,
-		adminv1connect.NodeServiceName, adminv1connect.ClusterServiceName, adminv1connect.BorderServiceName, adminv1connect.ApprovalServiceName, adminv1connect.OperatorServiceName, adminv1connect.RolloutServiceName, adminv1connect.DNSServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName,
+		adminv1connect.NodeServiceName, adminv1connect.ClusterServiceName, adminv1connect.CacheServiceName, adminv1connect.BorderServiceName, adminv1connect.ApprovalServiceName, adminv1connect.OperatorServiceName, adminv1connect.RolloutServiceName, adminv1connect.DNSServiceName, adminv1connect.UsageServiceName, adminv1connect.AlertServiceName, adminv1connect.LedgerServiceName,
 		adminv1connect.QuotaServiceName, adminv1connect.CustomerServiceName, adminv1connect.EvidenceServiceName)
 	mux.Handle(grpcreflect.NewHandlerV1(reflector, gate))
 	mux.Handle(grpcreflect.NewHandlerV1Alpha(reflector, gate))

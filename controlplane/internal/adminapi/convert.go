@@ -120,7 +120,8 @@ func fromProto(r *adminv1.Resource) (record, error) {
 	case *adminv1.Resource_Region:
 		v := spec.Region
 		return model.Region{Name: name, Zone: v.GetZone(), Provider: v.GetProvider(), ProviderRegion: v.GetProviderRegion(), Partition: v.GetPartition(),
-			Country: v.GetCountry(), Jurisdiction: v.GetJurisdiction(), ControlOnly: v.GetControlOnly(), ClientSubnets: v.GetClientSubnets(), Drain: v.GetDrain(), Labels: labels(v.GetLabels())}, nil
+			Country: v.GetCountry(), Jurisdiction: v.GetJurisdiction(), ControlOnly: v.GetControlOnly(), ClientSubnets: v.GetClientSubnets(), Drain: v.GetDrain(), Labels: labels(v.GetLabels()),
+			UpstreamNetworks: v.GetUpstreamNetworks()}, nil
 	case *adminv1.Resource_LegalBasis:
 		v := spec.LegalBasis
 		return model.LegalBasis{Name: name, Kind: v.GetKind(), Status: or(v.GetStatus(), "active"), Expires: v.GetExpires(), Source: v.GetSource()}, nil
@@ -247,7 +248,7 @@ func toProto(rec record, at group.Revision) *adminv1.Resource {
 	case model.Region:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_Region{Region: &adminv1.Region{Zone: v.Zone, Provider: v.Provider, ProviderRegion: v.ProviderRegion, Partition: v.Partition,
-			Country: v.Country, Jurisdiction: v.Jurisdiction, ControlOnly: v.ControlOnly, ClientSubnets: v.ClientSubnets, Drain: v.Drain, Labels: v.Labels}}
+			Country: v.Country, Jurisdiction: v.Jurisdiction, ControlOnly: v.ControlOnly, ClientSubnets: v.ClientSubnets, Drain: v.Drain, Labels: v.Labels, UpstreamNetworks: v.UpstreamNetworks}}
 	case model.LegalBasis:
 		out.Name = v.Name
 		out.Spec = &adminv1.Resource_LegalBasis{LegalBasis: &adminv1.LegalBasis{Kind: v.Kind, Status: v.Status, Expires: v.Expires, Source: v.Source}}

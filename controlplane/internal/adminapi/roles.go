@@ -51,6 +51,7 @@ var rights = map[string]string{
 	adminv1connect.KeyServiceUndoRotationProcedure:                   manage,
 	adminv1connect.ResourceServiceDescribeProcedure:                  look,
 	adminv1connect.KeyServiceListKeysProcedure:                       customers,
+	adminv1connect.CacheServicePurgeCacheProcedure:                   operate,
 	adminv1connect.NodeServiceListNodesProcedure:                     look,
 	adminv1connect.NodeServiceRemoveNodeProcedure:                    operate,
 	adminv1connect.NodeServiceCreateJoinTokenProcedure:               operate,

@@ -198,7 +198,7 @@ func hostOf(w World, host string) hosted {
 func (w World) Digest() string {
 	bare := World{Closures: slices.Clone(w.Closures)}
 	for _, r := range w.Regions { // what only DNS or people read decides nothing
-		r.ClientSubnets, r.Drain, r.Labels = nil, "", nil
+		r.ClientSubnets, r.Drain, r.Labels, r.UpstreamNetworks = nil, "", nil, nil
 		bare.Regions = append(bare.Regions, r)
 	}
 	bare.Bases, bare.Policies = slices.Clone(w.Bases), slices.Clone(w.Policies)

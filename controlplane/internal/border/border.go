@@ -280,7 +280,7 @@ func rulesOf(catalog group.Snapshot) (model.Adopted, error) {
 		return a, err
 	}
 	for i := range a.Regions { // what only DNS or people read decides no relay and need not be adopted
-		a.Regions[i].ClientSubnets, a.Regions[i].Drain, a.Regions[i].Labels = nil, "", nil
+		a.Regions[i].ClientSubnets, a.Regions[i].Drain, a.Regions[i].Labels, a.Regions[i].UpstreamNetworks = nil, "", nil, nil
 	}
 	if a.Bases, err = list[model.LegalBasis](catalog, model.PrefixBasis); err != nil {
 		return a, err

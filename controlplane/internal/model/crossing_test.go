@@ -28,7 +28,7 @@ var catalog = map[string]any{
 var crosses = map[string]string{
 	"Zone.Name": "id", "Zone.Jurisdiction": "code of a law", "Zone.Description": "public word about a zone", "Zone.AdminURLs": "addresses of control nodes", "Zone.SigningKey": "public key",
 	"Region.Name": "id", "Region.Zone": "id", "Region.Provider": "id of a cloud", "Region.ProviderRegion": "id of a cloud's region", "Region.Partition": "id of a cloud's partition",
-	"Region.Country": "ISO code", "Region.Jurisdiction": "code of a law", "Region.ClientSubnets": "networks, of operators and clouds, never of a client", "Region.Drain": "operator's word about a region", "Region.Labels": "ids of an operator's own, 63 lower-case characters at most",
+	"Region.Country": "ISO code", "Region.Jurisdiction": "code of a law", "Region.ClientSubnets": "networks, of operators and clouds, never of a client", "Region.Drain": "operator's word about a region", "Region.UpstreamNetworks": "networks of the seller's own servers", "Region.Labels": "ids of an operator's own, 63 lower-case characters at most",
 	"LegalBasis.Name": "id", "LegalBasis.Kind": "enum", "LegalBasis.Status": "enum", "LegalBasis.Expires": "date", "LegalBasis.Source": "citation of a public act",
 	"Policy.Name": "id", "Policy.Zone": "id", "WithinZone.Basis": "id", "WithinZone.Classes": "ids of data classes",
 	"Pair.From": "id", "Pair.To": "id", "Pair.Basis": "id", "Pair.Classes": "ids of data classes", "Pair.ReviewBy": "date", "Pair.Status": "enum",

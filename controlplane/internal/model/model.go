@@ -88,6 +88,8 @@ type Region struct {
 	ClientSubnets []string `json:"client_subnets,omitempty"` // CIDR blocks whose clients are led here first
 	Drain         string   `json:"drain,omitempty"`          // why clients are led elsewhere; "": they are not
 	Labels        []string `json:"labels,omitempty"`         // as Labels has them; they decide nothing
+	// UpstreamNetworks are CIDR blocks outside which no edge of the region dials an upstream; none: no such bound.
+	UpstreamNetworks []string `json:"upstream_networks,omitempty"`
 }
 
 type LegalBasis struct {
@@ -208,7 +210,7 @@ type Cache struct {
 	StaleWhileRevalidate time.Duration `json:"stale_while_revalidate,omitempty"`
 	StaleIfError         time.Duration `json:"stale_if_error,omitempty"`
 	MaxBytes             int64         `json:"max_bytes,omitempty"`
-	Scope                string        `json:"scope,omitempty"` // "", customer, plan, all
+	Scope                string        `json:"scope,omitempty"` // "", key, subscription, customer, plan, all
 	Generation           int64         `json:"generation,omitempty"`
 }
 
@@ -220,7 +222,7 @@ type Dispatch struct {
 	MaxWaiting        int           `json:"max_waiting,omitempty"`
 	MaxWait           time.Duration `json:"max_wait,omitempty"`
 	MaxEjectedPercent int           `json:"max_ejected_percent,omitempty"`
-	Discovery         string        `json:"discovery,omitempty"` // "", dns
+	Discovery         string        `json:"discovery,omitempty"` // "", dns, etcd
 }
 
 // UpstreamTLS is how https upstreams are verified, and which certificate, that lies at each edge, is shown to them.

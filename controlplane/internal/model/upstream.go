@@ -43,8 +43,8 @@ func (c *Cache) validate(at, what string) error {
 	if c.MaxBytes < 0 || c.MaxBytes > MaxCacheBytes {
 		return bad(at+".max_bytes", "CACHE_INVALID", "%s: max_bytes %d of its cache is outside 0 (1 MiB) to %d", what, c.MaxBytes, MaxCacheBytes)
 	}
-	if !slices.Contains([]string{"", "customer", "plan", "all"}, c.Scope) {
-		return bad(at+".scope", "CACHE_INVALID", "%s: scope %q of its cache is none of customer, plan, all", what, c.Scope)
+	if !slices.Contains([]string{"", "key", "subscription", "customer", "plan", "all"}, c.Scope) {
+		return bad(at+".scope", "CACHE_INVALID", "%s: scope %q of its cache is none of key, subscription, customer, plan, all", what, c.Scope)
 	}
 	return nil
 }
@@ -60,8 +60,8 @@ func (a API) validateUpstreams() error {
 		return bad("spec.health.failures", "HEALTH_FAILURES_INVALID", "API %s: %d failures in a row is outside 1 to %d", a.Name, h.Failures, MaxFailures)
 	case !slices.Contains([]string{"", "least-load", "in-order"}, d.Choice):
 		return bad("spec.dispatch.choice", "CHOICE_INVALID", "API %s: choice %q is none of least-load, in-order", a.Name, d.Choice)
-	case !slices.Contains([]string{"", "dns"}, d.Discovery):
-		return bad("spec.dispatch.discovery", "DISCOVERY_INVALID", "API %s: discovery %q is not dns; leave it out where each url is one upstream", a.Name, d.Discovery)
+	case !slices.Contains([]string{"", "dns", "etcd"}, d.Discovery):
+		return bad("spec.dispatch.discovery", "DISCOVERY_INVALID", "API %s: discovery %q is neither dns nor etcd; leave it out where each url is one upstream", a.Name, d.Discovery)
 	case d.SlowStart < 0 || d.SlowStart > MaxSlowStart:
 		return bad("spec.dispatch.slow_start", "SLOW_START_INVALID", "API %s: a slow start of %v is outside 0s to %v", a.Name, d.SlowStart, MaxSlowStart)
 	case d.MaxRequests < 0 || d.MaxWaiting < 0:

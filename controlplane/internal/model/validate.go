@@ -3,6 +3,7 @@ package model
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -113,6 +114,11 @@ func (r Region) Validate() error {
 	for i, c := range r.ClientSubnets {
 		if _, err := answer.ParseSubnet(c); err != nil {
 			return bad(fmt.Sprintf("spec.client_subnets[%d]", i), "SUBNET_INVALID", "region %s: %w", r.Name, err)
+		}
+	}
+	for i, c := range r.UpstreamNetworks {
+		if _, err := netip.ParsePrefix(c); err != nil {
+			return bad(fmt.Sprintf("spec.upstream_networks[%d]", i), "NETWORK_INVALID", "region %s: upstream network %q is no block such as 10.1.0.0/16", r.Name, c)
 		}
 	}
 	return nil

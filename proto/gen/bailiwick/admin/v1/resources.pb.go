@@ -451,6 +451,9 @@ type Region struct {
 	ClientSubnets []string `protobuf:"bytes,8,rep,name=client_subnets,json=clientSubnets,proto3" json:"client_subnets,omitempty"`
 	// drain says why DNS leads nobody to this region; empty: it is not drained. Who comes all the same is served.
 	Drain string `protobuf:"bytes,9,opt,name=drain,proto3" json:"drain,omitempty"`
+	// upstream_networks are CIDR blocks; edges of this region dial upstreams at addresses within them and nowhere else,
+	// whatever a name resolves to. Empty: no such bound. An edge's -upstream-allow holds beside it.
+	UpstreamNetworks []string `protobuf:"bytes,40,rep,name=upstream_networks,json=upstreamNetworks,proto3" json:"upstream_networks,omitempty"`
 	// labels are NAME=VALUE, the operator's own; they decide nothing, and no edge gets them. They rest in every zone.
 	Labels        []string `protobuf:"bytes,60,rep,name=labels,proto3" json:"labels,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -548,6 +551,13 @@ func (x *Region) GetDrain() string {
 		return x.Drain
 	}
 	return ""
+}
+
+func (x *Region) GetUpstreamNetworks() []string {
+	if x != nil {
+		return x.UpstreamNetworks
+	}
+	return nil
 }
 
 func (x *Region) GetLabels() []string {
@@ -1451,7 +1461,8 @@ type Cache struct {
 	StaleIfError *durationpb.Duration `protobuf:"bytes,3,opt,name=stale_if_error,json=staleIfError,proto3" json:"stale_if_error,omitempty"`
 	// max_bytes of one answer's body. Default 1 MiB, at most 16 MiB.
 	MaxBytes int64 `protobuf:"varint,4,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
-	// scope of who may be given an answer that another request brought: customer (default), plan, or all.
+	// scope of who may be given an answer that another request brought: key, subscription, customer, plan, or all. Default: key
+	// where upstreams are told who asks (auth.identity), else subscription.
 	Scope string `protobuf:"bytes,5,opt,name=scope,proto3" json:"scope,omitempty"`
 	// generation: another number than before forgets all that is kept of the route.
 	Generation    int64 `protobuf:"varint,6,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -1609,7 +1620,8 @@ type Dispatch struct {
 	MaxWait *durationpb.Duration `protobuf:"bytes,5,opt,name=max_wait,json=maxWait,proto3" json:"max_wait,omitempty"`
 	// max_ejected_percent of a region's upstreams that are set aside because they fail more than the others. Default 50.
 	MaxEjectedPercent int32 `protobuf:"varint,6,opt,name=max_ejected_percent,json=maxEjectedPercent,proto3" json:"max_ejected_percent,omitempty"`
-	// discovery: "" (default), each url is one upstream; dns, each address of its name is one, asked anew in the background.
+	// discovery: "" (default), each url is one upstream; dns, each address of its name is one, asked anew in the background;
+	// etcd, what the zone's control nodes find for the API in the etcd of their -discovery-etcd is one too, beside the urls.
 	Discovery     string `protobuf:"bytes,7,opt,name=discovery,proto3" json:"discovery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2536,7 +2548,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"admin_urls\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\tadminUrls\x12(\n" +
 	"\vsigning_key\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\n" +
 	"signingKey\x12*\n" +
-	"\x11reads_need_reason\x18\x05 \x01(\bR\x0freadsNeedReason\"\xac\x03\n" +
+	"\x11reads_need_reason\x18\x05 \x01(\bR\x0freadsNeedReason\"\xea\x03\n" +
 	"\x06Region\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12#\n" +
 	"\bprovider\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18 R\bprovider\x120\n" +
@@ -2546,7 +2558,8 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\fcontrol_only\x18\x06 \x01(\bR\vcontrolOnly\x12%\n" +
 	"\tpartition\x18\a \x01(\tB\a\xbaH\x04r\x02\x18 R\tpartition\x126\n" +
 	"\x0eclient_subnets\x18\b \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\xe8\a\"\x04r\x02\x18@R\rclientSubnets\x12\x1e\n" +
-	"\x05drain\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05drain\x12&\n" +
+	"\x05drain\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05drain\x12<\n" +
+	"\x11upstream_networks\x18( \x03(\tB\x0f\xbaH\f\x92\x01\t\x10\x80\x02\"\x04r\x02\x18@R\x10upstreamNetworks\x12&\n" +
 	"\x06labels\x18< \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18`R\x06labels\"\xc8\x01\n" +
 	"\n" +
 	"LegalBasis\x12A\n" +
@@ -2631,13 +2644,13 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x05Units\x12\x1f\n" +
 	"\x06header\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06header\x12$\n" +
 	"\tper_bytes\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bperBytes\x12\x1f\n" +
-	"\x04most\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x00R\x04most\"\xc5\x02\n" +
+	"\x04most\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x00R\x04most\"\xd8\x02\n" +
 	"\x05Cache\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12O\n" +
 	"\x16stale_while_revalidate\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x14staleWhileRevalidate\x12?\n" +
 	"\x0estale_if_error\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\fstaleIfError\x12)\n" +
-	"\tmax_bytes\x18\x04 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80\b(\x00R\bmaxBytes\x122\n" +
-	"\x05scope\x18\x05 \x01(\tB\x1c\xbaH\x19r\x17R\x00R\bcustomerR\x04planR\x03allR\x05scope\x12\x1e\n" +
+	"\tmax_bytes\x18\x04 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80\b(\x00R\bmaxBytes\x12E\n" +
+	"\x05scope\x18\x05 \x01(\tB/\xbaH,r*R\x00R\x03keyR\fsubscriptionR\bcustomerR\x04planR\x03allR\x05scope\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x06 \x01(\x03R\n" +
 	"generation\"a\n" +
@@ -2645,7 +2658,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x06region\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06region\x12\x1c\n" +
 	"\x03url\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x03url\x12\x14\n" +
-	"\x05drain\x18\x03 \x01(\bR\x05drain\"\xf6\x02\n" +
+	"\x05drain\x18\x03 \x01(\bR\x05drain\"\xfc\x02\n" +
 	"\bDispatch\x125\n" +
 	"\x06choice\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18R\x00R\n" +
 	"least-loadR\bin-orderR\x06choice\x128\n" +
@@ -2655,8 +2668,8 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\vmax_waiting\x18\x04 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\n" +
 	"maxWaiting\x124\n" +
 	"\bmax_wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\amaxWait\x129\n" +
-	"\x13max_ejected_percent\x18\x06 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\x11maxEjectedPercent\x12*\n" +
-	"\tdiscovery\x18\a \x01(\tB\f\xbaH\tr\aR\x00R\x03dnsR\tdiscovery\"\x8b\x01\n" +
+	"\x13max_ejected_percent\x18\x06 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\x11maxEjectedPercent\x120\n" +
+	"\tdiscovery\x18\a \x01(\tB\x12\xbaH\x0fr\rR\x00R\x03dnsR\x04etcdR\tdiscovery\"\x8b\x01\n" +
 	"\vUpstreamTLS\x12)\n" +
 	"\vserver_name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\n" +
 	"serverName\x12\x19\n" +

@@ -210,6 +210,154 @@ func (x *ApplyResponse) GetAtOnce() []string {
 	return nil
 }
 
+type PurgeCacheRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// api of this zone.
+	Api string `protobuf:"bytes,1,opt,name=api,proto3" json:"api,omitempty"`
+	// One of these three.
+	Tags []string `protobuf:"bytes,2,rep,name=tags,proto3" json:"tags,omitempty"`
+	// urls are https://host/path?query as clients asked, without a fragment; the host is one of the API's.
+	Urls []string `protobuf:"bytes,3,rep,name=urls,proto3" json:"urls,omitempty"`
+	All  bool     `protobuf:"varint,4,opt,name=all,proto3" json:"all,omitempty"`
+	// soft: what is kept becomes stale and is asked for anew, and may be given once more where its route lets it be.
+	Soft          bool   `protobuf:"varint,5,opt,name=soft,proto3" json:"soft,omitempty"`
+	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeCacheRequest) Reset() {
+	*x = PurgeCacheRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeCacheRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeCacheRequest) ProtoMessage() {}
+
+func (x *PurgeCacheRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeCacheRequest.ProtoReflect.Descriptor instead.
+func (*PurgeCacheRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PurgeCacheRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *PurgeCacheRequest) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *PurgeCacheRequest) GetUrls() []string {
+	if x != nil {
+		return x.Urls
+	}
+	return nil
+}
+
+func (x *PurgeCacheRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+func (x *PurgeCacheRequest) GetSoft() bool {
+	if x != nil {
+		return x.Soft
+	}
+	return false
+}
+
+func (x *PurgeCacheRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type PurgeCacheResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`    // of the zone's store: an edge whose zone position is there or beyond has done it
+	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`        // of the API's purges
+	Holders       []*Holder              `protobuf:"bytes,3,rep,name=holders,proto3" json:"holders,omitempty"` // edges of this zone that have it to do
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeCacheResponse) Reset() {
+	*x = PurgeCacheResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeCacheResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeCacheResponse) ProtoMessage() {}
+
+func (x *PurgeCacheResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeCacheResponse.ProtoReflect.Descriptor instead.
+func (*PurgeCacheResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PurgeCacheResponse) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *PurgeCacheResponse) GetSeq() uint64 {
+	if x != nil {
+		return x.Seq
+	}
+	return 0
+}
+
+func (x *PurgeCacheResponse) GetHolders() []*Holder {
+	if x != nil {
+		return x.Holders
+	}
+	return nil
+}
+
 type ListRolloutsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Pages: see Paging in the DESIGN.md of adminapi.
@@ -222,7 +370,7 @@ type ListRolloutsRequest struct {
 
 func (x *ListRolloutsRequest) Reset() {
 	*x = ListRolloutsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[2]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +382,7 @@ func (x *ListRolloutsRequest) String() string {
 func (*ListRolloutsRequest) ProtoMessage() {}
 
 func (x *ListRolloutsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[2]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +395,7 @@ func (x *ListRolloutsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolloutsRequest.ProtoReflect.Descriptor instead.
 func (*ListRolloutsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{2}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListRolloutsRequest) GetPageSize() int32 {
@@ -281,7 +429,7 @@ type ListRolloutsResponse struct {
 
 func (x *ListRolloutsResponse) Reset() {
 	*x = ListRolloutsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[3]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -293,7 +441,7 @@ func (x *ListRolloutsResponse) String() string {
 func (*ListRolloutsResponse) ProtoMessage() {}
 
 func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[3]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -306,7 +454,7 @@ func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRolloutsResponse.ProtoReflect.Descriptor instead.
 func (*ListRolloutsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{3}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
@@ -334,7 +482,7 @@ type SteerRolloutRequest struct {
 
 func (x *SteerRolloutRequest) Reset() {
 	*x = SteerRolloutRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[4]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +494,7 @@ func (x *SteerRolloutRequest) String() string {
 func (*SteerRolloutRequest) ProtoMessage() {}
 
 func (x *SteerRolloutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[4]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +507,7 @@ func (x *SteerRolloutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerRolloutRequest.ProtoReflect.Descriptor instead.
 func (*SteerRolloutRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{4}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SteerRolloutRequest) GetName() string {
@@ -392,7 +540,7 @@ type SteerRolloutResponse struct {
 
 func (x *SteerRolloutResponse) Reset() {
 	*x = SteerRolloutResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[5]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +552,7 @@ func (x *SteerRolloutResponse) String() string {
 func (*SteerRolloutResponse) ProtoMessage() {}
 
 func (x *SteerRolloutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[5]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +565,7 @@ func (x *SteerRolloutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SteerRolloutResponse.ProtoReflect.Descriptor instead.
 func (*SteerRolloutResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{5}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SteerRolloutResponse) GetRollout() *Rollout {
@@ -452,7 +600,7 @@ type Rollout struct {
 
 func (x *Rollout) Reset() {
 	*x = Rollout{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[6]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +612,7 @@ func (x *Rollout) String() string {
 func (*Rollout) ProtoMessage() {}
 
 func (x *Rollout) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[6]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +625,7 @@ func (x *Rollout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
 func (*Rollout) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{6}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Rollout) GetName() string {
@@ -586,7 +734,7 @@ type RolloutZone struct {
 
 func (x *RolloutZone) Reset() {
 	*x = RolloutZone{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[7]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -598,7 +746,7 @@ func (x *RolloutZone) String() string {
 func (*RolloutZone) ProtoMessage() {}
 
 func (x *RolloutZone) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[7]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -611,7 +759,7 @@ func (x *RolloutZone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RolloutZone.ProtoReflect.Descriptor instead.
 func (*RolloutZone) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{7}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RolloutZone) GetZone() string {
@@ -678,7 +826,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[8]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +838,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[8]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +851,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{8}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Change) GetKind() string {
@@ -752,7 +900,7 @@ type FieldChange struct {
 
 func (x *FieldChange) Reset() {
 	*x = FieldChange{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[9]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +912,7 @@ func (x *FieldChange) String() string {
 func (*FieldChange) ProtoMessage() {}
 
 func (x *FieldChange) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[9]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +925,7 @@ func (x *FieldChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
 func (*FieldChange) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FieldChange) GetField() string {
@@ -814,7 +962,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -826,7 +974,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -839,7 +987,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Flow) GetPolicy() string {
@@ -887,7 +1035,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1047,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1060,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetRequest) GetKind() string {
@@ -938,7 +1086,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1098,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1111,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetResponse) GetResource() *Resource {
@@ -986,7 +1134,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1146,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1159,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListRequest) GetKind() string {
@@ -1052,7 +1200,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1212,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1225,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListResponse) GetResources() []*Resource {
@@ -1104,7 +1252,7 @@ type DescribeRequest struct {
 
 func (x *DescribeRequest) Reset() {
 	*x = DescribeRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1264,7 @@ func (x *DescribeRequest) String() string {
 func (*DescribeRequest) ProtoMessage() {}
 
 func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1277,7 @@ func (x *DescribeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DescribeRequest) GetKind() string {
@@ -1162,7 +1310,7 @@ type DescribeResponse struct {
 
 func (x *DescribeResponse) Reset() {
 	*x = DescribeResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1174,7 +1322,7 @@ func (x *DescribeResponse) String() string {
 func (*DescribeResponse) ProtoMessage() {}
 
 func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1187,7 +1335,7 @@ func (x *DescribeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeResponse.ProtoReflect.Descriptor instead.
 func (*DescribeResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DescribeResponse) GetResource() *Resource {
@@ -1258,7 +1406,7 @@ type Reference struct {
 
 func (x *Reference) Reset() {
 	*x = Reference{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1418,7 @@ func (x *Reference) String() string {
 func (*Reference) ProtoMessage() {}
 
 func (x *Reference) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1431,7 @@ func (x *Reference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reference.ProtoReflect.Descriptor instead.
 func (*Reference) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Reference) GetKind() string {
@@ -1327,7 +1475,7 @@ type Holder struct {
 
 func (x *Holder) Reset() {
 	*x = Holder{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1339,7 +1487,7 @@ func (x *Holder) String() string {
 func (*Holder) ProtoMessage() {}
 
 func (x *Holder) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1352,7 +1500,7 @@ func (x *Holder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Holder.ProtoReflect.Descriptor instead.
 func (*Holder) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Holder) GetEdge() string {
@@ -1397,7 +1545,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1557,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1570,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteRequest) GetKind() string {
@@ -1471,7 +1619,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1631,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1644,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteResponse) GetPending() *Approval {
@@ -1538,7 +1686,7 @@ type Approval struct {
 
 func (x *Approval) Reset() {
 	*x = Approval{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1698,7 @@ func (x *Approval) String() string {
 func (*Approval) ProtoMessage() {}
 
 func (x *Approval) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1711,7 @@ func (x *Approval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Approval.ProtoReflect.Descriptor instead.
 func (*Approval) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Approval) GetId() string {
@@ -1667,7 +1815,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1827,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1840,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Operator) GetName() string {
@@ -1749,7 +1897,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1909,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1922,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListOperatorsRequest) GetPageSize() int32 {
@@ -1808,7 +1956,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +1968,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +1981,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*Operator {
@@ -1866,7 +2014,7 @@ type CreateOperatorRequest struct {
 
 func (x *CreateOperatorRequest) Reset() {
 	*x = CreateOperatorRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +2026,7 @@ func (x *CreateOperatorRequest) String() string {
 func (*CreateOperatorRequest) ProtoMessage() {}
 
 func (x *CreateOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +2039,7 @@ func (x *CreateOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOperatorRequest.ProtoReflect.Descriptor instead.
 func (*CreateOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateOperatorRequest) GetName() string {
@@ -1939,7 +2087,7 @@ type CreateOperatorResponse struct {
 
 func (x *CreateOperatorResponse) Reset() {
 	*x = CreateOperatorResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2099,7 @@ func (x *CreateOperatorResponse) String() string {
 func (*CreateOperatorResponse) ProtoMessage() {}
 
 func (x *CreateOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2112,7 @@ func (x *CreateOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOperatorResponse.ProtoReflect.Descriptor instead.
 func (*CreateOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateOperatorResponse) GetToken() string {
@@ -1990,7 +2138,7 @@ type RemoveOperatorRequest struct {
 
 func (x *RemoveOperatorRequest) Reset() {
 	*x = RemoveOperatorRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2150,7 @@ func (x *RemoveOperatorRequest) String() string {
 func (*RemoveOperatorRequest) ProtoMessage() {}
 
 func (x *RemoveOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2163,7 @@ func (x *RemoveOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOperatorRequest.ProtoReflect.Descriptor instead.
 func (*RemoveOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RemoveOperatorRequest) GetName() string {
@@ -2033,7 +2181,7 @@ type RemoveOperatorResponse struct {
 
 func (x *RemoveOperatorResponse) Reset() {
 	*x = RemoveOperatorResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[28]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2193,7 @@ func (x *RemoveOperatorResponse) String() string {
 func (*RemoveOperatorResponse) ProtoMessage() {}
 
 func (x *RemoveOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[28]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2206,7 @@ func (x *RemoveOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveOperatorResponse.ProtoReflect.Descriptor instead.
 func (*RemoveOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{30}
 }
 
 type ListApprovalsRequest struct {
@@ -2073,7 +2221,7 @@ type ListApprovalsRequest struct {
 
 func (x *ListApprovalsRequest) Reset() {
 	*x = ListApprovalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[29]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2233,7 @@ func (x *ListApprovalsRequest) String() string {
 func (*ListApprovalsRequest) ProtoMessage() {}
 
 func (x *ListApprovalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[29]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2246,7 @@ func (x *ListApprovalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListApprovalsRequest.ProtoReflect.Descriptor instead.
 func (*ListApprovalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{29}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListApprovalsRequest) GetPageSize() int32 {
@@ -2132,7 +2280,7 @@ type ListApprovalsResponse struct {
 
 func (x *ListApprovalsResponse) Reset() {
 	*x = ListApprovalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[30]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2292,7 @@ func (x *ListApprovalsResponse) String() string {
 func (*ListApprovalsResponse) ProtoMessage() {}
 
 func (x *ListApprovalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[30]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2305,7 @@ func (x *ListApprovalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListApprovalsResponse.ProtoReflect.Descriptor instead.
 func (*ListApprovalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{30}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListApprovalsResponse) GetApprovals() []*Approval {
@@ -2183,7 +2331,7 @@ type ApproveRequest struct {
 
 func (x *ApproveRequest) Reset() {
 	*x = ApproveRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[31]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2343,7 @@ func (x *ApproveRequest) String() string {
 func (*ApproveRequest) ProtoMessage() {}
 
 func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[31]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2356,7 @@ func (x *ApproveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{31}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ApproveRequest) GetId() string {
@@ -2227,7 +2375,7 @@ type ApproveResponse struct {
 
 func (x *ApproveResponse) Reset() {
 	*x = ApproveResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2239,7 +2387,7 @@ func (x *ApproveResponse) String() string {
 func (*ApproveResponse) ProtoMessage() {}
 
 func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[32]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2252,7 +2400,7 @@ func (x *ApproveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveResponse.ProtoReflect.Descriptor instead.
 func (*ApproveResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{32}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ApproveResponse) GetApproval() *Approval {
@@ -2272,7 +2420,7 @@ type RejectRequest struct {
 
 func (x *RejectRequest) Reset() {
 	*x = RejectRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2432,7 @@ func (x *RejectRequest) String() string {
 func (*RejectRequest) ProtoMessage() {}
 
 func (x *RejectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[33]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2445,7 @@ func (x *RejectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectRequest.ProtoReflect.Descriptor instead.
 func (*RejectRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{33}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RejectRequest) GetId() string {
@@ -2323,7 +2471,7 @@ type RejectResponse struct {
 
 func (x *RejectResponse) Reset() {
 	*x = RejectResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2483,7 @@ func (x *RejectResponse) String() string {
 func (*RejectResponse) ProtoMessage() {}
 
 func (x *RejectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[34]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2496,7 @@ func (x *RejectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RejectResponse.ProtoReflect.Descriptor instead.
 func (*RejectResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{34}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RejectResponse) GetApproval() *Approval {
@@ -2367,7 +2515,7 @@ type OpenCrossingsRequest struct {
 
 func (x *OpenCrossingsRequest) Reset() {
 	*x = OpenCrossingsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2527,7 @@ func (x *OpenCrossingsRequest) String() string {
 func (*OpenCrossingsRequest) ProtoMessage() {}
 
 func (x *OpenCrossingsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[35]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2540,7 @@ func (x *OpenCrossingsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenCrossingsRequest.ProtoReflect.Descriptor instead.
 func (*OpenCrossingsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{35}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *OpenCrossingsRequest) GetReason() string {
@@ -2411,7 +2559,7 @@ type OpenCrossingsResponse struct {
 
 func (x *OpenCrossingsResponse) Reset() {
 	*x = OpenCrossingsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2571,7 @@ func (x *OpenCrossingsResponse) String() string {
 func (*OpenCrossingsResponse) ProtoMessage() {}
 
 func (x *OpenCrossingsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[36]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2584,7 @@ func (x *OpenCrossingsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenCrossingsResponse.ProtoReflect.Descriptor instead.
 func (*OpenCrossingsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{36}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *OpenCrossingsResponse) GetPending() *Approval {
@@ -2472,7 +2620,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2484,7 +2632,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[37]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2497,7 +2645,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{37}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateKeyRequest) GetCustomer() string {
@@ -2587,7 +2735,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2747,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[38]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2760,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{38}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateKeyResponse) GetId() string {
@@ -2639,7 +2787,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2799,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[39]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2812,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{39}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RevokeKeyRequest) GetId() string {
@@ -2689,7 +2837,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2849,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[40]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2862,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{40}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{42}
 }
 
 type RotateKeyRequest struct {
@@ -2729,7 +2877,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2741,7 +2889,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[41]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2754,7 +2902,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{41}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RotateKeyRequest) GetId() string {
@@ -2790,7 +2938,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2802,7 +2950,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[42]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2815,7 +2963,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{42}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *RotateKeyResponse) GetId() string {
@@ -2856,7 +3004,7 @@ type UndoRotationRequest struct {
 
 func (x *UndoRotationRequest) Reset() {
 	*x = UndoRotationRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +3016,7 @@ func (x *UndoRotationRequest) String() string {
 func (*UndoRotationRequest) ProtoMessage() {}
 
 func (x *UndoRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[43]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +3029,7 @@ func (x *UndoRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRotationRequest.ProtoReflect.Descriptor instead.
 func (*UndoRotationRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{43}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *UndoRotationRequest) GetId() string {
@@ -2907,7 +3055,7 @@ type UndoRotationResponse struct {
 
 func (x *UndoRotationResponse) Reset() {
 	*x = UndoRotationResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3067,7 @@ func (x *UndoRotationResponse) String() string {
 func (*UndoRotationResponse) ProtoMessage() {}
 
 func (x *UndoRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[44]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3080,7 @@ func (x *UndoRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoRotationResponse.ProtoReflect.Descriptor instead.
 func (*UndoRotationResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{44}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *UndoRotationResponse) GetNewId() string {
@@ -2955,7 +3103,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3115,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[45]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3128,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{45}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListKeysRequest) GetCustomer() string {
@@ -3021,7 +3169,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3033,7 +3181,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[46]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3046,7 +3194,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{46}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -3085,7 +3233,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3245,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[47]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3258,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{47}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Key) GetId() string {
@@ -3216,7 +3364,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3228,7 +3376,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[48]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3241,7 +3389,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{48}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListMembersRequest) GetPageSize() int32 {
@@ -3275,7 +3423,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3287,7 +3435,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[49]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3300,7 +3448,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{49}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListMembersResponse) GetMembers() []*GroupMember {
@@ -3334,7 +3482,7 @@ type GroupMember struct {
 
 func (x *GroupMember) Reset() {
 	*x = GroupMember{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +3494,7 @@ func (x *GroupMember) String() string {
 func (*GroupMember) ProtoMessage() {}
 
 func (x *GroupMember) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[50]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3507,7 @@ func (x *GroupMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupMember.ProtoReflect.Descriptor instead.
 func (*GroupMember) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{50}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *GroupMember) GetGroup() string {
@@ -3435,7 +3583,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3447,7 +3595,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[51]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3460,7 +3608,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{51}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *TransferLeadershipRequest) GetGroup() string {
@@ -3486,7 +3634,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3498,7 +3646,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[52]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3511,7 +3659,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{52}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TransferLeadershipResponse) GetLeader() string {
@@ -3530,7 +3678,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +3690,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[53]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +3703,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{53}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BackupRequest) GetGroup() string {
@@ -3581,7 +3729,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3741,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[54]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3606,7 +3754,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{54}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BackupResponse) GetNode() string {
@@ -3677,7 +3825,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3837,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[55]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +3850,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{55}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListNodesRequest) GetPageSize() int32 {
@@ -3736,7 +3884,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3748,7 +3896,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[56]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3761,7 +3909,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{56}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -3789,7 +3937,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3801,7 +3949,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[57]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3814,7 +3962,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{57}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Position) GetEpoch() uint64 {
@@ -3876,7 +4024,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3888,7 +4036,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[58]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3901,7 +4049,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{58}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Node) GetName() string {
@@ -4068,7 +4216,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4080,7 +4228,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[59]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4093,7 +4241,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{59}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -4118,7 +4266,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4130,7 +4278,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[60]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4143,7 +4291,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{60}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
 }
 
 type CreateJoinTokenRequest struct {
@@ -4160,7 +4308,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4172,7 +4320,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[61]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4185,7 +4333,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{61}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *CreateJoinTokenRequest) GetKind() string {
@@ -4233,7 +4381,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4245,7 +4393,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[62]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4258,7 +4406,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{62}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -4283,7 +4431,7 @@ type LeadersRequest struct {
 
 func (x *LeadersRequest) Reset() {
 	*x = LeadersRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4295,7 +4443,7 @@ func (x *LeadersRequest) String() string {
 func (*LeadersRequest) ProtoMessage() {}
 
 func (x *LeadersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[63]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4308,7 +4456,7 @@ func (x *LeadersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeadersRequest.ProtoReflect.Descriptor instead.
 func (*LeadersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{63}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
 }
 
 type LeadersResponse struct {
@@ -4321,7 +4469,7 @@ type LeadersResponse struct {
 
 func (x *LeadersResponse) Reset() {
 	*x = LeadersResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4333,7 +4481,7 @@ func (x *LeadersResponse) String() string {
 func (*LeadersResponse) ProtoMessage() {}
 
 func (x *LeadersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[64]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4346,7 +4494,7 @@ func (x *LeadersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeadersResponse.ProtoReflect.Descriptor instead.
 func (*LeadersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{64}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *LeadersResponse) GetLeaders() map[string]string {
@@ -4364,7 +4512,7 @@ type BorderStatusRequest struct {
 
 func (x *BorderStatusRequest) Reset() {
 	*x = BorderStatusRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4376,7 +4524,7 @@ func (x *BorderStatusRequest) String() string {
 func (*BorderStatusRequest) ProtoMessage() {}
 
 func (x *BorderStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[65]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4389,7 +4537,7 @@ func (x *BorderStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BorderStatusRequest.ProtoReflect.Descriptor instead.
 func (*BorderStatusRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{65}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
 }
 
 type BorderStatusResponse struct {
@@ -4408,7 +4556,7 @@ type BorderStatusResponse struct {
 
 func (x *BorderStatusResponse) Reset() {
 	*x = BorderStatusResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4420,7 +4568,7 @@ func (x *BorderStatusResponse) String() string {
 func (*BorderStatusResponse) ProtoMessage() {}
 
 func (x *BorderStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[66]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4433,7 +4581,7 @@ func (x *BorderStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BorderStatusResponse.ProtoReflect.Descriptor instead.
 func (*BorderStatusResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{66}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *BorderStatusResponse) GetPairs() []*PermittedPair {
@@ -4490,7 +4638,7 @@ type Sentinel struct {
 
 func (x *Sentinel) Reset() {
 	*x = Sentinel{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4502,7 +4650,7 @@ func (x *Sentinel) String() string {
 func (*Sentinel) ProtoMessage() {}
 
 func (x *Sentinel) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4515,7 +4663,7 @@ func (x *Sentinel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sentinel.ProtoReflect.Descriptor instead.
 func (*Sentinel) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Sentinel) GetEdge() string {
@@ -4551,7 +4699,7 @@ type PermittedPair struct {
 
 func (x *PermittedPair) Reset() {
 	*x = PermittedPair{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4563,7 +4711,7 @@ func (x *PermittedPair) String() string {
 func (*PermittedPair) ProtoMessage() {}
 
 func (x *PermittedPair) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4576,7 +4724,7 @@ func (x *PermittedPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PermittedPair.ProtoReflect.Descriptor instead.
 func (*PermittedPair) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *PermittedPair) GetPolicy() string {
@@ -4622,7 +4770,7 @@ type Tightening struct {
 
 func (x *Tightening) Reset() {
 	*x = Tightening{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4634,7 +4782,7 @@ func (x *Tightening) String() string {
 func (*Tightening) ProtoMessage() {}
 
 func (x *Tightening) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4647,7 +4795,7 @@ func (x *Tightening) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tightening.ProtoReflect.Descriptor instead.
 func (*Tightening) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *Tightening) GetPolicy() string {
@@ -4714,7 +4862,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4726,7 +4874,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4739,7 +4887,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SimulateRequest) GetHost() string {
@@ -4779,7 +4927,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4791,7 +4939,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4804,7 +4952,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *SimulateResponse) GetCourses() []*Course {
@@ -4838,7 +4986,7 @@ type Course struct {
 
 func (x *Course) Reset() {
 	*x = Course{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4850,7 +4998,7 @@ func (x *Course) String() string {
 func (*Course) ProtoMessage() {}
 
 func (x *Course) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4863,7 +5011,7 @@ func (x *Course) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Course.ProtoReflect.Descriptor instead.
 func (*Course) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Course) GetHost() string {
@@ -4964,7 +5112,7 @@ type CourseRegion struct {
 
 func (x *CourseRegion) Reset() {
 	*x = CourseRegion{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4976,7 +5124,7 @@ func (x *CourseRegion) String() string {
 func (*CourseRegion) ProtoMessage() {}
 
 func (x *CourseRegion) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4989,7 +5137,7 @@ func (x *CourseRegion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CourseRegion.ProtoReflect.Descriptor instead.
 func (*CourseRegion) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *CourseRegion) GetRegion() string {
@@ -5047,7 +5195,7 @@ type ExplainDNSRequest struct {
 
 func (x *ExplainDNSRequest) Reset() {
 	*x = ExplainDNSRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5059,7 +5207,7 @@ func (x *ExplainDNSRequest) String() string {
 func (*ExplainDNSRequest) ProtoMessage() {}
 
 func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5072,7 +5220,7 @@ func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDNSRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ExplainDNSRequest) GetHost() string {
@@ -5110,7 +5258,7 @@ type ExplainDNSResponse struct {
 
 func (x *ExplainDNSResponse) Reset() {
 	*x = ExplainDNSResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5122,7 +5270,7 @@ func (x *ExplainDNSResponse) String() string {
 func (*ExplainDNSResponse) ProtoMessage() {}
 
 func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5135,7 +5283,7 @@ func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDNSResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExplainDNSResponse) GetHost() string {
@@ -5192,7 +5340,7 @@ type EdgeAnswer struct {
 
 func (x *EdgeAnswer) Reset() {
 	*x = EdgeAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5204,7 +5352,7 @@ func (x *EdgeAnswer) String() string {
 func (*EdgeAnswer) ProtoMessage() {}
 
 func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5217,7 +5365,7 @@ func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeAnswer.ProtoReflect.Descriptor instead.
 func (*EdgeAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *EdgeAnswer) GetEdge() string {
@@ -5281,7 +5429,7 @@ type RegionsRequest struct {
 
 func (x *RegionsRequest) Reset() {
 	*x = RegionsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5293,7 +5441,7 @@ func (x *RegionsRequest) String() string {
 func (*RegionsRequest) ProtoMessage() {}
 
 func (x *RegionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5306,7 +5454,7 @@ func (x *RegionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionsRequest.ProtoReflect.Descriptor instead.
 func (*RegionsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *RegionsRequest) GetPageSize() int32 {
@@ -5340,7 +5488,7 @@ type RegionsResponse struct {
 
 func (x *RegionsResponse) Reset() {
 	*x = RegionsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5352,7 +5500,7 @@ func (x *RegionsResponse) String() string {
 func (*RegionsResponse) ProtoMessage() {}
 
 func (x *RegionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5365,7 +5513,7 @@ func (x *RegionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionsResponse.ProtoReflect.Descriptor instead.
 func (*RegionsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RegionsResponse) GetRegions() []*RegionState {
@@ -5408,7 +5556,7 @@ type RegionState struct {
 
 func (x *RegionState) Reset() {
 	*x = RegionState{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5420,7 +5568,7 @@ func (x *RegionState) String() string {
 func (*RegionState) ProtoMessage() {}
 
 func (x *RegionState) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5433,7 +5581,7 @@ func (x *RegionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionState.ProtoReflect.Descriptor instead.
 func (*RegionState) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RegionState) GetName() string {
@@ -5562,7 +5710,7 @@ type RegionView struct {
 
 func (x *RegionView) Reset() {
 	*x = RegionView{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5574,7 +5722,7 @@ func (x *RegionView) String() string {
 func (*RegionView) ProtoMessage() {}
 
 func (x *RegionView) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5587,7 +5735,7 @@ func (x *RegionView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionView.ProtoReflect.Descriptor instead.
 func (*RegionView) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RegionView) GetEdge() string {
@@ -5637,7 +5785,7 @@ type RegionAnswer struct {
 
 func (x *RegionAnswer) Reset() {
 	*x = RegionAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5649,7 +5797,7 @@ func (x *RegionAnswer) String() string {
 func (*RegionAnswer) ProtoMessage() {}
 
 func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5662,7 +5810,7 @@ func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionAnswer.ProtoReflect.Descriptor instead.
 func (*RegionAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *RegionAnswer) GetRegion() string {
@@ -5709,7 +5857,7 @@ type QueryUsageRequest struct {
 
 func (x *QueryUsageRequest) Reset() {
 	*x = QueryUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5721,7 +5869,7 @@ func (x *QueryUsageRequest) String() string {
 func (*QueryUsageRequest) ProtoMessage() {}
 
 func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5734,7 +5882,7 @@ func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageRequest.ProtoReflect.Descriptor instead.
 func (*QueryUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *QueryUsageRequest) GetCustomer() string {
@@ -5788,7 +5936,7 @@ type QueryUsageResponse struct {
 
 func (x *QueryUsageResponse) Reset() {
 	*x = QueryUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5800,7 +5948,7 @@ func (x *QueryUsageResponse) String() string {
 func (*QueryUsageResponse) ProtoMessage() {}
 
 func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5813,7 +5961,7 @@ func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageResponse.ProtoReflect.Descriptor instead.
 func (*QueryUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *QueryUsageResponse) GetTotal() *UsageTotal {
@@ -5871,7 +6019,7 @@ type UsageTotal struct {
 
 func (x *UsageTotal) Reset() {
 	*x = UsageTotal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5883,7 +6031,7 @@ func (x *UsageTotal) String() string {
 func (*UsageTotal) ProtoMessage() {}
 
 func (x *UsageTotal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5896,7 +6044,7 @@ func (x *UsageTotal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageTotal.ProtoReflect.Descriptor instead.
 func (*UsageTotal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *UsageTotal) GetRequests() int64 {
@@ -5961,7 +6109,7 @@ type UsageRow struct {
 
 func (x *UsageRow) Reset() {
 	*x = UsageRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5973,7 +6121,7 @@ func (x *UsageRow) String() string {
 func (*UsageRow) ProtoMessage() {}
 
 func (x *UsageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5986,7 +6134,7 @@ func (x *UsageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
 func (*UsageRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *UsageRow) GetCell() *timestamppb.Timestamp {
@@ -6114,7 +6262,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6126,7 +6274,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6139,7 +6287,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *Gap) GetEdge() string {
@@ -6184,7 +6332,7 @@ type QueryTotalsRequest struct {
 
 func (x *QueryTotalsRequest) Reset() {
 	*x = QueryTotalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6196,7 +6344,7 @@ func (x *QueryTotalsRequest) String() string {
 func (*QueryTotalsRequest) ProtoMessage() {}
 
 func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6209,7 +6357,7 @@ func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsRequest.ProtoReflect.Descriptor instead.
 func (*QueryTotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *QueryTotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -6257,7 +6405,7 @@ type QueryTotalsResponse struct {
 
 func (x *QueryTotalsResponse) Reset() {
 	*x = QueryTotalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6269,7 +6417,7 @@ func (x *QueryTotalsResponse) String() string {
 func (*QueryTotalsResponse) ProtoMessage() {}
 
 func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6282,7 +6430,7 @@ func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsResponse.ProtoReflect.Descriptor instead.
 func (*QueryTotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *QueryTotalsResponse) GetZones() []*ZoneTotals {
@@ -6315,7 +6463,7 @@ type ZoneTotals struct {
 
 func (x *ZoneTotals) Reset() {
 	*x = ZoneTotals{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6327,7 +6475,7 @@ func (x *ZoneTotals) String() string {
 func (*ZoneTotals) ProtoMessage() {}
 
 func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6340,7 +6488,7 @@ func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneTotals.ProtoReflect.Descriptor instead.
 func (*ZoneTotals) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ZoneTotals) GetZone() string {
@@ -6406,7 +6554,7 @@ type TotalsRow struct {
 
 func (x *TotalsRow) Reset() {
 	*x = TotalsRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6418,7 +6566,7 @@ func (x *TotalsRow) String() string {
 func (*TotalsRow) ProtoMessage() {}
 
 func (x *TotalsRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6431,7 +6579,7 @@ func (x *TotalsRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRow.ProtoReflect.Descriptor instead.
 func (*TotalsRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *TotalsRow) GetProduct() string {
@@ -6525,7 +6673,7 @@ type QueryLatencyRequest struct {
 
 func (x *QueryLatencyRequest) Reset() {
 	*x = QueryLatencyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6537,7 +6685,7 @@ func (x *QueryLatencyRequest) String() string {
 func (*QueryLatencyRequest) ProtoMessage() {}
 
 func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6550,7 +6698,7 @@ func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyRequest.ProtoReflect.Descriptor instead.
 func (*QueryLatencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *QueryLatencyRequest) GetSince() *timestamppb.Timestamp {
@@ -6599,7 +6747,7 @@ type QueryLatencyResponse struct {
 
 func (x *QueryLatencyResponse) Reset() {
 	*x = QueryLatencyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6611,7 +6759,7 @@ func (x *QueryLatencyResponse) String() string {
 func (*QueryLatencyResponse) ProtoMessage() {}
 
 func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6624,7 +6772,7 @@ func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyResponse.ProtoReflect.Descriptor instead.
 func (*QueryLatencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *QueryLatencyResponse) GetRows() []*LatencyRow {
@@ -6661,7 +6809,7 @@ type LatencyRow struct {
 
 func (x *LatencyRow) Reset() {
 	*x = LatencyRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6673,7 +6821,7 @@ func (x *LatencyRow) String() string {
 func (*LatencyRow) ProtoMessage() {}
 
 func (x *LatencyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6686,7 +6834,7 @@ func (x *LatencyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyRow.ProtoReflect.Descriptor instead.
 func (*LatencyRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *LatencyRow) GetApi() string {
@@ -6733,7 +6881,7 @@ type ForecastRequest struct {
 
 func (x *ForecastRequest) Reset() {
 	*x = ForecastRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6745,7 +6893,7 @@ func (x *ForecastRequest) String() string {
 func (*ForecastRequest) ProtoMessage() {}
 
 func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6758,7 +6906,7 @@ func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastRequest.ProtoReflect.Descriptor instead.
 func (*ForecastRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ForecastRequest) GetCustomer() string {
@@ -6777,7 +6925,7 @@ type ForecastResponse struct {
 
 func (x *ForecastResponse) Reset() {
 	*x = ForecastResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6789,7 +6937,7 @@ func (x *ForecastResponse) String() string {
 func (*ForecastResponse) ProtoMessage() {}
 
 func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6802,7 +6950,7 @@ func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastResponse.ProtoReflect.Descriptor instead.
 func (*ForecastResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ForecastResponse) GetSubscriptions() []*SubscriptionForecast {
@@ -6832,7 +6980,7 @@ type SubscriptionForecast struct {
 
 func (x *SubscriptionForecast) Reset() {
 	*x = SubscriptionForecast{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6844,7 +6992,7 @@ func (x *SubscriptionForecast) String() string {
 func (*SubscriptionForecast) ProtoMessage() {}
 
 func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6857,7 +7005,7 @@ func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionForecast.ProtoReflect.Descriptor instead.
 func (*SubscriptionForecast) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *SubscriptionForecast) GetCustomer() string {
@@ -6954,7 +7102,7 @@ type TraceUsageRequest struct {
 
 func (x *TraceUsageRequest) Reset() {
 	*x = TraceUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6966,7 +7114,7 @@ func (x *TraceUsageRequest) String() string {
 func (*TraceUsageRequest) ProtoMessage() {}
 
 func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6979,7 +7127,7 @@ func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageRequest.ProtoReflect.Descriptor instead.
 func (*TraceUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *TraceUsageRequest) GetCustomer() string {
@@ -7059,7 +7207,7 @@ type TraceUsageResponse struct {
 
 func (x *TraceUsageResponse) Reset() {
 	*x = TraceUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7071,7 +7219,7 @@ func (x *TraceUsageResponse) String() string {
 func (*TraceUsageResponse) ProtoMessage() {}
 
 func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7084,7 +7232,7 @@ func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageResponse.ProtoReflect.Descriptor instead.
 func (*TraceUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *TraceUsageResponse) GetCells() []*TraceCell {
@@ -7163,7 +7311,7 @@ type TraceLost struct {
 
 func (x *TraceLost) Reset() {
 	*x = TraceLost{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7175,7 +7323,7 @@ func (x *TraceLost) String() string {
 func (*TraceLost) ProtoMessage() {}
 
 func (x *TraceLost) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7188,7 +7336,7 @@ func (x *TraceLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceLost.ProtoReflect.Descriptor instead.
 func (*TraceLost) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *TraceLost) GetEdge() string {
@@ -7246,7 +7394,7 @@ type TraceCell struct {
 
 func (x *TraceCell) Reset() {
 	*x = TraceCell{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7258,7 +7406,7 @@ func (x *TraceCell) String() string {
 func (*TraceCell) ProtoMessage() {}
 
 func (x *TraceCell) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7271,7 +7419,7 @@ func (x *TraceCell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceCell.ProtoReflect.Descriptor instead.
 func (*TraceCell) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *TraceCell) GetCell() *timestamppb.Timestamp {
@@ -7384,7 +7532,7 @@ type TraceRow struct {
 
 func (x *TraceRow) Reset() {
 	*x = TraceRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7396,7 +7544,7 @@ func (x *TraceRow) String() string {
 func (*TraceRow) ProtoMessage() {}
 
 func (x *TraceRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7409,7 +7557,7 @@ func (x *TraceRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRow.ProtoReflect.Descriptor instead.
 func (*TraceRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *TraceRow) GetRequestId() string {
@@ -7596,7 +7744,7 @@ type GetQuotasRequest struct {
 
 func (x *GetQuotasRequest) Reset() {
 	*x = GetQuotasRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7608,7 +7756,7 @@ func (x *GetQuotasRequest) String() string {
 func (*GetQuotasRequest) ProtoMessage() {}
 
 func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7621,7 +7769,7 @@ func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotasRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *GetQuotasRequest) GetCustomer() string {
@@ -7641,7 +7789,7 @@ type GetQuotasResponse struct {
 
 func (x *GetQuotasResponse) Reset() {
 	*x = GetQuotasResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7653,7 +7801,7 @@ func (x *GetQuotasResponse) String() string {
 func (*GetQuotasResponse) ProtoMessage() {}
 
 func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7666,7 +7814,7 @@ func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotasResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *GetQuotasResponse) GetQuotas() []*QuotaStatus {
@@ -7698,7 +7846,7 @@ type ToppedUp struct {
 
 func (x *ToppedUp) Reset() {
 	*x = ToppedUp{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7710,7 +7858,7 @@ func (x *ToppedUp) String() string {
 func (*ToppedUp) ProtoMessage() {}
 
 func (x *ToppedUp) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7723,7 +7871,7 @@ func (x *ToppedUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToppedUp.ProtoReflect.Descriptor instead.
 func (*ToppedUp) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ToppedUp) GetSubscription() string {
@@ -7796,7 +7944,7 @@ type QuotaStatus struct {
 
 func (x *QuotaStatus) Reset() {
 	*x = QuotaStatus{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7808,7 +7956,7 @@ func (x *QuotaStatus) String() string {
 func (*QuotaStatus) ProtoMessage() {}
 
 func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7821,7 +7969,7 @@ func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaStatus.ProtoReflect.Descriptor instead.
 func (*QuotaStatus) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *QuotaStatus) GetCustomer() string {
@@ -7927,7 +8075,7 @@ type QuotaHolder struct {
 
 func (x *QuotaHolder) Reset() {
 	*x = QuotaHolder{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7939,7 +8087,7 @@ func (x *QuotaHolder) String() string {
 func (*QuotaHolder) ProtoMessage() {}
 
 func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7952,7 +8100,7 @@ func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHolder.ProtoReflect.Descriptor instead.
 func (*QuotaHolder) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *QuotaHolder) GetEdge() string {
@@ -7996,7 +8144,7 @@ type TopUpRequest struct {
 
 func (x *TopUpRequest) Reset() {
 	*x = TopUpRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8008,7 +8156,7 @@ func (x *TopUpRequest) String() string {
 func (*TopUpRequest) ProtoMessage() {}
 
 func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8021,7 +8169,7 @@ func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpRequest.ProtoReflect.Descriptor instead.
 func (*TopUpRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *TopUpRequest) GetCustomer() string {
@@ -8069,7 +8217,7 @@ type TopUpResponse struct {
 
 func (x *TopUpResponse) Reset() {
 	*x = TopUpResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8081,7 +8229,7 @@ func (x *TopUpResponse) String() string {
 func (*TopUpResponse) ProtoMessage() {}
 
 func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8094,7 +8242,7 @@ func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpResponse.ProtoReflect.Descriptor instead.
 func (*TopUpResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *TopUpResponse) GetQuota() *QuotaStatus {
@@ -8124,7 +8272,7 @@ type ListEpochsRequest struct {
 
 func (x *ListEpochsRequest) Reset() {
 	*x = ListEpochsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8136,7 +8284,7 @@ func (x *ListEpochsRequest) String() string {
 func (*ListEpochsRequest) ProtoMessage() {}
 
 func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8149,7 +8297,7 @@ func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsRequest.ProtoReflect.Descriptor instead.
 func (*ListEpochsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListEpochsRequest) GetEdge() string {
@@ -8190,7 +8338,7 @@ type ListEpochsResponse struct {
 
 func (x *ListEpochsResponse) Reset() {
 	*x = ListEpochsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8202,7 +8350,7 @@ func (x *ListEpochsResponse) String() string {
 func (*ListEpochsResponse) ProtoMessage() {}
 
 func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8215,7 +8363,7 @@ func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsResponse.ProtoReflect.Descriptor instead.
 func (*ListEpochsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ListEpochsResponse) GetEpochs() []*LedgerEpoch {
@@ -8255,7 +8403,7 @@ type LedgerEpoch struct {
 
 func (x *LedgerEpoch) Reset() {
 	*x = LedgerEpoch{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8267,7 +8415,7 @@ func (x *LedgerEpoch) String() string {
 func (*LedgerEpoch) ProtoMessage() {}
 
 func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8280,7 +8428,7 @@ func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEpoch.ProtoReflect.Descriptor instead.
 func (*LedgerEpoch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *LedgerEpoch) GetEdge() string {
@@ -8389,7 +8537,7 @@ type CloseEpochRequest struct {
 
 func (x *CloseEpochRequest) Reset() {
 	*x = CloseEpochRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8401,7 +8549,7 @@ func (x *CloseEpochRequest) String() string {
 func (*CloseEpochRequest) ProtoMessage() {}
 
 func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8414,7 +8562,7 @@ func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochRequest.ProtoReflect.Descriptor instead.
 func (*CloseEpochRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *CloseEpochRequest) GetEdge() string {
@@ -8461,7 +8609,7 @@ type CloseEpochResponse struct {
 
 func (x *CloseEpochResponse) Reset() {
 	*x = CloseEpochResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8473,7 +8621,7 @@ func (x *CloseEpochResponse) String() string {
 func (*CloseEpochResponse) ProtoMessage() {}
 
 func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8486,7 +8634,7 @@ func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochResponse.ProtoReflect.Descriptor instead.
 func (*CloseEpochResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *CloseEpochResponse) GetEpoch() *LedgerEpoch {
@@ -8515,7 +8663,7 @@ type CorrectionRow struct {
 
 func (x *CorrectionRow) Reset() {
 	*x = CorrectionRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8527,7 +8675,7 @@ func (x *CorrectionRow) String() string {
 func (*CorrectionRow) ProtoMessage() {}
 
 func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8540,7 +8688,7 @@ func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectionRow.ProtoReflect.Descriptor instead.
 func (*CorrectionRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *CorrectionRow) GetCell() *timestamppb.Timestamp {
@@ -8628,7 +8776,7 @@ type CorrectRequest struct {
 
 func (x *CorrectRequest) Reset() {
 	*x = CorrectRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8640,7 +8788,7 @@ func (x *CorrectRequest) String() string {
 func (*CorrectRequest) ProtoMessage() {}
 
 func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8653,7 +8801,7 @@ func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectRequest.ProtoReflect.Descriptor instead.
 func (*CorrectRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *CorrectRequest) GetCustomer() string {
@@ -8710,7 +8858,7 @@ type CorrectResponse struct {
 
 func (x *CorrectResponse) Reset() {
 	*x = CorrectResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8722,7 +8870,7 @@ func (x *CorrectResponse) String() string {
 func (*CorrectResponse) ProtoMessage() {}
 
 func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8735,7 +8883,7 @@ func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectResponse.ProtoReflect.Descriptor instead.
 func (*CorrectResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *CorrectResponse) GetCorrection() *Correction {
@@ -8788,7 +8936,7 @@ type Correction struct {
 
 func (x *Correction) Reset() {
 	*x = Correction{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8800,7 +8948,7 @@ func (x *Correction) String() string {
 func (*Correction) ProtoMessage() {}
 
 func (x *Correction) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8813,7 +8961,7 @@ func (x *Correction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Correction.ProtoReflect.Descriptor instead.
 func (*Correction) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *Correction) GetId() string {
@@ -8919,7 +9067,7 @@ type UndoCorrectionRequest struct {
 
 func (x *UndoCorrectionRequest) Reset() {
 	*x = UndoCorrectionRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8931,7 +9079,7 @@ func (x *UndoCorrectionRequest) String() string {
 func (*UndoCorrectionRequest) ProtoMessage() {}
 
 func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8944,7 +9092,7 @@ func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoCorrectionRequest.ProtoReflect.Descriptor instead.
 func (*UndoCorrectionRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *UndoCorrectionRequest) GetId() string {
@@ -8988,7 +9136,7 @@ type ListCorrectionsRequest struct {
 
 func (x *ListCorrectionsRequest) Reset() {
 	*x = ListCorrectionsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9000,7 +9148,7 @@ func (x *ListCorrectionsRequest) String() string {
 func (*ListCorrectionsRequest) ProtoMessage() {}
 
 func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9013,7 +9161,7 @@ func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *ListCorrectionsRequest) GetCustomer() string {
@@ -9055,7 +9203,7 @@ type ListCorrectionsResponse struct {
 
 func (x *ListCorrectionsResponse) Reset() {
 	*x = ListCorrectionsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9067,7 +9215,7 @@ func (x *ListCorrectionsResponse) String() string {
 func (*ListCorrectionsResponse) ProtoMessage() {}
 
 func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9080,7 +9228,7 @@ func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *ListCorrectionsResponse) GetCorrections() []*Correction {
@@ -9116,7 +9264,7 @@ type ListPeriodsRequest struct {
 
 func (x *ListPeriodsRequest) Reset() {
 	*x = ListPeriodsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9128,7 +9276,7 @@ func (x *ListPeriodsRequest) String() string {
 func (*ListPeriodsRequest) ProtoMessage() {}
 
 func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9141,7 +9289,7 @@ func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsRequest.ProtoReflect.Descriptor instead.
 func (*ListPeriodsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *ListPeriodsRequest) GetPageSize() int32 {
@@ -9175,7 +9323,7 @@ type ListPeriodsResponse struct {
 
 func (x *ListPeriodsResponse) Reset() {
 	*x = ListPeriodsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9187,7 +9335,7 @@ func (x *ListPeriodsResponse) String() string {
 func (*ListPeriodsResponse) ProtoMessage() {}
 
 func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9200,7 +9348,7 @@ func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsResponse.ProtoReflect.Descriptor instead.
 func (*ListPeriodsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *ListPeriodsResponse) GetPeriods() []*ClosedPeriod {
@@ -9231,7 +9379,7 @@ type ClosedPeriod struct {
 
 func (x *ClosedPeriod) Reset() {
 	*x = ClosedPeriod{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9243,7 +9391,7 @@ func (x *ClosedPeriod) String() string {
 func (*ClosedPeriod) ProtoMessage() {}
 
 func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9256,7 +9404,7 @@ func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClosedPeriod.ProtoReflect.Descriptor instead.
 func (*ClosedPeriod) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *ClosedPeriod) GetDay() string {
@@ -9306,7 +9454,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9318,7 +9466,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9331,7 +9479,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *ListSinksRequest) GetPageSize() int32 {
@@ -9365,7 +9513,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9377,7 +9525,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9390,7 +9538,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *ListSinksResponse) GetSinks() []*SinkPosition {
@@ -9420,7 +9568,7 @@ type SinkPosition struct {
 
 func (x *SinkPosition) Reset() {
 	*x = SinkPosition{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9432,7 +9580,7 @@ func (x *SinkPosition) String() string {
 func (*SinkPosition) ProtoMessage() {}
 
 func (x *SinkPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9445,7 +9593,7 @@ func (x *SinkPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkPosition.ProtoReflect.Descriptor instead.
 func (*SinkPosition) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *SinkPosition) GetName() string {
@@ -9495,7 +9643,7 @@ type ListRefusalsRequest struct {
 
 func (x *ListRefusalsRequest) Reset() {
 	*x = ListRefusalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9507,7 +9655,7 @@ func (x *ListRefusalsRequest) String() string {
 func (*ListRefusalsRequest) ProtoMessage() {}
 
 func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9520,7 +9668,7 @@ func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ListRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ListRefusalsRequest) GetPageSize() int32 {
@@ -9554,7 +9702,7 @@ type ListRefusalsResponse struct {
 
 func (x *ListRefusalsResponse) Reset() {
 	*x = ListRefusalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9566,7 +9714,7 @@ func (x *ListRefusalsResponse) String() string {
 func (*ListRefusalsResponse) ProtoMessage() {}
 
 func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9579,7 +9727,7 @@ func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ListRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *ListRefusalsResponse) GetRefusals() []*UsageRefusal {
@@ -9612,7 +9760,7 @@ type UsageRefusal struct {
 
 func (x *UsageRefusal) Reset() {
 	*x = UsageRefusal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9624,7 +9772,7 @@ func (x *UsageRefusal) String() string {
 func (*UsageRefusal) ProtoMessage() {}
 
 func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9637,7 +9785,7 @@ func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRefusal.ProtoReflect.Descriptor instead.
 func (*UsageRefusal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *UsageRefusal) GetEdge() string {
@@ -9709,7 +9857,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9721,7 +9869,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9734,7 +9882,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{130}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ExportEvidenceRequest) GetFrom() *timestamppb.Timestamp {
@@ -9775,7 +9923,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9787,7 +9935,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9800,7 +9948,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{131}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ExportEvidenceResponse) GetChunk() []byte {
@@ -9829,7 +9977,7 @@ type EvidenceExport struct {
 
 func (x *EvidenceExport) Reset() {
 	*x = EvidenceExport{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9841,7 +9989,7 @@ func (x *EvidenceExport) String() string {
 func (*EvidenceExport) ProtoMessage() {}
 
 func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9854,7 +10002,7 @@ func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceExport.ProtoReflect.Descriptor instead.
 func (*EvidenceExport) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{132}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *EvidenceExport) GetExportedAt() *timestamppb.Timestamp {
@@ -9889,7 +10037,7 @@ type ExportRelayRowsRequest struct {
 
 func (x *ExportRelayRowsRequest) Reset() {
 	*x = ExportRelayRowsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9901,7 +10049,7 @@ func (x *ExportRelayRowsRequest) String() string {
 func (*ExportRelayRowsRequest) ProtoMessage() {}
 
 func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9914,7 +10062,7 @@ func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsRequest.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{133}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *ExportRelayRowsRequest) GetRegion() string {
@@ -9947,7 +10095,7 @@ type ExportRelayRowsResponse struct {
 
 func (x *ExportRelayRowsResponse) Reset() {
 	*x = ExportRelayRowsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9959,7 +10107,7 @@ func (x *ExportRelayRowsResponse) String() string {
 func (*ExportRelayRowsResponse) ProtoMessage() {}
 
 func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9972,7 +10120,7 @@ func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsResponse.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{134}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ExportRelayRowsResponse) GetChunk() []byte {
@@ -9990,7 +10138,7 @@ type CheckEvidenceRequest struct {
 
 func (x *CheckEvidenceRequest) Reset() {
 	*x = CheckEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10002,7 +10150,7 @@ func (x *CheckEvidenceRequest) String() string {
 func (*CheckEvidenceRequest) ProtoMessage() {}
 
 func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10015,7 +10163,7 @@ func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{135}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{137}
 }
 
 type CheckEvidenceResponse struct {
@@ -10032,7 +10180,7 @@ type CheckEvidenceResponse struct {
 
 func (x *CheckEvidenceResponse) Reset() {
 	*x = CheckEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10044,7 +10192,7 @@ func (x *CheckEvidenceResponse) String() string {
 func (*CheckEvidenceResponse) ProtoMessage() {}
 
 func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10057,7 +10205,7 @@ func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{136}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *CheckEvidenceResponse) GetNode() string {
@@ -10111,7 +10259,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10123,7 +10271,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10136,7 +10284,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{137}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ExportRequest) GetCustomer() string {
@@ -10155,7 +10303,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10167,7 +10315,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10180,7 +10328,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{138}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ExportResponse) GetChunk() []byte {
@@ -10201,7 +10349,7 @@ type EraseRequest struct {
 
 func (x *EraseRequest) Reset() {
 	*x = EraseRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10213,7 +10361,7 @@ func (x *EraseRequest) String() string {
 func (*EraseRequest) ProtoMessage() {}
 
 func (x *EraseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10226,7 +10374,7 @@ func (x *EraseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseRequest.ProtoReflect.Descriptor instead.
 func (*EraseRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{139}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *EraseRequest) GetCustomer() string {
@@ -10263,7 +10411,7 @@ type EraseResponse struct {
 
 func (x *EraseResponse) Reset() {
 	*x = EraseResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10275,7 +10423,7 @@ func (x *EraseResponse) String() string {
 func (*EraseResponse) ProtoMessage() {}
 
 func (x *EraseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10288,7 +10436,7 @@ func (x *EraseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseResponse.ProtoReflect.Descriptor instead.
 func (*EraseResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{140}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *EraseResponse) GetStatement() []byte {
@@ -10325,7 +10473,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10337,7 +10485,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10350,7 +10498,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{141}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *Webhook) GetName() string {
@@ -10401,7 +10549,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10413,7 +10561,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10426,7 +10574,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{142}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{144}
 }
 
 func (x *CreateWebhookRequest) GetName() string {
@@ -10474,7 +10622,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10486,7 +10634,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10499,7 +10647,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{143}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -10528,7 +10676,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10540,7 +10688,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10553,7 +10701,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{144}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *ListWebhooksRequest) GetPageSize() int32 {
@@ -10587,7 +10735,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[145]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10599,7 +10747,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[145]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10612,7 +10760,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{145}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -10638,7 +10786,7 @@ type DeleteWebhookRequest struct {
 
 func (x *DeleteWebhookRequest) Reset() {
 	*x = DeleteWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[146]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10650,7 +10798,7 @@ func (x *DeleteWebhookRequest) String() string {
 func (*DeleteWebhookRequest) ProtoMessage() {}
 
 func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[146]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10663,7 +10811,7 @@ func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{146}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *DeleteWebhookRequest) GetName() string {
@@ -10681,7 +10829,7 @@ type DeleteWebhookResponse struct {
 
 func (x *DeleteWebhookResponse) Reset() {
 	*x = DeleteWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[147]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10693,7 +10841,7 @@ func (x *DeleteWebhookResponse) String() string {
 func (*DeleteWebhookResponse) ProtoMessage() {}
 
 func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[147]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10706,7 +10854,7 @@ func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{147}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{149}
 }
 
 type RotateWebhookSecretRequest struct {
@@ -10719,7 +10867,7 @@ type RotateWebhookSecretRequest struct {
 
 func (x *RotateWebhookSecretRequest) Reset() {
 	*x = RotateWebhookSecretRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[148]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10731,7 +10879,7 @@ func (x *RotateWebhookSecretRequest) String() string {
 func (*RotateWebhookSecretRequest) ProtoMessage() {}
 
 func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[148]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10744,7 +10892,7 @@ func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{148}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *RotateWebhookSecretRequest) GetName() string {
@@ -10770,7 +10918,7 @@ type RotateWebhookSecretResponse struct {
 
 func (x *RotateWebhookSecretResponse) Reset() {
 	*x = RotateWebhookSecretResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[149]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10782,7 +10930,7 @@ func (x *RotateWebhookSecretResponse) String() string {
 func (*RotateWebhookSecretResponse) ProtoMessage() {}
 
 func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[149]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10795,7 +10943,7 @@ func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{149}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *RotateWebhookSecretResponse) GetSecret() string {
@@ -10818,7 +10966,7 @@ type ListAlertsRequest struct {
 
 func (x *ListAlertsRequest) Reset() {
 	*x = ListAlertsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[150]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10830,7 +10978,7 @@ func (x *ListAlertsRequest) String() string {
 func (*ListAlertsRequest) ProtoMessage() {}
 
 func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[150]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10843,7 +10991,7 @@ func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
 func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{150}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *ListAlertsRequest) GetCustomer() string {
@@ -10884,7 +11032,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[151]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10896,7 +11044,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[151]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10909,7 +11057,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{151}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -10946,7 +11094,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[152]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10958,7 +11106,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[152]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10971,7 +11119,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{152}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *Alert) GetId() string {
@@ -11063,7 +11211,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[153]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11075,7 +11223,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[153]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11088,7 +11236,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{153}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *HistoryRequest) GetLimit() int32 {
@@ -11122,7 +11270,7 @@ type HistoryResponse struct {
 
 func (x *HistoryResponse) Reset() {
 	*x = HistoryResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[154]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11134,7 +11282,7 @@ func (x *HistoryResponse) String() string {
 func (*HistoryResponse) ProtoMessage() {}
 
 func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[154]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11147,7 +11295,7 @@ func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
 func (*HistoryResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{154}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{156}
 }
 
 func (x *HistoryResponse) GetRevisions() []*CatalogRevision {
@@ -11178,7 +11326,7 @@ type CatalogRevision struct {
 
 func (x *CatalogRevision) Reset() {
 	*x = CatalogRevision{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[155]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11190,7 +11338,7 @@ func (x *CatalogRevision) String() string {
 func (*CatalogRevision) ProtoMessage() {}
 
 func (x *CatalogRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[155]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11203,7 +11351,7 @@ func (x *CatalogRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogRevision.ProtoReflect.Descriptor instead.
 func (*CatalogRevision) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{155}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *CatalogRevision) GetRevision() uint64 {
@@ -11258,7 +11406,7 @@ type CompareRequest struct {
 
 func (x *CompareRequest) Reset() {
 	*x = CompareRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[156]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11270,7 +11418,7 @@ func (x *CompareRequest) String() string {
 func (*CompareRequest) ProtoMessage() {}
 
 func (x *CompareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[156]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11283,7 +11431,7 @@ func (x *CompareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareRequest.ProtoReflect.Descriptor instead.
 func (*CompareRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{156}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *CompareRequest) GetFrom() uint64 {
@@ -11309,7 +11457,7 @@ type CompareResponse struct {
 
 func (x *CompareResponse) Reset() {
 	*x = CompareResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[157]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11321,7 +11469,7 @@ func (x *CompareResponse) String() string {
 func (*CompareResponse) ProtoMessage() {}
 
 func (x *CompareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[157]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11334,7 +11482,7 @@ func (x *CompareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareResponse.ProtoReflect.Descriptor instead.
 func (*CompareResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{157}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *CompareResponse) GetChanges() []*Change {
@@ -11357,7 +11505,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[158]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11369,7 +11517,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[158]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11382,7 +11530,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{158}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *RollbackRequest) GetRevision() uint64 {
@@ -11434,7 +11582,19 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x05flows\x18\x03 \x03(\v2\x18.bailiwick.admin.v1.FlowR\x05flows\x126\n" +
 	"\apending\x18\x04 \x03(\v2\x1c.bailiwick.admin.v1.ApprovalR\apending\x12\x18\n" +
 	"\arollout\x18\x05 \x01(\tR\arollout\x12\x17\n" +
-	"\aat_once\x18\x06 \x03(\tR\x06atOnce\"\x89\x01\n" +
+	"\aat_once\x18\x06 \x03(\tR\x06atOnce\"\xcc\x01\n" +
+	"\x11PurgeCacheRequest\x12\x1b\n" +
+	"\x03api\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x03api\x12%\n" +
+	"\x04tags\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10@\"\ar\x05\x10\x01\x18\x80\x01R\x04tags\x12%\n" +
+	"\x04urls\x18\x03 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10@\"\ar\x05\x10\x01\x18\x80@R\x04urls\x12\x10\n" +
+	"\x03all\x18\x04 \x01(\bR\x03all\x12\x12\n" +
+	"\x04soft\x18\x05 \x01(\bR\x04soft\x12&\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18@R\trequestId\"r\n" +
+	"\x12PurgeCacheResponse\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x10\n" +
+	"\x03seq\x18\x02 \x01(\x04R\x03seq\x124\n" +
+	"\aholders\x18\x03 \x03(\v2\x1a.bailiwick.admin.v1.HolderR\aholders\"\x89\x01\n" +
 	"\x13ListRolloutsRequest\x12'\n" +
 	"\tpage_size\x182 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\x90N(\x00R\bpageSize\x12'\n" +
@@ -12426,7 +12586,10 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\tRevokeKey\x12$.bailiwick.admin.v1.RevokeKeyRequest\x1a%.bailiwick.admin.v1.RevokeKeyResponse\x12X\n" +
 	"\tRotateKey\x12$.bailiwick.admin.v1.RotateKeyRequest\x1a%.bailiwick.admin.v1.RotateKeyResponse\x12a\n" +
 	"\fUndoRotation\x12'.bailiwick.admin.v1.UndoRotationRequest\x1a(.bailiwick.admin.v1.UndoRotationResponse\x12Z\n" +
-	"\bListKeys\x12#.bailiwick.admin.v1.ListKeysRequest\x1a$.bailiwick.admin.v1.ListKeysResponse\"\x03\x90\x02\x012\x8e\x03\n" +
+	"\bListKeys\x12#.bailiwick.admin.v1.ListKeysRequest\x1a$.bailiwick.admin.v1.ListKeysResponse\"\x03\x90\x02\x012k\n" +
+	"\fCacheService\x12[\n" +
+	"\n" +
+	"PurgeCache\x12%.bailiwick.admin.v1.PurgeCacheRequest\x1a&.bailiwick.admin.v1.PurgeCacheResponse2\x8e\x03\n" +
 	"\vNodeService\x12]\n" +
 	"\tListNodes\x12$.bailiwick.admin.v1.ListNodesRequest\x1a%.bailiwick.admin.v1.ListNodesResponse\"\x03\x90\x02\x01\x12[\n" +
 	"\n" +
@@ -12505,438 +12668,443 @@ func file_bailiwick_admin_v1_services_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_services_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 160)
+var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 162)
 var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),                // 0: bailiwick.admin.v1.ApplyRequest
 	(*ApplyResponse)(nil),               // 1: bailiwick.admin.v1.ApplyResponse
-	(*ListRolloutsRequest)(nil),         // 2: bailiwick.admin.v1.ListRolloutsRequest
-	(*ListRolloutsResponse)(nil),        // 3: bailiwick.admin.v1.ListRolloutsResponse
-	(*SteerRolloutRequest)(nil),         // 4: bailiwick.admin.v1.SteerRolloutRequest
-	(*SteerRolloutResponse)(nil),        // 5: bailiwick.admin.v1.SteerRolloutResponse
-	(*Rollout)(nil),                     // 6: bailiwick.admin.v1.Rollout
-	(*RolloutZone)(nil),                 // 7: bailiwick.admin.v1.RolloutZone
-	(*Change)(nil),                      // 8: bailiwick.admin.v1.Change
-	(*FieldChange)(nil),                 // 9: bailiwick.admin.v1.FieldChange
-	(*Flow)(nil),                        // 10: bailiwick.admin.v1.Flow
-	(*GetRequest)(nil),                  // 11: bailiwick.admin.v1.GetRequest
-	(*GetResponse)(nil),                 // 12: bailiwick.admin.v1.GetResponse
-	(*ListRequest)(nil),                 // 13: bailiwick.admin.v1.ListRequest
-	(*ListResponse)(nil),                // 14: bailiwick.admin.v1.ListResponse
-	(*DescribeRequest)(nil),             // 15: bailiwick.admin.v1.DescribeRequest
-	(*DescribeResponse)(nil),            // 16: bailiwick.admin.v1.DescribeResponse
-	(*Reference)(nil),                   // 17: bailiwick.admin.v1.Reference
-	(*Holder)(nil),                      // 18: bailiwick.admin.v1.Holder
-	(*DeleteRequest)(nil),               // 19: bailiwick.admin.v1.DeleteRequest
-	(*DeleteResponse)(nil),              // 20: bailiwick.admin.v1.DeleteResponse
-	(*Approval)(nil),                    // 21: bailiwick.admin.v1.Approval
-	(*Operator)(nil),                    // 22: bailiwick.admin.v1.Operator
-	(*ListOperatorsRequest)(nil),        // 23: bailiwick.admin.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),       // 24: bailiwick.admin.v1.ListOperatorsResponse
-	(*CreateOperatorRequest)(nil),       // 25: bailiwick.admin.v1.CreateOperatorRequest
-	(*CreateOperatorResponse)(nil),      // 26: bailiwick.admin.v1.CreateOperatorResponse
-	(*RemoveOperatorRequest)(nil),       // 27: bailiwick.admin.v1.RemoveOperatorRequest
-	(*RemoveOperatorResponse)(nil),      // 28: bailiwick.admin.v1.RemoveOperatorResponse
-	(*ListApprovalsRequest)(nil),        // 29: bailiwick.admin.v1.ListApprovalsRequest
-	(*ListApprovalsResponse)(nil),       // 30: bailiwick.admin.v1.ListApprovalsResponse
-	(*ApproveRequest)(nil),              // 31: bailiwick.admin.v1.ApproveRequest
-	(*ApproveResponse)(nil),             // 32: bailiwick.admin.v1.ApproveResponse
-	(*RejectRequest)(nil),               // 33: bailiwick.admin.v1.RejectRequest
-	(*RejectResponse)(nil),              // 34: bailiwick.admin.v1.RejectResponse
-	(*OpenCrossingsRequest)(nil),        // 35: bailiwick.admin.v1.OpenCrossingsRequest
-	(*OpenCrossingsResponse)(nil),       // 36: bailiwick.admin.v1.OpenCrossingsResponse
-	(*CreateKeyRequest)(nil),            // 37: bailiwick.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),           // 38: bailiwick.admin.v1.CreateKeyResponse
-	(*RevokeKeyRequest)(nil),            // 39: bailiwick.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),           // 40: bailiwick.admin.v1.RevokeKeyResponse
-	(*RotateKeyRequest)(nil),            // 41: bailiwick.admin.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),           // 42: bailiwick.admin.v1.RotateKeyResponse
-	(*UndoRotationRequest)(nil),         // 43: bailiwick.admin.v1.UndoRotationRequest
-	(*UndoRotationResponse)(nil),        // 44: bailiwick.admin.v1.UndoRotationResponse
-	(*ListKeysRequest)(nil),             // 45: bailiwick.admin.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),            // 46: bailiwick.admin.v1.ListKeysResponse
-	(*Key)(nil),                         // 47: bailiwick.admin.v1.Key
-	(*ListMembersRequest)(nil),          // 48: bailiwick.admin.v1.ListMembersRequest
-	(*ListMembersResponse)(nil),         // 49: bailiwick.admin.v1.ListMembersResponse
-	(*GroupMember)(nil),                 // 50: bailiwick.admin.v1.GroupMember
-	(*TransferLeadershipRequest)(nil),   // 51: bailiwick.admin.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil),  // 52: bailiwick.admin.v1.TransferLeadershipResponse
-	(*BackupRequest)(nil),               // 53: bailiwick.admin.v1.BackupRequest
-	(*BackupResponse)(nil),              // 54: bailiwick.admin.v1.BackupResponse
-	(*ListNodesRequest)(nil),            // 55: bailiwick.admin.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),           // 56: bailiwick.admin.v1.ListNodesResponse
-	(*Position)(nil),                    // 57: bailiwick.admin.v1.Position
-	(*Node)(nil),                        // 58: bailiwick.admin.v1.Node
-	(*RemoveNodeRequest)(nil),           // 59: bailiwick.admin.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),          // 60: bailiwick.admin.v1.RemoveNodeResponse
-	(*CreateJoinTokenRequest)(nil),      // 61: bailiwick.admin.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),     // 62: bailiwick.admin.v1.CreateJoinTokenResponse
-	(*LeadersRequest)(nil),              // 63: bailiwick.admin.v1.LeadersRequest
-	(*LeadersResponse)(nil),             // 64: bailiwick.admin.v1.LeadersResponse
-	(*BorderStatusRequest)(nil),         // 65: bailiwick.admin.v1.BorderStatusRequest
-	(*BorderStatusResponse)(nil),        // 66: bailiwick.admin.v1.BorderStatusResponse
-	(*Sentinel)(nil),                    // 67: bailiwick.admin.v1.Sentinel
-	(*PermittedPair)(nil),               // 68: bailiwick.admin.v1.PermittedPair
-	(*Tightening)(nil),                  // 69: bailiwick.admin.v1.Tightening
-	(*SimulateRequest)(nil),             // 70: bailiwick.admin.v1.SimulateRequest
-	(*SimulateResponse)(nil),            // 71: bailiwick.admin.v1.SimulateResponse
-	(*Course)(nil),                      // 72: bailiwick.admin.v1.Course
-	(*CourseRegion)(nil),                // 73: bailiwick.admin.v1.CourseRegion
-	(*ExplainDNSRequest)(nil),           // 74: bailiwick.admin.v1.ExplainDNSRequest
-	(*ExplainDNSResponse)(nil),          // 75: bailiwick.admin.v1.ExplainDNSResponse
-	(*EdgeAnswer)(nil),                  // 76: bailiwick.admin.v1.EdgeAnswer
-	(*RegionsRequest)(nil),              // 77: bailiwick.admin.v1.RegionsRequest
-	(*RegionsResponse)(nil),             // 78: bailiwick.admin.v1.RegionsResponse
-	(*RegionState)(nil),                 // 79: bailiwick.admin.v1.RegionState
-	(*RegionView)(nil),                  // 80: bailiwick.admin.v1.RegionView
-	(*RegionAnswer)(nil),                // 81: bailiwick.admin.v1.RegionAnswer
-	(*QueryUsageRequest)(nil),           // 82: bailiwick.admin.v1.QueryUsageRequest
-	(*QueryUsageResponse)(nil),          // 83: bailiwick.admin.v1.QueryUsageResponse
-	(*UsageTotal)(nil),                  // 84: bailiwick.admin.v1.UsageTotal
-	(*UsageRow)(nil),                    // 85: bailiwick.admin.v1.UsageRow
-	(*Gap)(nil),                         // 86: bailiwick.admin.v1.Gap
-	(*QueryTotalsRequest)(nil),          // 87: bailiwick.admin.v1.QueryTotalsRequest
-	(*QueryTotalsResponse)(nil),         // 88: bailiwick.admin.v1.QueryTotalsResponse
-	(*ZoneTotals)(nil),                  // 89: bailiwick.admin.v1.ZoneTotals
-	(*TotalsRow)(nil),                   // 90: bailiwick.admin.v1.TotalsRow
-	(*QueryLatencyRequest)(nil),         // 91: bailiwick.admin.v1.QueryLatencyRequest
-	(*QueryLatencyResponse)(nil),        // 92: bailiwick.admin.v1.QueryLatencyResponse
-	(*LatencyRow)(nil),                  // 93: bailiwick.admin.v1.LatencyRow
-	(*ForecastRequest)(nil),             // 94: bailiwick.admin.v1.ForecastRequest
-	(*ForecastResponse)(nil),            // 95: bailiwick.admin.v1.ForecastResponse
-	(*SubscriptionForecast)(nil),        // 96: bailiwick.admin.v1.SubscriptionForecast
-	(*TraceUsageRequest)(nil),           // 97: bailiwick.admin.v1.TraceUsageRequest
-	(*TraceUsageResponse)(nil),          // 98: bailiwick.admin.v1.TraceUsageResponse
-	(*TraceLost)(nil),                   // 99: bailiwick.admin.v1.TraceLost
-	(*TraceCell)(nil),                   // 100: bailiwick.admin.v1.TraceCell
-	(*TraceRow)(nil),                    // 101: bailiwick.admin.v1.TraceRow
-	(*GetQuotasRequest)(nil),            // 102: bailiwick.admin.v1.GetQuotasRequest
-	(*GetQuotasResponse)(nil),           // 103: bailiwick.admin.v1.GetQuotasResponse
-	(*ToppedUp)(nil),                    // 104: bailiwick.admin.v1.ToppedUp
-	(*QuotaStatus)(nil),                 // 105: bailiwick.admin.v1.QuotaStatus
-	(*QuotaHolder)(nil),                 // 106: bailiwick.admin.v1.QuotaHolder
-	(*TopUpRequest)(nil),                // 107: bailiwick.admin.v1.TopUpRequest
-	(*TopUpResponse)(nil),               // 108: bailiwick.admin.v1.TopUpResponse
-	(*ListEpochsRequest)(nil),           // 109: bailiwick.admin.v1.ListEpochsRequest
-	(*ListEpochsResponse)(nil),          // 110: bailiwick.admin.v1.ListEpochsResponse
-	(*LedgerEpoch)(nil),                 // 111: bailiwick.admin.v1.LedgerEpoch
-	(*CloseEpochRequest)(nil),           // 112: bailiwick.admin.v1.CloseEpochRequest
-	(*CloseEpochResponse)(nil),          // 113: bailiwick.admin.v1.CloseEpochResponse
-	(*CorrectionRow)(nil),               // 114: bailiwick.admin.v1.CorrectionRow
-	(*CorrectRequest)(nil),              // 115: bailiwick.admin.v1.CorrectRequest
-	(*CorrectResponse)(nil),             // 116: bailiwick.admin.v1.CorrectResponse
-	(*Correction)(nil),                  // 117: bailiwick.admin.v1.Correction
-	(*UndoCorrectionRequest)(nil),       // 118: bailiwick.admin.v1.UndoCorrectionRequest
-	(*ListCorrectionsRequest)(nil),      // 119: bailiwick.admin.v1.ListCorrectionsRequest
-	(*ListCorrectionsResponse)(nil),     // 120: bailiwick.admin.v1.ListCorrectionsResponse
-	(*ListPeriodsRequest)(nil),          // 121: bailiwick.admin.v1.ListPeriodsRequest
-	(*ListPeriodsResponse)(nil),         // 122: bailiwick.admin.v1.ListPeriodsResponse
-	(*ClosedPeriod)(nil),                // 123: bailiwick.admin.v1.ClosedPeriod
-	(*ListSinksRequest)(nil),            // 124: bailiwick.admin.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),           // 125: bailiwick.admin.v1.ListSinksResponse
-	(*SinkPosition)(nil),                // 126: bailiwick.admin.v1.SinkPosition
-	(*ListRefusalsRequest)(nil),         // 127: bailiwick.admin.v1.ListRefusalsRequest
-	(*ListRefusalsResponse)(nil),        // 128: bailiwick.admin.v1.ListRefusalsResponse
-	(*UsageRefusal)(nil),                // 129: bailiwick.admin.v1.UsageRefusal
-	(*ExportEvidenceRequest)(nil),       // 130: bailiwick.admin.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),      // 131: bailiwick.admin.v1.ExportEvidenceResponse
-	(*EvidenceExport)(nil),              // 132: bailiwick.admin.v1.EvidenceExport
-	(*ExportRelayRowsRequest)(nil),      // 133: bailiwick.admin.v1.ExportRelayRowsRequest
-	(*ExportRelayRowsResponse)(nil),     // 134: bailiwick.admin.v1.ExportRelayRowsResponse
-	(*CheckEvidenceRequest)(nil),        // 135: bailiwick.admin.v1.CheckEvidenceRequest
-	(*CheckEvidenceResponse)(nil),       // 136: bailiwick.admin.v1.CheckEvidenceResponse
-	(*ExportRequest)(nil),               // 137: bailiwick.admin.v1.ExportRequest
-	(*ExportResponse)(nil),              // 138: bailiwick.admin.v1.ExportResponse
-	(*EraseRequest)(nil),                // 139: bailiwick.admin.v1.EraseRequest
-	(*EraseResponse)(nil),               // 140: bailiwick.admin.v1.EraseResponse
-	(*Webhook)(nil),                     // 141: bailiwick.admin.v1.Webhook
-	(*CreateWebhookRequest)(nil),        // 142: bailiwick.admin.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),       // 143: bailiwick.admin.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),         // 144: bailiwick.admin.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),        // 145: bailiwick.admin.v1.ListWebhooksResponse
-	(*DeleteWebhookRequest)(nil),        // 146: bailiwick.admin.v1.DeleteWebhookRequest
-	(*DeleteWebhookResponse)(nil),       // 147: bailiwick.admin.v1.DeleteWebhookResponse
-	(*RotateWebhookSecretRequest)(nil),  // 148: bailiwick.admin.v1.RotateWebhookSecretRequest
-	(*RotateWebhookSecretResponse)(nil), // 149: bailiwick.admin.v1.RotateWebhookSecretResponse
-	(*ListAlertsRequest)(nil),           // 150: bailiwick.admin.v1.ListAlertsRequest
-	(*ListAlertsResponse)(nil),          // 151: bailiwick.admin.v1.ListAlertsResponse
-	(*Alert)(nil),                       // 152: bailiwick.admin.v1.Alert
-	(*HistoryRequest)(nil),              // 153: bailiwick.admin.v1.HistoryRequest
-	(*HistoryResponse)(nil),             // 154: bailiwick.admin.v1.HistoryResponse
-	(*CatalogRevision)(nil),             // 155: bailiwick.admin.v1.CatalogRevision
-	(*CompareRequest)(nil),              // 156: bailiwick.admin.v1.CompareRequest
-	(*CompareResponse)(nil),             // 157: bailiwick.admin.v1.CompareResponse
-	(*RollbackRequest)(nil),             // 158: bailiwick.admin.v1.RollbackRequest
-	nil,                                 // 159: bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	(*Resource)(nil),                    // 160: bailiwick.admin.v1.Resource
-	(*durationpb.Duration)(nil),         // 161: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),       // 162: google.protobuf.Timestamp
+	(*PurgeCacheRequest)(nil),           // 2: bailiwick.admin.v1.PurgeCacheRequest
+	(*PurgeCacheResponse)(nil),          // 3: bailiwick.admin.v1.PurgeCacheResponse
+	(*ListRolloutsRequest)(nil),         // 4: bailiwick.admin.v1.ListRolloutsRequest
+	(*ListRolloutsResponse)(nil),        // 5: bailiwick.admin.v1.ListRolloutsResponse
+	(*SteerRolloutRequest)(nil),         // 6: bailiwick.admin.v1.SteerRolloutRequest
+	(*SteerRolloutResponse)(nil),        // 7: bailiwick.admin.v1.SteerRolloutResponse
+	(*Rollout)(nil),                     // 8: bailiwick.admin.v1.Rollout
+	(*RolloutZone)(nil),                 // 9: bailiwick.admin.v1.RolloutZone
+	(*Change)(nil),                      // 10: bailiwick.admin.v1.Change
+	(*FieldChange)(nil),                 // 11: bailiwick.admin.v1.FieldChange
+	(*Flow)(nil),                        // 12: bailiwick.admin.v1.Flow
+	(*GetRequest)(nil),                  // 13: bailiwick.admin.v1.GetRequest
+	(*GetResponse)(nil),                 // 14: bailiwick.admin.v1.GetResponse
+	(*ListRequest)(nil),                 // 15: bailiwick.admin.v1.ListRequest
+	(*ListResponse)(nil),                // 16: bailiwick.admin.v1.ListResponse
+	(*DescribeRequest)(nil),             // 17: bailiwick.admin.v1.DescribeRequest
+	(*DescribeResponse)(nil),            // 18: bailiwick.admin.v1.DescribeResponse
+	(*Reference)(nil),                   // 19: bailiwick.admin.v1.Reference
+	(*Holder)(nil),                      // 20: bailiwick.admin.v1.Holder
+	(*DeleteRequest)(nil),               // 21: bailiwick.admin.v1.DeleteRequest
+	(*DeleteResponse)(nil),              // 22: bailiwick.admin.v1.DeleteResponse
+	(*Approval)(nil),                    // 23: bailiwick.admin.v1.Approval
+	(*Operator)(nil),                    // 24: bailiwick.admin.v1.Operator
+	(*ListOperatorsRequest)(nil),        // 25: bailiwick.admin.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),       // 26: bailiwick.admin.v1.ListOperatorsResponse
+	(*CreateOperatorRequest)(nil),       // 27: bailiwick.admin.v1.CreateOperatorRequest
+	(*CreateOperatorResponse)(nil),      // 28: bailiwick.admin.v1.CreateOperatorResponse
+	(*RemoveOperatorRequest)(nil),       // 29: bailiwick.admin.v1.RemoveOperatorRequest
+	(*RemoveOperatorResponse)(nil),      // 30: bailiwick.admin.v1.RemoveOperatorResponse
+	(*ListApprovalsRequest)(nil),        // 31: bailiwick.admin.v1.ListApprovalsRequest
+	(*ListApprovalsResponse)(nil),       // 32: bailiwick.admin.v1.ListApprovalsResponse
+	(*ApproveRequest)(nil),              // 33: bailiwick.admin.v1.ApproveRequest
+	(*ApproveResponse)(nil),             // 34: bailiwick.admin.v1.ApproveResponse
+	(*RejectRequest)(nil),               // 35: bailiwick.admin.v1.RejectRequest
+	(*RejectResponse)(nil),              // 36: bailiwick.admin.v1.RejectResponse
+	(*OpenCrossingsRequest)(nil),        // 37: bailiwick.admin.v1.OpenCrossingsRequest
+	(*OpenCrossingsResponse)(nil),       // 38: bailiwick.admin.v1.OpenCrossingsResponse
+	(*CreateKeyRequest)(nil),            // 39: bailiwick.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),           // 40: bailiwick.admin.v1.CreateKeyResponse
+	(*RevokeKeyRequest)(nil),            // 41: bailiwick.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),           // 42: bailiwick.admin.v1.RevokeKeyResponse
+	(*RotateKeyRequest)(nil),            // 43: bailiwick.admin.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),           // 44: bailiwick.admin.v1.RotateKeyResponse
+	(*UndoRotationRequest)(nil),         // 45: bailiwick.admin.v1.UndoRotationRequest
+	(*UndoRotationResponse)(nil),        // 46: bailiwick.admin.v1.UndoRotationResponse
+	(*ListKeysRequest)(nil),             // 47: bailiwick.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),            // 48: bailiwick.admin.v1.ListKeysResponse
+	(*Key)(nil),                         // 49: bailiwick.admin.v1.Key
+	(*ListMembersRequest)(nil),          // 50: bailiwick.admin.v1.ListMembersRequest
+	(*ListMembersResponse)(nil),         // 51: bailiwick.admin.v1.ListMembersResponse
+	(*GroupMember)(nil),                 // 52: bailiwick.admin.v1.GroupMember
+	(*TransferLeadershipRequest)(nil),   // 53: bailiwick.admin.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil),  // 54: bailiwick.admin.v1.TransferLeadershipResponse
+	(*BackupRequest)(nil),               // 55: bailiwick.admin.v1.BackupRequest
+	(*BackupResponse)(nil),              // 56: bailiwick.admin.v1.BackupResponse
+	(*ListNodesRequest)(nil),            // 57: bailiwick.admin.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 58: bailiwick.admin.v1.ListNodesResponse
+	(*Position)(nil),                    // 59: bailiwick.admin.v1.Position
+	(*Node)(nil),                        // 60: bailiwick.admin.v1.Node
+	(*RemoveNodeRequest)(nil),           // 61: bailiwick.admin.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),          // 62: bailiwick.admin.v1.RemoveNodeResponse
+	(*CreateJoinTokenRequest)(nil),      // 63: bailiwick.admin.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),     // 64: bailiwick.admin.v1.CreateJoinTokenResponse
+	(*LeadersRequest)(nil),              // 65: bailiwick.admin.v1.LeadersRequest
+	(*LeadersResponse)(nil),             // 66: bailiwick.admin.v1.LeadersResponse
+	(*BorderStatusRequest)(nil),         // 67: bailiwick.admin.v1.BorderStatusRequest
+	(*BorderStatusResponse)(nil),        // 68: bailiwick.admin.v1.BorderStatusResponse
+	(*Sentinel)(nil),                    // 69: bailiwick.admin.v1.Sentinel
+	(*PermittedPair)(nil),               // 70: bailiwick.admin.v1.PermittedPair
+	(*Tightening)(nil),                  // 71: bailiwick.admin.v1.Tightening
+	(*SimulateRequest)(nil),             // 72: bailiwick.admin.v1.SimulateRequest
+	(*SimulateResponse)(nil),            // 73: bailiwick.admin.v1.SimulateResponse
+	(*Course)(nil),                      // 74: bailiwick.admin.v1.Course
+	(*CourseRegion)(nil),                // 75: bailiwick.admin.v1.CourseRegion
+	(*ExplainDNSRequest)(nil),           // 76: bailiwick.admin.v1.ExplainDNSRequest
+	(*ExplainDNSResponse)(nil),          // 77: bailiwick.admin.v1.ExplainDNSResponse
+	(*EdgeAnswer)(nil),                  // 78: bailiwick.admin.v1.EdgeAnswer
+	(*RegionsRequest)(nil),              // 79: bailiwick.admin.v1.RegionsRequest
+	(*RegionsResponse)(nil),             // 80: bailiwick.admin.v1.RegionsResponse
+	(*RegionState)(nil),                 // 81: bailiwick.admin.v1.RegionState
+	(*RegionView)(nil),                  // 82: bailiwick.admin.v1.RegionView
+	(*RegionAnswer)(nil),                // 83: bailiwick.admin.v1.RegionAnswer
+	(*QueryUsageRequest)(nil),           // 84: bailiwick.admin.v1.QueryUsageRequest
+	(*QueryUsageResponse)(nil),          // 85: bailiwick.admin.v1.QueryUsageResponse
+	(*UsageTotal)(nil),                  // 86: bailiwick.admin.v1.UsageTotal
+	(*UsageRow)(nil),                    // 87: bailiwick.admin.v1.UsageRow
+	(*Gap)(nil),                         // 88: bailiwick.admin.v1.Gap
+	(*QueryTotalsRequest)(nil),          // 89: bailiwick.admin.v1.QueryTotalsRequest
+	(*QueryTotalsResponse)(nil),         // 90: bailiwick.admin.v1.QueryTotalsResponse
+	(*ZoneTotals)(nil),                  // 91: bailiwick.admin.v1.ZoneTotals
+	(*TotalsRow)(nil),                   // 92: bailiwick.admin.v1.TotalsRow
+	(*QueryLatencyRequest)(nil),         // 93: bailiwick.admin.v1.QueryLatencyRequest
+	(*QueryLatencyResponse)(nil),        // 94: bailiwick.admin.v1.QueryLatencyResponse
+	(*LatencyRow)(nil),                  // 95: bailiwick.admin.v1.LatencyRow
+	(*ForecastRequest)(nil),             // 96: bailiwick.admin.v1.ForecastRequest
+	(*ForecastResponse)(nil),            // 97: bailiwick.admin.v1.ForecastResponse
+	(*SubscriptionForecast)(nil),        // 98: bailiwick.admin.v1.SubscriptionForecast
+	(*TraceUsageRequest)(nil),           // 99: bailiwick.admin.v1.TraceUsageRequest
+	(*TraceUsageResponse)(nil),          // 100: bailiwick.admin.v1.TraceUsageResponse
+	(*TraceLost)(nil),                   // 101: bailiwick.admin.v1.TraceLost
+	(*TraceCell)(nil),                   // 102: bailiwick.admin.v1.TraceCell
+	(*TraceRow)(nil),                    // 103: bailiwick.admin.v1.TraceRow
+	(*GetQuotasRequest)(nil),            // 104: bailiwick.admin.v1.GetQuotasRequest
+	(*GetQuotasResponse)(nil),           // 105: bailiwick.admin.v1.GetQuotasResponse
+	(*ToppedUp)(nil),                    // 106: bailiwick.admin.v1.ToppedUp
+	(*QuotaStatus)(nil),                 // 107: bailiwick.admin.v1.QuotaStatus
+	(*QuotaHolder)(nil),                 // 108: bailiwick.admin.v1.QuotaHolder
+	(*TopUpRequest)(nil),                // 109: bailiwick.admin.v1.TopUpRequest
+	(*TopUpResponse)(nil),               // 110: bailiwick.admin.v1.TopUpResponse
+	(*ListEpochsRequest)(nil),           // 111: bailiwick.admin.v1.ListEpochsRequest
+	(*ListEpochsResponse)(nil),          // 112: bailiwick.admin.v1.ListEpochsResponse
+	(*LedgerEpoch)(nil),                 // 113: bailiwick.admin.v1.LedgerEpoch
+	(*CloseEpochRequest)(nil),           // 114: bailiwick.admin.v1.CloseEpochRequest
+	(*CloseEpochResponse)(nil),          // 115: bailiwick.admin.v1.CloseEpochResponse
+	(*CorrectionRow)(nil),               // 116: bailiwick.admin.v1.CorrectionRow
+	(*CorrectRequest)(nil),              // 117: bailiwick.admin.v1.CorrectRequest
+	(*CorrectResponse)(nil),             // 118: bailiwick.admin.v1.CorrectResponse
+	(*Correction)(nil),                  // 119: bailiwick.admin.v1.Correction
+	(*UndoCorrectionRequest)(nil),       // 120: bailiwick.admin.v1.UndoCorrectionRequest
+	(*ListCorrectionsRequest)(nil),      // 121: bailiwick.admin.v1.ListCorrectionsRequest
+	(*ListCorrectionsResponse)(nil),     // 122: bailiwick.admin.v1.ListCorrectionsResponse
+	(*ListPeriodsRequest)(nil),          // 123: bailiwick.admin.v1.ListPeriodsRequest
+	(*ListPeriodsResponse)(nil),         // 124: bailiwick.admin.v1.ListPeriodsResponse
+	(*ClosedPeriod)(nil),                // 125: bailiwick.admin.v1.ClosedPeriod
+	(*ListSinksRequest)(nil),            // 126: bailiwick.admin.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),           // 127: bailiwick.admin.v1.ListSinksResponse
+	(*SinkPosition)(nil),                // 128: bailiwick.admin.v1.SinkPosition
+	(*ListRefusalsRequest)(nil),         // 129: bailiwick.admin.v1.ListRefusalsRequest
+	(*ListRefusalsResponse)(nil),        // 130: bailiwick.admin.v1.ListRefusalsResponse
+	(*UsageRefusal)(nil),                // 131: bailiwick.admin.v1.UsageRefusal
+	(*ExportEvidenceRequest)(nil),       // 132: bailiwick.admin.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),      // 133: bailiwick.admin.v1.ExportEvidenceResponse
+	(*EvidenceExport)(nil),              // 134: bailiwick.admin.v1.EvidenceExport
+	(*ExportRelayRowsRequest)(nil),      // 135: bailiwick.admin.v1.ExportRelayRowsRequest
+	(*ExportRelayRowsResponse)(nil),     // 136: bailiwick.admin.v1.ExportRelayRowsResponse
+	(*CheckEvidenceRequest)(nil),        // 137: bailiwick.admin.v1.CheckEvidenceRequest
+	(*CheckEvidenceResponse)(nil),       // 138: bailiwick.admin.v1.CheckEvidenceResponse
+	(*ExportRequest)(nil),               // 139: bailiwick.admin.v1.ExportRequest
+	(*ExportResponse)(nil),              // 140: bailiwick.admin.v1.ExportResponse
+	(*EraseRequest)(nil),                // 141: bailiwick.admin.v1.EraseRequest
+	(*EraseResponse)(nil),               // 142: bailiwick.admin.v1.EraseResponse
+	(*Webhook)(nil),                     // 143: bailiwick.admin.v1.Webhook
+	(*CreateWebhookRequest)(nil),        // 144: bailiwick.admin.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),       // 145: bailiwick.admin.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),         // 146: bailiwick.admin.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),        // 147: bailiwick.admin.v1.ListWebhooksResponse
+	(*DeleteWebhookRequest)(nil),        // 148: bailiwick.admin.v1.DeleteWebhookRequest
+	(*DeleteWebhookResponse)(nil),       // 149: bailiwick.admin.v1.DeleteWebhookResponse
+	(*RotateWebhookSecretRequest)(nil),  // 150: bailiwick.admin.v1.RotateWebhookSecretRequest
+	(*RotateWebhookSecretResponse)(nil), // 151: bailiwick.admin.v1.RotateWebhookSecretResponse
+	(*ListAlertsRequest)(nil),           // 152: bailiwick.admin.v1.ListAlertsRequest
+	(*ListAlertsResponse)(nil),          // 153: bailiwick.admin.v1.ListAlertsResponse
+	(*Alert)(nil),                       // 154: bailiwick.admin.v1.Alert
+	(*HistoryRequest)(nil),              // 155: bailiwick.admin.v1.HistoryRequest
+	(*HistoryResponse)(nil),             // 156: bailiwick.admin.v1.HistoryResponse
+	(*CatalogRevision)(nil),             // 157: bailiwick.admin.v1.CatalogRevision
+	(*CompareRequest)(nil),              // 158: bailiwick.admin.v1.CompareRequest
+	(*CompareResponse)(nil),             // 159: bailiwick.admin.v1.CompareResponse
+	(*RollbackRequest)(nil),             // 160: bailiwick.admin.v1.RollbackRequest
+	nil,                                 // 161: bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	(*Resource)(nil),                    // 162: bailiwick.admin.v1.Resource
+	(*durationpb.Duration)(nil),         // 163: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 164: google.protobuf.Timestamp
 }
 var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
-	160, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
-	161, // 1: bailiwick.admin.v1.ApplyRequest.soak:type_name -> google.protobuf.Duration
-	8,   // 2: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
-	10,  // 3: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
-	21,  // 4: bailiwick.admin.v1.ApplyResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	6,   // 5: bailiwick.admin.v1.ListRolloutsResponse.rollouts:type_name -> bailiwick.admin.v1.Rollout
-	6,   // 6: bailiwick.admin.v1.SteerRolloutResponse.rollout:type_name -> bailiwick.admin.v1.Rollout
-	162, // 7: bailiwick.admin.v1.Rollout.began_at:type_name -> google.protobuf.Timestamp
-	162, // 8: bailiwick.admin.v1.Rollout.since:type_name -> google.protobuf.Timestamp
-	7,   // 9: bailiwick.admin.v1.Rollout.zones:type_name -> bailiwick.admin.v1.RolloutZone
-	9,   // 10: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
-	160, // 11: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	160, // 12: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
-	160, // 13: bailiwick.admin.v1.DescribeResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	17,  // 14: bailiwick.admin.v1.DescribeResponse.refers_to:type_name -> bailiwick.admin.v1.Reference
-	17,  // 15: bailiwick.admin.v1.DescribeResponse.referred_by:type_name -> bailiwick.admin.v1.Reference
-	18,  // 16: bailiwick.admin.v1.DescribeResponse.holders:type_name -> bailiwick.admin.v1.Holder
-	21,  // 17: bailiwick.admin.v1.DeleteResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	162, // 18: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
-	162, // 19: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
-	162, // 20: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
-	162, // 21: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
-	162, // 22: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
-	22,  // 23: bailiwick.admin.v1.ListOperatorsResponse.operators:type_name -> bailiwick.admin.v1.Operator
-	161, // 24: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
-	22,  // 25: bailiwick.admin.v1.CreateOperatorResponse.operator:type_name -> bailiwick.admin.v1.Operator
-	21,  // 26: bailiwick.admin.v1.ListApprovalsResponse.approvals:type_name -> bailiwick.admin.v1.Approval
-	21,  // 27: bailiwick.admin.v1.ApproveResponse.approval:type_name -> bailiwick.admin.v1.Approval
-	21,  // 28: bailiwick.admin.v1.RejectResponse.approval:type_name -> bailiwick.admin.v1.Approval
-	21,  // 29: bailiwick.admin.v1.OpenCrossingsResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	161, // 30: bailiwick.admin.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
-	162, // 31: bailiwick.admin.v1.RotateKeyResponse.old_expires_at:type_name -> google.protobuf.Timestamp
-	47,  // 32: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
-	162, // 33: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	162, // 34: bailiwick.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	50,  // 35: bailiwick.admin.v1.ListMembersResponse.members:type_name -> bailiwick.admin.v1.GroupMember
-	162, // 36: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
-	58,  // 37: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
-	57,  // 38: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
-	57,  // 39: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
-	57,  // 40: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
-	57,  // 41: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
-	162, // 42: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	162, // 43: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	162, // 44: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
-	161, // 45: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	162, // 46: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	159, // 47: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	68,  // 48: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
-	69,  // 49: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	67,  // 50: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
-	162, // 51: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
-	162, // 52: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
-	72,  // 53: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
-	73,  // 54: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
-	76,  // 55: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
-	81,  // 56: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
-	162, // 57: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
-	79,  // 58: bailiwick.admin.v1.RegionsResponse.regions:type_name -> bailiwick.admin.v1.RegionState
-	80,  // 59: bailiwick.admin.v1.RegionState.views:type_name -> bailiwick.admin.v1.RegionView
-	162, // 60: bailiwick.admin.v1.RegionView.since:type_name -> google.protobuf.Timestamp
-	162, // 61: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
-	162, // 62: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
-	84,  // 63: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
-	85,  // 64: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
-	162, // 65: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	86,  // 66: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
-	117, // 67: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	162, // 68: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
-	84,  // 69: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	162, // 70: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	162, // 71: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
-	89,  // 72: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
-	84,  // 73: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
-	90,  // 74: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	162, // 75: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	161, // 76: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	162, // 77: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
-	84,  // 78: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	162, // 79: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
-	162, // 80: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
-	93,  // 81: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
-	162, // 82: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
-	96,  // 83: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
-	162, // 84: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
-	162, // 85: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
-	162, // 86: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
-	162, // 87: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
-	100, // 88: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
-	101, // 89: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	99,  // 90: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
-	162, // 91: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
-	162, // 92: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	162, // 93: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
-	162, // 94: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
-	162, // 95: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
-	162, // 96: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	162, // 97: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
-	105, // 98: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	104, // 99: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
-	162, // 100: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
-	162, // 101: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
-	162, // 102: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	162, // 103: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
-	106, // 104: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	162, // 105: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
-	105, // 106: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
-	111, // 107: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	162, // 108: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	162, // 109: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
-	111, // 110: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	162, // 111: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
-	114, // 112: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	117, // 113: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
-	84,  // 114: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
-	84,  // 115: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	162, // 116: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
-	114, // 117: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	117, // 118: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	123, // 119: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	162, // 120: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
-	126, // 121: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
-	129, // 122: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	162, // 123: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	162, // 124: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	162, // 125: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
-	162, // 126: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
-	132, // 127: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
-	132, // 128: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
-	162, // 129: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
-	162, // 130: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
-	162, // 131: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
-	162, // 132: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	141, // 133: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
-	141, // 134: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	161, // 135: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
-	152, // 136: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	162, // 137: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	162, // 138: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	162, // 139: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	155, // 140: bailiwick.admin.v1.HistoryResponse.revisions:type_name -> bailiwick.admin.v1.CatalogRevision
-	162, // 141: bailiwick.admin.v1.CatalogRevision.at:type_name -> google.protobuf.Timestamp
-	8,   // 142: bailiwick.admin.v1.CatalogRevision.changes:type_name -> bailiwick.admin.v1.Change
-	8,   // 143: bailiwick.admin.v1.CompareResponse.changes:type_name -> bailiwick.admin.v1.Change
-	0,   // 144: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	11,  // 145: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	13,  // 146: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	19,  // 147: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	153, // 148: bailiwick.admin.v1.ResourceService.History:input_type -> bailiwick.admin.v1.HistoryRequest
-	156, // 149: bailiwick.admin.v1.ResourceService.Compare:input_type -> bailiwick.admin.v1.CompareRequest
-	158, // 150: bailiwick.admin.v1.ResourceService.Rollback:input_type -> bailiwick.admin.v1.RollbackRequest
-	15,  // 151: bailiwick.admin.v1.ResourceService.Describe:input_type -> bailiwick.admin.v1.DescribeRequest
-	37,  // 152: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	39,  // 153: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	41,  // 154: bailiwick.admin.v1.KeyService.RotateKey:input_type -> bailiwick.admin.v1.RotateKeyRequest
-	43,  // 155: bailiwick.admin.v1.KeyService.UndoRotation:input_type -> bailiwick.admin.v1.UndoRotationRequest
-	45,  // 156: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	55,  // 157: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	59,  // 158: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	61,  // 159: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	63,  // 160: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	48,  // 161: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
-	51,  // 162: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
-	53,  // 163: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
-	65,  // 164: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	70,  // 165: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
-	23,  // 166: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
-	25,  // 167: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
-	27,  // 168: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
-	29,  // 169: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
-	31,  // 170: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
-	33,  // 171: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
-	35,  // 172: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
-	2,   // 173: bailiwick.admin.v1.RolloutService.ListRollouts:input_type -> bailiwick.admin.v1.ListRolloutsRequest
-	4,   // 174: bailiwick.admin.v1.RolloutService.SteerRollout:input_type -> bailiwick.admin.v1.SteerRolloutRequest
-	74,  // 175: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
-	77,  // 176: bailiwick.admin.v1.DNSService.Regions:input_type -> bailiwick.admin.v1.RegionsRequest
-	82,  // 177: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	87,  // 178: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	91,  // 179: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	94,  // 180: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	97,  // 181: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	102, // 182: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	107, // 183: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	109, // 184: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	112, // 185: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	115, // 186: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	118, // 187: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	119, // 188: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	121, // 189: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	124, // 190: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
-	127, // 191: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	137, // 192: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	139, // 193: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	130, // 194: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
-	133, // 195: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
-	135, // 196: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
-	142, // 197: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	144, // 198: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	146, // 199: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	148, // 200: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	150, // 201: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 202: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	12,  // 203: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	14,  // 204: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	20,  // 205: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	154, // 206: bailiwick.admin.v1.ResourceService.History:output_type -> bailiwick.admin.v1.HistoryResponse
-	157, // 207: bailiwick.admin.v1.ResourceService.Compare:output_type -> bailiwick.admin.v1.CompareResponse
-	1,   // 208: bailiwick.admin.v1.ResourceService.Rollback:output_type -> bailiwick.admin.v1.ApplyResponse
-	16,  // 209: bailiwick.admin.v1.ResourceService.Describe:output_type -> bailiwick.admin.v1.DescribeResponse
-	38,  // 210: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	40,  // 211: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	42,  // 212: bailiwick.admin.v1.KeyService.RotateKey:output_type -> bailiwick.admin.v1.RotateKeyResponse
-	44,  // 213: bailiwick.admin.v1.KeyService.UndoRotation:output_type -> bailiwick.admin.v1.UndoRotationResponse
-	46,  // 214: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	56,  // 215: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	60,  // 216: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	62,  // 217: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	64,  // 218: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	49,  // 219: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
-	52,  // 220: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
-	54,  // 221: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
-	66,  // 222: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	71,  // 223: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
-	24,  // 224: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
-	26,  // 225: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
-	28,  // 226: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
-	30,  // 227: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
-	32,  // 228: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
-	34,  // 229: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
-	36,  // 230: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
-	3,   // 231: bailiwick.admin.v1.RolloutService.ListRollouts:output_type -> bailiwick.admin.v1.ListRolloutsResponse
-	5,   // 232: bailiwick.admin.v1.RolloutService.SteerRollout:output_type -> bailiwick.admin.v1.SteerRolloutResponse
-	75,  // 233: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
-	78,  // 234: bailiwick.admin.v1.DNSService.Regions:output_type -> bailiwick.admin.v1.RegionsResponse
-	83,  // 235: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	88,  // 236: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	92,  // 237: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	95,  // 238: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	98,  // 239: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	103, // 240: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	108, // 241: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	110, // 242: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	113, // 243: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	116, // 244: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	116, // 245: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	120, // 246: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	122, // 247: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	125, // 248: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
-	128, // 249: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	138, // 250: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	140, // 251: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	131, // 252: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
-	134, // 253: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
-	136, // 254: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
-	143, // 255: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	145, // 256: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	147, // 257: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	149, // 258: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	151, // 259: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	202, // [202:260] is the sub-list for method output_type
-	144, // [144:202] is the sub-list for method input_type
-	144, // [144:144] is the sub-list for extension type_name
-	144, // [144:144] is the sub-list for extension extendee
-	0,   // [0:144] is the sub-list for field type_name
+	162, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
+	163, // 1: bailiwick.admin.v1.ApplyRequest.soak:type_name -> google.protobuf.Duration
+	10,  // 2: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
+	12,  // 3: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
+	23,  // 4: bailiwick.admin.v1.ApplyResponse.pending:type_name -> bailiwick.admin.v1.Approval
+	20,  // 5: bailiwick.admin.v1.PurgeCacheResponse.holders:type_name -> bailiwick.admin.v1.Holder
+	8,   // 6: bailiwick.admin.v1.ListRolloutsResponse.rollouts:type_name -> bailiwick.admin.v1.Rollout
+	8,   // 7: bailiwick.admin.v1.SteerRolloutResponse.rollout:type_name -> bailiwick.admin.v1.Rollout
+	164, // 8: bailiwick.admin.v1.Rollout.began_at:type_name -> google.protobuf.Timestamp
+	164, // 9: bailiwick.admin.v1.Rollout.since:type_name -> google.protobuf.Timestamp
+	9,   // 10: bailiwick.admin.v1.Rollout.zones:type_name -> bailiwick.admin.v1.RolloutZone
+	11,  // 11: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
+	162, // 12: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	162, // 13: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
+	162, // 14: bailiwick.admin.v1.DescribeResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	19,  // 15: bailiwick.admin.v1.DescribeResponse.refers_to:type_name -> bailiwick.admin.v1.Reference
+	19,  // 16: bailiwick.admin.v1.DescribeResponse.referred_by:type_name -> bailiwick.admin.v1.Reference
+	20,  // 17: bailiwick.admin.v1.DescribeResponse.holders:type_name -> bailiwick.admin.v1.Holder
+	23,  // 18: bailiwick.admin.v1.DeleteResponse.pending:type_name -> bailiwick.admin.v1.Approval
+	164, // 19: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
+	164, // 20: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
+	164, // 21: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
+	164, // 22: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	164, // 23: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
+	24,  // 24: bailiwick.admin.v1.ListOperatorsResponse.operators:type_name -> bailiwick.admin.v1.Operator
+	163, // 25: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
+	24,  // 26: bailiwick.admin.v1.CreateOperatorResponse.operator:type_name -> bailiwick.admin.v1.Operator
+	23,  // 27: bailiwick.admin.v1.ListApprovalsResponse.approvals:type_name -> bailiwick.admin.v1.Approval
+	23,  // 28: bailiwick.admin.v1.ApproveResponse.approval:type_name -> bailiwick.admin.v1.Approval
+	23,  // 29: bailiwick.admin.v1.RejectResponse.approval:type_name -> bailiwick.admin.v1.Approval
+	23,  // 30: bailiwick.admin.v1.OpenCrossingsResponse.pending:type_name -> bailiwick.admin.v1.Approval
+	163, // 31: bailiwick.admin.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
+	164, // 32: bailiwick.admin.v1.RotateKeyResponse.old_expires_at:type_name -> google.protobuf.Timestamp
+	49,  // 33: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
+	164, // 34: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	164, // 35: bailiwick.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	52,  // 36: bailiwick.admin.v1.ListMembersResponse.members:type_name -> bailiwick.admin.v1.GroupMember
+	164, // 37: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
+	60,  // 38: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
+	59,  // 39: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
+	59,  // 40: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
+	59,  // 41: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
+	59,  // 42: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
+	164, // 43: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	164, // 44: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	164, // 45: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
+	163, // 46: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	164, // 47: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	161, // 48: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	70,  // 49: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
+	71,  // 50: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	69,  // 51: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
+	164, // 52: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
+	164, // 53: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
+	74,  // 54: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
+	75,  // 55: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
+	78,  // 56: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
+	83,  // 57: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
+	164, // 58: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
+	81,  // 59: bailiwick.admin.v1.RegionsResponse.regions:type_name -> bailiwick.admin.v1.RegionState
+	82,  // 60: bailiwick.admin.v1.RegionState.views:type_name -> bailiwick.admin.v1.RegionView
+	164, // 61: bailiwick.admin.v1.RegionView.since:type_name -> google.protobuf.Timestamp
+	164, // 62: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
+	164, // 63: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
+	86,  // 64: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
+	87,  // 65: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
+	164, // 66: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	88,  // 67: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
+	119, // 68: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	164, // 69: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
+	86,  // 70: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	164, // 71: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	164, // 72: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	91,  // 73: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
+	86,  // 74: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
+	92,  // 75: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
+	164, // 76: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	163, // 77: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	164, // 78: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
+	86,  // 79: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	164, // 80: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	164, // 81: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	95,  // 82: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
+	164, // 83: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	98,  // 84: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
+	164, // 85: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	164, // 86: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	164, // 87: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	164, // 88: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	102, // 89: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
+	103, // 90: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	101, // 91: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
+	164, // 92: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
+	164, // 93: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	164, // 94: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
+	164, // 95: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
+	164, // 96: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
+	164, // 97: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	164, // 98: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	107, // 99: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	106, // 100: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
+	164, // 101: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
+	164, // 102: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
+	164, // 103: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	164, // 104: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	108, // 105: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	164, // 106: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	107, // 107: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	113, // 108: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	164, // 109: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	164, // 110: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
+	113, // 111: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	164, // 112: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	116, // 113: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	119, // 114: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	86,  // 115: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	86,  // 116: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	164, // 117: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	116, // 118: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	119, // 119: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	125, // 120: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	164, // 121: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	128, // 122: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
+	131, // 123: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	164, // 124: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	164, // 125: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	164, // 126: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
+	164, // 127: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
+	134, // 128: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
+	134, // 129: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
+	164, // 130: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
+	164, // 131: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
+	164, // 132: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
+	164, // 133: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	143, // 134: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	143, // 135: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	163, // 136: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	154, // 137: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	164, // 138: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	164, // 139: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	164, // 140: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	157, // 141: bailiwick.admin.v1.HistoryResponse.revisions:type_name -> bailiwick.admin.v1.CatalogRevision
+	164, // 142: bailiwick.admin.v1.CatalogRevision.at:type_name -> google.protobuf.Timestamp
+	10,  // 143: bailiwick.admin.v1.CatalogRevision.changes:type_name -> bailiwick.admin.v1.Change
+	10,  // 144: bailiwick.admin.v1.CompareResponse.changes:type_name -> bailiwick.admin.v1.Change
+	0,   // 145: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	13,  // 146: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	15,  // 147: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	21,  // 148: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	155, // 149: bailiwick.admin.v1.ResourceService.History:input_type -> bailiwick.admin.v1.HistoryRequest
+	158, // 150: bailiwick.admin.v1.ResourceService.Compare:input_type -> bailiwick.admin.v1.CompareRequest
+	160, // 151: bailiwick.admin.v1.ResourceService.Rollback:input_type -> bailiwick.admin.v1.RollbackRequest
+	17,  // 152: bailiwick.admin.v1.ResourceService.Describe:input_type -> bailiwick.admin.v1.DescribeRequest
+	39,  // 153: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	41,  // 154: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	43,  // 155: bailiwick.admin.v1.KeyService.RotateKey:input_type -> bailiwick.admin.v1.RotateKeyRequest
+	45,  // 156: bailiwick.admin.v1.KeyService.UndoRotation:input_type -> bailiwick.admin.v1.UndoRotationRequest
+	47,  // 157: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	2,   // 158: bailiwick.admin.v1.CacheService.PurgeCache:input_type -> bailiwick.admin.v1.PurgeCacheRequest
+	57,  // 159: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	61,  // 160: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	63,  // 161: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	65,  // 162: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	50,  // 163: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
+	53,  // 164: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
+	55,  // 165: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
+	67,  // 166: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	72,  // 167: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
+	25,  // 168: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
+	27,  // 169: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
+	29,  // 170: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
+	31,  // 171: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
+	33,  // 172: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
+	35,  // 173: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
+	37,  // 174: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
+	4,   // 175: bailiwick.admin.v1.RolloutService.ListRollouts:input_type -> bailiwick.admin.v1.ListRolloutsRequest
+	6,   // 176: bailiwick.admin.v1.RolloutService.SteerRollout:input_type -> bailiwick.admin.v1.SteerRolloutRequest
+	76,  // 177: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
+	79,  // 178: bailiwick.admin.v1.DNSService.Regions:input_type -> bailiwick.admin.v1.RegionsRequest
+	84,  // 179: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	89,  // 180: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	93,  // 181: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	96,  // 182: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	99,  // 183: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	104, // 184: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	109, // 185: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	111, // 186: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	114, // 187: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	117, // 188: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	120, // 189: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	121, // 190: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	123, // 191: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	126, // 192: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
+	129, // 193: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	139, // 194: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	141, // 195: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	132, // 196: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
+	135, // 197: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
+	137, // 198: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
+	144, // 199: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	146, // 200: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	148, // 201: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	150, // 202: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	152, // 203: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 204: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	14,  // 205: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	16,  // 206: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	22,  // 207: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	156, // 208: bailiwick.admin.v1.ResourceService.History:output_type -> bailiwick.admin.v1.HistoryResponse
+	159, // 209: bailiwick.admin.v1.ResourceService.Compare:output_type -> bailiwick.admin.v1.CompareResponse
+	1,   // 210: bailiwick.admin.v1.ResourceService.Rollback:output_type -> bailiwick.admin.v1.ApplyResponse
+	18,  // 211: bailiwick.admin.v1.ResourceService.Describe:output_type -> bailiwick.admin.v1.DescribeResponse
+	40,  // 212: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	42,  // 213: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	44,  // 214: bailiwick.admin.v1.KeyService.RotateKey:output_type -> bailiwick.admin.v1.RotateKeyResponse
+	46,  // 215: bailiwick.admin.v1.KeyService.UndoRotation:output_type -> bailiwick.admin.v1.UndoRotationResponse
+	48,  // 216: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	3,   // 217: bailiwick.admin.v1.CacheService.PurgeCache:output_type -> bailiwick.admin.v1.PurgeCacheResponse
+	58,  // 218: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	62,  // 219: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	64,  // 220: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	66,  // 221: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	51,  // 222: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
+	54,  // 223: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
+	56,  // 224: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
+	68,  // 225: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	73,  // 226: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
+	26,  // 227: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
+	28,  // 228: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
+	30,  // 229: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
+	32,  // 230: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
+	34,  // 231: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
+	36,  // 232: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
+	38,  // 233: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
+	5,   // 234: bailiwick.admin.v1.RolloutService.ListRollouts:output_type -> bailiwick.admin.v1.ListRolloutsResponse
+	7,   // 235: bailiwick.admin.v1.RolloutService.SteerRollout:output_type -> bailiwick.admin.v1.SteerRolloutResponse
+	77,  // 236: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
+	80,  // 237: bailiwick.admin.v1.DNSService.Regions:output_type -> bailiwick.admin.v1.RegionsResponse
+	85,  // 238: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	90,  // 239: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	94,  // 240: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	97,  // 241: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	100, // 242: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	105, // 243: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	110, // 244: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	112, // 245: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	115, // 246: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	118, // 247: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	118, // 248: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	122, // 249: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	124, // 250: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	127, // 251: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
+	130, // 252: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	140, // 253: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	142, // 254: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	133, // 255: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
+	136, // 256: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
+	138, // 257: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
+	145, // 258: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	147, // 259: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	149, // 260: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	151, // 261: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	153, // 262: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	204, // [204:263] is the sub-list for method output_type
+	145, // [145:204] is the sub-list for method input_type
+	145, // [145:145] is the sub-list for extension type_name
+	145, // [145:145] is the sub-list for extension extendee
+	0,   // [0:145] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
@@ -12951,9 +13119,9 @@ func file_bailiwick_admin_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_services_proto_rawDesc), len(file_bailiwick_admin_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   160,
+			NumMessages:   162,
 			NumExtensions: 0,
-			NumServices:   15,
+			NumServices:   16,
 		},
 		GoTypes:           file_bailiwick_admin_v1_services_proto_goTypes,
 		DependencyIndexes: file_bailiwick_admin_v1_services_proto_depIdxs,

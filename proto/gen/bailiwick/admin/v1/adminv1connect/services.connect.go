@@ -27,6 +27,8 @@ const (
 	ResourceServiceName = "bailiwick.admin.v1.ResourceService"
 	// KeyServiceName is the fully-qualified name of the KeyService service.
 	KeyServiceName = "bailiwick.admin.v1.KeyService"
+	// CacheServiceName is the fully-qualified name of the CacheService service.
+	CacheServiceName = "bailiwick.admin.v1.CacheService"
 	// NodeServiceName is the fully-qualified name of the NodeService service.
 	NodeServiceName = "bailiwick.admin.v1.NodeService"
 	// ClusterServiceName is the fully-qualified name of the ClusterService service.
@@ -91,6 +93,8 @@ const (
 	KeyServiceUndoRotationProcedure = "/bailiwick.admin.v1.KeyService/UndoRotation"
 	// KeyServiceListKeysProcedure is the fully-qualified name of the KeyService's ListKeys RPC.
 	KeyServiceListKeysProcedure = "/bailiwick.admin.v1.KeyService/ListKeys"
+	// CacheServicePurgeCacheProcedure is the fully-qualified name of the CacheService's PurgeCache RPC.
+	CacheServicePurgeCacheProcedure = "/bailiwick.admin.v1.CacheService/PurgeCache"
 	// NodeServiceListNodesProcedure is the fully-qualified name of the NodeService's ListNodes RPC.
 	NodeServiceListNodesProcedure = "/bailiwick.admin.v1.NodeService/ListNodes"
 	// NodeServiceRemoveNodeProcedure is the fully-qualified name of the NodeService's RemoveNode RPC.
@@ -716,6 +720,84 @@ func (UnimplementedKeyServiceHandler) UndoRotation(context.Context, *v1.UndoRota
 
 func (UnimplementedKeyServiceHandler) ListKeys(context.Context, *v1.ListKeysRequest) (*v1.ListKeysResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.KeyService.ListKeys is not implemented"))
+}
+
+// CacheServiceClient is a client for the bailiwick.admin.v1.CacheService service.
+type CacheServiceClient interface {
+	// PurgeCache ends what is kept of an API of this zone under a tag, of a URL, or all of it. What was asked for before an
+	// edge hears of it, and is answered after, is not kept.
+	PurgeCache(context.Context, *v1.PurgeCacheRequest) (*v1.PurgeCacheResponse, error)
+}
+
+// NewCacheServiceClient constructs a client for the bailiwick.admin.v1.CacheService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewCacheServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) CacheServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	cacheServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("CacheService").Methods()
+	return &cacheServiceClient{
+		purgeCache: connect.NewClient[v1.PurgeCacheRequest, v1.PurgeCacheResponse](
+			httpClient,
+			baseURL+CacheServicePurgeCacheProcedure,
+			connect.WithSchema(cacheServiceMethods.ByName("PurgeCache")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// cacheServiceClient implements CacheServiceClient.
+type cacheServiceClient struct {
+	purgeCache *connect.Client[v1.PurgeCacheRequest, v1.PurgeCacheResponse]
+}
+
+// PurgeCache calls bailiwick.admin.v1.CacheService.PurgeCache.
+func (c *cacheServiceClient) PurgeCache(ctx context.Context, req *v1.PurgeCacheRequest) (*v1.PurgeCacheResponse, error) {
+	response, err := c.purgeCache.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CacheServiceHandler is an implementation of the bailiwick.admin.v1.CacheService service.
+type CacheServiceHandler interface {
+	// PurgeCache ends what is kept of an API of this zone under a tag, of a URL, or all of it. What was asked for before an
+	// edge hears of it, and is answered after, is not kept.
+	PurgeCache(context.Context, *v1.PurgeCacheRequest) (*v1.PurgeCacheResponse, error)
+}
+
+// NewCacheServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewCacheServiceHandler(svc CacheServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	cacheServiceMethods := v1.File_bailiwick_admin_v1_services_proto.Services().ByName("CacheService").Methods()
+	cacheServicePurgeCacheHandler := connect.NewUnaryHandlerSimple(
+		CacheServicePurgeCacheProcedure,
+		svc.PurgeCache,
+		connect.WithSchema(cacheServiceMethods.ByName("PurgeCache")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/bailiwick.admin.v1.CacheService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case CacheServicePurgeCacheProcedure:
+			cacheServicePurgeCacheHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedCacheServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedCacheServiceHandler struct{}
+
+func (UnimplementedCacheServiceHandler) PurgeCache(context.Context, *v1.PurgeCacheRequest) (*v1.PurgeCacheResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.CacheService.PurgeCache is not implemented"))
 }
 
 // NodeServiceClient is a client for the bailiwick.admin.v1.NodeService service.
