@@ -130,6 +130,7 @@ type API struct {
 	TLS            UpstreamTLS   `json:"tls,omitzero"`
 	Auth           *Auth         `json:"auth,omitempty"`        // since 2026-11-26; never of a foreign one
 	Concurrency    *Concurrency  `json:"concurrency,omitempty"` // since 2026-11-26
+	TCP            *TCP          `json:"tcp,omitempty"`         // since 2026-11-26; nil: it is HTTP
 	// Foreign APIs belong to another zone; this region only receives relays for them.
 	Foreign bool `json:"foreign,omitempty"`
 }
@@ -168,11 +169,25 @@ type Concurrency struct {
 	Max int `json:"max,omitempty"`
 }
 
+// TCP is of an API whose hosts take connections over TLS that are no HTTP.
+type TCP struct {
+	IdleTimeout time.Duration `json:"idle_timeout,omitempty"` // 0: the edge's default
+}
+
+// WebSocket bounds the connections of a route; 0: the edge's default.
+type WebSocket struct {
+	MaxMessageBytes int64         `json:"max_message_bytes,omitempty"`
+	IdleTimeout     time.Duration `json:"idle_timeout,omitempty"`
+	PingEvery       time.Duration `json:"ping_every,omitempty"`
+}
+
 // Units says what a request costs.
 type Units struct {
 	Header   string `json:"header,omitempty"` // in net/http's canonical form
 	PerBytes int64  `json:"per_bytes,omitempty"`
 	Most     int64  `json:"most"`
+
+	PerMessages int64 `json:"per_messages,omitempty"` // of a WebSocket
 }
 
 // Route matches whole path segments; the longest prefix wins.
@@ -189,6 +204,7 @@ type Route struct {
 	Free             bool          `json:"free,omitempty"`               // no units
 	Units            *Units        `json:"units,omitempty"`              // nil: one
 	Cache            *Cache        `json:"cache,omitempty"`              // nil: nothing is kept
+	WebSocket        *WebSocket    `json:"websocket,omitempty"`          // nil: none is opened
 	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`        // 0: no second upstream of the region is tried beside the first
 }
 

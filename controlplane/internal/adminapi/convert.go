@@ -193,12 +193,18 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 		if err := cacheFromProto(r.GetCache(), &out.Routes[i], i); err != nil {
 			return nil, err
 		}
+		if out.Routes[i].WebSocket, err = webSocketFromProto(r.GetWebsocket(), i); err != nil {
+			return nil, err
+		}
 	}
 	if err := upstreamsFromProto(v, &out); err != nil {
 		return nil, err
 	}
 	out.Labels = labels(v.GetLabels())
 	var err error
+	if out.TCP, err = tcpFromProto(v.GetTcp()); err != nil {
+		return nil, err
+	}
 	if out.Auth, err = authFromProto(v.GetAuth()); err != nil {
 		return nil, err
 	}
@@ -304,8 +310,9 @@ func apiToProto(v model.API) *adminv1.API {
 	for _, r := range v.Routes {
 		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
 			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes,
-			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter), Cache: cacheToProto(r.Cache)})
+			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter), Cache: cacheToProto(r.Cache), Websocket: webSocketToProto(r.WebSocket)})
 	}
+	out.Tcp = tcpToProto(v.TCP)
 	upstreamsToProto(v, out)
 	return out
 }

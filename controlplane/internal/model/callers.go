@@ -125,10 +125,12 @@ func (u *Units) validate(what, at string) error {
 	switch {
 	case u == nil:
 		return nil
-	case u.Header == "" && u.PerBytes == 0:
-		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, or from bytes (per_bytes)", what)
-	case u.Header != "" && u.PerBytes != 0:
-		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer or from bytes, not from both", what)
+	case u.Header == "" && u.PerBytes == 0 && u.PerMessages == 0:
+		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes (per_bytes) or from a WebSocket's messages (per_messages)", what)
+	case u.Header != "" && u.PerBytes|u.PerMessages != 0, u.PerBytes != 0 && u.PerMessages != 0:
+		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes or from messages, not from two of them", what)
+	case u.PerMessages < 0:
+		return bad(at+".per_messages", "UNITS_INVALID", "%s: per_messages %d is less than one", what, u.PerMessages)
 	case u.PerBytes < 0:
 		return bad(at+".per_bytes", "UNITS_INVALID", "%s: per_bytes %d is less than one", what, u.PerBytes)
 	case u.Most < 0 || u.Most > MaxUnits:
@@ -168,7 +170,7 @@ func (r Route) Costs() *table.Units {
 	if r.Units == nil {
 		return nil
 	}
-	out := &table.Units{Header: textproto.CanonicalMIMEHeaderKey(r.Units.Header), PerBytes: r.Units.PerBytes, Most: r.Units.Most}
+	out := &table.Units{Header: textproto.CanonicalMIMEHeaderKey(r.Units.Header), PerBytes: r.Units.PerBytes, PerMessages: r.Units.PerMessages, Most: r.Units.Most}
 	if out.Most == 0 {
 		out.Most = DefaultUnits
 	}

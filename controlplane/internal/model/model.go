@@ -141,6 +141,7 @@ type API struct {
 	UpstreamTLS UpstreamTLS  `json:"upstream_tls,omitzero"`
 	Auth        *Auth        `json:"auth,omitempty"`
 	Concurrency *Concurrency `json:"concurrency,omitempty"`
+	TCP         *TCP         `json:"tcp,omitempty"` // nil: it is HTTP
 }
 
 // Auth says how callers of an API show who they are, and what its upstreams are told.
@@ -172,6 +173,8 @@ type Units struct {
 	Header   string `json:"header,omitempty"`
 	PerBytes int64  `json:"per_bytes,omitempty"`
 	Most     int64  `json:"most,omitempty"`
+
+	PerMessages int64 `json:"per_messages,omitempty"`
 }
 
 type Route struct {
@@ -188,6 +191,7 @@ type Route struct {
 	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`
 	Free             bool          `json:"free,omitempty"`
 	Units            *Units        `json:"units,omitempty"`
+	WebSocket        *WebSocket    `json:"websocket,omitempty"` // nil: none is opened
 }
 
 type Upstream struct {

@@ -81,8 +81,10 @@ func (a API) validateTLS() error {
 	if t == (UpstreamTLS{}) {
 		return nil
 	}
-	if len(a.Upstreams) > 0 && !slices.ContainsFunc(a.Upstreams, func(u Upstream) bool { return strings.HasPrefix(u.URL, "https://") }) {
-		return bad("spec.upstream_tls", "TLS_UNUSED", "API %s says how TLS to its upstreams is verified, and none of them is an https:// URL", a.Name)
+	if len(a.Upstreams) > 0 && !slices.ContainsFunc(a.Upstreams, func(u Upstream) bool {
+		return strings.HasPrefix(u.URL, "https://") || strings.HasPrefix(u.URL, "tls://")
+	}) {
+		return bad("spec.upstream_tls", "TLS_UNUSED", "API %s says how TLS to its upstreams is verified, and none of them is an https:// or tls:// URL", a.Name)
 	}
 	if t.ServerName != "" {
 		if err := hostName(t.ServerName); err != nil {

@@ -177,7 +177,7 @@ func (a API) Validate() error {
 		return err
 	}
 	for i, u := range a.Upstreams {
-		if err := baseURL(u.URL, "http", "https"); err != nil {
+		if err := a.upstreamURL(u.URL); err != nil {
 			return bad(fmt.Sprintf("spec.upstreams[%d].url", i), "URL_INVALID", "API %s: %w", a.Name, err)
 		}
 		if slices.ContainsFunc(a.Upstreams[:i], func(o Upstream) bool { return o.Region == u.Region && o.URL == u.URL }) {
@@ -194,6 +194,9 @@ func (a API) Validate() error {
 		return bad("spec.health.interval", "HEALTH_INTERVAL_INVALID", "API %s: a probe interval of %v is outside %v to %v", a.Name, h, MinHealthInterval, MaxHealthInterval)
 	}
 	if err := a.validateUpstreams(); err != nil {
+		return err
+	}
+	if err := a.validateTCP(); err != nil {
 		return err
 	}
 	return pathField("spec.health.path", "API "+a.Name, a.Health.Path)
@@ -243,6 +246,9 @@ func (a API) validateRoutes() error {
 			return bad(at("free"), "UNITS_INVALID", "API %s: route %s is free and says what its requests cost", a.Name, r.Name)
 		}
 		if err := r.Cache.validate(at("cache"), "API "+a.Name+": route "+r.Name); err != nil {
+			return err
+		}
+		if err := r.validateWebSocket(at, "API "+a.Name+": route "+r.Name); err != nil {
 			return err
 		}
 		prefix := strings.TrimRight(r.PathPrefix, "/")

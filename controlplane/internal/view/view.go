@@ -267,7 +267,7 @@ func (b *builder) api(a model.API) *table.API {
 		Dispatch: table.Dispatch(a.Dispatch), TLS: table.UpstreamTLS(a.UpstreamTLS)}
 	for _, r := range a.Routes {
 		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes,
-			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter, Cache: (*table.Cache)(r.Cache)})
+			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter, Cache: (*table.Cache)(r.Cache), WebSocket: (*table.WebSocket)(r.WebSocket)})
 	}
 	for _, u := range a.Upstreams {
 		if u.Region == b.edge.Region && !u.Drain {
@@ -278,6 +278,7 @@ func (b *builder) api(a model.API) *table.API {
 		}
 	}
 	slices.Sort(out.Regions)
+	out.TCP = (*table.TCP)(a.TCP)
 	if c := a.Concurrency; c != nil {
 		out.Concurrency = &table.Concurrency{Min: c.Min, Max: c.Max}
 	}

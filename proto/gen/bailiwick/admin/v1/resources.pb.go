@@ -875,7 +875,10 @@ type API struct {
 	Labels []string        `protobuf:"bytes,60,rep,name=labels,proto3" json:"labels,omitempty"`
 	Auth   *Authentication `protobuf:"bytes,20,opt,name=auth,proto3" json:"auth,omitempty"`
 	// concurrency: absent, nothing is bounded.
-	Concurrency   *Concurrency `protobuf:"bytes,21,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	Concurrency *Concurrency `protobuf:"bytes,21,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	// tcp: the API is no HTTP: connections to its hosts over TLS, told apart by SNI, go on byte by byte to upstreams whose urls
+	// are tcp://host:port or tls://host:port. It has at most one route, for its timeout, deadline, scope and units.
+	Tcp           *TCP `protobuf:"bytes,70,opt,name=tcp,proto3" json:"tcp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1011,59 @@ func (x *API) GetConcurrency() *Concurrency {
 	return nil
 }
 
+func (x *API) GetTcp() *TCP {
+	if x != nil {
+		return x.Tcp
+	}
+	return nil
+}
+
+// TCP of an API whose hosts take connections over TLS that are no HTTP.
+type TCP struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// idle_timeout: a connection with no byte either way for so long is closed. Default 10m, 10s to 24h.
+	IdleTimeout   *durationpb.Duration `protobuf:"bytes,1,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TCP) Reset() {
+	*x = TCP{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TCP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TCP) ProtoMessage() {}
+
+func (x *TCP) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TCP.ProtoReflect.Descriptor instead.
+func (*TCP) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *TCP) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return nil
+}
+
 // Authentication says how callers of an API show who they are, and what its upstreams are told of it.
 type Authentication struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1028,7 +1084,7 @@ type Authentication struct {
 
 func (x *Authentication) Reset() {
 	*x = Authentication{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1096,7 @@ func (x *Authentication) String() string {
 func (*Authentication) ProtoMessage() {}
 
 func (x *Authentication) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[9]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1109,7 @@ func (x *Authentication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authentication.ProtoReflect.Descriptor instead.
 func (*Authentication) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{9}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Authentication) GetKeyHeader() string {
@@ -1112,7 +1168,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1180,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1193,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -1201,7 +1257,7 @@ type Concurrency struct {
 
 func (x *Concurrency) Reset() {
 	*x = Concurrency{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1213,7 +1269,7 @@ func (x *Concurrency) String() string {
 func (*Concurrency) ProtoMessage() {}
 
 func (x *Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1226,7 +1282,7 @@ func (x *Concurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
 func (*Concurrency) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Concurrency) GetMin() int32 {
@@ -1266,14 +1322,16 @@ type Route struct {
 	// units that a request costs. Unset means one.
 	Units *Units `protobuf:"bytes,24,opt,name=units,proto3" json:"units,omitempty"`
 	// cache: answers of this route may be kept at the edges of the region and given again. Unset: none is.
-	Cache         *Cache `protobuf:"bytes,41,opt,name=cache,proto3" json:"cache,omitempty"`
+	Cache *Cache `protobuf:"bytes,41,opt,name=cache,proto3" json:"cache,omitempty"`
+	// websocket: WebSockets may be opened here over HTTP/1.1, by GET. Unset: they are refused.
+	Websocket     *WebSocket `protobuf:"bytes,70,opt,name=websocket,proto3" json:"websocket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1343,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1356,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Route) GetName() string {
@@ -1385,6 +1443,77 @@ func (x *Route) GetCache() *Cache {
 	return nil
 }
 
+func (x *Route) GetWebsocket() *WebSocket {
+	if x != nil {
+		return x.Websocket
+	}
+	return nil
+}
+
+// WebSocket bounds the connections of a route (RFC 6455). No extension is taken: nothing is compressed.
+type WebSocket struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// max_message_bytes of one message, either way. Default 1 MiB, at most 64 MiB.
+	MaxMessageBytes int64 `protobuf:"varint,1,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
+	// idle_timeout: a connection with no message either way for so long is closed. Default 10m, 10s to 24h.
+	IdleTimeout *durationpb.Duration `protobuf:"bytes,2,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
+	// ping_every: a side that was silent for so long is sent a ping, and given up after as long again. Default 30s, 5s to 10m.
+	PingEvery     *durationpb.Duration `protobuf:"bytes,3,opt,name=ping_every,json=pingEvery,proto3" json:"ping_every,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WebSocket) Reset() {
+	*x = WebSocket{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WebSocket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WebSocket) ProtoMessage() {}
+
+func (x *WebSocket) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WebSocket.ProtoReflect.Descriptor instead.
+func (*WebSocket) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *WebSocket) GetMaxMessageBytes() int64 {
+	if x != nil {
+		return x.MaxMessageBytes
+	}
+	return 0
+}
+
+func (x *WebSocket) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
+	}
+	return nil
+}
+
+func (x *WebSocket) GetPingEvery() *durationpb.Duration {
+	if x != nil {
+		return x.PingEvery
+	}
+	return nil
+}
+
 // Units says what a request costs that an upstream answered.
 type Units struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1393,15 +1522,18 @@ type Units struct {
 	Header string `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	// per_bytes: one for each so many bytes of the bodies of request and answer, rounded up.
 	PerBytes int64 `protobuf:"varint,2,opt,name=per_bytes,json=perBytes,proto3" json:"per_bytes,omitempty"`
-	// most that one request costs, and what is kept aside of a quota while it is under way. Default 100, at most 1000000.
-	Most          int64 `protobuf:"varint,3,opt,name=most,proto3" json:"most,omitempty"`
+	// most that one request costs, and what is kept aside of a quota while it is under way. Default 100, at most 1000000. A
+	// WebSocket, and a connection of an API that is tcp, may cost more in all: so much is kept aside at a time.
+	Most int64 `protobuf:"varint,3,opt,name=most,proto3" json:"most,omitempty"`
+	// per_messages: of a route with websocket, one for each so many messages, either way, rounded up.
+	PerMessages   int64 `protobuf:"varint,70,opt,name=per_messages,json=perMessages,proto3" json:"per_messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Units) Reset() {
 	*x = Units{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1545,7 @@ func (x *Units) String() string {
 func (*Units) ProtoMessage() {}
 
 func (x *Units) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1558,7 @@ func (x *Units) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Units.ProtoReflect.Descriptor instead.
 func (*Units) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Units) GetHeader() string {
@@ -1446,6 +1578,13 @@ func (x *Units) GetPerBytes() int64 {
 func (x *Units) GetMost() int64 {
 	if x != nil {
 		return x.Most
+	}
+	return 0
+}
+
+func (x *Units) GetPerMessages() int64 {
+	if x != nil {
+		return x.PerMessages
 	}
 	return 0
 }
@@ -1472,7 +1611,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1623,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1636,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Cache) GetTtl() *durationpb.Duration {
@@ -1545,7 +1684,7 @@ func (x *Cache) GetGeneration() int64 {
 type Upstream struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Region string                 `protobuf:"bytes,1,opt,name=region,proto3" json:"region,omitempty"`
-	// url is http:// or https:// with host and port and no path.
+	// url is http:// or https:// with host and port and no path; of an API that is tcp, tcp:// or tls:// with host and port.
 	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
 	// drain: no new request goes there; those under way end as they are.
 	Drain         bool `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
@@ -1555,7 +1694,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1567,7 +1706,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1580,7 +1719,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Upstream) GetRegion() string {
@@ -1629,7 +1768,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1780,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1793,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Dispatch) GetChoice() string {
@@ -1721,7 +1860,7 @@ type UpstreamTLS struct {
 
 func (x *UpstreamTLS) Reset() {
 	*x = UpstreamTLS{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1733,7 +1872,7 @@ func (x *UpstreamTLS) String() string {
 func (*UpstreamTLS) ProtoMessage() {}
 
 func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1746,7 +1885,7 @@ func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
 func (*UpstreamTLS) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpstreamTLS) GetServerName() string {
@@ -1788,7 +1927,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1939,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1952,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Health) GetPath() string {
@@ -1866,7 +2005,7 @@ type Product struct {
 
 func (x *Product) Reset() {
 	*x = Product{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +2017,7 @@ func (x *Product) String() string {
 func (*Product) ProtoMessage() {}
 
 func (x *Product) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +2030,7 @@ func (x *Product) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Product.ProtoReflect.Descriptor instead.
 func (*Product) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Product) GetApis() []string {
@@ -1943,7 +2082,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1955,7 +2094,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1968,7 +2107,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Plan) GetProducts() []string {
@@ -2047,7 +2186,7 @@ type RateWindow struct {
 
 func (x *RateWindow) Reset() {
 	*x = RateWindow{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2198,7 @@ func (x *RateWindow) String() string {
 func (*RateWindow) ProtoMessage() {}
 
 func (x *RateWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2211,7 @@ func (x *RateWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateWindow.ProtoReflect.Descriptor instead.
 func (*RateWindow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RateWindow) GetRequests() int32 {
@@ -2107,7 +2246,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2258,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2271,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -2167,7 +2306,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2318,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2331,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Quota) GetUnits() int64 {
@@ -2249,7 +2388,7 @@ type Customer struct {
 
 func (x *Customer) Reset() {
 	*x = Customer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2261,7 +2400,7 @@ func (x *Customer) String() string {
 func (*Customer) ProtoMessage() {}
 
 func (x *Customer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2274,7 +2413,7 @@ func (x *Customer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Customer.ProtoReflect.Descriptor instead.
 func (*Customer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Customer) GetZone() string {
@@ -2337,7 +2476,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2488,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2501,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Subscription) GetName() string {
@@ -2393,7 +2532,7 @@ type Closure struct {
 
 func (x *Closure) Reset() {
 	*x = Closure{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2405,7 +2544,7 @@ func (x *Closure) String() string {
 func (*Closure) ProtoMessage() {}
 
 func (x *Closure) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2418,7 +2557,7 @@ func (x *Closure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closure.ProtoReflect.Descriptor instead.
 func (*Closure) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Closure) GetZone() string {
@@ -2468,7 +2607,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2480,7 +2619,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2493,7 +2632,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Drain) GetZone() string {
@@ -2588,7 +2727,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\bpriority\x18\x05 \x01(\x05R\bpriority\x12$\n" +
 	"\treview_by\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18\n" +
 	"R\breviewBy\x12-\n" +
-	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\xc5\x05\n" +
+	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\xf0\x05\n" +
 	"\x03API\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12)\n" +
 	"\x05hosts\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10@\"\ar\x05\x10\x01\x18\xfd\x01R\x05hosts\x12\x1f\n" +
@@ -2603,7 +2742,10 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\fupstream_tls\x18) \x01(\v2\x1f.bailiwick.admin.v1.UpstreamTLSR\vupstreamTls\x12&\n" +
 	"\x06labels\x18< \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18`R\x06labels\x126\n" +
 	"\x04auth\x18\x14 \x01(\v2\".bailiwick.admin.v1.AuthenticationR\x04auth\x12A\n" +
-	"\vconcurrency\x18\x15 \x01(\v2\x1f.bailiwick.admin.v1.ConcurrencyR\vconcurrency\"\x83\x02\n" +
+	"\vconcurrency\x18\x15 \x01(\v2\x1f.bailiwick.admin.v1.ConcurrencyR\vconcurrency\x12)\n" +
+	"\x03tcp\x18F \x01(\v2\x17.bailiwick.admin.v1.TCPR\x03tcp\"C\n" +
+	"\x03TCP\x12<\n" +
+	"\fidle_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\"\x83\x02\n" +
 	"\x0eAuthentication\x12&\n" +
 	"\n" +
 	"key_header\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\tkeyHeader\x12$\n" +
@@ -2625,7 +2767,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x06leeway\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06leeway\"K\n" +
 	"\vConcurrency\x12\x1d\n" +
 	"\x03min\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03min\x12\x1d\n" +
-	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\xd3\x04\n" +
+	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\x90\x05\n" +
 	"\x05Route\x121\n" +
 	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x125\n" +
 	"\amethods\x18\x02 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x10\"\x11r\x0f2\r^[A-Z]{1,16}$R\amethods\x127\n" +
@@ -2640,11 +2782,18 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"hedgeAfter\x12\x12\n" +
 	"\x04free\x18\x17 \x01(\bR\x04free\x12/\n" +
 	"\x05units\x18\x18 \x01(\v2\x19.bailiwick.admin.v1.UnitsR\x05units\x12/\n" +
-	"\x05cache\x18) \x01(\v2\x19.bailiwick.admin.v1.CacheR\x05cache\"o\n" +
+	"\x05cache\x18) \x01(\v2\x19.bailiwick.admin.v1.CacheR\x05cache\x12;\n" +
+	"\twebsocket\x18F \x01(\v2\x1d.bailiwick.admin.v1.WebSocketR\twebsocket\"\xbd\x01\n" +
+	"\tWebSocket\x128\n" +
+	"\x11max_message_bytes\x18\x01 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80 (\x00R\x0fmaxMessageBytes\x12<\n" +
+	"\fidle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x128\n" +
+	"\n" +
+	"ping_every\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tpingEvery\"\x9b\x01\n" +
 	"\x05Units\x12\x1f\n" +
 	"\x06header\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06header\x12$\n" +
 	"\tper_bytes\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bperBytes\x12\x1f\n" +
-	"\x04most\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x00R\x04most\"\xd8\x02\n" +
+	"\x04most\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x00R\x04most\x12*\n" +
+	"\fper_messages\x18F \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vperMessages\"\xd8\x02\n" +
 	"\x05Cache\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12O\n" +
 	"\x16stale_while_revalidate\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x14staleWhileRevalidate\x12?\n" +
@@ -2751,7 +2900,7 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
 	(*Switch)(nil),                // 1: bailiwick.admin.v1.Switch
@@ -2762,78 +2911,85 @@ var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*WithinZone)(nil),            // 6: bailiwick.admin.v1.WithinZone
 	(*Pair)(nil),                  // 7: bailiwick.admin.v1.Pair
 	(*API)(nil),                   // 8: bailiwick.admin.v1.API
-	(*Authentication)(nil),        // 9: bailiwick.admin.v1.Authentication
-	(*Issuer)(nil),                // 10: bailiwick.admin.v1.Issuer
-	(*Concurrency)(nil),           // 11: bailiwick.admin.v1.Concurrency
-	(*Route)(nil),                 // 12: bailiwick.admin.v1.Route
-	(*Units)(nil),                 // 13: bailiwick.admin.v1.Units
-	(*Cache)(nil),                 // 14: bailiwick.admin.v1.Cache
-	(*Upstream)(nil),              // 15: bailiwick.admin.v1.Upstream
-	(*Dispatch)(nil),              // 16: bailiwick.admin.v1.Dispatch
-	(*UpstreamTLS)(nil),           // 17: bailiwick.admin.v1.UpstreamTLS
-	(*Health)(nil),                // 18: bailiwick.admin.v1.Health
-	(*Product)(nil),               // 19: bailiwick.admin.v1.Product
-	(*Plan)(nil),                  // 20: bailiwick.admin.v1.Plan
-	(*RateWindow)(nil),            // 21: bailiwick.admin.v1.RateWindow
-	(*RateLimit)(nil),             // 22: bailiwick.admin.v1.RateLimit
-	(*Quota)(nil),                 // 23: bailiwick.admin.v1.Quota
-	(*Customer)(nil),              // 24: bailiwick.admin.v1.Customer
-	(*Subscription)(nil),          // 25: bailiwick.admin.v1.Subscription
-	(*Closure)(nil),               // 26: bailiwick.admin.v1.Closure
-	(*Drain)(nil),                 // 27: bailiwick.admin.v1.Drain
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
+	(*TCP)(nil),                   // 9: bailiwick.admin.v1.TCP
+	(*Authentication)(nil),        // 10: bailiwick.admin.v1.Authentication
+	(*Issuer)(nil),                // 11: bailiwick.admin.v1.Issuer
+	(*Concurrency)(nil),           // 12: bailiwick.admin.v1.Concurrency
+	(*Route)(nil),                 // 13: bailiwick.admin.v1.Route
+	(*WebSocket)(nil),             // 14: bailiwick.admin.v1.WebSocket
+	(*Units)(nil),                 // 15: bailiwick.admin.v1.Units
+	(*Cache)(nil),                 // 16: bailiwick.admin.v1.Cache
+	(*Upstream)(nil),              // 17: bailiwick.admin.v1.Upstream
+	(*Dispatch)(nil),              // 18: bailiwick.admin.v1.Dispatch
+	(*UpstreamTLS)(nil),           // 19: bailiwick.admin.v1.UpstreamTLS
+	(*Health)(nil),                // 20: bailiwick.admin.v1.Health
+	(*Product)(nil),               // 21: bailiwick.admin.v1.Product
+	(*Plan)(nil),                  // 22: bailiwick.admin.v1.Plan
+	(*RateWindow)(nil),            // 23: bailiwick.admin.v1.RateWindow
+	(*RateLimit)(nil),             // 24: bailiwick.admin.v1.RateLimit
+	(*Quota)(nil),                 // 25: bailiwick.admin.v1.Quota
+	(*Customer)(nil),              // 26: bailiwick.admin.v1.Customer
+	(*Subscription)(nil),          // 27: bailiwick.admin.v1.Subscription
+	(*Closure)(nil),               // 28: bailiwick.admin.v1.Closure
+	(*Drain)(nil),                 // 29: bailiwick.admin.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	28, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	30, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
 	3,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
 	4,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
 	5,  // 4: bailiwick.admin.v1.Resource.policy:type_name -> bailiwick.admin.v1.Policy
 	8,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
-	19, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
-	20, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
-	24, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
-	26, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	27, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	21, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
+	22, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
+	26, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
+	28, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
+	29, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
 	1,  // 11: bailiwick.admin.v1.Resource.switch:type_name -> bailiwick.admin.v1.Switch
 	6,  // 12: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
 	7,  // 13: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	29, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
-	12, // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
-	15, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
-	18, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	16, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
-	17, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
-	9,  // 20: bailiwick.admin.v1.API.auth:type_name -> bailiwick.admin.v1.Authentication
-	11, // 21: bailiwick.admin.v1.API.concurrency:type_name -> bailiwick.admin.v1.Concurrency
-	10, // 22: bailiwick.admin.v1.Authentication.issuers:type_name -> bailiwick.admin.v1.Issuer
-	29, // 23: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
-	29, // 24: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	29, // 25: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
-	29, // 26: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
-	13, // 27: bailiwick.admin.v1.Route.units:type_name -> bailiwick.admin.v1.Units
-	14, // 28: bailiwick.admin.v1.Route.cache:type_name -> bailiwick.admin.v1.Cache
-	29, // 29: bailiwick.admin.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	29, // 30: bailiwick.admin.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	29, // 31: bailiwick.admin.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	29, // 32: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
-	29, // 33: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
-	29, // 34: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	29, // 35: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
-	29, // 36: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
-	22, // 37: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	23, // 38: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	29, // 39: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	21, // 40: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
-	29, // 41: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
-	29, // 42: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	25, // 43: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	31, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	13, // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
+	17, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
+	20, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
+	18, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
+	19, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
+	10, // 20: bailiwick.admin.v1.API.auth:type_name -> bailiwick.admin.v1.Authentication
+	12, // 21: bailiwick.admin.v1.API.concurrency:type_name -> bailiwick.admin.v1.Concurrency
+	9,  // 22: bailiwick.admin.v1.API.tcp:type_name -> bailiwick.admin.v1.TCP
+	31, // 23: bailiwick.admin.v1.TCP.idle_timeout:type_name -> google.protobuf.Duration
+	11, // 24: bailiwick.admin.v1.Authentication.issuers:type_name -> bailiwick.admin.v1.Issuer
+	31, // 25: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
+	31, // 26: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	31, // 27: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
+	31, // 28: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
+	15, // 29: bailiwick.admin.v1.Route.units:type_name -> bailiwick.admin.v1.Units
+	16, // 30: bailiwick.admin.v1.Route.cache:type_name -> bailiwick.admin.v1.Cache
+	14, // 31: bailiwick.admin.v1.Route.websocket:type_name -> bailiwick.admin.v1.WebSocket
+	31, // 32: bailiwick.admin.v1.WebSocket.idle_timeout:type_name -> google.protobuf.Duration
+	31, // 33: bailiwick.admin.v1.WebSocket.ping_every:type_name -> google.protobuf.Duration
+	31, // 34: bailiwick.admin.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	31, // 35: bailiwick.admin.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	31, // 36: bailiwick.admin.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	31, // 37: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
+	31, // 38: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
+	31, // 39: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	31, // 40: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
+	31, // 41: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
+	24, // 42: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	25, // 43: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	31, // 44: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	23, // 45: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
+	31, // 46: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
+	31, // 47: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	27, // 48: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }
@@ -2860,7 +3016,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
