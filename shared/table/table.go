@@ -131,6 +131,11 @@ type API struct {
 	Auth           *Auth         `json:"auth,omitempty"`        // since 2026-11-26; never of a foreign one
 	Concurrency    *Concurrency  `json:"concurrency,omitempty"` // since 2026-11-26
 	TCP            *TCP          `json:"tcp,omitempty"`         // since 2026-11-26; nil: it is HTTP
+	// Since 2026-11-26; an edge of before does none of it. They are of all routes that have none of their own.
+	CORS       *CORS       `json:"cors,omitempty"`
+	Rewrite    *Rewrite    `json:"rewrite,omitempty"`
+	Validation *Validation `json:"validation,omitempty"`
+	OpenAPI    string      `json:"openapi,omitempty"` // where some requests are held against it; never of a foreign one
 	// Foreign APIs belong to another zone; this region only receives relays for them.
 	Foreign bool `json:"foreign,omitempty"`
 }
@@ -150,6 +155,7 @@ type Auth struct {
 	Issuers      []Issuer `json:"issuers,omitempty"`
 	Certificates bool     `json:"certificates,omitempty"`
 	Anonymous    bool     `json:"anonymous,omitempty"` // upstreams are told nothing
+	Signed       bool     `json:"signed,omitempty"`    // and are told it in a signed token, too
 }
 
 // Issuer of tokens.
@@ -187,7 +193,8 @@ type Units struct {
 	PerBytes int64  `json:"per_bytes,omitempty"`
 	Most     int64  `json:"most"`
 
-	PerMessages int64 `json:"per_messages,omitempty"` // of a WebSocket
+	PerMessages int64  `json:"per_messages,omitempty"` // of a WebSocket
+	GraphQL     string `json:"graphql,omitempty"`      // "", fields, cost: what one document asks
 }
 
 // Route matches whole path segments; the longest prefix wins.
@@ -206,6 +213,10 @@ type Route struct {
 	Cache            *Cache        `json:"cache,omitempty"`              // nil: nothing is kept
 	WebSocket        *WebSocket    `json:"websocket,omitempty"`          // nil: none is opened
 	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`        // 0: no second upstream of the region is tried beside the first
+	CORS             *CORS         `json:"cors,omitempty"`               // in place of the API's, as are the next two
+	Rewrite          *Rewrite      `json:"rewrite,omitempty"`
+	Validation       *Validation   `json:"validation,omitempty"`
+	GraphQL          *GraphQL      `json:"graphql,omitempty"`
 }
 
 // Cache is what answers do not say themselves.

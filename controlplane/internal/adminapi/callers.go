@@ -41,12 +41,12 @@ func unitsFromProto(v *adminv1.Units) *model.Units {
 	if v == nil {
 		return nil
 	}
-	return &model.Units{Header: v.GetHeader(), PerBytes: v.GetPerBytes(), PerMessages: v.GetPerMessages(), Most: v.GetMost()}
+	return &model.Units{Header: v.GetHeader(), PerBytes: v.GetPerBytes(), PerMessages: v.GetPerMessages(), Most: v.GetMost(), GraphQL: v.GetGraphql()}
 }
 
 func unitsToProto(v *model.Units) *adminv1.Units {
 	if v == nil {
 		return nil
 	}
-	return &adminv1.Units{Header: v.Header, PerBytes: v.PerBytes, PerMessages: v.PerMessages, Most: v.Most}
+	return &adminv1.Units{Header: v.Header, PerBytes: v.PerBytes, PerMessages: v.PerMessages, Most: v.Most, Graphql: v.GraphQL}
 }

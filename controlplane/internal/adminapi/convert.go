@@ -196,6 +196,10 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 		if out.Routes[i].WebSocket, err = webSocketFromProto(r.GetWebsocket(), i); err != nil {
 			return nil, err
 		}
+		if out.Routes[i].Shaping, err = shapingFromProto(r, fmt.Sprintf("spec.routes[%d].", i)); err != nil {
+			return nil, err
+		}
+		out.Routes[i].GraphQL = graphqlFromProto(r.GetGraphql())
 	}
 	if err := upstreamsFromProto(v, &out); err != nil {
 		return nil, err
@@ -206,6 +210,9 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 		return nil, err
 	}
 	if out.Auth, err = authFromProto(v.GetAuth()); err != nil {
+		return nil, err
+	}
+	if out.Shaping, err = shapingFromProto(v, "spec."); err != nil {
 		return nil, err
 	}
 	if c := v.GetConcurrency(); c != nil {
@@ -310,10 +317,12 @@ func apiToProto(v model.API) *adminv1.API {
 	for _, r := range v.Routes {
 		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
 			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes,
-			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter), Cache: cacheToProto(r.Cache), Websocket: webSocketToProto(r.WebSocket)})
+			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter), Cache: cacheToProto(r.Cache), Websocket: webSocketToProto(r.WebSocket),
+			Cors: corsToProto(r.CORS), Rewrite: rewriteToProto(r.Rewrite), Validation: validationToProto(r.Validation), Graphql: graphqlToProto(r.GraphQL)})
 	}
 	out.Tcp = tcpToProto(v.TCP)
 	upstreamsToProto(v, out)
+	out.Cors, out.Rewrite, out.Validation = corsToProto(v.CORS), rewriteToProto(v.Rewrite), validationToProto(v.Validation)
 	return out
 }
 

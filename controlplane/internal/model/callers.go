@@ -125,12 +125,14 @@ func (u *Units) validate(what, at string) error {
 	switch {
 	case u == nil:
 		return nil
-	case u.Header == "" && u.PerBytes == 0 && u.PerMessages == 0:
-		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes (per_bytes) or from a WebSocket's messages (per_messages)", what)
-	case u.Header != "" && u.PerBytes|u.PerMessages != 0, u.PerBytes != 0 && u.PerMessages != 0:
-		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes or from messages, not from two of them", what)
+	case u.Header == "" && u.PerBytes == 0 && u.PerMessages == 0 && u.GraphQL == "":
+		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes (per_bytes), from a WebSocket's messages (per_messages), or from what a GraphQL document asks (graphql)", what)
+	case u.Header != "" && u.PerBytes|u.PerMessages != 0, u.PerBytes != 0 && u.PerMessages != 0, u.GraphQL != "" && (u.Header != "" || u.PerBytes|u.PerMessages != 0):
+		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes, from messages or from graphql, not from two of them", what)
 	case u.PerMessages < 0:
 		return bad(at+".per_messages", "UNITS_INVALID", "%s: per_messages %d is less than one", what, u.PerMessages)
+	case u.GraphQL != "" && u.GraphQL != "fields" && u.GraphQL != "cost":
+		return bad(at+".graphql", "UNITS_INVALID", "%s: graphql %q is neither fields nor cost", what, u.GraphQL)
 	case u.PerBytes < 0:
 		return bad(at+".per_bytes", "UNITS_INVALID", "%s: per_bytes %d is less than one", what, u.PerBytes)
 	case u.Most < 0 || u.Most > MaxUnits:
@@ -148,7 +150,7 @@ func (a API) Callers() *table.Auth {
 	if v == nil {
 		return nil
 	}
-	out := &table.Auth{KeyHeader: textproto.CanonicalMIMEHeaderKey(v.KeyHeader), KeyQuery: v.KeyQuery, Certificates: v.ClientCertificates, Anonymous: v.Identity == "none"}
+	out := &table.Auth{KeyHeader: textproto.CanonicalMIMEHeaderKey(v.KeyHeader), KeyQuery: v.KeyQuery, Certificates: v.ClientCertificates, Anonymous: v.Identity == "none", Signed: v.Identity == "signed"}
 	for _, i := range v.Issuers {
 		t := table.Issuer(i)
 		if len(t.Algorithms) == 0 {
@@ -170,7 +172,7 @@ func (r Route) Costs() *table.Units {
 	if r.Units == nil {
 		return nil
 	}
-	out := &table.Units{Header: textproto.CanonicalMIMEHeaderKey(r.Units.Header), PerBytes: r.Units.PerBytes, PerMessages: r.Units.PerMessages, Most: r.Units.Most}
+	out := &table.Units{Header: textproto.CanonicalMIMEHeaderKey(r.Units.Header), PerBytes: r.Units.PerBytes, PerMessages: r.Units.PerMessages, Most: r.Units.Most, GraphQL: r.Units.GraphQL}
 	if out.Most == 0 {
 		out.Most = DefaultUnits
 	}

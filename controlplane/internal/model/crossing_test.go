@@ -35,7 +35,10 @@ var crosses = map[string]string{
 	"API.Name": "id", "API.Zone": "id", "API.Hosts": "public host names", "API.Policy": "id", "API.Summary": "published about the product", "API.Docs": "published about the product",
 	"API.OpenAPI": "published about the product", "Route.Name": "id", "Route.Methods": "HTTP methods", "Route.PathPrefix": "template, never a request's path", "Route.Scope": "id",
 	"Auth.KeyHeader": "name of a header", "Auth.KeyQuery": "name of a parameter", "Auth.Identity": "enum", "Issuer.Issuer": "address of a seller's own issuer of tokens", "Issuer.Audiences": "ids of services",
-	"Issuer.Algorithms": "enums", "Issuer.JWKSURL": "address of public keys", "Issuer.JWKS": "public keys", "Issuer.Claim": "name of a claim, never its value", "Units.Header": "name of a header",
+	"Issuer.Algorithms": "enums", "Issuer.JWKSURL": "address of public keys", "Issuer.JWKS": "public keys", "Issuer.Claim": "name of a claim, never its value", "Units.Header": "name of a header", "Units.GraphQL": "enum",
+	"CORS.Origins": "origins of a seller's own pages", "CORS.Methods": "HTTP methods", "CORS.Headers": "names of headers", "CORS.Expose": "names of headers",
+	"Rewrite.Strip": "template, never a request's path", "Rewrite.Put": "template, never a request's path", "Rewrite.Host": "name of the seller's own servers",
+	"Fields.Remove": "names of headers", "Field.Name": "name of a header", "Field.Value": "a constant of a header, the same for all requests", "Validation.Requests": "enum", "Validation.Schema": "published about the product",
 
 	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe", "API.Labels": "ids of an operator's own, 63 lower-case characters at most",
 	"Cache.Scope": "enumeration", "Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",

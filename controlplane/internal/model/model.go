@@ -142,6 +142,7 @@ type API struct {
 	Auth        *Auth        `json:"auth,omitempty"`
 	Concurrency *Concurrency `json:"concurrency,omitempty"`
 	TCP         *TCP         `json:"tcp,omitempty"` // nil: it is HTTP
+	Shaping
 }
 
 // Auth says how callers of an API show who they are, and what its upstreams are told.
@@ -150,7 +151,7 @@ type Auth struct {
 	KeyQuery           string   `json:"key_query,omitempty"`
 	Issuers            []Issuer `json:"issuers,omitempty"`
 	ClientCertificates bool     `json:"client_certificates,omitempty"`
-	Identity           string   `json:"identity,omitempty"` // "", headers, none
+	Identity           string   `json:"identity,omitempty"` // "", headers, none, signed
 }
 
 // Issuer of tokens. Its keys are public.
@@ -174,7 +175,8 @@ type Units struct {
 	PerBytes int64  `json:"per_bytes,omitempty"`
 	Most     int64  `json:"most,omitempty"`
 
-	PerMessages int64 `json:"per_messages,omitempty"`
+	PerMessages int64  `json:"per_messages,omitempty"`
+	GraphQL     string `json:"graphql,omitempty"` // "", fields, cost
 }
 
 type Route struct {
@@ -192,6 +194,8 @@ type Route struct {
 	Free             bool          `json:"free,omitempty"`
 	Units            *Units        `json:"units,omitempty"`
 	WebSocket        *WebSocket    `json:"websocket,omitempty"` // nil: none is opened
+	Shaping
+	GraphQL *GraphQL `json:"graphql,omitempty"`
 }
 
 type Upstream struct {

@@ -187,6 +187,9 @@ func (a API) Validate() error {
 	if err := a.Auth.validate("API " + a.Name); err != nil {
 		return err
 	}
+	if err := a.Shaping.validate("API "+a.Name, "spec."); err != nil {
+		return err
+	}
 	if c := a.Concurrency; c != nil && (c.Min < 0 || c.Max < 0 || c.Max > 0 && c.Min > c.Max) {
 		return bad("spec.concurrency", "CONCURRENCY_INVALID", "API %s: a concurrency from %d to %d is none; leave out what is to be the default (4 and 1000)", a.Name, c.Min, c.Max)
 	}
@@ -240,6 +243,15 @@ func (a API) validateRoutes() error {
 			return bad(at("hedge_after"), "HEDGE_INVALID", "API %s: route %s: hedge_after %v is outside %v to %v", a.Name, r.Name, h, MinHedgeAfter, MaxHedgeAfter)
 		}
 		if err := r.Units.validate("API "+a.Name+": route "+r.Name, at("units")); err != nil {
+			return err
+		}
+		if r.Units != nil && r.Units.GraphQL != "" && r.GraphQL == nil {
+			return bad(at("units.graphql"), "UNITS_INVALID", "API %s: route %s counts what GraphQL documents ask, and takes none: give it graphql", a.Name, r.Name)
+		}
+		if err := r.Shaping.validate("API "+a.Name+": route "+r.Name, at("")); err != nil {
+			return err
+		}
+		if err := r.GraphQL.validate("API "+a.Name+": route "+r.Name, at("graphql")); err != nil {
 			return err
 		}
 		if r.Free && r.Units != nil {

@@ -243,6 +243,9 @@ func (b *builder) ownAPI(a model.API) error {
 	}
 	out.Hosts = sorted(a.Hosts)
 	out.Auth = a.Callers()
+	if slices.ContainsFunc(append([]model.Shaping{a.Shaping}, shapings(a.Routes)...), func(s model.Shaping) bool { return s.Validation != nil && s.Validation.Requests == "openapi" }) {
+		out.OpenAPI = a.OpenAPI
+	}
 	return b.put(table.KindAPI, table.APIID(out), out)
 }
 
@@ -266,8 +269,10 @@ func (b *builder) api(a model.API) *table.API {
 		HealthTimeout: a.Health.Timeout, HealthFailures: a.Health.Failures, HealthGoodFor: a.Health.GoodFor,
 		Dispatch: table.Dispatch(a.Dispatch), TLS: table.UpstreamTLS(a.UpstreamTLS)}
 	for _, r := range a.Routes {
+		cors, rewrite, validation := r.Shape()
 		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes,
-			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter, Cache: (*table.Cache)(r.Cache), WebSocket: (*table.WebSocket)(r.WebSocket)})
+			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter, Cache: (*table.Cache)(r.Cache), WebSocket: (*table.WebSocket)(r.WebSocket),
+			CORS: cors, Rewrite: rewrite, Validation: validation, GraphQL: r.GraphQL.Bounds()})
 	}
 	for _, u := range a.Upstreams {
 		if u.Region == b.edge.Region && !u.Drain {
@@ -279,8 +284,16 @@ func (b *builder) api(a model.API) *table.API {
 	}
 	slices.Sort(out.Regions)
 	out.TCP = (*table.TCP)(a.TCP)
+	out.CORS, out.Rewrite, out.Validation = a.Shape()
 	if c := a.Concurrency; c != nil {
 		out.Concurrency = &table.Concurrency{Min: c.Min, Max: c.Max}
+	}
+	return out
+}
+
+func shapings(routes []model.Route) (out []model.Shaping) {
+	for _, r := range routes {
+		out = append(out, r.Shaping)
 	}
 	return out
 }

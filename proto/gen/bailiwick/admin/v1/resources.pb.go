@@ -878,7 +878,11 @@ type API struct {
 	Concurrency *Concurrency `protobuf:"bytes,21,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	// tcp: the API is no HTTP: connections to its hosts over TLS, told apart by SNI, go on byte by byte to upstreams whose urls
 	// are tcp://host:port or tls://host:port. It has at most one route, for its timeout, deadline, scope and units.
-	Tcp           *TCP `protobuf:"bytes,70,opt,name=tcp,proto3" json:"tcp,omitempty"`
+	Tcp *TCP `protobuf:"bytes,70,opt,name=tcp,proto3" json:"tcp,omitempty"`
+	// cors, rewrite, validation: of all routes that have none of their own.
+	Cors          *CORS       `protobuf:"bytes,90,opt,name=cors,proto3" json:"cors,omitempty"`
+	Rewrite       *Rewrite    `protobuf:"bytes,91,opt,name=rewrite,proto3" json:"rewrite,omitempty"`
+	Validation    *Validation `protobuf:"bytes,92,opt,name=validation,proto3" json:"validation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1018,6 +1022,27 @@ func (x *API) GetTcp() *TCP {
 	return nil
 }
 
+func (x *API) GetCors() *CORS {
+	if x != nil {
+		return x.Cors
+	}
+	return nil
+}
+
+func (x *API) GetRewrite() *Rewrite {
+	if x != nil {
+		return x.Rewrite
+	}
+	return nil
+}
+
+func (x *API) GetValidation() *Validation {
+	if x != nil {
+		return x.Validation
+	}
+	return nil
+}
+
 // TCP of an API whose hosts take connections over TLS that are no HTTP.
 type TCP struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1064,6 +1089,430 @@ func (x *TCP) GetIdleTimeout() *durationpb.Duration {
 	return nil
 }
 
+// CORS says which pages' scripts may use an API (fetch.spec.whatwg.org). What they ask before (preflight) the edge answers,
+// without a key, and counts nothing; an upstream's own Access-Control- fields are not passed on.
+type CORS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// origins: https://app.example.com; https://*.example.com for all names below one; * for all.
+	Origins []string `protobuf:"bytes,1,rep,name=origins,proto3" json:"origins,omitempty"`
+	// methods beside GET, HEAD and POST.
+	Methods []string `protobuf:"bytes,2,rep,name=methods,proto3" json:"methods,omitempty"`
+	// headers that scripts may send: Authorization or X-API-Key for their key, Content-Type for JSON.
+	Headers []string `protobuf:"bytes,3,rep,name=headers,proto3" json:"headers,omitempty"`
+	// expose: headers of answers that scripts may read.
+	Expose []string `protobuf:"bytes,4,rep,name=expose,proto3" json:"expose,omitempty"`
+	// credentials: scripts may send cookies and client certificates. Never with origin *.
+	Credentials bool `protobuf:"varint,5,opt,name=credentials,proto3" json:"credentials,omitempty"`
+	// max_age for which browsers keep the answer. Default 10m, at most 24h.
+	MaxAge        *durationpb.Duration `protobuf:"bytes,6,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CORS) Reset() {
+	*x = CORS{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CORS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CORS) ProtoMessage() {}
+
+func (x *CORS) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CORS.ProtoReflect.Descriptor instead.
+func (*CORS) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CORS) GetOrigins() []string {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *CORS) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *CORS) GetHeaders() []string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *CORS) GetExpose() []string {
+	if x != nil {
+		return x.Expose
+	}
+	return nil
+}
+
+func (x *CORS) GetCredentials() bool {
+	if x != nil {
+		return x.Credentials
+	}
+	return false
+}
+
+func (x *CORS) GetMaxAge() *durationpb.Duration {
+	if x != nil {
+		return x.MaxAge
+	}
+	return nil
+}
+
+// Rewrite says what is changed of requests on their way to upstreams, and of their answers.
+type Rewrite struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  *RewritePath           `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// host that upstreams are sent. Default: their url's.
+	Host          string  `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	Request       *Fields `protobuf:"bytes,3,opt,name=request,proto3" json:"request,omitempty"`
+	Response      *Fields `protobuf:"bytes,4,opt,name=response,proto3" json:"response,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewrite) Reset() {
+	*x = Rewrite{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewrite) ProtoMessage() {}
+
+func (x *Rewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
+func (*Rewrite) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Rewrite) GetPath() *RewritePath {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Rewrite) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Rewrite) GetRequest() *Fields {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Rewrite) GetResponse() *Fields {
+	if x != nil {
+		return x.Response
+	}
+	return nil
+}
+
+type RewritePath struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// strip: whole segments that are cut off the start of the path, where it begins with them.
+	Strip string `protobuf:"bytes,1,opt,name=strip,proto3" json:"strip,omitempty"`
+	// put: what is put in front then.
+	Put           string `protobuf:"bytes,2,opt,name=put,proto3" json:"put,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RewritePath) Reset() {
+	*x = RewritePath{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RewritePath) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RewritePath) ProtoMessage() {}
+
+func (x *RewritePath) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RewritePath.ProtoReflect.Descriptor instead.
+func (*RewritePath) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RewritePath) GetStrip() string {
+	if x != nil {
+		return x.Strip
+	}
+	return ""
+}
+
+func (x *RewritePath) GetPut() string {
+	if x != nil {
+		return x.Put
+	}
+	return ""
+}
+
+// Fields are changed in this order: remove, set, add.
+type Fields struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Remove        []string               `protobuf:"bytes,1,rep,name=remove,proto3" json:"remove,omitempty"`
+	Set           map[string]string      `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Add           map[string]string      `protobuf:"bytes,3,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fields) Reset() {
+	*x = Fields{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fields) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fields) ProtoMessage() {}
+
+func (x *Fields) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fields.ProtoReflect.Descriptor instead.
+func (*Fields) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Fields) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+func (x *Fields) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *Fields) GetAdd() map[string]string {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+// Validation holds requests against a document before they cost an upstream anything; 400 names each field that is wrong.
+type Validation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// requests: openapi: the API's openapi document (3.0, 3.1): path, method, parameters and body; none: nothing, where the
+	// API says otherwise. Default: schema, if there is one.
+	Requests string `protobuf:"bytes,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	// schema: JSON Schema (2020-12) of the body, which must then be JSON.
+	Schema        string `protobuf:"bytes,2,opt,name=schema,proto3" json:"schema,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Validation) Reset() {
+	*x = Validation{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Validation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Validation) ProtoMessage() {}
+
+func (x *Validation) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Validation.ProtoReflect.Descriptor instead.
+func (*Validation) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Validation) GetRequests() string {
+	if x != nil {
+		return x.Requests
+	}
+	return ""
+}
+
+func (x *Validation) GetSchema() string {
+	if x != nil {
+		return x.Schema
+	}
+	return ""
+}
+
+// GraphQL bounds what one request may ask. A route with it takes nothing else.
+type GraphQL struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// max_depth of fields within fields. Default 12.
+	MaxDepth int32 `protobuf:"varint,1,opt,name=max_depth,json=maxDepth,proto3" json:"max_depth,omitempty"`
+	// max_aliases in a document. Default 20.
+	MaxAliases int32 `protobuf:"varint,2,opt,name=max_aliases,json=maxAliases,proto3" json:"max_aliases,omitempty"`
+	// max_root_fields. Default 20.
+	MaxRootFields int32 `protobuf:"varint,3,opt,name=max_root_fields,json=maxRootFields,proto3" json:"max_root_fields,omitempty"`
+	// max_cost: a field costs one, and what lies below it as often as its first, last or limit argument says. Default 1000.
+	MaxCost int64 `protobuf:"varint,4,opt,name=max_cost,json=maxCost,proto3" json:"max_cost,omitempty"`
+	// max_batch of operations in one request, as a list. Default 0: none is taken as a list.
+	MaxBatch int32 `protobuf:"varint,5,opt,name=max_batch,json=maxBatch,proto3" json:"max_batch,omitempty"`
+	// introspection: whether __schema and __type may be asked.
+	Introspection bool `protobuf:"varint,6,opt,name=introspection,proto3" json:"introspection,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GraphQL) Reset() {
+	*x = GraphQL{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GraphQL) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GraphQL) ProtoMessage() {}
+
+func (x *GraphQL) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GraphQL.ProtoReflect.Descriptor instead.
+func (*GraphQL) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *GraphQL) GetMaxDepth() int32 {
+	if x != nil {
+		return x.MaxDepth
+	}
+	return 0
+}
+
+func (x *GraphQL) GetMaxAliases() int32 {
+	if x != nil {
+		return x.MaxAliases
+	}
+	return 0
+}
+
+func (x *GraphQL) GetMaxRootFields() int32 {
+	if x != nil {
+		return x.MaxRootFields
+	}
+	return 0
+}
+
+func (x *GraphQL) GetMaxCost() int64 {
+	if x != nil {
+		return x.MaxCost
+	}
+	return 0
+}
+
+func (x *GraphQL) GetMaxBatch() int32 {
+	if x != nil {
+		return x.MaxBatch
+	}
+	return 0
+}
+
+func (x *GraphQL) GetIntrospection() bool {
+	if x != nil {
+		return x.Introspection
+	}
+	return false
+}
+
 // Authentication says how callers of an API show who they are, and what its upstreams are told of it.
 type Authentication struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1076,7 +1525,7 @@ type Authentication struct {
 	Issuers []*Issuer `protobuf:"bytes,3,rep,name=issuers,proto3" json:"issuers,omitempty"`
 	// client_certificates: whoever has one that a key is bound to needs no other.
 	ClientCertificates bool `protobuf:"varint,4,opt,name=client_certificates,json=clientCertificates,proto3" json:"client_certificates,omitempty"`
-	// identity: what upstreams are told: headers (default) or none.
+	// identity: what upstreams are told: headers (default), none, or signed: the headers and a signed token of what they say.
 	Identity      string `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1084,7 +1533,7 @@ type Authentication struct {
 
 func (x *Authentication) Reset() {
 	*x = Authentication{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1545,7 @@ func (x *Authentication) String() string {
 func (*Authentication) ProtoMessage() {}
 
 func (x *Authentication) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[10]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1558,7 @@ func (x *Authentication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authentication.ProtoReflect.Descriptor instead.
 func (*Authentication) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{10}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Authentication) GetKeyHeader() string {
@@ -1168,7 +1617,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1629,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[11]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1642,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{11}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -1257,7 +1706,7 @@ type Concurrency struct {
 
 func (x *Concurrency) Reset() {
 	*x = Concurrency{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1718,7 @@ func (x *Concurrency) String() string {
 func (*Concurrency) ProtoMessage() {}
 
 func (x *Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[12]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1731,7 @@ func (x *Concurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
 func (*Concurrency) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{12}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Concurrency) GetMin() int32 {
@@ -1323,6 +1772,11 @@ type Route struct {
 	Units *Units `protobuf:"bytes,24,opt,name=units,proto3" json:"units,omitempty"`
 	// cache: answers of this route may be kept at the edges of the region and given again. Unset: none is.
 	Cache *Cache `protobuf:"bytes,41,opt,name=cache,proto3" json:"cache,omitempty"`
+	// cors, rewrite, validation: in place of the API's.
+	Cors       *CORS       `protobuf:"bytes,90,opt,name=cors,proto3" json:"cors,omitempty"`
+	Rewrite    *Rewrite    `protobuf:"bytes,91,opt,name=rewrite,proto3" json:"rewrite,omitempty"`
+	Validation *Validation `protobuf:"bytes,92,opt,name=validation,proto3" json:"validation,omitempty"`
+	Graphql    *GraphQL    `protobuf:"bytes,93,opt,name=graphql,proto3" json:"graphql,omitempty"`
 	// websocket: WebSockets may be opened here over HTTP/1.1, by GET. Unset: they are refused.
 	Websocket     *WebSocket `protobuf:"bytes,70,opt,name=websocket,proto3" json:"websocket,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1331,7 +1785,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1797,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[13]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1810,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{13}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Route) GetName() string {
@@ -1443,6 +1897,34 @@ func (x *Route) GetCache() *Cache {
 	return nil
 }
 
+func (x *Route) GetCors() *CORS {
+	if x != nil {
+		return x.Cors
+	}
+	return nil
+}
+
+func (x *Route) GetRewrite() *Rewrite {
+	if x != nil {
+		return x.Rewrite
+	}
+	return nil
+}
+
+func (x *Route) GetValidation() *Validation {
+	if x != nil {
+		return x.Validation
+	}
+	return nil
+}
+
+func (x *Route) GetGraphql() *GraphQL {
+	if x != nil {
+		return x.Graphql
+	}
+	return nil
+}
+
 func (x *Route) GetWebsocket() *WebSocket {
 	if x != nil {
 		return x.Websocket
@@ -1465,7 +1947,7 @@ type WebSocket struct {
 
 func (x *WebSocket) Reset() {
 	*x = WebSocket{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1959,7 @@ func (x *WebSocket) String() string {
 func (*WebSocket) ProtoMessage() {}
 
 func (x *WebSocket) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1972,7 @@ func (x *WebSocket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WebSocket.ProtoReflect.Descriptor instead.
 func (*WebSocket) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WebSocket) GetMaxMessageBytes() int64 {
@@ -1526,14 +2008,16 @@ type Units struct {
 	// WebSocket, and a connection of an API that is tcp, may cost more in all: so much is kept aside at a time.
 	Most int64 `protobuf:"varint,3,opt,name=most,proto3" json:"most,omitempty"`
 	// per_messages: of a route with websocket, one for each so many messages, either way, rounded up.
-	PerMessages   int64 `protobuf:"varint,70,opt,name=per_messages,json=perMessages,proto3" json:"per_messages,omitempty"`
+	PerMessages int64 `protobuf:"varint,70,opt,name=per_messages,json=perMessages,proto3" json:"per_messages,omitempty"`
+	// graphql: one for each field that is asked (fields), or what they cost (cost). Of a route with graphql alone.
+	Graphql       string `protobuf:"bytes,90,opt,name=graphql,proto3" json:"graphql,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Units) Reset() {
 	*x = Units{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +2029,7 @@ func (x *Units) String() string {
 func (*Units) ProtoMessage() {}
 
 func (x *Units) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +2042,7 @@ func (x *Units) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Units.ProtoReflect.Descriptor instead.
 func (*Units) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Units) GetHeader() string {
@@ -1589,6 +2073,13 @@ func (x *Units) GetPerMessages() int64 {
 	return 0
 }
 
+func (x *Units) GetGraphql() string {
+	if x != nil {
+		return x.Graphql
+	}
+	return ""
+}
+
 // Cache says what HTTP answers do not say themselves (RFC 9111); what they say counts.
 type Cache struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1611,7 +2102,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +2114,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +2127,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Cache) GetTtl() *durationpb.Duration {
@@ -1694,7 +2185,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +2197,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +2210,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Upstream) GetRegion() string {
@@ -1768,7 +2259,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +2271,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +2284,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Dispatch) GetChoice() string {
@@ -1860,7 +2351,7 @@ type UpstreamTLS struct {
 
 func (x *UpstreamTLS) Reset() {
 	*x = UpstreamTLS{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +2363,7 @@ func (x *UpstreamTLS) String() string {
 func (*UpstreamTLS) ProtoMessage() {}
 
 func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +2376,7 @@ func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
 func (*UpstreamTLS) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpstreamTLS) GetServerName() string {
@@ -1927,7 +2418,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +2430,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +2443,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Health) GetPath() string {
@@ -2005,7 +2496,7 @@ type Product struct {
 
 func (x *Product) Reset() {
 	*x = Product{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2508,7 @@ func (x *Product) String() string {
 func (*Product) ProtoMessage() {}
 
 func (x *Product) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2521,7 @@ func (x *Product) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Product.ProtoReflect.Descriptor instead.
 func (*Product) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Product) GetApis() []string {
@@ -2082,7 +2573,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2585,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2598,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Plan) GetProducts() []string {
@@ -2186,7 +2677,7 @@ type RateWindow struct {
 
 func (x *RateWindow) Reset() {
 	*x = RateWindow{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2689,7 @@ func (x *RateWindow) String() string {
 func (*RateWindow) ProtoMessage() {}
 
 func (x *RateWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2702,7 @@ func (x *RateWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateWindow.ProtoReflect.Descriptor instead.
 func (*RateWindow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RateWindow) GetRequests() int32 {
@@ -2246,7 +2737,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2258,7 +2749,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2271,7 +2762,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -2306,7 +2797,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2809,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +2822,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Quota) GetUnits() int64 {
@@ -2388,7 +2879,7 @@ type Customer struct {
 
 func (x *Customer) Reset() {
 	*x = Customer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2891,7 @@ func (x *Customer) String() string {
 func (*Customer) ProtoMessage() {}
 
 func (x *Customer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2413,7 +2904,7 @@ func (x *Customer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Customer.ProtoReflect.Descriptor instead.
 func (*Customer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Customer) GetZone() string {
@@ -2476,7 +2967,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2979,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,7 +2992,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Subscription) GetName() string {
@@ -2532,7 +3023,7 @@ type Closure struct {
 
 func (x *Closure) Reset() {
 	*x = Closure{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2544,7 +3035,7 @@ func (x *Closure) String() string {
 func (*Closure) ProtoMessage() {}
 
 func (x *Closure) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2557,7 +3048,7 @@ func (x *Closure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closure.ProtoReflect.Descriptor instead.
 func (*Closure) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Closure) GetZone() string {
@@ -2607,7 +3098,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2619,7 +3110,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2632,7 +3123,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{29}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Drain) GetZone() string {
@@ -2727,7 +3218,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\bpriority\x18\x05 \x01(\x05R\bpriority\x12$\n" +
 	"\treview_by\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18\n" +
 	"R\breviewBy\x12-\n" +
-	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\xf0\x05\n" +
+	"\x06status\x18\a \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04openR\x06closedR\x06status\"\x95\a\n" +
 	"\x03API\x121\n" +
 	"\x04zone\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,31}$R\x04zone\x12)\n" +
 	"\x05hosts\x18\x02 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10@\"\ar\x05\x10\x01\x18\xfd\x01R\x05hosts\x12\x1f\n" +
@@ -2743,16 +3234,65 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x06labels\x18< \x03(\tB\x0e\xbaH\v\x92\x01\b\x10\x10\"\x04r\x02\x18`R\x06labels\x126\n" +
 	"\x04auth\x18\x14 \x01(\v2\".bailiwick.admin.v1.AuthenticationR\x04auth\x12A\n" +
 	"\vconcurrency\x18\x15 \x01(\v2\x1f.bailiwick.admin.v1.ConcurrencyR\vconcurrency\x12)\n" +
-	"\x03tcp\x18F \x01(\v2\x17.bailiwick.admin.v1.TCPR\x03tcp\"C\n" +
+	"\x03tcp\x18F \x01(\v2\x17.bailiwick.admin.v1.TCPR\x03tcp\x12,\n" +
+	"\x04cors\x18Z \x01(\v2\x18.bailiwick.admin.v1.CORSR\x04cors\x125\n" +
+	"\arewrite\x18[ \x01(\v2\x1b.bailiwick.admin.v1.RewriteR\arewrite\x12>\n" +
+	"\n" +
+	"validation\x18\\ \x01(\v2\x1e.bailiwick.admin.v1.ValidationR\n" +
+	"validation\"C\n" +
 	"\x03TCP\x12<\n" +
-	"\fidle_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\"\x83\x02\n" +
+	"\fidle_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\"\x98\x02\n" +
+	"\x04CORS\x12-\n" +
+	"\aorigins\x18\x01 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10@\"\ar\x05\x10\x01\x18\x85\x02R\aorigins\x125\n" +
+	"\amethods\x18\x02 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x10\"\x11r\x0f2\r^[A-Z]{1,16}$R\amethods\x12*\n" +
+	"\aheaders\x18\x03 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10@\"\x06r\x04\x10\x01\x18@R\aheaders\x12(\n" +
+	"\x06expose\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10@\"\x06r\x04\x10\x01\x18@R\x06expose\x12 \n" +
+	"\vcredentials\x18\x05 \x01(\bR\vcredentials\x122\n" +
+	"\amax_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x06maxAge\"\xca\x01\n" +
+	"\aRewrite\x123\n" +
+	"\x04path\x18\x01 \x01(\v2\x1f.bailiwick.admin.v1.RewritePathR\x04path\x12\x1c\n" +
+	"\x04host\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\x04host\x124\n" +
+	"\arequest\x18\x03 \x01(\v2\x1a.bailiwick.admin.v1.FieldsR\arequest\x126\n" +
+	"\bresponse\x18\x04 \x01(\v2\x1a.bailiwick.admin.v1.FieldsR\bresponse\"e\n" +
+	"\vRewritePath\x12,\n" +
+	"\x05strip\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\b2\f^(/[^?#]*)?$R\x05strip\x12(\n" +
+	"\x03put\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\b2\f^(/[^?#]*)?$R\x03put\"\xb2\x02\n" +
+	"\x06Fields\x12(\n" +
+	"\x06remove\x18\x01 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10 \"\x06r\x04\x10\x01\x18@R\x06remove\x12F\n" +
+	"\x03set\x18\x02 \x03(\v2#.bailiwick.admin.v1.Fields.SetEntryB\x0f\xbaH\f\x9a\x01\t\x10 *\x05r\x03\x18\x80\bR\x03set\x12F\n" +
+	"\x03add\x18\x03 \x03(\v2#.bailiwick.admin.v1.Fields.AddEntryB\x0f\xbaH\f\x9a\x01\t\x10 *\x05r\x03\x18\x80\bR\x03add\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
+	"\bAddEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +
+	"\n" +
+	"Validation\x122\n" +
+	"\brequests\x18\x01 \x01(\tB\x16\xbaH\x13r\x11R\x00R\aopenapiR\x04noneR\brequests\x12!\n" +
+	"\x06schema\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x06schema\"\x8b\x02\n" +
+	"\aGraphQL\x12'\n" +
+	"\tmax_depth\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bmaxDepth\x12+\n" +
+	"\vmax_aliases\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x90N(\x00R\n" +
+	"maxAliases\x122\n" +
+	"\x0fmax_root_fields\x18\x03 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x90N(\x00R\rmaxRootFields\x12(\n" +
+	"\bmax_cost\x18\x04 \x01(\x03B\r\xbaH\n" +
+	"\"\b\x18\x80\x94\xeb\xdc\x03(\x00R\amaxCost\x12&\n" +
+	"\tmax_batch\x18\x05 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\bmaxBatch\x12$\n" +
+	"\rintrospection\x18\x06 \x01(\bR\rintrospection\"\x8b\x02\n" +
 	"\x0eAuthentication\x12&\n" +
 	"\n" +
 	"key_header\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\tkeyHeader\x12$\n" +
 	"\tkey_query\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\bkeyQuery\x12>\n" +
 	"\aissuers\x18\x03 \x03(\v2\x1a.bailiwick.admin.v1.IssuerB\b\xbaH\x05\x92\x01\x02\x10\bR\aissuers\x12/\n" +
-	"\x13client_certificates\x18\x04 \x01(\bR\x12clientCertificates\x122\n" +
-	"\bidentity\x18\x05 \x01(\tB\x16\xbaH\x13r\x11R\x00R\aheadersR\x04noneR\bidentity\"\x9f\x02\n" +
+	"\x13client_certificates\x18\x04 \x01(\bR\x12clientCertificates\x12:\n" +
+	"\bidentity\x18\x05 \x01(\tB\x1e\xbaH\x1br\x19R\x00R\aheadersR\x04noneR\x06signedR\bidentity\"\x9f\x02\n" +
 	"\x06Issuer\x12\"\n" +
 	"\x06issuer\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06issuer\x121\n" +
@@ -2767,7 +3307,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x06leeway\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06leeway\"K\n" +
 	"\vConcurrency\x12\x1d\n" +
 	"\x03min\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03min\x12\x1d\n" +
-	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\x90\x05\n" +
+	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\xec\x06\n" +
 	"\x05Route\x121\n" +
 	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x125\n" +
 	"\amethods\x18\x02 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x10\"\x11r\x0f2\r^[A-Z]{1,16}$R\amethods\x127\n" +
@@ -2782,18 +3322,25 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"hedgeAfter\x12\x12\n" +
 	"\x04free\x18\x17 \x01(\bR\x04free\x12/\n" +
 	"\x05units\x18\x18 \x01(\v2\x19.bailiwick.admin.v1.UnitsR\x05units\x12/\n" +
-	"\x05cache\x18) \x01(\v2\x19.bailiwick.admin.v1.CacheR\x05cache\x12;\n" +
+	"\x05cache\x18) \x01(\v2\x19.bailiwick.admin.v1.CacheR\x05cache\x12,\n" +
+	"\x04cors\x18Z \x01(\v2\x18.bailiwick.admin.v1.CORSR\x04cors\x125\n" +
+	"\arewrite\x18[ \x01(\v2\x1b.bailiwick.admin.v1.RewriteR\arewrite\x12>\n" +
+	"\n" +
+	"validation\x18\\ \x01(\v2\x1e.bailiwick.admin.v1.ValidationR\n" +
+	"validation\x125\n" +
+	"\agraphql\x18] \x01(\v2\x1b.bailiwick.admin.v1.GraphQLR\agraphql\x12;\n" +
 	"\twebsocket\x18F \x01(\v2\x1d.bailiwick.admin.v1.WebSocketR\twebsocket\"\xbd\x01\n" +
 	"\tWebSocket\x128\n" +
 	"\x11max_message_bytes\x18\x01 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80 (\x00R\x0fmaxMessageBytes\x12<\n" +
 	"\fidle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x128\n" +
 	"\n" +
-	"ping_every\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tpingEvery\"\x9b\x01\n" +
+	"ping_every\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\tpingEvery\"\xcc\x01\n" +
 	"\x05Units\x12\x1f\n" +
 	"\x06header\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06header\x12$\n" +
 	"\tper_bytes\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bperBytes\x12\x1f\n" +
 	"\x04most\x18\x03 \x01(\x03B\v\xbaH\b\"\x06\x18\xc0\x84=(\x00R\x04most\x12*\n" +
-	"\fper_messages\x18F \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vperMessages\"\xd8\x02\n" +
+	"\fper_messages\x18F \x01(\x03B\a\xbaH\x04\"\x02(\x00R\vperMessages\x12/\n" +
+	"\agraphql\x18Z \x01(\tB\x15\xbaH\x12r\x10R\x00R\x06fieldsR\x04costR\agraphql\"\xd8\x02\n" +
 	"\x05Cache\x12+\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12O\n" +
 	"\x16stale_while_revalidate\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x14staleWhileRevalidate\x12?\n" +
@@ -2900,7 +3447,7 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
 	(*Switch)(nil),                // 1: bailiwick.admin.v1.Switch
@@ -2912,84 +3459,105 @@ var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Pair)(nil),                  // 7: bailiwick.admin.v1.Pair
 	(*API)(nil),                   // 8: bailiwick.admin.v1.API
 	(*TCP)(nil),                   // 9: bailiwick.admin.v1.TCP
-	(*Authentication)(nil),        // 10: bailiwick.admin.v1.Authentication
-	(*Issuer)(nil),                // 11: bailiwick.admin.v1.Issuer
-	(*Concurrency)(nil),           // 12: bailiwick.admin.v1.Concurrency
-	(*Route)(nil),                 // 13: bailiwick.admin.v1.Route
-	(*WebSocket)(nil),             // 14: bailiwick.admin.v1.WebSocket
-	(*Units)(nil),                 // 15: bailiwick.admin.v1.Units
-	(*Cache)(nil),                 // 16: bailiwick.admin.v1.Cache
-	(*Upstream)(nil),              // 17: bailiwick.admin.v1.Upstream
-	(*Dispatch)(nil),              // 18: bailiwick.admin.v1.Dispatch
-	(*UpstreamTLS)(nil),           // 19: bailiwick.admin.v1.UpstreamTLS
-	(*Health)(nil),                // 20: bailiwick.admin.v1.Health
-	(*Product)(nil),               // 21: bailiwick.admin.v1.Product
-	(*Plan)(nil),                  // 22: bailiwick.admin.v1.Plan
-	(*RateWindow)(nil),            // 23: bailiwick.admin.v1.RateWindow
-	(*RateLimit)(nil),             // 24: bailiwick.admin.v1.RateLimit
-	(*Quota)(nil),                 // 25: bailiwick.admin.v1.Quota
-	(*Customer)(nil),              // 26: bailiwick.admin.v1.Customer
-	(*Subscription)(nil),          // 27: bailiwick.admin.v1.Subscription
-	(*Closure)(nil),               // 28: bailiwick.admin.v1.Closure
-	(*Drain)(nil),                 // 29: bailiwick.admin.v1.Drain
-	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
+	(*CORS)(nil),                  // 10: bailiwick.admin.v1.CORS
+	(*Rewrite)(nil),               // 11: bailiwick.admin.v1.Rewrite
+	(*RewritePath)(nil),           // 12: bailiwick.admin.v1.RewritePath
+	(*Fields)(nil),                // 13: bailiwick.admin.v1.Fields
+	(*Validation)(nil),            // 14: bailiwick.admin.v1.Validation
+	(*GraphQL)(nil),               // 15: bailiwick.admin.v1.GraphQL
+	(*Authentication)(nil),        // 16: bailiwick.admin.v1.Authentication
+	(*Issuer)(nil),                // 17: bailiwick.admin.v1.Issuer
+	(*Concurrency)(nil),           // 18: bailiwick.admin.v1.Concurrency
+	(*Route)(nil),                 // 19: bailiwick.admin.v1.Route
+	(*WebSocket)(nil),             // 20: bailiwick.admin.v1.WebSocket
+	(*Units)(nil),                 // 21: bailiwick.admin.v1.Units
+	(*Cache)(nil),                 // 22: bailiwick.admin.v1.Cache
+	(*Upstream)(nil),              // 23: bailiwick.admin.v1.Upstream
+	(*Dispatch)(nil),              // 24: bailiwick.admin.v1.Dispatch
+	(*UpstreamTLS)(nil),           // 25: bailiwick.admin.v1.UpstreamTLS
+	(*Health)(nil),                // 26: bailiwick.admin.v1.Health
+	(*Product)(nil),               // 27: bailiwick.admin.v1.Product
+	(*Plan)(nil),                  // 28: bailiwick.admin.v1.Plan
+	(*RateWindow)(nil),            // 29: bailiwick.admin.v1.RateWindow
+	(*RateLimit)(nil),             // 30: bailiwick.admin.v1.RateLimit
+	(*Quota)(nil),                 // 31: bailiwick.admin.v1.Quota
+	(*Customer)(nil),              // 32: bailiwick.admin.v1.Customer
+	(*Subscription)(nil),          // 33: bailiwick.admin.v1.Subscription
+	(*Closure)(nil),               // 34: bailiwick.admin.v1.Closure
+	(*Drain)(nil),                 // 35: bailiwick.admin.v1.Drain
+	nil,                           // 36: bailiwick.admin.v1.Fields.SetEntry
+	nil,                           // 37: bailiwick.admin.v1.Fields.AddEntry
+	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	30, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	38, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
 	3,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
 	4,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
 	5,  // 4: bailiwick.admin.v1.Resource.policy:type_name -> bailiwick.admin.v1.Policy
 	8,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
-	21, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
-	22, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
-	26, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
-	28, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	29, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	27, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
+	28, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
+	32, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
+	34, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
+	35, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
 	1,  // 11: bailiwick.admin.v1.Resource.switch:type_name -> bailiwick.admin.v1.Switch
 	6,  // 12: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
 	7,  // 13: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	31, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
-	13, // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
-	17, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
-	20, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	18, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
-	19, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
-	10, // 20: bailiwick.admin.v1.API.auth:type_name -> bailiwick.admin.v1.Authentication
-	12, // 21: bailiwick.admin.v1.API.concurrency:type_name -> bailiwick.admin.v1.Concurrency
+	39, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	19, // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
+	23, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
+	26, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
+	24, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
+	25, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
+	16, // 20: bailiwick.admin.v1.API.auth:type_name -> bailiwick.admin.v1.Authentication
+	18, // 21: bailiwick.admin.v1.API.concurrency:type_name -> bailiwick.admin.v1.Concurrency
 	9,  // 22: bailiwick.admin.v1.API.tcp:type_name -> bailiwick.admin.v1.TCP
-	31, // 23: bailiwick.admin.v1.TCP.idle_timeout:type_name -> google.protobuf.Duration
-	11, // 24: bailiwick.admin.v1.Authentication.issuers:type_name -> bailiwick.admin.v1.Issuer
-	31, // 25: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
-	31, // 26: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	31, // 27: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
-	31, // 28: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
-	15, // 29: bailiwick.admin.v1.Route.units:type_name -> bailiwick.admin.v1.Units
-	16, // 30: bailiwick.admin.v1.Route.cache:type_name -> bailiwick.admin.v1.Cache
-	14, // 31: bailiwick.admin.v1.Route.websocket:type_name -> bailiwick.admin.v1.WebSocket
-	31, // 32: bailiwick.admin.v1.WebSocket.idle_timeout:type_name -> google.protobuf.Duration
-	31, // 33: bailiwick.admin.v1.WebSocket.ping_every:type_name -> google.protobuf.Duration
-	31, // 34: bailiwick.admin.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	31, // 35: bailiwick.admin.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	31, // 36: bailiwick.admin.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	31, // 37: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
-	31, // 38: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
-	31, // 39: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	31, // 40: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
-	31, // 41: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
-	24, // 42: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	25, // 43: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	31, // 44: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	23, // 45: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
-	31, // 46: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
-	31, // 47: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	27, // 48: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	10, // 23: bailiwick.admin.v1.API.cors:type_name -> bailiwick.admin.v1.CORS
+	11, // 24: bailiwick.admin.v1.API.rewrite:type_name -> bailiwick.admin.v1.Rewrite
+	14, // 25: bailiwick.admin.v1.API.validation:type_name -> bailiwick.admin.v1.Validation
+	39, // 26: bailiwick.admin.v1.TCP.idle_timeout:type_name -> google.protobuf.Duration
+	39, // 27: bailiwick.admin.v1.CORS.max_age:type_name -> google.protobuf.Duration
+	12, // 28: bailiwick.admin.v1.Rewrite.path:type_name -> bailiwick.admin.v1.RewritePath
+	13, // 29: bailiwick.admin.v1.Rewrite.request:type_name -> bailiwick.admin.v1.Fields
+	13, // 30: bailiwick.admin.v1.Rewrite.response:type_name -> bailiwick.admin.v1.Fields
+	36, // 31: bailiwick.admin.v1.Fields.set:type_name -> bailiwick.admin.v1.Fields.SetEntry
+	37, // 32: bailiwick.admin.v1.Fields.add:type_name -> bailiwick.admin.v1.Fields.AddEntry
+	17, // 33: bailiwick.admin.v1.Authentication.issuers:type_name -> bailiwick.admin.v1.Issuer
+	39, // 34: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
+	39, // 35: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	39, // 36: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
+	39, // 37: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
+	21, // 38: bailiwick.admin.v1.Route.units:type_name -> bailiwick.admin.v1.Units
+	22, // 39: bailiwick.admin.v1.Route.cache:type_name -> bailiwick.admin.v1.Cache
+	10, // 40: bailiwick.admin.v1.Route.cors:type_name -> bailiwick.admin.v1.CORS
+	11, // 41: bailiwick.admin.v1.Route.rewrite:type_name -> bailiwick.admin.v1.Rewrite
+	14, // 42: bailiwick.admin.v1.Route.validation:type_name -> bailiwick.admin.v1.Validation
+	15, // 43: bailiwick.admin.v1.Route.graphql:type_name -> bailiwick.admin.v1.GraphQL
+	20, // 44: bailiwick.admin.v1.Route.websocket:type_name -> bailiwick.admin.v1.WebSocket
+	39, // 45: bailiwick.admin.v1.WebSocket.idle_timeout:type_name -> google.protobuf.Duration
+	39, // 46: bailiwick.admin.v1.WebSocket.ping_every:type_name -> google.protobuf.Duration
+	39, // 47: bailiwick.admin.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	39, // 48: bailiwick.admin.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	39, // 49: bailiwick.admin.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	39, // 50: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
+	39, // 51: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
+	39, // 52: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	39, // 53: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
+	39, // 54: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
+	30, // 55: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	31, // 56: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	39, // 57: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	29, // 58: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
+	39, // 59: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
+	39, // 60: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	33, // 61: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	62, // [62:62] is the sub-list for method output_type
+	62, // [62:62] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_resources_proto_init() }
@@ -3016,7 +3584,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
