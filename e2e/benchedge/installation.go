@@ -45,6 +45,7 @@ const (
 	portHAProxyHTTPS
 	portGoHTTP
 	portGoHTTPS
+	portBefore // four, as the edge's
 )
 
 const installation = `installation: bench.example
@@ -123,7 +124,16 @@ func (b *bench) install(ctx context.Context) error {
 	if err := b.makeKeys(ctx, client); err != nil {
 		return err
 	}
-	out, err := b.cli(ctx, "join-token", "create", "--kind", "edge", "--region", "eu-west", "--name", "edge", "-o", "json")
+	for _, name := range []string{"edge", "before"} {
+		if err := b.joinToken(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) joinToken(ctx context.Context, edge string) error {
+	out, err := b.cli(ctx, "join-token", "create", "--kind", "edge", "--region", "eu-west", "--name", edge, "-o", "json")
 	if err != nil {
 		return err
 	}
@@ -131,7 +141,14 @@ func (b *bench) install(ctx context.Context) error {
 	if err := json.Unmarshal(out, &answer); err != nil || answer.Token == "" {
 		return fmt.Errorf("join-token create printed no token: %v", err)
 	}
-	return os.WriteFile(filepath.Join(b.dir, "join-token"), []byte(answer.Token+"\n"), 0o600)
+	return b.write("join-token."+edge, answer.Token+"\n")
+}
+
+// edge is the command that starts one, whose four ports begin at an offset.
+func (b *bench) edge(program, name string, offset int) []string {
+	return []string{program, "-dir", filepath.Join(b.dir, name), "-name", name, "-region", "eu-west",
+		"-control", "https://" + b.addr(portAdmin), "-ca-file", filepath.Join(b.dir, "ca.pem"), "-join-token-file", filepath.Join(b.dir, "join-token."+name),
+		"-http", b.addr(offset), "-https", b.addr(offset + 1), "-admin", b.addr(offset + 2), "-relay", b.addr(offset + 3), "-allow-loopback-upstreams"}
 }
 
 // makeKeys makes them over the admin API, as an operator's program would. What the load uses is spread evenly over them.

@@ -22,6 +22,7 @@ import (
 
 type config struct {
 	dir, bin   string
+	before     string // directory of another build's bailiwick-edge
 	base       int
 	keys       int
 	rounds     int
@@ -35,6 +36,7 @@ func main() {
 	var cfg config
 	flag.StringVar(&cfg.dir, "dir", "", "where everything is put; default: a directory that is removed at the end")
 	flag.StringVar(&cfg.bin, "bin", "bin", "where the programs are")
+	flag.StringVar(&cfg.before, "before", "", "directory of another build of bailiwick-edge, which is a peer too: before and after in one run")
 	flag.IntVar(&cfg.base, "base-port", 15000, "first of a hundred ports")
 	flag.IntVar(&cfg.keys, "keys", 1000, "API keys; a thousand of them are used")
 	flag.IntVar(&cfg.rounds, "rounds", 5, "of each row, the peers in rotation")
@@ -42,7 +44,7 @@ func main() {
 	flag.IntVar(&cfg.conns, "connections", 64, "of the load generator")
 	flag.StringVar(&cfg.pin, "pin", "one", "one: peers on CPU 0, load and upstream on CPU 1; both: the system decides")
 	rows := flag.String("rows", "http", "with commas between: "+strings.Join(rowNames(), ", "))
-	only := flag.String("only", "", "peers, with commas between; empty: edge, nginx, haproxy, nethttp")
+	only := flag.String("only", "", "peers, with commas between; empty: edge, before (with -before), nginx, haproxy, nethttp")
 	reference := flag.String("reference", "", "be the net/http reference with this configuration (internal)")
 	flag.Parse()
 	if *reference != "" {
@@ -88,6 +90,11 @@ func run(ctx context.Context, cfg config) (err error) {
 	}
 	if cfg.bin, err = filepath.Abs(cfg.bin); err != nil {
 		return err
+	}
+	if cfg.before != "" {
+		if cfg.before, err = filepath.Abs(cfg.before); err != nil {
+			return err
+		}
 	}
 	if cfg.dir == "" {
 		if cfg.dir, err = os.MkdirTemp("", "benchedge"); err != nil {

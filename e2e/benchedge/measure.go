@@ -45,6 +45,7 @@ func rowOf(name string) (row, bool) {
 // sample is what one peer did once.
 type sample struct {
 	cpu      float64 // µs of the peer's processes a request
+	kernel   float64 // of them in the kernel
 	rate     float64
 	p50, p99 float64 // ms; 0: the tool does not say
 	rss      float64 // MB
@@ -119,10 +120,13 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 		command = append([]string{"taskset", "-c", strconv.Itoa(*rest)}, command...)
 	}
 	pids := family(p.proc.cmd.Process.Pid)
-	before, began := cpuOf(pids), time.Now()
+	userBefore, kernelBefore := cpuOf(pids)
+	began := time.Now()
 	out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput()
 	took := time.Since(began)
-	spent := cpuOf(pids) - before
+	user, kernel := cpuOf(pids)
+	kernel -= kernelBefore
+	spent := user - userBefore + kernel
 	if err != nil {
 		return s, fmt.Errorf("%s: %w: %s", r.tool, err, out)
 	}
@@ -157,6 +161,7 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 		return s, fmt.Errorf("%d of %d requests failed: %s", failed, requests, out)
 	}
 	s.cpu = spent.Seconds() * 1e6 / float64(requests)
+	s.kernel = kernel.Seconds() * 1e6 / float64(requests)
 	s.busy = spent.Seconds() / took.Seconds()
 	s.rss = rssOf(pids)
 	return s, nil
@@ -175,7 +180,7 @@ func family(pid int) (pids []int) {
 }
 
 // cpuOf is user and system time, which Linux counts in hundredths of a second.
-func cpuOf(pids []int) (sum time.Duration) {
+func cpuOf(pids []int) (user, kernel time.Duration) {
 	for _, pid := range pids {
 		data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		_, rest, _ := strings.Cut(string(data), ") ")
@@ -183,12 +188,12 @@ func cpuOf(pids []int) (sum time.Duration) {
 		if len(fields) < 13 {
 			continue
 		}
-		for _, f := range fields[11:13] {
-			n, _ := strconv.ParseInt(f, 10, 64)
-			sum += time.Duration(n) * 10 * time.Millisecond
-		}
+		u, _ := strconv.ParseInt(fields[11], 10, 64)
+		k, _ := strconv.ParseInt(fields[12], 10, 64)
+		user += time.Duration(u) * 10 * time.Millisecond
+		kernel += time.Duration(k) * 10 * time.Millisecond
 	}
-	return sum
+	return user, kernel
 }
 
 func rssOf(pids []int) (mb float64) {
@@ -214,7 +219,7 @@ func median(samples []sample, of func(sample) float64) (mid, low, high float64) 
 func (b *bench) print(r row, got map[string][]sample) {
 	load, _ := os.ReadFile("/proc/loadavg")
 	fmt.Printf("\n%s; %d keys, pinned: %s, %d rounds of %s, load average %.4s\n", r.title, b.keys, b.pin, b.rounds, b.lasts, load)
-	fmt.Printf("| peer | CPU µs/request (min–max) | × nginx | requests/s | p50 ms | p99 ms | RSS MB | of a CPU |\n|---|---|---|---|---|---|---|---|\n")
+	fmt.Printf("| peer | CPU µs/request (min–max) | in the kernel | × nginx | requests/s | p50 ms | p99 ms | RSS MB | of a CPU |\n|---|---|---|---|---|---|---|---|---|\n")
 	cpu := func(s sample) float64 { return s.cpu }
 	base := 0.0
 	if n := got["nginx"]; len(n) > 0 {
@@ -228,7 +233,7 @@ func (b *bench) print(r row, got map[string][]sample) {
 			ratio = fmt.Sprintf("%.2f", mid/base)
 		}
 		one := func(of func(sample) float64) float64 { m, _, _ := median(s, of); return m }
-		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %s | %.0f | %.2f | %.2f | %.0f | %.2f |\n", p.name, mid, low, high, ratio,
+		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %.1f | %s | %.0f | %.2f | %.2f | %.0f | %.2f |\n", p.name, mid, low, high, one(func(s sample) float64 { return s.kernel }), ratio,
 			one(func(s sample) float64 { return s.rate }), one(func(s sample) float64 { return s.p50 }), one(func(s sample) float64 { return s.p99 }),
 			one(func(s sample) float64 { return s.rss }), one(func(s sample) float64 { return s.busy }))
 	}

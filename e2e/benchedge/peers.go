@@ -155,14 +155,13 @@ func (b *bench) prepare(ctx context.Context) error {
 		http, https int
 		command     []string
 	}{
-		{"edge", portEdgeHTTP, portEdgeHTTPS, []string{b.program("bailiwick-edge"), "-dir", filepath.Join(b.dir, "edge"), "-name", "edge", "-region", "eu-west",
-			"-control", "https://" + b.addr(portAdmin), "-ca-file", filepath.Join(b.dir, "ca.pem"), "-join-token-file", filepath.Join(b.dir, "join-token"),
-			"-https", b.addr(portEdgeHTTPS), "-http", b.addr(portEdgeHTTP), "-relay", b.addr(portEdgeRelay), "-admin", b.addr(portEdgeAdmin), "-allow-loopback-upstreams"}},
+		{"edge", portEdgeHTTP, portEdgeHTTPS, b.edge(b.program("bailiwick-edge"), "edge", portEdgeHTTP)},
+		{"before", portBefore, portBefore + 1, b.edge(filepath.Join(b.before, "bailiwick-edge"), "before", portBefore)},
 		{"nginx", portNginxHTTP, portNginxHTTPS, []string{"nginx", "-p", b.dir, "-e", "nginx.err", "-c", filepath.Join(b.dir, "nginx.conf")}},
 		{"haproxy", portHAProxyHTTP, portHAProxyHTTPS, []string{"haproxy", "-W", "-db", "-f", filepath.Join(b.dir, "haproxy.cfg")}},
 		{"nethttp", portGoHTTP, portGoHTTPS, []string{self, "-reference", filepath.Join(b.dir, "nethttp.json")}},
 	} {
-		if !b.wants(p.name) {
+		if !b.wants(p.name) || p.name == "before" && b.before == "" {
 			continue
 		}
 		proc, err := b.start(p.name, mine, p.command[0], p.command[1:]...)
