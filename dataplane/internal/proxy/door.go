@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"bailiwick/dataplane/internal/direct"
 )
 
 // Door takes connections that speak HTTP/1.1, over TLS perhaps, and hands those that speak HTTP/2 on. A goroutine serves one
@@ -76,6 +78,7 @@ func (d *Door) Serve(l net.Listener) error {
 }
 
 func (d *Door) take(raw net.Conn) {
+	raw = direct.New(raw)
 	remote := raw.RemoteAddr().String()
 	c := &conn{door: d, raw: raw, rwc: raw, remote: remote, client: addressOf(remote)}
 	d.mu.Lock()

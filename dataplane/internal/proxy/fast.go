@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/direct"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/http1"
@@ -171,10 +172,6 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 	sent := t.Begin()
 	asked := time.Now()
 	l := o.get()
-	for l != nil && !l.alive() {
-		l.conn.Close()
-		l = o.get()
-	}
 	for {
 		if l == nil {
 			limit := patience
@@ -199,12 +196,17 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 			}
 		}
 		l.patience(asked, patience)
-		_, err := l.conn.Write(k.out)
-		written := err == nil
-		if written {
+		written, err := l.ask(k.out)
+		if err == nil {
 			if err = l.head(method); err == nil {
 				break
 			}
+		}
+		stale := err == direct.ErrStale
+		if stale && l.asked {
+			l.conn.Close()
+			l = o.get()
+			continue
 		}
 		if written && isTimeout(err) {
 			x.hold(0)
@@ -222,7 +224,7 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 		x.hold(0)
 		x.tries.Add(1)
 		x.waited += time.Since(asked)
-		return k.resume(&given{Candidate: candidate, failed: &result{err: err, sent: true}})
+		return k.resume(&given{Candidate: candidate, failed: &result{err: err, sent: !stale}})
 	}
 	now := time.Now()
 	x.waited += now.Sub(asked)

@@ -12,6 +12,7 @@ import (
 	"time"
 	"unsafe"
 
+	"bailiwick/dataplane/internal/direct"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/http1"
 )
@@ -50,7 +51,7 @@ type link struct {
 	since  time.Time
 	until  time.Time // the deadline that is set
 	age    int
-	ear    *ear
+	direct *direct.Conn // the same as conn; nil: it cannot be asked whether something has arrived
 }
 
 func (o *origin) get() *link {
@@ -72,7 +73,9 @@ func (o *origin) open(ctx context.Context) (*link, error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return &link{o: o, conn: conn, buf: make([]byte, linkBuffer), age: o.closed, ear: newEar(conn)}, nil
+	l := &link{o: o, conn: direct.New(conn), buf: make([]byte, linkBuffer), age: o.closed}
+	l.direct, _ = l.conn.(*direct.Conn)
+	return l, nil
 }
 
 // put gives back a connection whose answer was read to its end.
@@ -123,9 +126,24 @@ func (o *origin) closeIdle() {
 	o.closed++
 }
 
-// alive says whether nothing has arrived on an idle connection: its end, or an answer that nobody has asked for and that the
-// next request, another customer's, would get for its own.
-func (l *link) alive() bool { return l.ear.quiet() }
+// ask writes a request and waits for the first of its answer. written: all of the request may have reached the upstream. On a
+// connection on which something has arrived nothing is written, and the error is direct.ErrStale: its end, or an answer that
+// nobody has asked for and that this request, another customer's, would get for its own.
+func (l *link) ask(request []byte) (written bool, err error) {
+	n, got := 0, 0
+	if l.direct != nil {
+		n, got, err = l.direct.Ask(request, l.buf)
+		l.w += got
+	}
+	if err == nil && n < len(request) {
+		_, err = l.conn.Write(request[n:])
+		return err == nil, err
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return n == len(request), err
+}
 
 // Peek implements http1.Source.
 func (l *link) Peek() ([]byte, error) {

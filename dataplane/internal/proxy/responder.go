@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -57,7 +56,7 @@ func (c *conn) slow(serve http.HandlerFunc) (keep bool) {
 
 // abort breaks the connection: a clean end would make half an answer look whole.
 func (c *conn) abort() {
-	if t, ok := c.raw.(*net.TCPConn); ok && c.req.Minor == 0 { // an answer without a length ends where the connection does
+	if t, ok := c.raw.(interface{ SetLinger(int) error }); ok && c.req.Minor == 0 { // an answer without a length ends where the connection does
 		t.SetLinger(0)
 	}
 	c.raw.Close()
