@@ -446,7 +446,8 @@ var classes = map[string]string{
 	"ClusterService.TransferLeadership": "changes no state", "ClusterService.Backup": "reads; what is restored of it opens an epoch, which closes",
 	"NodeService.RemoveNode": "takes an edge away", "NodeService.CreateJoinToken": "an edge relays by its region's pairs, and regions are resources",
 	"LedgerService.CloseEpoch": "usage", "LedgerService.Correct": "usage", "LedgerService.UndoCorrection": "usage", "QuotaService.TopUp": "usage",
-	"CustomerService.Erase": "customers decide no relay", "AlertService.CreateWebhook": "alerts", "AlertService.DeleteWebhook": "alerts", "AlertService.RotateWebhookSecret": "alerts",
+	"CacheService.PurgeCache": "what edges keep decides no relay, and is given across no border",
+	"CustomerService.Erase":   "customers decide no relay", "AlertService.CreateWebhook": "alerts", "AlertService.DeleteWebhook": "alerts", "AlertService.RotateWebhookSecret": "alerts",
 }
 
 func TestApproval_EveryCallThatChangesSomethingIsClassified(t *testing.T) {

@@ -124,6 +124,7 @@ var readings = map[string]reading{
 	adminv1connect.ResourceServiceDescribeProcedure:          {whose: byKind(map[string]func(string) string{"Customer": itself, "Plan": anybody})}, // a plan's customers refer to it
 	adminv1connect.KeyServiceListKeysProcedure:               {whose: named},
 	adminv1connect.NodeServiceListNodesProcedure:             nobody(noPerson),
+	adminv1connect.CacheServicePurgeCacheProcedure:           nobody(noPerson),
 	adminv1connect.NodeServiceRemoveNodeProcedure:            nobody(noPerson),
 	adminv1connect.NodeServiceCreateJoinTokenProcedure:       nobody(noPerson),
 	adminv1connect.NodeServiceLeadersProcedure:               nobody(noPerson),

@@ -196,7 +196,8 @@ func TotalsFrom(z *adminv1.ZoneTotals) ZoneTotals {
 }
 
 // biller reads which outcomes a product bills: of this node's copy of the catalog, so that usage never waits
-// for the catalog's quorum. A product that is gone bills what one bills by default.
+// for the catalog's quorum. A product that is gone bills what one bills by default. What is booked on none (free routes,
+// OPTIONS) is not billed.
 func biller(snap group.Snapshot) func(product, outcome, served string) bool {
 	products := map[string]model.Product{}
 	for kv := range snap.List(model.PrefixProduct) {
@@ -204,7 +205,9 @@ func biller(snap group.Snapshot) func(product, outcome, served string) bool {
 			products[p.Name] = p
 		}
 	}
-	return func(product, outcome, served string) bool { return products[product].Bills(outcome, served) }
+	return func(product, outcome, served string) bool {
+		return product != "" && products[product].Bills(outcome, served)
+	}
 }
 
 // add counts as design.md §7 says: what was limited or refused is no request.

@@ -73,7 +73,19 @@ func (g *Gate) limit(plan *policy.Plan, now time.Duration, v *Verdict) {
 			return
 		}
 	}
-	v.Pass = entered.Pass()
+	v.Pass, v.share = entered.Pass(), share
+}
+
+// GiveBack returns what an admitted request took of its plan's limits: nobody served it, and no upstream was asked. Once.
+func (g *Gate) GiveBack(v *Verdict) {
+	if v.share == 0 {
+		return
+	}
+	v.Pass.Undo()
+	if v.plan.RequestsPerSecond > 0 {
+		g.Limits.Give(limit.ID{Customer: v.Customer, Subscription: v.Subscription, Plan: v.Plan}, v.plan.RequestsPerSecond, v.share)
+	}
+	v.Pass, v.share = limit.Pass{}, 0
 }
 
 func (v *Verdict) slow(wait time.Duration) {

@@ -83,6 +83,7 @@ type Verdict struct {
 	Allow      []string // methods, with a 405
 
 	plan    *policy.Plan
+	share   int64 // of its limits, under which they were taken from; 0: they were not
 	rate    limit.Result
 	windows [limit.MaxWindows]limit.Result
 	overdue bool
@@ -169,6 +170,9 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 		return v
 	}
 	v.plan, v.Class, v.Units = plan, priority.ParseClass(plan.Class), units(r.Method, v.Route)
+	if v.Units == 0 {
+		v.Product = "" // what is booked on no product is not for sale
+	}
 	if g.Quotas != nil && (limited(plan) || plan.QuotaMode != "") {
 		v.Account = g.Quotas.Account(quota.ID{Customer: v.Customer, Subscription: v.Subscription}, plan)
 	}

@@ -55,17 +55,10 @@ func (l *Limiter) take(now time.Duration, rate, burst int, share int64) (r Resul
 	if burst < 1 {
 		burst = 1
 	}
-	share = min(max(share, 1), Whole)
-	// Both rounded up: a rate that does not divide a second is kept from below, never exceeded. A share of the
-	// rate is a longer interval, exact to a nanosecond however small it is; a share of the burst is the same
+	// A share of the rate is a longer interval, exact to a nanosecond however small it is; a share of the burst is the same
 	// window of time, so a share that changes leaves a bucket as full as it was. Somebody whose share of the
 	// burst is less than one request may still send one.
-	whole := (int64(time.Second) + int64(rate) - 1) / int64(rate)
-	interval := whole
-	if share < Whole {
-		perShare := int64(rate) * share // at most 2^31 × 10^6
-		interval = (int64(time.Second)*Whole + perShare - 1) / perShare
-	}
+	whole, interval := intervals(rate, share)
 	window := whole * int64(burst)
 	if window/whole != int64(burst) { // overflow: a burst of ages is no limit within anybody's lifetime
 		window = math.MaxInt64 / 4
@@ -148,6 +141,39 @@ func (m *Map) Take(id ID, now time.Duration, rate, burst int, share int64) Resul
 			return r
 		}
 	}
+}
+
+// Give gives a request back that Take took under the same terms: nobody served it. It never makes a limit fuller than full.
+func (m *Map) Give(id ID, rate int, share int64) {
+	if rate <= 0 {
+		return
+	}
+	s := &m.shard[maphash.String(m.seed, id.Customer)%shards]
+	s.mu.RLock()
+	l := s.m[id]
+	s.mu.RUnlock()
+	if l == nil {
+		return // it was full, and let go
+	}
+	_, interval := intervals(rate, share)
+	for {
+		tat := l.tat.Load()
+		if tat == dropped || l.tat.CompareAndSwap(tat, max(0, tat-interval)) {
+			return
+		}
+	}
+}
+
+// intervals are the times that one request takes of a whole rate and of a share of it. Both rounded up: a rate that does not
+// divide a second is kept from below, never exceeded.
+func intervals(rate int, share int64) (whole, interval int64) {
+	share = min(max(share, 1), Whole)
+	whole = (int64(time.Second) + int64(rate) - 1) / int64(rate)
+	if share == Whole {
+		return whole, whole
+	}
+	perShare := int64(rate) * share // at most 2^31 × 10^6
+	return whole, (int64(time.Second)*Whole + perShare - 1) / perShare
 }
 
 func (s *shard) add(id ID, now time.Duration) *Limiter {

@@ -10,6 +10,36 @@ import (
 	"bailiwick/dataplane/internal/limit"
 )
 
+// What is given back can be taken again, and a limit is never fuller than full.
+func TestMap_Give(t *testing.T) {
+	m, id := limit.NewMap(), limit.ID{Customer: "c"}
+	for _, share := range []int64{limit.Whole, limit.Whole / 3} {
+		n := 0
+		now := time.Hour * time.Duration(share)
+		for ; m.Take(id, now, 10, 30, share).OK; n++ {
+		}
+		for range n {
+			m.Give(id, 10, share)
+			if !m.Take(id, now, 10, 30, share).OK || m.Take(id, now, 10, 30, share).OK {
+				t.Fatalf("share %d: of one given back not exactly one can be taken", share)
+			}
+		}
+		for range 3 * n {
+			m.Give(id, 10, share)
+		}
+		again := 0
+		for ; m.Take(id, now, 10, 30, share).OK; again++ {
+		}
+		if again != n {
+			t.Errorf("share %d: %d could be taken of a full limit, and %d after more was given than taken", share, n, again)
+		}
+	}
+	m.Give(limit.ID{Customer: "nobody"}, 10, limit.Whole)
+	if m.Len() != 1 {
+		t.Errorf("%d limits are held, want 1", m.Len())
+	}
+}
+
 func TestLimiter_CountsExactly(t *testing.T) {
 	for _, c := range []struct {
 		rate, burst int

@@ -132,9 +132,9 @@ const maxWindows = 4
 var implied = table.Route{Name: "default"}
 
 func newAPI(v *table.API) *API {
-	h := fnv.New32a()
-	h.Write([]byte(table.APIID(v)))
-	a := &API{API: *v, spread: h.Sum32()}
+	h, id := fnv.New32a(), table.APIID(v)
+	h.Write([]byte(id))
+	a := &API{API: *v, spread: h.Sum32(), id: id}
 	given := v.Routes
 	if len(given) == 0 && !v.Foreign {
 		given = []table.Route{implied}

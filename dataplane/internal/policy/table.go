@@ -78,7 +78,11 @@ type API struct {
 	table.API
 	routes []Route // longest prefix first, then by name
 	spread uint32
+	id     string
 }
+
+// ID tells APIs of all zones apart: as table.APIID, made when the API is decoded.
+func (a *API) ID() string { return a.id }
 
 // Spread is a number that differs between most APIs, for whoever keeps something for each in few places. It is made
 // when the API is decoded, since hashing names on the request path costs more than what is kept saves.

@@ -399,7 +399,7 @@ func (p *Proxy) ask(ctx context.Context, t renewal) {
 	defer x.uncache()
 	x.header["X-Request-Id"] = []string{c.name()}
 	x.validate()
-	x.budget = p.budget(t.api.Name)
+	x.budget = p.budget(t.api)
 	var a failover.Attempts = p.local.Start(t.api, t.route, false)
 	x.answer(&a, nil)
 }

@@ -121,7 +121,7 @@ var uncountable = gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be record
 // start begins the walk over candidates of a call that was decided, once there is a place for it at its API's upstreams; a
 // problem: there is none. Call leave when the answer begins.
 func (c *call) start(ctx context.Context, method string) (a failover.Attempts, problem gate.Problem) {
-	c.budget = c.p.budget(c.v.API.Name)
+	c.budget = c.p.budget(c.v.API)
 	if problem = c.wait(ctx); problem.Status != 0 {
 		return a, problem
 	}
@@ -152,6 +152,9 @@ func (c *call) timeout() time.Duration {
 // refused counts a request that the edge itself answers, before it does; the problem to show is what it returns.
 func (c *call) refused(problem gate.Problem) gate.Problem {
 	c.status = problem.Status
+	if problem.Status == 503 && c.v.Admitted() && c.tries.Load() == 0 { // shed, and no upstream was asked
+		c.p.cfg.Gate.GiveBack(&c.v)
+	}
 	if c.v.Counted && !c.counted {
 		outcome := c.v.Outcome
 		if c.v.Admitted() { // refused after admission

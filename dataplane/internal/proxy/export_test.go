@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/upstream"
 	"bailiwick/shared/usage"
 )
 
@@ -74,6 +76,19 @@ func Names() (names []string) {
 		names = append(names, name)
 	}
 	return names
+}
+
+// Budgets says whether two APIs have a budget each.
+func Budgets(p *Proxy, a, b *policy.API) bool {
+	return p.budget(a) != p.budget(b) && p.budget(a) == p.budget(a)
+}
+
+// Pools is how many places there are connections for, and that of at made if there was none.
+func (u *Upstreams) Pools(at upstream.Place) int {
+	u.pool(at)
+	u.mu.RLock()
+	defer u.mu.RUnlock()
+	return len(u.pools) + len(u.left)
 }
 
 // HostPort is where a cleartext target's common requests are dialled; "": none goes there.

@@ -60,6 +60,9 @@ func TestPath_WhatARequestCosts(t *testing.T) {
 		a := w.send(c.method, c.path, c.body)
 		eventually(t, 5*time.Second, "a row", func() bool { return w.west.meter.len() > n })
 		row := w.west.meter.last()
+		if free := c.units == 0 && c.name != "nothing, as said"; (row.Product == "") != free {
+			t.Errorf("%s: it is booked on product %q, free %v", c.name, row.Product, free)
+		}
 		if row.Units != c.units || row.Requests != 1 {
 			t.Errorf("%s: got %d units in %+v, want %d", c.name, row.Units, row, c.units)
 		}
@@ -181,6 +184,52 @@ func TestPath_FreeYields(t *testing.T) {
 	}
 	if up, edge := w.west.proxy.Turned(); up != 1 || edge != 0 {
 		t.Errorf("it tells of %d and %d turned away, want one by the upstream", up, edge)
+	}
+}
+
+// What nobody served takes nothing of the plan's limits: neither of its windows nor of its rate.
+func TestPath_WhatIsShedIsGivenBack(t *testing.T) {
+	w := newWorld(t, func(cfg *proxy.Config) { cfg.MaxInFlight = 2 })
+	w.west.plan = func(p *table.Plan) {
+		p.Class, p.Windows = "free", []table.Window{{Requests: 3, Per: time.Hour}}
+		p.RequestsPerSecond, p.Burst = 1, 3
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	hold := make(chan struct{})
+	w.west.up.does(func(http.ResponseWriter, *http.Request) { <-hold })
+	got := make(chan answer, 1)
+	from := func() answer { return w.send("POST", "/v1/x", "y") }
+	go func() { got <- from() }()
+	eventually(t, 10*time.Second, "a request at the upstream", func() bool { w.west.up.mu.Lock(); defer w.west.up.mu.Unlock(); return w.west.up.bodies["y"] == 1 })
+	for range 20 {
+		if a := from(); a.status != 503 || !strings.Contains(a.body, gate.ReasonOverloaded) {
+			t.Fatalf("a second one: got %d %s, want it turned away", a.status, a.body)
+		}
+	}
+	close(hold)
+	<-got
+	for i := range 2 {
+		if a := from(); a.status != 200 {
+			t.Fatalf("request %d of the two that are left: got %d %s", i, a.status, a.body)
+		}
+	}
+	if a := from(); a.status != 429 {
+		t.Errorf("beyond the window: got %d %s", a.status, a.body)
+	}
+}
+
+// An API of another zone that has the same name as one of the own shares neither its places nor its budget of retries.
+func TestProxy_APIsOfTwoZonesShareNoBudget(t *testing.T) {
+	w := newWorld(t, nil)
+	o, err := table.Encode(table.KindAPI, "us/orders", table.API{Name: "orders", Zone: "us", Foreign: true, Policy: "gdpr", Targets: []string{"http://" + w.west.up.addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.objects = append(w.objects, o)
+	v := w.view(w.west, true)
+	own, foreign := v.APIOf("emea", "orders"), v.APIOf("us", "orders")
+	if own == nil || foreign == nil || !proxy.Budgets(w.west.proxy, own, foreign) {
+		t.Errorf("%v and %v share what is kept of an API", own, foreign)
 	}
 }
 

@@ -89,7 +89,7 @@ func (c *call) outcome() {
 	}
 	b := c.budget
 	if b == nil {
-		b = c.p.budget(c.v.API.Name)
+		b = c.p.budget(c.v.API)
 	}
 	t := &b.now
 	sum := c.table.Catalog().Sum

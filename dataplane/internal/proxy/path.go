@@ -140,7 +140,7 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 		x.refuse(problem)
 		return
 	}
-	x.budget = p.budget(in.API.Name)
+	x.budget = p.budget(in.API)
 	a := p.local.Start(in.API, in.Route, !idempotent(r.Method))
 	x.answer(&a, nil)
 }

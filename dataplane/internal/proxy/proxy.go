@@ -157,7 +157,7 @@ const (
 	budgetSecond  = 10 * 1000 // and a second earns ten
 )
 
-// budgets are those of APIs by their names, copied when one is added: a request finds its own without a lock and without
+// budgets are those of APIs by their ids (two zones may use one name), copied when one is added: a request finds its own without a lock and without
 // memory.
 type budgets struct {
 	mu sync.Mutex // covers writing of m
@@ -171,14 +171,15 @@ func (b *budgets) all() map[string]*budget {
 	return nil
 }
 
-func (p *Proxy) budget(api string) *budget {
-	if b := p.budgets.all()[api]; b != nil {
+func (p *Proxy) budget(api *policy.API) *budget {
+	id := api.ID()
+	if b := p.budgets.all()[id]; b != nil {
 		return b
 	}
 	p.budgets.mu.Lock()
 	defer p.budgets.mu.Unlock()
 	old := p.budgets.all()
-	if b := old[api]; b != nil {
+	if b := old[id]; b != nil {
 		return b
 	}
 	m, b := maps.Clone(old), &budget{}
@@ -186,7 +187,7 @@ func (p *Proxy) budget(api string) *budget {
 	if m == nil {
 		m = map[string]*budget{}
 	}
-	m[api] = b
+	m[id] = b
 	p.budgets.m.Store(&m)
 	return b
 }

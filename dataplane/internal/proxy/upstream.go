@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,9 +30,20 @@ type UpstreamConfig struct {
 type Upstreams struct {
 	cfg UpstreamConfig
 
-	mu    sync.RWMutex // covers pools
+	mu    sync.RWMutex // covers all below
 	pools map[upstream.Place]*pool
+	left  []departure // the latest last
 }
+
+// departure is a place that was left. Who was on his way there then may still ask for it, and makes its pool anew: so it is
+// left once more when nobody can be on his way any more.
+type departure struct {
+	at   upstream.Place
+	when time.Time
+}
+
+// leftFor is longer than a request may look for an upstream (model.MaxRouteTimeout).
+const leftFor = 10 * time.Minute
 
 // pool is the connections to one place.
 type pool struct {
@@ -61,6 +73,7 @@ func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.sweep(time.Now())
 	if p = u.pools[at]; p == nil {
 		p = &pool{traffic: u.transport(at, cfg, u.cfg.MaxIdle), probes: &http.Client{
 			Transport:     u.transport(at, cfg, 2),
@@ -94,11 +107,28 @@ func (u *Upstreams) transport(at upstream.Place, cfg *tls.Config, idle int) *htt
 
 // Left closes the connections to a place that is no target any more: idle ones now, those in use when their requests end.
 func (u *Upstreams) Left(at upstream.Place) {
+	now := time.Now()
 	u.mu.Lock()
-	p := u.pools[at]
-	delete(u.pools, at)
-	u.mu.Unlock()
-	if p != nil {
+	defer u.mu.Unlock()
+	u.sweep(now)
+	u.drop(at)
+	u.left = append(u.left, departure{at, now})
+}
+
+// sweep drops what was made anew of places that were left long ago, with mu held. One that is a target again loses its idle
+// connections, and no more.
+func (u *Upstreams) sweep(now time.Time) {
+	n := 0
+	for ; n < len(u.left) && now.Sub(u.left[n].when) > leftFor; n++ {
+		u.drop(u.left[n].at)
+	}
+	u.left = slices.Delete(u.left, 0, n)
+}
+
+// drop ends a place's pool, with mu held: closing idle connections waits for nothing.
+func (u *Upstreams) drop(at upstream.Place) {
+	if p := u.pools[at]; p != nil {
+		delete(u.pools, at)
 		p.close()
 	}
 }
