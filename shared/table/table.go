@@ -136,6 +136,12 @@ type API struct {
 	Rewrite    *Rewrite    `json:"rewrite,omitempty"`
 	Validation *Validation `json:"validation,omitempty"`
 	OpenAPI    string      `json:"openapi,omitempty"` // where some requests are held against it; never of a foreign one
+
+	// Since 2026-11-26. Protocols are of Targets that speak another than HTTP/1.1: h2, h2c. HealthGRPC is the service that
+	// grpc.health.v1 is asked about; nil: HealthPath is asked.
+	Protocols  map[string]string `json:"protocols,omitempty"`
+	HealthGRPC *string           `json:"health_grpc,omitempty"`
+
 	// Foreign APIs belong to another zone; this region only receives relays for them.
 	Foreign bool `json:"foreign,omitempty"`
 }
@@ -193,7 +199,7 @@ type Units struct {
 	PerBytes int64  `json:"per_bytes,omitempty"`
 	Most     int64  `json:"most"`
 
-	PerMessages int64  `json:"per_messages,omitempty"` // of a WebSocket
+	PerMessages int64  `json:"per_messages,omitempty"` // of a WebSocket, of gRPC and what is framed like it
 	GraphQL     string `json:"graphql,omitempty"`      // "", fields, cost: what one document asks
 }
 
@@ -212,6 +218,7 @@ type Route struct {
 	Units            *Units        `json:"units,omitempty"`              // nil: one
 	Cache            *Cache        `json:"cache,omitempty"`              // nil: nothing is kept
 	WebSocket        *WebSocket    `json:"websocket,omitempty"`          // nil: none is opened
+	GRPCWeb          bool          `json:"grpc_web,omitempty"`           // it goes on as gRPC
 	HedgeAfter       time.Duration `json:"hedge_after,omitempty"`        // 0: no second upstream of the region is tried beside the first
 	CORS             *CORS         `json:"cors,omitempty"`               // in place of the API's, as are the next two
 	Rewrite          *Rewrite      `json:"rewrite,omitempty"`
@@ -238,6 +245,7 @@ type Dispatch struct {
 	MaxWait           time.Duration `json:"max_wait,omitempty"`            // 0: 1 s
 	MaxEjectedPercent int           `json:"max_ejected_percent,omitempty"` // of targets that fail more than the others; 0: 50
 	Discovery         string        `json:"discovery,omitempty"`           // dns: each address of a target's name is a target
+	MaxConnections    int           `json:"max_connections,omitempty"`     // to a target that speaks HTTP/2; 0: 8
 }
 
 // UpstreamTLS is how https targets are verified.

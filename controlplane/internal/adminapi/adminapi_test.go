@@ -189,7 +189,6 @@ func TestApply_RefusesBadInput(t *testing.T) {
 		{"a WebSocket that is posted", api("zone: emea, hosts: [x.test], routes: [{name: a, methods: [POST], websocket: {}}]"), fault.Invalid, "WEBSOCKET_INVALID", "resources[0].spec.routes[0].websocket"},
 		{"a WebSocket that is idle for a week", api("zone: emea, hosts: [x.test], routes: [{name: a, websocket: {idle_timeout: 168h}}]"), fault.Invalid, "WEBSOCKET_INVALID", "resources[0].spec.routes[0].websocket.idle_timeout"},
 		{"a WebSocket that pings all the time", api("zone: emea, hosts: [x.test], routes: [{name: a, websocket: {ping_every: 1s}}]"), fault.Invalid, "WEBSOCKET_INVALID", "resources[0].spec.routes[0].websocket.ping_every"},
-		{"messages of none", api("zone: emea, hosts: [x.test], routes: [{name: a, units: {per_messages: 2}}]"), fault.Invalid, "UNITS_INVALID", "resources[0].spec.routes[0].units.per_messages"},
 		{"tcp to HTTP", api("zone: emea, hosts: [x.test], tcp: {}, upstreams: [{region: eu-west, url: 'http://a:1'}]"), fault.Invalid, "URL_INVALID", "resources[0].spec.upstreams[0].url"},
 		{"HTTP to tcp", api("zone: emea, hosts: [x.test], upstreams: [{region: eu-west, url: 'tcp://a:1'}]"), fault.Invalid, "URL_INVALID", "resources[0].spec.upstreams[0].url"},
 		{"tcp to no port", api("zone: emea, hosts: [x.test], tcp: {}, upstreams: [{region: eu-west, url: 'tcp://a'}]"), fault.Invalid, "URL_INVALID", "resources[0].spec.upstreams[0].url"},

@@ -189,7 +189,7 @@ func apiFromProto(name string, v *adminv1.API) (record, error) {
 		}
 		out.Routes = append(out.Routes, model.Route{Name: r.GetName(), Methods: r.GetMethods(), PathPrefix: or(r.GetPathPrefix(), "/"),
 			Timeout: timeout, MaxRequestBytes: r.GetMaxRequestBytes(), Scope: r.GetScope(), Deadline: deadline, MaxResponseBytes: r.GetMaxResponseBytes(),
-			Free: r.GetFree(), Units: unitsFromProto(r.GetUnits()), HedgeAfter: hedge})
+			Free: r.GetFree(), Units: unitsFromProto(r.GetUnits()), HedgeAfter: hedge, GRPCWeb: r.GetGrpcWeb()})
 		if err := cacheFromProto(r.GetCache(), &out.Routes[i], i); err != nil {
 			return nil, err
 		}
@@ -317,7 +317,7 @@ func apiToProto(v model.API) *adminv1.API {
 	for _, r := range v.Routes {
 		out.Routes = append(out.Routes, &adminv1.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix,
 			Timeout: showDuration(r.Timeout), MaxRequestBytes: r.MaxRequestBytes, Scope: r.Scope, Deadline: showDuration(r.Deadline), MaxResponseBytes: r.MaxResponseBytes,
-			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter), Cache: cacheToProto(r.Cache), Websocket: webSocketToProto(r.WebSocket),
+			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter), GrpcWeb: r.GRPCWeb, Cache: cacheToProto(r.Cache), Websocket: webSocketToProto(r.WebSocket),
 			Cors: corsToProto(r.CORS), Rewrite: rewriteToProto(r.Rewrite), Validation: validationToProto(r.Validation), Graphql: graphqlToProto(r.GraphQL)})
 	}
 	out.Tcp = tcpToProto(v.TCP)

@@ -13,7 +13,7 @@ import (
 // upstreamsFromProto reads where an API's requests go, and how.
 func upstreamsFromProto(v *adminv1.API, out *model.API) (err error) {
 	for _, u := range v.GetUpstreams() {
-		out.Upstreams = append(out.Upstreams, model.Upstream{Region: u.GetRegion(), URL: u.GetUrl(), Drain: u.GetDrain()})
+		out.Upstreams = append(out.Upstreams, model.Upstream{Region: u.GetRegion(), URL: u.GetUrl(), Drain: u.GetDrain(), Protocol: u.GetProtocol()})
 	}
 	read := func(into *time.Duration, d *durationpb.Duration, field string) {
 		if err == nil {
@@ -21,13 +21,13 @@ func upstreamsFromProto(v *adminv1.API, out *model.API) (err error) {
 		}
 	}
 	h := v.GetHealth()
-	out.Health = model.Health{Path: h.GetPath(), Failures: int(h.GetFailures())}
+	out.Health = model.Health{Path: h.GetPath(), Failures: int(h.GetFailures()), Protocol: h.GetProtocol(), Service: h.GetService()}
 	read(&out.Health.Interval, h.GetInterval(), "spec.health.interval")
 	read(&out.Health.Timeout, h.GetTimeout(), "spec.health.timeout")
 	read(&out.Health.GoodFor, h.GetGoodFor(), "spec.health.good_for")
 	d := v.GetDispatch()
 	out.Dispatch = model.Dispatch{Choice: d.GetChoice(), MaxRequests: int(d.GetMaxRequests()), MaxWaiting: int(d.GetMaxWaiting()),
-		MaxEjectedPercent: int(d.GetMaxEjectedPercent()), Discovery: d.GetDiscovery()}
+		MaxEjectedPercent: int(d.GetMaxEjectedPercent()), Discovery: d.GetDiscovery(), MaxConnections: int(d.GetMaxConnections())}
 	read(&out.Dispatch.SlowStart, d.GetSlowStart(), "spec.dispatch.slow_start")
 	read(&out.Dispatch.MaxWait, d.GetMaxWait(), "spec.dispatch.max_wait")
 	t := v.GetUpstreamTls()
@@ -37,15 +37,15 @@ func upstreamsFromProto(v *adminv1.API, out *model.API) (err error) {
 
 func upstreamsToProto(v model.API, out *adminv1.API) {
 	for _, u := range v.Upstreams {
-		out.Upstreams = append(out.Upstreams, &adminv1.Upstream{Region: u.Region, Url: u.URL, Drain: u.Drain})
+		out.Upstreams = append(out.Upstreams, &adminv1.Upstream{Region: u.Region, Url: u.URL, Drain: u.Drain, Protocol: u.Protocol})
 	}
 	if h := v.Health; h != (model.Health{}) {
 		out.Health = &adminv1.Health{Path: h.Path, Interval: showDuration(h.Interval), Timeout: showDuration(h.Timeout),
-			Failures: int32(h.Failures), GoodFor: showDuration(h.GoodFor)}
+			Failures: int32(h.Failures), GoodFor: showDuration(h.GoodFor), Protocol: h.Protocol, Service: h.Service}
 	}
 	if d := v.Dispatch; d != (model.Dispatch{}) {
 		out.Dispatch = &adminv1.Dispatch{Choice: d.Choice, SlowStart: showDuration(d.SlowStart), MaxRequests: int32(d.MaxRequests),
-			MaxWaiting: int32(d.MaxWaiting), MaxWait: showDuration(d.MaxWait), MaxEjectedPercent: int32(d.MaxEjectedPercent), Discovery: d.Discovery}
+			MaxWaiting: int32(d.MaxWaiting), MaxWait: showDuration(d.MaxWait), MaxEjectedPercent: int32(d.MaxEjectedPercent), Discovery: d.Discovery, MaxConnections: int32(d.MaxConnections)}
 	}
 	if t := v.UpstreamTLS; t != (model.UpstreamTLS{}) {
 		out.UpstreamTls = &adminv1.UpstreamTLS{ServerName: t.ServerName, Ca: t.CA, ClientCertificate: t.ClientCertificate}

@@ -122,19 +122,26 @@ func issuerURL(s string) error {
 }
 
 func (u *Units) validate(what, at string) error {
-	switch {
-	case u == nil:
+	if u == nil {
 		return nil
-	case u.Header == "" && u.PerBytes == 0 && u.PerMessages == 0 && u.GraphQL == "":
-		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes (per_bytes), from a WebSocket's messages (per_messages), or from what a GraphQL document asks (graphql)", what)
-	case u.Header != "" && u.PerBytes|u.PerMessages != 0, u.PerBytes != 0 && u.PerMessages != 0, u.GraphQL != "" && (u.Header != "" || u.PerBytes|u.PerMessages != 0):
+	}
+	sources := 0
+	for _, said := range [...]bool{u.Header != "", u.PerBytes != 0, u.PerMessages != 0, u.GraphQL != ""} {
+		if said {
+			sources++
+		}
+	}
+	switch {
+	case sources == 0:
+		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes (per_bytes), from messages (per_messages), or from what a GraphQL document asks (graphql)", what)
+	case sources > 1:
 		return bad(at, "UNITS_INVALID", "%s: units come from a header of the answer, from bytes, from messages or from graphql, not from two of them", what)
-	case u.PerMessages < 0:
-		return bad(at+".per_messages", "UNITS_INVALID", "%s: per_messages %d is less than one", what, u.PerMessages)
 	case u.GraphQL != "" && u.GraphQL != "fields" && u.GraphQL != "cost":
 		return bad(at+".graphql", "UNITS_INVALID", "%s: graphql %q is neither fields nor cost", what, u.GraphQL)
 	case u.PerBytes < 0:
 		return bad(at+".per_bytes", "UNITS_INVALID", "%s: per_bytes %d is less than one", what, u.PerBytes)
+	case u.PerMessages < 0:
+		return bad(at+".per_messages", "UNITS_INVALID", "%s: per_messages %d is less than one", what, u.PerMessages)
 	case u.Most < 0 || u.Most > MaxUnits:
 		return bad(at+".most", "UNITS_INVALID", "%s: most %d is outside 0 (%d) to %d", what, u.Most, DefaultUnits, MaxUnits)
 	}

@@ -41,7 +41,8 @@ var crosses = map[string]string{
 	"Fields.Remove": "names of headers", "Field.Name": "name of a header", "Field.Value": "a constant of a header, the same for all requests", "Validation.Requests": "enum", "Validation.Schema": "published about the product",
 
 	"Upstream.Region": "id", "Upstream.URL": "address of the seller's own servers", "Health.Path": "path of a probe", "API.Labels": "ids of an operator's own, 63 lower-case characters at most",
-	"Cache.Scope": "enumeration", "Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",
+	"Cache.Scope": "enumeration", "Dispatch.Choice": "enumeration", "Dispatch.Discovery": "enumeration", "Upstream.Protocol": "enumeration", "Health.Protocol": "enumeration", "Route.GRPCWeb": "enumeration", "Health.Service": "name of a service of the seller, in printable characters without space",
+	"UpstreamTLS.ServerName": "name of the seller's own servers", "UpstreamTLS.CA": "certificates of authorities; Validate refuses anything else",
 	"UpstreamTLS.ClientCertificate": "id of files at the edges",
 	"Product.Name":                  "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",
 	"Plan.Name": "id", "Plan.Products": "ids", "Plan.PriorityClass": "id", "Plan.SLATarget": "number as text", "Plan.Price": "published price", "Quota.Period": "enum", "Quota.Mode": "enum",

@@ -196,12 +196,15 @@ type Route struct {
 	WebSocket        *WebSocket    `json:"websocket,omitempty"` // nil: none is opened
 	Shaping
 	GraphQL *GraphQL `json:"graphql,omitempty"`
+
+	GRPCWeb string `json:"grpc_web,omitempty"` // "", pass, translate
 }
 
 type Upstream struct {
-	Region string `json:"region"`
-	URL    string `json:"url"`
-	Drain  bool   `json:"drain,omitempty"`
+	Region   string `json:"region"`
+	URL      string `json:"url"`
+	Drain    bool   `json:"drain,omitempty"`
+	Protocol string `json:"protocol,omitempty"` // "", http1, h2, h2c
 }
 
 type Health struct {
@@ -210,6 +213,8 @@ type Health struct {
 	Timeout  time.Duration `json:"timeout,omitempty"`
 	Failures int           `json:"failures,omitempty"`
 	GoodFor  time.Duration `json:"good_for,omitempty"`
+	Protocol string        `json:"protocol,omitempty"` // "", http, grpc
+	Service  string        `json:"service,omitempty"`  // of grpc
 }
 
 // Cache is what answers do not say themselves.
@@ -231,6 +236,7 @@ type Dispatch struct {
 	MaxWait           time.Duration `json:"max_wait,omitempty"`
 	MaxEjectedPercent int           `json:"max_ejected_percent,omitempty"`
 	Discovery         string        `json:"discovery,omitempty"` // "", dns, etcd
+	MaxConnections    int           `json:"max_connections,omitempty"`
 }
 
 // UpstreamTLS is how https upstreams are verified, and which certificate, that lies at each edge, is shown to them.

@@ -32,8 +32,6 @@ const (
 func (r Route) validateWebSocket(at func(string) string, what string) error {
 	w := r.WebSocket
 	switch {
-	case w == nil && r.Units != nil && r.Units.PerMessages != 0:
-		return bad(at("units.per_messages"), "UNITS_INVALID", "%s: only a WebSocket has messages: say websocket, or count something else", what)
 	case w == nil:
 		return nil
 	case len(r.Methods) > 0 && !slices.Contains(r.Methods, "GET"):

@@ -202,6 +202,9 @@ func (a API) Validate() error {
 	if err := a.validateTCP(); err != nil {
 		return err
 	}
+	if err := a.validateProtocols(); err != nil {
+		return err
+	}
 	return pathField("spec.health.path", "API "+a.Name, a.Health.Path)
 }
 

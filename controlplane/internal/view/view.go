@@ -268,15 +268,24 @@ func (b *builder) api(a model.API) *table.API {
 	out := &table.API{Name: a.Name, Zone: a.Zone, Policy: a.Policy, HealthPath: a.Health.Path, HealthInterval: a.Health.Interval,
 		HealthTimeout: a.Health.Timeout, HealthFailures: a.Health.Failures, HealthGoodFor: a.Health.GoodFor,
 		Dispatch: table.Dispatch(a.Dispatch), TLS: table.UpstreamTLS(a.UpstreamTLS)}
+	if a.Health.Protocol == model.HealthGRPC {
+		out.HealthGRPC = &a.Health.Service
+	}
 	for _, r := range a.Routes {
 		cors, rewrite, validation := r.Shape()
 		out.Routes = append(out.Routes, table.Route{Name: r.Name, Methods: r.Methods, PathPrefix: r.PathPrefix, Timeout: r.Timeout, MaxRequestBytes: r.MaxRequestBytes,
-			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter, Cache: (*table.Cache)(r.Cache), WebSocket: (*table.WebSocket)(r.WebSocket),
+			Scope: r.Scope, Deadline: r.Deadline, MaxResponseBytes: r.MaxResponseBytes, Free: r.Free, Units: r.Costs(), HedgeAfter: r.HedgeAfter, GRPCWeb: r.TranslatesGRPCWeb(), Cache: (*table.Cache)(r.Cache), WebSocket: (*table.WebSocket)(r.WebSocket),
 			CORS: cors, Rewrite: rewrite, Validation: validation, GraphQL: r.GraphQL.Bounds()})
 	}
 	for _, u := range a.Upstreams {
 		if u.Region == b.edge.Region && !u.Drain {
 			out.Targets = append(out.Targets, u.URL)
+			if u.Multiplexed() {
+				if out.Protocols == nil {
+					out.Protocols = map[string]string{}
+				}
+				out.Protocols[u.URL] = u.Protocol
+			}
 		}
 		if _, known := b.zones[u.Region]; known && !slices.Contains(out.Regions, u.Region) {
 			out.Regions = append(out.Regions, u.Region)

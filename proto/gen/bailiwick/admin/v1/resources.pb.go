@@ -1768,6 +1768,9 @@ type Route struct {
 	HedgeAfter *durationpb.Duration `protobuf:"bytes,40,opt,name=hedge_after,json=hedgeAfter,proto3" json:"hedge_after,omitempty"`
 	// free: requests cost no units and are not billed; limits and keys are asked for as on any route.
 	Free bool `protobuf:"varint,23,opt,name=free,proto3" json:"free,omitempty"`
+	// grpc_web: pass (default), what comes as gRPC-Web goes on as it is; translate, it goes on as gRPC to an upstream that speaks
+	// h2 or h2c.
+	GrpcWeb string `protobuf:"bytes,42,opt,name=grpc_web,json=grpcWeb,proto3" json:"grpc_web,omitempty"`
 	// units that a request costs. Unset means one.
 	Units *Units `protobuf:"bytes,24,opt,name=units,proto3" json:"units,omitempty"`
 	// cache: answers of this route may be kept at the edges of the region and given again. Unset: none is.
@@ -1881,6 +1884,13 @@ func (x *Route) GetFree() bool {
 		return x.Free
 	}
 	return false
+}
+
+func (x *Route) GetGrpcWeb() string {
+	if x != nil {
+		return x.GrpcWeb
+	}
+	return ""
 }
 
 func (x *Route) GetUnits() *Units {
@@ -2007,7 +2017,8 @@ type Units struct {
 	// most that one request costs, and what is kept aside of a quota while it is under way. Default 100, at most 1000000. A
 	// WebSocket, and a connection of an API that is tcp, may cost more in all: so much is kept aside at a time.
 	Most int64 `protobuf:"varint,3,opt,name=most,proto3" json:"most,omitempty"`
-	// per_messages: of a route with websocket, one for each so many messages, either way, rounded up.
+	// per_messages: one for each so many messages, either way, rounded up: of a WebSocket, and of gRPC, gRPC-Web and streams of
+	// Connect.
 	PerMessages int64 `protobuf:"varint,70,opt,name=per_messages,json=perMessages,proto3" json:"per_messages,omitempty"`
 	// graphql: one for each field that is asked (fields), or what they cost (cost). Of a route with graphql alone.
 	Graphql       string `protobuf:"bytes,90,opt,name=graphql,proto3" json:"graphql,omitempty"`
@@ -2178,7 +2189,9 @@ type Upstream struct {
 	// url is http:// or https:// with host and port and no path; of an API that is tcp, tcp:// or tls:// with host and port.
 	Url string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
 	// drain: no new request goes there; those under way end as they are.
-	Drain         bool `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	Drain bool `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	// protocol that it speaks: http1 (default), h2 (HTTP/2 over TLS, an https:// url) or h2c (HTTP/2 in clear, an http:// url).
+	Protocol      string `protobuf:"bytes,40,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2234,6 +2247,13 @@ func (x *Upstream) GetDrain() bool {
 	return false
 }
 
+func (x *Upstream) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
 // Dispatch says how an edge spreads an API's requests over the upstreams of its region. None of it opens a way to
 // another region.
 type Dispatch struct {
@@ -2252,9 +2272,11 @@ type Dispatch struct {
 	MaxEjectedPercent int32 `protobuf:"varint,6,opt,name=max_ejected_percent,json=maxEjectedPercent,proto3" json:"max_ejected_percent,omitempty"`
 	// discovery: "" (default), each url is one upstream; dns, each address of its name is one, asked anew in the background;
 	// etcd, what the zone's control nodes find for the API in the etcd of their -discovery-etcd is one too, beside the urls.
-	Discovery     string `protobuf:"bytes,7,opt,name=discovery,proto3" json:"discovery,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Discovery string `protobuf:"bytes,7,opt,name=discovery,proto3" json:"discovery,omitempty"`
+	// max_connections to one upstream that speaks h2 or h2c, from each edge. Default 8.
+	MaxConnections int32 `protobuf:"varint,40,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Dispatch) Reset() {
@@ -2336,6 +2358,13 @@ func (x *Dispatch) GetDiscovery() string {
 	return ""
 }
 
+func (x *Dispatch) GetMaxConnections() int32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
 // UpstreamTLS of https upstreams. Their certificates are always verified.
 type UpstreamTLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2411,7 +2440,11 @@ type Health struct {
 	// failures in a row, of requests, that take an upstream out. Default 3.
 	Failures int32 `protobuf:"varint,4,opt,name=failures,proto3" json:"failures,omitempty"`
 	// good_for: unbroken good probes that take it back in. Default 10s, 1s to 10m.
-	GoodFor       *durationpb.Duration `protobuf:"bytes,5,opt,name=good_for,json=goodFor,proto3" json:"good_for,omitempty"`
+	GoodFor *durationpb.Duration `protobuf:"bytes,5,opt,name=good_for,json=goodFor,proto3" json:"good_for,omitempty"`
+	// protocol: http (default) asks for path; grpc asks grpc.health.v1 whether service serves, of upstreams that speak h2 or h2c.
+	Protocol string `protobuf:"bytes,40,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// service that grpc asks about. Empty: the server as a whole.
+	Service       string `protobuf:"bytes,41,opt,name=service,proto3" json:"service,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2479,6 +2512,20 @@ func (x *Health) GetGoodFor() *durationpb.Duration {
 		return x.GoodFor
 	}
 	return nil
+}
+
+func (x *Health) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *Health) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
 }
 
 // Product is what is sold: a bundle of APIs.
@@ -3307,7 +3354,7 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x06leeway\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06leeway\"K\n" +
 	"\vConcurrency\x12\x1d\n" +
 	"\x03min\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03min\x12\x1d\n" +
-	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\xec\x06\n" +
+	"\x03max\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xa0\x8d\x06(\x00R\x03max\"\xa1\a\n" +
 	"\x05Route\x121\n" +
 	"\x04name\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\x04name\x125\n" +
 	"\amethods\x18\x02 \x03(\tB\x1b\xbaH\x18\x92\x01\x15\x10\x10\"\x11r\x0f2\r^[A-Z]{1,16}$R\amethods\x127\n" +
@@ -3320,7 +3367,8 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x12max_response_bytes\x18\x16 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x10maxResponseBytes\x12:\n" +
 	"\vhedge_after\x18( \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"hedgeAfter\x12\x12\n" +
-	"\x04free\x18\x17 \x01(\bR\x04free\x12/\n" +
+	"\x04free\x18\x17 \x01(\bR\x04free\x123\n" +
+	"\bgrpc_web\x18* \x01(\tB\x18\xbaH\x15r\x13R\x00R\x04passR\ttranslateR\agrpcWeb\x12/\n" +
 	"\x05units\x18\x18 \x01(\v2\x19.bailiwick.admin.v1.UnitsR\x05units\x12/\n" +
 	"\x05cache\x18) \x01(\v2\x19.bailiwick.admin.v1.CacheR\x05cache\x12,\n" +
 	"\x04cors\x18Z \x01(\v2\x18.bailiwick.admin.v1.CORSR\x04cors\x125\n" +
@@ -3349,12 +3397,13 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\x05scope\x18\x05 \x01(\tB/\xbaH,r*R\x00R\x03keyR\fsubscriptionR\bcustomerR\x04planR\x03allR\x05scope\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x06 \x01(\x03R\n" +
-	"generation\"a\n" +
+	"generation\"\x96\x01\n" +
 	"\bUpstream\x12!\n" +
 	"\x06region\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x06region\x12\x1c\n" +
 	"\x03url\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x03url\x12\x14\n" +
-	"\x05drain\x18\x03 \x01(\bR\x05drain\"\xfc\x02\n" +
+	"\x05drain\x18\x03 \x01(\bR\x05drain\x123\n" +
+	"\bprotocol\x18( \x01(\tB\x17\xbaH\x14r\x12R\x00R\x05http1R\x02h2R\x03h2cR\bprotocol\"\xb1\x03\n" +
 	"\bDispatch\x125\n" +
 	"\x06choice\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18R\x00R\n" +
 	"least-loadR\bin-orderR\x06choice\x128\n" +
@@ -3365,18 +3414,22 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"maxWaiting\x124\n" +
 	"\bmax_wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\amaxWait\x129\n" +
 	"\x13max_ejected_percent\x18\x06 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\x11maxEjectedPercent\x120\n" +
-	"\tdiscovery\x18\a \x01(\tB\x12\xbaH\x0fr\rR\x00R\x03dnsR\x04etcdR\tdiscovery\"\x8b\x01\n" +
+	"\tdiscovery\x18\a \x01(\tB\x12\xbaH\x0fr\rR\x00R\x03dnsR\x04etcdR\tdiscovery\x123\n" +
+	"\x0fmax_connections\x18( \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\x80\x02(\x00R\x0emaxConnections\"\x8b\x01\n" +
 	"\vUpstreamTLS\x12)\n" +
 	"\vserver_name\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\n" +
 	"serverName\x12\x19\n" +
 	"\x02ca\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x02ca\x126\n" +
-	"\x12client_certificate\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\x11clientCertificate\"\xfd\x01\n" +
+	"\x12client_certificate\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\x11clientCertificate\"\xd2\x02\n" +
 	"\x06Health\x12*\n" +
 	"\x04path\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\x022\f^(/[^?#]*)?$R\x04path\x125\n" +
 	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12%\n" +
 	"\bfailures\x18\x04 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\bfailures\x124\n" +
-	"\bgood_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\agoodFor\"\xad\x01\n" +
+	"\bgood_for\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\agoodFor\x12/\n" +
+	"\bprotocol\x18( \x01(\tB\x13\xbaH\x10r\x0eR\x00R\x04httpR\x04grpcR\bprotocol\x12\"\n" +
+	"\aservice\x18) \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\aservice\"\xad\x01\n" +
 	"\aProduct\x12\x1f\n" +
 	"\x04apis\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\x02R\x04apis\x125\n" +
 	"\x11billable_outcomes\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\bR\x10billableOutcomes\x12\"\n" +
