@@ -1,9 +1,6 @@
 package adminapi
 
 import (
-	"maps"
-	"slices"
-
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 )
@@ -34,9 +31,9 @@ func shapingFromProto(v shaped, at string) (out model.Shaping, err error) {
 }
 
 func fieldsFromProto(v *adminv1.Fields) model.Fields {
-	list := func(m map[string]string) (out []model.Field) {
-		for _, name := range slices.Sorted(maps.Keys(m)) {
-			out = append(out, model.Field{Name: name, Value: m[name]})
+	list := func(fields []*adminv1.Field) (out []model.Field) {
+		for _, f := range fields {
+			out = append(out, model.Field{Name: f.GetName(), Value: f.GetValue()})
 		}
 		return out
 	}
@@ -73,10 +70,9 @@ func fieldsToProto(v model.Fields) *adminv1.Fields {
 	if len(v.Remove)+len(v.Set)+len(v.Add) == 0 {
 		return nil
 	}
-	named := func(list []model.Field) map[string]string {
-		out := map[string]string{}
+	named := func(list []model.Field) (out []*adminv1.Field) {
 		for _, f := range list {
-			out[f.Name] = f.Value
+			out = append(out, &adminv1.Field{Name: f.Name, Value: f.Value})
 		}
 		return out
 	}

@@ -37,7 +37,7 @@ type Rewrite struct {
 	Response Fields `json:"response,omitzero"`
 }
 
-// Fields are changed in this order: remove, set, add. Each of Set and Add is sorted by name.
+// Fields are changed in this order: remove, set, add.
 type Fields struct {
 	Remove []string `json:"remove,omitempty"`
 	Set    []Field  `json:"set,omitempty"`
@@ -213,15 +213,15 @@ func (f Fields) validate(what, at string) error {
 		}
 	}
 	for i, v := range f.Set {
-		if err := check(at+".set."+v.Name, v.Name, v.Value); err != nil {
+		if err := check(fmt.Sprintf("%s.set[%d]", at, i), v.Name, v.Value); err != nil {
 			return err
 		}
 		if slices.ContainsFunc(f.Set[:i], func(o Field) bool { return strings.EqualFold(o.Name, v.Name) }) {
-			return bad(at+".set."+v.Name, "DUPLICATE", "%s: header %s is set twice", what, v.Name)
+			return bad(fmt.Sprintf("%s.set[%d]", at, i), "DUPLICATE", "%s: header %s is set twice", what, v.Name)
 		}
 	}
-	for _, v := range f.Add {
-		if err := check(at+".add."+v.Name, v.Name, v.Value); err != nil {
+	for i, v := range f.Add {
+		if err := check(fmt.Sprintf("%s.add[%d]", at, i), v.Name, v.Value); err != nil {
 			return err
 		}
 	}

@@ -141,7 +141,9 @@ func newAPI(v *table.API) *API {
 	}
 	for _, r := range given {
 		r.PathPrefix = strings.TrimRight(r.PathPrefix, "/")
-		a.routes = append(a.routes, Route{r})
+		r.CORS, r.Rewrite, r.Validation = cmp.Or(r.CORS, v.CORS), cmp.Or(r.Rewrite, v.Rewrite), cmp.Or(r.Validation, v.Validation)
+		a.Shared = a.Shared || r.CORS != nil
+		a.routes = append(a.routes, Route{Route: r, Shaped: r.CORS != nil || r.Rewrite != nil || r.GraphQL != nil})
 	}
 	slices.SortStableFunc(a.routes, func(x, y Route) int {
 		if n := len(y.PathPrefix) - len(x.PathPrefix); n != 0 {

@@ -76,6 +76,8 @@ func (t *Table) Mark() Mark { return Mark{t.idx()} }
 // API is a service of the own zone, or a foreign one this region may receive relays for (Foreign, no hosts).
 type API struct {
 	table.API
+	// Shared says that scripts of some pages may use some of its routes: browsers ask for that without a key.
+	Shared bool
 	routes []Route // longest prefix first, then by name
 	spread uint32
 	id     string
@@ -88,8 +90,12 @@ func (a *API) ID() string { return a.id }
 // when the API is decoded, since hashing names on the request path costs more than what is kept saves.
 func (a *API) Spread() uint32 { return a.spread }
 
-// Route is one rule of an API.
-type Route struct{ table.Route }
+// Route is one rule of an API. What it does not say of CORS, rewriting and validation it has from the API.
+type Route struct {
+	table.Route
+	// Shaped says that something is done to its requests or answers beside sending them on.
+	Shaped bool
+}
 
 // Plan is a plan as an edge enforces it.
 type Plan struct{ table.Plan }

@@ -52,6 +52,7 @@ func (x *exchange) deliver(res *result) {
 	h := x.w.Header()
 	x.units(resp.Header)
 	answerable(h, resp.Header)
+	x.reshape(h)
 	h[relay.HeaderServed] = []string{res.region}
 	x.limits(h)
 	if x.relayed {

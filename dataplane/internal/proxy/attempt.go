@@ -351,12 +351,13 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		x.heard(ctx, b.sent, resp, true, err, res)
 		return
 	}
+	path, host := x.reaimed(t.Base.Host)
 	u := &url.URL{Scheme: t.Base.Scheme, Host: t.Base.Host, RawQuery: x.r.URL.RawQuery, ForceQuery: x.r.URL.ForceQuery,
-		Path: t.Base.Path + x.r.URL.Path}
-	if x.r.URL.RawPath != "" || t.Base.RawPath != "" {
-		u.RawPath = t.Base.EscapedPath() + x.r.URL.EscapedPath()
+		Path: t.Base.Path + path.Path}
+	if path.RawPath != "" || t.Base.RawPath != "" {
+		u.RawPath = t.Base.EscapedPath() + path.EscapedPath()
 	}
-	req := &http.Request{Method: x.r.Method, URL: u, Host: t.Base.Host, Header: x.header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	req := &http.Request{Method: x.r.Method, URL: u, Host: host, Header: x.header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	switch {
 	case x.body != nil:
 		req.Body, req.ContentLength = x.body.reader(), x.body.length

@@ -124,6 +124,7 @@ var hop = map[string]bool{
 var claims = map[string]bool{
 	"X-Api-Key": true, "Forwarded": true, "X-Forwarded-For": true, "X-Forwarded-Proto": true, "X-Forwarded-Host": true,
 	"X-Forwarded-Port": true, "X-Forwarded-Prefix": true, "X-Forwarded-Server": true, "X-Real-Ip": true, "X-Original-Url": true, "X-Rewrite-Url": true,
+	"X-Http-Method-Override": true, "X-Http-Method": true, "X-Method-Override": true, // the method is what decides, counts and may be tried again
 }
 
 // forwardable makes the headers to send on: hop-by-hop ones, internal ones and forged claims are gone, also

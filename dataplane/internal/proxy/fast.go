@@ -98,7 +98,7 @@ func (k *work) common(p *Proxy, room int64, sni string) bool {
 		}
 	}
 	host := canonicalHost(r.Authority)
-	if api := p.cfg.Tables.Load().API(host); api != nil && api.Auth != nil { // its callers may show themselves in other ways
+	if api := p.cfg.Tables.Load().API(host); api != nil && (api.Auth != nil || api.Shared && r.Method == http.MethodOptions) { // its callers may show themselves in other ways, or be browsers that ask first
 		return false
 	}
 	k.ask = asked{Request: gate.Request{Host: host, Method: r.Method, Path: r.Path, Authorization: k.auth[:nAuth], APIKey: k.keys[:nKeys], Remote: k.remote}, sni: sni}
@@ -113,7 +113,7 @@ func (k *work) admit(p *Proxy) (keep, ok bool) {
 	}
 	// Where there may be a line to wait in, somebody has to notice that the client leaves it.
 	if r := x.v.Route; k.req.Length > p.limit(r) || x.v.API.Auth != nil || x.v.API.Concurrency != nil || x.v.API.Dispatch.MaxRequests > 0 ||
-		r != nil && (r.Deadline > 0 || r.MaxResponseBytes > 0 || r.HedgeAfter > 0 || r.Units != nil) || x.keeping(k.req.Method, k.req.Path) != nil {
+		r != nil && (r.Shaped || r.Deadline > 0 || r.MaxResponseBytes > 0 || r.HedgeAfter > 0 || r.Units != nil) || x.keeping(k.req.Method, k.req.Path) != nil {
 		return k.whole(), false
 	}
 	return false, true

@@ -41,6 +41,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// 1-3. One reading of the request, or none; may it in, and can it be counted? From here on, only the verdict speaks for
 	// the client.
 	a := asking(r)
+	if x.answersItself(&a) {
+		return
+	}
 	if problem := c.decide(r.Context(), &a); problem.Status != 0 {
 		x.refuse(problem)
 		return
@@ -97,6 +100,7 @@ func (x *exchange) prepare(host string) bool {
 		delete(x.header, "Authorization")
 	}
 	x.conceal(x.v.API.Auth)
+	x.rewrite() // before the edge's own word
 	x.introduce(host)
 	x.identify(x.v.API.Auth)
 	// 5. The body, within its limit.
@@ -183,6 +187,7 @@ func (x *exchange) introduce(host string) {
 func (x *exchange) refuse(problem gate.Problem) {
 	problem = x.refused(problem)
 	h := x.w.Header()
+	x.share(h)
 	x.limits(h)
 	if x.v.RetryAfter > 0 {
 		h["Retry-After"] = []string{strconv.FormatInt(gate.Seconds(x.v.RetryAfter), 10)}

@@ -1309,8 +1309,8 @@ func (x *RewritePath) GetPut() string {
 type Fields struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Remove        []string               `protobuf:"bytes,1,rep,name=remove,proto3" json:"remove,omitempty"`
-	Set           map[string]string      `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Add           map[string]string      `protobuf:"bytes,3,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Set           []*Field               `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty"`
+	Add           []*Field               `protobuf:"bytes,3,rep,name=add,proto3" json:"add,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1352,18 +1352,71 @@ func (x *Fields) GetRemove() []string {
 	return nil
 }
 
-func (x *Fields) GetSet() map[string]string {
+func (x *Fields) GetSet() []*Field {
 	if x != nil {
 		return x.Set
 	}
 	return nil
 }
 
-func (x *Fields) GetAdd() map[string]string {
+func (x *Fields) GetAdd() []*Field {
 	if x != nil {
 		return x.Add
 	}
 	return nil
+}
+
+// Field is a header field.
+type Field struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Field) Reset() {
+	*x = Field{}
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Field) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Field) ProtoMessage() {}
+
+func (x *Field) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Field.ProtoReflect.Descriptor instead.
+func (*Field) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Field) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Field) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
 }
 
 // Validation holds requests against a document before they cost an upstream anything; 400 names each field that is wrong.
@@ -1380,7 +1433,7 @@ type Validation struct {
 
 func (x *Validation) Reset() {
 	*x = Validation{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1445,7 @@ func (x *Validation) String() string {
 func (*Validation) ProtoMessage() {}
 
 func (x *Validation) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[14]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1458,7 @@ func (x *Validation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Validation.ProtoReflect.Descriptor instead.
 func (*Validation) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{14}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Validation) GetRequests() string {
@@ -1443,7 +1496,7 @@ type GraphQL struct {
 
 func (x *GraphQL) Reset() {
 	*x = GraphQL{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1508,7 @@ func (x *GraphQL) String() string {
 func (*GraphQL) ProtoMessage() {}
 
 func (x *GraphQL) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[15]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1521,7 @@ func (x *GraphQL) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GraphQL.ProtoReflect.Descriptor instead.
 func (*GraphQL) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{15}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GraphQL) GetMaxDepth() int32 {
@@ -1533,7 +1586,7 @@ type Authentication struct {
 
 func (x *Authentication) Reset() {
 	*x = Authentication{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1545,7 +1598,7 @@ func (x *Authentication) String() string {
 func (*Authentication) ProtoMessage() {}
 
 func (x *Authentication) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[16]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1558,7 +1611,7 @@ func (x *Authentication) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authentication.ProtoReflect.Descriptor instead.
 func (*Authentication) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{16}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Authentication) GetKeyHeader() string {
@@ -1617,7 +1670,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1682,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[17]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1695,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{17}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -1706,7 +1759,7 @@ type Concurrency struct {
 
 func (x *Concurrency) Reset() {
 	*x = Concurrency{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1718,7 +1771,7 @@ func (x *Concurrency) String() string {
 func (*Concurrency) ProtoMessage() {}
 
 func (x *Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[18]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1731,7 +1784,7 @@ func (x *Concurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Concurrency.ProtoReflect.Descriptor instead.
 func (*Concurrency) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Concurrency) GetMin() int32 {
@@ -1788,7 +1841,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1853,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[19]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1866,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{19}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Route) GetName() string {
@@ -1957,7 +2010,7 @@ type WebSocket struct {
 
 func (x *WebSocket) Reset() {
 	*x = WebSocket{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2022,7 @@ func (x *WebSocket) String() string {
 func (*WebSocket) ProtoMessage() {}
 
 func (x *WebSocket) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[20]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2035,7 @@ func (x *WebSocket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WebSocket.ProtoReflect.Descriptor instead.
 func (*WebSocket) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{20}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WebSocket) GetMaxMessageBytes() int64 {
@@ -2028,7 +2081,7 @@ type Units struct {
 
 func (x *Units) Reset() {
 	*x = Units{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2093,7 @@ func (x *Units) String() string {
 func (*Units) ProtoMessage() {}
 
 func (x *Units) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[21]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2106,7 @@ func (x *Units) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Units.ProtoReflect.Descriptor instead.
 func (*Units) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{21}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Units) GetHeader() string {
@@ -2113,7 +2166,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2125,7 +2178,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[22]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2138,7 +2191,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{22}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Cache) GetTtl() *durationpb.Duration {
@@ -2198,7 +2251,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2263,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[23]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2276,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{23}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Upstream) GetRegion() string {
@@ -2281,7 +2334,7 @@ type Dispatch struct {
 
 func (x *Dispatch) Reset() {
 	*x = Dispatch{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2346,7 @@ func (x *Dispatch) String() string {
 func (*Dispatch) ProtoMessage() {}
 
 func (x *Dispatch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[24]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2359,7 @@ func (x *Dispatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dispatch.ProtoReflect.Descriptor instead.
 func (*Dispatch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{24}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Dispatch) GetChoice() string {
@@ -2380,7 +2433,7 @@ type UpstreamTLS struct {
 
 func (x *UpstreamTLS) Reset() {
 	*x = UpstreamTLS{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2445,7 @@ func (x *UpstreamTLS) String() string {
 func (*UpstreamTLS) ProtoMessage() {}
 
 func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[25]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2458,7 @@ func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
 func (*UpstreamTLS) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{25}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UpstreamTLS) GetServerName() string {
@@ -2451,7 +2504,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2463,7 +2516,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[26]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2476,7 +2529,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{26}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Health) GetPath() string {
@@ -2543,7 +2596,7 @@ type Product struct {
 
 func (x *Product) Reset() {
 	*x = Product{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2608,7 @@ func (x *Product) String() string {
 func (*Product) ProtoMessage() {}
 
 func (x *Product) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[27]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2621,7 @@ func (x *Product) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Product.ProtoReflect.Descriptor instead.
 func (*Product) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{27}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Product) GetApis() []string {
@@ -2620,7 +2673,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2632,7 +2685,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[28]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2645,7 +2698,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{28}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Plan) GetProducts() []string {
@@ -2724,7 +2777,7 @@ type RateWindow struct {
 
 func (x *RateWindow) Reset() {
 	*x = RateWindow{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2736,7 +2789,7 @@ func (x *RateWindow) String() string {
 func (*RateWindow) ProtoMessage() {}
 
 func (x *RateWindow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[29]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2749,7 +2802,7 @@ func (x *RateWindow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateWindow.ProtoReflect.Descriptor instead.
 func (*RateWindow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{29}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RateWindow) GetRequests() int32 {
@@ -2784,7 +2837,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[30]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +2849,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[30]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +2862,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{30}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -2844,7 +2897,7 @@ type Quota struct {
 
 func (x *Quota) Reset() {
 	*x = Quota{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[31]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +2909,7 @@ func (x *Quota) String() string {
 func (*Quota) ProtoMessage() {}
 
 func (x *Quota) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[31]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +2922,7 @@ func (x *Quota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Quota.ProtoReflect.Descriptor instead.
 func (*Quota) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{31}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Quota) GetUnits() int64 {
@@ -2926,7 +2979,7 @@ type Customer struct {
 
 func (x *Customer) Reset() {
 	*x = Customer{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[32]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +2991,7 @@ func (x *Customer) String() string {
 func (*Customer) ProtoMessage() {}
 
 func (x *Customer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[32]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3004,7 @@ func (x *Customer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Customer.ProtoReflect.Descriptor instead.
 func (*Customer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{32}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Customer) GetZone() string {
@@ -3014,7 +3067,7 @@ type Subscription struct {
 
 func (x *Subscription) Reset() {
 	*x = Subscription{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[33]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3079,7 @@ func (x *Subscription) String() string {
 func (*Subscription) ProtoMessage() {}
 
 func (x *Subscription) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[33]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3092,7 @@ func (x *Subscription) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subscription.ProtoReflect.Descriptor instead.
 func (*Subscription) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{33}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Subscription) GetName() string {
@@ -3070,7 +3123,7 @@ type Closure struct {
 
 func (x *Closure) Reset() {
 	*x = Closure{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[34]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3082,7 +3135,7 @@ func (x *Closure) String() string {
 func (*Closure) ProtoMessage() {}
 
 func (x *Closure) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[34]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3148,7 @@ func (x *Closure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Closure.ProtoReflect.Descriptor instead.
 func (*Closure) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{34}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Closure) GetZone() string {
@@ -3145,7 +3198,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[35]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3157,7 +3210,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[35]
+	mi := &file_bailiwick_admin_v1_resources_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3170,7 +3223,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{35}
+	return file_bailiwick_admin_v1_resources_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Drain) GetZone() string {
@@ -3305,18 +3358,15 @@ const file_bailiwick_admin_v1_resources_proto_rawDesc = "" +
 	"\bresponse\x18\x04 \x01(\v2\x1a.bailiwick.admin.v1.FieldsR\bresponse\"e\n" +
 	"\vRewritePath\x12,\n" +
 	"\x05strip\x18\x01 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\b2\f^(/[^?#]*)?$R\x05strip\x12(\n" +
-	"\x03put\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\b2\f^(/[^?#]*)?$R\x03put\"\xb2\x02\n" +
+	"\x03put\x18\x02 \x01(\tB\x16\xbaH\x13r\x11\x18\x80\b2\f^(/[^?#]*)?$R\x03put\"\xa0\x01\n" +
 	"\x06Fields\x12(\n" +
 	"\x06remove\x18\x01 \x03(\tB\x10\xbaH\r\x92\x01\n" +
-	"\x10 \"\x06r\x04\x10\x01\x18@R\x06remove\x12F\n" +
-	"\x03set\x18\x02 \x03(\v2#.bailiwick.admin.v1.Fields.SetEntryB\x0f\xbaH\f\x9a\x01\t\x10 *\x05r\x03\x18\x80\bR\x03set\x12F\n" +
-	"\x03add\x18\x03 \x03(\v2#.bailiwick.admin.v1.Fields.AddEntryB\x0f\xbaH\f\x9a\x01\t\x10 *\x05r\x03\x18\x80\bR\x03add\x1a6\n" +
-	"\bSetEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
-	"\bAddEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +
+	"\x10 \"\x06r\x04\x10\x01\x18@R\x06remove\x125\n" +
+	"\x03set\x18\x02 \x03(\v2\x19.bailiwick.admin.v1.FieldB\b\xbaH\x05\x92\x01\x02\x10 R\x03set\x125\n" +
+	"\x03add\x18\x03 \x03(\v2\x19.bailiwick.admin.v1.FieldB\b\xbaH\x05\x92\x01\x02\x10 R\x03add\"F\n" +
+	"\x05Field\x12\x1d\n" +
+	"\x04name\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04name\x12\x1e\n" +
+	"\x05value\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x05value\"c\n" +
 	"\n" +
 	"Validation\x122\n" +
 	"\brequests\x18\x01 \x01(\tB\x16\xbaH\x13r\x11R\x00R\aopenapiR\x04noneR\brequests\x12!\n" +
@@ -3500,7 +3550,7 @@ func file_bailiwick_admin_v1_resources_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_resources_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_bailiwick_admin_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Resource)(nil),              // 0: bailiwick.admin.v1.Resource
 	(*Switch)(nil),                // 1: bailiwick.admin.v1.Switch
@@ -3516,96 +3566,95 @@ var file_bailiwick_admin_v1_resources_proto_goTypes = []any{
 	(*Rewrite)(nil),               // 11: bailiwick.admin.v1.Rewrite
 	(*RewritePath)(nil),           // 12: bailiwick.admin.v1.RewritePath
 	(*Fields)(nil),                // 13: bailiwick.admin.v1.Fields
-	(*Validation)(nil),            // 14: bailiwick.admin.v1.Validation
-	(*GraphQL)(nil),               // 15: bailiwick.admin.v1.GraphQL
-	(*Authentication)(nil),        // 16: bailiwick.admin.v1.Authentication
-	(*Issuer)(nil),                // 17: bailiwick.admin.v1.Issuer
-	(*Concurrency)(nil),           // 18: bailiwick.admin.v1.Concurrency
-	(*Route)(nil),                 // 19: bailiwick.admin.v1.Route
-	(*WebSocket)(nil),             // 20: bailiwick.admin.v1.WebSocket
-	(*Units)(nil),                 // 21: bailiwick.admin.v1.Units
-	(*Cache)(nil),                 // 22: bailiwick.admin.v1.Cache
-	(*Upstream)(nil),              // 23: bailiwick.admin.v1.Upstream
-	(*Dispatch)(nil),              // 24: bailiwick.admin.v1.Dispatch
-	(*UpstreamTLS)(nil),           // 25: bailiwick.admin.v1.UpstreamTLS
-	(*Health)(nil),                // 26: bailiwick.admin.v1.Health
-	(*Product)(nil),               // 27: bailiwick.admin.v1.Product
-	(*Plan)(nil),                  // 28: bailiwick.admin.v1.Plan
-	(*RateWindow)(nil),            // 29: bailiwick.admin.v1.RateWindow
-	(*RateLimit)(nil),             // 30: bailiwick.admin.v1.RateLimit
-	(*Quota)(nil),                 // 31: bailiwick.admin.v1.Quota
-	(*Customer)(nil),              // 32: bailiwick.admin.v1.Customer
-	(*Subscription)(nil),          // 33: bailiwick.admin.v1.Subscription
-	(*Closure)(nil),               // 34: bailiwick.admin.v1.Closure
-	(*Drain)(nil),                 // 35: bailiwick.admin.v1.Drain
-	nil,                           // 36: bailiwick.admin.v1.Fields.SetEntry
-	nil,                           // 37: bailiwick.admin.v1.Fields.AddEntry
-	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 39: google.protobuf.Duration
+	(*Field)(nil),                 // 14: bailiwick.admin.v1.Field
+	(*Validation)(nil),            // 15: bailiwick.admin.v1.Validation
+	(*GraphQL)(nil),               // 16: bailiwick.admin.v1.GraphQL
+	(*Authentication)(nil),        // 17: bailiwick.admin.v1.Authentication
+	(*Issuer)(nil),                // 18: bailiwick.admin.v1.Issuer
+	(*Concurrency)(nil),           // 19: bailiwick.admin.v1.Concurrency
+	(*Route)(nil),                 // 20: bailiwick.admin.v1.Route
+	(*WebSocket)(nil),             // 21: bailiwick.admin.v1.WebSocket
+	(*Units)(nil),                 // 22: bailiwick.admin.v1.Units
+	(*Cache)(nil),                 // 23: bailiwick.admin.v1.Cache
+	(*Upstream)(nil),              // 24: bailiwick.admin.v1.Upstream
+	(*Dispatch)(nil),              // 25: bailiwick.admin.v1.Dispatch
+	(*UpstreamTLS)(nil),           // 26: bailiwick.admin.v1.UpstreamTLS
+	(*Health)(nil),                // 27: bailiwick.admin.v1.Health
+	(*Product)(nil),               // 28: bailiwick.admin.v1.Product
+	(*Plan)(nil),                  // 29: bailiwick.admin.v1.Plan
+	(*RateWindow)(nil),            // 30: bailiwick.admin.v1.RateWindow
+	(*RateLimit)(nil),             // 31: bailiwick.admin.v1.RateLimit
+	(*Quota)(nil),                 // 32: bailiwick.admin.v1.Quota
+	(*Customer)(nil),              // 33: bailiwick.admin.v1.Customer
+	(*Subscription)(nil),          // 34: bailiwick.admin.v1.Subscription
+	(*Closure)(nil),               // 35: bailiwick.admin.v1.Closure
+	(*Drain)(nil),                 // 36: bailiwick.admin.v1.Drain
+	(*timestamppb.Timestamp)(nil), // 37: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
 }
 var file_bailiwick_admin_v1_resources_proto_depIdxs = []int32{
-	38, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
+	37, // 0: bailiwick.admin.v1.Resource.updated_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: bailiwick.admin.v1.Resource.zone:type_name -> bailiwick.admin.v1.Zone
 	3,  // 2: bailiwick.admin.v1.Resource.region:type_name -> bailiwick.admin.v1.Region
 	4,  // 3: bailiwick.admin.v1.Resource.legal_basis:type_name -> bailiwick.admin.v1.LegalBasis
 	5,  // 4: bailiwick.admin.v1.Resource.policy:type_name -> bailiwick.admin.v1.Policy
 	8,  // 5: bailiwick.admin.v1.Resource.api:type_name -> bailiwick.admin.v1.API
-	27, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
-	28, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
-	32, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
-	34, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
-	35, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
+	28, // 6: bailiwick.admin.v1.Resource.product:type_name -> bailiwick.admin.v1.Product
+	29, // 7: bailiwick.admin.v1.Resource.plan:type_name -> bailiwick.admin.v1.Plan
+	33, // 8: bailiwick.admin.v1.Resource.customer:type_name -> bailiwick.admin.v1.Customer
+	35, // 9: bailiwick.admin.v1.Resource.closure:type_name -> bailiwick.admin.v1.Closure
+	36, // 10: bailiwick.admin.v1.Resource.drain:type_name -> bailiwick.admin.v1.Drain
 	1,  // 11: bailiwick.admin.v1.Resource.switch:type_name -> bailiwick.admin.v1.Switch
 	6,  // 12: bailiwick.admin.v1.Policy.within_zone:type_name -> bailiwick.admin.v1.WithinZone
 	7,  // 13: bailiwick.admin.v1.Policy.pairs:type_name -> bailiwick.admin.v1.Pair
-	39, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
-	19, // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
-	23, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
-	26, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
-	24, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
-	25, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
-	16, // 20: bailiwick.admin.v1.API.auth:type_name -> bailiwick.admin.v1.Authentication
-	18, // 21: bailiwick.admin.v1.API.concurrency:type_name -> bailiwick.admin.v1.Concurrency
+	38, // 14: bailiwick.admin.v1.Policy.offline_grant:type_name -> google.protobuf.Duration
+	20, // 15: bailiwick.admin.v1.API.routes:type_name -> bailiwick.admin.v1.Route
+	24, // 16: bailiwick.admin.v1.API.upstreams:type_name -> bailiwick.admin.v1.Upstream
+	27, // 17: bailiwick.admin.v1.API.health:type_name -> bailiwick.admin.v1.Health
+	25, // 18: bailiwick.admin.v1.API.dispatch:type_name -> bailiwick.admin.v1.Dispatch
+	26, // 19: bailiwick.admin.v1.API.upstream_tls:type_name -> bailiwick.admin.v1.UpstreamTLS
+	17, // 20: bailiwick.admin.v1.API.auth:type_name -> bailiwick.admin.v1.Authentication
+	19, // 21: bailiwick.admin.v1.API.concurrency:type_name -> bailiwick.admin.v1.Concurrency
 	9,  // 22: bailiwick.admin.v1.API.tcp:type_name -> bailiwick.admin.v1.TCP
 	10, // 23: bailiwick.admin.v1.API.cors:type_name -> bailiwick.admin.v1.CORS
 	11, // 24: bailiwick.admin.v1.API.rewrite:type_name -> bailiwick.admin.v1.Rewrite
-	14, // 25: bailiwick.admin.v1.API.validation:type_name -> bailiwick.admin.v1.Validation
-	39, // 26: bailiwick.admin.v1.TCP.idle_timeout:type_name -> google.protobuf.Duration
-	39, // 27: bailiwick.admin.v1.CORS.max_age:type_name -> google.protobuf.Duration
+	15, // 25: bailiwick.admin.v1.API.validation:type_name -> bailiwick.admin.v1.Validation
+	38, // 26: bailiwick.admin.v1.TCP.idle_timeout:type_name -> google.protobuf.Duration
+	38, // 27: bailiwick.admin.v1.CORS.max_age:type_name -> google.protobuf.Duration
 	12, // 28: bailiwick.admin.v1.Rewrite.path:type_name -> bailiwick.admin.v1.RewritePath
 	13, // 29: bailiwick.admin.v1.Rewrite.request:type_name -> bailiwick.admin.v1.Fields
 	13, // 30: bailiwick.admin.v1.Rewrite.response:type_name -> bailiwick.admin.v1.Fields
-	36, // 31: bailiwick.admin.v1.Fields.set:type_name -> bailiwick.admin.v1.Fields.SetEntry
-	37, // 32: bailiwick.admin.v1.Fields.add:type_name -> bailiwick.admin.v1.Fields.AddEntry
-	17, // 33: bailiwick.admin.v1.Authentication.issuers:type_name -> bailiwick.admin.v1.Issuer
-	39, // 34: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
-	39, // 35: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
-	39, // 36: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
-	39, // 37: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
-	21, // 38: bailiwick.admin.v1.Route.units:type_name -> bailiwick.admin.v1.Units
-	22, // 39: bailiwick.admin.v1.Route.cache:type_name -> bailiwick.admin.v1.Cache
+	14, // 31: bailiwick.admin.v1.Fields.set:type_name -> bailiwick.admin.v1.Field
+	14, // 32: bailiwick.admin.v1.Fields.add:type_name -> bailiwick.admin.v1.Field
+	18, // 33: bailiwick.admin.v1.Authentication.issuers:type_name -> bailiwick.admin.v1.Issuer
+	38, // 34: bailiwick.admin.v1.Issuer.leeway:type_name -> google.protobuf.Duration
+	38, // 35: bailiwick.admin.v1.Route.timeout:type_name -> google.protobuf.Duration
+	38, // 36: bailiwick.admin.v1.Route.deadline:type_name -> google.protobuf.Duration
+	38, // 37: bailiwick.admin.v1.Route.hedge_after:type_name -> google.protobuf.Duration
+	22, // 38: bailiwick.admin.v1.Route.units:type_name -> bailiwick.admin.v1.Units
+	23, // 39: bailiwick.admin.v1.Route.cache:type_name -> bailiwick.admin.v1.Cache
 	10, // 40: bailiwick.admin.v1.Route.cors:type_name -> bailiwick.admin.v1.CORS
 	11, // 41: bailiwick.admin.v1.Route.rewrite:type_name -> bailiwick.admin.v1.Rewrite
-	14, // 42: bailiwick.admin.v1.Route.validation:type_name -> bailiwick.admin.v1.Validation
-	15, // 43: bailiwick.admin.v1.Route.graphql:type_name -> bailiwick.admin.v1.GraphQL
-	20, // 44: bailiwick.admin.v1.Route.websocket:type_name -> bailiwick.admin.v1.WebSocket
-	39, // 45: bailiwick.admin.v1.WebSocket.idle_timeout:type_name -> google.protobuf.Duration
-	39, // 46: bailiwick.admin.v1.WebSocket.ping_every:type_name -> google.protobuf.Duration
-	39, // 47: bailiwick.admin.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	39, // 48: bailiwick.admin.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	39, // 49: bailiwick.admin.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	39, // 50: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
-	39, // 51: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
-	39, // 52: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
-	39, // 53: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
-	39, // 54: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
-	30, // 55: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
-	31, // 56: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
-	39, // 57: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
-	29, // 58: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
-	39, // 59: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
-	39, // 60: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
-	33, // 61: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
+	15, // 42: bailiwick.admin.v1.Route.validation:type_name -> bailiwick.admin.v1.Validation
+	16, // 43: bailiwick.admin.v1.Route.graphql:type_name -> bailiwick.admin.v1.GraphQL
+	21, // 44: bailiwick.admin.v1.Route.websocket:type_name -> bailiwick.admin.v1.WebSocket
+	38, // 45: bailiwick.admin.v1.WebSocket.idle_timeout:type_name -> google.protobuf.Duration
+	38, // 46: bailiwick.admin.v1.WebSocket.ping_every:type_name -> google.protobuf.Duration
+	38, // 47: bailiwick.admin.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	38, // 48: bailiwick.admin.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	38, // 49: bailiwick.admin.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	38, // 50: bailiwick.admin.v1.Dispatch.slow_start:type_name -> google.protobuf.Duration
+	38, // 51: bailiwick.admin.v1.Dispatch.max_wait:type_name -> google.protobuf.Duration
+	38, // 52: bailiwick.admin.v1.Health.interval:type_name -> google.protobuf.Duration
+	38, // 53: bailiwick.admin.v1.Health.timeout:type_name -> google.protobuf.Duration
+	38, // 54: bailiwick.admin.v1.Health.good_for:type_name -> google.protobuf.Duration
+	31, // 55: bailiwick.admin.v1.Plan.rate_limit:type_name -> bailiwick.admin.v1.RateLimit
+	32, // 56: bailiwick.admin.v1.Plan.quota:type_name -> bailiwick.admin.v1.Quota
+	38, // 57: bailiwick.admin.v1.Plan.max_key_staleness:type_name -> google.protobuf.Duration
+	30, // 58: bailiwick.admin.v1.Plan.rate_limits:type_name -> bailiwick.admin.v1.RateWindow
+	38, // 59: bailiwick.admin.v1.RateWindow.per:type_name -> google.protobuf.Duration
+	38, // 60: bailiwick.admin.v1.Quota.window:type_name -> google.protobuf.Duration
+	34, // 61: bailiwick.admin.v1.Customer.subscriptions:type_name -> bailiwick.admin.v1.Subscription
 	62, // [62:62] is the sub-list for method output_type
 	62, // [62:62] is the sub-list for method input_type
 	62, // [62:62] is the sub-list for extension type_name
@@ -3637,7 +3686,7 @@ func file_bailiwick_admin_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_resources_proto_rawDesc), len(file_bailiwick_admin_v1_resources_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,168 @@
+package proxy_test
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"bailiwick/shared/table"
+)
+
+// shaped sets what both edges' tables say of orders besides the usual.
+func (w *world) shaped(orders func(a *table.API)) {
+	w.west.orders, w.central.orders = orders, orders
+	w.west.tables.Swap(w.view(w.west, true))
+	w.central.tables.Swap(w.view(w.central, true))
+}
+
+// A browser asks before a script's request without a key: the edge answers, nobody is billed, no upstream is asked. What
+// comes of the request itself, a refusal included, the page may read.
+func TestCORS_TheEdgeAnswersPages(t *testing.T) {
+	w := newWorld(t, patient)
+	w.shaped(func(a *table.API) {
+		a.CORS = &table.CORS{Origins: []string{"https://app.test"}, Methods: []string{"PUT"}, Headers: []string{"X-Api-Key"}, MaxAge: time.Minute}
+		a.Routes = []table.Route{{Name: "all"}, {Name: "open", PathPrefix: "/open", CORS: &table.CORS{Origins: []string{"*"}}}, {Name: "post", PathPrefix: "/post", Methods: []string{"POST"}}}
+	})
+	rows, asked := w.west.meter.len(), w.west.up.count.Load()
+	pre := func(path, origin, method string) answer {
+		return w.send("OPTIONS", path, "", "X-Api-Key", "", "Origin", origin, "Access-Control-Request-Method", method)
+	}
+	a := pre("/v1/x", "https://app.test", "PUT")
+	if a.status != 204 || a.header.Get("Access-Control-Allow-Origin") != "https://app.test" || a.header.Get("Access-Control-Allow-Methods") != "GET, HEAD, POST, PUT" || a.header.Get("Access-Control-Allow-Headers") != "X-Api-Key" {
+		t.Errorf("preflight: %+v", a)
+	}
+	if a = pre("/v1/x", "https://other.test", "PUT"); a.status != 204 || a.header.Get("Access-Control-Allow-Origin") != "" {
+		t.Errorf("preflight of another page: %+v", a)
+	}
+	if a = pre("/open/x", "https://other.test", "GET"); a.status != 204 || a.header.Get("Access-Control-Allow-Origin") != "*" {
+		t.Errorf("preflight of an open route: %+v", a)
+	}
+	if a = pre("/post/x", "https://app.test", "PUT"); a.status != 405 {
+		t.Errorf("preflight of a method that has no route: %+v", a)
+	}
+	if a = w.send("OPTIONS", "/v1/x", "", "X-Api-Key", "", "Origin", "https://app.test"); a.status != 401 {
+		t.Errorf("OPTIONS that is no preflight, without a key: %+v", a)
+	}
+	if w.west.meter.len() != rows || w.west.up.count.Load() != asked {
+		t.Errorf("%d rows and %d requests upstream for preflights", w.west.meter.len()-rows, w.west.up.count.Load()-asked)
+	}
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Access-Control-Allow-Origin", "*")
+		rw.Header().Set("Vary", "Accept")
+		fmt.Fprint(rw, r.Header.Get("Origin"))
+	})
+	a = w.send("GET", "/v1/x", "", "Origin", "https://app.test")
+	if a.status != 200 || a.body != "https://app.test" || !slices.Equal(a.header["Access-Control-Allow-Origin"], []string{"https://app.test"}) || !slices.Equal(a.header["Vary"], []string{"Accept", "Origin"}) {
+		t.Errorf("answer: %+v", a)
+	}
+	if a = w.send("GET", "/v1/x", "", "Origin", "https://other.test"); a.status != 200 || a.header.Get("Access-Control-Allow-Origin") != "" {
+		t.Errorf("answer to another page: %+v", a)
+	}
+	if a = w.send("GET", "/v1/x", "", "X-Api-Key", "", "Origin", "https://app.test"); a.status != 401 || a.header.Get("Access-Control-Allow-Origin") != "https://app.test" {
+		t.Errorf("a refusal: %+v", a)
+	}
+}
+
+// What is kept is of no page: each is told for itself whether it may read it.
+func TestCORS_ACachedAnswerIsOfNoPage(t *testing.T) {
+	w := caching(t, table.Cache{}, true, says("max-age=3600"))
+	kept := w.west.orders
+	w.west.orders = func(a *table.API) {
+		kept(a)
+		a.CORS = &table.CORS{Origins: []string{"https://a.test", "https://b.test"}}
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	for _, origin := range []string{"https://a.test", "https://b.test", "https://c.test"} {
+		want := origin
+		if origin == "https://c.test" {
+			want = ""
+		}
+		a := w.send("GET", "/v1/x", "", "Origin", origin)
+		if a.status != 200 || a.body != "answer 1" || a.header.Get("Access-Control-Allow-Origin") != want || !slices.Equal(a.header["Vary"], []string{"Origin"}) {
+			t.Errorf("%s: got %+v", origin, a)
+		}
+	}
+}
+
+// Paths, hosts and fields are rewritten at home and where another region serves alike: the accepting edge changes fields, the
+// upstream's edge path and host.
+func TestRewrite_AtHomeAndAbroad(t *testing.T) {
+	w := newWorld(t, patient)
+	w.shaped(func(a *table.API) {
+		a.HealthTimeout = time.Minute
+		a.Routes = []table.Route{{Name: "all"}, {Name: "old", PathPrefix: "/v1", Rewrite: &table.Rewrite{Strip: "/v1", Put: "/internal", Host: "orders.internal",
+			Request:  table.Fields{Remove: []string{"X-Old", "Bailiwick-Customer"}, Set: []table.Field{{Name: "X-Env", Value: "prod"}, {Name: "Bailiwick-Plan", Value: "forged"}, {Name: "X-Forwarded-Host", Value: "forged"}}, Add: []table.Field{{Name: "X-Tag", Value: "edge"}}},
+			Response: table.Fields{Remove: []string{"Server"}, Set: []table.Field{{Name: "X-Frame-Options", Value: "DENY"}, {Name: "Bailiwick-Served", Value: "forged"}}}}}}
+	})
+	echo := func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Server", "upstream/1")
+		fmt.Fprint(rw, r.Host, r.RequestURI, r.Header["X-Env"], r.Header["X-Old"], r.Header["X-Tag"], r.Header["Bailiwick-Customer"], r.Header["Bailiwick-Plan"], r.Header["X-Forwarded-Host"])
+	}
+	w.west.up.does(echo)
+	w.central.up.does(echo)
+	check := func(served string) {
+		t.Helper()
+		a := w.send("GET", "/v1/a%20b?q=1", "", "X-Old", "x", "X-Env", "client", "X-Tag", "client")
+		want := "orders.internal/internal/a%20b?q=1[prod] [] [client edge] [acme] [gold] [orders.test]"
+		if a.status != 200 || a.served != served || a.body != want || a.header.Get("Server") != "" || a.header.Get("X-Frame-Options") != "DENY" {
+			t.Errorf("%s: got %d %s %v by %s, want %s", served, a.status, a.body, a.header, a.served, want)
+		}
+		if row := w.west.meter.last(); row.Route != "old" {
+			t.Errorf("row of route %s, want old", row.Route)
+		}
+	}
+	check("eu-west")
+	w.west.up.kill()
+	eventually(t, 20*time.Second, "the other region serves", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
+	check("eu-central")
+}
+
+// A header that makes an upstream take GET or OPTIONS for another method would escape the route's methods, what a request
+// costs, and the rule that such a request is made twice only if that does no harm.
+func TestPath_NoHeaderChangesTheMethod(t *testing.T) {
+	w := newWorld(t, patient)
+	for _, road := range []string{"/common", "/short"} {
+		for _, name := range []string{"X-HTTP-Method-Override", "X-Http-Method", "X-Method-Override", "X_HTTP_METHOD_OVERRIDE"} {
+			if a := w.send("OPTIONS", road, "", name, "DELETE"); a.status != 200 {
+				t.Errorf("%s: got %+v", name, a)
+			}
+			h, _ := w.west.up.last()
+			for got, v := range h {
+				if slices.Contains(v, "DELETE") {
+					t.Errorf("%s: %s reached the upstream", name, got)
+				}
+			}
+		}
+	}
+}
+
+// The edge never decompresses: what a client accepts is asked for, and comes as it is, byte by byte.
+func TestCompression_PassesAsItIs(t *testing.T) {
+	w := newWorld(t, patient)
+	bomb := []byte("\x1f\x8b\x08 no gzip at all")
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		if enc := r.Header["Accept-Encoding"]; len(enc) == 1 {
+			rw.Header().Set("Content-Encoding", enc[0])
+		}
+		rw.Header().Set("X-Asked", fmt.Sprint(r.Header["Accept-Encoding"], r.Header["Content-Encoding"]))
+		rw.Write(bomb)
+	})
+	for _, road := range []string{"/common", "/short"} { // the second is an exchange
+		for _, enc := range []string{"gzip", "br", "zstd"} {
+			a := w.send("POST", road, string(bomb), "Accept-Encoding", enc, "Content-Encoding", enc)
+			if a.status != 200 || a.body != string(bomb) || a.header.Get("Content-Encoding") != enc || a.header.Get("X-Asked") != fmt.Sprintf("[%s] [%s]", enc, enc) {
+				t.Errorf("%s %s: got %+v", road, enc, a)
+			}
+		}
+		if a := w.send("GET", road, "", "Accept-Encoding", "identity"); a.header.Get("X-Asked") != "[identity] []" {
+			t.Errorf("%s: asked for %s, want what the client accepts", road, a.header.Get("X-Asked"))
+		}
+	}
+	w.west.up.mu.Lock()
+	defer w.west.up.mu.Unlock()
+	if w.west.up.bodies[string(bomb)] != 6 {
+		t.Errorf("%d bodies came as they were sent, want 6", w.west.up.bodies[string(bomb)])
+	}
+}
