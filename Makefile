@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore histories mutants simulate fuzz-border model hosts bench evidence outage bench-edge fuzz fuzz-sync scale lint release follow generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore histories mutants simulate takeovers fuzz-border model hosts bench evidence outage bench-edge fuzz fuzz-sync scale lint release follow generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ mutants: ## seeded border bugs, one build each, which the tests must catch (minu
 
 simulate: ## the border's own code in 100,000 random schedules; a night: make simulate ARGS='-for 10h'
 	$(GO) run ./e2e/simulate $(ARGS)
+
+takeovers: build ## an edge replaced under load, TIMES times: no request fails, and each is counted once (a minute): make takeovers TIMES=20
+	TAKEOVERS=$(or $(TIMES),20) $(GO) test -count=1 -timeout 30m -v -run TestTakeover ./e2e/scenario
 
 fuzz-border: ## requests made to cross the border, through real edges in one process (an hour): make fuzz-border ARGS='-seed 1 -requests 100000'
 	$(GO) test -count=1 -timeout 24h -run TestBorder -v ./dataplane/internal/borderfuzz -args -rate 0 -for 0 -requests 10000000 $(ARGS)

@@ -12,6 +12,7 @@ import (
 	"math"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"bailiwick/dataplane/internal/evidence"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/handover"
 	"bailiwick/dataplane/internal/incarnation"
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/observe"
@@ -84,8 +86,13 @@ type Config struct {
 	UpstreamCerts   string        // directory of the client certificates that manifests name, NAME.crt and NAME.key; "": none
 	UpstreamRefresh time.Duration // how often names of upstreams under discovery are resolved; 0: 5 s, at least 1 s
 	ACME            ACME
-	Version         string
-	Logger          *slog.Logger // required
+	// Takeover makes this process take the place of the one that serves in Dir: its listening sockets, and once it has ended
+	// all else. Where there is none it is a start like any other.
+	Takeover bool
+	Inherit  []Inherited // listening sockets that a supervisor opened
+	Serving  func()      // called once the doors are open; nil: nothing
+	Version  string
+	Logger   *slog.Logger // required
 }
 
 // DNS is the authoritative server for the names of the zone's APIs.
@@ -103,6 +110,13 @@ type ACME struct {
 	Directory string // URL; "": the installation's authority
 	Email     string
 	RootsPEM  []byte // trusted for the directory's own TLS; nil: the system's
+}
+
+// Inherited is a listening socket by its name: https, http, h3, relay, admin, dns-udp or dns-tcp. It is used if it has the
+// address that the configuration says, and closed otherwise.
+type Inherited struct {
+	Name string
+	File *os.File
 }
 
 // Validate says what is missing.
@@ -157,6 +171,10 @@ type Edge struct {
 	observe  *observe.Observer
 	dns      *dns.Server // nil: none
 
+	sockets            *handover.Sockets
+	offer              *handover.Offer
+	taken              atomic.Bool   // another process takes this one's place
+	open               chan struct{} // closed once the doors are
 	https, http, admin net.Listener
 	h3                 net.PacketConn
 
@@ -173,7 +191,7 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 	if cfg.RelayAdvertise == "" {
 		cfg.RelayAdvertise = cfg.Relay
 	}
-	e := &Edge{cfg: cfg, log: cfg.Logger, began: time.Now(), tables: &policy.Holder{}, withdrawn: make(chan string, 1)}
+	e := &Edge{cfg: cfg, log: cfg.Logger, began: time.Now(), tables: &policy.Holder{}, withdrawn: make(chan string, 1), open: make(chan struct{})}
 	e.state, err = enroll.Enroll(ctx, enroll.Config{Dir: cfg.Dir, Name: cfg.Name, Region: cfg.Region, RelayAddr: cfg.RelayAdvertise,
 		TokenFile: cfg.JoinTokenFile, ControlURLs: cfg.ControlURLs, CAFile: cfg.CAFile, Logger: cfg.Logger})
 	if err != nil {
@@ -181,6 +199,9 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 	}
 	e.self = e.state.Source.Name()
 	e.control = e.state.NewClient()
+	if err := e.succeed(ctx); err != nil {
+		return nil, err
+	}
 	if e.run, err = incarnation.Begin(filepath.Join(cfg.Dir, "run"), incarnation.Boot(), cfg.Logger); err != nil {
 		return nil, err
 	}
@@ -191,7 +212,7 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 		return nil, err
 	}
 	if cfg.Admin != "" {
-		if e.admin, err = net.Listen("tcp", cfg.Admin); err != nil {
+		if e.admin, err = e.sockets.Listen("admin", cfg.Admin); err != nil {
 			return nil, fmt.Errorf("listen for health and metrics: %w", err)
 		}
 	}
@@ -298,23 +319,24 @@ func (d switchedDetail) Keep(epoch, seq, through uint64, rows []usage.Row) {
 // openDoors listens for clients. Not before there is a whole table: a connection that nobody accepts hangs,
 // while a refused one sends the client to the next edge at once.
 func (e *Edge) openDoors() (err error) {
-	if e.https, err = net.Listen("tcp", e.cfg.HTTPS); err != nil {
+	if e.https, err = e.sockets.Listen("https", e.cfg.HTTPS); err != nil {
 		return fmt.Errorf("listen for HTTPS: %w", err)
 	}
 	if e.cfg.HTTP != "" {
-		if e.http, err = net.Listen("tcp", e.cfg.HTTP); err != nil {
+		if e.http, err = e.sockets.Listen("http", e.cfg.HTTP); err != nil {
 			return fmt.Errorf("listen for HTTP: %w", err)
 		}
 	}
-	if e.h3, err = net.ListenPacket("udp", e.https.Addr().String()); err != nil {
+	if e.h3, err = e.sockets.ListenPacket("h3", e.https.Addr().String()); err != nil {
 		return fmt.Errorf("listen for HTTP/3: %w", err)
 	}
+	e.sockets.Forget()
 	return nil
 }
 
 // serveRelays takes relays from other regions, likewise not before there is a table to judge them by.
 func (e *Edge) serveRelays(ctx context.Context) error {
-	l, err := net.Listen("tcp", e.cfg.Relay)
+	l, err := e.sockets.Listen("relay", e.cfg.Relay)
 	if err != nil {
 		return fmt.Errorf("listen for relays: %w", err)
 	}
@@ -375,8 +397,13 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "answers", Run: e.proxy.Run, Why: "asks anew for answers that were given though stale"},
 		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut"},
 		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
+		{Name: "succession", Run: e.awaitSuccessor, Why: "offers the sockets once all of them are open"},
 	}
+	alive := e.counted(parts)
 	err := lifecycle.Run(ctx, e.log, parts...)
+	if errors.Is(err, handover.ErrTaken) {
+		return e.giveUp(alive)
+	}
 	if err == nil {
 		// Everything has returned, so nothing of this run goes on: the next one may say so, wherever it starts.
 		err = e.run.End()

@@ -34,7 +34,7 @@ func (e *Edge) serveDNS(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	udp, tcp, err := dns.Listen(e.cfg.DNS.Listen)
+	udp, tcp, err := dns.Listen(e.sockets, e.cfg.DNS.Listen)
 	if err != nil {
 		return err
 	}

@@ -15,11 +15,13 @@ import (
 	"bailiwick/shared/telemetry"
 )
 
-// serve opens the doors until ctx ends, then drains them: no new requests, ten seconds for those under way.
+// serve opens the doors until ctx ends, then drains them: no new requests, and some time for those under way.
 func (e *Edge) serve(ctx context.Context) error {
+	e.awaitCertificates(ctx)
 	if err := e.openDoors(); err != nil {
 		return err
 	}
+	e.servers.HTTPS.Linger, e.servers.HTTP.Linger = lingerTime, lingerTime
 	ended := make(chan error, 3)
 	var wg sync.WaitGroup
 	run := func(what string, serve func() error) {
@@ -36,6 +38,10 @@ func (e *Edge) serve(ctx context.Context) error {
 	run("HTTP/3", func() error { return e.servers.ServeH3(e.h3) })
 	e.serving.Store(true)
 	e.opened.Store(true)
+	close(e.open)
+	if e.cfg.Serving != nil {
+		e.cfg.Serving()
+	}
 	e.log.Info("serving", "https", e.https.Addr().String(), "region", e.self.Region, "zone", e.self.Zone)
 	var err error
 	select {
@@ -43,7 +49,7 @@ func (e *Edge) serve(ctx context.Context) error {
 	case err = <-ended:
 	}
 	e.serving.Store(false)
-	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.grace())
 	defer cancel()
 	var drain sync.WaitGroup
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {

@@ -99,6 +99,34 @@ func (e *Edge) runTLS(ctx context.Context) error {
 	return e.tls.Run(ctx)
 }
 
+// certificatesTime is how long the doors stay shut for want of a host's certificate: what is on disk is there at once, and the
+// zone answers within it. An order at a public authority may need open doors, so nobody waits for that; only where another
+// process has served just before are the certificates on disk, and shownTime enough to read them.
+const (
+	certificatesTime = 3 * time.Second
+	shownTime        = 300 * time.Millisecond
+)
+
+// awaitCertificates waits for the certificates of the table's hosts, so that no client is told that there is none.
+func (e *Edge) awaitCertificates(ctx context.Context) {
+	limit := certificatesTime
+	if e.cfg.ACME.Directory != "" {
+		if limit = shownTime; !e.cfg.Takeover {
+			return
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	e.tls.Manage(e.tables.Load().Hosts())
+	for len(e.tls.Missing()) > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
 // newShipper takes blocks to any control node of the zone: whichever carries them, the zone's ledger counts.
 func (e *Edge) newShipper() (*ship.Shipper, error) {
 	source := e.state.Source

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -32,6 +33,32 @@ func (c *child) start(log *slog.Logger) error {
 	if c.process != nil {
 		return fmt.Errorf("%s runs already, as process %d", c.name, c.process.Pid)
 	}
+	return c.launch(log)
+}
+
+// replace starts another process in this one's place, which takes its sockets, and waits until this one has ended.
+func (c *child) replace(ctx context.Context, log *slog.Logger) error {
+	c.mu.Lock()
+	if c.process == nil {
+		c.mu.Unlock()
+		return fmt.Errorf("%s does not run", c.name)
+	}
+	before := c.done
+	err := c.launch(log, "-takeover")
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case <-before:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// launch is called with mu held.
+func (c *child) launch(log *slog.Logger, more ...string) error {
 	if err := os.MkdirAll(filepath.Dir(c.logFile), 0o700); err != nil {
 		return err
 	}
@@ -39,7 +66,7 @@ func (c *child) start(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(c.command[0], c.command[1:]...)
+	cmd := exec.Command(c.command[0], append(slices.Clone(c.command[1:]), more...)...)
 	cmd.Env = append(os.Environ(), c.env...)
 	cmd.Stdout, cmd.Stderr = out, out
 	// Its own group, so that the terminal's Ctrl-C reaches the sandbox alone, which then stops all in order;
@@ -50,13 +77,17 @@ func (c *child) start(log *slog.Logger) error {
 		return fmt.Errorf("start %s: %w", c.name, err)
 	}
 	out.Close()
-	c.process, c.done, c.meant = cmd.Process, make(chan struct{}), false
-	done := c.done
+	done := make(chan struct{})
+	c.process, c.done, c.meant = cmd.Process, done, false
 	go func() {
 		err := cmd.Wait()
 		c.mu.Lock()
 		meant := c.meant
-		c.process = nil
+		if c.process == cmd.Process {
+			c.process = nil
+		} else {
+			meant = err == nil // it was replaced
+		}
 		c.mu.Unlock()
 		close(done)
 		if !meant {

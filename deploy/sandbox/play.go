@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,6 +26,17 @@ func (s *sandbox) play(ctx context.Context) error {
 		"pause":  func(ctx context.Context, c *child) error { return c.signal(ctx, syscall.SIGSTOP, false, 0) },
 		"resume": func(ctx context.Context, c *child) error { return c.signal(ctx, syscall.SIGCONT, false, 0) },
 		"start":  func(_ context.Context, c *child) error { return c.start(s.log) },
+		"replace": func(ctx context.Context, c *child) error { // edges alone can be
+			if !strings.Contains(c.name, "-edge-") {
+				return fmt.Errorf("%s has no sockets to hand over; stop and start it", c.name)
+			}
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if err := c.replace(ctx, s.log); err != nil {
+				return err
+			}
+			return s.waitReady(ctx, s.adminOf(c.name)+"/readyz", c.name)
+		},
 	} {
 		mux.HandleFunc("POST /v1/"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) { s.act(w, r, act) })
 	}
@@ -133,4 +145,10 @@ func (s *sandbox) traffic(ctx context.Context, i int, e edgeSpec) {
 		// Errors are the point of a sandbox in which things are killed; the edge's own metrics tell of them.
 		_, _ = ask(ctx, client, "orders."+e.zone+".example.test", mine[n%len(mine)].Key)
 	}
+}
+
+// adminOf is where an edge says whether it is ready.
+func (s *sandbox) adminOf(name string) string {
+	i := slices.IndexFunc(edgeSpecs, func(e edgeSpec) bool { return e.name == name })
+	return "http://" + s.layout.edgeAdmin(max(i, 0))
 }

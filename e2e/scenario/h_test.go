@@ -75,6 +75,7 @@ spec:
 
 	second := s.AddEdge("eu-west", "eu-west-edge-2", 11)
 	within(t, time.Now(), 10*time.Second, "the second edge in eu-west serves", func() error { return ok(get(s.Client(second.HTTPS)), "eu-west") })
+	s.Act("replace", "eu-west-edge-1") // the load goes on, and sees no error
 
 	length := 60 * time.Second
 	if os.Getenv("BAILIWICK_LONG") == "1" {

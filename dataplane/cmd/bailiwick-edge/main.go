@@ -78,6 +78,7 @@ func run(ctx context.Context, args []string) error {
 	cores := flags.Bool("core-dumps", false, "let the system dump this process's memory when it crashes; keys and requests are in it")
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
+	flags.BoolVar(&cfg.Takeover, "takeover", false, "take the place of the process that serves in -dir, if there is one: its listening sockets, and once it has ended all else; SIGUSR2 makes it start one")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -89,8 +90,8 @@ func run(ctx context.Context, args []string) error {
 	if flags.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
+	var err error
 	if *acmeRoots != "" {
-		var err error
 		if cfg.ACME.RootsPEM, err = os.ReadFile(*acmeRoots); err != nil {
 			return fmt.Errorf("read the ACME directory's roots: %w", err)
 		}
@@ -113,10 +114,15 @@ func run(ctx context.Context, args []string) error {
 	cfg.DNS.Domains = list(*domains)
 	cfg.ControlURLs = list(*control)
 	cfg.Logger = telemetry.NewLogger(os.Stderr, *level, *format, "bailiwick-edge", cfg.Name)
+	if cfg.Inherit, err = inherited(); err != nil {
+		return err
+	}
+	cfg.Serving = func() { tell("READY=1") }
 	edge, err := dataplane.New(ctx, cfg)
 	if err != nil {
 		return err
 	}
+	defer replaces(cfg.Logger)()
 	ended := make(chan struct{})
 	defer close(ended)
 	go func() { // a second signal, or a part that never ends, must not keep the process

@@ -115,13 +115,19 @@ func New(cfg Config) (*Server, error) {
 	return &Server{cfg: cfg, limit: newLimiter(seed, cfg.RatePerSecond, cfg.Burst)}, nil
 }
 
+// Sockets opens listening sockets, or has them from elsewhere.
+type Sockets interface {
+	Listen(name, address string) (net.Listener, error)
+	ListenPacket(name, address string) (net.PacketConn, error)
+}
+
 // Listen opens the two sockets of one address.
-func Listen(address string) (net.PacketConn, net.Listener, error) {
-	udp, err := net.ListenPacket("udp", address)
+func Listen(s Sockets, address string) (net.PacketConn, net.Listener, error) {
+	udp, err := s.ListenPacket("dns-udp", address)
 	if err != nil {
 		return nil, nil, fmt.Errorf("listen for DNS: %w", err)
 	}
-	tcp, err := net.Listen("tcp", udp.LocalAddr().String())
+	tcp, err := s.Listen("dns-tcp", udp.LocalAddr().String())
 	if err != nil {
 		udp.Close()
 		return nil, nil, fmt.Errorf("listen for DNS over TCP: %w", err)

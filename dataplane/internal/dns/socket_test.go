@@ -31,12 +31,12 @@ func listening(t *testing.T, change func(*dns.Config)) *server {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	udp, tcp, err := dns.Listen("127.0.0.1:0")
+	udp, tcp, err := dns.Listen(sockets{}, "127.0.0.1:0")
 	for range 9 { // the number that UDP was given may be taken in TCP
 		if err == nil {
 			break
 		}
-		udp, tcp, err = dns.Listen("127.0.0.1:0")
+		udp, tcp, err = dns.Listen(sockets{}, "127.0.0.1:0")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +151,15 @@ func isTimeout(err error) bool {
 
 func TestListen_PortTaken(t *testing.T) {
 	s := listening(t, nil)
-	if _, _, err := dns.Listen(s.addr); err == nil {
+	if _, _, err := dns.Listen(sockets{}, s.addr); err == nil {
 		t.Error("two servers on one port")
 	}
+}
+
+// sockets are new ones, whatever their names.
+type sockets struct{}
+
+func (sockets) Listen(_, address string) (net.Listener, error) { return net.Listen("tcp", address) }
+func (sockets) ListenPacket(_, address string) (net.PacketConn, error) {
+	return net.ListenPacket("udp", address)
 }

@@ -22,14 +22,20 @@ type Door struct {
 	// Its TLSConfig is the door's; nil: there is no TLS.
 	Others *http.Server
 
+	// Linger is how long a door that shuts leaves connections alone on which nothing has come in yet: a client may be about to
+	// ask, and is answered, and told that the connection ends. 0: not at all. Set it before Serve.
+	Linger time.Duration
+
 	fast      *Proxy // of what is; nil: nothing is
 	handed    *handed
 	log       *log.Logger
 	maxHeader int
 	works     sync.Pool
 
-	shut atomic.Bool
-	wg   sync.WaitGroup
+	shut    atomic.Bool
+	refuses atomic.Bool // nor does it take connections that were accepted before it shut
+	wg      sync.WaitGroup
+	accepts sync.WaitGroup // Serve's loop
 
 	mu       sync.Mutex // covers the rest
 	listener net.Listener
@@ -45,6 +51,8 @@ func (d *Door) Serve(l net.Listener) error {
 		return http.ErrServerClosed
 	}
 	d.listener = l
+	d.accepts.Add(1)
+	defer d.accepts.Done()
 	if d.Others != nil {
 		d.wg.Go(func() { d.Others.Serve(d.handed) })
 	}
@@ -82,7 +90,7 @@ func (d *Door) take(raw net.Conn) {
 	remote := raw.RemoteAddr().String()
 	c := &conn{door: d, raw: raw, rwc: raw, remote: remote, client: addressOf(remote)}
 	d.mu.Lock()
-	if d.shut.Load() {
+	if d.refuses.Load() {
 		d.mu.Unlock()
 		raw.Close()
 		return
@@ -98,19 +106,38 @@ func (d *Door) forget(c *conn) {
 	d.mu.Unlock()
 }
 
-// Shutdown takes no more connections and no more requests, and waits for those under way until ctx ends.
+// Shutdown takes no more connections and, once it has lingered, no more requests, and waits for those under way until ctx
+// ends.
 func (d *Door) Shutdown(ctx context.Context) error {
 	d.close()
+	lingered := make(chan struct{})
+	if d.Linger > 0 {
+		d.accepts.Wait() // what it has accepted by now is served
+		time.AfterFunc(d.Linger, func() { close(lingered) })
+	} else {
+		d.refuses.Store(true)
+		close(lingered)
+	}
 	var err error
 	if d.Others != nil { // beside it: a long stream over HTTP/2 keeps no idle connection open
-		d.wg.Go(func() { err = d.Others.Shutdown(ctx) })
+		d.wg.Go(func() {
+			select {
+			case <-lingered:
+			case <-ctx.Done():
+			}
+			err = d.Others.Shutdown(ctx)
+		})
 	}
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		d.mu.Lock()
-		for c := range d.conns {
-			if c.phase.CompareAndSwap(waiting, closed) {
-				c.raw.Close()
+		select {
+		case <-lingered:
+			for c := range d.conns {
+				if c.phase.CompareAndSwap(waiting, closed) {
+					c.raw.Close()
+				}
 			}
+		default:
 		}
 		left := len(d.conns)
 		d.mu.Unlock()
@@ -138,6 +165,7 @@ func (d *Door) close() {
 
 // Close ends everything at once.
 func (d *Door) Close() error {
+	d.refuses.Store(true)
 	d.close()
 	if d.Others != nil {
 		d.Others.Close()

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"bailiwick/dataplane"
+)
+
+// What a supervisor such as systemd says to this process and hears of it: the sockets it opened for it (LISTEN_FDS), that it
+// serves and which process does (NOTIFY_SOCKET), and SIGUSR2, upon which another process takes this one's place.
+
+const firstFD = 3 // of those that systemd passes
+
+// inherited are the sockets that the supervisor opened for this very process.
+func inherited() ([]dataplane.Inherited, error) {
+	pid, count, names := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS"), os.Getenv("LISTEN_FDNAMES")
+	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
+		os.Unsetenv(name) // a process that takes over gets them from this one
+	}
+	if pid != strconv.Itoa(os.Getpid()) {
+		return nil, nil
+	}
+	n, err := strconv.Atoi(count)
+	if err != nil || n < 0 || n > 16 {
+		return nil, fmt.Errorf("LISTEN_FDS=%q: a number up to 16 is expected", count)
+	}
+	var out []dataplane.Inherited
+	for i, name := range strings.Split(names, ":") {
+		if i < n {
+			syscall.CloseOnExec(firstFD + i)
+			out = append(out, dataplane.Inherited{Name: name, File: os.NewFile(uintptr(firstFD+i), name)})
+		}
+	}
+	if len(out) < n {
+		return nil, fmt.Errorf("LISTEN_FDNAMES=%q names %d of %d sockets; they are https, http, h3, relay, admin, dns-udp and dns-tcp", names, len(out), n)
+	}
+	return out, nil
+}
+
+// tell says something to the supervisor, if there is one that listens.
+func tell(what string) {
+	address := os.Getenv("NOTIFY_SOCKET")
+	if address == "" {
+		return
+	}
+	if address[0] == '@' {
+		address = "\x00" + address[1:]
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: address, Net: "unixgram"})
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	c.Write([]byte(what))
+}
+
+// replaces starts another process of this program, as it is on disk now, in this one's place upon SIGUSR2. What it returns
+// ends that.
+func replaces(log *slog.Logger) (stop func()) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR2)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range asked {
+			if err := replace(&wg, log); err != nil {
+				log.Error("no process takes this one's place", "error", err)
+			}
+		}
+	})
+	return func() {
+		signal.Stop(asked)
+		close(asked)
+	}
+}
+
+// replace starts it. It is the main process for systemd from now on: when this one ends before, that is no end of the service.
+func replace(wg *sync.WaitGroup, log *slog.Logger) error {
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := os.Args[1:]
+	if !slices.Contains(args, "-takeover") {
+		args = append([]string{"-takeover"}, args...)
+	}
+	cmd := exec.Command(strings.TrimSuffix(program, " (deleted)"), args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start another process: %w", err)
+	}
+	tell(fmt.Sprintf("MAINPID=%d", cmd.Process.Pid))
+	log.Info("another process is to take this one's place", "number", cmd.Process.Pid)
+	wg.Go(func() {
+		if err := cmd.Wait(); err != nil { // it took nothing, or this process would have ended before
+			log.Error("no process takes this one's place", "error", err)
+			tell(fmt.Sprintf("MAINPID=%d", os.Getpid()))
+		}
+	})
+	return nil
+}

@@ -1,0 +1,260 @@
+package handover_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bailiwick/dataplane/internal/handover"
+)
+
+const patience = time.Minute
+
+// offer runs an Offer until it ends, whose word comes on the channel.
+func offer(t *testing.T, ctx context.Context, dir string, s *handover.Sockets) (*handover.Offer, <-chan error) {
+	t.Helper()
+	o := handover.NewOffer(dir, "a program", s)
+	ended := make(chan error, 1)
+	go func() { ended <- o.Run(ctx) }()
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "successor")); err == nil {
+			return o, ended
+		}
+		select {
+		case err := <-ended:
+			t.Fatalf("the offer ends: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+func ask(t *testing.T, dir string, s *handover.Sockets) *handover.Predecessor {
+	t.Helper()
+	p, err := handover.Ask(t.Context(), dir, s)
+	if err != nil || p == nil {
+		t.Fatalf("ask: %v, %v; want a predecessor", p, err)
+	}
+	return p
+}
+
+// A client that connects while nobody accepts is served by the successor: the socket never shuts.
+func TestSockets_AClientBetweenTwoProcessesIsServed(t *testing.T) {
+	for name, dir := range map[string]string{"a short path": t.TempDir(), "a path longer than a socket's may be": filepath.Join(t.TempDir(), strings.Repeat("long/", 30))} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			var first, second handover.Sockets
+			l, err := first.Listen("https", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			u, err := first.ListenPacket("h3", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, ended := offer(t, t.Context(), dir, &first)
+			before := ask(t, dir, &second)
+			over := make(chan error, 1)
+			go func() { over <- before.Succeed(t.Context(), patience) }()
+			if err := <-ended; !errors.Is(err, handover.ErrTaken) {
+				t.Fatalf("the offer ends with %v, want ErrTaken", err)
+			}
+			l.Close()
+			u.Close()
+			c, err := net.Dial("tcp", l.Addr().String())
+			if err != nil {
+				t.Fatalf("between the two: %v", err)
+			}
+			defer c.Close()
+			q, err := net.Dial("udp", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer q.Close()
+			q.Write([]byte("q"))
+			select {
+			case err := <-over:
+				t.Fatalf("the successor goes on (%v) before the process said that it is over", err)
+			default:
+			}
+			if err := o.Over(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-over; err != nil {
+				t.Fatal(err)
+			}
+			l2, err := second.Listen("https", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l2.Close()
+			s, err := l2.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(s, "served")
+			s.Close()
+			if got, err := io.ReadAll(c); string(got) != "served" {
+				t.Errorf("the client reads %q (%v)", got, err)
+			}
+			u2, err := second.ListenPacket("h3", l.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer u2.Close()
+			u2.SetReadDeadline(time.Now().Add(patience))
+			if n, _, err := u2.ReadFrom(make([]byte, 8)); n != 1 {
+				t.Errorf("the packet that came between the two: %d bytes, %v", n, err)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "successor")); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the socket of the process that ended is still there: %v", err)
+			}
+		})
+	}
+}
+
+func TestAsk_NobodyIsThere(t *testing.T) {
+	dir := t.TempDir()
+	if p, err := handover.Ask(t.Context(), dir, &handover.Sockets{}); p != nil || err != nil {
+		t.Errorf("in an empty directory: %v, %v", p, err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "successor"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close() // as a kill leaves it
+	if p, err := handover.Ask(t.Context(), dir, &handover.Sockets{}); p != nil || err != nil {
+		t.Errorf("beside the socket of a process that was killed: %v, %v", p, err)
+	}
+	offer(t, t.Context(), dir, &handover.Sockets{}) // which is no hindrance
+}
+
+// A successor that crashes before it is ready changes nothing, and one that is ready and hears nothing more goes on.
+func TestOffer_CrashesOfEither(t *testing.T) {
+	dir := t.TempDir()
+	var first handover.Sockets
+	ctx, kill := context.WithCancel(t.Context())
+	defer kill()
+	_, ended := offer(t, ctx, dir, &first)
+	for range 3 {
+		c, err := net.Dial("unix", filepath.Join(dir, "successor"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(c, "gone")
+		c.Close()
+	}
+	o2 := ask(t, dir, &handover.Sockets{})
+	over := make(chan error, 1)
+	go func() { over <- o2.Succeed(t.Context(), patience) }()
+	if err := <-ended; !errors.Is(err, handover.ErrTaken) {
+		t.Fatalf("the offer ends with %v, want ErrTaken: three that left were no successors", err)
+	}
+}
+
+func TestPredecessor_ThatIsKilledIsGone(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "successor"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		io.WriteString(c, `{"version":1,"program":"x","sockets":[]}`+"\n")
+		io.ReadFull(c, make([]byte, 3))
+		c.Close() // killed while it ends
+	}()
+	if err := ask(t, dir, &handover.Sockets{}).Succeed(t.Context(), patience); err != nil {
+		t.Errorf("take the place of a process that was killed: %v", err)
+	}
+}
+
+// A process that does not end is not believed to have.
+func TestPredecessor_ThatHangsKeepsItsPlace(t *testing.T) {
+	dir := t.TempDir()
+	_, ended := offer(t, t.Context(), dir, &handover.Sockets{})
+	err := ask(t, dir, &handover.Sockets{}).Succeed(t.Context(), 20*time.Millisecond)
+	if err == nil {
+		t.Error("a process that has not said that it is over has lost its place")
+	}
+	<-ended
+}
+
+func TestSockets_OnlyTheAddressThatIsAskedFor(t *testing.T) {
+	var first handover.Sockets
+	l, err := first.Listen("https", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	file := func() *os.File {
+		f, err := l.(*net.TCPListener).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	for _, c := range []struct {
+		address string
+		same    bool
+	}{{l.Addr().String(), true}, {"127.0.0.1:0", true}, {"127.0.0.2:0", false}, {":0", false}} {
+		s := handover.NewSockets([]string{"https"}, []*os.File{file()})
+		got, err := s.Listen("https", c.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same := got.Addr().String() == l.Addr().String(); same != c.same {
+			t.Errorf("asked for %s, the socket of %s is used: %v, want %v", c.address, l.Addr(), same, c.same)
+		}
+		got.Close()
+	}
+	// What nobody asks for is shut: clients would wait there for ever.
+	other, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _ := other.(*net.TCPListener).File()
+	other.Close()
+	s := handover.NewSockets([]string{"http"}, []*os.File{f})
+	s.Forget()
+	if c, err := net.Dial("tcp", other.Addr().String()); err == nil {
+		c.Close()
+		t.Error("a socket that was inherited and is not used takes connections")
+	}
+}
+
+func TestFreed_WaitsForLocks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	if err := handover.Freed(t.Context(), 0, path); err != nil {
+		t.Errorf("a lock that is not there: %v", err)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := handover.Freed(t.Context(), 10*time.Millisecond, path); err == nil {
+		t.Error("a lock that is held is free")
+	}
+	done := make(chan error, 1)
+	go func() { done <- handover.Freed(t.Context(), patience, path) }()
+	f.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,108 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/handover"
+	"bailiwick/shared/lifecycle"
+)
+
+const (
+	// drainTime is how long requests under way may take when the edge stops, and takeoverTime when another process takes its
+	// place: new connections wait for that one meanwhile.
+	drainTime    = 10 * time.Second
+	takeoverTime = 3 * time.Second
+
+	// lingerTime is how long a client may still ask on a connection that is about to be closed.
+	lingerTime = 100 * time.Millisecond
+
+	succeedTime = time.Minute     // for the process before to end all that it does; it ends itself after 45 s
+	freedTime   = 5 * time.Second // for the system to let go of an ended process's locks
+)
+
+// succeed opens the book of sockets. When this process is to take another's place it has all sockets of that one when it
+// returns, and the other has let go of all else.
+func (e *Edge) succeed(ctx context.Context) error {
+	e.sockets = &handover.Sockets{}
+	if len(e.cfg.Inherit) > 0 {
+		var names []string
+		var files []*os.File
+		for _, in := range e.cfg.Inherit {
+			names, files = append(names, in.Name), append(files, in.File)
+		}
+		e.sockets = handover.NewSockets(names, files)
+	}
+	run := filepath.Join(e.cfg.Dir, "run")
+	e.offer = handover.NewOffer(run, "bailiwick-edge "+e.cfg.Version, e.sockets)
+	if !e.cfg.Takeover {
+		return nil
+	}
+	before, err := handover.Ask(ctx, run, e.sockets)
+	if err != nil || before == nil {
+		return err
+	}
+	began := time.Now()
+	if err := before.Succeed(ctx, succeedTime); err != nil {
+		return err
+	}
+	err = handover.Freed(ctx, freedTime, filepath.Join(run, "lock"), filepath.Join(e.cfg.Dir, "spool", "lock"))
+	e.log.Info("taking another process's place", "program", before.Program, "waited_for", time.Since(began))
+	return err
+}
+
+// awaitSuccessor ends this process in favour of another.
+func (e *Edge) awaitSuccessor(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-e.open:
+	}
+	err := e.offer.Run(ctx)
+	if errors.Is(err, handover.ErrTaken) {
+		e.taken.Store(true)
+	}
+	return err
+}
+
+// grace is how long requests under way have when the doors shut.
+func (e *Edge) grace() time.Duration {
+	if e.taken.Load() {
+		return takeoverTime
+	}
+	return drainTime
+}
+
+// counted makes parts count themselves while they run.
+func (e *Edge) counted(parts []lifecycle.Part) *atomic.Int64 {
+	var alive atomic.Int64
+	for i := range parts {
+		run := parts[i].Run
+		parts[i].Run = func(ctx context.Context) error {
+			alive.Add(1)
+			defer alive.Add(-1)
+			return run(ctx)
+		}
+	}
+	return &alive
+}
+
+// giveUp lets go of all that has one owner, and tells the successor. If a part was left behind only the end of this process
+// proves that nothing of it goes on: then nothing is said, and the successor waits for the locks.
+func (e *Edge) giveUp(alive *atomic.Int64) error {
+	if n := alive.Load(); n > 0 {
+		return fmt.Errorf("hand over to another process: %d parts have not ended", n)
+	}
+	if err := e.spool.Close(); err != nil {
+		return fmt.Errorf("hand over to another process: %w", err)
+	}
+	if err := e.run.End(); err != nil {
+		return fmt.Errorf("hand over to another process: %w", err)
+	}
+	return e.offer.Over()
+}

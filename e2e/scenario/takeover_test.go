@@ -1,0 +1,99 @@
+package scenario_test
+
+import (
+	"crypto/tls"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"bailiwick/e2e/harness"
+)
+
+// TestTakeover replaces an edge under load, again and again: no request fails, the slow ones included, and each is counted once.
+// TAKEOVERS=20 makes as many; the load is of clients that repeat nothing.
+func TestTakeover(t *testing.T) {
+	times, _ := strconv.Atoi(os.Getenv("TAKEOVERS"))
+	if times == 0 {
+		t.Skip("TAKEOVERS is not set: TestGrowth replaces an edge too")
+	}
+	s := harness.Start(t)
+	s.Settle()
+	takeOver(t, s, times)
+}
+
+func takeOver(t *testing.T, s *harness.Sandbox, times int) {
+	t.Helper()
+	const region, edge = "eu-west", "eu-west-edge-1"
+	customer := ""
+	for _, k := range s.Keys {
+		if k.Zone == "emea" && k.Plan == "unlimited" {
+			customer = k.Customer
+		}
+	}
+	_, key := s.NewKey("emea", customer, "unlimited")
+	usage := func() int64 {
+		return s.UsageThrough("emea", customer, time.Now(), time.Minute).Answered()
+	}
+	clients := []*http.Client{once(s, region, true), once(s, region, false), once(s, region, false)}
+	for _, c := range clients { // they know the edge, and it them
+		within(t, time.Now(), 10*time.Second, "the key serves", func() error {
+			return ok(s.Send(c, http.MethodPost, ordersEMEA, "/v1/orders", key, nil), region)
+		})
+	}
+	counted, answered := usage(), s.Count(region)
+	load := harness.StartLoad(12, 300, func(n int64) error {
+		path := "/v1/orders"
+		if n%50 == 0 {
+			path += "?delay=1s"
+		}
+		return ok(s.Send(clients[n%int64(len(clients))], http.MethodPost, ordersEMEA, path, key, strings.NewReader("{}")), region)
+	})
+	for i := range times {
+		time.Sleep(300 * time.Millisecond)
+		began := time.Now()
+		s.Act("replace", edge)
+		t.Logf("takeover %d: %s", i+1, time.Since(began).Round(time.Millisecond))
+	}
+	time.Sleep(300 * time.Millisecond)
+	if failed, why := load.Stop(); failed > 0 {
+		t.Errorf("%d of %d requests failed over %d takeovers: %q", failed, load.Sent.Load(), times, why)
+	}
+	sent := load.OK.Load()
+	t.Logf("%d requests over %d takeovers", sent, times)
+	if got := s.Count(region) - answered; got != sent {
+		t.Errorf("%d requests were answered at clients, %d at the upstream", sent, got)
+	}
+	if got := usage() - counted; got != sent {
+		t.Errorf("%d requests were answered, %d are counted", sent, got)
+	}
+}
+
+// once is a client that sends each request once. Over HTTP/2 it sends anew what the edge said that it has not seen (GOAWAY),
+// as the protocol wants it.
+func once(s *harness.Sandbox, region string, h2 bool) *http.Client {
+	base := s.NewClient(s.HTTPS(region))
+	from := base.Transport.(*http.Transport)
+	tr := &http.Transport{DialContext: from.DialContext, TLSClientConfig: from.TLSClientConfig.Clone(), MaxIdleConnsPerHost: 16, ForceAttemptHTTP2: h2}
+	if !h2 {
+		tr.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+		tr.TLSClientConfig.NextProtos = []string{"http/1.1"}
+		return &http.Client{Transport: unrepeatable{tr}, Timeout: 20 * time.Second}
+	}
+	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
+}
+
+// unrepeatable keeps a transport from sending a body twice.
+type unrepeatable struct{ http.RoundTripper }
+
+func (u unrepeatable) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body != nil {
+		r = r.Clone(r.Context())
+		r.Body, r.GetBody = io.NopCloser(r.Body), nil
+	}
+	return u.RoundTripper.RoundTrip(r)
+}
+
