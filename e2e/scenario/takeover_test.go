@@ -96,4 +96,3 @@ func (u unrepeatable) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return u.RoundTripper.RoundTrip(r)
 }
-
