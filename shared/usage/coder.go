@@ -59,21 +59,46 @@ const (
 	probSpeed = 40            // the slowest step is 1/40: a stream's end may differ from its beginning
 )
 
-func (p *prob) learn(bit int) {
-	to := int32(probEdge)
-	if bit != 0 {
-		to = -probEdge
+// steps are 2^32/(2n+3), rounded up: with them learn divides by multiplying, and no numerator here is so large that the
+// quotient could differ.
+var steps = func() (s [probSpeed + 1]uint64) {
+	for n := range s {
+		d := uint64(2*n + 3)
+		s[n] = (1<<32 + d - 1) / d
 	}
-	p.off += int16((to - int32(p.off)) * 2 / int32(2*p.n+3))
+	return s
+}()
+
+func (p *prob) learn(bit int) {
+	if bit == 0 {
+		p.off += int16(uint64(probEdge-int32(p.off)) * 2 * steps[p.n] >> 32)
+	} else {
+		p.off -= int16(uint64(probEdge+int32(p.off)) * 2 * steps[p.n] >> 32)
+	}
 	if p.n < probSpeed {
 		p.n++
 	}
 }
 
+// bit is split with an estimate that learns. Most of the time that a payload takes is spent here.
 func (c *coder) bit(p *prob, bit int) int {
 	bound := (c.rng >> 16) * uint32(probHalf+int32(p.off))
-	bit = c.split(bound, bit)
+	if c.reading {
+		bit = c.split(bound, bit)
+		p.learn(bit)
+		return bit
+	}
+	if bit == 0 {
+		c.rng = bound
+	} else {
+		c.low += uint64(bound)
+		c.rng -= bound
+	}
 	p.learn(bit)
+	for c.rng < 1<<24 {
+		c.rng <<= 8
+		c.shift()
+	}
 	return bit
 }
 
@@ -104,6 +129,22 @@ func (c *coder) split(bound uint32, bit int) int {
 
 // raw codes the lowest n bits of v, of which nothing is expected.
 func (c *coder) raw(v uint64, n int) uint64 {
+	if !c.reading {
+		for i := n - 1; i >= 0; i-- {
+			half := c.rng >> 1
+			if v>>i&1 == 0 {
+				c.rng = half
+			} else {
+				c.low += uint64(half)
+				c.rng -= half
+			}
+			if c.rng < 1<<24 {
+				c.rng <<= 8
+				c.shift()
+			}
+		}
+		return v & (1<<n - 1)
+	}
 	var got uint64
 	for i := n - 1; i >= 0; i-- {
 		got = got<<1 | uint64(c.split(c.rng>>1, int(v>>i&1)))

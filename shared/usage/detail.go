@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Limits of one piece of detail. DecodeDetail refuses more.
@@ -164,42 +165,98 @@ func decodeDetail(b []byte) ([]Row, error) {
 	return t.result()
 }
 
+// column numbers the texts of one column in the order in which they come. Rows that follow each other mostly say the same.
+type column struct {
+	last string
+	id   int
+}
+
+func (c *column) add(x *ordered[string], s string) int {
+	if c.id < 0 || s != c.last {
+		c.last, c.id = s, x.add(s)
+	}
+	return c.id
+}
+
+// ordered numbers values in the order in which they come, until sort numbers them anew.
+type ordered[T comparable] struct {
+	all   []T
+	place map[T]int
+	final []int // by the first number
+}
+
+func (x *ordered[T]) add(v T) int {
+	id, known := x.place[v]
+	if !known {
+		if x.place == nil {
+			x.place = map[T]int{}
+		}
+		id = len(x.all)
+		x.place[v], x.all = id, append(x.all, v)
+	}
+	return id
+}
+
+func (x *ordered[T]) sort(compare func(a, b T) int) []T {
+	sorted := slices.SortedFunc(slices.Values(x.all), compare)
+	x.final = make([]int, len(sorted))
+	for i, v := range sorted {
+		x.final[x.place[v]] = i
+	}
+	return sorted
+}
+
 func tabulateDetail(rows []Row) *detailTables {
 	var t detailTables
-	var texts index[string]
-	for i := range rows {
+	var texts ordered[string]
+	var customer, subscription, plan, key, product, api, route, region = column{id: -1}, column{id: -1}, column{id: -1}, column{id: -1}, column{id: -1}, column{id: -1}, column{id: -1}, column{id: -1}
+	var places ordered[int]
+	var accounts ordered[detailAccount]
+	var spots ordered[spot]
+	var kinds ordered[kind]
+	t.rows = make([]detailEntry, len(rows))
+	for i := range rows { // by first numbers
 		r := &rows[i]
-		for _, s := range [...]string{r.Customer, r.Subscription, r.Plan, r.KeyID, r.Product, r.API, r.Route, r.ServedRegion} {
-			texts.add(s)
-		}
+		t.rows[i] = detailEntry{
+			accounts.add(detailAccount{customer.add(&texts, r.Customer), subscription.add(&texts, r.Subscription), plan.add(&texts, r.Plan), key.add(&texts, r.KeyID), r.PlanRev}),
+			spots.add(spot{product.add(&texts, r.Product), api.add(&texts, r.API), route.add(&texts, r.Route)}),
+			kinds.add(kind{r.Outcome, r.Status, places.add(region.add(&texts, r.ServedRegion)), r.Flags, r.Attempts, r.Requests}),
+			r.Kept()}
 	}
 	t.texts = texts.sort(cmp.Compare[string])
-	id := texts.place
-	var places index[int]
-	for i := range rows {
-		places.add(id[rows[i].ServedRegion])
+	for i, v := range places.all {
+		places.all[i] = texts.final[v]
 	}
+	places.renew()
 	t.places = places.sort(cmp.Compare[int])
-	var accounts index[detailAccount]
-	var spots index[spot]
-	var kinds index[kind]
-	of := func(r *Row) (detailAccount, spot, kind) {
-		return detailAccount{id[r.Customer], id[r.Subscription], id[r.Plan], id[r.KeyID], r.PlanRev}, spot{id[r.Product], id[r.API], id[r.Route]},
-			kind{r.Outcome, r.Status, places.place[id[r.ServedRegion]], r.Flags, r.Attempts, r.Requests}
+	for i := range accounts.all {
+		a := &accounts.all[i]
+		a.customer, a.subscription, a.plan, a.key = texts.final[a.customer], texts.final[a.subscription], texts.final[a.plan], texts.final[a.key]
 	}
-	for i := range rows {
-		a, s, k := of(&rows[i])
-		accounts.add(a)
-		spots.add(s)
-		kinds.add(k)
+	for i := range spots.all {
+		s := &spots.all[i]
+		s.product, s.api, s.route = texts.final[s.product], texts.final[s.api], texts.final[s.route]
 	}
+	for i := range kinds.all {
+		kinds.all[i].place = places.final[kinds.all[i].place]
+	}
+	accounts.renew()
+	spots.renew()
+	kinds.renew()
 	t.accounts, t.spots, t.kinds = accounts.sort(detailAccount.compare), spots.sort(spot.compare), kinds.sort(kind.compare)
-	t.rows = make([]detailEntry, len(rows))
-	for i := range rows {
-		a, s, k := of(&rows[i])
-		t.rows[i] = detailEntry{accounts.place[a], spots.place[s], kinds.place[k], rows[i].Kept()}
+	for i := range t.rows {
+		e := &t.rows[i]
+		e.account, e.spot, e.kind = accounts.final[e.account], spots.final[e.spot], kinds.final[e.kind]
 	}
 	return &t
+}
+
+// renew is called when the values have become others, as many and as different.
+func (x *ordered[T]) renew() {
+	clear(x.place)
+	for i, v := range x.all {
+		x.place[v] = i
+	}
 }
 
 // result checks what was read and makes rows of it.
@@ -319,7 +376,7 @@ func (c *coder) choose(m *choice, v, n int) int {
 // recent codes pseudonyms of one account: mostly one of its last few.
 type recent struct {
 	place, value number
-	lists        map[int][]uint64
+	lists        [][]uint64 // by account
 }
 
 const recentMax = 64
@@ -373,6 +430,26 @@ type rowModel struct {
 	began, idHigh, idLow number
 }
 
+// lasts are the last periods of accounts in rows of a kind; 0 at first.
+type lasts struct {
+	kinds int
+	few   []int64
+	many  map[[2]int]*int64 // where few would be large
+}
+
+func (l *lasts) of(account, kind int) *int64 {
+	if l.many == nil {
+		return &l.few[account*l.kinds+kind]
+	}
+	at := [2]int{account, kind}
+	p := l.many[at]
+	if p == nil {
+		p = new(int64)
+		l.many[at] = p
+	}
+	return p
+}
+
 func (t *detailTables) codeRows(c *coder) {
 	rows(c, &t.rows, MaxDetailRows)
 	if len(t.rows) > 0 && (len(t.accounts) == 0 || len(t.spots) == 0 || len(t.kinds) == 0) {
@@ -380,8 +457,13 @@ func (t *detailTables) codeRows(c *coder) {
 		return
 	}
 	m := new(rowModel)
-	m.actor.lists, m.address.lists = map[int][]uint64{}, map[int][]uint64{}
-	periods := map[[2]int]int64{}
+	m.actor.lists, m.address.lists = make([][]uint64, len(t.accounts)), make([][]uint64, len(t.accounts))
+	periods := lasts{kinds: len(t.kinds)}
+	if n := len(t.accounts) * len(t.kinds); n <= 1<<16 {
+		periods.few = make([]int64, n)
+	} else {
+		periods.many = map[[2]int]*int64{}
+	}
 	var end int64
 	for i := range t.rows {
 		e := &t.rows[i]
@@ -394,13 +476,13 @@ func (t *detailTables) codeRows(c *coder) {
 		if c.err != nil {
 			return
 		}
-		last := periods[[2]int{e.account, e.kind}]
-		if again := c.flag(&m.again, r.Period == last); again {
-			r.Period = last
-		} else if r.Period = c.positive(&m.period, r.Period); r.Period == last {
+		last := periods.of(e.account, e.kind)
+		if again := c.flag(&m.again, r.Period == *last); again {
+			r.Period = *last
+		} else if r.Period = c.positive(&m.period, r.Period); r.Period == *last {
 			c.fail("it names a period as new that is not")
 		}
-		periods[[2]int{e.account, e.kind}] = r.Period
+		*last = r.Period
 		k := &t.kinds[e.kind]
 		r.Units = k.requests + c.signed(&m.units, r.Units-k.requests)
 		c.latencies(m, r, e)
