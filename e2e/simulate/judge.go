@@ -86,12 +86,17 @@ func (w *world) granted(e *edge, f grant.Flight) {
 }
 
 // live fails if, at the end of a schedule whose trouble ended, anything is left to be done. What a machine held that
-// was lost, and came back from an old copy of its disk, lapses by time.
+// was lost, and came back from an old copy of its disk, lapses by time; a leader since then takes it for given when its
+// term began.
 func (w *world) live() {
 	for i := range w.zones {
 		z := &w.zones[i]
+		held := w.lost
+		if held >= 0 {
+			held = max(held, z.led)
+		}
 		for _, t := range z.last().tightening {
-			if !t.done && w.now-t.at > settled && w.now-w.lost > grant.Slack(max(w.set.offline, w.set.ttl))*51/50+2*time.Second { // a legal basis may have ended just now, by the leader's clock
+			if !t.done && w.now-t.at > settled && w.now-held > grant.Slack(max(w.set.offline, w.set.ttl))*51/50+2*time.Second { // a legal basis may have ended just now, by the leader's clock
 				if w.trace != nil {
 					by, waiting := z.leader.book.InForce(grant.Tightening{From: t.From, To: t.To, Epoch: t.epoch, Barrier: t.index, Now: z.last().rev.Epoch}, ground[i], z.leader.clock.at(w.now))
 					w.log("by %q, waiting for %v", by, waiting)

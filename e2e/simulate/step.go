@@ -121,7 +121,7 @@ func (w *world) majority(n *node) bool {
 func (w *world) elect(zone int, n *node) {
 	z := &w.zones[zone]
 	z.term++
-	z.leader = n
+	z.leader, z.led = n, w.now
 	n.term = z.term
 	n.applied = len(z.log) - 1
 	p := grant.Past{Edges: map[string]string{}}

@@ -141,6 +141,7 @@ type zone struct {
 	log    []*entry
 	leader *node
 	term   int
+	led    time.Duration                         // since when
 	closed [nPolicies][nRegions][nRegions]record // until the pair is permitted again
 }
 
