@@ -34,6 +34,8 @@ const (
 	KindDoors     Kind = 10 // id: node name: where clients reach an edge of the own zone
 	KindDrain     Kind = 11 // id: region name: a region that the own zone drains
 	KindSwitch    Kind = 12 // id: feature, or feature/zone/api: what is turned off
+	KindPurges    Kind = 13 // id: name of an API of the own zone: what of its kept answers has ended
+	KindTargets   Kind = 14 // id: name of an API of the own zone: upstreams of this region that its zone found
 )
 
 // Scope is the group whose position an object counts towards.
@@ -47,7 +49,7 @@ const (
 // Scope of a kind: personal and border state is the zone's, the rest the catalog's.
 func (k Kind) Scope() Scope {
 	switch k {
-	case KindPair, KindKey, KindDrain:
+	case KindPair, KindKey, KindDrain, KindPurges, KindTargets:
 		return ScopeZone
 	}
 	return ScopeCatalog
@@ -79,6 +81,10 @@ func (k Kind) String() string {
 		return "drain"
 	case KindSwitch:
 		return "switch"
+	case KindPurges:
+		return "purges"
+	case KindTargets:
+		return "targets"
 	}
 	return fmt.Sprintf("kind-%d", uint8(k))
 }
@@ -109,6 +115,8 @@ const SettingsID = "settings"
 type Settings struct {
 	Zone   string `json:"zone"`
 	Region string `json:"region"`
+	// UpstreamNetworks are CIDR blocks outside which no upstream is dialled; none: no such bound. Since 2026-11-26.
+	UpstreamNetworks []string `json:"upstream_networks,omitempty"`
 }
 
 // API is a service as one region may see it: upstream targets of this region only.

@@ -61,10 +61,10 @@ func TestDecode_NamesTheObjectAndTakesUnknownFields(t *testing.T) {
 	}
 }
 
-func TestScope_OnlyKeysPairsAndDrainsAreTheZones(t *testing.T) {
+func TestScope_WhatIsTheZones(t *testing.T) {
 	for k := table.Kind(1); k < 20; k++ {
 		want := table.ScopeCatalog
-		if k == table.KindKey || k == table.KindPair || k == table.KindDrain {
+		if k == table.KindKey || k == table.KindPair || k == table.KindDrain || k == table.KindPurges || k == table.KindTargets {
 			want = table.ScopeZone
 		}
 		if got := k.Scope(); got != want {

@@ -36,6 +36,7 @@ type api struct {
 	adminv1connect.ResourceServiceClient
 	adminv1connect.KeyServiceClient
 	adminv1connect.NodeServiceClient
+	adminv1connect.CacheServiceClient
 	adminv1connect.ClusterServiceClient
 	adminv1connect.BorderServiceClient
 	adminv1connect.ApprovalServiceClient
@@ -131,7 +132,7 @@ func (c *client) at(u string) api {
 	opt := connect.WithInterceptors(connect.UnaryInterceptorFunc(pages), rpcfault.Client())
 	return api{
 		adminv1connect.NewResourceServiceClient(c.http, u, opt), adminv1connect.NewKeyServiceClient(c.http, u, opt),
-		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewClusterServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),
+		adminv1connect.NewNodeServiceClient(c.http, u, opt), adminv1connect.NewCacheServiceClient(c.http, u, opt), adminv1connect.NewClusterServiceClient(c.http, u, opt), adminv1connect.NewBorderServiceClient(c.http, u, opt),
 		adminv1connect.NewApprovalServiceClient(c.http, u, opt), adminv1connect.NewOperatorServiceClient(c.http, u, opt),
 		adminv1connect.NewRolloutServiceClient(c.http, u, opt),
 		adminv1connect.NewDNSServiceClient(c.http, u, opt),

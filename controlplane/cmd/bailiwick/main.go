@@ -166,7 +166,7 @@ Exit codes: 0 ok, 1 failure, 2 wrong usage (diff: there are changes), 3 not foun
 	flags.StringVar(&a.reason, "reason", "", "why customers' data is read, where the zone wants to know; kept for good, so name a ticket and no person")
 	flags.DurationVar(&a.timeout, "timeout", 30*time.Second, "for the whole command")
 	root.AddCommand(a.applyCommand(), a.diffCommand(), a.rolloutCommand(), a.historyCommand(), a.rollbackCommand(), a.getCommand(), a.describeCommand(), a.setCommand(), a.deleteCommand(), a.customerCommand(), a.keyCommand(), a.nodeCommand(), a.clusterCommand(), a.backupCommand(),
-		a.joinTokenCommand(), a.usageCommand(), a.quotaCommand(), a.webhookCommand(), a.alertCommand(), a.borderCommand(), a.approvalCommand(), a.operatorCommand(), a.evidenceCommand(), a.auditCommand(), a.complianceCommand(), a.dnsCommand(), a.regionCommand(), a.explainCommand(), a.policyCommand(), a.closeCommand(), a.reopenCommand(), a.leadersCommand(),
+		a.joinTokenCommand(), a.usageCommand(), a.quotaCommand(), a.webhookCommand(), a.cacheCommand(), a.alertCommand(), a.borderCommand(), a.approvalCommand(), a.operatorCommand(), a.evidenceCommand(), a.auditCommand(), a.complianceCommand(), a.dnsCommand(), a.regionCommand(), a.explainCommand(), a.policyCommand(), a.closeCommand(), a.reopenCommand(), a.leadersCommand(),
 		a.templateCommand(), a.versionCommand())
 	return root
 }

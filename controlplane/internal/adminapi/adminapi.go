@@ -209,7 +209,7 @@ func Handler(cfg Config) (http.Handler, error) {
 	mux.Handle(adminv1connect.NewResourceServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewKeyServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewNodeServiceHandler(s, opts...))
-	mux.Handle(adminv1connect.NewCacheServiceHandler(adminv1connect.UnimplementedCacheServiceHandler{}, opts...)) // not there yet
+	mux.Handle(adminv1connect.NewCacheServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewClusterServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewBorderServiceHandler(s, opts...))
 	mux.Handle(adminv1connect.NewApprovalServiceHandler(s, opts...))

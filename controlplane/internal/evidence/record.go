@@ -153,7 +153,7 @@ var rank = map[string]int{KindState: 0, KindRecovery: 0, KindAdopted: 1, KindClo
 // writes are the kinds of things whose changes are records without their content.
 var writes = map[string]string{
 	model.PrefixCustomer: "customer", model.PrefixKey: "key", model.PrefixOperator: "operator", model.PrefixJoinToken: "join-token",
-	model.PrefixErasure: "erasure", model.PrefixKeyEnd: "key-end", model.PrefixWebhook: "webhook",
+	model.PrefixErasure: "erasure", model.PrefixKeyEnd: "key-end", model.PrefixWebhook: "webhook", model.PrefixPurge: "purge",
 }
 
 // masker makes digests that say whether two are the same and nothing else to who has not the zone's key: names of

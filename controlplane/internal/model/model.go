@@ -42,6 +42,8 @@ const (
 	PrefixKeyEnd    = "keyends/" // by the id of a key that was rotated: when it ends
 	PrefixClosure   = "closures/"
 	PrefixDrain     = "drains/"     // by the region's name
+	PrefixPurge     = "purges/"     // by the API's name: what of its kept answers has ended
+	PrefixTargets   = "targets/"    // by the API's name: upstreams that were found for it
 	PrefixJoinToken = "jointokens/" // by SHA-256 of the token, hex
 	PrefixOperator  = "operators/"  // by SHA-256 of the token, hex
 	PrefixGrant     = "grants/"     // latest grants of an edge, the record of §2.5

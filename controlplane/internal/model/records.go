@@ -2,6 +2,7 @@ package model
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 )
 
@@ -127,6 +128,66 @@ type Drain struct {
 	Zone   string    `json:"zone"`
 	Reason string    `json:"reason"`
 	At     time.Time `json:"at,omitzero"`
+}
+
+// Purges of an API's kept answers. URLs and tags are digests: they may say more about somebody than has to rest here.
+type Purges struct {
+	API string  `json:"api"`
+	Seq uint64  `json:"seq"`           // of the latest
+	All uint64  `json:"all,omitempty"` // everything that was kept before this one has ended
+	Of  []Purge `json:"of,omitempty"`  // those after All, in order
+}
+
+// Purge is one of them.
+type Purge struct {
+	Seq  uint64    `json:"seq"`
+	What string    `json:"what,omitempty"` // as table.Purge has it
+	Soft bool      `json:"soft,omitempty"`
+	At   time.Time `json:"at"`
+}
+
+// Bounds of what is remembered of an API's purges: no edge keeps an answer for longer than a day, and beyond so many the
+// older ones become one of everything.
+const (
+	PurgeKept = 25 * time.Hour
+	MaxPurges = 256
+)
+
+// Add is the record with further purges, which ends with all of them in effect whatever an edge missed.
+func (p Purges) Add(now time.Time, more ...Purge) Purges {
+	of := make([]Purge, 0, len(p.Of)+len(more))
+	for _, o := range p.Of {
+		again := slices.ContainsFunc(more, func(n Purge) bool { return n.What == o.What && (!n.Soft || o.Soft) })
+		if !again && now.Sub(o.At) < PurgeKept {
+			of = append(of, o)
+		}
+	}
+	for _, n := range more {
+		p.Seq++
+		n.Seq, n.At = p.Seq, now
+		if n.What == "" && !n.Soft {
+			p.All, of = n.Seq, of[:0]
+			continue
+		}
+		of = append(of, n)
+	}
+	if over := len(of) - MaxPurges; over > 0 {
+		p.All, of = of[over-1].Seq, of[over:]
+	}
+	p.Of = of
+	return p
+}
+
+// Targets are upstreams that were found for an API, by region.
+type Targets struct {
+	API string           `json:"api"`
+	Of  []DiscoveredURLs `json:"of,omitempty"` // by region, sorted
+}
+
+// DiscoveredURLs are those of one region, sorted.
+type DiscoveredURLs struct {
+	Region string   `json:"region"`
+	URLs   []string `json:"urls"`
 }
 
 // Adopted is the part of the catalog that decides relays, as of one catalog revision, copied into the

@@ -64,7 +64,7 @@ func (v *View) ZoneSum(k *Keys) revision.Sum { return v.PairSum.Add(k.Sum()) }
 // unknown, control-only or of another zone than the edge's; of kind Internal if a stored value does not read.
 func Build(catalog, zone group.Snapshot, edge model.Node, now time.Time) (*View, error) {
 	b := builder{catalog: catalog, zone: zone, edge: edge, now: now, view: &View{Objects: map[table.ObjectKey]table.Object{}}}
-	steps := []func() error{b.holdBack, b.region, b.rules, b.settings, b.apis, b.plans, b.switches, b.pairs, b.peers, b.doors}
+	steps := []func() error{b.holdBack, b.region, b.rules, b.settings, b.apis, b.plans, b.switches, b.pairs, b.peers, b.doors, b.purges, b.targets}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, fmt.Errorf("build view of %s: %w", edge.Name, err)
@@ -86,6 +86,9 @@ type builder struct {
 	serving []model.Region    // of the own zone
 	allowed []table.Pair      // pairs that involve this region
 	own     map[string]bool   // names of the own zone's APIs
+	seeking map[string]bool   // of them, those for which the zone looks for upstreams
+	// networks are those of this region's upstreams; none: no bound.
+	networks []string
 }
 
 func (b *builder) put(kind table.Kind, id string, value any) error {
@@ -148,6 +151,7 @@ func (b *builder) region() error {
 	case own.Zone != b.edge.Zone:
 		return denied("belongs to another zone")
 	}
+	b.networks = own.UpstreamNetworks
 	return nil
 }
 
@@ -219,11 +223,11 @@ func (b *builder) rules() error {
 }
 
 func (b *builder) settings() error {
-	return b.put(table.KindSettings, table.SettingsID, table.Settings{Zone: b.edge.Zone, Region: b.edge.Region})
+	return b.put(table.KindSettings, table.SettingsID, table.Settings{Zone: b.edge.Zone, Region: b.edge.Region, UpstreamNetworks: b.networks})
 }
 
 func (b *builder) apis() error {
-	b.own = map[string]bool{}
+	b.own, b.seeking = map[string]bool{}, map[string]bool{}
 	return each(b.catalog, model.PrefixAPI, func(_ group.KV, a model.API) error {
 		if a.Zone == b.edge.Zone {
 			return b.ownAPI(a)
@@ -236,7 +240,7 @@ func (b *builder) apis() error {
 }
 
 func (b *builder) ownAPI(a model.API) error {
-	b.own[a.Name] = true
+	b.own[a.Name], b.seeking[a.Name] = true, a.Dispatch.Discovery == "etcd"
 	out := b.api(a)
 	if !slices.ContainsFunc(out.Regions, func(r string) bool { return b.zones[r] == a.Zone }) {
 		return nil // nowhere at home: nobody could accept it
@@ -431,6 +435,35 @@ func (b *builder) doors() error {
 	})
 }
 
+// purges are of APIs that this edge may keep answers of.
+func (b *builder) purges() error {
+	return each(b.zone, model.PrefixPurge, func(_ group.KV, p model.Purges) error {
+		if _, held := b.view.Objects[table.ObjectKey{Kind: table.KindAPI, ID: p.API}]; !held {
+			return nil
+		}
+		out := table.Purges{API: p.API, All: p.All}
+		for _, o := range p.Of {
+			out.Of = append(out.Of, table.Purge{Seq: o.Seq, What: o.What, Soft: o.Soft})
+		}
+		return b.put(table.KindPurges, p.API, out)
+	})
+}
+
+// targets are what was found for APIs that ask for it, in this region.
+func (b *builder) targets() error {
+	return each(b.zone, model.PrefixTargets, func(_ group.KV, found model.Targets) error {
+		if !b.seeking[found.API] {
+			return nil
+		}
+		for _, r := range found.Of {
+			if r.Region == b.edge.Region {
+				return b.put(table.KindTargets, found.API, table.Targets{API: found.API, URLs: r.URLs})
+			}
+		}
+		return nil
+	})
+}
+
 // sorted copies: snapshots are shared.
 func sorted(hosts []string) []string {
 	out := make([]string, 0, len(hosts))
@@ -469,7 +502,7 @@ func Diff(old, new *View) []table.ObjectKey {
 
 // Depends says whether events below this key of a zone store can change a View (Keys aside).
 func Depends(key string) bool {
-	return strings.HasPrefix(key, model.PrefixDrain) || key == model.KeyAdopted || key == model.KeyCrossing || key == model.KeyPermitted || strings.HasPrefix(key, model.PrefixClosure)
+	return strings.HasPrefix(key, model.PrefixDrain) || strings.HasPrefix(key, model.PrefixPurge) || strings.HasPrefix(key, model.PrefixTargets) || key == model.KeyAdopted || key == model.KeyCrossing || key == model.KeyPermitted || strings.HasPrefix(key, model.PrefixClosure)
 }
 
 // DependsOnCatalog says whether events below this key of the catalog can change a View.

@@ -372,3 +372,36 @@ func TestBuild_ZoneDrains(t *testing.T) {
 		t.Error("edges are not told of a drain")
 	}
 }
+
+// What a zone purges and what it found reach the edges that may keep answers of the API and have upstreams of it.
+func TestBuild_PurgesAndTargets(t *testing.T) {
+	catalog, zone := world()
+	var own string
+	for key, v := range catalog {
+		if a, ok := v.(model.API); ok && a.Zone == "emea" && slices.ContainsFunc(a.Upstreams, func(u model.Upstream) bool { return u.Region == "eu-west" }) {
+			a.Dispatch.Discovery = "etcd"
+			catalog[key], own = a, a.Name
+			break
+		}
+	}
+	for _, api := range []string{own, "nowhere"} {
+		zone[model.PrefixPurge+api] = model.Purges{API: api, Seq: 4, All: 2, Of: []model.Purge{{Seq: 4, What: "x", Soft: true, At: now}}}
+		zone[model.PrefixTargets+api] = model.Targets{API: api, Of: []model.DiscoveredURLs{{Region: "eu-central", URLs: []string{"http://c"}}, {Region: "eu-west", URLs: []string{"http://w"}}}}
+	}
+	v := build(t, catalog, zone, model.Node{Name: "w1", Kind: "edge", Region: "eu-west", Zone: "emea"}, now)
+	got := map[table.Kind]string{}
+	for key, o := range v.Objects {
+		if key.Kind == table.KindPurges || key.Kind == table.KindTargets {
+			got[key.Kind] += string(o.Data)
+		}
+	}
+	if want := `{"api":"` + own + `","all":2,"of":[{"seq":4,"what":"x","soft":true}]}`; got[table.KindPurges] != want {
+		t.Errorf("purges: got %s, want %s", got[table.KindPurges], want)
+	}
+	if want := `{"api":"` + own + `","urls":["http://w"]}`; got[table.KindTargets] != want {
+		t.Errorf("targets: got %s, want %s", got[table.KindTargets], want)
+	}
+	if !view.Depends(model.PrefixPurge+own) || !view.Depends(model.PrefixTargets+own) {
+		t.Error("edges are not told of either")
+	}
+}

@@ -46,9 +46,17 @@ func KeyOf(parts ...string) (k Key) {
 	return k
 }
 
+// Class joins the parts of a class of customers, so that no two lists are one.
+func Class(parts ...string) string {
+	k := KeyOf(parts...)
+	return string(k[:])
+}
+
 // Cache keeps entries.
 type Cache struct {
 	entries *otter.Cache[Key, *variants]
+
+	ends ends
 
 	mu      sync.Mutex // covers all below; held for nothing slow
 	flights map[Key]*Flight
@@ -98,7 +106,7 @@ func (c *Cache) Get(key Key, header http.Header) *Entry {
 	}
 	for _, e := range v.of {
 		if e.matches(header) {
-			return e
+			return c.ended(e)
 		}
 	}
 	return nil

@@ -24,6 +24,9 @@ type Entry struct {
 	whileRevalidate, ifError time.Duration
 	noCache, mustRevalidate  bool
 	size                     int
+
+	api   string   // whose purges end it
+	under []string // and what of them: its URL and its tags, as digests
 }
 
 // Answer is what an upstream answered, for keeping.
@@ -68,6 +71,9 @@ func (e *Entry) With(body []byte) *Entry {
 	n := *e
 	n.Body = body
 	n.size = overhead + len(body)
+	for _, what := range n.under {
+		n.size += len(what) + 16
+	}
 	for _, h := range []http.Header{n.Header, n.asked} {
 		for name, values := range h {
 			n.size += len(name) + 32

@@ -100,6 +100,15 @@ func decode(o table.Object) (any, Reason) {
 		})
 	case table.KindSwitch:
 		return decoded(o, func(v *table.Switch) Reason { return unless(table.SwitchID(*v) == o.ID, ReasonMisnamed) })
+	case table.KindPurges:
+		return decoded(o, func(v *table.Purges) Reason {
+			if v.API != o.ID {
+				return ReasonMisnamed
+			}
+			return unless(v.Sound(), ReasonUnfit)
+		})
+	case table.KindTargets:
+		return decoded(o, func(v *table.Targets) Reason { return unless(v.API == o.ID, ReasonMisnamed) })
 	case table.KindDoors:
 		return decoded(o, func(v *table.Doors) Reason { return unless(v.Edge == o.ID, ReasonMisnamed) })
 	}
@@ -184,6 +193,7 @@ func makeIndex(objects map[table.ObjectKey]entry) *index {
 		outbound: map[policyFrom][]table.Pair{}, leaving: map[string][]string{}, entering: map[string]map[string]struct{}{},
 		directory: map[zoneName]*table.Directory{}, dirByHost: map[string]*table.Directory{}, dirByZone: map[string][]table.Directory{},
 		nodes: map[string]*table.Node{}, zoneKeys: map[string]ed25519.PublicKey{}, off: map[table.Switch]bool{},
+		purges: map[string]*table.Purges{}, targets: map[string][]string{},
 	}
 	x.settings = *objects[table.ObjectKey{Kind: table.KindSettings, ID: table.SettingsID}].value.(*table.Settings)
 	x.own = within(x.apis, x.settings.Zone)
@@ -220,6 +230,10 @@ func makeIndex(objects map[table.ObjectKey]entry) *index {
 			x.off[*v] = true
 		case *table.Drain:
 			drains[v.Region] = v.Reason
+		case *table.Purges:
+			x.purges[v.API] = v
+		case *table.Targets:
+			x.targets[v.API] = v.URLs
 		case *table.Doors:
 			x.doors = append(x.doors, *v)
 		}

@@ -294,11 +294,13 @@ func lastGood(kind table.Kind, id string, was any) any {
 		home := *v
 		home.Policy = ""
 		return &home
-	case *Plan, *table.Directory, *table.Region, *table.Doors, *table.Settings, *table.Switch:
+	case *Plan, *table.Directory, *table.Region, *table.Doors, *table.Settings, *table.Switch, *table.Targets:
 		return was
 	}
 	switch {
 	case id == "":
+	case kind == table.KindPurges: // what cannot be read may have ended anything
+		return &table.Purges{API: id, Unread: true}
 	case kind == table.KindDrain:
 		return &table.Drain{Region: id, Reason: "by a record that does not read"}
 	case kind == table.KindSwitch:

@@ -49,6 +49,8 @@ type index struct {
 	doors     []table.Doors
 	taken     []Quarantined // APIs that lost a host to another
 	off       map[table.Switch]bool
+	purges    map[string]*table.Purges
+	targets   map[string][]string
 }
 
 type (
@@ -120,6 +122,17 @@ func (t *Table) APIOf(zone, name string) *API {
 		return x.own[name]
 	}
 	return x.apis[zone][name]
+}
+
+// Purges are what has ended of the kept answers of an API of the own zone; nil: nothing.
+func (t *Table) Purges(api string) *table.Purges { return t.idx().purges[api] }
+
+// Found are base URLs of this region's upstreams that the zone found for an API of its own. Do not write to the slice.
+func (t *Table) Found(api *API) []string {
+	if api.Foreign || api.Dispatch.Discovery != "etcd" {
+		return nil
+	}
+	return t.idx().targets[api.Name]
 }
 
 // APIs are those of the own zone, in no order.

@@ -19,6 +19,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/shared/table"
 )
 
 const (
@@ -38,6 +39,7 @@ type caching struct {
 	changes   bool         // an unsafe method: what is kept of its URL goes
 	flight    *cache.Flight
 	unkept    bool // its answer is none to share
+	about     cache.About
 	sent      time.Time
 	reason    string // why it went on to an upstream (RFC 9211)
 }
@@ -64,6 +66,10 @@ func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
 		rules: cache.Rules{TTL: route.TTL, StaleWhileRevalidate: route.StaleWhileRevalidate, StaleIfError: route.StaleIfError, MaxBytes: route.MaxBytes}}
 	x.cache = c
 	c.key = x.cacheKey(host, of)
+	c.about = cache.About{API: x.v.API.Name, URL: table.PurgeURL(host, x.r.URL.EscapedPath(), x.r.URL.RawQuery)}
+	if !kept.Heed(c.about.API, x.table.Purges(c.about.API), x.table.Zone().Epoch, time.Now()) {
+		c.asked.Bypass = true // somebody ended something, and this edge cannot read what
+	}
 	switch x.r.Method {
 	case http.MethodGet, http.MethodHead:
 	default:
@@ -139,15 +145,27 @@ func (x *exchange) unasked() http.Header {
 
 // cacheKey names what may answer this request: nothing of another zone, customer or epoch.
 func (x *exchange) cacheKey(host string, of *policy.Route) cache.Key {
-	class := "customer " + x.v.Customer
-	if x.v.ByToken() { // its holder is one of the customer's many, often a person, and the upstream was told which
-		class += " key " + x.v.KeyID
+	scope := of.Cache.Scope
+	if auth := x.v.API.Auth; scope == "" {
+		if scope = "key"; auth != nil && auth.Anonymous && !x.v.ByToken() {
+			scope = "subscription" // upstreams are told nothing of who asks, and cannot tell its keys apart
+		}
 	}
-	switch of.Cache.Scope {
-	case "plan":
-		class = "plan " + x.v.Plan
+	var class string
+	switch scope {
 	case "all":
 		class = "all"
+	case "plan":
+		class = "plan " + x.v.Plan
+	case "customer":
+		class = "customer " + x.v.Customer
+	case "subscription":
+		class = cache.Class("subscription", x.v.Customer, x.v.Subscription, x.v.Plan)
+	default: // one that this edge does not know is the narrowest
+		class = cache.Class("key", x.v.Customer, x.v.Subscription, x.v.Plan, x.v.KeyID)
+	}
+	if scope == "customer" && x.v.ByToken() { // its holder is one of the customer's many, often a person
+		class += " key " + x.v.KeyID
 	}
 	return cache.KeyOf(x.v.API.Zone, x.v.API.Name, strconv.FormatUint(x.table.Catalog().Epoch, 10), strconv.FormatUint(x.table.Zone().Epoch, 10),
 		of.Name, strconv.FormatInt(of.Cache.Generation, 10), class, host, x.r.URL.EscapedPath(), x.r.URL.RawQuery)
@@ -187,9 +205,14 @@ func (x *exchange) give(e *cache.Entry, served, status string) {
 func (x *exchange) keep(res *result) (answered bool) {
 	c, kept := x.cache, x.p.cfg.Cache
 	c.unkept = true
+	var tags []string
+	taggable := true
+	if res.resp != nil {
+		tags, taggable = cache.Tags(res.resp.Header)
+	}
 	if c.changes {
 		if res.resp != nil && res.resp.StatusCode < 400 {
-			kept.Drop(c.key, time.Now()) // RFC 9111, 4.4
+			kept.End(c.about, x.table.Zone().Epoch, time.Now()) // RFC 9111, 4.4
 		}
 		c.mark(res, "")
 		return false
@@ -212,7 +235,10 @@ func (x *exchange) keep(res *result) (answered bool) {
 	if ans.Status == http.StatusNotModified && c.validates {
 		res.drop(nil)
 		e := c.entry.Renewed(&c.asked, ans, c.rules)
-		if e != nil {
+		if e != nil && len(tags) > 0 {
+			e = e.Under(c.about, tags).With(e.Body)
+		}
+		if e != nil && taggable {
 			kept.Put(c.key, e)
 			c.unkept = false
 		} else {
@@ -229,11 +255,11 @@ func (x *exchange) keep(res *result) (answered bool) {
 	}
 	// Of an answer that ends with its connection nobody can tell whether it came whole (RFC 9112, 8).
 	endless := res.resp.ContentLength < 0 && len(res.resp.TransferEncoding) == 0
-	if e == nil || endless || res.resp.ContentLength > most || len(res.resp.Trailer) > 0 || x.r.Method == http.MethodHead {
+	if e == nil || !taggable || endless || res.resp.ContentLength > most || len(res.resp.Trailer) > 0 || x.r.Method == http.MethodHead {
 		c.mark(res, "")
 		return false
 	}
-	k := &keeper{ReadCloser: res.resp.Body, c: c, kept: kept, entry: e, most: most, declared: res.resp.ContentLength, resp: res.resp, all: &x.p.copies}
+	k := &keeper{ReadCloser: res.resp.Body, c: c, kept: kept, entry: e.Under(c.about, tags), most: most, declared: res.resp.ContentLength, resp: res.resp, all: &x.p.copies}
 	if !k.reserve(k.declared) {
 		c.mark(res, "")
 		return false
