@@ -19,7 +19,8 @@ import (
 	"bailiwick/dataplane/internal/upstream"
 )
 
-// Prober asks a target's health page once: nil if the answer is below 500. It must respect ctx.
+// Prober asks a target's health page once: nil if the answer is below 500. What stands behind a # in url is a service that
+// grpc.health.v1 is asked about instead: nil if it serves. It must respect ctx.
 type Prober interface {
 	Probe(ctx context.Context, at upstream.Place, url string) error
 }

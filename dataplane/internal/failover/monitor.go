@@ -95,6 +95,9 @@ func (m *Monitor) gather(api *table.API, places []upstream.Place) []*Target {
 func (m *Monitor) places(api *table.API) (out []upstream.Place) {
 	for _, text := range api.Targets {
 		at := upstream.Place{Base: strings.TrimRight(text, "/"), TLS: api.TLS}
+		if at.Protocol = api.Protocols[text]; at.Protocol != "" {
+			at.Connections = api.Dispatch.MaxConnections
+		}
 		var addrs []netip.Addr
 		if host := discovered(api, at.Base); host != "" && m.cfg.Names != nil {
 			addrs = m.cfg.Names.Addrs(host)
@@ -147,6 +150,9 @@ func (m *Monitor) lineOf(api *table.API) *line {
 }
 
 func healthPage(api *table.API, base string) string {
+	if api.HealthGRPC != nil {
+		return base + "#" + *api.HealthGRPC // of grpc.health.v1, that service
+	}
 	path := api.HealthPath
 	if path == "" {
 		path = "/healthz"

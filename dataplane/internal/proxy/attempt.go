@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 	"sync"
@@ -363,6 +364,15 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		req.Body, req.ContentLength = x.body.reader(), x.body.length
 	case !idempotent(x.r.Method):
 		req.Body = noBody{}
+	}
+	if t.At.Protocol != "" { // what was refused is sent anew, by the transport: it needs the body again
+		switch {
+		case req.Body == nil:
+		case x.body == nil:
+			req.GetBody = func() (io.ReadCloser, error) { return noBody{}, nil }
+		case x.body.kept != nil:
+			req.GetBody = func() (io.ReadCloser, error) { return x.body.reader(), nil }
+		}
 	}
 	sent := t.Begin()
 	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req)

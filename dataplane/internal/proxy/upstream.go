@@ -12,10 +12,12 @@ import (
 	"net/http/httptrace"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/channel"
 	"bailiwick/dataplane/internal/upstream"
 )
 
@@ -48,8 +50,9 @@ const leftFor = 10 * time.Minute
 // pool is the connections to one place.
 type pool struct {
 	traffic *http.Transport
-	probes  *http.Client // connections of its own: a probe must not queue behind traffic
-	origin  *origin      // connections of common requests; nil: to such a place none goes
+	probes  *http.Client  // connections of its own: a probe must not queue behind traffic
+	origin  *origin       // connections of common requests; nil: to such a place none goes
+	muxed   *channel.Pool // of a place that speaks HTTP/2, in place of traffic and origin; nil: of others
 }
 
 // NewUpstreams makes one.
@@ -74,10 +77,16 @@ func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.sweep(time.Now())
-	if p = u.pools[at]; p == nil {
+	if p = u.pools[at]; p == nil && at.Protocol != "" {
+		dial := channel.Config{Dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.DialHTTP2(ctx, at) }, TLS: at.Protocol == "h2", Max: at.Connections}
+		p = &pool{muxed: channel.New(dial)}
+		dial.Max = 1
+		p.probes = &http.Client{Transport: channel.New(dial), CheckRedirect: noRedirect}
+		u.pools[at] = p
+	} else if p == nil {
 		p = &pool{traffic: u.transport(at, cfg, u.cfg.MaxIdle), probes: &http.Client{
 			Transport:     u.transport(at, cfg, 2),
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			CheckRedirect: noRedirect,
 		}}
 		if addr := hostPort(at.Base); addr != "" {
 			p.origin = &origin{max: u.cfg.MaxIdle, dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.Dial(ctx, at, addr) }}
@@ -86,6 +95,8 @@ func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
 	}
 	return p, nil
 }
+
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 func (u *Upstreams) transport(at upstream.Place, cfg *tls.Config, idle int) *http.Transport {
 	return &http.Transport{ // Proxy stays nil: the environment must not redirect customers' requests
@@ -143,6 +154,11 @@ func (u *Upstreams) CloseIdle() {
 }
 
 func (p *pool) close() {
+	if p.muxed != nil {
+		p.muxed.CloseIdle()
+		p.probes.Transport.(*channel.Pool).CloseIdle()
+		return
+	}
 	p.traffic.CloseIdleConnections()
 	p.probes.CloseIdleConnections()
 	if p.origin != nil {
@@ -169,6 +185,9 @@ func (u *Upstreams) Probe(ctx context.Context, at upstream.Place, url string) er
 	p, err := u.pool(at)
 	if err != nil {
 		return err
+	}
+	if base, service, asks := strings.Cut(url, "#"); asks {
+		return channel.Check(ctx, p.probes.Transport, base, service)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -241,6 +260,9 @@ func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Reque
 	p, err := u.pool(at)
 	if err != nil {
 		return nil, false, err
+	}
+	if p.muxed != nil {
+		return p.muxed.Send(ctx, req)
 	}
 	var t tracker
 	resp, err = p.traffic.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn})))

@@ -26,6 +26,9 @@ type Place struct {
 	Base string     // scheme://host[:port], without a trailing slash
 	Pin  netip.Addr // the one address meant; the zero Addr: any of the host's
 	TLS  table.UpstreamTLS
+
+	Protocol    string // h2, h2c; "": HTTP/1.1
+	Connections int    // at most, of h2 and h2c; 0: channel.DefaultMax
 }
 
 // Config of a Dialer. The zero value dials public addresses.
@@ -93,6 +96,9 @@ func (d *Dialer) TLS(at Place) (*tls.Config, error) {
 		}
 		cfg.ServerName = u.Hostname()
 	}
+	if at.Protocol == "h2" {
+		cfg.NextProtos = []string{"h2"}
+	}
 	if at.TLS.CA != "" {
 		cfg.RootCAs = x509.NewCertPool()
 		if !cfg.RootCAs.AppendCertsFromPEM([]byte(at.TLS.CA)) {
@@ -105,3 +111,38 @@ func (d *Dialer) TLS(at Place) (*tls.Config, error) {
 	}
 	return cfg, nil
 }
+
+// DialHTTP2 opens a connection on which HTTP/2 can be spoken at once.
+func (d *Dialer) DialHTTP2(ctx context.Context, at Place) (net.Conn, error) {
+	u, err := url.Parse(at.Base)
+	if err != nil || u.Hostname() == "" {
+		return nil, errors.New("the upstream's URL names no host")
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	conn, err := d.Dial(ctx, at, net.JoinHostPort(u.Hostname(), port))
+	if err != nil || at.Protocol == "h2c" {
+		return conn, err
+	}
+	cfg, err := d.TLS(at)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	t := tls.Client(conn, cfg)
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	if err := t.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if p := t.ConnectionState().NegotiatedProtocol; p != "h2" {
+		conn.Close()
+		return nil, fmt.Errorf("upstream %s takes %q and not h2: its API's protocol is another", u.Host, p)
+	}
+	return t, nil
+}
+
+const handshakeTimeout = 2 * time.Second
