@@ -136,7 +136,7 @@ func TestPool_RepeatsWhatWasRefusedAndNothingElse(t *testing.T) {
 
 func TestPool_OpensAsManyConnectionsAsItMay(t *testing.T) {
 	release := make(chan struct{})
-	const requests = 300
+	const requests = 150
 	here := make(chan struct{}, requests)
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
