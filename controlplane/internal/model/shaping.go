@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bailiwick/shared/table"
+	"bailiwick/shared/table/schema"
 )
 
 // Shaping is what is done to requests and answers beside sending them on: of an API, or of one of its routes in its place.
@@ -83,7 +84,43 @@ func (s Shaping) validate(what, at string) error {
 	if err := s.CORS.validate(what, at+"cors"); err != nil {
 		return err
 	}
-	return s.Rewrite.validate(what, at+"rewrite")
+	if err := s.Rewrite.validate(what, at+"rewrite"); err != nil {
+		return err
+	}
+	return s.Validation.validate(what, at+"validation")
+}
+
+func (v *Validation) validate(what, at string) error {
+	switch {
+	case v == nil:
+		return nil
+	case !slices.Contains([]string{"", "openapi", "none"}, v.Requests):
+		return bad(at+".requests", "VALIDATION_INVALID", "%s: requests %q is none of openapi, none", what, v.Requests)
+	case v.Requests == "" && v.Schema == "":
+		return bad(at, "VALIDATION_INVALID", "%s: validation names nothing that requests are held against: a schema, or requests: openapi", what)
+	case v.Requests != "" && v.Schema != "":
+		return bad(at+".schema", "VALIDATION_INVALID", "%s: requests are held against a schema or against the openapi document, not against both", what)
+	case v.Schema != "":
+		if _, err := schema.Compile(v.Schema); err != nil {
+			return bad(at+".schema", "SCHEMA_INVALID", "%s: schema: %w", what, err)
+		}
+	}
+	return nil
+}
+
+// document compiles the API's document, if any requests are held against it.
+func (a API) document() error {
+	holds := func(v *Validation) bool { return v != nil && v.Requests == "openapi" }
+	if !holds(a.Validation) && !slices.ContainsFunc(a.Routes, func(r Route) bool { return holds(r.Validation) }) {
+		return nil
+	}
+	if a.OpenAPI == "" {
+		return bad("spec.openapi", "OPENAPI_MISSING", "API %s: requests are to be held against its openapi document, and there is none", a.Name)
+	}
+	if _, err := schema.CompileOpenAPI(a.OpenAPI); err != nil {
+		return bad("spec.openapi", "OPENAPI_INVALID", "API %s: openapi: %w", a.Name, err)
+	}
+	return nil
 }
 
 func (c *CORS) validate(what, at string) error {

@@ -48,6 +48,13 @@ func TestShaping_IsRefusedWithItsReason(t *testing.T) {
 		{"units of documents", model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, Routes: []model.Route{{Name: "q", Units: &model.Units{GraphQL: "cost"}, GraphQL: &model.GraphQL{}}}}, "", ""},
 		{"units of documents that nobody reads", model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, Routes: []model.Route{{Name: "q", Units: &model.Units{GraphQL: "cost"}}}}, "UNITS_INVALID", "spec.routes[0].units.graphql"},
 		{"units of two kinds", model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, Routes: []model.Route{{Name: "q", Units: &model.Units{GraphQL: "cost", PerBytes: 1}, GraphQL: &model.GraphQL{}}}}, "UNITS_INVALID", "spec.routes[0].units"},
+		{"a schema", api(model.Shaping{Validation: &model.Validation{Schema: "type: object"}}), "", ""},
+		{"a schema that is none", api(model.Shaping{Validation: &model.Validation{Schema: "type: text"}}), "SCHEMA_INVALID", "spec.validation.schema"},
+		{"a schema that reads a file", api(model.Shaping{Validation: &model.Validation{Schema: "$ref: file:///etc/passwd"}}), "SCHEMA_INVALID", "spec.validation.schema"},
+		{"no document", api(model.Shaping{Validation: &model.Validation{Requests: "openapi"}}), "OPENAPI_MISSING", "spec.openapi"},
+		{"a document that is none", model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, OpenAPI: "swagger: '2.0'", Shaping: model.Shaping{Validation: &model.Validation{Requests: "openapi"}}}, "OPENAPI_INVALID", "spec.openapi"},
+		{"a document that nothing is held against", model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, OpenAPI: "https://docs.test"}, "", ""},
+		{"a validation of nothing", api(model.Shaping{Validation: &model.Validation{}}), "VALIDATION_INVALID", "spec.validation"},
 		{"a depth beyond", model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, Routes: []model.Route{{Name: "q", GraphQL: &model.GraphQL{MaxDepth: 201}}}}, "GRAPHQL_INVALID", "spec.routes[0].graphql.max_depth"},
 		{"a route's", model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, Routes: []model.Route{{Name: "q", Shaping: model.Shaping{Rewrite: &model.Rewrite{Strip: "x"}}}}}, "PATH_INVALID", "spec.routes[0].rewrite.path.strip"},
 	} {

@@ -190,6 +190,9 @@ func (a API) Validate() error {
 	if err := a.Shaping.validate("API "+a.Name, "spec."); err != nil {
 		return err
 	}
+	if err := a.document(); err != nil {
+		return err
+	}
 	if c := a.Concurrency; c != nil && (c.Min < 0 || c.Max < 0 || c.Max > 0 && c.Min > c.Max) {
 		return bad("spec.concurrency", "CONCURRENCY_INVALID", "API %s: a concurrency from %d to %d is none; leave out what is to be the default (4 and 1000)", a.Name, c.Min, c.Max)
 	}

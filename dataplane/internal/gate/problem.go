@@ -1,6 +1,10 @@
 package gate
 
-import "encoding/json"
+import (
+	"encoding/json"
+
+	"bailiwick/shared/table/schema"
+)
 
 // Reasons an edge refuses or fails a request for. They are interface: programs match on them, so none ever
 // changes. The problem type is TypePrefix + reason.
@@ -34,8 +38,10 @@ const (
 	ReasonPrepaid       = "prepaid-exhausted"
 	ReasonUnconfirmed   = "quota-unconfirmed" // nobody said in time whether units are left
 	ReasonBodyTooLarge  = "body-too-large"
-	ReasonBodyBroken    = "body-broken" // the client's body ended early
-	ReasonNotReady      = "not-ready"   // the edge has no table yet
+	ReasonBodyBroken    = "body-broken"     // the client's body ended early
+	ReasonInvalid       = "request-invalid" // not as the API's document says; errors name where
+	ReasonQuery         = "query-refused"   // a GraphQL document asks too much, or is none
+	ReasonNotReady      = "not-ready"       // the edge has no table yet
 	ReasonUsage         = "usage-unavailable"
 	ReasonOverloaded    = "overloaded"           // an upstream or the edge is short, and higher classes go first
 	ReasonNoRegion      = "no-compatible-region" // no permitted region is healthy
@@ -56,9 +62,10 @@ const TypePrefix = "urn:bailiwick:problem:"
 type Problem struct {
 	Status int
 	Reason string
-	Title  string   // the same for every occurrence of a reason
-	Detail string   // what to do next; never personal data, never key material
-	Hosts  []string // where the request belongs instead (421)
+	Title  string           // the same for every occurrence of a reason
+	Detail string           // what to do next; never personal data, never key material
+	Hosts  []string         // where the request belongs instead (421)
+	Errors []schema.Finding // what is wrong with it (400)
 }
 
 var titles = map[string]string{
@@ -93,6 +100,8 @@ var titles = map[string]string{
 	ReasonUnconfirmed:   "The quota cannot be confirmed",
 	ReasonBodyTooLarge:  "The request body is too large",
 	ReasonBodyBroken:    "The request body ended early",
+	ReasonInvalid:       "The request is not as the API describes it",
+	ReasonQuery:         "The query is not taken",
 	ReasonNotReady:      "The edge is not ready",
 	ReasonUsage:         "Usage cannot be recorded",
 	ReasonOverloaded:    "Too much to do at once",
@@ -114,14 +123,15 @@ const ProblemType = "application/problem+json"
 // JSON is the body of the answer.
 func (p *Problem) JSON(requestID string) []byte {
 	data, err := json.Marshal(struct {
-		Type      string   `json:"type"`
-		Title     string   `json:"title"`
-		Status    int      `json:"status"`
-		Detail    string   `json:"detail,omitempty"`
-		Reason    string   `json:"reason"`
-		RequestID string   `json:"request_id,omitempty"`
-		Hosts     []string `json:"hosts,omitempty"`
-	}{TypePrefix + p.Reason, p.Title, p.Status, p.Detail, p.Reason, requestID, p.Hosts})
+		Type      string           `json:"type"`
+		Title     string           `json:"title"`
+		Status    int              `json:"status"`
+		Detail    string           `json:"detail,omitempty"`
+		Reason    string           `json:"reason"`
+		RequestID string           `json:"request_id,omitempty"`
+		Hosts     []string         `json:"hosts,omitempty"`
+		Errors    []schema.Finding `json:"errors,omitempty"`
+	}{TypePrefix + p.Reason, p.Title, p.Status, p.Detail, p.Reason, requestID, p.Hosts, p.Errors})
 	if err != nil { // strings and numbers always marshal
 		panic(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"bailiwick/shared/table"
+	"bailiwick/shared/table/schema"
 )
 
 // decodeKey reads a key. canonical: its sum follows from the Key.
@@ -58,7 +59,11 @@ func decode(o table.Object) (any, Reason) {
 		if reason != "" {
 			return nil, reason
 		}
-		return newAPI(v.(*table.API)), ""
+		api, err := newAPI(v.(*table.API))
+		if err != nil { // apply has looked at it with this code: a control node of another version
+			return nil, ReasonUnfit
+		}
+		return api, ""
 	case table.KindPlan:
 		v, reason := decoded(o, func(v *table.Plan) Reason {
 			if v.Name != o.ID {
@@ -140,10 +145,11 @@ const maxWindows = 4
 // implied is the one route of an API that names none.
 var implied = table.Route{Name: "default"}
 
-func newAPI(v *table.API) *API {
+func newAPI(v *table.API) (*API, error) {
 	h, id := fnv.New32a(), table.APIID(v)
 	h.Write([]byte(id))
 	a := &API{API: *v, spread: h.Sum32(), id: id}
+	var document *schema.Document
 	given := v.Routes
 	if len(given) == 0 && !v.Foreign {
 		given = []table.Route{implied}
@@ -152,7 +158,23 @@ func newAPI(v *table.API) *API {
 		r.PathPrefix = strings.TrimRight(r.PathPrefix, "/")
 		r.CORS, r.Rewrite, r.Validation = cmp.Or(r.CORS, v.CORS), cmp.Or(r.Rewrite, v.Rewrite), cmp.Or(r.Validation, v.Validation)
 		a.Shared = a.Shared || r.CORS != nil
-		a.routes = append(a.routes, Route{Route: r, Shaped: r.CORS != nil || r.Rewrite != nil || r.GraphQL != nil})
+		route := Route{Route: r, Shaped: r.CORS != nil || r.Rewrite != nil || r.GraphQL != nil || r.Validation != nil}
+		if check := r.Validation; check != nil && !v.Foreign { // the accepting edge's to do
+			var err error
+			switch {
+			case check.Schema != "":
+				route.Schema, err = schema.Compile(check.Schema)
+			case check.OpenAPI && document == nil:
+				document, err = schema.CompileOpenAPI(v.OpenAPI)
+			}
+			if err != nil {
+				return nil, err
+			}
+			if check.OpenAPI {
+				route.Document = document
+			}
+		}
+		a.routes = append(a.routes, route)
 	}
 	slices.SortStableFunc(a.routes, func(x, y Route) int {
 		if n := len(y.PathPrefix) - len(x.PathPrefix); n != 0 {
@@ -166,7 +188,7 @@ func newAPI(v *table.API) *API {
 		}
 		return strings.Compare(x.Name, y.Name)
 	})
-	return a
+	return a, nil
 }
 
 func catchAll(r Route) int {

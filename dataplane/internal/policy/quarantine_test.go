@@ -47,6 +47,8 @@ func TestApply_QuarantinesOneObject(t *testing.T) {
 		{"digest", policy.ReasonUnfit, enc(t, table.KindKey, "k1", table.Key{ID: "k1", DigestHex: "00", Customer: "c", Plan: "p"}), false},
 		{"digest text", policy.ReasonUnfit, enc(t, table.KindKey, "x", table.Key{ID: "x", DigestHex: strings.Repeat("zz", 32), Customer: "c", Plan: "p"}), false},
 		{"zone key", policy.ReasonUnfit, enc(t, table.KindZoneKey, "emea", table.ZoneKey{Zone: "emea", PublicKey: []byte{1}}), false},
+		{"a schema that is none", policy.ReasonUnfit, enc(t, table.KindAPI, "bad", table.API{Name: "bad", Zone: "emea", Validation: &table.Validation{Schema: "type: text"}}), false},
+		{"a document that is none", policy.ReasonUnfit, enc(t, table.KindAPI, "bad", table.API{Name: "bad", Zone: "emea", OpenAPI: "{", Validation: &table.Validation{OpenAPI: true}}), false},
 		{"foreign with hosts", policy.ReasonUnfit, enc(t, table.KindAPI, "us/a", table.API{Name: "a", Zone: "us", Foreign: true, Hosts: []string{"h"}}), false},
 		{"pair of others", policy.ReasonUnfit, enc(t, table.KindPair, "p/a>b", table.Pair{Policy: "p", From: "a", To: "b"}), false},
 		{"host twice", policy.ReasonHostTaken, enc(t, table.KindAPI, "two", table.API{Name: "two", Zone: "emea", Hosts: []string{"bare.example.test", "two.example.test"}}), true},

@@ -8,6 +8,7 @@ import (
 
 	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
+	"bailiwick/shared/table/schema"
 )
 
 // Table is one version of all an edge knows. A nil *Table answers like an empty one.
@@ -96,7 +97,9 @@ func (a *API) Spread() uint32 { return a.spread }
 type Route struct {
 	table.Route
 	// Shaped says that something is done to its requests or answers beside sending them on.
-	Shaped bool
+	Shaped   bool
+	Schema   *schema.Schema   // that bodies are held against; nil: none
+	Document *schema.Document // that requests are; nil: none
 }
 
 // Plan is a plan as an edge enforces it.

@@ -104,7 +104,11 @@ func (x *exchange) prepare(host string) bool {
 	x.introduce(host)
 	x.identify(x.v.API.Auth)
 	// 5. The body, within its limit.
-	if problem := x.open(x.p.limit(x.v.Route)); problem.Status != 0 {
+	problem := x.open(x.p.limit(x.v.Route))
+	if problem.Status == 0 {
+		problem = x.examine()
+	}
+	if problem.Status != 0 {
 		x.refuse(problem)
 		return false
 	}

@@ -2,11 +2,16 @@ package proxy
 
 import (
 	"cmp"
+	"errors"
+	"io"
 	"net/http"
 	"net/url"
+	"time"
 
+	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/shape"
+	"bailiwick/shared/table/schema"
 )
 
 // answersItself answers what asks the edge and nobody behind it, without a key and for nothing: there is no row of it.
@@ -62,4 +67,88 @@ func (x *exchange) share(h http.Header) {
 	if !x.relayed && x.v.Route != nil && x.v.Route.CORS != nil {
 		shape.Share(x.v.Route.CORS, h, x.r.Header["Origin"])
 	}
+}
+
+// examine holds a request against what its API says of it, before it costs an upstream anything.
+func (x *exchange) examine() gate.Problem {
+	r := x.v.Route
+	if r == nil || r.Schema == nil && r.Document == nil || x.body == nil && x.r.Method == http.MethodOptions {
+		return gate.Problem{}
+	}
+	media := ""
+	if said := x.r.Header["Content-Type"]; len(said) == 1 { // of two the upstream might take the other
+		media = said[0]
+	}
+	var data []byte
+	if x.body != nil {
+		var problem gate.Problem
+		if data, problem = x.whole(min(x.p.limit(r), schema.MaxBody)); problem.Status != 0 {
+			return problem
+		}
+	}
+	var found []schema.Finding
+	switch {
+	case r.Schema != nil && x.body == nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead || x.r.Method == http.MethodDelete):
+	case r.Schema != nil && x.body != nil && !schema.JSON(media):
+		found = []schema.Finding{{Parameter: "header Content-Type", Detail: "is not application/json, as the body has to be"}}
+	case r.Schema != nil:
+		found = r.Schema.Body(data)
+	default:
+		query, err := url.ParseQuery(x.r.URL.RawQuery)
+		if err != nil {
+			return gate.NewProblem(400, gate.ReasonInvalid, "The query is not encoded as it should be.")
+		}
+		known := false
+		found, known = r.Document.Check(&schema.Request{Method: x.r.Method, Path: x.r.URL.Path, Query: query, Header: func(name string) []string { return x.r.Header[http.CanonicalHeaderKey(name)] },
+			ContentType: media, Body: data})
+		if !known {
+			return gate.NewProblem(404, gate.ReasonRouteUnknown, "The API's document has no such path, or not with this method.")
+		}
+	}
+	if len(found) == 0 {
+		return gate.Problem{}
+	}
+	problem := gate.NewProblem(400, gate.ReasonInvalid, "Mend what errors names; nothing was done.")
+	problem.Errors = found
+	return problem
+}
+
+// whole reads the body, within a limit, and keeps it: it is sent on as it was read.
+func (x *exchange) whole(limit int64) ([]byte, gate.Problem) {
+	b := x.body
+	if b.length > limit {
+		return nil, gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
+	}
+	if b.kept != nil {
+		return b.kept, gate.Problem{}
+	}
+	room := b.length
+	if room < 0 {
+		room = limit
+	}
+	if x.p.replays.Add(room) > replayTotal {
+		x.p.replays.Add(-room)
+		return nil, gate.NewProblem(503, gate.ReasonOverloaded, "Too many requests' bodies are being looked at; try again shortly.")
+	}
+	rc := http.NewResponseController(x.w)
+	rc.SetReadDeadline(time.Now().Add(x.left(x.timeout())))
+	data, err := io.ReadAll(io.LimitReader(b.src, limit+1))
+	rc.SetReadDeadline(time.Time{})
+	b.in.Store(int64(len(data)))
+	b.touched.Store(true)
+	tooLarge, _ := errors.AsType[*http.MaxBytesError](err)
+	switch {
+	case tooLarge != nil || int64(len(data)) > limit:
+		x.p.replays.Add(-room)
+		return nil, gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
+	case err != nil || b.length >= 0 && int64(len(data)) != b.length:
+		x.p.replays.Add(-room)
+		b.broken.Store(true)
+		return nil, gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended early.")
+	}
+	x.p.replays.Add(int64(len(data)) - room)
+	b.mu.Lock()
+	b.kept, b.length = data, int64(len(data))
+	b.mu.Unlock()
+	return data, gate.Problem{}
 }

@@ -1,13 +1,17 @@
 package proxy_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"bailiwick/shared/table"
+	"bailiwick/shared/usage"
 )
 
 // shaped sets what both edges' tables say of orders besides the usual.
@@ -165,4 +169,86 @@ func TestCompression_PassesAsItIs(t *testing.T) {
 	if w.west.up.bodies[string(bomb)] != 6 {
 		t.Errorf("%d bodies came as they were sent, want 6", w.west.up.bodies[string(bomb)])
 	}
+}
+
+// What is not as the API says costs no upstream anything; it is counted as refused, with each field named.
+func TestValidation_RefusesBeforeAnUpstream(t *testing.T) {
+	w := newWorld(t, patient)
+	w.shaped(func(a *table.API) {
+		a.OpenAPI = `{"openapi":"3.1.0","info":{"title":"t","version":"1"},"paths":{"/doc/{id}":{"get":{"parameters":[{"name":"id","in":"path","required":true,"schema":{"type":"integer"}},{"name":"limit","in":"query","schema":{"type":"integer","maximum":9}}],"responses":{"200":{"description":"d"}}}}}}`
+		a.Routes = []table.Route{{Name: "all"}, {Name: "doc", PathPrefix: "/doc", Validation: &table.Validation{OpenAPI: true}},
+			{Name: "body", PathPrefix: "/body", Validation: &table.Validation{Schema: `{"type":"object","required":["item"],"properties":{"item":{"type":"string"},"n":{"type":"integer"}}}`}}}
+	})
+	long := `{"item":"` + strings.Repeat("x", 200_000) + `"}`
+	for _, c := range []struct {
+		method, path, body, media string
+		status                    int
+		errors                    string
+	}{
+		{"GET", "/doc/7?limit=3", "", "", 200, ""},
+		{"GET", "/doc/seven?limit=10", "", "", 400, "path id, query limit"},
+		{"GET", "/doc", "", "", 404, ""},
+		{"PUT", "/doc/7", "x", "", 404, ""},
+		{"POST", "/body", `{"item":"a","n":1}`, "application/json", 200, ""},
+		{"POST", "/body", long, "application/json", 200, ""}, // longer than what is kept of other bodies
+		{"POST", "/body", `{"n":"1"}`, "application/json", 400, "#, #/n"},
+		{"POST", "/body", `{"item":"a"}`, "text/plain", 400, "header Content-Type"},
+		{"POST", "/body", `{"item":"a"} `, "", 400, "header Content-Type"},
+		{"POST", "/body", "", "application/json", 400, "#"},
+		{"GET", "/body", "", "", 200, ""},
+		{"POST", "/body", `{"item":"` + strings.Repeat("x", 1<<20) + `"}`, "application/json", 413, ""},
+	} {
+		before, rows := w.west.up.count.Load(), w.west.meter.len()
+		a := w.send(c.method, c.path, c.body, "Content-Type", c.media)
+		var p struct {
+			Errors []struct{ Pointer, Parameter, Detail string }
+		}
+		if a.status >= 400 {
+			if err := json.Unmarshal([]byte(a.body), &p); err != nil {
+				t.Fatalf("%s %s: %s: %v", c.method, c.path, a.body, err)
+			}
+		}
+		var at []string
+		for _, e := range p.Errors {
+			at = append(at, e.Pointer+e.Parameter)
+		}
+		slices.Sort(at)
+		if got := strings.Join(at, ", "); a.status != c.status || got != c.errors {
+			t.Errorf("%s %s %.40s: got %d %s %s, want %d %s", c.method, c.path, c.body, a.status, got, a.body, c.status, c.errors)
+		}
+		sent := w.west.up.count.Load() - before
+		if row := w.west.meter.last(); sent != int64(btoi(c.status == 200)) || w.west.meter.len() != rows+1 || (row.Outcome == usage.OutcomeRefused) != (c.status != 200) {
+			t.Errorf("%s %s %.40s: %d upstream, row %+v", c.method, c.path, c.body, sent, row)
+		}
+		if c.status == 200 && c.body != "" {
+			w.west.up.mu.Lock()
+			if w.west.up.bodies[c.body] != 1 {
+				t.Errorf("%.40s: the body did not come as it was sent", c.body)
+			}
+			w.west.up.mu.Unlock()
+		}
+	}
+	// A body of unknown length is read whole, and goes on with its length.
+	req, _ := http.NewRequest("POST", w.west.server.URL+"/body", io.MultiReader(strings.NewReader(`{"item":`), strings.NewReader(`"chunked"}`)))
+	req.Host = "orders.test"
+	req.Header.Set("X-Api-Key", w.key)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := w.west.server.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if h, _ := w.west.up.last(); resp.StatusCode != 200 || w.west.up.bodies[`{"item":"chunked"}`] != 1 || h.Get("Transfer-Encoding") != "" {
+		t.Errorf("chunked: %d, %v", resp.StatusCode, h)
+	}
+	if n := w.west.proxy.ReplayBytes(); n != 0 {
+		t.Errorf("%d bytes of bodies are kept when all requests are over", n)
+	}
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }

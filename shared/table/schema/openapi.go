@@ -1,0 +1,440 @@
+package schema
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"mime"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/getkin/kin-openapi/openapi3"
+)
+
+// Document is a compiled OpenAPI document: what it says of requests. What it says of answers, of security and of servers other
+// than the path that they begin with is passed over: a key is the edge's to ask for.
+type Document struct {
+	bases []string // paths before those of the document, longest first
+	paths []path   // those with fewest parameters first
+}
+
+type path struct {
+	segments   []string // hole: a parameter
+	names      []string // of the parameters
+	operations map[string]*operation
+}
+
+// hole is no segment of any path.
+const hole = "\x00"
+
+type operation struct {
+	parameters []parameter
+	required   bool               // the body
+	bodies     map[string]*Schema // by media type; nil: any body of the type
+	bodyless   bool               // the document speaks of no body
+}
+
+type parameter struct {
+	in, name string
+	required bool
+	explode  bool
+	list     bool
+	kinds    []string // types that a text may be read as
+	schema   *Schema  // nil: only its presence is looked at
+}
+
+// Request is what is held against a Document.
+type Request struct {
+	Method, Path string
+	Query        url.Values
+	Header       func(name string) []string // by its canonical name
+	ContentType  string
+	Body         []byte // nil: none
+}
+
+var methods = []string{"get", "head", "post", "put", "patch", "delete", "options"}
+
+// CompileOpenAPI reads an OpenAPI document (3.0, 3.1), in JSON or YAML.
+func CompileOpenAPI(text string) (*Document, error) {
+	d, err := read(text)
+	if err != nil {
+		return nil, err
+	}
+	root, _ := d.root.(map[string]any)
+	version, _ := root["openapi"].(string)
+	if n, ok := root["openapi"].(json.Number); ok {
+		version = n.String()
+	}
+	if !strings.HasPrefix(version, "3.0") && !strings.HasPrefix(version, "3.1") {
+		return nil, d.at("/openapi", "this is no OpenAPI document of version 3.0 or 3.1")
+	}
+	data, err := json.Marshal(d.root)
+	if err != nil {
+		return nil, fmt.Errorf("read the document: %w", err)
+	}
+	loaded, err := openapi3.NewLoader().LoadFromData(data)
+	if err != nil {
+		return nil, fmt.Errorf("read the document: %s", cut(err.Error()))
+	}
+	if err := loaded.Validate(context.Background(), openapi3.DisableExamplesValidation(), openapi3.DisableSchemaPatternValidation()); err != nil {
+		return nil, fmt.Errorf("the document is no OpenAPI: %s", cut(err.Error()))
+	}
+	if strings.HasPrefix(version, "3.0") {
+		modern(d.root)
+	}
+	out := &Document{bases: bases(root["servers"])}
+	paths, _ := root["paths"].(map[string]any)
+	for _, template := range slices.Sorted(maps.Keys(paths)) {
+		if !strings.HasPrefix(template, "/") {
+			continue // an extension
+		}
+		p := path{operations: map[string]*operation{}}
+		for seg := range strings.SplitSeq(template[1:], "/") {
+			if strings.HasPrefix(seg, "{") && strings.HasSuffix(seg, "}") {
+				p.segments, p.names = append(p.segments, hole), append(p.names, seg[1:len(seg)-1])
+				continue
+			}
+			if strings.ContainsAny(seg, "{}") {
+				return nil, d.at("/paths/"+escape(template), "a parameter is a whole segment of a path")
+			}
+			p.segments = append(p.segments, seg)
+		}
+		at, item, err := d.deref("/paths/" + escape(template))
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range methods {
+			if item[m] == nil {
+				continue
+			}
+			if p.operations[strings.ToUpper(m)], err = d.operation(at, at+"/"+m); err != nil {
+				return nil, err
+			}
+		}
+		out.paths = append(out.paths, p)
+	}
+	slices.SortStableFunc(out.paths, func(a, b path) int { return len(a.names) - len(b.names) })
+	return out, nil
+}
+
+// deref follows $refs to an object.
+func (d *document) deref(pointer string) (string, map[string]any, error) {
+	for range 16 {
+		v, _ := d.find(pointer)
+		m, ok := v.(map[string]any)
+		if !ok {
+			return "", nil, d.at(pointer, "there is no object here")
+		}
+		ref, ok := m["$ref"].(string)
+		if !ok {
+			return pointer, m, nil
+		}
+		if pointer, ok = d.target(ref); !ok {
+			return "", nil, d.at(pointer, "$ref %q names nothing in the document", cut(ref))
+		}
+	}
+	return "", nil, d.at(pointer, "more than 16 $refs in a row")
+}
+
+func (d *document) operation(item, at string) (*operation, error) {
+	op := &operation{bodies: map[string]*Schema{}}
+	for _, of := range []string{item, at} { // what an operation says of a parameter stands in place of its path's
+		v, _ := d.find(of)
+		list, _ := v.(map[string]any)["parameters"].([]any)
+		for i := range list {
+			p, err := d.parameter(fmt.Sprintf("%s/parameters/%d", of, i))
+			if err != nil {
+				return nil, err
+			}
+			op.parameters = append(slices.DeleteFunc(op.parameters, func(o parameter) bool { return o.in == p.in && o.name == p.name }), p)
+		}
+	}
+	v, _ := d.find(at)
+	if v.(map[string]any)["requestBody"] == nil {
+		op.bodyless = true
+		return op, nil
+	}
+	at, body, err := d.deref(at + "/requestBody")
+	if err != nil {
+		return nil, err
+	}
+	op.required, _ = body["required"].(bool)
+	content, _ := body["content"].(map[string]any)
+	for _, media := range slices.Sorted(maps.Keys(content)) {
+		where := at + "/content/" + escape(media)
+		kind, _, err := mime.ParseMediaType(media)
+		if err != nil {
+			return nil, d.at(where, "%q is no media type", media)
+		}
+		var s *Schema
+		if m, _ := content[media].(map[string]any); m["schema"] != nil && isJSON(kind) {
+			if s, err = d.compile(where + "/schema"); err != nil {
+				return nil, err
+			}
+		}
+		op.bodies[kind] = s
+	}
+	return op, nil
+}
+
+// JSON says whether a Content-Type is JSON's.
+func JSON(contentType string) bool {
+	media, _, err := mime.ParseMediaType(contentType)
+	return err == nil && isJSON(media)
+}
+
+func isJSON(media string) bool {
+	return media == "application/json" || strings.HasPrefix(media, "application/") && strings.HasSuffix(media, "+json")
+}
+
+func (d *document) parameter(at string) (p parameter, err error) {
+	at, m, err := d.deref(at)
+	if err != nil {
+		return p, err
+	}
+	p.in, _ = m["in"].(string)
+	p.name, _ = m["name"].(string)
+	p.required, _ = m["required"].(bool)
+	style, _ := m["style"].(string)
+	p.explode = p.in == "query" || p.in == "cookie"
+	if e, ok := m["explode"].(bool); ok {
+		p.explode = e
+	}
+	if m["schema"] == nil || style != "" && style != "form" && style != "simple" {
+		return p, nil
+	}
+	_, s, err := d.deref(at + "/schema")
+	if err != nil {
+		return p, err
+	}
+	p.kinds = types(s)
+	if slices.Contains(p.kinds, "object") || len(p.kinds) == 0 && s["properties"] != nil {
+		return p, nil
+	}
+	if p.list = slices.Contains(p.kinds, "array"); p.list {
+		p.kinds = nil
+		if s["items"] != nil {
+			_, items, err := d.deref(at + "/schema/items")
+			if err != nil {
+				if _, items, err = d.itemsOf(at + "/schema"); err != nil {
+					return p, err
+				}
+			}
+			p.kinds = types(items)
+		}
+	}
+	p.schema, err = d.compile(at + "/schema")
+	return p, err
+}
+
+// itemsOf are the items of a schema that is a $ref itself.
+func (d *document) itemsOf(at string) (string, map[string]any, error) {
+	at, _, err := d.deref(at)
+	if err != nil {
+		return "", nil, err
+	}
+	return d.deref(at + "/items")
+}
+
+func types(m map[string]any) []string {
+	switch t := m["type"].(type) {
+	case string:
+		return []string{t}
+	case []any:
+		var out []string
+		for _, v := range t {
+			if s, ok := v.(string); ok {
+				out = append(out, s)
+			}
+		}
+		return out
+	}
+	return nil
+}
+
+// modern makes of OpenAPI 3.0's own words those of JSON Schema.
+func modern(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		if t, ok := v["type"].(string); ok && v["nullable"] == true {
+			v["type"] = []any{t, "null"}
+		}
+		for bound, exclusive := range map[string]string{"minimum": "exclusiveMinimum", "maximum": "exclusiveMaximum"} {
+			if is, ok := v[exclusive].(bool); ok {
+				delete(v, exclusive)
+				if n := v[bound]; is && n != nil {
+					v[exclusive] = n
+					delete(v, bound)
+				}
+			}
+		}
+		for _, in := range v {
+			modern(in)
+		}
+	case []any:
+		for _, in := range v {
+			modern(in)
+		}
+	}
+}
+
+// bases are the paths of the servers' URLs.
+func bases(servers any) (out []string) {
+	list, _ := servers.([]any)
+	for _, s := range list {
+		m, _ := s.(map[string]any)
+		text, _ := m["url"].(string)
+		if u, err := url.Parse(text); err == nil && !strings.Contains(text, "{") {
+			out = append(out, strings.TrimRight(u.Path, "/"))
+		}
+	}
+	if len(out) == 0 {
+		out = []string{""}
+	}
+	slices.SortFunc(out, func(a, b string) int { return len(b) - len(a) })
+	return out
+}
+
+// Check holds a request against the document. known: it has the path and the method.
+func (d *Document) Check(r *Request) (found []Finding, known bool) {
+	op, values := d.operation(r.Method, r.Path)
+	if op == nil {
+		return nil, false
+	}
+	for i := range op.parameters {
+		if len(found) >= MaxErrors {
+			return found, true
+		}
+		found = append(found, op.parameters[i].check(r, values)...)
+	}
+	switch {
+	case r.Body == nil && op.required:
+		return append(found, Finding{Pointer: "#", Detail: "a body is missing"}), true
+	case r.Body == nil, op.bodyless:
+		return found, true
+	}
+	media, _, err := mime.ParseMediaType(r.ContentType)
+	s, listed := op.bodies[media]
+	for _, any := range []string{media[:max(strings.IndexByte(media, '/'), 0)] + "/*", "*/*"} {
+		if !listed {
+			s, listed = op.bodies[any]
+		}
+	}
+	switch {
+	case err != nil || !listed:
+		return append(found, Finding{Parameter: "header Content-Type", Detail: "is none of " + strings.Join(slices.Sorted(maps.Keys(op.bodies)), ", ")}), true
+	case s != nil:
+		found = append(found, s.Body(r.Body)...)
+	}
+	return found[:min(len(found), MaxErrors)], true
+}
+
+func (d *Document) operation(method, asked string) (*operation, map[string]string) {
+	for _, base := range d.bases {
+		rest, ok := strings.CutPrefix(asked, base)
+		if !ok || rest != "" && rest[0] != '/' {
+			continue
+		}
+		segments := strings.Split(strings.TrimPrefix(rest, "/"), "/")
+		for i := range d.paths {
+			p := &d.paths[i]
+			values, ok := p.matches(segments)
+			if !ok {
+				continue
+			}
+			op := p.operations[method]
+			if op == nil && method == "HEAD" {
+				op = p.operations["GET"]
+			}
+			if op != nil {
+				return op, values
+			}
+		}
+	}
+	return nil, nil
+}
+
+func (p *path) matches(segments []string) (map[string]string, bool) {
+	if len(segments) != len(p.segments) {
+		return nil, false
+	}
+	var values map[string]string
+	n := 0
+	for i, s := range p.segments {
+		switch {
+		case s == hole:
+			if segments[i] == "" {
+				return nil, false
+			}
+			if values == nil {
+				values = map[string]string{}
+			}
+			values[p.names[n]] = segments[i]
+			n++
+		case s != segments[i]:
+			return nil, false
+		}
+	}
+	return values, true
+}
+
+func (p *parameter) check(r *Request, values map[string]string) []Finding {
+	where := Finding{Parameter: p.in + " " + p.name}
+	var said []string
+	switch p.in {
+	case "path":
+		if v, ok := values[p.name]; ok {
+			said = []string{v}
+		}
+	case "query":
+		said = r.Query[p.name]
+	case "header":
+		said = r.Header(p.name)
+	default:
+		return nil // cookies
+	}
+	if len(said) == 0 {
+		if p.required {
+			where.Detail = "is missing"
+			return []Finding{where}
+		}
+		return nil
+	}
+	if p.schema == nil {
+		return nil
+	}
+	if !p.list && len(said) > 1 {
+		where.Detail = "is there more than once"
+		return []Finding{where}
+	}
+	var v any
+	if p.list {
+		if !p.explode {
+			said = strings.Split(strings.Join(said, ","), ",")
+		}
+		list := make([]any, len(said))
+		for i, s := range said {
+			list[i] = p.read(s)
+		}
+		v = list
+	} else {
+		v = p.read(said[0])
+	}
+	return p.schema.judge(v, func([]string) Finding { return where })
+}
+
+// read takes a text for what the schema wants, if it can be that.
+func (p *parameter) read(s string) any {
+	s = strings.TrimSpace(s)
+	for _, k := range p.kinds {
+		switch {
+		case (k == "integer" || k == "number") && number(json.Number(s)):
+			return json.Number(s)
+		case k == "boolean" && (s == "true" || s == "false"):
+			return s == "true"
+		}
+	}
+	return s
+}

@@ -1,0 +1,249 @@
+package schema_test
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+
+	"bailiwick/shared/table/schema"
+)
+
+const order = `{"type":"object","required":["item","count"],"additionalProperties":false,
+ "properties":{"item":{"type":"string","pattern":"^[a-z]{1,64}$"},"count":{"type":"integer","minimum":1,"maximum":10},
+  "price":{"type":"number"},"note":{"type":["string","null"],"maxLength":5},"pay":{"oneOf":[{"const":"card"},{"const":"cash"}]},
+  "lines":{"type":"array","items":{"type":"object","required":["id"],"properties":{"id":{"type":"string","format":"uuid"}}},"uniqueItems":true}}}`
+
+func TestSchema_NamesEachFieldThatIsWrong(t *testing.T) {
+	s, err := schema.Compile(order)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		body string
+		want []string // pointers
+	}{
+		{`{"item":"a","count":1}`, nil},
+		{`{"item":"a","count":1,"price":1e3,"note":null,"pay":"card","lines":[{"id":"01a21709-a4f3-732d-b75e-f9821cbdd91b"}]}`, nil},
+		{`{"item":"a","count":1.0}`, nil},
+		{`{"item":"A","count":0}`, []string{"#/item", "#/count"}},
+		{`{"item":"a"}`, []string{"#"}},
+		{`{"item":"a","count":"1"}`, []string{"#/count"}},
+		{`{"item":"a","count":1,"more":1}`, []string{"#"}},
+		{`{"item":"a","count":1,"pay":"cheque"}`, []string{"#/pay"}},
+		{`{"item":"a","count":1,"lines":[{"id":"x"},{}]}`, []string{"#/lines/0/id", "#/lines/1"}},
+		{`{"item":"a","count":1,"count":2}`, []string{"#"}}, // which of the two the upstream takes nobody knows
+		{`{"item":"a","count":1} {}`, []string{"#"}},
+		{`{"item":"a","count":1e999999999}`, []string{"#"}},
+		{`{"item":"a","count":` + strings.Repeat("9", 65) + `}`, []string{"#"}},
+		{`{"item":"a","count":1,`, []string{"#"}},
+		{``, []string{"#"}},
+		{`[` + strings.Repeat("[", 100_000), []string{"#"}},
+		{`{"item":"` + strings.Repeat("a", 70_000) + `","count":1}`, []string{"#/item"}},
+	} {
+		found := s.Body([]byte(c.body))
+		var got []string
+		for _, f := range found {
+			got = append(got, f.Pointer)
+			if f.Detail == "" || len(f.Detail) > 250 {
+				t.Errorf("%.60s: detail %q", c.body, f.Detail)
+			}
+		}
+		// The order of members of an object is no order.
+		for _, w := range c.want {
+			if !strings.Contains(" "+strings.Join(got, " ")+" ", " "+w+" ") {
+				t.Errorf("%.60s: got %v, want %v", c.body, found, c.want)
+			}
+		}
+		if len(got) != len(c.want) {
+			t.Errorf("%.60s: got %v, want %v", c.body, found, c.want)
+		}
+	}
+}
+
+func TestCompile_RefusesWithTheLine(t *testing.T) {
+	deep := "{" + strings.Repeat(`"not":{`, 70) + strings.Repeat("}", 71)
+	wide := func(n int) string { // alternatives within alternatives, not in themselves
+		var b strings.Builder
+		b.WriteString(`{"$ref":"#/$defs/s0","$defs":{`)
+		for i := range n {
+			fmt.Fprintf(&b, `"s%d":{"anyOf":[{"properties":{"a":{"$ref":"#/$defs/s%d"}}},{"properties":{"a":{"$ref":"#/$defs/s%d"}}},{"properties":{"a":{"$ref":"#/$defs/s%d"}}}]},`, i, i+1, i+1, i+1)
+		}
+		fmt.Fprintf(&b, `"s%d":{}}}`, n)
+		return b.String()
+	}
+	for _, c := range []struct{ name, text, want string }{
+		{"no JSON", "{\n \"type\": [\n}", "line "},
+		{"empty", "", "empty"},
+		{"a type that is none", "{\n\"properties\": {\n\"a\": {\"type\": \"text\"}}}", "line 3 (/properties/a"},
+		{"a pattern that is none", "type: object\nproperties:\n  a: {pattern: '('}", "'('"},
+		{"a pattern that is long", "pattern: '(abc){1,900}'", "fewer repetitions"},
+		{"a file", "properties:\n  a:\n    $ref: file:///etc/passwd", "line 3"},
+		{"a network", "properties:\n  a: {$ref: 'https://example.com/x.json'}", "nothing outside"},
+		{"a relative file", "properties:\n  a: {$ref: 'other.json#/x'}", "nothing outside"},
+		{"another dialect", `{"$schema":"https://example.com/dialect"}`, "nothing outside"},
+		{"nothing there", "properties:\n  a: {$ref: '#/$defs/none'}", "names nothing"},
+		{"itself", `{"$ref":"#"}`, "itself"},
+		{"itself by a detour", `{"allOf":[{"$ref":"#/$defs/a"}],"$defs":{"a":{"anyOf":[{"$ref":"#"}]}}}`, "itself"},
+		{"an alias", "a: &x {type: string}\nb: *x", "anchors"},
+		{"twice", "type: string\ntype: object", "written twice"},
+		{"deep", deep, "deep"},
+		{"wide", wide(20), "alternatives within alternatives"},
+		{"an id within", `{"properties":{"a":{"$id":"https://example.com/a"}}}`, "$id"},
+		{"a number", `{"minimum":1e999999999}`, "number"},
+		{"long", `{"title":"` + strings.Repeat("x", 70_000) + `"}`, "more than 65536"},
+	} {
+		_, err := schema.Compile(c.text)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q in it", c.name, err, c.want)
+		}
+	}
+	for _, text := range []string{wide(8), `{"type":"string"}`, "type: object", "true: {}\n", `{"$id":"https://example.com/x.json","properties":{"a":{"$ref":"#/$defs/a"}},"$defs":{"a":{"type":"string"}}}`} {
+		if _, err := schema.Compile(text); err != nil {
+			t.Errorf("%.60s: got %v, want it taken", text, err)
+		}
+	}
+}
+
+// A schema of alternatives within itself would look at a deep body twice as often with each step down.
+func TestSchema_LooksAtNoBodyForEver(t *testing.T) {
+	s, err := schema.Compile(`{"anyOf":[{"properties":{"a":{"$ref":"#"},"x":{"const":1}},"required":["x"]},{"properties":{"a":{"$ref":"#"},"y":{"const":1}},"required":["y"]}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := `{"x":1}`
+	for range 40 {
+		body = `{"y":2,"a":` + body + `}`
+	}
+	found := s.Body([]byte(body))
+	if len(found) != 1 || !strings.Contains(found[0].Detail, "deeper") {
+		t.Errorf("got %v", found)
+	}
+	if found := s.Body([]byte(`{"x":1,"a":{"y":1,"a":{"x":1}}}`)); found != nil {
+		t.Errorf("a shallow one: got %v", found)
+	}
+	tree, err := schema.Compile(`{"type":"object","properties":{"left":{"$ref":"#"},"right":{"$ref":"#"}}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body = `{}`
+	for range 50 {
+		body = `{"left":` + body + `}`
+	}
+	if found := tree.Body([]byte(body)); found != nil {
+		t.Errorf("a tree: got %v", found)
+	}
+}
+
+const document = `
+openapi: 3.0.3
+info: {title: Orders, version: "1"}
+servers: [{url: https://orders.test/v1}]
+paths:
+  /orders:
+    get:
+      parameters:
+        - {name: limit, in: query, schema: {type: integer, minimum: 1, maximum: 100}}
+        - {name: tag, in: query, schema: {type: array, items: {type: string, maxLength: 3}}}
+        - {name: open, in: query, required: true, schema: {type: boolean}}
+        - {name: X-Trace, in: header, schema: {type: string, pattern: "^[0-9a-f]+$"}}
+      responses: {"200": {description: fine}}
+    post:
+      requestBody:
+        required: true
+        content:
+          application/json: {schema: {$ref: "#/components/schemas/Order"}}
+          text/csv: {}
+      responses: {"201": {description: made}}
+  /orders/{id}:
+    parameters: [{name: id, in: path, required: true, schema: {type: integer}}]
+    get: {responses: {"200": {description: fine}}}
+  /orders/new:
+    get: {responses: {"200": {description: fine}}}
+components:
+  schemas:
+    Order:
+      type: object
+      required: [item]
+      properties:
+        item: {type: string}
+        note: {type: string, nullable: true}
+        price: {type: number, minimum: 0, exclusiveMinimum: true}
+`
+
+func TestDocument_Checks(t *testing.T) {
+	d, err := schema.CompileOpenAPI(document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		method, url, media, body string
+		want                     string // of its findings where and what, or "unknown"
+	}{
+		{"GET", "/v1/orders?open=true&limit=5&tag=abc&tag=d", "", "", ""},
+		{"HEAD", "/v1/orders?open=false", "", "", ""},
+		{"GET", "/v1/orders", "", "", "query open is missing"},
+		{"GET", "/v1/orders?open=1", "", "", "query open"},
+		{"GET", "/v1/orders?open=true&open=true", "", "", "more than once"},
+		{"GET", "/v1/orders?open=true&limit=101", "", "", "query limit"},
+		{"GET", "/v1/orders?open=true&limit=ten", "", "", "query limit"},
+		{"GET", "/v1/orders?open=true&limit=1e999999999", "", "", "query limit"},
+		{"GET", "/v1/orders?open=true&tag=abcd", "", "", "query tag"},
+		{"GET", "/v1/orders?open=true&trace=zz", "", "", "header X-Trace"},
+		{"GET", "/v1/orders/7", "", "", ""},
+		{"GET", "/v1/orders/new", "", "", ""},
+		{"GET", "/v1/orders/seven", "", "", "path id"},
+		{"GET", "/v1/orders/7/x", "", "", "unknown"},
+		{"GET", "/v2/orders", "", "", "unknown"},
+		{"DELETE", "/v1/orders", "", "", "unknown"},
+		{"POST", "/v1/orders", "application/json; charset=utf-8", `{"item":"a","note":null,"price":0.5}`, ""},
+		{"POST", "/v1/orders", "application/json", `{"item":1}`, "#/item"},
+		{"POST", "/v1/orders", "application/json", `{"item":"a","price":0}`, "#/price"},
+		{"POST", "/v1/orders", "application/json", ``, "body is missing"},
+		{"POST", "/v1/orders", "text/csv", `whatever`, ""},
+		{"POST", "/v1/orders", "application/xml", `<a/>`, "Content-Type"},
+		{"POST", "/v1/orders", "", `{"item":"a"}`, "Content-Type"},
+	} {
+		u, err := url.Parse(c.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &schema.Request{Method: c.method, Path: u.Path, Query: u.Query(), ContentType: c.media, Header: func(name string) []string {
+			if v := u.Query().Get("trace"); v != "" && name == "X-Trace" {
+				return []string{v}
+			}
+			return nil
+		}}
+		if c.body != "" {
+			r.Body = []byte(c.body)
+		}
+		found, known := d.Check(r)
+		got := fmt.Sprint(found)
+		switch {
+		case !known:
+			got = "unknown"
+		case len(found) == 0:
+			got = ""
+		}
+		if !strings.Contains(got, c.want) || c.want == "" && got != "" {
+			t.Errorf("%s %s %s: got %s, want %q", c.method, c.url, c.body, got, c.want)
+		}
+	}
+}
+
+func TestCompileOpenAPI_Refuses(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"no document", "type: object", "no OpenAPI document"},
+		{"version 2", "swagger: '2.0'", "no OpenAPI document"},
+		{"no info", "openapi: 3.0.3\npaths: {}", "info"},
+		{"a file", strings.Replace(document, "#/components/schemas/Order", "/etc/passwd", 1), "nothing outside"},
+		{"a schema that is not there", strings.Replace(document, "#/components/schemas/Order", "#/components/schemas/None", 1), "None"},
+		{"a type that is none", strings.Replace(document, "item: {type: string}", "item: {type: text}", 1), "text"},
+		{"half a segment", strings.ReplaceAll(document, "/orders/{id}", "/orders/a{id}"), "whole segment"},
+		{"a pattern", strings.Replace(document, "^[0-9a-f]+$", "(", 1), "line"},
+	} {
+		if _, err := schema.CompileOpenAPI(c.text); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q in it", c.name, err, c.want)
+		}
+	}
+}
