@@ -26,6 +26,7 @@ func TestSentinel_SharesNoCodeWithTheFirstCheck(t *testing.T) {
 var dials = map[string]string{
 	"dataplane/internal/proxy/upstream.go":    "requests to upstreams, over what upstream.Dialer connects",
 	"dataplane/internal/channel/channel.go":   "requests to upstreams over HTTP/2, over what upstream.Dialer connects",
+	"dataplane/internal/proxy/connect.go":     "connections that last to upstreams, likewise",
 	"dataplane/internal/upstream/upstream.go": "upstreams: sentinel.Upstream before each dial, by the name that the table has; the keys of tokens' issuers, by a GET that says nothing of anybody",
 	"dataplane/internal/proxy/servers.go":     "listens for QUIC and dials nobody",
 	"dataplane/internal/relay/session.go":     "other regions' edges: sentinel.Dialled in the handshake, sentinel.Leaves for each request",

@@ -40,6 +40,10 @@ func (x *exchange) finish(res result) {
 // leave: before the headers where there is no body, before the last bytes where the length is declared,
 // before the handler returns where it is not.
 func (x *exchange) deliver(res *result) {
+	if res.stream != nil {
+		x.join(res)
+		return
+	}
 	defer res.drop(nil)
 	resp := res.resp
 	if x.tooLong(resp.ContentLength) && x.r.Method != http.MethodHead {

@@ -23,6 +23,8 @@ type result struct {
 	place  failover.Candidate      // holds a place at a target until then
 	watch  *time.Timer             // ends the attempt when nothing moves; reset it while something does
 
+	stream *opened // resp opens it; nil: it is an answer
+
 	err     error
 	sent    bool         // may have reached an upstream
 	problem gate.Problem // of the whole walk, when there is no resp
@@ -194,7 +196,7 @@ func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Ca
 		x.leave(priority.Untold) // a place is at this region's upstreams
 	}
 	near := c.Home() && x.v.Route != nil && x.v.Route.HedgeAfter > 0
-	if !idempotent(x.r.Method) || !x.body.repeatable() || !(near && a.CanHedgeHome() || a.CanHedge()) {
+	if x.socket != nil || !idempotent(x.r.Method) || !x.body.repeatable() || !(near && a.CanHedgeHome() || a.CanHedge()) {
 		return x.try(ctx, nil, c)
 	}
 	near = near && a.CanHedgeHome()
@@ -346,6 +348,10 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		res.err = errors.New("the target is no URL")
 		return
 	}
+	if x.socket != nil {
+		x.upgrade(ctx, t, res)
+		return
+	}
 	if b := x.begun; b != nil {
 		x.begun = nil
 		resp, err := b.await(ctx)
@@ -420,11 +426,22 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 	if x.body != nil {
 		f.Body, f.ContentLength = x.body.reader(), x.body.length
 	}
+	var pipe *io.PipeWriter
+	if x.socket != nil {
+		f.Stream, f.ContentLength = relay.StreamWebSocket, -1
+		f.Body, pipe = io.Pipe()
+	}
 	resp, err := x.p.cfg.Relay.Do(ctx, f)
 	if err == nil {
 		x.p.router.PeerGood(c.To, &x.v.API.API)
 		res.resp, res.region = resp, c.To
+		if pipe != nil {
+			x.streamed(res, pipe)
+		}
 		return
+	}
+	if pipe != nil {
+		pipe.CloseWithError(err)
 	}
 	res.err, res.sent = err, true
 	if e, ok := errors.AsType[*relay.Error](err); ok {

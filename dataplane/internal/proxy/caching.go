@@ -384,9 +384,11 @@ func (p *Proxy) renew(x *exchange, e *cache.Entry) {
 	}
 }
 
-// Run renews stale answers until ctx ends. They are asked of this region's upstreams alone, and counted for nobody.
+// Run renews stale answers until ctx ends, and looks at connections that last. Stale answers are asked of this region's upstreams
+// alone, and counted for nobody.
 func (p *Proxy) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
+	wg.Go(func() { p.judgeAll(ctx) })
 	for range renewers {
 		wg.Go(func() {
 			for {

@@ -21,6 +21,7 @@ type asked struct {
 	more    bool     // the target has more than a path and a query
 	sni     string   // what TLS was set up for; "": no TLS, or no name
 	upgrade []string // values of Upgrade
+	socket  *socketAsk
 	http3   bool
 }
 
@@ -58,6 +59,7 @@ type call struct {
 	seated bool            // it has a seat at this edge
 	place  priority.Ticket // and a place at its API's upstreams, until the answer begins
 
+	tab  *tab      // of a connection that lasts; nil: it is none
 	kept usage.Row // what is appended: here, so that a row costs no memory
 }
 
@@ -197,7 +199,7 @@ func (c *call) interim() {
 }
 
 func (c *call) row(outcome usage.Outcome) {
-	in, now := c.in+c.body.bytes(), time.Now()
+	in, now := c.in+c.body.bytes()+c.tab.bytesIn(), time.Now()
 	c.kept = usage.Row{RequestID: c.id, Customer: c.v.Customer, Subscription: c.v.Subscription, Plan: c.v.Plan, PlanRev: c.v.PlanRev,
 		Product: c.v.Product, Outcome: outcome, ServedRegion: c.served, Flags: c.v.Flags,
 		BytesIn: in - c.inBefore, BytesOut: c.out, LatencyUS: now.Sub(c.began).Microseconds(),

@@ -65,6 +65,9 @@ func check(t *policy.Table, a *asked) gate.Problem {
 	if a.more || ambiguous(a.Path, a.raw) {
 		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without empty or dot segments, encoded slashes, backslashes or control bytes.")
 	}
+	if a.socket.opens(t, a) {
+		return a.socket.problem()
+	}
 	if up := a.upgrade; len(up) > 0 {
 		for _, u := range up {
 			for p := range strings.SplitSeq(u, ",") {

@@ -33,7 +33,8 @@ type Door struct {
 	works     sync.Pool
 
 	shut    atomic.Bool
-	refuses atomic.Bool // nor does it take connections that were accepted before it shut
+	refuses atomic.Bool   // nor does it take connections that were accepted before it shut
+	going   chan struct{} // closed when it is shut
 	wg      sync.WaitGroup
 	accepts sync.WaitGroup // Serve's loop
 
@@ -157,7 +158,9 @@ func (d *Door) Shutdown(ctx context.Context) error {
 func (d *Door) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.shut.Store(true)
+	if !d.shut.Swap(true) {
+		close(d.going)
+	}
 	if d.listener != nil {
 		d.listener.Close()
 	}

@@ -64,6 +64,9 @@ func (x *exchange) ended(res *result) priority.End {
 
 // cost is how many units the call has come to by now, never more than were kept aside for it.
 func (c *call) cost() int64 {
+	if c.tab != nil && c.tab.per > 0 {
+		return c.tab.due(true)
+	}
 	most := c.v.Units
 	if most == 0 || c.v.Route == nil || c.v.Route.Units == nil {
 		return most

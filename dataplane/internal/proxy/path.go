@@ -13,6 +13,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/websocket"
 )
 
 // exchange is a call and its answer as net/http has them: what comes over HTTP/2 and HTTP/3, and whatever over HTTP/1.1 is
@@ -23,9 +24,11 @@ type exchange struct {
 	r      *http.Request
 	header http.Header // to send on
 
-	written bool     // headers of the answer have left
-	cache   *caching // nil: the route keeps no answers
-	begun   *begun   // an attempt that the walk's first try takes up; nil: none
+	written bool       // headers of the answer have left
+	cache   *caching   // nil: the route keeps no answers
+	begun   *begun     // an attempt that the walk's first try takes up; nil: none
+	asked   *asked     // of a client
+	socket  *socketAsk // the request asks for a WebSocket, which the route opens; nil: it does not
 }
 
 // ServeHTTP is the request path, in order.
@@ -48,6 +51,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.refuse(problem)
 		return
 	}
+	if x.asked = &a; a.socket.opens(c.table, &a) {
+		x.socket = a.socket
+	}
 	x.serve(a.Host)
 }
 
@@ -65,6 +71,9 @@ func (x *exchange) sign() {
 func asking(r *http.Request) asked {
 	a := asked{Request: gate.Request{Host: canonicalHost(r.Host), Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr, Shown: shown{r}},
 		raw: r.URL.RawPath, more: r.URL.Opaque != "" || r.URL.User != nil, http3: r.ProtoMajor == 3, upgrade: r.Header["Upgrade"]}
+	if len(a.upgrade) > 0 {
+		a.socket = askSocket(r)
+	}
 	if r.TLS != nil {
 		a.sni = r.TLS.ServerName
 	}
@@ -77,7 +86,7 @@ func (x *exchange) serve(host string) {
 		return
 	}
 	// 6. An answer that is kept, where the route lets it be.
-	if of := x.keeping(x.r.Method, x.r.URL.Path); of != nil {
+	if of := x.keeping(x.r.Method, x.r.URL.Path); of != nil && x.socket == nil {
 		defer x.uncache()
 		if x.lookUp(host, of) {
 			return
@@ -143,7 +152,12 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 	if _, ok := x.header["User-Agent"]; !ok {
 		x.header["User-Agent"] = nil
 	}
-	if problem := x.open(p.limit(in.Route)); problem.Status != 0 {
+	if in.Stream == relay.StreamWebSocket {
+		x.socket = &socketAsk{}
+		x.socket.Protocols, x.socket.err = websocket.ReadProtocols(r.Header)
+	}
+	if x.socket != nil { // its body is what it says
+	} else if problem := x.open(p.limit(in.Route)); problem.Status != 0 {
 		w.Header().Set(relay.HeaderUnsent, "1")
 		x.refuse(problem)
 		return
@@ -201,6 +215,8 @@ func (x *exchange) refuse(problem gate.Problem) {
 	switch problem.Status {
 	case 401:
 		h["Www-Authenticate"] = []string{`Bearer realm="bailiwick"`}
+	case http.StatusUpgradeRequired:
+		h[websocket.HeaderVersion] = []string{websocket.Version}
 	case 405:
 		h["Allow"] = []string{strings.Join(x.v.Allow, ", ")}
 	}

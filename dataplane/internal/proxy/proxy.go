@@ -69,6 +69,7 @@ type Config struct {
 	InterimEvery    time.Duration // 0: 15 s; how often a long answer writes a row
 	AltSvc          string        // of answers over TCP: where HTTP/3 is; "": none
 	MaxInFlight     int           // requests of clients under way, of which each class of plans may take its share; 0: priority.DefaultSeats
+	MaxStreams      int           // connections that last: WebSockets, and those of APIs that are tcp; 0: DefaultStreams
 }
 
 // Pseudonyms is what *pseudonym.Keys does.
@@ -85,6 +86,7 @@ type Proxy struct {
 
 	budgets  budgets
 	seats    *priority.Seats
+	lives    lives
 	turned   atomic.Pointer[revision.Sum]
 	buffers  sync.Pool
 	unbilled atomic.Int64
@@ -119,6 +121,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.InterimEvery <= 0 {
 		cfg.InterimEvery = 15 * time.Second
+	}
+	if cfg.MaxStreams <= 0 {
+		cfg.MaxStreams = DefaultStreams
 	}
 	p := &Proxy{cfg: cfg, start: time.Now(), seats: priority.NewSeats(cfg.MaxInFlight),
 		router: failover.NewRouter(cfg.Monitor, cfg.Grants, cfg.Region), local: failover.NewRouter(cfg.Monitor, nil, cfg.Region)}

@@ -265,6 +265,7 @@ type responder struct {
 	failed  bool
 	ends    bool // the connection ends with the answer
 	bounded bool // the handler has set a deadline of its own
+	taken   bool // the connection is somebody else's now
 }
 
 func (w *responder) Header() http.Header { return w.header }
@@ -407,6 +408,9 @@ func clean(v string) string {
 
 // finish completes the answer. false: the connection ends.
 func (w *responder) finish() bool {
+	if w.taken {
+		return false
+	}
 	if !w.wrote {
 		w.WriteHeader(http.StatusOK)
 	}
@@ -428,4 +432,21 @@ func (w *responder) SetReadDeadline(t time.Time) error { return w.c.rwc.SetReadD
 func (w *responder) SetWriteDeadline(t time.Time) error {
 	w.bounded = !t.IsZero()
 	return w.c.rwc.SetWriteDeadline(t)
+}
+
+// takeOver ends HTTP on the connection with a last head; nil: the client does not take it. Whoever gets the leg reads what the
+// client has sent meanwhile, and breaks it when done.
+func (w *responder) takeOver(head []byte) *connLeg {
+	c := w.c
+	w.taken, w.wrote, w.sent = true, true, true
+	c.ahead.stop(c)
+	c.rwc.SetDeadline(time.Time{})
+	c.rwc.SetWriteDeadline(time.Now().Add(sendTimeout))
+	if _, err := c.rwc.Write(head); err != nil {
+		return nil
+	}
+	c.rwc.SetWriteDeadline(time.Time{})
+	l := &connLeg{Conn: c.rwc, early: c.buf[c.r:c.w], going: c.door.going}
+	c.r, c.w = 0, 0
+	return l
 }

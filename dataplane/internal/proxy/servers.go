@@ -75,7 +75,7 @@ func NewServers(cfg ServersConfig) Servers {
 	errorLog := log.New(withheld{cfg.Logger.Handler()}, "", 0)
 	fast, _ := cfg.Handler.(*Proxy)
 	door := func() *Door {
-		return &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
+		return &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
 	}
 	if cfg.UnprovenASecond <= 0 {
 		cfg.UnprovenASecond = 200

@@ -110,6 +110,7 @@ type Forward struct {
 	Header        http.Header // without credentials, hop-by-hop and internal headers; not written to
 	Body          io.Reader   // nil: none
 	ContentLength int64       // -1: unknown
+	Stream        string      // what Body and the answer's are in place of an exchange: StreamWebSocket; "": one
 }
 
 var errCut = errors.New("the pair is not permitted any more")
@@ -163,7 +164,11 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	}
 
 	req := c.request(ctx, f, grant)
-	if f.Body != nil && f.ContentLength != 0 {
+	if body, ok := f.Body.(io.ReadCloser); ok && f.Stream != "" {
+		// Whoever reads it waits for what is said next, and would not notice that the flight was cut.
+		req.Body = body
+		context.AfterFunc(ctx, func() { body.Close() })
+	} else if f.Body != nil && f.ContentLength != 0 {
 		req.Body = plainBody{f.Body}
 	} else {
 		req.ContentLength = 0
@@ -240,6 +245,9 @@ func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *ht
 	header.Set(HeaderIncarnation, c.cfg.Incarnation)
 	header.Set(HeaderRequestID, f.RequestID)
 	header.Set(HeaderHome, c.from)
+	if f.Stream != "" {
+		header.Set(HeaderStream, f.Stream)
+	}
 	u := *f.URL
 	u.Scheme, u.Host = "https", f.Host
 	if _, ok := header["User-Agent"]; !ok {

@@ -30,6 +30,7 @@ type Inbound struct {
 	From      string        // the home region, from the peer's certificate
 	GrantID   string
 	RequestID string
+	Stream    string // as in Forward
 }
 
 // Local sends a relayed request to this region's own upstream, and nowhere else. Internal headers are already
@@ -256,7 +257,11 @@ func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in
 	if len(id) > 64 {
 		return in, nil, "", RuleMalformed, nil
 	}
-	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id}, g, api.Policy, "", nil
+	stream := r.Header.Get(HeaderStream)
+	if stream != "" && stream != StreamWebSocket {
+		return in, nil, "", RuleMalformed, nil
+	}
+	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id, Stream: stream}, g, api.Policy, "", nil
 }
 
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, rule string, peer identity.Name, err error) {

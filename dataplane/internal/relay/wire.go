@@ -25,6 +25,7 @@ const (
 	HeaderRoute       = "Bailiwick-Relay-Route"       // for the peer's logs; it matches by itself
 	HeaderGrant       = "Bailiwick-Relay-Grant"       // base64 of the syncv1.SignedGrant
 	HeaderIncarnation = "Bailiwick-Relay-Incarnation" // which run of the sending edge this is
+	HeaderStream      = "Bailiwick-Relay-Stream"      // what is asked for is no answer but a stream both ways; in an answer: it is open
 	HeaderPing        = "Bailiwick-Relay-Ping"        // a sign of life, nothing else
 	HeaderHome        = "Bailiwick-Home"              // region that accepted the request
 	HeaderRequestID   = "Bailiwick-Request-Id"
@@ -33,6 +34,9 @@ const (
 	HeaderUnsent      = "Bailiwick-Unsent"  // no upstream got a byte of this request: it may be sent elsewhere
 	Prefix            = "Bailiwick-"
 )
+
+// StreamWebSocket is a stream of frames as a client sends them, and of frames as a server does.
+const StreamWebSocket = "websocket"
 
 // Identity are the headers in which upstreams are told who asks: customer, subscription, plan, key. They go along to another
 // region of the own zone, never to another zone.

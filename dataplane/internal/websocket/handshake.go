@@ -68,6 +68,11 @@ func ReadOffer(header map[string][]string) (o Offer, err error) {
 // cut keeps a hostile key from being decoded into more than there is room for.
 func cut(s string) string { return s[:min(len(s), 24)] }
 
+// ReadProtocols reads what is offered of a handshake that another edge has read before.
+func ReadProtocols(header map[string][]string) ([]string, error) {
+	return tokens(header[HeaderProtocol])
+}
+
 func tokens(values []string) (out []string, err error) {
 	for _, v := range values {
 		for item := range strings.SplitSeq(v, ",") {

@@ -172,6 +172,10 @@ func (j *joint) look() (end End, bad bool) {
 
 // lost is the end when one side is gone.
 func (j *joint) lost(s *side, err error) End {
+	var o *Order
+	if errors.As(err, &o) { // its leg knows better
+		return End{By: s.name, Code: o.Code, Reason: o.Reason, Err: err}
+	}
 	if s == j.client {
 		return End{By: Client, Code: CloseAway, Reason: "the client left", Err: err}
 	}

@@ -96,21 +96,28 @@ func read(r io.Reader, masked bool) (f frame, err error) {
 	}
 	n := uint64(h[1] & 0x7f)
 	var wide [8]byte
+	var bad error
 	switch n {
 	case 126:
-		io.ReadFull(r, wide[6:])
-		if n = binary.BigEndian.Uint64(wide[:]); n < 126 {
+		_, bad = io.ReadFull(r, wide[6:])
+		if n = binary.BigEndian.Uint64(wide[:]); bad == nil && n < 126 {
 			return f, errors.New("length is not spelt in the fewest bytes")
 		}
 	case 127:
-		io.ReadFull(r, wide[:])
-		if n = binary.BigEndian.Uint64(wide[:]); n < 65536 {
+		_, bad = io.ReadFull(r, wide[:])
+		if n = binary.BigEndian.Uint64(wide[:]); bad == nil && n < 65536 {
 			return f, errors.New("length is not spelt in the fewest bytes")
 		}
 	}
 	var k [4]byte
-	if masked {
-		io.ReadFull(r, k[:])
+	if masked && bad == nil {
+		_, bad = io.ReadFull(r, k[:])
+	}
+	if bad != nil {
+		return f, io.ErrUnexpectedEOF
+	}
+	if n > 1<<24 {
+		return f, errors.New("longer than anything said here")
 	}
 	f.data = make([]byte, n)
 	if _, err = io.ReadFull(r, f.data); err != nil {
@@ -142,6 +149,10 @@ func hear(r io.Reader, masked bool) (s said) {
 		}
 		switch {
 		case f.op == 8:
+			if len(f.data) == 1 {
+				s.err = errors.New("half a code")
+				return s
+			}
 			if s.code = 0; len(f.data) > 0 {
 				s.code = int(binary.BigEndian.Uint16(f.data))
 			}

@@ -1,0 +1,48 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/url"
+
+	"golang.org/x/net/idna"
+
+	"bailiwick/dataplane/internal/upstream"
+)
+
+var usualPort = map[string]string{"http": "80", "https": "443"}
+
+// connect opens a connection to a place that nobody shares: for what lasts.
+func (u *Upstreams) connect(ctx context.Context, at upstream.Place) (net.Conn, error) {
+	base, err := url.Parse(at.Base)
+	if err != nil || base.Hostname() == "" {
+		return nil, fmt.Errorf("connect to %s: it names no host", at.Base)
+	}
+	host, port := base.Hostname(), base.Port()
+	if port == "" {
+		port = usualPort[base.Scheme]
+	}
+	if ascii, err := idna.Lookup.ToASCII(host); err == nil && net.ParseIP(host) == nil {
+		host = ascii
+	}
+	conn, err := u.cfg.Dialer.Dial(ctx, at, net.JoinHostPort(host, port))
+	if err != nil || base.Scheme == "http" || base.Scheme == "tcp" {
+		return conn, err
+	}
+	cfg, err := u.cfg.Dialer.TLS(at)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("connect to %s: %w", at.Base, err)
+	}
+	if base.Scheme == "tls" {
+		cfg.NextProtos = nil
+	}
+	secure := tls.Client(conn, cfg)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("connect to %s: %w", at.Base, err)
+	}
+	return secure, nil
+}

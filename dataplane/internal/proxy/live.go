@@ -1,0 +1,121 @@
+package proxy
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/websocket"
+)
+
+const (
+	// DefaultStreams is how many connections that last an edge has at once unless it is told otherwise.
+	DefaultStreams = 16_384
+
+	judgeAtMost  = 250 * time.Millisecond // between two looks when tables change all the time
+	judgeAtLeast = time.Second            // without a change: keys end by time, and tables grow old
+)
+
+// lives are the connections that outlast the decision they began with: whatever takes back what that decision rested on ends
+// them within a second.
+type lives struct {
+	count atomic.Int64
+
+	mu  sync.Mutex // covers all
+	all map[*life]struct{}
+}
+
+// life is one connection.
+type life struct {
+	standing gate.Standing
+	stands   func(*policy.API, *policy.Route) bool // it is still of a kind that is served
+	orders   chan websocket.Order                  // holds one: the first counts
+}
+
+// end tells the connection to end. It waits for nothing.
+func (l *life) end(code uint16, reason string) {
+	select {
+	case l.orders <- websocket.Order{Code: code, Reason: reason}:
+	default:
+	}
+}
+
+// live enters a connection that was admitted as asked. Call the returned func when it is over.
+func (p *Proxy) live(c *call, a *gate.Request, stands func(*policy.API, *policy.Route) bool) (*life, func()) {
+	l := &life{standing: c.v.Standing(c.table, a), stands: stands, orders: make(chan websocket.Order, 1)}
+	p.lives.mu.Lock()
+	if p.lives.all == nil {
+		p.lives.all = map[*life]struct{}{}
+	}
+	p.lives.all[l] = struct{}{}
+	p.lives.mu.Unlock()
+	p.judge(l) // once more, now that a look would find it: the table may have changed since the decision
+	return l, func() {
+		p.lives.mu.Lock()
+		delete(p.lives.all, l)
+		p.lives.mu.Unlock()
+	}
+}
+
+// enter takes one of the places for connections that last. false: there is none.
+func (p *Proxy) enter() bool {
+	most := int64(p.cfg.MaxStreams)
+	if p.lives.count.Add(1) > most {
+		p.lives.count.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (p *Proxy) judge(l *life) {
+	var age time.Duration
+	if p.cfg.TableAge != nil {
+		age = p.cfg.TableAge()
+	}
+	api, route, problem := l.standing.Stands(p.cfg.Tables.Load(), age, time.Now().Unix())
+	switch {
+	case problem.Status != 0:
+		l.end(websocket.ClosePolicy, problem.Reason)
+	case !l.stands(api, route):
+		l.end(websocket.ClosePolicy, gate.ReasonRouteUnknown)
+	}
+}
+
+// judgeAll looks at all connections whenever the table has changed, and now and then, until ctx ends.
+func (p *Proxy) judgeAll(ctx context.Context) {
+	tick := time.NewTicker(judgeAtLeast)
+	defer tick.Stop()
+	var list []*life
+	for {
+		changed := p.cfg.Tables.Changed()
+		p.lives.mu.Lock()
+		for l := range p.lives.all {
+			list = append(list, l)
+		}
+		p.lives.mu.Unlock()
+		for _, l := range list {
+			p.judge(l)
+		}
+		clear(list)
+		list = list[:0]
+		pause := time.NewTimer(judgeAtMost)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return
+		case <-pause.C:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-tick.C:
+		}
+	}
+}
+
+// Streams is how many connections last at this edge now: WebSockets and such of APIs that are tcp.
+func (p *Proxy) Streams() int64 { return p.lives.count.Load() }
