@@ -81,11 +81,13 @@ type Config struct {
 	AllowLoopbackUpstreams bool
 	// UpstreamAllow are addresses that upstreams may have besides public ones: "private" and "loopback" stand for those
 	// ranges, others are CIDR blocks. Comma-separated; "": none.
-	UpstreamAllow   string
-	CacheBytes      int64         // of memory for answers of routes that have a cache; 0: 64 MiB
-	UpstreamCerts   string        // directory of the client certificates that manifests name, NAME.crt and NAME.key; "": none
-	UpstreamRefresh time.Duration // how often names of upstreams under discovery are resolved; 0: 5 s, at least 1 s
-	ACME            ACME
+	UpstreamAllow string
+	// UpstreamAllowForeign are those of APIs of other zones, which are relayed here.
+	UpstreamAllowForeign string
+	CacheBytes           int64         // of memory for answers of routes that have a cache; 0: 64 MiB
+	UpstreamCerts        string        // directory of the client certificates that manifests name, NAME.crt and NAME.key; "": none
+	UpstreamRefresh      time.Duration // how often names of upstreams under discovery are resolved; 0: 5 s, at least 1 s
+	ACME                 ACME
 	// Takeover makes this process take the place of the one that serves in Dir: its listening sockets, and once it has ended
 	// all else. Where there is none it is a start like any other.
 	Takeover bool
@@ -258,13 +260,18 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	if e.cfg.AllowLoopbackUpstreams {
-		allow = append(allow, upstream.Loopback()...)
-	}
-	if e.names, err = upstream.NewNames(upstream.NamesConfig{Allow: allow, Refresh: e.cfg.UpstreamRefresh, Logger: e.log}); err != nil {
+	foreign, err := upstream.ParseAllow(e.cfg.UpstreamAllowForeign)
+	if err != nil {
 		return err
 	}
-	dialer := upstream.NewDialer(upstream.Config{Allow: allow, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})
+	if e.cfg.AllowLoopbackUpstreams {
+		allow, foreign = append(allow, upstream.Loopback()...), append(foreign, upstream.Loopback()...)
+	}
+	networks := func() []netip.Prefix { return e.tables.Load().UpstreamNetworks() }
+	if e.names, err = upstream.NewNames(upstream.NamesConfig{Allow: allow, Networks: networks, Refresh: e.cfg.UpstreamRefresh, Logger: e.log}); err != nil {
+		return err
+	}
+	dialer := upstream.NewDialer(upstream.Config{Allow: allow, AllowForeign: foreign, Networks: networks, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})
 	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: dialer})
 	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Names: e.names, Left: e.ups.Left, Logger: e.log}); err != nil {
 		return err

@@ -163,7 +163,7 @@ func (l *lab) start(s site) error {
 		}
 		cmd = exec.Command(filepath.Join(bin, "bailiwick-edge"), "-dir", filepath.Join(dir, "data"), "-name", s.name, "-region", s.region,
 			"-control", strings.Join(urls, ","), "-ca-file", filepath.Join(dir, "ca.pem"), "-join-token-file", filepath.Join(dir, "join-token"),
-			"-https", s.at(443), "-http", s.at(80), "-relay", s.at(relayPort), "-admin", edgeAdmin, "-upstream-allow", "private",
+			"-https", s.at(443), "-http", s.at(80), "-relay", s.at(relayPort), "-admin", edgeAdmin, "-upstream-allow", "private", "-upstream-allow-foreign", "private",
 			"-public", s.address().String(), "-dns", s.at(53), "-dns-domains", zones[s.zone].name+".example.test")
 	}
 	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -93,8 +94,19 @@ func (m *Monitor) gather(api *table.API, places []upstream.Place) []*Target {
 // places are where an API's requests may go in this region: its URLs, or where it says so every address of their names.
 // A name that nobody has resolved yet is one place, to be dialled by name.
 func (m *Monitor) places(api *table.API) (out []upstream.Place) {
-	for _, text := range api.Targets {
-		at := upstream.Place{Base: strings.TrimRight(text, "/"), TLS: api.TLS}
+	t := m.cfg.Tables.Load()
+	targets := api.Targets
+	if found := t.Found(api); len(found) > 0 {
+		targets = slices.Concat(targets, found)
+	}
+	for i, text := range targets {
+		if slices.Contains(targets[:i], text) {
+			continue
+		}
+		at := upstream.Place{Base: strings.TrimRight(text, "/"), TLS: api.TLS, Within: strings.Join(t.Settings().UpstreamNetworks, ",")}
+		if api.Foreign {
+			at.Zone = api.Zone
+		}
 		if at.Protocol = api.Protocols[text]; at.Protocol != "" {
 			at.Connections = api.Dispatch.MaxConnections
 		}

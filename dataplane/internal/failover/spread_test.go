@@ -510,3 +510,22 @@ func TestRouter_WaitsNoLongerThanTheRouteGives(t *testing.T) {
 		}
 	})
 }
+
+// What an API of another zone names is told from what the own zone names, and what the region's networks bound is another
+// place when they change: neither shares connections with the other.
+func TestMonitor_PlacesSayWhoseTheyAreAndWithin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, table.API{Targets: []string{"http://a"}}, nil)
+		_, c := r.next(nil)
+		if at := c.Target.At; at.Zone != "" || at.Within != "" {
+			t.Errorf("the own zone's: got %+v", at)
+		}
+		c.Leave()
+		a := r.Start(&policy.API{API: table.API{Name: "orders", Zone: "us", Foreign: true, Targets: []string{"http://a"}}}, nil, false)
+		if c, ok := a.Next(r.ctx); !ok || !c.Home() || c.Target.At.Zone != "us" {
+			t.Errorf("another zone's: got %+v %v", c, ok)
+		} else {
+			c.Leave()
+		}
+	})
+}

@@ -126,7 +126,7 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 		return v
 	}
 	// Accepting is what a home region does, and a region without the API is home to none of its requests.
-	if len(v.API.Targets) == 0 {
+	if len(v.API.Targets) == 0 && len(t.Found(&v.API.API)) == 0 {
 		v.refuse(421, ReasonNotHome, "Use an edge of a region where the API is deployed.")
 		v.Problem.Hosts = v.API.Hosts
 		return v

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"hash/fnv"
 	"math"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -47,7 +48,7 @@ func decode(o table.Object) (any, Reason) {
 	switch o.Kind {
 	case table.KindSettings:
 		return decoded(o, func(v *table.Settings) Reason {
-			return unless(o.ID == table.SettingsID && v.Zone != "" && v.Region != "", ReasonUnfit)
+			return unless(o.ID == table.SettingsID && v.Zone != "" && v.Region != "" && !slices.ContainsFunc(v.UpstreamNetworks, noNetwork), ReasonUnfit)
 		})
 	case table.KindAPI:
 		v, reason := decoded(o, func(v *table.API) Reason {
@@ -130,6 +131,11 @@ func decoded[T any](o table.Object, check func(*T) Reason) (any, Reason) {
 		return nil, reason
 	}
 	return v, ""
+}
+
+func noNetwork(text string) bool {
+	_, err := netip.ParsePrefix(text)
+	return err != nil
 }
 
 func unless(fine bool, reason Reason) Reason {
@@ -218,6 +224,11 @@ func makeIndex(objects map[table.ObjectKey]entry) *index {
 		purges: map[string]*table.Purges{}, targets: map[string][]string{},
 	}
 	x.settings = *objects[table.ObjectKey{Kind: table.KindSettings, ID: table.SettingsID}].value.(*table.Settings)
+	for _, text := range x.settings.UpstreamNetworks {
+		if p, err := netip.ParsePrefix(text); err == nil { // decode refused what is none
+			x.networks = append(x.networks, p.Masked())
+		}
+	}
 	x.own = within(x.apis, x.settings.Zone)
 	x.publish(objects)
 	for _, e := range objects {

@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"bailiwick/shared/revision"
@@ -49,6 +50,7 @@ type index struct {
 	regions   []table.Region
 	doors     []table.Doors
 	taken     []Quarantined // APIs that lost a host to another
+	networks  []netip.Prefix
 	off       map[table.Switch]bool
 	purges    map[string]*table.Purges
 	targets   map[string][]string
@@ -127,11 +129,14 @@ func (t *Table) APIOf(zone, name string) *API {
 	return x.apis[zone][name]
 }
 
+// UpstreamNetworks are where this region's upstreams are; none: anywhere. Do not write to the slice.
+func (t *Table) UpstreamNetworks() []netip.Prefix { return t.idx().networks }
+
 // Purges are what has ended of the kept answers of an API of the own zone; nil: nothing.
 func (t *Table) Purges(api string) *table.Purges { return t.idx().purges[api] }
 
 // Found are base URLs of this region's upstreams that the zone found for an API of its own. Do not write to the slice.
-func (t *Table) Found(api *API) []string {
+func (t *Table) Found(api *table.API) []string {
 	if api.Foreign || api.Dispatch.Discovery != "etcd" {
 		return nil
 	}

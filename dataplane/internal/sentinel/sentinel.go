@@ -160,7 +160,7 @@ func (s *Sentinel) read() {
 			if v.Zone == s.cfg.Zone {
 				r.apis[v.Name] = v.Policy
 			}
-			for _, target := range v.Targets {
+			for _, target := range slices.Concat(v.Targets, t.Found(&v.API)) {
 				if addr := address(target); addr != "" {
 					r.targets[addr] = true
 				}

@@ -54,11 +54,17 @@ func ParseAllow(text string) (out []netip.Prefix, err error) {
 	return out, nil
 }
 
-// Guard judges resolved addresses.
-type Guard struct{ allow []netip.Prefix }
+// Networks are where a region's upstreams are, as its table says at this moment; none: anywhere.
+type Networks func() []netip.Prefix
 
-// NewGuard allows public addresses and those of allow.
-func NewGuard(allow []netip.Prefix) *Guard { return &Guard{allow} }
+// Guard judges resolved addresses.
+type Guard struct {
+	allow    []netip.Prefix
+	networks Networks // nil: no bound
+}
+
+// NewGuard allows public addresses and those of allow, within networks (nil: anywhere).
+func NewGuard(allow []netip.Prefix, networks Networks) *Guard { return &Guard{allow, networks} }
 
 // Check says why an address is forbidden, nil if it is not.
 func (g *Guard) Check(ip netip.Addr) error {
@@ -74,6 +80,12 @@ func (g *Guard) Check(ip netip.Addr) error {
 		return fmt.Errorf("%s: %w, whatever -upstream-allow says", ip, ErrAddress)
 	case within(private, ip) && !within(g.allow, ip):
 		return fmt.Errorf("%s is a private address: %w (the edge's -upstream-allow can permit it)", ip, ErrAddress)
+	}
+	if g.networks == nil {
+		return nil
+	}
+	if bound := g.networks(); len(bound) > 0 && !within(bound, ip) {
+		return fmt.Errorf("%s is outside of the region's upstream_networks: %w", ip, ErrAddress)
 	}
 	return nil
 }

@@ -21,6 +21,8 @@ const (
 type NamesConfig struct {
 	Logger *slog.Logger
 	Allow  []netip.Prefix // as of a Dialer: what may not be dialled is no upstream
+	// Networks likewise.
+	Networks Networks
 	// Refresh is how often a name is asked for. The resolver of the standard library tells no TTL, so this is both the
 	// floor and the age that an answer can have here; the resolver on the way keeps its own. 0: 5 s, at least 1 s.
 	Refresh time.Duration
@@ -61,7 +63,7 @@ func NewNames(cfg NamesConfig) (*Names, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 		}
 	}
-	return &Names{cfg: cfg, guard: Guard{cfg.Allow}, wake: make(chan struct{}, 1), names: map[string]*name{}, changed: make(chan struct{})}, nil
+	return &Names{cfg: cfg, guard: Guard{cfg.Allow, cfg.Networks}, wake: make(chan struct{}, 1), names: map[string]*name{}, changed: make(chan struct{})}, nil
 }
 
 // Want says which names are to be kept; others are forgotten.

@@ -26,6 +26,9 @@ type Place struct {
 	Base string     // scheme://host[:port], without a trailing slash
 	Pin  netip.Addr // the one address meant; the zero Addr: any of the host's
 	TLS  table.UpstreamTLS
+	Zone string // whose API names it, where that is not the edge's own: it is trusted with less
+	// Within are the region's networks as the table said: where they change, connections of before are not used again.
+	Within string
 
 	Protocol    string // h2, h2c; "": HTTP/1.1
 	Connections int    // at most, of h2 and h2c; 0: channel.DefaultMax
@@ -36,6 +39,10 @@ type Config struct {
 	// Allow are addresses beyond the public ones: private ranges, loopback. What could never be an upstream (link-local,
 	// metadata services, multicast) stays forbidden.
 	Allow []netip.Prefix
+	// AllowForeign are likewise for what an API of another zone names: its operators know nothing of what is near this edge.
+	AllowForeign []netip.Prefix
+	// Networks are where this region's upstreams are; asked at each dial. nil: anywhere.
+	Networks Networks
 	// Permit is asked before each dial with host:port as configured, and has the last word; nil: any.
 	Permit  func(addr string) error
 	Roots   *x509.CertPool // for https where the place has no ca; nil: the system's
@@ -46,8 +53,9 @@ type Config struct {
 // Dialer makes connections to places.
 type Dialer struct {
 	cfg    Config
-	guard  *Guard
-	dialer net.Dialer
+	dialer net.Dialer // of the own zone's upstreams
+	others net.Dialer // of other zones'
+	fetch  net.Dialer // of what is no upstream
 }
 
 // NewDialer makes one.
@@ -55,8 +63,10 @@ func NewDialer(cfg Config) *Dialer {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = time.Second
 	}
-	g := &Guard{allow: cfg.Allow}
-	return &Dialer{cfg: cfg, guard: g, dialer: net.Dialer{Timeout: cfg.Timeout, KeepAlive: 15 * time.Second, ControlContext: g.control}}
+	dialer := func(g *Guard) net.Dialer {
+		return net.Dialer{Timeout: cfg.Timeout, KeepAlive: 15 * time.Second, ControlContext: g.control}
+	}
+	return &Dialer{cfg: cfg, dialer: dialer(NewGuard(cfg.Allow, cfg.Networks)), others: dialer(NewGuard(cfg.AllowForeign, cfg.Networks)), fetch: dialer(NewGuard(cfg.Allow, nil))}
 }
 
 // Dial opens a connection to host:port of the place, without TLS.
@@ -73,6 +83,9 @@ func (d *Dialer) Dial(ctx context.Context, at Place, addr string) (net.Conn, err
 		}
 		addr = net.JoinHostPort(at.Pin.String(), port)
 	}
+	if at.Zone != "" {
+		return d.others.DialContext(ctx, "tcp", addr)
+	}
 	return d.dialer.DialContext(ctx, "tcp", addr)
 }
 
@@ -81,7 +94,7 @@ func (d *Dialer) Dial(ctx context.Context, at Place, addr string) (net.Conn, err
 func (d *Dialer) Fetches() *http.Client {
 	return &http.Client{
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		Transport: &http.Transport{DialContext: d.dialer.DialContext, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: d.cfg.Roots},
+		Transport: &http.Transport{DialContext: d.fetch.DialContext, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: d.cfg.Roots},
 			TLSHandshakeTimeout: 5 * time.Second, MaxIdleConns: 8, IdleConnTimeout: 30 * time.Second, MaxResponseHeaderBytes: 64 << 10},
 	}
 }
@@ -107,6 +120,9 @@ func (d *Dialer) TLS(at Place) (*tls.Config, error) {
 		}
 	}
 	if name := at.TLS.ClientCertificate; name != "" {
+		if at.Zone != "" {
+			name = at.Zone + "/" + name // no zone shows this one's
+		}
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.cfg.Certs.get(name) }
 	}
 	return cfg, nil

@@ -50,7 +50,7 @@ func TestDialer_GuardsEveryAddress(t *testing.T) {
 		}
 		d := upstream.NewDialer(upstream.Config{Allow: allow})
 		for _, ip := range c.ips {
-			if err := upstream.NewGuard(allow).Check(netip.MustParseAddr(ip)); errors.Is(err, upstream.ErrAddress) != c.refused {
+			if err := upstream.NewGuard(allow, nil).Check(netip.MustParseAddr(ip)); errors.Is(err, upstream.ErrAddress) != c.refused {
 				t.Errorf("allowed %q, %s: got %v, refused %v wanted", c.allow, ip, err, c.refused)
 			}
 			if !c.refused {
