@@ -3,12 +3,14 @@ package proxy
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/graphql"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/shape"
 	"bailiwick/shared/table/schema"
@@ -72,7 +74,7 @@ func (x *exchange) share(h http.Header) {
 // examine holds a request against what its API says of it, before it costs an upstream anything.
 func (x *exchange) examine() gate.Problem {
 	r := x.v.Route
-	if r == nil || r.Schema == nil && r.Document == nil || x.body == nil && x.r.Method == http.MethodOptions {
+	if r == nil || r.Schema == nil && r.Document == nil && r.GraphQL == nil || x.body == nil && x.r.Method == http.MethodOptions {
 		return gate.Problem{}
 	}
 	media := ""
@@ -93,7 +95,7 @@ func (x *exchange) examine() gate.Problem {
 		found = []schema.Finding{{Parameter: "header Content-Type", Detail: "is not application/json, as the body has to be"}}
 	case r.Schema != nil:
 		found = r.Schema.Body(data)
-	default:
+	case r.Document != nil:
 		query, err := url.ParseQuery(x.r.URL.RawQuery)
 		if err != nil {
 			return gate.NewProblem(400, gate.ReasonInvalid, "The query is not encoded as it should be.")
@@ -105,12 +107,41 @@ func (x *exchange) examine() gate.Problem {
 			return gate.NewProblem(404, gate.ReasonRouteUnknown, "The API's document has no such path, or not with this method.")
 		}
 	}
+	if len(found) == 0 && r.GraphQL != nil {
+		return x.query(media, data)
+	}
 	if len(found) == 0 {
 		return gate.Problem{}
 	}
 	problem := gate.NewProblem(400, gate.ReasonInvalid, "Mend what errors names; nothing was done.")
 	problem.Errors = found
 	return problem
+}
+
+// query holds a GraphQL request against the route's bounds, and sets what it costs where the route counts that.
+func (x *exchange) query(media string, data []byte) gate.Problem {
+	r := x.v.Route
+	query, err := url.ParseQuery(x.r.URL.RawQuery)
+	if err != nil {
+		return gate.NewProblem(400, gate.ReasonQuery, "The query of the URL is not encoded as it should be.")
+	}
+	asked, err := graphql.Read(r.GraphQL, x.r.Method, query, media, data)
+	if err != nil {
+		return gate.NewProblem(400, gate.ReasonQuery, "The GraphQL request is not taken: "+err.Error()+".")
+	}
+	if r.Units == nil || r.Units.GraphQL == "" {
+		return gate.Problem{}
+	}
+	if x.said = asked.Fields; r.Units.GraphQL == "cost" {
+		x.said = asked.Cost
+	}
+	switch {
+	case asked.Persisted:
+		return gate.NewProblem(400, gate.ReasonQuery, "What a query costs is counted here: send its document, not the name of one that is kept.")
+	case x.said > r.Units.Most:
+		return gate.NewProblem(400, gate.ReasonQuery, fmt.Sprintf("The GraphQL request is worth %d units, and one request costs %d at most: ask for less at a time.", x.said, r.Units.Most))
+	}
+	return gate.Problem{}
 }
 
 // whole reads the body, within a limit, and keeps it: it is sent on as it was read.

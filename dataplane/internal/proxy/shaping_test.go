@@ -252,3 +252,40 @@ func btoi(b bool) int {
 	}
 	return 0
 }
+
+// A query is held against the route's bounds, and costs what it asks: over POST and GET, in the row and out of the quota.
+func TestGraphQL_IsBoundedAndCounted(t *testing.T) {
+	w := newWorld(t, patient)
+	w.shaped(func(a *table.API) {
+		bounds := &table.GraphQL{Depth: 3, Aliases: 2, RootFields: 3, Cost: 100}
+		a.Routes = []table.Route{{Name: "all"}, {Name: "free", PathPrefix: "/graphql", GraphQL: bounds}, {Name: "cost", PathPrefix: "/cost", GraphQL: bounds, Units: &table.Units{GraphQL: "cost", Most: 50}},
+			{Name: "fields", PathPrefix: "/fields", GraphQL: bounds, Units: &table.Units{GraphQL: "fields", Most: 50}}}
+	})
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		units              int64
+	}{
+		{"POST", "/graphql", `{"query":"{ me { name } }"}`, 200, 1},
+		{"POST", "/cost", `{"query":"{ me { name } }"}`, 200, 2},
+		{"POST", "/cost", `{"query":"query($n: Int) { orders(first: $n) { id total } }","variables":{"n":10}}`, 200, 21},
+		{"POST", "/fields", `{"query":"{ orders(first: 10) { id total } }"}`, 200, 3},
+		{"GET", "/cost?query=%7Borders(last:5)%7Bid%7D%7D", "", 200, 6},
+		{"POST", "/cost", `{"query":"{ orders(first: 30) { id total } }"}`, 400, 0}, // 61: more than one request costs
+		{"POST", "/graphql", `{"query":"{ orders(first: 1000) { id } }"}`, 400, 0},
+		{"POST", "/graphql", `{"query":"{ a { b { c { d } } } }"}`, 400, 0},
+		{"POST", "/graphql", `[{"query":"{ a }"}]`, 400, 0},
+		{"POST", "/graphql", `{"query":"{ __schema { types { name } } }"}`, 400, 0},
+		{"POST", "/graphql", `{"extensions":{"persistedQuery":{"version":1,"sha256Hash":"x"}}}`, 200, 1},
+		{"POST", "/cost", `{"extensions":{"persistedQuery":{"version":1,"sha256Hash":"x"}}}`, 400, 0},
+		{"GET", "/graphql?query=mutation%7Ba%7D", "", 400, 0},
+		{"DELETE", "/graphql", "", 400, 0},
+	} {
+		before := w.west.up.count.Load()
+		a := w.send(c.method, c.path, c.body, "Content-Type", "application/json")
+		row := w.west.meter.last()
+		if a.status != c.status || row.Units != c.units || (w.west.up.count.Load() == before+1) != (c.status == 200) {
+			t.Errorf("%s %s %s: got %d %s, row of %d units, want %d and %d", c.method, c.path, c.body, a.status, a.body, row.Units, c.status, c.units)
+		}
+	}
+}

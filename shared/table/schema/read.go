@@ -132,8 +132,8 @@ var numbers = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]{1
 // memory there is.
 func number(n json.Number) bool { return len(n) <= 64 && numbers.MatchString(string(n)) }
 
-// decode reads a body. Of a name that is there twice two readers could take two values, so none is taken.
-func decode(data []byte, depth int) (any, error) {
+// Decode reads JSON, with values at most depth deep within others: objects as map[string]any, numbers as json.Number. Of a name that is there twice two readers could take two values, so none is taken.
+func Decode(data []byte, depth int) (any, error) {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	v, err := decodeValue(dec, depth)

@@ -134,7 +134,7 @@ func size(re *syntax.Regexp) int {
 
 // Body holds a body against the schema; none: it is as it should be.
 func (s *Schema) Body(data []byte) []Finding {
-	v, err := decode(data, s.depth)
+	v, err := Decode(data, s.depth)
 	if err != nil {
 		return []Finding{{Pointer: "#", Detail: err.Error()}}
 	}
