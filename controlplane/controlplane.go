@@ -258,6 +258,7 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "roll-outs of the zone", Run: n.rollout.Run, Why: "it reads edge reports, and roll-outs go on by what it says"},
 		{Name: "detail", Run: n.detail.Run, Why: "ingest waits for what it writes"},
 		{Name: "edge doors", Run: n.registerDoors, Why: "it reads sync and writes to the catalog"},
+		{Name: "levels", Run: n.registerLevels, Why: "it reads sync and writes to the catalog"},
 		{Name: "ingest", Run: n.ingest.Run, Why: "edges ship to it until they are stopped"},
 		{Name: "rotation", Run: n.rotation.Run, Why: "it commits to the zone store"},
 		{Name: "alerts", Run: n.alerts.Run, Why: "it reads quotas, and what it raises rests in the zone store"},

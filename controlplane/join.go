@@ -22,6 +22,7 @@ import (
 	"bailiwick/shared/fault"
 	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/identity"
+	"bailiwick/shared/table"
 )
 
 // Joining is what a machine needs to become a control node of a running zone.
@@ -64,7 +65,7 @@ func Join(ctx context.Context, j Joining) (aside []string, err error) {
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13}}
 	defer transport.CloseIdleConnections()
-	req := &joinv1.JoinRequest{Token: j.Token, Csr: csr, Name: j.Name, Region: j.Region, AdminUrl: j.AdminURL, PeerAddr: j.PeerAddr}
+	req := &joinv1.JoinRequest{Token: j.Token, Csr: csr, Name: j.Name, Region: j.Region, AdminUrl: j.AdminURL, PeerAddr: j.PeerAddr, Level: uint32(table.Current)}
 	var r *joinv1.JoinResponse
 	for _, u := range j.Control {
 		client := joinv1connect.NewJoinServiceClient(&http.Client{Transport: transport, Timeout: 20 * time.Second}, strings.TrimRight(u, "/"), connect.WithInterceptors(rpcfault.Client()))

@@ -10,13 +10,22 @@ import (
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
 	"bailiwick/shared/lifecycle/porttest"
+	"bailiwick/shared/table"
 )
 
 // bring makes and starts a control node with a one-time token, as an operator does.
 func (w *world) bring(by *running, name string) *running {
 	w.t.Helper()
 	w.join(by, name)
-	return w.start(name)
+	n := w.start(name)
+	for _, of := range []string{by.self.Name, name} {
+		soon(w.t, "it is known which fields the program of "+of+" knows", func() bool {
+			kv, ok := by.catalog.Local().Get(model.PrefixLevel + of)
+			said, err := model.Decode[model.NodeLevel](kv.Key, kv.Value)
+			return ok && err == nil && said.Level == table.Current
+		})
+	}
+	return n
 }
 
 func (w *world) join(by *running, name string) []string {

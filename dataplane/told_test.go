@@ -127,7 +127,7 @@ func TestEdge_TellsTroubleByName(t *testing.T) {
 			t.Errorf("%v is told as %v, want %v", err, got, want)
 		}
 	}
-	for _, reason := range []policy.Reason{policy.ReasonMalformed, policy.ReasonMisnamed, policy.ReasonUnfit, policy.ReasonHostTaken} {
+	for _, reason := range []policy.Reason{policy.ReasonMalformed, policy.ReasonMisnamed, policy.ReasonUnfit, policy.ReasonHostTaken, policy.ReasonNewer} {
 		if got := quarantineReason(reason); got.String() != "QUARANTINE_REASON_"+string(reason) {
 			t.Errorf("%s is told as %v", reason, got)
 		}

@@ -173,7 +173,7 @@ var reviewedBugs = []bug{
 		edits:  []edit{{"dataplane/internal/sentinel/sentinel.go", "string(seen.payload) != string(g.payload) || !s.alive(seen, now):", "string(seen.payload) != string(g.payload):"}},
 		checks: []check{{"dataplane/internal/sentinel", "TestSentinel_GrantsEnd"}}},
 	{name: "canary-shares-a-view", breaks: "a pair that a roll-out opens is with the canary, and with no neighbour yet",
-		edits:  []edit{{syncPkg + "/edges.go", "node.Region, b.behind(catalog, node)}", "node.Region, false}"}},
+		edits:  []edit{{syncPkg + "/edges.go", "node.Region, b.behind(catalog, node), min(level, 1)}", "node.Region, false, min(level, 1)}"}},
 		checks: []check{{syncPkg, "TestRebuild_ACanaryAndItsNeighboursShareNoView"}}},
 	{name: "host-waits-under-the-wider-policy", breaks: "a host that comes under another API's policy waits for no ring, and is not put back",
 		edits:  []edit{{"controlplane/internal/rollout/stage.go", "&& now[to].Policy == under {", "&& (true || now[to].Policy == under) {"}},

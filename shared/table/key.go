@@ -2,6 +2,7 @@ package table
 
 import (
 	"encoding/hex"
+	"encoding/json"
 	"strconv"
 	"strings"
 )
@@ -9,9 +10,60 @@ import (
 // Keys are nearly all of a large table, so their one encoding has a writer and a reader of its own beside encoding/json's,
 // which would take seconds for a million. Both give and take exactly what Encode gives; whatever else is left to Decode.
 
+// keyWire is how a key travels. One with what edges of level 0 do not know says to them that it is suspended; whether it is,
+// Held says to all others.
+type keyWire struct {
+	ID           string `json:"id"`
+	DigestHex    string `json:"digest"`
+	Customer     string `json:"customer"`
+	Subscription string `json:"subscription"`
+	Plan         string `json:"plan"`
+	Suspended    bool   `json:"suspended,omitempty"`
+	Overdue      bool   `json:"overdue,omitempty"`
+	Ends         int64  `json:"ends,omitempty"`
+	Scopes       string `json:"scopes,omitempty"`
+	From         string `json:"from,omitempty"`
+	Needs        Level  `json:"needs,omitempty"`
+	Held         bool   `json:"held,omitempty"`
+}
+
+// derived is the level that a key needs by what it holds.
+func (k *Key) derived() Level {
+	if k.Scopes != "" || k.From != "" {
+		return 1
+	}
+	return 0
+}
+
+// MarshalJSON implements json.Marshaler.
+func (k Key) MarshalJSON() ([]byte, error) {
+	w := keyWire{k.ID, k.DigestHex, k.Customer, k.Subscription, k.Plan, k.Suspended, k.Overdue, k.Ends, k.Scopes, k.From, max(k.Needs, k.derived()), false}
+	if w.Needs > 0 {
+		w.Suspended, w.Held = true, k.Suspended
+	}
+	return json.Marshal(w)
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (k *Key) UnmarshalJSON(data []byte) error {
+	var w keyWire
+	if err := json.Unmarshal(data, &w); err != nil {
+		return err
+	}
+	if w.Needs > 0 {
+		w.Suspended = w.Held
+	}
+	*k = Key{ID: w.ID, DigestHex: w.DigestHex, Customer: w.Customer, Subscription: w.Subscription, Plan: w.Plan, Suspended: w.Suspended, Overdue: w.Overdue,
+		Ends: w.Ends, Scopes: w.Scopes, From: w.From}
+	if w.Needs > k.derived() {
+		k.Needs = w.Needs
+	}
+	return nil
+}
+
 // AppendKey appends the canonical encoding of a key, of its Digest and not of DigestHex.
 func AppendKey(b []byte, k *Key) []byte {
-	if !plain(k.ID) || !plain(k.Customer) || !plain(k.Subscription) || !plain(k.Plan) || !plain(k.Scopes) || !plain(k.From) {
+	if k.Needs != 0 || !plain(k.ID) || !plain(k.Customer) || !plain(k.Subscription) || !plain(k.Plan) || !plain(k.Scopes) || !plain(k.From) {
 		c := *k
 		c.DigestHex = hex.EncodeToString(k.Digest[:])
 		o, err := Encode(KindKey, k.ID, &c)
@@ -26,7 +78,8 @@ func AppendKey(b []byte, k *Key) []byte {
 	b = append(append(b, `","subscription":"`...), k.Subscription...)
 	b = append(append(b, `","plan":"`...), k.Plan...)
 	b = append(b, '"')
-	if k.Suspended {
+	bound := k.derived() > 0
+	if k.Suspended || bound {
 		b = append(b, `,"suspended":true`...)
 	}
 	if k.Overdue {
@@ -40,6 +93,12 @@ func AppendKey(b []byte, k *Key) []byte {
 	}
 	if k.From != "" {
 		b = append(append(append(b, `,"from":"`...), k.From...), '"')
+	}
+	if bound {
+		b = append(b, `,"needs":1`...)
+	}
+	if bound && k.Suspended {
+		b = append(b, `,"held":true`...)
 	}
 	return append(b, '}')
 }
@@ -102,6 +161,13 @@ func ReadKey(text string, k *Key) bool {
 	}
 	k.Scopes = optional(`,"scopes":"`)
 	k.From = optional(`,"from":"`)
+	if k.derived() > 0 {
+		var needs bool
+		if rest, needs = strings.CutPrefix(rest, `,"needs":1`); !needs || !k.Suspended {
+			return false
+		}
+		rest, k.Suspended = strings.CutPrefix(rest, `,"held":true`)
+	}
 	return ok && rest == "}"
 }
 

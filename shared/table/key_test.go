@@ -2,6 +2,8 @@ package table_test
 
 import (
 	"encoding/hex"
+	"encoding/json"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -39,4 +41,26 @@ func TestKey_ShortWayIsTheCanonicalOne(t *testing.T) {
 			t.Fatalf("it takes %s, which is not canonical", data)
 		}
 	})
+}
+
+// A program of before levels reads a key with bounds as a suspended one; any other reads what it is.
+func TestKey_WithBoundsIsSuspendedWhereTheyAreNotKnown(t *testing.T) {
+	for _, k := range []table.Key{{ID: "k", Scopes: "a b"}, {ID: "k", From: "192.0.2.0/24"}, {ID: "k", Scopes: "a", Suspended: true}, {ID: "k", Needs: table.Current + 1}} {
+		data := table.AppendKey(nil, &k)
+		var old struct{ Suspended bool }
+		if err := json.Unmarshal(data, &old); err != nil || !old.Suspended {
+			t.Errorf("%s: an old program takes it for good (%v)", data, err)
+		}
+		var back table.Key
+		if err := table.Decode(table.Object{Kind: table.KindKey, ID: k.ID, Data: data}, &back); err != nil || back.Suspended != k.Suspended || back.Scopes != k.Scopes || back.From != k.From || back.Needs != k.Needs {
+			t.Errorf("%s: read %+v, %v, want %+v", data, back, err, k)
+		}
+		if short := table.ReadKey(string(data), &back); short != (k.Needs == 0) || short && back.Suspended != k.Suspended {
+			t.Errorf("%s: the short way says %v, %+v", data, short, back)
+		}
+	}
+	free := table.Key{ID: "k"}
+	if data := string(table.AppendKey(nil, &free)); strings.Contains(data, "suspended") || strings.Contains(data, "needs") {
+		t.Errorf("a key without bounds is sent as %s", data)
+	}
 }

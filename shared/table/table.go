@@ -152,6 +152,8 @@ type API struct {
 
 	// Foreign APIs belong to another zone; this region only receives relays for them.
 	Foreign bool `json:"foreign,omitempty"`
+	// Needs is the level of fields that an edge must know to serve it.
+	Needs Level `json:"needs,omitempty"`
 }
 
 // APIID is an API's object id: a foreign one carries its zone, since two zones may use one name.
@@ -283,6 +285,7 @@ type Plan struct {
 	Windows       []Window `json:"windows,omitempty"`
 	MaxConcurrent int      `json:"max_concurrent,omitempty"` // requests under way of a subscription; 0: no bound
 	Class         string   `json:"class,omitempty"`          // free, bronze, silver, gold, platinum; another: silver
+	Needs         Level    `json:"needs,omitempty"`          // as an API's
 }
 
 // Window is a rate limit over a longer time: Requests each Per, of which Burst may come at once.
@@ -332,9 +335,13 @@ type Key struct {
 	// nobody reaches.
 	Ends int64 `json:"ends,omitempty"`
 	// Scopes are separated by spaces, From (CIDR blocks that the key works from; "": everywhere) by commas: texts, since many
-	// keys share few of them. Since 2026-11-26; an edge of before enforces neither.
+	// keys share few of them. Since 2026-11-26; an edge of before enforces neither, and is sent a key with one of them as
+	// suspended (keyWire).
 	Scopes string `json:"scopes,omitempty"`
 	From   string `json:"from,omitempty"`
+	// Needs is the level of fields that an edge must know to take the key, where that is more than follows from the fields
+	// above: from a newer control node.
+	Needs Level `json:"needs,omitempty"`
 }
 
 // Node is an edge of another region that may relay to this one.

@@ -56,6 +56,7 @@ var quarantineWords = map[syncv1.QuarantineReason]string{
 	syncv1.QuarantineReason_QUARANTINE_REASON_MISNAMED:   "it calls itself by another name",
 	syncv1.QuarantineReason_QUARANTINE_REASON_UNFIT:      "it cannot be right",
 	syncv1.QuarantineReason_QUARANTINE_REASON_HOST_TAKEN: "a host of it is another API's",
+	syncv1.QuarantineReason_QUARANTINE_REASON_NEWER:      "it has fields that the edge's program does not know and must not serve without: upgrade the edge",
 }
 
 // quarantined is what of its table an edge cannot use, and what it does instead.

@@ -81,7 +81,8 @@ func (s *server) write(ctx context.Context, as intent, dryRun bool, make func() 
 	var first *plan // what the answer tells: a retry after half was written finds that half unchanged
 	written := false
 	for attempt := range maxAttempts {
-		p, err := make()
+		var p *plan
+		err := onceLeveled(ctx, s.Wait, func() (err error) { p, err = make(); return err })
 		if err != nil {
 			return nil, err
 		}
@@ -290,7 +291,10 @@ func (s *server) planOn(catalogSnap, zoneSnap group.Snapshot, docs []*doc) (*pla
 		p.changes = append(p.changes, d.change)
 	}
 	p.judge = &judge{zone: s.Zone, now: time.Now(), catalogBefore: catalogBefore, catalog: catalogAfter, zoneBefore: zoneBefore, zoneAfter: zoneAfter, plan: p}
-	return p, p.judge.judge()
+	if err := p.judge.judge(); err != nil {
+		return p, err
+	}
+	return p, p.levels(catalogSnap, s.Zone)
 }
 
 // fence holds both transactions to what they were judged against.

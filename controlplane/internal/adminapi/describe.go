@@ -261,7 +261,7 @@ func (w without) List(prefix string) iter.Seq[group.KV] {
 
 func holds(catalog, zone group.Snapshot, edge model.Node, rec record, key string) (bool, error) {
 	now := time.Now()
-	with, err := view.Build(catalog, zone, edge, now)
+	with, err := view.Build(catalog, zone, edge, table.Current, now)
 	if err != nil {
 		return false, err
 	}
@@ -287,7 +287,7 @@ func holds(catalog, zone group.Snapshot, edge model.Node, rec record, key string
 	if r, ok := rec.(model.Region); ok && r.Name == edge.Region {
 		return true, nil
 	}
-	less, err := view.Build(without{catalog, key}, without{zone, key}, edge, now)
+	less, err := view.Build(without{catalog, key}, without{zone, key}, edge, table.Current, now)
 	return err == nil && len(view.Diff(less, with)) > 0, err
 }
 

@@ -73,6 +73,10 @@ func (s *server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 		}
 		key := model.Key{Kind: kind, ID: keyID, DigestHex: hex.EncodeToString(sum[:]), Customer: customer.Name, Subscription: sub.Name,
 			Plan: sub.Plan, Status: keyActive, CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Scopes: bounds.Scopes, AllowFrom: bounds.AllowFrom, Labels: labelled}
+		err = onceLeveled(ctx, s.Wait, func() error { return leveled(s.freshOrLocal(ctx, s.Catalog), "key", key, s.Zone, s.Zone) })
+		if err != nil {
+			return nil, err
+		}
 		res, err := s.commit(ctx, s.Store, group.Txn{
 			RequestID: id + "/" + strconv.Itoa(attempt),
 			Compares:  []group.Compare{compareAt(before, model.PrefixCustomer+customer.Name), compareAt(before, model.PrefixKey+keyID)},

@@ -168,7 +168,7 @@ func (s *server) RemoveNode(ctx context.Context, req *adminv1.RemoveNodeRequest)
 			return nil, fault.New(fault.Denied, "ROLE_INSUFFICIENT", "node %s is of zone %s: role %q removes nodes of zone %s alone", n.Name, n.Zone, caller(ctx).Role, s.Zone)
 		}
 		txn := group.Txn{RequestID: id + "/" + strconv.Itoa(attempt),
-			Compares: []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}}, Ops: []group.Op{{Key: kv.Key, Delete: true}}}
+			Compares: []group.Compare{{Key: kv.Key, ModIndex: kv.ModIndex}}, Ops: []group.Op{{Key: kv.Key, Delete: true}, {Key: model.PrefixLevel + n.Name, Delete: true}}}
 		if n.Kind == "control" {
 			if err := s.mayLose(ctx, n); err != nil {
 				return nil, err

@@ -30,6 +30,7 @@ const (
 	PrefixRollout  = "rollouts/"     // ended roll-outs, by their number
 	PrefixHeld     = "held/"         // before a key: what edges hold that the roll-out under way has not reached
 	PrefixWord     = "rolloutwords/" // by zone: what it makes of the roll-out under way
+	PrefixLevel    = "levels/"       // by a node's name: NodeLevel
 	KeyRollout     = "rollout"       // the one under way
 	// PrefixGone, before the key of an API or a region, keeps what was deleted: see there. KeyAudit holds who wrote last,
 	// under a pseudonym of his zone.

@@ -68,7 +68,7 @@ func (e *Enroll) registerControl(ctx context.Context, tok claimedToken, req *joi
 		case tok.Done:
 			return 0, never, fault.New(fault.Denied, ReasonWithdrawn, "join: node %s was withdrawn: ask for a new token", tok.Name)
 		}
-		txn := group.Txn{Compares: []group.Compare{{Key: key, ModIndex: kv.ModIndex}}, Ops: []group.Op{{Key: key, Value: model.Encode(n)}}}
+		txn := group.Txn{Compares: []group.Compare{{Key: key, ModIndex: kv.ModIndex}}, Ops: []group.Op{{Key: key, Value: model.Encode(n)}, levelOf(tok.Name, req)}}
 		if zkv, ok := snap.Get(zoneKey); ok {
 			z, err := model.Decode[model.Zone](zkv.Key, zkv.Value)
 			if err != nil {

@@ -20,6 +20,7 @@ import (
 	joinv1 "bailiwick/proto/gen/bailiwick/join/v1"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/identity"
+	"bailiwick/shared/table"
 )
 
 // Reasons of the doors. The kind is Denied unless said otherwise.
@@ -277,7 +278,7 @@ func (e *Enroll) register(ctx context.Context, tok claimedToken, req *joinv1.Joi
 		n.RelayAddr = relayAddr
 		res, err := e.cfg.Catalog.Txn(ctx, group.Txn{
 			Compares: []group.Compare{{Key: key, ModIndex: kv.ModIndex}},
-			Ops:      []group.Op{{Key: key, Value: model.Encode(n)}},
+			Ops:      []group.Op{{Key: key, Value: model.Encode(n)}, levelOf(tok.Name, req)},
 		})
 		if err != nil {
 			return 0, never, err
@@ -287,6 +288,11 @@ func (e *Enroll) register(ctx context.Context, tok claimedToken, req *joinv1.Joi
 		}
 	}
 	return 0, never, fault.New(fault.Conflict, ReasonNameTaken, "register node %s: its entry changes all the time", tok.Name)
+}
+
+// levelOf is what a node that joins says of its program.
+func levelOf(name string, req *joinv1.JoinRequest) group.Op {
+	return group.Op{Key: model.PrefixLevel + name, Value: model.Encode(model.NodeLevel{Name: name, Level: table.Level(req.GetLevel())})}
 }
 
 func (e *Enroll) name(kind, region, node string) identity.Name {

@@ -31,7 +31,7 @@ func unreached(t *testing.T, s *apitest.Store) (out []string) {
 	zone := apitest.NewStore("store/emea")
 	zone.Put(model.KeyAdopted, model.Encode(a))
 	zone.Put(model.KeyCrossing, model.Encode(model.Crossing{CatalogEpoch: a.CatalogEpoch, StoreEpoch: zone.Local().Revision().Epoch}))
-	v, err := view.Build(snap, zone.Local(), model.Node{Name: "eu-west-2", Kind: "edge", Region: "eu-west", Zone: "emea"}, at)
+	v, err := view.Build(snap, zone.Local(), model.Node{Name: "eu-west-2", Kind: "edge", Region: "eu-west", Zone: "emea"}, table.Current, at)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 // edge is what this node knows of one edge that has connected to it since its start. Covered by Server.mu.
 type edge struct {
 	node     model.Node
+	level    table.Level // of the program that holds its stream, or held it last
 	view     *view.View
 	log      changeLog // of objects that are no keys
 	sent     []place   // positions this edge was sent, oldest first, to find what a returning edge holds
@@ -191,7 +192,8 @@ type builder struct {
 // alikeness is all that edges must differ in to get different views.
 type alikeness struct {
 	kind, zone, region string
-	behind             bool // the roll-out under way has not reached it: a canary differs from its neighbours
+	behind             bool        // the roll-out under way has not reached it: a canary differs from its neighbours
+	level              table.Level // 0, or any other: from 1 on edges see to what they do not know themselves
 }
 
 type built struct {
@@ -203,10 +205,10 @@ type built struct {
 func newBuilder() *builder { return &builder{views: map[alikeness]*built{}} }
 
 // of is the view of an edge.
-func (b *builder) of(catalog, zone group.Snapshot, node model.Node, now time.Time) *built {
-	key := alikeness{node.Kind, node.Zone, node.Region, b.behind(catalog, node)}
+func (b *builder) of(catalog, zone group.Snapshot, node model.Node, level table.Level, now time.Time) *built {
+	key := alikeness{node.Kind, node.Zone, node.Region, b.behind(catalog, node), min(level, 1)}
 	if b.views[key] == nil {
-		v, err := view.Build(catalog, zone, node, now)
+		v, err := view.Build(catalog, zone, node, level, now)
 		b.views[key] = &built{v, err, map[*view.View][]table.ObjectKey{}}
 	}
 	return b.views[key]
@@ -255,7 +257,7 @@ func (s *Server) rebuild(e *edge) {
 		return
 	}
 	now := s.cfg.Now()
-	made := s.built.of(catalog, zone, e.node, now)
+	made := s.built.of(catalog, zone, e.node, e.level, now)
 	v, err := made.view, made.err
 	e.buildErr = err
 	if err != nil {
@@ -280,14 +282,15 @@ func (s *Server) rebuild(e *edge) {
 }
 
 // track finds or begins an edge. The log of a new one starts here: what came before is not remembered.
-func (s *Server) track(node model.Node) *edge {
+func (s *Server) track(node model.Node, level table.Level) *edge {
 	e := s.edges[node.Name]
 	if e == nil || e.node.Region != node.Region {
 		e = &edge{node: node}
 		s.edges[node.Name] = e
 		e.log.floor = s.version
 	}
-	if e.view == nil || e.gone {
+	if e.view == nil || e.gone || e.level != level {
+		e.level = level
 		s.version++
 		s.rebuild(e)
 	}

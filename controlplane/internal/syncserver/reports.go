@@ -20,12 +20,13 @@ type report struct {
 	lastSeen                time.Time
 	version                 string
 	incarnation             string
+	level                   uint32
 	dead                    []string
 }
 
 func (r *report) connected(now time.Time, h *syncv1.Hello) {
 	r.lastSeen, r.version, r.nackReason = now, versionOf(h), ""
-	r.incarnation, r.dead = h.Incarnation, h.Dead
+	r.incarnation, r.dead, r.level = h.Incarnation, h.Dead, h.Level
 }
 
 // returned notes what an edge that connects says it holds, and says whether that is less than it had acked.
@@ -74,7 +75,7 @@ func (s *Server) Reports() []*peerv1.EdgeReport {
 		out = append(out, &peerv1.EdgeReport{Edge: e.node.Name, Region: e.node.Region, Control: s.cfg.Node, Connected: e.conn != nil,
 			Catalog: wire(r.ackedCatalog), Zone: wire(r.ackedZone), CatalogWant: wire(want.catalog), ZoneWant: wire(want.zone),
 			NackReason: r.nackReason, Status: r.status, LastSeen: timestamppb.New(r.lastSeen), Version: r.version,
-			Incarnation: r.incarnation, Dead: r.dead})
+			Incarnation: r.incarnation, Dead: r.dead, Level: r.level})
 	}
 	slices.SortFunc(out, func(a, b *peerv1.EdgeReport) int { return strings.Compare(a.Edge, b.Edge) })
 	return out

@@ -16,6 +16,7 @@ import (
 	"bailiwick/regions/grant"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/revision"
+	"bailiwick/shared/table"
 )
 
 const (
@@ -256,7 +257,7 @@ func (ss *session) open(node, region string, hello *syncv1.Hello) error {
 		return err
 	}
 	s.mu.Lock()
-	e := s.track(n)
+	e := s.track(n, table.Level(hello.GetLevel()))
 	if e.view == nil {
 		err := e.buildErr
 		s.mu.Unlock()

@@ -62,8 +62,11 @@ func (v *View) ZoneSum(k *Keys) revision.Sum { return v.PairSum.Add(k.Sum()) }
 
 // Build makes the view of one edge. It is an error of kind Denied if the edge is no edge, its region is
 // unknown, control-only or of another zone than the edge's; of kind Internal if a stored value does not read.
-func Build(catalog, zone group.Snapshot, edge model.Node, now time.Time) (*View, error) {
-	b := builder{catalog: catalog, zone: zone, edge: edge, now: now, view: &View{Objects: map[table.ObjectKey]table.Object{}}}
+//
+// level is that of the fields that the edge knows. An edge of level 0 would serve by what it knows of an object, so it gets
+// none that forbids more; from level 1 on edges see to that themselves, and say so.
+func Build(catalog, zone group.Snapshot, edge model.Node, level table.Level, now time.Time) (*View, error) {
+	b := builder{catalog: catalog, zone: zone, edge: edge, level: level, now: now, view: &View{Objects: map[table.ObjectKey]table.Object{}}}
 	steps := []func() error{b.holdBack, b.region, b.rules, b.settings, b.apis, b.plans, b.switches, b.pairs, b.peers, b.doors, b.purges, b.targets}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -77,6 +80,7 @@ func Build(catalog, zone group.Snapshot, edge model.Node, now time.Time) (*View,
 type builder struct {
 	catalog, zone group.Snapshot // the catalog as this edge is to hold it
 	edge          model.Node
+	level         table.Level
 	now           time.Time
 	view          *View
 	through       []group.KV     // what policies said in between: pairs must be permitted by these as well
@@ -89,6 +93,8 @@ type builder struct {
 	seeking map[string]bool   // of them, those for which the zone looks for upstreams
 	// networks are those of this region's upstreams; none: no bound.
 	networks []string
+	// regionNeeds is what an edge must know to serve anything here.
+	regionNeeds table.Level
 }
 
 func (b *builder) put(kind table.Kind, id string, value any) error {
@@ -152,6 +158,7 @@ func (b *builder) region() error {
 		return denied("belongs to another zone")
 	}
 	b.networks = own.UpstreamNetworks
+	b.regionNeeds = model.NeedsOf(*own).Edges
 	return nil
 }
 
@@ -245,6 +252,9 @@ func (b *builder) ownAPI(a model.API) error {
 	if !slices.ContainsFunc(out.Regions, func(r string) bool { return b.zones[r] == a.Zone }) {
 		return nil // nowhere at home: nobody could accept it
 	}
+	if b.level == 0 && out.Needs > 0 {
+		return nil
+	}
 	out.Hosts = sorted(a.Hosts)
 	out.Auth = a.Callers()
 	if slices.ContainsFunc(append([]model.Shaping{a.Shaping}, shapings(a.Routes)...), func(s model.Shaping) bool { return s.Validation != nil && s.Validation.Requests == "openapi" }) {
@@ -263,6 +273,9 @@ func (b *builder) foreignAPI(a model.API) error {
 	if len(out.Targets) == 0 || !slices.ContainsFunc(b.allowed, into) {
 		return nil
 	}
+	if b.level == 0 && out.Needs > 0 {
+		return nil
+	}
 	out.Foreign, out.Regions = true, []string{b.edge.Region}
 	return b.put(table.KindAPI, table.APIID(out), out)
 }
@@ -271,7 +284,7 @@ func (b *builder) foreignAPI(a model.API) error {
 func (b *builder) api(a model.API) *table.API {
 	out := &table.API{Name: a.Name, Zone: a.Zone, Policy: a.Policy, HealthPath: a.Health.Path, HealthInterval: a.Health.Interval,
 		HealthTimeout: a.Health.Timeout, HealthFailures: a.Health.Failures, HealthGoodFor: a.Health.GoodFor,
-		Dispatch: table.Dispatch(a.Dispatch), TLS: table.UpstreamTLS(a.UpstreamTLS)}
+		Dispatch: table.Dispatch(a.Dispatch), TLS: table.UpstreamTLS(a.UpstreamTLS), Needs: max(model.NeedsOf(a).Edges, b.regionNeeds)}
 	if a.Health.Protocol == model.HealthGRPC {
 		out.HealthGRPC = &a.Health.Service
 	}
@@ -321,7 +334,10 @@ func (b *builder) plans() error {
 		return err
 	}
 	return each(b.catalog, model.PrefixPlan, func(kv group.KV, p model.Plan) error {
-		out := table.Plan{Name: p.Name, Rev: kv.ModIndex, APIs: map[string]string{}, MaxKeyStaleness: p.MaxKeyStaleness, MaxConcurrent: p.MaxConcurrent, Class: p.PriorityClass}
+		out := table.Plan{Name: p.Name, Rev: kv.ModIndex, APIs: map[string]string{}, MaxKeyStaleness: p.MaxKeyStaleness, MaxConcurrent: p.MaxConcurrent, Class: p.PriorityClass, Needs: model.NeedsOf(p).Edges}
+		if b.level == 0 && out.Needs > 0 {
+			return nil
+		}
 		for _, w := range p.RateLimits {
 			out.Windows = append(out.Windows, table.Window(w))
 		}
@@ -507,5 +523,5 @@ func Depends(key string) bool {
 
 // DependsOnCatalog says whether events below this key of the catalog can change a View.
 func DependsOnCatalog(key string) bool {
-	return !strings.HasPrefix(key, model.PrefixWord) && !strings.HasPrefix(key, model.PrefixRollout)
+	return !strings.HasPrefix(key, model.PrefixWord) && !strings.HasPrefix(key, model.PrefixRollout) && !strings.HasPrefix(key, model.PrefixLevel)
 }

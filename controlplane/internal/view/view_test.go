@@ -108,7 +108,7 @@ func ids(v *view.View) (out []string) {
 
 func build(t *testing.T, catalog, zone snap, e model.Node, at time.Time) *view.View {
 	t.Helper()
-	v, err := view.Build(catalog, zone, e, at)
+	v, err := view.Build(catalog, zone, e, table.Current, at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,12 +233,12 @@ func TestBuild_Refuses(t *testing.T) {
 		{"control-only", edge("n", "eu-north", "emea"), fault.Denied}, {"unknown region", edge("n", "mars", "emea"), fault.Denied},
 		{"other zone", edge("n", "us-east", "emea"), fault.Denied}, {"no edge", model.Node{Name: "n", Kind: "control", Region: "eu-west", Zone: "emea"}, fault.Denied},
 	} {
-		if _, err := view.Build(catalog, zone, c.e, now); err == nil || fault.KindOf(err) != c.kind {
+		if _, err := view.Build(catalog, zone, c.e, table.Current, now); err == nil || fault.KindOf(err) != c.kind {
 			t.Errorf("%s: got %v, want kind %v", c.name, err, c.kind)
 		}
 	}
 	catalog["plans/bad"] = map[string]any{"name": "bad", "a_field_of_tomorrow": 1}
-	if _, err := view.Build(catalog, zone, edge("w1", "eu-west", "emea"), now); fault.KindOf(err) != fault.Internal {
+	if _, err := view.Build(catalog, zone, edge("w1", "eu-west", "emea"), table.Current, now); fault.KindOf(err) != fault.Internal {
 		t.Errorf("malformed record: got %v, want an internal fault", err)
 	}
 }
@@ -329,7 +329,7 @@ func TestBuild_DoorsStayInTheirZone(t *testing.T) {
 		r.ClientSubnets, r.Drain = []string{"198.51.100.0/24"}, "a test"
 		catalog[model.PrefixRegion+region] = r
 	}
-	v, err := view.Build(catalog, zone, model.Node{Name: "w1", Kind: "edge", Region: "eu-west", Zone: "emea"}, now)
+	v, err := view.Build(catalog, zone, model.Node{Name: "w1", Kind: "edge", Region: "eu-west", Zone: "emea"}, table.Current, now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -403,5 +403,34 @@ func TestBuild_PurgesAndTargets(t *testing.T) {
 	}
 	if !view.Depends(model.PrefixPurge+own) || !view.Depends(model.PrefixTargets+own) {
 		t.Error("edges are not told of either")
+	}
+}
+
+// An edge of before levels would serve by what it knows of an object: it gets none that forbids more.
+func TestBuild_AnOldEdgeGetsNothingThatItWouldServeWithout(t *testing.T) {
+	catalog, zone := world()
+	api := catalog[model.PrefixAPI+"emea.orders"].(model.API)
+	api.Routes = []model.Route{{Name: "all", PathPrefix: "/", Scope: "read"}}
+	plan := catalog[model.PrefixPlan+"gold"].(model.Plan)
+	plan.MaxConcurrent = 1
+	catalog[model.PrefixAPI+"emea.orders"], catalog[model.PrefixPlan+"gold"] = api, plan
+	foreign := catalog[model.PrefixAPI+"uk.orders"].(model.API)
+	foreign.Concurrency = &model.Concurrency{Max: 1}
+	catalog[model.PrefixAPI+"uk.orders"] = foreign
+	restricted := []string{"api orders", "api uk/orders", "plan gold"}
+	for _, level := range []table.Level{0, table.Current, table.Current + 1} {
+		v, err := view.Build(catalog, zone, edge("w1", "eu-west", "emea"), level, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range restricted {
+			if has := slices.Contains(ids(v), id); has != (level > 0) {
+				t.Errorf("an edge of level %d gets %s: %v", level, id, has)
+			}
+		}
+	}
+	v := build(t, catalog, zone, edge("w1", "eu-west", "emea"), now)
+	if needs := get[table.API](t, v, table.KindAPI, "orders").Needs; needs != 1 {
+		t.Errorf("the object says that it needs level %d, want 1: an edge must find out by itself when it is set back", needs)
 	}
 }

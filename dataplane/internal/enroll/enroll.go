@@ -33,6 +33,7 @@ import (
 	"bailiwick/shared/fault"
 	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/identity"
+	"bailiwick/shared/table"
 )
 
 const (
@@ -173,7 +174,7 @@ func join(ctx context.Context, cfg Config, dir string) (*State, error) {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	defer hc.CloseIdleConnections()
-	req := &joinv1.JoinRequest{Token: token, Csr: csr, Name: cfg.Name, Region: cfg.Region, RelayAddr: cfg.RelayAddr}
+	req := &joinv1.JoinRequest{Token: token, Csr: csr, Name: cfg.Name, Region: cfg.Region, RelayAddr: cfg.RelayAddr, Level: uint32(table.Current)}
 	resp, err := cfg.askAll(ctx, hc, req)
 	if err != nil {
 		return nil, err

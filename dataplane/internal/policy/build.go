@@ -1,9 +1,11 @@
 package policy
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/ed25519"
 	"encoding/hex"
+	"encoding/json"
 	"hash/fnv"
 	"math"
 	"net/netip"
@@ -32,6 +34,8 @@ func decodeKey(o table.Object) (k Key, canonical bool, reason Reason) {
 		}
 	}
 	switch {
+	case w.Needs > table.Current:
+		return k, false, ReasonNewer
 	case w.ID != o.ID || o.ID == "":
 		return k, false, ReasonMisnamed
 	case w.Customer == "" || w.Plan == "" || w.Ends < 0 || w.Ends > math.MaxUint32:
@@ -44,6 +48,9 @@ func decodeKey(o table.Object) (k Key, canonical bool, reason Reason) {
 func decode(o table.Object) (any, Reason) {
 	if o.ID == "" {
 		return nil, ReasonMisnamed
+	}
+	if newer(o) {
+		return nil, ReasonNewer
 	}
 	switch o.Kind {
 	case table.KindSettings:
@@ -120,6 +127,17 @@ func decode(o table.Object) (any, Reason) {
 	}
 	// A kind from a newer control node: it counts in the sum and means nothing here.
 	return nil, ""
+}
+
+// newer says whether an object, of whatever kind, must not be used by who does not know more than this program.
+func newer(o table.Object) bool {
+	if !bytes.Contains(o.Data, []byte(`"needs":`)) {
+		return false
+	}
+	var v struct {
+		Needs table.Level `json:"needs"`
+	}
+	return json.Unmarshal(o.Data, &v) == nil && v.Needs > table.Current // one that does not read is found malformed
 }
 
 func decoded[T any](o table.Object, check func(*T) Reason) (any, Reason) {

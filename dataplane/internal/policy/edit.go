@@ -103,7 +103,7 @@ func (e *Edit) Put(p Prepared) {
 			e.sums[scope] = e.sums[scope].Sub(was.sum)
 		}
 		if p.reason != "" {
-			p.value = lastGood(p.object.Kind, p.object.ID, was.value)
+			p.value = lastGood(p.reason, p.object.Kind, p.object.ID, was.value)
 		}
 		e.objects[p.object] = entry{p.sum, p.value, p.reason}
 	}
@@ -215,7 +215,7 @@ func (e *Edit) keep(held *Table) error {
 			e.objects[key] = entry{o.sum, nil, ReasonUnfit}
 		}
 		if o.reason != "" && o.value == nil && held != nil {
-			o.value = lastGood(key.Kind, key.ID, held.objects[key].value)
+			o.value = lastGood(o.reason, key.Kind, key.ID, held.objects[key].value)
 			e.objects[key] = o
 		}
 	}
@@ -230,6 +230,7 @@ const (
 	ReasonMisnamed  Reason = "MISNAMED"   // it calls itself by another id
 	ReasonUnfit     Reason = "UNFIT"      // it decodes, and cannot be right: a pair of other regions, a key without a digest
 	ReasonHostTaken Reason = "HOST_TAKEN" // one of its hosts is another API's
+	ReasonNewer     Reason = "NEWER"      // it forbids something in a way that this program does not know
 )
 
 // The bounds of a quarantine. Beyond them it is not some objects that are bad but whoever makes them, and the table before,
@@ -284,8 +285,12 @@ func quarantine(t *Table) ([]Quarantined, error) {
 // grants, no edge that may relay to this one, no API of another zone; and an API of the own zone stays at home, under no
 // policy, since what does not read may have put it under a narrower one. No key stays either: it may have been suspended.
 // A region that somebody drained is drained, and a feature that somebody turned off is off: such an object is there for
-// nothing else, and its id says what it is about, after a restart too.
-func lastGood(kind table.Kind, id string, was any) any {
+// nothing else, and its id says what it is about, after a restart too. Of what forbids more than this program knows (newer)
+// nothing stays either: what was before forbade less.
+func lastGood(reason Reason, kind table.Kind, id string, was any) any {
+	if _, settings := was.(*table.Settings); reason == ReasonNewer && !settings {
+		was = nil
+	}
 	switch v := was.(type) {
 	case *API:
 		if kind != table.KindAPI || v.Foreign {

@@ -56,6 +56,10 @@ func TestApply_QuarantinesOneObject(t *testing.T) {
 		{"more windows than there is room for", policy.ReasonUnfit, enc(t, table.KindPlan, "x", table.Plan{Name: "x", Windows: slices.Repeat([]table.Window{{Requests: 1, Per: time.Hour}}, limit.MaxWindows+1)}), false},
 		{"a window of no time", policy.ReasonUnfit, enc(t, table.KindPlan, "x", table.Plan{Name: "x", Windows: []table.Window{{Requests: 1}}}), false},
 		{"a window of no requests", policy.ReasonUnfit, enc(t, table.KindPlan, "x", table.Plan{Name: "x", Windows: []table.Window{{Per: time.Hour}}}), false},
+		{"a plan of a newer release", policy.ReasonNewer, enc(t, table.KindPlan, "gold", table.Plan{Name: "gold", Needs: table.Current + 1}), false},
+		{"an API of a newer release", policy.ReasonNewer, enc(t, table.KindAPI, "orders", table.API{Name: "orders", Zone: "emea", Needs: table.Current + 1}), false},
+		{"a key of a newer release", policy.ReasonNewer, enc(t, table.KindKey, "k1", table.Key{ID: "k1", DigestHex: strings.Repeat("00", 32), Customer: "c", Plan: "p", Needs: table.Current + 1}), false},
+		{"a drain of a newer release", policy.ReasonNewer, table.Object{Kind: table.KindDrain, ID: "eu-west", Data: []byte(`{"region":"eu-west","reason":"r","needs":99}`)}, true},
 		{"settings", policy.ReasonMalformed, table.Object{Kind: table.KindSettings, ID: "settings", Data: []byte("{")}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"bailiwick/shared/fault"
 	"bailiwick/shared/fault/rpcfault"
 	"bailiwick/shared/revision"
+	"bailiwick/shared/table"
 	"connectrpc.com/connect"
 )
 
@@ -139,7 +140,7 @@ func cause(ctx context.Context, err error) error {
 
 // hello says what is held: nothing, if what is in force is not whole on disk.
 func (c *Client) hello() *syncv1.Hello {
-	h := &syncv1.Hello{Protocol: protocol, Hashed: true, Version: c.cfg.Version, Incarnation: c.cfg.Incarnation, Dead: c.cfg.Dead}
+	h := &syncv1.Hello{Protocol: protocol, Hashed: true, Level: uint32(table.Current), Version: c.cfg.Version, Incarnation: c.cfg.Incarnation, Dead: c.cfg.Dead}
 	if c.table != nil && !c.needBase {
 		h.Catalog, h.Zone = wire(c.table.Catalog()), wire(c.table.Zone())
 	}
@@ -273,7 +274,7 @@ func (s *session) accept(st *staged, next *policy.Table) error {
 	}
 	if c.disk.wantsBase() && !s.asked {
 		// Only the zone can sign a base, so the log is folded by asking for a snapshot: Hello without positions.
-		return s.ask(&syncv1.SubscribeRequest{Message: &syncv1.SubscribeRequest_Hello{Hello: &syncv1.Hello{Protocol: protocol, Version: c.cfg.Version}}})
+		return s.ask(&syncv1.SubscribeRequest{Message: &syncv1.SubscribeRequest_Hello{Hello: &syncv1.Hello{Protocol: protocol, Level: uint32(table.Current), Version: c.cfg.Version}}})
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ import (
 	peerv1 "bailiwick/proto/gen/bailiwick/peer/v1"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/shared/apikey"
+	"bailiwick/shared/table"
 )
 
 // Tokens of the operators that every zone knows.
@@ -68,6 +69,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 		{Name: "eu-west-edge-1", Kind: "edge", Region: "eu-west", Zone: "emea"}, {Name: "us-east-edge-1", Kind: "edge", Region: "us-east", Zone: "us"},
 	} {
 		in.Catalog.Put(model.PrefixNode+n.Name, model.Encode(n))
+		in.Catalog.Put(model.PrefixLevel+n.Name, model.Encode(model.NodeLevel{Name: n.Name, Level: table.Current}))
 	}
 	for _, name := range []string{"emea", "us"} {
 		z := &Zone{Name: name, Store: NewStore("store/" + name), Usage: &Usage{zone: name, reports: map[string]adminapi.UsageReport{}}, Detail: &Detail{zone: name}, Ledger: newLedger(t), Signer: ed25519.NewKeyFromSeed(bytes.Repeat([]byte(name[:1]), ed25519.SeedSize))}

@@ -84,6 +84,7 @@ type JoinRequest struct {
 	Region        string                 `protobuf:"bytes,5,opt,name=region,proto3" json:"region,omitempty"`
 	AdminUrl      string                 `protobuf:"bytes,6,opt,name=admin_url,json=adminUrl,proto3" json:"admin_url,omitempty"` // control nodes: https URL that people and edges reach it at
 	PeerAddr      string                 `protobuf:"bytes,7,opt,name=peer_addr,json=peerAddr,proto3" json:"peer_addr,omitempty"` // control nodes: host:port of its peer port
+	Level         uint32                 `protobuf:"varint,8,opt,name=level,proto3" json:"level,omitempty"`                      // of fields that the caller's program knows, see sync.v1.Hello
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -165,6 +166,13 @@ func (x *JoinRequest) GetPeerAddr() string {
 		return x.PeerAddr
 	}
 	return ""
+}
+
+func (x *JoinRequest) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
 }
 
 // ControlKit is what a control node holds of its zone beyond its own certificate.
@@ -1553,7 +1561,7 @@ var File_bailiwick_join_v1_join_proto protoreflect.FileDescriptor
 
 const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\n" +
-	"\x1cbailiwick/join/v1/join.proto\x12\x11bailiwick.join.v1\"\xba\x01\n" +
+	"\x1cbailiwick/join/v1/join.proto\x12\x11bailiwick.join.v1\"\xd0\x01\n" +
 	"\vJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x1d\n" +
@@ -1562,7 +1570,8 @@ const file_bailiwick_join_v1_join_proto_rawDesc = "" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x16\n" +
 	"\x06region\x18\x05 \x01(\tR\x06region\x12\x1b\n" +
 	"\tadmin_url\x18\x06 \x01(\tR\badminUrl\x12\x1b\n" +
-	"\tpeer_addr\x18\a \x01(\tR\bpeerAddr\"\xc9\x02\n" +
+	"\tpeer_addr\x18\a \x01(\tR\bpeerAddr\x12\x14\n" +
+	"\x05level\x18\b \x01(\rR\x05level\"\xc9\x02\n" +
 	"\n" +
 	"ControlKit\x12\x19\n" +
 	"\bzone_key\x18\x01 \x01(\fR\azoneKey\x12\x1c\n" +

@@ -675,6 +675,7 @@ type EdgeReport struct {
 	Incarnation   string                 `protobuf:"bytes,13,opt,name=incarnation,proto3" json:"incarnation,omitempty"` // which run of the edge it is; empty: a program from before
 	Dead          []string               `protobuf:"bytes,14,rep,name=dead,proto3" json:"dead,omitempty"`               // earlier runs that have ended, by its own word
 	Twins         []string               `protobuf:"bytes,15,rep,name=twins,proto3" json:"twins,omitempty"`             // by the leader: runs of this edge that are alive at once, if more than one
+	Level         uint32                 `protobuf:"varint,16,opt,name=level,proto3" json:"level,omitempty"`            // as in Hello
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -812,6 +813,13 @@ func (x *EdgeReport) GetTwins() []string {
 		return x.Twins
 	}
 	return nil
+}
+
+func (x *EdgeReport) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
 }
 
 type ReportEdgesRequest struct {
@@ -2180,7 +2188,7 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\x06region\x18\x02 \x01(\tR\x06region\x12A\n" +
 	"\arequest\x18\x03 \x01(\v2'.bailiwick.sync.v1.RequestGrantsRequestR\arequest\"X\n" +
 	"\x10GrantForResponse\x12D\n" +
-	"\bresponse\x18\x01 \x01(\v2(.bailiwick.sync.v1.RequestGrantsResponseR\bresponse\"\xc5\x04\n" +
+	"\bresponse\x18\x01 \x01(\v2(.bailiwick.sync.v1.RequestGrantsResponseR\bresponse\"\xdb\x04\n" +
 	"\n" +
 	"EdgeReport\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x16\n" +
@@ -2199,7 +2207,8 @@ const file_bailiwick_peer_v1_peer_proto_rawDesc = "" +
 	"\aversion\x18\f \x01(\tR\aversion\x12 \n" +
 	"\vincarnation\x18\r \x01(\tR\vincarnation\x12\x12\n" +
 	"\x04dead\x18\x0e \x03(\tR\x04dead\x12\x14\n" +
-	"\x05twins\x18\x0f \x03(\tR\x05twins\"I\n" +
+	"\x05twins\x18\x0f \x03(\tR\x05twins\x12\x14\n" +
+	"\x05level\x18\x10 \x01(\rR\x05level\"I\n" +
 	"\x12ReportEdgesRequest\x123\n" +
 	"\x05edges\x18\x01 \x03(\v2\x1d.bailiwick.peer.v1.EdgeReportR\x05edges\"\x15\n" +
 	"\x13ReportEdgesResponse\"\x14\n" +

@@ -33,6 +33,7 @@ const (
 	QuarantineReason_QUARANTINE_REASON_MISNAMED    QuarantineReason = 3 // it calls itself by another id
 	QuarantineReason_QUARANTINE_REASON_UNFIT       QuarantineReason = 4 // it decodes, and cannot be right: for another region, without a digest
 	QuarantineReason_QUARANTINE_REASON_HOST_TAKEN  QuarantineReason = 5 // one of its hosts belongs to another API
+	QuarantineReason_QUARANTINE_REASON_NEWER       QuarantineReason = 6 // it forbids something in a way that this program does not know
 )
 
 // Enum value maps for QuarantineReason.
@@ -44,6 +45,7 @@ var (
 		3: "QUARANTINE_REASON_MISNAMED",
 		4: "QUARANTINE_REASON_UNFIT",
 		5: "QUARANTINE_REASON_HOST_TAKEN",
+		6: "QUARANTINE_REASON_NEWER",
 	}
 	QuarantineReason_value = map[string]int32{
 		"QUARANTINE_REASON_UNSPECIFIED": 0,
@@ -52,6 +54,7 @@ var (
 		"QUARANTINE_REASON_MISNAMED":    3,
 		"QUARANTINE_REASON_UNFIT":       4,
 		"QUARANTINE_REASON_HOST_TAKEN":  5,
+		"QUARANTINE_REASON_NEWER":       6,
 	}
 )
 
@@ -513,10 +516,13 @@ type Hello struct {
 	Zone    *Position `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
 	// Which run of the edge this is: drawn at its start, so that two machines with one identity are told apart. Empty: a
 	// program from before.
-	Incarnation   string   `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	Dead          []string `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"`      // earlier runs that have certainly ended, at most 16
-	Resume        *Resume  `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"`  // the part of a snapshot that a stream broke off; absent: none
-	Hashed        bool     `protobuf:"varint,8,opt,name=hashed,proto3" json:"hashed,omitempty"` // it reads updates that are signed by their hash; false: a program from before
+	Incarnation string   `protobuf:"bytes,5,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Dead        []string `protobuf:"bytes,6,rep,name=dead,proto3" json:"dead,omitempty"`      // earlier runs that have certainly ended, at most 16
+	Resume      *Resume  `protobuf:"bytes,7,opt,name=resume,proto3" json:"resume,omitempty"`  // the part of a snapshot that a stream broke off; absent: none
+	Hashed      bool     `protobuf:"varint,8,opt,name=hashed,proto3" json:"hashed,omitempty"` // it reads updates that are signed by their hash; false: a program from before
+	// The level of fields that it knows (table.Level). 0: a program from before 2026-11-26, which takes an object for one without
+	// the fields that it does not know.
+	Level         uint32 `protobuf:"varint,9,opt,name=level,proto3" json:"level,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -605,6 +611,13 @@ func (x *Hello) GetHashed() bool {
 		return x.Hashed
 	}
 	return false
+}
+
+func (x *Hello) GetLevel() uint32 {
+	if x != nil {
+		return x.Level
+	}
+	return 0
 }
 
 // Resume is how far the objects of a snapshot have come, in the order of their places. A node that stands at the same
@@ -2894,7 +2907,7 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x03ack\x18\x02 \x01(\v2\x16.bailiwick.sync.v1.AckH\x00R\x03ack\x12-\n" +
 	"\x04nack\x18\x03 \x01(\v2\x17.bailiwick.sync.v1.NackH\x00R\x04nack\x123\n" +
 	"\x06status\x18\x04 \x01(\v2\x19.bailiwick.sync.v1.StatusH\x00R\x06statusB\t\n" +
-	"\amessage\"\xa6\x02\n" +
+	"\amessage\"\xbc\x02\n" +
 	"\x05Hello\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x125\n" +
@@ -2903,7 +2916,8 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\vincarnation\x18\x05 \x01(\tR\vincarnation\x12\x12\n" +
 	"\x04dead\x18\x06 \x03(\tR\x04dead\x121\n" +
 	"\x06resume\x18\a \x01(\v2\x19.bailiwick.sync.v1.ResumeR\x06resume\x12\x16\n" +
-	"\x06hashed\x18\b \x01(\bR\x06hashed\"\xc0\x01\n" +
+	"\x06hashed\x18\b \x01(\bR\x06hashed\x12\x14\n" +
+	"\x05level\x18\t \x01(\rR\x05level\"\xc0\x01\n" +
 	"\x06Resume\x125\n" +
 	"\acatalog\x18\x01 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\acatalog\x12/\n" +
 	"\x04zone\x18\x02 \x01(\v2\x1b.bailiwick.sync.v1.PositionR\x04zone\x12\x18\n" +
@@ -3094,14 +3108,15 @@ const file_bailiwick_sync_v1_sync_proto_rawDesc = "" +
 	"\x04Peer\x12\x12\n" +
 	"\x04edge\x18\x01 \x01(\tR\x04edge\x12\x1d\n" +
 	"\n" +
-	"relay_addr\x18\x02 \x01(\tR\trelayAddr*\xd2\x01\n" +
+	"relay_addr\x18\x02 \x01(\tR\trelayAddr*\xef\x01\n" +
 	"\x10QuarantineReason\x12!\n" +
 	"\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1b\n" +
 	"\x17QUARANTINE_REASON_OTHER\x10\x01\x12\x1f\n" +
 	"\x1bQUARANTINE_REASON_MALFORMED\x10\x02\x12\x1e\n" +
 	"\x1aQUARANTINE_REASON_MISNAMED\x10\x03\x12\x1b\n" +
 	"\x17QUARANTINE_REASON_UNFIT\x10\x04\x12 \n" +
-	"\x1cQUARANTINE_REASON_HOST_TAKEN\x10\x05*\xb8\x01\n" +
+	"\x1cQUARANTINE_REASON_HOST_TAKEN\x10\x05\x12\x1b\n" +
+	"\x17QUARANTINE_REASON_NEWER\x10\x06*\xb8\x01\n" +
 	"\x11CheckpointRefusal\x12\"\n" +
 	"\x1eCHECKPOINT_REFUSAL_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18CHECKPOINT_REFUSAL_OTHER\x10\x01\x12\x1e\n" +
