@@ -295,6 +295,9 @@ func (s Sent) End(e Event) {
 	}
 }
 
+// Regret tells that an answer which was taken for good ended in an error of the target's own.
+func (t *Target) Regret() { t.bad.Add(1) }
+
 // calm is the common case, in which an answer changes nothing.
 func (t *Target) calm() bool {
 	t.mu.Lock()

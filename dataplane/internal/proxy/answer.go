@@ -62,7 +62,7 @@ func (x *exchange) deliver(res *result) {
 	if x.relayed {
 		delete(h, "Date")
 	}
-	outcome := usage.OutcomeOf(resp.StatusCode)
+	outcome := x.judged(resp.Header, usage.OutcomeOf(resp.StatusCode))
 
 	if x.r.Method == http.MethodHead || resp.StatusCode == 204 || resp.StatusCode == 304 || resp.ContentLength == 0 {
 		if !x.count(outcome) {
@@ -79,12 +79,23 @@ func (x *exchange) deliver(res *result) {
 	rc := http.NewResponseController(x.w)
 	idle := x.timeout()
 	declared, passed := resp.ContentLength, int64(0)
+	framed := x.framed(resp)
+	if framed && declared < 0 { // whoever streams both ways may wait for it
+		x.head(resp.StatusCode)
+		if rc.Flush() != nil {
+			return
+		}
+	}
 	bounded := false
 	x.lastRow = time.Now()
 	for {
 		res.watch.Reset(x.left(idle))
 		n, err := resp.Body.Read(*buf)
-		if n > 0 && x.tooLong(passed+int64(n)) {
+		if n > 0 && framed {
+			if x.speech.out.Take((*buf)[:n]) != nil {
+				x.abort(errTooLong)
+			}
+		} else if n > 0 && x.tooLong(passed+int64(n)) {
 			x.abort(errTooLong)
 		}
 		if n > 0 {
@@ -131,6 +142,8 @@ func (x *exchange) deliver(res *result) {
 		// The upstream died within its answer. A clean end would make half an answer look whole.
 		x.abort(err)
 	}
+	outcome = x.judged(resp.Trailer, outcome)
+	x.regret(res)
 	if !x.count(outcome) {
 		x.uncounted(h)
 		return

@@ -334,6 +334,8 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 	if res.resp == nil {
 		if why := cause(ctx); why != nil {
 			res.err = why
+		} else if x.hurried() { // the upstream knows the deadline too, and may be the first to say that it is over
+			res.err = errLate
 		}
 		res.watch.Stop()
 		cancel(nil)
@@ -393,16 +395,7 @@ func (x *exchange) heard(ctx context.Context, sent failover.Sent, resp *http.Res
 		sent.End(failover.Answered)
 		res.err, res.sent = errors.New("upstream switched protocols unasked"), true
 	case err == nil:
-		switch resp.StatusCode {
-		case 502, 503, 504:
-			sent.End(failover.Unavailable)
-		default:
-			if resp.StatusCode >= 500 {
-				sent.End(failover.Erred)
-			} else {
-				sent.End(failover.Answered)
-			}
-		}
+		sent.End(x.ending(resp))
 		res.resp, res.region = resp, x.p.cfg.Region
 	default:
 		res.err, res.sent = err, maybe
@@ -410,7 +403,7 @@ func (x *exchange) heard(ctx context.Context, sent failover.Sent, resp *http.Res
 		switch {
 		case why != nil && !errors.Is(why, errLate): // the client left, or the other try won
 			sent.End(failover.Tick)
-		case x.body != nil && (x.body.broken.Load() || x.body.tooLarge.Load()):
+		case x.body != nil && (x.body.broken.Load() || x.body.tooLarge.Load()), x.hurried():
 			sent.End(failover.Tick)
 		default:
 			sent.End(failover.Failed)

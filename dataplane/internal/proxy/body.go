@@ -43,10 +43,9 @@ func (x *exchange) open(limit int64) gate.Problem {
 	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
 		return gate.Problem{}
 	}
-	b := &body{src: r.Body, length: r.ContentLength}
+	b := &body{src: x.within(r.Body, limit, r.ContentLength >= 0), length: r.ContentLength}
 	x.body = b
 	if b.length < 0 {
-		b.src = http.MaxBytesReader(x.w, r.Body, limit)
 		return gate.Problem{}
 	}
 	if b.length > replayMax {

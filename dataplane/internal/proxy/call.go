@@ -38,7 +38,8 @@ type call struct {
 	table  *policy.Table
 	v      gate.Verdict
 	body   *body
-	in     int64 // bytes of a body that is not in body, and is kept elsewhere until the call is closed
+	speech *speech // nil: it speaks neither gRPC nor what is like it
+	in     int64   // bytes of a body that is not in body, and is kept elsewhere until the call is closed
 	budget *budget
 
 	served    string        // region whose upstream answered
@@ -131,10 +132,10 @@ func (c *call) start(ctx context.Context, method string) (a failover.Attempts, p
 	return c.p.router.Start(c.v.API, c.v.Route, !idempotent(method)), problem
 }
 
-// left is how much of a time there is before the route's deadline.
+// left is how much of a time there is before the deadline of the route, or of the client who has one.
 func (c *call) left(d time.Duration) time.Duration {
-	if c.v.Route != nil && c.v.Route.Deadline > 0 {
-		return min(d, max(c.v.Route.Deadline-time.Since(c.began), 0))
+	if limit := c.deadline(); limit > 0 {
+		return min(d, max(limit-time.Since(c.began), 0))
 	}
 	return d
 }

@@ -95,6 +95,8 @@ func (k *work) common(p *Proxy, room int64, sni string) bool {
 			nKeys++
 		case f.Kind == http1.Other && len(f.Name) == 3 && strings.EqualFold(f.Name, "Via"):
 			return false
+		case f.Kind == http1.Other && speaks(f):
+			return false
 		}
 	}
 	host := canonicalHost(r.Authority)

@@ -53,7 +53,7 @@ func (c *call) overloaded(detail string) gate.Problem {
 // ended is what a walk tells about this region's upstreams: nothing if others answered, or if they were asked twice.
 func (x *exchange) ended(res *result) priority.End {
 	switch {
-	case x.tries.Load() != 1 || x.abroad.Load() || res.resp == nil && x.gone():
+	case x.tries.Load() != 1 || x.abroad.Load() || res.resp == nil && (x.gone() || x.hurried()):
 	case res.answered():
 		return priority.Answered
 	case res.resp != nil || res.problem.Status == http.StatusGatewayTimeout:
@@ -75,6 +75,8 @@ func (c *call) cost() int64 {
 	case u.PerBytes > 0:
 		n := c.in + c.body.bytes() + c.outBefore + c.out
 		return min(most, max(1, (n+u.PerBytes-1)/u.PerBytes))
+	case u.PerMessages > 0:
+		return min(most, max(1, (c.messages()+u.PerMessages-1)/u.PerMessages))
 	case c.said >= 0:
 		return min(most, c.said)
 	}

@@ -13,6 +13,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/rpc"
 	"bailiwick/dataplane/internal/websocket"
 )
 
@@ -112,6 +113,7 @@ func (x *exchange) prepare(host string) bool {
 	x.rewrite() // before the edge's own word
 	x.introduce(host)
 	x.identify(x.v.API.Auth)
+	x.listen()
 	// 5. The body, within its limit.
 	problem := x.open(x.p.limit(x.v.Route))
 	if problem.Status == 0 {
@@ -152,6 +154,7 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 	if _, ok := x.header["User-Agent"]; !ok {
 		x.header["User-Agent"] = nil
 	}
+	x.listen()
 	if in.Stream == relay.StreamWebSocket {
 		x.socket = &socketAsk{}
 		x.socket.Protocols, x.socket.err = websocket.ReadProtocols(r.Header)
@@ -221,6 +224,10 @@ func (x *exchange) refuse(problem gate.Problem) {
 		h["Allow"] = []string{strings.Join(x.v.Allow, ", ")}
 	}
 	h["Cache-Control"] = []string{"no-store"}
+	if kind := x.spoken(); kind != rpc.None {
+		x.tell(kind, problem)
+		return
+	}
 	h["Content-Type"] = []string{gate.ProblemType}
 	data := problem.JSON(x.name())
 	h["Content-Length"] = []string{strconv.Itoa(len(data))}

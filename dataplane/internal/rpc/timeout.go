@@ -19,7 +19,7 @@ func (k Kind) Timeout(h http.Header) (time.Duration, bool) {
 
 // SetTimeout tells the next hop how much is left.
 func (k Kind) SetTimeout(h http.Header, d time.Duration) {
-	ms := max(int64(d/time.Millisecond), 1)
+	ms := max(int64((d+time.Millisecond-1)/time.Millisecond), 1) // rounded up: whoever waits for the answer gives up first
 	switch k {
 	case GRPC, Web, WebText:
 		unit := "m"

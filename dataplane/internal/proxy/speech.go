@@ -1,0 +1,199 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/http1"
+	"bailiwick/dataplane/internal/rpc"
+	"bailiwick/shared/usage"
+)
+
+// speech is what a call has more that speaks gRPC, gRPC-Web or Connect.
+type speech struct {
+	kind    rpc.Kind
+	timeout time.Duration // that the client gives it; 0: none
+	in, out rpc.Counter
+}
+
+// spoken is what the request speaks. Refusals need to know it before anything is prepared.
+func (x *exchange) spoken() rpc.Kind {
+	if x.relayed {
+		return rpc.None // another edge answers the client
+	}
+	return rpc.KindOf(x.r.Method, x.r.Header, x.r.URL.RawQuery)
+}
+
+// listen reads what the request says in its own words, and tells the next hop.
+func (x *exchange) listen() {
+	kind := rpc.KindOf(x.r.Method, x.r.Header, x.r.URL.RawQuery)
+	if kind == rpc.None {
+		return
+	}
+	s := &speech{kind: kind}
+	x.speech = s
+	if d, ok := kind.Timeout(x.r.Header); ok {
+		s.timeout = max(d, 1)
+	}
+	if left := x.left(forever); left < forever {
+		kind.SetTimeout(x.header, left)
+	}
+	if kind == rpc.GRPC {
+		x.header["Te"] = []string{"trailers"}
+	}
+}
+
+// hurried says that the time is over which the client itself gave the request. Nothing of that is an upstream's fault: one client
+// in a hurry must not take it from all others.
+func (c *call) hurried() bool {
+	return c.speech != nil && c.speech.timeout > 0 && time.Since(c.began) >= c.speech.timeout
+}
+
+const forever = 1 << 62
+
+// deadline is how long the call may take in all: the client's word, and the route's; 0: as long as it will.
+func (c *call) deadline() time.Duration {
+	var d time.Duration
+	if c.v.Route != nil {
+		d = c.v.Route.Deadline
+	}
+	if s := c.speech; s != nil && s.timeout > 0 && (d == 0 || s.timeout < d) {
+		d = s.timeout
+	}
+	return d
+}
+
+// within holds a body of unknown length to the route's limit: the whole of it, or where it is a stream of messages each of them.
+func (x *exchange) within(r io.ReadCloser, limit int64, known bool) io.ReadCloser {
+	switch s := x.speech; {
+	case s != nil && s.kind.Framed():
+		s.in.Max = limit
+		return messages{rpc.Reader{ReadCloser: r, Counter: &s.in}}
+	case known:
+		return r
+	}
+	return http.MaxBytesReader(x.w, r, limit)
+}
+
+// messages is a body whose messages are counted.
+type messages struct{ rpc.Reader }
+
+func (m messages) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	if errors.Is(err, rpc.ErrMessage) {
+		err = &http.MaxBytesError{Limit: m.Max}
+	}
+	return n, err
+}
+
+// framed says whether the answer is a stream of messages.
+func (x *exchange) framed(resp *http.Response) bool {
+	if x.speech == nil || !rpc.ByType(resp.Header.Get("Content-Type")).Framed() {
+		return false
+	}
+	if x.v.Route != nil {
+		x.speech.out.Max = x.v.Route.MaxResponseBytes
+	}
+	return true
+}
+
+// messages is how many passed, both ways.
+func (c *call) messages() int64 {
+	if c.speech == nil {
+		return 0
+	}
+	return c.speech.in.N() + c.speech.out.N()
+}
+
+// judged takes a gRPC status into the outcome of the call: in a row, and in what is told of an API's errors, it counts as the
+// status of HTTP that says the same.
+func (x *exchange) judged(said http.Header, outcome usage.Outcome) usage.Outcome {
+	if x.speech == nil {
+		return outcome
+	}
+	if code, ok := rpc.Said(said); ok && code != rpc.OK {
+		x.status = code.HTTP()
+		return usage.OutcomeOf(x.status)
+	}
+	return outcome
+}
+
+// ending is what an answer's head tells of a target.
+func (x *exchange) ending(resp *http.Response) failover.Event {
+	switch resp.StatusCode {
+	case 502, 503, 504:
+		return failover.Unavailable
+	}
+	if resp.StatusCode >= 500 {
+		return failover.Erred
+	}
+	if x.speech != nil {
+		switch code, _ := rpc.Said(resp.Header); {
+		case code == rpc.Unavailable:
+			return failover.Unavailable
+		case code.Faulty():
+			return failover.Erred
+		}
+	}
+	return failover.Answered
+}
+
+// regret tells a target whose answer began well that it ended in an error of its own.
+func (x *exchange) regret(res *result) {
+	if t := res.place.Target; t != nil && x.speech != nil {
+		if code, ok := rpc.Said(res.resp.Trailer); ok && code.Faulty() {
+			t.Regret()
+		}
+	}
+}
+
+// tell answers for the edge itself in the client's words: gRPC and gRPC-Web have their status in the head of an answer without
+// body, Connect an error in JSON. The status of HTTP stays in the row.
+func (x *exchange) tell(kind rpc.Kind, problem gate.Problem) {
+	code := rpc.FromHTTP(problem.Status)
+	text := problem.Reason + ": " + problem.Title
+	if problem.Detail != "" {
+		text += ". " + problem.Detail
+	}
+	h := x.w.Header()
+	status := http.StatusOK
+	var data []byte
+	switch kind {
+	case rpc.ConnectUnary:
+		status = problem.Status
+		h["Content-Type"] = []string{"application/json"}
+		data = rpc.ConnectError(code, text, false)
+	case rpc.ConnectStream:
+		h["Content-Type"] = x.r.Header["Content-Type"][:1:1]
+		data = rpc.ConnectError(code, text, true)
+	default:
+		h["Content-Type"] = x.r.Header["Content-Type"][:1:1]
+		h["Grpc-Status"] = []string{strconv.Itoa(int(code))}
+		h["Grpc-Message"] = []string{rpc.Message(text)}
+	}
+	if len(data) > 0 {
+		h["Content-Length"] = []string{strconv.Itoa(len(data))}
+	}
+	x.written = true
+	x.w.WriteHeader(status)
+	if len(data) > 0 {
+		x.w.Write(data)
+	}
+}
+
+// speaks says of a header that its request may speak gRPC or what is like it: none of the common ones does.
+func speaks(f *http1.Field) bool {
+	switch len(f.Name) {
+	case len("Content-Type"): // application/grpc and application/connect, which application/json is told from at a glance
+		return len(f.Value) > 15 && (f.Value[12]|0x20 == 'g' || f.Value[12]|0x20 == 'c') && strings.EqualFold(f.Name, "Content-Type") && rpc.ByType(f.Value) != rpc.None
+	case len("Connect-Protocol-Version"):
+		return strings.EqualFold(f.Name, "Connect-Protocol-Version")
+	}
+	return false
+}

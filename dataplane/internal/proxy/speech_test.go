@@ -1,0 +1,317 @@
+package proxy_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	pb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/table"
+	"bailiwick/shared/usage"
+)
+
+// service is a gRPC upstream. Its unary call answers by the payload's text: a code's name is an error, "wait" waits until the
+// call is cancelled, "deadline" says in a trailer how long is left.
+type service struct {
+	pb.UnimplementedTestServiceServer
+	here, gone chan struct{} // one for each call that waits, and that was cancelled meanwhile
+}
+
+func (s *service) UnaryCall(ctx context.Context, r *pb.SimpleRequest) (*pb.SimpleResponse, error) {
+	grpc.SetHeader(ctx, metadata.Pairs("x-head", "h"))
+	grpc.SetTrailer(ctx, metadata.Pairs("x-tail", "t"))
+	switch text := string(r.GetPayload().GetBody()); text {
+	case "unavailable":
+		return nil, status.Error(codes.Unavailable, "not now")
+	case "missing":
+		return nil, status.Error(codes.NotFound, "none of that name")
+	case "wait":
+		s.here <- struct{}{}
+		<-ctx.Done()
+		s.gone <- struct{}{}
+		return nil, ctx.Err()
+	case "deadline":
+		if at, ok := ctx.Deadline(); ok {
+			grpc.SetTrailer(ctx, metadata.Pairs("x-left", time.Until(at).String()))
+		}
+	}
+	return &pb.SimpleResponse{Payload: r.GetPayload()}, nil
+}
+
+func (s *service) StreamingOutputCall(r *pb.StreamingOutputCallRequest, out grpc.ServerStreamingServer[pb.StreamingOutputCallResponse]) error {
+	for _, p := range r.GetResponseParameters() {
+		if err := out.Send(&pb.StreamingOutputCallResponse{Payload: &pb.Payload{Body: make([]byte, p.GetSize())}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *service) StreamingInputCall(in grpc.ClientStreamingServer[pb.StreamingInputCallRequest, pb.StreamingInputCallResponse]) error {
+	var n int32
+	for {
+		r, err := in.Recv()
+		if errors.Is(err, io.EOF) {
+			return in.SendAndClose(&pb.StreamingInputCallResponse{AggregatedPayloadSize: n})
+		} else if err != nil {
+			return err
+		}
+		n += int32(len(r.GetPayload().GetBody()))
+	}
+}
+
+func (s *service) FullDuplexCall(both grpc.BidiStreamingServer[pb.StreamingOutputCallRequest, pb.StreamingOutputCallResponse]) error {
+	for {
+		r, err := both.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := both.Send(&pb.StreamingOutputCallResponse{Payload: r.GetPayload()}); err != nil {
+			return err
+		}
+	}
+}
+
+// speaking makes w's western region send to a gRPC service, and opens a door to it over TLS.
+func speaking(t *testing.T, w *world, change func(*table.API)) (*service, string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, srv := &service{here: make(chan struct{}, 64), gone: make(chan struct{}, 64)}, grpc.NewServer()
+	pb.RegisterTestServiceServer(srv, s)
+	var wg sync.WaitGroup
+	wg.Go(func() { srv.Serve(l) })
+	t.Cleanup(func() { srv.Stop(); wg.Wait() })
+	w.west.orders = func(a *table.API) {
+		a.Targets = []string{"http://" + l.Addr().String()}
+		a.Protocols = map[string]string{a.Targets[0]: "h2c"}
+		a.Routes[0].Timeout = time.Minute
+		if change != nil {
+			change(a)
+		}
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS()
+	t.Cleanup(cert.Close)
+	door := proxy.NewServers(proxy.ServersConfig{Handler: w.west.proxy, TLS: &tls.Config{Certificates: cert.TLS.Certificates}, Logger: slog.New(slog.DiscardHandler)}).HTTPS
+	front, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wg.Go(func() { door.Serve(front) })
+	t.Cleanup(func() { door.Close() })
+	return s, front.Addr().String()
+}
+
+func dialGRPC(t *testing.T, w *world, addr string) (pb.TestServiceClient, context.Context) {
+	cc, err := grpc.NewClient(addr, grpc.WithAuthority("orders.test"), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{ServerName: "orders.test", InsecureSkipVerify: true})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cc.Close() })
+	return pb.NewTestServiceClient(cc), metadata.AppendToOutgoingContext(t.Context(), "x-api-key", w.key)
+}
+
+func payload(text string) *pb.SimpleRequest {
+	return &pb.SimpleRequest{Payload: &pb.Payload{Body: []byte(text)}}
+}
+
+func TestGRPC_AllFourForms(t *testing.T) {
+	w := newWorld(t, patient)
+	_, addr := speaking(t, w, nil)
+	c, ctx := dialGRPC(t, w, addr)
+
+	var head, tail metadata.MD
+	r, err := c.UnaryCall(ctx, payload("hello"), grpc.Header(&head), grpc.Trailer(&tail))
+	if err != nil || string(r.GetPayload().GetBody()) != "hello" || strings.Join(head["x-head"], "") != "h" || strings.Join(tail["x-tail"], "") != "t" {
+		t.Fatalf("unary: got %v, %v, head %v, tail %v", r, err, head, tail)
+	}
+	out, err := c.StreamingOutputCall(ctx, &pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 10}, {Size: 100_000}, {Size: 0}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sizes []int
+	for {
+		m, err := out.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		sizes = append(sizes, len(m.GetPayload().GetBody()))
+	}
+	if len(sizes) != 3 || sizes[1] != 100_000 {
+		t.Errorf("server's stream: got %v", sizes)
+	}
+	in, err := c.StreamingInputCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		if err := in.Send(&pb.StreamingInputCallRequest{Payload: &pb.Payload{Body: make([]byte, 70_000)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sum, err := in.CloseAndRecv(); err != nil || sum.GetAggregatedPayloadSize() != 350_000 {
+		t.Errorf("client's stream: got %v, %v", sum, err)
+	}
+	both, err := c.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 { // each is answered before the next is sent
+		if err := both.Send(&pb.StreamingOutputCallRequest{Payload: &pb.Payload{Body: make([]byte, i+1)}}); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := both.Recv(); err != nil || len(m.GetPayload().GetBody()) != i+1 {
+			t.Fatalf("both ways: got %v, %v", m, err)
+		}
+	}
+	both.CloseSend()
+	if _, err := both.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("both ways: ended with %v", err)
+	}
+	rows := w.west.meter.since(0)
+	if len(rows) != 4 {
+		t.Fatalf("%d rows of four calls", len(rows))
+	}
+	for i, row := range rows {
+		if row.Outcome != usage.OutcomeSuccess || row.Requests != 1 || row.Status != 200 || i == 1 && row.BytesOut < 100_000 || i == 2 && row.BytesIn < 350_000 {
+			t.Errorf("row %d: %+v", i, row)
+		}
+	}
+}
+
+func TestGRPC_StatusIsWhatCounts(t *testing.T) {
+	w := newWorld(t, patient)
+	_, addr := speaking(t, w, nil)
+	c, ctx := dialGRPC(t, w, addr)
+	for text, want := range map[string]struct {
+		code    codes.Code
+		status  uint16
+		outcome usage.Outcome
+	}{"unavailable": {codes.Unavailable, 503, usage.OutcomeOf(503)}, "missing": {codes.NotFound, 404, usage.OutcomeOf(404)}} {
+		_, err := c.UnaryCall(ctx, payload(text))
+		if row := w.west.meter.last(); status.Code(err) != want.code || row.Status != want.status || row.Outcome != want.outcome {
+			t.Errorf("%s: got %v, row %+v, want %v counted as %d", text, err, row, want.code, want.status)
+		}
+	}
+}
+
+func TestGRPC_RefusalsAreItsOwn(t *testing.T) {
+	w := newWorld(t, patient)
+	_, addr := speaking(t, w, func(a *table.API) { a.Routes[0].Scope = "none-has-it" })
+	c, ctx := dialGRPC(t, w, addr)
+	if _, err := c.UnaryCall(t.Context(), payload("x")); status.Code(err) != codes.Unauthenticated || !strings.Contains(status.Convert(err).Message(), "key-missing") {
+		t.Errorf("without a key: got %v", err)
+	}
+	if _, err := c.UnaryCall(ctx, payload("x")); status.Code(err) != codes.PermissionDenied || !strings.Contains(status.Convert(err).Message(), "scope-missing") {
+		t.Errorf("without a scope: got %v", err)
+	}
+	if row := w.west.meter.last(); row.Status != 403 || row.Outcome != usage.OutcomeRefused {
+		t.Errorf("got row %+v, want 403, refused", row)
+	}
+}
+
+func TestGRPC_DeadlineAndCancellation(t *testing.T) {
+	w := newWorld(t, patient)
+	s, addr := speaking(t, w, func(a *table.API) { a.Routes[0].Deadline = time.Hour })
+	c, ctx := dialGRPC(t, w, addr)
+	for _, given := range []time.Duration{0, 10 * time.Minute, 5 * time.Hour} { // the route's hour is what there is at most
+		ctx, want := ctx, time.Hour
+		if given > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, given)
+			defer cancel()
+			want = min(want, given)
+		}
+		var tail metadata.MD
+		if _, err := c.UnaryCall(ctx, payload("deadline"), grpc.Trailer(&tail)); err != nil || len(tail["x-left"]) != 1 {
+			t.Fatalf("given %v: got %v, %v", given, tail, err)
+		}
+		if left, _ := time.ParseDuration(tail["x-left"][0]); left > want || left < want-5*time.Minute {
+			t.Errorf("given %v the upstream has %v, want about %v", given, left, want)
+		}
+	}
+	left, leave := context.WithCancel(ctx)
+	go func() { <-s.here; leave() }()
+	if _, err := c.UnaryCall(left, payload("wait")); status.Code(err) != codes.Canceled {
+		t.Errorf("left: got %v", err)
+	}
+	<-s.gone // the upstream was told
+	// A client that says when it leaves and does not is told so itself: the edge speaks at the end of that time.
+	if a := w.send("POST", "/grpc.testing.TestService/UnaryCall", "\x00\x00\x00\x00\x08\x1a\x06\x12\x04wait", "Content-Type", "application/grpc", "Grpc-Timeout", "50m"); a.header.Get("Grpc-Status") != "4" {
+		t.Errorf("at its deadline: got %d %v %v", a.status, a.header, a.err)
+	}
+	// However many are in a hurry, the upstream stays well for others.
+	for range 5 {
+		w.send("POST", "/grpc.testing.TestService/UnaryCall", "\x00\x00\x00\x00\x08\x1a\x06\x12\x04wait", "Content-Type", "application/grpc", "Grpc-Timeout", "1m")
+	}
+	if _, err := c.UnaryCall(ctx, payload("hello")); err != nil || w.central.up.count.Load() != 0 {
+		t.Errorf("after clients in a hurry: got %v, and %d went abroad", err, w.central.up.count.Load())
+	}
+}
+
+func TestGRPC_CountsMessages(t *testing.T) {
+	w := newWorld(t, patient)
+	_, addr := speaking(t, w, func(a *table.API) {
+		a.Routes[0].Units, a.Routes[0].MaxRequestBytes = &table.Units{PerMessages: 2, Most: 50}, 100
+	})
+	c, ctx := dialGRPC(t, w, addr)
+	in, err := c.StreamingInputCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 8 { // 8 of 50 bytes, and one back: more than 100 bytes in all, and none of them
+		if err := in.Send(&pb.StreamingInputCallRequest{Payload: &pb.Payload{Body: make([]byte, 50)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := in.CloseAndRecv(); err != nil {
+		t.Fatal(err)
+	}
+	if row := w.west.meter.last(); row.Units != 5 {
+		t.Errorf("got %d units of 9 messages, want 5", row.Units)
+	}
+	if in, err = c.StreamingInputCall(ctx); err != nil {
+		t.Fatal(err)
+	}
+	in.Send(&pb.StreamingInputCallRequest{Payload: &pb.Payload{Body: make([]byte, 200)}})
+	if _, err := in.CloseAndRecv(); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a message that is too long: got %v", err)
+	}
+}
+
+func TestConnect_RefusalsAreItsOwn(t *testing.T) {
+	w := newWorld(t, patient)
+	for kind, want := range map[string]string{"application/json": `{"code":"unauthenticated",`, "application/connect+json": "\x02\x00\x00\x00"} {
+		a := w.send("POST", "/x.S/M", "{}", "Content-Type", kind, "Connect-Protocol-Version", "1", "X-Api-Key", "")
+		if status := map[bool]int{true: 401, false: 200}[kind == "application/json"]; a.status != status || !strings.HasPrefix(a.body, want) || a.header.Get("Content-Type") != kind {
+			t.Errorf("%s: got %d %s %q", kind, a.status, a.header.Get("Content-Type"), a.body)
+		}
+	}
+	a := w.send("POST", "/x.S/M", "\x00\x00\x00\x00\x00", "Content-Type", "application/grpc-web+proto", "X-Api-Key", "")
+	if a.status != 200 || a.header.Get("Grpc-Status") != "16" || a.header.Get("Content-Type") != "application/grpc-web+proto" {
+		t.Errorf("gRPC-Web: got %d %v", a.status, a.header)
+	}
+}
