@@ -18,6 +18,7 @@ var recovers = map[string]string{
 	"dataplane/internal/proxy/conn.go":              "whatever a connection over HTTP/1.1 met; its row is written, it ends, and where in the code it was is logged",
 	"dataplane/internal/proxy/responder.go":         "the same within an answer, which is broken off",
 	"dataplane/internal/proxy/caching.go":           "an answer to nobody that breaks off (http.ErrAbortHandler); of other panics the place is logged, and the renewal ends",
+	"dataplane/internal/tunnel/tunnel.go":           "the same of a connection of which nothing is known but its bytes",
 	"dataplane/internal/websocket/joint.go":         "one connection's end; where in the code it was is logged",
 	"controlplane/internal/group/raftgroup/disk.go": "what bbolt says of a page; the file is refused",
 	"controlplane/internal/ledger/machine.go":       "what pebble says of its files; the node stops with it",

@@ -39,6 +39,7 @@ type Request struct {
 	APIKey        []string // values of X-API-Key as received
 	Remote        string   // host:port of who speaks to this edge
 	Shown         Shown    // nil: nothing else
+	TCP           bool     // it is a connection of which nothing is known but its bytes
 	// TableAge is how long ago the control plane last confirmed the table.
 	TableAge time.Duration
 	Unix     int64 // the time of day, s
@@ -123,6 +124,10 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 			return v
 		}
 		v.refuse(421, ReasonHostUnknown, "No API is published at this host here.")
+		return v
+	}
+	if (v.API.TCP != nil) != r.TCP {
+		v.refuse(421, ReasonHostUnknown, "No HTTP is spoken at this host: its API is tcp.")
 		return v
 	}
 	// Accepting is what a home region does, and a region without the API is home to none of its requests.

@@ -40,7 +40,14 @@ func (x *exchange) finish(res result) {
 // leave: before the headers where there is no body, before the last bytes where the length is declared,
 // before the handler returns where it is not.
 func (x *exchange) deliver(res *result) {
-	if res.stream != nil {
+	if res.stream != nil && x.tcp { // another region's client's
+		defer res.drop(nil)
+		x.served = res.region
+		if leg, err := x.answerStream(""); err == nil {
+			x.carry(x.r.Context(), res, leg, func(context.CancelCauseFunc) func() { return func() {} })
+		}
+		return
+	} else if res.stream != nil {
 		x.join(res)
 		return
 	}

@@ -196,7 +196,7 @@ func (x *exchange) race(ctx context.Context, a *failover.Attempts, c failover.Ca
 		x.leave(priority.Untold) // a place is at this region's upstreams
 	}
 	near := c.Home() && x.v.Route != nil && x.v.Route.HedgeAfter > 0
-	if x.socket != nil || !idempotent(x.r.Method) || !x.body.repeatable() || !(near && a.CanHedgeHome() || a.CanHedge()) {
+	if x.lasts() || !idempotent(x.r.Method) || !x.body.repeatable() || !(near && a.CanHedgeHome() || a.CanHedge()) {
 		return x.try(ctx, nil, c)
 	}
 	near = near && a.CanHedgeHome()
@@ -350,7 +350,11 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		res.err = errors.New("the target is no URL")
 		return
 	}
-	if x.socket != nil {
+	switch {
+	case x.tcp:
+		x.dial(ctx, t, res)
+		return
+	case x.socket != nil:
 		x.upgrade(ctx, t, res)
 		return
 	}
@@ -420,8 +424,11 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 		f.Body, f.ContentLength = x.body.reader(), x.body.length
 	}
 	var pipe *io.PipeWriter
-	if x.socket != nil {
+	if x.lasts() {
 		f.Stream, f.ContentLength = relay.StreamWebSocket, -1
+		if x.tcp {
+			f.Stream = relay.StreamTCP
+		}
 		f.Body, pipe = io.Pipe()
 	}
 	resp, err := x.p.cfg.Relay.Do(ctx, f)

@@ -77,6 +77,10 @@ func (c *conn) serve() {
 			return
 		}
 	}
+	if c.tunnels() {
+		c.tunnel()
+		return
+	}
 	c.buf = make([]byte, connBuffer)
 	for c.next() {
 		if !c.one() || c.door.shut.Load() {

@@ -98,3 +98,6 @@ var HostPort = hostPort
 func Within(c net.Conn, n int64, d time.Duration) bool {
 	return (&conn{rwc: c, buf: make([]byte, 2*n)}).within(n, d)
 }
+
+// Preamble is the first line of a connection that is no HTTP.
+var Preamble = preamble

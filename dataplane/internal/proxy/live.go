@@ -33,10 +33,15 @@ type life struct {
 	standing gate.Standing
 	stands   func(*policy.API, *policy.Route) bool // it is still of a kind that is served
 	orders   chan websocket.Order                  // holds one: the first counts
+	cut      context.CancelCauseFunc               // of a connection that nothing can be told; nil: it takes orders
 }
 
 // end tells the connection to end. It waits for nothing.
 func (l *life) end(code uint16, reason string) {
+	if l.cut != nil {
+		l.cut(errTaken)
+		return
+	}
 	select {
 	case l.orders <- websocket.Order{Code: code, Reason: reason}:
 	default:
@@ -44,8 +49,8 @@ func (l *life) end(code uint16, reason string) {
 }
 
 // live enters a connection that was admitted as asked. Call the returned func when it is over.
-func (p *Proxy) live(c *call, a *gate.Request, stands func(*policy.API, *policy.Route) bool) (*life, func()) {
-	l := &life{standing: c.v.Standing(c.table, a), stands: stands, orders: make(chan websocket.Order, 1)}
+func (p *Proxy) live(c *call, a *gate.Request, stands func(*policy.API, *policy.Route) bool, cut context.CancelCauseFunc) (*life, func()) {
+	l := &life{standing: c.v.Standing(c.table, a), stands: stands, orders: make(chan websocket.Order, 1), cut: cut}
 	p.lives.mu.Lock()
 	if p.lives.all == nil {
 		p.lives.all = map[*life]struct{}{}

@@ -30,6 +30,7 @@ type exchange struct {
 	begun   *begun     // an attempt that the walk's first try takes up; nil: none
 	asked   *asked     // of a client
 	socket  *socketAsk // the request asks for a WebSocket, which the route opens; nil: it does not
+	tcp     bool       // a connection of which nothing is known but its bytes
 }
 
 // ServeHTTP is the request path, in order.
@@ -57,6 +58,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	x.serve(a.Host)
 }
+
+// lasts says whether a connection is asked for, and no answer.
+func (x *exchange) lasts() bool { return x.socket != nil || x.tcp }
 
 // sign writes what every answer carries.
 func (x *exchange) sign() {
@@ -159,7 +163,8 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 		x.socket = &socketAsk{}
 		x.socket.Protocols, x.socket.err = websocket.ReadProtocols(r.Header)
 	}
-	if x.socket != nil { // its body is what it says
+	x.tcp = in.Stream == relay.StreamTCP
+	if x.lasts() { // its body is what it says
 	} else if problem := x.open(p.limit(in.Route)); problem.Status != 0 {
 		w.Header().Set(relay.HeaderUnsent, "1")
 		x.refuse(problem)

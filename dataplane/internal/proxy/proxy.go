@@ -70,6 +70,7 @@ type Config struct {
 	AltSvc          string        // of answers over TCP: where HTTP/3 is; "": none
 	MaxInFlight     int           // requests of clients under way, of which each class of plans may take its share; 0: priority.DefaultSeats
 	MaxStreams      int           // connections that last: WebSockets, and those of APIs that are tcp; 0: DefaultStreams
+	QuotaGrace      time.Duration // for which a connection whose units are used up waits for more; nothing passes meanwhile. 0: 5 s
 }
 
 // Pseudonyms is what *pseudonym.Keys does.
@@ -121,6 +122,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.InterimEvery <= 0 {
 		cfg.InterimEvery = 15 * time.Second
+	}
+	if cfg.QuotaGrace <= 0 {
+		cfg.QuotaGrace = 5 * time.Second
 	}
 	if cfg.MaxStreams <= 0 {
 		cfg.MaxStreams = DefaultStreams

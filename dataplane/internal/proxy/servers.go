@@ -83,6 +83,9 @@ func NewServers(cfg ServersConfig) Servers {
 	s := Servers{HTTPS: door(), HTTP: door(), unproven: cfg.UnprovenASecond}
 	tcp := cfg.TLS.Clone()
 	tcp.NextProtos = append([]string{"h2", "http/1.1"}, tcp.NextProtos...) // whatever an ACME solver added stays
+	if fast != nil {
+		tcp.GetConfigForClient = fast.whole(tcp)
+	}
 	var h2 http.Protocols
 	h2.SetHTTP2(true)
 	s.HTTPS.handed = newHanded()

@@ -15,6 +15,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/tunnel"
 	"bailiwick/dataplane/internal/websocket"
 	"bailiwick/shared/usage"
 )
@@ -63,7 +64,7 @@ func (s *socketAsk) problem() gate.Problem {
 
 // opened is a connection to an upstream that was opened for one of a client's, here or by way of another region.
 type opened struct {
-	websocket.Leg
+	tunnel.Leg
 	protocol string
 	fields   http.Header // of the upstream's answer
 }
@@ -211,7 +212,7 @@ func (x *exchange) join(res *result) {
 		}
 		x.written = true
 		cfg.Client, client = leg, leg
-		life, over := x.p.live(x.call, &x.asked.Request, opensSocket)
+		life, over := x.p.live(x.call, &x.asked.Request, opensSocket, nil)
 		defer over()
 		cfg.Orders = life.orders
 		if d := x.v.Route.Deadline; d > 0 {
@@ -317,6 +318,16 @@ func (l *connLeg) Read(p []byte) (int, error) {
 // Break implements websocket.Leg.
 func (l *connLeg) Break() { l.SetDeadline(time.Unix(1, 0)) }
 
+// CloseWrite implements tunnel.Leg.
+func (l *connLeg) CloseWrite() error {
+	if half, ok := l.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errHalf
+}
+
+var errHalf = errors.New("the connection cannot be closed by half")
+
 func (l *connLeg) leaving() <-chan struct{} { return l.going }
 
 // relayLeg is a stream to another region: the body of a request, and of its answer.
@@ -334,6 +345,9 @@ func (l *relayLeg) Read(p []byte) (int, error) {
 }
 
 func (l *relayLeg) Write(p []byte) (int, error) { return l.pipe.Write(p) }
+
+// CloseWrite implements tunnel.Leg.
+func (l *relayLeg) CloseWrite() error { return l.pipe.Close() }
 
 // Break implements websocket.Leg.
 func (l *relayLeg) Break() {
@@ -357,6 +371,9 @@ func (l *handlerLeg) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// CloseWrite implements tunnel.Leg: the answer ends with its handler, and with it the request.
+func (l *handlerLeg) CloseWrite() error { return io.EOF }
 
 // Break implements websocket.Leg.
 func (l *handlerLeg) Break() {

@@ -430,3 +430,46 @@ func TestSocket_HasAPlaceOfItsOwn(t *testing.T) {
 		t.Errorf("after it: %d, want 101", got.status)
 	}
 }
+
+// A strict quota is used up to its last unit and no further, message by message, whichever way they go.
+func TestSocket_SpendsAQuotaToItsLastUnit(t *testing.T) {
+	w, l := metered(t, 8, func(c *proxy.Config) { c.QuotaGrace = 50 * time.Millisecond })
+	w.west.orders = func(a *table.API) {
+		a.Routes = append(a.Routes, table.Route{Name: "live", PathPrefix: "/live", WebSocket: &table.WebSocket{}, Units: &table.Units{PerMessages: 1, Most: 3}})
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	w.west.up.echoes(t)
+	c := w.open(w.west)
+	if c.status != 101 {
+		t.Fatal(c.status)
+	}
+	heard := 0
+	for ; ; heard++ {
+		op, text, err := c.hear()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if op == 8 {
+			if text[:2] != "\x03\xf0" { // 1008
+				t.Errorf("closed with %x, want 1008", text)
+			}
+			break
+		}
+		c.say(1, "more")
+	}
+	if heard != 4 { // its own word and three echoes: with what was said, eight
+		t.Errorf("%d messages came, want 4", heard)
+	}
+	c.Close()
+	w.final()
+	units := int64(0)
+	for _, r := range w.west.meter.since(0) {
+		if units += r.Units; r.Units > 0 && r.Period == 0 {
+			t.Errorf("a row of %d units names no period", r.Units)
+		}
+	}
+	if units != 8 {
+		t.Errorf("%d units, want 8", units)
+	}
+	l.said(t, units, 0)
+}

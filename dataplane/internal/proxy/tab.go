@@ -11,10 +11,7 @@ import (
 	"bailiwick/shared/usage"
 )
 
-const (
-	quotaGrace = 5 * time.Second // for which a connection whose units are used up waits for more; nothing passes meanwhile
-	quotaAgain = time.Second     // and asks so often
-)
+const quotaAgain = time.Second // a connection that waits for units asks so often
 
 // tab is what a connection that lasts comes to. While it does, the call's rows are the tab's alone.
 type tab struct {
@@ -136,7 +133,7 @@ func (t *tab) renew(n int64) error {
 	c.v.Ticket = quota.Ticket{}
 	t.room = product(t.paid, t.per)
 	units := max(c.v.Units, (t.used+n+t.per-1)/t.per-t.paid)
-	deadline := time.Now().Add(quotaGrace)
+	deadline := time.Now().Add(c.p.cfg.QuotaGrace)
 	for {
 		ticket, decision := c.v.More(units, time.Now().Unix())
 		if decision == quota.Wait {
@@ -162,7 +159,7 @@ func (t *tab) renew(n int64) error {
 		}
 		select {
 		case <-t.stopped.Done():
-		case <-time.After(quotaAgain):
+		case <-time.After(min(quotaAgain, c.p.cfg.QuotaGrace)):
 		}
 	}
 }

@@ -182,6 +182,13 @@ func hostPort(base string) string {
 
 // Probe implements failover.Prober.
 func (u *Upstreams) Probe(ctx context.Context, at upstream.Place, url string) error {
+	if strings.HasPrefix(at.Base, "tcp://") || strings.HasPrefix(at.Base, "tls://") { // it is well where it takes a connection
+		conn, err := u.connect(ctx, at)
+		if err != nil {
+			return fmt.Errorf("probe %s: %w", at.Base, err)
+		}
+		return conn.Close()
+	}
 	p, err := u.pool(at)
 	if err != nil {
 		return err

@@ -258,7 +258,7 @@ func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in
 		return in, nil, "", RuleMalformed, nil
 	}
 	stream := r.Header.Get(HeaderStream)
-	if stream != "" && stream != StreamWebSocket {
+	if stream != "" && stream != StreamWebSocket && stream != StreamTCP {
 		return in, nil, "", RuleMalformed, nil
 	}
 	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id, Stream: stream}, g, api.Policy, "", nil

@@ -38,6 +38,9 @@ const (
 // StreamWebSocket is a stream of frames as a client sends them, and of frames as a server does.
 const StreamWebSocket = "websocket"
 
+// StreamTCP is a stream of bytes as they come.
+const StreamTCP = "tcp"
+
 // Identity are the headers in which upstreams are told who asks: customer, subscription, plan, key. They go along to another
 // region of the own zone, never to another zone.
 var Identity = [...]string{"Bailiwick-Customer", "Bailiwick-Subscription", "Bailiwick-Plan", "Bailiwick-Key"}

@@ -1,0 +1,269 @@
+package proxy_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/apikey"
+	"bailiwick/shared/table"
+	"bailiwick/shared/usage"
+)
+
+func selfSigned(t testing.TB, names ...string) (tls.Certificate, string) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: names, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, _ := x509.ParseCertificate(der)
+	spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, hex.EncodeToString(spki[:])
+}
+
+// shouter is an upstream that is no HTTP: it says its name, and back in capitals what it hears, until it hears the end.
+func shouter(t testing.TB, name string) net.Listener {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				said, err := bufio.NewReader(c).ReadString('\n')
+				for r := bufio.NewReader(c); err == nil; said, err = r.ReadString('\n') {
+					io.WriteString(c, name+" "+strings.ToUpper(said))
+				}
+				io.WriteString(c, name+" END\n")
+			})
+		}
+	})
+	return l
+}
+
+// lines is a world with an API that is tcp.
+type lines struct {
+	*world
+	door    string
+	targets [2][]string // by region
+	cert    tls.Certificate
+	shut    func(ctx context.Context) error
+}
+
+func newLines(t *testing.T) *lines {
+	w := &lines{world: newWorld(t, nil)}
+	w.targets[0] = []string{"tcp://" + shouter(t, "west").Addr().String()}
+	w.targets[1] = []string{"tcp://" + shouter(t, "central").Addr().String()}
+	var spki string
+	w.cert, spki = selfSigned(t)
+	id, d := apikey.NewHasher(pepper).Bound(apikey.KindCertificate, spki)
+	o, err := table.Encode(table.KindKey, id, table.Key{ID: id, DigestHex: hex.EncodeToString(d[:]), Customer: "acme", Subscription: "certificates", Plan: "gold"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.objects = append(w.objects, o)
+	w.swap(true)
+	server, _ := selfSigned(t, "lines.test", "orders.test")
+	servers := proxy.NewServers(proxy.ServersConfig{Handler: w.west.proxy, TLS: &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequestClientCert}, Logger: slog.New(slog.DiscardHandler)})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.door, w.shut = l.Addr().String(), servers.HTTPS.Shutdown
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { servers.HTTPS.Serve(l) })
+	wg.Go(func() { w.west.proxy.Run(ctx) })
+	t.Cleanup(func() { servers.HTTPS.Close(); cancel(); wg.Wait() })
+	return w
+}
+
+// swap gives both regions their tables.
+func (w *lines) swap(paired bool) {
+	for i, r := range []*region{w.west, w.central} {
+		api := table.API{Name: "lines", Zone: "emea", Hosts: []string{"lines.test"}, Policy: "gdpr", Targets: w.targets[i], Regions: []string{"eu-west", "eu-central"},
+			TCP: &table.TCP{}, Auth: &table.Auth{Certificates: true}, Routes: []table.Route{{Name: "all", Units: &table.Units{PerBytes: 10, Most: 5}}}}
+		o, err := table.Encode(table.KindAPI, "lines", api)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		r.plan = func(p *table.Plan) { p.APIs = map[string]string{"orders": "core", "lines": "core"} }
+		w.objects = append(w.objects, o)
+		r.tables.Swap(w.view(r, paired))
+		w.objects = w.objects[:len(w.objects)-1]
+	}
+}
+
+func (w *lines) dial(cfg *tls.Config) (*tls.Conn, *bufio.Reader, error) {
+	cfg.InsecureSkipVerify = true
+	if cfg.ServerName == "" {
+		cfg.ServerName = "lines.test"
+	}
+	c, err := tls.DialWithDialer(&net.Dialer{Timeout: 20 * time.Second}, "tcp", w.door, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	w.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	return c, bufio.NewReader(c), nil
+}
+
+func TestTCP_PassesBytesOfThoseWhoMay(t *testing.T) {
+	w := newLines(t)
+	for name, c := range map[string]struct {
+		cfg  *tls.Config
+		say  string
+		want string // the first line; "": the connection ends
+	}{
+		"a key":                 {&tls.Config{}, "BAILIWICK/1 " + w.key + "\r\nhello\n", "BAILIWICK/1 200 ok"},
+		"another protocol":      {&tls.Config{NextProtos: []string{"mqtt"}}, "BAILIWICK/1 " + w.key + "\r\nhello\n", "BAILIWICK/1 200 ok"},
+		"a certificate":         {&tls.Config{Certificates: []tls.Certificate{w.cert}}, "hello\n", "west HELLO"},
+		"a wrong key":           {&tls.Config{}, "BAILIWICK/1 nobody\r\nhello\n", "BAILIWICK/1 401 key-invalid"},
+		"no key":                {&tls.Config{}, "BAILIWICK/1 \r\nhello\n", "BAILIWICK/1 400 bad-request"},
+		"HTTP in its place":     {&tls.Config{}, "GET / HTTP/1.1\r\nHost: lines.test\r\n\r\n", "BAILIWICK/1 400 bad-request"},
+		"HTTP by agreement":     {&tls.Config{NextProtos: []string{"http/1.1"}}, "GET / HTTP/1.1\r\nHost: lines.test\r\nX-Api-Key: " + w.key + "\r\n\r\n", "HTTP/1.1 421 Misdirected Request"},
+		"a line without an end": {&tls.Config{}, "BAILIWICK/1 " + strings.Repeat("x", 5000), "BAILIWICK/1 400 bad-request"},
+		"a line broken alone":   {&tls.Config{}, "BAILIWICK/1 " + w.key + "\nhello\n", "BAILIWICK/1 400 bad-request"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, r, err := w.dial(c.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := w.west.meter.len()
+			io.WriteString(conn, c.say)
+			first, err := r.ReadString('\n')
+			if got := strings.TrimSpace(first); got != c.want {
+				t.Fatalf("it says %q (%v), want %q", got, err, c.want)
+			}
+			if !strings.Contains(c.want, "200 ok") && c.want != "west HELLO" {
+				return
+			}
+			if c.want != "west HELLO" {
+				if second, err := r.ReadString('\n'); second != "west HELLO\n" {
+					t.Fatalf("heard %q, %v", second, err)
+				}
+			}
+			conn.CloseWrite() // half of it: the rest still comes
+			rest, err := io.ReadAll(r)
+			if string(rest) != "west END\n" || err != nil {
+				t.Fatalf("after the half was closed: %q, %v", rest, err)
+			}
+			eventually(t, 10*time.Second, "the final row", func() bool { return w.west.meter.len() > before && w.west.meter.last().Requests == 1 })
+			units, in, out := int64(0), int64(0), int64(0)
+			for _, row := range w.west.meter.since(before) {
+				units, in, out = units+row.Units, in+row.BytesIn, out+row.BytesOut
+			}
+			if row := w.west.meter.last(); row.Outcome != usage.OutcomeSuccess || row.API != "lines" || in != 6 || out != 20 || units != 3 {
+				t.Errorf("row %+v; %d bytes up, %d down, %d units; want 6, 20 and 3", row, in, out, units)
+			}
+		})
+	}
+	if a := w.send("GET", "/", "", "Host", "lines.test"); a.status != 421 {
+		t.Errorf("HTTP in clear: %d, want 421", a.status)
+	}
+}
+
+func TestTCP_GoesWhereATargetTakesIt(t *testing.T) {
+	w := newLines(t)
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.Close()
+	gone := "tcp://" + dead.Addr().String()
+	talk := func(want string) *tls.Conn {
+		t.Helper()
+		conn, r, err := w.dial(&tls.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "BAILIWICK/1 "+w.key+"\r\nhello\n")
+		r.ReadString('\n')
+		if got, err := r.ReadString('\n'); got != want+" HELLO\n" {
+			t.Fatalf("heard %q (%v), want it of %s", got, err, want)
+		}
+		return conn
+	}
+	w.targets[0] = append([]string{gone}, w.targets[0]...) // a target that takes nothing: the next one
+	w.swap(true)
+	for range 4 {
+		talk("west").Close()
+	}
+	w.targets[0] = []string{gone} // none: another region
+	w.swap(true)
+	conn := talk("central")
+	w.swap(false) // and the pair is closed
+	w.west.client.Enforce()
+	if _, err := io.ReadAll(conn); err == nil {
+		t.Error("what went over a pair that is closed ended as if all had been said")
+	}
+	conn.Close()
+	eventually(t, 10*time.Second, "its row", func() bool {
+		r := w.west.meter.last()
+		return r.Requests == 1 && r.ServedRegion == "eu-central" && r.Outcome == usage.OutcomeAborted
+	})
+}
+
+func TestTCP_EndsWithItsKey(t *testing.T) {
+	w := newLines(t)
+	conn, r, err := w.dial(&tls.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(conn, "BAILIWICK/1 "+w.key+"\r\nhello\n")
+	r.ReadString('\n')
+	r.ReadString('\n')
+	w.objects = w.objects[1:]
+	w.swap(true)
+	if rest, err := io.ReadAll(r); err == nil || len(rest) > 0 {
+		t.Errorf("read %q, %v; want that it is broken off", rest, err)
+	}
+	eventually(t, 10*time.Second, "no stream", func() bool { return w.west.proxy.Streams() == 0 })
+}
+
+func FuzzPreamble(f *testing.F) {
+	f.Add([]byte("BAILIWICK/1 key\r\nrest"))
+	f.Add([]byte("BAILIWICK/1 \r\n"))
+	f.Add([]byte("BAILIWICK/1 a\rb"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		key, n, err := proxy.Preamble(b)
+		if n > 0 && (err != nil || !bytes.HasPrefix(b, []byte("BAILIWICK/1 "+key+"\r\n")) || n != len(key)+14 || key == "" || strings.ContainsAny(key, " \r\n\x00")) {
+			t.Fatalf("%q: key %q, %d bytes, %v", b, key, n, err)
+		}
+		// What is read of the whole is read of a part, or not at all yet.
+		for i := range b {
+			k, m, e := proxy.Preamble(b[:i])
+			if m > 0 && (k != key || m != n) || e != nil && err == nil {
+				t.Fatalf("%q: of %d bytes %q, %d, %v; of all %q, %d, %v", b, i, k, m, e, key, n, err)
+			}
+		}
+	})
+}
