@@ -24,6 +24,7 @@ import (
 	"bailiwick/controlplane/internal/carrier"
 	"bailiwick/controlplane/internal/certstore"
 	"bailiwick/controlplane/internal/detail"
+	"bailiwick/controlplane/internal/discovery"
 	"bailiwick/controlplane/internal/evidence"
 	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/ingest"
@@ -48,9 +49,12 @@ type Config struct {
 	AdminListen string // host:port of the admin port; "": that of the node's admin URL
 	PeerListen  string // host:port of the peer port, TCP and UDP; "": that of the node's peer address
 	Version     string
-	Timing      string       // raft timing: "local", "regional" (default) or "global"
-	Stores      Stores       // where the catalog and the zone's store rest; zero: on this node and its like
-	Logger      *slog.Logger // required
+	Timing      string // raft timing: "local", "regional" (default) or "global"
+	// Discovery is an etcd in the zone that names upstreams of APIs with discovery: etcd, PREFIX ZONE/API/REGION/ANY each a
+	// URL; Prefix "" is bailiwick/upstreams/. Without Endpoints none is asked.
+	Discovery Etcd
+	Stores    Stores       // where the catalog and the zone's store rest; zero: on this node and its like
+	Logger    *slog.Logger // required
 
 	// BootstrapExpect, when not 0, must be the number of the zone's control nodes in the kit: a guard against
 	// a kit of another installation.
@@ -121,6 +125,7 @@ type Node struct {
 	lessor     *lessor.Lessor
 	detail     *detail.Store
 	keeper     *border.Keeper
+	finder     *discovery.Finder // nil: nothing is looked for
 	uptime     *uptime.Watch
 	conductor  *rollout.Conductor
 	rollout    *rollout.Watch
@@ -265,6 +270,9 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "latency thinning", Run: n.thinLatency, Why: "it commits to the ledger"},
 		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},
 		{Name: "admin port", Run: n.serveAdmin, Why: "last up, first down: operators see a node only while it works"},
+	}
+	if n.finder != nil {
+		parts = slices.Insert(parts, len(parts)-1, lifecycle.Part{Name: "discovery", Run: n.finder.Run, Why: "it commits to the zone store"})
 	}
 	if n.sso != nil {
 		parts = slices.Insert(parts, len(parts)-1, lifecycle.Part{Name: "single sign-on", Run: n.sso.Run, Why: "the admin port asks it who calls"})

@@ -83,6 +83,9 @@ func (n *Node) openPeer(ca *pki.CA) error {
 	if err := n.openEvidence(ca); err != nil {
 		return err
 	}
+	if n.finder, err = n.openFinder(); err != nil {
+		return err
+	}
 	if n.uptime, err = uptime.New(uptime.Config{Zone: n.self.Zone, Store: n.store, Regions: n.regions, Outlooks: n.outlooks, Logger: n.log}); err != nil {
 		return err
 	}

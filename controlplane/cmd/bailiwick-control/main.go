@@ -143,6 +143,7 @@ func serve(ctx context.Context, args []string) error {
 		return err
 	})
 	storeFlags(flags, &cfg.Stores)
+	etcdFlags(flags, "discovery-etcd", "of an etcd in the zone that names upstreams of APIs with discovery: etcd, below PREFIX ZONE/API/REGION/", "bailiwick/upstreams/", &cfg.Discovery)
 	list := func(to *[]string) func(string) error {
 		return func(v string) error { *to = append(*to, v); return nil }
 	}

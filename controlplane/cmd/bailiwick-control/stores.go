@@ -15,15 +15,20 @@ func storeFlags(flags *flag.FlagSet, s *controlplane.Stores) {
 		if e == &s.Catalog {
 			whose = "of the catalog's etcd, shared by all zones; none of these with one zone: the zone's"
 		}
-		flags.Func(prefix+"-endpoints", "https://host:2379, comma separated, "+whose, func(text string) error {
-			e.Endpoints = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
-			return nil
-		})
-		flags.StringVar(&e.CAFile, prefix+"-ca", "", "file with what its certificates are verified with; default: the system's")
-		flags.StringVar(&e.CertFile, prefix+"-cert", "", "file with this node's certificate for it, read again at each connection")
-		flags.StringVar(&e.KeyFile, prefix+"-key", "", "file with the key of that certificate")
-		flags.StringVar(&e.Username, prefix+"-user", "", "user of it, if it asks for one")
-		flags.StringVar(&e.PasswordFile, prefix+"-password-file", "", "file with that user's password")
-		flags.StringVar(&e.Prefix, prefix+"-prefix", "", "of all keys in it, for ever; default: bailiwick/INSTALLATION/")
+		etcdFlags(flags, prefix, whose, "bailiwick/INSTALLATION/", e)
 	}
+}
+
+// etcdFlags are how one etcd is reached.
+func etcdFlags(flags *flag.FlagSet, prefix, whose, below string, e *controlplane.Etcd) {
+	flags.Func(prefix+"-endpoints", "https://host:2379, comma separated, "+whose, func(text string) error {
+		e.Endpoints = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
+		return nil
+	})
+	flags.StringVar(&e.CAFile, prefix+"-ca", "", "file with what its certificates are verified with; default: the system's")
+	flags.StringVar(&e.CertFile, prefix+"-cert", "", "file with this node's certificate for it, read again at each connection")
+	flags.StringVar(&e.KeyFile, prefix+"-key", "", "file with the key of that certificate")
+	flags.StringVar(&e.Username, prefix+"-user", "", "user of it, if it asks for one")
+	flags.StringVar(&e.PasswordFile, prefix+"-password-file", "", "file with that user's password")
+	flags.StringVar(&e.Prefix, prefix+"-prefix", "", "of all keys in it, for ever; default: "+below)
 }

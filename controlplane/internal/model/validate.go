@@ -464,6 +464,9 @@ func pathField(field, what, path string) error {
 	return nil
 }
 
+// UpstreamURL says why a text is no upstream; nil if it is one.
+func UpstreamURL(s string) error { return baseURL(s, "http", "https") }
+
 // baseURL takes scheme, host and port and nothing else.
 func baseURL(s string, schemes ...string) error {
 	u, err := url.Parse(s)
