@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/attest"
 	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/dns"
@@ -298,9 +299,13 @@ func (e *Edge) openPath() (err error) {
 	if e.tokens, err = token.New(token.Config{Tables: e.tables, Client: dialer.Fetches(), Logger: e.log}); err != nil {
 		return err
 	}
+	signer, err := attest.New(e.self.Zone, e.self.Region, e.state.Pepper)
+	if err != nil {
+		return err
+	}
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
 		Gate:  &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
-		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Pseudonyms: e.pseudo, Logger: e.log,
+		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Pseudonyms: e.pseudo, Logger: e.log,
 		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS), MaxInFlight: e.cfg.MaxInFlight})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"bailiwick/dataplane/internal/attest"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/shared/table"
 )
@@ -99,7 +100,16 @@ func (x *exchange) identify(auth *table.Auth) {
 		return
 	}
 	said := []string{x.v.Customer, x.v.Subscription, x.v.Plan, x.v.KeyID}
-	for i, name := range relay.Identity {
-		x.header[name] = said[i : i+1 : i+1]
+	for i := range said {
+		x.header[relay.Identity[i]] = said[i : i+1 : i+1]
 	}
+	if auth == nil || !auth.Signed || x.p.cfg.Signer == nil {
+		return
+	}
+	token, err := x.p.cfg.Signer.Token(attest.Caller{Customer: x.v.Customer, Subscription: x.v.Subscription, Plan: x.v.Plan, Key: x.v.KeyID, API: x.v.API.Name}, x.began)
+	if err != nil { // an upstream that asks for it refuses: better than to believe what nobody signed
+		x.p.cfg.Logger.Error("identity not signed", "request", x.name(), "error", err)
+		return
+	}
+	x.header[relay.HeaderIdentity] = token
 }

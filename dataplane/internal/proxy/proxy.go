@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/attest"
 	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
@@ -60,6 +61,7 @@ type Config struct {
 	Logger     *slog.Logger
 	Cache      *cache.Cache         // of answers, where routes ask for it; nil: none. Run renews what is stale in it
 	Pseudonyms Pseudonyms           // of client addresses, in rows; nil: none are kept
+	Signer     Signer               // of who asks, for upstreams that want it signed; nil: nothing is
 	TableAge   func() time.Duration // since the control plane last confirmed the table; nil: always fresh
 
 	OnSpoolError    string        // "": RefuseNew
@@ -71,6 +73,12 @@ type Config struct {
 	MaxInFlight     int           // requests of clients under way, of which each class of plans may take its share; 0: priority.DefaultSeats
 	MaxStreams      int           // connections that last: WebSockets, and those of APIs that are tcp; 0: DefaultStreams
 	QuotaGrace      time.Duration // for which a connection whose units are used up waits for more; nothing passes meanwhile. 0: 5 s
+}
+
+// Signer is what *attest.Signer does.
+type Signer interface {
+	Token(attest.Caller, time.Time) ([]string, error)
+	Keys(time.Time) ([]byte, error)
 }
 
 // Pseudonyms is what *pseudonym.Keys does.

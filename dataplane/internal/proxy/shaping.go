@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
@@ -33,8 +34,22 @@ func (x *exchange) answersItself(a *asked) bool {
 		x.w.WriteHeader(http.StatusNoContent)
 		return true
 	}
+	if a.Path == keysPath && a.Method == http.MethodGet && api.Auth != nil && api.Auth.Signed && x.p.cfg.Signer != nil {
+		keys, err := x.p.cfg.Signer.Keys(x.began)
+		if err != nil {
+			return false
+		}
+		h["Content-Type"], h["Cache-Control"] = []string{"application/jwk-set+json"}, []string{"public, max-age=3600"}
+		h["Content-Length"] = []string{strconv.Itoa(len(keys))}
+		x.written = true
+		x.w.Write(keys)
+		return true
+	}
 	return false
 }
+
+// keysPath is where an API's edges publish the keys that sign who asks.
+const keysPath = "/.well-known/bailiwick/jwks.json"
 
 // rewrite changes the fields that go upstream, as the route says.
 func (x *exchange) rewrite() {

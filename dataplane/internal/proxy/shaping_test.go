@@ -1,6 +1,8 @@
 package proxy_test
 
 import (
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"bailiwick/dataplane/internal/attest"
+	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
@@ -288,4 +292,51 @@ func TestGraphQL_IsBoundedAndCounted(t *testing.T) {
 			t.Errorf("%s %s %s: got %d %s, row of %d units, want %d and %d", c.method, c.path, c.body, a.status, a.body, row.Units, c.status, c.units)
 		}
 	}
+}
+
+// An upstream that wants it is told who asks in a token that the zone signed, also by way of another region, and finds the keys
+// at the API's own host. What a client sends under that name reaches nobody.
+func TestIdentity_IsSignedWhereItIsAskedFor(t *testing.T) {
+	signer, err := attest.New("emea", "eu-west", pepper)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, func(c *proxy.Config) { patient(c); c.Signer = signer })
+	w.shaped(func(a *table.API) { a.HealthTimeout = time.Minute; a.Auth = &table.Auth{Signed: true} })
+	keys := w.send("GET", "/.well-known/bailiwick/jwks.json", "", "X-Api-Key", "")
+	var set struct{ Keys []struct{ Kid, X string } }
+	if err := json.Unmarshal([]byte(keys.body), &set); err != nil || keys.status != 200 || len(set.Keys) != 3 {
+		t.Fatalf("keys: %+v %v", keys, err)
+	}
+	if a := w.send("GET", "/.well-known/bailiwick/jwks.json", "", "X-Api-Key", "", "Host", "tight.test"); a.status != 401 {
+		t.Errorf("keys of an API that signs nothing: %+v", a)
+	}
+	check := func(u *upstream) {
+		t.Helper()
+		h, _ := u.last()
+		if len(h["Bailiwick-Identity"]) != 1 {
+			t.Fatalf("told %v", h["Bailiwick-Identity"])
+		}
+		parts := strings.Split(h["Bailiwick-Identity"][0], ".")
+		if len(parts) != 3 {
+			t.Fatalf("token %v", parts)
+		}
+		signature, _ := base64.RawURLEncoding.DecodeString(parts[2])
+		says, _ := base64.RawURLEncoding.DecodeString(parts[1])
+		good := slices.ContainsFunc(set.Keys, func(k struct{ Kid, X string }) bool {
+			x, _ := base64.RawURLEncoding.DecodeString(k.X)
+			return len(x) == ed25519.PublicKeySize && ed25519.Verify(x, []byte(parts[0]+"."+parts[1]), signature)
+		})
+		var claims map[string]any
+		if err := json.Unmarshal(says, &claims); err != nil || !good || claims["sub"] != "acme" || claims["aud"] != "orders" || claims["plan"] != "gold" || claims["sub"] != h.Get("Bailiwick-Customer") {
+			t.Errorf("verifies %v, and says %s", good, says)
+		}
+	}
+	if a := w.send("GET", "/v1/x", "", "Bailiwick-Identity", "forged"); a.status != 200 || a.served != "eu-west" {
+		t.Fatalf("got %+v", a)
+	}
+	check(w.west.up)
+	w.west.up.kill()
+	eventually(t, 20*time.Second, "the other region serves", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
+	check(w.central.up)
 }
