@@ -77,23 +77,27 @@ func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.sweep(time.Now())
-	if p = u.pools[at]; p == nil && at.Protocol != "" {
-		dial := channel.Config{Dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.DialHTTP2(ctx, at) }, TLS: at.Protocol == "h2", Max: at.Connections}
-		p = &pool{muxed: channel.New(dial)}
-		dial.Max = 1
-		p.probes = &http.Client{Transport: channel.New(dial), CheckRedirect: noRedirect}
-		u.pools[at] = p
-	} else if p == nil {
-		p = &pool{traffic: u.transport(at, cfg, u.cfg.MaxIdle), probes: &http.Client{
-			Transport:     u.transport(at, cfg, 2),
-			CheckRedirect: noRedirect,
-		}}
-		if addr := hostPort(at.Base); addr != "" {
-			p.origin = &origin{max: u.cfg.MaxIdle, dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.Dial(ctx, at, addr) }}
-		}
+	if p = u.pools[at]; p == nil {
+		p = u.connect(at, cfg)
 		u.pools[at] = p
 	}
 	return p, nil
+}
+
+// connect makes a pool without connections. It is not part of pool: there its closures would cost each request memory.
+func (u *Upstreams) connect(at upstream.Place, cfg *tls.Config) *pool {
+	if at.Protocol != "" {
+		dial := channel.Config{Dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.DialHTTP2(ctx, at) }, TLS: at.Protocol == "h2", Max: at.Connections}
+		p := &pool{muxed: channel.New(dial)}
+		dial.Max = 1
+		p.probes = &http.Client{Transport: channel.New(dial), CheckRedirect: noRedirect}
+		return p
+	}
+	p := &pool{traffic: u.transport(at, cfg, u.cfg.MaxIdle), probes: &http.Client{Transport: u.transport(at, cfg, 2), CheckRedirect: noRedirect}}
+	if addr := hostPort(at.Base); addr != "" {
+		p.origin = &origin{max: u.cfg.MaxIdle, dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.Dial(ctx, at, addr) }}
+	}
+	return p
 }
 
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
