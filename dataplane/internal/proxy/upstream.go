@@ -78,14 +78,14 @@ func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
 	defer u.mu.Unlock()
 	u.sweep(time.Now())
 	if p = u.pools[at]; p == nil {
-		p = u.connect(at, cfg)
+		p = u.newPool(at, cfg)
 		u.pools[at] = p
 	}
 	return p, nil
 }
 
-// connect makes a pool without connections. It is not part of pool: there its closures would cost each request memory.
-func (u *Upstreams) connect(at upstream.Place, cfg *tls.Config) *pool {
+// newPool makes one without connections. It is not part of pool: there its closures would cost each request memory.
+func (u *Upstreams) newPool(at upstream.Place, cfg *tls.Config) *pool {
 	if at.Protocol != "" {
 		dial := channel.Config{Dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.DialHTTP2(ctx, at) }, TLS: at.Protocol == "h2", Max: at.Connections}
 		p := &pool{muxed: channel.New(dial)}

@@ -109,9 +109,6 @@ func (d *Dialer) TLS(at Place) (*tls.Config, error) {
 		}
 		cfg.ServerName = u.Hostname()
 	}
-	if at.Protocol == "h2" {
-		cfg.NextProtos = []string{"h2"}
-	}
 	if at.TLS.CA != "" {
 		cfg.RootCAs = x509.NewCertPool()
 		if !cfg.RootCAs.AppendCertsFromPEM([]byte(at.TLS.CA)) {
@@ -147,6 +144,7 @@ func (d *Dialer) DialHTTP2(ctx context.Context, at Place) (net.Conn, error) {
 		conn.Close()
 		return nil, err
 	}
+	cfg.NextProtos = []string{"h2"}
 	t := tls.Client(conn, cfg)
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
