@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore histories mutants simulate takeovers fuzz-border model hosts bench evidence outage bench-edge fuzz fuzz-sync scale lint release follow generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore histories mutants simulate takeovers torture fuzz-border model hosts bench evidence outage bench-edge fuzz fuzz-sync scale lint release follow generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ simulate: ## the border's own code in 100,000 random schedules; a night: make si
 
 takeovers: build ## an edge replaced under load, TIMES times: no request fails, and each is counted once (a minute): make takeovers TIMES=20
 	TAKEOVERS=$(or $(TIMES),20) $(GO) test -count=1 -timeout 30m -v -run TestTakeover ./e2e/scenario
+
+torture: ## a million mutated byte streams at each door of an edge: what upstreams see is counted once (an hour; prints its seed): make torture STREAMS=20000 [SEED=n]
+	$(GO) test -count=1 -timeout 24h -v -run TestTorture ./dataplane/internal/proxy -args -torture $(or $(STREAMS),1000000) -torture-seed $(or $(SEED),0)
 
 fuzz-border: ## requests made to cross the border, through real edges in one process (an hour): make fuzz-border ARGS='-seed 1 -requests 100000'
 	$(GO) test -count=1 -timeout 24h -run TestBorder -v ./dataplane/internal/borderfuzz -args -rate 0 -for 0 -requests 10000000 $(ARGS)
