@@ -18,7 +18,7 @@ type Shown interface {
 
 // Tokens verifies tokens. It is what *token.Verifier does.
 type Tokens interface {
-	Verify(auth *table.Auth, raw string, unix int64) (issuer, subject, scopes string, err error)
+	Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, err error)
 }
 
 // credential is what a caller showed: the text of a key, or something that a key is bound to.
@@ -57,11 +57,19 @@ func (g *Gate) show(r *Request, auth *table.Auth) (c credential, p Problem) {
 	if p = c.missing(); p.Status != 0 || len(auth.Issuers) == 0 || g.Tokens == nil || !c.bearer || strings.HasPrefix(c.text, apikey.Prefix) {
 		return c, p
 	}
-	issuer, subject, scopes, err := g.Tokens.Verify(auth, c.text, r.Unix)
+	issuer, subject, scopes, err := g.Tokens.Verify(auth, c.text, speaker(r.Remote), r.Unix)
 	if err != nil {
 		return c, NewProblem(401, ReasonTokenInvalid, "The token is not taken: "+err.Error()+".")
 	}
 	return credential{bearer: true, kind: apikey.KindToken, bound: apikey.TokenText(issuer, subject), token: true, scopes: scopes}, p
+}
+
+// speaker is a host:port without its port.
+func speaker(remote string) string {
+	if i := strings.LastIndexByte(remote, ':'); i >= 0 {
+		return remote[:i]
+	}
+	return remote
 }
 
 func named(name string, of func(string) []string) []string {

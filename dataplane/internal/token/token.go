@@ -12,6 +12,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"hash/maphash"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -51,6 +52,8 @@ type Verifier struct {
 	cfg   Config
 	known [slots]atomic.Pointer[verified]
 
+	failures failures
+
 	mu      sync.RWMutex // covers sources; held for a lookup
 	sources map[sourceID]*source
 }
@@ -69,7 +72,7 @@ func New(cfg Config) (*Verifier, error) {
 	if cfg.Patience <= 0 {
 		cfg.Patience = 10 * time.Second
 	}
-	return &Verifier{cfg: cfg, sources: map[sourceID]*source{}}, nil
+	return &Verifier{cfg: cfg, sources: map[sourceID]*source{}, failures: failures{seed: maphash.MakeSeed()}}, nil
 }
 
 // verified is a token that verified, once. It counts while the API asks the same of tokens and the issuer has the same keys.
@@ -92,13 +95,15 @@ var (
 	ErrExpired   = errors.New("its time is over")
 	ErrEarly     = errors.New("its time has not come")
 	ErrAudience  = errors.New("it is for another service")
+	ErrTooMany   = errors.New("too many tokens that do not verify came from the same address, or for this API; try again in a few seconds")
 	ErrSubject   = errors.New("it lacks the claim by which the API knows its callers")
 )
 
 // Verify gives whom raw names, if it is for whoever auth is of, at a time of day (unix s): its issuer, the value of the claim
 // that the API names, and its scopes, separated by spaces. It allocates nothing for a token that
-// it has verified lately.
-func (v *Verifier) Verify(auth *table.Auth, raw string, unix int64) (issuer, subject, scopes string, err error) {
+// it has verified lately. from is the address that shows it: of one from which too much did not verify lately, no new token is
+// looked at.
+func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, err error) {
 	if len(raw) > maxToken || strings.Count(raw, ".") != 2 {
 		return "", "", "", ErrMalformed
 	}
@@ -108,8 +113,14 @@ func (v *Verifier) Verify(auth *table.Auth, raw string, unix int64) (issuer, sub
 	if k := slot.Load(); k != nil && k.sum == sum && k.auth == auth && k.source.set.Load() == k.keys {
 		return k.at(unix)
 	}
+	if v.failures.full(auth, from, unix) {
+		return "", "", "", ErrTooMany
+	}
 	k, err := v.verify(auth, raw)
 	if err != nil {
+		if err != ErrKeys { // which is nobody's fault here
+			v.failures.add(auth, from, unix)
+		}
 		return "", "", "", err
 	}
 	if issuer, subject, scopes, err = k.at(unix); err == nil {

@@ -204,7 +204,7 @@ func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 			{"endless", good + strings.Repeat("A", 9000), token.ErrMalformed},
 		} {
 			for range 2 { // the second time from memory, if at all
-				issuer, subject, scopes, err := v.Verify(auth, c.raw, now)
+				issuer, subject, scopes, err := v.Verify(auth, c.raw, "", now)
 				if c.name == "changed" {
 					if err == nil && c.raw != good {
 						t.Errorf("%s: taken", c.name)
@@ -219,16 +219,16 @@ func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 				}
 			}
 		}
-		if _, _, _, err := v.Verify(auth, good, now+360); !errors.Is(err, token.ErrExpired) {
+		if _, _, _, err := v.Verify(auth, good, "", now+360); !errors.Is(err, token.ErrExpired) {
 			t.Errorf("a token in memory, when its time is over: got %v, want it refused", err)
 		}
-		if _, _, _, err := v.Verify(auth, good, now+359); err != nil {
+		if _, _, _, err := v.Verify(auth, good, "", now+359); err != nil {
 			t.Errorf("a second before: got %v", err)
 		}
 		elsewhere := *auth
 		elsewhere.Issuers = []table.Issuer{trusted()}
 		elsewhere.Issuers[0].Audiences = []string{"billing"}
-		if _, _, _, err := v.Verify(&elsewhere, good, now); !errors.Is(err, token.ErrAudience) {
+		if _, _, _, err := v.Verify(&elsewhere, good, "", now); !errors.Is(err, token.ErrAudience) {
 			t.Errorf("a token in memory, at another API: got %v, want it judged anew", err)
 		}
 	})
@@ -248,7 +248,7 @@ func TestVerifier_FollowsIssuers(t *testing.T) {
 		verify := func(raw string, want error) {
 			t.Helper()
 			synctest.Wait()
-			if _, _, _, err := v.Verify(auth, raw, now); !errors.Is(err, want) || want != nil && err == nil {
+			if _, _, _, err := v.Verify(auth, raw, "", now); !errors.Is(err, want) || want != nil && err == nil {
 				t.Errorf("got %v, want %v", err, want)
 			}
 		}
@@ -258,12 +258,12 @@ func TestVerifier_FollowsIssuers(t *testing.T) {
 		verify(good, nil)
 		i.set(func(i *issuer) { i.fetches = 0; i.keys = []jose.JSONWebKey{public(rsaKey, "r", "RS256")} })
 		began := i.count()
-		for range 200 {
-			v.Verify(auth, sign(t, strangers, jose.ES256, "unknown", nil, nil), now)
+		for i := range 200 {
+			v.Verify(auth, sign(t, strangers, jose.ES256, "unknown", nil, nil), fmt.Sprint("192.0.2.", i), now)
 		}
 		synctest.Wait()
-		for range 200 {
-			v.Verify(auth, sign(t, strangers, jose.ES256, "unknown", nil, nil), now)
+		for i := range 200 {
+			v.Verify(auth, sign(t, strangers, jose.ES256, "unknown", nil, nil), fmt.Sprint("192.0.2.", i), now)
 		}
 		time.Sleep(9 * time.Second)
 		verify(next, nil)
@@ -307,7 +307,7 @@ func TestVerifier_KeysInTheAPINeedNobody(t *testing.T) {
 		defer end()
 		synctest.Wait()
 		time.Sleep(100 * time.Hour)
-		if _, _, _, err := v.Verify(auth, sign(t, ecKey, jose.ES256, "e", nil, nil), now); err != nil || i.count() != 0 {
+		if _, _, _, err := v.Verify(auth, sign(t, ecKey, jose.ES256, "e", nil, nil), "", now); err != nil || i.count() != 0 {
 			t.Errorf("got %v after %d fetches, want it verified and nothing fetched", err, i.count())
 		}
 	})
@@ -322,13 +322,13 @@ func TestVerify_KnownTokensCostNoAllocation(t *testing.T) {
 	defer end()
 	raw := sign(t, ecKey, jose.ES256, "e", nil, nil)
 	for range 1000 {
-		if _, _, _, err := v.Verify(auth, raw, now); err == nil {
+		if _, _, _, err := v.Verify(auth, raw, "", now); err == nil {
 			break
 		}
 		time.Sleep(time.Millisecond)
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		if _, _, _, err := v.Verify(auth, raw, now); err != nil {
+		if _, _, _, err := v.Verify(auth, raw, "", now); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 {
@@ -349,7 +349,7 @@ func BenchmarkVerify(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				v.Verify(auth, text, now)
+				v.Verify(auth, text, "", now)
 			}
 		})
 	}
@@ -368,8 +368,68 @@ func FuzzVerify(f *testing.F) {
 	f.Add(`{"payload":"e30","signatures":[]}`)
 	parts := strings.Split(good, ".")
 	f.Fuzz(func(t *testing.T, raw string) {
-		if _, _, _, err := v.Verify(auth, raw, now); err == nil && !strings.HasPrefix(raw, parts[0]+"."+parts[1]+".") {
+		if _, _, _, err := v.Verify(auth, raw, "", now); err == nil && !strings.HasPrefix(raw, parts[0]+"."+parts[1]+".") {
 			t.Fatalf("taken: %q", raw)
+		}
+	})
+}
+
+// Forged tokens cost signature checks up to a bound, for an address and for an API; who has verified is served all the while, and
+// so is a new one from elsewhere.
+func TestVerify_ForgedTokensCostLittle(t *testing.T) {
+	is := trusted()
+	data, _ := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{public(ecKey, "e", "ES256")}})
+	is.JWKSURL, is.JWKS = "", string(data)
+	h, auth := holder(t, is)
+	synctest.Test(t, func(t *testing.T) {
+		v, end := run(t, &issuer{}, h)
+		defer end()
+		synctest.Wait()
+		known := sign(t, ecKey, jose.ES256, "e", nil, nil)
+		verify := func(raw, from string, at int64) error {
+			_, _, _, err := v.Verify(auth, raw, from, at)
+			return err
+		}
+		if err := verify(known, "192.0.2.1", now); err != nil {
+			t.Fatal(err)
+		}
+		forged := sign(t, strangers, jose.ES256, "e", nil, nil)
+		flood := func(n int, from func(int) string, at int64) (looked int) {
+			for i := range n {
+				switch err := verify(forged, from(i), at); {
+				case errors.Is(err, token.ErrSignature):
+					looked++
+				case !errors.Is(err, token.ErrTooMany):
+					t.Fatal(err)
+				}
+			}
+			return looked
+		}
+		one := func(int) string { return "192.0.2.1" }
+		if n := flood(1000, one, now); n != 50 {
+			t.Errorf("%d of 1000 forged tokens of one address were looked at, want 50", n)
+		}
+		if n := flood(1000, one, now+2); n != 10 {
+			t.Errorf("%d two seconds later, want 10", n)
+		}
+		fresh := sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"jti": "2"})
+		if err := verify(known, "192.0.2.1", now+2); err != nil {
+			t.Errorf("a token that has verified, from there: %v", err)
+		}
+		if err := verify(fresh, "192.0.2.1", now+2); !errors.Is(err, token.ErrTooMany) {
+			t.Errorf("a new token from there: %v, want it put off", err)
+		}
+		if err := verify(fresh, "198.51.100.7", now+2); err != nil {
+			t.Errorf("a new token from elsewhere: %v", err)
+		}
+		if err := verify(sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"jti": "3"}), "192.0.2.1", now+13); err != nil {
+			t.Errorf("a new token from there, ten seconds later: %v", err)
+		}
+		if n := flood(3000, func(i int) string { return fmt.Sprint("203.0.113.", i) }, now+60); n > 1000 || n < 900 {
+			t.Errorf("%d of 3000 forged tokens of as many addresses were looked at, want 1000, or a few less where addresses share a place", n)
+		}
+		if err := verify(known, "192.0.2.1", now+60); err != nil {
+			t.Errorf("a token that has verified, in a flood: %v", err)
 		}
 	})
 }
