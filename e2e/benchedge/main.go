@@ -46,7 +46,12 @@ func main() {
 	rows := flag.String("rows", "http", "with commas between: "+strings.Join(rowNames(), ", "))
 	only := flag.String("only", "", "peers, with commas between; empty: edge, before (with -before), nginx, haproxy, nethttp")
 	reference := flag.String("reference", "", "be the net/http reference with this configuration (internal)")
+	generate := flag.String("load", "", "be the load generator with this configuration (internal)")
 	flag.Parse()
+	if *generate != "" {
+		fatal(load(*generate))
+		return
+	}
 	if *reference != "" {
 		fatal(serveReference(*reference))
 		return

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,15 +17,24 @@ import (
 // row is a way of loading the peers.
 type row struct {
 	name, title string
-	tool        string // wrk or h2load
+	tool        string // wrk, h2load, or a kind of load of this program
 	scheme      string
-	args        []string
+	path        string
+	args        []string // of h2load
+	conns       int      // 0: -connections
+	direct      bool     // the upstream is measured too, without anybody before it
+	only        string   // the one peer that can
 }
 
 var rows = []row{
-	{"http", "HTTP/1.1, keep-alive, 256 B", "wrk", "http", nil},
-	{"https", "HTTPS, HTTP/1.1, keep-alive, 256 B", "wrk", "https", nil},
-	{"h2", "HTTPS, HTTP/2, 16 connections of 4 streams, 256 B, one key", "h2load", "https", []string{"-c", "16", "-m", "4"}},
+	{name: "http", title: "HTTP/1.1, keep-alive, 256 B", tool: "wrk", scheme: "http", path: "/items/"},
+	{name: "https", title: "HTTPS, HTTP/1.1, keep-alive, 256 B", tool: "wrk", scheme: "https", path: "/items/"},
+	{name: "h2", title: "HTTPS, HTTP/2, 16 connections of 4 streams, 256 B, one key", tool: "h2load", scheme: "https", path: "/items/", args: []string{"-c", "16", "-m", "4"}},
+	{name: "h3", title: "HTTP/3, 16 connections of 4 streams, 256 B, one key", tool: "http3", scheme: "https", path: "/items/", conns: 16, only: "edge"},
+	{name: "handshakes", title: "a new TLS connection (X25519, P-256, no resumption) for each request", tool: "handshakes", scheme: "https", path: "/items/"},
+	{name: "rate", title: "500 requests/s on one connection, HTTP/1.1", tool: "rate", scheme: "http", path: "/items/", direct: true},
+	{name: "large", title: "HTTP/1.1, keep-alive, 64 KiB", tool: "wrk", scheme: "http", path: "/large/"},
+	{name: "idle", title: "10,000 idle HTTPS connections, a request on each before", tool: "idle", scheme: "https", path: "/items/", conns: 10_000},
 }
 
 func rowNames() (names []string) {
@@ -50,6 +60,7 @@ type sample struct {
 	p50, p99 float64 // ms; 0: the tool does not say
 	rss      float64 // MB
 	busy     float64 // of one CPU
+	each     float64 // KiB of memory a connection that is held
 }
 
 // script sends the used keys in turn, from requests made beforehand, to an address that the name is not asked for.
@@ -60,7 +71,7 @@ function init(args)
   wrk.headers["Host"] = "` + host + `"
   for i, k in ipairs(keys) do
     wrk.headers["X-API-Key"] = k
-    made[i] = wrk.format("GET", "/items/" .. i .. "?page=2")
+    made[i] = wrk.format("GET", "%s" .. i .. "?page=2")
   end
 end
 function request() n = n %% #made + 1; return made[n] end
@@ -75,27 +86,38 @@ func (b *bench) measure(ctx context.Context, r row) error {
 	for i, k := range b.used {
 		quoted[i] = strconv.Quote(k)
 	}
-	if err := b.write("wrk.lua", fmt.Sprintf(script, strings.Join(quoted, ","))); err != nil {
+	if err := b.write("wrk.lua", fmt.Sprintf(script, strings.Join(quoted, ","), r.path)); err != nil {
 		return err
 	}
 	got := map[string][]sample{}
-	for round := range b.rounds + 1 { // the first only warms up
-		for i := range b.peers {
-			p := b.peers[(i+round)%len(b.peers)]
+	peers := slices.Clone(b.peers)
+	if r.direct {
+		peers = append(peers, &peer{name: "direct", proc: b.running[0], http: b.addr(portUpstream)})
+	}
+	if r.only != "" {
+		peers = slices.DeleteFunc(peers, func(p *peer) bool { return p.name != r.only && p.name != "before" })
+	}
+	rounds := b.rounds + 1 // the first only warms up
+	if r.tool == "idle" {
+		rounds = 1 // memory that was taken once is not given back soon
+	}
+	for round := range rounds {
+		for i := range peers {
+			p := peers[(i+round)%len(peers)]
 			lasts := b.lasts
-			if round == 0 {
+			if round == 0 && rounds > 1 {
 				lasts = time.Second
 			}
 			s, err := b.once(ctx, r, p, lasts)
 			if err != nil {
 				return fmt.Errorf("%s: %w", p.name, err)
 			}
-			if round > 0 {
+			if round > 0 || rounds == 1 {
 				got[p.name] = append(got[p.name], s)
 			}
 		}
 	}
-	b.print(r, got)
+	b.print(r, peers, got)
 	return nil
 }
 
@@ -107,12 +129,26 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 		address = p.https
 	}
 	_, port, _ := strings.Cut(address, ":")
-	target := r.scheme + "://" + host + ":" + port + "/items/1?page=2"
+	target := r.scheme + "://" + host + ":" + port + r.path + "1?page=2"
 	var command []string
 	seconds := strconv.Itoa(max(1, int(lasts.Seconds())))
 	switch r.tool {
 	case "wrk":
 		command = []string{"wrk", "-t1", "-c" + strconv.Itoa(b.conns), "-d" + seconds + "s", "-s", filepath.Join(b.dir, "wrk.lua"), target}
+	default:
+		conns := r.conns
+		if conns == 0 {
+			conns = b.conns
+		}
+		text, err := json.Marshal(loadConfig{Kind: r.tool, Address: address, Scheme: r.scheme, Path: r.path + "1", Key: b.used[0], Lasts: lasts, Connections: conns})
+		if err != nil {
+			return s, err
+		}
+		self, err := os.Executable()
+		if err != nil {
+			return s, err
+		}
+		command = []string{self, "-load", string(text)}
 	case "h2load":
 		command = append([]string{"h2load", "-t1", "-D", seconds, "--connect-to=" + address, "-H", "x-api-key: " + b.used[0]}, append(r.args, target)...)
 	}
@@ -121,8 +157,11 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 	}
 	pids := family(p.proc.cmd.Process.Pid)
 	userBefore, kernelBefore := cpuOf(pids)
+	memory := rssOf(pids)
 	began := time.Now()
+	held := watchMemory(pids)
 	out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput()
+	most := held()
 	took := time.Since(began)
 	user, kernel := cpuOf(pids)
 	kernel -= kernelBefore
@@ -132,14 +171,14 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 	}
 	var requests, failed int64
 	switch r.tool {
-	case "wrk":
+	default:
 		var duration, p50, p99 int64
 		i := strings.Index(string(out), "RESULT ")
 		if i < 0 {
-			return s, fmt.Errorf("wrk printed no result: %s", out)
+			return s, fmt.Errorf("%s printed no result: %s", r.tool, out)
 		}
 		if _, err := fmt.Sscanf(string(out[i:]), "RESULT %d %d %d %d %d", &requests, &duration, &p50, &p99, &failed); err != nil {
-			return s, fmt.Errorf("read wrk's result: %w", err)
+			return s, fmt.Errorf("read the result of %s: %w", r.tool, err)
 		}
 		s.rate, s.p50, s.p99 = float64(requests)/(float64(duration)/1e6), float64(p50)/1e3, float64(p99)/1e3
 	case "h2load":
@@ -164,7 +203,27 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 	s.kernel = kernel.Seconds() * 1e6 / float64(requests)
 	s.busy = spent.Seconds() / took.Seconds()
 	s.rss = rssOf(pids)
+	if r.tool == "idle" {
+		s.rss, s.each = most, (most-memory)*1024/float64(r.conns)
+	}
 	return s, nil
+}
+
+// watchMemory looks until it is asked how much it was at most.
+func watchMemory(pids []int) (most func() float64) {
+	stop, done, seen := make(chan struct{}), make(chan struct{}), rssOf(pids)
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(250 * time.Millisecond):
+				seen = max(seen, rssOf(pids))
+			}
+		}
+	}()
+	return func() float64 { close(stop); <-done; return seen }
 }
 
 // family is a process and all that came from it.
@@ -216,16 +275,16 @@ func median(samples []sample, of func(sample) float64) (mid, low, high float64) 
 	return values[len(values)/2], values[0], values[len(values)-1]
 }
 
-func (b *bench) print(r row, got map[string][]sample) {
+func (b *bench) print(r row, peers []*peer, got map[string][]sample) {
 	load, _ := os.ReadFile("/proc/loadavg")
 	fmt.Printf("\n%s; %d keys, pinned: %s, %d rounds of %s, load average %.4s\n", r.title, b.keys, b.pin, b.rounds, b.lasts, load)
-	fmt.Printf("| peer | CPU µs/request (min–max) | in the kernel | × nginx | requests/s | p50 ms | p99 ms | RSS MB | of a CPU |\n|---|---|---|---|---|---|---|---|---|\n")
+	fmt.Printf("| peer | CPU µs/request (min–max) | in the kernel | × nginx | requests/s | p50 ms | p99 ms | RSS MB | of a CPU | KiB a connection |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	cpu := func(s sample) float64 { return s.cpu }
 	base := 0.0
 	if n := got["nginx"]; len(n) > 0 {
 		base, _, _ = median(n, cpu)
 	}
-	for _, p := range b.peers {
+	for _, p := range peers {
 		s := got[p.name]
 		mid, low, high := median(s, cpu)
 		ratio := "-"
@@ -233,8 +292,8 @@ func (b *bench) print(r row, got map[string][]sample) {
 			ratio = fmt.Sprintf("%.2f", mid/base)
 		}
 		one := func(of func(sample) float64) float64 { m, _, _ := median(s, of); return m }
-		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %.1f | %s | %.0f | %.2f | %.2f | %.0f | %.2f |\n", p.name, mid, low, high, one(func(s sample) float64 { return s.kernel }), ratio,
+		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %.1f | %s | %.0f | %.3f | %.3f | %.0f | %.2f | %.1f |\n", p.name, mid, low, high, one(func(s sample) float64 { return s.kernel }), ratio,
 			one(func(s sample) float64 { return s.rate }), one(func(s sample) float64 { return s.p50 }), one(func(s sample) float64 { return s.p99 }),
-			one(func(s sample) float64 { return s.rss }), one(func(s sample) float64 { return s.busy }))
+			one(func(s sample) float64 { return s.rss }), one(func(s sample) float64 { return s.busy }), one(func(s sample) float64 { return s.each }))
 	}
 }

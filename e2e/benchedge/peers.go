@@ -119,7 +119,10 @@ func (b *bench) prepare(ctx context.Context) error {
 	if mine != nil {
 		workers = 1
 	}
-	if err := b.write("upstream.conf", fmt.Sprintf(upstreamConf, b.dir, b.dir, b.addr(portUpstream), strings.Repeat("x", 256))); err != nil {
+	if err := b.write("large.bin", strings.Repeat("x", 64<<10)); err != nil {
+		return err
+	}
+	if err := b.write("upstream.conf", fmt.Sprintf(upstreamConf, b.dir, b.dir, b.addr(portUpstream), b.dir, strings.Repeat("x", 256))); err != nil {
 		return err
 	}
 	if _, err := b.start("upstream", rest, "nginx", "-p", b.dir, "-e", "upstream.err", "-c", filepath.Join(b.dir, "upstream.conf")); err != nil {
@@ -241,7 +244,7 @@ http {
   client_body_temp_path %s/tmp; proxy_temp_path tmp; fastcgi_temp_path tmp; uwsgi_temp_path tmp; scgi_temp_path tmp;
   keepalive_requests 1000000000;
   keepalive_timeout 1h;
-  server { listen %s; location / { default_type application/json; return 200 "%s"; } }
+  server { listen %s; location /large/ { root %s; try_files /large.bin =404; } location / { default_type application/json; return 200 "%s"; } }
 }
 `
 
@@ -263,6 +266,7 @@ http {
   server {
     listen %s;
     listen %s ssl http2;
+    ssl_protocols TLSv1.2 TLSv1.3;
     ssl_certificate %s/both.pem;
     ssl_certificate_key %s/both.pem;
     if ($customer = "") { return 401; }
@@ -270,6 +274,7 @@ http {
       limit_req zone=keys burst=100000 nodelay;
       proxy_pass http://up;
       proxy_http_version 1.1;
+      proxy_buffers 16 8k;
       proxy_set_header Connection "";
       proxy_set_header X-Api-Key "";
       proxy_set_header X-Forwarded-For $remote_addr;
@@ -282,7 +287,7 @@ http {
 
 const haproxyConf = `global
   nbthread %d
-  maxconn 4096
+  maxconn 12000
   log stdout format raw local0
 defaults
   mode http
