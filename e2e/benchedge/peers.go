@@ -236,6 +236,7 @@ func (b *bench) certificate() error {
 }
 
 const upstreamConf = `daemon off;
+user root;
 worker_processes 1;
 pid %s/upstream.pid;
 events { worker_connections 8192; }

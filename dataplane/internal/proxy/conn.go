@@ -21,6 +21,7 @@ import (
 // Limits of a client's connection over HTTP/1.1.
 const (
 	idleTimeout   = 90 * time.Second       // between requests
+	idleWhole     = 5 * time.Second        // of it, in which the connection keeps its buffer
 	headTimeout   = 10 * time.Second       // from a head's first byte to its last, and for a handshake
 	lingerTimeout = 500 * time.Millisecond // for what a client still sends behind an answer that ends the connection
 	lingerBytes   = 256 << 10
@@ -37,7 +38,8 @@ type conn struct {
 	remote string // host:port of the client
 	client string // the same without the port
 
-	buf    []byte // what arrived and was not taken yet is in buf[r:w]
+	first  [1]byte // where a byte is waited for without a buffer
+	buf    []byte  // what arrived and was not taken yet is in buf[r:w]
 	r, w   int
 	req    http1.Request
 	until  time.Time // the deadline of reads that is set; zero: none is known to be
@@ -133,13 +135,14 @@ func looksLikeHTTP(h [5]byte) bool {
 
 // patience makes reads end at about so long from now: exactly, if exact, else up to a third later than they could. A deadline
 // is set anew only when it has to be.
-func (c *conn) patience(d time.Duration) {
-	now := time.Now()
+func (c *conn) patience(d time.Duration) (now time.Time) {
+	now = time.Now()
 	if left := c.until.Sub(now); left > d*2/3 && left <= d {
-		return
+		return now
 	}
 	c.until = now.Add(d)
 	c.rwc.SetReadDeadline(c.until)
+	return now
 }
 
 // fill reads more, making room before. What is in buf[r:w] may move.
@@ -185,6 +188,26 @@ func (c *conn) within(n int64, d time.Duration) bool {
 	return true
 }
 
+// wait waits for the first bytes of a request. A connection that is idle for longer keeps no memory of its own meanwhile but
+// what TLS and a goroutine need.
+func (c *conn) wait() bool {
+	began := c.patience(idleWhole)
+	err := c.fill(c.door.maxHeader)
+	if err == nil || !isTimeout(err) {
+		return err == nil
+	}
+	c.buf, c.req = nil, http1.Request{}
+	c.until = began.Add(idleTimeout)
+	c.rwc.SetReadDeadline(c.until)
+	n, _ := c.rwc.Read(c.first[:])
+	if n == 0 {
+		return false
+	}
+	c.buf = make([]byte, connBuffer)
+	c.buf[0], c.w, c.first = c.first[0], 1, [1]byte{}
+	return true
+}
+
 // next waits for the head of a request and reads it. false: there is none; what a client should know it was told.
 func (c *conn) next() bool {
 	if c.r == c.w {
@@ -192,8 +215,7 @@ func (c *conn) next() bool {
 		if len(c.buf) > connBuffer {
 			c.buf = make([]byte, connBuffer)
 		}
-		c.patience(idleTimeout)
-		if c.fill(c.door.maxHeader) != nil {
+		if !c.wait() {
 			return false
 		}
 	}

@@ -271,6 +271,21 @@ func TestDoor_GivesSlowClientsUp(t *testing.T) {
 		if _, err := silent.Read(make([]byte, 1)); !errors.Is(err, io.EOF) || time.Since(began) < 85*time.Second || time.Since(began) > 95*time.Second {
 			t.Errorf("a silent client: got %v after %v, want the end after 90 s", err, time.Since(began))
 		}
+		rests := open() // for longer than it keeps its buffer, again and again
+		in := bufio.NewReader(rests)
+		for _, pause := range []time.Duration{0, 4 * time.Second, 6 * time.Second, 80 * time.Second, 0} {
+			time.Sleep(pause)
+			io.WriteString(rests, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+			if resp, err := http.ReadResponse(in, nil); err != nil || resp.StatusCode != http.StatusOK {
+				t.Fatalf("after %v of rest: %v", pause, err)
+			} else if body, _ := io.ReadAll(resp.Body); string(body) != "ok" {
+				t.Fatalf("after %v of rest: got %q", pause, body)
+			}
+		}
+		began = time.Now()
+		if _, err := in.ReadByte(); !errors.Is(err, io.EOF) || time.Since(began) < 85*time.Second || time.Since(began) > 95*time.Second {
+			t.Errorf("a client that rests: got %v after %v, want the end after 90 s", err, time.Since(began))
+		}
 		began = time.Now()
 		slow := open()
 		defer slow.Close()
