@@ -112,42 +112,48 @@ var nobody = &policy.Key{Owner: &policy.Owner{}}
 // Admit decides one request under one table, at a monotonic reading from any fixed origin. t may be nil:
 // an edge without a table admits nobody.
 func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict) {
+	g.AdmitTo(&v, t, r, now)
+	return v
+}
+
+// AdmitTo puts what Admit says into v, which is a zero Verdict: it is large to hand around.
+func (g *Gate) AdmitTo(v *Verdict, t *policy.Table, r *Request, now time.Duration) {
 	if t == nil {
 		v.refuse(503, ReasonNotReady, "The edge has no policy table yet; try again shortly.")
 		v.RetryAfter = time.Second
-		return v
+		return
 	}
 	if v.API = t.API(r.Host); v.API == nil {
 		if d := t.DirectoryByHost(r.Host); d != nil {
 			v.refuse(421, ReasonHostForeign, "This host is served by the edges of another zone.")
 			v.Problem.Hosts = d.Hosts
-			return v
+			return
 		}
 		v.refuse(421, ReasonHostUnknown, "No API is published at this host here.")
-		return v
+		return
 	}
 	if (v.API.TCP != nil) != r.TCP {
 		v.refuse(421, ReasonHostUnknown, "No HTTP is spoken at this host: its API is tcp.")
-		return v
+		return
 	}
 	// Accepting is what a home region does, and a region without the API is home to none of its requests.
 	if len(v.API.Targets) == 0 && len(t.Found(&v.API.API)) == 0 {
 		v.refuse(421, ReasonNotHome, "Use an edge of a region where the API is deployed.")
 		v.Problem.Hosts = v.API.Hosts
-		return v
+		return
 	}
 	route, match := v.API.Route(r.Method, r.Path)
 	switch v.Route = route; match {
 	case policy.RouteNotFound:
 		v.refuse(404, ReasonRouteUnknown, "The API has no route at this path.")
-		return v
+		return
 	case policy.MethodNotAllowed:
 		v.refuse(405, ReasonMethodUnknown, "The Allow header names the methods of this path.")
 		v.Allow = v.API.Allowed(r.Path)
-		return v
+		return
 	}
-	if !g.authenticate(t, r, &v) {
-		return v
+	if !g.authenticate(t, r, v) {
+		return
 	}
 	plan := t.Plan(v.Plan)
 	v.Counted, v.Outcome = true, usage.OutcomeRefused
@@ -155,7 +161,7 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 		v.PlanRev = plan.Rev
 	}
 	if !v.bound(v.bounds, r.Remote) {
-		return v
+		return
 	}
 	product, entitled := "", false
 	if plan != nil {
@@ -163,16 +169,16 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 	}
 	if !entitled { // a plan that is not there sells nothing
 		v.refuse(403, ReasonNotEntitled, "The subscription's plan does not include this API.")
-		return v
+		return
 	}
 	v.Product = product
 	if plan.MaxKeyStaleness > 0 && r.TableAge > plan.MaxKeyStaleness {
 		v.refuse(403, ReasonKeyStale, "This edge has been cut off from its control plane for longer than the plan allows keys to go unconfirmed.")
-		return v
+		return
 	}
 	if v.overdue {
 		v.refuse(402, ReasonOverdue, "The subscription's invoice is overdue; pay it, or ask the provider of the API.")
-		return v
+		return
 	}
 	v.plan, v.Class, v.Units = plan, priority.ParseClass(plan.Class), units(r.Method, v.Route)
 	if v.Units == 0 {
@@ -181,20 +187,19 @@ func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict)
 	if g.Quotas != nil && (limited(plan) || plan.QuotaMode != "") {
 		v.Account = g.Quotas.Account(quota.ID{Customer: v.Customer, Subscription: v.Subscription}, plan)
 	}
-	if g.limit(plan, now, &v); v.Problem.Status != 0 {
+	if g.limit(plan, now, v); v.Problem.Status != 0 {
 		v.describe(r.Unix)
-		return v
+		return
 	}
 	if plan.QuotaMode == "" || v.Account == nil || v.Units == 0 {
 		v.describe(r.Unix)
-		return v
+		return
 	}
 	v.Leased = quota.Leases(plan)
 	ticket, decision := v.Account.Take(v.Units, v.Leased, r.Unix)
 	if v.Parked = decision == quota.Wait; !v.Parked {
-		g.Settle(&v, ticket, decision, r.Unix)
+		g.Settle(v, ticket, decision, r.Unix)
 	}
-	return v
 }
 
 // units is what may become of a request that an upstream answers. What only asks for what it may ask is free.

@@ -33,6 +33,7 @@ type call struct {
 	id      [16]byte
 	idText  string // of the request, as another edge gave it or as name made it
 	client  string // address that speaks to this edge
+	seen    *seen  // of its connection; nil: nobody remembers it
 	relayed bool   // it came from another edge, which counts it
 
 	table  *policy.Table
@@ -104,7 +105,7 @@ func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
 		a.TableAge = p.cfg.TableAge()
 	}
 	a.Unix = c.began.Unix()
-	c.v = p.cfg.Gate.Admit(c.table, &a.Request, c.began.Sub(p.start))
+	p.cfg.Gate.AdmitTo(&c.v, c.table, &a.Request, c.began.Sub(p.start))
 	if c.v.Parked { // nobody has said yet whether units are left: wait for it, not long
 		ticket, decision := c.v.Account.Park(ctx, c.v.Units, c.v.Leased)
 		p.cfg.Gate.Settle(&c.v, ticket, decision, time.Now().Unix())
@@ -213,7 +214,7 @@ func (c *call) row(outcome usage.Outcome) {
 		row.Flags |= usage.FlagRelayed
 	}
 	if c.p.cfg.Pseudonyms != nil {
-		row.Address = c.p.cfg.Pseudonyms.Of(c.client, c.began)
+		row.Address = c.pseudonym()
 	}
 	if c.v.API != nil {
 		row.API = c.v.API.Name
@@ -222,6 +223,24 @@ func (c *call) row(outcome usage.Outcome) {
 		row.Route = c.v.Route.Name
 	}
 	c.inBefore, c.outBefore, c.out, c.lastRow = in, c.outBefore+c.out, 0, now
+}
+
+// seen is the pseudonym of a connection's client on a day: it is the same for each of its requests.
+type seen struct {
+	day   int64
+	value uint64 // 0: not known
+}
+
+func (c *call) pseudonym() uint64 {
+	day := c.began.Unix() / 86400
+	if c.seen != nil && c.seen.value != 0 && c.seen.day == day {
+		return c.seen.value
+	}
+	value := c.p.cfg.Pseudonyms.Of(c.client, c.began)
+	if c.seen != nil {
+		*c.seen = seen{day, value}
+	}
+	return value
 }
 
 func (c *call) append() bool {

@@ -37,6 +37,7 @@ type conn struct {
 	sni    string
 	remote string // host:port of the client
 	client string // the same without the port
+	seen   seen
 
 	first  [1]byte // where a byte is waited for without a buffer
 	buf    []byte  // what arrived and was not taken yet is in buf[r:w]
@@ -297,6 +298,7 @@ func (c *conn) one() bool {
 func (c *conn) serveCommon(k *work) bool {
 	x := &k.call
 	x.begin(c.door.fast, c.client)
+	x.seen = &c.seen
 	c.active = x // until it is closed, a panic closes it
 	if keep, ok := k.admit(c.door.fast); !ok {
 		return keep

@@ -48,12 +48,13 @@ type work struct {
 	secure bool   // it came over TLS
 	via    string // the edge's word in Via
 
-	call call
-	ask  asked
-	out  []byte
-	auth [2]string // values of Authorization; a third would be refused too
-	keys [2]string
-	a    failover.Attempts
+	call  call
+	ask   asked
+	out   []byte
+	asked int       // bytes of the request that were in out
+	auth  [2]string // values of Authorization; a third would be refused too
+	keys  [2]string
+	a     failover.Attempts
 }
 
 func newWork() any { return &work{out: make([]byte, 0, workBuffer)} }
@@ -66,8 +67,8 @@ func (k *work) done() {
 	if cap(k.out) > 2*(smallAnswer+workBuffer) {
 		k.out = make([]byte, 0, workBuffer)
 	}
-	clear(k.out[:cap(k.out)]) // a request's body may be in it, which is kept no longer than the request lasts
-	k.out = k.out[:0]
+	clear(k.out[:min(max(k.asked, len(k.out)), cap(k.out))]) // a request's body may be in it, which is kept no longer than the request lasts
+	k.out, k.asked = k.out[:0], 0
 }
 
 // common says whether the request may take this road, and reads what it asks. room is how long its body may be.
@@ -171,6 +172,7 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 	}
 	patience = min(patience, x.timeout(), unwatched)
 	k.out = k.request(t.Base.Host, t.Base.Path)
+	k.asked = len(k.out)
 	sent := t.Begin()
 	asked := time.Now()
 	l := o.get()

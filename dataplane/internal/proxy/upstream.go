@@ -70,6 +70,11 @@ func (u *Upstreams) pool(at upstream.Place) (*pool, error) {
 	if p != nil {
 		return p, nil
 	}
+	return u.open(at)
+}
+
+// open makes the pool of a place. It is not part of pool, which is asked for each request: what keeps at here has memory of its own.
+func (u *Upstreams) open(at upstream.Place) (p *pool, err error) {
 	cfg, err := u.cfg.Dialer.TLS(at)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", at.Base, err)
