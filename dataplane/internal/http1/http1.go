@@ -229,3 +229,9 @@ func option(list, member string) bool {
 	}
 	return false
 }
+
+// Number reads a length: digits and nothing else.
+func Number(s string) (n int64, ok bool) {
+	n, err := number(s)
+	return n, err == nil
+}

@@ -168,6 +168,34 @@ func (r *Request) locate(mark int) error {
 			mark = -1
 		}
 	}
+	r.split(t, mark)
+	return nil
+}
+
+// Locate takes a target in origin form, as HTTP/2 has it, or the asterisk. false: it is none.
+func (r *Request) Locate(t string) bool {
+	mark := -1
+	for i := range len(t) {
+		if !target[t[i]] {
+			return false
+		}
+		if t[i] == '?' && mark < 0 {
+			mark = i
+		}
+	}
+	r.Target = t
+	if t == "*" {
+		return true
+	}
+	if t == "" || t[0] != '/' {
+		return false
+	}
+	r.Plain = true
+	r.split(t, mark)
+	return true
+}
+
+func (r *Request) split(t string, mark int) {
 	r.Path = t
 	if mark >= 0 {
 		r.Path, r.Query, r.HasQuery = t[:mark], t[mark+1:], true
@@ -175,7 +203,6 @@ func (r *Request) locate(mark int) error {
 	for i := 0; r.Plain && i < len(r.Path); i++ {
 		r.Plain = plain[r.Path[i]]
 	}
-	return nil
 }
 
 func cutFold(s, prefix string) (string, bool) {

@@ -1,0 +1,231 @@
+package http2
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// Conn is a client's connection.
+type Conn struct {
+	v       *Server
+	rwc     net.Conn
+	serve   func(*Stream)
+	maxHead int
+
+	// What follows is the reader's.
+	buf       []byte // what arrived and was not taken yet is in buf[r:w]
+	r, w      int
+	until     time.Time // the deadline that is set
+	began     time.Time // of the preface, or of the header block that has not come whole
+	idle      time.Time // since when there has been no request; zero: not looked at yet
+	pinged    time.Time // a client that says nothing was asked; zero: it was not
+	settled   bool      // its first SETTINGS have come
+	table     dynamic
+	part      []byte // of the header block that has not come whole
+	partOf    uint32 // its stream; 0: none
+	partEnds  bool   // nothing follows it
+	partLoops bool   // the stream depends on itself
+	parts     int
+	fresh     []*Stream // to be served once what is here is read
+	spare     block     // for blocks that make no request
+
+	mu       sync.Mutex // covers the rest
+	streams  map[uint32]*Stream
+	last     uint32 // the highest stream that a client has opened
+	busy     int    // streams that are being served, also those that a client has reset
+	quiet    chan struct{}
+	ignored  [ignoredMost]uint32
+	ignoring int
+	dead     bool // nothing is written any more
+	ending   bool // the reader is to end
+	going    time.Time
+	gone     bool // no stream above last is served any more
+
+	out     *buffer // to be written
+	writing bool
+	hurried bool // somebody is on the way to write it
+	wuntil  time.Time
+	waiting []*Stream // for windows, or for room in out
+
+	inWindow, unread   int64 // what the client may send, and what of it was read and is to be told
+	outWindow, initial int64 // what the client takes; of a new stream
+
+	tokens   int
+	refilled time.Time
+}
+
+// buffer is bytes that wait to be written.
+type buffer struct{ b []byte }
+
+// NewConn makes a connection of one that speaks HTTP/2 and of which nothing was read. serve serves each request.
+func (v *Server) NewConn(rwc net.Conn, serve func(*Stream)) *Conn {
+	return &Conn{v: v, rwc: rwc, serve: serve, maxHead: v.cfg.MaxHead, streams: map[uint32]*Stream{}, inWindow: connWindow, outWindow: 65535, initial: 65535, tokens: allowance}
+}
+
+// Run reads the connection until it ends, and returns once nobody serves a request of it any more. The caller closes it.
+func (c *Conn) Run() {
+	c.buf = make([]byte, readBuffer)
+	c.began = time.Now()
+	code := c.read()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if code != none {
+		c.goAway(c.last, code)
+	}
+	c.ending = true
+	for _, s := range c.streams {
+		s.lost(errGone)
+	}
+	c.wake()
+	if c.busy > 0 { // also those that write
+		c.quiet = make(chan struct{})
+		c.mu.Unlock()
+		<-c.quiet
+		c.mu.Lock()
+	}
+	c.flush()
+	c.dead = true
+}
+
+// read reads until the connection is to end; the code is what the client is told, none if nothing.
+func (c *Conn) read() Code {
+	for c.w < len(preface) {
+		if !c.fill() {
+			return none
+		}
+		if n := min(c.w, len(preface)); string(c.buf[:n]) != preface[:n] {
+			return ProtocolError
+		}
+	}
+	c.r = len(preface)
+	c.mu.Lock()
+	b := c.queue()
+	b.b = appendFrame(b.b, frameSettings, 0, 0, 5*6)
+	for _, s := range [...][2]uint32{{settingStreams, MaxStreams}, {settingWindow, streamWindow}, {settingFrame, maxFrame}, {settingList, uint32(c.maxHead)}, {settingPriorities, 1}} {
+		b.b = binary.BigEndian.AppendUint16(b.b, uint16(s[0]))
+		b.b = binary.BigEndian.AppendUint32(b.b, s[1])
+	}
+	b.b = binary.BigEndian.AppendUint32(appendFrame(b.b, frameWindow, 0, 0, 4), connWindow-65535)
+	c.mu.Unlock()
+	for {
+		for {
+			more, code := c.next()
+			if code != none {
+				return code
+			}
+			if !more {
+				break
+			}
+		}
+		c.dispatch()
+		if !c.fill() {
+			return none
+		}
+	}
+}
+
+// dispatch has those streams served that have come, and what is queued written, by others: a reader that waited for a client to
+// read could not hear it give room.
+func (c *Conn) dispatch() {
+	c.mu.Lock()
+	c.busy += len(c.fresh)
+	c.soon()
+	c.mu.Unlock()
+	for i, s := range c.fresh {
+		c.fresh[i] = nil
+		c.v.do(job{s: s})
+	}
+	c.fresh = c.fresh[:0]
+}
+
+// fill reads more. false: there is no more, or the connection is to end.
+func (c *Conn) fill() bool {
+	if c.r == c.w {
+		c.r, c.w = 0, 0
+		if len(c.buf) > readBuffer && c.partOf == 0 && c.calm() {
+			c.buf = make([]byte, readBuffer)
+		}
+	} else if c.r > 0 {
+		copy(c.buf, c.buf[c.r:c.w])
+		c.r, c.w = 0, c.w-c.r
+	}
+	if c.w == len(c.buf) { // never beyond a frame, which next has looked at
+		c.buf = append(c.buf, make([]byte, min(len(c.buf), 9+maxFrame+readBuffer-len(c.buf)))...)
+	}
+	heard := time.Now()
+	for now := heard; ; now = time.Now() {
+		if !c.patience(now, heard) {
+			return false
+		}
+		n, err := c.rwc.Read(c.buf[c.w:])
+		if n > 0 {
+			c.w += n
+			c.pinged = time.Time{}
+			return true
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			c.mu.Lock()
+			c.dead = true
+			c.mu.Unlock()
+			return false
+		}
+	}
+}
+
+func (c *Conn) calm() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.streams) == 0
+}
+
+// patience sets how long the next read may take. A deadline costs, and is set anew only where it has to be: a read may end
+// sooner than it must, and is then made again. false: the client has had its time, or the connection is to end.
+func (c *Conn) patience(now, heard time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending {
+		return false
+	}
+	var limit time.Time
+	switch calm := len(c.streams) == 0; {
+	case !c.settled, c.partOf != 0:
+		if limit = c.began.Add(headTimeout); !now.Before(limit) {
+			c.goAway(c.last, EnhanceYourCalm)
+			return false
+		}
+	case calm:
+		if c.idle.IsZero() {
+			c.idle = now
+		}
+		if limit = c.idle.Add(idleTimeout); !now.Before(limit) {
+			c.goAway(c.last, NoError)
+			return false
+		}
+	default:
+		c.idle = time.Time{}
+		if c.pinged.IsZero() && now.Sub(heard) >= quietTimeout { // it may have gone without a word
+			c.pinged = now
+			b := c.queue()
+			b.b = append(appendFrame(b.b, framePing, 0, 0, 8), "presence"...)
+			c.soon()
+		}
+		if limit = now.Add(quietTimeout); !c.pinged.IsZero() {
+			if limit = c.pinged.Add(pingTimeout); !now.Before(limit) {
+				c.dead = true
+				return false
+			}
+		}
+	}
+	if latest := now.Add(quietTimeout); limit.After(latest) {
+		limit = latest
+	}
+	if !c.until.After(now) || c.until.After(limit) || limit.Sub(c.until) > quietTimeout/3 {
+		c.until = limit
+		c.rwc.SetReadDeadline(limit)
+	}
+	return true
+}
