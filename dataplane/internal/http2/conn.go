@@ -1,6 +1,7 @@
 package http2
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -13,6 +14,7 @@ import (
 type Conn struct {
 	v       *Server
 	rwc     net.Conn
+	peer    Peer
 	serve   func(*Stream)
 	maxHead int
 
@@ -61,9 +63,15 @@ type Conn struct {
 // buffer is bytes that wait to be written.
 type buffer struct{ b []byte }
 
+// Peer is who sends the requests of a connection.
+type Peer struct {
+	Remote string               // host:port
+	TLS    *tls.ConnectionState // nil: there is no TLS
+}
+
 // NewConn makes a connection of one that speaks HTTP/2 and of which nothing was read. serve serves each request.
-func (v *Server) NewConn(rwc net.Conn, serve func(*Stream)) *Conn {
-	return &Conn{v: v, rwc: rwc, serve: serve, maxHead: v.cfg.MaxHead, streams: map[uint32]*Stream{}, inWindow: connWindow, outWindow: 65535, initial: 65535, tokens: allowance}
+func (v *Server) NewConn(rwc net.Conn, peer Peer, serve func(*Stream)) *Conn {
+	return &Conn{v: v, rwc: rwc, peer: peer, serve: serve, maxHead: v.cfg.MaxHead, streams: map[uint32]*Stream{}, inWindow: connWindow, outWindow: 65535, initial: 65535, tokens: allowance, table: dynamic{most: tableSize}}
 }
 
 // Run reads the connection until it ends, and returns once nobody serves a request of it any more. The caller closes it.
@@ -93,6 +101,9 @@ func (c *Conn) Run() {
 
 // read reads until the connection is to end; the code is what the client is told, none if nothing.
 func (c *Conn) read() Code {
+	if !secure(c.peer.TLS) {
+		return Inadequate
+	}
 	for c.w < len(preface) {
 		if !c.fill() {
 			return none
@@ -140,6 +151,22 @@ func (c *Conn) dispatch() {
 		c.v.do(job{s: s})
 	}
 	c.fresh = c.fresh[:0]
+}
+
+// secure says whether HTTP/2 may be spoken over it (RFC 9113 §9.2.2): of TLS 1.2, with what is forward secret and authenticated.
+func secure(t *tls.ConnectionState) bool {
+	switch {
+	case t == nil || t.Version >= tls.VersionTLS13:
+		return true
+	case t.Version < tls.VersionTLS12:
+		return false
+	}
+	switch t.CipherSuite {
+	case tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256:
+		return true
+	}
+	return false
 }
 
 // fill reads more. false: there is no more, or the connection is to end.

@@ -2,7 +2,6 @@ package http2
 
 import (
 	"context"
-	"crypto/tls"
 	"io"
 	"net/http"
 	"net/textproto"
@@ -16,15 +15,9 @@ import (
 	"bailiwick/dataplane/internal/http1"
 )
 
-// Peer is who sends the requests of a connection.
-type Peer struct {
-	Remote string // host:port
-	TLS    *tls.ConnectionState
-}
-
 // HTTP serves the request by a handler of net/http's. Whatever it panics with ends the stream: http.ErrAbortHandler without a
 // word.
-func (s *Stream) HTTP(peer Peer, serve http.HandlerFunc) {
+func (s *Stream) HTTP(serve http.HandlerFunc) {
 	c := s.c
 	s.shown = true
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -36,7 +29,7 @@ func (s *Stream) HTTP(peer Peer, serve http.HandlerFunc) {
 	}
 	ended := s.ended && len(s.body) == s.read && s.trailer == nil
 	c.mu.Unlock()
-	r, err := s.request(peer)
+	r, err := s.request()
 	if err != nil {
 		s.Plain(http.StatusBadRequest, http1.ErrRequest.Error())
 		return
@@ -62,10 +55,10 @@ func (s *Stream) HTTP(peer Peer, serve http.HandlerFunc) {
 }
 
 // request is the request as net/http has it. Its text is its own.
-func (s *Stream) request(peer Peer) (*http.Request, error) {
+func (s *Stream) request() (*http.Request, error) {
 	q := &s.Request
 	r := &http.Request{Method: strings.Clone(q.Method), RequestURI: strings.Clone(q.Target), Proto: "HTTP/2.0", ProtoMajor: 2, ContentLength: q.Length,
-		Host: strings.Clone(q.Authority), RemoteAddr: peer.Remote, TLS: peer.TLS, Header: make(http.Header, len(q.Fields)), Body: http.NoBody}
+		Host: strings.Clone(q.Authority), RemoteAddr: s.c.peer.Remote, TLS: s.c.peer.TLS, Header: make(http.Header, len(q.Fields)), Body: http.NoBody}
 	for i := range q.Fields {
 		f := &q.Fields[i]
 		if f.Kind == http1.Host {

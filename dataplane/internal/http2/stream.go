@@ -106,7 +106,7 @@ func (c *Conn) soon() {
 	if c.out != nil && !c.writing && !c.hurried {
 		c.hurried = true
 		c.busy++
-		c.soon()
+		c.v.do(job{c: c})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/http1"
+	"bailiwick/dataplane/internal/http2"
 	"bailiwick/dataplane/internal/relay"
 )
 
@@ -49,6 +50,8 @@ type conn struct {
 	active *call // of a common request that is under way
 	last   bool  // its answer ends the connection
 	ahead  watch
+
+	two *http2.Conn // of one that speaks HTTP/2; the door's mu covers it
 }
 
 // Phases of a connection: one that waits for a request may be closed by whoever shuts the door, one that has it not.
@@ -60,7 +63,6 @@ const (
 
 // serve is the life of a connection.
 func (c *conn) serve() {
-	given := false
 	defer func() {
 		if p := recover(); p != nil {
 			c.panicked(p)
@@ -69,16 +71,11 @@ func (c *conn) serve() {
 			c.active = nil
 			x.close()
 		}
-		if !given {
-			c.rwc.Close()
-		}
+		c.rwc.Close()
 		c.door.forget(c)
 	}()
-	if c.door.Others != nil {
-		done := false
-		if given, done = c.handshake(); done {
-			return
-		}
+	if c.door.Others != nil && !c.handshake() {
+		return
 	}
 	if c.tunnels() {
 		c.tunnel()
@@ -94,15 +91,17 @@ func (c *conn) serve() {
 	}
 }
 
+func (c *conn) panicked(p any) { c.door.panicked(p) }
+
 // panicked tells where in the code, and nothing of the request.
-func (c *conn) panicked(p any) {
+func (d *Door) panicked(p any) {
 	if p != http.ErrAbortHandler {
-		c.door.log.Printf("http: panic serving %s\ngoroutine %s", "a request", debug.Stack())
+		d.log.Printf("http: panic serving %s\ngoroutine %s", "a request", debug.Stack())
 	}
 }
 
-// handshake sets TLS up. What then speaks HTTP/2 goes on elsewhere, and what speaks neither ends.
-func (c *conn) handshake() (given, done bool) {
+// handshake sets TLS up, and serves what then speaks another protocol than HTTP/1.1. false: there is no more to do.
+func (c *conn) handshake() bool {
 	t := tls.Server(c.raw, c.door.Others.TLSConfig)
 	c.rwc = t
 	c.raw.SetDeadline(time.Now().Add(headTimeout))
@@ -111,19 +110,26 @@ func (c *conn) handshake() (given, done bool) {
 			io.WriteString(re.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
 			re.Conn.Close()
 		}
-		return false, true
+		return false
 	}
 	c.raw.SetDeadline(time.Time{})
 	state := t.ConnectionState()
+	c.state, c.sni = &state, state.ServerName
 	switch state.NegotiatedProtocol {
 	case "", "http/1.1":
+		return true
 	case "h2":
-		return c.door.handed.give(t), true
+		if c.door.speak(c) {
+			c.two.Run()
+			c.linger()
+		}
 	default:
-		return c.door.Others.TLSNextProto[state.NegotiatedProtocol] != nil && c.door.handed.give(t), true
+		if serve := c.door.Others.TLSNextProto[state.NegotiatedProtocol]; serve != nil {
+			c.phase.Store(serving)
+			serve(c.door.Others, t, c.door.Handler)
+		}
 	}
-	c.state, c.sni = &state, state.ServerName
-	return false, false
+	return false
 }
 
 func looksLikeHTTP(h [5]byte) bool {

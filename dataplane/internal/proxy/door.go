@@ -12,14 +12,15 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/direct"
+	"bailiwick/dataplane/internal/http2"
 )
 
-// Door takes connections that speak HTTP/1.1, over TLS perhaps, and hands those that speak HTTP/2 on. A goroutine serves one
-// connection; it returns when that ends. Serve may be called once.
+// Door takes connections that speak HTTP/1.1, or over TLS HTTP/2. A goroutine serves one connection; it returns when that ends.
+// Serve may be called once.
 type Door struct {
 	Handler http.Handler // of what is not common; set it before Serve
-	// Others takes connections whose handshake agreed on another protocol than HTTP/1.1: HTTP/2, and what its TLSNextProto has.
-	// Its TLSConfig is the door's; nil: there is no TLS.
+	// Others has what handshakes rest on: its TLSConfig is the door's, and its TLSNextProto serves what agreed on a protocol that
+	// is neither HTTP/1.1 nor HTTP/2. It serves nothing itself. nil: there is no TLS.
 	Others *http.Server
 
 	// Linger is how long a door that shuts leaves connections alone on which nothing has come in yet: a client may be about to
@@ -27,10 +28,10 @@ type Door struct {
 	Linger time.Duration
 
 	fast      *Proxy // of what is; nil: nothing is
-	handed    *handed
 	log       *log.Logger
 	maxHeader int
 	works     sync.Pool
+	two       *http2.Server
 
 	shut    atomic.Bool
 	refuses atomic.Bool   // nor does it take connections that were accepted before it shut
@@ -54,16 +55,7 @@ func (d *Door) Serve(l net.Listener) error {
 	d.listener = l
 	d.accepts.Add(1)
 	defer d.accepts.Done()
-	if d.Others != nil {
-		d.wg.Go(func() { d.Others.Serve(d.handed) })
-	}
 	d.mu.Unlock()
-	if d.Others != nil { // it writes to its configuration before it takes the first, and handshakes read that
-		select {
-		case <-d.handed.ready:
-		case <-d.handed.over:
-		}
-	}
 	var err error
 	for wait := time.Duration(0); ; {
 		var raw net.Conn
@@ -101,6 +93,17 @@ func (d *Door) take(raw net.Conn) {
 	d.mu.Unlock()
 }
 
+// speak has a connection speak HTTP/2. false: the door was shut meanwhile.
+func (d *Door) speak(c *conn) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !c.phase.CompareAndSwap(waiting, serving) {
+		return false
+	}
+	c.two = d.two.NewConn(c.rwc, http2.Peer{Remote: c.remote, TLS: c.state}, c.stream)
+	return true
+}
+
 func (d *Door) forget(c *conn) {
 	d.mu.Lock()
 	delete(d.conns, c)
@@ -119,16 +122,6 @@ func (d *Door) Shutdown(ctx context.Context) error {
 		d.refuses.Store(true)
 		close(lingered)
 	}
-	var err error
-	if d.Others != nil { // beside it: a long stream over HTTP/2 keeps no idle connection open
-		d.wg.Go(func() {
-			select {
-			case <-lingered:
-			case <-ctx.Done():
-			}
-			err = d.Others.Shutdown(ctx)
-		})
-	}
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		d.mu.Lock()
 		select {
@@ -136,6 +129,8 @@ func (d *Door) Shutdown(ctx context.Context) error {
 			for c := range d.conns {
 				if c.phase.CompareAndSwap(waiting, closed) {
 					c.raw.Close()
+				} else if c.two != nil {
+					c.two.Drain()
 				}
 			}
 		default:
@@ -151,8 +146,9 @@ func (d *Door) Shutdown(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+	d.two.Close()
 	d.wg.Wait()
-	return err
+	return nil
 }
 
 func (d *Door) close() {
@@ -170,55 +166,13 @@ func (d *Door) close() {
 func (d *Door) Close() error {
 	d.refuses.Store(true)
 	d.close()
-	if d.Others != nil {
-		d.Others.Close()
-	}
+	d.two.Close()
 	d.mu.Lock()
 	for c := range d.conns {
 		c.raw.Close()
 	}
 	d.mu.Unlock()
 	return nil
-}
-
-// handed is a listener of connections that somebody else accepted.
-type handed struct {
-	ch    chan net.Conn
-	ready chan struct{} // closed once somebody takes them
-	over  chan struct{}
-	begun sync.Once
-	once  sync.Once
-}
-
-func newHanded() *handed {
-	return &handed{ch: make(chan net.Conn), ready: make(chan struct{}), over: make(chan struct{})}
-}
-
-func (h *handed) Accept() (net.Conn, error) {
-	h.begun.Do(func() { close(h.ready) })
-	select {
-	case c := <-h.ch:
-		return c, nil
-	case <-h.over:
-		return nil, net.ErrClosed
-	}
-}
-
-func (h *handed) Close() error {
-	h.once.Do(func() { close(h.over) })
-	return nil
-}
-
-func (h *handed) Addr() net.Addr { return &net.TCPAddr{} }
-
-// give hands a connection over; false: nobody takes it any more.
-func (h *handed) give(c net.Conn) bool {
-	select {
-	case h.ch <- c:
-		return true
-	case <-h.over:
-		return false
-	}
 }
 
 func isExhausted(err error) bool {

@@ -47,6 +47,7 @@ type work struct {
 	remote string // host:port of the client
 	secure bool   // it came over TLS
 	via    string // the edge's word in Via
+	two    front2
 
 	call  call
 	ask   asked

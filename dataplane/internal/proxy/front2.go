@@ -20,7 +20,7 @@ type front2 struct {
 // stream serves a request over HTTP/2.
 func (c *conn) stream(s *http2.Stream) {
 	if c.door.fast == nil {
-		s.HTTP(c.peer, c.door.Handler.ServeHTTP)
+		s.HTTP(c.door.Handler.ServeHTTP)
 		return
 	}
 	k := c.door.works.Get().(*work)
@@ -38,7 +38,7 @@ func (c *conn) stream(s *http2.Stream) {
 			return
 		}
 	}
-	s.HTTP(c.peer, c.door.Handler.ServeHTTP)
+	s.HTTP(c.door.Handler.ServeHTTP)
 }
 
 const smallBody = 4 << 10 // of a common request over HTTP/2
@@ -57,7 +57,7 @@ func (f *front2) done(k *work) {
 // exchange implements front.
 func (f *front2) exchange(k *work, do func(e *exchange)) bool {
 	k.ask.Host = strings.Clone(k.ask.Host)
-	f.s.HTTP(f.c.peer, func(w http.ResponseWriter, r *http.Request) {
+	f.s.HTTP(func(w http.ResponseWriter, r *http.Request) {
 		e := &exchange{call: &k.call, w: w, r: r}
 		f.active = false
 		defer e.close()

@@ -17,6 +17,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+
+	"bailiwick/dataplane/internal/http2"
 )
 
 // ServersConfig of NewServers. Handler, TLS and Logger are required.
@@ -75,7 +77,9 @@ func NewServers(cfg ServersConfig) Servers {
 	errorLog := log.New(withheld{cfg.Logger.Handler()}, "", 0)
 	fast, _ := cfg.Handler.(*Proxy)
 	door := func() *Door {
-		return &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
+		d := &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
+		d.two = http2.New(http2.Config{MaxHead: cfg.MaxHeaderBytes, Go: d.wg.Go, Panicked: d.panicked})
+		return d
 	}
 	if cfg.UnprovenASecond <= 0 {
 		cfg.UnprovenASecond = 200
@@ -86,14 +90,7 @@ func NewServers(cfg ServersConfig) Servers {
 	if fast != nil {
 		tcp.GetConfigForClient = fast.whole(tcp)
 	}
-	var h2 http.Protocols
-	h2.SetHTTP2(true)
-	s.HTTPS.handed = newHanded()
-	s.HTTPS.Others = &http.Server{
-		Handler: cfg.Handler, MaxHeaderBytes: cfg.MaxHeaderBytes, ErrorLog: errorLog, TLSConfig: tcp, Protocols: &h2,
-		ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout,
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 30 * time.Second},
-	}
+	s.HTTPS.Others = &http.Server{Handler: cfg.Handler, ErrorLog: errorLog, TLSConfig: tcp}
 	udp := cfg.TLS.Clone()
 	udp.MinVersion = tls.VersionTLS13
 	if refuse := cfg.NoH3; refuse != nil {
