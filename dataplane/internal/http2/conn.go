@@ -71,7 +71,15 @@ type Peer struct {
 
 // NewConn makes a connection of one that speaks HTTP/2 and of which nothing was read. serve serves each request.
 func (v *Server) NewConn(rwc net.Conn, peer Peer, serve func(*Stream)) *Conn {
-	return &Conn{v: v, rwc: rwc, peer: peer, serve: serve, maxHead: v.cfg.MaxHead, streams: map[uint32]*Stream{}, inWindow: connWindow, outWindow: 65535, initial: 65535, tokens: allowance, table: dynamic{most: tableSize}}
+	c := &Conn{v: v, rwc: rwc, peer: peer, serve: serve, maxHead: v.cfg.MaxHead, streams: map[uint32]*Stream{}, inWindow: connWindow, outWindow: 65535, initial: 65535, tokens: allowance, table: dynamic{most: tableSize}}
+	b := c.queue()
+	b.b = appendFrame(b.b, frameSettings, 0, 0, 5*6)
+	for _, s := range [...][2]uint32{{settingStreams, MaxStreams}, {settingWindow, streamWindow}, {settingFrame, maxFrame}, {settingList, uint32(c.maxHead)}, {settingPriorities, 1}} {
+		b.b = binary.BigEndian.AppendUint16(b.b, uint16(s[0]))
+		b.b = binary.BigEndian.AppendUint32(b.b, s[1])
+	}
+	b.b = binary.BigEndian.AppendUint32(appendFrame(b.b, frameWindow, 0, 0, 4), connWindow-65535)
+	return c
 }
 
 // Run reads the connection until it ends, and returns once nobody serves a request of it any more. The caller closes it.
@@ -104,6 +112,7 @@ func (c *Conn) read() Code {
 	if !secure(c.peer.TLS) {
 		return Inadequate
 	}
+	c.dispatch() // whose first frame nobody has to wait for
 	for c.w < len(preface) {
 		if !c.fill() {
 			return none
@@ -113,15 +122,6 @@ func (c *Conn) read() Code {
 		}
 	}
 	c.r = len(preface)
-	c.mu.Lock()
-	b := c.queue()
-	b.b = appendFrame(b.b, frameSettings, 0, 0, 5*6)
-	for _, s := range [...][2]uint32{{settingStreams, MaxStreams}, {settingWindow, streamWindow}, {settingFrame, maxFrame}, {settingList, uint32(c.maxHead)}, {settingPriorities, 1}} {
-		b.b = binary.BigEndian.AppendUint16(b.b, uint16(s[0]))
-		b.b = binary.BigEndian.AppendUint32(b.b, s[1])
-	}
-	b.b = binary.BigEndian.AppendUint32(appendFrame(b.b, frameWindow, 0, 0, 4), connWindow-65535)
-	c.mu.Unlock()
 	for {
 		for {
 			more, code := c.next()

@@ -105,4 +105,6 @@ func FuzzDecode(f *testing.F) {
 
 // strict says whether a block has what only this package refuses: numbers of more than 28 bits and the like are no use to
 // anybody.
-func strict(b []byte) bool { return bytes.Contains(b, []byte{0x80, 0x80}) || bytes.Contains(b, []byte{0xff}) || bytes.Contains(b, []byte{0x7f}) }
+func strict(b []byte) bool {
+	return bytes.Contains(b, []byte{0x80, 0x80}) || bytes.Contains(b, []byte{0xff}) || bytes.Contains(b, []byte{0x7f})
+}

@@ -92,17 +92,14 @@ func TestCommon_StripsWhatAnExchangeStrips(t *testing.T) {
 	}
 }
 
-// A request of the common kind costs no memory, from the client's bytes to the client's bytes, once all is warm.
-func TestCommon_AllocatesNothing(t *testing.T) {
-	if raceDetector {
-		t.Skip("the race detector makes pools forget")
-	}
-	w := newWorld(t, nil)
-	l, err := net.Listen("tcp", "127.0.0.1:0") // an upstream that allocates nothing either
+// answersAlways puts an upstream in eu-west that answers whatever it gets, and allocates nothing either.
+func (w *world) answersAlways(t testing.TB) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -124,6 +121,15 @@ func TestCommon_AllocatesNothing(t *testing.T) {
 	w.west.up.addr = l.Addr().String()
 	w.west.tables.Swap(w.view(w.west, true))
 	w.west.proxy.Turn()
+}
+
+// A request of the common kind costs no memory, from the client's bytes to the client's bytes, once all is warm.
+func TestCommon_AllocatesNothing(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector makes pools forget")
+	}
+	w := newWorld(t, nil)
+	w.answersAlways(t)
 	conn, _ := w.dial()
 	request, answer := []byte(w.head("GET", "/v1/items/1?page=2", "User-Agent: x\r\nAccept: */*\r\n\r\n")), make([]byte, 4096)
 	ok := []byte("HTTP/1.1 200 OK\r\n")
