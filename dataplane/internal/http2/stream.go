@@ -157,15 +157,12 @@ func (s *Stream) Reset(code Code) {
 	}
 }
 
-// Body is the request's body if all of it is here.
+// Body is the request's body if all of it is here and is as long as was said. One of no declared length is a stream: gRPC's.
 func (s *Stream) Body() (body []byte, ok bool) {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
-	if !s.ended || s.trailer != nil || s.gone != nil {
+	if !s.ended || s.trailer != nil || s.gone != nil || s.got != s.Request.Length {
 		return nil, false
-	}
-	if s.Request.Length < 0 {
-		s.Request.Length = s.got
 	}
 	return s.body[s.read:], true
 }
