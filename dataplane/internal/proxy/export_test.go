@@ -83,6 +83,17 @@ func Budgets(p *Proxy, a, b *policy.API) bool {
 	return p.budget(a) != p.budget(b) && p.budget(a) == p.budget(a)
 }
 
+// Retries takes as many retries as an API's budget has at a moment, after n requests earned some.
+func (p *Proxy) Retries(api *policy.API, n int, now time.Duration) (taken int) {
+	b := p.budget(api)
+	for range n {
+		b.earn()
+	}
+	for ; b.take(now); taken++ {
+	}
+	return taken
+}
+
 // Pools is how many places there are connections for, and that of at made if there was none.
 func (u *Upstreams) Pools(at upstream.Place) int {
 	u.pool(at)
