@@ -15,20 +15,8 @@ import (
 	"bailiwick/shared/fault"
 )
 
-// catalogWorld is what the catalog says of relays. Closures are no part of it: they are judged with what is adopted.
-func catalogWorld(s state) (w approval.World, err error) {
-	if w.Regions, err = list[model.Region](s, model.PrefixRegion); err != nil {
-		return w, err
-	}
-	if w.Bases, err = list[model.LegalBasis](s, model.PrefixBasis); err != nil {
-		return w, err
-	}
-	if w.Policies, err = list[model.Policy](s, model.PrefixPolicy); err != nil {
-		return w, err
-	}
-	w.APIs, err = list[model.API](s, model.PrefixAPI)
-	return w, err
-}
+// catalogWorld is what the catalog says of relays.
+func catalogWorld(s state) (approval.World, error) { return approval.Read(s.list) }
 
 // zoneWorld is what the zone has adopted, less what it closes.
 func zoneWorld(s state) (w approval.World, err error) {

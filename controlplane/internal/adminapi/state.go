@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -80,6 +81,22 @@ func list[T record](s state, prefix string) ([]T, error) {
 		}
 	}
 	return out, nil
+}
+
+// list is as a snapshot's, with what is laid over it.
+func (s state) list(prefix string) iter.Seq[group.KV] {
+	return func(yield func(group.KV) bool) {
+		for kv := range s.snap.List(prefix) {
+			if _, laid := s.overlay[kv.Key]; !laid && !yield(kv) {
+				return
+			}
+		}
+		for key, r := range s.overlay {
+			if r != nil && strings.HasPrefix(key, prefix) && !yield(group.KV{Key: key, Value: model.Encode(r)}) {
+				return
+			}
+		}
+	}
 }
 
 // explain tells a person what a store without a quorum means. Other errors pass.

@@ -11,9 +11,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"iter"
 	"slices"
 	"time"
 
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/regions"
 )
@@ -33,6 +35,32 @@ type World struct {
 	Policies []model.Policy
 	APIs     []model.API
 	Closures []regions.Closure
+}
+
+// Read is the world of a catalog, given how to list it. Closures are no part of it: they are judged with what is adopted.
+func Read(list func(prefix string) iter.Seq[group.KV]) (w World, err error) {
+	if w.Regions, err = all[model.Region](list, model.PrefixRegion); err != nil {
+		return w, err
+	}
+	if w.Bases, err = all[model.LegalBasis](list, model.PrefixBasis); err != nil {
+		return w, err
+	}
+	if w.Policies, err = all[model.Policy](list, model.PrefixPolicy); err != nil {
+		return w, err
+	}
+	w.APIs, err = all[model.API](list, model.PrefixAPI)
+	return w, err
+}
+
+func all[T any](list func(prefix string) iter.Seq[group.KV], prefix string) (out []T, err error) {
+	for kv := range list(prefix) {
+		v, err := model.Decode[T](kv.Key, kv.Value)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
 }
 
 // Opening is one way in which a change loosens what a policy has two operators decide.

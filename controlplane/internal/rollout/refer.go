@@ -17,11 +17,11 @@ import (
 // takes two operators, and nobody to mend what would refer to what is gone. It asks what adminapi asks of an operator.
 func refused(snap group.Snapshot, ops []group.Op, now time.Time) (why, err error) {
 	after := laidOver(snap, ops)
-	is, err := worldOf(snap.List)
+	is, err := approval.Read(snap.List)
 	if err != nil {
 		return nil, err
 	}
-	will, err := worldOf(after.list)
+	will, err := approval.Read(after.list)
 	if err != nil {
 		return nil, err
 	}
@@ -90,24 +90,10 @@ func read[T any](list lister, prefix string) (out []T, err error) {
 	return out, nil
 }
 
-func worldOf(list lister) (w approval.World, err error) {
-	if w.Regions, err = read[model.Region](list, model.PrefixRegion); err != nil {
-		return w, err
-	}
-	if w.Bases, err = read[model.LegalBasis](list, model.PrefixBasis); err != nil {
-		return w, err
-	}
-	if w.Policies, err = read[model.Policy](list, model.PrefixPolicy); err != nil {
-		return w, err
-	}
-	w.APIs, err = read[model.API](list, model.PrefixAPI)
-	return w, err
-}
-
 // missing are references to what is not there, in sentences. Customers rest in their zones, which are not seen from here: as
 // with a plan that somebody deletes, keys on one that was made in the roll-out are refused by edges from then on.
 func missing(list lister) (out []string, err error) {
-	w, err := worldOf(list)
+	w, err := approval.Read(list)
 	if err != nil {
 		return nil, err
 	}
