@@ -20,6 +20,7 @@ import (
 	"bailiwick/controlplane/internal/group/etcdgroup"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/pki"
+	"bailiwick/controlplane/internal/rotation"
 	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
 )
@@ -173,6 +174,8 @@ func (n *Node) openEtcd(s Stores) error {
 		if err := durable.OS().MkdirAll(dir, durable.DirPerm); err != nil {
 			return nil, err
 		}
+		// The zone's nodes tell each other their clocks in the ledger's group, which is raft's whatever holds the stores.
+		cfg.ClockAgrees = func() bool { return n.replica.ClockAgrees(rotation.MaxApart) }
 		cfg.Observer, cfg.Claim, cfg.Seen, cfg.Restored, cfg.Logger, cfg.OnFatal = observer, claim, filepath.Join(dir, file), restored, n.log, n.fail
 		return etcdgroup.Open(cfg)
 	}

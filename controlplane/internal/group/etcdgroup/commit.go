@@ -339,7 +339,7 @@ func (s *Store) settle(ctx context.Context, unknown []*batch, wait *[]*request) 
 // gather makes a batch of those who wait, in order, on the state at p. rest is for the next.
 func (s *Store) gather(p *position, wait []*request) (b *batch, rest []*request, err error) {
 	b = &batch{}
-	st, at := p.state, later(p.head.at, time.Now())
+	st, at := p.state, s.pace.stamp(p.head.at, time.Now(), s.cfg.ClockAgrees)
 	var records []record
 	var first []int // of each record, its member
 	ids := map[string]int{}

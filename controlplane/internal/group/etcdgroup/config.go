@@ -54,6 +54,9 @@ type Config struct {
 	// so that an etcd that was set back while it was stopped does not go unnoticed. "": it relies on what etcd
 	// itself says of its past.
 	Seen string
+	// ClockAgrees says whether most nodes' clocks say what this one's does: it is asked where the group's time would leap by
+	// more than has passed (30 s). nil: this node's clock is believed.
+	ClockAgrees func() bool
 	// Restored is asked what a new epoch begins with, after etcd was found to
 	// have been set back. Whatever it returns is committed together with the
 	// new epoch; an error is logged, and it is asked again. Nil: with nothing.

@@ -26,6 +26,7 @@ type Store struct {
 	reads  reads
 	leader leader
 	past   past
+	pace   pace
 
 	trouble atomic.Pointer[error] // the latest error of etcd
 
