@@ -126,6 +126,9 @@ func (s *Service) Store(ctx context.Context, req *joinv1.StoreRequest) (*joinv1.
 	if bytes.Contains(req.GetValue(), []byte("PRIVATE KEY")) {
 		return nil, fault.New(fault.Invalid, ReasonPlaintext, "value holds a private key that is not sealed").At("value")
 	}
+	if err := s.room(req.GetKey(), req.GetValue()); err != nil {
+		return nil, err
+	}
 	ops := []group.Op{{Key: model.PrefixCert + req.GetKey(), Value: model.Encode(item{req.GetValue(), time.Now().UTC()})}}
 	if v := req.GetIfVersion(); v != 0 && req.GetLease() == nil && shelf.Metadata(req.GetKey()) {
 		res, err := s.store.Txn(ctx, group.Txn{Compares: []group.Compare{{Key: ops[0].Key, ModIndex: v}}, Ops: ops})
