@@ -168,7 +168,7 @@ func streamsOfHTTP2(key string) (out [][]byte) {
 			fr := http2.NewFramer(w, nil)
 			id := uint32(1)
 			if w == &all {
-				id = uint32(2*i + 1)
+				id = uint32(4*i + 1)
 			} else {
 				fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 16})
 			}
@@ -181,6 +181,7 @@ func streamsOfHTTP2(key string) (out [][]byte) {
 				fr.WriteWindowUpdate(id, 100)
 				fr.WriteData(id, true, nil)
 			}
+			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id + 2, BlockFragment: block.Bytes(), EndHeaders: true})
 			fr.WriteRSTStream(id+2, http2.ErrCodeCancel)
 			fr.WritePriority(id, http2.PriorityParam{Weight: 3})
 		}
