@@ -72,6 +72,7 @@ func (c *conn) serve() {
 			x.close()
 		}
 		c.rwc.Close()
+		c.door.guests.leave(c.client)
 		c.door.forget(c)
 	}()
 	if c.door.Others != nil && !c.handshake() {

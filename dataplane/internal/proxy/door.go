@@ -32,6 +32,7 @@ type Door struct {
 	maxHeader int
 	works     sync.Pool
 	two       *http2.Server
+	guests    *guests
 
 	shut    atomic.Bool
 	refuses atomic.Bool   // nor does it take connections that were accepted before it shut
@@ -82,9 +83,14 @@ func (d *Door) take(raw net.Conn) {
 	raw = direct.New(raw)
 	remote := raw.RemoteAddr().String()
 	c := &conn{door: d, raw: raw, rwc: raw, remote: remote, client: addressOf(remote)}
+	if !d.receive(c.client) {
+		raw.Close()
+		return
+	}
 	d.mu.Lock()
 	if d.refuses.Load() {
 		d.mu.Unlock()
+		d.guests.leave(c.client)
 		raw.Close()
 		return
 	}

@@ -33,6 +33,9 @@ type ServersConfig struct {
 	// here), so that a flood of forged senders costs neither memory nor signatures.
 	UnprovenASecond int
 
+	MaxConnections int // of clients over TCP at once; 0: three quarters of the files that the process may open
+	MaxPerAddress  int // of one address, or one /64 of IPv6; 0: an eighth of them. This machine's own are not bounded apart
+
 	MaxHeaderBytes int    // 0: 64 KiB; beyond it 431
 	ResetKey       []byte // 32 bytes, of this edge alone and the same after a restart; nil: QUIC clients find out by silence
 }
@@ -76,8 +79,9 @@ func NewServers(cfg ServersConfig) Servers {
 	}
 	errorLog := log.New(withheld{cfg.Logger.Handler()}, "", 0)
 	fast, _ := cfg.Handler.(*Proxy)
+	all := newGuests(cfg.MaxConnections, cfg.MaxPerAddress)
 	door := func() *Door {
-		d := &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
+		d := &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, guests: all, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
 		d.two = http2.New(http2.Config{MaxHead: cfg.MaxHeaderBytes, Go: d.wg.Go, Panicked: d.panicked})
 		return d
 	}

@@ -1,0 +1,116 @@
+package proxy
+
+import (
+	"net/netip"
+	"sync"
+	"syscall"
+)
+
+// guests counts clients' connections, of all doors over TCP together: of all clients, and of each address (of IPv6 each /64,
+// which one client has). Addresses of this machine are not counted apart: what stands before an edge there speaks for many.
+type guests struct {
+	most, each int
+
+	mu    sync.Mutex // covers the rest
+	total int
+	by    map[netip.Prefix]int
+}
+
+// newGuests takes what files this process may have open as the measure, where nothing is said: three quarters of them for clients,
+// of which one address may have an eighth.
+func newGuests(most, each int) *guests {
+	if most <= 0 {
+		most = DefaultConnections()
+	}
+	if each <= 0 {
+		each = max(64, most/8)
+	}
+	return &guests{most: most, each: each, by: map[netip.Prefix]int{}}
+}
+
+// DefaultConnections is how many connections of clients an edge has at once unless it is told otherwise.
+func DefaultConnections() int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil || files.Cur > 1<<30 {
+		return 1 << 20
+	}
+	return max(64, int(files.Cur)/4*3)
+}
+
+// neighbour is whom an address is counted with; the zero Prefix: nobody.
+func neighbour(client string) netip.Prefix {
+	a, err := netip.ParseAddr(client)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	if a = a.Unmap().WithZone(""); a.IsLoopback() {
+		return netip.Prefix{}
+	}
+	bits := a.BitLen()
+	if a.Is6() {
+		bits = 64
+	}
+	p, _ := a.Prefix(bits)
+	return p
+}
+
+type welcome uint8
+
+const (
+	welcomed welcome = iota
+	crowded          // its address has as many as it may
+	full             // all have
+)
+
+// enter counts a connection in, unless it has no place. made: one will leave for it.
+func (g *guests) enter(client string, made bool) welcome {
+	at := neighbour(client)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case at.IsValid() && g.by[at] >= g.each:
+		return crowded
+	case g.total >= g.most && !made:
+		return full
+	}
+	g.total++
+	if at.IsValid() {
+		g.by[at]++
+	}
+	return welcomed
+}
+
+func (g *guests) leave(client string) {
+	at := neighbour(client)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.total--
+	if !at.IsValid() {
+		return
+	}
+	if g.by[at]--; g.by[at] <= 0 {
+		delete(g.by, at)
+	}
+}
+
+// receive counts a client's connection in. Where there are as many as there may be, one that waits for its next request, or has
+// not sent its first, goes for it: who sends nothing must not keep others out.
+func (d *Door) receive(client string) bool {
+	switch d.guests.enter(client, false) {
+	case welcomed:
+		return true
+	case crowded:
+		return false
+	}
+	d.mu.Lock()
+	made := false
+	for c := range d.conns {
+		if c.phase.CompareAndSwap(waiting, closed) {
+			c.raw.Close()
+			made = true
+			break
+		}
+	}
+	d.mu.Unlock()
+	return made && d.guests.enter(client, true) == welcomed
+}

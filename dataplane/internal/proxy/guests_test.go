@@ -1,0 +1,97 @@
+package proxy_test
+
+import (
+	"bufio"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/proxy"
+)
+
+// elsewhere makes a door believe that its clients come from an address.
+type elsewhere struct {
+	net.Listener
+	from func() string
+}
+
+type seenFrom struct {
+	net.Conn
+	addr net.Addr
+}
+
+func (c seenFrom) RemoteAddr() net.Addr { return c.addr }
+
+func (l elsewhere) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return seenFrom{c, &net.TCPAddr{IP: net.ParseIP(l.from()), Port: 1}}, nil
+}
+
+// The connections of all clients together are bounded, and those of each address.
+func TestDoor_BoundsConnections(t *testing.T) {
+	from := make(chan string, 1)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	door := proxy.NewServers(proxy.ServersConfig{TLS: &tls.Config{}, Logger: slog.New(slog.DiscardHandler), MaxConnections: 3, MaxPerAddress: 2,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/hold" {
+				w.(http.ResponseWriter).WriteHeader(200)
+				http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			}
+		})}).HTTP
+	ended := make(chan error, 1)
+	go func() { ended <- door.Serve(elsewhere{l, func() string { return <-from }}) }()
+	defer func() { door.Close(); <-ended }()
+	open := func(addr, path string) (net.Conn, bool) {
+		t.Helper()
+		from <- addr
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		io.WriteString(c, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n")
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		return c, err == nil && resp.StatusCode == 200
+	}
+	idle, ok := open("192.0.2.1", "/")
+	if !ok {
+		t.Fatal("the first is refused")
+	}
+	if _, ok := open("192.0.2.1", "/hold"); !ok {
+		t.Fatal("the second is refused")
+	}
+	if _, ok := open("192.0.2.1", "/"); ok {
+		t.Error("a third of one address is taken")
+	}
+	third, ok := open("2001:db8::1", "/hold")
+	if !ok {
+		t.Fatal("another address is refused")
+	}
+	// All places are taken. One that waits for its next request goes.
+	if _, ok := open("2001:db8::2", "/hold"); !ok {
+		t.Fatal("a fourth is refused although one does nothing")
+	}
+	if _, err := idle.Read(make([]byte, 1)); err == nil {
+		t.Error("the one that did nothing is still there")
+	}
+	if _, ok := open("2001:db8:0:0:ffff::3", "/hold"); ok {
+		t.Error("a third of one /64 is taken")
+	}
+	if _, ok := open("192.0.2.9", "/hold"); ok {
+		t.Error("one more than there may be is taken although all are busy")
+	}
+	third.Close()
+	eventually(t, 20*time.Second, "a place", func() bool { _, ok := open("192.0.2.9", "/hold"); return ok })
+}
