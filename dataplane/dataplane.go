@@ -74,6 +74,9 @@ type Config struct {
 	// QuotaWait is how long a request waits for the first word on its quota; 0: not at all, it is refused.
 	QuotaWait time.Duration
 
+	MaxConnections         int           // of clients over TCP; 0: three quarters of the files that the process may open
+	MaxPerAddress          int           // of them, of one address (of IPv6 one /64), this machine's own apart; 0: an eighth
+	MaxStreams             int           // WebSockets, and connections of APIs that are tcp; 0: 16,384
 	MaxInFlight            int           // requests of clients under way, of which a plan's class may take its share; 0: 16,384
 	DetailBytes            int64         // of disk for detail that no control node has stored yet; beyond it the oldest is given up, counted; 0: 3 GiB
 	RelayRowsBytes         int64         // of disk for rows of relays, beyond which the oldest go, counted; 0: 256 MiB
@@ -306,7 +309,7 @@ func (e *Edge) openPath() (err error) {
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
 		Gate:  &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
 		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Pseudonyms: e.pseudo, Logger: e.log,
-		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS), MaxInFlight: e.cfg.MaxInFlight})
+		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS), MaxInFlight: e.cfg.MaxInFlight, MaxStreams: e.cfg.MaxStreams})
 	if err != nil {
 		return err
 	}
@@ -314,7 +317,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: e.tls.TLSConfig(), NoH3: func() bool { return e.tables.Load().Off("http3") }, ResetKey: e.resetKey(), Logger: e.log})
+	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, MaxConnections: e.cfg.MaxConnections, MaxPerAddress: e.cfg.MaxPerAddress, TLS: e.tls.TLSConfig(), NoH3: func() bool { return e.tables.Load().Off("http3") }, ResetKey: e.resetKey(), Logger: e.log})
 	e.servers.HTTP.Handler = e.tls.HTTPHandler(e.proxy) // answers ACME's HTTP-01 challenges, when there are any
 	return e.openDNS()
 }

@@ -98,10 +98,15 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 		now := m.now()
 		// Silent for long, or about to get what must not be lost: a few milliseconds buy certainty, and keep
 		// a merely slow upstream from losing its traffic.
-		if (t.stalled(now, timeout) || a.once && t.unproven(now)) && !t.alive(ctx, m.cfg.LivenessWait) {
-			t.leave()
-			a.doubts(t)
-			continue
+		if t.stalled(now, timeout) || a.once && t.unproven(now) {
+			t.leave() // who waits for a sign of life keeps nobody from a place
+			if !t.alive(ctx, m.cfg.LivenessWait) {
+				a.doubts(t)
+				continue
+			}
+			if !t.enter() {
+				continue // somebody took it: another, or in line again
+			}
 		}
 		a.sawHome(t)
 		return Candidate{Target: t}, true

@@ -26,6 +26,11 @@ const (
 	classes
 )
 
+// String is the class's name.
+func (c Class) String() string {
+	return [...]string{"free", "bronze", "silver", "gold", "platinum"}[min(c, Platinum)]
+}
+
 // ParseClass reads a name; what is no class is Silver.
 func ParseClass(s string) Class {
 	switch s {

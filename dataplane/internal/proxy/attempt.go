@@ -418,7 +418,7 @@ func (x *exchange) heard(ctx context.Context, sent failover.Sent, resp *http.Res
 // relay sends to another region.
 func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result) {
 	x.abroad.Store(true)
-	f := relay.Forward{API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.name(), Once: !idempotent(x.r.Method),
+	f := relay.Forward{Class: x.v.Class.String(), API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.name(), Once: !idempotent(x.r.Method),
 		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.unasked()}
 	if x.body != nil {
 		f.Body, f.ContentLength = x.body.reader(), x.body.length

@@ -12,6 +12,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/dataplane/internal/rpc"
 	"bailiwick/dataplane/internal/websocket"
@@ -171,6 +172,13 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 		return
 	}
 	x.budget = p.budget(in.API)
+	x.v.Class = priority.ParseClass(in.Class)
+	if problem := x.wait(r.Context()); problem.Status != 0 {
+		w.Header().Set(relay.HeaderUnsent, "1")
+		problem.Status = http.StatusTooManyRequests // 503 would be said of the API as a whole, and so of higher classes
+		x.refuse(problem)
+		return
+	}
 	a := p.local.Start(in.API, in.Route, !idempotent(r.Method))
 	x.answer(&a, nil)
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -472,4 +473,35 @@ func TestSocket_SpendsAQuotaToItsLastUnit(t *testing.T) {
 		t.Errorf("%d units, want 8", units)
 	}
 	l.said(t, units, 0)
+}
+
+// A relay takes a place at an API's upstreams as any request does.
+func TestRelayed_TakesAPlaceAtTheUpstreams(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) { c.HedgeAfter = time.Minute; c.Timeout = time.Minute })
+	for _, r := range []*region{w.west, w.central} {
+		r.orders = func(a *table.API) { a.Concurrency = &table.Concurrency{Min: 1, Max: 1} }
+		r.tables.Swap(w.view(r, true))
+	}
+	w.west.up.kill()
+	eventually(t, 20*time.Second, "another region", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
+	var now, most atomic.Int64
+	w.central.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		if n := now.Add(1); n > most.Load() {
+			most.Store(n)
+		}
+		time.Sleep(20 * time.Millisecond)
+		now.Add(-1)
+	})
+	var all sync.WaitGroup
+	for range 6 {
+		all.Go(func() {
+			if a := w.send("GET", "/v1/x", ""); a.status != 200 && a.status != 503 {
+				t.Errorf("got %d %s", a.status, a.body)
+			}
+		})
+	}
+	all.Wait()
+	if n := most.Load(); n != 1 {
+		t.Errorf("%d were at the upstream at once, want 1", n)
+	}
 }

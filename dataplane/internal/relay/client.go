@@ -110,6 +110,7 @@ type Forward struct {
 	Header        http.Header // without credentials, hop-by-hop and internal headers; not written to
 	Body          io.Reader   // nil: none
 	ContentLength int64       // -1: unknown
+	Class         string      // priority class of the plan; "": the usual one
 	Stream        string      // what Body and the answer's are in place of an exchange: StreamWebSocket; "": one
 }
 
@@ -245,6 +246,9 @@ func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *ht
 	header.Set(HeaderIncarnation, c.cfg.Incarnation)
 	header.Set(HeaderRequestID, f.RequestID)
 	header.Set(HeaderHome, c.from)
+	if f.Class != "" {
+		header.Set(HeaderClass, f.Class)
+	}
 	if f.Stream != "" {
 		header.Set(HeaderStream, f.Stream)
 	}

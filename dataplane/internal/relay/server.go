@@ -30,7 +30,8 @@ type Inbound struct {
 	From      string        // the home region, from the peer's certificate
 	GrantID   string
 	RequestID string
-	Stream    string // as in Forward
+	Class     string // as in Forward
+	Stream    string // likewise
 }
 
 // Local sends a relayed request to this region's own upstream, and nowhere else. Internal headers are already
@@ -261,7 +262,7 @@ func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in
 	if stream != "" && stream != StreamWebSocket && stream != StreamTCP {
 		return in, nil, "", RuleMalformed, nil
 	}
-	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id, Stream: stream}, g, api.Policy, "", nil
+	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id, Class: r.Header.Get(HeaderClass), Stream: stream}, g, api.Policy, "", nil
 }
 
 func (s *Server) refuse(w http.ResponseWriter, r *http.Request, rule string, peer identity.Name, err error) {

@@ -26,6 +26,7 @@ const (
 	HeaderGrant       = "Bailiwick-Relay-Grant"       // base64 of the syncv1.SignedGrant
 	HeaderIncarnation = "Bailiwick-Relay-Incarnation" // which run of the sending edge this is
 	HeaderStream      = "Bailiwick-Relay-Stream"      // what is asked for is no answer but a stream both ways; in an answer: it is open
+	HeaderClass       = "Bailiwick-Relay-Class"       // priority class of the plan
 	HeaderPing        = "Bailiwick-Relay-Ping"        // a sign of life, nothing else
 	HeaderHome        = "Bailiwick-Home"              // region that accepted the request
 	HeaderRequestID   = "Bailiwick-Request-Id"
