@@ -53,6 +53,7 @@ func (x *exchange) deliver(res *result) {
 	}
 	defer res.drop(nil)
 	resp := res.resp
+	x.toWeb(resp)
 	if x.tooLong(resp.ContentLength) && x.r.Method != http.MethodHead {
 		x.refuse(gate.NewProblem(502, gate.ReasonAnswerLarge, "The route lets shorter answers through; ask the provider of the API."))
 		return
@@ -157,6 +158,9 @@ func (x *exchange) deliver(res *result) {
 	}
 	x.head(resp.StatusCode)
 	for name, values := range resp.Trailer {
+		if x.speech != nil && x.speech.web {
+			break // they are in the body
+		}
 		if !strings.HasPrefix(name, relay.Prefix) && !hop[name] {
 			h[http.TrailerPrefix+name] = values
 		}

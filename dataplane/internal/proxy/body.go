@@ -44,6 +44,9 @@ func (x *exchange) open(limit int64) gate.Problem {
 		return gate.Problem{}
 	}
 	b := &body{src: x.within(r.Body, limit, r.ContentLength >= 0), length: r.ContentLength}
+	if x.speech != nil && x.speech.decodes() {
+		b.length = -1
+	}
 	x.body = b
 	if b.length < 0 {
 		return gate.Problem{}

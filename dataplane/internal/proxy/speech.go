@@ -11,6 +11,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/http1"
+	"bailiwick/dataplane/internal/relay"
 	"bailiwick/dataplane/internal/rpc"
 	"bailiwick/shared/usage"
 )
@@ -20,6 +21,7 @@ type speech struct {
 	kind    rpc.Kind
 	timeout time.Duration // that the client gives it; 0: none
 	in, out rpc.Counter
+	web     bool // it came as gRPC-Web and goes on as gRPC
 }
 
 // spoken is what the request speaks. Refusals need to know it before anything is prepared.
@@ -44,7 +46,12 @@ func (x *exchange) listen() {
 	if left := x.left(forever); left < forever {
 		kind.SetTimeout(x.header, left)
 	}
-	if kind == rpc.GRPC {
+	if s.web = (kind == rpc.Web || kind == rpc.WebText) && !x.relayed && x.v.Route != nil && x.v.Route.GRPCWeb; s.web {
+		x.header["Content-Type"] = []string{rpc.Native(x.header.Get("Content-Type"))}
+		delete(x.header, "Accept")
+		delete(x.header, "X-Grpc-Web")
+	}
+	if kind == rpc.GRPC || s.web {
 		x.header["Te"] = []string{"trailers"}
 	}
 }
@@ -71,14 +78,47 @@ func (c *call) deadline() time.Duration {
 
 // within holds a body of unknown length to the route's limit: the whole of it, or where it is a stream of messages each of them.
 func (x *exchange) within(r io.ReadCloser, limit int64, known bool) io.ReadCloser {
-	switch s := x.speech; {
-	case s != nil && s.kind.Framed():
+	s := x.speech
+	if s != nil && s.decodes() {
+		r = rpc.FromText(r)
+	}
+	switch {
+	case s != nil && (s.kind.Framed() || s.decodes()):
 		s.in.Max = limit
 		return messages{rpc.Reader{ReadCloser: r, Counter: &s.in}}
 	case known:
 		return r
 	}
 	return http.MaxBytesReader(x.w, r, limit)
+}
+
+// decodes says whether the body of the request is base64 on its way in.
+func (s *speech) decodes() bool { return s.web && s.kind == rpc.WebText }
+
+// toWeb makes an answer of gRPC one of gRPC-Web, where the request was translated. One without a body has its status in its head.
+func (x *exchange) toWeb(resp *http.Response) {
+	s := x.speech
+	if s == nil || !s.web || rpc.ByType(resp.Header.Get("Content-Type")) != rpc.GRPC {
+		return
+	}
+	resp.Header["Content-Type"] = []string{s.kind.Web(resp.Header.Get("Content-Type"))}
+	if resp.ContentLength == 0 {
+		return
+	}
+	delete(resp.Header, "Content-Length")
+	resp.ContentLength = -1
+	if s.kind == rpc.WebText { // messages cannot be seen behind that
+		resp.Body = rpc.Reader{ReadCloser: resp.Body, Counter: &s.out}
+	}
+	resp.Body = s.kind.ToWeb(resp.Body, func() http.Header {
+		out := http.Header{}
+		for name, values := range resp.Trailer {
+			if !strings.HasPrefix(name, relay.Prefix) && !hop[name] {
+				out[name] = values
+			}
+		}
+		return out
+	})
 }
 
 // messages is a body whose messages are counted.

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/dataplane/internal/rpc"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
@@ -313,5 +315,40 @@ func TestConnect_RefusalsAreItsOwn(t *testing.T) {
 	a := w.send("POST", "/x.S/M", "\x00\x00\x00\x00\x00", "Content-Type", "application/grpc-web+proto", "X-Api-Key", "")
 	if a.status != 200 || a.header.Get("Grpc-Status") != "16" || a.header.Get("Content-Type") != "application/grpc-web+proto" {
 		t.Errorf("gRPC-Web: got %d %v", a.status, a.header)
+	}
+}
+
+func TestGRPCWeb_TranslatedWhereTheRouteSays(t *testing.T) {
+	w := newWorld(t, patient)
+	speaking(t, w, func(a *table.API) {
+		a.Routes[0].GRPCWeb, a.Routes[0].Units = true, &table.Units{PerMessages: 1, Most: 9}
+	})
+	const hello = "\x00\x00\x00\x00\x09\x1a\x07\x12\x05hello"
+	const answered = "\x00\x00\x00\x00\x09\x0a\x07\x12\x05hello"
+	for _, text := range []bool{false, true} {
+		kind, body := "application/grpc-web+proto", hello
+		if text {
+			kind, body = "application/grpc-web-text+proto", base64.StdEncoding.EncodeToString([]byte(hello[:7]))+base64.StdEncoding.EncodeToString([]byte(hello[7:]))
+		}
+		a := w.send("POST", "/grpc.testing.TestService/UnaryCall", body, "Content-Type", kind)
+		said := a.body
+		if text {
+			decoded, err := io.ReadAll(rpc.FromText(io.NopCloser(strings.NewReader(said))))
+			if err != nil {
+				t.Errorf("the answer %q does not read: %v", said, err)
+			}
+			said = string(decoded)
+		}
+		tail, ok := strings.CutPrefix(said, answered+"\x80")
+		if a.status != 200 || a.header.Get("Content-Type") != kind || !ok || !strings.Contains(tail, "grpc-status: 0\r\n") || !strings.Contains(tail, "x-tail: t\r\n") {
+			t.Errorf("%s: got %d %s %q %v", kind, a.status, a.header.Get("Content-Type"), said, a.err)
+		}
+		if row := w.west.meter.last(); row.Units != 2 || row.Outcome != usage.OutcomeSuccess {
+			t.Errorf("%s: row %+v, want two messages", kind, row)
+		}
+	}
+	a := w.send("POST", "/grpc.testing.TestService/UnaryCall", "\x00\x00\x00\x00\x0b\x1a\x09\x12\x07missing", "Content-Type", "application/grpc-web")
+	if !strings.Contains(a.body, "grpc-status: 5\r\n") || a.header.Get("Content-Type") != "application/grpc-web" || w.west.meter.last().Status != 404 {
+		t.Errorf("an error: got %d %v %q, row %+v", a.status, a.header, a.body, w.west.meter.last())
 	}
 }

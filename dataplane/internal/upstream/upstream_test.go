@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -286,4 +287,27 @@ func TestNames_KeepWhatWasKnown(t *testing.T) {
 		n.Want(nil)
 		is("no longer wanted")
 	})
+}
+
+func TestDialer_SpeaksHTTP2OnlyWhereItIsAgreedOn(t *testing.T) {
+	for _, speaks := range []bool{true, false} {
+		srv := httptest.NewUnstartedServer(nil)
+		srv.EnableHTTP2 = speaks
+		srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
+		srv.StartTLS()
+		defer srv.Close()
+		roots := x509.NewCertPool()
+		roots.AddCert(srv.Certificate())
+		at := upstream.Place{Base: srv.URL, Protocol: "h2"}
+		conn, err := upstream.NewDialer(upstream.Config{Allow: upstream.Loopback(), Roots: roots}).DialHTTP2(t.Context(), at)
+		if (err == nil) != speaks {
+			t.Errorf("a server that speaks it (%v): got %v", speaks, err)
+		}
+		if err == nil {
+			conn.Close()
+		}
+		if _, err := upstream.NewDialer(upstream.Config{Allow: upstream.Loopback(), Roots: x509.NewCertPool()}).DialHTTP2(t.Context(), at); err == nil {
+			t.Error("a server that nobody vouches for is spoken to")
+		}
+	}
 }
