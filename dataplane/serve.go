@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/dns"
+	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/telemetry"
@@ -89,7 +90,9 @@ func (e *Edge) serveAdmin(ctx context.Context) error {
 	}
 	registry := telemetry.NewRegistry()
 	telemetry.Register(registry, e.metrics()...)
-	server := &http.Server{Handler: telemetry.NewAdminMux(registry, e.checks, e.extra), ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute,
+	mux := telemetry.NewAdminMux(registry, e.checks, e.extra)
+	e.debug(mux)
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute,
 		ErrorLog: slog.NewLogLogger(e.log.Handler(), slog.LevelDebug)}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
@@ -136,6 +139,35 @@ func (e *Edge) extra(context.Context) []string {
 	}
 }
 
+// upstreams sums something up over all of them.
+func (e *Edge) upstreams(of func(failover.Report) int64) func() float64 {
+	return func() (sum float64) {
+		for _, r := range e.monitor.Reports() {
+			sum += float64(of(r))
+		}
+		return sum
+	}
+}
+
+// waiting is how many wait: the upstreams of an API have one line.
+func (e *Edge) waiting() (sum float64) {
+	lines := map[string]int64{}
+	for _, r := range e.monitor.Reports() {
+		lines[r.API] = max(lines[r.API], r.Waiting)
+	}
+	for _, n := range lines {
+		sum += float64(n)
+	}
+	return sum
+}
+
+func number(is bool) int64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
 func (e *Edge) metrics() []telemetry.Metric {
 	gauge := func(name, help string, read func() float64) telemetry.Metric {
 		return telemetry.Metric{Name: name, Help: help, Read: read}
@@ -167,6 +199,12 @@ func (e *Edge) metrics() []telemetry.Metric {
 		counter("requests_turned_away_total", "Requests turned away because an API's upstreams were short.", func() int64 { n, _ := e.proxy.Turned(); return n }),
 		counter("requests_unseated_total", "Requests turned away because this edge was short.", func() int64 { _, n := e.proxy.Turned(); return n }),
 		gauge("replay_bytes", "Bytes of request bodies kept in memory to be sent again.", func() float64 { return float64(e.proxy.ReplayBytes()) }),
+		gauge("upstreams_known", "Upstreams that this edge has an opinion of.", e.upstreams(func(failover.Report) int64 { return 1 })),
+		gauge("upstreams_unhealthy", "Of them, those that are not healthy.", e.upstreams(func(r failover.Report) int64 { return number(r.Phase != failover.Healthy.String()) })),
+		gauge("upstreams_set_aside", "Of them, those set aside because they fail more than the others.", e.upstreams(func(r failover.Report) int64 { return number(r.Outlier) })),
+		gauge("upstream_requests_in_flight", "Requests under way at upstreams.", e.upstreams(func(r failover.Report) int64 { return r.Busy })),
+		gauge("upstream_requests_waiting", "Requests that wait in line for an upstream.", e.waiting),
+		gauge("cache_bytes", "Memory that kept answers take.", func() float64 { return float64(e.cache.Bytes()) }),
 		gauge("quota_accounts", "Subscriptions with a quota or a rate limit that this edge has an account of.", func() float64 { return float64(e.quotas.Stats().Accounts) }),
 		gauge("quota_units_spent", "Units spent here in current periods, since the start.", func() float64 { return float64(e.quotas.Stats().Spent) }),
 		gauge("quota_units_held", "Units leased to this edge that no request has taken.", func() float64 { return float64(e.quotas.Stats().Free) }),
