@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/accesslog"
 	"bailiwick/dataplane/internal/attest"
 	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/detail"
@@ -88,6 +89,9 @@ type Config struct {
 	UpstreamAllow string
 	// UpstreamAllowForeign are those of APIs of other zones, which are relayed here.
 	UpstreamAllowForeign string
+	AccessLog            string        // file of a line of JSON for each request; "": none
+	AccessLogSample      float64       // of requests, 0 to 1; 0: all. Those that ended with 5xx are always in it
+	AccessLogBytes       int64         // of the file, which is then moved to .1; 0: 256 MiB
 	CacheBytes           int64         // of memory for answers of routes that have a cache; 0: 64 MiB
 	UpstreamCerts        string        // directory of the client certificates that manifests name, NAME.crt and NAME.key; "": none
 	UpstreamRefresh      time.Duration // how often names of upstreams under discovery are resolved; 0: 5 s, at least 1 s
@@ -156,6 +160,7 @@ type Edge struct {
 	witness  *witness.Witness
 	began    time.Time
 	stopped  toldCounts
+	access   *accesslog.Log // nil: none is kept
 	pseudo   *pseudonym.Keys
 	detail   *detail.Spool
 	spool    *spool.Spool
@@ -302,13 +307,18 @@ func (e *Edge) openPath() (err error) {
 	if e.tokens, err = token.New(token.Config{Tables: e.tables, Client: dialer.Fetches(), Logger: e.log}); err != nil {
 		return err
 	}
+	if e.cfg.AccessLog != "" {
+		if e.access, err = accesslog.New(accesslog.Config{Path: e.cfg.AccessLog, Sample: e.cfg.AccessLogSample, MaxBytes: e.cfg.AccessLogBytes, Logger: e.log}); err != nil {
+			return err
+		}
+	}
 	signer, err := attest.New(e.self.Zone, e.self.Region, e.state.Pepper)
 	if err != nil {
 		return err
 	}
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
 		Gate:  &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
-		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Pseudonyms: e.pseudo, Logger: e.log,
+		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Access: e.access, Pseudonyms: e.pseudo, Logger: e.log,
 		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS), MaxInFlight: e.cfg.MaxInFlight, MaxStreams: e.cfg.MaxStreams})
 	if err != nil {
 		return err
@@ -320,6 +330,14 @@ func (e *Edge) openPath() (err error) {
 	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, MaxConnections: e.cfg.MaxConnections, MaxPerAddress: e.cfg.MaxPerAddress, TLS: e.tls.TLSConfig(), NoH3: func() bool { return e.tables.Load().Off("http3") }, ResetKey: e.resetKey(), Logger: e.log})
 	e.servers.HTTP.Handler = e.tls.HTTPHandler(e.proxy) // answers ACME's HTTP-01 challenges, when there are any
 	return e.openDNS()
+}
+
+func (e *Edge) runAccessLog(ctx context.Context) error {
+	if e.access == nil {
+		<-ctx.Done()
+		return nil
+	}
+	return e.access.Run(ctx)
 }
 
 // switchedDetail keeps rows one by one unless that is turned off. What it passes over is counted as lost detail.
@@ -391,6 +409,7 @@ func (e *Edge) onWithdrawn(reason string) {
 func (e *Edge) Run(ctx context.Context) error {
 	parts := []lifecycle.Part{
 		{Name: "evidence", Run: e.evidence.Run, Why: "relays record into it until the doors are shut"},
+		{Name: "access log", Run: e.runAccessLog, Why: "it writes what requests leave behind, so it ends after them"},
 		{Name: "pseudonyms", Run: e.pseudo.Run, Why: "yesterday's key goes when its day is over"},
 		{Name: "detail", Run: e.detail.Run, Why: "rows that are stored elsewhere go from here while the shipper works"},
 		{Name: "ship", Run: e.ship.Run, Why: "takes the last block away, which the spool seals when it stops"},

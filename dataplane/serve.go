@@ -195,6 +195,7 @@ func (e *Edge) metrics() []telemetry.Metric {
 		counter("detail_failures_total", "Writes of detail that failed.", func() int64 { return e.detail.Stats().Failures }),
 		gauge("detail_pieces_waiting", "Pieces of detail that no control node has stored.", func() float64 { return float64(e.detail.Stats().Pieces) }),
 		gauge("detail_disk_bytes", "Disk that detail takes.", func() float64 { return float64(e.detail.Stats().Disk) }),
+		counter("access_log_dropped_total", "Lines of the access log that found no room or no disk.", e.access.Dropped),
 		counter("unbilled_requests_total", "Requests served that could not be counted.", e.proxy.Unbilled),
 		counter("requests_turned_away_total", "Requests turned away because an API's upstreams were short.", func() int64 { n, _ := e.proxy.Turned(); return n }),
 		counter("requests_unseated_total", "Requests turned away because this edge was short.", func() int64 { _, n := e.proxy.Turned(); return n }),

@@ -61,8 +61,9 @@ type call struct {
 	seated bool            // it has a seat at this edge
 	place  priority.Ticket // and a place at its API's upstreams, until the answer begins
 
-	tab  *tab      // of a connection that lasts; nil: it is none
-	kept usage.Row // what is appended: here, so that a row costs no memory
+	tab    *tab      // of a connection that lasts; nil: it is none
+	method string    // one of a closed list, for the access log
+	kept   usage.Row // what is appended: here, so that a row costs no memory
 }
 
 // begin is a call that a client makes.
@@ -98,6 +99,7 @@ func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
 	if a.http3 && c.table.Off("http3") {
 		return gate.NewProblem(503, gate.ReasonSwitchedOff, "HTTP/3 is turned off here just now; use HTTP/2 or HTTP/1.1.")
 	}
+	c.method = methodOf(a.Method)
 	if problem := check(c.table, a); problem.Status != 0 {
 		return problem
 	}
@@ -275,6 +277,7 @@ func (c *call) close() {
 		c.count(usage.OutcomeAborted)
 	}
 	c.outcome()
+	c.access()
 	c.v.Pass.Leave()
 	c.leave(priority.Untold) // if the answer never did
 	c.stand()

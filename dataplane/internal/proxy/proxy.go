@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/accesslog"
 	"bailiwick/dataplane/internal/attest"
 	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/failover"
@@ -60,6 +61,7 @@ type Config struct {
 	Meter      Meter
 	Logger     *slog.Logger
 	Cache      *cache.Cache         // of answers, where routes ask for it; nil: none. Run renews what is stale in it
+	Access     *accesslog.Log       // of requests, for people; nil: none
 	Pseudonyms Pseudonyms           // of client addresses, in rows; nil: none are kept
 	Signer     Signer               // of who asks, for upstreams that want it signed; nil: nothing is
 	TableAge   func() time.Duration // since the control plane last confirmed the table; nil: always fresh

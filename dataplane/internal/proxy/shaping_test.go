@@ -1,17 +1,23 @@
 package proxy_test
 
 import (
+	"bytes"
+	"context"
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"bailiwick/dataplane/internal/accesslog"
 	"bailiwick/dataplane/internal/attest"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/table"
@@ -339,4 +345,45 @@ func TestIdentity_IsSignedWhereItIsAskedFor(t *testing.T) {
 	w.west.up.kill()
 	eventually(t, 20*time.Second, "the other region serves", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
 	check(w.central.up)
+}
+
+// A line of the access log has what its row has, on each road; no path, query, header, address or secret is in it.
+func TestAccessLog_NamesRequestsAndNoSecrets(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "access.log")
+	log, err := accesslog.New(accesslog.Config{Path: path, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, func(c *proxy.Config) {
+		patient(c)
+		if c.Region == "eu-west" {
+			c.Access = log
+		}
+	})
+	for _, road := range []string{"/canary-path", "/short/canary-path"} {
+		w.send("POST", road+"?token=canary-query", "canary-body", "X-Canary", "canary-header")
+		w.send("GET", road, "", "X-Api-Key", "canary-key")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	log.Run(ctx)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(data, []byte("canary")) || bytes.Contains(data, []byte(w.key)) || bytes.Contains(data, []byte("127.0.0.1")) {
+		t.Errorf("the log holds what is nobody's business: %s", data)
+	}
+	var got []string
+	for line := range strings.Lines(string(data)) {
+		var m map[string]any
+		if err := json.Unmarshal([]byte(line), &m); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprint(m["api"], " ", m["route"], " ", m["method"], " ", m["status"], " ", m["customer"], " ", m["outcome"], " ", m["bytes_in"], " ", m["served_region"]))
+	}
+	want := []string{"orders all POST 200 acme success 11 eu-west", "orders all GET 401 <nil> <nil> 0 <nil>", "orders short POST 200 acme success 11 eu-west", "orders short GET 401 <nil> <nil> 0 <nil>"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
 }
