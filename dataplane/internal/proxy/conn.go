@@ -24,6 +24,7 @@ const (
 	idleTimeout   = 90 * time.Second       // between requests
 	idleWhole     = 5 * time.Second        // of it, in which the connection keeps its buffer
 	headTimeout   = 10 * time.Second       // from a head's first byte to its last, and for a handshake
+	headTick      = time.Second            // a door that shuts waits so long for a head that has begun
 	lingerTimeout = 500 * time.Millisecond // for what a client still sends behind an answer that ends the connection
 	lingerBytes   = 256 << 10
 	connBuffer    = 4 << 10 // it grows to what a head may have
@@ -230,7 +231,8 @@ func (c *conn) next() bool {
 	if !c.phase.CompareAndSwap(waiting, serving) { // from its first byte on a request is under way
 		return false
 	}
-	seen, begun := 0, false
+	seen := 0
+	var ends time.Time // a head that trickles must not hold a connection for ever
 	for {
 		have := c.buf[c.r:c.w]
 		end, err := http1.Scan(have, seen)
@@ -245,12 +247,16 @@ func (c *conn) next() bool {
 			return false
 		}
 		seen = len(have)
-		if !begun { // a head that trickles must not hold a connection for ever
-			begun = true
-			c.until = time.Now().Add(headTimeout)
-			c.rwc.SetReadDeadline(c.until)
+		now := time.Now()
+		if ends.IsZero() {
+			ends = now.Add(headTimeout)
 		}
+		c.until = now.Add(min(headTick, ends.Sub(now)))
+		c.rwc.SetReadDeadline(c.until)
 		if err := c.fill(c.door.maxHeader); err != nil {
+			if isTimeout(err) && time.Now().Before(ends) && !c.door.shut.Load() {
+				continue
+			}
 			if errors.Is(err, http1.ErrTooLarge) {
 				c.malformed(err)
 			} else if isTimeout(err) {

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"io"
 	"log/slog"
@@ -92,4 +93,35 @@ func TestDoor_BoundsConnections(t *testing.T) {
 	}
 	third.Close()
 	eventually(t, 20*time.Second, "a place", func() bool { _, ok := open("192.0.2.9", "/hold"); return ok })
+}
+
+// A client that sends half a head does not hold up a door that shuts.
+func TestDoor_ShutsOnHalfAHead(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	door := proxy.NewServers(proxy.ServersConfig{TLS: &tls.Config{}, Logger: slog.New(slog.DiscardHandler), Handler: http.NotFoundHandler()}).HTTP
+	ended := make(chan error, 1)
+	go func() { ended <- door.Serve(l) }()
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	// One request first, so that the connection is known to be served; then half of another.
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HT")
+	if _, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := door.Shutdown(ctx); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	if took := time.Since(began); took > 9*time.Second { // a second, and half a one of lingering
+		t.Errorf("the door took %v to shut", took)
+	}
 }
