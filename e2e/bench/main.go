@@ -36,8 +36,10 @@ func main() {
 	kills := flag.Int("kills", 5, "upstream kills")
 	leaderKills := flag.Int("leader-kills", 30, "kills of the node that leads a zone's store")
 	seconds := flag.Int("seconds", 10, "load while the edge's CPU time is measured")
-	only := flag.String("only", "", "sections to run, with commas between: idle, keys, visible, told, failover, border, raft, cost, sizes; empty: all")
+	only := flag.String("only", "", "sections to run, with commas between: idle, keys, visible, told, failover, border, raft, etcd, cost, sizes; empty: all")
 	tightenings := flag.Int("tightenings", 100, "tightenings to wait for, all connected")
+	flag.StringVar(&harness.Store, "store", "", "engine of the sandbox: raft, the default, or etcd")
+	memberKills := flag.Int("member-kills", 9, "kills of members of the etcd that holds a zone's store, each in its turn; with -store etcd")
 	cold := flag.Bool("cold", false, "also build everything with an empty build cache, as the first make run does")
 	flag.Parse()
 	b := &bench{samples: *samples}
@@ -60,6 +62,7 @@ func main() {
 			{"failover", func() { b.failover(*kills) }},
 			{"border", func() { b.border(*tightenings) }},
 			{"raft", func() { b.raft(*leaderKills) }},
+			{"etcd", func() { b.etcd(*memberKills) }},
 			{"cost", func() { b.cost(time.Duration(*seconds) * time.Second) }},
 			{"sizes", b.sizes},
 		} {

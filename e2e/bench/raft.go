@@ -35,6 +35,35 @@ func (b *bench) raft(kills int) {
 	b.latency("leader killed → next write acknowledged", took, 3*time.Second)
 }
 
+// etcd: members of the etcd that holds the zone's store are killed with SIGKILL, one after the other, so that each third one
+// leads it or has just lost the lead; the time is taken as above.
+func (b *bench) etcd(kills int) {
+	var members []string
+	for _, m := range b.s.Stores {
+		if m.Cluster == "emea" {
+			members = append(members, m.Name)
+		}
+	}
+	if len(members) == 0 {
+		return // the store is raft's
+	}
+	var nodes []adminv1connect.KeyServiceClient
+	for _, url := range b.s.AdminURLs("emea") {
+		nodes = append(nodes, b.s.KeyService(url))
+	}
+	var took []time.Duration
+	for i := range kills {
+		member := members[i%len(members)]
+		begun := time.Now()
+		b.s.Act("kill", member)
+		took = append(took, b.write(nodes, begun))
+		b.s.Act("start", member)
+		time.Sleep(3 * time.Second) // it catches up: without it the next kill takes the quorum
+		b.write(nodes, time.Now())
+	}
+	b.latency("etcd member killed → next write acknowledged", took, 3*time.Second)
+}
+
 // write asks one node after the other until one acknowledges, as the CLI does.
 func (b *bench) write(at []adminv1connect.KeyServiceClient, begun time.Time) time.Duration {
 	for i := 0; time.Since(begun) < time.Minute; i++ {

@@ -61,7 +61,22 @@ func killConductor(t *testing.T, s *harness.Sandbox) (name string) {
 	})
 	name = s.Leaders()["catalog"]
 	s.Act("kill", name)
+	if len(s.Stores) > 0 { // and on etcd its leader, which holds the record that is advanced
+		member := etcdLeader(t, s, catalogCluster(s))
+		s.Act("kill", member)
+		t.Cleanup(func() { s.Act("start", member) })
+	}
 	return name
+}
+
+// catalogCluster is the etcd that holds the catalog.
+func catalogCluster(s *harness.Sandbox) string {
+	for _, m := range s.Stores {
+		if m.Cluster == "catalog" {
+			return m.Cluster
+		}
+	}
+	return "emea" // with the primary zone's store
 }
 
 // rollouts: a change by which a fifth of the requests fails is stopped at one edge of each zone and taken back by itself, also
