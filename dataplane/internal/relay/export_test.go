@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"context"
+	"net"
 	"time"
 
 	"bailiwick/dataplane/internal/policy"
@@ -53,4 +55,9 @@ func (c *Client) Sessions() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.sessions)
+}
+
+// Over is a context of a request that came over conn.
+func Over(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, conn)
 }
