@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -26,14 +25,7 @@ var version = "dev"
 
 const exitWithdrawn = 3 // an interface: the systemd unit knows it
 
-// Requests cost the collector next to nothing, and keys and idle connections are what memory is full of: with half as much
-// garbage as live memory, not as much again, an edge takes a quarter less of the machine.
-const garbagePercent = 50
-
 func main() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(garbagePercent)
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:])
