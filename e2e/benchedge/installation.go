@@ -167,7 +167,7 @@ func (b *bench) makeKeys(ctx context.Context, client *http.Client) error {
 		g.Go(func() error {
 			for try := 0; ; try++ {
 				answer, err := service.CreateKey(ctx, &adminv1.CreateKeyRequest{Customer: fmt.Sprintf("customer-%d", i%customers), Plan: "bench"})
-				if connect.CodeOf(err) == connect.CodeUnavailable && try < 20 {
+				if code := connect.CodeOf(err); code == connect.CodeUnavailable && try < 20 || code == connect.CodeResourceExhausted { // a thousand a second
 					time.Sleep(500 * time.Millisecond)
 					continue
 				}
