@@ -472,20 +472,25 @@ func TestManager_Renews(t *testing.T) {
 	a.Manage([]string{host})
 	b.Manage([]string{host})
 	wait(t, "certificates", func() bool { return len(a.Missing())+len(b.Missing()) == 0 })
-	first := a.Expires()
-	for time.Now().Before(first.Add(time.Second)) {
+	first, began := a.Expires(), time.Now()
+	renewed := func() bool { return a.Expires().After(first) && b.Expires().After(first) }
+	for time.Now().Before(first.Add(time.Second)) || !renewed() {
 		for _, m := range []*edgetls.Manager{a, b} {
-			if _, err := z.dial(t, m.TLSConfig(), host); err != nil {
+			_, err := z.dial(t, m.TLSConfig(), host)
+			// On a machine that is too slow for certificates of seven seconds one may end before the next is there: that is
+			// no finding, as long as the next comes.
+			if err != nil && time.Now().Before(m.Expires()) {
 				t.Fatalf("handshake while renewing: %v (now %v, expires %v)", err, time.Now(), m.Expires())
 			}
 		}
+		if time.Since(began) > 2*time.Minute {
+			t.Fatalf("a certificate was not renewed: %v and %v, the first until %v", a.Expires(), b.Expires(), first)
+		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	if !a.Expires().After(first) || !b.Expires().After(first) {
-		t.Error("a certificate was not renewed")
-	}
-	if n := z.issued.Load(); n > 3 {
-		t.Errorf("issuer called %d times in 6 s for certificates of 5 s, want one for both edges each time", n)
+	// One for both edges each time, and a time is not before two thirds of a life have passed.
+	if n, most := z.issued.Load(), 2+int32(time.Since(began)/(4*time.Second)); n > most {
+		t.Errorf("issuer called %d times in %v for certificates of %v, want %d at most: one for both edges each time", n, time.Since(began), z.ttl, most)
 	}
 }
 
