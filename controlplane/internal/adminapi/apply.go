@@ -387,6 +387,17 @@ func immutable(d *doc, old record) error {
 		if was, ok := old.(model.Policy); ok && was.Zone != v.Zone {
 			return refuse("spec.zone", "policy %s is of zone %s for ever: create another for %s", v.Name, was.Zone, v.Zone)
 		}
+	case model.API:
+		if was, ok := old.(model.API); ok && was.Auth != nil && v.Auth != nil {
+			for i, is := range v.Auth.Issuers {
+				for _, before := range was.Auth.Issuers {
+					if is.Issuer == before.Issuer && or(is.Claim, "sub") != or(before.Claim, "sub") { // a key bound to what one claim said would be another's
+						return refuse(fmt.Sprintf("spec.auth.issuers[%d].claim", i), "API %s: keys are bound to what tokens of %s say in %s; read from %s the same text may name somebody else. "+
+							"Revoke those keys, apply the API without the issuer, then with the other claim", v.Name, is.Issuer, or(before.Claim, "sub"), or(is.Claim, "sub"))
+					}
+				}
+			}
+		}
 	case model.Closure:
 		v.At = time.Now().UTC().Truncate(time.Second)
 		if was, ok := old.(model.Closure); ok {

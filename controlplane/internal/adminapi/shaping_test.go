@@ -2,12 +2,14 @@ package adminapi_test
 
 import (
 	"encoding/json"
+	"errors"
 	"testing"
 	"time"
 
 	"bailiwick/controlplane/internal/adminapi/apitest"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/shared/fault"
 )
 
 // What is said of shaping is stored whole, for the API and for a route, shown, and the same when it is applied again.
@@ -59,4 +61,23 @@ spec: {zone: emea, hosts: [x.test], policy: gdpr-emea, ` + shaping + `, routes: 
 			t.Errorf("applied again: %v", c)
 		}
 	}
+}
+
+// What a key is bound to is the text of a claim: read from another claim it may name somebody else.
+func TestApply_AnIssuersClaimStaysAsItIs(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	api := func(auth string) string {
+		return "kind: API\nname: extra\nspec: {zone: emea, hosts: [x.test], policy: gdpr-emea, auth: {" + auth + "}}"
+	}
+	issuer := func(claim string) string {
+		return "issuers: [{issuer: https://id.test, audiences: [a]" + claim + "}]"
+	}
+	apply(t, z, api(issuer("")))
+	apply(t, z, api(issuer(", claim: sub"))) // what it was by default
+	_, err := resourcesAt(z, apitest.Admin).Apply(t.Context(), &adminv1.ApplyRequest{Resources: parse(t, api(issuer(", claim: email")))})
+	if f, ok := errors.AsType[*fault.Error](err); !ok || f.Reason != "IMMUTABLE" || f.Field != "resources[0].spec.auth.issuers[0].claim" {
+		t.Errorf("another claim: got %v", err)
+	}
+	apply(t, z, api("identity: headers")) // without the issuer
 }
