@@ -154,6 +154,9 @@ func TestSmuggling_ProtocolsAgree(t *testing.T) {
 				return len(got) > 3 && got[3] == 0xd9 // :status 200 of the static table
 			},
 		} {
+			if name == "HTTP/1.1" && strings.Contains(fields[1], "\n") { // two requests there, and no smuggling
+				continue
+			}
 			before := w.west.up.count.Load()
 			got := send()
 			if got != c.served {
