@@ -11,16 +11,16 @@ import (
 	"bailiwick/shared/table"
 )
 
-// BenchmarkFreeYields is how platinum fares at an upstream that works on 8 requests at a time, 10 ms each, while free clients
+// BenchmarkFreeYields is how platinum fares at an upstream that works on 4 requests at a time, 20 ms each, while free clients
 // offer three times what it can do: p99 of platinum alone and beside them, and how many of either were turned away. It tells
 // figures and judges nothing.
 //
 //	go test -run '^$' -bench FreeYields -benchtime 1x ./dataplane/internal/proxy
 func BenchmarkFreeYields(b *testing.B) {
 	const (
-		workers = 8
-		work    = 10 * time.Millisecond
-		each    = 10 * time.Second
+		workers = 4
+		work    = 20 * time.Millisecond
+		each    = 8 * time.Second
 	)
 	w := newWorld(b, nil)
 	free, o := mint(b, "free-class")
