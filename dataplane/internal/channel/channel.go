@@ -121,7 +121,11 @@ func (p *Pool) Send(ctx context.Context, req *http.Request) (resp *http.Response
 		p.leave(l)
 		return nil, given.Load() && !refused(err), err
 	}
-	resp.Body = &body{ReadCloser: resp.Body, end: sync.OnceFunc(func() { p.leave(l) })}
+	// The transport looks at ctx only between two pieces of the request's body: where nothing is sent just now, whoever waits
+	// for the answer would wait on.
+	answer := resp.Body
+	stop := context.AfterFunc(ctx, func() { answer.Close() })
+	resp.Body = &body{ReadCloser: answer, end: sync.OnceFunc(func() { stop(); p.leave(l) })}
 	return resp, true, nil
 }
 

@@ -352,3 +352,51 @@ func TestGRPCWeb_TranslatedWhereTheRouteSays(t *testing.T) {
 		t.Errorf("an error: got %d %v %q, row %+v", a.status, a.header, a.body, w.west.meter.last())
 	}
 }
+
+// A stream of gRPC that another region serves passes whole, trailers and all, and ends when the pair is no more.
+func TestGRPC_AcrossTheBorderAndCutThere(t *testing.T) {
+	w := newWorld(t, patient)
+	_, addr := speaking(t, w, nil)
+	w.central.orders = w.west.orders // the service is there
+	w.central.tables.Swap(w.view(w.central, true))
+	w.west.orders = func(a *table.API) { // and nobody here
+		a.Targets = []string{"http://" + deadAddr(t)}
+		a.Protocols = map[string]string{a.Targets[0]: "h2c"}
+		a.Routes[0].Timeout = time.Minute
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	c, ctx := dialGRPC(t, w, addr)
+	var tail metadata.MD
+	if r, err := c.UnaryCall(ctx, payload("hello"), grpc.Trailer(&tail)); err != nil || string(r.GetPayload().GetBody()) != "hello" || len(tail["x-tail"]) != 1 {
+		t.Fatalf("got %v, %v, tail %v", r, err, tail)
+	}
+	if row := w.west.meter.last(); row.ServedRegion != "eu-central" || row.Outcome != usage.OutcomeSuccess {
+		t.Errorf("row %+v, want one served by eu-central", row)
+	}
+	both, err := c.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both.Send(&pb.StreamingOutputCallRequest{Payload: &pb.Payload{Body: []byte("x")}})
+	if _, err := both.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	w.west.tables.Swap(w.view(w.west, false))
+	w.west.client.Enforce() // as whoever acknowledges a table does
+	if m, err := both.Recv(); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("after the pair ended: got %v, %v, want the stream broken off", m, err)
+	}
+	if _, err := c.UnaryCall(ctx, payload("hello")); status.Code(err) != codes.Unavailable {
+		t.Errorf("after the pair ended: got %v, want unavailable", err)
+	}
+}
+
+// deadAddr is one where nobody listens.
+func deadAddr(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}

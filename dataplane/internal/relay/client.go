@@ -210,7 +210,11 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	}
 	// A region speaks for itself only: who answered is what its certificate says, not what its header says.
 	resp.Header.Set(HeaderServed, f.To)
-	resp.Body = &flightBody{ReadCloser: resp.Body, end: sync.OnceFunc(end)}
+	// The transport looks at ctx only between two pieces of the request's body: where a client sends nothing just now, whoever
+	// waits for the answer would wait on, whatever was cut.
+	body := resp.Body
+	stop := context.AfterFunc(ctx, func() { body.Close() })
+	resp.Body = &flightBody{ReadCloser: body, end: sync.OnceFunc(func() { stop(); end() })}
 	return resp, nil
 }
 
