@@ -356,15 +356,15 @@ func TestGRPCWeb_TranslatedWhereTheRouteSays(t *testing.T) {
 // A stream of gRPC that another region serves passes whole, trailers and all, and ends when the pair is no more.
 func TestGRPC_AcrossTheBorderAndCutThere(t *testing.T) {
 	w := newWorld(t, patient)
-	_, addr := speaking(t, w, nil)
-	w.central.orders = w.west.orders // the service is there
-	w.central.tables.Swap(w.view(w.central, true))
-	w.west.orders = func(a *table.API) { // and nobody here
-		a.Targets = []string{"http://" + deadAddr(t)}
-		a.Protocols = map[string]string{a.Targets[0]: "h2c"}
-		a.Routes[0].Timeout = time.Minute
+	service, nobody := "", "http://"+deadAddr(t)
+	_, addr := speaking(t, w, func(a *table.API) {
+		service = a.Targets[0]
+		a.Targets, a.Protocols = []string{nobody}, map[string]string{nobody: "h2c"} // nobody is here
+	})
+	w.central.orders = func(a *table.API) {
+		a.Targets, a.Protocols = []string{service}, map[string]string{service: "h2c"}
 	}
-	w.west.tables.Swap(w.view(w.west, true))
+	w.central.tables.Swap(w.view(w.central, true))
 	c, ctx := dialGRPC(t, w, addr)
 	var tail metadata.MD
 	if r, err := c.UnaryCall(ctx, payload("hello"), grpc.Trailer(&tail)); err != nil || string(r.GetPayload().GetBody()) != "hello" || len(tail["x-tail"]) != 1 {
