@@ -417,7 +417,6 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "admin", Run: e.serveAdmin, Why: "says why the edge is not ready while the rest comes up"},
 		{Name: "identity", Run: e.control.Renewer(e.state.Source, e.log).Run, Why: "every connection to other nodes uses it"},
 		{Name: "table", Run: e.follow.Run, Ready: e.follow.Ready(), Why: "no door opens before there is a whole table"},
-		{Name: "sentinel", Run: e.sentinel.Run, Why: "looks once more at all that leaves"},
 		{Name: "certificates", Run: e.runTLS, Why: "HTTPS needs them"},
 		{Name: "upstream names", Run: e.names.Run, Why: "requests never wait for a resolver where names are discovered"},
 		{Name: "upstream health", Run: e.monitor.Run, Why: "requests choose by it"},

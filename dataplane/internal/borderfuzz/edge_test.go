@@ -133,7 +133,7 @@ func (e *edge) run(ctx context.Context, t testing.TB, wg *sync.WaitGroup, l net.
 	e.server, err = relay.NewServer(relay.ServerConfig{Identity: e.source, Tables: e.tables, Leave: e.grants, Local: e.proxy, Evidence: e.world.judge, Sentinel: e.sentinel, Logger: log})
 	must(err)
 	servers := proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, TLS: &tls.Config{}, Logger: log})
-	for _, run := range []func(context.Context) error{e.sentinel.Run, monitor.Run, e.grants.Run, e.client.Run,
+	for _, run := range []func(context.Context) error{monitor.Run, e.grants.Run, e.client.Run,
 		func(ctx context.Context) error { return e.server.Serve(ctx, l) }} {
 		wg.Go(func() { run(ctx) })
 	}

@@ -17,22 +17,34 @@ import (
 type Holder struct {
 	current atomic.Pointer[Table]
 
-	mu      sync.Mutex // covers changed only: readers of the table never take it
-	changed chan struct{}
+	mu       sync.Mutex // covers the rest, and orders Swaps: readers of the table never take it
+	changed  chan struct{}
+	watchers []func()
 }
 
 // Load is the table in force; nil until there is one, and again after a withdrawal.
 func (h *Holder) Load() *Table { return h.current.Load() }
 
-// Swap puts t in force (nil: nothing is served) and tells everybody who waits on Changed.
+// Swap puts t in force (nil: nothing is served), lets watchers look, and tells everybody who waits on Changed.
 func (h *Holder) Swap(t *Table) {
-	h.current.Store(t)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.current.Store(t)
+	for _, look := range h.watchers {
+		look()
+	}
 	if h.changed != nil {
 		close(h.changed)
 		h.changed = nil
 	}
+}
+
+// Watch has look called at every Swap, with that table in force and before the next one is: who must have seen each of them
+// misses none, however soon another follows. It may Load, and nothing else of this Holder.
+func (h *Holder) Watch(look func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.watchers = append(h.watchers, look)
 }
 
 // Changed closes at the next Swap. Take the channel first, then Load: in that order no change is missed.

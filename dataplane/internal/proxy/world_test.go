@@ -445,7 +445,6 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			if err != nil {
 				t.Fatal(err)
 			}
-			wg.Go(func() { guard.Run(ctx) })
 			wg.Go(func() { mon.Run(ctx) })
 			wg.Go(func() { grants.Run(ctx) })
 			wg.Go(func() { r.client.Run(ctx) })

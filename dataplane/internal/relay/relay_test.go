@@ -306,7 +306,6 @@ func newBorderOver(t testing.TB, truth, truthThere *policy.Holder, l net.Listene
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { b.server.Serve(ctx, l) })
-	wg.Go(func() { b.sentinel.Run(ctx) })
 	wg.Go(func() { grants.Run(ctx) })
 	wg.Go(func() { b.client.Run(ctx) })
 	t.Cleanup(func() { cancel(); wg.Wait() })

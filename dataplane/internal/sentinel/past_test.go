@@ -23,15 +23,13 @@ func TestSentinel_RemembersEveryChangeOfTheLastMoment(t *testing.T) {
 			s.Answered(time.Now(), [][]byte{raw})
 			time.Sleep(5 * time.Second)
 			for _, w := range []world{recovered, reopened(2)} {
-				tables.Swap(w.table(t))
-				s.Upstream("orders.internal:80") // it reads each
+				tables.Swap(w.table(t)) // it looks at each, whoever runs between
 			}
 			if err := s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()); err == nil || s.Violations() != 0 || s.Late() != 1 {
 				t.Errorf("at once: got %v, %d violations, %d late; want it stopped and late", err, s.Violations(), s.Late())
 			}
 			time.Sleep(900 * time.Millisecond)
 			tables.Swap(recovered.table(t))
-			s.Upstream("orders.internal:80")
 			time.Sleep(200 * time.Millisecond) // the newest change is of just now, what permitted it is not
 			if err := s.Leaves(certificate(central), raw, "orders", "eu-west", s.Now()); err == nil || s.Violations() != 1 || s.Late() != 1 {
 				t.Errorf("1.1 s on: got %v, %d violations, %d late; want it stopped and wrong", err, s.Violations(), s.Late())
@@ -44,7 +42,6 @@ func TestSentinel_RemembersEveryChangeOfTheLastMoment(t *testing.T) {
 			raw := signed(t, emeaKey, arriving())
 			for epoch := uint64(1); epoch < 4; epoch++ {
 				tables.Swap(receiving(t, nil, epoch))
-				s.Upstream("reports.internal:80")
 			}
 			if err := s.Arrives(certificate(westCert), raw, "emea", "reports", s.Now()); err == nil || s.Violations() != 0 || s.Late() != 1 {
 				t.Errorf("at once: got %v, %d violations, %d late; want it stopped and late", err, s.Violations(), s.Late())
@@ -81,4 +78,19 @@ func TestSentinel_GraceDoesNotAddUp(t *testing.T) {
 			t.Error("a grant of 30 s that was not renewed leaves after 35 s")
 		}
 	})
+}
+
+// An upstream that was in force between two changes is no stranger, although nothing was judged while it was.
+func TestSentinel_MissesNoTable(t *testing.T) {
+	s, tables := open(t, good)
+	between := good
+	between.target = "http://brief.internal"
+	tables.Swap(between.table(t))
+	tables.Swap(good.table(t))
+	if err := s.Upstream("brief.internal:80"); err != nil || s.Violations() != 0 {
+		t.Errorf("got %v, %d violations; want it to pass", err, s.Violations())
+	}
+	if err := s.Upstream("never.internal:80"); err == nil || s.Violations() != 1 {
+		t.Errorf("one that was in no table: got %v, %d violations; want it stopped", err, s.Violations())
+	}
 }

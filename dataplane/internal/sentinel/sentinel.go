@@ -10,7 +10,6 @@
 package sentinel
 
 import (
-	"context"
 	"crypto/ed25519"
 	"crypto/x509"
 	"errors"
@@ -65,7 +64,7 @@ type Config struct {
 	Logger             *slog.Logger
 }
 
-// Sentinel judges. Run it.
+// Sentinel judges.
 type Sentinel struct {
 	cfg        Config
 	violations atomic.Int64
@@ -109,27 +108,21 @@ type (
 	named struct{ zone, name string }
 )
 
-// New makes a Sentinel that has read nothing, and so lets nothing pass.
+// New makes a Sentinel, which looks at every table that comes into force: it knows what was permitted a moment ago, also where
+// two changes come at once. Before the first it lets nothing pass.
 func New(cfg Config) (*Sentinel, error) {
 	if cfg.Tables == nil || cfg.Zone == "" || cfg.Region == "" || cfg.Edge == "" || cfg.Logger == nil {
 		return nil, errors.New("sentinel: Tables, Zone, Region, Edge and Logger are required")
 	}
-	return &Sentinel{cfg: cfg, now: &reading{}, left: map[string]time.Time{}, grants: map[string]*grant{}, shown: map[string]*shown{}, warned: map[[3]string]time.Time{}}, nil
-}
-
-// Run reads every table as it comes until ctx ends, so that it knows what was permitted a moment ago.
-func (s *Sentinel) Run(ctx context.Context) error {
-	for {
-		changed := s.cfg.Tables.Changed()
+	s := &Sentinel{cfg: cfg, now: &reading{}, left: map[string]time.Time{}, grants: map[string]*grant{}, shown: map[string]*shown{}, warned: map[[3]string]time.Time{}}
+	look := func() {
 		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.read()
-		s.mu.Unlock()
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-changed:
-		}
 	}
+	cfg.Tables.Watch(look)
+	look()
+	return s, nil
 }
 
 // Violations is how often the first check was wrong since the start.
@@ -142,7 +135,7 @@ func (s *Sentinel) Now() time.Time { return time.Now() }
 // Late is how often something was stopped that had been permitted until a moment before, or when it was checked first.
 func (s *Sentinel) Late() int64 { return s.late.Load() }
 
-// read looks at the newest table, with mu held.
+// read looks at the newest table, with mu held. Judges call it too: one may have come into force that Watch has not told of yet.
 func (s *Sentinel) read() {
 	t := s.cfg.Tables.Load()
 	if t == s.of {
