@@ -355,7 +355,7 @@ func (s *server) settle(d *doc, before state) error {
 		}
 	}
 	d.change.Fields = fieldChanges(old, d.rec)
-	if exists && len(d.change.Fields) == 0 {
+	if exists && len(d.change.Fields) == 0 && bytes.Equal(model.Encode(old), model.Encode(d.rec)) {
 		d.change.Action = unchanged // stored in an older form of the same value
 	}
 	return nil

@@ -320,7 +320,10 @@ func apiToProto(v model.API) *adminv1.API {
 			Free: r.Free, Units: unitsToProto(r.Units), HedgeAfter: showDuration(r.HedgeAfter), GrpcWeb: r.GRPCWeb, Cache: cacheToProto(r.Cache), Websocket: webSocketToProto(r.WebSocket),
 			Cors: corsToProto(r.CORS), Rewrite: rewriteToProto(r.Rewrite), Validation: validationToProto(r.Validation), Graphql: graphqlToProto(r.GraphQL)})
 	}
-	out.Tcp = tcpToProto(v.TCP)
+	out.Tcp, out.Auth = tcpToProto(v.TCP), authToProto(v.Auth)
+	if c := v.Concurrency; c != nil {
+		out.Concurrency = &adminv1.Concurrency{Min: int32(c.Min), Max: int32(c.Max)}
+	}
 	upstreamsToProto(v, out)
 	out.Cors, out.Rewrite, out.Validation = corsToProto(v.CORS), rewriteToProto(v.Rewrite), validationToProto(v.Validation)
 	return out

@@ -79,5 +79,8 @@ func TestApply_AnIssuersClaimStaysAsItIs(t *testing.T) {
 	if f, ok := errors.AsType[*fault.Error](err); !ok || f.Reason != "IMMUTABLE" || f.Field != "resources[0].spec.auth.issuers[0].claim" {
 		t.Errorf("another claim: got %v", err)
 	}
-	apply(t, z, api("identity: headers")) // without the issuer
+	if c := apply(t, z, api("identity: headers")).Changes[0]; c.Action != "updated" { // without the issuer
+		t.Errorf("an issuer is taken away: got %v, want it updated: its tokens would go on being taken", c)
+	}
+	apply(t, z, api(issuer(", claim: email")))
 }
