@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,9 @@ const (
 	pingAfter  = 10 * time.Second // of silence
 	pingWait   = 5 * time.Second
 	writeWait  = 10 * time.Second // without a byte taken
+	window     = 256 << 10        // bytes of an answer that arrive before its client takes them
+	refusals   = 3                // of one request, before it is said to be refused
+	againAfter = 10 * time.Millisecond
 )
 
 // Config of a Pool. Dial is required.
@@ -66,7 +70,7 @@ func (p *Pool) open() *lane {
 	var protocols http.Protocols
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return p.cfg.Dial(ctx) }
 	tr := &http.Transport{DisableCompression: true, MaxResponseHeaderBytes: maxHead, IdleConnTimeout: idle, MaxConnsPerHost: 1, Protocols: &protocols,
-		HTTP2: &http.HTTP2Config{StrictMaxConcurrentRequests: true, SendPingTimeout: pingAfter, PingTimeout: pingWait, WriteByteTimeout: writeWait}}
+		HTTP2: &http.HTTP2Config{StrictMaxConcurrentRequests: true, SendPingTimeout: pingAfter, PingTimeout: pingWait, WriteByteTimeout: writeWait, MaxReceiveBufferPerStream: window}}
 	if p.cfg.TLS {
 		protocols.SetHTTP2(true)
 		tr.DialTLSContext = dial
@@ -112,7 +116,35 @@ func (p *Pool) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // Send sends a request. sent says of an error that the upstream may have begun it. The answer's body must be closed.
+//
+// A body is hidden from the transport's own repeating, which counts a stream reset with PROTOCOL_ERROR among those to send anew:
+// an upstream may reset so what it has worked on.
 func (p *Pool) Send(ctx context.Context, req *http.Request) (resp *http.Response, sent bool, err error) {
+	again := req.GetBody
+	for n := 1; ; n++ {
+		once := *req
+		once.GetBody = nil
+		if resp, sent, err = p.send(ctx, &once); err == nil || sent || again == nil || n == refusals || !refused(err) {
+			return resp, sent, err
+		}
+		wait := time.NewTimer(againAfter << (4 * (n - 1)))
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return nil, false, context.Cause(ctx)
+		case <-wait.C:
+		}
+		body, err := again()
+		if err != nil {
+			return nil, false, err
+		}
+		next := *req
+		next.Body = body
+		req = &next
+	}
+}
+
+func (p *Pool) send(ctx context.Context, req *http.Request) (resp *http.Response, sent bool, err error) {
 	l := p.enter()
 	var given atomic.Bool // a connection
 	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { given.Store(true) }}
@@ -129,10 +161,15 @@ func (p *Pool) Send(ctx context.Context, req *http.Request) (resp *http.Response
 	return resp, true, nil
 }
 
-// refused says that the peer did nothing for the request (RFC 9113, 8.7).
+// refused says that the peer did nothing for the request (RFC 9113, 8.7). Of one with a body the transport tells it in words
+// alone; other words than these are no refusal.
 func refused(err error) bool {
-	se, ok := errors.AsType[http2.StreamError](err)
-	return ok && se.Code == http2.ErrCodeRefusedStream
+	if se, ok := errors.AsType[http2.StreamError](err); ok {
+		return se.Code == http2.ErrCodeRefusedStream
+	}
+	text := err.Error()
+	return strings.HasPrefix(text, "http2: Transport: cannot retry err [") &&
+		(strings.Contains(text, "; REFUSED_STREAM; ") || strings.Contains(text, "graceful shutdown GOAWAY]"))
 }
 
 // CloseIdle closes connections without a request, and will not keep those that have one.

@@ -116,6 +116,31 @@ func TestPool_RepeatsWhatWasRefusedAndNothingElse(t *testing.T) {
 		t.Errorf("a stream that was reset: got %v, sent %v, %d times; want an error, sent, once", err, sent, reset.Load())
 	}
 
+	// net/http's own transport would send this one seven times.
+	var wrong atomic.Int32
+	p, url, _ = raw(t, func(fr *http2.Framer, _ net.Conn, id uint32) {
+		wrong.Add(1)
+		fr.WriteRSTStream(id, http2.ErrCodeProtocol)
+	})
+	if _, sent, err := post(t, p, url, true); err == nil || !sent || wrong.Load() != 1 {
+		t.Errorf("a stream that was reset with PROTOCOL_ERROR: got %v, sent %v, %d times; want an error, sent, once", err, sent, wrong.Load())
+	}
+
+	var always atomic.Int32
+	p, url, _ = raw(t, func(fr *http2.Framer, _ net.Conn, id uint32) {
+		always.Add(1)
+		fr.WriteRSTStream(id, http2.ErrCodeRefusedStream)
+	})
+	for _, c := range []struct {
+		again bool
+		times int32
+	}{{true, 3}, {false, 1}} {
+		always.Store(0)
+		if _, sent, err := post(t, p, url, c.again); err == nil || sent || always.Load() != c.times {
+			t.Errorf("refused each time, with its body %v: got %v, sent %v, %d times; want an error, unsent, %d", c.again, err, sent, always.Load(), c.times)
+		}
+	}
+
 	var away atomic.Int32
 	p, url, dials := raw(t, func(fr *http2.Framer, _ net.Conn, id uint32) {
 		if away.Add(1) == 1 {
@@ -205,5 +230,33 @@ func TestCheck_AsksTheHealthService(t *testing.T) {
 		if err := channel.Check(t.Context(), p, "http://"+l.Addr().String(), service); (err == nil) != well {
 			t.Errorf("service %q: got %v, want well %v", service, err, well)
 		}
+	}
+}
+
+// What an upstream sends while its client takes nothing waits at the upstream.
+func TestPool_HoldsLittleOfAnAnswerThatNobodyTakes(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := channel.New(channel.Config{Dial: func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+	}})
+	var wg sync.WaitGroup
+	wg.Go(func() { post(t, p, "http://"+l.Addr().String(), false) })
+	defer wg.Wait()
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.ReadFull(conn, make([]byte, len(http2.ClientPreface)))
+	f, err := http2.NewFramer(conn, conn).ReadFrame()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if most, said := f.(*http2.SettingsFrame).Value(http2.SettingInitialWindowSize); !said || most > 1<<20 {
+		t.Errorf("an answer may bring %d bytes (said %v) before any is taken", most, said)
 	}
 }
