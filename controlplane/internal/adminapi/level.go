@@ -25,7 +25,11 @@ const (
 // could build no view any more, and an edge would serve as if the field were not there. zone is whose control nodes hold
 // the record ("": all), served whose edges serve by it ("": all).
 func leveled(catalog group.Snapshot, what string, rec any, zone, served string) error {
-	needs := model.NeedsOf(rec)
+	return known(catalog, what, model.NeedsOf(rec), zone, served)
+}
+
+// known is leveled of what asks for these levels.
+func known(catalog group.Snapshot, what string, needs model.Needs, zone, served string) error {
 	if needs.Nodes == 0 && needs.Edges == 0 {
 		return nil
 	}

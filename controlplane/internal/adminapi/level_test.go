@@ -9,6 +9,7 @@ import (
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
+	"bailiwick/proto/gen/bailiwick/admin/v1/adminv1connect"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/table"
 )
@@ -69,5 +70,24 @@ func TestCreateKey_WaitsForEdgesThatKnowItsBounds(t *testing.T) {
 	in.Catalog.Put(model.PrefixLevel+"eu-west-edge-1", model.Encode(model.NodeLevel{Name: "eu-west-edge-1", Level: table.Current}))
 	if _, err := keys.CreateKey(t.Context(), bounded); err != nil {
 		t.Errorf("once the edge is upgraded: %v", err)
+	}
+}
+
+// An edge that does not know purges would acknowledge the position and give what was purged; a control node that does not
+// would send tables without it.
+func TestPurgeCache_WaitsForProgramsThatKnowIt(t *testing.T) {
+	in := seeded(t, 100*time.Millisecond)
+	caches := adminv1connect.NewCacheServiceClient(apitest.Client(apitest.Admin), in.Zones["emea"].Server.URL, faults)
+	for _, old := range []string{"eu-west-edge-1", "emea-1"} {
+		in.Catalog.Put(model.PrefixLevel+old, model.Encode(model.NodeLevel{Name: old}))
+		_, err := caches.PurgeCache(t.Context(), &adminv1.PurgeCacheRequest{Api: "orders", All: true})
+		if fault.ReasonOf(err) != "UPGRADE_UNDER_WAY" || !strings.Contains(err.Error(), old) {
+			t.Errorf("while %s is of level 0: %v", old, err)
+		}
+		in.Catalog.Put(model.PrefixLevel+old, model.Encode(model.NodeLevel{Name: old, Level: table.Current}))
+	}
+	in.Catalog.Put(model.PrefixLevel+"us-east-edge-1", model.Encode(model.NodeLevel{Name: "us-east-edge-1"}))
+	if _, err := caches.PurgeCache(t.Context(), &adminv1.PurgeCacheRequest{Api: "orders", All: true}); err != nil {
+		t.Errorf("another zone's edge is old: %v", err)
 	}
 }

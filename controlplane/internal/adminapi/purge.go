@@ -27,6 +27,13 @@ func (s *server) PurgeCache(ctx context.Context, req *adminv1.PurgeCacheRequest)
 	if err != nil {
 		return nil, err
 	}
+	// A node of before purges would hand out tables without this one, and an edge acknowledge its position and give on.
+	err = onceLeveled(ctx, s.Wait, func() error {
+		return known(s.freshOrLocal(ctx, s.Catalog), "purge of API "+api.Name, model.Needs{Nodes: 1, Edges: 1, Field: "purging"}, s.Zone, s.Zone)
+	})
+	if err != nil {
+		return nil, err
+	}
 	key := model.PrefixPurge + api.Name
 	for attempt := range maxAttempts {
 		snap, err := s.fresh(ctx, s.Store)

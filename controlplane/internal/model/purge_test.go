@@ -26,8 +26,13 @@ func TestPurges_Add(t *testing.T) {
 	if q := p.Add(at, model.Purge{}, model.Purge{What: "z"}); q.All != 3 || len(q.Of) != 1 || q.Of[0].Seq != 4 {
 		t.Errorf("all, and then one: %+v", q)
 	}
-	if q := p.Add(at.Add(model.PurgeKept), model.Purge{What: "z"}); len(q.Of) != 1 || q.All != 0 || q.Seq != 3 {
-		t.Errorf("a day later: %+v", q)
+	if q := p.Add(at.Add(model.PurgeKept), model.Purge{What: "z"}); len(q.Of) != 1 || q.All != 2 || q.Seq != 3 {
+		t.Errorf("a day later what is forgotten is one of everything, for edges that missed it: %+v", q)
+	}
+	// A node whose clock is far behind purges, and one whose clock is right after it.
+	q := p.Add(at.Add(-2*model.PurgeKept), model.Purge{What: "late"}).Add(at.Add(time.Minute), model.Purge{What: "z"})
+	if len(q.Of) != 1 || q.All != 3 || q.Of[0].Seq != 4 {
+		t.Errorf("by a clock that is behind: %+v", q)
 	}
 	for i := range 1000 {
 		p = p.Add(at, model.Purge{What: fmt.Sprint(i)})

@@ -153,12 +153,16 @@ const (
 	MaxPurges = 256
 )
 
-// Add is the record with further purges, which ends with all of them in effect whatever an edge missed.
+// Add is the record with further purges, which ends with all of them in effect whatever an edge missed. What is too old to be
+// remembered becomes one of everything as well: clocks of control nodes differ, and an edge may be away for days.
 func (p Purges) Add(now time.Time, more ...Purge) Purges {
 	of := make([]Purge, 0, len(p.Of)+len(more))
 	for _, o := range p.Of {
-		again := slices.ContainsFunc(more, func(n Purge) bool { return n.What == o.What && (!n.Soft || o.Soft) })
-		if !again && now.Sub(o.At) < PurgeKept {
+		switch {
+		case slices.ContainsFunc(more, func(n Purge) bool { return n.What == o.What && (!n.Soft || o.Soft) }):
+		case now.Sub(o.At) >= PurgeKept:
+			p.All, of = max(p.All, o.Seq), of[:0] // those before it, too
+		default:
 			of = append(of, o)
 		}
 	}

@@ -64,7 +64,8 @@ func (v *View) ZoneSum(k *Keys) revision.Sum { return v.PairSum.Add(k.Sum()) }
 // unknown, control-only or of another zone than the edge's; of kind Internal if a stored value does not read.
 //
 // level is that of the fields that the edge knows. An edge of level 0 would serve by what it knows of an object, so it gets
-// none that forbids more; from level 1 on edges see to that themselves, and say so.
+// none that forbids more; from level 1 on edges see to that themselves, and say so. Nor does it get the kinds that are in the
+// zone's scope since then: it would count them to the catalog's, and refuse every table with one of them.
 func Build(catalog, zone group.Snapshot, edge model.Node, level table.Level, now time.Time) (*View, error) {
 	b := builder{catalog: catalog, zone: zone, edge: edge, level: level, now: now, view: &View{Objects: map[table.ObjectKey]table.Object{}}}
 	steps := []func() error{b.holdBack, b.region, b.rules, b.settings, b.apis, b.plans, b.switches, b.pairs, b.peers, b.doors, b.purges, b.targets}
@@ -453,6 +454,9 @@ func (b *builder) doors() error {
 
 // purges are of APIs that this edge may keep answers of.
 func (b *builder) purges() error {
+	if b.level == 0 {
+		return nil
+	}
 	return each(b.zone, model.PrefixPurge, func(_ group.KV, p model.Purges) error {
 		if _, held := b.view.Objects[table.ObjectKey{Kind: table.KindAPI, ID: p.API}]; !held {
 			return nil
@@ -467,6 +471,9 @@ func (b *builder) purges() error {
 
 // targets are what was found for APIs that ask for it, in this region.
 func (b *builder) targets() error {
+	if b.level == 0 {
+		return nil
+	}
 	return each(b.zone, model.PrefixTargets, func(_ group.KV, found model.Targets) error {
 		if !b.seeking[found.API] {
 			return nil

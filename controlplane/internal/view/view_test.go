@@ -434,3 +434,27 @@ func TestBuild_AnOldEdgeGetsNothingThatItWouldServeWithout(t *testing.T) {
 		t.Errorf("the object says that it needs level %d, want 1: an edge must find out by itself when it is set back", needs)
 	}
 }
+
+// An edge of before levels would count these to the catalog's sum, and refuse every table from then on: no key would end there.
+func TestBuild_AnOldEdgeGetsNoKindThatWouldSpoilItsSums(t *testing.T) {
+	catalog, zone := world()
+	api := catalog[model.PrefixAPI+"emea.orders"].(model.API)
+	api.Dispatch.Discovery = "etcd"
+	catalog[model.PrefixAPI+"emea.orders"] = api
+	zone[model.PrefixPurge+"orders"] = model.Purges{API: "orders", Seq: 1, All: 1}
+	zone[model.PrefixTargets+"orders"] = model.Targets{API: "orders", Of: []model.DiscoveredURLs{{Region: "eu-west", URLs: []string{"http://w"}}}}
+	for _, level := range []table.Level{0, table.Current} {
+		v, err := view.Build(catalog, zone, edge("w1", "eu-west", "emea"), level, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []string{"purges orders", "targets orders"} {
+			if has := slices.Contains(ids(v), id); has != (level > 0) {
+				t.Errorf("an edge of level %d gets %s: %v", level, id, has)
+			}
+		}
+		if !slices.Contains(ids(v), "api orders") {
+			t.Errorf("an edge of level %d does not get the API", level)
+		}
+	}
+}
