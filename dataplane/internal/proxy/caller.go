@@ -111,5 +111,5 @@ func (x *exchange) identify(auth *table.Auth) {
 		x.p.cfg.Logger.Error("identity not signed", "request", x.name(), "error", err)
 		return
 	}
-	x.header[relay.HeaderIdentity] = token
+	x.header[relay.SignedIdentity] = token
 }

@@ -33,7 +33,6 @@ const (
 	HeaderServed      = "Bailiwick-Served"  // region whose upstream answered
 	HeaderRefused     = "Bailiwick-Refused" // the rule that forbade it
 	HeaderUnsent      = "Bailiwick-Unsent"  // no upstream got a byte of this request: it may be sent elsewhere
-	HeaderIdentity    = "Bailiwick-Identity"
 	Prefix            = "Bailiwick-"
 )
 
@@ -43,10 +42,12 @@ const StreamWebSocket = "websocket"
 // StreamTCP is a stream of bytes as they come.
 const StreamTCP = "tcp"
 
-// Identity are the headers in which upstreams are told who asks: customer, subscription, plan, key, and a signed token of all of
-// them. They go along to another
-// region of the own zone, never to another zone.
-var Identity = [...]string{"Bailiwick-Customer", "Bailiwick-Subscription", "Bailiwick-Plan", "Bailiwick-Key", HeaderIdentity}
+// SignedIdentity is the one of Identity that the zone has signed.
+const SignedIdentity = "Bailiwick-Identity"
+
+// Identity are the headers in which upstreams are told who asks: customer, subscription, plan, key, and a signed token of all
+// of them. They go along to another region of the own zone, never to another zone.
+var Identity = [...]string{"Bailiwick-Customer", "Bailiwick-Subscription", "Bailiwick-Plan", "Bailiwick-Key", SignedIdentity}
 
 // Rules of refusal beyond those of failover's grants: stable names.
 const (
