@@ -55,9 +55,7 @@ func (e *Edge) serve(ctx context.Context) error {
 	var drain sync.WaitGroup
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
 		drain.Go(func() {
-			if s.Shutdown(grace) != nil {
-				s.Close()
-			}
+			s.End(grace)
 		})
 	}
 	drain.Go(func() {
@@ -226,6 +224,7 @@ func (e *Edge) metrics() []telemetry.Metric {
 		counter("regions_held_total", "How often more than half of the zone's regions looked dead from here, so that none was declared so.", e.observe.Holds),
 		gauge("grants_held", "Grants to relay that this edge holds.", func() float64 { return float64(len(e.grants.Held())) }),
 		gauge("relays_out_in_flight", "Requests being served by another region.", func() float64 { return float64(e.relays.InFlight()) }),
+		gauge("streams", "Connections that last: WebSockets, and those of APIs that are tcp, of clients and of other regions.", func() float64 { return float64(e.proxy.Streams()) }),
 		gauge("relays_in_in_flight", "Requests being served for another region.", func() float64 { return float64(e.inbound.InFlight()) }),
 		counter("relays_refused_total", "Relays refused, at either end of this edge.", func() int64 { return e.relays.Refusals() + e.inbound.Refusals() }),
 		counter("relay_rows_dropped_total", "Segments of rows of relays that the budget of disk has cost.", func() int64 { return int64(e.evidence.DroppedSegments()) }),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"bailiwick/dataplane"
@@ -69,10 +71,10 @@ func tell(what string) {
 func replaces(log *slog.Logger) (stop func()) {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGUSR2)
-	var wg sync.WaitGroup
-	wg.Go(func() {
+	var r replacer
+	r.wg.Go(func() {
 		for range asked {
-			if err := replace(&wg, log); err != nil {
+			if err := r.once(log, func() (ended func() error, err error) { return replace(log) }); err != nil {
 				log.Error("no process takes this one's place", "error", err)
 			}
 		}
@@ -83,11 +85,40 @@ func replaces(log *slog.Logger) (stop func()) {
 	}
 }
 
+// replacer lets one process at a time take this one's place: a second would find the place taken and end, and the supervisor
+// would be told that this process, which ends too, is the main one.
+type replacer struct {
+	wg   sync.WaitGroup
+	busy atomic.Bool
+}
+
+var errReplaced = errors.New("one is about to already")
+
+// once starts a process unless one that was started has not ended.
+func (r *replacer) once(log *slog.Logger, start func() (ended func() error, err error)) error {
+	if !r.busy.CompareAndSwap(false, true) {
+		return errReplaced
+	}
+	ended, err := start()
+	if err != nil {
+		r.busy.Store(false)
+		return err
+	}
+	r.wg.Go(func() {
+		if err := ended(); err != nil { // it took nothing, or this process would have ended before
+			log.Error("no process takes this one's place", "error", err)
+			tell(fmt.Sprintf("MAINPID=%d", os.Getpid()))
+		}
+		r.busy.Store(false)
+	})
+	return nil
+}
+
 // replace starts it. It is the main process for systemd from now on: when this one ends before, that is no end of the service.
-func replace(wg *sync.WaitGroup, log *slog.Logger) error {
+func replace(log *slog.Logger) (ended func() error, err error) {
 	program, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	args := os.Args[1:]
 	if !slices.Contains(args, "-takeover") {
@@ -96,15 +127,9 @@ func replace(wg *sync.WaitGroup, log *slog.Logger) error {
 	cmd := exec.Command(strings.TrimSuffix(program, " (deleted)"), args...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start another process: %w", err)
+		return nil, fmt.Errorf("start another process: %w", err)
 	}
 	tell(fmt.Sprintf("MAINPID=%d", cmd.Process.Pid))
 	log.Info("another process is to take this one's place", "number", cmd.Process.Pid)
-	wg.Go(func() {
-		if err := cmd.Wait(); err != nil { // it took nothing, or this process would have ended before
-			log.Error("no process takes this one's place", "error", err)
-			tell(fmt.Sprintf("MAINPID=%d", os.Getpid()))
-		}
-	})
-	return nil
+	return cmd.Wait, nil
 }

@@ -2,6 +2,7 @@ package gate
 
 import (
 	"encoding/hex"
+	"slices"
 	"strings"
 
 	"bailiwick/dataplane/internal/policy"
@@ -18,7 +19,8 @@ type Shown interface {
 
 // Tokens verifies tokens. It is what *token.Verifier does.
 type Tokens interface {
-	Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, err error)
+	// until is when it ends (unix s); 0: never.
+	Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error)
 }
 
 // credential is what a caller showed: the text of a key, or something that a key is bound to.
@@ -28,7 +30,9 @@ type credential struct {
 
 	kind, bound string // else what it is bound to
 	token       bool
-	scopes      string // of a token
+	scopes      string // of a token, as what follows
+	issuer      string
+	until       int64 // unix s; 0: it does not end
 }
 
 // show takes the one credential of a request. Of two that differ none is taken: whoever stands before or behind this edge
@@ -57,11 +61,11 @@ func (g *Gate) show(r *Request, auth *table.Auth) (c credential, p Problem) {
 	if p = c.missing(); p.Status != 0 || len(auth.Issuers) == 0 || g.Tokens == nil || !c.bearer || strings.HasPrefix(c.text, apikey.Prefix) {
 		return c, p
 	}
-	issuer, subject, scopes, err := g.Tokens.Verify(auth, c.text, speaker(r.Remote), r.Unix)
+	issuer, subject, scopes, until, err := g.Tokens.Verify(auth, c.text, speaker(r.Remote), r.Unix)
 	if err != nil {
 		return c, NewProblem(401, ReasonTokenInvalid, "The token is not taken: "+err.Error()+".")
 	}
-	return credential{bearer: true, kind: apikey.KindToken, bound: apikey.TokenText(issuer, subject), token: true, scopes: scopes}, p
+	return credential{bearer: true, kind: apikey.KindToken, bound: apikey.TokenText(issuer, subject), token: true, scopes: scopes, issuer: issuer, until: until}, p
 }
 
 // speaker is a host:port without its port.
@@ -128,6 +132,18 @@ func (c *credential) unknown() Problem {
 		return NewProblem(401, ReasonKeyInvalid, "No key is bound to whom the token names; ask the provider of the API to bind one.")
 	}
 	return NewProblem(401, ReasonKeyInvalid, "The key is not valid at this host.")
+}
+
+// taken says whether an API whose callers are known by auth still takes what was shown to it once.
+func (c *credential) taken(auth *table.Auth, unix int64) bool {
+	switch c.kind {
+	case apikey.KindCertificate:
+		return auth != nil && auth.Certificates
+	case apikey.KindToken:
+		return (c.until == 0 || unix < c.until) && auth != nil &&
+			slices.ContainsFunc(auth.Issuers, func(i table.Issuer) bool { return i.Issuer == c.issuer })
+	}
+	return true
 }
 
 // allows says whether the caller has a scope: what a token says, and what its key was given if it was given any.

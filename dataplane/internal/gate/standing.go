@@ -37,7 +37,7 @@ func (s *Standing) Stands(t *policy.Table, age time.Duration, unix int64) (api *
 	if api = t.API(s.host); api == nil || api.Zone != s.zone || api.Name != s.api {
 		return no(421, ReasonHostUnknown)
 	}
-	if len(api.Targets) == 0 {
+	if len(api.Targets) == 0 && len(t.Found(&api.API)) == 0 {
 		return no(421, ReasonNotHome)
 	}
 	route, match := api.Route(s.method, s.path)
@@ -58,6 +58,9 @@ func (s *Standing) Stands(t *policy.Table, age time.Duration, unix int64) (api *
 	v := Verdict{Route: route, shown: s.shown}
 	if !v.bound(key.Bounds, s.remote) {
 		return nil, nil, v.Problem
+	}
+	if !s.shown.taken(api.Auth, unix) {
+		return no(401, ReasonTokenInvalid)
 	}
 	plan := t.Plan(key.Plan)
 	if plan == nil {

@@ -42,6 +42,11 @@ func (x *exchange) finish(res result) {
 func (x *exchange) deliver(res *result) {
 	if res.stream != nil && x.tcp { // another region's client's
 		defer res.drop(nil)
+		if !x.p.enter() {
+			x.refuse(x.overloaded("This edge has as many connections that last as it takes."))
+			return
+		}
+		defer x.p.lives.count.Add(-1)
 		x.served = res.region
 		if leg, err := x.answerStream(""); err == nil {
 			x.carry(x.r.Context(), res, leg, func(context.CancelCauseFunc) func() { return func() {} })

@@ -39,15 +39,15 @@ func (w *world) bind(kind, text, subscription, scopes string) string {
 // tokens takes one token, of one subject.
 type tokens struct{}
 
-func (tokens) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, err error) {
+func (tokens) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
 	if len(auth.Issuers) != 1 {
 		panic("asked where no issuer is trusted")
 	}
 	subject, scopes, ok := strings.Cut(raw, "~")
 	if !ok {
-		return "", "", "", errors.New("it was made up")
+		return "", "", "", 0, errors.New("it was made up")
 	}
-	return auth.Issuers[0].Issuer, subject, scopes, nil
+	return auth.Issuers[0].Issuer, subject, scopes, 0, nil
 }
 
 func TestPath_CallersAreKnown(t *testing.T) {

@@ -157,6 +157,20 @@ func (d *Door) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// endWait is how long connections that were broken off have to count what passed on them.
+const endWait = 2 * time.Second
+
+// End is Shutdown, and Close where ctx ends before; then it waits for what was broken off to be counted, for a moment.
+func (d *Door) End(ctx context.Context) {
+	if d.Shutdown(ctx) == nil {
+		return
+	}
+	d.Close()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+	defer cancel()
+	d.Shutdown(last)
+}
+
 func (d *Door) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

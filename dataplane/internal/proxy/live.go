@@ -32,25 +32,24 @@ type lives struct {
 type life struct {
 	standing gate.Standing
 	stands   func(*policy.API, *policy.Route) bool // it is still of a kind that is served
-	orders   chan websocket.Order                  // holds one: the first counts
-	cut      context.CancelCauseFunc               // of a connection that nothing can be told; nil: it takes orders
+	orders   chan websocket.Order                  // holds the one there is
+	told     atomic.Pointer[websocket.Order]       // that one: nothing is counted after it, and so nothing passes
+	cut      context.CancelCauseFunc               // ends what waits, and the connection if nothing can be told to it
 }
 
-// end tells the connection to end. It waits for nothing.
+// end tells the connection to end; the first word counts. It waits for nothing.
 func (l *life) end(code uint16, reason string) {
-	if l.cut != nil {
+	o := &websocket.Order{Code: code, Reason: reason}
+	if l.told.CompareAndSwap(nil, o) {
+		l.orders <- *o
 		l.cut(errTaken)
-		return
-	}
-	select {
-	case l.orders <- websocket.Order{Code: code, Reason: reason}:
-	default:
 	}
 }
 
-// live enters a connection that was admitted as asked. Call the returned func when it is over.
+// live enters a connection that was admitted as asked, and billed. Call the returned func when it is over.
 func (p *Proxy) live(c *call, a *gate.Request, stands func(*policy.API, *policy.Route) bool, cut context.CancelCauseFunc) (*life, func()) {
 	l := &life{standing: c.v.Standing(c.table, a), stands: stands, orders: make(chan websocket.Order, 1), cut: cut}
+	c.tab.told = &l.told
 	p.lives.mu.Lock()
 	if p.lives.all == nil {
 		p.lives.all = map[*life]struct{}{}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -91,7 +92,7 @@ func (x *exchange) upgrade(ctx context.Context, t *failover.Target, res *result)
 		res.err, res.sent = err, true
 	}
 	key := websocket.NewKey()
-	if _, err := conn.Write(x.handshake(t.Base.Host, t.Base.Path, key)); err != nil {
+	if _, err := conn.Write(x.handshake(t.Base, key)); err != nil {
 		fail(err)
 		return
 	}
@@ -130,8 +131,9 @@ func (x *exchange) upgrade(ctx context.Context, t *failover.Target, res *result)
 }
 
 // handshake is the request that opens one.
-func (x *exchange) handshake(host, base, key string) []byte {
-	target := base + x.r.URL.EscapedPath()
+func (x *exchange) handshake(base *url.URL, key string) []byte {
+	path, host := x.reaimed(base.Host)
+	target := base.EscapedPath() + path.EscapedPath()
 	if x.r.URL.RawQuery != "" || x.r.URL.ForceQuery {
 		target += "?" + x.r.URL.RawQuery
 	}
@@ -184,9 +186,9 @@ func (x *exchange) join(res *result) {
 	res.watch.Stop()
 	x.units(res.stream.fields)
 	ctx := x.r.Context()
-	stopped, stop := context.WithCancel(ctx)
-	defer stop()
-	cfg := websocket.Config{Upstream: res.stream.Leg, Meter: x.bill(stopped)}
+	stopped, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	cfg := websocket.Config{Upstream: lastLeg{res.stream.Leg, stop}, Meter: x.bill(stopped)}
 	if r := x.v.Route; r != nil && r.WebSocket != nil {
 		cfg.MaxMessage, cfg.Idle, cfg.Ping = r.WebSocket.MaxMessageBytes, r.WebSocket.IdleTimeout, r.WebSocket.PingEvery
 	}
@@ -212,7 +214,7 @@ func (x *exchange) join(res *result) {
 		}
 		x.written = true
 		cfg.Client, client = leg, leg
-		life, over := x.p.live(x.call, &x.asked.Request, opensSocket, nil)
+		life, over := x.p.live(x.call, &x.asked.Request, opensSocket, stop)
 		defer over()
 		cfg.Orders = life.orders
 		if d := x.v.Route.Deadline; d > 0 {
@@ -222,7 +224,6 @@ func (x *exchange) join(res *result) {
 	}
 	x.stand() // the seat is for requests; connections that last have places of their own
 	end := websocket.Join(ctx, cfg)
-	stop()
 	x.told(&end)
 	outcome := usage.OutcomeSuccess
 	if end.By == websocket.Upstream && !end.Closed || end.By == websocket.Edge && (end.Code == websocket.CloseFailed || end.Code == websocket.CloseRestart) {
@@ -247,6 +248,7 @@ const maxRelayedMessage = 64 << 20
 func (x *exchange) accepted(s *opened) []byte {
 	h := x.w.Header()
 	answerable(h, s.fields)
+	x.reshape(h)
 	h[relay.HeaderServed] = []string{x.served}
 	x.limits(h)
 	b := []byte("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + websocket.Accept(x.socket.Key))
@@ -276,6 +278,18 @@ func (x *exchange) answerStream(protocol string) (*handlerLeg, error) {
 	x.w.WriteHeader(http.StatusOK)
 	leg := &handlerLeg{r: x.r.Body, w: x.w, rc: http.NewResponseController(x.w)}
 	return leg, leg.rc.Flush()
+}
+
+// lastLeg ends, with the connection, whoever waits for units: what was counted is in its row before the doors are shut.
+type lastLeg struct {
+	tunnel.Leg
+	stop context.CancelCauseFunc
+}
+
+// Break implements websocket.Leg.
+func (l lastLeg) Break() {
+	l.stop(nil)
+	l.Leg.Break()
 }
 
 // closedContext is a context that ends when ch is closed, or with ctx.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -505,3 +506,92 @@ func TestRelayed_TakesAPlaceAtTheUpstreams(t *testing.T) {
 		t.Errorf("%d were at the upstream at once, want 1", n)
 	}
 }
+
+// From the moment on at which a connection is told to end nothing passes, whoever keeps its end from being said.
+func TestSocket_NothingPassesOnceItIsToldToEnd(t *testing.T) {
+	w := newLive(t, nil, func(r *table.Route) { r.Units = nil })
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		offer, _ := websocket.ReadOffer(r.Header)
+		conn, _, err := http.NewResponseController(rw).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "+websocket.Accept(offer.Key)+"\r\n\r\n")
+		for c := (&chat{Conn: conn}); c.say(2, strings.Repeat("x", 1000)) == nil; { // without a pause
+		}
+	})
+	c := w.open(w.west)
+	if _, _, err := c.hear(); err != nil {
+		t.Fatal(err)
+	}
+	w.objects = w.objects[1:] // the client reads no more, and the edge waits for it when the key is revoked
+	w.west.tables.Swap(w.view(w.west, true))
+	if row := w.final(); row.Outcome != usage.OutcomeSuccess && row.Outcome != usage.OutcomeAborted {
+		t.Errorf("row %+v", row)
+	}
+	eventually(t, 10*time.Second, "no stream", func() bool { return w.west.proxy.Streams() == 0 })
+}
+
+// What passed and could not be put into a row is the last that passes.
+func TestSocket_EndsWhenItCannotBeCounted(t *testing.T) {
+	w := newLive(t, func(c *proxy.Config) { c.InterimEvery = time.Nanosecond }, func(r *table.Route) { r.WebSocket.PingEvery = 2 * time.Second })
+	c := w.open(w.west)
+	c.hear()
+	w.west.meter.mu.Lock()
+	w.west.meter.err = errors.New("disk full")
+	w.west.meter.mu.Unlock()
+	c.say(1, "one")
+	ended := make(chan int, 1)
+	go func() { ended <- c.closed() }()
+	for range 200 {
+		select {
+		case code := <-ended:
+			if code != websocket.CloseLater {
+				t.Errorf("closed with %d, want 1013", code)
+			}
+			return
+		case <-time.After(50 * time.Millisecond):
+			c.say(1, "more")
+		}
+	}
+	t.Error("it goes on although nothing of it is counted")
+}
+
+// A route rewrites what a WebSocket asks for as it does any request.
+func TestSocket_IsRewritten(t *testing.T) {
+	w := newLive(t, nil, func(r *table.Route) { r.Rewrite = &table.Rewrite{Strip: "/live", Host: "inside.test"} })
+	if c := w.open(w.west); c.status != 101 {
+		t.Fatal(c.status)
+	}
+	if _, uri := w.west.up.last(); uri != "/x?a=b" {
+		t.Errorf("the upstream was asked for %s, want /x?a=b", uri)
+	}
+}
+
+// Upstreams that the zone found are as good as those that the API names: what was opened at one stands.
+func TestSocket_StandsAtWhatTheZoneFound(t *testing.T) {
+	w := newLive(t, nil, nil)
+	o, err := table.Encode(table.KindTargets, "orders", table.Targets{API: "orders", URLs: []string{"http://" + w.west.up.addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.objects = append(w.objects, o)
+	orders := w.west.orders
+	w.west.orders = func(a *table.API) { orders(a); a.Targets, a.Dispatch.Discovery = nil, "etcd" }
+	w.west.tables.Swap(w.view(w.west, true))
+	c := w.open(w.west)
+	if c.hear(); c.status != 101 {
+		t.Fatal(c.status)
+	}
+	w.west.tables.Swap(w.view(w.west, true)) // it is looked at once more
+	for range 3 {
+		time.Sleep(judged)
+		c.say(1, "still there")
+		if op, text, err := c.hear(); op != 1 {
+			t.Fatalf("heard %d %q, %v", op, text, err)
+		}
+	}
+}
+
+const judged = 300 * time.Millisecond // a look at what changed comes sooner; a test that waits too little finds nothing, and fails nobody

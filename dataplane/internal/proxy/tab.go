@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bailiwick/dataplane/internal/quota"
@@ -19,6 +20,7 @@ type tab struct {
 	per      int64 // messages or bytes a unit; 0: the connection as a whole costs what a request does
 	messages bool  // it is messages that cost
 	stopped  context.Context
+	told     *atomic.Pointer[websocket.Order] // that it ends: nothing passes any more; nil: nobody judges it here
 
 	mu      sync.Mutex // covers the rest, and the call's rows
 	in, out int64      // bytes that passed
@@ -27,6 +29,7 @@ type tab struct {
 	paid    int64      // units in rows
 	room    int64      // what used may come to with the units at hand
 	fresh   bool       // something passed since the last row
+	failed  bool       // such a row could not be kept: nothing more passes that would have to be in one
 }
 
 // bill begins the tab of a call that was admitted. stopped ends waiting for units.
@@ -70,6 +73,9 @@ func (t *tab) due(end bool) int64 {
 func (t *tab) Spend(up bool, messages, bytes int64) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := t.over(); err != nil {
+		return err
+	}
 	n := bytes
 	if t.messages {
 		n = messages
@@ -91,6 +97,19 @@ func (t *tab) Spend(up bool, messages, bytes int64) error {
 	return nil
 }
 
+// over says why nothing may pass any more, with mu held.
+func (t *tab) over() error {
+	if t.told != nil {
+		if o := t.told.Load(); o != nil {
+			return o
+		}
+	}
+	if t.failed && t.per > 0 {
+		return &websocket.Order{Code: websocket.CloseLater, Reason: "usage cannot be recorded"}
+	}
+	return nil
+}
+
 // Tick implements websocket.Meter. Somebody who waits for units holds the tab: what passed was put into rows before.
 func (t *tab) Tick() {
 	if !t.mu.TryLock() {
@@ -98,7 +117,7 @@ func (t *tab) Tick() {
 	}
 	defer t.mu.Unlock()
 	if t.fresh && time.Since(t.c.lastRow) >= t.c.p.cfg.InterimEvery {
-		t.row(false)
+		t.failed = !t.row(false)
 	}
 }
 
@@ -125,8 +144,8 @@ func (t *tab) row(end bool) bool {
 
 // renew gets units for n more, with mu held: what was used of the old ones is put into a row, and what was not goes back.
 func (t *tab) renew(n int64) error {
-	if !t.row(false) {
-		return &websocket.Order{Code: websocket.CloseLater, Reason: "usage cannot be recorded"}
+	if t.failed = !t.row(false); t.failed {
+		return t.over()
 	}
 	c := t.c
 	c.v.Ticket.Release()
@@ -148,6 +167,9 @@ func (t *tab) renew(n int64) error {
 			t.room = product(t.paid+ticket.Units(), t.per)
 			return nil
 		case !time.Now().Before(deadline) || t.stopped.Err() != nil:
+			if err := t.over(); err != nil {
+				return err
+			}
 			if decision == quota.Exhausted {
 				return &websocket.Order{Code: websocket.ClosePolicy, Reason: "the plan's quota is used up"}
 			}

@@ -190,12 +190,12 @@ func (x *exchange) carry(ctx context.Context, res *result, client tunnel.Leg, en
 	res.watch.Stop()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
+	cfg := tunnel.Config{Client: client, Upstream: lastLeg{res.stream.Leg, stop}, Meter: x.bill(ctx)}
 	defer enter(stop)()
 	if r := x.v.Route; r != nil && r.Deadline > 0 {
 		defer time.AfterFunc(x.left(r.Deadline), func() { stop(errTaken) }).Stop()
 	}
 	x.stand()
-	cfg := tunnel.Config{Client: client, Upstream: res.stream.Leg, Meter: x.bill(ctx)}
 	if t := x.v.API.TCP; t != nil {
 		cfg.Idle = t.IdleTimeout
 	}

@@ -74,11 +74,13 @@ type lines struct {
 	door    string
 	targets [2][]string // by region
 	cert    tls.Certificate
-	shut    func(ctx context.Context) error
+	end     func(ctx context.Context)
 }
 
-func newLines(t *testing.T) *lines {
-	w := &lines{world: newWorld(t, nil)}
+func newLines(t *testing.T) *lines { return newLinesWith(t, nil) }
+
+func newLinesWith(t *testing.T, mod func(*proxy.Config)) *lines {
+	w := &lines{world: newWorld(t, mod)}
 	w.targets[0] = []string{"tcp://" + shouter(t, "west").Addr().String()}
 	w.targets[1] = []string{"tcp://" + shouter(t, "central").Addr().String()}
 	var spki string
@@ -96,7 +98,7 @@ func newLines(t *testing.T) *lines {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.door, w.shut = l.Addr().String(), servers.HTTPS.Shutdown
+	w.door, w.end = l.Addr().String(), servers.HTTPS.End
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { servers.HTTPS.Serve(l) })
@@ -266,4 +268,56 @@ func FuzzPreamble(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A door that breaks off what lasts too long is shut when what passed on it is in its row: the spool is closed next.
+func TestDoor_EndsWhenWhatItBrokeOffIsCounted(t *testing.T) {
+	w := newLines(t)
+	conn, r, err := w.dial(&tls.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(conn, "BAILIWICK/1 "+w.key+"\r\nhello\n")
+	r.ReadString('\n')
+	r.ReadString('\n')
+	slow := make(chan struct{})
+	w.west.meter.mu.Lock() // its row takes its time
+	time.AfterFunc(100*time.Millisecond, func() { w.west.meter.mu.Unlock(); close(slow) })
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	w.end(ctx)
+	select {
+	case <-slow:
+	default:
+		t.Fatal("the door was shut before what passed was counted")
+	}
+	if row := w.west.meter.last(); row.Requests != 1 {
+		t.Errorf("row %+v", row)
+	}
+}
+
+// What lasts has its places at a receiver of relays too.
+func TestTCP_RelayedHasAPlace(t *testing.T) {
+	w := newLinesWith(t, func(c *proxy.Config) { c.MaxStreams = 1 })
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.Close()
+	w.targets[0] = []string{"tcp://" + dead.Addr().String()}
+	w.swap(true)
+	conn, r, err := w.dial(&tls.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(conn, "BAILIWICK/1 "+w.key+"\r\nhello\n")
+	r.ReadString('\n')
+	if got, _ := r.ReadString('\n'); got != "central HELLO\n" {
+		t.Fatalf("heard %q", got)
+	}
+	if n := w.central.proxy.Streams(); n != 1 {
+		t.Errorf("the receiver has %d streams, want 1", n)
+	}
+	conn.Close()
+	eventually(t, 10*time.Second, "its place", func() bool { return w.central.proxy.Streams() == 0 })
 }

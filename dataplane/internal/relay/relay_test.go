@@ -453,6 +453,17 @@ func TestServer_RefusesAtItsEnd(t *testing.T) {
 		{"second hop", b.westEdge, headers("eu-north", good), relay.RuleHop},
 		{"no home", b.westEdge, headers("", good), relay.RuleHop},
 		{"unknown API", b.westEdge, func() http.Header { h := headers("eu-west", good); h.Set(relay.HeaderAPI, "x"); return h }(), relay.RuleAPI},
+		{"bytes to what is HTTP", b.westEdge, func() http.Header {
+			h := headers("eu-west", good)
+			h.Set(relay.HeaderStream, relay.StreamTCP)
+			return h
+		}(), relay.RuleAPI},
+		{"a WebSocket where none is opened", b.westEdge, func() http.Header {
+			h := headers("eu-west", good)
+			h.Set(relay.HeaderStream, relay.StreamWebSocket)
+			return h
+		}(), relay.RuleAPI},
+		{"a stream of another kind", b.westEdge, func() http.Header { h := headers("eu-west", good); h.Set(relay.HeaderStream, "x"); return h }(), relay.RuleMalformed},
 		{"right name, wrong region", moved, headers("eu-south", good), "handshake"},
 		{"not in the registry", stranger, headers("eu-west", good), "handshake"},
 		{"a control node", control, headers("eu-west", good), "handshake"},

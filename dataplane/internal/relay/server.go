@@ -262,6 +262,9 @@ func (s *Server) admit(t *policy.Table, peer identity.Name, r *http.Request) (in
 	if stream != "" && stream != StreamWebSocket && stream != StreamTCP {
 		return in, nil, "", RuleMalformed, nil
 	}
+	if !api.Foreign && ((stream == StreamTCP) != (api.TCP != nil) || stream == StreamWebSocket && route.WebSocket == nil) {
+		return in, nil, "", RuleAPI, nil // nor a stream where this zone's own API has none
+	}
 	return Inbound{API: api, Route: route, From: peer.Region, GrantID: g.ID, RequestID: id, Class: r.Header.Get(HeaderClass), Stream: stream}, g, api.Policy, "", nil
 }
 

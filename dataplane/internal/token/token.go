@@ -100,12 +100,12 @@ var (
 )
 
 // Verify gives whom raw names, if it is for whoever auth is of, at a time of day (unix s): its issuer, the value of the claim
-// that the API names, and its scopes, separated by spaces. It allocates nothing for a token that
+// that the API names, and its scopes, separated by spaces, and until when it is taken. It allocates nothing for a token that
 // it has verified lately. from is the address that shows it: of one from which too much did not verify lately, no new token is
 // looked at.
-func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, err error) {
+func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
 	if len(raw) > maxToken || strings.Count(raw, ".") != 2 {
-		return "", "", "", ErrMalformed
+		return "", "", "", 0, ErrMalformed
 	}
 	var text [maxToken]byte
 	sum := sha256.Sum256(text[:copy(text[:], raw)])
@@ -114,30 +114,30 @@ func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issue
 		return k.at(unix)
 	}
 	if v.failures.full(auth, from, unix) {
-		return "", "", "", ErrTooMany
+		return "", "", "", 0, ErrTooMany
 	}
 	k, err := v.verify(auth, raw)
 	if err != nil {
 		if err != ErrKeys { // which is nobody's fault here
 			v.failures.add(auth, from, unix)
 		}
-		return "", "", "", err
+		return "", "", "", 0, err
 	}
-	if issuer, subject, scopes, err = k.at(unix); err == nil {
+	if issuer, subject, scopes, until, err = k.at(unix); err == nil {
 		k.sum = sum
 		slot.Store(k)
 	}
-	return issuer, subject, scopes, err
+	return issuer, subject, scopes, until, err
 }
 
-func (k *verified) at(unix int64) (issuer, subject, scopes string, err error) {
+func (k *verified) at(unix int64) (issuer, subject, scopes string, until int64, err error) {
 	switch {
 	case unix >= k.until:
-		return "", "", "", ErrExpired
+		return "", "", "", 0, ErrExpired
 	case unix < k.from:
-		return "", "", "", ErrEarly
+		return "", "", "", 0, ErrEarly
 	}
-	return k.issuer, k.value, k.scopes, nil
+	return k.issuer, k.value, k.scopes, k.until, nil
 }
 
 // verify reads a token and holds it against everything but the time. What it says is believed once its signature is.

@@ -204,7 +204,7 @@ func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 			{"endless", good + strings.Repeat("A", 9000), token.ErrMalformed},
 		} {
 			for range 2 { // the second time from memory, if at all
-				issuer, subject, scopes, err := v.Verify(auth, c.raw, "", now)
+				issuer, subject, scopes, _, err := v.Verify(auth, c.raw, "", now)
 				if c.name == "changed" {
 					if err == nil && c.raw != good {
 						t.Errorf("%s: taken", c.name)
@@ -219,16 +219,16 @@ func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 				}
 			}
 		}
-		if _, _, _, err := v.Verify(auth, good, "", now+360); !errors.Is(err, token.ErrExpired) {
+		if _, _, _, _, err := v.Verify(auth, good, "", now+360); !errors.Is(err, token.ErrExpired) {
 			t.Errorf("a token in memory, when its time is over: got %v, want it refused", err)
 		}
-		if _, _, _, err := v.Verify(auth, good, "", now+359); err != nil {
+		if _, _, _, _, err := v.Verify(auth, good, "", now+359); err != nil {
 			t.Errorf("a second before: got %v", err)
 		}
 		elsewhere := *auth
 		elsewhere.Issuers = []table.Issuer{trusted()}
 		elsewhere.Issuers[0].Audiences = []string{"billing"}
-		if _, _, _, err := v.Verify(&elsewhere, good, "", now); !errors.Is(err, token.ErrAudience) {
+		if _, _, _, _, err := v.Verify(&elsewhere, good, "", now); !errors.Is(err, token.ErrAudience) {
 			t.Errorf("a token in memory, at another API: got %v, want it judged anew", err)
 		}
 	})
@@ -248,7 +248,7 @@ func TestVerifier_FollowsIssuers(t *testing.T) {
 		verify := func(raw string, want error) {
 			t.Helper()
 			synctest.Wait()
-			if _, _, _, err := v.Verify(auth, raw, "", now); !errors.Is(err, want) || want != nil && err == nil {
+			if _, _, _, _, err := v.Verify(auth, raw, "", now); !errors.Is(err, want) || want != nil && err == nil {
 				t.Errorf("got %v, want %v", err, want)
 			}
 		}
@@ -307,7 +307,7 @@ func TestVerifier_KeysInTheAPINeedNobody(t *testing.T) {
 		defer end()
 		synctest.Wait()
 		time.Sleep(100 * time.Hour)
-		if _, _, _, err := v.Verify(auth, sign(t, ecKey, jose.ES256, "e", nil, nil), "", now); err != nil || i.count() != 0 {
+		if _, _, _, _, err := v.Verify(auth, sign(t, ecKey, jose.ES256, "e", nil, nil), "", now); err != nil || i.count() != 0 {
 			t.Errorf("got %v after %d fetches, want it verified and nothing fetched", err, i.count())
 		}
 	})
@@ -322,13 +322,13 @@ func TestVerify_KnownTokensCostNoAllocation(t *testing.T) {
 	defer end()
 	raw := sign(t, ecKey, jose.ES256, "e", nil, nil)
 	for range 1000 {
-		if _, _, _, err := v.Verify(auth, raw, "", now); err == nil {
+		if _, _, _, _, err := v.Verify(auth, raw, "", now); err == nil {
 			break
 		}
 		time.Sleep(time.Millisecond)
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		if _, _, _, err := v.Verify(auth, raw, "", now); err != nil {
+		if _, _, _, _, err := v.Verify(auth, raw, "", now); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 {
@@ -368,7 +368,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add(`{"payload":"e30","signatures":[]}`)
 	parts := strings.Split(good, ".")
 	f.Fuzz(func(t *testing.T, raw string) {
-		if _, _, _, err := v.Verify(auth, raw, "", now); err == nil && !strings.HasPrefix(raw, parts[0]+"."+parts[1]+".") {
+		if _, _, _, _, err := v.Verify(auth, raw, "", now); err == nil && !strings.HasPrefix(raw, parts[0]+"."+parts[1]+".") {
 			t.Fatalf("taken: %q", raw)
 		}
 	})
@@ -387,7 +387,7 @@ func TestVerify_ForgedTokensCostLittle(t *testing.T) {
 		synctest.Wait()
 		known := sign(t, ecKey, jose.ES256, "e", nil, nil)
 		verify := func(raw, from string, at int64) error {
-			_, _, _, err := v.Verify(auth, raw, from, at)
+			_, _, _, _, err := v.Verify(auth, raw, from, at)
 			return err
 		}
 		if err := verify(known, "192.0.2.1", now); err != nil {

@@ -60,6 +60,12 @@ func (s *side) control(op byte, payload []byte, since func() time.Duration) bool
 	defer s.mu.Unlock()
 	var b [maxHeader + maxControl]byte
 	payload = payload[:min(len(payload), maxControl)]
+	patience := writeWait
+	if op == opClose {
+		patience = closeWait
+	}
+	// Whoever is here watches over the connection: a side that takes nothing must not hold him for ever.
+	defer time.AfterFunc(patience, s.leg.Break).Stop()
 	end := maxHeader + copy(b[maxHeader:], payload)
 	key := uint32(0)
 	if s.masked {
