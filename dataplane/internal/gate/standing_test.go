@@ -60,6 +60,7 @@ func TestStanding_EndsWithWhatWasShown(t *testing.T) {
 		"no token is taken any more":          {with(func(a *table.API) { a.Auth = nil }), now, gate.ReasonTokenInvalid},
 		"its upstreams are what zone found":   {withTargets(with(func(a *table.API) { a.Targets, a.Dispatch.Discovery = nil, "etcd" })), now, ""},
 		"it has no upstreams here any more":   {with(func(a *table.API) { a.Targets = nil }), now, gate.ReasonNotHome},
+		"another key has its name":            {rekeyed(with(func(*table.API) {})), now, gate.ReasonKeyInvalid},
 		"its host is another API's meanwhile": {with(func(a *table.API) { a.Name = "reports" }), now, gate.ReasonHostUnknown},
 	} {
 		if _, _, p := s.Stands(c.table.table(), time.Second, c.unix); p.Reason != c.reason {
@@ -69,6 +70,21 @@ func TestStanding_EndsWithWhatWasShown(t *testing.T) {
 	if strings.Contains(fmt.Sprintf("%+v", s), "good") {
 		t.Error("what stands keeps the token")
 	}
+}
+
+// rekeyed is w with other secrets under the same names.
+func rekeyed(w *world) *world {
+	for i, o := range w.objects {
+		var k table.Key
+		if o.Kind != table.KindKey || table.Decode(o, &k) != nil {
+			continue
+		}
+		k.DigestHex = strings.Repeat("ab", 32)
+		w.objects = append(w.objects[:i:i], w.objects[i+1:]...)
+		w.add(table.KindKey, k.ID, k)
+		break
+	}
+	return w
 }
 
 func withTargets(w *world) *world {

@@ -1,0 +1,40 @@
+package main
+
+// Connections that last: WebSockets, and those of APIs that are tcp.
+
+const (
+	proxyPkg     = "dataplane/internal/proxy"
+	liveFile     = proxyPkg + "/live.go"
+	standingFile = "dataplane/internal/gate/standing.go"
+	gatePkg      = "dataplane/internal/gate"
+)
+
+var streamBugs = []bug{
+	{name: "streams-unjudged", breaks: "what takes back what a connection rests on ends it",
+		edits:  []edit{{liveFile, "\t\tfor _, l := range list {\n\t\t\tp.judge(l)\n", "\t\tfor range list {\n"}},
+		checks: []check{{proxyPkg, "TestSocket_EndsWithWhatItRestsOn"}, {proxyPkg, "TestTCP_EndsWithItsKey"}}},
+	{name: "stream-goes-on-once-told", breaks: "nothing passes on a connection that was told to end",
+		edits:  []edit{{proxyPkg + "/tab.go", "if o := t.told.Load(); o != nil {", "if o := t.told.Load(); false && o != nil {"}},
+		checks: []check{{proxyPkg, "TestTab_LetsNothingPassOnceTold"}}},
+	{name: "stream-outlives-the-pair", breaks: "a stream over a pair ends with it",
+		edits:  []edit{{"dataplane/internal/relay/client.go", "\tfor _, f := range cut {\n\t\tf.cut()\n\t}", "\tfor _, f := range cut {\n\t\t_ = f\n\t}"}, {"dataplane/internal/relay/client.go", "\t\ts.close()\n\t\tc.cfg.Logger.Info(\"relay session closed\"", "\t\tc.cfg.Logger.Info(\"relay session closed\""}},
+		checks: []check{{proxyPkg, "TestSocket_EndsWithWhatItRestsOn/the_pair_is_closed"}, {proxyPkg, "TestTCP_GoesWhereATargetTakesIt"}}},
+	{name: "http-reaches-what-is-tcp", breaks: "an API that is tcp takes no HTTP, and HTTP is no connection of bytes",
+		edits:  []edit{{gatePkg + "/gate.go", "if (v.API.TCP != nil) != r.TCP {", "if false {"}},
+		checks: []check{{proxyPkg, "TestTCP_PassesBytesOfThoseWhoMay"}}},
+	{name: "relayed-stream-of-any-kind", breaks: "a receiver lets a stream be opened only where its own zone's API has one",
+		edits:  []edit{{"dataplane/internal/relay/server.go", "if !api.Foreign && ((stream == StreamTCP)", "if false && !api.Foreign && ((stream == StreamTCP)"}},
+		checks: []check{{"dataplane/internal/relay", "TestServer_RefusesAtItsEnd"}}},
+	{name: "stream-outlives-its-token", breaks: "what a token opened ends with it, and with the trust in its issuer",
+		edits:  []edit{{standingFile, "if !s.shown.taken(api.Auth, unix) {", "if false {"}},
+		checks: []check{{gatePkg, "TestStanding_EndsWithWhatWasShown"}}},
+	{name: "stream-of-a-key-of-that-name", breaks: "a connection stands on the very key that opened it",
+		edits:  []edit{{standingFile, "case key == nil || !apikey.Equal(key.Digest, s.digest) ||", "case key == nil || !apikey.Equal(s.digest, s.digest) ||"}},
+		checks: []check{{gatePkg, "TestStanding_EndsWithWhatWasShown"}}},
+	{name: "stream-goes-on-uncounted", breaks: "what cannot be put into a row is the last that passes",
+		edits:  []edit{{proxyPkg + "/tab.go", "\t\tt.failed = !t.row(false)\n\t}\n}", "\t\tt.row(false)\n\t}\n}"}},
+		checks: []check{{proxyPkg, "TestSocket_EndsWhenItCannotBeCounted"}}},
+	{name: "door-forgets-what-it-broke-off", breaks: "what passed on a connection that a door breaks off is in its row when the door is shut",
+		edits:  []edit{{proxyPkg + "/door.go", "\td.Shutdown(last)\n", ""}},
+		checks: []check{{proxyPkg, "TestDoor_EndsWhenWhatItBrokeOffIsCounted"}}},
+}
