@@ -13,14 +13,6 @@ func TestJoin_IsNotHeldByWhoItAsks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := join(t, websocket.Config{Ping: 10 * time.Second, Idle: time.Hour})
 		go hear(j.upstream, true)
-		go func() { // it speaks, so that it is not the one who is gone
-			for {
-				if _, err := j.upstream.Write(frame{op: 10, fin: true}.bytes(false, 0)); err != nil {
-					return
-				}
-				time.Sleep(time.Second)
-			}
-		}()
 		time.Sleep(15 * time.Second) // the client reads nothing, and is asked by now
 		began := time.Now()
 		j.orders <- websocket.Order{Code: websocket.ClosePolicy, Reason: "the key was revoked"}
