@@ -84,6 +84,17 @@ func (c *chat) frame() (op byte, fin bool, text string, err error) {
 	return h[0] & 15, h[0]&0x80 != 0, string(data), err
 }
 
+// ask says something, and hears what is no ping.
+func (c *chat) ask(say string) (op byte, text string, err error) {
+	c.say(1, say)
+	for op = 9; op == 9 && err == nil; {
+		if op, text, err = c.hear(); op == 9 {
+			c.say(10, text)
+		}
+	}
+	return op, text, err
+}
+
 // closed hears to the close frame and says its code; 0: there was none.
 func (c *chat) closed() int {
 	for {
@@ -474,6 +485,54 @@ func TestSocket_SpendsAQuotaToItsLastUnit(t *testing.T) {
 		t.Errorf("%d units, want 8", units)
 	}
 	l.said(t, units, 0)
+}
+
+// Rows in between leave what a connection has taken of a strict quota taken: each unit that it uses is one of its lease.
+func TestSocket_SpendsOfAQuotaWhatItTook(t *testing.T) {
+	for name, c := range map[string]struct {
+		units table.Units
+		limit int64
+		say   string
+	}{
+		"messages, and rows in between": {table.Units{PerMessages: 1, Most: 10}, 20, "more"},
+		"bytes, and a unit half used":   {table.Units{PerBytes: 10, Most: 3}, 3, "12345678"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, l := metered(t, c.limit, func(p *proxy.Config) { p.QuotaGrace = 50 * time.Millisecond; p.InterimEvery = time.Nanosecond })
+			w.west.orders = func(a *table.API) {
+				a.Routes = append(a.Routes, table.Route{Name: "live", PathPrefix: "/live", WebSocket: &table.WebSocket{PingEvery: 2 * time.Second}, Units: &c.units})
+			}
+			w.west.tables.Swap(w.view(w.west, true))
+			w.west.up.echoes(t)
+			ch := w.open(w.west)
+			ch.hear()
+			if c.units.PerMessages > 0 {
+				eventually(t, 20*time.Second, "a row in between", func() bool { return w.west.meter.len() > 0 })
+			}
+			for {
+				if op, text, err := ch.ask(c.say); err != nil {
+					t.Fatal(err)
+				} else if op == 8 {
+					if text[:2] != "\x03\xf0" {
+						t.Errorf("closed with %x, want 1008", text)
+					}
+					break
+				}
+			}
+			ch.Close()
+			w.final()
+			units := int64(0)
+			for _, r := range w.west.meter.since(0) {
+				if units += r.Units; r.Units > 0 && r.Period == 0 {
+					t.Errorf("a row of %d units is of no lease", r.Units)
+				}
+			}
+			if units != c.limit {
+				t.Errorf("%d units in rows, want %d", units, c.limit)
+			}
+			l.said(t, units, 0)
+		})
+	}
 }
 
 // A relay takes a place at an API's upstreams as any request does.

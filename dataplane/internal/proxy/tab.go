@@ -60,7 +60,7 @@ func (t *tab) bytesIn() int64 {
 	return t.in
 }
 
-// due is how many units have come up since the last row: whole ones, or at the end the begun one too.
+// due is how many units have come up since the last row: whole ones, or at the end of what was taken the begun one too.
 func (t *tab) due(end bool) int64 {
 	n := t.used / t.per
 	if end && t.used%t.per > 0 {
@@ -131,20 +131,21 @@ func (t *tab) row(end bool) bool {
 	c.v.Flags |= usage.FlagStreamed
 	c.out, t.rowed = t.out-t.rowed, t.out
 	c.row(usage.OutcomeSuccess)
-	if t.per > 0 {
-		if k := t.due(end); k > 0 {
-			t.paid += k
-			c.kept.Units = k
-			c.v.Ticket = c.v.Ticket.Part(k)
-			c.kept.Period = c.v.Ticket.Period()
-		}
+	if t.per == 0 {
+		return c.append()
 	}
-	return c.append()
+	k := max(0, t.due(end))
+	part, rest := c.v.Ticket.Split(k) // what is not due yet may be used at any moment: it stays taken
+	t.paid += k
+	c.kept.Units, c.kept.Period, c.v.Ticket = k, part.Period(), part
+	kept := c.append()
+	c.v.Ticket = rest
+	return kept
 }
 
 // renew gets units for n more, with mu held: what was used of the old ones is put into a row, and what was not goes back.
 func (t *tab) renew(n int64) error {
-	if t.failed = !t.row(false); t.failed {
+	if t.failed = !t.row(true); t.failed { // a unit that was begun is paid whole, or the ticket for it would be gone
 		return t.over()
 	}
 	c := t.c

@@ -148,6 +148,17 @@ func (t Ticket) Part(units int64) Ticket {
 	return t
 }
 
+// Split is the ticket for so many of the units, and that for the rest, which stay taken.
+func (t Ticket) Split(units int64) (part, rest Ticket) {
+	switch units = max(units, 0); {
+	case units >= t.units:
+		return t, Ticket{}
+	case units == 0:
+		return Ticket{}, t
+	}
+	return Ticket{t.account, t.lease, units}, Ticket{t.account, t.lease, t.units - units}
+}
+
 // Offer counts a request that comes to the rate limit, and says which share of the limit is this edge's, in
 // millionths.
 func (a *Account) Offer() int64 {
