@@ -44,7 +44,8 @@ func (p *Purges) Sound() bool {
 // PurgeTag and PurgeURL are digests: tags and URLs may say more about somebody than a table has to.
 func PurgeTag(tag string) string { return purged("tag\n" + tag) }
 
-// PurgeURL is that of a host in lower case without a port, an escaped path and a query.
+// PurgeURL is that of a host in lower case without a port, a path without escapes and a query as spelt: a path has many
+// spellings, and whoever purges one means all.
 func PurgeURL(host, path, query string) string {
 	return purged("url\n" + host + "\n" + path + "\n" + query)
 }

@@ -98,7 +98,7 @@ func purgesOf(req *adminv1.PurgeCacheRequest, api model.API) (out []model.Purge,
 		if !slices.ContainsFunc(api.Hosts, func(h string) bool { return strings.EqualFold(h, host) }) {
 			return nil, fault.New(fault.Invalid, "HOST_UNKNOWN", "API %s is not published at %s; its hosts: %s", api.Name, host, some(api.Hosts)).At("urls[" + strconv.Itoa(i) + "]")
 		}
-		out = append(out, model.Purge{What: table.PurgeURL(host, or(u.EscapedPath(), "/"), u.RawQuery), Soft: req.GetSoft()})
+		out = append(out, model.Purge{What: table.PurgeURL(host, or(u.Path, "/"), u.RawQuery), Soft: req.GetSoft()})
 	}
 	return out, nil
 }

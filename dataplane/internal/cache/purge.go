@@ -131,6 +131,9 @@ func (s *ends) of(api string, epoch uint64) *marks {
 	return m
 }
 
+// Still is what is left now of an entry that Get gave: itself, a stale one, or nil.
+func (c *Cache) Still(e *Entry) *Entry { return c.ended(e) }
+
 // ended is what is left of an entry by its API's purges: itself, a stale one, or nil.
 func (c *Cache) ended(e *Entry) *Entry {
 	c.ends.mu.RLock()

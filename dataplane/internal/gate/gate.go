@@ -137,7 +137,7 @@ func (g *Gate) AdmitTo(v *Verdict, t *policy.Table, r *Request, now time.Duratio
 		return
 	}
 	// Accepting is what a home region does, and a region without the API is home to none of its requests.
-	if len(v.API.Targets) == 0 && len(t.Found(&v.API.API)) == 0 {
+	if !t.Home(v.API) {
 		v.refuse(421, ReasonNotHome, "Use an edge of a region where the API is deployed.")
 		v.Problem.Hosts = v.API.Hosts
 		return

@@ -37,7 +37,7 @@ func (s *Standing) Stands(t *policy.Table, age time.Duration, unix int64) (api *
 	if api = t.API(s.host); api == nil || api.Zone != s.zone || api.Name != s.api {
 		return no(421, ReasonHostUnknown)
 	}
-	if len(api.Targets) == 0 && len(t.Found(&api.API)) == 0 {
+	if !t.Home(api) {
 		return no(421, ReasonNotHome)
 	}
 	route, match := api.Route(s.method, s.path)

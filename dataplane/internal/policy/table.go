@@ -143,6 +143,9 @@ func (t *Table) Found(api *table.API) []string {
 	return t.idx().targets[api.Name]
 }
 
+// Home says whether the API has upstreams in this region.
+func (t *Table) Home(api *API) bool { return len(api.Targets) > 0 || len(t.Found(&api.API)) > 0 }
+
 // APIs are those of the own zone, in no order.
 func (t *Table) APIs() iter.Seq2[string, *API] { return maps.All(t.idx().own) }
 

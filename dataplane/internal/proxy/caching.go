@@ -66,8 +66,8 @@ func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
 		rules: cache.Rules{TTL: route.TTL, StaleWhileRevalidate: route.StaleWhileRevalidate, StaleIfError: route.StaleIfError, MaxBytes: route.MaxBytes}}
 	x.cache = c
 	c.key = x.cacheKey(host, of)
-	c.about = cache.About{API: x.v.API.Name, URL: table.PurgeURL(host, x.r.URL.EscapedPath(), x.r.URL.RawQuery)}
-	if !kept.Heed(c.about.API, x.table.Purges(c.about.API), x.table.Zone().Epoch, time.Now()) {
+	c.about = cache.About{API: x.v.API.Name, URL: table.PurgeURL(host, x.r.URL.Path, x.r.URL.RawQuery)}
+	if !x.heed() {
 		c.asked.Bypass = true // somebody ended something, and this edge cannot read what
 	}
 	switch x.r.Method {
@@ -114,9 +114,20 @@ func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
 		case <-x.r.Context().Done():
 		}
 		timer.Stop()
+		if !x.heed() {
+			c.asked.Bypass, c.reason = true, "bypass"
+			return false
+		}
 	}
 	x.validate()
 	return false
+}
+
+// heed has the cache do what was purged by now: the request may have waited since it was given its table. false: what was purged
+// cannot be read.
+func (x *exchange) heed() bool {
+	t, api := x.p.cfg.Tables.Load(), x.v.API.Name
+	return x.p.cfg.Cache.Heed(api, t.Purges(api), t.Zone().Epoch, time.Now())
 }
 
 // validate makes the request ask about the entry that is there. What the client compares with is looked at afterwards.
@@ -143,6 +154,14 @@ func (x *exchange) unasked() http.Header {
 	return h
 }
 
+// still is what is left of an entry that was found some time ago; nil: it was purged since.
+func (x *exchange) still(e *cache.Entry) *cache.Entry {
+	if !x.heed() {
+		return nil
+	}
+	return x.p.cfg.Cache.Still(e)
+}
+
 // cacheKey names what may answer this request: nothing of another zone, customer or epoch.
 func (x *exchange) cacheKey(host string, of *policy.Route) cache.Key {
 	scope := of.Cache.Scope
@@ -164,11 +183,15 @@ func (x *exchange) cacheKey(host string, of *policy.Route) cache.Key {
 	default: // one that this edge does not know is the narrowest
 		class = cache.Class("key", x.v.Customer, x.v.Subscription, x.v.Plan, x.v.KeyID)
 	}
-	if scope == "customer" && x.v.ByToken() { // its holder is one of the customer's many, often a person
+	if (scope == "customer" || scope == "subscription") && x.v.ByToken() { // its holder is one of the customer's many, often a person
 		class += " key " + x.v.KeyID
 	}
+	scheme := "http"
+	if x.r.TLS != nil { // upstreams are told, and some lead who came without to TLS: a loop for who came with it
+		scheme = "https"
+	}
 	return cache.KeyOf(x.v.API.Zone, x.v.API.Name, strconv.FormatUint(x.table.Catalog().Epoch, 10), strconv.FormatUint(x.table.Zone().Epoch, 10),
-		of.Name, strconv.FormatInt(of.Cache.Generation, 10), class, host, x.r.URL.EscapedPath(), x.r.URL.RawQuery)
+		of.Name, strconv.FormatInt(of.Cache.Generation, 10), class, scheme, host, x.r.URL.EscapedPath(), x.r.URL.RawQuery)
 }
 
 // uncache lets others go on who wait for this request's answer, however it ended.
@@ -217,11 +240,13 @@ func (x *exchange) keep(res *result) (answered bool) {
 		c.mark(res, "")
 		return false
 	}
-	if (res.resp == nil || res.resp.StatusCode >= 500) && c.entry != nil && c.entry.IfError(&c.asked, time.Now()) && !x.gone() {
-		res.drop(nil)
-		c.unkept = false // others in line get the same, and need not try in turn
-		x.give(c.entry, "", "hit; fwd=stale")
-		return true
+	if (res.resp == nil || res.resp.StatusCode >= 500) && c.entry != nil && !x.gone() {
+		if e := x.still(c.entry); e != nil && e.IfError(&c.asked, time.Now()) {
+			res.drop(nil)
+			c.unkept = false // others in line get the same, and need not try in turn
+			x.give(e, "", "hit; fwd=stale")
+			return true
+		}
 	}
 	if res.resp == nil {
 		return false

@@ -356,7 +356,13 @@ func TestCache_CopiesNoMoreThanItMay(t *testing.T) {
 
 // Who shows a token is one of a customer's many, and an upstream is told which: what it says to one is not for another.
 func TestCache_HoldersOfTokensShareNothing(t *testing.T) {
-	w := caching(t, table.Cache{}, true, says("max-age=3600"))
+	for _, scope := range []string{"", "subscription", "customer"} {
+		t.Run("scope "+scope, func(t *testing.T) { holdersShareNothing(t, scope) })
+	}
+}
+
+func holdersShareNothing(t *testing.T, scope string) {
+	w := caching(t, table.Cache{Scope: scope}, true, says("max-age=3600"))
 	rules := w.west.orders
 	w.west.orders = func(a *table.API) {
 		rules(a)

@@ -91,6 +91,37 @@ func TestUpstreams_WhatTheZoneFoundIsAsked(t *testing.T) {
 	}
 }
 
+// An API whose upstreams are all found is as much at home as another: its WebSockets stay open, and pages may ask.
+func TestUpstreams_WhatTheZoneFoundIsAHome(t *testing.T) {
+	w := newLive(t, nil, nil)
+	found := newUpstream(t, "eu-west")
+	found.echoes(t)
+	o, err := table.Encode(table.KindTargets, "orders", table.Targets{API: "orders", URLs: []string{"http://" + found.addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.objects = append(w.objects, o)
+	usual := w.west.orders
+	w.west.orders = func(a *table.API) {
+		usual(a)
+		a.Targets, a.Dispatch.Discovery = nil, "etcd"
+		a.CORS = &table.CORS{Origins: []string{"https://page.test"}}
+	}
+	w.west.tables.Swap(w.view(w.west, false))
+	c := w.open(w.west)
+	if c.status != 101 {
+		t.Fatalf("a WebSocket: got %d", c.status)
+	}
+	c.hear() // who the upstream is
+	c.say(1, "hello")
+	if op, text, err := c.hear(); op != 1 || err != nil {
+		t.Errorf("it is ended with %d %q, %v", op, text, err)
+	}
+	if a := w.send("OPTIONS", "/live/x", "", "X-Api-Key", "", "Origin", "https://page.test", "Access-Control-Request-Method", "GET"); a.status != 204 {
+		t.Errorf("a preflight: got %d %s", a.status, a.body)
+	}
+}
+
 // Retries do not become a storm: a burst, ten a second, and a fifth of the requests.
 func TestProxy_RetriesAreBounded(t *testing.T) {
 	w := newWorld(t, nil)

@@ -2,7 +2,9 @@ package proxy_test
 
 import (
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -61,10 +63,13 @@ func TestPurge_EndsWhatIsKept(t *testing.T) {
 	want("another URL's is kept", "/v1/y", "answer 4")
 	w.purge(table.Purges{All: 5})
 	want("all", "/v1/y", "answer 6")
+	want("as another client spells it", "/v1/%79", "answer 7")
+	w.purge(table.Purges{All: 5, Of: []table.Purge{{Seq: 6, What: table.PurgeURL("orders.test", "/v1/y", "")}}})
+	want("its URL, as another client spells it", "/v1/%79", "answer 8")
 	w.objects = append(slices.DeleteFunc(w.objects, func(o table.Object) bool { return o.Kind == table.KindPurges }), table.Object{Kind: table.KindPurges, ID: "orders", Data: []byte("{")})
 	w.west.tables.Swap(w.view(w.west, true))
-	want("what cannot be read", "/v1/y", "answer 7")
-	want("keeps nothing", "/v1/y", "answer 8")
+	want("what cannot be read", "/v1/y", "answer 9")
+	want("keeps nothing", "/v1/y", "answer 10")
 }
 
 // An answer on its way when its tag is purged was asked for before, and is not given to those who come after.
@@ -88,6 +93,88 @@ func TestPurge_ReachesWhatIsOnItsWay(t *testing.T) {
 	<-got
 	if a := w.send("GET", "/v1/x", ""); a.body != "answer 3" {
 		t.Errorf("got %q, which was asked for before the purge", a.body)
+	}
+}
+
+// Who asks about what is kept while it is purged is not given it because the upstream fails afterwards, nor who waited for an
+// answer that was asked for before.
+func TestPurge_ReachesWhoWaits(t *testing.T) {
+	arrived, fail := make(chan struct{}, 1), make(chan struct{})
+	var n atomic.Int64
+	w := caching(t, table.Cache{StaleIfError: time.Hour}, false, func(rw http.ResponseWriter, r *http.Request) {
+		if n.Add(1) == 1 {
+			rw.Header().Set("Cache-Control", "max-age=0")
+			rw.Header().Set("Etag", `"v"`)
+			rw.Write([]byte("of before"))
+			return
+		}
+		arrived <- struct{}{}
+		<-fail
+		rw.WriteHeader(500)
+	})
+	if a := w.send("GET", "/v1/x", ""); a.body != "of before" {
+		t.Fatalf("first: got %+v", a)
+	}
+	got := make(chan answer, 1)
+	go func() { got <- w.send("GET", "/v1/x", "") }()
+	<-arrived
+	w.purge(table.Purges{All: 1})
+	close(fail)
+	if a := <-got; a.status != 500 {
+		t.Errorf("the upstream fails after the purge: got %d %q, want its 500", a.status, a.body)
+	}
+
+	arrived, over := make(chan struct{}), make(chan struct{})
+	answers := counting("a")
+	var held atomic.Bool
+	w = caching(t, table.Cache{}, true, func(rw http.ResponseWriter, r *http.Request) {
+		if held.CompareAndSwap(false, true) {
+			close(arrived)
+			<-over
+			answers(rw, r)
+			return
+		}
+		answers(rw, r)
+	})
+	go func() { got <- w.send("GET", "/v1/x", "") }()
+	<-arrived
+	waits := make(chan answer, 1)
+	go func() { waits <- w.send("GET", "/v1/x", "") }()
+	time.Sleep(20 * time.Millisecond) // long enough to wait, mostly; the verdict is the same if it has not come yet
+	w.purge(table.Purges{All: 1})
+	close(over)
+	if a := <-got; a.body != "answer 1" {
+		t.Errorf("who asked before: %+v", a)
+	}
+	if a := <-waits; a.body != "answer 2" {
+		t.Errorf("who waited: got %q, which was asked for before the purge", a.body)
+	}
+}
+
+// Upstreams are told by which scheme a client came, and lead those without TLS to it: no answer for who came with it.
+func TestCache_IsOfOneScheme(t *testing.T) {
+	w := caching(t, table.Cache{}, true, func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Cache-Control", "max-age=3600")
+		rw.Write([]byte(r.Header.Get("X-Forwarded-Proto")))
+	})
+	if a := w.send("GET", "/v1/x", ""); a.body != "http" {
+		t.Fatalf("without TLS: got %+v", a)
+	}
+	server := httptest.NewTLSServer(w.west.proxy)
+	defer server.Close()
+	req, err := http.NewRequest("GET", server.URL+"/v1/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "orders.test"
+	req.Header.Set("X-Api-Key", w.key)
+	resp, err := server.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if said, err := io.ReadAll(resp.Body); string(said) != "https" {
+		t.Errorf("with TLS: got %d %q, %v", resp.StatusCode, said, err)
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 // answersItself answers what asks the edge and nobody behind it, without a key and for nothing: there is no row of it.
 func (x *exchange) answersItself(a *asked) bool {
 	api := x.table.API(a.Host)
-	if api == nil || len(api.Targets) == 0 || check(x.table, a).Status != 0 {
+	if api == nil || !x.table.Home(api) || check(x.table, a).Status != 0 {
 		return false // decide says why
 	}
 	h := x.w.Header()
