@@ -68,3 +68,24 @@ func TestShaping_IsRefusedWithItsReason(t *testing.T) {
 		}
 	}
 }
+
+// What is said of HTTP would be read as if a connection were held to it.
+func TestAPI_TCPHasNothingOfHTTP(t *testing.T) {
+	for name, change := range map[string]func(*model.API){
+		"graphql": func(a *model.API) { a.Routes = []model.Route{{Name: "all", GraphQL: &model.GraphQL{}}} },
+		"validation of a route": func(a *model.API) {
+			a.Routes = []model.Route{{Name: "all", Shaping: model.Shaping{Validation: &model.Validation{Schema: "{}"}}}}
+		},
+		"validation of the API":       func(a *model.API) { a.Validation = &model.Validation{Schema: "{}"} },
+		"grpc_web that is translated": func(a *model.API) { a.Routes = []model.Route{{Name: "all", GRPCWeb: model.GRPCWebPass}} },
+	} {
+		a := model.API{Name: "a", Zone: "z", Hosts: []string{"a.test"}, TCP: &model.TCP{}}
+		if err := a.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		change(&a)
+		if err := a.Validate(); fault.ReasonOf(err) != "TCP_INVALID" {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}

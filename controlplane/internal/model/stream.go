@@ -93,9 +93,17 @@ func (a API) validateTCP() error {
 			return at("websocket")
 		case r.Units != nil && r.Units.Header != "":
 			return at("units.header")
+		case r.GraphQL != nil:
+			return at("graphql")
+		case r.GRPCWeb != "":
+			return at("grpc_web")
+		case r.Shaping != (Shaping{}):
+			return at("cors, rewrite or validation")
 		}
 	}
 	switch {
+	case a.Shaping != (Shaping{}):
+		return bad("spec", "TCP_INVALID", "API %s is tcp, and cors, rewrite and validation are of HTTP: nothing of a connection would be looked at or changed", a.Name)
 	case a.Health.Path != "":
 		return bad("spec.health.path", "TCP_INVALID", "API %s is tcp: an upstream is well where it takes a connection; it has no health page", a.Name)
 	case a.Auth != nil && (a.Auth.KeyHeader != "" || a.Auth.KeyQuery != ""):

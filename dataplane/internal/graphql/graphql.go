@@ -48,22 +48,26 @@ func Read(b *table.GraphQL, method string, query url.Values, contentType string,
 		if body != nil {
 			return Asked{}, errors.New("a query by GET stands in the URL, and there is a body")
 		}
-		for _, name := range []string{"query", "operationName", "variables", "extensions"} {
+		for _, name := range members {
 			if len(query[name]) > 1 {
 				return Asked{}, fmt.Errorf("%s is there more than once", name)
 			}
 		}
-		op := operation{text: query.Get("query"), name: query.Get("operationName"), read: true, persisted: query.Get("extensions") != ""}
+		op := operation{text: query.Get("query"), name: query.Get("operationName"), read: true, persisted: query.Get("extensions") != "",
+			named: query.Get("id") != "" || query.Get("documentId") != ""}
 		if v := query.Get("variables"); v != "" {
 			value, err := schema.Decode([]byte(v), maxJSON)
 			if err != nil {
 				return Asked{}, fmt.Errorf("variables: %w", err)
 			}
-			op.variables, _ = value.(map[string]any)
+			var ok bool
+			if op.variables, ok = value.(map[string]any); !ok && value != nil {
+				return Asked{}, errors.New("variables are no object")
+			}
 		}
 		list = []operation{op}
 	case http.MethodPost:
-		for _, name := range []string{"query", "operationName", "variables", "extensions", "id"} {
+		for _, name := range members {
 			if query.Has(name) { // some servers take that, others the body's
 				return Asked{}, fmt.Errorf("%s stands in the URL of a POST: write it in the body", name)
 			}
@@ -92,18 +96,22 @@ func Read(b *table.GraphQL, method string, query url.Values, contentType string,
 	return all, nil
 }
 
+// members are what servers read of a request, in the URL or in the body.
+var members = []string{"query", "operationName", "variables", "extensions", "id", "documentId"}
+
 // operation is one as it was sent.
 type operation struct {
 	text, name string
 	variables  map[string]any
 	persisted  bool // it may be known by another name
+	named      bool // it has the name of a document that the upstream keeps, whatever text is there
 	read       bool // it must not change anything
 }
 
 func posted(b *table.GraphQL, contentType string, body []byte) ([]operation, error) {
-	media, _, err := mime.ParseMediaType(contentType)
+	media, params, err := mime.ParseMediaType(contentType)
 	switch {
-	case err == nil && media == "application/graphql":
+	case err == nil && media == "application/graphql" && schema.UTF8(params):
 		return []operation{{text: string(body)}}, nil
 	case err != nil || !schema.JSON(contentType):
 		return nil, errors.New("send it as application/json")
@@ -141,12 +149,14 @@ func posted(b *table.GraphQL, contentType string, body []byte) ([]operation, err
 				return nil, errors.New("variables are no object")
 			}
 		}
-		for name := range m { // a reader that does not care for case would take it for the query
-			if name != "query" && strings.EqualFold(name, "query") {
-				return nil, fmt.Errorf("member %q is none of a request", name)
+		for name := range m { // a reader that does not care for case would take it for the other
+			for _, known := range members {
+				if name != known && strings.EqualFold(name, known) {
+					return nil, fmt.Errorf("member %q is none of a request", brief(name))
+				}
 			}
 		}
-		op.persisted = m["extensions"] != nil || m["id"] != nil || m["documentId"] != nil
+		op.persisted, op.named = m["extensions"] != nil, m["id"] != nil || m["documentId"] != nil
 		out = append(out, op)
 	}
 	return out, nil
@@ -154,7 +164,9 @@ func posted(b *table.GraphQL, contentType string, body []byte) ([]operation, err
 
 func (o *operation) measure(b *table.GraphQL) (Asked, error) {
 	switch {
-	case strings.TrimSpace(o.text) == "" && o.persisted:
+	case o.named && strings.TrimSpace(o.text) != "": // which of the two is asked nobody knows
+		return Asked{}, errors.New("there is a document, and the name of one that is kept (id, documentId): send one of them")
+	case strings.TrimSpace(o.text) == "" && (o.persisted || o.named):
 		return Asked{Fields: 1, Cost: 1, Persisted: true}, nil
 	case strings.TrimSpace(o.text) == "":
 		return Asked{}, errors.New("there is no query")
@@ -304,7 +316,7 @@ func (m *meter) number(v *ast.Value) int64 {
 		return 1
 	}
 	switch v.Kind {
-	case ast.IntValue:
+	case ast.IntValue, ast.StringValue: // some servers read a text as a number
 		return whole(v.Raw)
 	case ast.Variable:
 		said, there := m.variables[v.Raw]

@@ -175,7 +175,7 @@ func newAPI(v *table.API) (*API, error) {
 	a := &API{API: *v, spread: h.Sum32(), id: id}
 	var document *schema.Document
 	given := v.Routes
-	if len(given) == 0 && !v.Foreign {
+	if len(given) == 0 && (!v.Foreign || v.Rewrite != nil) { // of a foreign one: where its zone's requests go when they are served here
 		given = []table.Route{implied}
 	}
 	for _, r := range given {

@@ -71,6 +71,14 @@ func sample(t testing.TB) []table.Object {
 	}
 }
 
+// Whoever serves for another zone asks the upstream for what that zone says, also where it says so of the API itself.
+func TestTable_AForeignAPIIsRewritten(t *testing.T) {
+	tab := build(t, append(sample(t), enc(t, table.KindAPI, "uk/moved", table.API{Name: "moved", Zone: "uk", Foreign: true, Rewrite: &table.Rewrite{Put: "/tenant"}}))...)
+	if r, m := tab.APIOf("uk", "moved").Route("GET", "/x"); m != policy.RouteFound || r.Rewrite == nil || r.Rewrite.Put != "/tenant" {
+		t.Errorf("got %+v %v, want a route that rewrites", r, m)
+	}
+}
+
 func TestTable_Lookups(t *testing.T) {
 	tab := build(t, sample(t)...)
 	orders := tab.API("orders.example.test")

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
@@ -105,6 +106,8 @@ func (x *exchange) examine() gate.Problem {
 	}
 	var found []schema.Finding
 	switch {
+	case x.body != nil && coded(x.r.Header["Content-Encoding"]) && (r.Schema != nil || r.GraphQL != nil || schema.JSON(media)): // what is read here is not what the upstream would read
+		found = []schema.Finding{{Parameter: "header Content-Encoding", Detail: "is not identity: send the body as it is, so that it can be looked at"}}
 	case r.Schema != nil && x.body == nil && (x.r.Method == http.MethodGet || x.r.Method == http.MethodHead || x.r.Method == http.MethodDelete):
 	case r.Schema != nil && x.body != nil && !schema.JSON(media):
 		found = []schema.Finding{{Parameter: "header Content-Type", Detail: "is not application/json, as the body has to be"}}
@@ -131,6 +134,10 @@ func (x *exchange) examine() gate.Problem {
 	problem := gate.NewProblem(400, gate.ReasonInvalid, "Mend what errors names; nothing was done.")
 	problem.Errors = found
 	return problem
+}
+
+func coded(said []string) bool {
+	return len(said) > 1 || len(said) == 1 && said[0] != "" && !strings.EqualFold(said[0], "identity")
 }
 
 // query holds a GraphQL request against the route's bounds, and sets what it costs where the route counts that.

@@ -205,6 +205,7 @@ func TestValidation_RefusesBeforeAnUpstream(t *testing.T) {
 		{"POST", "/body", `{"item":"a"}`, "text/plain", 400, "header Content-Type"},
 		{"POST", "/body", `{"item":"a"} `, "", 400, "header Content-Type"},
 		{"POST", "/body", "", "application/json", 400, "#"},
+		{"POST", "/body", `{"item":"a","x":"+ACI-,+ACI-item+ACI-:+ACI-b"}`, "application/json; charset=utf-7", 400, "header Content-Type"},
 		{"GET", "/body", "", "", 200, ""},
 		{"POST", "/body", `{"item":"` + strings.Repeat("x", 1<<20) + `"}`, "application/json", 413, ""},
 	} {
@@ -237,6 +238,9 @@ func TestValidation_RefusesBeforeAnUpstream(t *testing.T) {
 			}
 			w.west.up.mu.Unlock()
 		}
+	}
+	if a := w.send("POST", "/body", `{"item":"a"}`, "Content-Type", "application/json", "Content-Encoding", "br"); a.status != 400 || !strings.Contains(a.body, "Content-Encoding") {
+		t.Errorf("a body that an upstream would read as another: %+v", a)
 	}
 	// A body of unknown length is read whole, and goes on with its length.
 	req, _ := http.NewRequest("POST", w.west.server.URL+"/body", io.MultiReader(strings.NewReader(`{"item":`), strings.NewReader(`"chunked"}`)))

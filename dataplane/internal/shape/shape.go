@@ -8,6 +8,7 @@ package shape
 
 import (
 	"net/http"
+	"net/textproto"
 	"net/url"
 	"slices"
 	"strconv"
@@ -103,8 +104,18 @@ func vary(h http.Header, name string) {
 	h["Vary"] = append(slices.Clip(h["Vary"]), name)
 }
 
-// Header changes fields. Values are replaced, never changed in place.
+// Header changes fields. Values are replaced, never changed in place. What is removed or set goes in each spelling: many a
+// server reads X_Tenant as X-Tenant, and would take the client's word for the edge's.
 func Header(f *table.Fields, h http.Header) {
+	for name := range h {
+		if strings.IndexByte(name, '_') < 0 {
+			continue
+		}
+		alias := textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+		if slices.Contains(f.Remove, alias) || slices.ContainsFunc(f.Set, func(v table.Field) bool { return v.Name == alias }) {
+			delete(h, name)
+		}
+	}
 	for _, name := range f.Remove {
 		if name == "User-Agent" {
 			h[name] = nil // else the library would invent one

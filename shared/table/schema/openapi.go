@@ -179,10 +179,17 @@ func (d *document) operation(item, at string) (*operation, error) {
 	return op, nil
 }
 
-// JSON says whether a Content-Type is JSON's.
+// JSON says whether a Content-Type is JSON's, and of text as it is read here.
 func JSON(contentType string) bool {
-	media, _, err := mime.ParseMediaType(contentType)
-	return err == nil && isJSON(media)
+	media, params, err := mime.ParseMediaType(contentType)
+	return err == nil && isJSON(media) && UTF8(params)
+}
+
+// UTF8 says whether the parameters of a media type name no other charset. What a body says in UTF-7 may be something else than
+// what the same bytes say in UTF-8, and there are servers that believe the parameter.
+func UTF8(params map[string]string) bool {
+	charset, said := params["charset"]
+	return !said || strings.EqualFold(charset, "utf-8") || strings.EqualFold(charset, "utf8") || strings.EqualFold(charset, "us-ascii")
 }
 
 func isJSON(media string) bool {
@@ -315,7 +322,7 @@ func (d *Document) Check(r *Request) (found []Finding, known bool) {
 	case r.Body == nil, op.bodyless:
 		return found, true
 	}
-	media, _, err := mime.ParseMediaType(r.ContentType)
+	media, params, err := mime.ParseMediaType(r.ContentType)
 	s, listed := op.bodies[media]
 	for _, any := range []string{media[:max(strings.IndexByte(media, '/'), 0)] + "/*", "*/*"} {
 		if !listed {
@@ -325,6 +332,8 @@ func (d *Document) Check(r *Request) (found []Finding, known bool) {
 	switch {
 	case err != nil || !listed:
 		return append(found, Finding{Parameter: "header Content-Type", Detail: "is none of " + strings.Join(slices.Sorted(maps.Keys(op.bodies)), ", ")}), true
+	case s != nil && !UTF8(params):
+		return append(found, Finding{Parameter: "header Content-Type", Detail: "names a charset that JSON has not: it is UTF-8"}), true
 	case s != nil:
 		found = append(found, s.Body(r.Body)...)
 	}

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	yaml "go.yaml.in/yaml/v3"
@@ -134,6 +135,9 @@ func number(n json.Number) bool { return len(n) <= 64 && numbers.MatchString(str
 
 // Decode reads JSON, with values at most depth deep within others: objects as map[string]any, numbers as json.Number. Of a name that is there twice two readers could take two values, so none is taken.
 func Decode(data []byte, depth int) (any, error) {
+	if !utf8.Valid(data) { // each reader has its own way to make text of that
+		return nil, errors.New("the body is not JSON: it is no UTF-8")
+	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	v, err := decodeValue(dec, depth)
