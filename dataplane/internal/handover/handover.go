@@ -27,12 +27,13 @@ import (
 var ErrTaken = errors.New("another process takes this edge's place")
 
 const (
-	socketName = "successor"
-	version    = 1
-	maxSockets = 16
-	maxHello   = 4 << 10
-	helloTime  = 5 * time.Second // for one message
-	goTime     = time.Minute     // a successor may take to get ready; then it is not one
+	socketName  = "successor"
+	version     = 1
+	maxSockets  = 16
+	maxHello    = 4 << 10
+	helloTime   = 5 * time.Second // for one message
+	acceptAgain = 100 * time.Millisecond
+	goTime      = time.Minute // a successor may take to get ready; then it is not one
 
 	wordGo   = "go\n"
 	wordOver = "over\n"
@@ -82,7 +83,15 @@ func (o *Offer) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			return fmt.Errorf("wait for a successor: %w", err)
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("wait for a successor: %w", err)
+			}
+			select { // no descriptors, mostly, and this process serves on: who would take its place asks again
+			case <-ctx.Done():
+				return nil
+			case <-time.After(acceptAgain):
+			}
+			continue
 		}
 		if o.serve(ctx, c) {
 			o.successor = c

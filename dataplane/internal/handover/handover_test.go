@@ -258,3 +258,35 @@ func TestFreed_WaitsForLocks(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A process that has no descriptor left for who wants to take its place serves on, and is asked again.
+func TestOffer_OutlivesAShortageOfDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	_, ended := offer(t, t.Context(), dir, &handover.Sockets{})
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	none := was
+	none.Cur = 3 // those that are open stay open
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(dir, "successor")})
+	time.Sleep(50 * time.Millisecond) // it tries to accept; if it comes later there is nothing to see
+	if again := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); again != nil || err != nil {
+		t.Fatal(again, err)
+	}
+	unix.Close(fd)
+	select {
+	case err := <-ended:
+		t.Fatalf("the offer ends: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	ask(t, dir, &handover.Sockets{})
+}
