@@ -392,6 +392,13 @@ func (c *Conn) Drain() {
 	}
 }
 
+// Idle says whether the connection has no request under way.
+func (c *Conn) Idle() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.streams) == 0 && c.busy == 0
+}
+
 // leave takes no more streams; mu is held.
 func (c *Conn) leave() {
 	if c.gone {

@@ -105,10 +105,18 @@ func (d *Door) receive(client string) bool {
 	d.mu.Lock()
 	made := false
 	for c := range d.conns {
-		if c.phase.CompareAndSwap(waiting, closed) {
+		if made = c.phase.CompareAndSwap(waiting, closed); made {
 			c.raw.Close()
-			made = true
 			break
+		}
+	}
+	if !made {
+		for c := range d.conns {
+			if made = c.two != nil && !c.goes && c.two.Idle(); made {
+				c.goes = true
+				c.raw.Close()
+				break
+			}
 		}
 	}
 	d.mu.Unlock()

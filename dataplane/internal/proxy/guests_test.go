@@ -125,3 +125,47 @@ func TestDoor_ShutsOnHalfAHead(t *testing.T) {
 		t.Errorf("the door took %v to shut", took)
 	}
 }
+
+// Over HTTP/2 too one that does nothing goes for another client, and one that does something does not.
+func TestDoor_IdleOverHTTP2GoesFirst(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, _ := selfSigned(t, "orders.test")
+	door := proxy.NewServers(proxy.ServersConfig{TLS: &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"}}, Logger: slog.New(slog.DiscardHandler), MaxConnections: 2,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/hold" {
+				w.WriteHeader(200)
+				http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			}
+		})}).HTTPS
+	ended := make(chan error, 1)
+	go func() { ended <- door.Serve(l) }()
+	defer func() { door.Close(); <-ended }()
+	ask := func(path string) bool { // over a connection of its own, which stays
+		var protocols http.Protocols
+		protocols.SetHTTP2(true)
+		tr := &http.Transport{Protocols: &protocols, TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "orders.test"}}
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		t.Cleanup(func() { cancel(); tr.CloseIdleConnections() })
+		r, err := http.NewRequestWithContext(ctx, "GET", "https://"+l.Addr().String()+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := tr.RoundTrip(r)
+		return err == nil && resp.StatusCode == 200 && resp.ProtoMajor == 2
+	}
+	for i := range 4 {
+		if !ask("/") {
+			t.Fatalf("client %d is refused although others do nothing", i)
+		}
+	}
+	for range 2 {
+		eventually(t, 20*time.Second, "a place of one that does nothing", func() bool { return ask("/hold") })
+	}
+	if ask("/") {
+		t.Error("one that does something goes for another")
+	}
+}
