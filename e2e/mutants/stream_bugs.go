@@ -18,7 +18,7 @@ var streamBugs = []bug{
 		checks: []check{{proxyPkg, "TestTab_LetsNothingPassOnceTold"}}},
 	{name: "stream-outlives-the-pair", breaks: "a stream over a pair ends with it",
 		edits:  []edit{{"dataplane/internal/relay/client.go", "\tfor _, f := range cut {\n\t\tf.cut()\n\t}", "\tfor _, f := range cut {\n\t\t_ = f\n\t}"}, {"dataplane/internal/relay/client.go", "\t\ts.close()\n\t\tc.cfg.Logger.Info(\"relay session closed\"", "\t\tc.cfg.Logger.Info(\"relay session closed\""}},
-		checks: []check{{proxyPkg, "TestTCP_GoesWhereATargetTakesIt"}}},
+		checks: []check{{proxyPkg, "TestSocket_EndsWithWhatItRestsOn"}}},
 	{name: "http-reaches-what-is-tcp", breaks: "an API that is tcp takes no HTTP, and HTTP is no connection of bytes",
 		edits:  []edit{{gatePkg + "/gate.go", "if (v.API.TCP != nil) != r.TCP {", "if false {"}},
 		checks: []check{{proxyPkg, "TestTCP_PassesBytesOfThoseWhoMay"}}},
