@@ -101,6 +101,9 @@ func (v *Verdict) Admitted() bool { return v.Problem.Status == 0 && !v.Parked }
 // ByToken says whether a token told who asks.
 func (v *Verdict) ByToken() bool { return v.shown.token }
 
+// ByCertificate says whether nothing but a TLS client certificate told who asks, which a browser shows for any page.
+func (v *Verdict) ByCertificate() bool { return v.shown.kind == apikey.KindCertificate }
+
 func (v *Verdict) refuse(status int, reason, detail string) {
 	v.Problem = NewProblem(status, reason, detail)
 }

@@ -60,6 +60,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if x.asked = &a; a.socket.opens(c.table, &a) {
 		x.socket = a.socket
+		if problem := x.led(r); problem.Status != 0 {
+			x.refuse(problem)
+			return
+		}
 	}
 	x.serve(a.Host)
 }

@@ -16,6 +16,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/shape"
 	"bailiwick/dataplane/internal/tunnel"
 	"bailiwick/dataplane/internal/websocket"
 	"bailiwick/shared/usage"
@@ -61,6 +62,16 @@ func (s *socketAsk) problem() gate.Problem {
 		return gate.NewProblem(http.StatusUpgradeRequired, gate.ReasonUpgrade, "Only version 13 of WebSocket is spoken here.")
 	}
 	return gate.NewProblem(http.StatusBadRequest, gate.ReasonBadRequest, "The WebSocket cannot be opened: "+s.err.Error()+".")
+}
+
+// led refuses a WebSocket that a page of a strange origin asks for in the name of whose certificate the browser shows: CORS
+// holds no page back from WebSockets, which it may read and write.
+func (x *exchange) led(r *http.Request) gate.Problem {
+	origin := r.Header["Origin"]
+	if len(origin) == 0 || !x.v.ByCertificate() || len(origin) == 1 && (origin[0] == "https://"+strings.ToLower(r.Host) || shape.Trusts(x.v.Route.CORS, origin[0])) {
+		return gate.Problem{}
+	}
+	return gate.NewProblem(http.StatusForbidden, gate.ReasonUpgrade, "A page may not open a WebSocket here by the browser's client certificate, unless the route's cors names its origin, with credentials.")
 }
 
 // opened is a connection to an upstream that was opened for one of a client's, here or by way of another region.

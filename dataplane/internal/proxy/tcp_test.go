@@ -321,3 +321,35 @@ func TestTCP_RelayedHasAPlace(t *testing.T) {
 	conn.Close()
 	eventually(t, 10*time.Second, "its place", func() bool { return w.central.proxy.Streams() == 0 })
 }
+
+// A page that some client's browser shows opens no WebSocket in his name unless the API trusts it.
+func TestSocket_NoPageActsByACertificate(t *testing.T) {
+	w := newLines(t)
+	w.west.orders = func(a *table.API) {
+		a.Auth = &table.Auth{Certificates: true}
+		a.Routes = append(a.Routes, table.Route{Name: "live", PathPrefix: "/live", WebSocket: &table.WebSocket{}, CORS: &table.CORS{Origins: []string{"https://app.test"}, Credentials: true}})
+	}
+	w.swap(true)
+	w.west.up.echoes(t)
+	for name, c := range map[string]struct {
+		header string
+		status string
+	}{
+		"no page":               {"", "101"},
+		"its own":               {"Origin: https://orders.test\r\n", "101"},
+		"one that it trusts":    {"Origin: https://app.test\r\n", "101"},
+		"a strange one":         {"Origin: https://evil.test\r\n", "403"},
+		"none that has a name":  {"Origin: null\r\n", "403"},
+		"a strange one, by key": {"Origin: https://evil.test\r\nX-Api-Key: " + w.key + "\r\n", "101"}, // which no page has
+	} {
+		conn, r, err := w.dial(&tls.Config{ServerName: "orders.test", Certificates: []tls.Certificate{w.cert}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "GET /live/x HTTP/1.1\r\nHost: orders.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"+c.header+"\r\n")
+		if got, err := r.ReadString('\n'); !strings.HasPrefix(got, "HTTP/1.1 "+c.status+" ") {
+			t.Errorf("%s: %q (%v), want %s", name, got, err, c.status)
+		}
+		conn.Close()
+	}
+}

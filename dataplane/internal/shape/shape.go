@@ -78,6 +78,11 @@ func allow(c *table.CORS, out http.Header, origin []string) bool {
 	return true
 }
 
+// Trusts says whether pages of an origin may use what a browser adds of itself to show who asks; c may be nil.
+func Trusts(c *table.CORS, origin string) bool {
+	return c != nil && c.Credentials && slices.ContainsFunc(c.Origins, func(rule string) bool { return matches(rule, origin) })
+}
+
 // matches compares as bytes: browsers send origins in one spelling.
 func matches(rule, origin string) bool {
 	scheme, host, any := strings.Cut(rule, "://*.")
