@@ -22,22 +22,27 @@ type looker struct {
 	d       *document
 	visited map[string]float64 // most looks at a value from here on down; -1: being reckoned
 	widest  float64
-	again   bool // a schema lies within itself
+	longest float64 // most schemas that look at one value of one that lies above it
+	again   bool    // a schema lies within itself
 }
 
-// looks bounds how deep values may lie that are held against the schema at a pointer.
-func (d *document) looks(pointer string) (depth int, err error) {
-	l := &looker{d: d, visited: map[string]float64{}, widest: 1}
+// looks bounds how deep values may lie that are held against the schema at a pointer, and says how often one is looked at.
+func (d *document) looks(pointer string) (depth int, at func(depth int) float64, err error) {
+	l := &looker{d: d, visited: map[string]float64{}, widest: 1, longest: 1}
 	most, err := l.most(pointer)
+	if l.again {
+		most = maxLooks
+	}
+	at = func(depth int) float64 { return min(most, l.longest*math.Pow(l.widest, float64(depth))) }
 	switch {
 	case err != nil:
-		return 0, err
+		return 0, nil, err
 	case !l.again && most > maxLooks:
-		return 0, d.at(pointer, "alternatives within alternatives look at one value %.0f times, more than %d: name fewer of them", most, maxLooks)
+		return 0, nil, d.at(pointer, "alternatives within alternatives look at one value %.0f times, more than %d: name fewer of them", most, maxLooks)
 	case l.again && l.widest > 1:
-		return max(3, min(maxDepth, int(math.Log(maxLooks)/math.Log(l.widest)))), nil
+		return max(3, min(maxDepth, int(math.Log(maxLooks)/math.Log(l.widest)))), at, nil
 	}
-	return maxDepth, nil
+	return maxDepth, at, nil
 }
 
 func (l *looker) most(pointer string) (float64, error) {
@@ -63,7 +68,7 @@ func (l *looker) most(pointer string) (float64, error) {
 		}
 	}
 	wide = max(wide, 1)
-	l.widest = max(l.widest, wide)
+	l.widest, l.longest = max(l.widest, wide), max(l.longest, float64(len(all)))
 	deepest := 1.0
 	for _, c := range slices.Sorted(maps.Keys(children)) {
 		n, err := l.most(c)

@@ -22,6 +22,7 @@ type document struct {
 	root  any
 	lines map[string]int // by pointer
 	made  *jsonschema.Compiler
+	nots  int // schemas that were made of it
 }
 
 // read takes JSON, or YAML that says the same as JSON.

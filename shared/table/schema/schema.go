@@ -21,13 +21,15 @@ import (
 
 // Bounds.
 const (
-	MaxDocument = 64 << 10 // bytes of a schema or document
-	MaxBody     = 1 << 20  // bytes of a body that is held against one
-	MaxErrors   = 10       // that one answer tells of
-	maxDepth    = 64       // of values within values
-	maxPattern  = 1000     // instructions of a pattern
-	maxMatched  = 64 << 10 // bytes of a text that a pattern is held against
-	maxLooks    = 100_000  // how often one value may be looked at
+	MaxDocument = 64 << 10  // bytes of a schema or document
+	MaxBody     = 1 << 20   // bytes of a body that is held against one
+	MaxErrors   = 10        // that one answer tells of
+	maxDepth    = 64        // of values within values
+	maxPattern  = 1000      // instructions of a pattern
+	maxMatched  = 64 << 10  // bytes of a text that a pattern is held against
+	maxLooks    = 100_000   // how often one value may be looked at
+	maxWork     = 2_000_000 // looks at all values of a body
+	maxTold     = 20_000    // looks at a body of which each thing that is wrong is named: that takes memory for each
 	maxDetail   = 200
 )
 
@@ -41,7 +43,9 @@ type Finding struct {
 // Schema is a compiled JSON Schema.
 type Schema struct {
 	of    *jsonschema.Schema
+	not   *jsonschema.Schema // what does not fit it: that is known at the first thing that is wrong, without memory for each
 	depth int
+	looks []float64 // at a value so deep
 }
 
 const address = "https://document.invalid/"
@@ -74,7 +78,7 @@ func (d *document) compiler() (*jsonschema.Compiler, error) {
 
 // compile makes the schema at a pointer of the document.
 func (d *document) compile(pointer string) (*Schema, error) {
-	depth, err := d.looks(pointer)
+	depth, at, err := d.looks(pointer)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +90,20 @@ func (d *document) compile(pointer string) (*Schema, error) {
 	if err != nil {
 		return nil, d.explain(pointer, err)
 	}
-	return &Schema{s, depth}, nil
+	name := fmt.Sprintf("%snot/%d", address, d.nots)
+	d.nots++
+	if err := c.AddResource(name, map[string]any{"not": map[string]any{"$ref": address + "#" + fragment(pointer)}}); err != nil {
+		return nil, d.explain(pointer, err)
+	}
+	not, err := c.Compile(name)
+	if err != nil {
+		return nil, d.explain(pointer, err)
+	}
+	out := &Schema{of: s, not: not, depth: depth}
+	for i := range depth + 1 {
+		out.looks = append(out.looks, at(i))
+	}
+	return out, nil
 }
 
 type nowhere struct{}
@@ -138,7 +155,33 @@ func (s *Schema) Body(data []byte) []Finding {
 	if err != nil {
 		return []Finding{{Pointer: "#", Detail: err.Error()}}
 	}
+	work := s.work(v, 0)
+	if work > maxWork {
+		return []Finding{{Pointer: "#", Detail: "the body holds more values than can be held against the document: send less at a time"}}
+	}
+	if s.not.Validate(v) != nil {
+		return nil
+	}
+	if work > maxTold {
+		return []Finding{{Pointer: "#", Detail: "the body does not fit the document, and is too long to say where: send less at a time to hear of it"}}
+	}
 	return s.judge(v, func(at []string) Finding { return Finding{Pointer: "#" + fragment(pointerOf(at))} })
+}
+
+// work is how often all values are looked at, at most.
+func (s *Schema) work(v any, depth int) float64 {
+	sum := s.looks[min(depth, len(s.looks)-1)]
+	switch v := v.(type) {
+	case map[string]any:
+		for _, in := range v {
+			sum += s.work(in, depth+1)
+		}
+	case []any:
+		for _, in := range v {
+			sum += s.work(in, depth+1)
+		}
+	}
+	return sum
 }
 
 func (s *Schema) judge(v any, where func(at []string) Finding) (found []Finding) {

@@ -135,6 +135,44 @@ func TestSchema_LooksAtNoBodyForEver(t *testing.T) {
 	}
 }
 
+// What one body of a mebibyte takes must not depend on how much of it is wrong.
+func TestSchema_ALongBodyOfWrongValuesTakesNoMemoryForEach(t *testing.T) {
+	s, err := schema.Compile(`{"type":"array","items":{"anyOf":[{"type":"string"},{"type":"object","required":["id"]},{"type":"null"},{"type":"boolean"}]}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := func(value string) []byte {
+		return []byte("[" + strings.Repeat(value+",", 20_000) + value + "]")
+	}
+	if found := s.Body(long(`true`)); found != nil {
+		t.Errorf("as it should be: got %v", found)
+	}
+	if found := s.Body(long("0")); len(found) != 1 || !strings.Contains(found[0].Detail, "too long to say where") {
+		t.Errorf("all wrong: got %v", found)
+	}
+	if found := s.Body([]byte("[true,0,null,1]")); len(found) != 2 || found[0].Pointer != "#/1" || found[1].Pointer != "#/3" {
+		t.Errorf("a short one: got %v", found)
+	}
+	var b strings.Builder // each value in the innermost list is looked at 3^8 times
+	b.WriteString(`{"$ref":"#/$defs/s0","$defs":{`)
+	for i := range 8 {
+		fmt.Fprintf(&b, `"s%d":{"anyOf":[{"items":{"$ref":"#/$defs/s%d"}},{"items":{"$ref":"#/$defs/s%d"}},{"items":{"$ref":"#/$defs/s%d"}}]},`, i, i+1, i+1, i+1)
+	}
+	b.WriteString(`"s8":{"type":"string"}}}`)
+	if s, err = schema.Compile(b.String()); err != nil {
+		t.Fatal(err)
+	}
+	deep := func(n int) []byte {
+		return []byte(strings.Repeat("[", 8) + strings.Repeat(`0,`, n) + "0" + strings.Repeat("]", 8))
+	}
+	if found := s.Body(deep(100_000)); len(found) != 1 || !strings.Contains(found[0].Detail, "more values") {
+		t.Errorf("many values deep below alternatives: got %v", found)
+	}
+	if found := s.Body(deep(2)); len(found) != 1 {
+		t.Errorf("few: got %v", found)
+	}
+}
+
 const document = `
 openapi: 3.0.3
 info: {title: Orders, version: "1"}
