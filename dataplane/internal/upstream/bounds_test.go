@@ -83,6 +83,16 @@ func TestDialer_ShowsAnotherZoneItsOwnCertificateAlone(t *testing.T) {
 	}
 }
 
+// Nor does it get at another's by a name that leads there.
+func TestDialer_TakesNoPathForACertificate(t *testing.T) {
+	d := upstream.NewDialer(upstream.Config{Certs: upstream.NewCerts(t.TempDir())})
+	for _, name := range []string{"../orders", "x/../../orders", `..\orders`} {
+		if _, err := d.TLS(upstream.Place{Base: "https://h", Zone: "us", TLS: table.UpstreamTLS{ClientCertificate: name}}); err == nil {
+			t.Errorf("%s of another zone's API is taken for a name", name)
+		}
+	}
+}
+
 func TestNames_MeanNothingOutsideTheRegionsNetworks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"time"
 
 	"bailiwick/shared/table"
@@ -118,6 +119,9 @@ func (d *Dialer) TLS(at Place) (*tls.Config, error) {
 	}
 	if name := at.TLS.ClientCertificate; name != "" {
 		if at.Zone != "" {
+			if strings.ContainsAny(name, "/\\") { // its own control nodes see to that, and this edge is not theirs
+				return nil, fmt.Errorf("client certificate %q of an API of zone %s is no name", name, at.Zone)
+			}
 			name = at.Zone + "/" + name // no zone shows this one's
 		}
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return d.cfg.Certs.get(name) }
