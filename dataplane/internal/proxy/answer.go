@@ -93,6 +93,9 @@ func (x *exchange) deliver(res *result) {
 	idle := x.timeout()
 	declared, passed := resp.ContentLength, int64(0)
 	framed := x.framed(resp)
+	if x.speech != nil && declared < 0 {
+		defer x.outlasts(res)()
+	}
 	if framed && declared < 0 { // whoever streams both ways may wait for it
 		x.head(resp.StatusCode)
 		if rc.Flush() != nil {
@@ -198,7 +201,7 @@ func (x *exchange) abort(err error) {
 	if !errors.Is(err, context.Canceled) {
 		x.p.cfg.Logger.Debug("answer broken off", "request", x.name(), "served", x.served, "error", err)
 	}
-	x.broken = !x.gone()
+	x.broken = !x.gone() && !x.taken.Load()
 	x.count(usage.OutcomeAborted)
 	panic(http.ErrAbortHandler)
 }

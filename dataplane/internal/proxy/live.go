@@ -46,10 +46,12 @@ func (l *life) end(code uint16, reason string) {
 	}
 }
 
-// live enters a connection that was admitted as asked, and billed. Call the returned func when it is over.
+// live enters a connection, or a stream of messages, that was admitted as asked, and billed if it has a tab. Call the returned func when it is over.
 func (p *Proxy) live(c *call, a *gate.Request, stands func(*policy.API, *policy.Route) bool, cut context.CancelCauseFunc) (*life, func()) {
 	l := &life{standing: c.v.Standing(c.table, a), stands: stands, orders: make(chan websocket.Order, 1), cut: cut}
-	c.tab.told = &l.told
+	if c.tab != nil {
+		c.tab.told = &l.told
+	}
 	p.lives.mu.Lock()
 	if p.lives.all == nil {
 		p.lives.all = map[*life]struct{}{}
@@ -61,6 +63,33 @@ func (p *Proxy) live(c *call, a *gate.Request, stands func(*policy.API, *policy.
 		p.lives.mu.Lock()
 		delete(p.lives.all, l)
 		p.lives.mu.Unlock()
+	}
+}
+
+// outlasts has a stream of messages that is still there after a second end with what its decision rested on. Call the returned
+// func when it is over.
+func (x *exchange) outlasts(res *result) (over func()) {
+	if x.asked == nil || res.end == nil { // another edge decided
+		return func() {}
+	}
+	cut := func(why error) { x.taken.Store(true); res.end(why) }
+	var mu sync.Mutex // covers both
+	var leave func()
+	ended := false
+	timer := time.AfterFunc(judgeAtLeast, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !ended {
+			_, leave = x.p.live(x.call, &x.asked.Request, func(*policy.API, *policy.Route) bool { return true }, cut)
+		}
+	})
+	return func() {
+		timer.Stop()
+		mu.Lock()
+		defer mu.Unlock()
+		if ended = true; leave != nil {
+			leave()
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"bailiwick/dataplane/internal/failover"
@@ -26,12 +27,13 @@ type exchange struct {
 	r      *http.Request
 	header http.Header // to send on
 
-	written bool       // headers of the answer have left
-	cache   *caching   // nil: the route keeps no answers
-	begun   *begun     // an attempt that the walk's first try takes up; nil: none
-	asked   *asked     // of a client
-	socket  *socketAsk // the request asks for a WebSocket, which the route opens; nil: it does not
-	tcp     bool       // a connection of which nothing is known but its bytes
+	written bool        // headers of the answer have left
+	cache   *caching    // nil: the route keeps no answers
+	begun   *begun      // an attempt that the walk's first try takes up; nil: none
+	asked   *asked      // of a client
+	socket  *socketAsk  // the request asks for a WebSocket, which the route opens; nil: it does not
+	tcp     bool        // a connection of which nothing is known but its bytes
+	taken   atomic.Bool // what the decision rested on was taken back while the answer passed
 }
 
 // ServeHTTP is the request path, in order.

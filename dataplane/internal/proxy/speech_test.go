@@ -391,6 +391,42 @@ func TestGRPC_AcrossTheBorderAndCutThere(t *testing.T) {
 	}
 }
 
+// A stream ends with what it rests on, as a WebSocket does: a key that is suspended takes nothing more, and that is no fault of
+// the upstream's.
+func TestGRPC_StreamsEndWithTheirKey(t *testing.T) {
+	w := newWorld(t, patient)
+	_, addr := speaking(t, w, nil)
+	c, ctx := dialGRPC(t, w, addr)
+	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
+	defer cancel()
+	both, err := c.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both.Send(&pb.StreamingOutputCallRequest{Payload: &pb.Payload{Body: []byte("x")}})
+	if _, err := both.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	for i, o := range w.objects {
+		if o.Kind == table.KindKey {
+			w.objects[i] = edited(t, o, func(k *table.Key) { k.Suspended = true })
+		}
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	if m, err := both.Recv(); err == nil || errors.Is(err, io.EOF) || status.Code(err) == codes.DeadlineExceeded {
+		t.Errorf("after the key was suspended: got %v, %v, want the stream broken off", m, err)
+	}
+	if row := w.final(); row.Outcome != usage.OutcomeAborted || row.Units == 0 {
+		t.Errorf("row %+v, want one aborted and billed", row)
+	}
+	_, told := w.west.proxy.Outcomes()
+	for _, o := range told {
+		if o.Failed > 0 {
+			t.Errorf("it is told of as a failure of the API: %+v", o)
+		}
+	}
+}
+
 // deadAddr is one where nobody listens.
 func deadAddr(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
