@@ -32,11 +32,12 @@ type Conn struct {
 	partEnds  bool   // nothing follows it
 	partLoops bool   // the stream depends on itself
 	parts     int
-	fresh     []*Stream // to be served once what is here is read
-	spare     block     // for blocks that make no request
+	spare     block // for blocks that make no request
 
 	mu       sync.Mutex // covers the rest
+	fresh    []*Stream  // to be served once what is here is read
 	streams  map[uint32]*Stream
+	held     int    // bytes of heads of requests under way
 	last     uint32 // the highest stream that a client has opened
 	busy     int    // streams that are being served, also those that a client has reset
 	quiet    chan struct{}
@@ -51,7 +52,9 @@ type Conn struct {
 	writing bool
 	hurried bool // somebody is on the way to write it
 	wuntil  time.Time
-	waiting []*Stream // for windows, or for room in out
+	moved   time.Time // when the client's system has last taken much
+	waiting []*Stream // for windows
+	line    []*Stream // for room in out: the first is the next
 
 	inWindow, unread   int64 // what the client may send, and what of it was read and is to be told
 	outWindow, initial int64 // what the client takes; of a new stream
@@ -103,7 +106,7 @@ func (c *Conn) Run() {
 		<-c.quiet
 		c.mu.Lock()
 	}
-	c.flush()
+	c.flush(true)
 	c.dead = true
 }
 
@@ -143,14 +146,15 @@ func (c *Conn) read() Code {
 // read could not hear it give room.
 func (c *Conn) dispatch() {
 	c.mu.Lock()
-	c.busy += len(c.fresh)
+	fresh := c.fresh
+	c.fresh = fresh[:0]
+	c.busy += len(fresh)
 	c.soon()
 	c.mu.Unlock()
-	for i, s := range c.fresh {
-		c.fresh[i] = nil
+	for i, s := range fresh {
+		fresh[i] = nil
 		c.v.do(job{s: s})
 	}
-	c.fresh = c.fresh[:0]
 }
 
 // secure says whether HTTP/2 may be spoken over it (RFC 9113 §9.2.2): of TLS 1.2, with what is forward secret and authenticated.
@@ -234,25 +238,33 @@ func (c *Conn) patience(now, heard time.Time) bool {
 		}
 	default:
 		c.idle = time.Time{}
-		if c.pinged.IsZero() && now.Sub(heard) >= quietTimeout { // it may have gone without a word
+		if c.pinged.IsZero() && now.Sub(latest(heard, c.moved)) >= quietTimeout { // it may have gone without a word
 			c.pinged = now
 			b := c.queue()
 			b.b = append(appendFrame(b.b, framePing, 0, 0, 8), "presence"...)
 			c.soon()
 		}
 		if limit = now.Add(quietTimeout); !c.pinged.IsZero() {
-			if limit = c.pinged.Add(pingTimeout); !now.Before(limit) {
+			// What it takes slowly it has not left: the question waits behind it.
+			if limit = latest(c.pinged, c.moved).Add(pingTimeout); !now.Before(limit) {
 				c.dead = true
 				return false
 			}
 		}
 	}
-	if latest := now.Add(quietTimeout); limit.After(latest) {
-		limit = latest
+	if most := now.Add(quietTimeout); limit.After(most) {
+		limit = most
 	}
 	if !c.until.After(now) || c.until.After(limit) || limit.Sub(c.until) > quietTimeout/3 {
 		c.until = limit
 		c.rwc.SetReadDeadline(limit)
 	}
 	return true
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }

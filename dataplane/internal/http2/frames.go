@@ -31,7 +31,7 @@ func (c *Conn) next() (more bool, code Code) {
 		}
 		c.settled = true
 	}
-	if (c.partOf != 0 || kind == frameContinuation) && (kind != frameContinuation || id != c.partOf) {
+	if (c.partOf != 0 || kind == frameContinuation) && (kind != frameContinuation || c.partOf == 0 || id != c.partOf) {
 		return false, ProtocolError
 	}
 	switch kind {
@@ -133,7 +133,7 @@ func (c *Conn) data(flags byte, id uint32, b []byte) Code {
 	if s.ended {
 		c.took(nil, n)
 		c.fail(s, StreamClosed)
-		return none
+		return c.spent() // who makes this side reset streams pays as if he did
 	}
 	s.inWindow -= n
 	s.got += int64(len(b))
@@ -141,11 +141,11 @@ func (c *Conn) data(flags byte, id uint32, b []byte) Code {
 	case s.inWindow < 0:
 		c.took(nil, n)
 		c.fail(s, FlowControlError)
-		return none
+		return c.spent()
 	case s.declared >= 0 && (s.got > s.declared || ends && s.got < s.declared):
 		c.took(nil, n)
 		c.fail(s, ProtocolError)
-		return none
+		return c.spent()
 	}
 	if s.done { // nobody reads it any more
 		c.took(s, n)
@@ -289,9 +289,13 @@ func (c *Conn) block(id uint32, b []byte) Code {
 	switch {
 	case !wellFormed, c.partLoops:
 		c.refuse(s, ProtocolError)
+	case c.held > 0 && c.held+s.block.kept() > headsMost: // a few bytes of a block may be many of a head
+		c.refuse(s, RefusedStream)
 	case len(c.streams) >= MaxStreams, c.busy+len(c.fresh) >= 2*MaxStreams: // also those that it has reset count as long as they take work
 		c.refuse(s, RefusedStream)
 	default:
+		s.held = s.block.kept()
+		c.held += s.held
 		c.streams[id] = s
 		c.fresh = append(c.fresh, s)
 		return none
@@ -321,19 +325,25 @@ func (c *Conn) behind(s *Stream, id uint32) Code {
 		}
 		return StreamClosed
 	}
+	n := c.spare.kept()
 	switch {
 	case s.ended:
 		c.fail(s, StreamClosed)
+	case c.held+n > headsMost:
+		c.fail(s, EnhanceYourCalm)
 	case !ok || !c.partEnds || c.partLoops || c.spare.tooBig || s.declared >= 0 && s.got != s.declared:
 		c.fail(s, ProtocolError)
 	default:
 		s.ended = true
 		if len(t) > 0 {
 			s.trailer = t
+			s.held += n
+			c.held += n
 		}
 		s.rwake.wake()
+		return none
 	}
-	return none
+	return c.spent()
 }
 
 func (c *Conn) priority(id uint32, b []byte) Code {
@@ -392,6 +402,7 @@ func (c *Conn) settings(flags byte, id uint32, b []byte) Code {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	window := c.initial
 	for ; len(b) > 0; b = b[6:] {
 		v := binary.BigEndian.Uint32(b[2:])
 		switch binary.BigEndian.Uint16(b) {
@@ -403,19 +414,21 @@ func (c *Conn) settings(flags byte, id uint32, b []byte) Code {
 			if v > 1<<31-1 {
 				return FlowControlError
 			}
-			by := int64(v) - c.initial
-			c.initial = int64(v)
-			for _, s := range c.streams {
-				if s.outWindow += by; s.outWindow > 1<<31-1 {
-					return FlowControlError
-				}
-			}
-			c.wake()
+			window = int64(v)
 		case settingFrame:
 			if v < 16<<10 || v > 1<<24-1 {
 				return ProtocolError
 			}
 		}
+	}
+	if by := window - c.initial; by != 0 { // once a frame, however often it says another
+		c.initial = window
+		for _, s := range c.streams {
+			if s.outWindow += by; s.outWindow > 1<<31-1 {
+				return FlowControlError
+			}
+		}
+		c.wake()
 	}
 	q := c.queue()
 	q.b = appendFrame(q.b, frameSettings, flagEnd, 0, 0)
@@ -480,7 +493,7 @@ func (c *Conn) window(id uint32, b []byte) Code {
 	}
 	if s.outWindow += n; s.outWindow > 1<<31-1 {
 		c.fail(s, FlowControlError)
-		return none
+		return c.spent()
 	}
 	s.wwake.wake()
 	return c.spent()

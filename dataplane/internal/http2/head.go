@@ -146,7 +146,7 @@ func trailer(h *block) (http.Header, bool) {
 		case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade", "te", "content-length", "host", "authorization", "trailer", "expect":
 			return nil, false
 		}
-		name := textproto.CanonicalMIMEHeaderKey(f.Name)
+		name := textproto.CanonicalMIMEHeaderKey(strings.Clone(f.Name)) // which gives back its own bytes where nothing is to be changed
 		out[name] = append(out[name], strings.Clone(f.Value))
 	}
 	return out, true

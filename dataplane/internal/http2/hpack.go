@@ -129,6 +129,9 @@ type block struct {
 	tooBig bool
 }
 
+// kept is how much is kept of it at most.
+func (h *block) kept() int { return min(h.size, h.most) }
+
 // text reads a string literal. Without keep it is passed over.
 func (h *block) literal(b []byte) (s string, rest []byte, ok bool) {
 	if len(b) == 0 {

@@ -64,7 +64,7 @@ func (s *Stream) request() (*http.Request, error) {
 		if f.Kind == http1.Host {
 			continue
 		}
-		name := textproto.CanonicalMIMEHeaderKey(f.Name)
+		name := textproto.CanonicalMIMEHeaderKey(strings.Clone(f.Name))
 		r.Header[name] = append(r.Header[name], strings.Clone(f.Value))
 	}
 	var err error
@@ -95,9 +95,9 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		}
 		if b.w.invites {
 			b.w.invites = false
-			if !b.w.sent {
+			if !b.w.sent && s.gone == nil {
 				c.heads(s.id, AppendStatus(nil, http.StatusContinue), false)
-				c.flush()
+				c.soon()
 				continue
 			}
 		}
@@ -199,7 +199,7 @@ func (w *responder) interim(status int) {
 		w.invites = false
 	}
 	if w.s.begin(block, false) == nil {
-		c.flush()
+		c.flush(false)
 	}
 }
 
@@ -270,7 +270,7 @@ func (w *responder) flush(p []byte, last bool) {
 	}
 	switch {
 	case !last:
-		c.flush()
+		c.flush(false)
 	case len(trailers) > 0:
 		w.failed = s.begin(trailers, true)
 	case !s.answered:

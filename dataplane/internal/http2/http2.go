@@ -25,6 +25,7 @@ const (
 	readBuffer   = 4 << 10   // of an idle connection; it grows to what a frame may have
 	smallBody    = 4 << 10   // of an answer that is gathered before its head leaves
 	keptText     = 8 << 10   // bytes of a stream's buffers that are used again
+	headsMost    = 2 << 20   // bytes of the heads of a connection's requests that are under way, as they are decompressed
 	ignoredMost  = 32        // streams given up here of which frames may still be on their way
 
 	// Frames that bring no request any further (PING, SETTINGS, RST_STREAM, PRIORITY, WINDOW_UPDATE, empty DATA, and those of
@@ -33,13 +34,15 @@ const (
 	allowanceSecond = 100 // earned by waiting
 	allowanceAnswer = 4   // by an answered request
 	allowanceBytes  = 512 // of an answer's body earn one
+	allowancePart   = 2   // by what a handler has written at once: two windows may be given anew for it
 
-	idleTimeout  = 90 * time.Second // without a request
-	headTimeout  = 10 * time.Second // from a header block's first frame to its last; and for the preface
-	quietTimeout = 30 * time.Second // with requests under way, until the client is asked whether it is there
-	pingTimeout  = 10 * time.Second // for its answer
-	sendTimeout  = 30 * time.Second // for what a client must take, or give room for, unless the handler sets another
-	drainTimeout = time.Second      // for the client to hear that it should go elsewhere
+	idleTimeout  = 90 * time.Second      // without a request
+	headTimeout  = 10 * time.Second      // from a header block's first frame to its last; and for the preface
+	quietTimeout = 30 * time.Second      // with requests under way, until the client is asked whether it is there
+	pingTimeout  = 10 * time.Second      // for its answer
+	sendTimeout  = 30 * time.Second      // for what a client must take, or give room for, unless the handler sets another
+	writeTurn    = 10 * time.Millisecond // of writing what others have queued, for whoever has answered a request
+	drainTimeout = time.Second           // for the client to hear that it should go elsewhere
 )
 
 // Code says why a stream or a connection ends (RFC 9113 §7).

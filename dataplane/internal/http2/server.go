@@ -62,7 +62,7 @@ func (v *Server) work(w *worker) {
 		} else {
 			j.c.mu.Lock()
 			j.c.hurried = false
-			j.c.flush()
+			j.c.flush(true)
 			j.c.idles()
 			j.c.mu.Unlock()
 		}

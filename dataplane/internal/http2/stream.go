@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"bailiwick/dataplane/internal/http1"
@@ -38,6 +39,8 @@ type Stream struct {
 	inWindow  int64
 	outWindow int64
 	unread    int64
+	held      int  // of the connection's
+	lined     bool // it stands in the connection's line
 	readUntil time.Time
 	sendUntil time.Time
 }
@@ -85,10 +88,8 @@ func (s *Stream) end() {
 	if s.answered && s.gone == nil {
 		c.tokens = min(c.tokens+allowanceAnswer, allowance)
 	}
-	if len(c.streams) == 0 && c.gone {
-		c.finish()
-	}
-	c.flush()
+	c.held -= s.held
+	c.flush(false)
 	c.idles()
 	c.mu.Unlock()
 	s.free()
@@ -96,7 +97,11 @@ func (s *Stream) end() {
 
 // idles says that one of those that work for the connection is done; mu is held.
 func (c *Conn) idles() {
-	if c.busy--; c.busy == 0 && c.quiet != nil {
+	if c.busy--; c.busy > 0 {
+		return
+	}
+	c.leaves()
+	if c.quiet != nil {
 		close(c.quiet)
 	}
 }
@@ -175,29 +180,43 @@ func (c *Conn) queue() *buffer {
 	return c.out
 }
 
-// flush writes what is queued, and what is queued meanwhile. mu is held, but not while it writes.
-func (c *Conn) flush() {
+// flush writes what is queued, and what is queued meanwhile: all of it, or until it has had its turn, and others go on. Who
+// passes an upstream's answer on must not be kept from it by those who fill the queue without end. mu is held, but not while it
+// writes.
+func (c *Conn) flush(all bool) {
 	if c.writing {
 		return
 	}
 	c.writing = true
+	var turn time.Time
 	for c.out != nil && !c.dead {
 		if c.busy > 1 { // whoever else is ready to answer may do so in the same write
 			c.mu.Unlock()
 			runtime.Gosched()
 			c.mu.Lock()
 		}
+		now := time.Now()
+		if turn.IsZero() {
+			turn = now.Add(writeTurn)
+		} else if !all && !now.Before(turn) {
+			c.writing = false
+			c.soon()
+			return
+		}
 		b := c.out
 		c.out = nil
-		now := time.Now()
+		c.call()
 		if left := c.wuntil.Sub(now); left < sendTimeout*2/3 || left > sendTimeout {
 			c.wuntil = now.Add(sendTimeout)
 			c.rwc.SetWriteDeadline(c.wuntil)
 		}
 		c.mu.Unlock()
-		_, err := c.rwc.Write(b.b)
+		n, err := c.rwc.Write(b.b)
 		c.v.put(b)
 		c.mu.Lock()
+		if n >= maxFrame {
+			c.moved = time.Now()
+		}
 		if err != nil { // the reader tells the streams
 			c.dead, c.ending = true, true
 			c.rwc.SetReadDeadline(time.Unix(1, 0))
@@ -214,6 +233,34 @@ func (c *Conn) wake() {
 		c.waiting[i] = nil
 	}
 	c.waiting = c.waiting[:0]
+	for _, s := range c.line {
+		s.wwake.wake()
+	}
+}
+
+// call wakes who stands first in the line: there is room for it.
+func (c *Conn) call() {
+	if len(c.line) > 0 {
+		c.line[0].wwake.wake()
+	}
+}
+
+// turn says whether the stream may queue something: there is room, and nobody has waited for longer. mu is held.
+func (s *Stream) turn() bool {
+	c := s.c
+	return (c.out == nil || len(c.out.b) < queueMost) && (len(c.line) == 0 || c.line[0] == s)
+}
+
+// unline has the stream stand in the line no more, and calls the next; mu is held.
+func (s *Stream) unline() {
+	if !s.lined {
+		return
+	}
+	s.lined = false
+	c := s.c
+	at := slices.Index(c.line, s)
+	c.line = slices.Delete(c.line, at, at+1)
+	c.call()
 }
 
 // heads queues a header block.
@@ -256,7 +303,7 @@ func (s *Stream) begin(block []byte, ends bool) error {
 	c.heads(s.id, block, ends)
 	if ends {
 		s.whole()
-		c.flush()
+		c.flush(false)
 	}
 	return nil
 }
@@ -265,26 +312,34 @@ func (s *Stream) begin(block []byte, ends bool) error {
 func (s *Stream) room() error {
 	c := s.c
 	var until time.Time
+	defer s.unline()
 	for {
 		switch {
 		case s.gone != nil:
 			return s.gone
 		case c.dead:
 			return errGone
-		case c.out == nil || len(c.out.b) < queueMost:
+		case s.turn():
 			return nil
 		}
-		if err := s.await(&until); err != nil {
+		if err := s.await(&until, true); err != nil {
 			return err
 		}
 	}
 }
 
-// await waits until there may be room; mu is held, but not while it waits.
-func (s *Stream) await(until *time.Time) error {
+// await waits until there may be room in the queue, or else in a window; mu is held, but not while it waits. For the queue
+// streams stand in a line: whoever takes much would fill it before those wake who wait, and they would be given up.
+func (s *Stream) await(until *time.Time, queue bool) error {
 	c := s.c
-	if c.out != nil && !c.writing {
-		c.flush()
+	if !queue {
+		s.unline()
+	} else if !s.lined {
+		s.lined = true
+		c.line = append(c.line, s)
+	}
+	if c.out != nil && !c.writing && !c.hurried {
+		c.flush(false)
 		return nil
 	}
 	if until.IsZero() {
@@ -292,10 +347,16 @@ func (s *Stream) await(until *time.Time) error {
 			*until = time.Now().Add(sendTimeout)
 		}
 	}
-	c.waiting = append(c.waiting, s)
+	if !queue {
+		c.waiting = append(c.waiting, s)
+	}
 	c.mu.Unlock()
 	err := s.wwake.wait(*until)
 	c.mu.Lock()
+	if err != nil && queue && s.sendUntil.IsZero() && time.Since(c.moved) < sendTimeout { // the client takes what is before it in the line
+		*until = time.Time{}
+		return nil
+	}
 	return err
 }
 
@@ -315,6 +376,8 @@ func (w waker) wait(until time.Time) error {
 func (s *Stream) send(p []byte, ends bool) error {
 	c := s.c
 	var until time.Time
+	moved := int64(0) // since until was set
+	defer s.unline()
 	for {
 		if s.gone != nil {
 			return s.gone
@@ -324,12 +387,9 @@ func (s *Stream) send(p []byte, ends bool) error {
 		}
 		n := int64(len(p))
 		if n > 0 {
-			room := int64(queueMost)
-			if c.out != nil {
-				room -= int64(len(c.out.b))
-			}
-			if n = min(n, maxFrame, s.outWindow, c.outWindow, room); n <= 0 {
-				if err := s.await(&until); err != nil {
+			n = min(n, maxFrame, s.outWindow, c.outWindow)
+			if n <= 0 || !s.turn() {
+				if err := s.await(&until, n > 0); err != nil {
 					return err
 				}
 				continue
@@ -343,15 +403,22 @@ func (s *Stream) send(p []byte, ends bool) error {
 		b.b = append(appendFrame(b.b, frameData, flags, s.id, int(n)), p[:n]...)
 		s.outWindow -= n
 		c.outWindow -= n
-		c.tokens = min(c.tokens+1+int(n/allowanceBytes), allowance)
+		earned := int(n / allowanceBytes)
+		if n == int64(len(p)) { // what a window has cut is the client's own doing
+			earned += allowancePart
+		}
+		c.tokens = min(c.tokens+earned, allowance)
 		if p = p[n:]; len(p) > 0 {
-			until = time.Time{}
+			if moved += n; moved >= maxFrame { // a client that gives room for a byte now and then has no more time for it
+				until, moved = time.Time{}, 0
+			}
+			s.unline()
 			continue
 		}
 		if ends {
 			s.whole()
 		}
-		c.flush()
+		c.flush(false)
 		return nil
 	}
 }
@@ -392,13 +459,6 @@ func (c *Conn) Drain() {
 	}
 }
 
-// Idle says whether the connection has no request under way.
-func (c *Conn) Idle() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.streams) == 0 && c.busy == 0
-}
-
 // leave takes no more streams; mu is held.
 func (c *Conn) leave() {
 	if c.gone {
@@ -406,9 +466,26 @@ func (c *Conn) leave() {
 	}
 	c.gone = true
 	c.goAway(c.last, NoError)
-	if len(c.streams) == 0 && c.busy == 0 && len(c.fresh) == 0 {
+	c.leaves()
+}
+
+// leaves ends the connection if it takes no more and nothing is under way; mu is held.
+func (c *Conn) leaves() {
+	if c.gone && len(c.streams) == 0 && c.busy == 0 && len(c.fresh) == 0 {
 		c.finish()
 	}
+}
+
+// Yield ends the connection if no request of it is under way, so that another may have its place. false: one is, or it ends
+// already.
+func (c *Conn) Yield() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.dead || c.ending || c.gone || len(c.streams) > 0 || c.busy > 0 || len(c.fresh) > 0 {
+		return false
+	}
+	c.leave()
+	return true
 }
 
 // finish has the reader end; mu is held.

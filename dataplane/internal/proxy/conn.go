@@ -52,8 +52,7 @@ type conn struct {
 	last   bool  // its answer ends the connection
 	ahead  watch
 
-	two  *http2.Conn // of one that speaks HTTP/2; the door's mu covers it, and goes
-	goes bool        // it was closed for another that came
+	two *http2.Conn // of one that speaks HTTP/2; the door's mu covers it
 }
 
 // Phases of a connection: one that waits for a request may be closed by whoever shuts the door, one that has it not.

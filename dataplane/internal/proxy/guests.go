@@ -112,9 +112,7 @@ func (d *Door) receive(client string) bool {
 	}
 	if !made {
 		for c := range d.conns {
-			if made = c.two != nil && !c.goes && c.two.Idle(); made {
-				c.goes = true
-				c.raw.Close()
+			if made = c.two != nil && c.two.Yield(); made { // and is told that what it may just be asking was not looked at
 				break
 			}
 		}
