@@ -72,7 +72,7 @@ var fields = map[string]map[string]field{
 	"Dispatch": {"choice": first, "slow_start": first, "max_requests": forbids2611, "max_waiting": first, "max_wait": first, "max_ejected_percent": first,
 		"max_connections": first, "discovery": first},
 	"UpstreamTLS":  {"server_name": first, "ca": first, "client_certificate": first},
-	"Auth":         {"key_header": first, "key_query": first, "issuers": first, "client_certificates": first, "identity": first},
+	"Auth":         {"key_header": first, "key_query": first, "issuers": first, "client_certificates": first, "identity": {values: map[string]field{"none": forbids2611}}}, // else its upstreams are told who asks
 	"Issuer":       {"issuer": first, "audiences": first, "algorithms": first, "jwks_url": first, "jwks": first, "claim": first, "leeway": first},
 	"Concurrency":  {"min": first, "max": first},
 	"Product":      {"name": first, "apis": first, "billable_outcomes": first, "free_cache_hits": since2611, "summary": first},

@@ -85,6 +85,9 @@ func TestNeedsOf_FindsEachField(t *testing.T) {
 	if n := NeedsOf(API{Name: "a", Routes: []Route{{Name: "r", PathPrefix: "/"}}}); n != (Needs{}) {
 		t.Errorf("an API of before needs %+v", n)
 	}
+	if n := NeedsOf(API{Auth: &Auth{Identity: "none"}}); n != (Needs{1, 1, "auth.identity"}) {
+		t.Errorf("an API whose upstreams are not told who asks needs %+v", n)
+	}
 	if n := NeedsOf(API{Dispatch: Dispatch{SlowStart: 1}}); n != (Needs{Nodes: 1}) {
 		t.Errorf("a slow start needs %+v: nothing of edges", n)
 	}

@@ -29,19 +29,27 @@ func (f *failures) places(auth *table.Auth, from string) (address, api *atomic.I
 // full says whether no further token of the address, or for the API, is looked at just now.
 func (f *failures) full(auth *table.Auth, from string, unix int64) bool {
 	address, api := f.places(auth, from)
-	return address.Load()-unix*1000 >= addressBurst*1000/addressRate || api.Load()-unix*1000 >= apiBurst*1000/apiRate
+	return owes(address.Load()-unix*1000, addressBurst*1000/addressRate) || owes(api.Load()-unix*1000, apiBurst*1000/apiRate)
 }
+
+// owes says whether a debt is full. None is ever much larger: that is a clock which was put back, and an hour of it must not be
+// an hour in which nobody's new token is looked at.
+func owes(debt, most int64) bool { return debt >= most && debt <= 2*most }
 
 func (f *failures) add(auth *table.Auth, from string, unix int64) {
 	address, api := f.places(auth, from)
-	pay(address, unix*1000, 1000/addressRate)
-	pay(api, unix*1000, 1000/apiRate)
+	pay(address, unix*1000, 1000/addressRate, addressBurst*1000/addressRate)
+	pay(api, unix*1000, 1000/apiRate, apiBurst*1000/apiRate)
 }
 
-func pay(at *atomic.Int64, now, cost int64) {
+func pay(at *atomic.Int64, now, cost, most int64) {
 	for {
 		was := at.Load()
-		if at.CompareAndSwap(was, max(was, now)+cost) {
+		paid := was
+		if was < now || was-now > 2*most {
+			paid = now
+		}
+		if at.CompareAndSwap(was, min(paid+cost, now+most+cost)) { // those that failed side by side owe no more than a full place
 			return
 		}
 	}

@@ -431,5 +431,9 @@ func TestVerify_ForgedTokensCostLittle(t *testing.T) {
 		if err := verify(known, "192.0.2.1", now+60); err != nil {
 			t.Errorf("a token that has verified, in a flood: %v", err)
 		}
+		flood(1000, one, now+7200)
+		if n := flood(1000, one, now+3600); n != 50 {
+			t.Errorf("%d were looked at once the clock was put back by an hour, want 50: nobody waits an hour for it", n)
+		}
 	})
 }
