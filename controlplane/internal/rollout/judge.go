@@ -54,8 +54,11 @@ type Judge struct {
 	looked        map[lookedAt]look
 	refusing      map[string]bool  // edges that took nothing when the round began
 	unusable      map[string]int64 // objects that edges could not use then
-	last          model.RolloutWord
-	spoke         time.Duration
+	// ended is why the round was found bad; its Verdict is empty until then. It stands for the round: what was found is found
+	// once, by numbers that were new then, and the word of it may have to wait until the catalog takes one.
+	ended model.RolloutWord
+	last  model.RolloutWord
+	spoke time.Duration
 }
 
 // Look says what the zone's word is now. reports are of the zone's edges alone.
@@ -67,7 +70,7 @@ func (j *Judge) Look(r model.Rollout, reports []Report, now time.Duration) model
 	}
 	if j.number != r.Number || j.round != r.Round {
 		j.first, j.refusing, j.unusable = map[string]map[way]Outcome{}, map[string]bool{}, map[string]int64{}
-		j.looked = map[lookedAt]look{}
+		j.looked, j.ended = map[lookedAt]look{}, model.RolloutWord{}
 		for _, e := range reports {
 			j.refusing[e.Edge], j.unusable[e.Edge] = e.Refuses != "", e.Unusable
 		}
@@ -87,7 +90,13 @@ func (j *Judge) Look(r model.Rollout, reports []Report, now time.Duration) model
 		}
 		return w
 	}
-	j.judge(&w, r, *z, reports, now)
+	if j.ended.Verdict == Bad {
+		w.Verdict, w.Why, w.Edge, w.API = Bad, j.ended.Why, j.ended.Edge, j.ended.API
+		return w
+	}
+	if j.judge(&w, r, *z, reports, now); w.Verdict == Bad {
+		j.ended = w
+	}
 	return w
 }
 

@@ -241,6 +241,13 @@ func (w *Watch) look(ctx context.Context, judge *Judge, snap group.Snapshot, r m
 	if err != nil {
 		return err
 	}
+	if said, ok := snap.Get(model.PrefixWord + w.Zone); ok {
+		// A leader before this one found the round bad, or this one did: nothing takes that back before it is acted upon.
+		word, err := model.Decode[model.RolloutWord](said.Key, said.Value)
+		if err == nil && word.Verdict == Bad && word.Number == r.Number && word.Round == r.Round {
+			return nil
+		}
+	}
 	kv, _ := snap.Get(model.KeyRollout)
 	var reports []Report
 	for _, e := range known {
