@@ -27,6 +27,7 @@ type result struct {
 
 	err     error
 	sent    bool         // may have reached an upstream
+	client  bool         // it failed by the client's doing
 	problem gate.Problem // of the whole walk, when there is no resp
 }
 
@@ -111,6 +112,7 @@ func (x *exchange) walk(a *failover.Attempts, g *given) result {
 			continue
 		}
 		x.body.shut()
+		last.client = res.client
 		if res.sent {
 			charge = true
 			if !repeatable || !x.body.fresh() {
@@ -387,6 +389,7 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		}
 	}
 	sent := t.Begin()
+	defer x.interrupt(ctx)()
 	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req)
 	x.heard(ctx, sent, resp, maybe, err, res)
 }
@@ -407,7 +410,8 @@ func (x *exchange) heard(ctx context.Context, sent failover.Sent, resp *http.Res
 		switch {
 		case why != nil && !errors.Is(why, errLate): // the client left, or the other try won
 			sent.End(failover.Tick)
-		case x.body != nil && (x.body.broken.Load() || x.body.tooLarge.Load()), x.hurried():
+		case x.body.unsent(), x.hurried(): // one client must not take a target from all others
+			res.client = true
 			sent.End(failover.Tick)
 		default:
 			sent.End(failover.Failed)

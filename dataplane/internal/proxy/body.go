@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -27,7 +28,8 @@ type body struct {
 	in       atomic.Int64 // bytes read from the client
 	touched  atomic.Bool  // an attempt has begun to read src
 	tooLarge atomic.Bool
-	broken   atomic.Bool // the client's end failed
+	broken   atomic.Bool  // the client's end failed
+	waits    atomic.Int32 // how many wait for what the client sends next
 
 	mu      sync.Mutex // covers current, and the end of kept
 	current *stream    // the attempt that may read src
@@ -129,6 +131,33 @@ func (b *body) reader() io.ReadCloser {
 	return s
 }
 
+// interrupt ends waiting for the client's body when ctx ends, until done is called. A transport waits for whoever reads its
+// request's body, for as long as the client would have it, and holds what the request holds: a seat, and a place at a target.
+func (x *exchange) interrupt(ctx context.Context) (done func()) {
+	b := x.body
+	if b == nil || b.kept != nil {
+		return func() {}
+	}
+	rc, over := http.NewResponseController(x.w), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(over)
+		if b.shut(); b.waits.Load() > 0 {
+			rc.SetReadDeadline(time.Unix(1, 0))
+		}
+	})
+	return func() {
+		if !stop() {
+			<-over
+			rc.SetReadDeadline(time.Time{})
+		}
+	}
+}
+
+// unsent says of an attempt whose time is over that it was the client who had not sent its body.
+func (b *body) unsent() bool {
+	return b != nil && (b.broken.Load() || b.tooLarge.Load() || b.kept == nil && b.waits.Load() > 0)
+}
+
 // stream is what a transport reads. It may go on reading a moment after its RoundTrip has returned: over
 // stops it, so that it cannot eat what the next attempt needs. Close does not close the client's body.
 type stream struct {
@@ -155,6 +184,8 @@ func (s *stream) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	s.b.touched.Store(true) // before the question: whoever sees it unset after shut knows that nothing is read
+	s.b.waits.Add(1)        // likewise, for interrupt
+	defer s.b.waits.Add(-1)
 	if s.over.Load() {
 		return 0, errOver
 	}

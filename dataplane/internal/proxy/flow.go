@@ -53,7 +53,7 @@ func (c *call) overloaded(detail string) gate.Problem {
 // ended is what a walk tells about this region's upstreams: nothing if others answered, or if they were asked twice.
 func (x *exchange) ended(res *result) priority.End {
 	switch {
-	case x.tries.Load() != 1 || x.abroad.Load() || res.resp == nil && (x.gone() || x.hurried()):
+	case x.tries.Load() != 1 || x.abroad.Load() || res.resp == nil && (res.client || x.gone() || x.hurried()):
 	case res.answered():
 		return priority.Answered
 	case res.resp != nil || res.problem.Status == http.StatusGatewayTimeout:
