@@ -23,6 +23,8 @@ type document struct {
 	lines map[string]int // by pointer
 	made  *jsonschema.Compiler
 	nots  int // schemas that were made of it
+
+	schemas map[string]*Schema // by pointer
 }
 
 // read takes JSON, or YAML that says the same as JSON.
@@ -37,7 +39,7 @@ func read(text string) (*document, error) {
 	if len(n.Content) != 1 {
 		return nil, errors.New("the document is empty")
 	}
-	d := &document{lines: map[string]int{}}
+	d := &document{lines: map[string]int{}, schemas: map[string]*Schema{}}
 	var err error
 	d.root, err = d.value(n.Content[0], "", 0)
 	return d, err

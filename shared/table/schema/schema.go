@@ -76,8 +76,32 @@ func (d *document) compiler() (*jsonschema.Compiler, error) {
 	return c, nil
 }
 
-// compile makes the schema at a pointer of the document.
+// compile makes the schema at a pointer of the document, once: hundreds of operations may take the same body.
 func (d *document) compile(pointer string) (*Schema, error) {
+	for range 16 { // further on it is a circle, perhaps, which looks says
+		v, _ := d.find(pointer)
+		m, _ := v.(map[string]any)
+		ref, ok := m["$ref"].(string)
+		if !ok || len(m) != 1 {
+			break
+		}
+		to, ok := d.target(ref)
+		if !ok {
+			break
+		}
+		pointer = to
+	}
+	if s := d.schemas[pointer]; s != nil {
+		return s, nil
+	}
+	s, err := d.compileAt(pointer)
+	if err == nil {
+		d.schemas[pointer] = s
+	}
+	return s, err
+}
+
+func (d *document) compileAt(pointer string) (*Schema, error) {
 	depth, at, err := d.looks(pointer)
 	if err != nil {
 		return nil, err

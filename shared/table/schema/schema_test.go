@@ -173,6 +173,24 @@ func TestSchema_ALongBodyOfWrongValuesTakesNoMemoryForEach(t *testing.T) {
 	}
 }
 
+// Edges compile what control nodes took, before a table with a revocation in it counts.
+func TestCompileOpenAPI_AsOftenAsThereAreSchemas(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(`{"openapi":"3.1.0","info":{"title":"t","version":"1"},"paths":{`)
+	for i := range 200 {
+		fmt.Fprintf(&b, `"/p%d":{"post":{"requestBody":{"content":{"application/json":{"schema":{"$ref":"#/components/schemas/s0"}}}},"responses":{"200":{"description":""}}}},`, i)
+	}
+	b.WriteString(`"/x":{}},"components":{"schemas":{`)
+	for i := range 200 {
+		fmt.Fprintf(&b, `"s%d":{"properties":{"a":{"$ref":"#/components/schemas/s%d"}}},`, i, i+1)
+	}
+	b.WriteString(`"s200":{}}}}`)
+	var err error
+	if n := testing.AllocsPerRun(1, func() { _, err = schema.CompileOpenAPI(b.String()) }); err != nil || n > 1_000_000 {
+		t.Errorf("%v, %.0f allocations for 200 operations of one schema", err, n)
+	}
+}
+
 const document = `
 openapi: 3.0.3
 info: {title: Orders, version: "1"}
