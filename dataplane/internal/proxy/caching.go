@@ -94,6 +94,7 @@ func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
 			c.entry, c.reason = e, "stale"
 		}
 		if c.asked.OnlyIfCached() {
+			x.keptOnly = true
 			x.refuse(gate.NewProblem(504, gate.ReasonNotCached, "There is no kept answer to this request; ask without only-if-cached."))
 			return true
 		}

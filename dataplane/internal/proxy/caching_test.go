@@ -115,6 +115,12 @@ func TestCache_AHitIsCountedAndAsksNobody(t *testing.T) {
 	if a := w.send("GET", "/v1/nothing", "", "Cache-Control", "only-if-cached"); a.status != 504 {
 		t.Errorf("only-if-cached: got %d", a.status)
 	}
+	_, told := w.west.proxy.Outcomes()
+	for _, o := range told { // a customer could take a change of the catalog back
+		if o.Failed > 0 {
+			t.Errorf("only-if-cached is told of as a failure of the API: %+v", o)
+		}
+	}
 	before := w.asked()
 	if a := w.send("GET", "/v1/x?a=1", "", "Cache-Control", "no-store"); a.header.Get("Cache-Status") != "bailiwick; fwd=bypass" || w.asked() != before+1 {
 		t.Errorf("no-store: got %+v", a)

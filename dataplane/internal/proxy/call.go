@@ -49,6 +49,7 @@ type call struct {
 	status    int           // of that answer
 	counted   bool          // the final row is appended
 	broken    bool          // the upstream died within its answer
+	keptOnly  bool          // the client wants no upstream asked, and there is no kept answer
 	out       int64         // body bytes since the last row
 	inBefore  int64         // body bytes of the request in rows before
 	outBefore int64         // and of the answer

@@ -84,8 +84,8 @@ func (p *Proxy) Outcomes() (sum revision.Sum, out []Outcome) {
 
 // outcome counts a request that a client brought, under the objects that decided it.
 func (c *call) outcome() {
-	if c.relayed || c.v.API == nil || c.v.API.Foreign || c.status == 0 && !c.broken {
-		return // another edge counts it; nobody's; or the client left
+	if c.relayed || c.v.API == nil || c.v.API.Foreign || c.status == 0 && !c.broken || c.keptOnly {
+		return // another edge counts it; nobody's; the client left; or wanted no upstream asked
 	}
 	b := c.budget
 	if b == nil {
