@@ -120,7 +120,7 @@ func (e *edge) run(ctx context.Context, t testing.TB, wg *sync.WaitGroup, l net.
 	var err error
 	e.sentinel, err = sentinel.New(sentinel.Config{Tables: e.tables, Zone: e.zone, Region: e.region, Edge: e.name, Logger: slog.New(slog.NewTextHandler(e.world, nil))})
 	must(err)
-	ups := proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{Allow: reach.Loopback(), Permit: e.sentinel.Upstream})})
+	ups := proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{Allow: reach.Loopback(), AllowForeign: reach.Loopback(), Permit: e.sentinel.Upstream})})
 	monitor, err := failover.New(failover.Config{Tables: e.tables, Prober: ups, Logger: log, GoodFor: 300 * time.Millisecond, Ramp: 100 * time.Millisecond, ProbeInterval: 500 * time.Millisecond, LivenessWait: patience, ProbeTimeout: 2 * patience})
 	must(err)
 	e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: e.leader, Tables: e.tables, Self: e.source.Name(), Logger: log})

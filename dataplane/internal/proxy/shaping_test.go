@@ -214,7 +214,9 @@ func TestValidation_RefusesBeforeAnUpstream(t *testing.T) {
 		var p struct {
 			Errors []struct{ Pointer, Parameter, Detail string }
 		}
-		if a.status >= 400 {
+		if a.status == 0 && c.status == 413 { // refused by its length alone: who still sends a mebibyte may meet the closed connection first
+			a.status = 413
+		} else if a.status >= 400 {
 			if err := json.Unmarshal([]byte(a.body), &p); err != nil {
 				t.Fatalf("%s %s: %s: %v", c.method, c.path, a.body, err)
 			}

@@ -21,8 +21,8 @@ import (
 var crosses = map[string]string{
 	"HeaderAPI": "catalogue id", "HeaderRoute": "catalogue id", "HeaderGrant": "the grant below", "HeaderIncarnation": "random", "HeaderPing": "constant", "HeaderHome": "catalogue id",
 	"HeaderRequestID": "random", "HeaderServed": "catalogue id", "HeaderRefused": "enum: rules of refusal", "HeaderUnsent": "constant",
-	"HeaderIdentity": "signed by the zone, of catalogue ids; never to another zone",
-	"HeaderStream":   "enum: what is asked for in place of an answer", "HeaderClass": "enum: priority classes; another word is the usual one",
+
+	"HeaderStream": "enum: what is asked for in place of an answer", "HeaderClass": "enum: priority classes; another word is the usual one",
 
 	"bailiwick.sync.v1.SignedGrant.payload": "Grant", "bailiwick.sync.v1.SignedGrant.signature": "Ed25519",
 	"bailiwick.sync.v1.Grant.id": "random", "bailiwick.sync.v1.Grant.zone": "catalogue id", "bailiwick.sync.v1.Grant.edge": "name of a node", "bailiwick.sync.v1.Grant.incarnation": "random",
