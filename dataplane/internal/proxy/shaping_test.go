@@ -210,13 +210,15 @@ func TestValidation_RefusesBeforeAnUpstream(t *testing.T) {
 		{"POST", "/body", `{"item":"` + strings.Repeat("x", 1<<20) + `"}`, "application/json", 413, ""},
 	} {
 		before, rows := w.west.up.count.Load(), w.west.meter.len()
-		a := w.send(c.method, c.path, c.body, "Content-Type", c.media)
+		expect := "" // who asks first is told before a connection closes under what it sends
+		if c.status == 413 {
+			expect = "100-continue"
+		}
+		a := w.send(c.method, c.path, c.body, "Content-Type", c.media, "Expect", expect)
 		var p struct {
 			Errors []struct{ Pointer, Parameter, Detail string }
 		}
-		if a.status == 0 && c.status == 413 { // refused by its length alone: who still sends a mebibyte may meet the closed connection first
-			a.status = 413
-		} else if a.status >= 400 {
+		if a.status >= 400 {
 			if err := json.Unmarshal([]byte(a.body), &p); err != nil {
 				t.Fatalf("%s %s: %s: %v", c.method, c.path, a.body, err)
 			}

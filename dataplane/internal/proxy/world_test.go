@@ -478,7 +478,7 @@ func newFront(t testing.TB, p *proxy.Proxy) *front {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &front{URL: "http://" + l.Addr().String(), Listener: l, client: &http.Client{Transport: &http.Transport{}}, ended: make(chan error, 1),
+	f := &front{URL: "http://" + l.Addr().String(), Listener: l, client: &http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}, ended: make(chan error, 1),
 		door: proxy.NewServers(proxy.ServersConfig{Handler: p, TLS: &tls.Config{}, Logger: slog.New(slog.DiscardHandler)}).HTTP}
 	go func() { f.ended <- f.door.Serve(l) }()
 	return f
