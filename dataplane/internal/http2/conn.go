@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"bailiwick/dataplane/internal/head"
 )
 
 // Conn is a client's connection.
@@ -32,7 +34,7 @@ type Conn struct {
 	partEnds  bool   // nothing follows it
 	partLoops bool   // the stream depends on itself
 	parts     int
-	spare     block // for blocks that make no request
+	spare     head.Block // for blocks that make no request
 
 	mu       sync.Mutex // covers the rest
 	fresh    []*Stream  // to be served once what is here is read

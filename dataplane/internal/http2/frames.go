@@ -3,6 +3,8 @@ package http2
 import (
 	"encoding/binary"
 	"time"
+
+	"bailiwick/dataplane/internal/head"
 )
 
 func appendFrame(b []byte, kind, flags byte, id uint32, n int) []byte {
@@ -263,7 +265,7 @@ func (c *Conn) block(id uint32, b []byte) Code {
 	s, last, gone := c.streams[id], c.last, c.gone
 	c.mu.Unlock()
 	if id <= last || gone {
-		c.spare = block{text: c.spare.text[:0], fields: c.spare.fields[:0], most: c.maxHead}
+		c.spare = head.Block{Text: c.spare.Text[:0], Fields: c.spare.Fields[:0], Most: c.maxHead}
 		if c.table.decode(b, &c.spare) != nil {
 			return CompressionError
 		}
@@ -277,7 +279,10 @@ func (c *Conn) block(id uint32, b []byte) Code {
 		s.free()
 		return CompressionError
 	}
-	wellFormed := s.block.tooBig || s.parse(c.partEnds)
+	wellFormed := s.block.TooBig
+	if !wellFormed {
+		s.declared, wellFormed = s.block.Parse(&s.Request, c.partEnds)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.gone {
@@ -289,12 +294,12 @@ func (c *Conn) block(id uint32, b []byte) Code {
 	switch {
 	case !wellFormed, c.partLoops:
 		c.refuse(s, ProtocolError)
-	case c.held > 0 && c.held+s.block.kept() > headsMost: // a few bytes of a block may be many of a head
+	case c.held > 0 && c.held+s.block.Kept() > headsMost: // a few bytes of a block may be many of a head
 		c.refuse(s, RefusedStream)
 	case len(c.streams) >= MaxStreams, c.busy+len(c.fresh) >= 2*MaxStreams: // also those that it has reset count as long as they take work
 		c.refuse(s, RefusedStream)
 	default:
-		s.held = s.block.kept()
+		s.held = s.block.Kept()
 		c.held += s.held
 		c.streams[id] = s
 		c.fresh = append(c.fresh, s)
@@ -313,8 +318,8 @@ func (c *Conn) refuse(s *Stream, code Code) {
 
 // behind is a block of a stream that is there already: what follows its body.
 func (c *Conn) behind(s *Stream, id uint32) Code {
-	t, ok := trailer(&c.spare)
-	clear(c.spare.text)
+	t, ok := c.spare.Trailer()
+	clear(c.spare.Text)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s = c.streams[id]; s == nil { // it may have ended meanwhile
@@ -325,13 +330,13 @@ func (c *Conn) behind(s *Stream, id uint32) Code {
 		}
 		return StreamClosed
 	}
-	n := c.spare.kept()
+	n := c.spare.Kept()
 	switch {
 	case s.ended:
 		c.fail(s, StreamClosed)
 	case c.held+n > headsMost:
 		c.fail(s, EnhanceYourCalm)
-	case !ok || !c.partEnds || c.partLoops || c.spare.tooBig || s.declared >= 0 && s.got != s.declared:
+	case !ok || !c.partEnds || c.partLoops || c.spare.TooBig || s.declared >= 0 && s.got != s.declared:
 		c.fail(s, ProtocolError)
 	default:
 		s.ended = true

@@ -3,7 +3,7 @@ package http2
 import (
 	"errors"
 
-	"bailiwick/dataplane/internal/http1"
+	"bailiwick/dataplane/internal/head"
 )
 
 // pair is a field of a table.
@@ -26,9 +26,8 @@ var static = [...]pair{{},
 
 // Limits of header compression.
 const (
-	tableSize  = 4096 // bytes of the dynamic table of requests, as RFC 7541 counts them: what is agreed on where nobody says more
-	entryExtra = 32   // what each entry counts beside its bytes
-	tableMost  = tableSize / entryExtra
+	tableSize = 4096 // bytes of the dynamic table of requests, as RFC 7541 counts them: what is agreed on where nobody says more
+	tableMost = tableSize / head.FieldExtra
 )
 
 var errCompression = errors.New("a header block cannot be decompressed")
@@ -58,7 +57,7 @@ func (d *dynamic) at(i int) (p pair, ok bool) {
 func (d *dynamic) evict(room int) {
 	for d.n > 0 && d.size > room {
 		e := &d.entries[d.first]
-		d.size -= int(e.name) + int(e.value) + entryExtra
+		d.size -= int(e.name) + int(e.value) + head.FieldExtra
 		d.first = (d.first + 1) % tableMost
 		d.n--
 	}
@@ -66,7 +65,7 @@ func (d *dynamic) evict(room int) {
 
 // add puts an entry in, which must not point into the table.
 func (d *dynamic) add(name, value string) {
-	need := len(name) + len(value) + entryExtra
+	need := len(name) + len(value) + head.FieldExtra
 	if need > d.most { // it empties the table and is not in it
 		d.evict(0)
 		return
@@ -95,67 +94,9 @@ func (d *dynamic) add(name, value string) {
 	d.size += need
 }
 
-// integer reads a number whose first byte has bits of it.
-func integer(b []byte, bits uint) (n int, rest []byte, ok bool) {
-	if len(b) == 0 {
-		return 0, b, false
-	}
-	mask := byte(1)<<bits - 1
-	n = int(b[0] & mask)
-	b = b[1:]
-	if n < int(mask) {
-		return n, b, true
-	}
-	for shift := uint(0); shift <= 21; shift += 7 { // 28 bits are more than anything here may have
-		if len(b) == 0 {
-			return 0, b, false
-		}
-		c := b[0]
-		b = b[1:]
-		n += int(c&0x7f) << shift
-		if c < 0x80 {
-			return n, b, true
-		}
-	}
-	return 0, b, false
-}
-
-// block is one header block on its way into a request: its text goes to text, and fields into fields until there is too much.
-type block struct {
-	text   []byte
-	fields []http1.Field
-	size   int // as RFC 9113 counts a list of fields
-	most   int // bytes; beyond it nothing is kept
-	tooBig bool
-}
-
-// kept is how much is kept of it at most.
-func (h *block) kept() int { return min(h.size, h.most) }
-
-// text reads a string literal. Without keep it is passed over.
-func (h *block) literal(b []byte) (s string, rest []byte, ok bool) {
-	if len(b) == 0 {
-		return "", b, false
-	}
-	coded := b[0]&0x80 != 0
-	n, b, ok := integer(b, 7)
-	if !ok || n > len(b) {
-		return "", b, false
-	}
-	at := len(h.text)
-	if coded {
-		if h.text, ok = unhuffman(h.text, b[:n], 2*n); !ok { // no word is shorter than five bits
-			return "", b, false
-		}
-	} else {
-		h.text = append(h.text, b[:n]...)
-	}
-	return view(h.text[at:]), b[n:], true
-}
-
 // decode reads a whole header block. The table is right afterwards also where the fields were too many: the next block rests
 // on it.
-func (d *dynamic) decode(b []byte, h *block) error {
+func (d *dynamic) decode(b []byte, h *head.Block) error {
 	first := true
 	for len(b) > 0 {
 		c := b[0]
@@ -163,25 +104,25 @@ func (d *dynamic) decode(b []byte, h *block) error {
 		var n int
 		switch {
 		case c&0x80 != 0: // indexed
-			if n, b, ok = integer(b, 7); !ok || n == 0 {
+			if n, b, ok = head.Integer(b, 7); !ok || n == 0 {
 				return errCompression
 			}
 			var p pair
 			if n < len(static) {
 				p = static[n]
-				h.field(p.name, p.value)
+				h.Add(p.name, p.value)
 			} else if p, ok = d.at(n - len(static)); ok {
-				if h.tooBig {
+				if h.TooBig {
 					break
 				}
-				at := len(h.text) // the table may lose it before the request is done with
-				h.text = append(append(h.text, p.name...), p.value...)
-				h.field(view(h.text[at:at+len(p.name)]), view(h.text[at+len(p.name):]))
+				at := len(h.Text) // the table may lose it before the request is done with
+				h.Text = append(append(h.Text, p.name...), p.value...)
+				h.Add(view(h.Text[at:at+len(p.name)]), view(h.Text[at+len(p.name):]))
 			} else {
 				return errCompression
 			}
 		case c&0xe0 == 0x20: // a new size of the table: at the beginning alone
-			if n, b, ok = integer(b, 5); !ok || n > tableSize || !first {
+			if n, b, ok = head.Integer(b, 5); !ok || n > tableSize || !first {
 				return errCompression
 			}
 			d.most = n
@@ -192,14 +133,14 @@ func (d *dynamic) decode(b []byte, h *block) error {
 			if indexed {
 				bits = 6
 			}
-			if n, b, ok = integer(b, bits); !ok {
+			if n, b, ok = head.Integer(b, bits); !ok {
 				return errCompression
 			}
-			kept := len(h.text)
+			kept := len(h.Text)
 			var name, value string
 			switch {
 			case n == 0:
-				if name, b, ok = h.literal(b); !ok {
+				if name, b, ok = h.Literal(b, 7); !ok {
 					return errCompression
 				}
 			case n < len(static):
@@ -209,18 +150,18 @@ func (d *dynamic) decode(b []byte, h *block) error {
 				if !ok {
 					return errCompression
 				}
-				h.text = append(h.text, p.name...)
-				name = view(h.text[len(h.text)-len(p.name):])
+				h.Text = append(h.Text, p.name...)
+				name = view(h.Text[len(h.Text)-len(p.name):])
 			}
-			if value, b, ok = h.literal(b); !ok {
+			if value, b, ok = h.Literal(b, 7); !ok {
 				return errCompression
 			}
 			if indexed {
 				d.add(name, value)
 			}
-			h.field(name, value)
-			if h.tooBig {
-				h.text = h.text[:kept] // passed over
+			h.Add(name, value)
+			if h.TooBig {
+				h.Text = h.Text[:kept] // passed over
 			}
 		}
 		first = false
@@ -228,60 +169,12 @@ func (d *dynamic) decode(b []byte, h *block) error {
 	return nil
 }
 
-// field adds one.
-func (h *block) field(name, value string) {
-	h.size += len(name) + len(value) + entryExtra
-	if h.size > h.most || len(h.fields) >= http1.MaxFields+pseudos {
-		h.tooBig = true
+var indexes = head.NewIndex(func() (names []string) {
+	for _, p := range static {
+		names = append(names, p.name)
 	}
-	if !h.tooBig {
-		h.fields = append(h.fields, http1.Field{Name: name, Value: value})
-	}
-}
-
-// indexes has the static table's names by a hash: those of answers, and what else a field may be called.
-var indexes [512]struct {
-	name string
-	at   uint8
-}
-
-func init() {
-	for at := len(static) - 1; at > 0; at-- { // the first of a name wins
-		name := static[at].name
-		for i := hash(name); ; i = (i + 1) % len(indexes) {
-			if e := &indexes[i]; e.name == "" || e.name == name {
-				e.name, e.at = name, uint8(at)
-				break
-			}
-		}
-	}
-}
-
-func hash(name string) int {
-	h := uint32(len(name))
-	for i := range len(name) {
-		h = h*31 + uint32(name[i]|0x20)
-	}
-	return int((h ^ h>>9) % uint32(len(indexes)))
-}
-
-// indexOf is where a name is in the static table, in whatever case it is spelt; 0: nowhere.
-func indexOf(name string) uint8 {
-next:
-	for i := hash(name); indexes[i].name != ""; i = (i + 1) % len(indexes) {
-		e := &indexes[i]
-		if len(e.name) != len(name) {
-			continue
-		}
-		for j := range len(name) {
-			if lower[name[j]] != e.name[j] {
-				continue next
-			}
-		}
-		return e.at
-	}
-	return 0
-}
+	return names
+}())
 
 // AppendStatus begins the header block of an answer.
 func AppendStatus(b []byte, status int) []byte {
@@ -307,32 +200,16 @@ func AppendStatus(b []byte, status int) []byte {
 // AppendName begins a field: an AppendLength, and so many bytes, must follow. No table on the other side is written to, so
 // that answers may be made beside one another.
 func AppendName(b []byte, name string) []byte {
-	if at := indexOf(name); at > 0 {
-		return appendInteger(b, 0, 4, int(at))
+	if at := indexes.Of(name); at > 0 {
+		return head.AppendInteger(b, 0, 4, at)
 	}
-	b = appendInteger(append(b, 0), 0, 7, len(name))
-	for i := range len(name) {
-		b = append(b, lower[name[i]])
-	}
-	return b
+	return head.AppendLower(head.AppendInteger(append(b, 0), 0, 7, len(name)), name)
 }
 
 // AppendLength says how long the value is that follows.
-func AppendLength(b []byte, n int) []byte { return appendInteger(b, 0, 7, n) }
+func AppendLength(b []byte, n int) []byte { return head.AppendInteger(b, 0, 7, n) }
 
 // AppendField adds a whole field. The name is written in lower case.
 func AppendField(b []byte, name, value string) []byte {
 	return append(AppendLength(AppendName(b, name), len(value)), value...)
-}
-
-func appendInteger(b []byte, pattern byte, bits uint, n int) []byte {
-	mask := 1<<bits - 1
-	if n < mask {
-		return append(b, pattern|byte(n))
-	}
-	b = append(b, pattern|byte(mask))
-	for n -= mask; n >= 0x80; n >>= 7 {
-		b = append(b, byte(n)|0x80)
-	}
-	return append(b, byte(n))
 }

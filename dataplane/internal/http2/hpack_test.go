@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/net/http2/hpack"
 
+	"bailiwick/dataplane/internal/head"
 	"bailiwick/dataplane/internal/http1"
 )
 
@@ -27,7 +28,7 @@ func TestDecode_ReadsWhatOthersWrite(t *testing.T) {
 		var out bytes.Buffer
 		enc := hpack.NewEncoder(&out)
 		d := dynamic{most: tableSize}
-		var h block
+		var h head.Block
 		for range 40 {
 			out.Reset()
 			if r.IntN(8) == 0 {
@@ -45,11 +46,11 @@ func TestDecode_ReadsWhatOthersWrite(t *testing.T) {
 				enc.WriteField(f)
 				want += f.Name + ": " + f.Value + "\n"
 			}
-			h = block{text: h.text[:0], fields: h.fields[:0], most: 1 << 20}
+			h = head.Block{Text: h.Text[:0], Fields: h.Fields[:0], Most: 1 << 20}
 			if err := d.decode(out.Bytes(), &h); err != nil {
 				t.Fatalf("round %d: %v of %x", round, err, out.Bytes())
 			}
-			if got := list(h.fields); got != want {
+			if got := list(h.Fields); got != want {
 				t.Fatalf("round %d: got\n%s\nwant\n%s", round, got, want)
 			}
 		}
@@ -60,7 +61,7 @@ func TestHuffman_EveryByte(t *testing.T) {
 	for i := range 256 {
 		for j := range 256 {
 			s := string([]byte{byte(i), byte(j), byte(i)})
-			got, ok := unhuffman(nil, hpack.AppendHuffmanString(nil, s), 100)
+			got, ok := head.Unhuffman(nil, hpack.AppendHuffmanString(nil, s), 100)
 			if !ok || string(got) != s {
 				t.Fatalf("%q: got %q, %v", s, got, ok)
 			}
@@ -77,7 +78,7 @@ func FuzzDecode(f *testing.F) {
 		d := dynamic{most: tableSize}
 		theirs := hpack.NewDecoder(tableSize, nil)
 		for _, b := range [][]byte{one, two} {
-			h := block{most: 1 << 30}
+			h := head.Block{Most: 1 << 30}
 			err := d.decode(b, &h)
 			fields, theirErr := theirs.DecodeFull(b)
 			if len(fields) > http1.MaxFields {
@@ -87,13 +88,13 @@ func FuzzDecode(f *testing.F) {
 				return // what nobody sends is refused: a size that changes in the middle, numbers of more than 28 bits
 			}
 			if theirErr != nil {
-				t.Fatalf("%x: they say %v, we read %v", b, theirErr, h.fields)
+				t.Fatalf("%x: they say %v, we read %v", b, theirErr, h.Fields)
 			}
 			want := ""
 			for _, f := range fields {
 				want += f.Name + ": " + f.Value + "\n"
 			}
-			if got := list(h.fields); got != want {
+			if got := list(h.Fields); got != want {
 				t.Fatalf("%x: got\n%s\nwant\n%s", b, got, want)
 			}
 		}

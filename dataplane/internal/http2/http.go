@@ -4,14 +4,11 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/textproto"
-	"net/url"
 	"os"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 
+	"bailiwick/dataplane/internal/head"
 	"bailiwick/dataplane/internal/http1"
 )
 
@@ -29,7 +26,7 @@ func (s *Stream) HTTP(serve http.HandlerFunc) {
 	}
 	ended := s.ended && len(s.body) == s.read && s.trailer == nil
 	c.mu.Unlock()
-	r, err := s.request()
+	r, err := head.Request(&s.Request, "HTTP/2.0", 2, c.peer.Remote, c.peer.TLS)
 	if err != nil {
 		s.Plain(http.StatusBadRequest, http1.ErrRequest.Error())
 		return
@@ -52,28 +49,6 @@ func (s *Stream) HTTP(serve http.HandlerFunc) {
 	}()
 	serve(w, r)
 	w.finish()
-}
-
-// request is the request as net/http has it. Its text is its own.
-func (s *Stream) request() (*http.Request, error) {
-	q := &s.Request
-	r := &http.Request{Method: strings.Clone(q.Method), RequestURI: strings.Clone(q.Target), Proto: "HTTP/2.0", ProtoMajor: 2, ContentLength: q.Length,
-		Host: strings.Clone(q.Authority), RemoteAddr: s.c.peer.Remote, TLS: s.c.peer.TLS, Header: make(http.Header, len(q.Fields)), Body: http.NoBody}
-	for i := range q.Fields {
-		f := &q.Fields[i]
-		if f.Kind == http1.Host {
-			continue
-		}
-		name := textproto.CanonicalMIMEHeaderKey(strings.Clone(f.Name))
-		r.Header[name] = append(r.Header[name], strings.Clone(f.Value))
-	}
-	var err error
-	if q.Path == "" { // of CONNECT, or the asterisk
-		r.URL = &url.URL{Path: "*"}
-	} else {
-		r.URL, err = url.ParseRequestURI(r.RequestURI)
-	}
-	return r, err
 }
 
 // requestBody is the body of a request. A transport may read it from another goroutine, and a moment longer than the handler
@@ -292,49 +267,14 @@ func (w *responder) head(all bool, n int) []byte {
 
 // fields adds those of the header that may be in an answer.
 func (w *responder) fields(b []byte, unsized bool) []byte {
-	for name, values := range w.header {
-		switch name {
-		case "Connection", "Transfer-Encoding", "Keep-Alive", "Proxy-Connection", "Upgrade":
-			continue
-		case "Content-Length":
-			if unsized {
-				continue
-			}
-		}
-		if strings.HasPrefix(name, http.TrailerPrefix) || !isToken(name) || name == "" {
-			continue
-		}
-		for _, v := range values {
-			b = AppendField(b, name, clean(v))
-		}
-	}
+	head.Fields(w.header, unsized, func(name, value string) { b = AppendField(b, name, value) })
 	return b
 }
 
 // trailers is the block of those that the handler has set by now; empty: none.
 func (w *responder) trailers() (b []byte) {
-	for name, values := range w.header {
-		if name, ok := strings.CutPrefix(name, http.TrailerPrefix); ok && isToken(name) && name != "" {
-			for _, v := range values {
-				b = AppendField(b, name, clean(v))
-			}
-		}
-	}
+	head.Trailers(w.header, func(name, value string) { b = AppendField(b, name, value) })
 	return b
-}
-
-// clean is a value that may stand in a field.
-func clean(v string) string {
-	if isText(v) {
-		return v
-	}
-	b := slices.Clone([]byte(v))
-	for i, c := range b {
-		if !texts[c] {
-			b[i] = ' '
-		}
-	}
-	return strings.Trim(string(b), " \t")
 }
 
 // finish completes the answer.

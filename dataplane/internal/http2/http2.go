@@ -106,23 +106,3 @@ var (
 
 // view is b as text without a copy, good as long as nobody writes to b.
 func view(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
-
-// Bytes of names, in lower case, and of values; and what a byte is in lower case.
-var (
-	named, texts [256]bool
-	lower        [256]byte
-)
-
-func init() {
-	for c := range lower {
-		lower[c] = byte(c)
-		if c >= 'A' && c <= 'Z' {
-			lower[c] += 'a' - 'A'
-		}
-		named[c] = c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
-		texts[c] = c == '\t' || c >= 0x20 && c != 0x7f
-	}
-	for _, c := range "!#$%&'*+-.^_`|~" {
-		named[c] = true
-	}
-}

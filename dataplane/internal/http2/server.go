@@ -3,6 +3,8 @@ package http2
 import (
 	"sync"
 	"time"
+
+	"bailiwick/dataplane/internal/head"
 )
 
 // Config of a Server. All fields are required.
@@ -130,7 +132,7 @@ func (v *Server) stream(c *Conn, id uint32) *Stream {
 		s = &Stream{rwake: make(waker, 1), wwake: make(waker, 1)}
 	}
 	s.c, s.id = c, id
-	s.block.most = c.maxHead
+	s.block.Most = c.maxHead
 	return s
 }
 
@@ -139,7 +141,7 @@ func (s *Stream) free() {
 	if s.shown {
 		return
 	}
-	v, text, fields, body := s.c.v, s.block.text, s.block.fields, s.body
+	v, text, fields, body := s.c.v, s.block.Text, s.block.Fields, s.body
 	if clear(text); cap(text) > keptText {
 		text = nil
 	}
@@ -147,7 +149,7 @@ func (s *Stream) free() {
 		body = nil
 	}
 	clear(fields)
-	*s = Stream{rwake: s.rwake, wwake: s.wwake, block: block{text: text[:0], fields: fields[:0]}, body: body[:0]}
+	*s = Stream{rwake: s.rwake, wwake: s.wwake, block: head.Block{Text: text[:0], Fields: fields[:0]}, body: body[:0]}
 	v.spare.Put(s)
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"bailiwick/dataplane/internal/head"
 	"bailiwick/dataplane/internal/http1"
 )
 
@@ -20,7 +21,7 @@ type Stream struct {
 
 	c        *Conn
 	id       uint32
-	block    block
+	block    head.Block
 	declared int64 // the length of the body; -1: none was
 	shown    bool  // as net/http's
 	rwake    waker // there is more of the body, or its end
@@ -61,7 +62,7 @@ func (s *Stream) run() {
 	switch {
 	case gone: // before anybody looked at it
 		return
-	case s.block.tooBig:
+	case s.block.TooBig:
 		s.Plain(http.StatusRequestHeaderFieldsTooLarge, "The request's head is too large.")
 	case s.Request.Expects:
 		s.Plain(http.StatusExpectationFailed, "The expectation cannot be met.")

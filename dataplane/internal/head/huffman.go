@@ -1,4 +1,4 @@
-package http2
+package head
 
 // The lengths in bits of the code's words (RFC 7541, appendix B). The code is canonical: words of one length are counted up in
 // the order of their symbols, so that the lengths are all of it. The end-of-string symbol, 30 bits of ones, is left out: it
@@ -62,7 +62,7 @@ func init() {
 		padded[at] = true
 	}
 	if len(tree) > len(steps) {
-		panic("http2: the Huffman code has more states than there is room for")
+		panic("head: the Huffman code has more states than there is room for")
 	}
 	for state := range tree {
 		for bits := range 16 {
@@ -87,8 +87,8 @@ func init() {
 	}
 }
 
-// unhuffman appends to dst what src says. false: it is no text of the code's, or longer than room.
-func unhuffman(dst, src []byte, room int) ([]byte, bool) {
+// Unhuffman appends to dst what src says. false: it is no text of the code's, or longer than room.
+func Unhuffman(dst, src []byte, room int) ([]byte, bool) {
 	state, ends := uint8(0), true
 	most := len(dst) + room
 	for _, c := range src {

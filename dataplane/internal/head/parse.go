@@ -1,4 +1,4 @@
-package http2
+package head
 
 import (
 	"net/http"
@@ -10,10 +10,10 @@ import (
 
 const pseudos = 4 // of a request
 
-// parse makes the request of a header block; false: it is malformed. ended: no body follows.
-func (s *Stream) parse(ended bool) bool {
-	r := &s.Request
-	fields := s.block.fields
+// Parse makes the request of a block; false: it is malformed. ended: no body follows. declared is the length that the body
+// has; -1: none was said.
+func (h *Block) Parse(r *http1.Request, ended bool) (declared int64, ok bool) {
+	fields := h.Fields
 	*r = http1.Request{Minor: 1}
 	seen, n := 0, 0
 	scheme, path, host := "", "", ""
@@ -30,35 +30,35 @@ func (s *Stream) parse(ended bool) bool {
 		case ":authority":
 			bit, r.Authority = 8, f.Value
 		}
-		if bit == 0 || seen&bit != 0 || !isText(f.Value) {
-			return false
+		if bit == 0 || seen&bit != 0 || !IsText(f.Value) {
+			return 0, false
 		}
 		seen |= bit
 	}
-	if r.Method == "" || !isToken(r.Method) {
-		return false
+	if r.Method == "" || !IsToken(r.Method) {
+		return 0, false
 	}
 	if r.Method == http.MethodConnect {
 		if seen != 1|8 {
-			return false
+			return 0, false
 		}
 		r.Target = r.Authority // the proxy refuses it, in words
 	} else if seen&7 != 7 || scheme != "https" && scheme != "http" || !r.Locate(path) {
-		return false
+		return 0, false
 	}
 	r.Fields = fields[n:]
 	hosts, cookies, lengths := 0, 0, 0
 	for i := range r.Fields {
 		f := &r.Fields[i]
-		if !isName(f.Name) || !isText(f.Value) {
-			return false
+		if !IsName(f.Name) || !IsText(f.Value) {
+			return 0, false
 		}
 		switch f.Name {
 		case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade":
-			return false
+			return 0, false
 		case "te":
 			if f.Value != "trailers" {
-				return false
+				return 0, false
 			}
 		case "host":
 			f.Kind = http1.Host
@@ -69,7 +69,7 @@ func (s *Stream) parse(ended bool) bool {
 			lengths++
 			var ok bool
 			if r.Length, ok = http1.Number(f.Value); !ok {
-				return false
+				return 0, false
 			}
 		case "cookie":
 			cookies++
@@ -88,36 +88,35 @@ func (s *Stream) parse(ended bool) bool {
 	}
 	switch {
 	case hosts > 1, lengths > 1: // two that agree, too: over HTTP/1.1 they are refused
-		return false
+		return 0, false
 	case hosts == 1 && seen&8 != 0:
 		if !strings.EqualFold(host, r.Authority) {
-			return false
+			return 0, false
 		}
 	case hosts == 1:
 		r.Authority = host
 	}
-	s.declared = -1
+	declared = -1
 	if lengths > 0 {
-		s.declared = r.Length
+		declared = r.Length
 	} else if !ended {
 		r.Length = http1.Chunked
 	}
-	if ended && s.declared > 0 {
-		return false
+	if ended && declared > 0 {
+		return 0, false
 	}
 	if cookies > 1 {
-		s.cookies()
+		h.cookies(r)
 	}
-	return true
+	return declared, true
 }
 
 // cookies makes one field of those that a client may have sent apart (RFC 9113 §8.2.3).
-func (s *Stream) cookies() {
-	h := &s.block
-	at := len(h.text)
-	kept := s.Request.Fields[:0]
+func (h *Block) cookies(r *http1.Request) {
+	at := len(h.Text)
+	kept := r.Fields[:0]
 	first := -1
-	for _, f := range s.Request.Fields {
+	for _, f := range r.Fields {
 		if f.Name != "cookie" {
 			kept = append(kept, f)
 			continue
@@ -126,20 +125,20 @@ func (s *Stream) cookies() {
 			first = len(kept)
 			kept = append(kept, f)
 		} else {
-			h.text = append(h.text, ';', ' ')
+			h.Text = append(h.Text, ';', ' ')
 		}
-		h.text = append(h.text, f.Value...)
+		h.Text = append(h.Text, f.Value...)
 	}
-	kept[first].Value = view(h.text[at:])
-	s.Request.Fields = kept
+	kept[first].Value = view(h.Text[at:])
+	r.Fields = kept
 }
 
-// trailer is what a block behind a body has; false: it is malformed.
-func trailer(h *block) (http.Header, bool) {
-	out := make(http.Header, len(h.fields))
-	for i := range h.fields {
-		f := &h.fields[i]
-		if !isName(f.Name) || !isText(f.Value) { // no name begins with a colon
+// Trailer is what a block behind a body has; false: it is malformed.
+func (h *Block) Trailer() (http.Header, bool) {
+	out := make(http.Header, len(h.Fields))
+	for i := range h.Fields {
+		f := &h.Fields[i]
+		if !IsName(f.Name) || !IsText(f.Value) { // no name begins with a colon
 			return nil, false
 		}
 		switch f.Name {
@@ -152,7 +151,8 @@ func trailer(h *block) (http.Header, bool) {
 	return out, true
 }
 
-func isName(s string) bool {
+// IsName says whether a field may be called so.
+func IsName(s string) bool {
 	for i := range len(s) {
 		if !named[s[i]] {
 			return false
@@ -161,7 +161,8 @@ func isName(s string) bool {
 	return s != ""
 }
 
-func isText(s string) bool {
+// IsText says whether a field may have that value.
+func IsText(s string) bool {
 	for i := range len(s) {
 		if !texts[s[i]] {
 			return false
@@ -170,9 +171,10 @@ func isText(s string) bool {
 	return s == "" || s[0] > ' ' && s[len(s)-1] > ' '
 }
 
-func isToken(s string) bool {
+// IsToken is IsName in whatever case.
+func IsToken(s string) bool {
 	for i := range len(s) {
-		if c := s[i]; !named[lower[c]] {
+		if c := s[i]; !named[Lower[c]] {
 			return false
 		}
 	}
