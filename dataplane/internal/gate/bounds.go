@@ -76,13 +76,18 @@ func (g *Gate) limit(plan *policy.Plan, now time.Duration, v *Verdict) {
 	v.Pass, v.share = entered.Pass(), share
 }
 
-// GiveBack returns what an admitted request took of its plan's limits: nobody served it, and no upstream was asked. Once.
+// GiveBack returns what a request took of its plan's limits: its quota refused it, or nobody served it and no upstream was
+// asked. Once.
 func (g *Gate) GiveBack(v *Verdict) {
 	if v.share == 0 {
 		return
 	}
 	v.Pass.Undo()
+	for i := range min(len(v.plan.Windows), limit.MaxWindows) {
+		v.windows[i].Remaining++
+	}
 	if v.plan.RequestsPerSecond > 0 {
+		v.rate.Remaining++
 		g.Limits.Give(limit.ID{Customer: v.Customer, Subscription: v.Subscription, Plan: v.Plan}, v.plan.RequestsPerSecond, v.share)
 	}
 	v.Pass, v.share = limit.Pass{}, 0

@@ -28,6 +28,9 @@ func (g *Gate) Settle(v *Verdict, ticket quota.Ticket, decision quota.Decision, 
 		v.Outcome, v.RetryAfter = usage.OutcomeUnserved, time.Second
 		v.refuse(503, ReasonUnconfirmed, "This edge could not confirm in time that units of the quota are left; try again.")
 	}
+	if !v.Admitted() { // what one limit refuses takes nothing of the others
+		g.GiveBack(v)
+	}
 	v.describe(unix)
 }
 

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,7 +103,7 @@ func TestGate_QuotaVerdicts(t *testing.T) {
 				},
 				policy: `"quota";q=10;w=3600`, limit: `"quota";r=9`},
 			{name: "strict, nobody answers", plan: table.Plan{RequestsPerSecond: 5, Burst: 5, QuotaMode: "strict"}, status: 503, reason: gate.ReasonUnconfirmed, outcome: usage.OutcomeUnserved,
-				retry: time.Second, policy: `"plan";q=5;w=1`, limit: `"plan";r=4;t=1`, mustWait: quota.DefaultWait},
+				retry: time.Second, policy: `"plan";q=5;w=1`, limit: `"plan";r=5;t=1`, mustWait: quota.DefaultWait},
 			{name: "elastic, used up", plan: table.Plan{QuotaMode: "elastic"}, state: lease(0, 10), status: 429, reason: gate.ReasonQuotaExceeded, outcome: usage.OutcomeLimited,
 				flags: usage.FlagQuotaLimited, retry: time.Hour, policy: `"quota";q=10;w=2592000`, limit: `"quota";r=0;t=2591900`},
 			{name: "soft with grace, used up", plan: table.Plan{QuotaMode: "soft", QuotaGrace: 10}, state: lease(0, 11), status: 429, reason: gate.ReasonQuotaExceeded, outcome: usage.OutcomeLimited,
@@ -241,5 +242,53 @@ func BenchmarkGate_AdmitWithQuota(b *testing.B) {
 		if v := g.Admit(tab, r, now+time.Duration(i)*time.Microsecond); !v.Admitted() {
 			b.Fatal(v.Problem)
 		}
+	}
+}
+
+// What a quota refuses takes nothing of the plan's other limits: once there are units again, the whole rate and all windows are
+// there, and nobody is under way.
+func TestGate_WhatAQuotaRefusesTakesNoOtherLimit(t *testing.T) {
+	for _, exhausted := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := sample(t)
+			w.add(table.KindPlan, "tested", table.Plan{Name: "tested", APIs: map[string]string{"orders": "core"}, RequestsPerSecond: 3, Burst: 3,
+				Windows: []table.Window{{Requests: 3, Per: time.Hour}}, MaxConcurrent: 3, QuotaMode: "strict"})
+			key := w.key("emea", "acme", "tested", false)
+			var leased atomic.Int64
+			l := &lessor{state: func(k quota.Ask) quota.State {
+				n := leased.Load()
+				if n == 0 && !exhausted {
+					return quota.State{None: true}
+				}
+				return quota.State{Period: 1000, Leased: n, Limit: 100, Leases: true, Exhausted: n == 0}
+			}}
+			b, err := quota.New(quota.Config{Leader: l, Epoch: 1, Logger: slog.New(slog.DiscardHandler), Wait: quota.DefaultWait})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan struct{})
+			go func() { defer close(done); b.Run(ctx) }()
+			defer func() { cancel(); <-done }()
+			g := &gate.Gate{Hasher: apikey.NewHasher(pepper), Limits: limit.NewMap(), Quotas: b}
+			tab := w.table()
+			for range 10 {
+				v := admit(g, tab, key)
+				if reason := v.Problem.Reason; reason != gate.ReasonQuotaExceeded && reason != gate.ReasonUnconfirmed {
+					t.Fatalf("got %q, want a quota that refuses", reason)
+				}
+				v.Pass.Leave()
+			}
+			leased.Store(100)
+			time.Sleep(time.Second) // the edge hears of it
+			for i := range 3 {
+				if v := admit(g, tab, key); !v.Admitted() {
+					t.Errorf("request %d of three that the plan allows at once: %q", i, v.Problem.Reason)
+				}
+			}
+			if v := admit(g, tab, key); v.Problem.Reason != gate.ReasonRateExceeded {
+				t.Errorf("a fourth: %q", v.Problem.Reason)
+			}
+		})
 	}
 }
