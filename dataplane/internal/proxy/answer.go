@@ -97,6 +97,10 @@ func (x *exchange) deliver(res *result) {
 		defer x.outlasts(res)()
 	}
 	if framed && declared < 0 { // whoever streams both ways may wait for it
+		if x.owe(); !x.passes(0) {
+			x.uncounted(h)
+			return
+		}
 		x.head(resp.StatusCode)
 		if rc.Flush() != nil {
 			return
@@ -117,13 +121,21 @@ func (x *exchange) deliver(res *result) {
 		if n > 0 {
 			if declared >= 0 && passed+int64(n) >= declared {
 				n = int(declared - passed) // the library sees to it already; the row must not depend on that
+				x.lock()
 				x.out += int64(n)
+				x.unlock()
 				if !x.count(outcome) {
 					x.uncounted(h)
 					return
 				}
 			} else {
-				x.out += int64(n)
+				if framed || passed > 0 {
+					x.owe()
+				}
+				if !x.passes(int64(n)) {
+					x.uncounted(h)
+					return
+				}
 			}
 			if passed > 0 { // what fits in one buffer cannot be waited for
 				rc.SetWriteDeadline(time.Now().Add(x.left(idle))) // a client that reads nothing is given the same time as an upstream
@@ -145,7 +157,7 @@ func (x *exchange) deliver(res *result) {
 			if (declared < 0 || x.relayed) && rc.Flush() != nil {
 				return
 			}
-			if time.Since(x.lastRow) >= x.p.cfg.InterimEvery {
+			if x.stale() {
 				x.interim()
 			}
 		}
@@ -158,7 +170,9 @@ func (x *exchange) deliver(res *result) {
 		// The upstream died within its answer. A clean end would make half an answer look whole.
 		x.abort(err)
 	}
+	x.lock()
 	outcome = x.judged(resp.Trailer, outcome)
+	x.unlock()
 	x.regret(res)
 	if !x.count(outcome) {
 		x.uncounted(h)

@@ -30,6 +30,7 @@ type body struct {
 	tooLarge atomic.Bool
 	broken   atomic.Bool  // the client's end failed
 	waits    atomic.Int32 // how many wait for what the client sends next
+	dues     atomic.Pointer[dues]
 
 	mu      sync.Mutex // covers current, and the end of kept
 	current *stream    // the attempt that may read src
@@ -191,6 +192,9 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	n, err := s.b.src.Read(p)
 	s.b.in.Add(int64(n))
+	if n > 0 && !s.b.dues.Load().pay(0) { // before it passes
+		return 0, errUnpaid
+	}
 	if err != nil && err != io.EOF {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			s.b.tooLarge.Store(true)

@@ -63,6 +63,7 @@ type call struct {
 	place  priority.Ticket // and a place at its API's upstreams, until the answer begins
 
 	tab    *tab      // of a connection that lasts; nil: it is none
+	dues   *dues     // of an answer that lasts; nil: its last row names all
 	method string    // one of a closed list, for the access log
 	kept   usage.Row // what is appended: here, so that a row costs no memory
 }
@@ -182,11 +183,13 @@ func (c *call) count(outcome usage.Outcome) bool {
 	if !c.v.Counted || c.counted {
 		return true
 	}
+	c.lock()
+	defer c.unlock()
 	c.counted = true
 	c.row(outcome)
 	c.kept.Requests = 1
 	if c.served != "" || c.hit && !c.free { // else nobody answered, and that is not for sale
-		c.kept.Units = c.cost()
+		c.kept.Units = c.unpaid()
 		c.v.Ticket = c.v.Ticket.Part(c.kept.Units)
 		c.kept.Period = c.v.Ticket.Period()
 	}
@@ -197,6 +200,8 @@ func (c *call) count(outcome usage.Outcome) bool {
 // that a crash could lose.
 func (c *call) interim() {
 	if c.v.Counted && !c.counted {
+		c.lock()
+		defer c.unlock()
 		c.v.Flags |= usage.FlagStreamed
 		c.row(usage.OutcomeOf(c.status))
 		c.append()
@@ -204,7 +209,7 @@ func (c *call) interim() {
 }
 
 func (c *call) row(outcome usage.Outcome) {
-	in, now := c.in+c.body.bytes()+c.tab.bytesIn(), time.Now()
+	in, now, address := c.in+c.body.bytes()+c.tab.bytesIn(), time.Now(), c.kept.Address
 	c.kept = usage.Row{RequestID: c.id, Customer: c.v.Customer, Subscription: c.v.Subscription, Plan: c.v.Plan, PlanRev: c.v.PlanRev,
 		Product: c.v.Product, Outcome: outcome, ServedRegion: c.served, Flags: c.v.Flags,
 		BytesIn: in - c.inBefore, BytesOut: c.out, LatencyUS: now.Sub(c.began).Microseconds(),
@@ -216,7 +221,7 @@ func (c *call) row(outcome usage.Outcome) {
 	if c.abroad.Load() {
 		row.Flags |= usage.FlagRelayed
 	}
-	if c.p.cfg.Pseudonyms != nil {
+	if row.Address = address; address == 0 && c.p.cfg.Pseudonyms != nil { // else a row before this one has found it
 		row.Address = c.pseudonym()
 	}
 	if c.v.API != nil {
@@ -277,6 +282,7 @@ func (c *call) close() {
 	if c.v.Counted && c.v.Admitted() && !c.counted {
 		c.count(usage.OutcomeAborted)
 	}
+	c.settled()
 	c.outcome()
 	c.access()
 	c.v.Pass.Leave()

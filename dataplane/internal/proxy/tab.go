@@ -60,7 +60,7 @@ func (t *tab) bytesIn() int64 {
 	return t.in
 }
 
-// due is how many units have come up since the last row: whole ones, or at the end of what was taken the begun one too.
+// due is how many units have come up since the last row: whole ones, or those that were begun too.
 func (t *tab) due(end bool) int64 {
 	n := t.used / t.per
 	if end && t.used%t.per > 0 {
@@ -87,6 +87,9 @@ func (t *tab) Spend(up bool, messages, bytes int64) error {
 			}
 		}
 		t.used += n
+		if t.failed = t.due(true) > 0 && !t.row(true); t.failed { // before what it is for passes: whoever kills the edge loses none of it
+			return t.over()
+		}
 	}
 	if up {
 		t.in += bytes
@@ -143,11 +146,8 @@ func (t *tab) row(end bool) bool {
 	return kept
 }
 
-// renew gets units for n more, with mu held: what was used of the old ones is put into a row, and what was not goes back.
+// renew gets units for n more, with mu held: what was used of the old ones is in rows, and what was not goes back.
 func (t *tab) renew(n int64) error {
-	if t.failed = !t.row(true); t.failed { // a unit that was begun is paid whole, or the ticket for it would be gone
-		return t.over()
-	}
 	c := t.c
 	c.v.Ticket.Release()
 	c.v.Ticket = quota.Ticket{}
