@@ -81,11 +81,12 @@ outage: ## 72 hours without a control node at 1,000 requests/s, every request ma
 fuzz-sync: ## deltas dropped, doubled and swapped on the way to an edge (minutes; prints its seed): make fuzz-sync DELTAS=1000000 [SEED=n]
 	BAILIWICK_DELTAS=$(or $(DELTAS),1000000) BAILIWICK_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestRun_ManyUpdatesUnderFaults ./dataplane/internal/subscribe
 
-scale: ## a million keys to an edge, a control node of them, 1,000 and 5,000 edges at one (minutes): make scale KEYS=1000000 EDGES=1000 SECONDS=20
+scale: ## a million keys to an edge, a control node of them, 1,000 and 5,000 edges at one (minutes): make scale KEYS=1000000 EDGES=1000 SECONDS=20 [STORE=raft|etcd]
+	@mkdir -p bin && $(BUILD) -o bin/ ./deploy/sandbox
 	BAILIWICK_KEYS=$(or $(KEYS),1000000) $(GO) test -count=1 -timeout 20m -v -run TestScale ./dataplane/internal/subscribe
-	BAILIWICK_KEYS=$(or $(KEYS),1000000) $(GO) test -count=1 -timeout 20m -v -run TestScale_AControlNode ./controlplane/internal/syncserver
-	BAILIWICK_EDGES=$(or $(EDGES),1000) BAILIWICK_SECONDS=$(or $(SECONDS),20) $(GO) test -count=1 -timeout 20m -v -run TestScale_ACrowd ./controlplane/internal/syncserver
-	BAILIWICK_EDGES=5000 BAILIWICK_SECONDS=6 $(GO) test -count=1 -timeout 20m -v -run TestScale_ACrowd ./controlplane/internal/syncserver
+	BAILIWICK_STORE=$(STORE) BAILIWICK_SANDBOX=$(CURDIR)/bin/sandbox BAILIWICK_KEYS=$(or $(KEYS),1000000) $(GO) test -count=1 -timeout 20m -v -run TestScale_AControlNode ./controlplane/internal/syncserver
+	BAILIWICK_STORE=$(STORE) BAILIWICK_SANDBOX=$(CURDIR)/bin/sandbox BAILIWICK_EDGES=$(or $(EDGES),1000) BAILIWICK_SECONDS=$(or $(SECONDS),20) $(GO) test -count=1 -timeout 20m -v -run TestScale_ACrowd ./controlplane/internal/syncserver
+	BAILIWICK_STORE=$(STORE) BAILIWICK_SANDBOX=$(CURDIR)/bin/sandbox BAILIWICK_EDGES=5000 BAILIWICK_SECONDS=6 $(GO) test -count=1 -timeout 20m -v -run TestScale_ACrowd ./controlplane/internal/syncserver
 
 fuzz: ## a minute of each fuzz target
 	./e2e/fuzz.sh

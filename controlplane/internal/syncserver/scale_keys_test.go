@@ -1,59 +1,31 @@
 package syncserver_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
-	"strconv"
-	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"bailiwick/controlplane/internal/group"
-	"bailiwick/controlplane/internal/group/raftgroup"
 	"bailiwick/controlplane/internal/heap"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/syncserver"
 )
 
-// peak is the most memory that the process ever had, in bytes; 0: unknown.
-func peak() int64 {
-	text, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(text)) {
-		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kb, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(v), " kB"), 10, 64)
-			return kb << 10
-		}
-	}
-	return 0
-}
-
-// TestScale_AControlNode holds a zone's keys in a real raft group, follows it, and sends them all to an edge of another process. With
-// BAILIWICK_KEYS=1000000 it is the measurement of make scale, against 1.5 GiB.
+// TestScale_AControlNode holds a zone's keys in a real group, is started again on it, follows it, and sends them all to an edge of another
+// process. With BAILIWICK_KEYS=1000000 it is the measurement of make scale, against 1.5 GiB.
 func TestScale_AControlNode(t *testing.T) {
 	keys := number(t, "BAILIWICK_KEYS", 4000)
 	defer heap.Room(heap.DefaultRoom)() // as bailiwick-control has it
-	store, err := raftgroup.NewStore(raftgroup.Config{Group: "store/emea", Node: "n1", Dir: t.TempDir(), Voters: []string{"n1"}, Timing: raftgroup.Local(), Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { _ = store.Run(ctx) })
-	defer running.Wait()
-	defer cancel()
+	e := newEngine(t, cmp.Or(os.Getenv(storeEnv), "raft"))
+	store, closeStore := e.open()
 	write := func(ops []group.Op) {
 		t.Helper()
-		wctx, cancel := context.WithTimeout(ctx, time.Minute)
-		defer cancel()
-		if _, err := store.Txn(wctx, group.Txn{Ops: ops}); err != nil {
-			t.Fatal(err)
+		if commit(t, store, ops...) == 0 {
+			t.FailNow()
 		}
 	}
 	write([]group.Op{{Key: "customers/acme", Value: model.Encode(model.Customer{Name: "acme", Zone: "emea"})}})
@@ -66,7 +38,17 @@ func TestScale_AControlNode(t *testing.T) {
 			ops = nil
 		}
 	}
-	t.Logf("%d keys written: %d MB resident, at most %d", keys, resident()>>20, peak()>>20)
+	t.Logf("%d keys written: %d MB resident, at most %d", keys, resident()>>20, peakOf("self")>>20)
+	again := time.Now()
+	closeStore()
+	store, closeStore = e.open()
+	defer func() { closeStore() }()
+	sctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	if snap, err := store.Sync(sctx); err != nil || snap.Len() != keys+1 {
+		t.Fatalf("the store after a restart: %v, want %d keys", err, keys+1)
+	}
+	t.Logf("on %s: stopped, started and at the present again after %.2f s: %d MB resident, at most %d", e.name, time.Since(again).Seconds(), resident()>>20, peakOf("self")>>20)
 	w := newWorld(t, func(c *syncserver.Config) { c.Zone, c.SyncTimeout, c.Heartbeat = store, time.Minute, 5*time.Second })
 	defer w.stop()
 	began, cpu := time.Now(), used(syscall.RUSAGE_SELF)
@@ -86,7 +68,8 @@ func TestScale_AControlNode(t *testing.T) {
 	}
 	t.Logf("followed, sent whole and acknowledged: %.2f s, processor of the node %.2f s", time.Since(began).Seconds(), (used(syscall.RUSAGE_SELF) - cpu).Seconds())
 	end()
-	most := peak()
+	e.tell()
+	most := peakOf("self")
 	t.Logf("%d MB resident, at most %d", resident()>>20, most>>20)
 	if most > 1536<<20 {
 		t.Errorf("a control node of %d keys has had %d MB, at most 1,536 are allowed", keys, most>>20)
