@@ -1,11 +1,16 @@
 package controlplane
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"sync"
+	"time"
 
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/etcdgroup"
+	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/pki"
 	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
@@ -34,10 +39,17 @@ func keyOf(in *pki.Installation, zone string) []byte {
 type clusters struct {
 	in   *pki.Installation
 	self string // zone
-	file string // which cluster was found to be another than the catalog's, so that a start does not wait for the catalog's
+	file string // which cluster the zone's store may be opened in, so that a start does not wait for the catalog
+
+	led chan struct{} // the store was led to a cluster; buffered
 
 	mu             sync.Mutex // covers what follows
 	catalog, store uint64     // 0: not known yet
+	claimed        uint64     // what the catalog says this zone keeps its store in
+}
+
+func newClusters(in *pki.Installation, self, file string) *clusters {
+	return &clusters{in: in, self: self, file: file, led: make(chan struct{}, 1)}
 }
 
 // claim is the claim on the prefix of a group's etcd, which is to be a zone's: for the catalog, the primary one's.
@@ -70,33 +82,109 @@ func (c *clusters) claim(prefix, zone, flag string, catalog bool) *etcdgroup.Cla
 	}}
 }
 
-// standing refuses a zone's store in the cluster of the catalog, which stands in the primary zone, whatever it is called.
+// standing refuses a zone's store in the cluster of the catalog, which stands in the primary zone, whatever it is called; and
+// has it wait until the catalog says that no other zone keeps its store in that cluster.
 func (c *clusters) standing(cluster uint64, catalog bool) error {
-	if c.self == c.in.PrimaryZone {
-		return nil
-	}
 	c.mu.Lock()
 	if catalog {
 		c.catalog = cluster
 	} else {
 		c.store = cluster
 	}
-	catalogs, stores := c.catalog, c.store
+	catalogs, stores, claimed := c.catalog, c.store, c.claimed
 	c.mu.Unlock()
-	switch apart := fmt.Sprintf("%016x", stores); {
-	case catalogs == stores: // refused below
-	case catalog: // the store's judge writes it down, alone
-		return nil
-	case catalogs != 0:
-		if err := durable.WriteFileAtomic(durable.OS(), c.file, []byte(apart), durable.FilePerm); err != nil {
-			return fmt.Errorf("remember the cluster of the zone's store: %w: %w", err, etcdgroup.ErrUndecided)
-		}
-		return nil
-	default:
-		if was, err := durable.ReadFile(durable.OS(), c.file, 1<<10); err == nil && string(was) == apart {
-			return nil
-		}
-		return fmt.Errorf("whether the zone's store has a cluster of its own is known once the catalog's answers: %w", etcdgroup.ErrUndecided)
+	if c.self != c.in.PrimaryZone && catalogs == stores {
+		return fault.New(fault.WrongZone, "STORE_LEAVES_ITS_ZONE", "-etcd-endpoints and -etcd-catalog-endpoints lead to one cluster of etcd (%016x): the catalog rests in zone %s, and the store of zone %s must rest in %s: give it a cluster there. %s", cluster, c.in.PrimaryZone, c.self, c.self, sameName)
 	}
-	return fault.New(fault.WrongZone, "STORE_LEAVES_ITS_ZONE", "-etcd-endpoints and -etcd-catalog-endpoints lead to one cluster of etcd (%016x): the catalog rests in zone %s, and the store of zone %s must rest in %s: give it a cluster there. If they are two that were made with the same names and addresses, make them anew, each with an --initial-cluster-token of its own", cluster, c.in.PrimaryZone, c.self, c.self)
+	if catalog {
+		return nil
+	}
+	select {
+	case c.led <- struct{}{}:
+	default:
+	}
+	if claimed == stores {
+		return nil
+	}
+	if was, err := durable.ReadFile(durable.OS(), c.file, 1<<10); err == nil && string(was) == apart(stores) {
+		return nil // claimed before, or, by the release of before 2026-11-26, found to be another than the catalog's
+	}
+	return fmt.Errorf("whether the zone's store has a cluster of its own is known once the catalog answers: %w", etcdgroup.ErrUndecided)
+}
+
+func apart(cluster uint64) string { return fmt.Sprintf("%016x", cluster) }
+
+// sameName is what else two zones in one cluster may be.
+const sameName = "If they are two that were made with the same names and addresses, make them anew, each with an --initial-cluster-token of its own"
+
+const (
+	claimRetry = time.Second
+	claimEvery = 30 * time.Second // a catalog that was set back may have lost the claim
+	claimLimit = 5 * time.Second
+)
+
+// keep claims the cluster that the zone's store was led to, in the catalog, which all zones share: of any number of zones that
+// are led to one cluster exactly one opens its store there. What another zone keeps ends the node.
+func (c *clusters) keep(ctx context.Context, catalog group.Store, log *slog.Logger, fail func(error)) error {
+	timer := time.NewTimer(claimEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-c.led:
+		case <-timer.C:
+		}
+		c.mu.Lock()
+		cluster := c.store
+		c.mu.Unlock()
+		wait := claimEvery
+		if cluster != 0 {
+			holder, err := claimCluster(ctx, catalog, cluster, c.self)
+			switch {
+			case err != nil:
+				if wait = claimRetry; ctx.Err() == nil {
+					log.Debug("the cluster of the zone's store is not claimed yet; it will be tried again", "error", err)
+				}
+			case holder != c.self:
+				fail(fault.New(fault.WrongZone, "STORE_LEAVES_ITS_ZONE", "-etcd-endpoints lead to the cluster of etcd (%016x) in which zone %s keeps its store: the store of zone %s must rest in %s: give it a cluster there. %s", cluster, holder, c.self, c.self, sameName))
+				return nil
+			default:
+				if err := c.claims(cluster); err != nil {
+					return fmt.Errorf("remember the cluster of the zone's store: %w", err)
+				}
+			}
+		}
+		timer.Reset(wait)
+	}
+}
+
+func (c *clusters) claims(cluster uint64) error {
+	c.mu.Lock()
+	before := c.claimed
+	c.claimed = cluster
+	c.mu.Unlock()
+	if before == cluster {
+		return nil
+	}
+	return durable.WriteFileAtomic(durable.OS(), c.file, []byte(apart(cluster)), durable.FilePerm)
+}
+
+// claimCluster says which zone keeps its store in a cluster: zone, if none did.
+func claimCluster(ctx context.Context, catalog group.Store, cluster uint64, zone string) (holder string, err error) {
+	key := model.PrefixCluster + apart(cluster)
+	kv, ok := catalog.Local().Get(key)
+	if !ok {
+		ctx, cancel := context.WithTimeout(ctx, claimLimit)
+		defer cancel()
+		done, err := catalog.Txn(ctx, group.Txn{Compares: []group.Compare{{Key: key}}, Ops: []group.Op{{Key: key, Value: model.Encode(model.Cluster{ID: apart(cluster), Zone: zone})}}})
+		if err != nil || done.Succeeded {
+			return zone, err
+		}
+		if kv, ok, _, err = catalog.Get(ctx, key); err != nil || !ok {
+			return "", fmt.Errorf("read who keeps a store in cluster %016x (found: %v): %w", cluster, ok, err)
+		}
+	}
+	row, err := model.Decode[model.Cluster](key, kv.Value)
+	return row.Zone, err
 }

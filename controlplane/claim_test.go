@@ -7,6 +7,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/lifecycle/porttest"
@@ -93,4 +94,93 @@ func TestEtcd_APrefixIsOneZones(t *testing.T) {
 	if after := write(t, n.store, model.PrefixOperator+"y", `{"name":"y","role":"viewer"}`); after.Epoch != before.Epoch {
 		t.Errorf("it goes on at %v after %v", after, before)
 	}
+}
+
+// Two zones that are led to one cluster, each below a prefix of its own, are told apart by the catalog: whoever is first keeps
+// it, also after restarts without the catalog, and the other's node ends before it has written anything there.
+func TestEtcd_AClusterIsOneZones(t *testing.T) {
+	e, shared := newEtcd(t), newEtcd(t)
+	home, other := Etcd{Endpoints: []string{e.endpoint()}}, Etcd{Endpoints: []string{shared.endpoint()}}
+	below := func(x Etcd, prefix string) Etcd { x.Prefix = prefix; return x }
+	w := newWorld(t, "emea-1", "us-1", "apac-1")
+	both := []string{"us-1", "apac-1"}
+	start := func(name string) *running {
+		w.stores = Stores{Engine: EngineEtcd, Zone: below(other, name+"/"), Catalog: home}
+		return w.start(name)
+	}
+	for _, name := range both { // at once, and before there is a catalog
+		start(name)
+	}
+	w.stores = Stores{Engine: EngineEtcd, Zone: home, Catalog: home}
+	n := w.start("emea-1")
+	soon(t, "the catalog says whose the cluster is", func() bool {
+		rows := 0
+		for range n.catalog.Local().List(model.PrefixCluster) {
+			rows++
+		}
+		return rows == 2 // emea's own, and that one
+	})
+	loser := ""
+	select {
+	case err := <-w.nodes[both[0]].ends:
+		loser = both[0]
+		w.nodes[loser].ends <- err
+	case err := <-w.nodes[both[1]].ends:
+		loser = both[1]
+		w.nodes[loser].ends <- err
+	case <-time.After(time.Minute):
+		t.Fatal("two zones keep their stores in one cluster")
+	}
+	winner := both[0]
+	if loser == winner {
+		winner = both[1]
+	}
+	if err := w.ends(loser); fault.ReasonOf(err) != "STORE_LEAVES_ITS_ZONE" || !strings.Contains(err.Error(), "zone "+strings.TrimSuffix(winner, "-1")+" keeps") {
+		t.Errorf("%s ended with %v, want STORE_LEAVES_ITS_ZONE and who keeps it", loser, err)
+	}
+	nothing := func() {
+		t.Helper()
+		keys, err := shared.run.Server.KV().Range(within(t), []byte(loser+"/"), []byte(loser+"0"), mvcc.RangeOptions{})
+		if err != nil || len(keys.KVs) != 0 {
+			t.Errorf("%d keys are below the prefix of %s, which was refused, %v", len(keys.KVs), loser, err)
+		}
+	}
+	nothing()
+	write(t, w.nodes[winner].store, model.PrefixOperator+"x", `{"name":"x","role":"viewer"}`)
+
+	// The primary zone is no exception.
+	if err := n.stop(); err != nil {
+		t.Error(err)
+	}
+	w.stores = Stores{Engine: EngineEtcd, Zone: below(other, "elsewhere/"), Catalog: home}
+	w.start("emea-1")
+	if err := w.ends("emea-1"); fault.ReasonOf(err) != "STORE_LEAVES_ITS_ZONE" {
+		t.Errorf("emea's store in the cluster of another zone: ended with %v, want STORE_LEAVES_ITS_ZONE", err)
+	}
+
+	// Who keeps it needs the catalog no more; who does not, waits for it.
+	if err := w.nodes[winner].stop(); err != nil {
+		t.Error(err)
+	}
+	away := Etcd{Endpoints: []string{"http://" + porttest.Addr(t)}}
+	w.stores = Stores{Engine: EngineEtcd, Zone: below(other, winner+"/"), Catalog: away}
+	write(t, w.start(winner).store, model.PrefixOperator+"y", `{"name":"y","role":"viewer"}`)
+	w.stores = Stores{Engine: EngineEtcd, Zone: below(other, loser+"/"), Catalog: away}
+	w.start(loser)
+	time.Sleep(500 * time.Millisecond)
+	nothing()
+
+	// A catalog that has lost the claim, as one that was set back, gets it again.
+	if err := w.nodes[winner].stop(); err != nil {
+		t.Error(err)
+	}
+	w.stores = Stores{Engine: EngineEtcd, Zone: home, Catalog: home}
+	n = w.start("emea-1")
+	soon(t, "the catalog is there", func() bool { return seededZone(n) })
+	id := apart(uint64(shared.run.Server.Cluster().ID()))
+	if _, err := n.catalog.Txn(within(t), group.Txn{Ops: []group.Op{{Key: model.PrefixCluster + id, Delete: true}}}); err != nil {
+		t.Fatal(err)
+	}
+	start(winner)
+	soon(t, "the claim is there again", func() bool { _, ok := n.catalog.Local().Get(model.PrefixCluster + id); return ok })
 }

@@ -110,7 +110,9 @@ type Node struct {
 	carrier *carrier.Carrier
 	catalog engine
 	store   engine
-	parts   []replica // in the groups that are raft's, in their order; the ledger's is always one of them
+	// clusters of etcd that the two rest in; nil: they are raft's
+	clusters *clusters
+	parts    []replica // in the groups that are raft's, in their order; the ledger's is always one of them
 
 	leftBehind func() bool // of a catalog that is raft's: it was recovered, and this node has the copy of before
 
@@ -270,6 +272,10 @@ func (n *Node) Run(ctx context.Context) error {
 		{Name: "latency thinning", Run: n.thinLatency, Why: "it commits to the ledger"},
 		{Name: "identity", Run: n.renewer().Run, Why: "every connection uses it"},
 		{Name: "admin port", Run: n.serveAdmin, Why: "last up, first down: operators see a node only while it works"},
+	}
+	if n.clusters != nil {
+		keep := func(ctx context.Context) error { return n.clusters.keep(ctx, n.catalog, n.log, n.fail) }
+		parts = slices.Insert(parts, 3, lifecycle.Part{Name: "cluster of the zone store", Run: keep, Why: "it writes to the catalog, and the zone store waits for it"})
 	}
 	if n.finder != nil {
 		parts = slices.Insert(parts, len(parts)-1, lifecycle.Part{Name: "discovery", Run: n.finder.Run, Why: "it commits to the zone store"})

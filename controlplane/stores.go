@@ -164,7 +164,8 @@ func (e Etcd) config(groupName, node string) (etcdgroup.Config, error) {
 
 // openEtcd opens the catalog and the zone's store in etcd.
 func (n *Node) openEtcd(s Stores) error {
-	owners := &clusters{in: n.in, self: n.self.Zone, file: filepath.Join(n.cfg.Dir, "etcd", "store.cluster")}
+	owners := newClusters(n.in, n.self.Zone, filepath.Join(n.cfg.Dir, "etcd", "store.cluster"))
+	n.clusters = owners
 	open := func(e Etcd, name, file string, observer bool, claim *etcdgroup.Claim, restored func(etcdgroup.Restored) ([]group.Op, error)) (engine, error) {
 		cfg, err := e.config(name, n.self.Name)
 		if err != nil {

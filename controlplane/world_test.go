@@ -30,16 +30,17 @@ type running struct {
 	ends chan error // what Run returned
 }
 
-// newWorld makes the kits of a zone emea with the named control nodes, and of a zone us with those whose names say so; none
-// runs yet.
+// newWorld makes the kits of a zone emea with the named control nodes, and of zones us and apac with those whose names say so;
+// none runs yet.
 func newWorld(t *testing.T, names ...string) *world {
 	t.Helper()
 	zones, regions, nodes := "  - {name: emea, jurisdiction: EEA}\n", "  - {name: eu-west, zone: emea, country: IE, jurisdiction: EEA, provider: test}\n", ""
 	for _, n := range names {
 		zone, region := "emea", "eu-west"
-		if strings.HasPrefix(n, "us-") {
-			zone, region = "us", "us-east"
-			zones, regions = zones+"  - {name: us, jurisdiction: US}\n", regions+"  - {name: us-east, zone: us, country: US, jurisdiction: US, provider: test}\n"
+		if z, country := strings.TrimSuffix(n, "-1"), map[string]string{"us-1": "US", "apac-1": "JP"}[n]; country != "" {
+			zone, region = z, z+"-east"
+			zones += fmt.Sprintf("  - {name: %s, jurisdiction: %s}\n", zone, country)
+			regions += fmt.Sprintf("  - {name: %s, zone: %s, country: %s, jurisdiction: %s, provider: test}\n", region, zone, country, country)
 		}
 		nodes += fmt.Sprintf("  - {name: %s, zone: %s, region: %s, admin: \"https://%s\", peer: \"%s\"}\n", n, zone, region, porttest.Addr(t), porttest.Addr(t))
 	}

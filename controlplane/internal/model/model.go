@@ -31,6 +31,7 @@ const (
 	PrefixHeld     = "held/"         // before a key: what edges hold that the roll-out under way has not reached
 	PrefixWord     = "rolloutwords/" // by zone: what it makes of the roll-out under way
 	PrefixLevel    = "levels/"       // by a node's name: NodeLevel
+	PrefixCluster  = "clusters/"     // by the id of a cluster of etcd: Cluster
 	KeyRollout     = "rollout"       // the one under way
 	// PrefixGone, before the key of an API or a region, keeps what was deleted: see there. KeyAudit holds who wrote last,
 	// under a pseudonym of his zone.
@@ -67,6 +68,12 @@ const (
 	KeyRead         = "read"        // whose data was shown last, and to whom by KeyAudit beside it
 	KeyCheckpoint   = "checkpoint"  // the latest signed head of the zone's Merkle log
 )
+
+// Cluster says which zone keeps its store in a cluster of etcd. It is written once, by the first zone that is led there.
+type Cluster struct {
+	ID   string `json:"id"` // 16 hexadecimal digits
+	Zone string `json:"zone"`
+}
 
 type Zone struct {
 	Name         string   `json:"name"`
