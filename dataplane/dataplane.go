@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -32,6 +33,7 @@ import (
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/observe"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/profile"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/pseudonym"
 	"bailiwick/dataplane/internal/quota"
@@ -41,6 +43,7 @@ import (
 	"bailiwick/dataplane/internal/spool"
 	"bailiwick/dataplane/internal/subscribe"
 	"bailiwick/dataplane/internal/token"
+	"bailiwick/dataplane/internal/trace"
 	"bailiwick/dataplane/internal/upstream"
 	"bailiwick/dataplane/internal/witness"
 	"bailiwick/shared/apikey"
@@ -92,6 +95,8 @@ type Config struct {
 	AccessLog            string        // file of a line of JSON for each request; "": none
 	AccessLogSample      float64       // of requests, 0 to 1; 0: all. Those that ended with 5xx are always in it
 	AccessLogBytes       int64         // of the file, which is then moved to .1; 0: 256 MiB
+	Traces               Traces        // where traces of requests go; zero: there are none
+	Pprof                string        // host:port, of loopback, for profiles; "": none
 	CacheBytes           int64         // of memory for answers of routes that have a cache; 0: 64 MiB
 	UpstreamCerts        string        // directory of the client certificates that manifests name, NAME.crt and NAME.key; "": none
 	UpstreamRefresh      time.Duration // how often names of upstreams under discovery are resolved; 0: 5 s, at least 1 s
@@ -115,6 +120,15 @@ type DNS struct {
 	Ramp        time.Duration // over which a region that returns comes to its full share of the answers; 0: at once; at most 1 h
 }
 
+// Traces says which requests have one, and who is told.
+type Traces struct {
+	Endpoint  string // URL of an OTLP/HTTP receiver in the zone; "": nobody
+	Ratio     float64
+	PerSecond int // 0: trace.DefaultPerSecond
+	Header    http.Header
+	RootsPEM  []byte // trusted for the receiver; nil: the system's
+}
+
 // ACME makes the edge get its hosts' certificates from an ACME authority in place of the installation's own.
 type ACME struct {
 	Directory string // URL; "": the installation's authority
@@ -122,7 +136,7 @@ type ACME struct {
 	RootsPEM  []byte // trusted for the directory's own TLS; nil: the system's
 }
 
-// Inherited is a listening socket by its name: https, http, h3, relay, admin, dns-udp or dns-tcp. It is used if it has the
+// Inherited is a listening socket by its name: https, http, h3, relay, admin, pprof, dns-udp or dns-tcp. It is used if it has the
 // address that the configuration says, and closed otherwise.
 type Inherited struct {
 	Name string
@@ -143,6 +157,9 @@ func (c Config) Validate() error {
 	case c.DNS.Ramp < 0 || c.DNS.Ramp > time.Hour:
 		return fmt.Errorf("edge: DNS.Ramp is %s; at least 0 and at most 1h", c.DNS.Ramp)
 	}
+	if c.Pprof != "" {
+		return profile.Check(c.Pprof)
+	}
 	return nil
 }
 
@@ -161,6 +178,7 @@ type Edge struct {
 	began    time.Time
 	stopped  toldCounts
 	access   *accesslog.Log // nil: none is kept
+	traces   *trace.Tracer  // nil: there are none
 	pseudo   *pseudonym.Keys
 	detail   *detail.Spool
 	spool    *spool.Spool
@@ -187,6 +205,7 @@ type Edge struct {
 	taken              atomic.Bool   // another process takes this one's place
 	open               chan struct{} // closed once the doors are
 	https, http, admin net.Listener
+	pprof              net.Listener // nil: none
 	h3                 net.PacketConn
 
 	serving   atomic.Bool
@@ -225,6 +244,11 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 	if cfg.Admin != "" {
 		if e.admin, err = e.sockets.Listen("admin", cfg.Admin); err != nil {
 			return nil, fmt.Errorf("listen for health and metrics: %w", err)
+		}
+	}
+	if cfg.Pprof != "" {
+		if e.pprof, err = e.sockets.Listen("pprof", cfg.Pprof); err != nil {
+			return nil, fmt.Errorf("listen for profiles: %w", err)
 		}
 	}
 	return e, nil
@@ -312,13 +336,16 @@ func (e *Edge) openPath() (err error) {
 			return err
 		}
 	}
+	if e.traces, err = e.newTraces(); err != nil {
+		return err
+	}
 	signer, err := attest.New(e.self.Zone, e.self.Region, e.state.Pepper)
 	if err != nil {
 		return err
 	}
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
 		Gate:  &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
-		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Access: e.access, Pseudonyms: e.pseudo, Logger: e.log,
+		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Traces: e.traces, Access: e.access, Pseudonyms: e.pseudo, Logger: e.log,
 		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS), MaxInFlight: e.cfg.MaxInFlight, MaxStreams: e.cfg.MaxStreams})
 	if err != nil {
 		return err
@@ -410,11 +437,13 @@ func (e *Edge) Run(ctx context.Context) error {
 	parts := []lifecycle.Part{
 		{Name: "evidence", Run: e.evidence.Run, Why: "relays record into it until the doors are shut"},
 		{Name: "access log", Run: e.runAccessLog, Why: "it writes what requests leave behind, so it ends after them"},
+		{Name: "traces", Run: e.runTraces, Why: "likewise"},
 		{Name: "pseudonyms", Run: e.pseudo.Run, Why: "yesterday's key goes when its day is over"},
 		{Name: "detail", Run: e.detail.Run, Why: "rows that are stored elsewhere go from here while the shipper works"},
 		{Name: "ship", Run: e.ship.Run, Why: "takes the last block away, which the spool seals when it stops"},
 		{Name: "spool", Run: e.spool.Run, Why: "requests count into it until the doors are shut"},
 		{Name: "admin", Run: e.serveAdmin, Why: "says why the edge is not ready while the rest comes up"},
+		{Name: "profiles", Run: e.servePprof, Why: "a start can be looked at too"},
 		{Name: "identity", Run: e.control.Renewer(e.state.Source, e.log).Run, Why: "every connection to other nodes uses it"},
 		{Name: "table", Run: e.follow.Run, Ready: e.follow.Ready(), Why: "no door opens before there is a whole table"},
 		{Name: "certificates", Run: e.runTLS, Why: "HTTPS needs them"},

@@ -2,16 +2,16 @@ package dataplane
 
 import (
 	"encoding/json"
-	"net"
 	"net/http"
-	"net/netip"
+
+	"bailiwick/dataplane/internal/profile"
 )
 
 // debug adds what only a person on this machine may see. The address of the admin server may be another than loopback, for
 // metrics; this is answered to loopback all the same, and to no page of a browser that was led here by a name.
 func (e *Edge) debug(mux *http.ServeMux) {
 	mux.HandleFunc("GET /debug/config", func(w http.ResponseWriter, r *http.Request) {
-		if !onLoopback(r) {
+		if !profile.Local(r) {
 			http.Error(w, "Only this machine is told, at a loopback address.", http.StatusForbidden)
 			return
 		}
@@ -23,20 +23,6 @@ func (e *Edge) debug(mux *http.ServeMux) {
 	})
 }
 
-// onLoopback says whether both ends of a connection are on this machine, and whether it was asked for by an address.
-func onLoopback(r *http.Request) bool {
-	client, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil || !client.Addr().Unmap().IsLoopback() {
-		return false
-	}
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	a, err := netip.ParseAddr(host)
-	return host == "localhost" || err == nil && a.Unmap().IsLoopback()
-}
-
 // shown is the configuration in force. Each field is named here: one that is new is not shown before somebody has asked
 // whether it may be. Contents of files, tokens, the ACME account's contact and what the zone's secrets are, are not.
 func (e *Edge) shown() map[string]any {
@@ -46,7 +32,8 @@ func (e *Edge) shown() map[string]any {
 		"dns":        map[string]any{"listen": c.DNS.Listen, "domains": c.DNS.Domains, "caa": c.DNS.CAA, "ttl": c.DNS.TTL.String(), "negative_ttl": c.DNS.NegativeTTL.String(), "ramp": c.DNS.Ramp.String()},
 		"quota_wait": c.QuotaWait.String(), "max_in_flight": c.MaxInFlight, "detail_bytes": c.DetailBytes, "relay_rows_bytes": c.RelayRowsBytes, "relay_rows_keep": c.RelayRowsKeep.String(),
 		"on_spool_error": c.OnSpoolError, "cache_bytes": c.CacheBytes, "upstream_allow": c.UpstreamAllow, "allow_loopback_upstreams": c.AllowLoopbackUpstreams,
-		"upstream_refresh": c.UpstreamRefresh.String(), "acme_directory": c.ACME.Directory, "takeover": c.Takeover}
+		"upstream_refresh": c.UpstreamRefresh.String(), "acme_directory": c.ACME.Directory, "takeover": c.Takeover, "pprof": c.Pprof,
+		"traces": map[string]any{"endpoint": c.Traces.Endpoint, "ratio": c.Traces.Ratio, "per_second": c.Traces.PerSecond}}
 	if t := e.tables.Load(); t != nil {
 		out["table"] = map[string]any{"catalog": t.Catalog().String(), "zone": t.Zone().String(), "hosts": len(t.Hosts()), "quarantined": len(t.Quarantined())}
 	}

@@ -14,7 +14,7 @@ import (
 
 func TestDebug_OnlyThisMachineIsTold(t *testing.T) {
 	e := &Edge{tables: &policy.Holder{}, cfg: Config{Name: "eu-west-edge-1", HTTPS: ":443", Public: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Logger: slog.New(slog.DiscardHandler),
-		JoinTokenFile: "/secret/token", CAFile: "/secret/ca", ControlURLs: []string{"https://secret:1"}, ACME: ACME{Email: "secret@example.com", RootsPEM: []byte("secret")}}}
+		JoinTokenFile: "/secret/token", CAFile: "/secret/ca", ControlURLs: []string{"https://secret:1"}, Traces: Traces{Header: http.Header{"Authorization": {"secret"}}, RootsPEM: []byte("secret")}, ACME: ACME{Email: "secret@example.com", RootsPEM: []byte("secret")}}}
 	mux := http.NewServeMux()
 	e.debug(mux)
 	for _, c := range []struct {

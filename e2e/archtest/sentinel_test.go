@@ -34,6 +34,7 @@ var dials = map[string]string{
 	"dataplane/tls.go":                        "usage where UDP is blocked: sentinel.Control in the handshake",
 	"dataplane/internal/enroll/client.go":     "control nodes by name: certificates, tables, grants and quotas of the own zone, no requests",
 	"dataplane/internal/enroll/enroll.go":     "the first control node: nothing but a join token leaves",
+	"dataplane/internal/trace/export.go":      "the zone's collector, which the operator names: names of the catalog, times and numbers",
 	"dataplane/internal/observe/observe.go":   "health of the own zone's edges: no requests",
 }
 

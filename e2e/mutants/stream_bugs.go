@@ -4,6 +4,7 @@ package main
 
 const (
 	proxyPkg     = "dataplane/internal/proxy"
+	tracingFile  = proxyPkg + "/tracing.go"
 	liveFile     = proxyPkg + "/live.go"
 	standingFile = "dataplane/internal/gate/standing.go"
 	gatePkg      = "dataplane/internal/gate"

@@ -9,12 +9,15 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/net/http/httpguts"
 
 	"bailiwick/dataplane"
 	"bailiwick/regions/answer"
@@ -73,6 +76,12 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.AccessLog, "access-log", "", "file for a line of JSON for each request; empty: none")
 	flags.Float64Var(&cfg.AccessLogSample, "access-log-sample", 0, "part of requests that are in it, 0 to 1; those that ended with 5xx always are; 0: all")
 	flags.Int64Var(&cfg.AccessLogBytes, "access-log-bytes", 0, "size at which the file is moved to FILE.1; 0: 256 MiB")
+	flags.StringVar(&cfg.Traces.Endpoint, "traces-endpoint", "", "URL of an OTLP/HTTP receiver in the zone for traces, such as https://collector:4318/v1/traces; http only at loopback; empty: none")
+	flags.Float64Var(&cfg.Traces.Ratio, "traces-ratio", 0, "part of requests that have a trace, 0 to 1, where their caller has not decided")
+	flags.IntVar(&cfg.Traces.PerSecond, "traces-per-second", 100, "traces begun in a second at most; callers' decisions take half of them")
+	tracesHeaders := flags.String("traces-headers-file", "", "file of NAME: VALUE lines for the receiver, by which it knows this edge")
+	tracesRoots := flags.String("traces-ca-file", "", "roots of the receiver's TLS; default: the system's")
+	flags.StringVar(&cfg.Pprof, "pprof", "", "host:port, of loopback, for profiles of this process below /debug/pprof/; empty: none")
 	flags.Int64Var(&cfg.CacheBytes, "cache-bytes", 0, "memory for answers of routes that have a cache; 0: 64 MiB")
 	flags.StringVar(&cfg.UpstreamAllow, "upstream-allow", "", "addresses that upstreams may have besides public ones, comma-separated: private, loopback, or blocks such as 10.1.0.0/16")
 	flags.StringVar(&cfg.UpstreamAllowForeign, "upstream-allow-foreign", "", "the same for upstreams that APIs of other zones name, whose requests are relayed here; nothing of -upstream-allow holds for them")
@@ -101,6 +110,20 @@ func run(ctx context.Context, args []string) error {
 	if *acmeRoots != "" {
 		if cfg.ACME.RootsPEM, err = os.ReadFile(*acmeRoots); err != nil {
 			return fmt.Errorf("read the ACME directory's roots: %w", err)
+		}
+	}
+	if *tracesRoots != "" {
+		if cfg.Traces.RootsPEM, err = os.ReadFile(*tracesRoots); err != nil {
+			return fmt.Errorf("read the roots of the traces' receiver: %w", err)
+		}
+	}
+	if *tracesHeaders != "" {
+		raw, err := os.ReadFile(*tracesHeaders)
+		if err != nil {
+			return fmt.Errorf("read the headers for the traces' receiver: %w", err)
+		}
+		if cfg.Traces.Header, err = headers(string(raw)); err != nil {
+			return fmt.Errorf("read %s: %w", *tracesHeaders, err)
 		}
 	}
 	if err := telemetry.CheckLogging(*level, *format); err != nil {
@@ -145,6 +168,24 @@ func run(ctx context.Context, args []string) error {
 		}
 	}()
 	return edge.Run(ctx)
+}
+
+// headers reads lines of "NAME: VALUE". An error says which line, and nothing of it: a secret stands there.
+func headers(text string) (http.Header, error) {
+	out := http.Header{}
+	n := 0
+	for line := range strings.Lines(text) {
+		if n++; strings.TrimSpace(line) == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(line, ":")
+		value = strings.TrimSpace(value)
+		if !ok || !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
+			return nil, fmt.Errorf("line %d is not NAME: VALUE", n)
+		}
+		out.Add(name, value)
+	}
+	return out, nil
 }
 
 // list reads what is separated by commas.

@@ -13,6 +13,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/trace"
 )
 
 // result is what one attempt, or all of them, came to.
@@ -23,7 +24,8 @@ type result struct {
 	place  failover.Candidate      // holds a place at a target until then
 	watch  *time.Timer             // ends the attempt when nothing moves; reset it while something does
 
-	stream *opened // resp opens it; nil: it is an answer
+	span   *trace.Attempt // nil: it has no trace
+	stream *opened        // resp opens it; nil: it is an answer
 
 	err     error
 	sent    bool         // may have reached an upstream
@@ -328,6 +330,7 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 	x.tries.Add(1)
 	left := x.left(x.timeout() - time.Since(x.began))
 	res := result{end: cancel, place: c, watch: time.AfterFunc(max(left, 0), func() { cancel(errLate) })}
+	x.attempts(&res)
 	if c.Home() {
 		x.home(ctx, c.Target, &res)
 	} else {
@@ -343,6 +346,7 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 		cancel(nil)
 		res.leave()
 	}
+	x.attempted(&res, &c)
 	return res
 }
 
@@ -372,7 +376,7 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 	if path.RawPath != "" || t.Base.RawPath != "" {
 		u.RawPath = t.Base.EscapedPath() + path.EscapedPath()
 	}
-	req := &http.Request{Method: x.r.Method, URL: u, Host: host, Header: x.header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	req := &http.Request{Method: x.r.Method, URL: u, Host: host, Header: x.under(res, x.header), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	switch {
 	case x.body != nil:
 		req.Body, req.ContentLength = x.body.reader(), x.body.length
@@ -423,7 +427,7 @@ func (x *exchange) heard(ctx context.Context, sent failover.Sent, resp *http.Res
 func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result) {
 	x.abroad.Store(true)
 	f := relay.Forward{Class: x.v.Class.String(), API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.name(), Once: !idempotent(x.r.Method),
-		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.unasked()}
+		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.under(res, x.unasked())}
 	if x.body != nil {
 		f.Body, f.ContentLength = x.body.reader(), x.body.length
 	}

@@ -62,10 +62,13 @@ type call struct {
 	seated bool            // it has a seat at this edge
 	place  priority.Ticket // and a place at its API's upstreams, until the answer begins
 
-	tab    *tab      // of a connection that lasts; nil: it is none
-	dues   *dues     // of an answer that lasts; nil: its last row names all
-	method string    // one of a closed list, for the access log
-	kept   usage.Row // what is appended: here, so that a row costs no memory
+	tab    *tab   // of a connection that lasts; nil: it is none
+	dues   *dues  // of an answer that lasts; nil: its last row names all
+	method string // one of a closed list, for the access log
+	proto  uint8  // of HTTP: 1, 2 or 3; 0: another
+	reason string // of the edge's own answer
+	tracing
+	kept usage.Row // what is appended: here, so that a row costs no memory
 }
 
 // begin is a call that a client makes.
@@ -159,7 +162,7 @@ func (c *call) timeout() time.Duration {
 
 // refused counts a request that the edge itself answers, before it does; the problem to show is what it returns.
 func (c *call) refused(problem gate.Problem) gate.Problem {
-	c.status = problem.Status
+	c.status, c.reason = problem.Status, problem.Reason
 	if problem.Status == 503 && c.v.Admitted() && c.tries.Load() == 0 { // shed, and no upstream was asked
 		c.p.cfg.Gate.GiveBack(&c.v)
 	}
@@ -285,6 +288,7 @@ func (c *call) close() {
 	c.settled()
 	c.outcome()
 	c.access()
+	c.traced()
 	c.v.Pass.Leave()
 	c.leave(priority.Untold) // if the answer never did
 	c.stand()

@@ -311,6 +311,7 @@ func (c *conn) one() bool {
 func (c *conn) serveCommon(k *work) bool {
 	x := &k.call
 	x.begin(c.door.fast, c.client)
+	x.proto = 1
 	x.seen = &c.seen
 	c.active = x // until it is closed, a panic closes it
 	if keep, ok := k.admit(c.door.fast); !ok {

@@ -128,10 +128,10 @@ func TestCommon_AllocatesNothing(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector makes pools forget")
 	}
-	w := newWorld(t, nil)
+	w := newWorld(t, tracesOthers(t))
 	w.answersAlways(t)
 	conn, _ := w.dial()
-	request, answer := []byte(w.head("GET", "/v1/items/1?page=2", "User-Agent: x\r\nAccept: */*\r\n\r\n")), make([]byte, 4096)
+	request, answer := []byte(w.head("GET", "/v1/items/1?page=2", "Traceparent: "+unchosen+"\r\nUser-Agent: x\r\nAccept: */*\r\n\r\n")), make([]byte, 4096)
 	ok := []byte("HTTP/1.1 200 OK\r\n")
 	once := func() {
 		conn.Write(request)

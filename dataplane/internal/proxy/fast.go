@@ -112,11 +112,12 @@ func (k *work) common(p *Proxy, room int64, sni string) bool {
 // admit decides. false: the request was served otherwise, and keep says whether the connection goes on.
 func (k *work) admit(p *Proxy) (keep, ok bool) {
 	x := &k.call
+	x.follow(k.req.Fields)
 	if problem := x.decide(context.Background(), &k.ask); problem.Status != 0 {
 		return k.from.exchange(k, func(e *exchange) { e.refuse(problem) }), false
 	}
 	// Where there may be a line to wait in, somebody has to notice that the client leaves it.
-	if r := x.v.Route; k.req.Length > p.limit(r) || x.v.API.Auth != nil || x.v.API.Concurrency != nil || x.v.API.Dispatch.MaxRequests > 0 ||
+	if r := x.v.Route; x.follows() || k.req.Length > p.limit(r) || x.v.API.Auth != nil || x.v.API.Concurrency != nil || x.v.API.Dispatch.MaxRequests > 0 ||
 		r != nil && (r.Shaped || r.Deadline > 0 || r.MaxResponseBytes > 0 || r.HedgeAfter > 0 || r.Units != nil) || x.keeping(k.req.Method, k.req.Path) != nil {
 		return k.whole(), false
 	}

@@ -31,6 +31,7 @@ func (c *conn) stream(s *http2.Stream) {
 		k.from, k.req, k.body, k.remote, k.secure, k.via = f, &s.Request, body, c.remote, true, "2.0 bailiwick"
 		if k.common(c.door.fast, smallBody, c.sni) {
 			k.call.begin(c.door.fast, c.client)
+			k.call.proto = 2
 			f.active = true
 			if _, ok := k.admit(c.door.fast); ok {
 				k.serve()

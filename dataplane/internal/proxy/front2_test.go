@@ -65,13 +65,13 @@ func TestCommon_AllocatesNothingOverHTTP2(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector makes pools forget")
 	}
-	w := newWorld(t, nil)
+	w := newWorld(t, tracesOthers(t))
 	w.answersAlways(t)
 	_, at := w.secure()
 	conn, f := frames(t, at)
 	var out bytes.Buffer
 	http2.NewFramer(&out, nil).WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true,
-		BlockFragment: headerBlock(":method", "GET", ":scheme", "https", ":authority", "orders.test", ":path", "/v1/items/1?page=2", "x-api-key", w.key, "accept", "*/*")})
+		BlockFragment: headerBlock(":method", "GET", ":scheme", "https", ":authority", "orders.test", ":path", "/v1/items/1?page=2", "x-api-key", w.key, "accept", "*/*", "traceparent", unchosen)})
 	f.WriteWindowUpdate(0, 1<<20)
 	request, answer, id := out.Bytes(), make([]byte, 16<<10), uint32(0)
 	have := 0

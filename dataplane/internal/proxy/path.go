@@ -16,6 +16,7 @@ import (
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/dataplane/internal/rpc"
+	"bailiwick/dataplane/internal/trace"
 	"bailiwick/dataplane/internal/websocket"
 )
 
@@ -40,6 +41,8 @@ type exchange struct {
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{}
 	c.begin(p, addressOf(r.RemoteAddr))
+	c.proto = uint8(r.ProtoMajor)
+	c.followed(r.Header, trace.Client)
 	x := exchange{call: c, w: w, r: r}
 	// 0. What every answer carries, whatever becomes of the request.
 	x.sign()
@@ -125,6 +128,7 @@ func (x *exchange) prepare(host string) bool {
 		delete(x.header, "Authorization")
 	}
 	x.conceal(x.v.API.Auth)
+	x.untrace()
 	x.rewrite() // before the edge's own word
 	x.introduce(host)
 	x.identify(x.v.API.Auth)
@@ -159,6 +163,8 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 	c := &call{p: p, began: time.Now(), idText: in.RequestID, client: addressOf(r.RemoteAddr), relayed: true, table: p.cfg.Tables.Load()}
 	x := exchange{call: c, w: w, r: r}
 	x.v.API, x.v.Route = in.API, in.Route
+	c.method = methodOf(r.Method)
+	c.received(r.Header)
 	defer x.close()
 	if r.URL.Opaque != "" || r.URL.User != nil || ambiguous(r.URL.Path, r.URL.RawPath) {
 		w.Header().Set(relay.HeaderUnsent, "1")
@@ -166,6 +172,7 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 		return
 	}
 	x.header = r.Header
+	x.untrace()
 	if _, ok := x.header["User-Agent"]; !ok {
 		x.header["User-Agent"] = nil
 	}

@@ -27,6 +27,7 @@ import (
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/relay"
+	"bailiwick/dataplane/internal/trace"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/usage"
 )
@@ -61,6 +62,7 @@ type Config struct {
 	Meter      Meter
 	Logger     *slog.Logger
 	Cache      *cache.Cache         // of answers, where routes ask for it; nil: none. Run renews what is stale in it
+	Traces     *trace.Tracer        // of requests, to a collector; nil: none
 	Access     *accesslog.Log       // of requests, for people; nil: none
 	Pseudonyms Pseudonyms           // of client addresses, in rows; nil: none are kept
 	Signer     Signer               // of who asks, for upstreams that want it signed; nil: nothing is

@@ -103,7 +103,7 @@ func (x *exchange) upgrade(ctx context.Context, t *failover.Target, res *result)
 		res.err, res.sent = err, true
 	}
 	key := websocket.NewKey()
-	if _, err := conn.Write(x.handshake(t.Base, key)); err != nil {
+	if _, err := conn.Write(x.handshake(t.Base, key, x.under(res, x.header))); err != nil {
 		fail(err)
 		return
 	}
@@ -142,14 +142,14 @@ func (x *exchange) upgrade(ctx context.Context, t *failover.Target, res *result)
 }
 
 // handshake is the request that opens one.
-func (x *exchange) handshake(base *url.URL, key string) []byte {
+func (x *exchange) handshake(base *url.URL, key string, header http.Header) []byte {
 	path, host := x.reaimed(base.Host)
 	target := base.EscapedPath() + path.EscapedPath()
 	if x.r.URL.RawQuery != "" || x.r.URL.ForceQuery {
 		target += "?" + x.r.URL.RawQuery
 	}
 	b := fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s", target, host, key)
-	for name, values := range x.header {
+	for name, values := range header {
 		if isHandshake(name) {
 			continue
 		}

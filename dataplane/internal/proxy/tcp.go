@@ -15,6 +15,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/trace"
 	"bailiwick/dataplane/internal/tunnel"
 	"bailiwick/shared/usage"
 )
@@ -126,6 +127,7 @@ func (c *conn) tunnel() {
 	}
 	k := &call{}
 	k.begin(p, c.client)
+	k.followed(nil, trace.Client)
 	x := exchange{call: k, w: nowhere{}, r: r, header: http.Header{}, asked: &a, tcp: true}
 	defer x.close()
 	refuse := func(problem gate.Problem) {

@@ -418,7 +418,7 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 				t.Errorf("%s: the sentinel stopped %d times what the first check let pass", name, n)
 			}
 		})
-		ups := proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{Allow: reach.Loopback(), Permit: guard.Upstream})})
+		ups := proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{Allow: reach.Loopback(), AllowForeign: reach.Loopback(), Permit: guard.Upstream})})
 		mon, err := failover.New(failover.Config{Tables: r.tables, Prober: ups, Logger: log, LivenessWait: patience, ProbeTimeout: 2 * patience})
 		if err != nil {
 			t.Fatal(err)

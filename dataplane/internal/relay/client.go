@@ -241,6 +241,9 @@ func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *ht
 		for _, name := range Identity {
 			delete(header, name)
 		}
+		for _, name := range Trace {
+			delete(header, name)
+		}
 	}
 	header.Set(HeaderAPI, f.API.Name)
 	if f.Route != nil {

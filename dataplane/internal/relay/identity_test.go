@@ -17,6 +17,9 @@ func TestClient_KeepsWhoAsksInItsZone(t *testing.T) {
 	for _, name := range relay.Identity {
 		header[name] = []string{"acme"}
 	}
+	for _, name := range relay.Trace { // nor does a trace cross
+		header[name] = []string{"acme"}
+	}
 	resp, err := b.client.Do(t.Context(), relay.Forward{API: b.west.Load().API("orders.test"), To: "eu-central", RequestID: "id-1", Method: "GET",
 		URL: &url.URL{Path: "/v1/x"}, Host: "orders.test", Header: header})
 	if err != nil {

@@ -135,8 +135,8 @@ func (l *local) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 		return
 	}
 	for name := range r.Header {
-		if strings.HasPrefix(name, relay.Prefix) {
-			w.Header().Set(relay.HeaderUnsent, "1") // fails the test: internal headers reached the upstream
+		if strings.HasPrefix(name, relay.Prefix) || slices.Contains(relay.Trace[:], name) {
+			w.Header().Set(relay.HeaderUnsent, "1") // fails the test: internal headers reached the upstream, or another zone
 		}
 	}
 	data, _ := io.ReadAll(r.Body)

@@ -49,6 +49,10 @@ const SignedIdentity = "Bailiwick-Identity"
 // of them. They go along to another region of the own zone, never to another zone.
 var Identity = [...]string{"Bailiwick-Customer", "Bailiwick-Subscription", "Bailiwick-Plan", "Bailiwick-Key", SignedIdentity}
 
+// Trace are the headers by which services join what they record of a request. Within the zone they go along; to another zone
+// nothing does: an id that both zones' records have would join them, and the rest is anybody's text.
+var Trace = [...]string{"Traceparent", "Tracestate", "Baggage"}
+
 // Rules of refusal beyond those of failover's grants: stable names.
 const (
 	RulePair      = grant.NoPair   // the own table has no such pair
