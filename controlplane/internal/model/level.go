@@ -56,7 +56,8 @@ var fields = map[string]map[string]field{
 	"Route": {"name": first, "methods": first, "path_prefix": first, "timeout": first, "max_request_bytes": first, "scope": forbids2611, "deadline": forbids2611,
 		"max_response_bytes": forbids2611, "cache": since2611, "hedge_after": since2611, "free": forbids2611, "units": forbids2611, "grpc_web": since2611, "graphql": forbids2611,
 		"websocket": since2611},
-	"Shaping":    {"cors": since2611, "rewrite": forbids2611, "validation": forbids2611},
+	"Shaping": {"cors": forbids2611, // an edge without it passes on what the upstream allows pages
+		"rewrite": forbids2611, "validation": forbids2611},
 	"CORS":       {"origins": first, "methods": first, "headers": first, "expose": first, "credentials": first, "max_age": first},
 	"Rewrite":    {"strip": first, "put": first, "host": first, "request": first, "response": first},
 	"Fields":     {"remove": first, "set": first, "add": first},

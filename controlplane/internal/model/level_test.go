@@ -88,6 +88,9 @@ func TestNeedsOf_FindsEachField(t *testing.T) {
 	if n := NeedsOf(API{Auth: &Auth{Identity: "none"}}); n != (Needs{1, 1, "auth.identity"}) {
 		t.Errorf("an API whose upstreams are not told who asks needs %+v", n)
 	}
+	if n := NeedsOf(API{Shaping: Shaping{CORS: &CORS{Origins: []string{"https://a.test"}}}}); n != (Needs{1, 1, "cors"}) {
+		t.Errorf("an API whose pages are named needs %+v: an edge without that passes on what the upstream allows", n)
+	}
 	if n := NeedsOf(API{Dispatch: Dispatch{SlowStart: 1}}); n != (Needs{Nodes: 1}) {
 		t.Errorf("a slow start needs %+v: nothing of edges", n)
 	}

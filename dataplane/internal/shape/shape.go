@@ -143,8 +143,9 @@ func Path(r *table.Rewrite, path, raw string) (string, string) {
 		return path, raw
 	}
 	rest, ok := strings.CutPrefix(path, r.Strip)
+	strip := r.Strip
 	if !ok || rest != "" && rest[0] != '/' {
-		return path, raw
+		rest, strip = path, "" // put stands before it all the same: clients must not find what is beside it by leaving strip out
 	}
 	put := r.Put
 	if rest == "" && put == "" {
@@ -153,7 +154,7 @@ func Path(r *table.Rewrite, path, raw string) (string, string) {
 	if raw == "" {
 		return put + rest, ""
 	}
-	for range strings.Count(r.Strip, "/") { // the client may have spelt it in another way
+	for range strings.Count(strip, "/") { // the client may have spelt it in another way
 		if i := strings.IndexByte(raw[1:], '/'); i >= 0 {
 			raw = raw[1+i:]
 		} else {

@@ -85,7 +85,10 @@ func TestPath_IsRewrittenBySegments(t *testing.T) {
 		{"/v1", "", "/v10/a", "", "/v10/a", ""},
 		{"/v1", "/api", "/v1/a", "", "/api/a", ""},
 		{"/v1", "/api", "/v1", "", "/api", ""},
-		{"/v1", "/api", "/v2/a", "", "/v2/a", ""},
+		{"/v1", "/api", "/v2/a", "", "/api/v2/a", ""}, // put confines, whatever is asked for
+		{"/v1", "/api", "/v2/%61", "/v2/%61", "/api/v2/%61", "/api/v2/%61"},
+		{"/v1", "/api", "/v10", "", "/api/v10", ""},
+		{"/v1", "", "/v2/a b!", "/v2/a%20b%21", "/v2/a b!", "/v2/a%20b%21"},
 		{"", "/api", "/a", "", "/api/a", ""},
 		{"/v1", "/api", "/v1/a b!", "/v1/a%20b%21", "/api/a b!", "/api/a%20b%21"},
 		{"/v1/x", "/api", "/v1/x/a", "/%761/x/%61", "/api/a", "/api/%61"}, // the strip as the client spelt it

@@ -1255,7 +1255,7 @@ type RewritePath struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// strip: whole segments that are cut off the start of the path, where it begins with them.
 	Strip string `protobuf:"bytes,1,opt,name=strip,proto3" json:"strip,omitempty"`
-	// put: what is put in front then.
+	// put: what is put in front of every path of the route.
 	Put           string `protobuf:"bytes,2,opt,name=put,proto3" json:"put,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
