@@ -204,14 +204,19 @@ func TestConn_HeaderBombs(t *testing.T) {
 	if got, err := c.answer(3); err != nil || !strings.HasPrefix(got, "431") {
 		t.Errorf("300 fields: got %q %v, want 431", got, err)
 	}
-	c.open(5, true, append(append([]string(nil), usual...), "x-299", "1")...)
-	if got, err := c.answer(5); err != nil || got != "200 GET a.test " {
+	c.open(9, false, many...)
+	c.WriteData(9, false, []byte("a body")) // as long as it may have said
+	if got, err := c.answer(9); err != nil || !strings.HasPrefix(got, "431") {
+		t.Errorf("300 fields and a body: got %q %v, want 431", got, err)
+	}
+	c.open(11, true, append(append([]string(nil), usual...), "x-299", "1")...)
+	if got, err := c.answer(11); err != nil || got != "200 GET a.test " {
 		t.Errorf("the next: got %q %v", got, err)
 	}
 	for i := range 5 { // never whole, and longer than any may be
-		c.WriteRawFrame(theirs.FrameType(map[bool]byte{true: 1, false: 9}[i == 0]), 0, 7, make([]byte, 16<<10))
+		c.WriteRawFrame(theirs.FrameType(map[bool]byte{true: 1, false: 9}[i == 0]), 0, 13, make([]byte, 16<<10))
 	}
-	if got, err := c.answer(7); err == nil || !strings.Contains(err.Error(), "ENHANCE_YOUR_CALM") {
+	if got, err := c.answer(13); err == nil || !strings.Contains(err.Error(), "ENHANCE_YOUR_CALM") {
 		t.Errorf("got %q %v", got, err)
 	}
 }

@@ -279,6 +279,7 @@ func (c *Conn) block(id uint32, b []byte) Code {
 		s.free()
 		return CompressionError
 	}
+	s.declared = -1 // of a head that is too large it is not known, and its body is no breach of what it may have said
 	wellFormed := s.block.TooBig
 	if !wellFormed {
 		s.declared, wellFormed = s.block.Parse(&s.Request, c.partEnds)

@@ -39,7 +39,7 @@ const (
 	idleTimeout  = 90 * time.Second      // without a request
 	headTimeout  = 10 * time.Second      // from a header block's first frame to its last; and for the preface
 	quietTimeout = 30 * time.Second      // with requests under way, until the client is asked whether it is there
-	pingTimeout  = 10 * time.Second      // for its answer
+	pingTimeout  = 30 * time.Second      // for its answer: a phone in a tunnel, or a laptop that slept, comes back within that
 	sendTimeout  = 30 * time.Second      // for what a client must take, or give room for, unless the handler sets another
 	writeTurn    = 10 * time.Millisecond // of writing what others have queued, for whoever has answered a request
 	drainTimeout = time.Second           // for the client to hear that it should go elsewhere
