@@ -55,6 +55,9 @@ func purged(text string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
+// FoundTargets stands in Protocols for all upstreams that were found: it is no URL.
+const FoundTargets = "*"
+
 // Targets are upstreams of one region that an API's zone found, beside those that the API names.
 type Targets struct {
 	API  string   `json:"api"`

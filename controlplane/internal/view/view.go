@@ -309,6 +309,12 @@ func (b *builder) api(a model.API) *table.API {
 			out.Regions = append(out.Regions, u.Region)
 		}
 	}
+	if p := b.spoken(a); p != "" {
+		if out.Protocols == nil {
+			out.Protocols = map[string]string{}
+		}
+		out.Protocols[table.FoundTargets] = p
+	}
 	slices.Sort(out.Regions)
 	out.TCP = (*table.TCP)(a.TCP)
 	out.CORS, out.Rewrite, out.Validation = a.Shape()
@@ -316,6 +322,28 @@ func (b *builder) api(a model.API) *table.API {
 		out.Concurrency = &table.Concurrency{Min: c.Min, Max: c.Max}
 	}
 	return out
+}
+
+// spoken is what upstreams of this region speak that are found and not named: what all speak there that are, drained ones too.
+func (b *builder) spoken(a model.API) (protocol string) {
+	if a.Dispatch.Discovery != "etcd" {
+		return ""
+	}
+	first := true
+	for _, u := range a.Upstreams {
+		if u.Region != b.edge.Region {
+			continue
+		}
+		said := ""
+		if u.Multiplexed() {
+			said = u.Protocol
+		}
+		if !first && said != protocol {
+			return ""
+		}
+		protocol, first = said, false
+	}
+	return protocol
 }
 
 func shapings(routes []model.Route) (out []model.Shaping) {

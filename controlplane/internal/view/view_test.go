@@ -406,6 +406,43 @@ func TestBuild_PurgesAndTargets(t *testing.T) {
 	}
 }
 
+// Upstreams that are found speak what those of the region do that are named, also drained ones; where these differ, HTTP/1.1.
+func TestBuild_FoundUpstreamsSpeakAsTheNamedDo(t *testing.T) {
+	of := func(region, protocol string, drain bool) model.Upstream {
+		return model.Upstream{Region: region, URL: "https://" + region + protocol + ".test", Protocol: protocol, Drain: drain}
+	}
+	for _, c := range []struct {
+		discovery string
+		upstreams []model.Upstream
+		want      string
+	}{
+		{"etcd", []model.Upstream{of("eu-west", "h2", true), of("eu-central", "http1", false)}, "h2"},
+		{"etcd", []model.Upstream{of("eu-west", "h2", true), of("eu-west", "h2", false)}, "h2"},
+		{"etcd", []model.Upstream{of("eu-west", "h2", true), of("eu-west", "http1", false)}, ""},
+		{"etcd", []model.Upstream{of("eu-west", "", true), of("eu-west", "h2", false)}, ""},
+		{"dns", []model.Upstream{of("eu-west", "h2", false)}, ""},
+	} {
+		catalog, zone := world()
+		for key, v := range catalog {
+			if a, ok := v.(model.API); ok && a.Name == "orders" && a.Zone == "emea" {
+				a.Dispatch.Discovery, a.Upstreams = c.discovery, c.upstreams
+				catalog[key] = a
+			}
+		}
+		var a table.API
+		for key, o := range build(t, catalog, zone, model.Node{Name: "w1", Kind: "edge", Region: "eu-west", Zone: "emea"}, now).Objects {
+			if key.Kind == table.KindAPI && key.ID == "orders" {
+				if err := table.Decode(o, &a); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if got := a.Protocols[table.FoundTargets]; a.Name == "" || got != c.want {
+			t.Errorf("%+v: got %q of %q, want %q", c.upstreams, got, a.Name, c.want)
+		}
+	}
+}
+
 // An edge of before levels would serve by what it knows of an object: it gets none that forbids more.
 func TestBuild_AnOldEdgeGetsNothingThatItWouldServeWithout(t *testing.T) {
 	catalog, zone := world()

@@ -107,7 +107,10 @@ func (m *Monitor) places(api *table.API) (out []upstream.Place) {
 		if api.Foreign {
 			at.Zone = api.Zone
 		}
-		if at.Protocol = api.Protocols[text]; at.Protocol != "" {
+		if at.Protocol = api.Protocols[text]; i >= len(api.Targets) {
+			at.Protocol = speaks(api.Protocols[table.FoundTargets], text)
+		}
+		if at.Protocol != "" {
 			at.Connections = api.Dispatch.MaxConnections
 		}
 		var addrs []netip.Addr
@@ -123,6 +126,15 @@ func (m *Monitor) places(api *table.API) (out []upstream.Place) {
 		}
 	}
 	return out
+}
+
+// speaks is a protocol if it goes with the URL of an upstream that was found: HTTP/2 with TLS is agreed on, without it is spoken
+// at once.
+func speaks(protocol, found string) string {
+	if protocol == "h2" && strings.HasPrefix(found, "https://") || protocol == "h2c" && strings.HasPrefix(found, "http://") {
+		return protocol
+	}
+	return ""
 }
 
 // discovered is the name to resolve in the background, "" if there is none.

@@ -3,7 +3,9 @@ package proxy_test
 import (
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -88,6 +90,37 @@ func TestUpstreams_WhatTheZoneFoundIsAsked(t *testing.T) {
 	say("", "http://"+found.addr)
 	if a := w.send("GET", "/v1/x", ""); a.status != 421 || found.count.Load() != 20 {
 		t.Errorf("of an API that looks for none: got %d %s", a.status, a.body)
+	}
+}
+
+// What was found speaks what the API says of what is found, where its URL goes with that.
+func TestUpstreams_WhatTheZoneFoundSpeaksHTTP2(t *testing.T) {
+	for protocol, want := range map[string]int{"h2c": 2, "h2": 1, "": 1} {
+		w := newWorld(t, nil)
+		var major atomic.Int64
+		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !strings.HasPrefix(r.UserAgent(), "bailiwick-probe") {
+				major.Store(int64(r.ProtoMajor))
+			}
+		}))
+		srv.Config.Protocols = new(http.Protocols)
+		srv.Config.Protocols.SetHTTP1(true)
+		srv.Config.Protocols.SetUnencryptedHTTP2(true)
+		srv.Start()
+		t.Cleanup(srv.Close)
+		o, err := table.Encode(table.KindTargets, "orders", table.Targets{API: "orders", URLs: []string{srv.URL}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.objects = append(w.objects, o)
+		w.west.orders = func(a *table.API) {
+			a.Targets, a.Dispatch.Discovery = nil, "etcd"
+			a.Protocols = map[string]string{table.FoundTargets: protocol}
+		}
+		w.west.tables.Swap(w.view(w.west, false))
+		if a := w.send("GET", "/v1/x", ""); a.status != 200 || int(major.Load()) != want {
+			t.Errorf("%q: got %d %s over HTTP/%d, want HTTP/%d", protocol, a.status, a.body, major.Load(), want)
+		}
 	}
 }
 
