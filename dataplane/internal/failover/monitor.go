@@ -91,6 +91,19 @@ func (m *Monitor) gather(api *table.API, places []upstream.Place) []*Target {
 	return out
 }
 
+// Has says whether a target is one of its API's still, by what its bytes rest on: where it is and how it is verified. That its
+// name leads to other addresses too, or how many connections it takes, changes nothing for who is there.
+func (m *Monitor) Has(t *Target) bool {
+	is := func(at upstream.Place) upstream.Place {
+		at.Pin, at.Protocol, at.Connections = netip.Addr{}, "", 0
+		return at
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	g := m.groups[groupKey{t.zone, t.API}]
+	return g != nil && slices.ContainsFunc(g.targets, func(o *Target) bool { return is(o.At) == is(t.At) })
+}
+
 // places are where an API's requests may go in this region: its URLs, or where it says so every address of their names.
 // A name that nobody has resolved yet is one place, to be dialled by name.
 func (m *Monitor) places(api *table.API) (out []upstream.Place) {
@@ -157,7 +170,7 @@ func (m *Monitor) make(api *table.API, at upstream.Place) *Target {
 	if err != nil || parsed.Host == "" {
 		parsed = nil
 	}
-	t := &Target{At: at, Base: parsed, API: api.Name, m: m, health: healthPage(api, at.Base), line: m.lineOf(api), kick: make(chan struct{}, 1)}
+	t := &Target{At: at, Base: parsed, API: api.Name, zone: api.Zone, m: m, health: healthPage(api, at.Base), line: m.lineOf(api), kick: make(chan struct{}, 1)}
 	t.settings.Store(m.settings(api))
 	t.lastByte.Store(-int64(time.Hour))
 	return t

@@ -434,6 +434,9 @@ func TestRouter_EachAddressOfANameIsATarget(t *testing.T) {
 		if got := places(); !slices.Equal(got, []string{"192.0.2.2", "192.0.2.3", "http://192.0.2.9:80"}) {
 			t.Errorf("another address: %v", got)
 		}
+		if !r.m.Has(under.Target) {
+			t.Error("what lasts at that address would be broken off, although the API names its upstream as before")
+		}
 		r.answer(under, failover.Answered)
 		r.leftMu.Lock()
 		defer r.leftMu.Unlock()

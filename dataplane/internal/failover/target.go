@@ -17,6 +17,7 @@ type Target struct {
 	At   upstream.Place
 	Base *url.URL // At.Base parsed; nil if it is none, and then nothing can be sent
 	API  string
+	zone string // the API's
 
 	m        *Monitor
 	health   string // URL of the health page

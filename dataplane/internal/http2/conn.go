@@ -61,6 +61,7 @@ type Conn struct {
 	inWindow, unread   int64 // what the client may send, and what of it was read and is to be told
 	outWindow, initial int64 // what the client takes; of a new stream
 
+	owed     int64 // room that the client may give anew: for what was sent, on its stream and on the connection
 	tokens   int
 	refilled time.Time
 }

@@ -185,6 +185,51 @@ func TestConn_FloodsEnd(t *testing.T) {
 }
 
 // Heads that grow when they are decompressed are refused, and the table that the next rests on is right all the same.
+// Whoever reads a long answer in small pieces, after it has come, floods nobody.
+func TestConn_ReadingInPiecesIsNoFlood(t *testing.T) {
+	const size = 4 << 20
+	over := make(chan struct{})
+	defer close(over)
+	at := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Write(make([]byte, size))
+		http.NewResponseController(w).Flush()
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+	})
+	c := dial(t, at)
+	c.WriteSettings(theirs.Setting{ID: theirs.SettingInitialWindowSize, Val: 2 * size})
+	c.WriteWindowUpdate(0, 2*size)
+	c.open(1, true, usual...)
+	for got := 0; got < size; {
+		f, err := c.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, ok := f.(*theirs.DataFrame); ok {
+			got += len(f.Data())
+		}
+	}
+	for range size / (4 << 10) { // as net/http's client does
+		c.WriteWindowUpdate(0, 4<<10)
+		c.WriteWindowUpdate(1, 4<<10)
+	}
+	c.WritePing(false, [8]byte{1})
+	for {
+		f, err := c.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch f := f.(type) {
+		case *theirs.GoAwayFrame:
+			t.Fatalf("got %v", f.ErrCode)
+		case *theirs.PingFrame:
+			return
+		}
+	}
+}
+
 func TestConn_HeaderBombs(t *testing.T) {
 	at := serving(t, hello)
 	c := dial(t, at)

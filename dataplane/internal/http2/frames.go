@@ -484,14 +484,14 @@ func (c *Conn) window(id uint32, b []byte) Code {
 			return FlowControlError
 		}
 		c.wake()
-		return c.spent()
+		return c.gave(n)
 	}
 	s := c.streams[id]
 	if s == nil {
 		if code := c.stray(id, none); code != none {
 			return code
 		}
-		return c.spent()
+		return c.gave(n)
 	}
 	if n == 0 {
 		c.fail(s, ProtocolError)
@@ -502,5 +502,15 @@ func (c *Conn) window(id uint32, b []byte) Code {
 		return c.spent()
 	}
 	s.wwake.wake()
+	return c.gave(n)
+}
+
+// gave takes room for n more bytes. Whoever reads what he was sent gives it in pieces, which may all come at once and be more than
+// the allowance: what is given anew for bytes that were sent costs nothing, if it is no crumb.
+func (c *Conn) gave(n int64) Code {
+	if n >= windowLeast && n <= c.owed {
+		c.owed -= n
+		return none
+	}
 	return c.spent()
 }

@@ -314,6 +314,7 @@ func (w *responder) SetWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w.s.sendUntil = t
+	w.s.wwake.wake()
 	return nil
 }
 

@@ -31,10 +31,11 @@ const (
 	// Frames that bring no request any further (PING, SETTINGS, RST_STREAM, PRIORITY, WINDOW_UPDATE, empty DATA, and those of
 	// unknown types) cost one each of an allowance. Answering a request and sending its body earn some.
 	allowance       = 1000
-	allowanceSecond = 100 // earned by waiting
-	allowanceAnswer = 4   // by an answered request
-	allowanceBytes  = 512 // of an answer's body earn one
-	allowancePart   = 2   // by what a handler has written at once: two windows may be given anew for it
+	allowanceSecond = 100  // earned by waiting
+	allowanceAnswer = 4    // by an answered request
+	allowanceBytes  = 512  // of an answer's body earn one
+	windowLeast     = 1024 // of a window that costs nothing, where it is given anew for what was sent
+	allowancePart   = 2    // by what a handler has written at once: two windows may be given anew for it
 
 	idleTimeout  = 90 * time.Second      // without a request
 	headTimeout  = 10 * time.Second      // from a header block's first frame to its last; and for the preface

@@ -347,6 +347,8 @@ func (s *Stream) await(until *time.Time, queue bool) error {
 		if *until = s.sendUntil; until.IsZero() {
 			*until = time.Now().Add(sendTimeout)
 		}
+	} else if !s.sendUntil.IsZero() && s.sendUntil.Before(*until) { // somebody else ends it
+		*until = s.sendUntil
 	}
 	if !queue {
 		c.waiting = append(c.waiting, s)
@@ -404,6 +406,7 @@ func (s *Stream) send(p []byte, ends bool) error {
 		b.b = append(appendFrame(b.b, frameData, flags, s.id, int(n)), p[:n]...)
 		s.outWindow -= n
 		c.outWindow -= n
+		c.owed += 2 * n
 		earned := int(n / allowanceBytes)
 		if n == int64(len(p)) { // what a window has cut is the client's own doing
 			earned += allowancePart

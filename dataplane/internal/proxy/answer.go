@@ -49,7 +49,10 @@ func (x *exchange) deliver(res *result) {
 		defer x.p.lives.count.Add(-1)
 		x.served = res.region
 		if leg, err := x.answerStream(""); err == nil {
-			x.carry(x.r.Context(), res, leg, func(context.CancelCauseFunc) func() { return func() {} })
+			x.carry(x.r.Context(), res, leg, func(stop context.CancelCauseFunc) (over func()) {
+				_, over = x.p.live(x.call, nil, res.place.Target, nil, stop)
+				return over
+			})
 		}
 		return
 	} else if res.stream != nil {
@@ -93,9 +96,6 @@ func (x *exchange) deliver(res *result) {
 	idle := x.timeout()
 	declared, passed := resp.ContentLength, int64(0)
 	framed := x.framed(resp)
-	if x.speech != nil && declared < 0 {
-		defer x.outlasts(res)()
-	}
 	if framed && declared < 0 { // whoever streams both ways may wait for it
 		if x.owe(); !x.passes(0) {
 			x.uncounted(h)
@@ -108,7 +108,15 @@ func (x *exchange) deliver(res *result) {
 	}
 	bounded := false
 	x.lastRow = time.Now()
-	for {
+	over := func() {}
+	defer func() { over() }()
+	for pieces := 0; ; pieces++ {
+		if pieces == 0 && declared < 0 || pieces == 1 && declared >= 0 { // what comes in one piece is over
+			over = x.outlasts(res.place.Target, func(why error) {
+				res.end(why)
+				rc.SetWriteDeadline(past) // who waits for a client that takes nothing would wait on
+			})
+		}
 		res.watch.Reset(x.left(idle))
 		n, err := resp.Body.Read(*buf)
 		if n > 0 && framed {
@@ -144,6 +152,9 @@ func (x *exchange) deliver(res *result) {
 					defer rc.SetWriteDeadline(time.Time{})
 				}
 				res.watch.Reset(x.left(idle))
+			}
+			if x.taken.Load() { // after the deadline, which else would take the place of the one that ends this
+				x.abort(errTaken)
 			}
 			x.head(resp.StatusCode)
 			if _, werr := x.w.Write((*buf)[:n]); werr != nil {

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/websocket"
@@ -14,6 +15,9 @@ import (
 const (
 	// DefaultStreams is how many connections that last an edge has at once unless it is told otherwise.
 	DefaultStreams = 16_384
+
+	// DefaultDrain is how long what lasts goes on at a target that is none any more unless the edge is told otherwise.
+	DefaultDrain = 5 * time.Minute
 
 	judgeAtMost  = 250 * time.Millisecond // between two looks when tables change all the time
 	judgeAtLeast = time.Second            // without a change: keys end by time, and tables grow old
@@ -31,7 +35,9 @@ type lives struct {
 // life is one connection.
 type life struct {
 	standing gate.Standing
-	stands   func(*policy.API, *policy.Route) bool // it is still of a kind that is served
+	stands   func(*policy.API, *policy.Route) bool // it is still of a kind that is served; nil: another edge decided, and asks again
+	target   *failover.Target                      // whose bytes pass; nil: another region's
+	left     atomic.Int64                          // when that was first seen to be no target any more, ns since the proxy's start; 0: it is one
 	orders   chan websocket.Order                  // holds the one there is
 	told     atomic.Pointer[websocket.Order]       // that one: nothing is counted after it, and so nothing passes
 	cut      context.CancelCauseFunc               // ends what waits, and the connection if nothing can be told to it
@@ -46,9 +52,14 @@ func (l *life) end(code uint16, reason string) {
 	}
 }
 
-// live enters a connection, or a stream of messages, that was admitted as asked, and billed if it has a tab. Call the returned func when it is over.
-func (p *Proxy) live(c *call, a *gate.Request, stands func(*policy.API, *policy.Route) bool, cut context.CancelCauseFunc) (*life, func()) {
-	l := &life{standing: c.v.Standing(c.table, a), stands: stands, orders: make(chan websocket.Order, 1), cut: cut}
+// live enters a connection, or an answer that lasts, that was admitted as asked and billed if it has a tab; at is where its bytes
+// come from. Another edge decided of one that was not asked here: only its target is looked at. Call the returned func when it
+// is over.
+func (p *Proxy) live(c *call, a *gate.Request, at *failover.Target, stands func(*policy.API, *policy.Route) bool, cut context.CancelCauseFunc) (*life, func()) {
+	l := &life{target: at, orders: make(chan websocket.Order, 1), cut: cut}
+	if a != nil {
+		l.standing, l.stands = c.v.Standing(c.table, a), stands
+	}
 	if c.tab != nil {
 		c.tab.told = &l.told
 	}
@@ -66,22 +77,38 @@ func (p *Proxy) live(c *call, a *gate.Request, stands func(*policy.API, *policy.
 	}
 }
 
-// outlasts has a stream of messages that is still there after a second end with what its decision rested on. Call the returned
-// func when it is over.
-func (x *exchange) outlasts(res *result) (over func()) {
-	if x.asked == nil || res.end == nil { // another edge decided
+// outlasts has an answer that is still under way after a second end with what its decision rested on, and with its target. cut
+// is called once, and must end whoever waits for either side. Call the returned func when the answer is over: nothing is told
+// after it. An answer that ends sooner costs no more than a timer.
+func (x *exchange) outlasts(at *failover.Target, cut context.CancelCauseFunc) (over func()) {
+	if at == nil && x.relayed {
 		return func() {}
 	}
-	cut := func(why error) { x.taken.Store(true); res.end(why) }
-	var mu sync.Mutex // covers both
+	var mu, cutting sync.Mutex // covers leave and ended; covers done, and a cut
 	var leave func()
-	ended := false
+	ended, done := false, false
 	timer := time.AfterFunc(judgeAtLeast, func() {
 		mu.Lock()
 		defer mu.Unlock()
-		if !ended {
-			_, leave = x.p.live(x.call, &x.asked.Request, func(*policy.API, *policy.Route) bool { return true }, cut)
+		if ended {
+			return
 		}
+		var a *gate.Request
+		if !x.relayed {
+			if x.asked == nil { // it was asked on the common road, in text that is not kept
+				said := asking(x.r)
+				x.asked = &said
+			}
+			a = &x.asked.Request
+		}
+		_, leave = x.p.live(x.call, a, at, anyRoute, func(why error) {
+			cutting.Lock()
+			defer cutting.Unlock()
+			if !done { // else it would end whoever is served next on the connection
+				x.taken.Store(true)
+				cut(why)
+			}
+		})
 	})
 	return func() {
 		timer.Stop()
@@ -90,8 +117,16 @@ func (x *exchange) outlasts(res *result) (over func()) {
 		if ended = true; leave != nil {
 			leave()
 		}
+		cutting.Lock()
+		done = true
+		cutting.Unlock()
 	}
 }
+
+// past is a deadline that ends at once whoever waits.
+var past = time.Unix(1, 0)
+
+func anyRoute(*policy.API, *policy.Route) bool { return true }
 
 // enter takes one of the places for connections that last. false: there is none.
 func (p *Proxy) enter() bool {
@@ -104,6 +139,13 @@ func (p *Proxy) enter() bool {
 }
 
 func (p *Proxy) judge(l *life) {
+	if l.target != nil && p.drained(l) {
+		l.end(websocket.CloseAway, "the upstream is no target of the API any more: connect anew")
+		return
+	}
+	if l.stands == nil {
+		return
+	}
 	var age time.Duration
 	if p.cfg.TableAge != nil {
 		age = p.cfg.TableAge()
@@ -115,6 +157,16 @@ func (p *Proxy) judge(l *life) {
 	case !l.stands(api, route):
 		l.end(websocket.ClosePolicy, gate.ReasonRouteUnknown)
 	}
+}
+
+// drained says whether the target has been none for so long that nobody should be there any more.
+func (p *Proxy) drained(l *life) bool {
+	if p.cfg.Monitor.Has(l.target) {
+		l.left.Store(0)
+		return false
+	}
+	now := int64(time.Since(p.start))
+	return !l.left.CompareAndSwap(0, max(now, 1)) && now-l.left.Load() >= int64(p.cfg.UpstreamDrain)
 }
 
 // judgeAll looks at all connections whenever the table has changed, and now and then, until ctx ends.

@@ -76,6 +76,7 @@ type Config struct {
 	AltSvc          string        // of answers over TCP: where HTTP/3 is; "": none
 	MaxInFlight     int           // requests of clients under way, of which each class of plans may take its share; 0: priority.DefaultSeats
 	MaxStreams      int           // connections that last: WebSockets, and those of APIs that are tcp; 0: DefaultStreams
+	UpstreamDrain   time.Duration // 0: DefaultDrain; for how long what lasts goes on at a target that was taken out of the catalog
 	QuotaGrace      time.Duration // for which a connection whose units are used up waits for more; nothing passes meanwhile. 0: 5 s
 }
 
@@ -137,6 +138,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.QuotaGrace <= 0 {
 		cfg.QuotaGrace = 5 * time.Second
+	}
+	if cfg.UpstreamDrain <= 0 {
+		cfg.UpstreamDrain = DefaultDrain
 	}
 	if cfg.MaxStreams <= 0 {
 		cfg.MaxStreams = DefaultStreams

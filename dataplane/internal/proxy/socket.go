@@ -213,6 +213,8 @@ func (x *exchange) join(res *result) {
 			return
 		}
 		cfg.Client, cfg.MaxMessage = leg, maxRelayedMessage // the edge that counts it bounds it
+		_, over := x.p.live(x.call, nil, res.place.Target, nil, stop)
+		defer over()
 	} else {
 		taker, ok := x.w.(interface{ takeOver(head []byte) *connLeg })
 		if !ok {
@@ -225,7 +227,7 @@ func (x *exchange) join(res *result) {
 		}
 		x.written = true
 		cfg.Client, client = leg, leg
-		life, over := x.p.live(x.call, &x.asked.Request, opensSocket, stop)
+		life, over := x.p.live(x.call, &x.asked.Request, res.place.Target, opensSocket, stop)
 		defer over()
 		cfg.Orders = life.orders
 		if d := x.v.Route.Deadline; d > 0 {
