@@ -5,12 +5,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"sync/atomic"
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/upstream"
+	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
 
@@ -112,3 +114,21 @@ func Within(c net.Conn, n int64, d time.Duration) bool {
 
 // Preamble is the first line of a connection that is no HTTP.
 var Preamble = preamble
+
+// What reads requests before anything is decided.
+var (
+	CanonicalHost = canonicalHost
+	Ambiguous     = ambiguous
+	Forwardable   = forwardable
+)
+
+// Conceals says whether a query shows a key under a name, Concealed what of it goes on.
+func Conceals(query, name string) bool {
+	return len(shown{&http.Request{URL: &url.URL{RawQuery: query}}}.Query(name)) > 0
+}
+
+func Concealed(query, name string) string {
+	x := &exchange{r: &http.Request{URL: &url.URL{RawQuery: query}}}
+	x.conceal(&table.Auth{KeyQuery: name})
+	return x.r.URL.RawQuery
+}
