@@ -82,6 +82,9 @@ func next(s string) (name, arg, rest string) {
 	if s[i] == ',' {
 		return name, "", s[i+1:]
 	}
+	if name == "" {
+		return "no-store", "", "" // no list of directives, and what is a quote in it cannot be told
+	}
 	s = strings.TrimLeft(s[i+1:], " \t")
 	if s == "" || s[0] != '"' {
 		arg, rest, _ = strings.Cut(s, ",")

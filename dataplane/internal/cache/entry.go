@@ -128,11 +128,8 @@ func (e *Entry) NotModified(a *Asked) bool {
 	if len(a.none) > 0 {
 		tag := e.Header["Etag"]
 		for _, list := range a.none {
-			for one := range strings.SplitSeq(list, ",") {
-				one = strings.TrimSpace(one)
-				if one == "*" || len(tag) == 1 && strings.TrimPrefix(one, "W/") == strings.TrimPrefix(tag[0], "W/") {
-					return true
-				}
+			if strings.Trim(list, " \t") == "*" || len(tag) == 1 && lists(list, opaque(tag[0])) {
+				return true
 			}
 		}
 		return false
@@ -140,6 +137,31 @@ func (e *Entry) NotModified(a *Asked) bool {
 	changed, ok := date(e.Header["Last-Modified"])
 	since, fine := date(a.since)
 	return ok && fine && !changed.After(since)
+}
+
+// opaque is what of a tag is compared: weakly (RFC 9110, 8.8.3.2).
+func opaque(tag string) string { return strings.TrimPrefix(strings.Trim(tag, " \t"), "W/") }
+
+// lists says whether a list of tags has one. A comma may be part of a tag (8.8.3).
+func lists(list, tag string) bool {
+	for list != "" {
+		list = strings.TrimLeft(list, " \t,")
+		one := strings.TrimPrefix(list, "W/")
+		end := strings.IndexByte(one, ',')
+		if strings.HasPrefix(one, `"`) {
+			if end = strings.IndexByte(one[1:], '"'); end < 0 {
+				return false
+			}
+			end += 2
+		} else if end < 0 { // no tag, as some send them
+			end = len(one)
+		}
+		if one != "" && strings.TrimRight(one[:end], " \t") == tag {
+			return true
+		}
+		list = one[end:]
+	}
+	return false
 }
 
 // varying are the names in Vary, canonical, sorted and once.

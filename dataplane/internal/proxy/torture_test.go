@@ -369,7 +369,7 @@ func torture(t *testing.T, w *world, m *marks, seed uint64, seeds [][]byte, thro
 		defer close(behaves)
 		for {
 			if a := w.send("GET", "/v1/x", ""); a.err != nil || a.status != 200 {
-				t.Errorf("a client that behaves gets %d, %v", a.status, a.err)
+				t.Errorf("a client that behaves gets %d %s, %v after %v", a.status, a.body, a.err, a.took)
 				return
 			}
 			good.Add(1)
