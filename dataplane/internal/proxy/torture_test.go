@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/hex"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -209,7 +211,10 @@ func streamsOfHTTP3(key string) (out [][]byte) {
 	return out
 }
 
-const tortureWait = 150 * time.Millisecond // for an answer to what may have none
+const (
+	tortureWait  = 150 * time.Millisecond // for an answer to what may have none
+	torturePause = 20 * time.Millisecond  // without one; then the client says that it has no more to say, and that ends what is half said
+)
 
 // TestTorture throws mutated byte streams at an edge's doors, and holds it to the law of usage. Whoever behaves is served
 // meanwhile. `make torture` throws a million at each.
@@ -421,8 +426,21 @@ func converse(c net.Conn, b, until []byte) {
 		return
 	}
 	var got, part = []byte(nil), make([]byte, 4<<10)
-	for {
+	raw := c
+	if t, ok := c.(*tls.Conn); ok { // of which a read that has timed out is the last
+		raw = t.NetConn()
+		defer time.AfterFunc(torturePause, func() { raw.(*net.TCPConn).CloseWrite() }).Stop()
+	} else {
+		c.SetReadDeadline(time.Now().Add(torturePause))
+	}
+	for over := false; ; {
 		n, err := c.Read(part)
+		if errors.Is(err, os.ErrDeadlineExceeded) && !over && raw == c {
+			over = true
+			raw.(*net.TCPConn).CloseWrite()
+			c.SetReadDeadline(time.Now().Add(tortureWait))
+			continue
+		}
 		if got = append(got, part[:n]...); err != nil || len(until) > 0 && bytes.Contains(got, until) {
 			return
 		}
