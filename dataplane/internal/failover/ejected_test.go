@@ -21,11 +21,20 @@ import (
 type pages struct {
 	mu   sync.Mutex
 	down map[string]bool
+	n    int
+}
+
+// asked is how often any of them was.
+func (p *pages) asked() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.n
 }
 
 func (p *pages) Probe(_ context.Context, _ upstream.Place, url string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.n++
 	if p.down[url] {
 		return errors.New("503")
 	}

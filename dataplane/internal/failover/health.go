@@ -28,6 +28,7 @@ const (
 	ProbeBad                 // a probe got none, a late one, or 5xx
 	Tick                     // time has passed
 	Erred                    // a request got an answer that is 500 or above and none of 502, 503, 504: for a target's own health it is one
+	Late                     // a request got no answer in its time: Failed, unless others got one since it was sent. For Sent.End alone
 )
 
 // State is all that is remembered of a target's health. The zero State is a healthy one: a target nobody

@@ -32,6 +32,7 @@ type Target struct {
 	outstanding atomic.Int64
 	busySince   atomic.Int64 // when outstanding rose from 0
 	lastByte    atomic.Int64 // the last time anything came back
+	answered    atomic.Int64 // the last time a request was answered
 	ewma        atomic.Int64 // of the time to response headers, ns; 0 = none yet
 
 	mu     sync.Mutex // covers state and flight; held for no I/O
@@ -264,11 +265,21 @@ func (s Sent) Heard() { s.t.heard() }
 // nothing about the target: a client that went away, a hedge that lost.
 func (s Sent) End(e Event) {
 	s.t.outstanding.Add(-1)
+	s.end(e, true)
+}
+
+// end is End without the first line; timed: how long it took is the target's doing.
+func (s Sent) end(e Event, timed bool) {
 	switch e {
 	case Answered:
 		s.t.good.Add(1)
-	case Erred, Failed, Unavailable:
+	case Erred, Failed, Unavailable, Late:
 		s.t.bad.Add(1)
+	}
+	if e == Late { // slow work, where others were answered meanwhile, takes the target from nobody
+		if e = Failed; time.Duration(s.t.answered.Load()) > s.began {
+			return
+		}
 	}
 	if e == Erred { // an answer all the same: it lives
 		e = Answered
@@ -276,8 +287,9 @@ func (s Sent) End(e Event) {
 	if e == Answered || e == Unavailable {
 		now := s.t.m.now()
 		s.t.lastByte.Store(int64(now))
+		s.t.answered.Store(int64(now))
 		took := int64(now - s.began)
-		for {
+		for timed {
 			old := s.t.ewma.Load()
 			next := took
 			if old > 0 {

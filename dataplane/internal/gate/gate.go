@@ -61,6 +61,7 @@ type Verdict struct {
 	Plan         string
 	PlanRev      uint64
 	Product      string
+	Stranger     bool // there is no such route, and who asked showed nothing that is valid
 	KeyInBearer  bool // the key came as Authorization, which must then not go upstream
 	Flags        usage.Flags
 
@@ -148,9 +149,11 @@ func (g *Gate) AdmitTo(v *Verdict, t *policy.Table, r *Request, now time.Duratio
 	route, match := v.API.Route(r.Method, r.Path)
 	switch v.Route = route; match {
 	case policy.RouteNotFound:
+		g.meet(t, r, v)
 		v.refuse(404, ReasonRouteUnknown, "The API has no route at this path.")
 		return
 	case policy.MethodNotAllowed:
+		g.meet(t, r, v)
 		v.refuse(405, ReasonMethodUnknown, "The Allow header names the methods of this path.")
 		v.Allow = v.API.Allowed(r.Path)
 		return
@@ -214,6 +217,14 @@ func units(method string, route *policy.Route) int64 {
 		return max(1, route.Units.Most)
 	}
 	return 1
+}
+
+// meet says of a request that is refused without asking who sent it whose it is: what strangers ask for tells nothing of an API.
+// It is not counted, and what is shown is not told.
+func (g *Gate) meet(t *policy.Table, r *Request, v *Verdict) {
+	of := Verdict{API: v.API}
+	v.Stranger = !g.authenticate(t, r, &of)
+	v.Customer = of.Customer
 }
 
 // authenticate finds whose key was presented; false leaves a problem in v.

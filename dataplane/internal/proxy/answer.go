@@ -32,6 +32,9 @@ func (x *exchange) finish(res result) {
 		if !res.sent {
 			h.Set(relay.HeaderUnsent, "1")
 		}
+		if res.client || res.problem.Reason == gate.ReasonBusy {
+			h.Set(relay.HeaderBlameless, "1")
+		}
 	}
 	x.refuse(res.problem)
 }
@@ -43,7 +46,7 @@ func (x *exchange) deliver(res *result) {
 	if res.stream != nil && x.tcp { // another region's client's
 		defer res.drop(nil)
 		if !x.p.enter() {
-			x.refuse(x.overloaded("This edge has as many connections that last as it takes."))
+			x.full()
 			return
 		}
 		defer x.p.lives.count.Add(-1)
@@ -226,7 +229,7 @@ func (x *exchange) abort(err error) {
 	if !errors.Is(err, context.Canceled) {
 		x.p.cfg.Logger.Debug("answer broken off", "request", x.name(), "served", x.served, "error", err)
 	}
-	x.broken = !x.gone() && !x.taken.Load()
+	x.broken = !x.gone() && !x.taken.Load() && !x.hurried()
 	x.count(usage.OutcomeAborted)
 	panic(http.ErrAbortHandler)
 }

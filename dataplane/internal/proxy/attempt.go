@@ -155,10 +155,12 @@ func (x *exchange) unanswered(held, last result) result {
 		switch {
 		case b.tooLarge.Load():
 			held.drop(nil)
+			last.client = true
 			last.problem = gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
 			return last
 		case b.broken.Load():
 			held.drop(nil)
+			last.client = true
 			last.problem = gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended early.")
 			return last
 		}
@@ -377,9 +379,15 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		u.RawPath = t.Base.EscapedPath() + path.EscapedPath()
 	}
 	req := &http.Request{Method: x.r.Method, URL: u, Host: host, Header: x.under(res, x.header), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	begun := t.Begin()
+	sent, up := ending(begun), (*failover.Upload)(nil)
+	if x.body != nil && x.body.kept == nil {
+		up = begun.Upload()
+		sent = up
+	}
 	switch {
 	case x.body != nil:
-		req.Body, req.ContentLength = x.body.reader(), x.body.length
+		req.Body, req.ContentLength = x.body.reader(up), x.body.length
 	case !idempotent(x.r.Method):
 		req.Body = noBody{}
 	}
@@ -389,24 +397,26 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		case x.body == nil:
 			req.GetBody = func() (io.ReadCloser, error) { return noBody{}, nil }
 		case x.body.kept != nil:
-			req.GetBody = func() (io.ReadCloser, error) { return x.body.reader(), nil }
+			req.GetBody = func() (io.ReadCloser, error) { return x.body.reader(nil), nil }
 		}
 	}
-	sent := t.Begin()
 	defer x.interrupt(ctx)()
 	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req)
 	x.heard(ctx, sent, resp, maybe, err, res)
 }
 
+// ending is told how an attempt ended.
+type ending interface{ End(failover.Event) }
+
 // heard takes what an attempt at an upstream came to.
-func (x *exchange) heard(ctx context.Context, sent failover.Sent, resp *http.Response, maybe bool, err error, res *result) {
+func (x *exchange) heard(ctx context.Context, sent ending, resp *http.Response, maybe bool, err error, res *result) {
 	switch {
 	case err == nil && resp.StatusCode == http.StatusSwitchingProtocols:
 		resp.Body.Close()
 		sent.End(failover.Answered)
 		res.err, res.sent = errors.New("upstream switched protocols unasked"), true
 	case err == nil:
-		sent.End(x.ending(resp))
+		sent.End(x.told(resp))
 		res.resp, res.region = resp, x.p.cfg.Region
 	default:
 		res.err, res.sent = err, maybe
@@ -417,6 +427,8 @@ func (x *exchange) heard(ctx context.Context, sent failover.Sent, resp *http.Res
 		case x.body.unsent(), x.hurried(): // one client must not take a target from all others
 			res.client = true
 			sent.End(failover.Tick)
+		case why != nil:
+			sent.End(failover.Late)
 		default:
 			sent.End(failover.Failed)
 		}
@@ -429,7 +441,7 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 	f := relay.Forward{Class: x.v.Class.String(), API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.name(), Once: !idempotent(x.r.Method),
 		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.under(res, x.unasked())}
 	if x.body != nil {
-		f.Body, f.ContentLength = x.body.reader(), x.body.length
+		f.Body, f.ContentLength = x.body.reader(nil), x.body.length
 	}
 	var pipe *io.PipeWriter
 	if x.lasts() {
@@ -455,8 +467,9 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 	if e, ok := errors.AsType[*relay.Error](err); ok {
 		res.sent = e.Sent
 		switch {
-		case x.body != nil && (x.body.broken.Load() || x.body.tooLarge.Load()):
-			// The client's fault, not the region's: one who breaks off his bodies must not take it from all others.
+		case e.Blameless || x.gone() || x.hurried() || x.body.unsent():
+			// Its fault, not the region's: one who breaks off his bodies must not take it from all others.
+			res.client = true
 		case e.Down:
 			x.p.router.PeerBad(c.To, &x.v.API.API, 500*time.Millisecond)
 		case e.Unreachable:

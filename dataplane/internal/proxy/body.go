@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 )
 
@@ -30,6 +31,7 @@ type body struct {
 	tooLarge atomic.Bool
 	broken   atomic.Bool  // the client's end failed
 	waits    atomic.Int32 // how many wait for what the client sends next
+	waited   atomic.Int64 // ns of waiting for it
 	dues     atomic.Pointer[dues]
 
 	mu      sync.Mutex // covers current, and the end of kept
@@ -118,10 +120,10 @@ func (b *body) shut() {
 	}
 }
 
-// reader is the body for one attempt. An earlier attempt reads no further.
-func (b *body) reader() io.ReadCloser {
+// reader is the body for one attempt, which up hears of; nil: nobody does. An earlier attempt reads no further.
+func (b *body) reader(up *failover.Upload) io.ReadCloser {
 	b.shut()
-	s := &stream{b: b}
+	s := &stream{b: b, up: up}
 	if b.kept != nil {
 		s.rest, s.replay = b.kept, true
 		return s
@@ -163,6 +165,7 @@ func (b *body) unsent() bool {
 // stops it, so that it cannot eat what the next attempt needs. Close does not close the client's body.
 type stream struct {
 	b      *body
+	up     *failover.Upload
 	replay bool   // of what was kept
 	rest   []byte // likewise, what is left of it
 	over   atomic.Bool
@@ -190,7 +193,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	if s.over.Load() {
 		return 0, errOver
 	}
-	n, err := s.b.src.Read(p)
+	n, err := s.wait(p)
 	s.b.in.Add(int64(n))
 	if n > 0 && !s.b.dues.Load().pay(0) { // before it passes
 		return 0, errUnpaid
@@ -203,6 +206,25 @@ func (s *stream) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// wait takes what the client sends next: as long as it does, nobody else is to blame.
+func (s *stream) wait(p []byte) (int, error) {
+	if s.up != nil {
+		s.up.Wait()
+		defer s.up.Go()
+	}
+	since := time.Now()
+	defer func() { s.b.waited.Add(int64(time.Since(since))) }()
+	return s.b.src.Read(p)
+}
+
+// lag is how long the client was waited for while it sent its body.
+func (b *body) lag() time.Duration {
+	if b == nil {
+		return 0
+	}
+	return time.Duration(b.waited.Load())
 }
 
 func (s *stream) Close() error { return nil }

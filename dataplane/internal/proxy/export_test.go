@@ -20,7 +20,7 @@ import (
 func Kept(data []byte, room *atomic.Int64) (r io.Reader, wipe func()) {
 	b := &body{kept: data, length: int64(len(data))}
 	room.Add(b.length)
-	return b.reader(), func() { b.wipe(room) }
+	return b.reader(nil), func() { b.wipe(room) }
 }
 
 // DecideAndCount is a request's decision and row, in a call that is used again; nothing is sent.

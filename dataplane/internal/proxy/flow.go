@@ -41,7 +41,7 @@ func (c *call) wait(ctx context.Context) gate.Problem {
 
 // leave gives the place back, once; how the walk ended is learnt from.
 func (c *call) leave(end priority.End) {
-	c.place.Leave(end)
+	c.place.After(c.body.lag()).Leave(end)
 	c.place = priority.Ticket{}
 }
 
@@ -53,7 +53,7 @@ func (c *call) overloaded(detail string) gate.Problem {
 // ended is what a walk tells about this region's upstreams: nothing if others answered, or if they were asked twice.
 func (x *exchange) ended(res *result) priority.End {
 	switch {
-	case x.tries.Load() != 1 || x.abroad.Load() || res.resp == nil && (res.client || x.gone() || x.hurried()):
+	case x.tries.Load() != 1 || x.abroad.Load() || res.resp == nil && (res.client || x.gone() || x.hurried()) || res.resp != nil && x.rushed(res.resp.StatusCode):
 	case res.answered():
 		return priority.Answered
 	case res.resp != nil || res.problem.Status == http.StatusGatewayTimeout:

@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"cmp"
+	"hash/maphash"
+	"math/bits"
 	"net/http"
 	"slices"
 	"sync/atomic"
@@ -19,10 +21,43 @@ const (
 	kinds
 )
 
-// tally counts how requests ended.
+// tally counts how requests ended, and remembers of whose they were a bit each.
 type tally struct {
 	requests atomic.Int64
 	failed   [kinds]atomic.Int64
+	asked    atomic.Uint64 // customers
+	met      [kinds]atomic.Uint64
+}
+
+// several is how many customers ask, at least, where the failures of one of them alone tell nothing: one who asks for what is not
+// there, or for more than his plan allows, must not take a change back for all. With fewer nobody can be told from all.
+const several = 4
+
+// told is how many requests failed so, as far as it tells of the API's configuration.
+func (t *tally) told(kind int) int64 {
+	if bits.OnesCount64(t.asked.Load()) >= several && bits.OnesCount64(t.met[kind].Load()) < 2 {
+		return 0
+	}
+	return t.failed[kind].Load()
+}
+
+// note counts one, of a customer; kind < 0: it did not fail.
+func (t *tally) note(customer string, kind int) {
+	t.requests.Add(1)
+	bit := uint64(1) << (maphash.String(hashed, customer) % 64)
+	mark(&t.asked, bit)
+	if kind >= 0 {
+		t.failed[kind].Add(1)
+		mark(&t.met[kind], bit)
+	}
+}
+
+var hashed = maphash.MakeSeed()
+
+func mark(of *atomic.Uint64, bit uint64) {
+	if of.Load()&bit == 0 {
+		of.Or(bit)
+	}
 }
 
 // Outcome is how many requests to one API failed in one way under the catalog's objects that are in force, and under those
@@ -52,8 +87,10 @@ func (p *Proxy) Turn() {
 			b.before.requests.Store(0)
 		}
 		b.before.requests.Add(requests)
+		b.now.asked.Store(0)
 		for i := range b.now.failed {
 			failed := b.now.failed[i].Swap(0)
+			b.now.met[i].Store(0)
 			if requests >= enough {
 				b.before.failed[i].Store(0)
 			}
@@ -70,7 +107,7 @@ func (p *Proxy) Outcomes() (sum revision.Sum, out []Outcome) {
 	for name, b := range p.budgets.all() {
 		requests, before := b.now.requests.Load(), b.before.requests.Load()
 		for i := range b.now.failed {
-			o := Outcome{name, i, requests, b.now.failed[i].Load(), before, b.before.failed[i].Load()}
+			o := Outcome{name, i, requests, b.now.told(i), before, b.before.failed[i].Load()}
 			if o.Failed > 0 || o.BeforeFailing > 0 || i == KindUnserved && requests+before > 0 { // one at least, for the requests
 				out = append(out, o)
 			}
@@ -84,8 +121,8 @@ func (p *Proxy) Outcomes() (sum revision.Sum, out []Outcome) {
 
 // outcome counts a request that a client brought, under the objects that decided it.
 func (c *call) outcome() {
-	if c.relayed || c.v.API == nil || c.v.API.Foreign || c.status == 0 && !c.broken || c.keptOnly {
-		return // another edge counts it; nobody's; the client left; or wanted no upstream asked
+	if c.relayed || c.v.API == nil || c.v.API.Foreign || c.status == 0 && !c.broken || c.keptOnly || c.rushed(c.status) || c.v.Stranger {
+		return // another edge counts it; nobody's; the client left, wanted no upstream asked, gave it no time, or is nobody's
 	}
 	b := c.budget
 	if b == nil {
@@ -98,10 +135,11 @@ func (c *call) outcome() {
 	} else if *at != sum {
 		t = &b.before
 	}
-	t.requests.Add(1)
+	kind := -1
 	if c.broken || c.served != "" && c.status >= 500 || c.served == "" && !c.hit && ours(c.status) {
-		t.failed[kindOf(c.status, c.broken)].Add(1)
+		kind = kindOf(c.status, c.broken)
 	}
+	t.note(c.v.Customer, kind)
 }
 
 func kindOf(status int, broken bool) int {

@@ -189,7 +189,7 @@ func (x *exchange) streamed(res *result, pipe *io.PipeWriter) {
 func (x *exchange) join(res *result) {
 	defer res.drop(nil)
 	if !x.p.enter() {
-		x.refuse(x.overloaded("This edge has as many connections that last as it takes; try again shortly."))
+		x.full()
 		return
 	}
 	defer x.p.lives.count.Add(-1)
@@ -237,7 +237,7 @@ func (x *exchange) join(res *result) {
 	}
 	x.stand() // the seat is for requests; connections that last have places of their own
 	end := websocket.Join(ctx, cfg)
-	x.told(&end)
+	x.logEnd(&end)
 	outcome := usage.OutcomeSuccess
 	if end.By == websocket.Upstream && !end.Closed || end.By == websocket.Edge && (end.Code == websocket.CloseFailed || end.Code == websocket.CloseRestart) {
 		outcome, x.broken = usage.OutcomeAborted, true
@@ -245,8 +245,16 @@ func (x *exchange) join(res *result) {
 	x.tab.close(outcome)
 }
 
-// told says what people may want to know of how a connection ended.
-func (x *exchange) told(end *websocket.End) {
+// full refuses a connection that lasts for want of room.
+func (x *exchange) full() {
+	if x.relayed {
+		x.w.Header().Set(relay.HeaderBlameless, "1") // requests are served all the same
+	}
+	x.refuse(x.overloaded("This edge has as many connections that last as it takes; try again shortly."))
+}
+
+// logEnd says what people may want to know of how a connection ended.
+func (x *exchange) logEnd(end *websocket.End) {
 	if len(end.Panic) > 0 {
 		slog.NewLogLogger(x.p.cfg.Logger.Handler(), slog.LevelError).Print("panic in a connection that lasts\n", string(end.Panic))
 		return

@@ -164,10 +164,19 @@ func (x *exchange) judged(said http.Header, outcome usage.Outcome) usage.Outcome
 	return outcome
 }
 
-// ending is what an answer's head tells of a target.
-func (x *exchange) ending(resp *http.Response) failover.Event {
+// rushed says of an answer that its status is what the client's own time came to: Connect says 504 then, and who looks at the
+// clock first may be the upstream.
+func (c *call) rushed(status int) bool {
+	return c.speech != nil && c.speech.timeout > 0 && status == http.StatusGatewayTimeout
+}
+
+// told is what an answer's head tells of a target.
+func (x *exchange) told(resp *http.Response) failover.Event {
 	switch resp.StatusCode {
 	case 502, 503, 504:
+		if x.rushed(resp.StatusCode) {
+			return failover.Tick
+		}
 		return failover.Unavailable
 	}
 	if resp.StatusCode >= 500 {

@@ -194,7 +194,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	if resp.Header.Get(HeaderUnsent) != "" {
 		rule := ruleOf(resp.Header.Get(HeaderRefused))
 		// A rule that refuses one request refuses the next one of its API too, unless it is about the request's own form.
-		down := resp.StatusCode == http.StatusServiceUnavailable || rule != "" && rule != RuleMalformed
+		down := resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(HeaderBlameless) == "" || rule != "" && rule != RuleMalformed
 		resp.Body.Close()
 		end()
 		if rule != "" {
@@ -204,9 +204,10 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		return nil, &Error{Rule: rule, To: f.To, Down: down, Err: errors.New("peer sent it to no upstream")}
 	}
 	if resp.Header.Get(HeaderServed) == "" { // the peer's own answer: its upstream got the request and gave none
+		blameless := resp.Header.Get(HeaderBlameless) != "" || resp.StatusCode < 500
 		resp.Body.Close()
 		end()
-		return nil, &Error{To: f.To, Sent: true, Down: true, Err: errors.New("peer got no answer from its upstream")}
+		return nil, &Error{To: f.To, Sent: true, Down: !blameless, Blameless: blameless, Err: errors.New("peer got no answer from its upstream")}
 	}
 	// A region speaks for itself only: who answered is what its certificate says, not what its header says.
 	resp.Header.Set(HeaderServed, f.To)

@@ -30,9 +30,10 @@ const (
 	HeaderPing        = "Bailiwick-Relay-Ping"        // a sign of life, nothing else
 	HeaderHome        = "Bailiwick-Home"              // region that accepted the request
 	HeaderRequestID   = "Bailiwick-Request-Id"
-	HeaderServed      = "Bailiwick-Served"  // region whose upstream answered
-	HeaderRefused     = "Bailiwick-Refused" // the rule that forbade it
-	HeaderUnsent      = "Bailiwick-Unsent"  // no upstream got a byte of this request: it may be sent elsewhere
+	HeaderServed      = "Bailiwick-Served"    // region whose upstream answered
+	HeaderRefused     = "Bailiwick-Refused"   // the rule that forbade it
+	HeaderUnsent      = "Bailiwick-Unsent"    // no upstream got a byte of this request: it may be sent elsewhere
+	HeaderBlameless   = "Bailiwick-Blameless" // no upstream answered, and that says nothing of the region: the client's doing, or for want of room
 	Prefix            = "Bailiwick-"
 )
 
@@ -155,6 +156,7 @@ type Error struct {
 	// Unreachable says that no edge of the region answers; Down that one did, and that it serves nobody of this API now:
 	// its upstream is down, or a rule there forbids it.
 	Unreachable, Down bool
+	Blameless         bool // neither: it is this request's own fault
 	Err               error
 }
 
