@@ -467,7 +467,7 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 	if e, ok := errors.AsType[*relay.Error](err); ok {
 		res.sent = e.Sent
 		switch {
-		case e.Blameless || x.gone() || x.hurried() || x.body.unsent():
+		case x.gone() || x.hurried() || x.body.unsent():
 			// Its fault, not the region's: one who breaks off his bodies must not take it from all others.
 			res.client = true
 		case e.Down:

@@ -148,3 +148,22 @@ func TestBlame_NoClientMakesAChangeLookBad(t *testing.T) {
 		t.Errorf("what all meet is told of as %d failures, want 30", got)
 	}
 }
+
+// Nor do those who fill a region's places for connections that last: its requests are served.
+func TestBlame_FullPlacesForConnectionsTakeNoRegion(t *testing.T) {
+	w := newLive(t, func(c *proxy.Config) {
+		if c.HedgeAfter = time.Minute; c.Region == "eu-central" {
+			c.MaxStreams = 1
+		}
+	}, nil)
+	w.west.up.kill()
+	eventually(t, 20*time.Second, "another region", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
+	c := w.open(w.west)
+	c.hear()
+	if got := w.open(w.west); got.status != 502 && got.status != 503 {
+		t.Errorf("a second connection: %d", got.status)
+	}
+	if a := w.send("GET", "/v1/x", ""); a.served != "eu-central" {
+		t.Errorf("another's request right after it: %d from %q", a.status, a.served)
+	}
+}

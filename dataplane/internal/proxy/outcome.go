@@ -121,7 +121,7 @@ func (p *Proxy) Outcomes() (sum revision.Sum, out []Outcome) {
 
 // outcome counts a request that a client brought, under the objects that decided it.
 func (c *call) outcome() {
-	if c.relayed || c.v.API == nil || c.v.API.Foreign || c.status == 0 && !c.broken || c.keptOnly || c.rushed(c.status) || c.v.Stranger {
+	if c.relayed || c.v.API == nil || c.v.API.Foreign || c.status == 0 && !c.broken || c.keptOnly || c.rushed(c.status) || c.hurried() || c.v.Stranger {
 		return // another edge counts it; nobody's; the client left, wanted no upstream asked, gave it no time, or is nobody's
 	}
 	b := c.budget

@@ -259,9 +259,7 @@ func TestSocket_IsRelayedAndCounted(t *testing.T) {
 					t.Errorf("the upstream was told %s", name)
 				}
 			}
-			if n := w.west.proxy.Streams(); n != 0 {
-				t.Errorf("%d streams are left", n)
-			}
+			eventually(t, 10*time.Second, "no stream left", func() bool { return w.west.proxy.Streams() == 0 })
 		})
 	}
 }

@@ -207,7 +207,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		blameless := resp.Header.Get(HeaderBlameless) != "" || resp.StatusCode < 500
 		resp.Body.Close()
 		end()
-		return nil, &Error{To: f.To, Sent: true, Down: !blameless, Blameless: blameless, Err: errors.New("peer got no answer from its upstream")}
+		return nil, &Error{To: f.To, Sent: true, Down: !blameless, Err: errors.New("peer got no answer from its upstream")}
 	}
 	// A region speaks for itself only: who answered is what its certificate says, not what its header says.
 	resp.Header.Set(HeaderServed, f.To)

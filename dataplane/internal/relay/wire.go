@@ -156,7 +156,6 @@ type Error struct {
 	// Unreachable says that no edge of the region answers; Down that one did, and that it serves nobody of this API now:
 	// its upstream is down, or a rule there forbids it.
 	Unreachable, Down bool
-	Blameless         bool // neither: it is this request's own fault
 	Err               error
 }
 
