@@ -51,6 +51,9 @@ func New(c net.Conn) net.Conn {
 	return d
 }
 
+// SyscallConn implements syscall.Conn, making nothing anew.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) { return c.raw, nil }
+
 // Read implements net.Conn.
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(p) == 0 {

@@ -28,6 +28,8 @@ type Conn struct {
 	idle      time.Time // since when there has been no request; zero: not looked at yet
 	pinged    time.Time // a client that says nothing was asked; zero: it was not
 	settled   bool      // its first SETTINGS have come
+	greeted   bool      // its preface has
+	paused    bool      // Run is to return, and to be called again
 	table     dynamic
 	part      []byte // of the header block that has not come whole
 	partOf    uint32 // its stream; 0: none
@@ -73,6 +75,7 @@ type buffer struct{ b []byte }
 type Peer struct {
 	Remote string               // host:port
 	TLS    *tls.ConnectionState // nil: there is no TLS
+	Pause  time.Duration        // after which of nothing Run returns although the connection has not ended; 0: never
 }
 
 // NewConn makes a connection of one that speaks HTTP/2 and of which nothing was read. serve serves each request.
@@ -89,10 +92,19 @@ func (v *Server) NewConn(rwc net.Conn, peer Peer, serve func(*Stream)) *Conn {
 }
 
 // Run reads the connection until it ends, and returns once nobody serves a request of it any more. The caller closes it.
-func (c *Conn) Run() {
+//
+// If the peer pauses, Run also returns, with true, when nothing is under way and the client has said nothing for a while: then it
+// holds neither a goroutine nor a buffer. Call it again when something has come, when it Ends, and at the end of its Patience.
+func (c *Conn) Run() (paused bool) {
 	c.buf = make([]byte, readBuffer)
-	c.began = time.Now()
+	if c.began.IsZero() {
+		c.began = time.Now()
+	}
 	code := c.read()
+	if c.paused {
+		c.buf, c.paused = nil, false
+		return true
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if code != none {
@@ -111,15 +123,29 @@ func (c *Conn) Run() {
 	}
 	c.flush(true)
 	c.dead = true
+	return false
 }
 
-// read reads until the connection is to end; the code is what the client is told, none if nothing.
+// Ends says whether the connection is to end, or to be drained, so that Run has something to do although the client says nothing.
+func (c *Conn) Ends() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ending || c.dead || !c.going.IsZero()
+}
+
+// Stay has Run not pause any more: nobody can wait in its place. It is for whoever calls Run.
+func (c *Conn) Stay() { c.peer.Pause = 0 }
+
+// Patience is until when a connection whose Run has paused is waited for. It is for whoever calls Run.
+func (c *Conn) Patience() time.Time { return c.idle.Add(idleTimeout) }
+
+// read reads until the connection is to end or paused; the code is what the client is told, none if nothing.
 func (c *Conn) read() Code {
 	if !secure(c.peer.TLS) {
 		return Inadequate
 	}
 	c.dispatch() // whose first frame nobody has to wait for
-	for c.w < len(preface) {
+	for !c.greeted && c.w < len(preface) {
 		if !c.fill() {
 			return none
 		}
@@ -127,7 +153,9 @@ func (c *Conn) read() Code {
 			return ProtocolError
 		}
 	}
-	c.r = len(preface)
+	if !c.greeted {
+		c.greeted, c.r = true, len(preface)
+	}
 	for {
 		for {
 			more, code := c.next()
@@ -207,7 +235,29 @@ func (c *Conn) fill() bool {
 			c.mu.Unlock()
 			return false
 		}
+		if c.pauses() {
+			c.paused = true
+			return false
+		}
 	}
+}
+
+// pauses says whether nothing is under way, and forgets the deadlines: nobody waits for them meanwhile.
+func (c *Conn) pauses() bool {
+	if c.peer.Pause == 0 || !c.settled || c.partOf != 0 || c.r != c.w {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.streams) > 0 || len(c.fresh) > 0 || c.busy > 0 || c.out != nil || c.writing || c.ending || c.dead || !c.going.IsZero() {
+		return false
+	}
+	if c.idle.IsZero() {
+		c.idle = time.Now()
+	}
+	c.until, c.wuntil = time.Time{}, time.Time{}
+	c.rwc.SetDeadline(time.Time{})
+	return true
 }
 
 func (c *Conn) calm() bool {
@@ -255,10 +305,14 @@ func (c *Conn) patience(now, heard time.Time) bool {
 			}
 		}
 	}
-	if most := now.Add(quietTimeout); limit.After(most) {
+	turn := quietTimeout
+	if c.peer.Pause > 0 {
+		turn = c.peer.Pause
+	}
+	if most := now.Add(turn); limit.After(most) {
 		limit = most
 	}
-	if !c.until.After(now) || c.until.After(limit) || limit.Sub(c.until) > quietTimeout/3 {
+	if !c.until.After(now) || c.until.After(limit) || limit.Sub(c.until) > turn/3 {
 		c.until = limit
 		c.rwc.SetReadDeadline(limit)
 	}

@@ -304,6 +304,7 @@ func (c *Conn) block(id uint32, b []byte) Code {
 		c.held += s.held
 		c.streams[id] = s
 		c.fresh = append(c.fresh, s)
+		c.idle = time.Time{} // it may be answered before anybody looks
 		return none
 	}
 	s.free()

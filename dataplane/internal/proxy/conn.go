@@ -16,13 +16,14 @@ import (
 
 	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/http2"
+	"bailiwick/dataplane/internal/park"
 	"bailiwick/dataplane/internal/relay"
 )
 
 // Limits of a client's connection over HTTP/1.1.
 const (
 	idleTimeout   = 90 * time.Second       // between requests
-	idleWhole     = 5 * time.Second        // of it, in which the connection keeps its buffer
+	idleWhole     = 250 * time.Millisecond // of it, in which the connection keeps its buffer and its goroutine; over HTTP/2 four times as long
 	headTimeout   = 10 * time.Second       // from a head's first byte to its last, and for a handshake
 	headTick      = time.Second            // a door that shuts waits so long for a head that has begun
 	lingerTimeout = 500 * time.Millisecond // for what a client still sends behind an answer that ends the connection
@@ -41,8 +42,14 @@ type conn struct {
 	client string // the same without the port
 	seen   seen
 
-	first  [1]byte // where a byte is waited for without a buffer
-	buf    []byte  // what arrived and was not taken yet is in buf[r:w]
+	met    bool      // its handshake is over, and it speaks HTTP
+	lot    *park.Lot // nil: it cannot be parked
+	place  park.Place
+	idle   time.Time // until when it waits for a request, of one that was parked; zero: it was not
+	parks  bool      // it is to be parked
+	stays  bool      // it cannot be
+	first  [1]byte   // where a byte is waited for without a buffer
+	buf    []byte    // what arrived and was not taken yet is in buf[r:w]
 	r, w   int
 	req    http1.Request
 	until  time.Time // the deadline of reads that is set; zero: none is known to be
@@ -62,9 +69,13 @@ const (
 	closed
 )
 
-// serve is the life of a connection.
+// serve is the life of a connection, or the part of it until it is parked, or from then on.
 func (c *conn) serve() {
+	parked := false
 	defer func() {
+		if parked { // it may be served by another by now
+			return
+		}
 		if p := recover(); p != nil {
 			c.panicked(p)
 		}
@@ -76,20 +87,37 @@ func (c *conn) serve() {
 		c.door.guests.leave(c.client)
 		c.door.forget(c)
 	}()
-	if c.door.Others != nil && !c.handshake() {
-		return
-	}
-	if c.tunnels() {
-		c.tunnel()
-		return
-	}
-	c.buf = make([]byte, connBuffer)
-	for c.next() {
-		if !c.one() || c.door.shut.Load() {
-			c.linger()
+	if !c.met {
+		if c.door.Others != nil && !c.handshake() {
 			return
 		}
-		c.phase.Store(waiting)
+		if c.two == nil && c.tunnels() {
+			c.tunnel()
+			return
+		}
+		c.met = true
+	}
+	if c.two != nil {
+		if parked = c.runs(); !parked {
+			c.linger()
+		}
+		return
+	}
+	for {
+		for c.buf = make([]byte, connBuffer); c.next(); c.phase.Store(waiting) {
+			if !c.one() || c.door.shut.Load() {
+				c.linger()
+				return
+			}
+		}
+		if !c.parks {
+			return
+		}
+		c.parks = false
+		if parked = c.park(); parked {
+			return
+		}
+		c.stays = true
 	}
 }
 
@@ -102,7 +130,7 @@ func (d *Door) panicked(p any) {
 	}
 }
 
-// handshake sets TLS up, and serves what then speaks another protocol than HTTP/1.1. false: there is no more to do.
+// handshake sets TLS up, and serves what then speaks no HTTP. false: there is no more to do.
 func (c *conn) handshake() bool {
 	t := tls.Server(c.raw, c.door.Others.TLSConfig)
 	c.rwc = t
@@ -121,10 +149,7 @@ func (c *conn) handshake() bool {
 	case "", "http/1.1":
 		return true
 	case "h2":
-		if c.door.speak(c) {
-			c.two.Run()
-			c.linger()
-		}
+		return c.door.speak(c)
 	default:
 		if serve := c.door.Others.TLSNextProto[state.NegotiatedProtocol]; serve != nil {
 			c.phase.Store(serving)
@@ -197,21 +222,33 @@ func (c *conn) within(n int64, d time.Duration) bool {
 	return true
 }
 
-// wait waits for the first bytes of a request. A connection that is idle for longer keeps no memory of its own meanwhile but
-// what TLS and a goroutine need.
+// wait waits for the first bytes of a request. A connection that is idle for longer is to be parked then; one that cannot be
+// keeps no memory of its own meanwhile but what TLS and a goroutine need.
 func (c *conn) wait() bool {
-	began := c.patience(idleWhole)
+	now := c.patience(c.door.whole)
+	until := c.idle
+	if until.IsZero() {
+		until = now.Add(idleTimeout)
+	}
+	c.idle = time.Time{}
+	if !now.Before(until) {
+		return false
+	}
 	err := c.fill(c.door.maxHeader)
 	if err == nil || !isTimeout(err) {
 		return err == nil
 	}
 	c.buf, c.req = nil, http1.Request{}
-	c.until = began.Add(idleTimeout)
+	if c.idle, c.parks = until, !c.stays && c.lot != nil; c.parks {
+		return false
+	}
+	c.until = until
 	c.rwc.SetReadDeadline(c.until)
 	n, _ := c.rwc.Read(c.first[:])
 	if n == 0 {
 		return false
 	}
+	c.idle = time.Time{}
 	c.buf = make([]byte, connBuffer)
 	c.buf[0], c.w, c.first = c.first[0], 1, [1]byte{}
 	return true

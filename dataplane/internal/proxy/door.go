@@ -13,6 +13,7 @@ import (
 
 	"bailiwick/dataplane/internal/direct"
 	"bailiwick/dataplane/internal/http2"
+	"bailiwick/dataplane/internal/park"
 )
 
 // Door takes connections that speak HTTP/1.1, or over TLS HTTP/2. A goroutine serves one connection; it returns when that ends.
@@ -33,6 +34,7 @@ type Door struct {
 	works     sync.Pool
 	two       *http2.Server
 	guests    *guests
+	whole     time.Duration // idleWhole, but for tests
 
 	shut    atomic.Bool
 	refuses atomic.Bool   // nor does it take connections that were accepted before it shut
@@ -41,6 +43,8 @@ type Door struct {
 	accepts sync.WaitGroup // Serve's loop
 
 	mu       sync.Mutex // covers the rest
+	lot      *park.Lot  // where connections wait that do nothing; nil: each waits by itself
+	lotless  bool       // and there will be none
 	listener net.Listener
 	conns    map[*conn]struct{}
 }
@@ -95,6 +99,7 @@ func (d *Door) take(raw net.Conn) {
 		return
 	}
 	d.conns[c] = struct{}{}
+	c.lot = d.lotFor(raw)
 	d.wg.Go(c.serve)
 	d.mu.Unlock()
 }
@@ -106,7 +111,7 @@ func (d *Door) speak(c *conn) bool {
 	if !c.phase.CompareAndSwap(waiting, serving) {
 		return false
 	}
-	c.two = d.two.NewConn(c.rwc, http2.Peer{Remote: c.remote, TLS: c.state}, c.stream)
+	c.two = d.two.NewConn(c.rwc, http2.Peer{Remote: c.remote, TLS: c.state, Pause: c.pause()}, c.stream)
 	return true
 }
 
@@ -128,6 +133,7 @@ func (d *Door) Shutdown(ctx context.Context) error {
 		d.refuses.Store(true)
 		close(lingered)
 	}
+	var told []*conn
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		d.mu.Lock()
 		select {
@@ -135,14 +141,21 @@ func (d *Door) Shutdown(ctx context.Context) error {
 			for c := range d.conns {
 				if c.phase.CompareAndSwap(waiting, closed) {
 					c.raw.Close()
+					told = append(told, c)
 				} else if c.two != nil {
 					c.two.Drain()
+					told = append(told, c)
 				}
 			}
 		default:
 		}
 		left := len(d.conns)
 		d.mu.Unlock()
+		for _, c := range told { // whom nobody serves
+			c.lot.Take(&c.place)
+		}
+		clear(told)
+		told = told[:0]
 		if left == 0 {
 			break
 		}
@@ -153,6 +166,7 @@ func (d *Door) Shutdown(ctx context.Context) error {
 		}
 	}
 	d.two.Close()
+	d.parked().Close()
 	d.wg.Wait()
 	return nil
 }
@@ -192,6 +206,7 @@ func (d *Door) Close() error {
 		c.raw.Close()
 	}
 	d.mu.Unlock()
+	d.parked().Close()
 	return nil
 }
 

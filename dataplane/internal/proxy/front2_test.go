@@ -20,7 +20,9 @@ import (
 )
 
 // secure opens eu-west's doors over TLS.
-func (w *world) secure() (s proxy.Servers, at string) {
+func (w *world) secure() (s proxy.Servers, at string) { return w.securely(func(*proxy.Door) {}) }
+
+func (w *world) securely(set func(*proxy.Door)) (s proxy.Servers, at string) {
 	w.t.Helper()
 	cert := httptest.NewUnstartedServer(nil)
 	cert.StartTLS()
@@ -30,6 +32,7 @@ func (w *world) secure() (s proxy.Servers, at string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	set(s.HTTPS)
 	go s.HTTPS.Serve(l)
 	w.t.Cleanup(func() { s.HTTPS.Close() })
 	return s, l.Addr().String()

@@ -102,21 +102,40 @@ func (d *Door) receive(client string) bool {
 	case crowded:
 		return false
 	}
+	return d.makeRoom() && d.guests.enter(client, true) == welcomed
+}
+
+// makeRoom lets a connection go that does nothing; of those that are parked, who waits longest.
+func (d *Door) makeRoom() (made bool) {
+	if o := d.parked().Oldest(); o != nil {
+		made = o.(*conn).yields()
+		if o.Rouse(); made {
+			return true
+		}
+	}
 	d.mu.Lock()
-	made := false
+	defer d.mu.Unlock()
 	for c := range d.conns {
-		if made = c.phase.CompareAndSwap(waiting, closed); made {
-			c.raw.Close()
-			break
+		if c.two == nil && c.yields() {
+			return true
 		}
 	}
-	if !made {
-		for c := range d.conns {
-			if made = c.two != nil && c.two.Yield(); made { // and is told that what it may just be asking was not looked at
-				break
-			}
+	for c := range d.conns {
+		if c.two != nil && c.yields() {
+			return true
 		}
 	}
-	d.mu.Unlock()
-	return made && d.guests.enter(client, true) == welcomed
+	return false
+}
+
+// yields ends a connection on which no request is under way.
+func (c *conn) yields() bool {
+	if c.two != nil {
+		return c.two.Yield() // and is told that what it may just be asking was not looked at
+	}
+	if !c.phase.CompareAndSwap(waiting, closed) {
+		return false
+	}
+	c.raw.Close()
+	return true
 }

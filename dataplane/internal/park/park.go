@@ -1,0 +1,155 @@
+// Package park owns connections on which nothing happens: a goroutine that waits for one costs a stack of 4 to 16 KiB, and one
+// that is parked a place in a list of the kernel's. Whoever parks a connection lets go of it; when a byte or its end arrives on
+// it, when its time is over, or when somebody says so, its owner is roused, once, and starts again where it was.
+//
+// It reads and writes nothing, closes nothing, and decides nothing about requests. Nothing of it survives a crash. All methods
+// may be called from any number of goroutines; one, Run, waits for all that is parked. On systems other than Linux nothing can be
+// parked.
+package park
+
+import (
+	"sync"
+	"time"
+)
+
+// Owner is whose connection is parked. Rouse must not block: the others wait meanwhile. It is called by whoever takes the
+// connection out, from the moment of which that is its owner's alone.
+type Owner interface{ Rouse() }
+
+// Place is where a connection is parked. It may be used again, and the zero Place is ready; it must not be copied, nor used for
+// two connections.
+type Place struct {
+	fd         descriptor
+	owner      Owner
+	until      time.Time
+	prev, next *Place // in order of until
+	slot, turn uint32
+	taken      bool // it is parked
+}
+
+// Lot is where connections are parked. In a nil Lot none is.
+type Lot struct {
+	poll poll
+
+	mu     sync.Mutex // covers the rest, and all Places
+	slots  []*Place   // nil: free
+	free   []uint32
+	turns  uint32 // so that an event of one that has left is not taken for that of another
+	list   Place  // its neighbours are the first and the last to have their time over
+	count  int
+	closed bool
+}
+
+func newLot(p poll) *Lot {
+	l := &Lot{poll: p}
+	l.list.prev, l.list.next = &l.list, &l.list
+	return l
+}
+
+// Count is how many are parked.
+func (l *Lot) Count() int {
+	if l == nil {
+		return 0
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.count
+}
+
+// enter takes a place into the list. first: nobody's time is over sooner.
+func (l *Lot) enter(p *Place, owner Owner, until time.Time) (first bool) {
+	if n := len(l.free); n > 0 {
+		p.slot, l.free = l.free[n-1], l.free[:n-1]
+	} else {
+		p.slot, l.slots = uint32(len(l.slots)), append(l.slots, nil)
+	}
+	l.turns++
+	l.slots[p.slot] = p
+	p.turn, p.owner, p.until, p.taken = l.turns, owner, until, true
+	after := l.list.prev
+	for after != &l.list && after.until.After(until) { // the last to come is mostly the last to go
+		after = after.prev
+	}
+	p.prev, p.next = after, after.next
+	after.next.prev, after.next = p, p
+	l.count++
+	return p.prev == &l.list
+}
+
+// leave takes it out again.
+func (l *Lot) leave(p *Place) {
+	l.slots[p.slot] = nil
+	l.free = append(l.free, p.slot)
+	p.prev.next, p.next.prev = p.next, p.prev
+	p.prev, p.next, p.owner, p.taken = nil, nil, nil, false
+	if l.count--; l.count == 0 { // what a crowd has left behind
+		l.slots, l.free = nil, nil
+	}
+}
+
+// Take rouses the owner of what is parked there. false: nothing is, or another has roused it.
+func (l *Lot) Take(p *Place) bool {
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	if !p.taken {
+		l.mu.Unlock()
+		return false
+	}
+	owner := l.out(p)
+	l.mu.Unlock()
+	owner.Rouse()
+	return true
+}
+
+// Oldest takes out whose time is over first, who has mostly waited longest, for the caller to rouse; nil: nobody is parked.
+func (l *Lot) Oldest() Owner {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.list.next
+	if p == &l.list {
+		return nil
+	}
+	return l.out(p)
+}
+
+// out takes a place out of the list and the kernel's.
+func (l *Lot) out(p *Place) (owner Owner) {
+	owner = p.owner
+	l.leave(p)
+	l.poll.remove(p.fd)
+	return owner
+}
+
+// over takes out whose time is over, and says when that of the next is; zero: there is none.
+func (l *Lot) over(now time.Time, owners []Owner) ([]Owner, time.Time) {
+	for p := l.list.next; p != &l.list; p = l.list.next {
+		if p.until.After(now) {
+			return owners, p.until
+		}
+		owners = append(owners, l.out(p))
+	}
+	return owners, time.Time{}
+}
+
+// Close rouses all that are parked; no other is taken any more, and Run ends.
+func (l *Lot) Close() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	l.closed = true
+	var owners []Owner
+	for p := l.list.next; p != &l.list; p = l.list.next {
+		owners = append(owners, l.out(p))
+	}
+	l.mu.Unlock()
+	l.poll.close()
+	for _, o := range owners {
+		o.Rouse()
+	}
+}

@@ -1,0 +1,24 @@
+package proxy
+
+import "time"
+
+// Parked is how many of a door's connections are parked.
+func (d *Door) Parked() int { return d.parked().Count() }
+
+// ParkAfter has a door park connections that are idle for so long. Call it before Serve.
+func (d *Door) ParkAfter(idle time.Duration) { d.whole = idle }
+
+// Age has the one that is parked longest have waited for as long as it may.
+func (d *Door) Age() {
+	if o := d.parked().Oldest(); o != nil {
+		o.(*conn).idle = time.Unix(1, 0)
+		o.Rouse()
+	}
+}
+
+// Guests is how many connections are counted.
+func (d *Door) Guests() int {
+	d.guests.mu.Lock()
+	defer d.guests.mu.Unlock()
+	return d.guests.total
+}
