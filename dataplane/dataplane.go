@@ -347,7 +347,7 @@ func (e *Edge) openPath() (err error) {
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
 		Gate:  &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
 		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Traces: e.traces, Access: e.access, Pseudonyms: e.pseudo, Logger: e.log,
-		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, AltSvc: altSvc(e.cfg.HTTPS), MaxInFlight: e.cfg.MaxInFlight, MaxStreams: e.cfg.MaxStreams,
+		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, MaxInFlight: e.cfg.MaxInFlight, MaxStreams: e.cfg.MaxStreams,
 		UpstreamDrain: e.cfg.UpstreamDrain})
 	if err != nil {
 		return err

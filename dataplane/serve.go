@@ -36,7 +36,7 @@ func (e *Edge) serve(ctx context.Context) error {
 	if e.http != nil {
 		run("HTTP", func() error { return e.servers.HTTP.Serve(e.http) })
 	}
-	run("HTTP/3", func() error { return e.servers.ServeH3(e.h3) })
+	run("HTTP/3", func() error { return e.servers.H3.Serve(e.h3) })
 	e.serving.Store(true)
 	e.opened.Store(true)
 	close(e.open)
@@ -58,11 +58,7 @@ func (e *Edge) serve(ctx context.Context) error {
 			s.End(grace)
 		})
 	}
-	drain.Go(func() {
-		if e.servers.H3.Shutdown(grace) != nil {
-			e.servers.H3.Close()
-		}
-	})
+	drain.Go(func() { e.servers.H3.End(grace) })
 	drain.Wait()
 	e.h3.Close()
 	wg.Wait()

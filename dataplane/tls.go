@@ -69,14 +69,6 @@ func port(address string) int {
 	return int(n)
 }
 
-// altSvc leads clients from TCP to HTTP/3 on the same port number.
-func altSvc(address string) string {
-	if n := port(address); n != 0 {
-		return fmt.Sprintf(`h3=":%d"; ma=3600`, n)
-	}
-	return ""
-}
-
 // runTLS keeps a certificate for each host that the table names.
 func (e *Edge) runTLS(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// Every place where a panic is caught, and what becomes of it. On a request's path the doors for HTTP/1.1 and HTTP/2 catch it,
-// and http3's server; what they print is tested in package proxy. A new one needs its line, and must
+// Every place where a panic is caught, and what becomes of it. On a request's path the doors for HTTP/1.1, HTTP/2 and
+// HTTP/3 catch it; what they print is tested in package proxy. A new one needs its line, and must
 // not print what a request brought.
 var recovers = map[string]string{
 	"dataplane/internal/spool/append.go":            "a fault on mapped memory becomes an error with its address; other panics go on",
@@ -18,6 +18,8 @@ var recovers = map[string]string{
 	"dataplane/internal/proxy/conn.go":              "whatever a connection over HTTP/1.1 met; its row is written, it ends, and where in the code it was is logged",
 	"dataplane/internal/http2/http.go":              "the same over HTTP/2: the stream is reset, and where in the code it was is logged by the door",
 	"dataplane/internal/http2/stream.go":            "the same for requests on the common road",
+	"dataplane/internal/http3/http.go":              "the same over HTTP/3",
+	"dataplane/internal/http3/stream.go":            "the same for requests on the common road over HTTP/3",
 	"dataplane/internal/proxy/responder.go":         "the same within an answer, which is broken off",
 	"dataplane/internal/proxy/caching.go":           "an answer to nobody that breaks off (http.ErrAbortHandler); of other panics the place is logged, and the renewal ends",
 	"dataplane/internal/tunnel/tunnel.go":           "the same of a connection of which nothing is known but its bytes",

@@ -28,7 +28,7 @@ var dials = map[string]string{
 	"dataplane/internal/channel/channel.go":   "requests to upstreams over HTTP/2, over what upstream.Dialer connects",
 	"dataplane/internal/proxy/connect.go":     "connections that last to upstreams, likewise",
 	"dataplane/internal/upstream/upstream.go": "upstreams: sentinel.Upstream before each dial, by the name that the table has; the keys of tokens' issuers, by a GET that says nothing of anybody",
-	"dataplane/internal/proxy/servers.go":     "listens for QUIC and dials nobody",
+	"dataplane/internal/proxy/door3.go":       "listens for QUIC and dials nobody",
 	"dataplane/internal/relay/session.go":     "other regions' edges: sentinel.Dialled in the handshake, sentinel.Leaves for each request",
 	"dataplane/internal/ship/link.go":         "usage over QUIC: sentinel.Control in the handshake",
 	"dataplane/tls.go":                        "usage where UDP is blocked: sentinel.Control in the handshake",

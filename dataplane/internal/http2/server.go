@@ -2,8 +2,8 @@ package http2
 
 import (
 	"sync"
-	"time"
 
+	"bailiwick/dataplane/internal/crew"
 	"bailiwick/dataplane/internal/head"
 )
 
@@ -19,21 +19,15 @@ type Server struct {
 	cfg     Config
 	spare   sync.Pool // *Stream
 	buffers sync.Pool // *buffer
-
-	mu     sync.Mutex // covers the rest
-	idle   []*worker  // the last to have worked first to work again
-	least  int        // how few were idle since the last sweep: so many are not needed
-	swept  bool       // a sweep is due
-	closed bool
+	crew    crew.Crew[job]
 }
 
 // New makes a Server. Close it once no connection is left.
-func New(cfg Config) *Server { return &Server{cfg: cfg} }
-
-const sweepEvery = 5 * time.Second
-
-// worker serves one stream at a time.
-type worker struct{ jobs chan job }
+func New(cfg Config) *Server {
+	v := &Server{cfg: cfg}
+	v.crew = crew.Crew[job]{Go: cfg.Go, Work: v.work}
+	return v
+}
 
 // job is a stream to serve, or a connection to write to.
 type job struct {
@@ -41,73 +35,22 @@ type job struct {
 	c *Conn
 }
 
-func (v *Server) do(j job) {
-	v.mu.Lock()
-	if n := len(v.idle); n > 0 {
-		w := v.idle[n-1]
-		v.idle[n-1], v.idle = nil, v.idle[:n-1]
-		v.least = min(v.least, n-1)
-		v.mu.Unlock()
-		w.jobs <- j
+func (v *Server) do(j job) { v.crew.Do(j) }
+
+func (v *Server) work(j job) {
+	if j.s != nil {
+		j.s.run()
 		return
 	}
-	v.mu.Unlock()
-	w := &worker{make(chan job, 1)}
-	w.jobs <- j
-	v.cfg.Go(func() { v.work(w) })
-}
-
-func (v *Server) work(w *worker) {
-	for j := range w.jobs {
-		if j.s != nil {
-			j.s.run()
-		} else {
-			j.c.mu.Lock()
-			j.c.hurried = false
-			j.c.flush(true)
-			j.c.idles()
-			j.c.mu.Unlock()
-		}
-		v.mu.Lock()
-		if v.closed {
-			v.mu.Unlock()
-			return
-		}
-		v.idle = append(v.idle, w)
-		if !v.swept {
-			v.swept, v.least = true, len(v.idle)
-			time.AfterFunc(sweepEvery, v.sweep)
-		}
-		v.mu.Unlock()
-	}
-}
-
-// sweep lets those go that nobody needed since the last one.
-func (v *Server) sweep() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	n := min(v.least, len(v.idle))
-	for _, w := range v.idle[:n] {
-		close(w.jobs)
-	}
-	v.idle = append(v.idle[:0], v.idle[n:]...)
-	clear(v.idle[len(v.idle):cap(v.idle)])
-	v.least = len(v.idle)
-	if v.swept = !v.closed && len(v.idle) > 0; v.swept {
-		time.AfterFunc(sweepEvery, v.sweep)
-	}
+	j.c.mu.Lock()
+	j.c.hurried = false
+	j.c.flush(true)
+	j.c.idles()
+	j.c.mu.Unlock()
 }
 
 // Close lets all goroutines go that serve nothing. Those that do follow when they are done.
-func (v *Server) Close() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.closed = true
-	for _, w := range v.idle {
-		close(w.jobs)
-	}
-	v.idle = nil
-}
+func (v *Server) Close() { v.crew.Close() }
 
 func (v *Server) get() *buffer {
 	if b, _ := v.buffers.Get().(*buffer); b != nil {

@@ -93,7 +93,9 @@ func (p *Proxy) altSvc(t *policy.Table, tcp bool) string {
 	case t.Off("http3"):
 		return "clear" // RFC 7838: whoever remembers HTTP/3 here forgets it
 	case tcp:
-		return p.cfg.AltSvc
+		if alt := p.alt.Load(); alt != nil {
+			return *alt
+		}
 	}
 	return ""
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"bailiwick/dataplane/internal/gate"
-	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
 )
@@ -186,19 +185,4 @@ func idempotent(method string) bool {
 		return true
 	}
 	return false
-}
-
-// spelt says whether a target over HTTP/3 has only bytes that one may have: http3 takes what the readers of HTTP/1.1 and HTTP/2
-// refuse.
-func spelt(r *http.Request) bool {
-	var q http1.Request
-	return r.ProtoMajor != 3 || r.Method == http.MethodConnect || q.Locate(r.RequestURI)
-}
-
-// unmet is an expectation over HTTP/3 that nobody knows; over the other protocols it does not come this far.
-func unmet(r *http.Request) gate.Problem {
-	if e := r.Header["Expect"]; len(e) > 1 || len(e) == 1 && !strings.EqualFold(e[0], "100-continue") {
-		return gate.NewProblem(http.StatusExpectationFailed, gate.ReasonBadRequest, "The expectation cannot be met.")
-	}
-	return gate.Problem{}
 }

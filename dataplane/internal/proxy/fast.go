@@ -29,7 +29,7 @@ const (
 	workBuffer  = 4 << 10                // of what is sent; it grows to what is needed
 )
 
-// front is what brought a common request and takes its answer: a connection over HTTP/1.1, or a stream over HTTP/2.
+// front is what brought a common request and takes its answer: a connection over HTTP/1.1, or a stream over HTTP/2 or HTTP/3.
 type front interface {
 	// exchange serves it as one that is not.
 	exchange(k *work, do func(e *exchange)) bool
@@ -48,6 +48,7 @@ type work struct {
 	secure bool   // it came over TLS
 	via    string // the edge's word in Via
 	two    front2
+	three  front3
 
 	call  call
 	ask   asked

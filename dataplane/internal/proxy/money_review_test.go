@@ -76,7 +76,7 @@ func TestMoney_GivenUpAnswersLookBroken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	go servers.ServeH3(u)
+	go servers.H3.Serve(u)
 	defer servers.H3.Close()
 	var h1, h2 http.Protocols
 	h1.SetHTTP1(true)

@@ -63,7 +63,7 @@ func TestServers_APanicSaysNothingOfTheRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	go s.HTTPS.Serve(l)
-	go s.ServeH3(pc)
+	go s.H3.Serve(pc)
 	defer s.HTTPS.Close()
 	defer pc.Close()
 	defer s.H3.Close()

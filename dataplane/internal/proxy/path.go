@@ -51,10 +51,6 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	// 1-3. One reading of the request, or none; may it in, and can it be counted? From here on, only the verdict speaks for
 	// the client.
-	if problem := unmet(r); problem.Status != 0 {
-		x.refuse(problem)
-		return
-	}
 	a := asking(r)
 	if x.answersItself(&a) {
 		return
@@ -89,7 +85,7 @@ func (x *exchange) sign() {
 // asking is what a request of net/http asks.
 func asking(r *http.Request) asked {
 	a := asked{Request: gate.Request{Host: canonicalHost(r.Host), Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr, Shown: shown{r}},
-		raw: r.URL.RawPath, more: r.URL.Opaque != "" || r.URL.User != nil || !spelt(r), http3: r.ProtoMajor == 3, upgrade: r.Header["Upgrade"]}
+		raw: r.URL.RawPath, more: r.URL.Opaque != "" || r.URL.User != nil, http3: r.ProtoMajor == 3, upgrade: r.Header["Upgrade"]}
 	if len(a.upgrade) > 0 {
 		a.socket = askSocket(r)
 	}

@@ -73,7 +73,6 @@ type Config struct {
 	Timeout         time.Duration // 0: 30 s to the headers of the answer, and between bytes after, where the route does not say
 	HedgeAfter      time.Duration // 0: 100 ms; a repeatable request waits at least so long before a second try beside the first
 	InterimEvery    time.Duration // 0: 15 s; how often a long answer writes a row
-	AltSvc          string        // of answers over TCP: where HTTP/3 is; "": none
 	MaxInFlight     int           // requests of clients under way, of which each class of plans may take its share; 0: priority.DefaultSeats
 	MaxStreams      int           // connections that last: WebSockets, and those of APIs that are tcp; 0: DefaultStreams
 	UpstreamDrain   time.Duration // 0: DefaultDrain; for how long what lasts goes on at a target that was taken out of the catalog
@@ -102,6 +101,7 @@ type Proxy struct {
 	seats    *priority.Seats
 	lives    lives
 	turned   atomic.Pointer[revision.Sum]
+	alt      atomic.Pointer[string] // where HTTP/3 is, as Alt-Svc has it
 	buffers  sync.Pool
 	unbilled atomic.Int64
 	replays  atomic.Int64 // bytes of bodies kept to be sent again

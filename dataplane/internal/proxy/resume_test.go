@@ -51,8 +51,8 @@ func newCrowdedDoors(t *testing.T, reset []byte, unproven int) *doors {
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return host, nil }}
 	d.servers = proxy.NewServers(proxy.ServersConfig{TLS: d.policy, ResetKey: reset, UnprovenASecond: unproven, Logger: slog.New(slog.DiscardHandler),
 		Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { d.requests.Add(1) })})
-	own := d.servers.H3.QUICConfig.Clone()
-	d.servers.H3.QUICConfig.GetConfigForClient = func(i *quic.ClientInfo) (*quic.Config, error) {
+	own := d.servers.H3.QUIC.Clone()
+	d.servers.H3.QUIC.GetConfigForClient = func(i *quic.ClientInfo) (*quic.Config, error) {
 		d.proven <- i.AddrVerified
 		return own, nil
 	}
@@ -67,7 +67,7 @@ func (d *doors) quic(t *testing.T, at string) net.PacketConn {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- d.servers.ServeH3(u) }()
+	go func() { ended <- d.servers.H3.Serve(u) }()
 	t.Cleanup(func() {
 		d.servers.H3.Close()
 		u.Close()

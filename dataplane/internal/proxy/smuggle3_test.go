@@ -29,7 +29,7 @@ func TestSmuggling_ProtocolsAgree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go s.ServeH3(pc)
+	go s.H3.Serve(pc)
 	defer pc.Close()
 	defer s.H3.Close()
 	overQUIC := func() *quic.Conn {

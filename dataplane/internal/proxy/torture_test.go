@@ -247,7 +247,7 @@ func TestTorture(t *testing.T) {
 		t.Fatal(err)
 	}
 	go servers.HTTPS.Serve(l)
-	go servers.ServeH3(pc)
+	go servers.H3.Serve(pc)
 	defer servers.HTTPS.Close()
 	defer pc.Close()
 	defer servers.H3.Close()

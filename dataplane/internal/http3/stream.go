@@ -1,0 +1,390 @@
+package http3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"bailiwick/dataplane/internal/head"
+	"bailiwick/dataplane/internal/http1"
+)
+
+// Stream is a request and its answer. One goroutine serves it; another may read its body.
+type Stream struct {
+	// Request is what is asked, as HTTP/1.1 would have it, without what belongs to a connection. It is good until serving ends.
+	Request http1.Request
+
+	c     *Conn
+	q     *quic.Stream
+	shown bool // as net/http's
+
+	// What was read.
+	reader
+	block    head.Block
+	declared int64 // the length of the body; -1: none was
+	left     uint64
+	got      int64
+	trailed  bool // a trailer has come
+	trailer  http.Header
+	body     []byte // of the body, what was read ahead and is behind read
+	read     int
+	held     int // of the connection's
+	failed   error
+
+	// What was written.
+	out      []byte
+	answered bool // all of the answer was given to QUIC
+	reset    bool
+}
+
+// run serves the stream.
+func (s *Stream) run() {
+	c := s.c
+	defer func() {
+		if p := recover(); p != nil {
+			c.v.cfg.Panicked(p)
+			s.Reset(InternalError)
+		}
+		s.end()
+	}()
+	if !s.head() {
+		return
+	}
+	switch {
+	case s.block.TooBig:
+		s.Plain(http.StatusRequestHeaderFieldsTooLarge, "The request's head is too large.")
+	case s.Request.Expects:
+		s.Plain(http.StatusExpectationFailed, "The expectation cannot be met.")
+	default:
+		c.serve(s)
+	}
+}
+
+// end is what is left to do once nobody serves it.
+func (s *Stream) end() {
+	c := s.c
+	if !s.answered { // nobody should wait for the rest
+		if isReset(context.Cause(s.q.Context())) {
+			c.spent(1)
+		}
+		s.Reset(InternalError)
+	}
+	if !s.eof || s.r < s.w {
+		s.q.CancelRead(quic.StreamErrorCode(NoError)) // of a body that nobody wants
+	}
+	s.q.ReleaseStreamCredit()
+	held, answered := s.held, s.answered
+	c.v.free(s)
+	c.ended(held, answered)
+}
+
+// Reset breaks the request off: the client sees that it has no whole answer.
+func (s *Stream) Reset(code Code) {
+	if s.answered || s.reset {
+		return
+	}
+	s.reset = true
+	s.q.CancelWrite(quic.StreamErrorCode(code))
+}
+
+// refuse breaks off what is malformed, or never becomes whole.
+func (s *Stream) refuse(code Code) {
+	s.Reset(code)
+	s.q.CancelRead(quic.StreamErrorCode(code))
+	s.c.spent(1)
+}
+
+// head reads the request's. false: there is none that could be served.
+func (s *Stream) head() bool {
+	s.q.SetReadDeadline(time.Now().Add(headTimeout))
+	for {
+		f, err := s.reader.frame(s.q)
+		if err != nil {
+			s.cut(err)
+			return false
+		}
+		switch {
+		case f.kind == frameHeaders:
+			return s.section(f.length)
+		case known(f.kind):
+			s.c.fail(FrameUnexpected)
+			return false
+		case !s.pass(f):
+			return false
+		}
+	}
+}
+
+// known says whether it is clear what a frame of that type is, and so that another had to come.
+func known(kind uint64) bool {
+	switch kind {
+	case frameData, frameHeaders, frameCancel, frameSettings, framePush, frameGoAway, frameMaxPush:
+		return true
+	}
+	return reserved(kind)
+}
+
+// pass passes over a frame of an extension.
+func (s *Stream) pass(f frame) bool {
+	for n := f.length; ; {
+		if !s.c.spent(1) {
+			return false
+		}
+		part := min(n, allowanceBytes)
+		if err := s.reader.skip(s.q, part); err != nil {
+			s.cut(err)
+			return false
+		}
+		if n -= part; n == 0 {
+			return true
+		}
+	}
+}
+
+// cut is the end of a stream before its time.
+func (s *Stream) cut(err error) {
+	switch {
+	case err == io.ErrUnexpectedEOF:
+		s.c.fail(FrameError)
+	case err == io.EOF, errors.Is(err, os.ErrDeadlineExceeded):
+		s.refuse(RequestIncomplete)
+	case isReset(err):
+		s.refuse(RequestCancelled)
+	default:
+		s.Reset(InternalError)
+	}
+}
+
+// section reads the field section of the head.
+func (s *Stream) section(length uint64) bool {
+	if length > uint64(s.block.Most) {
+		s.block.TooBig = true
+		return true
+	}
+	b, err := s.whole(s.q, int(length))
+	if err != nil {
+		s.cut(err)
+		return false
+	}
+	if decode(b, &s.block) != nil {
+		s.c.fail(DecompressionFailed)
+		return false
+	}
+	if !s.c.hold(s.block.Kept()) {
+		s.refuse(RequestRejected)
+		return false
+	}
+	s.held = s.block.Kept()
+	if s.block.TooBig {
+		return true
+	}
+	ended := s.eof && s.r == s.w
+	var ok bool
+	if s.declared, ok = s.block.Parse(&s.Request, ended); !ok {
+		s.refuse(MessageError)
+		return false
+	}
+	return true
+}
+
+// piece is what is here of the body, waited for if there is nothing; take says how much of it is taken. io.EOF: that was all.
+func (s *Stream) piece() ([]byte, error) {
+	if s.failed != nil {
+		return nil, s.failed
+	}
+	for s.left == 0 {
+		f, err := s.reader.frame(s.q)
+		if err != nil {
+			return nil, s.stopped(err)
+		}
+		switch {
+		case s.trailed && known(f.kind): // nothing may follow it
+			return nil, s.broken(FrameUnexpected)
+		case f.kind == frameData:
+			if s.declared >= 0 && f.length > uint64(s.declared-s.got) {
+				return nil, s.malformed()
+			}
+			if f.length == 0 && !s.c.spent(1) {
+				s.failed = errBroken
+				return nil, s.failed
+			}
+			s.left = f.length
+		case f.kind == frameHeaders:
+			if err := s.trailers(f.length); err != nil {
+				return nil, err
+			}
+		case known(f.kind):
+			return nil, s.broken(FrameUnexpected)
+		case !s.pass(f):
+			s.failed = errReset
+			return nil, s.failed
+		}
+	}
+	if s.r == s.w {
+		if err := s.fill(s.q, 1); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, s.stopped(err)
+		}
+	}
+	return s.buf[s.r : s.r+int(min(s.left, uint64(s.w-s.r)))], nil
+}
+
+// take takes so much of a piece.
+func (s *Stream) take(n int) {
+	s.r += n
+	s.left -= uint64(n)
+	s.got += int64(n)
+}
+
+// stopped is why there is no more of the body. A time that is over may be followed by another.
+func (s *Stream) stopped(err error) error {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return err
+	case err == io.EOF:
+		if s.declared >= 0 && s.got != s.declared {
+			return s.malformed()
+		}
+	case err == io.ErrUnexpectedEOF:
+		return s.broken(FrameError)
+	case isReset(err):
+		s.c.spent(1)
+		err = errReset
+	}
+	s.failed = err
+	return err
+}
+
+func (s *Stream) malformed() error {
+	s.q.CancelRead(quic.StreamErrorCode(MessageError))
+	s.q.CancelWrite(quic.StreamErrorCode(MessageError)) // whoever reads the body may not be who answers: it finds out
+	s.c.spent(1)
+	s.failed = errMalformed
+	return s.failed
+}
+
+func (s *Stream) broken(code Code) error {
+	s.c.fail(code)
+	s.failed = errBroken
+	return s.failed
+}
+
+// trailers reads the field section behind a body.
+func (s *Stream) trailers(length uint64) error {
+	s.trailed = true
+	if length > uint64(s.block.Most) {
+		return s.malformed()
+	}
+	b, err := s.whole(s.q, int(length))
+	if err != nil {
+		return s.stopped(err)
+	}
+	h := head.Block{Most: s.block.Most}
+	if decode(b, &h) != nil {
+		return s.broken(DecompressionFailed)
+	}
+	t, ok := h.Trailer()
+	if !ok || h.TooBig {
+		return s.malformed()
+	}
+	if len(t) > 0 {
+		s.trailer = t
+	}
+	return nil
+}
+
+// Body is the request's body if it is no longer than room, and all of it is here or comes at once. One of no declared length
+// is a stream, gRPC's mostly, unless its end is here or the method rarely has one.
+func (s *Stream) Body(room int) (body []byte, ok bool) {
+	r := &s.Request
+	switch {
+	case s.declared > int64(room):
+		return nil, false
+	case s.eof && s.r == s.w && s.left == 0: // it has none
+	case s.declared >= 0, s.eof, r.Method == http.MethodGet, r.Method == http.MethodHead, r.Method == http.MethodDelete:
+		if r.Continue {
+			return nil, false
+		}
+		s.q.SetReadDeadline(time.Now().Add(bodyPatience))
+	default:
+		return nil, false
+	}
+	for {
+		p, err := s.piece()
+		if err == io.EOF {
+			break
+		}
+		if err != nil || len(s.body)+len(p) > room {
+			return nil, false
+		}
+		s.body = append(s.body, p...)
+		s.take(len(p))
+	}
+	if s.trailer != nil {
+		return nil, false
+	}
+	r.Length = int64(len(s.body))
+	return s.body, true
+}
+
+// Gone says whether what was read of the body ends the request: nobody should look at it.
+func (s *Stream) Gone() bool { return s.failed != nil && s.failed != io.EOF }
+
+// Answer sends a whole answer: its field section, and its body. false: the client does not get it.
+func (s *Stream) Answer(section, body []byte) bool {
+	if s.reset {
+		return false
+	}
+	b := append(appendFrame(s.out[:0], frameHeaders, len(section)), section...)
+	if len(body) > 0 {
+		b = append(appendFrame(b, frameData, len(body)), body...)
+	}
+	s.out = b
+	if err := s.q.TryWriteAll(b); err == quic.ErrWouldBlock {
+		if s.write(b, time.Time{}) != nil {
+			return false
+		}
+	} else if err != nil {
+		return false
+	}
+	return s.finish() == nil
+}
+
+// finish says that the answer is whole.
+func (s *Stream) finish() error {
+	if s.reset {
+		return errOver
+	}
+	err := s.q.Close()
+	if err == nil {
+		s.answered = true
+	}
+	return err
+}
+
+// write writes what fits into one frame; until is when the client must have taken it, zero: in a while.
+func (s *Stream) write(b []byte, until time.Time) error {
+	if until.IsZero() {
+		until = time.Now().Add(sendTimeout)
+	}
+	s.q.SetWriteDeadline(until)
+	_, err := s.q.Write(b)
+	if isReset(err) {
+		err = errReset
+	}
+	return err
+}
+
+// Plain answers what belongs to nobody with a bare status.
+func (s *Stream) Plain(status int, text string) {
+	section := AppendField(AppendStatus(nil, status), "content-type", "text/plain; charset=utf-8")
+	s.Answer(section, fmt.Appendln(nil, text))
+}

@@ -1,0 +1,260 @@
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"bailiwick/dataplane/internal/http3"
+)
+
+// Door3 takes connections that speak HTTP/3. Serve may be called once.
+type Door3 struct {
+	Handler http.Handler // of what is not common; set it and what follows before Serve
+	TLS     *tls.Config
+	QUIC    *quic.Config
+
+	fast     *Proxy // of what is; nil: nothing is
+	log      *log.Logger
+	works    sync.Pool
+	three    *http3.Server
+	guests   *guests
+	resetKey *quic.StatelessResetKey
+	unproven int
+
+	shut context.Context // ends when it takes no more connections
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+
+	mu      sync.Mutex // covers the rest
+	conns   map[*conn3]struct{}
+	refuses bool // it takes none any more
+}
+
+// conn3 is a client's connection over QUIC.
+type conn3 struct {
+	door   *Door3
+	three  *http3.Conn
+	sni    string
+	remote string // host:port of the client
+	client string // the same without the port
+}
+
+// tokenAge is how long QUIC takes a client's word for its address. A token opens nothing but the limit on what
+// is sent to an address not proven yet, and names no host; it does not outlive a grant all the same.
+const tokenAge = 30 * time.Second
+
+var (
+	errNoH3    = errors.New("HTTP/3 is turned off")
+	errCrowded = errors.New("there are too many connections")
+)
+
+// crowd counts unproven handshakes. The zero crowd is empty; it may be used by all at once.
+type crowd struct {
+	second, count atomic.Int64
+}
+
+// tooMany says whether one more, now, has to prove its address. Counts around the turn of a second may be off by
+// those that come in that very moment.
+func (c *crowd) tooMany(now time.Duration, most int) bool {
+	if s := int64(now / time.Second); c.second.Swap(s) != s {
+		c.count.Store(0)
+	}
+	return c.count.Add(1) > int64(most)
+}
+
+// transport is what QUIC is told of limits.
+func transport() *quic.Config {
+	return &quic.Config{
+		Allow0RTT: false, MaxIdleTimeout: http3.IdleTimeout, HandshakeIdleTimeout: headTimeout,
+		MaxIncomingStreams: http3.MaxStreams, MaxIncomingUniStreams: http3.MaxControl, RequireStreamCreditRelease: true,
+		InitialStreamReceiveWindow: http3.StreamWindow, MaxStreamReceiveWindow: http3.StreamWindow,
+		InitialConnectionReceiveWindow: http3.ConnWindow, MaxConnectionReceiveWindow: http3.ConnWindow,
+	}
+}
+
+// speaking3 is a policy whose connections agree on HTTP/3 and nothing else.
+func speaking3(t *tls.Config) *tls.Config {
+	t.DecryptTicket(nil, tls.ConnectionState{}) // copies of one that has no ticket keys yet would draw their own
+	t = t.Clone()
+	t.NextProtos = []string{"h3"}
+	if choose := t.GetConfigForClient; choose != nil {
+		t.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			chosen, err := choose(hello)
+			if chosen != nil && err == nil {
+				chosen = speaking3(chosen)
+			}
+			return chosen, err
+		}
+	}
+	return t
+}
+
+// announce has answers over TCP say where HTTP/3 is; nil: nowhere.
+func (p *Proxy) announce(at net.Addr) {
+	alt := ""
+	if a, ok := at.(*net.UDPAddr); ok {
+		alt = fmt.Sprintf(`h3=":%d"; ma=3600`, a.Port)
+	}
+	p.alt.Store(&alt)
+}
+
+// counted is the mark, in a connection's context, of one that was counted in before its handshake.
+type counted struct{}
+
+// Serve takes HTTP/3 from conn until the door is shut. The key of address tokens is drawn anew each time and leaves
+// the process in nothing: a token of another edge, of another region's above all, is noise here. Connections
+// are taken when their handshake is done, never early. It leaves conn open for those that still drain: close it
+// after Shutdown, which ends the rest.
+func (d *Door3) Serve(conn net.PacketConn) error {
+	var token quic.TokenGeneratorKey
+	rand.Read(token[:]) // never fails
+	var unproven crowd
+	start := time.Now()
+	tr := &quic.Transport{Conn: conn, TokenGeneratorKey: &token, MaxTokenAge: tokenAge, StatelessResetKey: d.resetKey, ConnContext: d.knocks,
+		VerifySourceAddress: func(net.Addr) bool { return unproven.tooMany(time.Since(start), d.unproven) }}
+	l, err := tr.Listen(d.TLS, d.QUIC)
+	if err != nil {
+		return fmt.Errorf("listen for QUIC: %w", err)
+	}
+	defer l.Close()
+	if d.fast != nil {
+		d.fast.announce(conn.LocalAddr())
+		defer d.fast.announce(nil) // clients of a door that is shut would ask in vain
+	}
+	for {
+		q, err := l.Accept(d.shut)
+		if err != nil {
+			if d.shut.Err() != nil || errors.Is(err, quic.ErrServerClosed) {
+				err = http.ErrServerClosed
+			}
+			return err
+		}
+		d.take(q)
+	}
+}
+
+// knocks looks at a handshake that begins. Whose address is proven is counted from here on; for others whoever forges an address
+// would use up its owner's places.
+func (d *Door3) knocks(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
+	client := addressOf(info.RemoteAddr.String())
+	if !info.AddrVerified {
+		return ctx, nil
+	}
+	if !d.receive(client) {
+		return nil, errCrowded
+	}
+	context.AfterFunc(ctx, func() { d.guests.leave(client) })
+	return context.WithValue(ctx, counted{}, true), nil
+}
+
+// receive counts a connection in; where there is no place, one that asks nothing goes for it.
+func (d *Door3) receive(client string) bool {
+	switch d.guests.enter(client, false) {
+	case welcomed:
+		return true
+	case crowded:
+		return false
+	}
+	d.mu.Lock()
+	made := false
+	for c := range d.conns {
+		if made = c.three.Yield(); made {
+			break
+		}
+	}
+	d.mu.Unlock()
+	return made && d.guests.enter(client, true) == welcomed
+}
+
+func (d *Door3) take(q *quic.Conn) {
+	remote := q.RemoteAddr().String()
+	state := q.ConnectionState().TLS
+	c := &conn3{door: d, remote: remote, client: addressOf(remote), sni: state.ServerName}
+	before, _ := q.Context().Value(counted{}).(bool)
+	if !before && !d.receive(c.client) {
+		q.CloseWithError(quic.ApplicationErrorCode(http3.ExcessiveLoad), "")
+		return
+	}
+	c.three = d.three.NewConn(q, http3.Peer{Remote: remote, TLS: &state}, c.stream)
+	d.mu.Lock()
+	if d.refuses {
+		d.mu.Unlock()
+		if !before {
+			d.guests.leave(c.client)
+		}
+		c.three.Close()
+		return
+	}
+	d.conns[c] = struct{}{}
+	d.wg.Go(func() {
+		c.three.Run()
+		if !before {
+			d.guests.leave(c.client)
+		}
+		d.mu.Lock()
+		delete(d.conns, c)
+		d.mu.Unlock()
+	})
+	d.mu.Unlock()
+}
+
+// Shutdown takes no more connections and, once clients have heard of it, no more requests, and waits for those under way until
+// ctx ends.
+func (d *Door3) Shutdown(ctx context.Context) error {
+	d.stop()
+	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+		d.mu.Lock()
+		d.refuses = true
+		for c := range d.conns {
+			c.three.Drain()
+		}
+		left := len(d.conns)
+		d.mu.Unlock()
+		if left == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+	d.three.Close()
+	d.wg.Wait()
+	return nil
+}
+
+// End is Shutdown, and Close where ctx ends before; then it waits for what was broken off to be counted, for a moment.
+func (d *Door3) End(ctx context.Context) {
+	if d.Shutdown(ctx) == nil {
+		return
+	}
+	d.Close()
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+	defer cancel()
+	d.Shutdown(last)
+}
+
+// Close ends everything at once.
+func (d *Door3) Close() error {
+	d.stop()
+	d.mu.Lock()
+	d.refuses = true
+	for c := range d.conns {
+		d.wg.Go(c.three.Close)
+	}
+	d.mu.Unlock()
+	d.three.Close()
+	return nil
+}
