@@ -42,7 +42,7 @@ func (w *world) vias() []via {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	go s.ServeH3(pc)
+	go s.H3.Serve(pc)
 	w.t.Cleanup(func() { pc.Close(); s.H3.Close() })
 	insecure := func() *tls.Config { return &tls.Config{InsecureSkipVerify: true, ServerName: "orders.test"} }
 	var one, two http.Protocols
