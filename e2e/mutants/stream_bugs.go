@@ -15,7 +15,7 @@ var streamBugs = []bug{
 		edits:  []edit{{liveFile, "\t\tfor _, l := range list {\n\t\t\tp.judge(l)\n", "\t\tfor range list {\n"}},
 		checks: []check{{proxyPkg, "TestTCP_EndsWithItsKey"}}},
 	{name: "answer-outlives-its-key", breaks: "an answer that lasts ends with what its decision rested on",
-		edits:  []edit{{liveFile, "\t\tif ended {\n\t\t\treturn\n\t\t}\n\t\tvar a *gate.Request", "\t\tif true || ended {\n\t\t\treturn\n\t\t}\n\t\tvar a *gate.Request"}},
+		edits:  []edit{{liveFile, "\t\tif ended {\n\t\t\treturn\n\t\t}\n\t\t_, leave = c.p.live", "\t\tif true || ended {\n\t\t\treturn\n\t\t}\n\t\t_, leave = c.p.live"}},
 		checks: []check{{proxyPkg, "TestStreams_EndWithWhatTheyRestOn"}}},
 	{name: "stream-outlives-its-target", breaks: "what lasts ends some time after its target left the catalog, also at a receiver of relays",
 		edits:  []edit{{liveFile, "if l.target != nil && p.drained(l) {", "if l.target != nil && p.drained(l) && false {"}},

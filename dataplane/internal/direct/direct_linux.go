@@ -17,6 +17,7 @@ type Conn struct {
 	rmu  sync.Mutex // covers in; held while a read waits, as the descriptor's own lock is
 	in   transfer
 	read func(fd uintptr) bool // made once: what is made for a call costs memory
+	once func(fd uintptr) bool
 	ask  func(fd uintptr) bool
 	peek func(fd uintptr)
 
@@ -47,6 +48,7 @@ func New(c net.Conn) net.Conn {
 		return c
 	}
 	d := &Conn{TCPConn: tcp, raw: raw}
+	d.once = func(fd uintptr) bool { d.tryRead(fd); return true }
 	d.read, d.ask, d.peek, d.write = d.tryRead, d.tryAsk, d.tryPeek, d.tryWrite
 	return d
 }
@@ -63,6 +65,23 @@ func (c *Conn) Read(p []byte) (int, error) {
 	defer c.rmu.Unlock()
 	c.in = transfer{p: p}
 	err := c.raw.Read(c.read)
+	n := c.in.n
+	if err == nil {
+		err = c.in.err
+	}
+	c.in = transfer{}
+	return n, err
+}
+
+// Try reads what has arrived, and waits for nothing: 0 and no error says that nothing has.
+func (c *Conn) Try(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	c.in = transfer{p: p}
+	err := c.raw.Read(c.once)
 	n := c.in.n
 	if err == nil {
 		err = c.in.err

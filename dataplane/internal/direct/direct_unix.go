@@ -3,6 +3,7 @@
 package direct
 
 import (
+	"io"
 	"net"
 	"syscall"
 )
@@ -37,4 +38,27 @@ func (c *Conn) Quiet() (still bool) {
 		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		still = n <= 0 && err == syscall.EAGAIN
 	}) == nil && still
+}
+
+// Try is as on Linux.
+func (c *Conn) Try(p []byte) (n int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil || len(p) == 0 {
+		return 0, err
+	}
+	failed := raw.Read(func(fd uintptr) bool {
+		n, err = syscall.Read(int(fd), p)
+		return true
+	})
+	switch {
+	case failed != nil:
+		return 0, failed
+	case err == syscall.EAGAIN || err == syscall.EINTR:
+		return 0, nil
+	case err != nil:
+		return 0, err
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
 }

@@ -2,6 +2,7 @@ package http1
 
 import (
 	"bytes"
+	"errors"
 	"io"
 )
 
@@ -14,6 +15,10 @@ type Source interface {
 	Discard(n int)
 	io.Reader
 }
+
+// ErrWait is what a Source says that would have to wait, and should not: Read says it too, and goes on from there when it is
+// called again.
+var ErrWait = errors.New("there is nothing to read just now")
 
 // Body reads a body by its framing and not a byte beyond. An end that comes early is io.ErrUnexpectedEOF.
 type Body struct {
@@ -28,6 +33,7 @@ type Body struct {
 	tail    []byte
 	trailer []Field
 	err     error
+	waits   bool // its source did not wait
 }
 
 // States of a chunked body.
@@ -58,7 +64,10 @@ func (b *Body) Trailer() []Field { return b.trailer }
 // Read reads the body's bytes.
 func (b *Body) Read(p []byte) (n int, err error) {
 	for n == 0 && b.err == nil && len(p) > 0 {
-		n = b.step(p)
+		if n = b.step(p); b.waits {
+			b.waits = false
+			return 0, ErrWait
+		}
 	}
 	if n > 0 && b.left == 0 && b.err == nil && !b.chunked && !b.open {
 		b.err = io.EOF
@@ -92,6 +101,10 @@ func (b *Body) step(p []byte) int {
 }
 
 func (b *Body) fail(err error) {
+	if err == ErrWait {
+		b.waits = true
+		return
+	}
 	if err == io.EOF && !b.open {
 		err = io.ErrUnexpectedEOF
 	}

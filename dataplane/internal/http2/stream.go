@@ -44,6 +44,7 @@ type Stream struct {
 	lined     bool // it stands in the connection's line
 	readUntil time.Time
 	sendUntil time.Time
+	stopped   bool // who waits to send, waits no more
 }
 
 // run serves the stream.
@@ -295,6 +296,46 @@ func (s *Stream) Answer(block, body []byte) bool {
 	return len(body) == 0 || s.send(body, true) == nil
 }
 
+// Part sends a part of an answer: its head first, if there is one, and its trailers behind it, if it is the last. The client has
+// until then to give room for it.
+func (s *Stream) Part(head, body, trailers []byte, last bool, until time.Time) error {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.sendUntil = until
+	ends := last && len(trailers) == 0
+	if len(head) > 0 {
+		if err := s.begin(head, ends && len(body) == 0); err != nil || s.answered {
+			return err
+		}
+	}
+	if len(body) > 0 || ends {
+		return s.send(body, ends)
+	}
+	if last {
+		return s.begin(trailers, true)
+	}
+	c.flush(false)
+	return nil
+}
+
+// Stop has sending fail from now on, also of whoever waits with it. The stream is still to be answered or reset.
+func (s *Stream) Stop() {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.stopped = true
+	s.wwake.wake()
+}
+
+// Notify has lost called once the client has left or the stream has failed, if it has by now at once.
+func (s *Stream) Notify(lost context.CancelCauseFunc) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if s.cancel = lost; s.gone != nil {
+		lost(s.gone)
+	}
+}
+
 // begin queues the head of the answer, or an interim one.
 func (s *Stream) begin(block []byte, ends bool) error {
 	c := s.c
@@ -318,7 +359,7 @@ func (s *Stream) room() error {
 		switch {
 		case s.gone != nil:
 			return s.gone
-		case c.dead:
+		case c.dead || s.stopped:
 			return errGone
 		case s.turn():
 			return nil
@@ -385,7 +426,7 @@ func (s *Stream) send(p []byte, ends bool) error {
 		if s.gone != nil {
 			return s.gone
 		}
-		if c.dead {
+		if c.dead || s.stopped {
 			return errGone
 		}
 		n := int64(len(p))

@@ -99,7 +99,7 @@ func (x *exchange) deliver(res *result) {
 	idle := x.timeout()
 	declared, passed := resp.ContentLength, int64(0)
 	framed := x.framed(resp)
-	if framed && declared < 0 { // whoever streams both ways may wait for it
+	if declared < 0 && (framed || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")) { // whoever streams both ways may wait for it
 		if x.owe(); !x.passes(0) {
 			x.uncounted(h)
 			return
@@ -115,7 +115,8 @@ func (x *exchange) deliver(res *result) {
 	defer func() { over() }()
 	for pieces := 0; ; pieces++ {
 		if pieces == 0 && declared < 0 || pieces == 1 && declared >= 0 { // what comes in one piece is over
-			over = x.outlasts(res.place.Target, func(why error) {
+			over = x.outlasts(res.place.Target, x.decidedOn, func(why error) {
+				x.taken.Store(true)
 				res.end(why)
 				rc.SetWriteDeadline(past) // who waits for a client that takes nothing would wait on
 			})

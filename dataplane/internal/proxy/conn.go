@@ -406,6 +406,9 @@ func (c *conn) head(k *work, a *http1.Answer) {
 	if !length && a.Length == 0 && a.Status != 204 && a.Status != 304 && c.req.Method != http.MethodHead {
 		b = append(b, "\r\nContent-Length: 0"...)
 	}
+	if a.Length < 0 {
+		b = append(b, "\r\nTransfer-Encoding: chunked"...)
+	}
 	if !isDated {
 		b = append(b, "\r\nDate: "...)
 		b = appendDate(b, x.began)

@@ -254,7 +254,15 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 		}
 	}
 	// Another road for what may have a better answer elsewhere, for what is a stream or long, and for odd heads.
-	if a.Status >= 502 && a.Status <= 504 || a.Length < 0 || a.Length > smallAnswer || a.Options {
+	odd := a.Status >= 502 && a.Status <= 504 || a.Options
+	if long := a.Length < 0 || a.Length > smallAnswer; long && !odd {
+		if to, ok := k.from.(sink); ok {
+			defer candidate.Leave()
+			return k.flow(l, candidate.Target, to)
+		}
+		odd = true
+	}
+	if odd {
 		ctx, cancel := context.WithCancelCause(context.Background())
 		l.endless()
 		stop := context.AfterFunc(ctx, func() { l.conn.SetDeadline(time.Unix(1, 0)) })

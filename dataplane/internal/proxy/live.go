@@ -77,11 +77,11 @@ func (p *Proxy) live(c *call, a *gate.Request, at *failover.Target, stands func(
 	}
 }
 
-// outlasts has an answer that is still under way after a second end with what its decision rested on, and with its target. cut
-// is called once, and must end whoever waits for either side. Call the returned func when the answer is over: nothing is told
-// after it. An answer that ends sooner costs no more than a timer.
-func (x *exchange) outlasts(at *failover.Target, cut context.CancelCauseFunc) (over func()) {
-	if at == nil && x.relayed {
+// outlasts has an answer that is still under way after a second end with what its decision rested on, and with its target. asked
+// says then what that was, nil: another edge decided. cut is called once, and must end whoever waits for either side. Call the
+// returned func when the answer is over: nothing is called after it. An answer that ends sooner costs no more than a timer.
+func (c *call) outlasts(at *failover.Target, asked func() *gate.Request, cut context.CancelCauseFunc) (over func()) {
+	if at == nil && c.relayed {
 		return func() {}
 	}
 	var mu, cutting sync.Mutex // covers leave and ended; covers done, and a cut
@@ -93,19 +93,10 @@ func (x *exchange) outlasts(at *failover.Target, cut context.CancelCauseFunc) (o
 		if ended {
 			return
 		}
-		var a *gate.Request
-		if !x.relayed {
-			if x.asked == nil { // it was asked on the common road, in text that is not kept
-				said := asking(x.r)
-				x.asked = &said
-			}
-			a = &x.asked.Request
-		}
-		_, leave = x.p.live(x.call, a, at, anyRoute, func(why error) {
+		_, leave = c.p.live(c, asked(), at, anyRoute, func(why error) {
 			cutting.Lock()
 			defer cutting.Unlock()
 			if !done { // else it would end whoever is served next on the connection
-				x.taken.Store(true)
 				cut(why)
 			}
 		})
@@ -121,6 +112,18 @@ func (x *exchange) outlasts(at *failover.Target, cut context.CancelCauseFunc) (o
 		done = true
 		cutting.Unlock()
 	}
+}
+
+// decidedOn is what an answer's request asked, for outlasts.
+func (x *exchange) decidedOn() *gate.Request {
+	if x.relayed {
+		return nil
+	}
+	if x.asked == nil { // it was asked on the common road, in text that is not kept
+		said := asking(x.r)
+		x.asked = &said
+	}
+	return &x.asked.Request
 }
 
 // past is a deadline that ends at once whoever waits.

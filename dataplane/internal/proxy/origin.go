@@ -52,6 +52,7 @@ type link struct {
 	until  time.Time // the deadline that is set
 	age    int
 	direct *direct.Conn // the same as conn; nil: it cannot be asked whether something has arrived
+	still  bool         // reading waits for nothing: http1.ErrWait
 }
 
 func (o *origin) get() *link {
@@ -149,7 +150,7 @@ func (l *link) ask(request []byte) (written bool, err error) {
 func (l *link) Peek() ([]byte, error) {
 	if l.r == l.w {
 		l.r, l.w = 0, 0
-		n, err := l.conn.Read(l.buf)
+		n, err := l.fetch(l.buf)
 		if n == 0 {
 			if err == nil {
 				err = io.ErrNoProgress
@@ -167,11 +168,24 @@ func (l *link) Discard(n int) { l.r += n }
 // Read implements http1.Source.
 func (l *link) Read(p []byte) (int, error) {
 	if l.r == l.w {
-		return l.conn.Read(p)
+		return l.fetch(p)
 	}
 	n := copy(p, l.buf[l.r:l.w])
 	l.r += n
 	return n, nil
+}
+
+func (l *link) fetch(p []byte) (n int, err error) {
+	if !l.still {
+		return l.conn.Read(p)
+	}
+	if l.direct != nil {
+		n, err = l.direct.Try(p)
+	}
+	if n == 0 && (err == nil || isTimeout(err)) {
+		err = http1.ErrWait
+	}
+	return n, err
 }
 
 // patience makes waiting on the connection end at now + d, or up to half of d later: a deadline is set anew only when it has

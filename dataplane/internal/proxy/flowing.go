@@ -1,0 +1,314 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/http1"
+	"bailiwick/dataplane/internal/http2"
+	"bailiwick/shared/usage"
+)
+
+// Long answers to common requests, and those of a length that nobody knows, flow: what has arrived from the upstream is passed
+// on with one write, and nothing is read while the client takes nothing. A buffer is held only as long as there is something in
+// it, so that streams that are silent cost none. One that is still there after a second lasts: it is asked again like others
+// that do, and from then on somebody watches for its client to leave.
+
+const (
+	flowPiece = 64 << 10 // of an answer's body that is passed on at once
+	flowHead  = 4 << 10  // before it: for the head, and what frames a chunk
+	flowTail  = 256      // behind it: for what ends a chunk, and a body
+	flowTurn  = 32 << 10 // bytes that a client has the route's time for
+)
+
+// sink is what takes an answer in pieces.
+type sink interface {
+	// piece sends the next n bytes of the body, which are at f.buf[flowHead:], and with the first k.out. Nothing follows the last
+	// but the trailer.
+	piece(k *work, f *flow, n int, last bool) error
+	// watch has lost called if the client leaves.
+	watch(lost context.CancelCauseFunc)
+	// stop ends whoever waits to send; it is followed by nothing.
+	stop()
+}
+
+type flowSpace [flowHead + flowPiece + flowTail]byte
+
+var flowSpaces = sync.Pool{New: func() any { return new(flowSpace) }}
+
+// flow is a long answer on its way.
+type flow struct {
+	body    *http1.Body
+	chunked bool       // of a length that nobody knows
+	open    bool       // it ends with its connection
+	begun   bool       // the head has left
+	buf     *flowSpace // nil while nothing is in it
+	until   time.Time  // the client has for the next piece
+	trailer []http1.Field
+	lasts   bool // somebody watches the client: once over has been called
+	over    func()
+
+	gone  atomic.Bool // the client has left
+	taken atomic.Bool // what the decision rested on was taken back
+
+	mu     sync.Mutex // covers the rest
+	l      *link      // nil: it is given back
+	ending bool       // somebody ends it before its time
+}
+
+// flow passes a long answer on. false: the client's connection ends.
+func (k *work) flow(l *link, at *failover.Target, to sink) bool {
+	x, a := &k.call, &l.answer
+	x.served, x.status, x.lastRow = x.p.cfg.Region, a.Status, time.Now()
+	k.from.head(k, a)
+	clear(k.body) // nobody will send it again
+	if c, ok := k.from.(*conn); ok {
+		c.r += int(c.req.Length) // what is behind it may be another request
+	}
+	f := &flow{l: l, chunked: a.Length < 0, open: a.Length == http1.UntilClose, body: http1.NewBody(l, a.Length, answerHead)}
+	f.over = x.outlasts(at, func() *gate.Request { return k.lasting(f, to) }, func(error) {
+		f.taken.Store(true)
+		f.end()
+		to.stop()
+	})
+	defer f.close() // a panic passes
+	outcome := usage.OutcomeOf(a.Status)
+	for {
+		n, err := f.gather(l, x.timeout())
+		last := err == io.EOF
+		x.out += int64(n)
+		if err != nil && !last { // half an answer must not look whole
+			x.broken = !f.gone.Load() && !f.taken.Load()
+			return k.breakOff(f)
+		}
+		if last {
+			f.trailer = f.body.Trailer()
+			if !f.give(time.Now()) {
+				return k.breakOff(f)
+			}
+			if !x.count(outcome) {
+				return k.unflown(f)
+			}
+		}
+		f.until = time.Now().Add(x.timeout() * time.Duration(1+(max(n, 1)-1)/flowTurn))
+		if err := to.piece(k, f, n, last); err != nil {
+			return k.breakOff(f)
+		}
+		f.begun = true
+		if last {
+			return k.flown(f)
+		}
+		if time.Since(x.lastRow) >= x.p.cfg.InterimEvery {
+			x.interim()
+		}
+	}
+}
+
+// gather reads what has arrived, and waits until something has. io.EOF comes with the last bytes, or behind them.
+func (f *flow) gather(l *link, patience time.Duration) (n int, err error) {
+	for {
+		if f.buf == nil {
+			f.buf = flowSpaces.Get().(*flowSpace)
+		}
+		l.still = true
+		for n < flowPiece && err == nil {
+			var m int
+			m, err = f.body.Read(f.buf[flowHead+n : flowHead+flowPiece])
+			n += m
+		}
+		l.still = false
+		if err != http1.ErrWait {
+			return n, err
+		}
+		if n > 0 || f.chunked && !f.begun { // whoever waits for events sees at once that they will come
+			return n, nil
+		}
+		f.free()
+		l.patience(time.Now(), patience)
+		if f.gone.Load() || f.taken.Load() { // after the deadline, which else would take the place of the one that ends this
+			return 0, errGone
+		}
+		if _, err = l.Peek(); err != nil {
+			if err == io.EOF && !f.open {
+				err = io.ErrUnexpectedEOF
+			}
+			return 0, err
+		}
+	}
+}
+
+// free gives the buffer back, if there is one.
+func (f *flow) free() {
+	if f.buf != nil {
+		flowSpaces.Put(f.buf)
+		f.buf = nil
+	}
+}
+
+// give gives the upstream's connection back: its answer was read to its end. false: somebody has ended the flow.
+func (f *flow) give(now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ending {
+		return false
+	}
+	if f.body.Done() {
+		f.l.o.put(f.l, now)
+	} else {
+		f.l.conn.Close()
+	}
+	f.l = nil
+	return true
+}
+
+// end ends it, whoever waits for the upstream.
+func (f *flow) end() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ending = true; f.l != nil {
+		f.l.conn.SetDeadline(past)
+	}
+}
+
+// close frees what it holds.
+func (f *flow) close() {
+	f.over()
+	f.free()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ending = true; f.l != nil {
+		f.l.conn.Close()
+		f.l = nil
+	}
+}
+
+// lasting is called once the answer has been under way for a while: it has the client watched, and says what was asked.
+func (k *work) lasting(f *flow, to sink) *gate.Request {
+	f.lasts = true
+	to.watch(func(error) {
+		f.gone.Store(true)
+		f.end()
+	})
+	a := k.ask.Request // in text that outlives the connection's buffer
+	a.Host, a.Method, a.Path, a.Remote = strings.Clone(a.Host), strings.Clone(a.Method), strings.Clone(a.Path), strings.Clone(a.Remote)
+	a.Authorization, a.APIKey = nil, nil
+	return &a
+}
+
+// flown is the end of an answer that has left whole. false: the connection ends.
+func (k *work) flown(f *flow) bool {
+	f.over()
+	switch from := k.from.(type) {
+	case *conn:
+		from.unwatch(f)
+		from.finish()
+		return !from.last
+	case *front2:
+		from.active = false
+		k.call.close()
+	}
+	return true
+}
+
+// breakOff ends an answer of which the client must see that it is not whole. The row is written first.
+func (k *work) breakOff(f *flow) bool {
+	f.over()
+	k.call.count(usage.OutcomeAborted)
+	if c, ok := k.from.(*conn); ok {
+		c.abort()
+		c.unwatch(f)
+	}
+	return k.from.send(k, false)
+}
+
+// unflown ends an answer that could not be counted.
+func (k *work) unflown(f *flow) bool {
+	f.over()
+	if f.begun || f.lasts {
+		return k.breakOff(f)
+	}
+	if c, ok := k.from.(*conn); ok {
+		c.r -= int(c.req.Length)
+	}
+	return k.from.exchange(k, func(e *exchange) { e.uncounted(e.w.Header()) })
+}
+
+// piece implements sink.
+func (c *conn) piece(k *work, f *flow, n int, last bool) error {
+	start, b := flowHead, f.buf[:flowHead+n]
+	if f.chunked && n > 0 {
+		var size [16]byte
+		digits := strconv.AppendInt(size[:0], int64(n), 16)
+		start -= 2
+		copy(b[start:], "\r\n")
+		start -= len(digits)
+		copy(b[start:], digits)
+		b = append(b, '\r', '\n')
+	}
+	if f.chunked && last {
+		b = append(b, '0')
+		for i := range f.trailer {
+			if t := &f.trailer[i]; classOf(t.Name) != stays {
+				b = field(b, t.Name, t.Value)
+			}
+		}
+		b = append(b, "\r\n\r\n"...)
+	}
+	c.wuntil = f.until
+	c.rwc.SetWriteDeadline(f.until)
+	if f.taken.Load() {
+		return errTaken
+	}
+	if !f.begun {
+		if start >= len(k.out) {
+			start -= len(k.out)
+			copy(b[start:], k.out)
+		} else if _, err := c.rwc.Write(k.out); err != nil {
+			return err
+		}
+	}
+	_, err := c.rwc.Write(b[start:])
+	return err
+}
+
+// watch implements sink.
+func (c *conn) watch(lost context.CancelCauseFunc) { c.ahead.start(c, lost) }
+
+// unwatch ends it.
+func (c *conn) unwatch(f *flow) {
+	if f.lasts {
+		c.ahead.stop(c)
+		c.until = time.Time{}
+		c.rwc.SetReadDeadline(c.until)
+	}
+}
+
+// stop implements sink.
+func (c *conn) stop() { c.rwc.SetWriteDeadline(past) }
+
+// piece implements sink.
+func (f2 *front2) piece(k *work, f *flow, n int, last bool) error {
+	var head, tail []byte
+	if !f.begun {
+		head = k.out
+	}
+	for i := range f.trailer {
+		if t := &f.trailer[i]; classOf(t.Name) != stays {
+			tail = http2.AppendField(tail, t.Name, t.Value)
+		}
+	}
+	return f2.s.Part(head, f.buf[flowHead:flowHead+n], tail, last, f.until)
+}
+
+// watch implements sink.
+func (f2 *front2) watch(lost context.CancelCauseFunc) { f2.s.Notify(lost) }
+
+// stop implements sink.
+func (f2 *front2) stop() { f2.s.Stop() }
