@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bailiwick/dataplane/internal/head"
@@ -119,8 +120,8 @@ type responder struct {
 	left    int64  // of a declared length; -1: none was
 	pending []byte // of the body, before the head is made
 	failed  error
-	over    bool // the handler has returned
-	until   time.Time
+	over    bool         // the handler has returned
+	until   atomic.Int64 // ns of Unix time; 0: none. Somebody else may end who writes
 
 	mu      sync.Mutex // covers writing the head and what is before it
 	sent    bool       // the head was
@@ -171,7 +172,7 @@ func (w *responder) interim(status int) {
 	if w.s.reset {
 		return
 	}
-	w.s.write(append(appendFrame(nil, frameHeaders, len(section)), section...), w.until)
+	w.s.write(append(appendFrame(nil, frameHeaders, len(section)), section...), w.deadline())
 }
 
 func (w *responder) bodiless() bool {
@@ -246,7 +247,7 @@ func (w *responder) flush(p []byte, last bool) {
 		if len(b) == 0 {
 			break
 		}
-		if w.failed = s.write(b, w.until); w.failed != nil {
+		if w.failed = s.write(b, w.deadline()); w.failed != nil {
 			return
 		}
 		b = b[:0]
@@ -308,12 +309,22 @@ func (w *responder) FlushError() error {
 
 func (w *responder) Flush() { w.FlushError() }
 
+func (w *responder) deadline() time.Time {
+	if at := w.until.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
+}
+
 // SetReadDeadline implements what http.ResponseController asks for.
 func (w *responder) SetReadDeadline(t time.Time) error { return w.s.q.SetReadDeadline(t) }
 
 // SetWriteDeadline implements what http.ResponseController asks for.
 func (w *responder) SetWriteDeadline(t time.Time) error {
-	w.until = t
+	w.until.Store(0)
+	if !t.IsZero() {
+		w.until.Store(t.UnixNano())
+	}
 	return w.s.q.SetWriteDeadline(t)
 }
 
