@@ -101,7 +101,7 @@ func (x *exchange) walk(a *failover.Attempts, g *given) result {
 			}
 			res = x.race(ctx, a, c)
 		}
-		if res.answered() || res.resp != nil && !repeatable {
+		if res.answered() || res.resp != nil && (!repeatable || x.rushed(res.resp.StatusCode)) { // nobody waits for another answer
 			held.drop(nil)
 			return res
 		}
