@@ -182,6 +182,10 @@ func (x *exchange) deliver(res *result) {
 		if err == io.EOF && (declared < 0 || passed >= declared) {
 			break
 		}
+		if !x.written && !x.relayed && x.hurried() && !x.gone() { // the client's own time was over between an answer's head and its body
+			x.instead(h, gate.NewProblem(504, gate.ReasonUpstreamLate, "The upstream did not answer in time."))
+			return
+		}
 		// The upstream died within its answer. A clean end would make half an answer look whole.
 		x.abort(err)
 	}
@@ -217,12 +221,17 @@ func (x *exchange) uncounted(h http.Header) {
 	if x.written {
 		panic(http.ErrAbortHandler)
 	}
+	x.instead(h, gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be recorded at this edge just now."))
+}
+
+// instead refuses in the place of an answer of which nothing has left.
+func (x *exchange) instead(h http.Header, problem gate.Problem) {
 	for name := range h {
 		if name != relay.HeaderRequestID && name != "Bailiwick-Edge" {
 			delete(h, name)
 		}
 	}
-	x.refuse(gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be recorded at this edge just now."))
+	x.refuse(problem)
 }
 
 // abort breaks the connection (HTTP/1.1) or resets the stream. The row is written first.

@@ -127,8 +127,8 @@ func (x *exchange) walk(a *failover.Attempts, g *given) result {
 			}
 			last.sent = true
 		}
-		if errors.Is(res.err, errLate) && repeatable && held.resp == nil {
-			// The whole time of the route is spent: the client has waited long enough.
+		if errors.Is(res.err, errLate) && (repeatable || x.left(1) == 0) && held.resp == nil {
+			// The whole time of the route is spent: the client has waited long enough, or has said that it waits no longer.
 			last.problem = gate.NewProblem(504, gate.ReasonUpstreamLate, "The upstream did not answer in time.")
 			break
 		}

@@ -225,7 +225,10 @@ func TestTorture(t *testing.T) {
 	}
 	t.Logf("-torture %d -torture-seed %d", *tortureStreams, seed)
 	m := &marks{finals: map[[16]byte]int{}, served: map[[16]byte]bool{}, asked: map[[16]byte]bool{}}
-	w := newWorld(t, func(c *proxy.Config) { c.Meter = m })
+	w := newWorld(t, func(c *proxy.Config) { // a starved machine makes no upstream look dead: what does is the streams' doing
+		patient(c)
+		c.Meter = m
+	})
 	for _, u := range []*upstream{w.west.up, w.central.up} {
 		u.does(func(rw http.ResponseWriter, r *http.Request) {
 			u.mu.Lock()
