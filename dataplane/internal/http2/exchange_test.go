@@ -17,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	theirs "golang.org/x/net/http2"
 )
 
 // plain is a client of net/http's that speaks HTTP/2 in the clear.
@@ -125,25 +127,76 @@ func TestHTTP_ContinueIsSaidToWhoWaits(t *testing.T) {
 	}
 }
 
-// Back-pressure: of a body that nobody reads a client may send so much and no more.
+// Back-pressure: of a body that nobody reads a client may send so much and no more; what was read it may send anew, and whoever
+// sends beyond it has his request ended, and no other.
 func TestHTTP_ABodyThatNobodyReadsIsHeldBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _, done := pipe(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-		defer done()
-		go func() {
-			for {
-				if _, err := c.ReadFrame(); err != nil {
-					return
+		read := make(chan int)
+		c, _, done := pipe(t, func(w http.ResponseWriter, r *http.Request) {
+			for n := range read {
+				if m, err := io.ReadFull(r.Body, make([]byte, n)); err != nil {
+					t.Errorf("read %d of %d bytes: %v", m, n, err)
 				}
 			}
+			<-r.Context().Done()
+		})
+		defer done()
+		var mu sync.Mutex
+		given, resets := map[uint32]int{}, map[uint32]theirs.ErrCode{}
+		go func() {
+			for {
+				f, err := c.ReadFrame()
+				if err != nil {
+					return
+				}
+				mu.Lock()
+				switch f := f.(type) {
+				case *theirs.WindowUpdateFrame:
+					given[f.StreamID] += int(f.Increment)
+				case *theirs.RSTStreamFrame:
+					resets[f.StreamID] = f.ErrCode
+				}
+				mu.Unlock()
+			}
 		}()
-		c.open(1, false, ":method", "POST", ":scheme", "https", ":authority", "a.test", ":path", "/")
-		for range streamWindow / maxFrame {
-			c.WriteData(1, false, make([]byte, maxFrame))
+		hears := func(what string, of uint32, room int, reset theirs.ErrCode) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if given[of] != room || resets[of] != reset {
+				t.Errorf("%s: room for %d bytes more, reset %v; want %d, %v", what, given[of], resets[of], room, reset)
+			}
 		}
+		body := func(id uint32, n int) {
+			for ; n > 0; n -= maxFrame {
+				c.WriteData(id, false, make([]byte, min(n, maxFrame)))
+			}
+		}
+		for _, id := range []uint32{1, 3} {
+			c.open(id, false, ":method", "POST", ":scheme", "https", ":authority", "a.test", ":path", "/")
+		}
+		hears("at first", 0, connWindow-65535, 0) // what the connection is given beyond HTTP's own
+		body(1, streamWindow)
+		body(3, streamWindow)
+		hears("nobody reads", 1, 0, 0)
+		hears("nobody reads", 0, connWindow-65535, 0)
+		read <- streamWindow / 2 // of one of the two
 		synctest.Wait()
-		c.WriteData(1, false, []byte("x")) // beyond
-		synctest.Wait()
+		mu.Lock()
+		one, other := uint32(1), uint32(3)
+		if given[3] > 0 {
+			one, other = 3, 1
+		}
+		mu.Unlock()
+		hears("half was read", one, streamWindow/2, 0)
+		hears("and nothing of the other", other, 0, 0)
+		body(one, streamWindow/2)
+		hears("again nobody reads", one, streamWindow/2, 0)
+		body(other, 1)
+		hears("beyond", other, 0, theirs.ErrCodeFlowControl)
+		hears("which is nothing to the first", one, streamWindow/2, 0)
+		close(read)
 	})
 }
 
