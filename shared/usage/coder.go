@@ -61,8 +61,8 @@ const (
 
 // steps are 2^32/(2n+3), rounded up: with them learn divides by multiplying, and no numerator here is so large that the
 // quotient could differ.
-var steps = func() (s [probSpeed + 1]uint64) {
-	for n := range s {
+var steps = func() (s [256]uint64) { // as many as a uint8 has, so that no index is checked
+	for n := range probSpeed + 1 {
 		d := uint64(2*n + 3)
 		s[n] = (1<<32 + d - 1) / d
 	}
@@ -80,7 +80,46 @@ func (p *prob) learn(bit int) {
 	}
 }
 
-// bit is split with an estimate that learns. Most of the time that a payload takes is spent here.
+// tree codes the n lowest bits of v, the highest first, each with the estimate that belongs to those before it. Most of the time
+// that a payload takes is spent here: it is bit in a loop, without going through memory for each.
+func (c *coder) tree(t []prob, v uint64, n int) uint64 {
+	node := uint64(1)
+	if c.reading {
+		for i := n - 1; i >= 0; i-- {
+			node = node<<1 | uint64(c.bit(&t[node], int(v>>i&1)))
+		}
+		return node - 1<<n
+	}
+	rng, low := c.rng, c.low
+	for i := n - 1; i >= 0; i-- {
+		p := &t[node]
+		off, step := int32(p.off), steps[p.n]
+		bound := (rng >> 16) * uint32(probHalf+off)
+		if v>>i&1 == 0 {
+			rng = bound
+			p.off += int16(uint64(probEdge-off) * 2 * step >> 32)
+			node <<= 1
+		} else {
+			low += uint64(bound)
+			rng -= bound
+			p.off -= int16(uint64(probEdge+off) * 2 * step >> 32)
+			node = node<<1 | 1
+		}
+		if p.n < probSpeed {
+			p.n++
+		}
+		for rng < 1<<24 {
+			rng <<= 8
+			c.low = low
+			c.shift()
+			low = c.low
+		}
+	}
+	c.rng, c.low = rng, low
+	return node - 1<<n
+}
+
+// bit is split with an estimate that learns.
 func (c *coder) bit(p *prob, bit int) int {
 	bound := (c.rng >> 16) * uint32(probHalf+int32(p.off))
 	if c.reading {
@@ -130,19 +169,20 @@ func (c *coder) split(bound uint32, bit int) int {
 // raw codes the lowest n bits of v, of which nothing is expected.
 func (c *coder) raw(v uint64, n int) uint64 {
 	if !c.reading {
+		rng, low := c.rng, c.low
 		for i := n - 1; i >= 0; i-- {
-			half := c.rng >> 1
-			if v>>i&1 == 0 {
-				c.rng = half
-			} else {
-				c.low += uint64(half)
-				c.rng -= half
-			}
-			if c.rng < 1<<24 {
-				c.rng <<= 8
+			half := rng >> 1
+			one := -uint32(v >> i & 1) // a bit that nothing is expected of is none to branch on
+			low += uint64(half & one)
+			rng = half + rng&1&one
+			if rng < 1<<24 {
+				rng <<= 8
+				c.low = low
 				c.shift()
+				low = c.low
 			}
 		}
+		c.rng, c.low = rng, low
 		return v & (1<<n - 1)
 	}
 	var got uint64
@@ -233,15 +273,11 @@ func (c *coder) float(m *number, v uint64, keep int) uint64 {
 	if n <= 1 {
 		return uint64(n)
 	}
-	got := uint64(1)
 	low := max(n-keep, 0)
-	for i := n - 2; i >= low; i-- {
-		if k := n - 2 - i; k < learned {
-			got = got<<1 | uint64(c.bit(&m.head[n][got&(1<<k-1)|1<<k], int(v>>i&1)))
-			continue
-		}
-		got = got<<(i-low+1) | c.raw(v>>low, i-low+1)
-		break
+	k := min(learned, n-1-low)
+	got := 1<<k | c.tree(m.head[n][:], v>>(n-1-k)&(1<<k-1), k)
+	if rest := n - 1 - k - low; rest > 0 {
+		got = got<<rest | c.raw(v>>low, rest)
 	}
 	if low > 0 {
 		got = got<<low | 1<<(low-1)
@@ -259,15 +295,10 @@ func rounded(v uint64, keep int) uint64 {
 }
 
 func (c *coder) size(m *number, n int) int {
-	capped := min(n, 63)
-	node := 1
-	for i := 5; i >= 0; i-- {
-		node = node<<1 | c.bit(&m.size[node], capped>>i&1)
+	if size := int(c.tree(m.size[:], uint64(min(n, 63)), 6)); size < 63 {
+		return size
 	}
-	if node -= 64; node < 63 {
-		return node
-	}
-	return 63 + c.bit(&m.huge, n-capped)
+	return 63 + c.bit(&m.huge, n-63)
 }
 
 // below codes a number that must be below limit; what is not reads as 0 and an error.
@@ -304,11 +335,7 @@ type byteModel struct {
 }
 
 func (c *coder) byte(m *byteModel, before, v byte) byte {
-	node := 1
-	for i := 7; i >= 0; i-- {
-		node = node<<1 | c.bit(&m.after[before&31][node], int(v>>i&1))
-	}
-	return byte(node)
+	return byte(c.tree(m.after[before&31][:], uint64(v), 8))
 }
 
 // dictionary codes texts that are in ascending order, each by what differs from

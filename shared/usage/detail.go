@@ -119,10 +119,27 @@ type detailTables struct {
 	rows     []detailEntry
 }
 
-// detailEntry names what a row shares with others; what it has alone is in row.
+// detailEntry names what a row shares with others, and has what it has alone. There are no pointers in it: there are many, and
+// the collector need not look at them.
 type detailEntry struct {
 	account, spot, kind int
-	row                 Row
+
+	RequestID                                   [16]byte
+	EndUnixMS, Period, Units, BytesIn, BytesOut int64
+	LatencyUS, UpstreamUS                       int64
+	Actor, Address                              uint64
+}
+
+func (e *detailEntry) keep(r *Row) {
+	k := r.Kept()
+	e.RequestID, e.EndUnixMS, e.Period, e.Units, e.BytesIn, e.BytesOut = k.RequestID, k.EndUnixMS, k.Period, k.Units, k.BytesIn, k.BytesOut
+	e.LatencyUS, e.UpstreamUS, e.Actor, e.Address = k.LatencyUS, k.UpstreamUS, k.Actor, k.Address
+}
+
+// row is what the entry has alone.
+func (e *detailEntry) row() Row {
+	return Row{RequestID: e.RequestID, EndUnixMS: e.EndUnixMS, Period: e.Period, Units: e.Units, BytesIn: e.BytesIn, BytesOut: e.BytesOut,
+		LatencyUS: e.LatencyUS, UpstreamUS: e.UpstreamUS, Actor: e.Actor, Address: e.Address}
 }
 
 // EncodeDetail writes what Kept leaves of rows, the same bytes for the same
@@ -206,6 +223,11 @@ func (x *ordered[T]) sort(compare func(a, b T) int) []T {
 	return sorted
 }
 
+// sameAccount says whether two rows of one key are of one account.
+func (r *Row) sameAccount(o *Row) bool {
+	return r.PlanRev == o.PlanRev && r.Customer == o.Customer && r.Subscription == o.Subscription && r.Plan == o.Plan
+}
+
 func tabulateDetail(rows []Row) *detailTables {
 	var t detailTables
 	var texts ordered[string]
@@ -214,14 +236,28 @@ func tabulateDetail(rows []Row) *detailTables {
 	var accounts ordered[detailAccount]
 	var spots ordered[spot]
 	var kinds ordered[kind]
+	keys := map[string]int{} // the last row of a key: its account is mostly the next one's
 	t.rows = make([]detailEntry, len(rows))
 	for i := range rows { // by first numbers
 		r := &rows[i]
-		t.rows[i] = detailEntry{
-			accounts.add(detailAccount{customer.add(&texts, r.Customer), subscription.add(&texts, r.Subscription), plan.add(&texts, r.Plan), key.add(&texts, r.KeyID), r.PlanRev}),
-			spots.add(spot{product.add(&texts, r.Product), api.add(&texts, r.API), route.add(&texts, r.Route)}),
-			kinds.add(kind{r.Outcome, r.Status, places.add(region.add(&texts, r.ServedRegion)), r.Flags, r.Attempts, r.Requests}),
-			r.Kept()}
+		e := &t.rows[i]
+		if at, known := keys[r.KeyID]; known && rows[at].sameAccount(r) {
+			e.account = t.rows[at].account
+		} else {
+			e.account = accounts.add(detailAccount{customer.add(&texts, r.Customer), subscription.add(&texts, r.Subscription), plan.add(&texts, r.Plan), key.add(&texts, r.KeyID), r.PlanRev})
+			keys[r.KeyID] = i
+		}
+		if i > 0 && rows[i-1].Product == r.Product && rows[i-1].API == r.API && rows[i-1].Route == r.Route {
+			e.spot = t.rows[i-1].spot
+		} else {
+			e.spot = spots.add(spot{product.add(&texts, r.Product), api.add(&texts, r.API), route.add(&texts, r.Route)})
+		}
+		if k := (kind{r.Outcome, r.Status, places.add(region.add(&texts, r.ServedRegion)), r.Flags, r.Attempts, r.Requests}); i > 0 && k == kinds.all[t.rows[i-1].kind] {
+			e.kind = t.rows[i-1].kind
+		} else {
+			e.kind = kinds.add(k)
+		}
+		e.keep(r)
 	}
 	t.texts = texts.sort(cmp.Compare[string])
 	for i, v := range places.all {
@@ -274,7 +310,7 @@ func (t *detailTables) result() ([]Row, error) {
 			texts[id] = true
 		}
 		r := &out[i]
-		*r = e.row
+		*r = e.row()
 		r.Customer, r.Subscription, r.Plan, r.KeyID, r.PlanRev = t.texts[a.customer], t.texts[a.subscription], t.texts[a.plan], t.texts[a.key], a.rev
 		r.Product, r.API, r.Route, r.ServedRegion = t.texts[s.product], t.texts[s.api], t.texts[s.route], t.texts[t.places[k.place]]
 		r.Outcome, r.Status, r.Flags, r.Attempts, r.Requests = k.outcome, k.status, k.flags, k.attempts, k.requests
@@ -359,14 +395,11 @@ func (c *coder) choose(m *choice, v, n int) int {
 	if n > len(m.tree) {
 		return int(c.below(&m.large, uint64(v), uint64(n)))
 	}
-	node, size := 1, 0
+	size := 0
 	for n > 1<<size {
 		size++
 	}
-	for i := size - 1; i >= 0; i-- {
-		node = node<<1 | c.bit(&m.tree[node], v>>i&1)
-	}
-	if v = node - 1<<size; v >= n {
+	if v = int(c.tree(m.tree[:], uint64(v), size)); v >= n {
 		c.fail("a number is too large")
 		return 0
 	}
@@ -467,9 +500,8 @@ func (t *detailTables) codeRows(c *coder) {
 	var end int64
 	for i := range t.rows {
 		e := &t.rows[i]
-		r := &e.row
-		r.EndUnixMS = end + c.signed(&m.end, r.EndUnixMS-end)
-		end = r.EndUnixMS
+		e.EndUnixMS = end + c.signed(&m.end, e.EndUnixMS-end)
+		end = e.EndUnixMS
 		e.account = c.choose(&m.account, e.account, len(t.accounts))
 		e.spot = c.choose(&m.spot, e.spot, len(t.spots))
 		e.kind = c.choose(&m.kind, e.kind, len(t.kinds))
@@ -477,51 +509,51 @@ func (t *detailTables) codeRows(c *coder) {
 			return
 		}
 		last := periods.of(e.account, e.kind)
-		if again := c.flag(&m.again, r.Period == *last); again {
-			r.Period = *last
-		} else if r.Period = c.positive(&m.period, r.Period); r.Period == *last {
+		if again := c.flag(&m.again, e.Period == *last); again {
+			e.Period = *last
+		} else if e.Period = c.positive(&m.period, e.Period); e.Period == *last {
 			c.fail("it names a period as new that is not")
 		}
-		*last = r.Period
+		*last = e.Period
 		k := &t.kinds[e.kind]
-		r.Units = k.requests + c.signed(&m.units, r.Units-k.requests)
-		c.latencies(m, r, e)
-		if empty := c.flag(&m.empty[e.spot&15], r.BytesIn == 0); empty {
-			r.BytesIn = 0
-		} else if r.BytesIn = c.positive(&m.bytesIn[e.spot&15], r.BytesIn-1) + 1; r.BytesIn < 0 {
+		e.Units = k.requests + c.signed(&m.units, e.Units-k.requests)
+		c.latencies(m, e)
+		if empty := c.flag(&m.empty[e.spot&15], e.BytesIn == 0); empty {
+			e.BytesIn = 0
+		} else if e.BytesIn = c.positive(&m.bytesIn[e.spot&15], e.BytesIn-1) + 1; e.BytesIn < 0 {
 			c.fail("a number is too large")
 		}
 		if k.outcome == OutcomeSuccess {
-			r.BytesOut = c.positive(&m.bytesOut[0][e.spot&15], r.BytesOut)
+			e.BytesOut = c.positive(&m.bytesOut[0][e.spot&15], e.BytesOut)
 		} else {
-			r.BytesOut = c.positive(&m.bytesOut[1][e.kind&15], r.BytesOut)
+			e.BytesOut = c.positive(&m.bytesOut[1][e.kind&15], e.BytesOut)
 		}
-		r.Actor = c.pseudonym(&m.actor, e.account, r.Actor)
-		r.Address = c.pseudonym(&m.address, e.account, r.Address)
-		c.requestID(m, r)
+		e.Actor = c.pseudonym(&m.actor, e.account, e.Actor)
+		e.Address = c.pseudonym(&m.address, e.account, e.Address)
+		c.requestID(m, e)
 		if c.err != nil {
 			return
 		}
 	}
 }
 
-func (c *coder) latencies(m *rowModel, r *Row, e *detailEntry) {
-	r.LatencyUS = int64(c.float(&m.latency[e.spot&15], uint64(r.LatencyUS), latencyBits))
+func (c *coder) latencies(m *rowModel, r *detailEntry) {
+	r.LatencyUS = int64(c.float(&m.latency[r.spot&15], uint64(r.LatencyUS), latencyBits))
 	if r.LatencyUS < 0 {
 		c.fail("a number is too large")
 		return
 	}
-	if direct := c.flag(&m.direct[e.kind&15], r.UpstreamUS == 0); direct {
+	if direct := c.flag(&m.direct[r.kind&15], r.UpstreamUS == 0); direct {
 		r.UpstreamUS = 0
 		return
 	}
-	r.UpstreamUS = r.LatencyUS - int64(c.float(&m.over[e.spot&15], uint64(r.LatencyUS-r.UpstreamUS), overheadBits))
+	r.UpstreamUS = r.LatencyUS - int64(c.float(&m.over[r.spot&15], uint64(r.LatencyUS-r.UpstreamUS), overheadBits))
 	if r.UpstreamUS <= 0 || r.UpstreamUS > r.LatencyUS {
 		c.fail("it waited for upstreams longer than for all")
 	}
 }
 
-func (c *coder) requestID(m *rowModel, r *Row) {
+func (c *coder) requestID(m *rowModel, r *detailEntry) {
 	id := &r.RequestID
 	be := binary.BigEndian
 	if !c.flag(&m.v7, id[6] == 0x70 && id[8]>>6 == 2) {
