@@ -407,12 +407,12 @@ func (e *Edge) serveRelays(ctx context.Context) error {
 
 // tableAge is how long ago a control node last confirmed the table. Not known is for ever: a key that a plan
 // lets live only so long without confirmation must not live on because its date was lost.
-func (e *Edge) tableAge() time.Duration {
+func (e *Edge) tableAge(now time.Time) time.Duration {
 	fresh := e.follow.Fresh()
 	if fresh.IsZero() {
 		return math.MaxInt64
 	}
-	return time.Since(fresh)
+	return now.Sub(fresh)
 }
 
 // cut ends what the table in force does not permit: relays, at both of this edge's ends of them. What requests come to is

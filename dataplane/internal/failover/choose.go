@@ -54,6 +54,7 @@ type Attempts struct {
 	route *policy.Route
 	once  bool // the request must not be sent twice: proof of life first
 	began time.Duration
+	at    time.Duration // the clock was read at: it need not be read again until something was waited for; 0: read it
 
 	targets   []*Target  // as of the last Next
 	triedHome [4]*Target // more are not tried
@@ -71,6 +72,20 @@ func (r *Router) Start(api *policy.API, route *policy.Route, once bool) Attempts
 	return Attempts{r: r, api: api, route: route, once: once, began: r.monitor.now()}
 }
 
+// StartAt is Start by who has just read the clock and calls Next at once.
+func (r *Router) StartAt(now time.Time, api *policy.API, route *policy.Route, once bool) Attempts {
+	at := now.Sub(r.monitor.start)
+	return Attempts{r: r, api: api, route: route, once: once, began: at, at: at}
+}
+
+// now is the time, as of the last look at the clock if nothing was waited for since.
+func (a *Attempts) now() time.Duration {
+	if a.at != 0 {
+		return a.at
+	}
+	return a.r.monitor.now()
+}
+
 // Next is where to try now, ok false when nowhere is left. It may wait some milliseconds for a sign of life.
 // Every call looks at the newest table, and so does whoever sends: a permission is asked for at the moment
 // of every attempt, never remembered from an earlier one.
@@ -84,7 +99,10 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 	// 1. A home upstream believed to be well.
 	for {
 		t := a.pick()
+		now := a.now()
+		a.at = 0
 		if t == nil && a.full {
+			now = 0
 			t = a.await(ctx, a.targets[0].line, a.api.Dispatch.MaxWaiting, a.patience())
 			if t == nil && a.full {
 				// Too much to do is no reason to cross a border.
@@ -95,7 +113,9 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 		if t == nil {
 			break
 		}
-		now := m.now()
+		if now == 0 {
+			now = m.now()
+		}
 		// Silent for long, or about to get what must not be lost: a few milliseconds buy certainty, and keep
 		// a merely slow upstream from losing its traffic.
 		if t.stalled(now, timeout) || a.once && t.unproven(now) {

@@ -52,7 +52,7 @@ func (a *Attempts) pick() *Target {
 	if n > maxPicked {
 		n, offset = maxPicked, rand.IntN(n)
 	}
-	now := a.r.monitor.now()
+	now := a.now()
 	inOrder := a.api.Dispatch.Choice == "in-order"
 	var judged [maxPicked]fitness // once each: a share is a throw of dice
 	at := func(i int) *Target { return a.targets[(offset+i)%len(a.targets)] }

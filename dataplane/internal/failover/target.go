@@ -244,8 +244,11 @@ func (t *Target) unproven(now time.Duration) bool {
 func (t *Target) Alive(ctx context.Context) bool { return t.alive(ctx, t.m.cfg.LivenessWait) }
 
 // Begin tells that a request is about to be sent; call End exactly once.
-func (t *Target) Begin() Sent {
-	now := t.m.now()
+func (t *Target) Begin() Sent { return t.BeginAt(time.Now()) }
+
+// BeginAt is Begin by who has just read the clock.
+func (t *Target) BeginAt(at time.Time) Sent {
+	now := at.Sub(t.m.start)
 	if t.outstanding.Add(1) == 1 {
 		t.busySince.Store(int64(now))
 	}
@@ -263,7 +266,10 @@ func (s Sent) Heard() { s.t.heard() }
 
 // End tells how it ended, when the answer's headers are there or never will be. Give Tick for what says
 // nothing about the target: a client that went away, a hedge that lost.
-func (s Sent) End(e Event) {
+func (s Sent) End(e Event) { s.EndAt(time.Now(), e) }
+
+// EndAt is End by who has just read the clock.
+func (s Sent) EndAt(at time.Time, e Event) {
 	s.t.outstanding.Add(-1)
 	s.end(e, true)
 }
@@ -285,7 +291,7 @@ func (s Sent) end(e Event, timed bool) {
 		e = Answered
 	}
 	if e == Answered || e == Unavailable {
-		now := s.t.m.now()
+		now := at.Sub(s.t.m.start)
 		s.t.lastByte.Store(int64(now))
 		s.t.answered.Store(int64(now))
 		took := int64(now - s.began)

@@ -30,6 +30,7 @@ type asked struct {
 type call struct {
 	p       *Proxy
 	began   time.Time
+	now     time.Time // the clock as last read for this call
 	id      [16]byte
 	idText  string // of the request, as another edge gave it or as name made it
 	client  string // address that speaks to this edge
@@ -74,10 +75,17 @@ type call struct {
 // begin is a call that a client makes.
 func (c *call) begin(p *Proxy, client string) {
 	c.p, c.began, c.client, c.table = p, time.Now(), client, p.cfg.Tables.Load()
+	c.now = c.began
 	c.id, c.said = newID(c.began), -1
 }
 
 func (c *call) reset() { *c = call{} }
+
+// look reads the clock.
+func (c *call) look() time.Time {
+	c.now = time.Now()
+	return c.now
+}
 
 // name is the request's id as text. It costs memory: what is answered quickly writes the id where it belongs.
 func (c *call) name() string {
@@ -111,13 +119,13 @@ func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
 		return problem
 	}
 	if p.cfg.TableAge != nil {
-		a.TableAge = p.cfg.TableAge()
+		a.TableAge = p.cfg.TableAge(c.began)
 	}
 	a.Unix = c.began.Unix()
 	p.cfg.Gate.AdmitTo(&c.v, c.table, &a.Request, c.began.Sub(p.start))
 	if c.v.Parked { // nobody has said yet whether units are left: wait for it, not long
 		ticket, decision := c.v.Account.Park(ctx, c.v.Units, c.v.Leased)
-		p.cfg.Gate.Settle(&c.v, ticket, decision, time.Now().Unix())
+		p.cfg.Gate.Settle(&c.v, ticket, decision, c.look().Unix())
 	}
 	if !c.v.Admitted() {
 		return c.v.Problem
@@ -132,14 +140,18 @@ func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
 var uncountable = gate.NewProblem(503, gate.ReasonUsage, "Usage cannot be recorded at this edge just now.")
 
 // start begins the walk over candidates of a call that was decided, once there is a place for it at its API's upstreams; a
-// problem: there is none. Call leave when the answer begins.
-func (c *call) start(ctx context.Context, method string) (a failover.Attempts, problem gate.Problem) {
+// problem: there is none. Call leave when the answer begins. now is the time if nothing was waited for since it was read; zero:
+// something may have been.
+func (c *call) start(ctx context.Context, method string, now time.Time) (a failover.Attempts, problem gate.Problem) {
 	c.budget = c.p.budget(c.v.API)
 	if problem = c.wait(ctx); problem.Status != 0 {
 		return a, problem
 	}
 	c.budget.earn()
-	return c.p.router.Start(c.v.API, c.v.Route, !idempotent(method)), problem
+	if now.IsZero() || c.v.API.Concurrency != nil {
+		now = time.Now()
+	}
+	return c.p.router.StartAt(now, c.v.API, c.v.Route, !idempotent(method)), problem
 }
 
 // left is how much of a time there is before the deadline of the route, or of the client who has one.
@@ -184,14 +196,20 @@ func (c *call) refused(problem gate.Problem) gate.Problem {
 }
 
 // count appends the final row; false if that failed and the request must not be served unbilled.
-func (c *call) count(outcome usage.Outcome) bool {
+func (c *call) count(outcome usage.Outcome) bool { return c.countAt(outcome, time.Time{}) }
+
+// countAt is count by who has just read the clock; zero: it is read, if there is a row.
+func (c *call) countAt(outcome usage.Outcome, now time.Time) bool {
 	if !c.v.Counted || c.counted {
 		return true
 	}
 	c.lock()
 	defer c.unlock()
 	c.counted = true
-	c.row(outcome)
+	if now.IsZero() {
+		now = c.look()
+	}
+	c.row(outcome, now)
 	c.kept.Requests = 1
 	if c.served != "" || c.hit && !c.free { // else nobody answered, and that is not for sale
 		c.kept.Units = c.unpaid()
@@ -208,13 +226,14 @@ func (c *call) interim() {
 		c.lock()
 		defer c.unlock()
 		c.v.Flags |= usage.FlagStreamed
-		c.row(usage.OutcomeOf(c.status))
+		c.row(usage.OutcomeOf(c.status), c.look())
 		c.append()
 	}
 }
 
-func (c *call) row(outcome usage.Outcome) {
-	in, now, address := c.in+c.body.bytes()+c.tab.bytesIn(), time.Now(), c.kept.Address
+// row is filled in as of now, a reading of the clock that may be some microseconds old.
+func (c *call) row(outcome usage.Outcome, now time.Time) {
+	in, address := c.in+c.body.bytes()+c.tab.bytesIn(), c.kept.Address
 	c.kept = usage.Row{RequestID: c.id, Customer: c.v.Customer, Subscription: c.v.Subscription, Plan: c.v.Plan, PlanRev: c.v.PlanRev,
 		Product: c.v.Product, Outcome: outcome, ServedRegion: c.served, Flags: c.v.Flags,
 		BytesIn: in - c.inBefore, BytesOut: c.out, LatencyUS: now.Sub(c.began).Microseconds(),

@@ -79,7 +79,7 @@ func TestCall_DecidingAndCountingAllocateNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, err := proxy.New(proxy.Config{Region: "eu-west", Tables: tables, Gate: &gate.Gate{Hasher: apikey.NewHasher(pepper), Limits: limit.NewMap(), Quotas: book},
-		Monitor: monitor, Upstreams: proxy.NewUpstreams(proxy.UpstreamConfig{}), Meter: rows, Logger: log, TableAge: func() time.Duration { return 0 }})
+		Monitor: monitor, Upstreams: proxy.NewUpstreams(proxy.UpstreamConfig{}), Meter: rows, Logger: log, TableAge: func(time.Time) time.Duration { return 0 }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,6 +52,7 @@ type conn struct {
 	buf    []byte    // what arrived and was not taken yet is in buf[r:w]
 	r, w   int
 	req    http1.Request
+	now    time.Time // the clock as read for the answer that was just sent; zero: it has to be read
 	until  time.Time // the deadline of reads that is set; zero: none is known to be
 	wuntil time.Time // likewise of writes
 	phase  atomic.Int32
@@ -170,7 +171,10 @@ func looksLikeHTTP(h [5]byte) bool {
 // patience makes reads end at about so long from now: exactly, if exact, else up to a third later than they could. A deadline
 // is set anew only when it has to be.
 func (c *conn) patience(d time.Duration) (now time.Time) {
-	now = time.Now()
+	now, c.now = c.now, time.Time{}
+	if now.IsZero() {
+		now = time.Now()
+	}
 	if left := c.until.Sub(now); left > d*2/3 && left <= d {
 		return now
 	}
@@ -227,11 +231,8 @@ func (c *conn) within(n int64, d time.Duration) bool {
 func (c *conn) wait() bool {
 	now := c.patience(c.door.whole)
 	until := c.idle
-	if until.IsZero() {
-		until = now.Add(idleTimeout)
-	}
 	c.idle = time.Time{}
-	if !now.Before(until) {
+	if !until.IsZero() && !now.Before(until) {
 		return false
 	}
 	err := c.fill(c.door.maxHeader)
@@ -239,6 +240,9 @@ func (c *conn) wait() bool {
 		return err == nil
 	}
 	c.buf, c.req = nil, http1.Request{}
+	if until.IsZero() {
+		until = time.Now().Add(idleTimeout - c.door.whole) // what was read of the clock may be of before a long write
+	}
 	if c.idle, c.parks = until, !c.stays && c.lot != nil; c.parks {
 		return false
 	}
@@ -320,7 +324,7 @@ func (c *conn) malformed(err error) {
 }
 
 func (c *conn) plain(status int, text string) {
-	c.write(fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s\n", status, http.StatusText(status), len(text)+1, text))
+	c.write(fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s\n", status, http.StatusText(status), len(text)+1, text), time.Now())
 }
 
 // one serves the request whose head was read. false: the connection ends.
@@ -354,8 +358,11 @@ func (c *conn) serveCommon(k *work) bool {
 	if keep, ok := k.admit(c.door.fast); !ok {
 		return keep
 	}
-	if !c.within(c.req.Length, x.timeout()) {
-		return k.whole()
+	if c.req.Length > 0 {
+		if !c.within(c.req.Length, x.timeout()) {
+			return k.whole()
+		}
+		x.look()
 	}
 	k.body = c.buf[c.r : c.r+int(c.req.Length)]
 	return k.serve()
@@ -434,12 +441,17 @@ func (c *conn) head(k *work, a *http1.Answer) {
 
 // send implements front.
 func (c *conn) send(k *work, whole bool) bool {
+	now := k.call.now // of the answer, some microseconds ago
 	c.finish()
 	if !whole {
 		return false
 	}
 	c.r += int(c.req.Length)
-	return c.write(k.out) && !c.last
+	if !c.write(k.out, now) || c.last {
+		return false
+	}
+	c.now = now
+	return true
 }
 
 // finish is the end of a common request.
@@ -450,8 +462,7 @@ func (c *conn) finish() {
 }
 
 // write writes all of b; a client that takes nothing for long is given up.
-func (c *conn) write(b []byte) bool {
-	now := time.Now()
+func (c *conn) write(b []byte, now time.Time) bool {
 	if left := c.wuntil.Sub(now); left < sendTimeout*2/3 || left > sendTimeout {
 		c.wuntil = now.Add(sendTimeout)
 		c.rwc.SetWriteDeadline(c.wuntil)

@@ -135,7 +135,7 @@ func (k *work) serve() bool {
 	x := &k.call
 	x.hold(k.req.Length)
 	var problem gate.Problem
-	if k.a, problem = x.start(context.Background(), k.req.Method); problem.Status != 0 {
+	if k.a, problem = x.start(context.Background(), k.req.Method, x.now); problem.Status != 0 {
 		x.hold(0)
 		return k.from.exchange(k, func(e *exchange) { e.refuse(problem) })
 	}
@@ -176,8 +176,8 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 	patience = min(patience, x.timeout(), unwatched)
 	k.out = k.request(t.Base.Host, t.Base.Path)
 	k.asked = len(k.out)
-	sent := t.Begin()
-	asked := time.Now()
+	asked := x.look()
+	sent := t.BeginAt(asked)
 	l := o.get()
 	for {
 		if l == nil {
@@ -233,24 +233,24 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 		x.waited += time.Since(asked)
 		return k.resume(&given{Candidate: candidate, failed: &result{err: err, sent: !stale}})
 	}
-	now := time.Now()
+	now := x.look()
 	x.waited += now.Sub(asked)
 	x.tries.Add(1)
 	a := &l.answer
 	switch a.Status {
 	case http.StatusSwitchingProtocols:
 		l.conn.Close()
-		sent.End(failover.Answered)
+		sent.EndAt(now, failover.Answered)
 		candidate.Leave()
 		x.hold(0)
 		return k.resume(&given{Candidate: candidate, failed: &result{err: errSwitched, sent: true}})
 	case 502, 503, 504:
-		sent.End(failover.Unavailable)
+		sent.EndAt(now, failover.Unavailable)
 	default:
 		if a.Status >= 500 {
-			sent.End(failover.Erred)
+			sent.EndAt(now, failover.Erred)
 		} else {
-			sent.End(failover.Answered)
+			sent.EndAt(now, failover.Answered)
 		}
 	}
 	// Another road for what may have a better answer elsewhere, for what is a stream or long, and for odd heads.
@@ -285,7 +285,7 @@ func (k *work) pass(l *link) bool {
 	k.out = append(k.out, l.buf[l.r:l.r+have]...)
 	l.r += have
 	if have < n { // the rest is on its way: behind the head, in place
-		l.patience(time.Now(), x.timeout())
+		l.patience(x.now, x.timeout())
 		at := len(k.out)
 		k.out = append(k.out, make([]byte, n-have)...)
 		if _, err := io.ReadFull(l.conn, k.out[at:]); err != nil { // half an answer is none: nothing of it has left
@@ -294,13 +294,14 @@ func (k *work) pass(l *link) bool {
 			x.count(usage.OutcomeAborted)
 			return k.from.send(k, false)
 		}
+		x.look()
 	}
 	x.out = int64(n)
-	if !x.count(usage.OutcomeOf(a.Status)) {
-		l.o.put(l, x.began)
+	if !x.countAt(usage.OutcomeOf(a.Status), x.now) {
+		l.o.put(l, x.now)
 		return k.from.exchange(k, func(e *exchange) { e.uncounted(e.w.Header()) })
 	}
-	l.o.put(l, x.lastRow)
+	l.o.put(l, x.now)
 	clear(k.body) // nobody will send it again
 	return k.from.send(k, true)
 }

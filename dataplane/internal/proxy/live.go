@@ -150,10 +150,11 @@ func (p *Proxy) judge(l *life) {
 		return
 	}
 	var age time.Duration
+	now := time.Now()
 	if p.cfg.TableAge != nil {
-		age = p.cfg.TableAge()
+		age = p.cfg.TableAge(now)
 	}
-	api, route, problem := l.standing.Stands(p.cfg.Tables.Load(), age, time.Now().Unix())
+	api, route, problem := l.standing.Stands(p.cfg.Tables.Load(), age, now.Unix())
 	switch {
 	case problem.Status != 0:
 		l.end(websocket.ClosePolicy, problem.Reason)

@@ -108,7 +108,7 @@ func (x *exchange) serve(host string) {
 		}
 	}
 	// 7. Home upstream or relay; every attempt asks for permission anew.
-	a, problem := x.start(x.r.Context(), x.r.Method)
+	a, problem := x.start(x.r.Context(), x.r.Method, time.Time{})
 	if problem.Status != 0 {
 		x.refuse(problem)
 		return

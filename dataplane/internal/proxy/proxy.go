@@ -66,7 +66,7 @@ type Config struct {
 	Access     *accesslog.Log       // of requests, for people; nil: none
 	Pseudonyms Pseudonyms           // of client addresses, in rows; nil: none are kept
 	Signer     Signer               // of who asks, for upstreams that want it signed; nil: nothing is
-	TableAge   func() time.Duration // since the control plane last confirmed the table; nil: always fresh
+	TableAge   func(now time.Time) time.Duration // since the control plane last confirmed the table; nil: always fresh
 
 	OnSpoolError    string        // "": RefuseNew
 	MaxRequestBytes int64         // 0: 10 MiB, where the route does not say

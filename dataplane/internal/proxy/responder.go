@@ -142,7 +142,7 @@ func (b *clientBody) invite() bool {
 		return true
 	}
 	b.more = false
-	return b.c.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+	return b.c.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"), time.Now())
 }
 
 // answered says that the answer's head is about to leave: whoever reads the body from now on must not write into that. true:

@@ -143,7 +143,7 @@ func (c *conn) tunnel() {
 	}
 	x.introduce(a.Host)
 	x.identify(x.v.API.Auth)
-	walk, problem := x.start(ctx, http.MethodGet) // nothing is said before a target has answered: another may be tried
+	walk, problem := x.start(ctx, http.MethodGet, time.Time{}) // nothing is said before a target has answered: another may be tried
 	if problem.Status != 0 {
 		refuse(problem)
 		return
@@ -256,5 +256,5 @@ func (c *conn) readPreamble() (key string, err error) {
 
 // say answers a preamble.
 func (c *conn) say(status int, word string) bool {
-	return c.write(fmt.Appendf(nil, "BAILIWICK/1 %d %s\r\n", status, strings.ReplaceAll(word, " ", "-")))
+	return c.write(fmt.Appendf(nil, "BAILIWICK/1 %d %s\r\n", status, strings.ReplaceAll(word, " ", "-")), time.Now())
 }
