@@ -271,11 +271,11 @@ func (s Sent) End(e Event) { s.EndAt(time.Now(), e) }
 // EndAt is End by who has just read the clock.
 func (s Sent) EndAt(at time.Time, e Event) {
 	s.t.outstanding.Add(-1)
-	s.end(e, true)
+	s.end(at, e, true)
 }
 
 // end is End without the first line; timed: how long it took is the target's doing.
-func (s Sent) end(e Event, timed bool) {
+func (s Sent) end(at time.Time, e Event, timed bool) {
 	switch e {
 	case Answered:
 		s.t.good.Add(1)

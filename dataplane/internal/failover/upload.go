@@ -49,7 +49,7 @@ func (u *Upload) End(e Event) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.ended = true; u.waiting { // whoever waited for whom
-		u.sent.end(e, false)
+		u.sent.end(time.Now(), e, false)
 		return
 	}
 	u.sent.End(e)

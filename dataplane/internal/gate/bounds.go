@@ -67,7 +67,11 @@ func (g *Gate) limit(plan *policy.Plan, now time.Duration, v *Verdict) {
 		return
 	}
 	if plan.RequestsPerSecond > 0 {
-		if v.rate = g.Limits.Take(id, now, plan.RequestsPerSecond, burst(plan), share); !v.rate.OK {
+		var ok bool
+		if v.rate, ok = v.found.limiter.Again(now, plan.RequestsPerSecond, burst(plan), share); !ok {
+			v.rate, v.found.limiter = g.Limits.Find(id, now, plan.RequestsPerSecond, burst(plan), share)
+		}
+		if !v.rate.OK {
 			entered.Pass().Undo()
 			v.slow(v.rate.RetryAfter)
 			return

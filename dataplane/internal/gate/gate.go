@@ -90,6 +90,8 @@ type Verdict struct {
 	windows [limit.MaxWindows]limit.Result
 	overdue bool
 	bounds  *policy.Bounds
+	owner   *policy.Owner
+	found   found
 	shown   credential
 
 	limits   [768]byte // written by describe: in the verdict, since a request should cost no memory
@@ -186,14 +188,20 @@ func (g *Gate) AdmitTo(v *Verdict, t *policy.Table, r *Request, now time.Duratio
 		v.refuse(402, ReasonOverdue, "The subscription's invoice is overdue; pay it, or ask the provider of the API.")
 		return
 	}
+	v.found = g.recall(v.owner)
 	v.plan, v.Class, v.Units = plan, priority.ParseClass(plan.Class), units(r.Method, v.Route)
 	if v.Units == 0 {
 		v.Product = "" // what is booked on no product is not for sale
 	}
 	if g.Quotas != nil && (limited(plan) || plan.QuotaMode != "") {
-		v.Account = g.Quotas.Account(quota.ID{Customer: v.Customer, Subscription: v.Subscription}, plan)
+		if v.Account = v.found.account; !g.Quotas.Still(v.Account, plan) {
+			v.Account = g.Quotas.Account(quota.ID{Customer: v.Customer, Subscription: v.Subscription}, plan)
+			v.found.account = v.Account
+		}
 	}
-	if g.limit(plan, now, v); v.Problem.Status != 0 {
+	g.limit(plan, now, v)
+	g.remember(v)
+	if v.Problem.Status != 0 {
 		v.describe(r.Unix)
 		return
 	}
@@ -206,6 +214,31 @@ func (g *Gate) AdmitTo(v *Verdict, t *policy.Table, r *Request, now time.Duratio
 	if v.Parked = decision == quota.Wait; !v.Parked {
 		g.Settle(v, ticket, decision, r.Unix)
 	}
+}
+
+// found is what was looked up by the names of a key's owner, and is kept with it: looking it up anew hashes eight texts a request.
+type found struct {
+	gate    *Gate // whose; an owner is shared by all of a process
+	account *quota.Account
+	limiter *limit.Limiter
+}
+
+func (g *Gate) recall(o *policy.Owner) found {
+	if f, _ := o.Found.Load().(*found); f != nil && f.gate == g {
+		return *f
+	}
+	return found{}
+}
+
+// remember keeps what was found, if it is new, unless another gate's is kept.
+func (g *Gate) remember(v *Verdict) {
+	old, _ := v.owner.Found.Load().(*found)
+	if old == nil && v.found == (found{}) || old != nil && (old.gate != g || old.account == v.found.account && old.limiter == v.found.limiter) {
+		return
+	}
+	f := v.found
+	f.gate = g
+	v.owner.Found.Store(&f)
 }
 
 // units is what may become of a request that an upstream answers. What only asks for what it may ask is free.
@@ -246,7 +279,7 @@ func (g *Gate) authenticate(t *policy.Table, r *Request, v *Verdict) bool {
 		return false
 	}
 	v.KeyID, v.Customer, v.Subscription, v.Plan, v.KeyInBearer, v.overdue = key.ID, key.Customer, key.Subscription, key.Plan, shown.bearer, key.Overdue
-	v.bounds, v.shown = key.Bounds, shown
+	v.bounds, v.shown, v.owner = key.Bounds, shown, key.Owner
 	if key.Suspended {
 		if plan := t.Plan(v.Plan); plan != nil {
 			v.PlanRev = plan.Rev

@@ -292,3 +292,34 @@ func TestGate_WhatAQuotaRefusesTakesNoOtherLimit(t *testing.T) {
 		})
 	}
 }
+
+// What a gate keeps with a key's owner is not used any more once the book has let it go: nobody would lease to it.
+func TestGate_AnAccountThatWasLetGoIsFoundAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := sample(t)
+		w.add(table.KindPlan, "rated", table.Plan{Name: "rated", APIs: map[string]string{"orders": "core"}, RequestsPerSecond: 5, Burst: 5})
+		key := w.key("emea", "initech", "rated", false)
+		b, err := quota.New(quota.Config{Epoch: 1, Logger: slog.New(slog.DiscardHandler), Wait: time.Second, Leader: &lessor{state: func(quota.Ask) quota.State { return quota.State{} }}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); b.Run(ctx) }()
+		g, tab := &gate.Gate{Hasher: apikey.NewHasher(pepper), Limits: limit.NewMap(), Quotas: b}, w.table()
+		first := admit(g, tab, key)
+		if again := admit(g, tab, key); first.Account == nil || again.Account != first.Account {
+			t.Fatalf("got accounts %p and %p, want one", first.Account, again.Account)
+		}
+		time.Sleep(15 * time.Minute)
+		synctest.Wait()
+		if n := b.Stats().Accounts; n != 0 {
+			t.Fatalf("the book has %d accounts after a quarter of an hour, want none", n)
+		}
+		if v := admit(g, tab, key); v.Account == first.Account || b.Stats().Accounts != 1 {
+			t.Errorf("got the account that was let go, of %d in the book", b.Stats().Accounts)
+		}
+		cancel()
+		<-done
+	})
+}

@@ -126,8 +126,14 @@ const minSweep = 64
 
 // Take takes one request of id. It allocates only when id is new.
 func (m *Map) Take(id ID, now time.Duration, rate, burst int, share int64) Result {
+	r, _ := m.Find(id, now, rate, burst, share)
+	return r
+}
+
+// Find is Take, and says what it took from: see Again.
+func (m *Map) Find(id ID, now time.Duration, rate, burst int, share int64) (Result, *Limiter) {
 	if rate <= 0 {
-		return Result{OK: true, Remaining: math.MaxInt}
+		return Result{OK: true, Remaining: math.MaxInt}, nil
 	}
 	s := &m.shard[maphash.String(m.seed, id.Customer)%shards]
 	for {
@@ -138,9 +144,17 @@ func (m *Map) Take(id ID, now time.Duration, rate, burst int, share int64) Resul
 			l = s.add(id, now)
 		}
 		if r, ok := l.take(now, rate, burst, share); ok {
-			return r
+			return r, l
 		}
 	}
+}
+
+// Again takes one request from a limiter that Find has found. false: the map has let it go, and nothing was taken. nil is none.
+func (l *Limiter) Again(now time.Duration, rate, burst int, share int64) (Result, bool) {
+	if l == nil {
+		return Result{}, false
+	}
+	return l.take(now, rate, burst, share)
 }
 
 // Give gives a request back that Take took under the same terms: nobody served it. It never makes a limit fuller than full.

@@ -230,3 +230,26 @@ func TestLimiter_OtherTermsAreForgotten(t *testing.T) {
 		}
 	}
 }
+
+// What was found before is what the map has, or nothing is taken from it: a bucket that nobody else sees would be a second one.
+func TestMap_AgainIsTheSameBucket(t *testing.T) {
+	m := limit.NewMap()
+	id := limit.ID{Customer: "acme", Plan: "free"}
+	_, l := m.Find(id, 0, 1, 3, limit.Whole)
+	if r, ok := l.Again(0, 1, 3, limit.Whole); !ok || r.Remaining != 1 {
+		t.Fatalf("got %v and %+v, want one of three left", ok, r)
+	}
+	if r := m.Take(id, 0, 1, 3, limit.Whole); !r.OK || r.Remaining != 0 {
+		t.Fatalf("got %+v, want none left: both take from one bucket", r)
+	}
+	now := time.Hour
+	for i := range 64 * 64 * 4 { // every shard is swept
+		m.Take(limit.ID{Customer: fmt.Sprint("c", i), Plan: "free"}, now, 1, 3, limit.Whole)
+	}
+	if _, ok := l.Again(now, 1, 3, limit.Whole); ok {
+		t.Error("it takes from a bucket that the map has let go")
+	}
+	if _, ok := (*limit.Limiter)(nil).Again(now, 1, 3, limit.Whole); ok {
+		t.Error("it takes from no bucket")
+	}
+}

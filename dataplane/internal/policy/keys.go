@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"weak"
 
 	"bailiwick/shared/apikey"
@@ -29,6 +30,9 @@ type Owner struct {
 	Subscription string
 	Plan         string
 	*Bounds      // nil: none
+
+	// Found is for whoever decides on requests, to keep what it looked up by these names.
+	Found atomic.Value
 }
 
 // Bounds are what a key is bound to beside its plan.
@@ -324,7 +328,7 @@ func (p *ownerPool) intern(w *table.Key) *Owner {
 	if o := p.m[ownerTexts{w.Customer, w.Subscription, w.Plan, w.Scopes, w.From}].Value(); o != nil {
 		return o
 	}
-	o := &Owner{strings.Clone(w.Customer), strings.Clone(w.Subscription), strings.Clone(w.Plan), newBounds(w.Scopes, w.From)}
+	o := &Owner{Customer: strings.Clone(w.Customer), Subscription: strings.Clone(w.Subscription), Plan: strings.Clone(w.Plan), Bounds: newBounds(w.Scopes, w.From)}
 	scopes, from := o.texts()
 	kept := ownerTexts{o.Customer, o.Subscription, o.Plan, scopes, from}
 	p.m[kept] = weak.Make(o)

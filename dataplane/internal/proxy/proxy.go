@@ -61,11 +61,11 @@ type Config struct {
 	Upstreams  *Upstreams
 	Meter      Meter
 	Logger     *slog.Logger
-	Cache      *cache.Cache         // of answers, where routes ask for it; nil: none. Run renews what is stale in it
-	Traces     *trace.Tracer        // of requests, to a collector; nil: none
-	Access     *accesslog.Log       // of requests, for people; nil: none
-	Pseudonyms Pseudonyms           // of client addresses, in rows; nil: none are kept
-	Signer     Signer               // of who asks, for upstreams that want it signed; nil: nothing is
+	Cache      *cache.Cache                      // of answers, where routes ask for it; nil: none. Run renews what is stale in it
+	Traces     *trace.Tracer                     // of requests, to a collector; nil: none
+	Access     *accesslog.Log                    // of requests, for people; nil: none
+	Pseudonyms Pseudonyms                        // of client addresses, in rows; nil: none are kept
+	Signer     Signer                            // of who asks, for upstreams that want it signed; nil: nothing is
 	TableAge   func(now time.Time) time.Duration // since the control plane last confirmed the table; nil: always fresh
 
 	OnSpoolError    string        // "": RefuseNew

@@ -26,9 +26,9 @@ type Account struct {
 	needed  atomic.Int64                // units that those who wait ask for, likewise; written with mu held
 	hot     atomic.Bool                 // on the book's list of accounts that cannot wait for the next tick
 
-	mu      sync.Mutex // covers the rest of this group
-	waiting list.List  // of *waiter, first come first served
-	dropped bool       // not in the book any more: nobody would answer who waits here
+	mu      sync.Mutex  // covers the rest of this group
+	waiting list.List   // of *waiter, first come first served
+	dropped atomic.Bool // not in the book any more: nobody would answer who waits here; written with mu held
 
 	exchange // the manager's own
 }

@@ -69,10 +69,23 @@ func (b *Book) Account(id ID, plan *policy.Plan) *Account {
 	if a == nil {
 		a = s.add(b, id, plan)
 	}
+	a.under(plan)
+	return a
+}
+
+// Still says whether an account that was found before is what Account would find now.
+func (b *Book) Still(a *Account, plan *policy.Plan) bool {
+	if a == nil || a.book != b || a.dropped.Load() {
+		return false
+	}
+	a.under(plan)
+	return true
+}
+
+func (a *Account) under(plan *policy.Plan) {
 	if old := a.plan.Load(); old != plan && a.plan.CompareAndSwap(old, plan) {
 		a.replanned()
 	}
-	return a
 }
 
 // replanned says that the quota may have become another: what was known to be used up may not be any more.
@@ -112,7 +125,7 @@ func (b *Book) drop(a *Account) bool {
 	if a.waiting.Len() > 0 {
 		return false
 	}
-	a.dropped = true
+	a.dropped.Store(true)
 	old := *s.m.Load()
 	m := make(map[ID]*Account, len(old))
 	for id, other := range old {

@@ -71,7 +71,7 @@ func (a *Account) park(ctx context.Context, units int64, leased bool) (Ticket, D
 // enter puts w on the list, after which whoever frees units sees it; what was freed before is looked for here.
 func (a *Account) enter(w *waiter) (*list.Element, bool) {
 	a.mu.Lock()
-	if a.dropped {
+	if a.dropped.Load() {
 		a.mu.Unlock()
 		return nil, false
 	}
