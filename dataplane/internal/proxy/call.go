@@ -207,7 +207,7 @@ func (c *call) countAt(outcome usage.Outcome, now time.Time) bool {
 	defer c.unlock()
 	c.counted = true
 	if now.IsZero() {
-		now = c.look()
+		now = time.Now()
 	}
 	c.row(outcome, now)
 	c.kept.Requests = 1
@@ -226,7 +226,7 @@ func (c *call) interim() {
 		c.lock()
 		defer c.unlock()
 		c.v.Flags |= usage.FlagStreamed
-		c.row(usage.OutcomeOf(c.status), c.look())
+		c.row(usage.OutcomeOf(c.status), time.Now())
 		c.append()
 	}
 }

@@ -55,7 +55,7 @@ func (d *dues) pay(n int64) bool {
 		return true
 	}
 	c.v.Flags |= usage.FlagStreamed
-	c.row(usage.OutcomeOf(c.status))
+	c.row(usage.OutcomeOf(c.status), time.Now())
 	part, rest := c.v.Ticket.Split(units)
 	d.paid += units
 	c.kept.Units, c.kept.Period, c.v.Ticket = units, part.Period(), part

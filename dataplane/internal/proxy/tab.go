@@ -133,7 +133,7 @@ func (t *tab) row(end bool) bool {
 	}
 	c.v.Flags |= usage.FlagStreamed
 	c.out, t.rowed = t.out-t.rowed, t.out
-	c.row(usage.OutcomeSuccess, c.look())
+	c.row(usage.OutcomeSuccess, time.Now())
 	if t.per == 0 {
 		return c.append()
 	}
