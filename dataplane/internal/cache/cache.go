@@ -27,7 +27,14 @@ const (
 	uncollapsedFor = 10 * time.Second
 	maxUncollapsed = 4096
 	longest        = 24 * time.Hour // whatever an answer says; what nobody renews is gone by then
-	overhead       = 512            // bytes an entry costs besides its text
+
+	// What an entry costs besides its text, in bytes (TestCache_ItsBoundIsTheHeaps): itself, its place and the map of its fields;
+	// each field, and value; what it varies by, if it does; each of what purges reach it by.
+	overhead    = 1024
+	fieldCosts  = 72
+	valueCosts  = 24
+	variesCosts = 400
+	underCosts  = 24
 )
 
 // Key names what answers one request may come from: zone, API, epochs, class of customers and URL.

@@ -72,13 +72,16 @@ func (e *Entry) With(body []byte) *Entry {
 	n.Body = body
 	n.size = overhead + len(body)
 	for _, what := range n.under {
-		n.size += len(what) + 16
+		n.size += len(what) + underCosts
+	}
+	if len(n.asked) > 0 {
+		n.size += variesCosts
 	}
 	for _, h := range []http.Header{n.Header, n.asked} {
 		for name, values := range h {
-			n.size += len(name) + 32
+			n.size += len(name) + fieldCosts
 			for _, v := range values {
-				n.size += len(v) + 16
+				n.size += len(v) + valueCosts
 			}
 		}
 	}
