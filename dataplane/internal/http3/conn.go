@@ -17,6 +17,7 @@ type Conn struct {
 	serve func(*Stream)
 	wg    sync.WaitGroup // requests, and streams of one direction
 	mine  *quic.SendStream
+	end   func(Code) // ends the connection, and says why
 
 	mu       sync.Mutex // covers the rest
 	busy     int        // requests under way
@@ -45,21 +46,22 @@ type Peer struct {
 
 // NewConn makes a connection of one whose handshake is done. serve serves each request.
 func (v *Server) NewConn(q *quic.Conn, peer Peer, serve func(*Stream)) *Conn {
-	return &Conn{v: v, q: q, peer: peer, serve: serve, tokens: allowance, refilled: time.Now()}
+	return &Conn{v: v, q: q, peer: peer, serve: serve, tokens: allowance, refilled: time.Now(),
+		end: func(code Code) { q.CloseWithError(quic.ApplicationErrorCode(code), "") }}
 }
 
 // Run serves the connection until it ends, and returns once nobody serves a request of it any more.
 func (c *Conn) Run() {
 	defer c.wg.Wait()
-	defer c.q.CloseWithError(quic.ApplicationErrorCode(NoError), "")
+	defer c.end(NoError)
 	mine, err := c.q.OpenUniStream()
 	if err != nil { // the client gives no room for a control stream
-		c.fail(StreamCreationError)
+		c.end(StreamCreationError)
 		return
 	}
 	section := appendVarint(appendVarint(nil, settingSection), uint64(c.v.cfg.MaxHead))
 	if mine.TryWriteAll(append(appendFrame([]byte{streamControl}, frameSettings, len(section)), section...)) != nil {
-		c.fail(ExcessiveLoad) // nor for one frame on it
+		c.end(ExcessiveLoad) // nor for one frame on it
 		return
 	}
 	c.mu.Lock()
@@ -94,13 +96,8 @@ func (c *Conn) Run() {
 	}
 }
 
-// fail ends the connection, and says why.
-func (c *Conn) fail(code Code) {
-	c.q.CloseWithError(quic.ApplicationErrorCode(code), "")
-}
-
 // Close breaks the connection off.
-func (c *Conn) Close() { c.fail(NoError) }
+func (c *Conn) Close() { c.end(NoError) }
 
 // spent takes of the allowance, and ends the connection if it is used up. false: it is.
 func (c *Conn) spent(n int) bool {
@@ -113,7 +110,7 @@ func (c *Conn) spent(n int) bool {
 	left := c.tokens >= 0
 	c.mu.Unlock()
 	if !left {
-		c.fail(ExcessiveLoad)
+		c.end(ExcessiveLoad)
 	}
 	return left
 }

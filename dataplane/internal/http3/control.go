@@ -32,7 +32,7 @@ func (c *Conn) control(q *quic.ReceiveStream) {
 		return
 	}
 	if kind == streamPush {
-		c.fail(StreamCreationError)
+		c.end(StreamCreationError)
 		return
 	}
 	if kind > streamDecoder { // what nobody knows nobody reads
@@ -46,7 +46,7 @@ func (c *Conn) control(q *quic.ReceiveStream) {
 	c.opened[kind] = true
 	c.mu.Unlock()
 	if twice {
-		c.fail(StreamCreationError)
+		c.end(StreamCreationError)
 		return
 	}
 	code := NoError
@@ -62,7 +62,7 @@ func (c *Conn) control(q *quic.ReceiveStream) {
 		code = ClosedCriticalStream
 	}
 	if c.q.Context().Err() == nil {
-		c.fail(code)
+		c.end(code)
 	}
 }
 

@@ -113,7 +113,7 @@ func (s *Stream) head() bool {
 		case f.kind == frameHeaders:
 			return s.section(f.length)
 		case known(f.kind):
-			s.c.fail(FrameUnexpected)
+			s.c.end(FrameUnexpected)
 			return false
 		case !s.pass(f):
 			return false
@@ -151,7 +151,7 @@ func (s *Stream) pass(f frame) bool {
 func (s *Stream) cut(err error) {
 	switch {
 	case err == io.ErrUnexpectedEOF:
-		s.c.fail(FrameError)
+		s.c.end(FrameError)
 	case err == io.EOF, errors.Is(err, os.ErrDeadlineExceeded):
 		s.refuse(RequestIncomplete)
 	case isReset(err):
@@ -173,7 +173,7 @@ func (s *Stream) section(length uint64) bool {
 		return false
 	}
 	if decode(b, &s.block) != nil {
-		s.c.fail(DecompressionFailed)
+		s.c.end(DecompressionFailed)
 		return false
 	}
 	if !s.c.hold(s.block.Kept()) {
@@ -272,7 +272,7 @@ func (s *Stream) malformed() error {
 }
 
 func (s *Stream) broken(code Code) error {
-	s.c.fail(code)
+	s.c.end(code)
 	s.failed = errBroken
 	return s.failed
 }
