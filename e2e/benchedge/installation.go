@@ -8,12 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -151,7 +152,8 @@ func (b *bench) edge(program, name string, offset int) []string {
 		"-http", b.addr(offset), "-https", b.addr(offset + 1), "-admin", b.addr(offset + 2), "-relay", b.addr(offset + 3), "-allow-loopback-upstreams"}
 }
 
-// makeKeys makes them over the admin API, as an operator's program would. What the load uses is spread evenly over them.
+// makeKeys makes them over the admin API, as an operator's program would. All are used, in an order that has nothing to do with
+// where they rest.
 func (b *bench) makeKeys(ctx context.Context, client *http.Client) error {
 	token, err := os.ReadFile(filepath.Join(b.dir, "admin.token"))
 	if err != nil {
@@ -159,37 +161,42 @@ func (b *bench) makeKeys(ctx context.Context, client *http.Client) error {
 	}
 	service := adminv1connect.NewKeyServiceClient(bearer{client, strings.TrimSpace(string(token))}, "https://"+b.addr(portAdmin))
 	began := time.Now()
-	var mu sync.Mutex
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(128)
+	g.SetLimit(4)
 	b.allKeys = make([]string, b.keys)
-	for i := range b.keys {
-		g.Go(func() error {
-			for try := 0; ; try++ {
-				answer, err := service.CreateKey(ctx, &adminv1.CreateKeyRequest{Customer: fmt.Sprintf("customer-%d", i%customers), Plan: "bench"})
-				if code := connect.CodeOf(err); code == connect.CodeUnavailable && try < 20 || code == connect.CodeResourceExhausted { // a thousand a second
-					time.Sleep(500 * time.Millisecond)
-					continue
-				}
+	for c := range min(customers, b.keys) {
+		g.Go(func() error { // every 500th key is this customer's
+			for i := c; i < b.keys; {
+				count := min(1000, (b.keys-i+customers-1)/customers)
+				answer, err := createKeys(ctx, service, fmt.Sprintf("customer-%d", c), count)
 				if err != nil {
-					return fmt.Errorf("make key %d: %w", i, err)
+					return fmt.Errorf("make keys of customer %d: %w", c, err)
 				}
-				mu.Lock()
-				b.allKeys[i] = answer.GetKey()
-				mu.Unlock()
-				return nil
+				for _, k := range answer.GetKeys() {
+					b.allKeys[i] = k.GetKey()
+					i += customers
+				}
 			}
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "%d keys made in %s\n", b.keys, time.Since(began).Round(time.Millisecond))
-	step := max(1, b.keys/1000)
-	for i := 0; i < b.keys && len(b.used) < 1000; i += step {
-		b.used = append(b.used, b.allKeys[i])
+	b.used = slices.Clone(b.allKeys)
+	rand.New(rand.NewPCG(1, 2)).Shuffle(len(b.used), func(i, j int) { b.used[i], b.used[j] = b.used[j], b.used[i] })
+	return b.write("used.keys", strings.Join(b.used, "\n")+"\n")
+}
+
+func createKeys(ctx context.Context, service adminv1connect.KeyServiceClient, customer string, count int) (*adminv1.CreateKeysResponse, error) {
+	for try := 0; ; try++ {
+		answer, err := service.CreateKeys(ctx, &adminv1.CreateKeysRequest{Key: &adminv1.CreateKeyRequest{Customer: customer, Plan: "bench"}, Count: int32(count)})
+		if code := connect.CodeOf(err); code != connect.CodeUnavailable && code != connect.CodeResourceExhausted || try == 60 { // 100,000 keys a second
+			return answer, err
+		}
+		time.Sleep(500 * time.Millisecond)
 	}
-	return nil
 }
 
 type bearer struct {

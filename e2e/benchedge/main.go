@@ -38,7 +38,7 @@ func main() {
 	flag.StringVar(&cfg.bin, "bin", "bin", "where the programs are")
 	flag.StringVar(&cfg.before, "before", "", "directory of another build of bailiwick-edge, which is a peer too: before and after in one run")
 	flag.IntVar(&cfg.base, "base-port", 15000, "first of a hundred ports")
-	flag.IntVar(&cfg.keys, "keys", 1000, "API keys; a thousand of them are used")
+	flag.IntVar(&cfg.keys, "keys", 1000, "API keys, used in turn over HTTP/1.1")
 	flag.IntVar(&cfg.rounds, "rounds", 5, "of each row, the peers in rotation")
 	flag.DurationVar(&cfg.lasts, "for", 5*time.Second, "length of one sample")
 	flag.IntVar(&cfg.conns, "connections", 64, "of the load generator")

@@ -273,6 +273,40 @@ func TestCreateKey_LeavesNoKeyWithoutText(t *testing.T) {
 	}
 }
 
+// Many keys too: whatever was made and not shown is revoked.
+func TestCreateKeys_LeaveNoKeyWithoutText(t *testing.T) {
+	d := seeded(t)
+	z := d.in.Zones["emea"]
+	next := z.Server.Config.Handler
+	z.Server.Config.Handler = &cutter{next, "/CreateKeys", 1}
+	second := httptest.NewServer(next)
+	defer second.Close()
+	if code, _, errs := d.run("kind: Zone\nname: emea\nspec:\n  admin_urls: ["+z.Server.URL+", "+second.URL+"]\n", "apply", "-f", "-"); code != 0 {
+		t.Fatal(errs)
+	}
+	shown := map[string]bool{}
+	for line := range strings.Lines(d.must(nil, "key", "create", "--customer", "acme", "--count", "7")) {
+		id, text, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if _, of, ok := apikey.Parse(text); !ok || of != id {
+			t.Errorf("line %q holds no id and key", line)
+		}
+		shown[id] = true
+	}
+	var list []struct{ ID, Status string }
+	d.must(&list, "key", "list", "--customer", "acme", "-o", "json")
+	for _, k := range list {
+		if (k.Status == "active") != shown[k.ID] {
+			t.Errorf("key %s is %s, shown: %v", k.ID, k.Status, shown[k.ID])
+		}
+	}
+	if len(shown) != 7 || len(list) != 14 {
+		t.Errorf("%d keys shown of %d, want 7 of 14", len(shown), len(list))
+	}
+	if code, _, _ := d.run("", "key", "create", "--customer", "acme", "--count", "0"); code != exitUsage {
+		t.Errorf("none at all: exit %d", code)
+	}
+}
+
 func TestGet_PrintsWhatApplyReads(t *testing.T) {
 	d := seeded(t)
 	var regions []struct {

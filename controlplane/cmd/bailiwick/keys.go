@@ -28,12 +28,21 @@ func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m))
 func (a *app) keyCommand() *cobra.Command {
 	req := &adminv1.CreateKeyRequest{}
 	var certificate string
+	var count int32
 	create := &cobra.Command{Use: "create --customer NAME", Short: "Create an API key and show it, once", Args: cobra.NoArgs,
 		Long: `Create an API key and show it, once. With --certificate or --token-issuer and --token-subject the key has no text: it is bound
-to a client's certificate (its public key, whoever signed it) or to whom a token names, where an API takes them (auth of an API).`,
+to a client's certificate (its public key, whoever signed it) or to whom a token names, where an API takes them (auth of an API).
+With --count that many are made, a thousand at a time: an id and a key on each line. What was printed is there; if it ends with an
+error, the rest is not.`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if req.Certificate, err = publicKey(certificate); err != nil {
 				return err
+			}
+			if cmd.Flags().Changed("count") {
+				if count < 1 {
+					return misuse("--count %d: at least 1", count)
+				}
+				return a.manyKeys(cmd.Context(), req, int(count))
 			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
 				resp, err := createKey(ctx, c, req)
@@ -61,6 +70,7 @@ to a client's certificate (its public key, whoever signed it) or to whom a token
 	create.Flags().StringSliceVar(&req.Scopes, "scope", nil, "a scope that routes may ask for; may be given more than once, at most 16")
 	create.Flags().StringSliceVar(&req.AllowFrom, "allow-from", nil, "an address or CIDR block that the key works from; may be given more than once, at most 32; none: from everywhere")
 	create.Flags().StringSliceVar(&req.Labels, "label", nil, "NAME=VALUE; may be given more than once, at most 16")
+	create.Flags().Int32Var(&count, "count", 1, "how many")
 	must(create.MarkFlagRequired("customer"))
 
 	var revokeZone string
@@ -213,6 +223,55 @@ func createKey(ctx context.Context, c *client, req *adminv1.CreateKeyRequest) (*
 		}
 	}
 	return nil, fault.New(fault.Unavailable, "ANSWER_LOST", "three keys were created, their texts lost on the way, and revoked again: try later")
+}
+
+// keysAtOnce is how many keys the API makes in a call.
+const keysAtOnce = 1000
+
+// manyKeys makes keys and shows those of each call as soon as they are made: a text that is not shown is lost.
+func (a *app) manyKeys(ctx context.Context, req *adminv1.CreateKeyRequest, count int) error {
+	type made struct {
+		ID  string `json:"id"`
+		Key string `json:"key"`
+	}
+	for count > 0 {
+		n := min(count, keysAtOnce)
+		count -= n
+		err := a.command(ctx, func(ctx context.Context, c *client) error {
+			resp, err := createKeys(ctx, c, &adminv1.CreateKeysRequest{Key: req, Count: int32(n)})
+			if err != nil {
+				return err
+			}
+			for _, k := range resp.GetKeys() {
+				if err := a.print(made{k.GetId(), k.GetKey()}, func(w io.Writer) { fmt.Fprintln(w, k.GetId(), k.GetKey()) }); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// createKeys is createKey of many.
+func createKeys(ctx context.Context, c *client, req *adminv1.CreateKeysRequest) (*adminv1.CreateKeysResponse, error) {
+	for range 3 {
+		req.Key.RequestId = rand.Text()
+		resp, err := around(ctx, c, req.GetKey().GetZone(), func(ctx context.Context, n api) (*adminv1.CreateKeysResponse, error) { return n.CreateKeys(ctx, req) })
+		f, ok := fault.As(err)
+		if !ok || f.Reason != "KEY_ALREADY_CREATED" || f.Meta["id"] == "" {
+			return resp, err
+		}
+		for id := range strings.FieldsSeq(f.Meta["id"]) {
+			if err := revokeKey(ctx, c, id, req.GetKey().GetZone()); err != nil {
+				return nil, fmt.Errorf("keys were created and their texts lost on the way, of which %s is not revoked yet: %w", id, err)
+			}
+		}
+	}
+	return nil, fault.New(fault.Unavailable, "ANSWER_LOST", "keys were created three times, their texts lost on the way, and revoked again: try later")
 }
 
 func revokeKey(ctx context.Context, c *client, id, zoneName string) error {

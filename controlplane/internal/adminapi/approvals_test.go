@@ -439,7 +439,7 @@ var classes = map[string]string{
 	"ResourceService.Apply": "proposes", "ResourceService.Delete": "proposes", "ApprovalService.OpenCrossings": "proposes",
 	"ResourceService.Rollback": "is planned as Apply is, and TestRollback_WaitsForASecondOperator",
 	"ApprovalService.Approve":  "is the second operator", "ApprovalService.Reject": "opens nothing",
-	"KeyService.CreateKey": "keys decide no relay", "KeyService.RevokeKey": "keys decide no relay", "KeyService.RotateKey": "keys decide no relay", "KeyService.UndoRotation": "keys decide no relay",
+	"KeyService.CreateKey": "keys decide no relay", "KeyService.CreateKeys": "keys decide no relay", "KeyService.RevokeKey": "keys decide no relay", "KeyService.RotateKey": "keys decide no relay", "KeyService.UndoRotation": "keys decide no relay",
 	"RolloutService.SteerRollout":    "sends what was committed, and takes back nothing that would open a pair",
 	"EvidenceService.CheckEvidence":  "reads the zone's log again",
 	"OperatorService.CreateOperator": "operators decide no relay by being there; who makes them up is both, as approval/DESIGN.md says", "OperatorService.RemoveOperator": "opens nothing",

@@ -28,7 +28,13 @@ func newMeter(perSecond int) *meter {
 	return &meter{perSecond: float64(perSecond), callers: map[string]time.Time{}}
 }
 
-func (m *meter) take(name string, now time.Time) error {
+func (m *meter) take(name string, now time.Time) error { return m.takes(name, 1, now) }
+
+// takes counts n calls.
+func (m *meter) takes(name string, n int, now time.Time) error {
+	if n <= 0 {
+		return nil
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.callers) >= maxCallers { // who is idle needs no place
@@ -45,6 +51,6 @@ func (m *meter) take(name string, now time.Time) error {
 	if busy.Sub(now) > rateBurst*time.Second {
 		return fault.New(fault.Exhausted, "RATE_EXCEEDED", "operator %s calls this node more than %.0f times a second: wait a second, or ask another node", name, m.perSecond)
 	}
-	m.callers[name] = busy.Add(time.Duration(float64(time.Second) / m.perSecond))
+	m.callers[name] = busy.Add(time.Duration(float64(n) * float64(time.Second) / m.perSecond))
 	return nil
 }

@@ -33,6 +33,13 @@ func TestMeter_HoldsEachOperatorToTheRate(t *testing.T) {
 	if got := calls("loop", 1000); got != 100 {
 		t.Errorf("a second later: %d, want 100", got)
 	}
+	now = now.Add(time.Minute)
+	if err := m.takes("many", 200, now); err != nil { // a call that counts as many
+		t.Error(err)
+	}
+	if got := calls("many", 10); got != 1 {
+		t.Errorf("after two seconds' worth in one call: %d, want 1", got)
+	}
 	now = now.Add(time.Hour)
 	for i := range 2 * maxCallers {
 		now = now.Add(time.Second)

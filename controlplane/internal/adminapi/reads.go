@@ -118,6 +118,7 @@ var readings = map[string]reading{
 	adminv1connect.RolloutServiceListRolloutsProcedure:       nobody("the catalog's, which holds no customer"),
 	adminv1connect.RolloutServiceSteerRolloutProcedure:       nobody(changes),
 	adminv1connect.KeyServiceCreateKeyProcedure:              nobody(changes),
+	adminv1connect.KeyServiceCreateKeysProcedure:             nobody(changes),
 	adminv1connect.KeyServiceRevokeKeyProcedure:              nobody(changes),
 	adminv1connect.KeyServiceRotateKeyProcedure:              nobody(changes),
 	adminv1connect.KeyServiceUndoRotationProcedure:           nobody(changes),

@@ -46,6 +46,7 @@ var rights = map[string]string{
 	adminv1connect.ResourceServiceCompareProcedure:                   look,
 	adminv1connect.ResourceServiceRollbackProcedure:                  edit,
 	adminv1connect.KeyServiceCreateKeyProcedure:                      manage,
+	adminv1connect.KeyServiceCreateKeysProcedure:                     manage,
 	adminv1connect.KeyServiceRevokeKeyProcedure:                      manage,
 	adminv1connect.KeyServiceRotateKeyProcedure:                      manage,
 	adminv1connect.KeyServiceUndoRotationProcedure:                   manage,

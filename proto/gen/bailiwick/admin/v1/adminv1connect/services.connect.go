@@ -85,6 +85,8 @@ const (
 	ResourceServiceDescribeProcedure = "/bailiwick.admin.v1.ResourceService/Describe"
 	// KeyServiceCreateKeyProcedure is the fully-qualified name of the KeyService's CreateKey RPC.
 	KeyServiceCreateKeyProcedure = "/bailiwick.admin.v1.KeyService/CreateKey"
+	// KeyServiceCreateKeysProcedure is the fully-qualified name of the KeyService's CreateKeys RPC.
+	KeyServiceCreateKeysProcedure = "/bailiwick.admin.v1.KeyService/CreateKeys"
 	// KeyServiceRevokeKeyProcedure is the fully-qualified name of the KeyService's RevokeKey RPC.
 	KeyServiceRevokeKeyProcedure = "/bailiwick.admin.v1.KeyService/RevokeKey"
 	// KeyServiceRotateKeyProcedure is the fully-qualified name of the KeyService's RotateKey RPC.
@@ -522,6 +524,9 @@ func (UnimplementedResourceServiceHandler) Describe(context.Context, *v1.Describ
 type KeyServiceClient interface {
 	// CreateKey answers the key's text once; only its digest is kept.
 	CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error)
+	// CreateKeys makes many keys of one subscription, all or none, and answers their texts once. A hundred of them count as one
+	// call of what an operator may make in a second.
+	CreateKeys(context.Context, *v1.CreateKeysRequest) (*v1.CreateKeysResponse, error)
 	RevokeKey(context.Context, *v1.RevokeKeyRequest) (*v1.RevokeKeyResponse, error)
 	// RotateKey makes a key in the place of another, of the same subscription, and answers its text once. The old one ends
 	// after the overlap, by itself and on every edge, also on one that nobody reaches.
@@ -546,6 +551,12 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 			httpClient,
 			baseURL+KeyServiceCreateKeyProcedure,
 			connect.WithSchema(keyServiceMethods.ByName("CreateKey")),
+			connect.WithClientOptions(opts...),
+		),
+		createKeys: connect.NewClient[v1.CreateKeysRequest, v1.CreateKeysResponse](
+			httpClient,
+			baseURL+KeyServiceCreateKeysProcedure,
+			connect.WithSchema(keyServiceMethods.ByName("CreateKeys")),
 			connect.WithClientOptions(opts...),
 		),
 		revokeKey: connect.NewClient[v1.RevokeKeyRequest, v1.RevokeKeyResponse](
@@ -579,6 +590,7 @@ func NewKeyServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...
 // keyServiceClient implements KeyServiceClient.
 type keyServiceClient struct {
 	createKey    *connect.Client[v1.CreateKeyRequest, v1.CreateKeyResponse]
+	createKeys   *connect.Client[v1.CreateKeysRequest, v1.CreateKeysResponse]
 	revokeKey    *connect.Client[v1.RevokeKeyRequest, v1.RevokeKeyResponse]
 	rotateKey    *connect.Client[v1.RotateKeyRequest, v1.RotateKeyResponse]
 	undoRotation *connect.Client[v1.UndoRotationRequest, v1.UndoRotationResponse]
@@ -588,6 +600,15 @@ type keyServiceClient struct {
 // CreateKey calls bailiwick.admin.v1.KeyService.CreateKey.
 func (c *keyServiceClient) CreateKey(ctx context.Context, req *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error) {
 	response, err := c.createKey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateKeys calls bailiwick.admin.v1.KeyService.CreateKeys.
+func (c *keyServiceClient) CreateKeys(ctx context.Context, req *v1.CreateKeysRequest) (*v1.CreateKeysResponse, error) {
+	response, err := c.createKeys.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -634,6 +655,9 @@ func (c *keyServiceClient) ListKeys(ctx context.Context, req *v1.ListKeysRequest
 type KeyServiceHandler interface {
 	// CreateKey answers the key's text once; only its digest is kept.
 	CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error)
+	// CreateKeys makes many keys of one subscription, all or none, and answers their texts once. A hundred of them count as one
+	// call of what an operator may make in a second.
+	CreateKeys(context.Context, *v1.CreateKeysRequest) (*v1.CreateKeysResponse, error)
 	RevokeKey(context.Context, *v1.RevokeKeyRequest) (*v1.RevokeKeyResponse, error)
 	// RotateKey makes a key in the place of another, of the same subscription, and answers its text once. The old one ends
 	// after the overlap, by itself and on every edge, also on one that nobody reaches.
@@ -654,6 +678,12 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		KeyServiceCreateKeyProcedure,
 		svc.CreateKey,
 		connect.WithSchema(keyServiceMethods.ByName("CreateKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	keyServiceCreateKeysHandler := connect.NewUnaryHandlerSimple(
+		KeyServiceCreateKeysProcedure,
+		svc.CreateKeys,
+		connect.WithSchema(keyServiceMethods.ByName("CreateKeys")),
 		connect.WithHandlerOptions(opts...),
 	)
 	keyServiceRevokeKeyHandler := connect.NewUnaryHandlerSimple(
@@ -685,6 +715,8 @@ func NewKeyServiceHandler(svc KeyServiceHandler, opts ...connect.HandlerOption) 
 		switch r.URL.Path {
 		case KeyServiceCreateKeyProcedure:
 			keyServiceCreateKeyHandler.ServeHTTP(w, r)
+		case KeyServiceCreateKeysProcedure:
+			keyServiceCreateKeysHandler.ServeHTTP(w, r)
 		case KeyServiceRevokeKeyProcedure:
 			keyServiceRevokeKeyHandler.ServeHTTP(w, r)
 		case KeyServiceRotateKeyProcedure:
@@ -704,6 +736,10 @@ type UnimplementedKeyServiceHandler struct{}
 
 func (UnimplementedKeyServiceHandler) CreateKey(context.Context, *v1.CreateKeyRequest) (*v1.CreateKeyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.KeyService.CreateKey is not implemented"))
+}
+
+func (UnimplementedKeyServiceHandler) CreateKeys(context.Context, *v1.CreateKeysRequest) (*v1.CreateKeysResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.KeyService.CreateKeys is not implemented"))
 }
 
 func (UnimplementedKeyServiceHandler) RevokeKey(context.Context, *v1.RevokeKeyRequest) (*v1.RevokeKeyResponse, error) {
