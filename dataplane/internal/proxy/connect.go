@@ -7,8 +7,6 @@ import (
 	"net"
 	"net/url"
 
-	"golang.org/x/net/idna"
-
 	"bailiwick/dataplane/internal/upstream"
 )
 
@@ -20,12 +18,9 @@ func (u *Upstreams) connect(ctx context.Context, at upstream.Place) (net.Conn, e
 	if err != nil || base.Hostname() == "" {
 		return nil, fmt.Errorf("connect to %s: it names no host", at.Base)
 	}
-	host, port := base.Hostname(), base.Port()
+	host, port := upstream.Host(base), base.Port()
 	if port == "" {
 		port = usualPort[base.Scheme]
-	}
-	if ascii, err := idna.Lookup.ToASCII(host); err == nil && net.ParseIP(host) == nil {
-		host = ascii
 	}
 	conn, err := u.cfg.Dialer.Dial(ctx, at, net.JoinHostPort(host, port))
 	if err != nil || base.Scheme == "http" || base.Scheme == "tcp" {

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/idna"
+
 	"bailiwick/shared/table"
 )
 
@@ -108,7 +110,7 @@ func (d *Dialer) TLS(at Place) (*tls.Config, error) {
 		if err != nil || u.Hostname() == "" {
 			return nil, errors.New("the upstream's URL names no host to verify")
 		}
-		cfg.ServerName = u.Hostname()
+		cfg.ServerName = Host(u)
 	}
 	if at.TLS.CA != "" {
 		cfg.RootCAs = x509.NewCertPool()
@@ -129,6 +131,15 @@ func (d *Dialer) TLS(at Place) (*tls.Config, error) {
 	return cfg, nil
 }
 
+// Host is the host of a URL as it is resolved, verified and permitted: in ASCII (RFC 5891).
+func Host(u *url.URL) string {
+	host := u.Hostname()
+	if ascii, err := idna.Lookup.ToASCII(host); err == nil && net.ParseIP(host) == nil {
+		return ascii
+	}
+	return host
+}
+
 // DialHTTP2 opens a connection on which HTTP/2 can be spoken at once.
 func (d *Dialer) DialHTTP2(ctx context.Context, at Place) (net.Conn, error) {
 	u, err := url.Parse(at.Base)
@@ -139,7 +150,7 @@ func (d *Dialer) DialHTTP2(ctx context.Context, at Place) (net.Conn, error) {
 	if port == "" {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
-	conn, err := d.Dial(ctx, at, net.JoinHostPort(u.Hostname(), port))
+	conn, err := d.Dial(ctx, at, net.JoinHostPort(Host(u), port))
 	if err != nil || at.Protocol == "h2c" {
 		return conn, err
 	}

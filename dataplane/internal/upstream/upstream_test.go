@@ -289,6 +289,22 @@ func TestNames_KeepWhatWasKnown(t *testing.T) {
 	})
 }
 
+// A name that is not ASCII is dialled, permitted and verified as it is resolved, over HTTP/2 as over HTTP/1.1.
+func TestDialer_NamesThatAreNotASCII(t *testing.T) {
+	stop, asked := errors.New("seen"), ""
+	d := upstream.NewDialer(upstream.Config{Permit: func(addr string) error { asked = addr; return stop }})
+	for base, want := range map[string]string{"https://b\u00fccher.test": "xn--bcher-kva.test:443", "https://B\u00dcCHER.test:8443": "xn--bcher-kva.test:8443", "https://[2001:db8::1]:8443": "[2001:db8::1]:8443", "https://plain.test": "plain.test:443"} {
+		at := upstream.Place{Base: base, Protocol: "h2"}
+		if _, err := d.DialHTTP2(t.Context(), at); !errors.Is(err, stop) || asked != want {
+			t.Errorf("%s: asked for %q (%v), want %q", base, asked, err, want)
+		}
+		host, _, _ := net.SplitHostPort(want)
+		if cfg, err := d.TLS(at); err != nil || cfg.ServerName != host {
+			t.Errorf("%s: verified as %q (%v), want %q", base, cfg.ServerName, err, host)
+		}
+	}
+}
+
 func TestDialer_SpeaksHTTP2OnlyWhereItIsAgreedOn(t *testing.T) {
 	for _, speaks := range []bool{true, false} {
 		srv := httptest.NewUnstartedServer(nil)
