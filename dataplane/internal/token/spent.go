@@ -8,7 +8,9 @@ import (
 )
 
 // What is forged costs a signature check each. An address may have failed, a few times a second, and so may all who ask for one
-// API; beyond that no token is looked at that has not verified before. Whoever shows one that has is served all the while.
+// API; beyond that no token is looked at that has not verified before. Whoever shows one that has is served all the while, and of
+// an API that is flooded new ones are looked at from addresses from which one has verified in the last day: what renews its
+// token is served on, whoever forges others, within the rate of its address.
 // Addresses share places: of 4096, by a hash that nobody outside knows; a flood of addresses takes no memory.
 const (
 	addressRate, addressBurst = 5, 50
@@ -20,6 +22,31 @@ type failures struct {
 	seed      maphash.Seed
 	addresses [4096]atomic.Int64
 	apis      [256]atomic.Int64
+	vouched   [16384]atomic.Uint64 // addresses that showed a good token: half a hash, and when (unix s)
+}
+
+const vouchedFor = 86400 // s
+
+// vouch says that a token of the address, for the API, has verified. Two addresses that share a place forget each other, and none
+// passes for another but by a chance of 2^-46.
+func (f *failures) vouch(auth *table.Auth, from string, unix int64) {
+	at, mark := f.voucher(auth, from)
+	at.Store(mark | uint64(uint32(unix)))
+}
+
+func (f *failures) known(auth *table.Auth, from string, unix int64) bool {
+	at, mark := f.voucher(auth, from)
+	is := at.Load()
+	since := unix - int64(uint32(is))
+	return is&^uint64(1<<32-1) == mark && since <= vouchedFor && since >= -vouchedFor
+}
+
+func (f *failures) voucher(auth *table.Auth, from string) (at *atomic.Uint64, mark uint64) {
+	h := maphash.Comparable(f.seed, struct {
+		auth *table.Auth
+		from string
+	}{auth, from})
+	return &f.vouched[h%uint64(len(f.vouched))], h &^ (1<<32 - 1)
 }
 
 func (f *failures) places(auth *table.Auth, from string) (address, api *atomic.Int64) {
@@ -29,7 +56,7 @@ func (f *failures) places(auth *table.Auth, from string) (address, api *atomic.I
 // full says whether no further token of the address, or for the API, is looked at just now.
 func (f *failures) full(auth *table.Auth, from string, unix int64) bool {
 	address, api := f.places(auth, from)
-	return owes(address.Load()-unix*1000, addressBurst*1000/addressRate) || owes(api.Load()-unix*1000, apiBurst*1000/apiRate)
+	return owes(address.Load()-unix*1000, addressBurst*1000/addressRate) || owes(api.Load()-unix*1000, apiBurst*1000/apiRate) && !f.known(auth, from, unix)
 }
 
 // owes says whether a debt is full. None is ever much larger: that is a clock which was put back, and an hour of it must not be

@@ -126,6 +126,7 @@ func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issue
 	if issuer, subject, scopes, until, err = k.at(unix); err == nil {
 		k.sum = sum
 		slot.Store(k)
+		v.failures.vouch(auth, from, unix)
 	}
 	return issuer, subject, scopes, until, err
 }

@@ -428,6 +428,16 @@ func TestVerify_ForgedTokensCostLittle(t *testing.T) {
 		if n := flood(3000, func(i int) string { return fmt.Sprint("203.0.113.", i) }, now+60); n > 1000 || n < 900 {
 			t.Errorf("%d of 3000 forged tokens of as many addresses were looked at, want 1000, or a few less where addresses share a place", n)
 		}
+		next := sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"jti": "4"})
+		if err := verify(next, "198.51.100.8", now+60); !errors.Is(err, token.ErrTooMany) {
+			t.Errorf("a new token in a flood, from where none has verified: %v, want it put off", err)
+		}
+		if err := verify(next, "198.51.100.7", now+60); err != nil {
+			t.Errorf("a new token in a flood, from where one has verified: %v", err)
+		}
+		if n := flood(1000, func(int) string { return "198.51.100.7" }, now+60); n > 50 || n < 40 {
+			t.Errorf("%d forged tokens from there were looked at, want 50 as from anywhere, or a few less where it shares a place", n)
+		}
 		if err := verify(known, "192.0.2.1", now+60); err != nil {
 			t.Errorf("a token that has verified, in a flood: %v", err)
 		}
