@@ -194,6 +194,7 @@ type Edge struct {
 	tls      *edgetls.Manager
 	tokens   *token.Verifier
 	proxy    *proxy.Proxy
+	dialer   *upstream.Dialer
 	ups      *proxy.Upstreams
 	names    *upstream.Names
 	cache    *cache.Cache
@@ -305,8 +306,8 @@ func (e *Edge) openPath() (err error) {
 	if e.names, err = upstream.NewNames(upstream.NamesConfig{Allow: allow, Networks: networks, Refresh: e.cfg.UpstreamRefresh, Logger: e.log}); err != nil {
 		return err
 	}
-	dialer := upstream.NewDialer(upstream.Config{Allow: allow, AllowForeign: foreign, Networks: networks, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})
-	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: dialer})
+	e.dialer = upstream.NewDialer(upstream.Config{Allow: allow, AllowForeign: foreign, Networks: networks, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})
+	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: e.dialer})
 	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Names: e.names, Left: e.ups.Left, Logger: e.log}); err != nil {
 		return err
 	}
@@ -329,7 +330,7 @@ func (e *Edge) openPath() (err error) {
 	if e.cache, err = cache.New(e.cfg.CacheBytes); err != nil {
 		return err
 	}
-	if e.tokens, err = token.New(token.Config{Tables: e.tables, Client: dialer.Fetches(), Logger: e.log}); err != nil {
+	if e.tokens, err = token.New(token.Config{Tables: e.tables, Client: e.dialer.Fetches(), Logger: e.log}); err != nil {
 		return err
 	}
 	if e.cfg.AccessLog != "" {

@@ -4,6 +4,8 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -221,6 +223,23 @@ func TestGate_RandomKeysCostNothingThatStays(t *testing.T) {
 	}
 	if limits.Len() != 0 {
 		t.Errorf("got %d limiters, want none", limits.Len())
+	}
+}
+
+// Each reason that the code names has a title, and so stands in the list that metrics are made of.
+func TestReasons_AreAll(t *testing.T) {
+	src, err := os.ReadFile("problem.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile(`(?m)^\tReason[A-Za-z]+ += "([a-z-]+)"`).FindAllStringSubmatch(string(src), -1)
+	for _, m := range named {
+		if !slices.Contains(gate.Reasons(), m[1]) || gate.NewProblem(400, m[1], "").Title == "" {
+			t.Errorf("%s has no title", m[1])
+		}
+	}
+	if len(named) != len(gate.Reasons()) || len(named) < 40 {
+		t.Errorf("%d are named, %d listed", len(named), len(gate.Reasons()))
 	}
 }
 

@@ -2,6 +2,8 @@ package gate
 
 import (
 	"encoding/json"
+	"maps"
+	"slices"
 
 	"bailiwick/shared/table/schema"
 )
@@ -110,7 +112,12 @@ var titles = map[string]string{
 	ReasonUpstreamLate:  "The upstream did not answer in time",
 	ReasonRetriesSpent:  "Too many requests are being retried",
 	ReasonResidency:     "The residency policy forbids this relay",
+	ReasonNotCached:     "No answer is kept",
+	ReasonBusy:          "The upstreams are busy",
 }
+
+// Reasons are all that an answer of the edge may have.
+func Reasons() []string { return slices.Sorted(maps.Keys(titles)) }
 
 // NewProblem is a problem with the title of its reason.
 func NewProblem(status int, reason, detail string) Problem {

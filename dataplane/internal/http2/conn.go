@@ -81,6 +81,8 @@ type Peer struct {
 // NewConn makes a connection of one that speaks HTTP/2 and of which nothing was read. serve serves each request.
 func (v *Server) NewConn(rwc net.Conn, peer Peer, serve func(*Stream)) *Conn {
 	c := &Conn{v: v, rwc: rwc, peer: peer, serve: serve, maxHead: v.cfg.MaxHead, streams: map[uint32]*Stream{}, inWindow: connWindow, outWindow: 65535, initial: 65535, tokens: allowance, table: dynamic{most: tableSize}}
+	v.counts.conns.Add(1)
+	v.counts.open.Add(1) // until Run has returned for good
 	b := c.queue()
 	b.b = appendFrame(b.b, frameSettings, 0, 0, 5*6)
 	for _, s := range [...][2]uint32{{settingStreams, MaxStreams}, {settingWindow, streamWindow}, {settingFrame, maxFrame}, {settingList, uint32(c.maxHead)}, {settingPriorities, 1}} {
@@ -96,6 +98,11 @@ func (v *Server) NewConn(rwc net.Conn, peer Peer, serve func(*Stream)) *Conn {
 // If the peer pauses, Run also returns, with true, when nothing is under way and the client has said nothing for a while: then it
 // holds neither a goroutine nor a buffer. Call it again when something has come, when it Ends, and at the end of its Patience.
 func (c *Conn) Run() (paused bool) {
+	defer func() {
+		if !paused {
+			c.v.counts.open.Add(-1)
+		}
+	}()
 	c.buf = make([]byte, readBuffer)
 	if c.began.IsZero() {
 		c.began = time.Now()

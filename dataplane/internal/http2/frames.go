@@ -391,6 +391,7 @@ func (c *Conn) reset(id uint32, b []byte) Code {
 	}
 	defer c.mu.Unlock()
 	if s != nil {
+		c.v.counts.theirs.Add(1)
 		delete(c.streams, id)
 		s.lost(errReset)
 	}

@@ -20,6 +20,7 @@ type Server struct {
 	spare   sync.Pool // *Stream
 	buffers sync.Pool // *buffer
 	crew    crew.Crew[job]
+	counts  counts
 }
 
 // New makes a Server. Close it once no connection is left.

@@ -151,6 +151,7 @@ func (c *Conn) fail(s *Stream, code Code) {
 }
 
 func (c *Conn) resets(id uint32, code Code) {
+	count(&c.v.counts.resets, code)
 	b := c.queue()
 	b.b = binary.BigEndian.AppendUint32(appendFrame(b.b, frameReset, 0, id, 4), uint32(code))
 }
@@ -478,6 +479,7 @@ const drainPing = "goodbye!"
 
 // goAway says that no stream above last is served; mu is held.
 func (c *Conn) goAway(last uint32, code Code) {
+	count(&c.v.counts.away, code)
 	b := c.queue()
 	b.b = appendFrame(b.b, frameGoAway, 0, 0, 8)
 	b.b = binary.BigEndian.AppendUint32(b.b, last)

@@ -26,6 +26,9 @@ const (
 	classes
 )
 
+// Classes are all of them, the first to yield first.
+func Classes() []Class { return []Class{Free, Bronze, Silver, Gold, Platinum} }
+
 // String is the class's name.
 func (c Class) String() string {
 	return [...]string{"free", "bronze", "silver", "gold", "platinum"}[min(c, Platinum)]
@@ -345,7 +348,7 @@ func (l *Limiter) Stats() Stats {
 type Seats struct {
 	most  int64
 	taken atomic.Int64
-	shed  atomic.Int64
+	shed  [classes]atomic.Int64
 }
 
 // DefaultSeats are requests under way at an edge.
@@ -365,13 +368,14 @@ func (s *Seats) Take(c Class) bool {
 		return true
 	}
 	s.taken.Add(-1)
-	s.shed.Add(1)
+	s.shed[min(c, Platinum)].Add(1)
 	return false
 }
 
 // Leave gives a seat back that was taken.
 func (s *Seats) Leave() { s.taken.Add(-1) }
 
-// Taken is how many are, Shed how often there was none.
-func (s *Seats) Taken() int64 { return s.taken.Load() }
-func (s *Seats) Shed() int64  { return s.shed.Load() }
+// Taken is how many are, of Most that there are, Shed how often there was none for a class.
+func (s *Seats) Taken() int64       { return s.taken.Load() }
+func (s *Seats) Most() int64        { return s.most }
+func (s *Seats) Shed(c Class) int64 { return s.shed[min(c, Platinum)].Load() }

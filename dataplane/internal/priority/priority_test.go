@@ -232,8 +232,12 @@ func TestSeats_KeepShares(t *testing.T) {
 			s.Leave()
 		}
 	}
-	if s.Taken() != 0 || s.Shed() != 3 {
-		t.Errorf("got %d taken and %d shed, want 0 and 3", s.Taken(), s.Shed())
+	shed := int64(0)
+	for _, c := range priority.Classes() {
+		shed += s.Shed(c)
+	}
+	if s.Taken() != 0 || s.Most() != 10 || shed != 3 {
+		t.Errorf("got %d taken and %d shed, want 0 and 3", s.Taken(), shed)
 	}
 }
 

@@ -198,6 +198,7 @@ func (x *exchange) cacheKey(host string, of *policy.Route) cache.Key {
 // uncache lets others go on who wait for this request's answer, however it ended.
 func (x *exchange) uncache() {
 	if x.cache != nil {
+		x.looked()
 		x.cache.flight.End(x.cache.unkept, time.Now())
 	}
 }

@@ -310,6 +310,7 @@ func (c *call) close() {
 	c.outcome()
 	c.access()
 	c.traced()
+	c.total()
 	c.v.Pass.Leave()
 	c.leave(priority.Untold) // if the answer never did
 	c.stand()

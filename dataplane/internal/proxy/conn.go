@@ -137,6 +137,7 @@ func (c *conn) handshake() bool {
 	c.rwc = t
 	c.raw.SetDeadline(time.Now().Add(headTimeout))
 	if err := t.Handshake(); err != nil {
+		c.door.unshaken.Add(1)
 		if re, ok := errors.AsType[tls.RecordHeaderError](err); ok && re.Conn != nil && looksLikeHTTP(re.RecordHeader) {
 			io.WriteString(re.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n")
 			re.Conn.Close()

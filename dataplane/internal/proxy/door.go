@@ -34,7 +34,9 @@ type Door struct {
 	works     sync.Pool
 	two       *http2.Server
 	guests    *guests
+	others    []*Door       // that share guests
 	whole     time.Duration // idleWhole, but for tests
+	unshaken  atomic.Int64  // handshakes that failed
 
 	shut    atomic.Bool
 	refuses atomic.Bool   // nor does it take connections that were accepted before it shut

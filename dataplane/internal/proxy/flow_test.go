@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/quota"
 	"bailiwick/shared/table"
@@ -182,7 +183,7 @@ func TestPath_FreeYields(t *testing.T) {
 			t.Errorf("when all is over: got %d %s", a.status, a.body)
 		}
 	}
-	if up, edge := w.west.proxy.Turned(); up != 1 || edge != 0 {
+	if up, edge := w.west.proxy.Shed(priority.Free); up != 1 || edge != 0 {
 		t.Errorf("it tells of %d and %d turned away, want one by the upstream", up, edge)
 	}
 }

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -14,6 +15,8 @@ type guests struct {
 	mu    sync.Mutex // covers the rest
 	total int
 	by    map[netip.Prefix]int
+
+	taken, crowded, full, yielded int64 // since the start
 }
 
 // newGuests takes what files this process may have open as the measure, where nothing is said: three quarters of them for clients,
@@ -69,10 +72,15 @@ func (g *guests) enter(client string, made bool) welcome {
 	defer g.mu.Unlock()
 	switch {
 	case at.IsValid() && g.by[at] >= g.each:
+		g.crowded++
 		return crowded
 	case g.total >= g.most && !made:
 		return full
 	}
+	if made {
+		g.yielded++
+	}
+	g.taken++
 	g.total++
 	if at.IsValid() {
 		g.by[at]++
@@ -102,7 +110,18 @@ func (d *Door) receive(client string) bool {
 	case crowded:
 		return false
 	}
-	return d.makeRoom() && d.guests.enter(client, true) == welcomed
+	if d.makesRoom() {
+		return d.guests.enter(client, true) == welcomed
+	}
+	d.guests.mu.Lock()
+	defer d.guests.mu.Unlock()
+	d.guests.full++
+	return false
+}
+
+// makesRoom lets a connection of any door go that does nothing: all doors share the places.
+func (d *Door) makesRoom() bool {
+	return d.makeRoom() || slices.ContainsFunc(d.others, (*Door).makeRoom)
 }
 
 // makeRoom lets a connection go that does nothing; of those that are parked, who waits longest.

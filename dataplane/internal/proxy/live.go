@@ -208,3 +208,6 @@ func (p *Proxy) judgeAll(ctx context.Context) {
 
 // Streams is how many connections last at this edge now: WebSockets and such of APIs that are tcp.
 func (p *Proxy) Streams() int64 { return p.lives.count.Load() }
+
+// StreamsLimit is how many may.
+func (p *Proxy) StreamsLimit() int64 { return int64(p.cfg.MaxStreams) }

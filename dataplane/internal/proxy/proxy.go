@@ -97,6 +97,7 @@ type Proxy struct {
 	router *failover.Router // for clients
 	local  *failover.Router // for relays: this region's upstreams and nothing else
 
+	counts   *counts
 	budgets  budgets
 	seats    *priority.Seats
 	lives    lives
@@ -145,7 +146,7 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.MaxStreams <= 0 {
 		cfg.MaxStreams = DefaultStreams
 	}
-	p := &Proxy{cfg: cfg, start: time.Now(), seats: priority.NewSeats(cfg.MaxInFlight),
+	p := &Proxy{cfg: cfg, start: time.Now(), counts: newCounts(), seats: priority.NewSeats(cfg.MaxInFlight),
 		router: failover.NewRouter(cfg.Monitor, cfg.Grants, cfg.Region), local: failover.NewRouter(cfg.Monitor, nil, cfg.Region)}
 	p.stale = make(chan renewal, renewalsWaiting)
 	p.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
@@ -157,16 +158,6 @@ func (p *Proxy) Unbilled() int64 { return p.unbilled.Load() }
 
 // ReplayBytes is how much of requests' bodies is kept now to be sent again, at most 64 MiB.
 func (p *Proxy) ReplayBytes() int64 { return p.replays.Load() }
-
-// Turned is how many requests were turned away because an upstream, or this edge, was short.
-func (p *Proxy) Turned() (upstreams, edge int64) {
-	for _, b := range p.budgets.all() {
-		for _, n := range b.flow.Stats().Shed {
-			upstreams += n
-		}
-	}
-	return upstreams, p.seats.Shed()
-}
 
 // budget keeps retries from becoming a storm: a fifth of the requests, and ten a second, with room for a
 // burst, since an upstream that dies takes all its requests in flight with it at once.

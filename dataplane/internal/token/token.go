@@ -53,6 +53,7 @@ type Verifier struct {
 	known [slots]atomic.Pointer[verified]
 
 	failures failures
+	results  [len(Results)]atomic.Int64
 
 	mu      sync.RWMutex // covers sources; held for a lookup
 	sources map[sourceID]*source
@@ -99,34 +100,51 @@ var (
 	ErrSubject   = errors.New("it lacks the claim by which the API knows its callers")
 )
 
+// Results are what comes of looking at a token: it was known to verify, it verified, it did not, its issuer's keys are not known,
+// or it was not looked at, since too many did not verify.
+var Results = [...]string{"known", "verified", "refused", "keys_unknown", "put_off"}
+
+// Count is how often that came of it since the start, by its place in Results.
+func (v *Verifier) Count(result int) int64 { return v.results[result].Load() }
+
 // Verify gives whom raw names, if it is for whoever auth is of, at a time of day (unix s): its issuer, the value of the claim
 // that the API names, and its scopes, separated by spaces, and until when it is taken. It allocates nothing for a token that
 // it has verified lately. from is the address that shows it: of one from which too much did not verify lately, no new token is
 // looked at.
 func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
 	if len(raw) > maxToken || strings.Count(raw, ".") != 2 {
+		v.results[2].Add(1)
 		return "", "", "", 0, ErrMalformed
 	}
 	var text [maxToken]byte
 	sum := sha256.Sum256(text[:copy(text[:], raw)])
 	slot := &v.known[(int(sum[0])<<8|int(sum[1]))%slots]
 	if k := slot.Load(); k != nil && k.sum == sum && k.auth == auth && k.source.set.Load() == k.keys {
+		v.results[0].Add(1)
 		return k.at(unix)
 	}
 	if v.failures.full(auth, from, unix) {
+		v.results[4].Add(1)
 		return "", "", "", 0, ErrTooMany
 	}
 	k, err := v.verify(auth, raw)
 	if err != nil {
-		if err != ErrKeys { // which is nobody's fault here
+		if err == ErrKeys { // which is nobody's fault here
+			v.results[3].Add(1)
+		} else {
+			v.results[2].Add(1)
 			v.failures.add(auth, from, unix)
 		}
 		return "", "", "", 0, err
 	}
 	if issuer, subject, scopes, until, err = k.at(unix); err == nil {
+		v.results[1].Add(1)
 		k.sum = sum
 		slot.Store(k)
 		v.failures.vouch(auth, from, unix)
+	}
+	if err != nil {
+		v.results[2].Add(1)
 	}
 	return issuer, subject, scopes, until, err
 }

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/idna"
@@ -59,7 +60,12 @@ type Dialer struct {
 	dialer net.Dialer // of the own zone's upstreams
 	others net.Dialer // of other zones'
 	fetch  net.Dialer // of what is no upstream
+
+	dials, failed atomic.Int64
 }
+
+// Dials is how many connections to upstreams were tried since the start, probes' own included, and how many of them failed.
+func (d *Dialer) Dials() (all, failed int64) { return d.dials.Load(), d.failed.Load() }
 
 // NewDialer makes one.
 func NewDialer(cfg Config) *Dialer {
@@ -73,7 +79,13 @@ func NewDialer(cfg Config) *Dialer {
 }
 
 // Dial opens a connection to host:port of the place, without TLS.
-func (d *Dialer) Dial(ctx context.Context, at Place, addr string) (net.Conn, error) {
+func (d *Dialer) Dial(ctx context.Context, at Place, addr string) (conn net.Conn, err error) {
+	d.dials.Add(1)
+	defer func() {
+		if err != nil {
+			d.failed.Add(1)
+		}
+	}()
 	if d.cfg.Permit != nil {
 		if err := d.cfg.Permit(addr); err != nil {
 			return nil, err
