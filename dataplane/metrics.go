@@ -5,6 +5,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/http2"
+	"bailiwick/dataplane/internal/http3"
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/proxy"
@@ -57,9 +58,9 @@ func (e *Edge) metrics() []telemetry.Metric {
 		}},
 		gauge("requests_in_flight", "Requests of clients under way.", func() float64 { n, _ := e.proxy.InFlight(); return float64(n) }),
 		gauge("requests_in_flight_limit", "How many may be.", func() float64 { _, n := e.proxy.InFlight(); return float64(n) }),
-		gauge("connections", "Connections of clients over TCP.", func() float64 { return float64(e.servers.Connections().Open) }),
+		gauge("connections", "Connections of clients, over TCP and QUIC.", func() float64 { return float64(e.servers.Connections().Open) }),
 		gauge("connections_limit", "How many there may be.", func() float64 { return float64(e.servers.Connections().Most) }),
-		counter("connections_total", "Connections of clients over TCP that were taken.", func() int64 { return e.servers.Connections().Taken }),
+		counter("connections_total", "Connections of clients that were taken.", func() int64 { return e.servers.Connections().Taken }),
 		counter("connections_crowded_total", "Connections refused because their address had as many as it may.", func() int64 { return e.servers.Connections().Crowded }),
 		counter("connections_full_total", "Connections refused because there were as many as there may be, and none was idle.", func() int64 { return e.servers.Connections().Full }),
 		counter("connections_yielded_total", "Idle connections that were closed for new ones.", func() int64 { return e.servers.Connections().Yielded }),
@@ -67,6 +68,8 @@ func (e *Edge) metrics() []telemetry.Metric {
 		gauge("http2_connections", "Connections over HTTP/2.", func() float64 { return float64(e.servers.HTTP2().Open) }),
 		counter("http2_connections_total", "Connections over HTTP/2 that there were.", func() int64 { return e.servers.HTTP2().Connections }),
 		counter("http2_streams_reset_by_clients_total", "Requests over HTTP/2 that clients broke off.", func() int64 { return e.servers.HTTP2().ResetByClients }),
+		gauge("http3_connections", "Connections over HTTP/3.", func() float64 { return float64(e.servers.HTTP3().Open) }),
+		counter("http3_connections_total", "Connections over HTTP/3 that there were.", func() int64 { return e.servers.HTTP3().Connections }),
 		gauge("streams_limit", "How many connections that last there may be.", func() float64 { return float64(e.proxy.StreamsLimit()) }),
 		gauge("upstream_pools", "Upstreams that there are connections to.", func() float64 { return float64(e.ups.Count()) }),
 		gauge("upstream_connections_idle", "Connections to upstreams over HTTP/1.1 that wait for a common request.", func() float64 { return float64(e.ups.Idle()) }),
@@ -174,6 +177,13 @@ func (e *Edge) labelled() (all []telemetry.Metric) {
 				Read: func() float64 { return float64(e.servers.HTTP2().Ended[i]) }},
 			telemetry.Metric{Name: "http2_streams_reset_total", Help: "Requests over HTTP/2 that this edge broke off (RST_STREAM), by code.", Counter: true, Labels: map[string]string{"code": code},
 				Read: func() float64 { return float64(e.servers.HTTP2().Reset[i]) }})
+	}
+	for i, code := range http3.Codes {
+		all = append(all,
+			telemetry.Metric{Name: "http3_connections_ended_total", Help: "Connections over HTTP/3 that this edge ended, by code.", Counter: true, Labels: map[string]string{"code": code},
+				Read: func() float64 { return float64(e.servers.HTTP3().Ended[i]) }},
+			telemetry.Metric{Name: "http3_streams_reset_total", Help: "Requests over HTTP/3 that this edge broke off, by code.", Counter: true, Labels: map[string]string{"code": code},
+				Read: func() float64 { return float64(e.servers.HTTP3().Reset[i]) }})
 	}
 	return all
 }

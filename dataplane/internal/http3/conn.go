@@ -47,11 +47,19 @@ type Peer struct {
 // NewConn makes a connection of one whose handshake is done. serve serves each request.
 func (v *Server) NewConn(q *quic.Conn, peer Peer, serve func(*Stream)) *Conn {
 	return &Conn{v: v, q: q, peer: peer, serve: serve, tokens: allowance, refilled: time.Now(),
-		end: func(code Code) { q.CloseWithError(quic.ApplicationErrorCode(code), "") }}
+		end: func(code Code) {
+			if code != NoError { // which each ends with once more
+				count(&v.counts.ended, code)
+			}
+			q.CloseWithError(quic.ApplicationErrorCode(code), "")
+		}}
 }
 
 // Run serves the connection until it ends, and returns once nobody serves a request of it any more.
 func (c *Conn) Run() {
+	c.v.counts.conns.Add(1)
+	c.v.counts.open.Add(1)
+	defer c.v.counts.open.Add(-1)
 	defer c.wg.Wait()
 	defer c.end(NoError)
 	mine, err := c.q.OpenUniStream()
@@ -79,6 +87,7 @@ func (c *Conn) Run() {
 		c.mu.Lock()
 		if c.gone {
 			c.mu.Unlock()
+			count(&c.v.counts.resets, RequestRejected)
 			q.CancelRead(quic.StreamErrorCode(RequestRejected))
 			q.CancelWrite(quic.StreamErrorCode(RequestRejected))
 			q.ReleaseStreamCredit()

@@ -16,9 +16,10 @@ type Config struct {
 
 // Server has what connections share: goroutines that serve requests, and buffers.
 type Server struct {
-	cfg   Config
-	spare sync.Pool // *Stream
-	crew  crew.Crew[*Stream]
+	cfg    Config
+	spare  sync.Pool // *Stream
+	counts counts
+	crew   crew.Crew[*Stream]
 }
 
 // New makes a Server. Close it once no connection is left.

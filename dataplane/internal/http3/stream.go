@@ -90,6 +90,7 @@ func (s *Stream) Reset(code Code) {
 		return
 	}
 	s.reset = true
+	count(&s.c.v.counts.resets, code)
 	s.q.CancelWrite(quic.StreamErrorCode(code))
 }
 
@@ -264,6 +265,7 @@ func (s *Stream) stopped(err error) error {
 }
 
 func (s *Stream) malformed() error {
+	count(&s.c.v.counts.resets, MessageError)
 	s.q.CancelRead(quic.StreamErrorCode(MessageError))
 	s.q.CancelWrite(quic.StreamErrorCode(MessageError)) // whoever reads the body may not be who answers: it finds out
 	s.c.spent(1)

@@ -6,6 +6,7 @@ import (
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/http2"
+	"bailiwick/dataplane/internal/http3"
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/shared/usage"
 )
@@ -145,7 +146,7 @@ func (p *Proxy) Shed(c priority.Class) (upstreams, edge int64) {
 // InFlight is how many requests of clients are under way, and how many may be.
 func (p *Proxy) InFlight() (taken, most int64) { return p.seats.Taken(), p.seats.Most() }
 
-// Connections says of the doors over TCP how many connections there are and may be, and what became of all that came.
+// Connections says of all doors how many connections there are and may be, and what became of all that came.
 type Connections struct {
 	Open, Most       int64
 	Taken            int64 // since the start
@@ -154,7 +155,7 @@ type Connections struct {
 	HandshakesFailed int64
 }
 
-// Connections are those of all doors over TCP.
+// Connections are those of all doors.
 func (s *Servers) Connections() Connections {
 	g := s.HTTPS.guests
 	g.mu.Lock()
@@ -164,8 +165,9 @@ func (s *Servers) Connections() Connections {
 	return c
 }
 
-// HTTP2 counts connections over HTTP/2.
+// HTTP2 counts connections over HTTP/2, HTTP3 those over HTTP/3.
 func (s *Servers) HTTP2() http2.Counts { return s.HTTPS.two.Counts() }
+func (s *Servers) HTTP3() http3.Counts { return s.H3.three.Counts() }
 
 // Idle is how many connections to upstreams wait for a request, of those that common requests use.
 func (u *Upstreams) Idle() (n int64) {

@@ -158,23 +158,18 @@ func (d *Door3) knocks(ctx context.Context, info *quic.ClientInfo) (context.Cont
 	return context.WithValue(ctx, counted{}, true), nil
 }
 
-// receive counts a connection in; where there is no place, one that asks nothing goes for it.
-func (d *Door3) receive(client string) bool {
-	switch d.guests.enter(client, false) {
-	case welcomed:
-		return true
-	case crowded:
-		return false
-	}
+func (d *Door3) receive(client string) bool { return d.guests.receive(client, d.makeRoom) }
+
+// makeRoom lets a connection go that asks nothing.
+func (d *Door3) makeRoom() bool {
 	d.mu.Lock()
-	made := false
+	defer d.mu.Unlock()
 	for c := range d.conns {
-		if made = c.three.Yield(); made {
-			break
+		if c.three.Yield() {
+			return true
 		}
 	}
-	d.mu.Unlock()
-	return made && d.guests.enter(client, true) == welcomed
+	return false
 }
 
 func (d *Door3) take(q *quic.Conn) {

@@ -33,6 +33,7 @@ func (c *conn3) stream(s *http3.Stream) {
 		if k.common(d.fast, smallBody, c.sni) {
 			k.ask.http3 = true
 			k.call.begin(d.fast, c.client)
+			k.call.proto = 3
 			f.active = true
 			if _, ok := k.admit(d.fast); ok {
 				k.serve()

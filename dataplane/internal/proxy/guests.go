@@ -11,6 +11,7 @@ import (
 // which one client has). Addresses of this machine are not counted apart: what stands before an edge there speaks for many.
 type guests struct {
 	most, each int
+	doors      []func() bool // each lets a connection of one door go that does nothing; set before any opens
 
 	mu    sync.Mutex // covers the rest
 	total int
@@ -102,27 +103,25 @@ func (g *guests) leave(client string) {
 }
 
 // receive counts a client's connection in. Where there are as many as there may be, one that waits for its next request, or has
-// not sent its first, goes for it: who sends nothing must not keep others out.
-func (d *Door) receive(client string) bool {
-	switch d.guests.enter(client, false) {
+// not sent its first, goes for it: who sends nothing must not keep others out. It is one of the same door, if that has such, else
+// of another: they share the places, and whoever fills them at one door must not shut all.
+func (g *guests) receive(client string, own func() bool) bool {
+	switch g.enter(client, false) {
 	case welcomed:
 		return true
 	case crowded:
 		return false
 	}
-	if d.makesRoom() {
-		return d.guests.enter(client, true) == welcomed
+	if own() || slices.ContainsFunc(g.doors, func(other func() bool) bool { return other() }) {
+		return g.enter(client, true) == welcomed
 	}
-	d.guests.mu.Lock()
-	defer d.guests.mu.Unlock()
-	d.guests.full++
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.full++
 	return false
 }
 
-// makesRoom lets a connection of any door go that does nothing: all doors share the places.
-func (d *Door) makesRoom() bool {
-	return d.makeRoom() || slices.ContainsFunc(d.others, (*Door).makeRoom)
-}
+func (d *Door) receive(client string) bool { return d.guests.receive(client, d.makeRoom) }
 
 // makeRoom lets a connection go that does nothing; of those that are parked, who waits longest.
 func (d *Door) makeRoom() (made bool) {

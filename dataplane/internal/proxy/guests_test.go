@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"testing"
 	"time"
 
@@ -167,5 +168,40 @@ func TestDoor_IdleOverHTTP2GoesFirst(t *testing.T) {
 	}
 	if ask("/") {
 		t.Error("one that does something goes for another")
+	}
+}
+
+// The doors share their places: one that does nothing at one of them goes for a client of another.
+func TestDoors_IdleAtOneGoesForAnother(t *testing.T) {
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS()
+	defer cert.Close()
+	s := proxy.NewServers(proxy.ServersConfig{TLS: &tls.Config{Certificates: cert.TLS.Certificates}, Logger: slog.New(slog.DiscardHandler), MaxConnections: 2, Handler: http.NotFoundHandler()})
+	at := map[*proxy.Door]string{}
+	for _, d := range []*proxy.Door{s.HTTP, s.HTTPS} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- d.Serve(l) }()
+		defer func() { d.Close(); <-ended }()
+		at[d] = l.Addr().String()
+	}
+	for range 2 {
+		c, err := net.Dial("tcp", at[s.HTTP])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	eventually(t, 20*time.Second, "two connections", func() bool { return s.Connections().Open == 2 })
+	c, err := tls.Dial("tcp", at[s.HTTPS], &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatalf("a client of the other door is refused: %v", err)
+	}
+	c.Close()
+	if got := s.Connections(); got.Yielded != 1 || got.Full != 0 || got.Taken != 3 {
+		t.Errorf("got %+v", got)
 	}
 }

@@ -60,7 +60,6 @@ func NewServers(cfg ServersConfig) Servers {
 		cfg.UnprovenASecond = 200
 	}
 	s := Servers{HTTPS: door(), HTTP: door()}
-	s.HTTPS.others, s.HTTP.others = []*Door{s.HTTP}, []*Door{s.HTTPS}
 	tcp := cfg.TLS.Clone()
 	tcp.NextProtos = append([]string{"h2", "http/1.1"}, tcp.NextProtos...) // whatever an ACME solver added stays
 	if fast != nil {
@@ -89,6 +88,7 @@ func NewServers(cfg ServersConfig) Servers {
 		d.resetKey = (*quic.StatelessResetKey)(cfg.ResetKey)
 	}
 	s.H3 = d
+	all.doors = []func() bool{s.HTTPS.makeRoom, s.HTTP.makeRoom, d.makeRoom}
 	return s
 }
 
