@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore histories mutants simulate takeovers torture fuzz-border model hosts bench evidence outage bench-edge h2spec fuzz fuzz-sync scale lint release follow generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore histories mutants simulate takeovers torture fuzz-border model hosts bench evidence outage bench-edge free-yields h2spec fuzz fuzz-sync scale lint release follow generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ hosts: ## two zones on hosts in namespaces: nothing planted in one is found in t
 bench: build ## the benchmarks: request path, ledger, key and revocation latency, failover, border; a part: make bench ARGS='-only border'
 	$(GO) test -run '^$$' -bench . -benchmem ./shared/... ./dataplane/... ./controlplane/internal/ledger/... ./controlplane/internal/detail/... ./controlplane/internal/group/raftgroup
 	$(GO) run ./e2e/bench $(ARGS)
+
+free-yields: ## platinum's latency beside free plans at three times what an upstream can do, through a whole edge (a minute; the quieter the machine the truer)
+	$(GO) test -run '^$$' -bench FreeYields -benchtime 1x -timeout 10m ./dataplane/internal/proxy $(ARGS)
 
 h2spec: ## h2spec's 145 tests against the edge's HTTP/2 (seconds; the tool is built on the way)
 	GOBIN=$(CURDIR)/bin $(GO) install github.com/summerwind/h2spec/cmd/h2spec@v2.2.1+incompatible
