@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"hash/maphash"
 	"net/http"
 	"strings"
 	"sync"
@@ -14,13 +15,23 @@ const (
 	maxTags  = 64     // of one answer; with more it is not kept, since a purge would pass it by
 	maxTag   = 128    // bytes of one; likewise
 	maxMarks = 16_384 // of one API, some 2 MB; beyond them all that is kept of it has ended
+
+	// What clients' requests change has half of them. Beyond it changes are remembered by a hash of the URL alone: each ends what
+	// is kept of one in so many URLs, so that nobody ends all of an API's answers by changing this and that.
+	maxChanged  = maxMarks / 2
+	slots       = 1 << 17
+	maxCoarse   = 16          // APIs that have such a table, of 1 MiB; of another all that is kept ends, as above
+	lookForRoom = time.Minute // between two looks for marks that nobody needs any more
 )
 
 // ends are the purges of all APIs as this edge has done them. A purge walks over nothing: an entry is held against it when
 // it is asked for, and goes with its time.
 type ends struct {
-	mu   sync.RWMutex // covers all below
-	apis map[string]*marks
+	mu     sync.RWMutex // covers all below
+	apis   map[string]*marks
+	coarse int          // APIs that have a table
+	seed   maphash.Seed // nobody outside can choose URLs that share a slot with another's
+	born   time.Time
 }
 
 // marks are when an API's purges were done here, by this edge's own clock. An answer ends that was asked for before: it may
@@ -32,6 +43,10 @@ type marks struct {
 	all   time.Time // everything that was asked for until then is gone
 	stale time.Time // or stale
 	by    map[string]mark
+
+	changed int                   // marks of clients' requests, at most
+	swept   time.Time             // when old ones were last looked for
+	coarse  *[slots]time.Duration // of URLs by their hash: until when all is gone, since the cache was made; nil: none
 }
 
 type mark struct{ gone, stale time.Time }
@@ -62,7 +77,7 @@ func (c *Cache) Heed(api string, p *table.Purges, epoch uint64, now time.Time) b
 
 func (m *marks) do(p *table.Purges, now time.Time) {
 	if p.All > m.last {
-		m.all = now
+		m.all, m.changed = now, 0
 		clear(m.by)
 	}
 	for _, one := range p.Of {
@@ -92,13 +107,10 @@ func (m *marks) bound(now time.Time) {
 	if len(m.by) <= maxMarks {
 		return
 	}
-	for what, k := range m.by { // no entry is older
-		if now.Sub(k.gone) > longest && now.Sub(k.stale) > longest {
-			delete(m.by, what)
-		}
-	}
+	m.swept = time.Time{}
+	m.sweep(now)
 	if len(m.by) > maxMarks/2 {
-		m.all = now
+		m.all, m.changed = now, 0
 		clear(m.by)
 	}
 }
@@ -107,19 +119,66 @@ func (m *marks) bound(now time.Time) {
 func (c *Cache) End(about About, epoch uint64, now time.Time) {
 	c.ends.mu.Lock()
 	defer c.ends.mu.Unlock()
-	if m := c.ends.of(about.API, epoch); m != nil {
-		k := m.by[about.URL]
-		k.gone = now
-		m.by[about.URL] = k
-		m.bound(now)
+	m := c.ends.of(about.API, epoch)
+	if m == nil {
+		return
 	}
+	k, known := m.by[about.URL]
+	if !known && m.changed >= maxChanged {
+		m.sweep(now)
+	}
+	if !known && m.changed >= maxChanged {
+		c.ends.blur(m, about.URL, now)
+		return
+	}
+	if !known {
+		m.changed++
+	}
+	k.gone = now
+	m.by[about.URL] = k
+	m.bound(now)
 }
+
+// sweep forgets marks that no entry is older than, now and again.
+func (m *marks) sweep(now time.Time) {
+	if !m.swept.IsZero() && now.Sub(m.swept) < lookForRoom {
+		return
+	}
+	m.swept = now
+	for what, k := range m.by {
+		if now.Sub(k.gone) > longest && now.Sub(k.stale) > longest {
+			delete(m.by, what)
+		}
+	}
+	m.changed = min(m.changed, len(m.by))
+}
+
+// blur marks a URL by its hash, with mu held.
+func (s *ends) blur(m *marks, url string, now time.Time) {
+	if m.coarse == nil {
+		if s.coarse >= maxCoarse {
+			m.all, m.changed = now, 0
+			clear(m.by)
+			return
+		}
+		if s.coarse++; s.coarse == 1 {
+			s.seed, s.born = maphash.MakeSeed(), now.Add(-time.Second)
+		}
+		m.coarse = new([slots]time.Duration)
+	}
+	m.coarse[s.slot(url)] = now.Sub(s.born)
+}
+
+func (s *ends) slot(url string) uint64 { return maphash.String(s.seed, url) % slots }
 
 // of are an API's marks under an epoch, with mu held; nil: that epoch is over.
 func (s *ends) of(api string, epoch uint64) *marks {
 	m := s.apis[api]
 	switch {
 	case m == nil || m.epoch < epoch: // what was kept under another epoch has another key
+		if m != nil && m.coarse != nil {
+			s.coarse--
+		}
 		m = &marks{epoch: epoch, by: map[string]mark{}}
 		if s.apis == nil {
 			s.apis = map[string]*marks{}
@@ -145,6 +204,11 @@ func (c *Cache) ended(e *Entry) *Entry {
 	before := func(t time.Time) bool { return !t.IsZero() && !e.sent.After(t) }
 	if before(m.all) {
 		return nil
+	}
+	if m.coarse != nil && len(e.under) > 0 {
+		if until := m.coarse[c.ends.slot(e.under[0])]; until != 0 && e.sent.Sub(c.ends.born) <= until {
+			return nil
+		}
 	}
 	var stale time.Time
 	if before(m.stale) {

@@ -132,3 +132,19 @@ func Concealed(query, name string) string {
 	x.conceal(&table.Auth{KeyQuery: name})
 	return x.r.URL.RawQuery
 }
+
+// Gratis asks for n things without a key for an address, and says how many it gets.
+func (p *Proxy) Gratis(client string, n int, now time.Duration) (got int) {
+	for range n {
+		if p.gratis.take(client, now) {
+			got++
+		}
+	}
+	return got
+}
+
+// GratisPlace is what an address shares with others.
+func (p *Proxy) GratisPlace(client string) uint64 { return p.gratis.place(neighbour(client)) }
+
+// Age is how long the proxy has been there.
+func (p *Proxy) Age() time.Duration { return time.Since(p.start) }

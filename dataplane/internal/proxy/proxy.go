@@ -11,6 +11,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"hash/maphash"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -98,6 +99,7 @@ type Proxy struct {
 	local  *failover.Router // for relays: this region's upstreams and nothing else
 
 	counts   *counts
+	gratis   gratis
 	budgets  budgets
 	seats    *priority.Seats
 	lives    lives
@@ -148,6 +150,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{cfg: cfg, start: time.Now(), counts: newCounts(), seats: priority.NewSeats(cfg.MaxInFlight),
 		router: failover.NewRouter(cfg.Monitor, cfg.Grants, cfg.Region), local: failover.NewRouter(cfg.Monitor, nil, cfg.Region)}
+	p.gratis.seed = maphash.MakeSeed()
 	p.stale = make(chan renewal, renewalsWaiting)
 	p.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
 	return p, nil
