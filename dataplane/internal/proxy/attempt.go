@@ -368,7 +368,7 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 	}
 	if b := x.begun; b != nil {
 		x.begun = nil
-		resp, err := b.await(ctx)
+		resp, err := b.await(ctx, x.hint)
 		x.heard(ctx, b.sent, resp, true, err, res)
 		return
 	}
@@ -401,7 +401,7 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		}
 	}
 	defer x.interrupt(ctx)()
-	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req)
+	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req, x.hinting())
 	x.heard(ctx, sent, resp, maybe, err, res)
 }
 
@@ -451,7 +451,7 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 		}
 		f.Body, pipe = io.Pipe()
 	}
-	resp, err := x.p.cfg.Relay.Do(ctx, f)
+	resp, err := x.p.cfg.Relay.Do(x.hinted(ctx), f)
 	if err == nil {
 		x.p.router.PeerGood(c.To, &x.v.API.API)
 		res.resp, res.region = resp, c.To

@@ -215,7 +215,7 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 			l = o.get()
 			continue
 		}
-		if written && isTimeout(err) {
+		if written && (err == errHints || isTimeout(err)) {
 			x.hold(0)
 			x.waited += time.Since(asked)
 			return k.resume(&given{Candidate: candidate, begun: &begun{l, sent, strings.Clone(method), asked}})

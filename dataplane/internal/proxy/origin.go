@@ -51,8 +51,10 @@ type link struct {
 	since  time.Time
 	until  time.Time // the deadline that is set
 	age    int
-	direct *direct.Conn // the same as conn; nil: it cannot be asked whether something has arrived
-	still  bool         // reading waits for nothing: http1.ErrWait
+	direct *direct.Conn   // the same as conn; nil: it cannot be asked whether something has arrived
+	hint   func([]string) // has an answer's hints; nil: they are in early, and errHints is said of them
+	early  []string
+	still  bool // reading waits for nothing: http1.ErrWait
 }
 
 func (o *origin) get() *link {
@@ -224,6 +226,14 @@ func (l *link) head(method string) error {
 			if before++; before > interims {
 				return errInterims
 			}
+			if l.answer.Status == http.StatusEarlyHints {
+				links := linksOf(l.answer.Fields)
+				if l.hint == nil {
+					l.early = links
+					return errHints
+				}
+				l.hint(links)
+			}
 			seen = 0
 			continue
 		}
@@ -253,6 +263,7 @@ func (l *link) head(method string) error {
 }
 
 var (
+	errHints    = errors.New("the upstream gives hints of its answer")
 	errInterims = errors.New("the upstream sends one interim answer after another")
 	errSwitched = errors.New("upstream switched protocols unasked")
 )
@@ -326,11 +337,15 @@ type begun struct {
 }
 
 // await waits for the answer until ctx ends.
-func (b *begun) await(ctx context.Context) (*http.Response, error) {
+func (b *begun) await(ctx context.Context, hint func([]string)) (*http.Response, error) {
 	l := b.link
 	l.endless()
 	stop := context.AfterFunc(ctx, func() { l.conn.SetDeadline(time.Unix(1, 0)) })
-	if err := l.head(b.method); err != nil {
+	hint(l.early)
+	l.early, l.hint = nil, hint
+	err := l.head(b.method)
+	l.hint = nil
+	if err != nil {
 		stop()
 		l.conn.Close()
 		return nil, err

@@ -28,7 +28,8 @@ type exchange struct {
 	r      *http.Request
 	header http.Header // to send on
 
-	written bool        // headers of the answer have left
+	written bool // headers of the answer have left
+	hints   hints
 	cache   *caching    // nil: the route keeps no answers
 	begun   *begun      // an attempt that the walk's first try takes up; nil: none
 	asked   *asked      // of a client
@@ -145,6 +146,7 @@ func (x *exchange) prepare(host string) bool {
 func (x *exchange) answer(a *failover.Attempts, g *given) {
 	asked := time.Now()
 	res := x.walk(a, g)
+	x.hints.close()
 	x.waited += time.Since(asked)
 	x.leave(x.ended(&res))
 	// 8. Count, then answer.

@@ -271,7 +271,10 @@ type responder struct {
 func (w *responder) Header() http.Header { return w.header }
 
 func (w *responder) WriteHeader(status int) {
-	if w.wrote || status < 200 { // interim answers are not passed on
+	if w.wrote || status < 200 { // others of its kind are not passed on
+		if !w.wrote && status == http.StatusEarlyHints {
+			w.hint()
+		}
 		return
 	}
 	w.wrote, w.status = true, status

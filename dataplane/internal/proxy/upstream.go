@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/textproto"
 	"net/url"
 	"slices"
 	"strings"
@@ -272,16 +273,16 @@ func (t *tracker) sent() bool {
 
 // send sends one request once. The transport would repeat some requests by itself on a connection that died
 // while idle: those without body and with a method or header that says they may be. opaque hides that.
-func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Request) (resp *http.Response, sent bool, err error) {
+func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Request, interim func(int, textproto.MIMEHeader) error) (resp *http.Response, sent bool, err error) {
 	p, err := u.pool(at)
 	if err != nil {
 		return nil, false, err
 	}
 	if p.muxed != nil {
-		return p.muxed.Send(ctx, req)
+		return p.muxed.Send(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interim}), req)
 	}
 	var t tracker
-	resp, err = p.traffic.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn})))
+	resp, err = p.traffic.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: interim})))
 	if err != nil {
 		return nil, t.sent(), err
 	}
