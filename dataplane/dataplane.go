@@ -80,6 +80,7 @@ type Config struct {
 
 	MaxConnections         int           // of clients over TCP; 0: three quarters of the files that the process may open
 	MaxPerAddress          int           // of them, of one address (of IPv6 one /64), this machine's own apart; 0: an eighth
+	UploadRate             int64         // bytes a second that a client brings of a body, at least; 0: 1 KiB
 	UpstreamDrain          time.Duration // for which what lasts goes on at an upstream that was taken out of the catalog; 0: 5 min
 	MaxStreams             int           // WebSockets, and connections of APIs that are tcp; 0: 16,384
 	MaxInFlight            int           // requests of clients under way, of which a plan's class may take its share; 0: 16,384
@@ -349,7 +350,7 @@ func (e *Edge) openPath() (err error) {
 		Gate:  &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
 		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Traces: e.traces, Access: e.access, Pseudonyms: e.pseudo, Logger: e.log,
 		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, MaxInFlight: e.cfg.MaxInFlight, MaxStreams: e.cfg.MaxStreams,
-		UpstreamDrain: e.cfg.UpstreamDrain})
+		UploadRate: e.cfg.UploadRate, UpstreamDrain: e.cfg.UpstreamDrain})
 	if err != nil {
 		return err
 	}

@@ -158,6 +158,10 @@ func (x *exchange) unanswered(held, last result) result {
 			last.client = true
 			last.problem = gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
 			return last
+		case b.slow.Load():
+			held.drop(nil)
+			last.problem = gate.NewProblem(408, gate.ReasonBodySlow, "The body came too slowly; send it faster, or in parts.")
+			return last
 		case b.broken.Load():
 			held.drop(nil)
 			last.client = true
@@ -333,11 +337,13 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 	left := x.left(x.timeout() - time.Since(x.began))
 	res := result{end: cancel, place: c, watch: time.AfterFunc(max(left, 0), func() { cancel(errLate) })}
 	x.attempts(&res)
+	over := x.uploads(&res, cancel)
 	if c.Home() {
 		x.home(ctx, c.Target, &res)
 	} else {
 		x.relay(ctx, c, &res)
 	}
+	over()
 	if res.resp == nil {
 		if why := cause(ctx); why != nil {
 			res.err = why
@@ -422,7 +428,7 @@ func (x *exchange) heard(ctx context.Context, sent ending, resp *http.Response, 
 		res.err, res.sent = err, maybe
 		why := cause(ctx)
 		switch {
-		case why != nil && !errors.Is(why, errLate): // the client left, or the other try won
+		case why != nil && !errors.Is(why, errLate) && !errors.Is(why, errSlow): // the client left, or the other try won
 			sent.End(failover.Tick)
 		case x.body.unsent(), x.hurried(): // one client must not take a target from all others
 			res.client = true

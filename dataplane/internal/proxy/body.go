@@ -31,6 +31,8 @@ type body struct {
 	tooLarge atomic.Bool
 	broken   atomic.Bool  // the client's end failed
 	waits    atomic.Int32 // how many wait for what the client sends next
+	slow     atomic.Bool  // the client was given up
+	pace     pace
 	waited   atomic.Int64 // ns of waiting for it
 	dues     atomic.Pointer[dues]
 
@@ -158,7 +160,7 @@ func (x *exchange) interrupt(ctx context.Context) (done func()) {
 
 // unsent says of an attempt whose time is over that it was the client who had not sent its body.
 func (b *body) unsent() bool {
-	return b != nil && (b.broken.Load() || b.tooLarge.Load() || b.kept == nil && b.waits.Load() > 0)
+	return b != nil && (b.broken.Load() || b.tooLarge.Load() || b.slow.Load() || b.kept == nil && b.waits.Load() > 0)
 }
 
 // stream is what a transport reads. It may go on reading a moment after its RoundTrip has returned: over
@@ -215,8 +217,12 @@ func (s *stream) wait(p []byte) (int, error) {
 		defer s.up.Go()
 	}
 	since := time.Now()
-	defer func() { s.b.waited.Add(int64(time.Since(since))) }()
-	return s.b.src.Read(p)
+	s.b.pace.begin(since)
+	n, err := s.b.src.Read(p)
+	now := time.Now()
+	s.b.pace.end(now, n)
+	s.b.waited.Add(int64(now.Sub(since)))
+	return n, err
 }
 
 // lag is how long the client was waited for while it sent its body.

@@ -148,3 +148,21 @@ func (p *Proxy) GratisPlace(client string) uint64 { return p.gratis.place(neighb
 
 // Age is how long the proxy has been there.
 func (p *Proxy) Age() time.Duration { return time.Since(p.start) }
+
+// Pace is how fast a client sends.
+type Pace struct{ pace }
+
+// NewPace is that of one that has sent nothing.
+func NewPace() *Pace { return &Pace{} }
+
+// Wait waits for n bytes.
+func (p *Pace) Wait(d time.Duration, n int) {
+	p.begin(time.Now())
+	time.Sleep(d)
+	p.end(time.Now(), n)
+}
+
+// Slow says whether it is slow.
+func (p *Pace) Slow(rate int64, window time.Duration) bool {
+	return p.slow(time.Now(), rate, window)
+}

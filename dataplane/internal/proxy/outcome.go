@@ -159,5 +159,5 @@ func kindOf(status int, broken bool) int {
 // ours says whether an answer of the edge itself may be the doing of its configuration. What a client sent in a way that
 // cannot be read, or with a key that is none, is not: strangers could take a change back.
 func ours(status int) bool {
-	return status >= 400 && status != http.StatusBadRequest && status != http.StatusUnauthorized
+	return status >= 400 && status != http.StatusBadRequest && status != http.StatusUnauthorized && status != http.StatusRequestTimeout
 }

@@ -76,6 +76,8 @@ type Config struct {
 	InterimEvery    time.Duration // 0: 15 s; how often a long answer writes a row
 	MaxInFlight     int           // requests of clients under way, of which each class of plans may take its share; 0: priority.DefaultSeats
 	MaxStreams      int           // connections that last: WebSockets, and those of APIs that are tcp; 0: DefaultStreams
+	UploadRate      int64         // bytes a second that a client brings of a body, at least; 0: DefaultUploadRate
+	UploadWindow    time.Duration // 0: DefaultUploadWindow; of waiting for it, over which that is judged
 	UpstreamDrain   time.Duration // 0: DefaultDrain; for how long what lasts goes on at a target that was taken out of the catalog
 	QuotaGrace      time.Duration // for which a connection whose units are used up waits for more; nothing passes meanwhile. 0: 5 s
 }
@@ -141,6 +143,12 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	if cfg.QuotaGrace <= 0 {
 		cfg.QuotaGrace = 5 * time.Second
+	}
+	if cfg.UploadRate <= 0 {
+		cfg.UploadRate = DefaultUploadRate
+	}
+	if cfg.UploadWindow <= 0 {
+		cfg.UploadWindow = DefaultUploadWindow
 	}
 	if cfg.UpstreamDrain <= 0 {
 		cfg.UpstreamDrain = DefaultDrain

@@ -1,0 +1,146 @@
+package proxy_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/table"
+	"bailiwick/shared/usage"
+)
+
+// trickle is a body that comes piece by piece, n of them, one after each pause; n < 0: without end.
+type trickle struct {
+	ctx   context.Context
+	piece string
+	pause time.Duration
+	n     int
+}
+
+func (b *trickle) Read(p []byte) (int, error) {
+	if b.n == 0 {
+		return 0, io.EOF
+	}
+	select {
+	case <-b.ctx.Done():
+		return 0, b.ctx.Err()
+	case <-time.After(b.pause):
+	}
+	b.n--
+	return copy(p, b.piece), nil
+}
+
+// An upload takes longer than the route's time, as long as it flows: over each protocol, here and across a relay.
+func TestUploads_LastAsLongAsTheyFlow(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) { c.UploadRate = 1 })
+	for _, r := range []*region{w.west, w.central} {
+		r.orders = func(a *table.API) {
+			a.Routes = append(a.Routes, table.Route{Name: "up", PathPrefix: "/up", Timeout: 2 * time.Second})
+		}
+		r.tables.Swap(w.view(r, true))
+	}
+	vias := w.vias()
+	all := func(served string) {
+		var wg sync.WaitGroup
+		for _, v := range vias {
+			wg.Go(func() {
+				resp, err := v.ask(t.Context(), w, "POST", "/up/x", &trickle{t.Context(), "piece of " + served + v.name, 300 * time.Millisecond, 10})
+				if err != nil {
+					t.Errorf("over %s: %v", v.name, err)
+					return
+				}
+				defer resp.Body.Close()
+				if resp.StatusCode != 200 || resp.Header.Get("Bailiwick-Served") != served {
+					text, _ := io.ReadAll(resp.Body)
+					t.Errorf("over %s: got %d %s", v.name, resp.StatusCode, text)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	all("eu-west")
+	w.west.up.kill()
+	eventually(t, 20*time.Second, "another region", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
+	all("eu-central")
+}
+
+// Who sends a body too slowly is told so, over each protocol, and is no failure of the API's; others are served meanwhile.
+func TestSlow_UploadsEnd(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) { c.UploadRate, c.UploadWindow = 1000, 500*time.Millisecond })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	vias := w.vias()
+	for _, v := range vias {
+		wg.Go(func() {
+			resp, err := v.ask(ctx, w, "POST", "/v1/x", &trickle{ctx, "x", 20 * time.Millisecond, -1})
+			if err != nil {
+				t.Errorf("over %s: %v", v.name, err)
+				return
+			}
+			defer resp.Body.Close()
+			if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(text), gate.ReasonBodySlow) {
+				t.Errorf("over %s: got %d %s", v.name, resp.StatusCode, text)
+			}
+		})
+	}
+	over := make(chan struct{})
+	go func() { wg.Wait(); close(over) }()
+	for n := 0; ; n++ {
+		for _, v := range vias {
+			resp, err := v.ask(ctx, w, "GET", "/v1/x", nil)
+			if err != nil || resp.StatusCode != 200 {
+				t.Fatalf("meanwhile over %s: %v", v.name, err)
+			}
+			resp.Body.Close()
+		}
+		select {
+		case <-over:
+			eventually(t, 10*time.Second, "rows of the slow ones", func() bool { return w.west.meter.finals(t)[usage.OutcomeRefused] == len(vias) })
+			_, told := w.west.proxy.Outcomes()
+			for _, o := range told {
+				if o.Failed > 0 {
+					t.Errorf("it is told of as a failure: %+v", o)
+				}
+			}
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// A client is judged by the time that it was waited for, not by what the upstream does not take.
+func TestPace_IsTheClientsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, window = 100, 10 * time.Second
+		for _, c := range []struct {
+			name        string
+			waits, then time.Duration // for the client; for the upstream
+			bytes       int
+			slow        bool
+		}{
+			{"fast", time.Second, 0, 100, false},
+			{"just too slow", time.Second, 0, 99, true},
+			{"the upstream is slow", 10 * time.Millisecond, 5 * time.Second, 1, false},
+			{"nothing comes", 5 * time.Second, 0, 0, true},
+		} {
+			p := proxy.NewPace()
+			slow := false
+			for range 60 {
+				p.Wait(c.waits, c.bytes)
+				time.Sleep(c.then)
+				slow = slow || p.Slow(rate, window)
+			}
+			if slow != c.slow {
+				t.Errorf("%s: slow %v, want %v", c.name, slow, c.slow)
+			}
+		}
+	})
+}
