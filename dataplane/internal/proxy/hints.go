@@ -8,6 +8,7 @@ import (
 	"net/textproto"
 	"strings"
 	"sync"
+	"time"
 
 	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/shape"
@@ -114,5 +115,5 @@ func (w *responder) hint() {
 	}
 	w.body.ask.Lock()
 	defer w.body.ask.Unlock()
-	w.c.write(append(b, "\r\n\r\n"...))
+	w.c.write(append(b, "\r\n\r\n"...), time.Now())
 }
