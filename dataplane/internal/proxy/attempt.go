@@ -22,6 +22,7 @@ type result struct {
 	region string
 	end    context.CancelCauseFunc // frees the attempt; call it when done with resp
 	place  failover.Candidate      // holds a place at a target until then
+	hold   *hold                   // of an attempt that counts against a bound; nil: none does
 	watch  *time.Timer             // ends the attempt when nothing moves; reset it while something does
 
 	span   *trace.Attempt // nil: it has no trace
@@ -68,6 +69,9 @@ func (r *result) leave() {
 // failure, one that cannot only while no byte of it can have reached an upstream.
 func (x *exchange) walk(a *failover.Attempts, g *given) result {
 	ctx := x.r.Context()
+	if x.bounded() {
+		x.holds = &holds{}
+	}
 	repeatable := idempotent(x.r.Method)
 	var held result // an upstream's 502, 503 or 504, shown if nobody does better
 	last := result{problem: gate.NewProblem(503, gate.ReasonNoRegion, "No region that the policy permits has a healthy upstream; try again shortly.")}
@@ -352,7 +356,7 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 		}
 		res.watch.Stop()
 		cancel(nil)
-		res.leave()
+		x.forsake(&res)
 	}
 	x.attempted(&res, &c)
 	return res
@@ -374,7 +378,13 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 	}
 	if b := x.begun; b != nil {
 		x.begun = nil
+		res.hold = x.holding(ctx)
 		resp, err := b.await(ctx, x.hint)
+		if err != nil && b.link.r == b.link.w {
+			x.abandon(b.link.conn, res.hold)
+		} else if err != nil {
+			b.link.conn.Close()
+		}
 		x.heard(ctx, b.sent, resp, true, err, res)
 		return
 	}
@@ -407,7 +417,8 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 		}
 	}
 	defer x.interrupt(ctx)()
-	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req, x.hinting())
+	res.hold = x.holding(ctx)
+	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req, res.hold, x.hinting())
 	x.heard(ctx, sent, resp, maybe, err, res)
 }
 

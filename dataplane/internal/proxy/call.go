@@ -64,6 +64,7 @@ type call struct {
 	place  priority.Ticket // and a place at its API's upstreams, until the answer begins
 
 	tab    *tab   // of a connection that lasts; nil: it is none
+	holds  *holds // what upstreams have not let go of; nil: nothing is bounded
 	dues   *dues  // of an answer that lasts; nil: its last row names all
 	method string // one of a closed list, for the access log
 	proto  uint8  // of HTTP: 1, 2 or 3; 0: another
@@ -311,8 +312,7 @@ func (c *call) close() {
 	c.access()
 	c.traced()
 	c.total()
-	c.v.Pass.Leave()
-	c.leave(priority.Untold) // if the answer never did
+	c.release()
 	c.stand()
 	c.v.Ticket.Release() // if it is still there, no upstream answered
 	c.v.Ticket = quota.Ticket{}

@@ -336,7 +336,7 @@ type begun struct {
 	at     time.Time
 }
 
-// await waits for the answer until ctx ends.
+// await waits for the answer until ctx ends. With an error the connection is its caller's to end.
 func (b *begun) await(ctx context.Context, hint func([]string)) (*http.Response, error) {
 	l := b.link
 	l.endless()
@@ -347,7 +347,6 @@ func (b *begun) await(ctx context.Context, hint func([]string)) (*http.Response,
 	l.hint = nil
 	if err != nil {
 		stop()
-		l.conn.Close()
 		return nil, err
 	}
 	return l.response(ctx, stop), nil

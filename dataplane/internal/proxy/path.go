@@ -148,7 +148,9 @@ func (x *exchange) answer(a *failover.Attempts, g *given) {
 	res := x.walk(a, g)
 	x.hints.close()
 	x.waited += time.Since(asked)
-	x.leave(x.ended(&res))
+	if res.resp != nil || len(x.held()) == 0 { // else release does, when the upstream has let go
+		x.leave(x.ended(&res))
+	}
 	// 8. Count, then answer.
 	if x.cache == nil || !x.keep(&res) {
 		x.finish(res)

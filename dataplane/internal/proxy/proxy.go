@@ -109,9 +109,10 @@ type Proxy struct {
 	alt      atomic.Pointer[string] // where HTTP/3 is, as Alt-Svc has it
 	buffers  sync.Pool
 	unbilled atomic.Int64
-	replays  atomic.Int64 // bytes of bodies kept to be sent again
-	copies   atomic.Int64 // bytes of answers that pass and are to be kept
-	stale    chan renewal // what Run is to ask anew
+	replays  atomic.Int64   // bytes of bodies kept to be sent again
+	copies   atomic.Int64   // bytes of answers that pass and are to be kept
+	stale    chan renewal   // what Run is to ask anew
+	held     sync.WaitGroup // who waits for upstreams to let go of what was taken back
 }
 
 // New makes a Proxy.

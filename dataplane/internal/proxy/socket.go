@@ -97,9 +97,10 @@ func (x *exchange) upgrade(ctx context.Context, t *failover.Target, res *result)
 		return
 	}
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	res.hold = x.holding(ctx)
 	fail := func(err error) {
 		stop()
-		conn.Close()
+		x.abandon(conn, res.hold)
 		res.err, res.sent = err, true
 	}
 	key := websocket.NewKey()

@@ -151,7 +151,9 @@ func (c *conn) tunnel() {
 	began := time.Now()
 	res := x.walk(&walk, nil)
 	x.waited += time.Since(began)
-	x.leave(x.ended(&res))
+	if res.resp != nil || len(x.held()) == 0 { // else release does, when the upstream has let go
+		x.leave(x.ended(&res))
+	}
 	if res.stream == nil {
 		res.drop(nil)
 		if res.problem.Status == 0 {

@@ -228,6 +228,8 @@ func (u *Upstreams) Probe(ctx context.Context, at upstream.Place, url string) er
 type wire struct {
 	net.Conn
 	state atomic.Int32
+	heard atomic.Bool // something came back since, or it ended
+	hold  atomic.Pointer[hold]
 }
 
 const (
@@ -245,8 +247,43 @@ func (w *wire) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
+// Read implements net.Conn.
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if n > 0 || err != nil {
+		w.heard.Store(true)
+		if h := w.hold.Load(); h.begun() {
+			w.letGo(h)
+		}
+	}
+	return n, err
+}
+
+// Close implements net.Conn. The transport calls it when a request is taken back, while it reads.
+func (w *wire) Close() error {
+	h := w.hold.Load()
+	if w.state.Load() != wireWritten || w.heard.Load() || !h.begin() {
+		return w.Conn.Close()
+	}
+	if !tellEnd(w.Conn) {
+		w.letGo(h)
+		return nil
+	}
+	time.AfterFunc(letGoMost, func() { w.letGo(h) })
+	if w.heard.Load() { // meanwhile: whoever read did not know
+		w.letGo(h)
+	}
+	return nil
+}
+
+func (w *wire) letGo(h *hold) {
+	w.Conn.Close()
+	h.over()
+}
+
 // tracker follows one request to the connection it goes out on.
 type tracker struct {
+	hold   *hold
 	conn   *wire
 	before bool // an earlier connection of this same request was written to
 }
@@ -260,6 +297,8 @@ func (t *tracker) gotConn(info httptrace.GotConnInfo) {
 		c = tc.NetConn()
 	}
 	if t.conn, _ = c.(*wire); t.conn != nil {
+		t.conn.heard.Store(false)
+		t.conn.hold.Store(t.hold)
 		t.conn.state.Store(wireClean)
 	} else {
 		t.before = true // a connection of unknown kind: assume the worst
@@ -273,7 +312,7 @@ func (t *tracker) sent() bool {
 
 // send sends one request once. The transport would repeat some requests by itself on a connection that died
 // while idle: those without body and with a method or header that says they may be. opaque hides that.
-func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Request, interim func(int, textproto.MIMEHeader) error) (resp *http.Response, sent bool, err error) {
+func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Request, h *hold, interim func(int, textproto.MIMEHeader) error) (resp *http.Response, sent bool, err error) {
 	p, err := u.pool(at)
 	if err != nil {
 		return nil, false, err
@@ -281,10 +320,19 @@ func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Reque
 	if p.muxed != nil {
 		return p.muxed.Send(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interim}), req)
 	}
-	var t tracker
-	resp, err = p.traffic.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: interim})))
+	t := tracker{hold: h}
+	early := func(code int, h textproto.MIMEHeader) error {
+		if t.conn != nil {
+			t.conn.heard.Store(false) // that was no answer yet
+		}
+		return interim(code, h)
+	}
+	resp, err = p.traffic.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: early})))
 	if err != nil {
 		return nil, t.sent(), err
+	}
+	if t.conn != nil {
+		t.conn.heard.Store(true)
 	}
 	return resp, true, nil
 }
