@@ -24,7 +24,7 @@ import (
 // loadConfig of the load generator for what wrk and h2load cannot do. It is this program, started again so that it can be
 // pinned like them, and prints one line as the script of wrk does.
 type loadConfig struct {
-	Kind        string // rate, handshakes, idle or http3
+	Kind        string // rate, handshakes, idle, paced or http3
 	Address     string
 	Scheme      string
 	Path        string
@@ -35,7 +35,7 @@ type loadConfig struct {
 
 // loads are the kinds of load that this program makes by itself.
 var loads = map[string]func(ctx context.Context, cfg loadConfig) (loaded, error){
-	"rate": atRate, "handshakes": handshakes, "idle": idle, "http3": overHTTP3,
+	"rate": atRate, "handshakes": handshakes, "idle": idle, "http3": overHTTP3, "paced": paced,
 }
 
 // loaded is what a load came to.
@@ -213,6 +213,44 @@ func idle(ctx context.Context, cfg loadConfig) (r loaded, err error) {
 		c.Close()
 	}
 	return loaded{n: int64(cfg.Connections), failed: failed.Load()}, nil
+}
+
+// paced asks once a second on each of many connections, so that each is idle in between.
+func paced(ctx context.Context, cfg loadConfig) (r loaded, err error) {
+	var n, failed atomic.Int64
+	var wg sync.WaitGroup
+	var opened sync.WaitGroup
+	open := make(chan struct{}, handshakers)
+	opened.Add(cfg.Connections)
+	began := make(chan struct{})
+	for i := range cfg.Connections {
+		wg.Go(func() {
+			b, request := make([]byte, 8<<10), cfg.request()
+			open <- struct{}{}
+			c, err := cfg.dial(ctx)
+			<-open
+			opened.Done()
+			if err != nil {
+				failed.Add(1)
+				return
+			}
+			defer c.Close()
+			<-began
+			start := time.Now()
+			for due := start.Add(time.Second * time.Duration(i) / time.Duration(cfg.Connections)); due.Sub(start) < cfg.Lasts; due = due.Add(time.Second) {
+				time.Sleep(time.Until(due))
+				if err := once(c, request, b); err != nil {
+					failed.Add(1)
+					return
+				}
+				n.Add(1)
+			}
+		})
+	}
+	opened.Wait()
+	close(began)
+	wg.Wait()
+	return loaded{n: n.Load(), failed: failed.Load()}, nil
 }
 
 // overHTTP3 asks on connections with a few streams each, one key.

@@ -34,6 +34,7 @@ var rows = []row{
 	{name: "handshakes", title: "a new TLS connection (X25519, P-256, no resumption) for each request", tool: "handshakes", scheme: "https", path: "/items/"},
 	{name: "rate", title: "500 requests/s on one connection, HTTP/1.1", tool: "rate", scheme: "http", path: "/items/", direct: true},
 	{name: "large", title: "HTTP/1.1, keep-alive, 64 KiB", tool: "wrk", scheme: "http", path: "/large/"},
+	{name: "paced", title: "1,000 connections, HTTP/1.1, a request a second on each", tool: "paced", scheme: "http", path: "/items/", conns: 1000},
 	{name: "idle", title: "10,000 idle HTTPS connections, a request on each before", tool: "idle", scheme: "https", path: "/items/", conns: 10_000},
 }
 

@@ -8,6 +8,7 @@
 package park
 
 import (
+	"container/heap"
 	"sync"
 	"time"
 )
@@ -20,11 +21,10 @@ type Owner interface{ Rouse() }
 // two connections.
 type Place struct {
 	fd         descriptor
-	owner      Owner
+	owner      Owner // nil: nothing is parked here
 	until      time.Time
-	prev, next *Place // in order of until
+	at         int // in the line
 	slot, turn uint32
-	taken      bool // it is parked
 }
 
 // Lot is where connections are parked. In a nil Lot none is.
@@ -35,15 +35,32 @@ type Lot struct {
 	slots  []*Place   // nil: free
 	free   []uint32
 	turns  uint32 // so that an event of one that has left is not taken for that of another
-	list   Place  // its neighbours are the first and the last to have their time over
-	count  int
+	line   line   // a heap: whose time is over first
 	closed bool
 }
 
-func newLot(p poll) *Lot {
-	l := &Lot{poll: p}
-	l.list.prev, l.list.next = &l.list, &l.list
-	return l
+// line orders places by when their time is over.
+type line []*Place
+
+func (l line) Len() int           { return len(l) }
+func (l line) Less(i, j int) bool { return l[i].until.Before(l[j].until) }
+func (l line) Swap(i, j int) {
+	l[i], l[j] = l[j], l[i]
+	l[i].at, l[j].at = i, j
+}
+
+func (l *line) Push(x any) {
+	p := x.(*Place)
+	p.at = len(*l)
+	*l = append(*l, p)
+}
+
+func (l *line) Pop() any {
+	last := len(*l) - 1
+	p := (*l)[last]
+	(*l)[last] = nil
+	*l = (*l)[:last]
+	return p
 }
 
 // Count is how many are parked.
@@ -53,10 +70,10 @@ func (l *Lot) Count() int {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.count
+	return len(l.line)
 }
 
-// enter takes a place into the list. first: nobody's time is over sooner.
+// enter takes a place. first: nobody's time is over sooner.
 func (l *Lot) enter(p *Place, owner Owner, until time.Time) (first bool) {
 	if n := len(l.free); n > 0 {
 		p.slot, l.free = l.free[n-1], l.free[:n-1]
@@ -65,25 +82,18 @@ func (l *Lot) enter(p *Place, owner Owner, until time.Time) (first bool) {
 	}
 	l.turns++
 	l.slots[p.slot] = p
-	p.turn, p.owner, p.until, p.taken = l.turns, owner, until, true
-	after := l.list.prev
-	for after != &l.list && after.until.After(until) { // the last to come is mostly the last to go
-		after = after.prev
-	}
-	p.prev, p.next = after, after.next
-	after.next.prev, after.next = p, p
-	l.count++
-	return p.prev == &l.list
+	p.turn, p.owner, p.until = l.turns, owner, until
+	heap.Push(&l.line, p)
+	return p.at == 0
 }
 
 // leave takes it out again.
 func (l *Lot) leave(p *Place) {
 	l.slots[p.slot] = nil
 	l.free = append(l.free, p.slot)
-	p.prev.next, p.next.prev = p.next, p.prev
-	p.prev, p.next, p.owner, p.taken = nil, nil, nil, false
-	if l.count--; l.count == 0 { // what a crowd has left behind
-		l.slots, l.free = nil, nil
+	heap.Remove(&l.line, p.at)
+	if p.owner = nil; len(l.line) == 0 { // what a crowd has left behind
+		l.slots, l.free, l.line = nil, nil, nil
 	}
 }
 
@@ -93,7 +103,7 @@ func (l *Lot) Take(p *Place) bool {
 		return false
 	}
 	l.mu.Lock()
-	if !p.taken {
+	if p.owner == nil {
 		l.mu.Unlock()
 		return false
 	}
@@ -110,14 +120,13 @@ func (l *Lot) Oldest() Owner {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := l.list.next
-	if p == &l.list {
+	if len(l.line) == 0 {
 		return nil
 	}
-	return l.out(p)
+	return l.out(l.line[0])
 }
 
-// out takes a place out of the list and the kernel's.
+// out takes a place out of the line and the kernel's.
 func (l *Lot) out(p *Place) (owner Owner) {
 	owner = p.owner
 	l.leave(p)
@@ -127,7 +136,8 @@ func (l *Lot) out(p *Place) (owner Owner) {
 
 // over takes out whose time is over, and says when that of the next is; zero: there is none.
 func (l *Lot) over(now time.Time, owners []Owner) ([]Owner, time.Time) {
-	for p := l.list.next; p != &l.list; p = l.list.next {
+	for len(l.line) > 0 {
+		p := l.line[0]
 		if p.until.After(now) {
 			return owners, p.until
 		}
@@ -144,8 +154,8 @@ func (l *Lot) Close() {
 	l.mu.Lock()
 	l.closed = true
 	var owners []Owner
-	for p := l.list.next; p != &l.list; p = l.list.next {
-		owners = append(owners, l.out(p))
+	for len(l.line) > 0 {
+		owners = append(owners, l.out(l.line[0]))
 	}
 	l.mu.Unlock()
 	l.poll.close()

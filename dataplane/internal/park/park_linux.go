@@ -37,7 +37,7 @@ func New() (*Lot, error) {
 		file.Close()
 		return nil, fmt.Errorf("wait for idle connections: %w", err)
 	}
-	return newLot(poll{file, raw, fd}), nil
+	return &Lot{poll: poll{file, raw, fd}}, nil
 }
 
 // Park parks c, until something arrives or until a moment. false: it cannot be parked, and nothing has changed. Nobody may
