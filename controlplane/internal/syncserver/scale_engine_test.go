@@ -24,6 +24,7 @@ import (
 const (
 	storeEnv   = "BAILIWICK_STORE"
 	sandboxEnv = "BAILIWICK_SANDBOX"
+	membersEnv = "BAILIWICK_MEMBERS" // of etcd, on the processors of this machine as the node and the edges are
 )
 
 // engine opens the zone's store of a node, one after another on the same state.
@@ -45,11 +46,12 @@ func newEngine(t *testing.T, name string) *engine {
 		t.Fatalf("%s=etcd needs %s, which runs etcd's members: make scale STORE=etcd", storeEnv, sandboxEnv)
 	}
 	var all, peers []string
-	for i := range 3 {
+	members := number(t, membersEnv, 3)
+	for i := range members {
 		e.urls, peers = append(e.urls, "http://"+porttest.Addr(t)), append(peers, "http://"+porttest.Addr(t))
 		all = append(all, fmt.Sprintf("e%d=%s", i, peers[i]))
 	}
-	for i := range 3 {
+	for i := range members {
 		m := exec.Command(program, "etcd", "-name", fmt.Sprintf("e%d", i), "-dir", filepath.Join(e.dir, fmt.Sprintf("e%d", i)), "-token", "scale",
 			"-cluster", strings.Join(all, ","), "-client", e.urls[i], "-peer", peers[i])
 		m.Stderr = os.Stderr
@@ -94,10 +96,11 @@ func (e *engine) open() (s group.Store, close func()) {
 	}
 }
 
-// tell logs what etcd's own processes have had; with raft the store is in this one.
+// tell logs what etcd's own processes have had and taken; with raft the store is in this one.
 func (e *engine) tell() {
 	for i, m := range e.members {
-		e.t.Logf("member e%d of etcd has had %d MB at most", i, peakOf(strconv.Itoa(m.Process.Pid))>>20)
+		pid := strconv.Itoa(m.Process.Pid)
+		e.t.Logf("member e%d of etcd has had %d MB at most, and %.1f s of the processor", i, peakOf(pid)>>20, usedBy(pid).Seconds())
 	}
 }
 
@@ -130,4 +133,21 @@ func peakOf(pid string) int64 {
 		}
 	}
 	return 0
+}
+
+// usedBy is the processor's time that a process has had; 0: unknown.
+func usedBy(pid string) time.Duration {
+	text, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), ") ") // the name may hold anything
+	var ticks int64
+	for i, f := range strings.Fields(rest) {
+		if i == 11 || i == 12 { // of 10 ms, on every Linux that Go runs on
+			n, _ := strconv.ParseInt(f, 10, 64)
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }

@@ -442,10 +442,10 @@ func TestScale_ACrowdOfEdges(t *testing.T) {
 	written()
 	all(zone.Local().Revision().Index)
 	t.Logf("%.1f KB a stream resident at the end", float64(resident()-rss)/1024/float64(edges))
-	end()
 	if e != nil {
 		e.tell()
 	}
+	end()
 }
 
 // An edge that is slow to answer holds up nobody, and what happens meanwhile comes to it as one difference.
