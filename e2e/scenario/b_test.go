@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,7 +24,9 @@ const (
 const (
 	loadWorkers = 8
 	loadRate    = 150
-	backHome    = 15 * time.Second
+	// backHome is how long a test waits for what takes some 12 s (ten of health, and a ramp) on a machine that has time; what
+	// it took is in the log.
+	backHome = time.Minute
 )
 
 // tolerated is how many of n requests may fail when at least 99.9 % must succeed.
@@ -156,6 +159,33 @@ func bothUpstreamsDie(t *testing.T, s *harness.Sandbox) {
 	s.Settle()
 }
 
+// starved is what a request may take whose way has no fault before the machine is said to have no time.
+const starved = 300 * time.Millisecond
+
+// watchNeighbour asks an edge whose upstream is well, ten times a second until calm is called, which tells the longest it took.
+func watchNeighbour(s *harness.Sandbox, region, key string) (calm func() time.Duration) {
+	stop, slowest := make(chan struct{}), make(chan time.Duration, 1)
+	go func() {
+		var longest time.Duration
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for due := time.Now(); ; {
+			a := s.Do(region, http.MethodGet, ordersEMEA, "/calm", key, nil)
+			longest = max(longest, time.Since(due))
+			if ok(a, region) != nil {
+				longest = time.Hour
+			}
+			select {
+			case due = <-tick.C:
+			case <-stop:
+				slowest <- longest
+				return
+			}
+		}
+	}()
+	return func() time.Duration { close(stop); return <-slowest }
+}
+
 // posts: under mixed GETs and POSTs on upstreams that remember each POST, none whose body reached an upstream
 // reaches one again, however the first one died.
 func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstream, key string, how death) {
@@ -164,8 +194,14 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	prefix := "/posts/" + string(how) + "/"
 	var mu sync.Mutex
 	answered := map[string]bool{}
-	gets, getsFailed, served := 0, 0, map[string]int{}
+	gets, getsFailed, getsLate, served := 0, 0, 0, map[string]int{}
+	calm := watchNeighbour(s, "eu-central", key)
+	var struck atomic.Bool
+	var faultAt time.Time
+	var offs []string
+	late := map[string]bool{} // POSTs that began after the fault and failed
 	load := harness.StartLoad(loadWorkers, 2*loadRate, func(n int64) error {
+		after := struck.Load()
 		method, path, body := http.MethodGet, "/gets/"+string(how), ""
 		if n%2 == 0 {
 			method, path, body = http.MethodPost, prefix+strconv.FormatInt(n, 10), `{"amount":`+strconv.FormatInt(n, 10)+`}`
@@ -186,9 +222,23 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 			served[a.Served()]++
 			return nil
 		}
+		switch {
+		case after && method == http.MethodPost:
+			late[path] = true
+		case after:
+			getsLate++
+		}
+		offs = append(offs, time.Since(faultAt).Round(time.Millisecond).String()+" "+a.Problem().Type+" "+a.Header.Get("Retry-After"))
 		return fmt.Errorf("%s: %w", method, err)
 	})
+	within(t, time.Now(), time.Minute, "100 requests before the fault", func() error {
+		if n := load.Sent.Load(); n < 100 {
+			return fmt.Errorf("%d were sent", n)
+		}
+		return nil
+	})
 	time.Sleep(2 * time.Second)
+	faultAt = time.Now()
 	switch how {
 	case byKill:
 		west.Kill()
@@ -197,8 +247,19 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	case by503:
 		west.Break(true)
 	}
+	struck.Store(true)
 	time.Sleep(10 * time.Second)
+	within(t, time.Now(), time.Minute, "100 POSTs after the fault", func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		if n := served["eu-central"]; n < 200 {
+			return fmt.Errorf("the pair served %d", n)
+		}
+		return nil
+	})
 	failed, reasons := load.Stop()
+	slowest := calm()
+	t.Logf("DEBUG slowest %s offs %v", slowest, offs)
 	switch how { // before counting: what waits in a stopped process is done when it goes on
 	case byKill:
 		if err := west.Start(); err != nil {
@@ -213,11 +274,16 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 
 	sent := load.Sent.Load()
 	t.Logf("%s: %d of %d failed, %d of %d GETs among them %v; served %v", how, failed, sent, getsFailed, gets, reasons, served)
-	if most := tolerated(sent); int64(failed) > most {
-		t.Errorf("%s: %d of %d requests failed, want at most %d: %v", how, failed, sent, most, reasons)
-	}
-	if how == byKill && getsFailed > 0 {
-		t.Errorf("kill: %d of %d GETs failed, want none: %v", getsFailed, gets, reasons)
+	// Whether an upstream or a pair is well is judged by time, and an edge that gets none of the processor cannot: it refuses, which
+	// loses nothing. So how many failed says something of the edge only while its neighbour, which nothing happened to, was quick.
+	// What was under way when the upstream died may fail: one of each caller.
+	switch most := max(tolerated(sent), loadWorkers); {
+	case slowest > starved:
+		t.Logf("%s: the neighbour took up to %s: how many failed is not judged", how, slowest)
+	case int64(failed) > most || int64(len(late)) > tolerated(sent):
+		t.Errorf("%s: %d of %d requests failed, %d POSTs of them begun after the fault, want at most %d and %d: %v", how, failed, sent, len(late), most, tolerated(sent), reasons)
+	case getsLate > 0 || how == byKill && getsFailed > 0:
+		t.Errorf("%s: %d of %d GETs failed, %d of them begun after the fault, want none: %v", how, getsFailed, gets, getsLate, reasons)
 	}
 	if served["eu-west"] == 0 || served["eu-central"] == 0 {
 		t.Errorf("%s: served %v, want both regions to have served", how, served)
@@ -236,6 +302,11 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	for path, n := range reached {
 		if n > 1 {
 			t.Errorf("%s: POST %s reached upstreams %d times", how, path, n)
+		}
+	}
+	for path := range late {
+		if how == by503 && slowest <= starved && reached[path] == 0 { // the others take along what they had got
+			t.Errorf("%s: POST %s failed and reached no upstream: it could have gone to the pair", how, path)
 		}
 	}
 	for path := range answered {
