@@ -41,7 +41,7 @@ type ClientConfig struct {
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: a net.Dialer's; TLS and the checks come on top
 
 	DialTimeout time.Duration // 0: 500 ms, for connecting and the handshake
-	PingWait    time.Duration // 0: 50 ms; what a request that must not be repeated waits for a sign of life
+	PingWait    time.Duration // 0: 500 ms; what a request that must not be repeated waits for a sign of life
 	ProofFor    time.Duration // 0: 20 ms; how old a sign of life may be for one
 }
 
@@ -89,7 +89,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		cfg.DialTimeout = 500 * time.Millisecond
 	}
 	if cfg.PingWait <= 0 {
-		cfg.PingWait = 50 * time.Millisecond
+		cfg.PingWait = 500 * time.Millisecond
 	}
 	if cfg.ProofFor <= 0 {
 		cfg.ProofFor = 20 * time.Millisecond

@@ -2,10 +2,12 @@ package relay_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,5 +101,60 @@ func TestRelay_OfflineLifetimeInVirtualTime(t *testing.T) {
 			t.Errorf("after the offline lifetime: %v, want %s", err, relay.RuleNoGrant)
 		}
 		<-b.local.cut
+	})
+}
+
+// late is a connection over which what the peer says comes late.
+type late struct {
+	net.Conn
+	by *atomic.Int64
+}
+
+func (l late) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	time.Sleep(time.Duration(l.by.Load()))
+	return n, err
+}
+
+// A peer that is busy for some hundred milliseconds is no peer that is gone: a POST waits for its sign of life. One that says
+// nothing for longer is unreachable, and the POST has not left.
+func TestRelay_APeerIsGivenTimeForItsSignOfLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var by atomic.Int64
+		network := &memory{conns: make(chan net.Conn), done: make(chan struct{})}
+		b := newBorderOver(t, nil, nil, network, func(ctx context.Context, n, addr string) (net.Conn, error) {
+			c, err := network.dial(ctx, n, addr)
+			if err != nil {
+				return nil, err
+			}
+			return late{c, &by}, nil
+		})
+		time.Sleep(time.Second)
+		post := func() error {
+			resp, err := b.do(t.Context(), strings.NewReader("x"))
+			if err != nil {
+				return err
+			}
+			io.Copy(io.Discard, resp.Body)
+			return resp.Body.Close()
+		}
+		if err := post(); err != nil {
+			t.Fatalf("a peer that is quick: %v", err)
+		}
+		time.Sleep(time.Second)
+		by.Store(int64(200 * time.Millisecond))
+		if err := post(); err != nil {
+			t.Errorf("a peer that is late by 200 ms: %v", err)
+		}
+		time.Sleep(time.Second)
+		by.Store(int64(700 * time.Millisecond))
+		began, before := time.Now(), b.local.count()
+		err := post()
+		e, ok := errors.AsType[*relay.Error](err)
+		if took := time.Since(began); !ok || !e.Unreachable || e.Sent || took > 600*time.Millisecond || b.local.count() != before {
+			t.Errorf("a peer that says nothing for 700 ms: %v after %v, %d reached it; want it unreachable and nothing sent", err, took, b.local.count()-before)
+		}
+		by.Store(0)
+		time.Sleep(time.Second)
 	})
 }
