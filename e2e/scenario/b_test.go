@@ -197,8 +197,6 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	gets, getsFailed, getsLate, served := 0, 0, 0, map[string]int{}
 	calm := watchNeighbour(s, "eu-central", key)
 	var struck atomic.Bool
-	var faultAt time.Time
-	var offs []string
 	late := map[string]bool{} // POSTs that began after the fault and failed
 	load := harness.StartLoad(loadWorkers, 2*loadRate, func(n int64) error {
 		after := struck.Load()
@@ -228,7 +226,6 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 		case after:
 			getsLate++
 		}
-		offs = append(offs, time.Since(faultAt).Round(time.Millisecond).String()+" "+a.Problem().Type+" "+a.Header.Get("Retry-After"))
 		return fmt.Errorf("%s: %w", method, err)
 	})
 	within(t, time.Now(), time.Minute, "100 requests before the fault", func() error {
@@ -238,7 +235,6 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 		return nil
 	})
 	time.Sleep(2 * time.Second)
-	faultAt = time.Now()
 	switch how {
 	case byKill:
 		west.Kill()
@@ -259,7 +255,6 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	})
 	failed, reasons := load.Stop()
 	slowest := calm()
-	t.Logf("DEBUG slowest %s offs %v", slowest, offs)
 	switch how { // before counting: what waits in a stopped process is done when it goes on
 	case byKill:
 		if err := west.Start(); err != nil {
@@ -273,7 +268,7 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	comesHome(t, s, key, "eu-west")
 
 	sent := load.Sent.Load()
-	t.Logf("%s: %d of %d failed, %d of %d GETs among them %v; served %v", how, failed, sent, getsFailed, gets, reasons, served)
+	t.Logf("%s: %d of %d failed, %d of %d GETs among them %v; served %v; the neighbour took at most %s", how, failed, sent, getsFailed, gets, reasons, served, slowest)
 	// Whether an upstream or a pair is well is judged by time, and an edge that gets none of the processor cannot: it refuses, which
 	// loses nothing. So how many failed says something of the edge only while its neighbour, which nothing happened to, was quick.
 	// What was under way when the upstream died may fail: one of each caller.
