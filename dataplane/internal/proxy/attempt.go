@@ -403,7 +403,8 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 	}
 	switch {
 	case x.body != nil:
-		req.Body, req.ContentLength = x.body.reader(up), x.body.length
+		body := x.body.reader(up)
+		req.Body, req.ContentLength, req.Trailer = body, x.body.length, x.trail(body)
 	case !idempotent(x.r.Method):
 		req.Body = noBody{}
 	}
@@ -458,7 +459,8 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 	f := relay.Forward{Class: x.v.Class.String(), API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.name(), Once: !idempotent(x.r.Method),
 		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.under(res, x.unasked())}
 	if x.body != nil {
-		f.Body, f.ContentLength = x.body.reader(nil), x.body.length
+		body := x.body.reader(nil)
+		f.Body, f.ContentLength, f.Trailer = body, x.body.length, x.trailAbroad(body)
 	}
 	var pipe *io.PipeWriter
 	if x.lasts() {

@@ -123,7 +123,7 @@ func (b *body) shut() {
 }
 
 // reader is the body for one attempt, which up hears of; nil: nobody does. An earlier attempt reads no further.
-func (b *body) reader(up *failover.Upload) io.ReadCloser {
+func (b *body) reader(up *failover.Upload) *stream {
 	b.shut()
 	s := &stream{b: b, up: up}
 	if b.kept != nil {
@@ -171,6 +171,7 @@ type stream struct {
 	replay bool   // of what was kept
 	rest   []byte // likewise, what is left of it
 	over   atomic.Bool
+	ended  func() // is called with the end of the client's body; nil: nobody asks
 }
 
 var errOver = errors.New("attempt is over")
@@ -199,6 +200,9 @@ func (s *stream) Read(p []byte) (int, error) {
 	s.b.in.Add(int64(n))
 	if n > 0 && !s.b.dues.Load().pay(0) { // before it passes
 		return 0, errUnpaid
+	}
+	if err == io.EOF && s.ended != nil {
+		s.ended()
 	}
 	if err != nil && err != io.EOF {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {

@@ -27,7 +27,7 @@ func (c *conn) slow(serve http.HandlerFunc) (keep bool) {
 	}
 	r = r.WithContext(ctx)
 	w := &responder{c: c, r: r, header: http.Header{}, left: -1}
-	b := &clientBody{c: c, body: http1.NewBody(c, c.req.Length, c.door.maxHeader), cancel: cancel, more: c.req.Continue && c.req.Minor > 0}
+	b := &clientBody{c: c, r: r, body: http1.NewBody(c, c.req.Length, c.door.maxHeader), cancel: cancel, more: c.req.Continue && c.req.Minor > 0}
 	w.body = b
 	last := c.req.Close
 	c.until, c.wuntil = time.Time{}, time.Time{}
@@ -123,6 +123,7 @@ func (c *conn) Read(p []byte) (int, error) {
 // runs.
 type clientBody struct {
 	c      *conn
+	r      *http.Request
 	cancel context.CancelCauseFunc
 	whole  atomic.Bool // it was read to its end
 
@@ -165,6 +166,12 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	}
 	n, err := b.body.Read(p)
 	if err == io.EOF && !b.whole.Swap(true) {
+		for _, f := range b.body.Trailer() {
+			if b.r.Trailer == nil {
+				b.r.Trailer = http.Header{}
+			}
+			b.r.Trailer.Add(f.Name, f.Value)
+		}
 		b.c.ahead.start(b.c, b.cancel)
 	}
 	return n, err

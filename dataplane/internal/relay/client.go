@@ -110,6 +110,7 @@ type Forward struct {
 	Header        http.Header // without credentials, hop-by-hop and internal headers; not written to
 	Body          io.Reader   // nil: none
 	ContentLength int64       // -1: unknown
+	Trailer       http.Header // its keys are announced, its values read when Body has ended; nil: there is none
 	Class         string      // priority class of the plan; "": the usual one
 	Stream        string      // what Body and the answer's are in place of an exchange: StreamWebSocket; "": one
 }
@@ -265,7 +266,7 @@ func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *ht
 	if _, ok := header["User-Agent"]; !ok {
 		header["User-Agent"] = nil // else the library would invent one
 	}
-	req := &http.Request{Method: f.Method, URL: &u, Host: f.Host, Header: header, ContentLength: f.ContentLength, Proto: "HTTP/2.0", ProtoMajor: 2}
+	req := &http.Request{Method: f.Method, URL: &u, Host: f.Host, Header: header, ContentLength: f.ContentLength, Trailer: f.Trailer, Proto: "HTTP/2.0", ProtoMajor: 2}
 	return req.WithContext(ctx)
 }
 

@@ -25,6 +25,7 @@ const (
 	HeaderRoute       = "Bailiwick-Relay-Route"       // for the peer's logs; it matches by itself
 	HeaderGrant       = "Bailiwick-Relay-Grant"       // base64 of the syncv1.SignedGrant
 	HeaderIncarnation = "Bailiwick-Relay-Incarnation" // which run of the sending edge this is
+	HeaderTrailer     = "Bailiwick-Relay-Trailer"     // behind a body: what the client said there
 	HeaderStream      = "Bailiwick-Relay-Stream"      // what is asked for is no answer but a stream both ways; in an answer: it is open
 	HeaderClass       = "Bailiwick-Relay-Class"       // priority class of the plan
 	HeaderPing        = "Bailiwick-Relay-Ping"        // a sign of life, nothing else

@@ -1,0 +1,110 @@
+package proxy_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/shared/table"
+)
+
+// What a client says behind a body of no declared length goes on, over each protocol, to upstreams of both and across a relay: but
+// for what had to come before the body.
+func TestTrailers_OfRequestsGoOn(t *testing.T) {
+	w := newWorld(t, nil)
+	var mu sync.Mutex
+	var got http.Header
+	hear := func(rw http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		got = r.Trailer.Clone()
+		for name, values := range got { // announced, and not said
+			if len(values) == 0 {
+				delete(got, name)
+			}
+		}
+		io.WriteString(rw, "ok")
+	}
+	w.west.up.does(hear)
+	w.central.up.does(hear)
+	vias := w.vias()
+	said := map[string]string{"X-Sum": "abc", "X_under": "u", "Authorization": "Bearer other", "X-Api-Key": "other", "Content-Type": "text/html", "Cookie": "a=b", "X-Forwarded-For": "9.9.9.9",
+		"Bailiwick-Customer": "other", "Bailiwick_Plan": "other", "X_Forwarded_Proto": "https", "If-Match": "x", "X-Head": "behind", "Via": "x"}
+	want := "map[X-Sum:[abc] X_under:[u]]"
+	all := func(where string) {
+		t.Helper()
+		for _, v := range vias {
+			r, out := io.Pipe()
+			req, _ := http.NewRequestWithContext(t.Context(), "POST", v.base+"/v1/x", r)
+			req.Host = "orders.test"
+			req.Header.Set("X-Api-Key", w.key)
+			req.Header.Set("X-Head", "before")
+			req.Trailer = http.Header{}
+			for name := range said {
+				if name != "Authorization" || v.name == "HTTP/1.1" { // over the others it is refused
+					req.Trailer[name] = nil
+				}
+			}
+			go func() {
+				out.Write(bytes.Repeat([]byte("x"), 1000))
+				for name := range req.Trailer {
+					req.Trailer[name] = []string{said[name]}
+				}
+				out.Close()
+			}()
+			resp, err := v.rt.RoundTrip(req)
+			if err != nil {
+				t.Fatalf("%s over %s: %v", where, v.name, err)
+			}
+			resp.Body.Close()
+			mu.Lock()
+			if resp.StatusCode != 200 || fmt.Sprint(got) != want {
+				t.Errorf("%s over %s: got %d and the trailer %v, want %s", where, v.name, resp.StatusCode, got, want)
+			}
+			mu.Unlock()
+		}
+	}
+	all("here")
+
+	// Not announced; and what frames or routes a message is refused.
+	conn, in := w.dial()
+	io.WriteString(conn, w.head("POST", "/v1/x", "Transfer-Encoding: chunked\r\n", "\r\n")+"3\r\nabc\r\n0\r\nX-Sum: abc\r\nX-Api-Key: other\r\nX_under: u\r\n\r\n")
+	if resp, _ := read(t, in, "POST"); resp.StatusCode != 200 || fmt.Sprint(got) != want {
+		t.Errorf("not announced: got %d and the trailer %v, want %s", resp.StatusCode, got, want)
+	}
+	before := w.west.up.count.Load()
+	io.WriteString(conn, w.head("POST", "/v1/x", "Transfer-Encoding: chunked\r\n", "\r\n")+"3\r\nabc\r\n0\r\nHost: other.test\r\n\r\n")
+	if resp, _ := read(t, in, "POST"); resp.StatusCode != 400 || w.west.up.count.Load() != before {
+		t.Errorf("a host behind the body: got %d, %d more at the upstream", resp.StatusCode, w.west.up.count.Load()-before)
+	}
+
+	// An upstream that speaks HTTP/2.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var two http.Protocols
+	two.SetUnencryptedHTTP2(true)
+	srv := &http.Server{Handler: w.west.up, Protocols: &two}
+	go srv.Serve(l)
+	defer srv.Close()
+	url := "http://" + l.Addr().String()
+	w.west.orders = func(a *table.API) { a.Targets, a.Protocols = []string{url}, map[string]string{url: "h2c"} }
+	w.west.tables.Swap(w.view(w.west, true))
+	all("to HTTP/2")
+
+	srv.Close()
+	w.west.up.kill()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for w.send("POST", "/v1/x", "x").served != "eu-central" && ctx.Err() == nil {
+		time.Sleep(10 * time.Millisecond)
+	}
+	all("relayed")
+}
