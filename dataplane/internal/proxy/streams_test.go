@@ -117,7 +117,7 @@ func (w *world) endless(ctx context.Context, v via, path string, header ...strin
 		w.t.Fatalf("%s over %s: got %d", path, v.name, resp.StatusCode)
 	}
 	o := &openAnswer{path + " over " + v.name, resp.Body, bufio.NewReaderSize(resp.Body, 16)}
-	if _, err := o.in.Peek(5); err != nil {
+	if _, err := o.in.Peek(2); err != nil {
 		w.t.Fatalf("%s: %v", o.name, err)
 	}
 	w.t.Cleanup(func() { resp.Body.Close() })

@@ -56,6 +56,7 @@ type upstream struct {
 	uri     string
 	handle  http.HandlerFunc // instead of the usual answer
 	state   func(net.Conn, http.ConnState)
+	reads   bool // handle reads the body itself
 	count   atomic.Int64
 	probes  atomic.Int64
 }
@@ -157,6 +158,11 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			status = 200
 		}
 		w.WriteHeader(status)
+		return
+	}
+	if u.reads {
+		u.count.Add(1)
+		handle(w, r)
 		return
 	}
 	body, err := io.ReadAll(r.Body)
