@@ -1,6 +1,7 @@
 package scenario_test
 
 import (
+	"context"
 	"crypto/tls"
 	"io"
 	"net/http"
@@ -9,6 +10,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
 
 	"bailiwick/e2e/harness"
 )
@@ -38,7 +42,7 @@ func takeOver(t *testing.T, s *harness.Sandbox, times int) {
 	usage := func() int64 {
 		return s.UsageThrough("emea", customer, time.Now(), time.Minute).Answered()
 	}
-	clients := []*http.Client{once(s, region, true), once(s, region, false), once(s, region, false)}
+	clients := []*http.Client{once(s, region, true), once(s, region, false), once(s, region, false), overHTTP3(t, s, region)}
 	for _, c := range clients { // they know the edge, and it them
 		within(t, time.Now(), 10*time.Second, "the key serves", func() error {
 			return ok(s.Send(c, http.MethodPost, ordersEMEA, "/v1/orders", key, nil), region)
@@ -83,6 +87,17 @@ func once(s *harness.Sandbox, region string, h2 bool) *http.Client {
 		tr.TLSClientConfig.NextProtos = []string{"http/1.1"}
 		return &http.Client{Transport: unrepeatable{tr}, Timeout: 20 * time.Second}
 	}
+	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
+}
+
+// overHTTP3 is a client over HTTP/3. Like the one over HTTP/2 it sends anew what the edge said that it has not seen.
+func overHTTP3(t *testing.T, s *harness.Sandbox, region string) *http.Client {
+	base := s.NewClient(s.HTTPS(region))
+	tr := &http3.Transport{TLSClientConfig: base.Transport.(*http.Transport).TLSClientConfig.Clone(),
+		Dial: func(ctx context.Context, _ string, t *tls.Config, q *quic.Config) (*quic.Conn, error) {
+			return quic.DialAddr(ctx, s.HTTPS(region), t, q)
+		}}
+	t.Cleanup(func() { tr.Close() })
 	return &http.Client{Transport: tr, Timeout: 20 * time.Second}
 }
 
