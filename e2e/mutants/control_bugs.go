@@ -106,7 +106,7 @@ var controlBugs = []bug{
 		edits:  []edit{{borderFile, "err != nil || written || mod == 0 {", "err != nil || written && false || mod == 0 {"}, {borderFile, "Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},", "Compares: []group.Compare{{Key: model.KeyAdopted, ModIndex: mod}},"}},
 		checks: []check{{borderPkg, "TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved"}}},
 	{name: "store-in-the-catalogs-etcd", breaks: "a zone's store does not rest in the cluster of etcd that keeps the catalog, whatever the cluster is called",
-		edits:  []edit{{"controlplane/claim.go", "if c.self != c.in.PrimaryZone && catalogs == stores {", "if false {"}, {"controlplane/claim.go", "case holder != c.self:", "case false:"}},
+		edits:  []edit{{"controlplane/claim.go", "if c.self != c.in.PrimaryZone && catalogs == stores {", "if catalogs == stores+1 {"}, {"controlplane/claim.go", "case holder != c.self:", "case false:"}},
 		checks: []check{{"controlplane", "TestEtcd_APrefixIsOneZones"}}},
 	{name: "store-in-another-zones-etcd", breaks: "no two zones keep their stores in one cluster of etcd, whatever the prefixes",
 		edits:  []edit{{"controlplane/claim.go", "case holder != c.self:", "case false:"}},
