@@ -3,6 +3,7 @@ package schema
 import (
 	"maps"
 	"math"
+	"regexp/syntax"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,11 +25,13 @@ type looker struct {
 	widest  float64
 	longest float64 // most schemas that look at one value of one that lies above it
 	again   bool    // a schema lies within itself
+	texts   float64 // most instructions of patterns that one text is held against by those that look at it once
+	names   float64 // likewise of patterns that the names in one object are
 }
 
 // looks bounds how deep values may lie that are held against the schema at a pointer, and says how often one is looked at.
-func (d *document) looks(pointer string) (depth int, at func(depth int) float64, err error) {
-	l := &looker{d: d, visited: map[string]float64{}, widest: 1, longest: 1}
+func (d *document) looks(pointer string) (depth int, at func(depth int) float64, l *looker, err error) {
+	l = &looker{d: d, visited: map[string]float64{}, widest: 1, longest: 1}
 	most, err := l.most(pointer)
 	if l.again {
 		most = maxLooks
@@ -36,13 +39,13 @@ func (d *document) looks(pointer string) (depth int, at func(depth int) float64,
 	at = func(depth int) float64 { return min(most, l.longest*math.Pow(l.widest, float64(depth))) }
 	switch {
 	case err != nil:
-		return 0, nil, err
+		return 0, nil, l, err
 	case !l.again && most > maxLooks:
-		return 0, nil, d.at(pointer, "alternatives within alternatives look at one value %.0f times, more than %d: name fewer of them", most, maxLooks)
+		return 0, nil, l, d.at(pointer, "alternatives within alternatives look at one value %.0f times, more than %d: name fewer of them", most, maxLooks)
 	case l.again && l.widest > 1:
-		return max(3, min(maxDepth, int(math.Log(maxLooks)/math.Log(l.widest)))), at, nil
+		return max(3, min(maxDepth, int(math.Log(maxLooks)/math.Log(l.widest)))), at, l, nil
 	}
-	return maxDepth, at, nil
+	return maxDepth, at, l, nil
 }
 
 func (l *looker) most(pointer string) (float64, error) {
@@ -58,6 +61,17 @@ func (l *looker) most(pointer string) (float64, error) {
 	if err := l.closure(pointer, &all, nil); err != nil {
 		return 0, err
 	}
+	texts, names := 0.0, 0.0
+	for _, p := range all {
+		v, _ := l.d.find(p)
+		m, _ := v.(map[string]any)
+		texts += instructions(m["pattern"])
+		under, _ := m["patternProperties"].(map[string]any)
+		for name := range under {
+			names += instructions(name)
+		}
+	}
+	l.texts, l.names = max(l.texts, texts), max(l.names, names)
 	wide := 0.0
 	children := map[string]bool{}
 	for _, p := range all {
@@ -132,4 +146,17 @@ func (l *looker) each(pointer string, keywords []string, do func(string)) {
 			}
 		}
 	}
+}
+
+// instructions are those of a pattern, none of what is no text or none: that is said elsewhere.
+func instructions(of any) float64 {
+	text, ok := of.(string)
+	if !ok {
+		return 0
+	}
+	parsed, err := syntax.Parse(text, syntax.Perl)
+	if err != nil {
+		return 0
+	}
+	return float64(size(parsed))
 }

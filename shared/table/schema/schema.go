@@ -29,6 +29,7 @@ const (
 	maxMatched  = 64 << 10  // bytes of a text that a pattern is held against
 	maxLooks    = 100_000   // how often one value may be looked at
 	maxWork     = 2_000_000 // looks at all values of a body
+	maxStrides  = 100e6     // of patterns over a body's texts: bytes times instructions
 	maxTold     = 20_000    // looks at a body of which each thing that is wrong is named: that takes memory for each
 	maxDetail   = 200
 )
@@ -46,6 +47,8 @@ type Schema struct {
 	not   *jsonschema.Schema // what does not fit it: that is known at the first thing that is wrong, without memory for each
 	depth int
 	looks []float64 // at a value so deep
+
+	texts, names float64 // instructions of patterns that a text, and the names in an object, are held against at each look
 }
 
 const address = "https://document.invalid/"
@@ -102,7 +105,7 @@ func (d *document) compile(pointer string) (*Schema, error) {
 }
 
 func (d *document) compileAt(pointer string) (*Schema, error) {
-	depth, at, err := d.looks(pointer)
+	depth, at, l, err := d.looks(pointer)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +126,7 @@ func (d *document) compileAt(pointer string) (*Schema, error) {
 	if err != nil {
 		return nil, d.explain(pointer, err)
 	}
-	out := &Schema{of: s, not: not, depth: depth}
+	out := &Schema{of: s, not: not, depth: depth, texts: l.texts, names: l.names + l.texts} // propertyNames has a pattern of its own
 	for i := range depth + 1 {
 		out.looks = append(out.looks, at(i))
 	}
@@ -179,8 +182,8 @@ func (s *Schema) Body(data []byte) []Finding {
 	if err != nil {
 		return []Finding{{Pointer: "#", Detail: err.Error()}}
 	}
-	work := s.work(v, 0)
-	if work > maxWork {
+	work, strides := s.work(v, 0)
+	if work > maxWork || strides > maxStrides {
 		return []Finding{{Pointer: "#", Detail: "the body holds more values than can be held against the document: send less at a time"}}
 	}
 	if s.not.Validate(v) != nil {
@@ -192,20 +195,29 @@ func (s *Schema) Body(data []byte) []Finding {
 	return s.judge(v, func(at []string) Finding { return Finding{Pointer: "#" + fragment(pointerOf(at))} })
 }
 
-// work is how often all values are looked at, at most.
-func (s *Schema) work(v any, depth int) float64 {
-	sum := s.looks[min(depth, len(s.looks)-1)]
+// work is how often all values are looked at, at most, and how far patterns go over them.
+func (s *Schema) work(v any, depth int) (looks, strides float64) {
+	here := s.looks[min(depth, len(s.looks)-1)]
+	looks = here
+	again := max(1, here)
+	add := func(in any) {
+		l, p := s.work(in, depth+1)
+		looks, strides = looks+l, strides+p
+	}
 	switch v := v.(type) {
+	case string:
+		strides = float64(min(len(v), maxMatched)+1) * s.texts * again
 	case map[string]any:
-		for _, in := range v {
-			sum += s.work(in, depth+1)
+		for name, in := range v {
+			strides += float64(min(len(name), maxMatched)+1) * s.names * again
+			add(in)
 		}
 	case []any:
 		for _, in := range v {
-			sum += s.work(in, depth+1)
+			add(in)
 		}
 	}
-	return sum
+	return looks, strides
 }
 
 func (s *Schema) judge(v any, where func(at []string) Finding) (found []Finding) {
