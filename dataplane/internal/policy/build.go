@@ -173,7 +173,7 @@ func newAPI(v *table.API) (*API, error) {
 	h, id := fnv.New32a(), table.APIID(v)
 	h.Write([]byte(id))
 	a := &API{API: *v, spread: h.Sum32(), id: id}
-	var document *schema.Document
+	documents := documents{room: compiledAtOnce, schemas: map[string]*schema.Later[schema.Schema]{}}
 	given := v.Routes
 	if len(given) == 0 && (!v.Foreign || v.Rewrite != nil) { // of a foreign one: where its zone's requests go when they are served here
 		given = []table.Route{implied}
@@ -187,15 +187,12 @@ func newAPI(v *table.API) (*API, error) {
 			var err error
 			switch {
 			case check.Schema != "":
-				route.Schema, err = schema.Compile(check.Schema)
-			case check.OpenAPI && document == nil:
-				document, err = schema.CompileOpenAPI(v.OpenAPI)
+				route.Schema, err = documents.schema(check.Schema)
+			case check.OpenAPI:
+				route.Document, err = documents.openAPI(v.OpenAPI)
 			}
 			if err != nil {
 				return nil, err
-			}
-			if check.OpenAPI {
-				route.Document = document
 			}
 		}
 		a.routes = append(a.routes, route)
@@ -213,6 +210,45 @@ func newAPI(v *table.API) (*API, error) {
 		return strings.Compare(x.Name, y.Name)
 	})
 	return a, nil
+}
+
+// compiledAtOnce is how many bytes of an API's documents are compiled when the API is decoded, so that one that is none sets it
+// aside. 64 KiB take a second, and an API may have a thousand of them: what is beyond is compiled by the first request that needs
+// it, and refused to it where it is none. A control node has compiled all of them with the same code.
+const compiledAtOnce = 8 << 10
+
+// documents are those of one API: each text is compiled once.
+type documents struct {
+	room    int
+	schemas map[string]*schema.Later[schema.Schema]
+	whole   *schema.Later[schema.Document]
+}
+
+func (d *documents) schema(text string) (*schema.Later[schema.Schema], error) {
+	if l := d.schemas[text]; l != nil {
+		return l, nil
+	}
+	l := schema.Lazily(text, schema.Compile)
+	d.schemas[text] = l
+	return l, soon(d, text, l)
+}
+
+func (d *documents) openAPI(text string) (*schema.Later[schema.Document], error) {
+	if d.whole != nil {
+		return d.whole, nil
+	}
+	d.whole = schema.Lazily(text, schema.CompileOpenAPI)
+	return d.whole, soon(d, text, d.whole)
+}
+
+// soon compiles a document now if there is room for it.
+func soon[T any](d *documents, text string, l *schema.Later[T]) error {
+	if len(text) > d.room {
+		return nil
+	}
+	d.room -= len(text)
+	_, err := l.Get()
+	return err
 }
 
 func catchAll(r Route) int {

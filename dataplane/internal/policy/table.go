@@ -100,8 +100,8 @@ type Route struct {
 	table.Route
 	// Shaped says that something is done to its requests or answers beside sending them on.
 	Shaped   bool
-	Schema   *schema.Schema   // that bodies are held against; nil: none
-	Document *schema.Document // that requests are; nil: none
+	Schema   *schema.Later[schema.Schema]   // that bodies are held against; nil: none
+	Document *schema.Later[schema.Document] // that requests are; nil: none
 }
 
 // Plan is a plan as an edge enforces it.

@@ -118,14 +118,22 @@ func (x *exchange) examine() gate.Problem {
 	case r.Schema != nil && x.body != nil && !schema.JSON(media):
 		found = []schema.Finding{{Parameter: "header Content-Type", Detail: "is not application/json, as the body has to be"}}
 	case r.Schema != nil:
-		found = r.Schema.Body(data)
+		of, err := r.Schema.Get()
+		if err != nil {
+			return undocumented
+		}
+		found = of.Body(data)
 	case r.Document != nil:
+		of, err := r.Document.Get()
+		if err != nil {
+			return undocumented
+		}
 		query, err := url.ParseQuery(x.r.URL.RawQuery)
 		if err != nil {
 			return gate.NewProblem(400, gate.ReasonInvalid, "The query is not encoded as it should be.")
 		}
 		known := false
-		found, known = r.Document.Check(&schema.Request{Method: x.r.Method, Path: x.r.URL.Path, Query: query, Header: func(name string) []string { return x.r.Header[http.CanonicalHeaderKey(name)] },
+		found, known = of.Check(&schema.Request{Method: x.r.Method, Path: x.r.URL.Path, Query: query, Header: func(name string) []string { return x.r.Header[http.CanonicalHeaderKey(name)] },
 			ContentType: media, Body: data})
 		if !known {
 			return gate.NewProblem(404, gate.ReasonRouteUnknown, "The API's document has no such path, or not with this method.")
@@ -141,6 +149,9 @@ func (x *exchange) examine() gate.Problem {
 	problem.Errors = found
 	return problem
 }
+
+// undocumented is what its API's document is no document to: nothing passes that was not held against it.
+var undocumented = gate.NewProblem(503, gate.ReasonNotReady, "This edge cannot read what the API holds requests against; ask the provider of the API.")
 
 func coded(said []string) bool {
 	return len(said) > 1 || len(said) == 1 && said[0] != "" && !strings.EqualFold(said[0], "identity")

@@ -395,3 +395,23 @@ func TestAccessLog_NamesRequestsAndNoSecrets(t *testing.T) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 }
+
+// A document that this edge cannot read lets nothing pass: it is found out by the first request where it is too long to be looked
+// at when it arrives.
+func TestValidation_ADocumentThatIsNoneLetsNothingPass(t *testing.T) {
+	w := newWorld(t, nil)
+	long := strings.Repeat("x", 9<<10)
+	w.shaped(func(a *table.API) {
+		a.OpenAPI = `{"openapi":"` + long + `"}`
+		a.Routes = []table.Route{{Name: "all"}, {Name: "schema", PathPrefix: "/schema", Validation: &table.Validation{Schema: `{"type":"` + long + `"}`}},
+			{Name: "fits", PathPrefix: "/fits", Validation: &table.Validation{Schema: `{"type":"object","description":"` + long + `"}`}},
+			{Name: "document", PathPrefix: "/document", Validation: &table.Validation{OpenAPI: true}}}
+	})
+	for path, status := range map[string]int{"/schema": 503, "/document": 503, "/fits": 200, "/v1/x": 200} {
+		asked := w.west.up.count.Load()
+		a := w.send("POST", path, `{"a":1}`, "Content-Type", "application/json")
+		if passed := w.west.up.count.Load() - asked; a.status != status || (passed == 1) != (status == 200) {
+			t.Errorf("%s: got %d %s, and %d passed", path, a.status, a.body, passed)
+		}
+	}
+}
