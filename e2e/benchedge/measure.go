@@ -23,14 +23,14 @@ type row struct {
 	args        []string // of h2load
 	conns       int      // 0: -connections
 	direct      bool     // the upstream is measured too, without anybody before it
-	only        string   // the one peer that can
+	only        []string // the peers that can
 }
 
 var rows = []row{
 	{name: "http", title: "HTTP/1.1, keep-alive, 256 B", tool: "wrk", scheme: "http", path: "/items/"},
 	{name: "https", title: "HTTPS, HTTP/1.1, keep-alive, 256 B", tool: "wrk", scheme: "https", path: "/items/"},
 	{name: "h2", title: "HTTPS, HTTP/2, 16 connections of 4 streams, 256 B, one key", tool: "h2load", scheme: "https", path: "/items/", args: []string{"-c", "16", "-m", "4"}},
-	{name: "h3", title: "HTTP/3, 16 connections of 4 streams, 256 B, one key", tool: "http3", scheme: "https", path: "/items/", conns: 16, only: "edge"},
+	{name: "h3", title: "HTTP/3, 16 connections of 4 streams, 256 B, one key (nethttp: a bare echo over quic-go's streams)", tool: "http3", scheme: "https", path: "/items/", conns: 16, only: []string{"edge", "before", "nethttp"}},
 	{name: "handshakes", title: "a new TLS connection (X25519, P-256, no resumption) for each request", tool: "handshakes", scheme: "https", path: "/items/"},
 	{name: "rate", title: "500 requests/s on one connection, HTTP/1.1", tool: "rate", scheme: "http", path: "/items/", direct: true},
 	{name: "large", title: "HTTP/1.1, keep-alive, 64 KiB", tool: "wrk", scheme: "http", path: "/large/"},
@@ -86,8 +86,8 @@ func (b *bench) measure(ctx context.Context, r row) error {
 	if r.direct {
 		peers = append(peers, &peer{name: "direct", proc: b.running[0], http: b.addr(portUpstream)})
 	}
-	if r.only != "" {
-		peers = slices.DeleteFunc(peers, func(p *peer) bool { return p.name != r.only && p.name != "before" })
+	if r.only != nil {
+		peers = slices.DeleteFunc(peers, func(p *peer) bool { return !slices.Contains(r.only, p.name) })
 	}
 	rounds := b.rounds + 1 // the first only warms up
 	if r.tool == "idle" {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -12,6 +14,11 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/quic-go/qpack"
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+	"github.com/quic-go/quic-go/quicvarint"
 )
 
 // referenceConfig of the net/http reference: what the library alone costs with the same policy, and no product.
@@ -62,7 +69,67 @@ func serveReference(file string) error {
 		s := &http.Server{Addr: cfg.HTTPS, Handler: r, TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}}}
 		ended <- s.ListenAndServeTLS("", "")
 	}()
+	go func() { ended <- echo(cfg.HTTPS, certificate) }()
 	return <-ended
+}
+
+// echo answers each request over HTTP/3 with the same bytes and reads nothing of it but its end: what quic-go costs without
+// anything that is HTTP.
+func echo(at string, certificate tls.Certificate) error {
+	l, err := quic.ListenAddr(at, &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{http3.NextProtoH3}}, &quic.Config{MaxIncomingStreams: 250})
+	if err != nil {
+		return err
+	}
+	var section bytes.Buffer
+	e := qpack.NewEncoder(&section)
+	for _, f := range [][2]string{{":status", "200"}, {"content-length", "256"}, {"content-type", "text/plain"}, {"date", time.Now().UTC().Format(http.TimeFormat)}, {"x-request-id", strings.Repeat("x", 36)},
+		{"bailiwick-edge", "eu-west"}, {"bailiwick-served", "eu-west"}, {"ratelimit", `"default";r=999999;t=1`}, {"ratelimit-policy", `"default";q=1000000;w=1`}} {
+		e.WriteField(qpack.HeaderField{Name: f[0], Value: f[1]})
+	}
+	answer := append(quicvarint.Append([]byte{1}, uint64(section.Len())), section.Bytes()...)
+	answer = append(quicvarint.Append(append(answer, 0), 256), make([]byte, 256)...)
+	one := func(s *quic.Stream) {
+		var b [1024]byte
+		for {
+			if _, err := s.Read(b[:]); err == io.EOF {
+				break
+			} else if err != nil {
+				return
+			}
+		}
+		s.Write(answer)
+		s.Close()
+	}
+	serve := func(c *quic.Conn) {
+		if control, err := c.OpenUniStream(); err == nil {
+			control.Write([]byte{0, 4, 0})
+		}
+		jobs := make(chan *quic.Stream)
+		defer close(jobs)
+		for {
+			s, err := c.AcceptStream(context.Background())
+			if err != nil {
+				return
+			}
+			select {
+			case jobs <- s:
+			default:
+				go func() {
+					one(s)
+					for s := range jobs {
+						one(s)
+					}
+				}()
+			}
+		}
+	}
+	for {
+		c, err := l.Accept(context.Background())
+		if err != nil {
+			return err
+		}
+		go serve(c)
+	}
 }
 
 func (f *reference) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.JoinTokenFile, "join-token-file", "", "file with the join token; to join")
 	flags.DurationVar(&cfg.QuotaWait, "quota-wait", 250*time.Millisecond, "how long a request waits for the first word on its quota, at most 10s; 0: it is refused at once")
 	flags.IntVar(&cfg.MaxInFlight, "max-in-flight", 16_384, "requests of clients under way at once; plans of class free may take 60 % of them, bronze 70, silver 80, gold 90, platinum all")
-	flags.IntVar(&cfg.MaxConnections, "max-connections", 0, "connections of clients over TCP at once; 0: three quarters of the files that the process may open")
+	flags.IntVar(&cfg.MaxConnections, "max-connections", 0, "connections of clients, over TCP and QUIC, at once; 0: three quarters of the files that the process may open")
 	flags.IntVar(&cfg.MaxPerAddress, "max-connections-per-address", 0, "of them, of one address, or one /64 of IPv6; loopback is not bounded apart; 0: an eighth")
 	flags.IntVar(&cfg.MaxStreams, "max-streams", 16_384, "WebSockets, and connections of APIs that are tcp, at once")
 	flags.Int64Var(&cfg.DetailBytes, "detail-bytes", 3<<30, "disk for detail of requests that no control node has stored yet; beyond it the oldest is given up, and counted")

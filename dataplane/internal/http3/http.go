@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/quic-go/quic-go"
+
 	"bailiwick/dataplane/internal/head"
 	"bailiwick/dataplane/internal/http1"
 )
@@ -23,8 +25,13 @@ func (s *Stream) HTTP(serve http.HandlerFunc) {
 		s.Plain(http.StatusBadRequest, http1.ErrRequest.Error())
 		return
 	}
-	ctx, cancel := context.WithCancel(s.q.Context()) // which ends with the connection, and when the client wants no answer any more
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	defer context.AfterFunc(s.q.Context(), func() { // it ends with the connection, when the client wants no answer, and once all of it is given
+		if why := context.Cause(s.q.Context()); why != quic.ErrStreamClosed {
+			cancel(why)
+		}
+	})()
 	r = r.WithContext(ctx)
 	w := &responder{s: s, r: r, header: http.Header{}, left: -1, invites: s.Request.Continue}
 	if s.read < len(s.body) || !s.eof || s.r < s.w || s.trailer != nil {

@@ -200,6 +200,12 @@ func TestHTTP_AnswersAreWhatTheySay(t *testing.T) {
 			w.WriteHeader(http.StatusNoContent)
 		case "/head":
 			h.Set("Content-Length", "1000")
+		case "/whole":
+			h.Set("Content-Length", "2")
+			io.WriteString(w, "ab")
+			if err := r.Context().Err(); err != nil {
+				t.Errorf("a client that has its answer counts as gone: %v", err)
+			}
 		case "/late":
 			if err := http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0)); err != nil {
 				t.Error(err)
@@ -213,7 +219,7 @@ func TestHTTP_AnswersAreWhatTheySay(t *testing.T) {
 	ask := func(method, path string) string {
 		return answer(c.open(section(":method", method, ":scheme", "https", ":authority", "a.test", ":path", path), true))
 	}
-	for path, want := range map[string]string{"/short": "stream: 102", "/long": "stream: 102", "/aborts": "stream: 102", "/late": "stream: 102", "/fields": "204", "/": "200"} {
+	for path, want := range map[string]string{"/short": "stream: 102", "/long": "stream: 102", "/aborts": "stream: 102", "/late": "stream: 102", "/fields": "204", "/whole": "200 ab", "/": "200"} {
 		if got := ask("GET", path); got != want {
 			t.Errorf("%s: got %q, want %q", path, got, want)
 		}

@@ -76,7 +76,8 @@ func (c *crowd) tooMany(now time.Duration, most int) bool {
 // transport is what QUIC is told of limits.
 func transport() *quic.Config {
 	return &quic.Config{
-		Allow0RTT: false, MaxIdleTimeout: http3.IdleTimeout, HandshakeIdleTimeout: headTimeout,
+		Allow0RTT: false, HandshakeIdleTimeout: headTimeout,
+		MaxIdleTimeout: http3.IdleTimeout, KeepAlivePeriod: http3.IdleTimeout / 3, // a stream may be silent for long; what asks nothing http3 ends
 		MaxIncomingStreams: http3.MaxStreams, MaxIncomingUniStreams: http3.MaxControl, RequireStreamCreditRelease: true,
 		InitialStreamReceiveWindow: http3.StreamWindow, MaxStreamReceiveWindow: http3.StreamWindow,
 		InitialConnectionReceiveWindow: http3.ConnWindow, MaxConnectionReceiveWindow: http3.ConnWindow,

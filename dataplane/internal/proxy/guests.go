@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// guests counts clients' connections, of all doors over TCP together: of all clients, and of each address (of IPv6 each /64,
+// guests counts clients' connections, of all doors together: of all clients, and of each address (of IPv6 each /64,
 // which one client has). Addresses of this machine are not counted apart: what stands before an edge there speaks for many.
 type guests struct {
 	most, each int

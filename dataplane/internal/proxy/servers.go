@@ -27,7 +27,7 @@ type ServersConfig struct {
 	// here), so that a flood of forged senders costs neither memory nor signatures.
 	UnprovenASecond int
 
-	MaxConnections int // of clients over TCP at once; 0: three quarters of the files that the process may open
+	MaxConnections int // of clients, over TCP and QUIC, at once; 0: three quarters of the files that the process may open
 	MaxPerAddress  int // of one address, or one /64 of IPv6; 0: an eighth of them. This machine's own are not bounded apart
 
 	MaxHeaderBytes int    // 0: 64 KiB; beyond it 431
