@@ -75,7 +75,7 @@ type buffer struct{ b []byte }
 type Peer struct {
 	Remote string               // host:port
 	TLS    *tls.ConnectionState // nil: there is no TLS
-	Pause  time.Duration        // after which of nothing Run returns although the connection has not ended; 0: never
+	Pause  func() time.Duration // after which of nothing Run returns although the connection has not ended; nil: never
 }
 
 // NewConn makes a connection of one that speaks HTTP/2 and of which nothing was read. serve serves each request.
@@ -141,7 +141,7 @@ func (c *Conn) Ends() bool {
 }
 
 // Stay has Run not pause any more: nobody can wait in its place. It is for whoever calls Run.
-func (c *Conn) Stay() { c.peer.Pause = 0 }
+func (c *Conn) Stay() { c.peer.Pause = nil }
 
 // Patience is until when a connection whose Run has paused is waited for. It is for whoever calls Run.
 func (c *Conn) Patience() time.Time { return c.idle.Add(idleTimeout) }
@@ -251,7 +251,7 @@ func (c *Conn) fill() bool {
 
 // pauses says whether nothing is under way, and forgets the deadlines: nobody waits for them meanwhile.
 func (c *Conn) pauses() bool {
-	if c.peer.Pause == 0 || !c.settled || c.partOf != 0 || c.r != c.w {
+	if c.peer.Pause == nil || !c.settled || c.partOf != 0 || c.r != c.w {
 		return false
 	}
 	c.mu.Lock()
@@ -313,8 +313,8 @@ func (c *Conn) patience(now, heard time.Time) bool {
 		}
 	}
 	turn := quietTimeout
-	if c.peer.Pause > 0 {
-		turn = c.peer.Pause
+	if c.peer.Pause != nil {
+		turn = c.peer.Pause()
 	}
 	if most := now.Add(turn); limit.After(most) {
 		limit = most

@@ -23,7 +23,6 @@ import (
 // Limits of a client's connection over HTTP/1.1.
 const (
 	idleTimeout   = 90 * time.Second       // between requests
-	idleWhole     = 250 * time.Millisecond // of it, in which the connection keeps its buffer and its goroutine; over HTTP/2 four times as long
 	headTimeout   = 10 * time.Second       // from a head's first byte to its last, and for a handshake
 	headTick      = time.Second            // a door that shuts waits so long for a head that has begun
 	lingerTimeout = 500 * time.Millisecond // for what a client still sends behind an answer that ends the connection
@@ -230,7 +229,7 @@ func (c *conn) within(n int64, d time.Duration) bool {
 // wait waits for the first bytes of a request. A connection that is idle for longer is to be parked then; one that cannot be
 // keeps no memory of its own meanwhile but what TLS and a goroutine need.
 func (c *conn) wait() bool {
-	now := c.patience(c.door.whole)
+	now := c.patience(c.door.whole())
 	until := c.idle
 	c.idle = time.Time{}
 	if !until.IsZero() && !now.Before(until) {
@@ -242,7 +241,7 @@ func (c *conn) wait() bool {
 	}
 	c.buf, c.req = nil, http1.Request{}
 	if until.IsZero() {
-		until = time.Now().Add(idleTimeout - c.door.whole) // what was read of the clock may be of before a long write
+		until = time.Now().Add(idleTimeout - c.door.whole()) // what was read of the clock may be of before a long write
 	}
 	if c.idle, c.parks = until, !c.stays && c.lot != nil; c.parks {
 		return false

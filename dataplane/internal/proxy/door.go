@@ -35,7 +35,8 @@ type Door struct {
 	two       *http2.Server
 	guests    *guests
 	others    []*Door       // that share guests
-	whole     time.Duration // idleWhole, but for tests
+	parkAfter time.Duration // for tests; 0: as few and many have it
+	open      atomic.Int64  // connections
 	unshaken  atomic.Int64  // handshakes that failed
 
 	shut    atomic.Bool
@@ -101,6 +102,7 @@ func (d *Door) take(raw net.Conn) {
 		return
 	}
 	d.conns[c] = struct{}{}
+	d.open.Add(1)
 	c.lot = d.lotFor(raw)
 	d.wg.Go(c.serve)
 	d.mu.Unlock()
@@ -120,6 +122,7 @@ func (d *Door) speak(c *conn) bool {
 func (d *Door) forget(c *conn) {
 	d.mu.Lock()
 	delete(d.conns, c)
+	d.open.Add(-1)
 	d.mu.Unlock()
 }
 

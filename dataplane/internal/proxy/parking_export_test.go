@@ -6,7 +6,7 @@ import "time"
 func (d *Door) Parked() int { return d.parked().Count() }
 
 // ParkAfter has a door park connections that are idle for so long. Call it before Serve.
-func (d *Door) ParkAfter(idle time.Duration) { d.whole = idle }
+func (d *Door) ParkAfter(idle time.Duration) { d.parkAfter = idle }
 
 // Age has the one that is parked longest have waited for as long as it may.
 func (d *Door) Age() {
@@ -21,4 +21,11 @@ func (d *Door) Guests() int {
 	d.guests.mu.Lock()
 	defer d.guests.mu.Unlock()
 	return d.guests.total
+}
+
+// Patience is how long a connection that waits keeps its goroutine where so many are open.
+func Patience(open int64) time.Duration {
+	d := &Door{}
+	d.open.Store(open)
+	return d.whole()
 }

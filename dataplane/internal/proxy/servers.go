@@ -52,7 +52,7 @@ func NewServers(cfg ServersConfig) Servers {
 	fast, _ := cfg.Handler.(*Proxy)
 	all := newGuests(cfg.MaxConnections, cfg.MaxPerAddress)
 	door := func() *Door {
-		d := &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, guests: all, whole: idleWhole, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
+		d := &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, guests: all, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
 		d.two = http2.New(http2.Config{MaxHead: cfg.MaxHeaderBytes, Go: d.wg.Go, Panicked: d.panicked})
 		return d
 	}
