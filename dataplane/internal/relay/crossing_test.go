@@ -24,6 +24,8 @@ var crosses = map[string]string{
 
 	"HeaderStream": "enum: what is asked for in place of an answer", "HeaderClass": "enum: priority classes; another word is the usual one",
 
+	"HeaderTrailer": "the request itself: fields that the client sent behind its body, for its upstream alone, as its head and body are; no edge reads more of them than whether they may go on",
+
 	"bailiwick.sync.v1.SignedGrant.payload": "Grant", "bailiwick.sync.v1.SignedGrant.signature": "Ed25519",
 	"bailiwick.sync.v1.Grant.id": "random", "bailiwick.sync.v1.Grant.zone": "catalogue id", "bailiwick.sync.v1.Grant.edge": "name of a node", "bailiwick.sync.v1.Grant.incarnation": "random",
 	"bailiwick.sync.v1.Grant.from": "catalogue id", "bailiwick.sync.v1.Grant.to": "catalogue id", "bailiwick.sync.v1.Grant.policies": "catalogue ids",
