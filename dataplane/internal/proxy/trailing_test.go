@@ -108,3 +108,19 @@ func TestTrailers_OfRequestsGoOn(t *testing.T) {
 	}
 	all("relayed")
 }
+
+// A client announces fields of names that are none. They are dropped: net/http would send nothing at all, and whoever did so would
+// have taken the upstream from all others.
+func TestTrailers_AnnouncedUnderNamesThatAreNone(t *testing.T) {
+	w := newWorld(t, nil)
+	for range 20 {
+		conn, in := w.dial()
+		io.WriteString(conn, w.head("POST", "/v1/x", "Transfer-Encoding: chunked\r\nTrailer: a b, X-Sum, (c)\r\n", "\r\n")+"3\r\nabc\r\n0\r\nX-Sum: abc\r\n\r\n")
+		if resp, _ := read(t, in, "POST"); resp.StatusCode != 200 || resp.Header.Get("Bailiwick-Served") != "eu-west" {
+			t.Fatalf("got %d of %q, want the upstream at home to answer", resp.StatusCode, resp.Header.Get("Bailiwick-Served"))
+		}
+	}
+	if got := w.send("POST", "/v1/x", "x"); got.served != "eu-west" {
+		t.Errorf("another client was served by %q", got.served)
+	}
+}
