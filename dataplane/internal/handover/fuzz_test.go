@@ -61,7 +61,7 @@ func FuzzAsk(f *testing.F) {
 			p.Succeed(ctx, time.Second) // it is gone: nothing is waited for
 			s.Forget()
 		}
-		if after := descriptors(t); after != before {
+		if after := descriptors(t); after > before { // fewer: of other tests, which the collector closed
 			t.Fatalf("%q with %d files: %d descriptors before, %d after", said, n, before, after)
 		}
 	})
