@@ -10,6 +10,7 @@ package channel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -21,6 +22,11 @@ import (
 
 	"golang.org/x/net/http2"
 )
+
+// ErrHead is the end of a request whose head, or trailer, is larger than its upstream says that it takes. It says nothing of the upstream.
+var ErrHead = errors.New("the upstream takes no head as large as that")
+
+const tooLarge = "request header list larger than peer's advertised limit" // the transport's word for it
 
 // Limits.
 const (
@@ -151,7 +157,11 @@ func (p *Pool) send(ctx context.Context, req *http.Request) (resp *http.Response
 	resp, err = l.tr.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, trace)))
 	if err != nil {
 		p.leave(l)
-		return nil, given.Load() && !refused(err), err
+		maybe := given.Load() && !refused(err)
+		if strings.HasSuffix(err.Error(), tooLarge) {
+			return nil, maybe && len(req.Trailer) > 0, fmt.Errorf("%w: %w", ErrHead, err) // a trailer that is too large comes behind what was sent
+		}
+		return nil, maybe, err
 	}
 	// The transport looks at ctx only between two pieces of the request's body: where nothing is sent just now, whoever waits
 	// for the answer would wait on.

@@ -40,6 +40,7 @@ const (
 	ReasonPrepaid       = "prepaid-exhausted"
 	ReasonUnconfirmed   = "quota-unconfirmed" // nobody said in time whether units are left
 	ReasonBodyTooLarge  = "body-too-large"
+	ReasonHeadTooLarge  = "head-too-large"  // for the upstream, which says how much it takes
 	ReasonBodySlow      = "body-slow"       // the client sends its body too slowly
 	ReasonBodyBroken    = "body-broken"     // the client's body ended early
 	ReasonInvalid       = "request-invalid" // not as the API's document says; errors name where
@@ -102,6 +103,7 @@ var titles = map[string]string{
 	ReasonPrepaid:       "The prepaid balance is used up",
 	ReasonUnconfirmed:   "The quota cannot be confirmed",
 	ReasonBodyTooLarge:  "The request body is too large",
+	ReasonHeadTooLarge:  "The request's head is too large",
 	ReasonBodySlow:      "The request body comes too slowly",
 	ReasonBodyBroken:    "The request body ended early",
 	ReasonInvalid:       "The request is not as the API describes it",

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/dataplane/internal/channel"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/priority"
@@ -119,6 +120,10 @@ func (x *exchange) walk(a *failover.Attempts, g *given) result {
 		}
 		x.body.shut()
 		last.client = res.client
+		if errors.Is(res.err, channel.ErrHead) && !res.sent {
+			last.problem = gate.NewProblem(431, gate.ReasonHeadTooLarge, "The upstream takes smaller heads: send fewer or shorter header fields.")
+			break
+		}
 		if res.sent {
 			charge = true
 			if !repeatable || !x.body.fresh() {
@@ -442,7 +447,7 @@ func (x *exchange) heard(ctx context.Context, sent ending, resp *http.Response, 
 		switch {
 		case why != nil && !errors.Is(why, errLate) && !errors.Is(why, errSlow): // the client left, or the other try won
 			sent.End(failover.Tick)
-		case x.body.unsent(), x.hurried(): // one client must not take a target from all others
+		case x.body.unsent(), x.hurried(), errors.Is(err, channel.ErrHead): // one client must not take a target from all others
 			res.client = true
 			sent.End(failover.Tick)
 		case why != nil:
