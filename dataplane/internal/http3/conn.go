@@ -124,11 +124,12 @@ func (c *Conn) spent(n int) bool {
 	return left
 }
 
-// hold counts a head in. false: there is no room for it.
-func (c *Conn) hold(n int) bool {
+// hold counts in what is held of a head or a trailer, or gives of it back; has is what of the
+// same request already is. false: there is no room for it.
+func (c *Conn) hold(has, n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held > 0 && c.held+n > headsMost {
+	if n > 0 && c.held > has && c.held+n > headsMost {
 		return false
 	}
 	c.held += n

@@ -19,7 +19,7 @@ const (
 	MaxControl   = 16        // streams of one direction that a client may have open; three are needed
 	StreamWindow = 256 << 10 // bytes of a request's body that nobody has read yet
 	ConnWindow   = 1 << 20   // likewise of all of a connection
-	headsMost    = 2 << 20   // bytes of the heads of a connection's requests that are under way, as they are decompressed
+	headsMost    = 2 << 20   // bytes of the heads and trailers of a connection's requests that are under way, as they come if they are long and as they are decompressed
 	settingsMost = 4 << 10   // bytes of the client's SETTINGS
 	readBuffer   = 2 << 10   // of a stream; it grows to what a head may have
 	chunk        = 16 << 10  // bytes of an answer's body that go into one frame

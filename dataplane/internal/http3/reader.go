@@ -109,6 +109,18 @@ func (d *reader) whole(from source, n int) ([]byte, error) {
 	return d.buf[d.r-n : d.r], nil
 }
 
+// shed gives back what was grown for a section that has been read.
+func (d *reader) shed() {
+	if len(d.buf) <= keptText {
+		return
+	}
+	rest := d.buf[d.r:d.w]
+	buf := make([]byte, max(readBuffer, len(rest)))
+	n := copy(buf, rest)
+	clear(d.buf[:d.most])
+	d.buf, d.r, d.w, d.most = buf, 0, n, n
+}
+
 // skip passes over n bytes of a frame.
 func (d *reader) skip(from source, n uint64) error {
 	for {

@@ -30,7 +30,9 @@ type Stream struct {
 	declared int64 // the length of the body; -1: none was
 	left     uint64
 	got      int64
-	trailed  bool // a trailer has come
+	passing  uint64 // of a frame of an extension's, what is still to be passed over
+	trailed  bool   // a trailer has come
+	trails   uint64 // its length and one, until all of it is here
 	trailer  http.Header
 	body     []byte // of the body, what was read ahead and is behind read
 	read     int
@@ -168,6 +170,10 @@ func (s *Stream) section(length uint64) bool {
 		s.block.TooBig = true
 		return true
 	}
+	if length > keptText && !s.hold(int(length)) { // whose room is taken before it comes
+		s.refuse(RequestRejected)
+		return false
+	}
 	b, err := s.whole(s.q, int(length))
 	if err != nil {
 		s.cut(err)
@@ -177,11 +183,11 @@ func (s *Stream) section(length uint64) bool {
 		s.c.end(DecompressionFailed)
 		return false
 	}
-	if !s.c.hold(s.block.Kept()) {
+	s.shed()
+	if !s.hold(s.block.Kept() - s.held) {
 		s.refuse(RequestRejected)
 		return false
 	}
-	s.held = s.block.Kept()
 	if s.block.TooBig {
 		return true
 	}
@@ -200,6 +206,12 @@ func (s *Stream) piece() ([]byte, error) {
 		return nil, s.failed
 	}
 	for s.left == 0 {
+		if s.passing > 0 || s.trails > 0 { // whoever was out of time may go on
+			if err := s.aside(); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		f, err := s.reader.frame(s.q)
 		if err != nil {
 			return nil, s.stopped(err)
@@ -209,7 +221,7 @@ func (s *Stream) piece() ([]byte, error) {
 			return nil, s.broken(FrameUnexpected)
 		case f.kind == frameData:
 			if s.declared >= 0 && f.length > uint64(s.declared-s.got) {
-				return nil, s.malformed()
+				return nil, s.malformed(MessageError)
 			}
 			if f.length == 0 && !s.c.spent(1) {
 				s.failed = errBroken
@@ -217,14 +229,20 @@ func (s *Stream) piece() ([]byte, error) {
 			}
 			s.left = f.length
 		case f.kind == frameHeaders:
-			if err := s.trailers(f.length); err != nil {
-				return nil, err
+			if f.length > uint64(s.block.Most) {
+				return nil, s.malformed(MessageError)
 			}
+			if f.length > keptText && !s.hold(int(f.length)) {
+				return nil, s.malformed(ExcessiveLoad)
+			}
+			s.trailed, s.trails = true, f.length+1
 		case known(f.kind):
 			return nil, s.broken(FrameUnexpected)
-		case !s.pass(f):
-			s.failed = errReset
+		case !s.c.spent(1):
+			s.failed = errBroken
 			return nil, s.failed
+		default:
+			s.passing = f.length
 		}
 	}
 	if s.r == s.w {
@@ -252,7 +270,7 @@ func (s *Stream) stopped(err error) error {
 		return err
 	case err == io.EOF:
 		if s.declared >= 0 && s.got != s.declared {
-			return s.malformed()
+			return s.malformed(MessageError)
 		}
 	case err == io.ErrUnexpectedEOF:
 		return s.broken(FrameError)
@@ -264,10 +282,10 @@ func (s *Stream) stopped(err error) error {
 	return err
 }
 
-func (s *Stream) malformed() error {
-	count(&s.c.v.counts.resets, MessageError)
-	s.q.CancelRead(quic.StreamErrorCode(MessageError))
-	s.q.CancelWrite(quic.StreamErrorCode(MessageError)) // whoever reads the body may not be who answers: it finds out
+func (s *Stream) malformed(code Code) error {
+	count(&s.c.v.counts.resets, code)
+	s.q.CancelRead(quic.StreamErrorCode(code))
+	s.q.CancelWrite(quic.StreamErrorCode(code)) // whoever reads the body may not be who answers: it finds out
 	s.c.spent(1)
 	s.failed = errMalformed
 	return s.failed
@@ -279,23 +297,60 @@ func (s *Stream) broken(code Code) error {
 	return s.failed
 }
 
-// trailers reads the field section behind a body.
-func (s *Stream) trailers(length uint64) error {
-	s.trailed = true
-	if length > uint64(s.block.Most) {
-		return s.malformed()
+// hold counts so much more of the request's into what its connection holds. false: there is no room for it.
+func (s *Stream) hold(n int) bool {
+	if !s.c.hold(s.held, n) {
+		return false
 	}
-	b, err := s.whole(s.q, int(length))
+	s.held += n
+	return true
+}
+
+// aside reads on in what is between a body and its end: a frame of an extension's, or the trailer.
+func (s *Stream) aside() error {
+	for s.passing > 0 {
+		if s.r == s.w {
+			if err := s.fill(s.q, 1); err == io.EOF {
+				return s.stopped(io.ErrUnexpectedEOF)
+			} else if err != nil {
+				return s.stopped(err)
+			}
+		}
+		n := min(s.passing, uint64(s.w-s.r), allowanceBytes)
+		s.r += int(n)
+		if s.passing -= n; !s.c.spent(1) {
+			s.failed = errBroken
+			return s.failed
+		}
+	}
+	if s.trails > 0 {
+		return s.trailers(int(s.trails - 1))
+	}
+	return nil
+}
+
+// trailers reads the field section behind a body.
+func (s *Stream) trailers(length int) error {
+	b, err := s.whole(s.q, length)
 	if err != nil {
 		return s.stopped(err)
 	}
+	s.trails = 0
 	h := head.Block{Most: s.block.Most}
 	if decode(b, &h) != nil {
 		return s.broken(DecompressionFailed)
 	}
+	s.shed()
 	t, ok := h.Trailer()
 	if !ok || h.TooBig {
-		return s.malformed()
+		return s.malformed(MessageError)
+	}
+	more := h.Kept()
+	if length > keptText { // it was counted as it came
+		more -= length
+	}
+	if !s.hold(more) {
+		return s.malformed(ExcessiveLoad)
 	}
 	if len(t) > 0 {
 		s.trailer = t

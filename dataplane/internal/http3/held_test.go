@@ -1,0 +1,71 @@
+package http3
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"testing"
+)
+
+// Long heads and trailers that were announced and do not come take room of their connection's: few bytes of a client must not
+// make this side keep many for it.
+func TestConn_WhatIsAnnouncedIsHeld(t *testing.T) {
+	const long = 60 << 10
+	post := section(":method", "POST", ":scheme", "https", ":authority", "a.test", ":path", "/")
+	for name, x := range map[string]struct {
+		b    []byte
+		want string
+	}{
+		"heads":    {appendFrame(nil, frameHeaders, long), "stream: 10b"},
+		"trailers": {join(post, data("a"), appendFrame(nil, frameHeaders, long)), "stream: 107"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := serving(t, hello).dial(t)
+			const asked = 60
+			ends := make(chan string, asked)
+			for range asked {
+				s := c.open(x.b, false)
+				go func() { ends <- answer(s) }()
+			}
+			for range asked - headsMost/long - 1 {
+				if got := <-ends; got != x.want && got != "stream: 10b" { // a head may find no room for what trailers have taken
+					t.Fatalf("got %q, want %s", got, x.want)
+				}
+			}
+		})
+	}
+}
+
+// What is between a body and its end may come late: it is read on from where it was, not from its middle.
+func TestConn_WhatFollowsABodyMayComeLate(t *testing.T) {
+	begun := make(chan struct{}, 1)
+	d := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		begun <- struct{}{} // whoever reads small bodies has given up
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		fmt.Fprintf(w, "%s %s", body, r.Trailer.Get("X"))
+	})
+	trailer, other := section("x", "late"), []byte{0x21, 4, 0, 1, 'b', 0} // with a frame of a body's in it
+	for _, x := range []struct {
+		name, want string
+		b          []byte
+	}{
+		{"a trailer", "200 a late", trailer},
+		{"a frame of an extension's", "200 a", other},
+		{"both", "200 a late", join(other, trailer)},
+		{"both, the other way round", "200 a late", join(trailer, other)},
+	} {
+		c := d.dial(t)
+		for cut := 1; cut < len(x.b); cut++ {
+			s := c.open(join(section(":method", "POST", ":scheme", "https", ":authority", "a.test", ":path", "/", "content-length", "1"), data("a"), x.b[:cut]), false)
+			<-begun
+			s.Write(x.b[cut:])
+			s.Close()
+			if got := answer(s); got != x.want {
+				t.Fatalf("%s, of which %d bytes are late: got %q, want %q", x.name, len(x.b)-cut, got, x.want)
+			}
+		}
+	}
+}
