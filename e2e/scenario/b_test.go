@@ -24,9 +24,7 @@ const (
 const (
 	loadWorkers = 8
 	loadRate    = 150
-	// backHome is how long a test waits for what takes some 12 s (ten of health, and a ramp) on a machine that has time; what
-	// it took is in the log.
-	backHome = time.Minute
+	backHome    = 15 * time.Second
 )
 
 // tolerated is how many of n requests may fail when at least 99.9 % must succeed.
@@ -159,7 +157,8 @@ func bothUpstreamsDie(t *testing.T, s *harness.Sandbox) {
 	s.Settle()
 }
 
-// starved is what a request may take whose way has no fault before the machine is said to have no time.
+// starved is what a request may take whose way has no fault before the machine is said to have no time: what is then not
+// judged is judged in addition to what always is.
 const starved = 300 * time.Millisecond
 
 // watchNeighbour asks an edge whose upstream is well, ten times a second until calm is called, which tells the longest it took.
@@ -269,15 +268,10 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 
 	sent := load.Sent.Load()
 	t.Logf("%s: %d of %d failed, %d of %d GETs among them %v; served %v; the neighbour took at most %s", how, failed, sent, getsFailed, gets, reasons, served, slowest)
-	// Whether an upstream or a pair is well is judged by time, and an edge that gets none of the processor cannot: it refuses, which
-	// loses nothing. So how many failed says something of the edge only while its neighbour, which nothing happened to, was quick.
-	// What was under way when the upstream died may fail: one of each caller.
-	switch most := max(tolerated(sent), loadWorkers); {
-	case slowest > starved:
-		t.Logf("%s: the neighbour took up to %s: how many failed is not judged", how, slowest)
-	case int64(failed) > most || int64(len(late)) > tolerated(sent):
-		t.Errorf("%s: %d of %d requests failed, %d POSTs of them begun after the fault, want at most %d and %d: %v", how, failed, sent, len(late), most, tolerated(sent), reasons)
-	case getsLate > 0 || how == byKill && getsFailed > 0:
+	if most := tolerated(sent); int64(failed) > most {
+		t.Errorf("%s: %d of %d requests failed, %d POSTs of them begun after the fault, want at most %d: %v", how, failed, sent, len(late), most, reasons)
+	}
+	if getsLate > 0 && slowest <= starved || how == byKill && getsFailed > 0 {
 		t.Errorf("%s: %d of %d GETs failed, %d of them begun after the fault, want none: %v", how, getsFailed, gets, getsLate, reasons)
 	}
 	if served["eu-west"] == 0 || served["eu-central"] == 0 {
