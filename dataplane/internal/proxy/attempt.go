@@ -410,6 +410,9 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 	case x.body != nil:
 		body := x.body.reader(up)
 		req.Body, req.ContentLength, req.Trailer = body, x.body.length, x.trail(body)
+		if req.Trailer != nil { // else net/http looks whether a GET has a body, and reads it to its end, where the trailer is filled in, while it writes the head from the same map: that ends the process
+			req.TransferEncoding = []string{"chunked"}
+		}
 	case !idempotent(x.r.Method):
 		req.Body = noBody{}
 	}

@@ -100,6 +100,13 @@ func (x *exchange) trail(s *stream) http.Header {
 			t[name] = nil
 		}
 	}
+	switch x.r.Method {
+	case http.MethodPost, http.MethodPut, http.MethodPatch:
+	default: // an empty body is none there, which net/http finds out by itself: as in home, never where there is to be a trailer
+		if len(t) == 0 {
+			return nil
+		}
+	}
 	s.ended = func() {
 		for name, values := range x.behind() {
 			t[name] = values
