@@ -99,7 +99,8 @@ func (x *exchange) deliver(res *result) {
 	idle := x.timeout()
 	declared, passed := resp.ContentLength, int64(0)
 	framed := x.framed(resp)
-	if declared < 0 && (framed || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")) { // whoever streams both ways may wait for it
+	messages := framed || x.texted(resp)
+	if declared < 0 && (messages || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")) { // whoever streams both ways may wait for it
 		if x.owe(); !x.passes(0) {
 			x.uncounted(h)
 			return
@@ -123,11 +124,12 @@ func (x *exchange) deliver(res *result) {
 		}
 		res.watch.Reset(x.left(idle))
 		n, err := resp.Body.Read(*buf)
-		if n > 0 && framed {
-			if x.speech.out.Take((*buf)[:n]) != nil {
-				x.abort(errTooLong)
+		if n > 0 && messages {
+			if bad := x.speech.out.Take((*buf)[:n]); bad != nil {
+				x.abort(bad)
 			}
-		} else if n > 0 && x.tooLong(passed+int64(n)) {
+		}
+		if n > 0 && !framed && x.tooLong(passed+int64(n)) {
 			x.abort(errTooLong)
 		}
 		if n > 0 {
@@ -141,7 +143,7 @@ func (x *exchange) deliver(res *result) {
 					return
 				}
 			} else {
-				if framed || passed > 0 {
+				if messages || passed > 0 {
 					x.owe()
 				}
 				if !x.passes(int64(n)) {

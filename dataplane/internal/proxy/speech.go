@@ -82,6 +82,10 @@ func (x *exchange) within(r io.ReadCloser, limit int64, known bool) io.ReadClose
 	if s != nil && s.decodes() {
 		r = rpc.FromText(r)
 	}
+	if s != nil && s.kind == rpc.WebText && !s.web && x.perMessage() { // it passes as it is
+		s.in.Text = true
+		r = rpc.Reader{ReadCloser: r, Counter: &s.in}
+	}
 	switch {
 	case s != nil && (s.kind.Framed() || s.decodes()):
 		s.in.Max = limit
@@ -141,6 +145,20 @@ func (x *exchange) framed(resp *http.Response) bool {
 		x.speech.out.Max = x.v.Route.MaxResponseBytes
 	}
 	return true
+}
+
+// texted says whether the answer is a stream of messages in base64 that passes as it is, and whose messages cost.
+func (x *exchange) texted(resp *http.Response) bool {
+	if x.speech == nil || x.speech.web || rpc.ByType(resp.Header.Get("Content-Type")) != rpc.WebText || !x.perMessage() {
+		return false
+	}
+	x.speech.out.Text = true
+	return true
+}
+
+// perMessage says whether messages cost here.
+func (c *call) perMessage() bool {
+	return c.v.Counted && c.v.Route != nil && c.v.Route.Units != nil && c.v.Route.Units.PerMessages > 0
 }
 
 // messages is how many passed, both ways.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -351,6 +352,50 @@ func TestGRPCWeb_TranslatedWhereTheRouteSays(t *testing.T) {
 	a := w.send("POST", "/grpc.testing.TestService/UnaryCall", "\x00\x00\x00\x00\x0b\x1a\x09\x12\x07missing", "Content-Type", "application/grpc-web")
 	if !strings.Contains(a.body, "grpc-status: 5\r\n") || a.header.Get("Content-Type") != "application/grpc-web" || w.west.meter.last().Status != 404 {
 		t.Errorf("an error: got %d %v %q, row %+v", a.status, a.header, a.body, w.west.meter.last())
+	}
+}
+
+// gRPC-Web in base64 that passes as it is costs what its messages do, like any other.
+func TestGRPCWeb_TextThatPassesCostsByMessage(t *testing.T) {
+	w := newWorld(t, patient)
+	w.west.orders = func(a *table.API) {
+		a.Routes = []table.Route{{Name: "all", Timeout: time.Minute, Units: &table.Units{PerMessages: 1, Most: 30}}}
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	w.west.up.reads = true
+	frame := func(n int) string { return "\x00\x00\x00\x00" + string(rune(n)) + strings.Repeat("m", n) }
+	text := func(pieces ...string) (s string) { // each with its own padding
+		for _, p := range pieces {
+			s += base64.StdEncoding.EncodeToString([]byte(p))
+		}
+		return s
+	}
+	asked, told := frame(5)+frame(0)+frame(90), frame(7)+frame(1)+"\x80\x00\x00\x00\x03a:b"
+	for name, long := range map[string]bool{"of no declared length": true, "of a declared length": false} {
+		w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			if string(body) != text(asked[:7], asked[7:]) {
+				rw.WriteHeader(400)
+			}
+			rw.Header().Set("Content-Type", "application/grpc-web-text+proto")
+			io.WriteString(rw, text(told[:3]))
+			if long {
+				rw.(http.Flusher).Flush()
+			}
+			io.WriteString(rw, text(told[3:]))
+		})
+		before := w.west.meter.paid()
+		a := w.send("POST", "/v1/x", text(asked[:7], asked[7:]), "Content-Type", "application/grpc-web-text")
+		if a.status != 200 || a.body != text(told[:3], told[3:]) {
+			t.Errorf("%s: got %d %q", name, a.status, a.body)
+		}
+		if got := w.west.meter.paid() - before; got != 5 {
+			t.Errorf("%s: %d units for 3 messages and 2 back, want 5", name, got)
+		}
+	}
+	before := w.west.meter.paid()
+	if a := w.send("POST", "/v1/x", text(asked)+"\n"+text(asked), "Content-Type", "application/grpc-web-text"); a.header.Get("Grpc-Status") == "" || a.header.Get("Grpc-Status") == "0" || w.west.meter.paid() != before {
+		t.Errorf("what is no base64: got %d %v, and %d units", a.status, a.header, w.west.meter.paid()-before)
 	}
 }
 

@@ -25,7 +25,10 @@ var early = []string{"Content-", "If-", "Cookie", "Set-Cookie", "Cache-Control",
 // mayTrail says whether a field of that canonical name may stand behind a body.
 func (x *exchange) mayTrail(name string) bool {
 	name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-")) // which many a server reads alike
-	if classOf(name) != passes || !head.IsToken(name) {                         // what is announced may be anything, and net/http sends nothing that has a name which is none
+	if !head.IsToken(name) {                                                    // what is announced may be anything, and net/http sends nothing that has a name which is none
+		return false
+	}
+	if classOf(name) != passes {
 		return false
 	}
 	for _, e := range early {

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -16,10 +17,16 @@ const (
 // ErrMessage is a message longer than may be.
 var ErrMessage = errors.New("message is longer than the route takes")
 
+// ErrText is what should be base64 and is not: what another would read there is not known.
+var ErrText = errors.New("body is not base64")
+
 // Counter counts messages in a stream of bytes by their frames' heads. One goroutine writes; N may be asked by any.
 type Counter struct {
-	Max int64 // bytes of one message; 0: no bound
+	Max  int64 // bytes of one message; 0: no bound
+	Text bool  // the stream is base64, of which each piece may have its own padding
 
+	text [4]byte
+	said int // of text
 	head [headLen]byte
 	have int
 	left int64 // of the message that began
@@ -31,6 +38,30 @@ func (c *Counter) N() int64 { return c.n.Load() }
 
 // Take looks at the next bytes.
 func (c *Counter) Take(p []byte) error {
+	if !c.Text {
+		return c.take(p)
+	}
+	for len(p) > 0 {
+		n := copy(c.text[c.said:], p)
+		c.said += n
+		p = p[n:]
+		if c.said < len(c.text) {
+			return nil
+		}
+		c.said = 0
+		var b [3]byte
+		n, err := base64.StdEncoding.Decode(b[:], c.text[:])
+		if err != nil {
+			return ErrText
+		}
+		if err := c.take(b[:n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Counter) take(p []byte) error {
 	for len(p) > 0 {
 		if c.left > 0 {
 			n := min(c.left, int64(len(p)))
