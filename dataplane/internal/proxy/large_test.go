@@ -179,6 +179,8 @@ func TestSlow_ReadersEnd(t *testing.T) {
 	for _, v := range vias {
 		all = append(all, w.endless(t.Context(), v, "/quick/long"), w.endless(t.Context(), v, "/quick/long/known"))
 	}
+	old, _ := w.dial() // of a client whose answer ends where its connection does
+	io.WriteString(old, strings.Replace(w.head("GET", "/quick/long", "\r\n"), "1.1", "1.0", 1))
 	eventually(t, time.Minute, "rows of those that read nothing", func() bool {
 		for _, v := range vias {
 			if v.name == "HTTP/1.1" { // on a connection of its own
@@ -189,9 +191,12 @@ func TestSlow_ReadersEnd(t *testing.T) {
 				resp.Body.Close()
 			}
 		}
-		return w.west.meter.finals(t)[usage.OutcomeAborted] == len(all)
+		return w.west.meter.finals(t)[usage.OutcomeAborted] == len(all)+1
 	})
 	allEnd(t, all)
+	if n, err := io.Copy(io.Discard, old); err == nil {
+		t.Errorf("over HTTP/1.0 %d of %d bytes and then the end, as if that were all", n, len(long))
+	}
 }
 
 // Each event reaches the client before the next is made, and a client that leaves ends the upstream's request: over each protocol,

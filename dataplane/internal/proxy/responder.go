@@ -51,7 +51,11 @@ func (c *conn) slow(serve http.HandlerFunc) (keep bool) {
 		}
 	}()
 	serve(w, r)
-	return w.finish() && !last && b.whole.Load()
+	keep = w.finish() && !last && b.whole.Load()
+	if w.failed && r.ProtoMinor == 0 { // a client that was too slow reads on, up to an end that is none
+		c.abort()
+	}
+	return keep
 }
 
 // abort breaks the connection: a clean end would make half an answer look whole.
