@@ -53,6 +53,7 @@ type Attempts struct {
 	api   *policy.API
 	route *policy.Route
 	once  bool // the request must not be sent twice: proof of life first
+	rank  int  // in the line before targets that are full
 	began time.Duration
 	at    time.Duration // the clock was read at: it need not be read again until something was waited for; 0: read it
 
@@ -71,6 +72,9 @@ type Attempts struct {
 func (r *Router) Start(api *policy.API, route *policy.Route, once bool) Attempts {
 	return Attempts{r: r, api: api, route: route, once: once, began: r.monitor.now()}
 }
+
+// Ranked has it wait for a place before all of lower ranks; without it goes last.
+func (a *Attempts) Ranked(rank int) { a.rank = rank }
 
 // StartAt is Start by who has just read the clock and calls Next at once.
 func (r *Router) StartAt(now time.Time, api *policy.API, route *policy.Route, once bool) Attempts {

@@ -15,7 +15,10 @@ type line struct {
 	queue []*waiter
 }
 
-type waiter struct{ place chan *Target } // gets the target at which it holds a place
+type waiter struct {
+	place chan *Target // gets the target at which it holds a place, or nil: one of a higher rank has its place in the line
+	rank  int
+}
 
 func (l *line) waiting() int64 {
 	l.mu.Lock()
@@ -46,7 +49,7 @@ func (t *Target) full() bool {
 	return limit > 0 && t.busy.Load() >= limit
 }
 
-// leave gives the place back: to whoever has waited longest, if the target still has one for him.
+// leave gives the place back: to whoever has waited longest of the highest rank, if the target still has one for him.
 func (t *Target) leave() {
 	limit := int64(t.settings.Load().dispatch.MaxRequests)
 	if limit == 0 { // where there was a limit a moment ago, who waits finds out when his time is over
@@ -65,21 +68,37 @@ func (t *Target) leave() {
 	w.place <- t // never blocks: a waiter is in the queue once, and is given one place
 }
 
-// join puts a new waiter (nil) at the end of the line, one who was given a place that he cannot use in front of it. nil if
-// too many wait.
-func (l *line) join(w *waiter, most int) *waiter {
+// join puts a new waiter (nil) behind all of its rank and of higher ones, one who was given a place that he cannot use before
+// those of his. Where as many wait as may, the last goes for one of a higher rank: whoever asks for much must not keep out whom he
+// has to yield to. nil if there is nobody of a lower one.
+func (l *line) join(w *waiter, rank, most int) *waiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if w != nil {
-		l.queue = slices.Insert(l.queue, 0, w)
+		l.queue = slices.Insert(l.queue, l.before(w.rank+1), w)
 		return w
 	}
-	if len(l.queue) >= most {
-		return nil
+	if n := len(l.queue); n >= most {
+		if n == 0 || l.queue[n-1].rank >= rank {
+			return nil
+		}
+		last := l.queue[n-1]
+		l.queue = slices.Delete(l.queue, n-1, n)
+		last.place <- nil // never blocks, like a place
 	}
-	w = &waiter{place: make(chan *Target, 1)}
-	l.queue = append(l.queue, w)
+	w = &waiter{place: make(chan *Target, 1), rank: rank}
+	l.queue = slices.Insert(l.queue, l.before(rank), w)
 	return w
+}
+
+// before is how many wait of that rank and higher ones, with mu held.
+func (l *line) before(rank int) int {
+	for i, w := range l.queue {
+		if w.rank < rank {
+			return i
+		}
+	}
+	return len(l.queue)
 }
 
 // quit takes a waiter out. It may have been given a place meanwhile, which it gives back.
@@ -91,7 +110,9 @@ func (l *line) quit(w *waiter) {
 	}
 	l.mu.Unlock()
 	if i < 0 {
-		(<-w.place).leave()
+		if t := <-w.place; t != nil {
+			t.leave()
+		}
 	}
 }
 
@@ -114,7 +135,7 @@ func (a *Attempts) patience() time.Duration {
 // await waits for a place at a target that the request may still try. nil with a.full: none came in time, or too many
 // wait. nil without: the targets are not well any more.
 func (a *Attempts) await(ctx context.Context, l *line, most int, wait time.Duration) *Target {
-	w := l.join(nil, most)
+	w := l.join(nil, a.rank, most)
 	if w == nil {
 		return nil
 	}
@@ -128,11 +149,14 @@ func (a *Attempts) await(ctx context.Context, l *line, most int, wait time.Durat
 		}
 		select {
 		case t := <-w.place:
+			if t == nil {
+				return a.pick() // once more, as below
+			}
 			if a.fit(t, a.r.monitor.now()) != unfit {
 				return t
 			}
 			t.leave()
-			l.join(w, most)
+			l.join(w, a.rank, most)
 		case <-timer.C:
 			l.quit(w)
 			return a.pick() // once more, since the others may have become unwell meanwhile

@@ -209,23 +209,85 @@ func TestRouter_WhoWaitsWhenAllGoDownLeaves(t *testing.T) {
 
 // Places are conserved: whatever is asked, answered, given up and taken away, no target has more than its limit, nobody waits
 // while places are free, and in the end all are.
+// Whoever is of a higher rank waits before all others, and where the line is full the last of a lower one goes for it: of one
+// client who asks for much nobody else is to notice more than a place's time.
+func TestRouter_ThoseOfLowerRanksYieldInTheLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, table.API{Targets: three[:1], Dispatch: table.Dispatch{MaxRequests: 1, MaxWaiting: 3, MaxWait: 3 * time.Second}}, nil)
+		ask := func(rank int) (failover.Candidate, string) {
+			a := r.Start(r.api(), nil, false)
+			a.Ranked(rank)
+			c, ok := a.Next(r.ctx)
+			switch {
+			case !ok && a.Busy():
+				return c, "busy"
+			case !ok:
+				return c, "nowhere"
+			case !c.Home():
+				return c, c.To
+			}
+			return c, "home"
+		}
+		first, said := ask(0)
+		if said != "home" {
+			t.Fatal(said)
+		}
+		var mu sync.Mutex
+		var order []string
+		var wg sync.WaitGroup
+		wait := func(name string, rank int) {
+			wg.Go(func() {
+				c, said := ask(rank)
+				mu.Lock()
+				order = append(order, name+" "+said)
+				mu.Unlock()
+				if said == "home" {
+					time.Sleep(10 * time.Millisecond)
+					c.Leave()
+				}
+			})
+			synctest.Wait()
+		}
+		wait("a", 0)
+		wait("b", 0)
+		wait("c", 0)
+		wait("d", 0) // too many wait
+		wait("high", 4)
+		wait("middle", 2)
+		wait("high too", 4)
+		wait("e", 0)
+		first.Leave()
+		wg.Wait()
+		if got, want := fmt.Sprint(order), "[d busy c busy b busy a busy e busy high home high too home middle home]"; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if c, said := ask(0); said != "home" {
+			t.Errorf("afterwards: %s", said)
+		} else {
+			c.Leave()
+		}
+	})
+}
+
 func TestRouter_PlacesAreConserved(t *testing.T) {
 	for seed := range uint64(10) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 11))
 			limit := 1 + rnd.IntN(3)
-			r := newRig(t, table.API{Targets: three, Dispatch: table.Dispatch{MaxRequests: limit, MaxWaiting: 20, MaxWait: 500 * time.Millisecond}}, nil)
+			r := newRig(t, table.API{Targets: three, Dispatch: table.Dispatch{MaxRequests: limit, MaxWaiting: 6, MaxWait: 500 * time.Millisecond}}, nil)
 			var wg sync.WaitGroup
 			served, busy := 0, 0
 			var mu sync.Mutex
 			for i := range 120 {
 				at := time.Duration(rnd.IntN(3000)) * time.Millisecond
 				takes, patience := time.Duration(rnd.IntN(300))*time.Millisecond, time.Duration(50+rnd.IntN(1000))*time.Millisecond
+				rank := rnd.IntN(5)
 				wg.Go(func() {
 					time.Sleep(at)
 					ctx, cancel := context.WithTimeout(r.ctx, patience)
 					defer cancel()
 					a := r.Start(r.api(), nil, false)
+					a.Ranked(rank)
 					c, ok := a.Next(ctx)
 					if i%40 == 0 {
 						r.pages.set("http://b/healthz", i%80 == 0)

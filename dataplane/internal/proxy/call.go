@@ -152,7 +152,9 @@ func (c *call) start(ctx context.Context, method string, now time.Time) (a failo
 	if now.IsZero() || c.v.API.Concurrency != nil {
 		now = time.Now()
 	}
-	return c.p.router.StartAt(now, c.v.API, c.v.Route, !idempotent(method)), problem
+	a = c.p.router.StartAt(now, c.v.API, c.v.Route, !idempotent(method))
+	a.Ranked(int(c.v.Class))
+	return a, problem
 }
 
 // left is how much of a time there is before the deadline of the route, or of the client who has one.
