@@ -3,6 +3,7 @@ package handover_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -25,7 +26,7 @@ func offer(t *testing.T, ctx context.Context, dir string, s *handover.Sockets) (
 	ended := make(chan error, 1)
 	go func() { ended <- o.Run(ctx) }()
 	for {
-		if _, err := os.Stat(filepath.Join(dir, "successor")); err == nil {
+		if listens(filepath.Join(dir, "successor")) {
 			return o, ended
 		}
 		select {
@@ -34,6 +35,22 @@ func offer(t *testing.T, ctx context.Context, dir string, s *handover.Sockets) (
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// listens says whether somebody takes connections at a path: it has a name a moment before. Who asks so goes away again, which
+// an offer has to bear.
+func listens(path string) bool {
+	d, err := os.Open(filepath.Dir(path)) // whose path may be longer than a socket's
+	if err != nil {
+		return false
+	}
+	defer d.Close()
+	c, err := net.Dial("unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), filepath.Base(path)))
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
 }
 
 func ask(t *testing.T, dir string, s *handover.Sockets) *handover.Predecessor {
@@ -267,7 +284,6 @@ func TestOffer_OutlivesAShortageOfDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
 	var was unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
 		t.Fatal(err)
