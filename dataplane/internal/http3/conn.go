@@ -21,14 +21,16 @@ type Conn struct {
 
 	mu       sync.Mutex // covers the rest
 	busy     int        // requests under way
+	mute     int        // of them, those whose heads have not come
 	held     int        // bytes of their heads
 	next     quic.StreamID
-	count    uint64 // requests that were begun or have ended
+	count    uint64 // requests whose heads have come, or that have ended since
 	seen     uint64 // of them, when the connection was looked at
 	quiet    int    // how often nothing had changed since
 	last     time.Time
 	going    time.Time   // since when the client is told to go elsewhere
 	gone     bool        // no stream from next on is served any more
+	yields   bool        // nor one whose head has not come: another has the place
 	watch    *time.Timer // looks at the connection
 	tokens   int
 	refilled time.Time
@@ -96,7 +98,7 @@ func (c *Conn) Run() {
 		}
 		c.next = id + 4
 		c.busy++
-		c.count++
+		c.mute++
 		c.mu.Unlock()
 		s := c.v.stream()
 		s.c, s.q = c, q
@@ -129,6 +131,11 @@ func (c *Conn) spent(n int) bool {
 func (c *Conn) hold(has, n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.holds(has, n)
+}
+
+// holds is hold; mu is held.
+func (c *Conn) holds(has, n int) bool {
 	if n > 0 && c.held > has && c.held+n > headsMost {
 		return false
 	}
@@ -136,15 +143,28 @@ func (c *Conn) hold(has, n int) bool {
 	return true
 }
 
+// heard says that the head of a request has come, which has so many bytes to hold. false: nobody should look at it.
+func (c *Conn) heard(has, n int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mute--
+	c.count++
+	return !c.yields && c.holds(has, n)
+}
+
 // ended is the end of a request's serving.
-func (c *Conn) ended(held int, answered bool) {
+func (c *Conn) ended(held int, heard, answered bool) {
 	c.mu.Lock()
 	c.held -= held
+	if heard {
+		c.count++
+	} else {
+		c.mute--
+	}
 	if answered {
 		c.tokens = min(c.tokens+allowanceAnswer, allowance)
 	}
 	c.busy--
-	c.count++
 	if c.gone && c.busy == 0 {
 		c.watch.Reset(c.patience())
 	}
@@ -157,7 +177,7 @@ func (c *Conn) look() {
 	c.mu.Lock()
 	switch {
 	case c.gone:
-		if c.busy == 0 { // what was answered last has had time to arrive
+		if c.busy == 0 || c.yields { // what was answered last has had time to arrive
 			c.mu.Unlock()
 			c.Close()
 			return
@@ -166,7 +186,7 @@ func (c *Conn) look() {
 		c.leave()
 		c.watch.Reset(c.patience())
 	default:
-		if c.busy > 0 || c.count != c.seen {
+		if c.busy > c.mute || c.count != c.seen { // who begins requests and never says one asks nothing
 			c.quiet = 0
 		} else if c.quiet++; c.quiet >= 3 {
 			c.going = time.Now()
@@ -211,15 +231,15 @@ func (c *Conn) Drain() {
 	c.watch.Reset(c.patience())
 }
 
-// Yield ends the connection if no request of it is under way, so that another may have its place. false: one is, or it ends
-// already.
+// Yield ends the connection if no request of it is under way whose head has come, so that another may have its place. false: one
+// is, or it ends already.
 func (c *Conn) Yield() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.mine == nil || c.busy > 0 || c.gone {
+	if c.mine == nil || c.busy > c.mute || c.gone {
 		return false
 	}
-	c.going = time.Now()
+	c.going, c.yields = time.Now(), true
 	c.leave()
 	c.watch.Reset(0)
 	return true

@@ -579,7 +579,7 @@ func TestConn_IdleOnesGo(t *testing.T) {
 	conn := <-d.conns
 	for busy := false; !busy; time.Sleep(time.Millisecond) {
 		conn.mu.Lock()
-		busy = conn.busy > 0
+		busy = conn.busy > conn.mute
 		conn.mu.Unlock()
 	}
 	if conn.Yield() {

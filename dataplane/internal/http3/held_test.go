@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"testing"
+	"time"
 )
 
 // Long heads and trailers that were announced and do not come take room of their connection's: few bytes of a client must not
@@ -66,6 +67,46 @@ func TestConn_WhatFollowsABodyMayComeLate(t *testing.T) {
 			if got := answer(s); got != x.want {
 				t.Fatalf("%s, of which %d bytes are late: got %q, want %q", x.name, len(x.b)-cut, got, x.want)
 			}
+		}
+	}
+}
+
+// Who begins requests and never says one keeps no place from others: the connection goes for another's, and goes as an idle one.
+func TestConn_WhoNeverAsksGoes(t *testing.T) {
+	for name, goes := range map[string]func(c *Conn){
+		"for another": func(c *Conn) {
+			if !c.Yield() {
+				t.Error("it stays where another needs its place")
+			}
+		},
+		"idle": func(c *Conn) {
+			for range 4 {
+				c.look()
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if !c.gone {
+				t.Error("it stays as if it asked something")
+			}
+			c.yields = true // nobody waits ten seconds here for what never comes
+		},
+	} {
+		d := serving(t, hello)
+		c := d.dial(t)
+		for range 3 {
+			c.open([]byte{frameHeaders}, false)
+		}
+		conn := <-d.conns
+		for mute := 0; mute < 3; time.Sleep(time.Millisecond) {
+			conn.mu.Lock()
+			mute = conn.mute
+			conn.mu.Unlock()
+		}
+		goes(conn)
+		select {
+		case <-c.Context().Done():
+		case <-time.After(time.Minute):
+			t.Errorf("%s: it stays", name)
 		}
 	}
 }

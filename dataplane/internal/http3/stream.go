@@ -36,7 +36,8 @@ type Stream struct {
 	trailer  http.Header
 	body     []byte // of the body, what was read ahead and is behind read
 	read     int
-	held     int // of the connection's
+	held     int  // of the connection's
+	heard    bool // its head has come
 	failed   error
 
 	// What was written.
@@ -81,9 +82,9 @@ func (s *Stream) end() {
 		s.q.CancelRead(quic.StreamErrorCode(NoError)) // of a body that nobody wants
 	}
 	s.q.ReleaseStreamCredit()
-	held, answered := s.held, s.answered
+	held, heard, answered := s.held, s.heard, s.answered
 	c.v.free(s)
-	c.ended(held, answered)
+	c.ended(held, heard, answered)
 }
 
 // Reset breaks the request off: the client sees that it has no whole answer.
@@ -184,10 +185,12 @@ func (s *Stream) section(length uint64) bool {
 		return false
 	}
 	s.shed()
-	if !s.hold(s.block.Kept() - s.held) {
+	s.heard = true
+	if !s.c.heard(s.held, s.block.Kept()-s.held) {
 		s.refuse(RequestRejected)
 		return false
 	}
+	s.held = s.block.Kept()
 	if s.block.TooBig {
 		return true
 	}
