@@ -45,6 +45,7 @@ type clusters struct {
 
 	mu             sync.Mutex // covers what follows
 	catalog, store uint64     // 0: not known yet
+	wanted         uint64     // to be claimed: the store's, once its prefix is known to be nobody else's
 	claimed        uint64     // what the catalog says this zone keeps its store in
 }
 
@@ -63,8 +64,14 @@ func (c *clusters) claim(prefix, zone, flag string, catalog bool) *etcdgroup.Cla
 		if err := c.standing(cluster, catalog); err != nil {
 			return err
 		}
+		allowed := func() error {
+			if catalog {
+				return nil
+			}
+			return c.allowed(cluster)
+		}
 		if found == nil {
-			return nil
+			return allowed()
 		}
 		var theirs claimed
 		if err := json.Unmarshal(found, &theirs); err != nil || theirs.Installation == "" || theirs.Zone == "" {
@@ -78,12 +85,11 @@ func (c *clusters) claim(prefix, zone, flag string, catalog bool) *etcdgroup.Cla
 		case theirs.Zone != mine.Zone:
 			return fault.New(fault.WrongZone, "STORE_LEAVES_ITS_ZONE", "%s-endpoints: prefix %s in this etcd is zone %s's: the store of zone %s must rest in %s: give it a cluster there", flag, prefix, theirs.Zone, mine.Zone, mine.Zone)
 		}
-		return nil
+		return allowed()
 	}}
 }
 
-// standing refuses a zone's store in the cluster of the catalog, which stands in the primary zone, whatever it is called; and
-// has it wait until the catalog says that no other zone keeps its store in that cluster.
+// standing refuses a zone's store in the cluster of the catalog, which stands in the primary zone, whatever it is called.
 func (c *clusters) standing(cluster uint64, catalog bool) error {
 	c.mu.Lock()
 	if catalog {
@@ -91,22 +97,30 @@ func (c *clusters) standing(cluster uint64, catalog bool) error {
 	} else {
 		c.store = cluster
 	}
-	catalogs, stores, claimed := c.catalog, c.store, c.claimed
+	catalogs, stores := c.catalog, c.store
 	c.mu.Unlock()
 	if c.self != c.in.PrimaryZone && catalogs == stores {
 		return fault.New(fault.WrongZone, "STORE_LEAVES_ITS_ZONE", "-etcd-endpoints and -etcd-catalog-endpoints lead to one cluster of etcd (%016x): the catalog rests in zone %s, and the store of zone %s must rest in %s: give it a cluster there. %s", cluster, c.in.PrimaryZone, c.self, c.self, sameName)
 	}
-	if catalog {
-		return nil
-	}
+	return nil
+}
+
+// allowed has the zone's store wait until the catalog says that no other zone keeps its store in that cluster. What is another's
+// by the key below the prefix never comes here: a claim is for ever, and a node that was led astray would take the cluster from
+// a zone that has not claimed it yet.
+func (c *clusters) allowed(cluster uint64) error {
+	c.mu.Lock()
+	c.wanted = cluster
+	claimed := c.claimed
+	c.mu.Unlock()
 	select {
 	case c.led <- struct{}{}:
 	default:
 	}
-	if claimed == stores {
+	if claimed == cluster {
 		return nil
 	}
-	if was, err := durable.ReadFile(durable.OS(), c.file, 1<<10); err == nil && string(was) == apart(stores) {
+	if was, err := durable.ReadFile(durable.OS(), c.file, 1<<10); err == nil && string(was) == apart(cluster) {
 		return nil // claimed before, or, by the release of before 2026-11-26, found to be another than the catalog's
 	}
 	return fmt.Errorf("whether the zone's store has a cluster of its own is known once the catalog answers: %w", etcdgroup.ErrUndecided)
@@ -136,7 +150,7 @@ func (c *clusters) keep(ctx context.Context, catalog group.Store, log *slog.Logg
 		case <-timer.C:
 		}
 		c.mu.Lock()
-		cluster := c.store
+		cluster := c.wanted
 		c.mu.Unlock()
 		wait := claimEvery
 		if cluster != 0 {

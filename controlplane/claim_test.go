@@ -181,6 +181,19 @@ func TestEtcd_AClusterIsOneZones(t *testing.T) {
 	if _, err := n.catalog.Txn(within(t), group.Txn{Ops: []group.Op{{Key: model.PrefixCluster + id, Delete: true}}}); err != nil {
 		t.Fatal(err)
 	}
+	// A cluster of before there were claims has none either. Who is led there by mistake, and below the prefix that the key there says
+	// is another's, ends, and takes nothing from it.
+	if err := w.nodes[loser].stop(); err != nil {
+		t.Error(err)
+	}
+	w.stores = Stores{Engine: EngineEtcd, Zone: below(other, winner+"/"), Catalog: home}
+	w.start(loser)
+	if err := w.ends(loser); fault.ReasonOf(err) != "STORE_LEAVES_ITS_ZONE" {
+		t.Errorf("%s below the prefix of %s: ended with %v, want STORE_LEAVES_ITS_ZONE", loser, winner, err)
+	}
+	if kv, ok, _, err := n.catalog.Get(within(t), model.PrefixCluster+id); ok || err != nil {
+		t.Errorf("it has claimed the cluster: %s, %v", kv.Value, err)
+	}
 	start(winner)
 	soon(t, "the claim is there again", func() bool { _, ok := n.catalog.Local().Get(model.PrefixCluster + id); return ok })
 }

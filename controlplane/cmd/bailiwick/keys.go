@@ -32,8 +32,9 @@ func (a *app) keyCommand() *cobra.Command {
 	create := &cobra.Command{Use: "create --customer NAME", Short: "Create an API key and show it, once", Args: cobra.NoArgs,
 		Long: `Create an API key and show it, once. With --certificate or --token-issuer and --token-subject the key has no text: it is bound
 to a client's certificate (its public key, whoever signed it) or to whom a token names, where an API takes them (auth of an API).
-With --count that many are made, a thousand at a time: an id and a key on each line. What was printed is there; if it ends with an
-error, the rest is not.`,
+With --count that many are made, a thousand at a time: an id and a key on each line. What was printed is there. If it ends with an
+error because nobody answered, the thousand that it waited for may be there too, with texts that nobody has: "key list" names
+them; of those after them none is.`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if req.Certificate, err = publicKey(certificate); err != nil {
 				return err
@@ -265,9 +266,10 @@ func createKeys(ctx context.Context, c *client, req *adminv1.CreateKeysRequest) 
 		if !ok || f.Reason != "KEY_ALREADY_CREATED" || f.Meta["id"] == "" {
 			return resp, err
 		}
-		for id := range strings.FieldsSeq(f.Meta["id"]) {
+		lost := strings.Fields(f.Meta["id"])
+		for i, id := range lost {
 			if err := revokeKey(ctx, c, id, req.GetKey().GetZone()); err != nil {
-				return nil, fmt.Errorf("keys were created and their texts lost on the way, of which %s is not revoked yet: %w", id, err)
+				return nil, fmt.Errorf("keys were created and their texts lost on the way; revoke %s: %w", strings.Join(lost[i:], " "), err)
 			}
 		}
 	}
