@@ -204,7 +204,7 @@ func (x *exchange) deliver(res *result) {
 		if x.speech != nil && x.speech.web {
 			break // they are in the body
 		}
-		if !strings.HasPrefix(name, relay.Prefix) && !hop[name] {
+		if !strings.HasPrefix(name, relay.Prefix) && !hop[name] && !x.unsaid(name) {
 			h[http.TrailerPrefix+name] = values
 		}
 	}

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/textproto"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"bailiwick/dataplane/internal/graphql"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/shape"
+	"bailiwick/shared/table"
 	"bailiwick/shared/table/schema"
 )
 
@@ -84,6 +87,17 @@ func (x *exchange) reshape(h http.Header) {
 		shape.Header(&x.v.Route.Rewrite.Response, h)
 	}
 	x.share(h)
+}
+
+// unsaid says whether the route takes a field out of answers, or says itself what stands there: then the upstream's does not come
+// behind the body either.
+func (x *exchange) unsaid(name string) bool {
+	if x.relayed || x.v.Route == nil || x.v.Route.Rewrite == nil {
+		return false
+	}
+	name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	f := &x.v.Route.Rewrite.Response
+	return slices.Contains(f.Remove, name) || slices.ContainsFunc(f.Set, func(v table.Field) bool { return v.Name == name })
 }
 
 // share says whether the page that asks may read the answer, refusals included.

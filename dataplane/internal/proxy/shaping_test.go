@@ -128,6 +128,20 @@ func TestRewrite_AtHomeAndAbroad(t *testing.T) {
 		}
 	}
 	check("eu-west")
+	// Nor does it come behind the body.
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		io.WriteString(rw, "ok")
+		rw.(http.Flusher).Flush()
+		for _, name := range []string{"Server", "X_frame_options", "X-Sum"} {
+			rw.Header().Set(http.TrailerPrefix+name, "upstream")
+		}
+	})
+	conn, in := w.dial()
+	io.WriteString(conn, w.head("GET", "/v1/x", "\r\n"))
+	if resp, _ := read(t, in, "GET"); resp.StatusCode != 200 || fmt.Sprint(resp.Trailer) != "map[X-Sum:[upstream]]" {
+		t.Errorf("got %d and the trailer %v", resp.StatusCode, resp.Trailer)
+	}
+	w.west.up.does(echo)
 	w.west.up.kill()
 	eventually(t, 20*time.Second, "the other region serves", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
 	check("eu-central")
