@@ -174,6 +174,33 @@ func TestCache_FreeHitsHaveNoUnits(t *testing.T) {
 	}
 }
 
+// Nor is one of them that is so long that its units would be in rows before its end.
+func TestCache_LongFreeHitsHaveNoUnits(t *testing.T) {
+	w := caching(t, table.Cache{}, true, func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Cache-Control", "max-age=3600")
+		rw.Header().Set("Content-Length", "200000")
+		rw.Write(make([]byte, 200_000))
+	})
+	kept := w.west.orders
+	w.west.orders = func(a *table.API) {
+		if kept != nil {
+			kept(a)
+		}
+		for i := range a.Routes {
+			a.Routes[i].Units = &table.Units{PerBytes: 10_000, Most: 50}
+		}
+	}
+	w.west.plan = func(p *table.Plan) { p.FreeHits = []string{"orders"} }
+	w.west.tables.Swap(w.view(w.west, true))
+	for i, want := range []int64{20, 0} {
+		before := w.west.meter.paid()
+		a := w.send("GET", "/v1/x", "")
+		if got := w.west.meter.paid() - before; got != want || a.status != 200 || len(a.body) != 200_000 || w.west.meter.last().Flags&usage.FlagCached != 0 != (i == 1) {
+			t.Errorf("request %d: %d of %d bytes, %d units, want %d; the last row is %+v", i, a.status, len(a.body), got, want, w.west.meter.last())
+		}
+	}
+}
+
 func TestCache_AsksWhetherWhatIsStaleStillHolds(t *testing.T) {
 	w := caching(t, table.Cache{}, true, says("max-age=0"))
 	w.send("GET", "/v1/x", "")

@@ -214,7 +214,7 @@ func (c *call) countAt(outcome usage.Outcome, now time.Time) bool {
 	}
 	c.row(outcome, now)
 	c.kept.Requests = 1
-	if c.served != "" || c.hit && !c.free { // else nobody answered, and that is not for sale
+	if c.sold() { // else nobody answered, and that is not for sale
 		c.kept.Units = c.unpaid()
 		c.v.Ticket = c.v.Ticket.Part(c.kept.Units)
 		c.kept.Period = c.v.Ticket.Period()

@@ -21,13 +21,16 @@ var errUnpaid = errors.New("usage cannot be recorded")
 
 // owe begins it. Call it before the first byte of an answer that may last passes, by whoever passes it.
 func (c *call) owe() {
-	if c.dues == nil && c.v.Counted && !c.counted && c.v.Route != nil && c.v.Route.Units != nil && c.v.Units > 0 {
+	if c.dues == nil && c.sold() && c.v.Counted && !c.counted && c.v.Route != nil && c.v.Route.Units != nil && c.v.Units > 0 {
 		c.dues = &dues{c: c}
 		if c.body != nil {
 			c.body.dues.Store(c.dues)
 		}
 	}
 }
+
+// sold says whether what the client gets is for sale.
+func (c *call) sold() bool { return c.served != "" || c.hit && !c.free }
 
 // passes says that n more bytes of the answer are about to pass. false: what they cost could not be kept, and they must not.
 func (c *call) passes(n int64) bool {
