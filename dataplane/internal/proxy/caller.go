@@ -90,6 +90,9 @@ func (x *exchange) conceal(auth *table.Auth) {
 		u.RawQuery, u.ForceQuery = rest, false
 		r := *x.r
 		r.URL = &u
+		if x.came == nil {
+			x.came = x.r
+		}
 		x.r = &r
 	}
 }

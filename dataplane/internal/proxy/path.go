@@ -28,7 +28,8 @@ type exchange struct {
 	r      *http.Request
 	header http.Header // to send on
 
-	written bool // headers of the answer have left
+	came    *http.Request // r as it came, where that is a copy: its trailer is filled in; nil: it is none
+	written bool          // headers of the answer have left
 	hints   hints
 	cache   *caching    // nil: the route keeps no answers
 	begun   *begun      // an attempt that the walk's first try takes up; nil: none

@@ -65,10 +65,14 @@ func (x *exchange) trailing(said http.Header) http.Header {
 
 // behind is the trailer of the request, once its body has been read to its end.
 func (x *exchange) behind() http.Header {
-	if !x.relayed {
-		return x.trailing(x.r.Trailer)
+	r := x.r
+	if x.came != nil {
+		r = x.came
 	}
-	packed := x.r.Trailer[relay.HeaderTrailer]
+	if !x.relayed {
+		return x.trailing(r.Trailer)
+	}
+	packed := r.Trailer[relay.HeaderTrailer]
 	if len(packed) != 1 {
 		return nil
 	}

@@ -37,13 +37,16 @@ func TestTrailers_OfRequestsGoOn(t *testing.T) {
 	said := map[string]string{"X-Sum": "abc", "X_under": "u", "Authorization": "Bearer other", "X-Api-Key": "other", "Content-Type": "text/html", "Cookie": "a=b", "X-Forwarded-For": "9.9.9.9",
 		"Bailiwick-Customer": "other", "Bailiwick_Plan": "other", "X_Forwarded_Proto": "https", "If-Match": "x", "X-Head": "behind", "Via": "x"}
 	want := "map[X-Sum:[abc] X_under:[u]]"
+	path := "/v1/x"
 	all := func(where string) {
 		t.Helper()
 		for _, v := range vias {
 			r, out := io.Pipe()
-			req, _ := http.NewRequestWithContext(t.Context(), "POST", v.base+"/v1/x", r)
+			req, _ := http.NewRequestWithContext(t.Context(), "POST", v.base+path, r)
 			req.Host = "orders.test"
-			req.Header.Set("X-Api-Key", w.key)
+			if path == "/v1/x" {
+				req.Header.Set("X-Api-Key", w.key)
+			}
 			req.Header.Set("X-Head", "before")
 			req.Trailer = http.Header{}
 			for name := range said {
@@ -97,6 +100,13 @@ func TestTrailers_OfRequestsGoOn(t *testing.T) {
 			t.Errorf("%s, not announced: got %d and the trailer %v", method, resp.StatusCode, got)
 		}
 	}
+
+	// Where the key stands in the query, which is taken out.
+	w.west.orders = func(a *table.API) { a.Auth = &table.Auth{KeyQuery: "key"} }
+	w.west.tables.Swap(w.view(w.west, true))
+	path = "/v1/x?key=" + w.key
+	all("with a key in the query")
+	path = "/v1/x"
 
 	// An upstream that speaks HTTP/2.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
