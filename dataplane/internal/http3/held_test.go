@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
 )
 
 // Long heads and trailers that were announced and do not come take room of their connection's: few bytes of a client must not
@@ -108,5 +111,33 @@ func TestConn_WhoNeverAsksGoes(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Errorf("%s: it stays", name)
 		}
+	}
+}
+
+// What is said before the answer and finds no room at the client is left out: it holds up nobody, and the answer comes whole.
+func TestHTTP_HintsWithoutRoomAreLeftOut(t *testing.T) {
+	past := make(chan struct{})
+	d := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		for range 4 { // each would have 30 s
+			w.Header().Set("Link", "<"+strings.Repeat("/x", 200)+">")
+			w.WriteHeader(http.StatusEarlyHints)
+		}
+		w.Header().Del("Link")
+		close(past)
+		io.WriteString(w, "whole")
+	})
+	q, err := quic.DialAddr(t.Context(), d.at, d.tls, &quic.Config{InitialStreamReceiveWindow: 128, MaxStreamReceiveWindow: 1 << 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.CloseWithError(0, "")
+	s := client{t, q}.open(section(usual...), true)
+	select {
+	case <-past:
+	case <-time.After(time.Minute):
+		t.Fatal("hints hold up the answer")
+	}
+	if got := answer(s); got != "200 whole" {
+		t.Errorf("got %q", got)
 	}
 }

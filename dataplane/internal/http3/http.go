@@ -168,7 +168,8 @@ func (w *responder) WriteHeader(status int) {
 	delete(w.header, "Content-Length")
 }
 
-// interim sends an answer before the answer.
+// interim sends an answer before the answer, whole or, where the client gives no room for it, not at all: nobody waits for it, and
+// half of one would be read as the beginning of what follows.
 func (w *responder) interim(status int) {
 	section := w.fields(AppendStatus(nil, status), false)
 	w.mu.Lock()
@@ -179,7 +180,7 @@ func (w *responder) interim(status int) {
 	if w.s.reset {
 		return
 	}
-	w.s.write(append(appendFrame(nil, frameHeaders, len(section)), section...), w.deadline())
+	w.s.q.TryWriteAll(append(appendFrame(nil, frameHeaders, len(section)), section...))
 }
 
 func (w *responder) bodiless() bool {
