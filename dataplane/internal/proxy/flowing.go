@@ -208,6 +208,9 @@ func (k *work) flown(f *flow) bool {
 	switch from := k.from.(type) {
 	case *conn:
 		from.unwatch(f)
+		if f.taken.Load() { // too late for this one, and its deadline is not the next one's
+			from.wuntil = time.Time{}
+		}
 		from.finish()
 		return !from.last
 	case *front2:
