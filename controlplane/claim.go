@@ -129,7 +129,7 @@ func (c *clusters) allowed(cluster uint64) error {
 func apart(cluster uint64) string { return fmt.Sprintf("%016x", cluster) }
 
 // sameName is what else two zones in one cluster may be.
-const sameName = "If they are two that were made with the same names and addresses, make them anew, each with an --initial-cluster-token of its own"
+const sameName = "If they are two that were made with the same names and addresses, save a snapshot of one (etcdctl snapshot save) and restore it with an --initial-cluster-token of its own (etcdutl snapshot restore), which gives it another id and keeps what is in it"
 
 const (
 	claimRetry = time.Second

@@ -78,7 +78,7 @@ func run(ctx context.Context, args []string) error {
 	flags.Int64Var(&cfg.AccessLogBytes, "access-log-bytes", 0, "size at which the file is moved to FILE.1; 0: 256 MiB")
 	flags.StringVar(&cfg.Traces.Endpoint, "traces-endpoint", "", "URL of an OTLP/HTTP receiver in the zone for traces, such as https://collector:4318/v1/traces; http only at loopback; empty: none")
 	flags.Float64Var(&cfg.Traces.Ratio, "traces-ratio", 0, "part of requests that have a trace, 0 to 1, where their caller has not decided")
-	flags.IntVar(&cfg.Traces.PerSecond, "traces-per-second", 100, "traces begun in a second at most; callers' decisions take half of them")
+	flags.IntVar(&cfg.Traces.PerSecond, "traces-per-second", 100, "traces begun in a second at most; callers' decisions take half of them at the edge that they ask")
 	tracesHeaders := flags.String("traces-headers-file", "", "file of NAME: VALUE lines for the receiver, by which it knows this edge")
 	tracesRoots := flags.String("traces-ca-file", "", "roots of the receiver's TLS; default: the system's")
 	flags.StringVar(&cfg.Pprof, "pprof", "", "host:port, of loopback, for profiles of this process below /debug/pprof/; empty: none")
