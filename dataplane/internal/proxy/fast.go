@@ -177,6 +177,7 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 	k.out = k.request(t.Base.Host, t.Base.Path)
 	k.asked = len(k.out)
 	asked := x.look()
+	from := asked // when waiting for the answer begins
 	sent := t.BeginAt(asked)
 	l := o.get()
 	for {
@@ -201,9 +202,14 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 				x.waited += time.Since(asked)
 				return k.resume(&given{Candidate: candidate, failed: &result{err: err}})
 			}
+			from = time.Now() // to connect may take longer than the answer is waited for here
 		}
-		l.patience(asked, patience)
+		l.patience(from, patience)
 		written, err := l.ask(k.out)
+		if err == errUnasked && time.Since(asked) < x.timeout() {
+			from = time.Now()
+			continue
+		}
 		if err == nil {
 			if err = l.head(method); err == nil {
 				break
@@ -231,7 +237,7 @@ func (k *work) attempt(candidate failover.Candidate) bool {
 		x.hold(0)
 		x.tries.Add(1)
 		x.waited += time.Since(asked)
-		return k.resume(&given{Candidate: candidate, failed: &result{err: err, sent: !stale}})
+		return k.resume(&given{Candidate: candidate, failed: &result{err: err, sent: !stale && err != errUnasked}})
 	}
 	now := x.look()
 	x.waited += now.Sub(asked)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/proxy"
+	reach "bailiwick/dataplane/internal/upstream"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
@@ -215,5 +216,30 @@ func TestHostPort(t *testing.T) {
 		if got := proxy.HostPort(base); got != want {
 			t.Errorf("%s: got %q, want %q", base, got, want)
 		}
+	}
+}
+
+// That it took long to connect, or this machine to get there, is not taken for an upstream that may have got the request.
+func TestCommon_WhatNobodyWasAskedHasNotFailed(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) {
+		c.HedgeAfter = 100 * time.Microsecond // and a half: often it is over before anything is written
+		slow := func(string) error { time.Sleep(20 * time.Millisecond); return nil }
+		c.Upstreams = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{Allow: reach.Loopback(), AllowForeign: reach.Loopback(), Permit: slow})})
+	})
+	var asked atomic.Int64
+	w.raw(func(net.Conn, string, int) string {
+		asked.Add(1)
+		return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	})
+	conn, in := w.dial()
+	const n = 50
+	for i := range n {
+		io.WriteString(conn, w.head("POST", "/v1/x", "Content-Length: 2\r\n\r\nhi"))
+		if resp, body := read(t, in, "POST"); resp.StatusCode != 200 {
+			t.Fatalf("%d: got %d %q", i, resp.StatusCode, body)
+		}
+	}
+	if got := asked.Load(); got != n {
+		t.Errorf("the upstream was asked %d times by %d requests", got, n)
 	}
 }

@@ -131,16 +131,20 @@ func (d *Door) makeRoom() (made bool) {
 			return true
 		}
 	}
+	return d.anyGoes()
+}
+
+// anyGoes lets one go of those that were not parked when that was looked at. It may be by now: nobody else would rouse it before
+// its time is over, and so long it would keep its place.
+func (d *Door) anyGoes() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for c := range d.conns {
-		if c.two == nil && c.yields() {
-			return true
-		}
-	}
-	for c := range d.conns {
-		if c.two != nil && c.yields() {
-			return true
+	for _, two := range [...]bool{false, true} {
+		for c := range d.conns {
+			if (c.two != nil) == two && c.yields() {
+				c.lot.Take(&c.place)
+				return true
+			}
 		}
 	}
 	return false

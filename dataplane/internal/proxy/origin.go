@@ -131,12 +131,16 @@ func (o *origin) closeIdle() {
 
 // ask writes a request and waits for the first of its answer. written: all of the request may have reached the upstream. On a
 // connection on which something has arrived nothing is written, and the error is direct.ErrStale: its end, or an answer that
-// nobody has asked for and that this request, another customer's, would get for its own.
+// nobody has asked for and that this request, another customer's, would get for its own. errUnasked says that the deadline had
+// passed before anything was written: this machine was slow, and not the upstream.
 func (l *link) ask(request []byte) (written bool, err error) {
 	n, got := 0, 0
 	if l.direct != nil {
 		n, got, err = l.direct.Ask(request, l.buf)
 		l.w += got
+		if n == 0 && isTimeout(err) {
+			return false, errUnasked
+		}
 	}
 	if err == nil && n < len(request) {
 		_, err = l.conn.Write(request[n:])
@@ -264,6 +268,7 @@ func (l *link) head(method string) error {
 
 var (
 	errHints    = errors.New("the upstream gives hints of its answer")
+	errUnasked  = errors.New("the time for an answer was over before the upstream was asked")
 	errInterims = errors.New("the upstream sends one interim answer after another")
 	errSwitched = errors.New("upstream switched protocols unasked")
 )

@@ -29,3 +29,6 @@ func Patience(open int64) time.Duration {
 	d.open.Store(open)
 	return d.whole()
 }
+
+// AnyGoes lets a connection go for another client as if none had been parked a moment ago.
+func (d *Door) AnyGoes() bool { return d.anyGoes() }

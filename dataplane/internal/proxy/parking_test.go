@@ -320,3 +320,25 @@ func TestParking_GivesPlacesBack(t *testing.T) {
 		})
 	}
 }
+
+// One that goes for another client just as it is parked is gone at once, not when its time is over.
+func TestParking_WhoGoesIsNotLeftParked(t *testing.T) {
+	for _, proto := range protos {
+		t.Run(proto, func(t *testing.T) {
+			w := newWorld(t, nil)
+			servers, addr := w.securely(func(d *proxy.Door) { d.ParkAfter(time.Millisecond) })
+			c := newClient(t, addr, w.key, proto)
+			if err := c.ask(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, time.Minute, "it to be parked", func() bool { return servers.HTTPS.Parked() == 1 })
+			if !servers.HTTPS.AnyGoes() {
+				t.Fatal("it does not go")
+			}
+			eventually(t, 30*time.Second, "its place", func() bool { return servers.HTTPS.Guests() == 0 })
+			if n := servers.HTTPS.Parked(); n != 0 {
+				t.Errorf("%d are parked", n)
+			}
+		})
+	}
+}
