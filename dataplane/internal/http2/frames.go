@@ -269,10 +269,14 @@ func (c *Conn) block(id uint32, b []byte) Code {
 		if c.table.decode(b, &c.spare) != nil {
 			return CompressionError
 		}
-		if id > last {
-			return none // the client was told to go elsewhere with it
+		code := none // the client was told to go elsewhere with it
+		if id <= last {
+			code = c.behind(s, id)
 		}
-		return c.behind(s, id)
+		if cap(c.spare.Text) > keptText { // a connection may be idle for long
+			c.spare = head.Block{}
+		}
+		return code
 	}
 	s = c.v.stream(c, id)
 	if c.table.decode(b, &s.block) != nil {
