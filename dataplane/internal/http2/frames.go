@@ -273,7 +273,7 @@ func (c *Conn) block(id uint32, b []byte) Code {
 		if id <= last {
 			code = c.behind(s, id)
 		}
-		if cap(c.spare.Text) > keptText { // a connection may be idle for long
+		if max(cap(c.spare.Text), cap(c.spare.Fields)*head.FieldExtra) > keptText { // a connection may be idle for long
 			c.spare = head.Block{}
 		}
 		return code

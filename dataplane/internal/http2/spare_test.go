@@ -17,5 +17,12 @@ func TestConn_KeepsNoLongBlock(t *testing.T) {
 		if n := cap(c.spare.Text); n > keptText {
 			t.Errorf("stream %d: the connection keeps %d bytes", id, n)
 		}
+		var many []byte
+		for range 1500 {
+			many = AppendField(many, "x", "")
+		}
+		if code := c.block(id, many); code != none || cap(c.spare.Fields) > 1000 {
+			t.Errorf("stream %d: %v, and the connection keeps %d fields", id, code, cap(c.spare.Fields))
+		}
 	}
 }
