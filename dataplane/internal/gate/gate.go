@@ -194,9 +194,9 @@ func (g *Gate) AdmitTo(v *Verdict, t *policy.Table, r *Request, now time.Duratio
 		v.Product = "" // what is booked on no product is not for sale
 	}
 	if g.Quotas != nil && (limited(plan) || plan.QuotaMode != "") {
-		if v.Account = v.found.account; !g.Quotas.Still(v.Account, plan) {
+		if v.Account = g.Quotas.Again(v.found.account, plan); v.Account == nil {
 			v.Account = g.Quotas.Account(quota.ID{Customer: v.Customer, Subscription: v.Subscription}, plan)
-			v.found.account = v.Account
+			v.found.account = v.Account.Found()
 		}
 	}
 	g.limit(plan, now, v)
@@ -217,9 +217,11 @@ func (g *Gate) AdmitTo(v *Verdict, t *policy.Table, r *Request, now time.Duratio
 }
 
 // found is what was looked up by the names of a key's owner, and is kept with it: looking it up anew hashes eight texts a request.
+// It lasts as long as the key is in the table, so it keeps no account alive that its book has let go. A limiter it does keep: that
+// is one number, no more than a weak pointer to it would take.
 type found struct {
 	gate    *Gate // whose; an owner is shared by all of a process
-	account *quota.Account
+	account *quota.Found
 	limiter *limit.Limiter
 }
 

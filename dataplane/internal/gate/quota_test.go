@@ -5,12 +5,14 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/limit"
@@ -293,7 +295,8 @@ func TestGate_WhatAQuotaRefusesTakesNoOtherLimit(t *testing.T) {
 	}
 }
 
-// What a gate keeps with a key's owner is not used any more once the book has let it go: nobody would lease to it.
+// What a gate keeps with a key's owner is not used any more once the book has let it go: nobody would lease to it. Nor is it kept:
+// the key may stay in the table for years.
 func TestGate_AnAccountThatWasLetGoIsFoundAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := sample(t)
@@ -307,16 +310,23 @@ func TestGate_AnAccountThatWasLetGoIsFoundAnew(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); b.Run(ctx) }()
 		g, tab := &gate.Gate{Hasher: apikey.NewHasher(pepper), Limits: limit.NewMap(), Quotas: b}, w.table()
-		first := admit(g, tab, key)
-		if again := admit(g, tab, key); first.Account == nil || again.Account != first.Account {
-			t.Fatalf("got accounts %p and %p, want one", first.Account, again.Account)
-		}
+		first := func() weak.Pointer[quota.Account] {
+			first := admit(g, tab, key)
+			if again := admit(g, tab, key); first.Account == nil || again.Account != first.Account {
+				t.Fatalf("got accounts %p and %p, want one", first.Account, again.Account)
+			}
+			return weak.Make(first.Account)
+		}()
 		time.Sleep(15 * time.Minute)
 		synctest.Wait()
 		if n := b.Stats().Accounts; n != 0 {
 			t.Fatalf("the book has %d accounts after a quarter of an hour, want none", n)
 		}
-		if v := admit(g, tab, key); v.Account == first.Account || b.Stats().Accounts != 1 {
+		runtime.GC()
+		if first.Value() != nil {
+			t.Errorf("the account that was let go is still in memory")
+		}
+		if v := admit(g, tab, key); v.Account == nil || v.Account == first.Value() || b.Stats().Accounts != 1 {
 			t.Errorf("got the account that was let go, of %d in the book", b.Stats().Accounts)
 		}
 		cancel()

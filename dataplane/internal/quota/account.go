@@ -17,6 +17,8 @@ type Account struct {
 	id   ID
 	book *Book
 
+	found *Found // on its own: what keeps it keeps no account
+
 	lease   atomic.Pointer[lease]       // of the current period; nil until the first answer
 	plan    atomic.Pointer[policy.Plan] // of the newest request
 	share   atomic.Int64                // of the rate limit, in millionths; 0: not told

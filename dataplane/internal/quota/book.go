@@ -73,13 +73,23 @@ func (b *Book) Account(id ID, plan *policy.Plan) *Account {
 	return a
 }
 
-// Still says whether an account that was found before is what Account would find now.
-func (b *Book) Still(a *Account, plan *policy.Plan) bool {
+// Found is an account as whoever found it may keep it for as long as it likes: it holds nothing of one that the book has let go.
+type Found struct{ account atomic.Pointer[Account] }
+
+// Found is the account for keeping.
+func (a *Account) Found() *Found { return a.found }
+
+// Again is the account that was found before, if it is what Account would find now; else nil. f may be nil.
+func (b *Book) Again(f *Found, plan *policy.Plan) *Account {
+	if f == nil {
+		return nil
+	}
+	a := f.account.Load()
 	if a == nil || a.book != b || a.dropped.Load() {
-		return false
+		return nil
 	}
 	a.under(plan)
-	return true
+	return a
 }
 
 func (a *Account) under(plan *policy.Plan) {
@@ -103,7 +113,8 @@ func (s *shard) add(b *Book, id ID, plan *policy.Plan) *Account {
 	if a := old[id]; a != nil {
 		return a
 	}
-	a := &Account{id: id, book: b}
+	a := &Account{id: id, book: b, found: &Found{}}
+	a.found.account.Store(a)
 	a.plan.Store(plan)
 	a.used = time.Now()
 	m := make(map[ID]*Account, len(old)+1)
@@ -126,6 +137,7 @@ func (b *Book) drop(a *Account) bool {
 		return false
 	}
 	a.dropped.Store(true)
+	a.found.account.Store(nil)
 	old := *s.m.Load()
 	m := make(map[ID]*Account, len(old))
 	for id, other := range old {

@@ -2,6 +2,7 @@ package quota
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"bailiwick/dataplane/internal/policy"
@@ -60,6 +61,7 @@ func (b *Book) Run(ctx context.Context) error {
 
 // leave gives back what nobody will take any more, if that can be said in one exchange.
 func (b *Book) leave(ctx context.Context) {
+	clear(b.queue)
 	b.queue = b.queue[:0]
 	b.all(func(a *Account) {
 		if l := a.lease.Load(); l != nil && l.free.Load() > 0 {
@@ -210,7 +212,7 @@ func (a *Account) leases() bool { return Leases(a.plan.Load()) }
 func (b *Book) trade(ctx context.Context, now time.Time) {
 	n := min(len(b.queue), maxAsks)
 	batch := append([]*Account(nil), b.queue[:n]...)
-	b.queue = append(b.queue[:0], b.queue[n:]...)
+	b.queue = slices.Delete(b.queue, 0, n)
 	b.sequence++
 	r := &Request{Epoch: b.cfg.Epoch, Sequence: b.sequence, Pending: b.cfg.Pending(), Asks: make([]Ask, n)}
 	for i, a := range batch {
