@@ -20,7 +20,7 @@ type Shown interface {
 // Tokens verifies tokens. It is what *token.Verifier does.
 type Tokens interface {
 	// until is when it ends (unix s); 0: never.
-	Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error)
+	Verify(api string, auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error)
 }
 
 // credential is what a caller showed: the text of a key, or something that a key is bound to.
@@ -37,10 +37,11 @@ type credential struct {
 
 // show takes the one credential of a request. Of two that differ none is taken: whoever stands before or behind this edge
 // might take the other. A certificate counts where nothing else is shown.
-func (g *Gate) show(r *Request, auth *table.Auth) (c credential, p Problem) {
+func (g *Gate) show(r *Request, api *policy.API) (c credential, p Problem) {
 	if c.text, c.bearer, p = present(r); p.Status != 0 {
 		return c, p
 	}
+	auth := api.Auth
 	if auth == nil || r.Shown == nil {
 		return c, c.missing()
 	}
@@ -61,7 +62,7 @@ func (g *Gate) show(r *Request, auth *table.Auth) (c credential, p Problem) {
 	if p = c.missing(); p.Status != 0 || len(auth.Issuers) == 0 || g.Tokens == nil || !c.bearer || strings.HasPrefix(c.text, apikey.Prefix) {
 		return c, p
 	}
-	issuer, subject, scopes, until, err := g.Tokens.Verify(auth, c.text, speaker(r.Remote), r.Unix)
+	issuer, subject, scopes, until, err := g.Tokens.Verify(api.Name, auth, c.text, speaker(r.Remote), r.Unix)
 	if err != nil {
 		return c, NewProblem(401, ReasonTokenInvalid, "The token is not taken: "+err.Error()+".")
 	}

@@ -264,7 +264,7 @@ func (g *Gate) meet(t *policy.Table, r *Request, v *Verdict) {
 
 // authenticate finds whose key was presented; false leaves a problem in v.
 func (g *Gate) authenticate(t *policy.Table, r *Request, v *Verdict) bool {
-	shown, problem := g.show(r, v.API.Auth)
+	shown, problem := g.show(r, v.API)
 	if problem.Status != 0 {
 		v.Problem = problem
 		return false

@@ -17,7 +17,7 @@ import (
 // timed takes the token "good", until a moment.
 type timed struct{ until int64 }
 
-func (t timed) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
+func (t timed) Verify(api string, auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
 	if raw != "good" || unix >= t.until {
 		return "", "", "", 0, errors.New("its time is over")
 	}

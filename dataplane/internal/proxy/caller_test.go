@@ -39,7 +39,7 @@ func (w *world) bind(kind, text, subscription, scopes string) string {
 // tokens takes one token, of one subject.
 type tokens struct{}
 
-func (tokens) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
+func (tokens) Verify(api string, auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
 	if len(auth.Issuers) != 1 {
 		panic("asked where no issuer is trusted")
 	}

@@ -3,8 +3,6 @@ package token
 import (
 	"hash/maphash"
 	"sync/atomic"
-
-	"bailiwick/shared/table"
 )
 
 // What is forged costs a signature check each. An address may have failed, a few times a second, and so may all who ask for one
@@ -17,7 +15,8 @@ const (
 	apiRate, apiBurst         = 500, 1000
 )
 
-// failures is when the failures of each place are paid off, unix ms.
+// failures is when the failures of each place are paid off, unix ms. An API is known by its name, which outlives a table: one that
+// comes in the middle of a flood changes nothing.
 type failures struct {
 	seed      maphash.Seed
 	addresses [4096]atomic.Int64
@@ -29,44 +28,43 @@ const vouchedFor = 86400 // s
 
 // vouch says that a token of the address, for the API, has verified. Two addresses that share a place forget each other, and none
 // passes for another but by a chance of 2^-46.
-func (f *failures) vouch(auth *table.Auth, from string, unix int64) {
-	at, mark := f.voucher(auth, from)
+func (f *failures) vouch(api, from string, unix int64) {
+	at, mark := f.voucher(api, from)
 	at.Store(mark | uint64(uint32(unix)))
 }
 
-func (f *failures) known(auth *table.Auth, from string, unix int64) bool {
-	at, mark := f.voucher(auth, from)
+func (f *failures) known(api, from string, unix int64) bool {
+	at, mark := f.voucher(api, from)
 	is := at.Load()
 	since := unix - int64(uint32(is))
 	return is&^uint64(1<<32-1) == mark && since <= vouchedFor && since >= -vouchedFor
 }
 
-func (f *failures) voucher(auth *table.Auth, from string) (at *atomic.Uint64, mark uint64) {
+func (f *failures) voucher(api, from string) (at *atomic.Uint64, mark uint64) {
 	h := maphash.Comparable(f.seed, struct {
-		auth *table.Auth
-		from string
-	}{auth, from})
+		api, from string
+	}{api, from})
 	return &f.vouched[h%uint64(len(f.vouched))], h &^ (1<<32 - 1)
 }
 
-func (f *failures) places(auth *table.Auth, from string) (address, api *atomic.Int64) {
-	return &f.addresses[maphash.String(f.seed, from)%uint64(len(f.addresses))], &f.apis[maphash.Comparable(f.seed, auth)%uint64(len(f.apis))]
+func (f *failures) places(api, from string) (address, all *atomic.Int64) {
+	return &f.addresses[maphash.String(f.seed, from)%uint64(len(f.addresses))], &f.apis[maphash.String(f.seed, api)%uint64(len(f.apis))]
 }
 
 // full says whether no further token of the address, or for the API, is looked at just now.
-func (f *failures) full(auth *table.Auth, from string, unix int64) bool {
-	address, api := f.places(auth, from)
-	return owes(address.Load()-unix*1000, addressBurst*1000/addressRate) || owes(api.Load()-unix*1000, apiBurst*1000/apiRate) && !f.known(auth, from, unix)
+func (f *failures) full(api, from string, unix int64) bool {
+	address, all := f.places(api, from)
+	return owes(address.Load()-unix*1000, addressBurst*1000/addressRate) || owes(all.Load()-unix*1000, apiBurst*1000/apiRate) && !f.known(api, from, unix)
 }
 
 // owes says whether a debt is full. None is ever much larger: that is a clock which was put back, and an hour of it must not be
 // an hour in which nobody's new token is looked at.
 func owes(debt, most int64) bool { return debt >= most && debt <= 2*most }
 
-func (f *failures) add(auth *table.Auth, from string, unix int64) {
-	address, api := f.places(auth, from)
+func (f *failures) add(api, from string, unix int64) {
+	address, all := f.places(api, from)
 	pay(address, unix*1000, 1000/addressRate, addressBurst*1000/addressRate)
-	pay(api, unix*1000, 1000/apiRate, apiBurst*1000/apiRate)
+	pay(all, unix*1000, 1000/apiRate, apiBurst*1000/apiRate)
 }
 
 func pay(at *atomic.Int64, now, cost, most int64) {

@@ -15,6 +15,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -107,11 +108,11 @@ var Results = [...]string{"known", "verified", "refused", "keys_unknown", "put_o
 // Count is how often that came of it since the start, by its place in Results.
 func (v *Verifier) Count(result int) int64 { return v.results[result].Load() }
 
-// Verify gives whom raw names, if it is for whoever auth is of, at a time of day (unix s): its issuer, the value of the claim
+// Verify gives whom raw names, if it is for the API of that name, of which auth is, at a time of day (unix s): its issuer, the value of the claim
 // that the API names, and its scopes, separated by spaces, and until when it is taken. It allocates nothing for a token that
 // it has verified lately. from is the address that shows it: of one from which too much did not verify lately, no new token is
 // looked at.
-func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
+func (v *Verifier) Verify(api string, auth *table.Auth, raw, from string, unix int64) (issuer, subject, scopes string, until int64, err error) {
 	if len(raw) > maxToken || strings.Count(raw, ".") != 2 {
 		v.results[2].Add(1)
 		return "", "", "", 0, ErrMalformed
@@ -119,11 +120,11 @@ func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issue
 	var text [maxToken]byte
 	sum := sha256.Sum256(text[:copy(text[:], raw)])
 	slot := &v.known[(int(sum[0])<<8|int(sum[1]))%slots]
-	if k := slot.Load(); k != nil && k.sum == sum && k.auth == auth && k.source.set.Load() == k.keys {
+	if k := slot.Load(); k != nil && k.sum == sum && k.asked(auth, slot) && k.source.set.Load() == k.keys {
 		v.results[0].Add(1)
 		return k.at(unix)
 	}
-	if v.failures.full(auth, from, unix) {
+	if v.failures.full(api, from, unix) {
 		v.results[4].Add(1)
 		return "", "", "", 0, ErrTooMany
 	}
@@ -133,7 +134,7 @@ func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issue
 			v.results[3].Add(1)
 		} else {
 			v.results[2].Add(1)
-			v.failures.add(auth, from, unix)
+			v.failures.add(api, from, unix)
 		}
 		return "", "", "", 0, err
 	}
@@ -141,12 +142,26 @@ func (v *Verifier) Verify(auth *table.Auth, raw, from string, unix int64) (issue
 		v.results[1].Add(1)
 		k.sum = sum
 		slot.Store(k)
-		v.failures.vouch(auth, from, unix)
+		v.failures.vouch(api, from, unix)
 	}
 	if err != nil {
 		v.results[2].Add(1)
 	}
 	return issuer, subject, scopes, until, err
+}
+
+// asked says whether auth asks what the token was held against, be it another table that asks it.
+func (k *verified) asked(auth *table.Auth, slot *atomic.Pointer[verified]) bool {
+	if k.auth == auth {
+		return true
+	}
+	if !reflect.DeepEqual(k.auth, auth) {
+		return false
+	}
+	again := *k
+	again.auth = auth
+	slot.CompareAndSwap(k, &again)
+	return true
 }
 
 func (k *verified) at(unix int64) (issuer, subject, scopes string, until int64, err error) {

@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -204,7 +205,7 @@ func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 			{"endless", good + strings.Repeat("A", 9000), token.ErrMalformed},
 		} {
 			for range 2 { // the second time from memory, if at all
-				issuer, subject, scopes, _, err := v.Verify(auth, c.raw, "", now)
+				issuer, subject, scopes, _, err := v.Verify("orders", auth, c.raw, "", now)
 				if c.name == "changed" {
 					if err == nil && c.raw != good {
 						t.Errorf("%s: taken", c.name)
@@ -219,16 +220,16 @@ func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 				}
 			}
 		}
-		if _, _, _, _, err := v.Verify(auth, good, "", now+360); !errors.Is(err, token.ErrExpired) {
+		if _, _, _, _, err := v.Verify("orders", auth, good, "", now+360); !errors.Is(err, token.ErrExpired) {
 			t.Errorf("a token in memory, when its time is over: got %v, want it refused", err)
 		}
-		if _, _, _, _, err := v.Verify(auth, good, "", now+359); err != nil {
+		if _, _, _, _, err := v.Verify("orders", auth, good, "", now+359); err != nil {
 			t.Errorf("a second before: got %v", err)
 		}
 		elsewhere := *auth
 		elsewhere.Issuers = []table.Issuer{trusted()}
 		elsewhere.Issuers[0].Audiences = []string{"billing"}
-		if _, _, _, _, err := v.Verify(&elsewhere, good, "", now); !errors.Is(err, token.ErrAudience) {
+		if _, _, _, _, err := v.Verify("elsewhere", &elsewhere, good, "", now); !errors.Is(err, token.ErrAudience) {
 			t.Errorf("a token in memory, at another API: got %v, want it judged anew", err)
 		}
 	})
@@ -248,7 +249,7 @@ func TestVerifier_FollowsIssuers(t *testing.T) {
 		verify := func(raw string, want error) {
 			t.Helper()
 			synctest.Wait()
-			if _, _, _, _, err := v.Verify(auth, raw, "", now); !errors.Is(err, want) || want != nil && err == nil {
+			if _, _, _, _, err := v.Verify("orders", auth, raw, "", now); !errors.Is(err, want) || want != nil && err == nil {
 				t.Errorf("got %v, want %v", err, want)
 			}
 		}
@@ -259,11 +260,11 @@ func TestVerifier_FollowsIssuers(t *testing.T) {
 		i.set(func(i *issuer) { i.fetches = 0; i.keys = []jose.JSONWebKey{public(rsaKey, "r", "RS256")} })
 		began := i.count()
 		for i := range 200 {
-			v.Verify(auth, sign(t, strangers, jose.ES256, "unknown", nil, nil), fmt.Sprint("192.0.2.", i), now)
+			v.Verify("orders", auth, sign(t, strangers, jose.ES256, "unknown", nil, nil), fmt.Sprint("192.0.2.", i), now)
 		}
 		synctest.Wait()
 		for i := range 200 {
-			v.Verify(auth, sign(t, strangers, jose.ES256, "unknown", nil, nil), fmt.Sprint("192.0.2.", i), now)
+			v.Verify("orders", auth, sign(t, strangers, jose.ES256, "unknown", nil, nil), fmt.Sprint("192.0.2.", i), now)
 		}
 		time.Sleep(9 * time.Second)
 		verify(next, nil)
@@ -307,7 +308,7 @@ func TestVerifier_KeysInTheAPINeedNobody(t *testing.T) {
 		defer end()
 		synctest.Wait()
 		time.Sleep(100 * time.Hour)
-		if _, _, _, _, err := v.Verify(auth, sign(t, ecKey, jose.ES256, "e", nil, nil), "", now); err != nil || i.count() != 0 {
+		if _, _, _, _, err := v.Verify("orders", auth, sign(t, ecKey, jose.ES256, "e", nil, nil), "", now); err != nil || i.count() != 0 {
 			t.Errorf("got %v after %d fetches, want it verified and nothing fetched", err, i.count())
 		}
 	})
@@ -322,13 +323,13 @@ func TestVerify_KnownTokensCostNoAllocation(t *testing.T) {
 	defer end()
 	raw := sign(t, ecKey, jose.ES256, "e", nil, nil)
 	for range 1000 {
-		if _, _, _, _, err := v.Verify(auth, raw, "", now); err == nil {
+		if _, _, _, _, err := v.Verify("orders", auth, raw, "", now); err == nil {
 			break
 		}
 		time.Sleep(time.Millisecond)
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		if _, _, _, _, err := v.Verify(auth, raw, "", now); err != nil {
+		if _, _, _, _, err := v.Verify("orders", auth, raw, "", now); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 {
@@ -349,7 +350,7 @@ func BenchmarkVerify(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				v.Verify(auth, text, "", now)
+				v.Verify("orders", auth, text, "", now)
 			}
 		})
 	}
@@ -368,7 +369,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add(`{"payload":"e30","signatures":[]}`)
 	parts := strings.Split(good, ".")
 	f.Fuzz(func(t *testing.T, raw string) {
-		if _, _, _, _, err := v.Verify(auth, raw, "", now); err == nil && !strings.HasPrefix(raw, parts[0]+"."+parts[1]+".") {
+		if _, _, _, _, err := v.Verify("orders", auth, raw, "", now); err == nil && !strings.HasPrefix(raw, parts[0]+"."+parts[1]+".") {
 			t.Fatalf("taken: %q", raw)
 		}
 	})
@@ -387,7 +388,7 @@ func TestVerify_ForgedTokensCostLittle(t *testing.T) {
 		synctest.Wait()
 		known := sign(t, ecKey, jose.ES256, "e", nil, nil)
 		verify := func(raw, from string, at int64) error {
-			_, _, _, _, err := v.Verify(auth, raw, from, at)
+			_, _, _, _, err := v.Verify("orders", auth, raw, from, at)
 			return err
 		}
 		if err := verify(known, "192.0.2.1", now); err != nil {
@@ -440,6 +441,20 @@ func TestVerify_ForgedTokensCostLittle(t *testing.T) {
 		}
 		if err := verify(known, "192.0.2.1", now+60); err != nil {
 			t.Errorf("a token that has verified, in a flood: %v", err)
+		}
+		again := *auth // another table's
+		again.Issuers = slices.Clone(auth.Issuers)
+		auth = &again
+		if err := verify(sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"jti": "5"}), "198.51.100.9", now+60); !errors.Is(err, token.ErrTooMany) {
+			t.Errorf("a new token in a flood that is older than the table: %v, want it put off", err)
+		}
+		flood(1000, one, now+60)
+		if err := verify(known, "192.0.2.1", now+60); err != nil {
+			t.Errorf("a token that has verified, in a flood and under a new table: %v", err)
+		}
+		flood(3000, func(i int) string { return fmt.Sprint("203.0.113.", i) }, now+80)
+		if err := verify(sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"jti": "6"}), "198.51.100.7", now+80); err != nil {
+			t.Errorf("a new token in a flood, from where one has verified under the table before: %v", err)
 		}
 		flood(1000, one, now+7200)
 		if n := flood(1000, one, now+3600); n != 50 {
