@@ -95,9 +95,10 @@ func (x *exchange) unsaid(name string) bool {
 	if x.relayed || x.v.Route == nil || x.v.Route.Rewrite == nil {
 		return false
 	}
-	name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	names := []string{textproto.CanonicalMIMEHeaderKey(name), textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))}
 	f := &x.v.Route.Rewrite.Response
-	return slices.Contains(f.Remove, name) || slices.ContainsFunc(f.Set, func(v table.Field) bool { return v.Name == name })
+	return slices.ContainsFunc(f.Remove, func(gone string) bool { return slices.Contains(names, gone) }) ||
+		slices.ContainsFunc(f.Set, func(v table.Field) bool { return slices.Contains(names, v.Name) })
 }
 
 // share says whether the page that asks may read the answer, refusals included.

@@ -107,8 +107,8 @@ func TestRewrite_AtHomeAndAbroad(t *testing.T) {
 	w.shaped(func(a *table.API) {
 		a.HealthTimeout = time.Minute
 		a.Routes = []table.Route{{Name: "all"}, {Name: "old", PathPrefix: "/v1", Rewrite: &table.Rewrite{Strip: "/v1", Put: "/internal", Host: "orders.internal",
-			Request:  table.Fields{Remove: []string{"X-Old", "Bailiwick-Customer"}, Set: []table.Field{{Name: "X-Env", Value: "prod"}, {Name: "Bailiwick-Plan", Value: "forged"}, {Name: "X-Forwarded-Host", Value: "forged"}}, Add: []table.Field{{Name: "X-Tag", Value: "edge"}}},
-			Response: table.Fields{Remove: []string{"Server"}, Set: []table.Field{{Name: "X-Frame-Options", Value: "DENY"}, {Name: "Bailiwick-Served", Value: "forged"}}}}}}
+			Request:  table.Fields{Remove: []string{"X-Old", "X_gone", "Bailiwick-Customer"}, Set: []table.Field{{Name: "X-Env", Value: "prod"}, {Name: "Bailiwick-Plan", Value: "forged"}, {Name: "X-Forwarded-Host", Value: "forged"}}, Add: []table.Field{{Name: "X-Tag", Value: "edge"}}},
+			Response: table.Fields{Remove: []string{"Server", "X_gone"}, Set: []table.Field{{Name: "X-Frame-Options", Value: "DENY"}, {Name: "Bailiwick-Served", Value: "forged"}}}}}}
 	})
 	echo := func(rw http.ResponseWriter, r *http.Request) {
 		rw.Header().Set("Server", "upstream/1")
@@ -132,7 +132,7 @@ func TestRewrite_AtHomeAndAbroad(t *testing.T) {
 	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
 		io.WriteString(rw, "ok")
 		rw.(http.Flusher).Flush()
-		for _, name := range []string{"Server", "X_frame_options", "X-Sum"} {
+		for _, name := range []string{"Server", "X_frame_options", "X_gone", "X-Sum"} {
 			rw.Header().Set(http.TrailerPrefix+name, "upstream")
 		}
 	})
@@ -140,6 +140,15 @@ func TestRewrite_AtHomeAndAbroad(t *testing.T) {
 	io.WriteString(conn, w.head("GET", "/v1/x", "\r\n"))
 	if resp, _ := read(t, in, "GET"); resp.StatusCode != 200 || fmt.Sprint(resp.Trailer) != "map[X-Sum:[upstream]]" {
 		t.Errorf("got %d and the trailer %v", resp.StatusCode, resp.Trailer)
+	}
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		fmt.Fprint(rw, r.Trailer)
+	})
+	conn, in = w.dial()
+	io.WriteString(conn, w.head("POST", "/v1/x", "Transfer-Encoding: chunked\r\nX_said: x\r\n", "\r\n")+"1\r\nx\r\n0\r\nX-Sum: client\r\nX_gone: client\r\nX_old: client\r\nX_said: client\r\n\r\n")
+	if resp, got := read(t, in, "POST"); resp.StatusCode != 200 || string(got) != "map[X-Sum:[client]]" {
+		t.Errorf("got %d, and the upstream the trailer %s", resp.StatusCode, got)
 	}
 	w.west.up.does(echo)
 	w.west.up.kill()

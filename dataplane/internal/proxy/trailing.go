@@ -24,6 +24,7 @@ var early = []string{"Content-", "If-", "Cookie", "Set-Cookie", "Cache-Control",
 
 // mayTrail says whether a field of that canonical name may stand behind a body.
 func (x *exchange) mayTrail(name string) bool {
+	said := name
 	name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-")) // which many a server reads alike
 	if !head.IsToken(name) {                                                    // what is announced may be anything, and net/http sends nothing that has a name which is none
 		return false
@@ -36,15 +37,17 @@ func (x *exchange) mayTrail(name string) bool {
 			return false
 		}
 	}
-	if _, said := x.header[name]; said {
-		return false
+	for _, n := range [...]string{name, said} {
+		if _, before := x.header[n]; before {
+			return false
+		}
 	}
 	if a := x.v.API.Auth; a != nil && strings.EqualFold(a.KeyHeader, name) {
 		return false
 	}
 	if r := x.v.Route; r != nil && r.Rewrite != nil {
 		for _, gone := range r.Rewrite.Request.Remove {
-			if strings.EqualFold(gone, name) {
+			if strings.EqualFold(gone, name) || strings.EqualFold(gone, said) {
 				return false
 			}
 		}
