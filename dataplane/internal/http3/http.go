@@ -255,7 +255,7 @@ func (w *responder) flush(p []byte, last bool) {
 		if len(b) == 0 {
 			break
 		}
-		if w.failed = s.write(b, w.deadline()); w.failed != nil {
+		if w.failed = s.write(b, &w.until); w.failed != nil {
 			return
 		}
 		b = b[:0]
@@ -317,22 +317,16 @@ func (w *responder) FlushError() error {
 
 func (w *responder) Flush() { w.FlushError() }
 
-func (w *responder) deadline() time.Time {
-	if at := w.until.Load(); at != 0 {
-		return time.Unix(0, at)
-	}
-	return time.Time{}
-}
-
 // SetReadDeadline implements what http.ResponseController asks for.
 func (w *responder) SetReadDeadline(t time.Time) error { return w.s.q.SetReadDeadline(t) }
 
 // SetWriteDeadline implements what http.ResponseController asks for.
 func (w *responder) SetWriteDeadline(t time.Time) error {
-	w.until.Store(0)
+	at := int64(0)
 	if !t.IsZero() {
-		w.until.Store(t.UnixNano())
+		at = t.UnixNano()
 	}
+	w.until.Store(at) // before it is set, and at once: see heed
 	return w.s.q.SetWriteDeadline(t)
 }
 

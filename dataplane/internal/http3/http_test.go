@@ -13,6 +13,7 @@ import (
 	"net/textproto"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -264,5 +265,24 @@ func TestHTTP_ASlowClientHoldsUpItself(t *testing.T) {
 	}
 	if got := answer(long); got != "stream: 102" {
 		t.Errorf("got %q", got)
+	}
+}
+
+// Whoever ends a request that is just written to has the last word.
+func TestHTTP_ADeadlineThatComesMeanwhileIsHeeded(t *testing.T) {
+	for _, before := range []int64{0, time.Now().Add(time.Hour).UnixNano()} {
+		var until atomic.Int64
+		until.Store(before)
+		var set time.Time
+		heed(&until, func(at time.Time) error {
+			if until.Load() == before { // it was read, and not set yet
+				until.Store(time.Unix(1, 0).UnixNano())
+			}
+			set = at
+			return nil
+		})
+		if !set.Equal(time.Unix(1, 0)) {
+			t.Errorf("from %d: the deadline is %v, want the one that somebody set meanwhile", before, set)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -409,7 +410,7 @@ func (s *Stream) Answer(section, body []byte) bool {
 	}
 	s.out = b
 	if err := s.q.TryWriteAll(b); err == quic.ErrWouldBlock {
-		if s.write(b, time.Time{}) != nil {
+		if s.write(b, nil) != nil {
 			return false
 		}
 	} else if err != nil {
@@ -430,12 +431,29 @@ func (s *Stream) finish() error {
 	return err
 }
 
-// write writes what fits into one frame; until is when the client must have taken it, zero: in a while.
-func (s *Stream) write(b []byte, until time.Time) error {
-	if until.IsZero() {
-		until = time.Now().Add(sendTimeout)
+// heed sets the deadline that until holds (ns of Unix time; nil or 0: in a while). Somebody may store another one meanwhile, and
+// set it before what was read here is: that would give a caller who has just been revoked all the time there is.
+func heed(until *atomic.Int64, set func(time.Time) error) {
+	if until == nil {
+		set(time.Now().Add(sendTimeout))
+		return
 	}
-	s.q.SetWriteDeadline(until)
+	for {
+		at := until.Load()
+		if at == 0 {
+			set(time.Now().Add(sendTimeout))
+		} else {
+			set(time.Unix(0, at))
+		}
+		if until.Load() == at {
+			return
+		}
+	}
+}
+
+// write writes what fits into one frame; until is when the client must have taken it, as in heed.
+func (s *Stream) write(b []byte, until *atomic.Int64) error {
+	heed(until, s.q.SetWriteDeadline)
 	_, err := s.q.Write(b)
 	if isReset(err) {
 		err = errReset
