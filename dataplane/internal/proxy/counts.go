@@ -161,6 +161,12 @@ func (s *Servers) Connections() Connections {
 	g.mu.Lock()
 	c := Connections{Open: int64(g.total), Most: int64(g.most), Taken: g.taken, Crowded: g.crowded, Full: g.full, Yielded: g.yielded}
 	g.mu.Unlock()
+	if s.H3 != nil {
+		q := s.H3.quics // who has no place among these has not asked for one among all
+		q.mu.Lock()
+		c.Crowded, c.Full, c.Yielded = c.Crowded+q.crowded, c.Full+q.full, c.Yielded+q.yielded
+		q.mu.Unlock()
+	}
 	c.HandshakesFailed = s.HTTPS.unshaken.Load()
 	return c
 }

@@ -28,7 +28,8 @@ type Door3 struct {
 	log      *log.Logger
 	works    sync.Pool
 	three    *http3.Server
-	guests   *guests
+	guests   *guests // all doors'
+	quics    *guests // those of them that come over QUIC
 	resetKey *quic.StatelessResetKey
 	unproven int
 
@@ -155,11 +156,26 @@ func (d *Door3) knocks(ctx context.Context, info *quic.ClientInfo) (context.Cont
 	if !d.receive(client) {
 		return nil, errCrowded
 	}
-	context.AfterFunc(ctx, func() { d.guests.leave(client) })
+	context.AfterFunc(ctx, func() { d.leave(client) })
 	return context.WithValue(ctx, counted{}, true), nil
 }
 
-func (d *Door3) receive(client string) bool { return d.guests.receive(client, d.makeRoom) }
+// receive counts a client's connection in: among those over QUIC, and among all.
+func (d *Door3) receive(client string) bool {
+	if !d.quics.receive(client, d.makeRoom) {
+		return false
+	}
+	if !d.guests.receive(client, d.makeRoom) {
+		d.quics.leave(client)
+		return false
+	}
+	return true
+}
+
+func (d *Door3) leave(client string) {
+	d.guests.leave(client)
+	d.quics.leave(client)
+}
 
 // makeRoom lets a connection go that asks nothing.
 func (d *Door3) makeRoom() bool {
@@ -187,7 +203,7 @@ func (d *Door3) take(q *quic.Conn) {
 	if d.refuses {
 		d.mu.Unlock()
 		if !before {
-			d.guests.leave(c.client)
+			d.leave(c.client)
 		}
 		c.three.Close()
 		return
@@ -196,7 +212,7 @@ func (d *Door3) take(q *quic.Conn) {
 	d.wg.Go(func() {
 		c.three.Run()
 		if !before {
-			d.guests.leave(c.client)
+			d.leave(c.client)
 		}
 		d.mu.Lock()
 		delete(d.conns, c)

@@ -166,3 +166,16 @@ func (p *Pace) Wait(d time.Duration, n int) {
 func (p *Pace) Slow(rate int64, window time.Duration) bool {
 	return p.slow(time.Now(), rate, window)
 }
+
+// Bound bounds connections over QUIC, and those of one address.
+func (d *Door3) Bound(most, each int) { d.quics = newGuests(most, each) }
+
+// Guests is how many connections are counted, of all doors and of those over QUIC.
+func (d *Door3) Guests() (all, quics int) {
+	for g, n := range map[*guests]*int{d.guests: &all, d.quics: &quics} {
+		g.mu.Lock()
+		*n = g.total
+		g.mu.Unlock()
+	}
+	return all, quics
+}

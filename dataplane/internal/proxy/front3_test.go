@@ -291,18 +291,25 @@ func (a *afar) WriteTo(b []byte, to net.Addr) (int, error) {
 	return a.PacketConn.WriteTo(b, &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: to.(*net.UDPAddr).Port})
 }
 
-// Connections over QUIC have their places among all clients', and of each address too.
+// Connections over QUIC have their places among all clients', and of each address too; and a bound of their own, since they take
+// memory and no files.
 func TestHTTP3_BoundsConnections(t *testing.T) {
+	t.Run("of all clients'", func(t *testing.T) { boundsConnections(t, 3, 2, func(*proxy.Door3) {}) })
+	t.Run("of those over QUIC", func(t *testing.T) { boundsConnections(t, 1000, 1000, func(d *proxy.Door3) { d.Bound(3, 2) }) })
+}
+
+func boundsConnections(t *testing.T, all, each int, bound func(*proxy.Door3)) {
 	cert := httptest.NewUnstartedServer(nil)
 	cert.StartTLS()
 	defer cert.Close()
-	door := proxy.NewServers(proxy.ServersConfig{TLS: &tls.Config{Certificates: cert.TLS.Certificates}, Logger: slog.New(slog.DiscardHandler), MaxConnections: 3, MaxPerAddress: 2,
+	door := proxy.NewServers(proxy.ServersConfig{TLS: &tls.Config{Certificates: cert.TLS.Certificates}, Logger: slog.New(slog.DiscardHandler), MaxConnections: all, MaxPerAddress: each,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/hold" {
 				http.NewResponseController(w).Flush()
 				<-r.Context().Done()
 			}
 		})}).H3
+	bound(door)
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -349,4 +356,6 @@ func TestHTTP3_BoundsConnections(t *testing.T) {
 	}
 	last.Close()
 	eventually(t, time.Minute, "a place", func() bool { _, ok := open("192.0.2.9", "/hold"); return ok })
+	door.Close()
+	eventually(t, time.Minute, "nobody to be counted any more", func() bool { all, quics := door.Guests(); return all == 0 && quics == 0 })
 }

@@ -20,6 +20,10 @@ type guests struct {
 	taken, crowded, full, yielded int64 // since the start
 }
 
+// quicConnections is how many connections over QUIC an edge has at once, an eighth of them of one address. They take no files, which
+// bound those over TCP, but memory: handshakes, streams' windows, and whatever a client makes an edge keep.
+const quicConnections = 16384
+
 // newGuests takes what files this process may have open as the measure, where nothing is said: three quarters of them for clients,
 // of which one address may have an eighth.
 func newGuests(most, each int) *guests {

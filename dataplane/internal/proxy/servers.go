@@ -27,7 +27,7 @@ type ServersConfig struct {
 	// here), so that a flood of forged senders costs neither memory nor signatures.
 	UnprovenASecond int
 
-	MaxConnections int // of clients, over TCP and QUIC, at once; 0: three quarters of the files that the process may open
+	MaxConnections int // of clients, over TCP and QUIC, at once; 0: three quarters of the files that the process may open. Over QUIC no more than 16,384 of them
 	MaxPerAddress  int // of one address, or one /64 of IPv6; 0: an eighth of them. This machine's own are not bounded apart
 
 	MaxHeaderBytes int    // 0: 64 KiB; beyond it 431
@@ -81,7 +81,7 @@ func NewServers(cfg ServersConfig) Servers {
 		}
 	}
 	shut, stop := context.WithCancel(context.Background())
-	d := &Door3{Handler: cfg.Handler, TLS: speaking3(udp), QUIC: transport(), fast: fast, log: errorLog, guests: all, unproven: cfg.UnprovenASecond,
+	d := &Door3{Handler: cfg.Handler, TLS: speaking3(udp), QUIC: transport(), fast: fast, log: errorLog, guests: all, quics: newGuests(quicConnections, 0), unproven: cfg.UnprovenASecond,
 		works: sync.Pool{New: newWork}, shut: shut, stop: stop, conns: map[*conn3]struct{}{}}
 	d.three = http3.New(http3.Config{MaxHead: cfg.MaxHeaderBytes, Go: d.wg.Go, Panicked: s.HTTPS.panicked})
 	if len(cfg.ResetKey) == len(quic.StatelessResetKey{}) {
