@@ -468,6 +468,7 @@ func TestConn_WhatIsTakenBackCounts(t *testing.T) {
 		<-leave // whatever the client does
 	})
 	c := d.dial(t)
+	v := (<-d.conns).v
 	opened := 0
 	for {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // no more is given while all are held
@@ -482,6 +483,24 @@ func TestConn_WhatIsTakenBackCounts(t *testing.T) {
 		opened++
 	}
 	close(leave)
+	defer func() {
+		var got map[string]int64
+		for range 1000 {
+			got = map[string]int64{}
+			for i, n := range v.Counts().Reset {
+				if n > 0 {
+					got[Codes[i]] = n
+				}
+			}
+			if got["request_cancelled"] >= int64(opened) {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if len(got) != 1 || got["request_cancelled"] != int64(opened) {
+			t.Errorf("got resets %v, want %d that are cancelled", got, opened)
+		}
+	}()
 	if n := most.Load(); opened != MaxStreams || n > MaxStreams {
 		t.Errorf("%d requests were opened, %d served at a time, want %d", opened, n, MaxStreams)
 	}

@@ -77,7 +77,7 @@ func (s *Stream) end() {
 		if isReset(context.Cause(s.q.Context())) {
 			c.spent(1)
 		}
-		s.Reset(InternalError)
+		s.Reset(InternalError) // unless the client has taken it back
 	}
 	if !s.eof || s.r < s.w {
 		s.q.CancelRead(quic.StreamErrorCode(NoError)) // of a body that nobody wants
@@ -94,6 +94,9 @@ func (s *Stream) Reset(code Code) {
 		return
 	}
 	s.reset = true
+	if code == InternalError && isReset(context.Cause(s.q.Context())) { // no fault of this side's, and nothing that anybody should look for
+		code = RequestCancelled
+	}
 	count(&s.c.v.counts.resets, code)
 	s.q.CancelWrite(quic.StreamErrorCode(code))
 }
