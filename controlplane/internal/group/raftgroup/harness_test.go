@@ -203,7 +203,7 @@ func (c *cluster) config(name string) Config {
 func (c *cluster) start(name string) *Store {
 	c.t.Helper()
 	cfg := c.config(name)
-	if name != "n1" || len(c.base.Voters) > 1 {
+	if !cfg.alone() {
 		cfg.Listen = c.nw.listen(c.t, name)
 	}
 	s, err := NewStore(cfg)

@@ -98,7 +98,11 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 			return nil, err
 		}
 	}
-	if err := n.replay(); err != nil {
+	commit, err := n.disk.GetCommitIndex()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.replay(commit); err != nil {
 		return nil, errors.Join(err, n.Err())
 	}
 	n.fsm.commit = n.disk.StageCommitIndex
@@ -112,16 +116,12 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 	return n, nil
 }
 
-// replay brings the Machine to what the disk knows to be committed, before anybody may read this node's copy
+// replay brings the Machine to commit, which the disk knows to be committed, before anybody may read this node's copy
 // and before it hears from a leader: while the group has no quorum a restarted node would otherwise take
 // itself for empty. Raft's own RestoreCommittedLogs forgets the configuration in the entries it restores
 // (v1.8.0), after which a group that restarts as a whole elects nobody; raft replays the same entries once
 // more and fsm skips them.
-func (n *Node) replay() error {
-	commit, err := n.disk.GetCommitIndex()
-	if err != nil {
-		return err
-	}
+func (n *Node) replay(commit uint64) error {
 	from := uint64(1)
 	metas, err := n.snaps.List()
 	if err != nil {

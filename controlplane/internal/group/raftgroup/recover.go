@@ -141,6 +141,23 @@ func (in *Inspection) read(d *boltDisk, dir string) (err error) {
 	return nil
 }
 
+// settle counts what a group's only voter has in its log as committed: it is all there is to a majority, whatever the node had
+// noted of it by the time it stopped, and nobody else has led since without its vote.
+func (in *Inspection) settle(node string) {
+	self, voters := in.Member.Server, []string(nil)
+	if in.Born {
+		self = node
+	}
+	for _, m := range in.Members {
+		if m.Voter {
+			voters = append(voters, m.Server)
+		}
+	}
+	if slices.Equal(voters, []string{self}) {
+		in.Commit = max(in.Commit, in.Last)
+	}
+}
+
 func (in *Inspection) readSnapshots(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "snapshots")); os.IsNotExist(err) {
 		return nil
@@ -201,6 +218,7 @@ func Recover(cfg Config, open func(Recovered) ([]group.Op, error), now time.Time
 	if r.Before, err = Inspect(cfg.Dir, cfg.Group); err != nil {
 		return fail(err)
 	}
+	r.Before.settle(cfg.Node)
 	last, term := r.Before.Last, max(r.Before.Term, r.Before.LastTerm)
 	for _, s := range r.Before.Snapshots {
 		if s.Err == nil {

@@ -13,8 +13,8 @@ import (
 	"bailiwick/controlplane/internal/group/replica"
 )
 
-// Stopped is what a stopped node holds of a group, up to the last entry of which it knows that it is committed. While it is
-// open the node does not start. What stands in the log behind that entry may never have been committed, and then the group
+// Stopped is what a stopped node holds of a group, up to the last entry of which it knows that it is committed: of a group whose
+// only voter it is, to the end of its log. While it is open the node does not start. Elsewhere, what stands in the log behind that entry may never have been committed, and then the group
 // has gone on without it: a state with it in might be one that never was. Recover takes it, for a group that is gone.
 type Stopped struct {
 	Captured        // Size is set by OpenStopped
@@ -40,6 +40,7 @@ func OpenStopped(cfg Config, m Machine) (*Stopped, error) {
 	if err != nil {
 		return fail(err)
 	}
+	in.settle(cfg.Node)
 	cfg = cfg.withDefaults()
 	if m == nil {
 		m = newMemory(cfg.Group, cfg.WatchWindow, 0)
@@ -73,7 +74,7 @@ func (s *Stopped) load(cfg Config, in Inspection) error {
 	if in.First > newest+1 || in.First == 0 && len(bad) > 0 && newest == 0 {
 		return fmt.Errorf("the log begins at entry %d but the newest readable snapshot ends at %d: entries between are gone: back up another node of the zone", in.First, newest)
 	}
-	if err := n.replay(); err != nil {
+	if err := n.replay(in.Commit); err != nil {
 		return err
 	}
 	if broken != nil {
