@@ -35,6 +35,10 @@ type exchange struct {
 	known bool // the leader has answered for it
 	gone  bool // dropped
 
+	eager   int64     // units that it wants at least, since what it was leased was too little again and again
+	waited  time.Time // when somebody last waited as it asked
+	granted int64     // leased then
+
 	lastOffered, lastWanted int64
 	offerRate, wantRate     int64 // per 1000 s, smoothed over a second
 	toldRate                int64 // the leader's word on offerRate
@@ -289,7 +293,7 @@ func (a *Account) ask(now time.Time) Ask {
 	if Leases(plan) {
 		// Who was asked to give back wants no more than what waits here already.
 		if want = needed; !a.recall && a.inUse(now) {
-			want = max(want, horizon*a.wantRate/1000, 1)
+			want = max(want, horizon*a.wantRate/1000, a.growing(now, waiting > 0, needed), 1)
 		}
 	}
 	l := a.lease.Load()
@@ -318,6 +322,26 @@ func (a *Account) ask(now time.Time) Ask {
 		k.Want = want - max(0, free)
 	}
 	return k
+}
+
+// growing is how much an account wants that is in use, whatever is known of its demand: that is believed only by and by, and
+// until then each lease that is too small holds up a request. Whoever waits again within a second of having been leased
+// something wants four times as much as before. It is over with the first second in which nobody waits.
+func (a *Account) growing(now time.Time, waits bool, needed int64) int64 {
+	var leased int64
+	if l := a.lease.Load(); l != nil {
+		leased = l.leased
+	}
+	switch again := now.Sub(a.waited) < idleAfter; {
+	case !again:
+		a.eager = 0
+	case waits && leased > a.granted: // else nothing has come of asking for more
+		a.eager = min(max(growth*a.eager, eagerFirst*min(needed, eagerMost)), eagerMost)
+	}
+	if waits {
+		a.waited, a.granted = now, leased
+	}
+	return a.eager
 }
 
 // apply takes the leader's word on an account.

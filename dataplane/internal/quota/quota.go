@@ -91,6 +91,9 @@ const (
 	dropAfter    = 10 * time.Minute       // an account nobody uses
 	maxAsks      = 1024                   // in one exchange; the rest goes into the next
 	horizon      = 2                      // seconds of demand that an edge wants to hold
+	eagerFirst   = 16                     // times what is needed, wanted by who waits for the second time within a second
+	growth       = 4                      // and so many times as much each time after that, up to
+	eagerMost    = 4096                   // units
 	millionths   = 1_000_000
 	exchangeTime = 750 * time.Millisecond // one attempt
 )
