@@ -100,7 +100,7 @@ func (b *bench) install(ctx context.Context) error {
 	if err := b.output(ctx, nil, "bailiwick-control", "init", "-spec", spec, "-out", b.dir); err != nil {
 		return err
 	}
-	if _, err := b.start("control", nil, b.program("bailiwick-control"), "run", "-dir", filepath.Join(b.dir, "emea-1"), "-bootstrap-expect", "1", "-raft-timing", "local", "-reserve-bytes", "-1", "-rollout-soak", "200ms"); err != nil {
+	if _, err := b.start("control", place{}, b.program("bailiwick-control"), "run", "-dir", filepath.Join(b.dir, "emea-1"), "-bootstrap-expect", "1", "-raft-timing", "local", "-reserve-bytes", "-1", "-rollout-soak", "200ms"); err != nil {
 		return err
 	}
 	client, err := b.client()
@@ -147,9 +147,9 @@ func (b *bench) joinToken(ctx context.Context, edge string) error {
 
 // edge is the command that starts one, whose four ports begin at an offset.
 func (b *bench) edge(program, name string, offset int) []string {
-	return []string{program, "-dir", filepath.Join(b.dir, name), "-name", name, "-region", "eu-west",
+	return append([]string{program, "-dir", filepath.Join(b.dir, name), "-name", name, "-region", "eu-west",
 		"-control", "https://" + b.addr(portAdmin), "-ca-file", filepath.Join(b.dir, "ca.pem"), "-join-token-file", filepath.Join(b.dir, "join-token."+name),
-		"-http", b.addr(offset), "-https", b.addr(offset + 1), "-admin", b.addr(offset + 2), "-relay", b.addr(offset + 3), "-allow-loopback-upstreams"}
+		"-http", b.addr(offset), "-https", b.addr(offset + 1), "-admin", b.addr(offset + 2), "-relay", b.addr(offset + 3), "-allow-loopback-upstreams"}, b.edgeArgs...)
 }
 
 // makeKeys makes them over the admin API, as an operator's program would. All are used, in an order that has nothing to do with

@@ -30,6 +30,8 @@ type config struct {
 	conns      int
 	rows, only []string
 	pin        string
+	realtime   bool
+	edgeArgs   []string // more flags of the edge
 }
 
 func main() {
@@ -43,6 +45,8 @@ func main() {
 	flag.DurationVar(&cfg.lasts, "for", 5*time.Second, "length of one sample")
 	flag.IntVar(&cfg.conns, "connections", 64, "of the load generator")
 	flag.StringVar(&cfg.pin, "pin", "one", "one: peers on CPU 0, load and upstream on CPU 1; both: the system decides")
+	flag.BoolVar(&cfg.realtime, "realtime", false, "peers, upstream and load generator in the kernel's real-time class, all of one priority (root): what else runs on this machine does not count. The control node is outside of it")
+	edgeArgs := flag.String("edge-args", "", "more flags of the edge, with blanks between")
 	rows := flag.String("rows", "http", "with commas between: "+strings.Join(rowNames(), ", "))
 	only := flag.String("only", "", "peers, with commas between; empty: edge, before (with -before), nginx, haproxy, nethttp")
 	reference := flag.String("reference", "", "be the net/http reference with this configuration (internal)")
@@ -56,7 +60,7 @@ func main() {
 		fatal(serveReference(*reference))
 		return
 	}
-	cfg.rows = strings.Split(*rows, ",")
+	cfg.rows, cfg.edgeArgs = strings.Split(*rows, ","), strings.Fields(*edgeArgs)
 	if *only != "" {
 		cfg.only = strings.Split(*only, ",")
 	}
@@ -75,7 +79,7 @@ func fatal(err error) {
 // missing are the programs of packages that are not there.
 func missing() error {
 	var lack []string
-	for program, pkg := range map[string]string{"nginx": "nginx-light", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"} {
+	for program, pkg := range map[string]string{"nginx": "nginx-light", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux", "chrt": "util-linux"} {
 		if _, err := exec.LookPath(program); err != nil {
 			lack = append(lack, pkg)
 		}

@@ -144,9 +144,8 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 	case "h2load":
 		command = append([]string{"h2load", "-t1", "-D", seconds, "--connect-to=" + address, "-H", "x-api-key: " + b.used[0]}, append(r.args, target)...)
 	}
-	if _, rest := b.cpus(); rest != nil {
-		command = append([]string{"taskset", "-c", strconv.Itoa(*rest)}, command...)
-	}
+	_, rest := b.places()
+	command = rest.command(command[0], command[1:]...)
 	pids := family(p.proc.cmd.Process.Pid)
 	userBefore, kernelBefore := cpuOf(pids)
 	memory := rssOf(pids)

@@ -42,17 +42,33 @@ type peer struct {
 	http, https string
 }
 
-// start runs a program with its output in a file of its own. cpu is what it is pinned to, nil: nothing.
-func (b *bench) start(name string, cpu *int, program string, args ...string) (*process, error) {
-	if cpu != nil {
-		program, args = "taskset", append([]string{"-c", strconv.Itoa(*cpu), program}, args...)
+// place is where a program runs: on which CPU (nil: on any), and whether in the real-time class.
+type place struct {
+	cpu      *int
+	realtime bool
+}
+
+// before is the beginning of the command of a program at this place.
+func (p place) command(program string, args ...string) []string {
+	command := append([]string{program}, args...)
+	if p.realtime {
+		command = append([]string{"chrt", "--fifo", "1"}, command...)
 	}
+	if p.cpu != nil {
+		command = append([]string{"taskset", "-c", strconv.Itoa(*p.cpu)}, command...)
+	}
+	return command
+}
+
+// start runs a program with its output in a file of its own.
+func (b *bench) start(name string, at place, program string, args ...string) (*process, error) {
+	command := at.command(program, args...)
 	out, err := os.OpenFile(filepath.Join(b.dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	cmd := exec.Command(program, args...)
+	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = b.dir, out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -92,12 +108,13 @@ func (b *bench) stopAll() {
 
 var first, second = 0, 1
 
-// cpus are where peers and where everything else run.
-func (b *bench) cpus() (peers, rest *int) {
+// places are where peers, and where upstream and load generator run.
+func (b *bench) places() (peers, rest place) {
 	if b.pin == "one" {
-		return &first, &second
+		peers.cpu, rest.cpu = &first, &second
 	}
-	return nil, nil
+	peers.realtime, rest.realtime = b.realtime, b.realtime
+	return peers, rest
 }
 
 func (b *bench) wants(name string) bool {
@@ -114,9 +131,9 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err := b.certificate(); err != nil {
 		return err
 	}
-	mine, rest := b.cpus()
+	mine, rest := b.places()
 	workers := 2
-	if mine != nil {
+	if mine.cpu != nil {
 		workers = 1
 	}
 	if err := b.write("large.bin", strings.Repeat("x", 64<<10)); err != nil {
