@@ -374,7 +374,7 @@ func (e *Edge) runAccessLog(ctx context.Context) error {
 // switchedDetail keeps rows one by one unless that is turned off. What it passes over is counted as lost detail.
 type switchedDetail struct{ e *Edge }
 
-func (d switchedDetail) Keep(epoch, seq, through uint64, rows []usage.Row) {
+func (d switchedDetail) Keep(epoch, seq, through uint64, rows *usage.Batch) {
 	if !d.e.tables.Load().Off("detail") {
 		d.e.detail.Keep(epoch, seq, through, rows)
 	}

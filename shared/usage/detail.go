@@ -145,6 +145,13 @@ func (e *detailEntry) row() Row {
 // EncodeDetail writes what Kept leaves of rows, the same bytes for the same
 // rows. It checks no limit.
 func EncodeDetail(rows []Row) []byte {
+	if len(rows) < detailSwitch {
+		return encodeDetail1(rows)
+	}
+	return BatchOf(rows).Encode(0, len(rows))
+}
+
+func encodeDetail1(rows []Row) []byte {
 	t := tabulateDetail(rows)
 	c := newWriter()
 	t.code(c)
@@ -163,12 +170,29 @@ func DecodeDetail(b []byte) ([]Row, error) {
 	return rows, nil
 }
 
+// DetailVersion is the newest version of the detail part that this program reads and writes.
+const DetailVersion = detailVersion2
+
+// DetailFor is a piece for who reads versions up to most.
+func DetailFor(payload []byte, most uint32) ([]byte, error) {
+	if len(payload) == 0 || uint32(payload[0]) <= max(most, detailVersion) {
+		return payload, nil
+	}
+	rows, err := DecodeDetail(payload)
+	if err != nil {
+		return nil, err
+	}
+	return encodeDetail1(rows), nil
+}
+
 func decodeDetail(b []byte) ([]Row, error) {
 	switch {
 	case len(b) > MaxDetail:
 		return nil, fmt.Errorf("at most %d are allowed", MaxDetail)
+	case len(b) > 0 && b[0] == detailVersion2:
+		return decode2(b, detailSwitch)
 	case len(b) == 0 || b[0] != detailVersion:
-		return nil, fmt.Errorf("this program knows versions up to %d", detailVersion)
+		return nil, fmt.Errorf("this program knows versions up to %d", detailVersion2)
 	}
 	c, err := openStream(b)
 	if err != nil {

@@ -120,12 +120,14 @@ func TestDecodeDetail_RefusesEveryPrefixAndTail(t *testing.T) {
 	}
 }
 
+var spoils = map[string]func(*usage.Row){
+	"blank customer": func(r *usage.Row) { r.Customer = "" }, "outcome 0": func(r *usage.Row) { r.Outcome = 0 },
+	"negative units": func(r *usage.Row) { r.Units = -1 }, "negative latency": func(r *usage.Row) { r.LatencyUS = -1 },
+	"zero byte in key": func(r *usage.Row) { r.KeyID = "a\x00" }, "negative period": func(r *usage.Row) { r.Period = -1 },
+}
+
 func TestDecodeDetail_RefusesBadRows(t *testing.T) {
-	for name, spoil := range map[string]func(*usage.Row){
-		"blank customer": func(r *usage.Row) { r.Customer = "" }, "outcome 0": func(r *usage.Row) { r.Outcome = 0 },
-		"negative units": func(r *usage.Row) { r.Units = -1 }, "negative latency": func(r *usage.Row) { r.LatencyUS = -1 },
-		"zero byte in key": func(r *usage.Row) { r.KeyID = "a\x00" }, "negative period": func(r *usage.Row) { r.Period = -1 },
-	} {
+	for name, spoil := range spoils {
 		rows := trafficRows(3, 1000)
 		spoil(&rows[1])
 		if _, err := usage.DecodeDetail(usage.EncodeDetail(rows)); err == nil {

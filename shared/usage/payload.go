@@ -147,19 +147,28 @@ func decode(b []byte) (Payload, error) {
 	return t.payload(), nil
 }
 
-// openStream reads the head that bytes wrote: version, length.
+// openStream reads what closeStream wrote.
 func openStream(b []byte) (*coder, error) {
+	s, err := streamOf(b)
+	if err != nil {
+		return nil, err
+	}
+	return newReader(s), nil
+}
+
+// streamOf is what stands behind version and length.
+func streamOf(b []byte) ([]byte, error) {
 	r := reader{b: b[1:]}
 	n := r.uvarint(MaxPayload)
 	switch {
 	case r.err != nil:
 		return nil, r.err
 	case n > uint64(len(r.b)):
-		return nil, errors.New("it is cut short")
+		return nil, errCut
 	case n < uint64(len(r.b)):
 		return nil, fmt.Errorf("%d bytes follow its end", uint64(len(r.b))-n)
 	}
-	return newReader(r.b), nil
+	return r.b, nil
 }
 
 func closeStream(version byte, c *coder) []byte {

@@ -1,6 +1,7 @@
 package usage_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -71,4 +72,22 @@ func BenchmarkDecodeDetailPart(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(rows)), "ns/row")
+}
+
+func BenchmarkDetailVersions(b *testing.B) {
+	for _, n := range []int{250, 500, 1000, 1500, 4000, 8000} {
+		rows := trafficRows(n, 1000)
+		batch := usage.BatchOf(rows)
+		for v, encode := range map[string]func() []byte{"1": func() []byte { return usage.EncodeDetail1(rows) }, "2": func() []byte { return batch.Encode2(0, n) }} {
+			b.Run(fmt.Sprint(n, " rows, version ", v), func(b *testing.B) {
+				b.ReportAllocs()
+				var enc []byte
+				for b.Loop() {
+					enc = encode()
+				}
+				b.ReportMetric(float64(len(enc))/float64(n), "B/request")
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/row")
+			})
+		}
+	}
 }

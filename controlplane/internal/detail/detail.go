@@ -143,6 +143,7 @@ type Store struct {
 	frozen chan struct{}   // to the keeper: a table waits; capacity 1
 	done   chan struct{}   // closed when Run has ended
 	cur    *table          // the writer's alone, but for what readers see of it under mu
+	old    bool            // its log has a header of before
 
 	// mu covers what readers see: tables (the last one is open), the catalog, marks, the counters. Values in
 	// them are only ever added to or replaced, so a reader copies headers and leaves. Never held across I/O.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/detail"
+	"bailiwick/shared/durable"
 	"bailiwick/shared/durable/durabletest"
 	"bailiwick/shared/fault"
 	"bailiwick/shared/usage"
@@ -126,6 +127,71 @@ func requests(f detail.Found) (n int64) {
 		}
 	}
 	return n
+}
+
+// A log of before is read, and what comes now goes into one whose header says so: the program of before would take it for damage.
+func TestStore_WhatIsNewGoesIntoANewLog(t *testing.T) {
+	for _, pieces := range []int{0, 3} {
+		w := newWorld(t, nil)
+		for i := range pieces {
+			w.append("e1", 5, piece(t, "e1", 5, uint64(i+1), row(start, "acme", i)))
+		}
+		w.close()
+		path, head := "/detail/log-0000000000000001", durable.Header{Magic: "bwdtllog", Version: 2, Program: "p"}
+		var records [][]byte
+		if _, _, err := durable.ReadLog(w.fs, path, head, func(_ int64, b []byte) error {
+			records = append(records, slices.Clone(b))
+			return nil
+		}); err != nil || len(records) != pieces {
+			t.Fatalf("%d records, %v; want %d", len(records), err, pieces)
+		}
+		if err := w.fs.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		head.Version = 1
+		old, _, err := durable.OpenLog(w.fs, path, head, nil)
+		for _, r := range records {
+			err = errors.Join(err, old.Append(r))
+		}
+		if err = errors.Join(err, old.Sync(), old.Close()); err != nil {
+			t.Fatal(err)
+		}
+		w.open()
+		rows := make([]usage.Row, 400)
+		for i := range rows {
+			rows[i] = row(start, "acme", i)
+		}
+		w.append("e1", 5, piece(t, "e1", 5, uint64(pieces+1), rows...))
+		w.close()
+		dir, err := w.fs.ReadDir("/detail")
+		if err != nil {
+			t.Fatal(err)
+		}
+		head.Version = 2
+		held := map[uint32]int{}
+		for _, f := range dir {
+			if strings.HasPrefix(f.Name(), "log-") { // the old one may be Parquet by now
+				n := 0
+				found, _, err := durable.ReadLog(w.fs, "/detail/"+f.Name(), head, func(int64, []byte) error { n++; return nil })
+				if err != nil {
+					t.Fatal(err)
+				}
+				held[found.Version] += n
+			}
+		}
+		if held[1] > pieces || held[2] != 1 {
+			t.Errorf("logs of version 1 hold %d pieces and those of version 2 %d, want at most %d and 1", held[1], held[2], pieces)
+		}
+		w.open()
+		if n := requests(w.found("acme")); n != int64(pieces+len(rows)) {
+			t.Errorf("%d requests are found, want %d", n, pieces+len(rows))
+		}
+		w.roll()
+		if n := requests(w.found("acme")); n != int64(pieces+len(rows)) {
+			t.Errorf("%d requests are found in Parquet, want %d", n, pieces+len(rows))
+		}
+		w.close()
+	}
 }
 
 // roll lets an hour pass: the log becomes Parquet.

@@ -78,6 +78,9 @@ func (s *Store) recover() error {
 	if len(s.tables) == 0 {
 		return s.open(s.cat.FirstLog)
 	}
+	if s.old { // what comes now goes into a log whose header says so
+		return s.open(s.cur.number + 1)
+	}
 	s.wake()
 	return nil
 }

@@ -198,8 +198,11 @@ func (s *Store) wake() {
 
 func logName(number uint64) string { return fmt.Sprintf("log-%016d", number) }
 
+// logVersion 2 came on 2026-11-26: payloads of version 2, which the program of before takes for damage.
+const logVersion = 2
+
 func (s *Store) logHeader() durable.Header {
-	return durable.Header{Magic: "bwdtllog", Version: 1, Program: s.cfg.Program}
+	return durable.Header{Magic: "bwdtllog", Version: logVersion, Program: s.cfg.Program}
 }
 
 // open makes the log that comes next, and its table the open one.
@@ -246,6 +249,7 @@ func (s *Store) replay(number uint64) error {
 		return err
 	}
 	t.log = l
+	s.old = state.Header.Version < logVersion
 	if state.Torn > 0 {
 		s.log.Warn("the torn tail of a detail log was cut; nothing acknowledged was in it", "log", l.Path(), "bytes", state.Torn)
 	}

@@ -262,7 +262,7 @@ func (e *detailSession) store(ctx context.Context, epoch uint64, batch []detail.
 }
 
 func (e *detailSession) sendMark(epoch, stored uint64) error {
-	return e.link.Send(&usagev1.UploadDetailResponse{Message: &usagev1.UploadDetailResponse_Mark{Mark: &usagev1.DetailMark{Epoch: epoch, Stored: stored}}})
+	return e.link.Send(&usagev1.UploadDetailResponse{Message: &usagev1.UploadDetailResponse_Mark{Mark: &usagev1.DetailMark{Epoch: epoch, Stored: stored, Reads: usage.DetailVersion}}})
 }
 
 func (e *detailSession) sendRefusal(r *usagev1.DetailRefusal) error {

@@ -161,7 +161,7 @@ type piece struct {
 // seq or those after it of the same seal. Rows that it has are passed over, so a
 // caller that folds its log again after a crash need not know which. Rows between
 // those it has and those it is given are lost, and so is what cannot be written.
-func (s *Spool) Keep(epochNo, seq, through uint64, rows []usage.Row) {
+func (s *Spool) Keep(epochNo, seq, through uint64, rows *usage.Batch) {
 	s.work.Lock()
 	defer s.work.Unlock()
 	e := s.take(epochNo)
@@ -169,21 +169,22 @@ func (s *Spool) Keep(epochNo, seq, through uint64, rows []usage.Row) {
 		return
 	}
 	missing := through - e.rows
-	if uint64(len(rows)) > missing {
-		rows = rows[uint64(len(rows))-missing:]
+	from, end := 0, rows.Len()
+	if uint64(end) > missing {
+		from = end - int(missing)
 	}
 	var b batch
-	if gap := missing - uint64(len(rows)); gap > 0 {
+	if gap := missing - uint64(end-from); gap > 0 {
 		l := Lost{From: e.next, To: e.next, Rows: int64(gap), SinceMS: e.until, UntilMS: e.until, through: e.rows + gap}
-		if len(rows) > 0 {
-			l.UntilMS = rows[0].EndUnixMS
+		if from < end {
+			l.UntilMS = rows.End(from)
 		}
 		b.lose(e, l)
 	}
-	for len(rows) > 0 {
-		n := chunk(rows)
-		b.keep(e, seq, rows[:n])
-		rows = rows[n:]
+	for from < end {
+		to := rows.Piece(from)
+		b.keep(e, seq, rows, from, to)
+		from = to
 	}
 	if err := s.write(&b); err != nil {
 		s.failures.Add(1)
@@ -201,20 +202,6 @@ func (s *Spool) Keep(epochNo, seq, through uint64, rows []usage.Row) {
 		s.cfg.Logger.Info("usage detail is kept again", "rows_lost", b.counts.lost)
 	}
 	s.bound()
-}
-
-// chunk is how many rows go into the next piece.
-func chunk(rows []usage.Row) int {
-	const texts = usage.MaxDetail / 2
-	size := 0
-	for i := range rows {
-		r := &rows[i]
-		size += len(r.Customer) + len(r.Subscription) + len(r.Plan) + len(r.Product) + len(r.API) + len(r.Route) + len(r.ServedRegion) + len(r.KeyID) + 128
-		if i == usage.MaxDetailRows || size > texts && i > 0 {
-			return i
-		}
-	}
-	return len(rows)
 }
 
 // take finds or makes the epoch. Under work.

@@ -21,11 +21,12 @@ func row(ordinal uint64) usage.Row {
 		Outcome: usage.OutcomeSuccess, ServedRegion: "eu-west", Status: 200, Attempts: 1, Requests: 1, Units: 1, BytesIn: int64(ordinal), LatencyUS: 5}
 }
 
-func rows(from, to uint64) (out []usage.Row) {
+func rows(from, to uint64) *usage.Batch {
+	var out []usage.Row
 	for n := from; n <= to; n++ {
 		out = append(out, row(n))
 	}
-	return out
+	return usage.BatchOf(out)
 }
 
 func open(t testing.TB, fsys durable.FS, cfg detail.Config) *detail.Spool {

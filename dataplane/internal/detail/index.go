@@ -141,11 +141,12 @@ func (b *batch) lose(e *epoch, l Lost) {
 	b.counts.lost += l.Rows
 }
 
-func (b *batch) keep(e *epoch, seq uint64, rows []usage.Row) {
+func (b *batch) keep(e *epoch, seq uint64, rows *usage.Batch, from, to int) {
 	b.begin(e)
-	p := piece{number: b.next, seq: seq, through: b.rows + uint64(len(rows)), rows: int64(len(rows)), since: rows[0].EndUnixMS, until: rows[len(rows)-1].EndUnixMS}
+	n := to - from
+	p := piece{number: b.next, seq: seq, through: b.rows + uint64(n), rows: int64(n), since: rows.End(from), until: rows.End(to - 1)}
 	b.next, b.rows = b.next+1, p.through
-	payload := usage.EncodeDetail(rows)
+	payload := rows.Encode(from, to)
 	var rec []byte
 	rec, p.head = encodePiece(e.epoch, &p, payload)
 	p.size = len(rec)

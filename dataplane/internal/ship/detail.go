@@ -9,6 +9,7 @@ import (
 
 	"bailiwick/dataplane/internal/detail"
 	usagev1 "bailiwick/proto/gen/bailiwick/usage/v1"
+	"bailiwick/shared/usage"
 )
 
 const (
@@ -134,6 +135,7 @@ type detailSession struct {
 	s      *Shipper
 	l      detailLink
 	epochs map[uint64]*detailProgress
+	reads  uint32 // the newest version of the detail part that the node reads, by its first mark
 }
 
 type detailProgress struct {
@@ -223,6 +225,12 @@ func (e *detailSession) send(epoch uint64, p *detailProgress, it *detail.Item) e
 		return e.l.Send(&usagev1.UploadDetailRequest{Message: &usagev1.UploadDetailRequest_Lost{Lost: m}})
 	}
 	d := &it.Piece
+	if payload, err := usage.DetailFor(d.Payload, e.reads); err != nil {
+		return fmt.Errorf("write detail %d/%d for an older control node: %w", epoch, d.Number, err)
+	} else if len(payload) > 0 && &payload[0] != &d.Payload[0] {
+		d.Payload = payload
+		d.Hash = usage.HashDetail(d.Edge, d.Epoch, d.Number, d.Seq, payload)
+	}
 	m := &usagev1.DetailBlock{Epoch: epoch, Number: d.Number, Seq: d.Seq, Payload: d.Payload, Hash: d.Hash[:]}
 	p.next = d.Number + 1
 	p.onWay = append(p.onWay, flight{d.Number, len(d.Payload)})
@@ -238,6 +246,7 @@ func (e *detailSession) answer(m *usagev1.UploadDetailResponse) error {
 		if p == nil {
 			return fmt.Errorf("the control node marks detail of epoch %d, which it was not told of", k.Epoch)
 		}
+		e.reads = k.Reads
 		if err := e.s.cfg.Detail.Mark(k.Epoch, k.Stored); err != nil {
 			return err
 		}

@@ -22,9 +22,13 @@ type store struct {
 	refused  int
 	stall    bool // answers the hello and then reads no more
 	cutAfter int  // messages, once
+	reads    uint32
+	versions map[byte]int // of pieces that came
 }
 
-func newStore() *store { return &store{stored: map[uint64]uint64{}, customer: map[string]int64{}} }
+func newStore() *store {
+	return &store{stored: map[uint64]uint64{}, customer: map[string]int64{}, reads: usage.DetailVersion, versions: map[byte]int{}}
+}
 
 func (s *store) rows(customer string) (kept, lost int64) {
 	s.mu.Lock()
@@ -56,7 +60,7 @@ func (s *store) take(m *usagev1.UploadDetailRequest) (answer *usagev1.UploadDeta
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	mark := func(epoch uint64) *usagev1.UploadDetailResponse {
-		return &usagev1.UploadDetailResponse{Message: &usagev1.UploadDetailResponse_Mark{Mark: &usagev1.DetailMark{Epoch: epoch, Stored: s.stored[epoch]}}}
+		return &usagev1.UploadDetailResponse{Message: &usagev1.UploadDetailResponse_Mark{Mark: &usagev1.DetailMark{Epoch: epoch, Stored: s.stored[epoch], Reads: s.reads}}}
 	}
 	refuse := func(epoch, number uint64, reason string) *usagev1.UploadDetailResponse {
 		s.refused++
@@ -79,6 +83,8 @@ func (s *store) take(m *usagev1.UploadDetailRequest) (answer *usagev1.UploadDeta
 	b := m.GetBlock()
 	rows, err := usage.DecodeDetail(b.Payload)
 	switch {
+	case uint32(b.Payload[0]) > max(1, s.reads):
+		return refuse(b.Epoch, b.Number, ship.ReasonMalformed), false
 	case err != nil || usage.HashDetail(edge, b.Epoch, b.Number, b.Seq, b.Payload) != [32]byte(b.Hash):
 		return refuse(b.Epoch, b.Number, ship.ReasonMalformed), false
 	case b.Number > s.stored[b.Epoch]+1:
@@ -95,6 +101,7 @@ func (s *store) take(m *usagev1.UploadDetailRequest) (answer *usagev1.UploadDeta
 		s.customer[rows[i].Customer]++
 	}
 	s.stored[b.Epoch] = b.Number
+	s.versions[b.Payload[0]]++
 	return mark(b.Epoch), false
 }
 
@@ -115,7 +122,7 @@ func detailRow(customer string, n uint64) usage.Row {
 // keep makes n pieces of one row each.
 func keep(d *detail.Spool, epoch uint64, customer string, from, to uint64) {
 	for n := from; n <= to; n++ {
-		d.Keep(epoch, n, n, []usage.Row{detailRow(customer, n)})
+		d.Keep(epoch, n, n, usage.BatchOf([]usage.Row{detailRow(customer, n)}))
 	}
 }
 
@@ -145,6 +152,31 @@ func TestShipper_DetailArrivesOnceWhateverIsCut(t *testing.T) {
 				t.Errorf("stats = %+v", st)
 			}
 		})
+	}
+}
+
+// A zone's nodes are replaced one by one: a node of before gets what it reads, and says of it what it would of its own.
+func TestShipper_DetailForAnOlderNode(t *testing.T) {
+	for reads, want := range map[uint32]byte{0: 1, 1: 1, 2: 2, 3: 2} {
+		p, led := newPKI(t), newLedger()
+		n := newNode(t, p, led, true, true)
+		n.store = newStore()
+		n.store.reads = reads
+		s, d := openSpool(t, t.TempDir()), openDetail(t)
+		const rows = 2000 // of version 2
+		many := make([]usage.Row, rows)
+		for i := range many {
+			many[i] = detailRow("acme", uint64(i))
+		}
+		d.Keep(5, 1, rows, usage.BatchOf(many))
+		d.Keep(5, 2, rows+1, usage.BatchOf(many[:1]))
+		startWith(t, s, d, p, n.addr)
+		eventually(t, "all rows", func() bool { k, _ := n.store.rows("acme"); return k == rows+1 })
+		n.store.mu.Lock()
+		if n.store.refused != 0 || n.store.versions[want] == 0 || want == 1 && n.store.versions[2] > 0 {
+			t.Errorf("a node that reads version %d got %v, and refused %d; want version %d", reads, n.store.versions, n.store.refused, want)
+		}
+		n.store.mu.Unlock()
 	}
 }
 
@@ -197,7 +229,7 @@ func TestShipper_DetailNeverDelaysTheLedger(t *testing.T) {
 					rows[i].Address = uint64(i+1) * 0xbf58476d1ce4e5b9 * (through + 1)
 				}
 				through += uint64(len(rows))
-				d.Keep(5, 1, through, rows)
+				d.Keep(5, 1, through, usage.BatchOf(rows))
 			}
 			if b := d.Stats().BytesKept; b < 2<<20 {
 				t.Fatalf("only %d bytes of detail: they fit into buffers", b)

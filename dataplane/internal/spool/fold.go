@@ -3,7 +3,6 @@ package spool
 import (
 	"encoding/binary"
 	"errors"
-	"strings"
 
 	"bailiwick/shared/usage"
 )
@@ -24,8 +23,10 @@ type sums struct {
 type cell struct {
 	usage.Cell
 	sums   usage.Sums
-	minute int64 // of sketch
+	minute int64 // of sketch, unix ms
 	sketch *usage.Sketch
+	no     uint32 // of the cell in the batch of detail whose turn it is, from 1
+	turn   uint64
 }
 
 func newSums() sums {
@@ -55,14 +56,19 @@ func (o *sums) add(payload []byte) (*cell, error) {
 	s := usage.Sums{Requests: int64(le.Uint64(payload[rowSums:])), Units: int64(le.Uint64(payload[rowSums+8:])),
 		BytesIn: int64(le.Uint64(payload[rowSums+16:])), BytesOut: int64(le.Uint64(payload[rowSums+24:]))}
 	c.sums = c.sums.Add(s)
-	r := usage.Row{EndUnixMS: int64(le.Uint64(payload[rowEnd:])), API: c.API, Route: c.Route, ServedRegion: c.ServedRegion, Outcome: c.Outcome, Requests: s.Requests}
-	if k, ok := r.Latency(); ok {
-		if c.sketch == nil || c.minute != k.Minute {
-			c.minute, c.sketch = k.Minute, o.sketch(k)
+	if s.Requests != 1 {
+		return c, nil
+	}
+	if end := int64(le.Uint64(payload[rowEnd:])); c.sketch == nil || end < c.minute || end >= c.minute+60_000 {
+		r := usage.Row{EndUnixMS: end, API: c.API, Route: c.Route, ServedRegion: c.ServedRegion, Outcome: c.Outcome, Requests: 1}
+		k, ok := r.Latency()
+		if !ok {
+			return c, nil
 		}
-		if c.sketch != nil {
-			c.sketch.Add(int64(le.Uint64(payload[rowLat:])), 1)
-		}
+		c.minute, c.sketch = k.Minute*1000, o.sketch(k)
+	}
+	if c.sketch != nil {
+		c.sketch.Add(int64(le.Uint64(payload[rowLat:])), 1)
 	}
 	return c, nil
 }
@@ -170,40 +176,35 @@ const detailMax = 8 * usage.MaxDetailRows
 // detailRows are rows on their way to the detail: consecutive, up to the one
 // with the number through.
 type detailRows struct {
-	rows    []usage.Row
+	batch   usage.Batch
 	through uint64
-	texts   map[string]string // each text once
+	turn    uint64 // of batch: numbers of cells hold within one
 }
 
-func (d *detailRows) add(payload []byte, u *cell, ordinal uint64) {
-	if len(d.rows) >= detailMax {
+func (d *detailRows) add(payload []byte, c *cell, ordinal uint64) {
+	if d.batch.Len() >= detailMax {
 		return
 	}
-	d.rows, d.through = append(d.rows, d.decode(payload, u)), ordinal
-}
-
-func (d *detailRows) decode(payload []byte, c *cell) usage.Row {
+	if c.turn != d.turn || c.no == 0 {
+		c.turn, c.no = d.turn, d.batch.Cell(&c.Cell)+1
+	}
+	d.through = ordinal
+	var key []byte
+	isNew := payload[0] == kindRow
+	if isNew {
+		key = payload[len(payload)-keyIDLen(payload):]
+	}
 	le := binary.LittleEndian
-	r := usage.Row{RequestID: [16]byte(payload[rowID:rowEnd]), EndUnixMS: int64(le.Uint64(payload[rowEnd:])), LatencyUS: int64(le.Uint64(payload[rowLat:])),
-		Requests: int64(le.Uint64(payload[rowSums:])), Units: int64(le.Uint64(payload[rowSums+8:])), BytesIn: int64(le.Uint64(payload[rowSums+16:])), BytesOut: int64(le.Uint64(payload[rowSums+24:])),
-		Customer: c.Customer, Subscription: c.Subscription, Plan: c.Plan, PlanRev: c.PlanRev, Product: c.Product, API: c.API, Route: c.Route,
-		Outcome: c.Outcome, ServedRegion: c.ServedRegion, Period: c.Period}
-	if payload[0] != kindRow {
-		return r
+	r := d.batch.Add(c.no-1, key)
+	r.RequestID, r.EndUnixMS, r.LatencyUS = [16]byte(payload[rowID:rowEnd]), int64(le.Uint64(payload[rowEnd:])), int64(le.Uint64(payload[rowLat:]))
+	r.Requests, r.Units = int64(le.Uint64(payload[rowSums:])), int64(le.Uint64(payload[rowSums+8:]))
+	r.BytesIn, r.BytesOut = int64(le.Uint64(payload[rowSums+16:])), int64(le.Uint64(payload[rowSums+24:]))
+	if !isNew {
+		r.Attempts, r.Status, r.Flags, r.UpstreamUS, r.Actor, r.Address = 0, 0, 0, 0, 0, 0
+		return
 	}
 	r.Attempts, r.Status, r.Flags = payload[1], le.Uint16(payload[2:]), usage.Flags(payload[4])
 	r.UpstreamUS, r.Actor, r.Address = int64(le.Uint64(payload[rowUpstream:])), le.Uint64(payload[rowActor:]), le.Uint64(payload[rowAddress:])
-	key := payload[len(payload)-keyIDLen(payload):]
-	text, ok := d.texts[string(key)]
-	if !ok {
-		if len(d.texts) >= 1<<16 || d.texts == nil {
-			d.texts = map[string]string{}
-		}
-		text = strings.Clone(string(key))
-		d.texts[text] = text
-	}
-	r.KeyID = text
-	return r
 }
 
 // foldRow takes one row into what is open, and on its way to the detail.
@@ -222,7 +223,7 @@ func (s *Spool) foldRow(payload []byte) error {
 // keepDetail hands the waiting rows to the detail. They are on disk first, or a
 // power cut could leave detail of rows that no block has.
 func (s *Spool) keepDetail() error {
-	if len(s.detail.rows) == 0 {
+	if s.detail.batch.Len() == 0 {
 		return nil
 	}
 	if err := s.syncRows(); err != nil {
@@ -234,7 +235,7 @@ func (s *Spool) keepDetail() error {
 
 // giveDetail: the next seal's first block will be the one after the last.
 func (s *Spool) giveDetail(through uint64) {
-	s.cfg.Detail.Keep(s.st.epoch, s.st.seq+1, through, s.detail.rows)
-	clear(s.detail.rows)
-	s.detail.rows = s.detail.rows[:0]
+	s.cfg.Detail.Keep(s.st.epoch, s.st.seq+1, through, &s.detail.batch)
+	s.detail.batch.Reset()
+	s.detail.turn++
 }

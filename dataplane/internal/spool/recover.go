@@ -41,7 +41,7 @@ func (s *Spool) finishEpoch() error {
 	}
 	s.count.recovered.Store(int64(rows))
 	if s.cfg.Detail != nil { // what it has is passed over; what it has not is lost, and said so
-		if len(s.detail.rows) > 0 {
+		if s.detail.batch.Len() > 0 {
 			s.giveDetail(s.detail.through)
 		}
 		s.giveDetail(s.rows)
@@ -134,7 +134,7 @@ func (s *Spool) recover(nos []uint64, from pos) (rows int, at int64, err error) 
 				if err := s.foldRow(payload); err != nil {
 					return corrupt(path, place, err.Error())
 				}
-				if len(s.detail.rows) >= usage.MaxDetailRows {
+				if s.detail.batch.Len() >= usage.MaxDetailRows {
 					s.giveDetail(s.detail.through)
 				}
 				at = max(at, int64(binary.LittleEndian.Uint64(payload[rowEnd:])))

@@ -187,7 +187,7 @@ func (s *Spool) setThrough(at int64) {
 // holds O(open cells), however many rows come.
 func (s *Spool) shrink() error {
 	full := s.folded.seg() > s.ckpt.seg()
-	if full || len(s.detail.rows) >= usage.MaxDetailRows { // the larger a piece, the smaller
+	if full || s.detail.batch.Len() >= usage.MaxDetailRows { // the larger a piece, the smaller
 		if err := s.keepDetail(); err != nil {
 			return err
 		}

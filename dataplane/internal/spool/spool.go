@@ -64,7 +64,7 @@ type Detail interface {
 	// one with the number through, which are summed in block seq (or those
 	// behind it of the same seal). It passes over rows it has, and counts as lost
 	// those between that it was not given. The rows are valid only during the call.
-	Keep(epoch, seq, through uint64, rows []usage.Row)
+	Keep(epoch, seq, through uint64, rows *usage.Batch)
 }
 
 // Validate says what is missing or absurd.

@@ -964,6 +964,7 @@ type DetailMark struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Stored        uint64                 `protobuf:"varint,2,opt,name=stored,proto3" json:"stored,omitempty"`
+	Reads         uint32                 `protobuf:"varint,3,opt,name=reads,proto3" json:"reads,omitempty"` // the newest version of the detail part that this node reads; 0: 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1009,13 @@ func (x *DetailMark) GetEpoch() uint64 {
 func (x *DetailMark) GetStored() uint64 {
 	if x != nil {
 		return x.Stored
+	}
+	return 0
+}
+
+func (x *DetailMark) GetReads() uint32 {
+	if x != nil {
+		return x.Reads
 	}
 	return 0
 }
@@ -1601,11 +1609,12 @@ const file_bailiwick_usage_v1_usage_proto_rawDesc = "" +
 	"\x02to\x18\x03 \x01(\x04R\x02to\x12\x12\n" +
 	"\x04rows\x18\x04 \x01(\x03R\x04rows\x12\"\n" +
 	"\rsince_unix_ms\x18\x05 \x01(\x03R\vsinceUnixMs\x12\"\n" +
-	"\runtil_unix_ms\x18\x06 \x01(\x03R\vuntilUnixMs\":\n" +
+	"\runtil_unix_ms\x18\x06 \x01(\x03R\vuntilUnixMs\"P\n" +
 	"\n" +
 	"DetailMark\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
-	"\x06stored\x18\x02 \x01(\x04R\x06stored\"\x89\x01\n" +
+	"\x06stored\x18\x02 \x01(\x04R\x06stored\x12\x14\n" +
+	"\x05reads\x18\x03 \x01(\rR\x05reads\"\x89\x01\n" +
 	"\rDetailRefusal\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\x04R\x06number\x12\x16\n" +
