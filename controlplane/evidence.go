@@ -128,7 +128,7 @@ func (z zoneEvidence) Rows(ctx context.Context, w io.Writer, region string, from
 			return errors.Join(a.err, ctx.Err())
 		}
 		if err != nil {
-			z.log.Warn("a node does not hand out its edges' rows", "node", node.Name, "error", err)
+			z.log.Warn("a node does not hand out its edges' rows", "peer", node.Name, "error", err)
 		}
 	}
 	for _, edge := range slices.Sorted(maps.Keys(edges)) {

@@ -201,7 +201,7 @@ func (z zoneDetail) Trace(ctx context.Context, req *peerv1.TraceRequest) (*admin
 	for i, node := range nodes {
 		names = append(names, node.Name)
 		if err := answers[i].err; err != nil {
-			z.log.Warn("trace of a node fails", "node", node.Name, "error", err)
+			z.log.Warn("trace of a node fails", "peer", node.Name, "error", err)
 		}
 	}
 	return merge(names, answers, int(req.Limit))
@@ -301,7 +301,7 @@ func (z zoneDetail) Rows(ctx context.Context, customer string, each func([]*admi
 		case caller != nil || ctx.Err() != nil:
 			return unreachable, errors.Join(caller, ctx.Err())
 		case err != nil:
-			z.log.Warn("export of a node's detail fails", "node", node.Name, "error", err)
+			z.log.Warn("export of a node's detail fails", "peer", node.Name, "error", err)
 			unreachable = append(unreachable, node.Name)
 		}
 	}

@@ -52,7 +52,7 @@ func (e *Edge) succeed(ctx context.Context) error {
 		return err
 	}
 	err = handover.Freed(ctx, freedTime, filepath.Join(run, "lock"), filepath.Join(e.cfg.Dir, "spool", "lock"))
-	e.log.Info("taking another process's place", "program", before.Program, "waited_for", time.Since(began))
+	e.log.Info("taking another process's place", "from", before.Program, "waited_for", time.Since(began))
 	return err
 }
 

@@ -18,6 +18,7 @@ func TestLogs_CarryNamesOnTheListOnly(t *testing.T) {
 	for _, name := range telemetry.Names() {
 		allowed[name] = true
 	}
+	every := map[string]bool{"time": true, "level": true, "msg": true, "program": true, "node": true}
 	first := map[string]int{"Debug": 1, "Info": 1, "Warn": 1, "Error": 1, "With": 0, "Log": 3} // of the attributes
 	for _, p := range list(t, "./dataplane/...", "./controlplane/...", "./shared/...") {
 		for _, file := range p.GoFiles {
@@ -43,6 +44,9 @@ func TestLogs_CarryNamesOnTheListOnly(t *testing.T) {
 					name := text(call.Args[i])
 					if !allowed[name] {
 						t.Errorf("%s: the log attribute %q is not on the list in shared/telemetry/names.go: may it leave the zone?", fset.Position(call.Args[i].Pos()), name)
+					}
+					if every[name] && !strings.HasSuffix(p.ImportPath, "/telemetry") {
+						t.Errorf("%s: %q is on every line already, and readers of JSON take one of the two", fset.Position(call.Args[i].Pos()), name)
 					}
 					used[name] = true
 				}

@@ -114,17 +114,20 @@ func (r *replacer) once(log *slog.Logger, start func() (ended func() error, err 
 	return nil
 }
 
+// program is where this process was started from. Asked for later the kernel follows the file: who had moved the old program
+// aside before putting the new one in its place would get the old one again.
+var program, errProgram = os.Executable()
+
 // replace starts it. It is the main process for systemd from now on: when this one ends before, that is no end of the service.
 func replace(log *slog.Logger) (ended func() error, err error) {
-	program, err := os.Executable()
-	if err != nil {
-		return nil, err
+	if errProgram != nil {
+		return nil, errProgram
 	}
 	args := os.Args[1:]
 	if !slices.Contains(args, "-takeover") {
 		args = append([]string{"-takeover"}, args...)
 	}
-	cmd := exec.Command(strings.TrimSuffix(program, " (deleted)"), args...)
+	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start another process: %w", err)
