@@ -7,7 +7,7 @@ BUILD    = $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 ARGS    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-race e2e campaign explore histories mutants simulate takeovers torture fuzz-border model hosts bench evidence outage bench-edge free-yields h2spec fuzz fuzz-sync scale lint release follow generate generate-check clean
+.PHONY: help run build test test-race e2e campaign explore histories mutants simulate takeovers torture fuzz-border model hosts bench evidence outage bench-edge free-yields h2spec fuzz fuzz-sync scale lint release follow follow-systemd generate generate-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ release: ## archives for Linux and macOS with SHA256SUMS in dist/, the same byte
 follow: ## do what deploy/README.md says, command by command, on hosts that are network namespaces (root on Linux; a minute)
 	@deploy/follow
 
+follow-systemd: ## that page, then deploy/trial.md, on hosts that boot systemd: the units as they are, under load, killed, without power (root on Linux with debootstrap; three minutes, and once 400 MB): make follow-systemd DEBIAN=FOLDER
+	@FOLLOW_SYSTEMD=$(or $(DEBIAN),$(CURDIR)/.debian) deploy/follow
+
 generate: ## make proto/gen from the .proto sources
 	$(GO) run ./proto/generate
 
@@ -112,4 +115,4 @@ generate-check: generate ## fail when proto/gen is not what the sources give
 	@git diff --exit-code -- proto/gen || { echo "proto/gen is stale: run make generate and commit it"; exit 1; }
 
 clean: ## remove bin, dist and the sandbox's directory
-	rm -rf bin dist .sandbox
+	rm -rf bin dist .sandbox .debian

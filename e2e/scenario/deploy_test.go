@@ -118,9 +118,11 @@ func fenced(page string) string {
 func TestDeploy_PageNamesRealCommandsAndFlags(t *testing.T) {
 	t.Parallel()
 	d := newDeployed(t)
-	for _, args := range calls(fenced(d.read("README.md"))) {
-		if err := d.check(args); err != nil {
-			t.Errorf("deploy/README.md: %s: %v", strings.Join(args, " "), err)
+	for _, page := range []string{"README.md", "trial.md"} {
+		for _, args := range calls(fenced(d.read(page))) {
+			if err := d.check(args); err != nil {
+				t.Errorf("deploy/%s: %s: %v", page, strings.Join(args, " "), err)
+			}
 		}
 	}
 	if d.seen < 12 {
