@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"bailiwick/controlplane/internal/border"
@@ -151,47 +152,49 @@ func (w *world) inForce() (records []model.InForce) {
 }
 
 func TestKeeper_GrantsOnlyWhatIsPermitted(t *testing.T) {
-	w := open(t, 2*time.Second, time.Hour)
-	grants, err := w.grant("eu-west-edge", "eu-west", w.position())
-	if err != nil || len(grants) != 1 {
-		t.Fatalf("grants = %v, %v, want one", grants, err)
-	}
-	g := grants[0]
-	if g.From != "eu-west" || g.To != "eu-central" || g.Edge != "eu-west-edge" || len(g.Policies) != 1 || g.Policies[0] != "gdpr-emea" {
-		t.Errorf("grant = %v", g)
-	}
-	if g.TtlMs != 2000 || g.OfflineTtlMs != 3600_000 || len(g.Peers) != 1 || g.Peers[0].RelayAddr != "eu-central:1" {
-		t.Errorf("grant = %v, want ttl 2000, offline an hour, the pair's edge as peer", g)
-	}
-	if _, ok := w.store.Local().Get(model.PrefixGrant + "eu-west-edge"); !ok {
-		t.Error("the grant is not in the zone's log")
-	}
-	for _, c := range []struct{ name, edge, region, reason string }{
-		{"unknown edge", "eve", "eu-west", "WITHDRAWN"},
-		{"an edge that claims another region", "eu-west-edge", "eu-central", "WITHDRAWN"},
-	} {
-		if _, err := w.grant(c.edge, c.region, w.position()); fault.ReasonOf(err) != c.reason {
-			t.Errorf("%s: reason %q, want %s", c.name, fault.ReasonOf(err), c.reason)
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 2*time.Second, time.Hour)
+		grants, err := w.grant("eu-west-edge", "eu-west", w.position())
+		if err != nil || len(grants) != 1 {
+			t.Fatalf("grants = %v, %v, want one", grants, err)
 		}
-	}
-	// A stale edge gets nothing but policy.
-	old := w.position()
-	w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-central", To: "eu-west"})
-	w.eventually("the tightening is noticed", func() error {
-		if len(w.inForce()) != 1 {
-			return fmt.Errorf("%d records", len(w.inForce()))
+		g := grants[0]
+		if g.From != "eu-west" || g.To != "eu-central" || g.Edge != "eu-west-edge" || len(g.Policies) != 1 || g.Policies[0] != "gdpr-emea" {
+			t.Errorf("grant = %v", g)
 		}
-		return nil
+		if g.TtlMs != 2000 || g.OfflineTtlMs != 3600_000 || len(g.Peers) != 1 || g.Peers[0].RelayAddr != "eu-central:1" {
+			t.Errorf("grant = %v, want ttl 2000, offline an hour, the pair's edge as peer", g)
+		}
+		if _, ok := w.store.Local().Get(model.PrefixGrant + "eu-west-edge"); !ok {
+			t.Error("the grant is not in the zone's log")
+		}
+		for _, c := range []struct{ name, edge, region, reason string }{
+			{"unknown edge", "eve", "eu-west", "WITHDRAWN"},
+			{"an edge that claims another region", "eu-west-edge", "eu-central", "WITHDRAWN"},
+		} {
+			if _, err := w.grant(c.edge, c.region, w.position()); fault.ReasonOf(err) != c.reason {
+				t.Errorf("%s: reason %q, want %s", c.name, fault.ReasonOf(err), c.reason)
+			}
+		}
+		// A stale edge gets nothing but policy.
+		old := w.position()
+		w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-central", To: "eu-west"})
+		w.eventually("the tightening is noticed", func() error {
+			if len(w.inForce()) != 1 {
+				return fmt.Errorf("%d records", len(w.inForce()))
+			}
+			return nil
+		})
+		if _, err := w.grant("eu-west-edge", "eu-west", old); fault.ReasonOf(err) != "STALE_TABLE" {
+			t.Errorf("an edge at %v: reason %q, want STALE_TABLE", old, fault.ReasonOf(err))
+		}
+		if grants, err := w.grant("eu-central-edge", "eu-central", w.position()); err != nil || len(grants) != 0 {
+			t.Errorf("grants over the closed pair = %v, %v, want none", grants, err)
+		}
+		if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil || len(grants) != 1 {
+			t.Errorf("grants over the other direction = %v, %v, want one", grants, err)
+		}
 	})
-	if _, err := w.grant("eu-west-edge", "eu-west", old); fault.ReasonOf(err) != "STALE_TABLE" {
-		t.Errorf("an edge at %v: reason %q, want STALE_TABLE", old, fault.ReasonOf(err))
-	}
-	if grants, err := w.grant("eu-central-edge", "eu-central", w.position()); err != nil || len(grants) != 0 {
-		t.Errorf("grants over the closed pair = %v, %v, want none", grants, err)
-	}
-	if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil || len(grants) != 1 {
-		t.Errorf("grants over the other direction = %v, %v, want one", grants, err)
-	}
 }
 
 // Invariant 6: a tightening is in force only when each sender has acknowledged or its grant has ended, or
@@ -236,87 +239,101 @@ func TestKeeper_InForceBarrier(t *testing.T) {
 	}
 
 	t.Run("nobody acknowledges and offline grants last: it stays pending", func(t *testing.T) {
-		w := open(t, 200*time.Millisecond, time.Hour)
-		if _, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil {
-			t.Fatal(err)
-		}
-		close(w)
-		pending(w, 2*time.Second)
+		synctest.Test(t, func(t *testing.T) {
+			w := open(t, 200*time.Millisecond, time.Hour)
+			if _, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil {
+				t.Fatal(err)
+			}
+			close(w)
+			pending(w, 2*time.Second)
+		})
 	})
 	t.Run("senders acknowledge", func(t *testing.T) {
-		w := open(t, 30*time.Second, time.Hour)
-		if _, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil {
-			t.Fatal(err)
-		}
-		before := w.position()
-		close(w)
-		w.report("eu-west-edge", "eu-west", before) // an ack of the old table is no ack
-		pending(w, 500*time.Millisecond)
-		at := time.Now()
-		w.report("eu-west-edge", "eu-west", w.position())
-		if r := done(w, "senders"); r.At.Sub(at) < 900*time.Millisecond {
-			t.Errorf("in force %s after the ack, want the time to cut to pass first", r.At.Sub(at))
-		}
+		synctest.Test(t, func(t *testing.T) {
+			w := open(t, 30*time.Second, time.Hour)
+			if _, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil {
+				t.Fatal(err)
+			}
+			before := w.position()
+			close(w)
+			w.report("eu-west-edge", "eu-west", before) // an ack of the old table is no ack
+			pending(w, 500*time.Millisecond)
+			at := time.Now()
+			w.report("eu-west-edge", "eu-west", w.position())
+			if r := done(w, "senders"); r.At.Sub(at) < 900*time.Millisecond {
+				t.Errorf("in force %s after the ack, want the time to cut to pass first", r.At.Sub(at))
+			}
+		})
 	})
 	t.Run("receivers acknowledge while the sender is away", func(t *testing.T) {
-		w := open(t, 30*time.Second, time.Hour)
-		close(w)
-		w.report("eu-central-edge", "eu-central", w.position())
-		done(w, "receivers")
+		synctest.Test(t, func(t *testing.T) {
+			w := open(t, 30*time.Second, time.Hour)
+			close(w)
+			w.report("eu-central-edge", "eu-central", w.position())
+			done(w, "receivers")
+		})
 	})
 	t.Run("the sender's grant ends, with the leader's slack", func(t *testing.T) {
-		w := open(t, 300*time.Millisecond, 0)
-		granted := time.Now()
-		if _, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil {
-			t.Fatal(err)
-		}
-		close(w)
-		if r := done(w, "senders"); r.At.Sub(granted) < 1200*time.Millisecond {
-			t.Errorf("in force %s after the grant, want at least its 300 ms plus 1 s and 2 %%", r.At.Sub(granted))
-		}
+		synctest.Test(t, func(t *testing.T) {
+			w := open(t, 300*time.Millisecond, 0)
+			granted := time.Now()
+			if _, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil {
+				t.Fatal(err)
+			}
+			close(w)
+			if r := done(w, "senders"); r.At.Sub(granted) < 1200*time.Millisecond {
+				t.Errorf("in force %s after the grant, want at least its 300 ms plus 1 s and 2 %%", r.At.Sub(granted))
+			}
+		})
 	})
 	t.Run("an edge that left the registry still counts until its grant ends", func(t *testing.T) {
-		w := open(t, 30*time.Second, time.Hour)
-		if _, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.catalog.Txn(context.Background(), group.Txn{Ops: []group.Op{{Key: model.PrefixNode + "eu-west-edge", Delete: true}}}); err != nil {
-			t.Fatal(err)
-		}
-		close(w)
-		pending(w, 1500*time.Millisecond)
+		synctest.Test(t, func(t *testing.T) {
+			w := open(t, 30*time.Second, time.Hour)
+			if _, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.catalog.Txn(context.Background(), group.Txn{Ops: []group.Op{{Key: model.PrefixNode + "eu-west-edge", Delete: true}}}); err != nil {
+				t.Fatal(err)
+			}
+			close(w)
+			pending(w, 1500*time.Millisecond)
+		})
 	})
 }
 
 // A new leader assumes that every edge holds a full grant from the moment it was elected.
 func TestKeeper_NewLeaderAssumesGrants(t *testing.T) {
-	const ttl = 4 * time.Second // much longer than the second of slack and a slow machine together
-	started := time.Now()       // before the term
-	w := open(t, ttl, 0)
-	w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
-	w.eventually("in force", func() error {
-		if r := w.inForce(); len(r) == 0 || r[0].At.IsZero() {
-			return fmt.Errorf("pending")
+	synctest.Test(t, func(t *testing.T) {
+		const ttl = 4 * time.Second // much longer than the second of slack and a slow machine together
+		started := time.Now()       // before the term
+		w := open(t, ttl, 0)
+		w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
+		w.eventually("in force", func() error {
+			if r := w.inForce(); len(r) == 0 || r[0].At.IsZero() {
+				return fmt.Errorf("pending")
+			}
+			return nil
+		})
+		// No grant was ever given in this term, yet the keeper waited for the one an earlier leader may have given.
+		if waited := time.Since(started); waited < ttl {
+			t.Errorf("in force after %s, want at least the %s a former leader may have granted", waited, ttl)
 		}
-		return nil
 	})
-	// No grant was ever given in this term, yet the keeper waited for the one an earlier leader may have given.
-	if waited := time.Since(started); waited < ttl {
-		t.Errorf("in force after %s, want at least the %s a former leader may have granted", waited, ttl)
-	}
 }
 
 func TestKeeper_AdoptsTighteningOfTheCatalog(t *testing.T) {
-	w := open(t, 200*time.Millisecond, 0)
-	w.put(w.catalog, model.PrefixBasis+"gdpr", model.LegalBasis{Name: "gdpr", Kind: "same-law", Status: "suspended"})
-	w.eventually("both pairs closed", func() error {
-		pairs, err := border.Permitted(w.store.Local(), "emea", time.Now())
-		if err != nil || len(pairs) != 0 {
-			return fmt.Errorf("%v, %v", pairs, err)
-		}
-		if n := len(w.inForce()); n != 2 {
-			return fmt.Errorf("%d in-force records, want 2", n)
-		}
-		return nil
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 200*time.Millisecond, 0)
+		w.put(w.catalog, model.PrefixBasis+"gdpr", model.LegalBasis{Name: "gdpr", Kind: "same-law", Status: "suspended"})
+		w.eventually("both pairs closed", func() error {
+			pairs, err := border.Permitted(w.store.Local(), "emea", time.Now())
+			if err != nil || len(pairs) != 0 {
+				return fmt.Errorf("%v, %v", pairs, err)
+			}
+			if n := len(w.inForce()); n != 2 {
+				return fmt.Errorf("%d in-force records, want 2", n)
+			}
+			return nil
+		})
 	})
 }

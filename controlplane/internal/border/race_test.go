@@ -66,27 +66,31 @@ func (w *world) over(h *hooked) {
 
 // Invariant 31: a leader that cannot confirm that it still leads hands out nothing, whatever it logged.
 func TestKeeper_ADeposedLeaderHandsOutNothing(t *testing.T) {
-	w := open(t, 30*time.Second, 0)
-	h := &hooked{Store: w.store}
-	w.over(h)
-	if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil || len(grants) != 1 {
-		t.Fatalf("while it leads: grants = %v, %v, want one", grants, err)
-	}
-	h.verify = errors.New("not the leader any more")
-	if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err == nil {
-		t.Errorf("after it was deposed: grants = %v, want an error", grants)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 30*time.Second, 0)
+		h := &hooked{Store: w.store}
+		w.over(h)
+		if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err != nil || len(grants) != 1 {
+			t.Fatalf("while it leads: grants = %v, %v, want one", grants, err)
+		}
+		h.verify = errors.New("not the leader any more")
+		if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err == nil {
+			t.Errorf("after it was deposed: grants = %v, want an error", grants)
+		}
+	})
 }
 
 // What could not be logged is not granted: the next leader would not know of it.
 func TestKeeper_WhatIsNotLoggedIsNotGranted(t *testing.T) {
-	w := open(t, 30*time.Second, 0)
-	h := &hooked{Store: w.store}
-	w.over(h)
-	h.grantFails = errors.New("no quorum")
-	if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err == nil || len(grants) != 0 {
-		t.Errorf("grants = %v, %v, want an error", grants, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 30*time.Second, 0)
+		h := &hooked{Store: w.store}
+		w.over(h)
+		h.grantFails = errors.New("no quorum")
+		if grants, err := w.grant("eu-west-edge", "eu-west", w.position()); err == nil || len(grants) != 0 {
+			t.Errorf("grants = %v, %v, want an error", grants, err)
+		}
+	})
 }
 
 // A grant counts as given from before it is logged. Otherwise a tightening could come into force between the log and the
@@ -113,58 +117,64 @@ func TestKeeper_AGrantCountsFromBeforeItIsLogged(t *testing.T) {
 // longer so: it writes nothing, or a tightening would be recorded twice, and a pair that is shut would be open again in
 // the look that all tables rest on.
 func TestKeeper_ALookIsWrittenOnlyOverTheOneBefore(t *testing.T) {
-	w := open(t, 30*time.Second, 0)
-	h := &hooked{Store: w.store}
-	w.over(h)
-	h.beforeLook = func() { // the other leader has seen the same closure
-		revision := w.store.Local().Revision()
-		record := model.InForce{Policy: "gdpr-emea", From: "eu-west", To: "eu-central", Why: "no longer permitted", ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index + 1, CommittedAt: time.Now().UTC()}
-		_, err := w.store.Txn(t.Context(), group.Txn{Ops: []group.Op{
-			{Key: model.KeyPermitted, Value: model.Encode(model.Permitted{Pairs: []model.PermittedPair{{Policy: "gdpr-emea", From: "eu-central", To: "eu-west", Basis: "gdpr"}}})},
-			{Key: model.PrefixInForce + "0/gdpr-emea/eu-west>eu-central", Value: model.Encode(record)},
-		}})
-		if err != nil {
-			t.Error(err)
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 30*time.Second, 0)
+		h := &hooked{Store: w.store}
+		w.over(h)
+		h.beforeLook = func() { // the other leader has seen the same closure
+			revision := w.store.Local().Revision()
+			record := model.InForce{Policy: "gdpr-emea", From: "eu-west", To: "eu-central", Why: "no longer permitted", ZoneEpoch: revision.Epoch, ZoneIndex: revision.Index + 1, CommittedAt: time.Now().UTC()}
+			_, err := w.store.Txn(t.Context(), group.Txn{Ops: []group.Op{
+				{Key: model.KeyPermitted, Value: model.Encode(model.Permitted{Pairs: []model.PermittedPair{{Policy: "gdpr-emea", From: "eu-central", To: "eu-west", Basis: "gdpr"}}})},
+				{Key: model.PrefixInForce + "0/gdpr-emea/eu-west>eu-central", Value: model.Encode(record)},
+			}})
+			if err != nil {
+				t.Error(err)
+			}
 		}
-	}
-	w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
-	w.pendingFor("eu-west", "eu-central", 500*time.Millisecond) // two looks more
-	if records := w.inForce(); len(records) != 1 {
-		t.Errorf("%d records of one tightening, want 1: %+v", len(records), records)
-	}
+		w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
+		w.pendingFor("eu-west", "eu-central", 500*time.Millisecond) // two looks more
+		if records := w.inForce(); len(records) != 1 {
+			t.Errorf("%d records of one tightening, want 1: %+v", len(records), records)
+		}
+	})
 }
 
 // A tightening that is noticed while a grant is on its way into the log wins.
 func TestKeeper_AGrantDoesNotSlipPastATightening(t *testing.T) {
-	w := open(t, 30*time.Second, 0)
-	h := &hooked{Store: w.store}
-	w.over(h)
-	at := w.position()
-	h.beforeGrant = func() {
-		w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
-		w.pendingFor("eu-west", "eu-central", 0)
-	}
-	if grants, err := w.grant("eu-west-edge", "eu-west", at); len(grants) != 0 || fault.ReasonOf(err) != "RULES_CHANGED" {
-		t.Errorf("grants = %v, %v, want RULES_CHANGED", grants, err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 30*time.Second, 0)
+		h := &hooked{Store: w.store}
+		w.over(h)
+		at := w.position()
+		h.beforeGrant = func() {
+			w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-west", To: "eu-central"})
+			w.pendingFor("eu-west", "eu-central", 0)
+		}
+		if grants, err := w.grant("eu-west-edge", "eu-west", at); len(grants) != 0 || fault.ReasonOf(err) != "RULES_CHANGED" {
+			t.Errorf("grants = %v, %v, want RULES_CHANGED", grants, err)
+		}
+	})
 }
 
 // Invariant 9, to the index: only a table at the tightening's own place in the log, or later, is fresh.
 func TestKeeper_TheTableBeforeTheTighteningIsStale(t *testing.T) {
-	w := open(t, 30*time.Second, 0)
-	w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-central", To: "eu-west"})
-	w.pendingFor("eu-central", "eu-west", 0)
-	kv, _ := w.store.Local().Get(model.KeyPermitted)
-	at := w.position()
-	for _, c := range []struct {
-		index uint64
-		want  string
-	}{{kv.ModIndex - 1, "STALE_TABLE"}, {kv.ModIndex, ""}} {
-		at.Index = c.index
-		if _, err := w.grant("eu-west-edge", "eu-west", at); fault.ReasonOf(err) != c.want {
-			t.Errorf("at %d, tightened at %d: %v, want %q", c.index, kv.ModIndex, err, c.want)
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 30*time.Second, 0)
+		w.put(w.store, model.PrefixClosure+"c", model.Closure{Name: "c", Zone: "emea", From: "eu-central", To: "eu-west"})
+		w.pendingFor("eu-central", "eu-west", 0)
+		kv, _ := w.store.Local().Get(model.KeyPermitted)
+		at := w.position()
+		for _, c := range []struct {
+			index uint64
+			want  string
+		}{{kv.ModIndex - 1, "STALE_TABLE"}, {kv.ModIndex, ""}} {
+			at.Index = c.index
+			if _, err := w.grant("eu-west-edge", "eu-west", at); fault.ReasonOf(err) != c.want {
+				t.Errorf("at %d, tightened at %d: %v, want %q", c.index, kv.ModIndex, err, c.want)
+			}
 		}
-	}
+	})
 }
 
 // Invariant 5: an edge whose table went backwards (a cloned or restored disk) has acknowledged nothing: the time
