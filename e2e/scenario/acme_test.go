@@ -32,7 +32,7 @@ type crowd struct {
 func TestACME(t *testing.T) {
 	t.Parallel()
 	edges := 8
-	if os.Getenv("BAILIWICK_LONG") == "1" {
+	if long() {
 		edges = 20
 	}
 	s := harness.Start(t, "-acme")

@@ -126,7 +126,7 @@ func emeaControlDies(t *testing.T, s *harness.Sandbox) {
 	closure := writeFile(t, "closure.yaml", "kind: Closure\nname: west-shut\nspec: {zone: us, from: us-east, to: us-west, reason: drill}\n")
 	key := s.Key("us", "unlimited")
 	old, oldKey := s.NewKey("emea", "initech", "unlimited")
-	rotated := s.MustCLI("emea", "key", "rotate", old, "--overlap", "25s", "-o", "json")
+	rotated := s.MustCLI("emea", "key", "rotate", old, "--overlap", "15s", "-o", "json")
 	heir := field(t, rotated, "key")
 	// Whose table has the new key has the old one's end: one transaction. Both work, so an answer of the pair is no late
 	// revocation: the step before let eu-west's upstream fail, and a region comes back by a ramp (ten good seconds, then three).

@@ -3,7 +3,6 @@ package scenario_test
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -110,7 +109,7 @@ func usageLaw(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Up
 	load = harness.StartLoad(12, 200, func(n int64) error { return customers[n%3].ask(s, regions[n/3%2]) })
 	edge := s.EdgeOf("eu-west").Name
 	kill := func(name string, away time.Duration) {
-		time.Sleep(4 * time.Second) // load between the faults
+		time.Sleep(2 * time.Second) // load between the faults
 		s.Act("kill", name)
 		time.Sleep(away)
 		s.Act("start", name)
@@ -123,7 +122,7 @@ func usageLaw(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Up
 	kill(leader, 5*time.Second)
 	kill(edge, time.Second)
 	kill(s.EdgeOf("eu-central").Name, time.Second)
-	time.Sleep(4 * time.Second)
+	time.Sleep(2 * time.Second)
 	failed, _ := load.Stop()
 	t.Logf("%d requests under faults, %d failed", load.Sent.Load(), failed)
 	if failed == 0 {
@@ -180,8 +179,8 @@ func TestQUICPathCut(t *testing.T) {
 		return c.ask(s, "eu-central")
 	})
 	s.UsageThrough("emea", "cut", time.Now(), 30*time.Second)
-	length := 20 * time.Second
-	if os.Getenv("BAILIWICK_LONG") == "1" {
+	length := 12 * time.Second
+	if long() {
 		length = time.Minute
 	}
 	load := harness.StartLoad(8, 100, func(n int64) error { return c.ask(s, regions[n%2]) })

@@ -202,9 +202,9 @@ func (q *quotas) sharedRate(t *testing.T) {
 
 // changes measures from the operator's answer to each region's first changed decision.
 func (q *quotas) changes(t *testing.T) {
-	rounds := 15
-	if testing.Short() {
-		rounds = 3
+	rounds := 6
+	if long() {
+		rounds = 15
 	}
 	key := q.customer(t, "chg", "four")
 	q.drain(t, key)

@@ -154,7 +154,7 @@ func switchDoc(t *testing.T, feature string, off bool) string {
 	return write(t, fmt.Sprintf("kind: Switch\nname: no-%s\nspec: {feature: %s, off: %v, region: eu-west, reason: thrown by a test}\n", feature, feature, off))
 }
 
-// switches are thrown once each: by rings, and at once for one region. relay is thrown in upstreamDies, detail in privacy.
+// switches are thrown once each: by rings, and at once for one region. relay is thrown in upstreamFails, detail in privacy.
 func switches(t *testing.T, s *harness.Sandbox, key string) {
 	for _, c := range []struct {
 		feature string

@@ -28,7 +28,7 @@ func init() {
 }
 
 // TestStory tells the points one after another on one sandbox, each ending with everything at home again. One
-// alone: make e2e ARGS='-run TestStory/c'.
+// alone: make e2e ARGS='-run TestStory/c'. The ways in which one upstream dies under load are TestRecorded's.
 func TestStory(t *testing.T) {
 	s := harness.Start(t)
 	for _, step := range []struct {
@@ -46,9 +46,7 @@ func TestStory(t *testing.T) {
 		{"i/requests", badRequests},
 		{"i/blocks", badBlocks},
 		{"i/peers", badPeers},
-		{"b/kill", func(t *testing.T, s *harness.Sandbox) { upstreamDies(t, s, byKill) }},
-		{"b/pause", func(t *testing.T, s *harness.Sandbox) { upstreamDies(t, s, byPause) }},
-		{"b/503", func(t *testing.T, s *harness.Sandbox) { upstreamDies(t, s, by503) }},
+		{"b/fails", upstreamFails},
 		{"b/both", bothUpstreamsDie},
 		{"d/leaders", leadersDie},
 		{"c/eu-west", func(t *testing.T, s *harness.Sandbox) { regionDies(t, s, "eu-west", "eu-central") }},
@@ -224,5 +222,8 @@ func field(t *testing.T, out, name string) string {
 	}
 	return text
 }
+
+// long says whether what lasts is to last as long as it is promised to, or only as long as it takes to be seen.
+func long() bool { return os.Getenv("BAILIWICK_LONG") == "1" }
 
 func sortedNames(files map[string][]byte) []string { return slices.Sorted(maps.Keys(files)) }

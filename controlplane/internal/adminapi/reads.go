@@ -250,12 +250,14 @@ func (s *server) reasonOf(ctx context.Context, req any) (string, error) {
 }
 
 // record writes who is shown whose data into the zone's log. Without the zone's quorum nothing is shown: an answer that
-// nobody would ever know of is what this is against.
+// nobody would ever know of is what this is against. However long the call may take, this takes no longer than any write.
 func (s *server) record(ctx context.Context, procedure string, customers []string, reason string) error {
 	if procedure = strings.TrimPrefix(procedure, "/"); strings.HasPrefix(procedure, servicePrefix) {
 		procedure = procedure[len(servicePrefix):]
 	}
 	procedure = strings.ReplaceAll(procedure, "/", ".")
+	ctx, done := context.WithTimeout(ctx, s.Wait)
+	defer done()
 	for _, c := range customers {
 		err := s.reads.once(ctx, seenBy{operator(ctx), procedure}, seen{c, reason}, func(what seen) error {
 			read := model.Read{Procedure: procedure, Reason: what.reason}

@@ -193,10 +193,14 @@ func TestReads_LeaveARecordBeforeTheAnswer(t *testing.T) {
 	}
 	// Nothing is shown that nobody would know of: this call reads without a quorum, and its record cannot be written.
 	z.Store.SetDown(true)
+	asked := time.Now()
 	forecast, err := usage.Forecast(t.Context(), &adminv1.ForecastRequest{Customer: "acme"})
 	z.Store.SetDown(false)
 	if fault.KindOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "log") {
 		t.Errorf("a forecast without a record: %v, %v", forecast, err)
+	}
+	if took := time.Since(asked); took > 30*time.Second {
+		t.Errorf("a forecast without a record: refused after %v, want as soon as any write, though the call itself may take longer", took)
 	}
 	if _, err := usage.Forecast(t.Context(), &adminv1.ForecastRequest{Customer: "acme"}); err != nil {
 		t.Error(err)
