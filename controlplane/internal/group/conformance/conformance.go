@@ -28,11 +28,14 @@ type Check struct {
 	Run  func(t T, s group.Store)
 }
 
-// Run runs every check on a store of its own. open returns an empty store that
-// is led already or soon, and closes it with t.Cleanup.
+// Run runs every check on a store of its own, some at once. open returns an empty
+// store that is led already or soon, and closes it with t.Cleanup.
 func Run(t *testing.T, open func(t *testing.T) group.Store) {
 	for _, c := range Checks() {
-		t.Run(c.Name, func(t *testing.T) { c.Run(t, open(t)) })
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			c.Run(t, open(t))
+		})
 	}
 }
 

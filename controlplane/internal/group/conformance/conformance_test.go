@@ -2,8 +2,10 @@ package conformance_test
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"iter"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -31,6 +33,15 @@ func open(t *testing.T) group.Store {
 		}
 	})
 	return s
+}
+
+// TestMain runs more tests at once than there are CPUs: they wait for elections, cuts and ends.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "12"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
 }
 
 func TestRun_GroupOfOne(t *testing.T) { conformance.Run(t, open) }

@@ -33,7 +33,10 @@ type WorldCheck struct {
 // RunWorld runs every check on a world of its own.
 func RunWorld(t *testing.T, open func(t *testing.T) World) {
 	for _, c := range WorldChecks() {
-		t.Run(c.Name, func(t *testing.T) { c.Run(t, open(t)) })
+		t.Run(c.Name, func(t *testing.T) {
+			t.Parallel()
+			c.Run(t, open(t))
+		})
 	}
 }
 

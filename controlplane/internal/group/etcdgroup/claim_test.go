@@ -28,6 +28,7 @@ func claimed(owner string, makes bool, clusters *sync.Map, died chan<- error) fu
 // Of any number of owners that open a prefix at once, exactly one keeps it; the nodes of the others end, also those that
 // come later, and have written nothing. Its own nodes go on, after a restart too.
 func TestClaim_IsOneOwners(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	var clusters sync.Map
 	const owners = 4
@@ -77,6 +78,7 @@ func TestClaim_IsOneOwners(t *testing.T) {
 
 // Who may not make the claim waits for who may.
 func TestClaim_WaitsForItsOwner(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	var clusters sync.Map
 	died := make(chan error, 2)

@@ -1,21 +1,33 @@
 package etcdgroup
 
 import (
+	"flag"
 	"fmt"
+	"os"
+	"sync/atomic"
 	"testing"
 
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/conformance"
 )
 
+// TestMain runs more tests at once than there are CPUs: they wait for elections, cuts and ends.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
+
 // One etcd for all checks, each below a prefix of its own, at the node that leads and at one that does not.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
-	n := 0
+	var n atomic.Int64
 	open := func(t *testing.T) (leader, follower *Store) {
-		n++
 		own := &cluster{t: t, members: c.members}
-		prefix := fmt.Sprintf("bailiwick/test/%d/", n)
+		prefix := fmt.Sprintf("bailiwick/test/%d/", n.Add(1))
 		leader, _ = own.node("n1", prefix)
 		leads(t, leader)
 		follower, _ = own.node("n2", prefix)

@@ -4,6 +4,7 @@ import "testing"
 
 // A node that was cut off while what it missed was compacted lists again and goes on.
 func TestFollow_AfterACutAndACompaction(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	stores, own := c.three("p/")
 	put(t, stores[0], "a", "1")

@@ -20,6 +20,7 @@ import (
 // A bulk transaction is one to every reader, at whatever moment its keys are only partly written: also to a node that
 // lists just then, and to the writer that finds it so.
 func TestBulk_IsWholeWhereverItStops(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	a, end := c.node("n1", "p/")
 	put(t, a, "k/00007", "old")
@@ -80,6 +81,7 @@ func TestBulk_IsWholeWhereverItStops(t *testing.T) {
 // With members killed, leader or not, and started again, connections cut and history compacted, every acknowledged write
 // is there once, and every watch has seen all of it in order.
 func TestStore_SurvivesItsMembers(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 3)
 	var nodes []*Store
 	for _, n := range []string{"n1", "n2", "n3"} {
@@ -174,6 +176,7 @@ func TestStore_SurvivesItsMembers(t *testing.T) {
 
 // Without a quorum nothing is acknowledged, and what was proposed is either done once or not at all.
 func TestStore_WithoutAQuorum(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 3)
 	s, _ := c.node("n1", "p/")
 	put(t, s, "a", "1")
@@ -212,6 +215,7 @@ func TestStore_WithoutAQuorum(t *testing.T) {
 
 // A leader that etcd hears no more of stops its work before another begins.
 func TestLeader_TurnsDoNotOverlap(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	own := newProxy(t, c.members[0].client)
 	var working atomic.Int64
@@ -256,6 +260,7 @@ func TestLeader_TurnsDoNotOverlap(t *testing.T) {
 
 // An etcd that is set back begins a new epoch, whoever finds it: a node that runs, and one that was just started.
 func TestRestore_BeginsANewEpoch(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	var asked atomic.Int64
 	seen := filepath.Join(t.TempDir(), "seen")
@@ -302,6 +307,7 @@ func TestRestore_BeginsANewEpoch(t *testing.T) {
 
 // What etcd says of its own past tells a node without any memory.
 func TestRestore_IsToldByEtcdsPast(t *testing.T) {
+	t.Parallel()
 	found := head{cluster: 7, term: 9, entry: 1000, rev: group.Revision{Epoch: 1, Index: 5}, serial: 5, nonce: "x"}
 	c := newEtcd(t, 1)
 	s, _ := c.node("n1", "p/")

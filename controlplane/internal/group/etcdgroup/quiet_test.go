@@ -11,6 +11,7 @@ import (
 // A transaction that changes nothing asks for the time: the answer is of now however long nobody has written, or locks and
 // tokens of a quiet zone would never end.
 func TestTxn_TellsTheTimeOfAQuietGroup(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	s, _ := c.node("n1", "p/")
 	other, _ := c.node("n2", "p/")
@@ -39,6 +40,7 @@ func TestTxn_TellsTheTimeOfAQuietGroup(t *testing.T) {
 // An etcd that was set back counts its revisions from before: what it says then of the leader is news all the same, or
 // nobody would lead until it has counted up to where it was.
 func TestLeader_AfterEtcdsRevisionsWentBack(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	s, _ := c.node("n1", "p/")
 	put(t, s, "a", "1")
@@ -54,6 +56,7 @@ func TestLeader_AfterEtcdsRevisionsWentBack(t *testing.T) {
 // A node that has seen what is not in etcd's history says so, although etcd holds more commits by now than it has seen:
 // others, who knew of less, went on first.
 func TestRestore_IsFoundAlthoughOthersWentOn(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	s, end := c.node("n1", "p/")
 	put(t, s, "a", "1")

@@ -13,6 +13,7 @@ import (
 // What was committed while a node stood still is told to those who follow its store when it starts: all nodes may have
 // stood still at once. Without a memory of its own, or beyond etcd's, it begins at the present.
 func TestWatch_TellsWhatWasCommittedWhileTheNodeStoodStill(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	seen := filepath.Join(t.TempDir(), "seen")
 	with := func(cfg *Config) { cfg.Seen = seen }
@@ -66,6 +67,7 @@ func TestWatch_TellsWhatWasCommittedWhileTheNodeStoodStill(t *testing.T) {
 // Indexes are used again once etcd was set back: what a transaction that was under way meanwhile has read is not what the
 // same index means now.
 func TestRequest_ComparesInItsOwnEpoch(t *testing.T) {
+	t.Parallel()
 	write := func(st replica.State, key string) replica.State {
 		st, _, _ = fold(st, time.Unix(1, 0), []record{{id: key, failed: -1, ops: []group.Op{{Key: key, Value: []byte("x")}}}})
 		return st

@@ -61,6 +61,7 @@ func certificate(t *testing.T) (certFile, keyFile string, cfg *tls.Config) {
 
 // With TLS in both directions and a user who may touch its prefix alone.
 func TestStore_TLSAndAuthentication(t *testing.T) {
+	t.Parallel()
 	cert, key, tlsCfg := certificate(t)
 	c := &cluster{t: t, token: "tls"}
 	m := &member{name: "m1", dir: filepath.Join(t.TempDir(), "m1"), client: porttest.Addr(t), peer: porttest.Addr(t)}

@@ -9,6 +9,7 @@ import (
 )
 
 func TestTell_FollowsWhatOthersWrite(t *testing.T) {
+	t.Parallel()
 	c := newEtcd(t, 1)
 	cl := c.raw()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

@@ -51,6 +51,7 @@ func (c *cluster) putBack(file, token string, bump uint64) {
 // A snapshot that etcd's own tools put back begins a new epoch, also where they raise etcd's revisions so that none goes back.
 // With what it began is told to those who follow the store, by nodes that ran and by those that start later.
 func TestRestore_ByEtcdsOwnTools(t *testing.T) {
+	t.Parallel()
 	for name, bump := range map[string]uint64{"plain": 0, "bumped and marked as compacted": 1_000_000} {
 		t.Run(name, func(t *testing.T) {
 			c := newEtcd(t, 1)

@@ -32,6 +32,7 @@ func (c *cluster) three(prefix string) (stores []group.Store, own *proxy) {
 }
 
 func TestConformance_World(t *testing.T) {
+	t.Parallel()
 	conformance.RunWorld(t, func(t *testing.T) conformance.World {
 		c := newEtcd(t, 3)
 		stores, own := c.three("p/")
@@ -101,6 +102,7 @@ func (c *cluster) restore(cl *clientv3.Client, prefix string, backup *clientv3.G
 // clients at all nodes were told has an order. A campaign is BAILIWICK_HISTORY=<seconds>, BAILIWICK_SEED=<n> repeats one:
 // make histories.
 func TestHistory_IsLinearizableUnderFaults(t *testing.T) {
+	t.Parallel()
 	length, seed := 5*time.Second, uint64(time.Now().UnixNano())
 	if s, err := strconv.Atoi(os.Getenv("BAILIWICK_HISTORY")); err == nil {
 		length = time.Duration(s) * time.Second

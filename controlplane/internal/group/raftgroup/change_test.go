@@ -37,6 +37,7 @@ func all(names ...string) (out []Wanted) {
 // A member without a vote bears no authority: when the voters' group was recovered it keeps serving its copy, and
 // begins anew at its next start. Nothing that rests on it ends with the group's quorum.
 func TestRecover_AMemberWithoutAVoteLeavesItsCopyBehind(t *testing.T) {
+	t.Parallel()
 	c, survivor, _ := lost(t, Config{Nonvoters: []string{"n4"}})
 	if _, err := Recover(c.config(survivor), marker, time.Now()); err != nil {
 		t.Fatal(err)
@@ -73,6 +74,7 @@ func TestRecover_AMemberWithoutAVoteLeavesItsCopyBehind(t *testing.T) {
 
 // A disk of before, under a name that joined anew, is neither brought in nor can it speak with the group's members.
 func TestSteer_BringsInNoOldDisk(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	l := c.leader()
 	put(t, l, "a", "1")
@@ -102,6 +104,7 @@ func TestSteer_BringsInNoOldDisk(t *testing.T) {
 }
 
 func TestTransfer_Refuses(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{Nonvoters: []string{"n4"}})
 	l, f := c.leader(), c.follower()
 	if err := f.node.Transfer(short(t), ""); fault.ReasonOf(err) != "NOT_LEADER" {

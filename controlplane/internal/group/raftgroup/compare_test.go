@@ -13,6 +13,7 @@ import (
 // A node whose state differs, as after a flipped bit in memory, stops itself and does not come back on its directory;
 // the others go on.
 func TestCompare_ANodeThatDiffersStopsItself(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{CheckEvery: 5, LookEvery: 20 * time.Millisecond})
 	victim := c.follower()
 	name := victim.node.cfg.Node

@@ -51,6 +51,7 @@ func sickCluster(t *testing.T) (c *cluster, sick map[string]*sickDisk) {
 // A leader whose disk hangs keeps sending heartbeats: without the fence nobody
 // would elect another, and this test would wait for ever.
 func TestWatchdog_StalledLeaderIsFenced(t *testing.T) {
+	t.Parallel()
 	c, sick := sickCluster(t)
 	l := c.leader()
 	old, f := l.node.cfg.Node, c.follower()
@@ -83,6 +84,7 @@ func TestWatchdog_StalledLeaderIsFenced(t *testing.T) {
 
 // Nobody writes, the process lives, heartbeats flow, and the log store's call blocks: the leader finds out by itself.
 func TestWatchdog_AQuietLeadersStallIsNoticed(t *testing.T) {
+	t.Parallel()
 	c, sick := sickCluster(t)
 	old := c.leader().node.cfg.Node
 	sick[old].hang.Store(true)
@@ -98,6 +100,7 @@ func TestWatchdog_AQuietLeadersStallIsNoticed(t *testing.T) {
 }
 
 func TestWatchdog_StalledFollowerIsFenced(t *testing.T) {
+	t.Parallel()
 	c, sick := sickCluster(t)
 	f := c.follower()
 	name := f.node.cfg.Node
@@ -145,6 +148,7 @@ func flip(t *testing.T, dir string, bucket []byte, at func(*bolt.Cursor) (k, v [
 }
 
 func TestNew_RefusesCorruptLog(t *testing.T) {
+	t.Parallel()
 	for name, cut := range map[string]struct {
 		bucket []byte
 		at     func(*bolt.Cursor) (k, v []byte)
@@ -276,6 +280,7 @@ func (g gapCheck) DeleteRange(lo, hi uint64) error {
 }
 
 func TestNew_RefusesWhatDoesNotJoinUp(t *testing.T) {
+	t.Parallel()
 	base := Config{Voters: []string{"n1"}, SnapshotThreshold: 5, SnapshotInterval: 10 * time.Millisecond, TrailingLogs: 2}
 	prepare := func(t *testing.T) Config {
 		c := newCluster(t, base)
@@ -400,6 +405,7 @@ func TestNew_RefusesWhatDoesNotJoinUp(t *testing.T) {
 
 // A command from a newer program stops the node; it is not skipped.
 func TestFSM_UnknownCommandStopsLoudly(t *testing.T) {
+	t.Parallel()
 	for name, cmd := range map[string][]byte{
 		"envelope": append([]byte{99}, make([]byte, 20)...),
 		"command":  seal(time.Now(), []byte{99, 1, 0}),

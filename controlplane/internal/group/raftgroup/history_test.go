@@ -37,6 +37,7 @@ func (s *slowDisk) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{
 // Under kills, partitions, slow disks and at last a failing one, what clients at all nodes were told has an order. A
 // campaign is BAILIWICK_HISTORY=<seconds> with BAILIWICK_SEED=<n> to repeat one: make histories.
 func TestHistory_IsLinearizableUnderFaults(t *testing.T) {
+	t.Parallel()
 	length, seed := 4*time.Second, uint64(time.Now().UnixNano())
 	if s, err := strconv.Atoi(os.Getenv("BAILIWICK_HISTORY")); err == nil {
 		length = time.Duration(s) * time.Second

@@ -12,6 +12,7 @@ import (
 // While one member does not know a version of commands it is not proposed, at the leader's door or through it, and
 // nothing stops; when the last one is upgraded it is.
 func TestGate_ACommandWaitsForTheLastMember(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{LookEvery: 20 * time.Millisecond})
 	next := []byte{batchVersion + 1, kindTxn, 0, 0, 0}
 	restart := func(name string) {
@@ -60,6 +61,7 @@ func TestSkewed_OneMinorRelease(t *testing.T) {
 
 // A node two releases ahead does not take part; those that run do not mind it.
 func TestSkew_ANodeThatStartsTooFarAheadStops(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{Version: "v1.1.0", LookEvery: 20 * time.Millisecond})
 	name := c.follower().node.cfg.Node
 	if err := c.stop[name](); err != nil {
@@ -110,6 +112,7 @@ func TestLevels_AClockNeedsAMajority(t *testing.T) {
 
 // Nodes tell each other their clocks.
 func TestNode_HearsTheOthersClocks(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{LookEvery: 20 * time.Millisecond})
 	eventually(t, "the leader's clock is known to agree", func() bool { return c.leader().node.ClockAgrees(30 * time.Second) })
 }

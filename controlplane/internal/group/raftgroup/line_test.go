@@ -80,6 +80,7 @@ func TestMemory_ABatchComesFromNobodyElse(t *testing.T) {
 // What comes while an entry is on its way to the disk leaves together, is answered each for itself, and whoever went away
 // in the meantime is left out.
 func TestLine_WhatWaitsLeavesTogether(t *testing.T) {
+	t.Parallel()
 	var hold atomic.Pointer[chan struct{}]
 	// One leader all along, and no entries but the writers', however slow the machine is.
 	base := Config{LookEvery: 20 * time.Millisecond, Timing: Regional(), ProbeAfter: time.Hour, StallLimit: time.Minute}
@@ -177,6 +178,7 @@ func (d *heldDisk) StoreLog(l *raft.Log) error { return d.StoreLogs([]*raft.Log{
 
 // While a member runs a program that knows no batches, none is proposed.
 func TestLine_NoBatchBeforeAllKnowIt(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{LookEvery: 20 * time.Millisecond, knows: commandVersion})
 	upgrade := func(name string) {
 		t.Helper()

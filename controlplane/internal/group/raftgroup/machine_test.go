@@ -56,6 +56,7 @@ func (d *durableSum) Applied() uint64 {
 }
 
 func TestNode_MachineThatKeepsItsOwnState(t *testing.T) {
+	t.Parallel()
 	cfg := Config{Group: "ledger/test", Node: "n1", Dir: filepath.Join(t.TempDir(), "ledger"), Voters: []string{"n1"}, Timing: Local(),
 		SnapshotThreshold: 8, SnapshotInterval: 10 * time.Millisecond, TrailingLogs: 4}
 	run := func(m *durableSum, adds int) (sum uint64) {

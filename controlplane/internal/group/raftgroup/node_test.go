@@ -13,6 +13,7 @@ import (
 )
 
 func TestStore_WritesReadsAndForwards(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{Nonvoters: []string{"n4"}})
 	for i, name := range []string{"n1", "n2", "n3", "n4"} {
 		key := fmt.Sprintf("k/%d", i)
@@ -31,6 +32,7 @@ func TestStore_WritesReadsAndForwards(t *testing.T) {
 }
 
 func TestStore_LeaderKill(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	put(t, c.stores["n1"], "before", "1")
 	old := c.leader().node.cfg.Node
@@ -95,6 +97,7 @@ func TestStore_LeaderKill(t *testing.T) {
 }
 
 func TestStore_RestartOfAll(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	var last group.Result
 	for i := range 30 {
@@ -117,6 +120,7 @@ func TestStore_RestartOfAll(t *testing.T) {
 }
 
 func TestStore_IsolatedLeaderAnswersNoRead(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	l := c.leader()
 	put(t, l, "k", "old")
@@ -137,6 +141,7 @@ func TestStore_IsolatedLeaderAnswersNoRead(t *testing.T) {
 }
 
 func TestStore_LaggingNodeCatchesUpBySnapshot(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{Nonvoters: []string{"n4"}, SnapshotThreshold: 20, SnapshotInterval: 20 * time.Millisecond, TrailingLogs: 10})
 	put(t, c.leader(), "k/first", "1")
 	lag := c.stores["n4"]
@@ -171,6 +176,7 @@ func TestStore_LaggingNodeCatchesUpBySnapshot(t *testing.T) {
 }
 
 func TestStore_RequestIDSurvivesLeaderAndSnapshot(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{SnapshotThreshold: 5, SnapshotInterval: 20 * time.Millisecond, TrailingLogs: 1})
 	txn := group.Txn{RequestID: "r-1", Compares: []group.Compare{{Key: "a"}}, Ops: []group.Op{{Key: "a", Value: []byte("1")}}}
 	first, err := c.leader().Txn(short(t), txn)
@@ -198,6 +204,7 @@ func TestStore_RequestIDSurvivesLeaderAndSnapshot(t *testing.T) {
 }
 
 func TestStore_RunLeader(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	type turn struct {
 		name string
@@ -236,6 +243,7 @@ func TestStore_RunLeader(t *testing.T) {
 }
 
 func TestStore_OpenEpoch(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{Voters: []string{"n1"}})
 	s := c.leader()
 	before := put(t, s, "a", "1").Revision
@@ -254,6 +262,7 @@ func TestStore_OpenEpoch(t *testing.T) {
 }
 
 func TestStore_GracefulStopHandsOver(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	old := c.leader().node.cfg.Node
 	f := c.follower()
@@ -289,6 +298,7 @@ func TestConfig_Validate(t *testing.T) {
 // A node that starts while the group has no quorum knows its own disk, but for the last few writes: a follower
 // hears of a commit with the next message, and writes that down with the entry after it.
 func TestStore_RestartAloneKnowsItsState(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	first := c.stores[c.base.Voters[0]]
 	for i := range 30 {

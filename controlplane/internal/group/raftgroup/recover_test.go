@@ -40,6 +40,7 @@ func lost(t *testing.T, base Config) (c *cluster, survivor string, before group.
 }
 
 func TestRecover_OneSurvivorGoesOnInANewEpoch(t *testing.T) {
+	t.Parallel()
 	for name, base := range map[string]Config{
 		"log":      {},
 		"snapshot": {SnapshotThreshold: 2, SnapshotInterval: 5 * time.Millisecond, TrailingLogs: 1},
@@ -79,6 +80,7 @@ func TestRecover_OneSurvivorGoesOnInANewEpoch(t *testing.T) {
 
 // Whoever follows the store's own history, as evidence does, finds no gap at a recovery, and no batch of two epochs.
 func TestRecover_HistoryHasNoGap(t *testing.T) {
+	t.Parallel()
 	c, survivor, before := lost(t, Config{})
 	if _, err := Recover(c.config(survivor), marker, time.Now()); err != nil {
 		t.Fatal(err)
@@ -110,6 +112,7 @@ func TestRecover_HistoryHasNoGap(t *testing.T) {
 
 // Entries of which nobody was told that they are committed become part of the state, and are counted.
 func TestRecover_UncommittedEntriesAreCommittedAndCounted(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	l := c.leader()
 	put(t, l, "a", "1")
@@ -139,6 +142,7 @@ func TestRecover_UncommittedEntriesAreCommittedAndCounted(t *testing.T) {
 // The disks of the nodes that were given up come back and make a quorum of their own kind: the recovered node has
 // nothing to do with them, and they stop as soon as they can reach it.
 func TestRecover_OldDisksDoNotComeBack(t *testing.T) {
+	t.Parallel()
 	c, survivor, _ := lost(t, Config{LookEvery: time.Hour}) // there is no later look
 	if _, err := Recover(c.config(survivor), marker, time.Now()); err != nil {
 		t.Fatal(err)
@@ -168,6 +172,7 @@ func TestRecover_OldDisksDoNotComeBack(t *testing.T) {
 }
 
 func TestRecover_Refuses(t *testing.T) {
+	t.Parallel()
 	c, survivor, _ := lost(t, Config{})
 	cfg := c.config(survivor)
 	t.Run("nothing there", func(t *testing.T) {

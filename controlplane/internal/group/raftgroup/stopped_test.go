@@ -15,6 +15,7 @@ import (
 // What a stopped node is not sure of is left out, and said: the group may have gone on without it. All that it knows to be
 // committed is there, also what it learnt after its last write to the log.
 func TestOpenStopped_HoldsWhatIsCommitted(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{})
 	l := c.leader()
 	name := l.node.cfg.Node
@@ -70,6 +71,7 @@ func TestOpenStopped_HoldsWhatIsCommitted(t *testing.T) {
 // A group's only voter holds all that was ever acknowledged: a backup of it has that too, after a crash, which leaves the disk
 // some writes behind in knowing how far its log is committed, and with the log that the group was born with and nothing else.
 func TestOpenStopped_TheOnlyVoterHoldsAll(t *testing.T) {
+	t.Parallel()
 	slow := Local()
 	slow.Heartbeat, slow.Election = time.Hour, time.Hour // nobody has led by the time it stops
 	for _, tc := range []struct {
@@ -119,6 +121,7 @@ func TestOpenStopped_TheOnlyVoterHoldsAll(t *testing.T) {
 
 // A node without a vote knows nothing of what its group committed since the last it was told, though the group has one voter.
 func TestOpenStopped_ACopyDoesNotDecide(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, Config{Voters: []string{"n1"}, Nonvoters: []string{"n2"}})
 	put(t, c.leader(), "acked", "1")
 	cfg := c.config("n2")

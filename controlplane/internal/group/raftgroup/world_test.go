@@ -11,6 +11,7 @@ import (
 // Nodes cut off long enough to come back by a snapshot, and leaders killed. That a recovered group's revisions go on is
 // recover_test's.
 func TestConformance_World(t *testing.T) {
+	t.Parallel()
 	conformance.RunWorld(t, func(t *testing.T) conformance.World {
 		c := newCluster(t, Config{SnapshotThreshold: 40, SnapshotInterval: 20 * time.Millisecond, TrailingLogs: 10})
 		c.leader()
