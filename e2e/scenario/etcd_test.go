@@ -20,9 +20,8 @@ func TestEtcd(t *testing.T) {
 	if harness.Store != "" {
 		t.Skip("the story is told on -store etcd already")
 	}
-	harness.Store = "etcd"
-	defer func() { harness.Store = "" }()
-	s := harness.Start(t)
+	t.Parallel()
+	s := harness.Start(t, "-store", "etcd")
 	us := usCounts(s)
 
 	out := s.MustCLI("emea", "cluster", "members")

@@ -30,6 +30,7 @@ func init() {
 // TestStory tells the points one after another on one sandbox, each ending with everything at home again. One
 // alone: make e2e ARGS='-run TestStory/c'. The ways in which one upstream dies under load are TestRecorded's.
 func TestStory(t *testing.T) {
+	t.Parallel()
 	s := harness.Start(t)
 	for _, step := range []struct {
 		name string
