@@ -79,7 +79,7 @@ type Result struct {
 	Revision  Revision  // after it; unchanged if nothing changed
 	Time      time.Time // the leader's stamp, never decreasing within a group
 	Failed    int       // index of the first compare that failed, -1 if none
-	Replayed  bool      // this RequestID was applied before; the rest is that first result
+	Replayed  bool      // this RequestID, if the caller gave one, was applied before; the rest is that first result
 }
 
 // Event is one key's change.

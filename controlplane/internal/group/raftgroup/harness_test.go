@@ -153,7 +153,10 @@ type cluster struct {
 	dir    string
 	stores map[string]*Store
 	stop   map[string]func() error
-	fatal  chan error
+
+	forward func(Forwarder) Forwarder // of nodes that start from now on
+
+	fatal chan error
 }
 
 func newCluster(t testing.TB, base Config) *cluster {
@@ -188,6 +191,9 @@ func (c *cluster) config(name string) Config {
 	cfg := c.base
 	cfg.Node, cfg.Dir = name, filepath.Join(c.dir, name)
 	cfg.Forward = netForward{c.nw, name}
+	if c.forward != nil {
+		cfg.Forward = c.forward(cfg.Forward)
+	}
 	cfg.OnFatal = func(err error) {
 		c.nw.mu.Lock()
 		s := c.nw.nodes[name]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -200,6 +201,52 @@ func TestStore_RequestIDSurvivesLeaderAndSnapshot(t *testing.T) {
 	want.Replayed = true
 	if err != nil || again != want {
 		t.Errorf("again: got %+v, %v, want %+v", again, err, want)
+	}
+}
+
+// lossy loses the first answer to each of n changes, which were carried out.
+type lossy struct {
+	Forwarder
+	n *atomic.Int32
+}
+
+func (l lossy) Propose(ctx context.Context, node, group string, cmd []byte) ([]byte, error) {
+	out, err := l.Forwarder.Propose(ctx, node, group, cmd)
+	if err == nil && l.n.Add(-1) >= 0 {
+		return nil, fault.New(fault.Unavailable, "CONNECTION_LOST", "the answer is lost")
+	}
+	return out, err
+}
+
+// A store that asks again by itself, after an answer was lost, tells a caller without an id of no repetition: he has asked
+// once. One with an id cannot be told whose repetition it was.
+func TestStore_ItsOwnRepetitionIsNoReplay(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, Config{Timing: calm})
+	name := c.follower().node.cfg.Node
+	c.kill(name)
+	var lost atomic.Int32
+	c.forward = func(f Forwarder) Forwarder { return lossy{f, &lost} }
+	s := c.start(name)
+	for _, given := range []bool{false, true} {
+		n := 0
+		eventually(t, "an answer is lost on its way from another node, which leads", func() bool {
+			n++
+			key, id := fmt.Sprint("k", given, n), ""
+			if given {
+				id = key
+			}
+			lost.Store(1)
+			r, err := s.Txn(short(t), group.Txn{RequestID: id, Ops: []group.Op{{Key: key, Value: []byte("1")}}})
+			twice := lost.Load() < 0
+			if err != nil || !r.Succeeded || twice && r.Replayed != given {
+				t.Errorf("id %q: got %+v, %v, want it to succeed, replayed %v", id, r, err, given)
+			}
+			if kv, _, _, err := s.Get(short(t), key); err != nil || kv.Version != 1 {
+				t.Errorf("id %q: version %d, %v, want it carried out once", id, kv.Version, err)
+			}
+			return twice
+		})
 	}
 }
 

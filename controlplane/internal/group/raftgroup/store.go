@@ -90,10 +90,13 @@ func (s *Store) Txn(ctx context.Context, t group.Txn) (group.Result, error) {
 	if err := t.Validate(); err != nil {
 		return group.Result{}, err
 	}
-	if t.RequestID == "" {
+	drawn := t.RequestID == ""
+	if drawn {
 		t.RequestID = rand.Text() // Propose itself retries after an unknown outcome
 	}
-	return s.propose(ctx, encodeTxn(t))
+	r, err := s.propose(ctx, encodeTxn(t))
+	r.Replayed = r.Replayed && !drawn // who gave no id has asked once
+	return r, err
 }
 
 func (s *Store) propose(ctx context.Context, cmd []byte) (group.Result, error) {
