@@ -28,12 +28,14 @@ func raw(t *testing.T, serve func(fr *http2.Framer, conn net.Conn, id uint32)) (
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
+	over := make(chan struct{})
 	wg.Go(func() {
 		for {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
+			wg.Go(func() { <-over; conn.Close() }) // a client that was sent away may leave it open until its PING is not answered
 			wg.Go(func() {
 				defer conn.Close()
 				io.ReadFull(conn, make([]byte, len(http2.ClientPreface)))
@@ -61,7 +63,7 @@ func raw(t *testing.T, serve func(fr *http2.Framer, conn net.Conn, id uint32)) (
 		dials.Add(1)
 		return (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
 	}})
-	t.Cleanup(func() { p.CloseIdle(); l.Close(); wg.Wait() })
+	t.Cleanup(func() { p.CloseIdle(); l.Close(); close(over); wg.Wait() })
 	return p, "http://" + l.Addr().String(), dials
 }
 
