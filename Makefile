@@ -21,14 +21,14 @@ build: ## build the three programs and the sandbox into bin/
 
 test: build ## every test: unit, conformance, architecture, end to end (under twenty minutes on 2 cores)
 	$(GO) vet ./...
-	$(GO) test -count=1 -timeout 20m ./regions/... ./shared/... ./controlplane/... ./dataplane/... ./deploy/... ./e2e/harness/... ./e2e/netlab/... ./e2e/hosts/canary ./e2e/hosts/wire ./e2e/mutants/... ./e2e/simulate/... ./e2e/model/... ./e2e/archtest/...
-	$(GO) test -count=1 -timeout 30m -p 2 -parallel 2 ./e2e/scenario/... ./e2e/campaign/... ./e2e/hosts
+	$(GO) test -count=1 -timeout 20m -p 4 ./regions/... ./shared/... ./controlplane/... ./dataplane/... ./deploy/... ./e2e/harness/... ./e2e/netlab/... ./e2e/hosts/canary ./e2e/hosts/wire ./e2e/mutants/... ./e2e/simulate/... ./e2e/model/... ./e2e/archtest/...
+	$(GO) test -count=1 -timeout 30m -p 2 -parallel 3 ./e2e/scenario/... ./e2e/campaign/... ./e2e/hosts
 
 test-race: ## the unit tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 40m ./regions/... ./shared/... ./controlplane/... ./dataplane/...
 
 e2e: build ## the end-to-end tests alone; one of them: make e2e ARGS='-run TestStory/b'
-	$(GO) test -count=1 -timeout 40m -p 1 -parallel 2 -v ./e2e/scenario/... $(ARGS)
+	$(GO) test -count=1 -timeout 40m -p 1 -parallel 3 -v ./e2e/scenario/... $(ARGS)
 
 campaign: build ## a sandbox under load and faults, held to the law of usage: make campaign ARGS='-seed 1 -requests 1000000 -faults 300'
 	$(GO) run ./e2e/campaign $(ARGS)

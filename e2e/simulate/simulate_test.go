@@ -2,10 +2,10 @@ package main
 
 import "testing"
 
-// The smoke: safe in every schedule, and enough relayed and answered for that to mean something. A night runs
-// ten million.
+// The smoke: safe in every schedule, and enough relayed and answered for that to mean something. make simulate runs
+// more, a night ten million.
 func TestCampaign(t *testing.T) {
-	n := uint64(100_000)
+	n := uint64(40_000)
 	if testing.Short() {
 		n = 5000
 	}

@@ -8,6 +8,8 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
@@ -58,9 +60,6 @@ func newAuthority(t *testing.T, httpPort, tlsPort int) *authority {
 // newAuthorityOf issues certificates that are valid for a while only; 0 is long.
 func newAuthorityOf(t *testing.T, httpPort, tlsPort int, validity time.Duration) *authority {
 	t.Helper()
-	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
-	t.Setenv("PEBBLE_WFE_NONCEREJECT", "0")
-	t.Setenv("PEBBLE_AUTHZREUSE", "0")
 	names, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -136,6 +135,13 @@ const specEnv = "EDGETLS_TEST_EDGE"
 func TestMain(m *testing.M) {
 	raw := os.Getenv(specEnv)
 	if raw == "" {
+		flag.Parse()
+		// The authority's own settings, and more tests at once than there are CPUs: those that may wait for a renewal.
+		err := errors.Join(os.Setenv("PEBBLE_VA_NOSLEEP", "1"), os.Setenv("PEBBLE_WFE_NONCEREJECT", "0"), os.Setenv("PEBBLE_AUTHZREUSE", "0"),
+			flag.Set("test.parallel", "6"))
+		if err != nil {
+			log.Fatal(err)
+		}
 		os.Exit(m.Run())
 	}
 	var spec edgeSpec
@@ -499,6 +505,7 @@ func TestACME_StrangersChallengesStayOffTheShelf(t *testing.T) {
 // Certificates of seconds, shared by twenty edges: each is replaced before it ends, by one order of the whole zone, which
 // says what it replaces; every edge follows, and a client never meets one that has ended.
 func TestACME_RenewalIsOneOrderOfTheZone(t *testing.T) {
+	t.Parallel() // its edges are processes
 	z := newZone(t)
 	mux := http.NewServeMux()
 	mux.Handle(joinv1connect.NewCertStoreServiceHandler(z, connect.WithInterceptors(rpcfault.Server(nil))))

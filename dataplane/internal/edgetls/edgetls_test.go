@@ -465,6 +465,7 @@ func TestManager_UnknownHostIsUnrecognizedName(t *testing.T) {
 }
 
 func TestManager_Renews(t *testing.T) {
+	t.Parallel()
 	z := newZone(t)
 	z.ttl = 7 * time.Second // renewed when a third is left
 	a, _ := z.edge(t, t.TempDir(), "a")

@@ -133,6 +133,7 @@ func TestTickets_OpenOneHostOfOneEdgeUnderOneBorder(t *testing.T) {
 // The certificate is part of what a ticket rests on: one that is replaced, perhaps since its key leaked, takes
 // the tickets that were given under it along.
 func TestTickets_EndWithTheCertificate(t *testing.T) {
+	t.Parallel()
 	z := newZone(t)
 	z.ttl = 5 * time.Second // renewed when a third is left
 	m, _ := z.edge(t, t.TempDir(), "a")
