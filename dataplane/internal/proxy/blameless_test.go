@@ -33,6 +33,7 @@ func (w *world) stall(t *testing.T, path string) *http.Response {
 
 // A client that stops in the middle of what another region is to get takes that region from nobody.
 func TestBlame_AStalledUploadTakesNoRegion(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *proxy.Config) { c.HedgeAfter = time.Minute })
 	w.west.up.kill()
 	eventually(t, 20*time.Second, "another region", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })

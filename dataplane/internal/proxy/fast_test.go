@@ -193,6 +193,7 @@ func TestCommon_WhoLeavesTheLineIsNotWaitedFor(t *testing.T) {
 
 // A client that leaves is noticed, however long the upstream usually takes.
 func TestCommon_WhoLeavesASlowUpstreamIsNoticed(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
 		if r.Method == "POST" {

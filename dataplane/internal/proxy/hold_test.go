@@ -17,6 +17,7 @@ import (
 // Whoever takes his requests back has no more of them worked on at once than who waits: an upstream that goes on with them holds
 // the places that they have, until it has let go.
 func TestHold_TakingBackEvadesNoBound(t *testing.T) {
+	t.Parallel()
 	const bound = 2
 	for name, c := range map[string]struct {
 		plan func(*table.Plan)

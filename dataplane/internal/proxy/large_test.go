@@ -202,6 +202,7 @@ func TestSlow_ReadersEnd(t *testing.T) {
 // Each event reaches the client before the next is made, and a client that leaves ends the upstream's request: over each protocol,
 // here and across a relay.
 func TestEvents_PassOneByOne(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	var mu sync.Mutex
 	var next, gone chan struct{}

@@ -50,6 +50,7 @@ func TestMoney_NobodyAnsweredIsNoSuccess(t *testing.T) {
 // A client that stops reading for longer than it may is given up. If it comes back it must see that the
 // answer is broken off, over each protocol: it is on record as aborted.
 func TestMoney_GivenUpAnswersLookBroken(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) { // no length: the end is the only sign of it
 		chunk := make([]byte, 64<<10)

@@ -312,6 +312,7 @@ func TestSocket_OpensOnlyWhereAndHowItMay(t *testing.T) {
 
 // What takes back what a connection rests on ends it.
 func TestSocket_EndsWithWhatItRestsOn(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		change func(w *world, r *region) bool // true: the pair stays
 		relay  bool
@@ -566,6 +567,7 @@ func TestRelayed_TakesAPlaceAtTheUpstreams(t *testing.T) {
 
 // From the moment on at which a connection is told to end nothing passes, whoever keeps its end from being said.
 func TestSocket_NothingPassesOnceItIsToldToEnd(t *testing.T) {
+	t.Parallel()
 	w := newLive(t, nil, func(r *table.Route) { r.Units = nil })
 	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
 		offer, _ := websocket.ReadOffer(r.Header)

@@ -440,6 +440,7 @@ func TestGRPC_AcrossTheBorderAndCutThere(t *testing.T) {
 // A stream ends with what it rests on, as a WebSocket does: a key that is suspended takes nothing more, and that is no fault of
 // the upstream's.
 func TestGRPC_StreamsEndWithTheirKey(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, patient)
 	_, addr := speaking(t, w, nil)
 	c, ctx := dialGRPC(t, w, addr)

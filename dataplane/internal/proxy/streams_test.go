@@ -159,6 +159,7 @@ func (w *world) aborted(n int) {
 // An answer that lasts ends with what its decision rested on, over each protocol, also where the client takes nothing just now;
 // another customer's goes on.
 func TestStreams_EndWithWhatTheyRestOn(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(w *world){
 		"the key is revoked":   func(w *world) { w.objects = w.objects[1:] },
 		"the key is suspended": func(w *world) { w.objects[0] = edited(w.t, w.objects[0], func(k *table.Key) { k.Suspended = true }) },
@@ -201,6 +202,7 @@ func TestStreams_EndWithWhatTheyRestOn(t *testing.T) {
 // An answer that lasts ends some time after its target was taken out of the catalog, here and where another region's edge has it
 // from; one of a target that stays goes on.
 func TestStreams_EndWithTheirTarget(t *testing.T) {
+	t.Parallel()
 	for _, far := range []bool{false, true} {
 		t.Run(fmt.Sprint("relayed ", far), func(t *testing.T) {
 			w := newWorld(t, func(c *proxy.Config) { c.UpstreamDrain = 200 * time.Millisecond })

@@ -39,6 +39,7 @@ func (b *trickle) Read(p []byte) (int, error) {
 
 // An upload takes longer than the route's time, as long as it flows: over each protocol, here and across a relay.
 func TestUploads_LastAsLongAsTheyFlow(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *proxy.Config) { c.UploadRate = 1 })
 	for _, r := range []*region{w.west, w.central} {
 		r.orders = func(a *table.API) {
@@ -73,6 +74,7 @@ func TestUploads_LastAsLongAsTheyFlow(t *testing.T) {
 
 // Who sends a body too slowly is told so, over each protocol, and is no failure of the API's; others are served meanwhile.
 func TestSlow_UploadsEnd(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *proxy.Config) { c.UploadRate, c.UploadWindow = 1000, 500*time.Millisecond })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
