@@ -2,6 +2,7 @@ package conformance_test
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -59,23 +60,29 @@ var worldBreakages = []struct {
 }{
 	{"watch_unbroken", "a revision is lost", revisions(func(all [][]group.Event) [][]group.Event { return all[1:] })},
 	{"watch_unbroken", "a revision is repeated", revisions(func(all [][]group.Event) [][]group.Event { return append(all, all[len(all)-1]) })},
-	{"watch_unbroken", "revisions change places", func() func(group.Store) group.Store {
+	{"watch_unbroken", "revisions change places", func(s group.Store) group.Store {
 		var mu sync.Mutex
-		var held []group.Event
-		return func(s group.Store) group.Store {
-			return breakNext(s, func(w group.Watch, ctx context.Context) ([]group.Event, group.Revision, error) {
-				events, rev, err := w.Next(ctx)
-				mu.Lock()
-				defer mu.Unlock()
-				if err == nil && held == nil && rev.Index > 20 {
-					held = events
-					events, rev, err = w.Next(ctx)
-					events = append(append([]group.Event{}, events...), held...)
-				}
+		var done bool // once: whatever comes at once, or one behind the other
+		return breakNext(s, func(w group.Watch, ctx context.Context) ([]group.Event, group.Revision, error) {
+			events, rev, err := w.Next(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil || done || rev.Index <= 20 || len(events) == 0 {
 				return events, rev, err
-			})
-		}
-	}()},
+			}
+			first, last := events[0].Index, events[len(events)-1].Index
+			if first == last {
+				more, next, err := w.Next(ctx)
+				if err != nil || len(more) == 0 {
+					return events, rev, nil // an end is told again
+				}
+				events, rev = append(slices.Clone(events), more...), next
+			}
+			done = true
+			return slices.Concat(slices.DeleteFunc(slices.Clone(events), func(e group.Event) bool { return e.Index == first }),
+				slices.DeleteFunc(slices.Clone(events), func(e group.Event) bool { return e.Index != first })), rev, nil
+		})
+	}},
 	{"watch_unbroken", "a watch that fell out goes on", func(s group.Store) group.Store {
 		var n atomic.Int64
 		return &broken{Store: s, watch: func(from uint64, prefix string) (group.Watch, error) {
