@@ -220,11 +220,8 @@ func watchMemory(pids []int) (most func() float64) {
 // family is a process and all that came from it.
 func family(pid int) (pids []int) {
 	pids = []int{pid}
-	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	for text := range strings.FieldsSeq(string(children)) {
-		if child, err := strconv.Atoi(text); err == nil {
-			pids = append(pids, family(child)...)
-		}
+	for _, child := range children(pid) {
+		pids = append(pids, family(child)...)
 	}
 	return pids
 }
