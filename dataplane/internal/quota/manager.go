@@ -193,6 +193,9 @@ func (a *Account) due(now time.Time) bool {
 	case l != nil && (l.leased != l.confirmed || a.recall):
 		return true
 	case !a.inUse(now): // what is held goes back, and so does the share of the rate
+		if a.toldRate == 0 && a.keeps(now, l) {
+			return since >= lookEvery
+		}
 		return a.toldRate > 0 || l != nil && l.free.Load() > 0
 	case !a.known || l != nil && l.ended(now.Unix()):
 		return true
@@ -289,24 +292,25 @@ func (a *Account) ask(now time.Time) Ask {
 		k.Demand = a.offerRate
 	}
 	a.asked = now
+	l := a.lease.Load()
 	var want int64
 	if Leases(plan) {
 		// Who was asked to give back wants no more than what waits here already.
 		if want = needed; !a.recall && a.inUse(now) {
-			want = max(want, horizon*a.wantRate/1000, a.growing(now, waiting > 0, needed), 1)
+			want = max(want, horizon*a.wantRate/1000, a.growing(now, waiting > 0, needed), floor(l, plan))
 		}
 	}
-	l := a.lease.Load()
 	if l == nil {
 		k.Want = want
 		return k
 	}
 	free := l.free.Load()
 	ended := l.ended(now.Unix())
+	keeps := a.keeps(now, l)
 	switch {
-	case a.recall, !a.inUse(now), ended:
+	case a.recall, ended, !a.inUse(now) && !keeps:
 		l.leased -= l.reclaim(free)
-	case free > 2*want:
+	case free > 2*want && !keeps:
 		l.leased -= l.reclaim(free - want)
 	}
 	a.recall = false
@@ -322,6 +326,30 @@ func (a *Account) ask(now time.Time) Ask {
 		k.Want = want - max(0, free)
 	}
 	return k
+}
+
+// plenty says whether so many units are next to nothing of what is left of the quota: nobody misses them where they lie.
+func plenty(l *lease, units int64) bool {
+	return units <= max(0, l.limit.Load()-l.used.Load())>>plentyShift
+}
+
+// floor is what an account in use wants whatever its demand: one unit, or a few where they are plenty, so that who comes now
+// and then does not wait at each request. l may be nil.
+func floor(l *lease, plan *policy.Plan) int64 {
+	rest := plan.QuotaUnits
+	if l != nil {
+		rest = l.limit.Load() - l.used.Load()
+	}
+	return min(max(1, rest>>plentyShift), floorMost)
+}
+
+// keeps says whether the account keeps what it holds although it does not need it now.
+func (a *Account) keeps(now time.Time, l *lease) bool {
+	if l == nil || a.recall || l.ended(now.Unix()) || now.Sub(a.used) >= keepFor || !a.leases() {
+		return false
+	}
+	free := l.free.Load()
+	return free > 0 && plenty(l, free)
 }
 
 // growing is how much an account wants that is in use, whatever is known of its demand: that is believed only by and by, and

@@ -94,6 +94,10 @@ const (
 	eagerFirst   = 16                     // times what is needed, wanted by who waits for the second time within a second
 	growth       = 4                      // and so many times as much each time after that, up to
 	eagerMost    = 4096                   // units
+	plentyShift  = 16                     // what is at most the 65,536th part of a quota's rest is plenty: it stays where it is
+	floorMost    = 16                     // units that an account in use holds at least where they are plenty
+	keepFor      = time.Minute            // units that are plenty stay with who is silent
+	lookEvery    = 5 * time.Second        // and whether they still are, and nobody misses them, is looked at so often
 	millionths   = 1_000_000
 	exchangeTime = 750 * time.Millisecond // one attempt
 )
