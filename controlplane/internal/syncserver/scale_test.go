@@ -441,6 +441,7 @@ func TestScale_ACrowdOfEdges(t *testing.T) {
 	report(fmt.Sprintf("during %.0f changes a second", rate), 500*time.Millisecond, samples, used(syscall.RUSAGE_SELF)-cpu)
 	written()
 	all(zone.Local().Revision().Index)
+	eventually(t, "no step waits for an edge that has answered", func() bool { return w.server.Busy() == 0 })
 	t.Logf("%.1f KB a stream resident at the end", float64(resident()-rss)/1024/float64(edges))
 	if e != nil {
 		e.tell()

@@ -125,6 +125,7 @@ type Server struct {
 	keyLog      changeLog
 	version     uint64 // counts every change of keyLog, an edge's log, or a revision
 	edges       map[string]*edge
+	pacing      pacer
 	advanced    chan struct{}       // closes when version moves on
 	reported    chan struct{}       // closes when a report changes; nil: nobody waits
 	shared      map[way]*difference // of sharedAt
@@ -240,17 +241,13 @@ func (s *Server) follow(ctx context.Context, store group.Store, reset func(group
 	}
 }
 
-// watch hands on events. What wakes the streams begins a step, and the next ones wait for its end, a few microseconds for
-// each stream: while a thousand edges are being sent one change, some more come, and edges that are sent the same from the
-// same place share it.
+// watch hands on events. What wakes the streams begins a step, and the next ones wait for its end.
 func (s *Server) watch(ctx context.Context, store group.Store, from uint64, events func([]group.Event, group.Revision) bool) error {
 	w, err := store.Watch(from, "")
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	step := time.NewTimer(time.Hour)
-	defer step.Stop()
 	for {
 		list, rev, err := w.Next(ctx)
 		if err != nil {
@@ -259,15 +256,8 @@ func (s *Server) watch(ctx context.Context, store group.Store, from uint64, even
 		if !events(list, rev) {
 			continue
 		}
-		streams := s.stats.Streams.Load()
-		if streams == 0 {
-			continue
-		}
-		step.Reset(min(time.Duration(streams)*stepStream, stepMost))
-		select {
-		case <-step.C:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := s.pace(ctx); err != nil {
+			return err
 		}
 	}
 }

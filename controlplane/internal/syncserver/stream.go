@@ -22,8 +22,6 @@ import (
 const (
 	protocol    = 1
 	quietDelay  = 500 * time.Millisecond // for revisions that change no object
-	stepStream  = 50 * time.Microsecond  // what a stream adds to a step: some of what it takes to send it an update
-	stepMost    = 100 * time.Millisecond
 	helloWithin = 5 * time.Second
 	endWithin   = 800 * time.Millisecond // a withdrawn edge's stream, also if it reads nothing
 	leaderless  = 2                      // heartbeats without a zone leader until edges are sent elsewhere
@@ -38,10 +36,14 @@ type conn struct {
 	gone chan struct{} // closed when the edge left the registry
 	ask  chan *syncv1.RowsWanted
 
-	// Covered by Server.mu.
+	pace *pacer
+
+	// Covered by Server.mu. Who changes due, inflight or slow calls tally.
 	due      bool // something changed for this edge
 	later    bool // only a revision moved
 	inflight bool // an update is out that the edge has not answered: its answer wakes the stream, and nothing else need to
+	slow     bool // a step has ended without its answer
+	busy     bool // pacer counts it
 
 	endOnce, goneOnce sync.Once
 }
@@ -49,6 +51,7 @@ type conn struct {
 // kick says that something changed. Caller holds Server.mu.
 func (c *conn) kick() {
 	c.due = true
+	c.tally()
 	if !c.inflight {
 		poke(c.wake)
 	}
@@ -116,7 +119,7 @@ func (s *Server) Subscribe(ctx context.Context, stream *stream) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	c := &conn{wake: make(chan struct{}, 1), end: make(chan struct{}), gone: make(chan struct{}), due: true,
+	c := &conn{wake: make(chan struct{}, 1), end: make(chan struct{}), gone: make(chan struct{}), due: true, pace: &s.pacing,
 		ask: make(chan *syncv1.RowsWanted, questionsWait)}
 	ss := &session{s: s, ctx: ctx, stream: stream, conn: c, timer: time.NewTimer(time.Hour),
 		stalled: time.AfterFunc(time.Hour, func() { rc.SetWriteDeadline(time.Unix(1, 0)) })}
@@ -337,6 +340,8 @@ func (s *Server) leave(e *edge, c *conn) {
 	s.stats.Streams.Add(-1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	c.due, c.inflight = false, false
+	c.tally()
 	if e.conn != c {
 		return
 	}
@@ -421,6 +426,7 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	defer s.tell()
+	defer ss.conn.tally()
 	if ss.edge.conn != ss.conn {
 		// What the report says is the newer stream's, which may be another machine's: no word of this one may count for it.
 		return errReplaced()
@@ -429,6 +435,7 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 	r.lastSeen = now
 	switch m := m.Message.(type) {
 	case *syncv1.SubscribeRequest_Hello:
+		ss.conn.slow = false
 		ss.held, ss.conn.inflight, ss.resume = nil, false, nil // it wants to begin anew
 		ss.conn.kick()
 	case *syncv1.SubscribeRequest_Ack:
@@ -439,7 +446,7 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 		}
 		r.ackedCatalog, r.ackedZone, r.nackReason = *catalog, *zone, ""
 		if ss.held != nil && ss.held.catalog == *catalog && ss.held.zone == *zone {
-			ss.acked, ss.conn.inflight, ss.refusals = ss.held, false, 0
+			ss.acked, ss.conn.inflight, ss.conn.slow, ss.refusals = ss.held, false, false, 0
 			if now := s.now(ss.edge); now.catalog != *catalog || now.zone != *zone {
 				ss.conn.kick()
 			} else {
@@ -463,7 +470,7 @@ func (ss *session) receive(m *syncv1.SubscribeRequest) error {
 func (ss *session) nack(n *syncv1.Nack, now time.Time) {
 	s := ss.s
 	s.stats.Nacks.Add(1)
-	ss.held, ss.conn.inflight = ss.acked, false
+	ss.held, ss.conn.inflight, ss.conn.slow = ss.acked, false, false
 	ss.resume = nil
 	if n.WantSnapshot {
 		ss.held = nil

@@ -26,6 +26,7 @@ import (
 func (ss *session) push(fired bool) (gone bool, err error) {
 	s, e, c := ss.s, ss.edge, ss.conn
 	s.mu.Lock()
+	unlock := func() { c.tally(); s.mu.Unlock() }
 	if e.gone {
 		s.mu.Unlock()
 		return true, nil
@@ -36,18 +37,18 @@ func (ss *session) push(fired bool) (gone bool, err error) {
 	hold := ss.holdOff.Sub(s.cfg.Now())
 	switch {
 	case c.inflight:
-		s.mu.Unlock()
+		unlock()
 		return false, nil
 	case hold > 0:
-		s.mu.Unlock()
+		unlock()
 		ss.wakeIn(hold)
 		return false, nil
 	case ss.held != nil && ss.held.catalog == now.catalog && ss.held.zone == now.zone:
 		ss.held.version = now.version
-		s.mu.Unlock()
+		unlock()
 		return false, nil
 	case !due:
-		s.mu.Unlock()
+		unlock()
 		if !ss.armed {
 			ss.wakeIn(quietDelay)
 		}
@@ -70,14 +71,16 @@ func (ss *session) push(fired bool) (gone bool, err error) {
 	}
 	e.remember(now)
 	ss.held, ss.sentAt, c.inflight = &now, s.cfg.Now(), true
-	s.mu.Unlock()
+	unlock()
 
 	switch {
 	case d != nil && d.size > 0 && s.cfg.DropDelta != nil && s.cfg.DropDelta():
 		s.stats.Dropped.Add(1)
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if c.inflight = false; c.due || c.later {
+		c.inflight = false
+		c.tally()
+		if c.due || c.later {
 			poke(c.wake)
 		}
 		return false, nil
