@@ -200,7 +200,7 @@ func (a *Account) due(now time.Time) bool {
 	case !a.known || l != nil && l.ended(now.Unix()):
 		return true
 	case l != nil && (l.free.Load() > 0 || !l.exhausted.Load() && a.leases()):
-		return true
+		return !a.calm(l) || since >= watchEvery-tick/2
 	}
 	return since >= watchEvery-tick/2 // once in two or three ticks
 }
@@ -297,7 +297,7 @@ func (a *Account) ask(now time.Time) Ask {
 	if Leases(plan) {
 		// Who was asked to give back wants no more than what waits here already.
 		if want = needed; !a.recall && a.inUse(now) {
-			want = max(want, horizon*a.wantRate/1000, a.growing(now, waiting > 0, needed), floor(l, plan))
+			want = max(want, a.horizon(l)*a.wantRate/1000, a.growing(now, waiting > 0, needed), floor(l, plan))
 		}
 	}
 	if l == nil {
