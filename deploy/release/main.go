@@ -29,7 +29,7 @@ const sums = "SHA256SUMS"
 var programs = []string{"./controlplane/cmd/bailiwick", "./controlplane/cmd/bailiwick-control", "./dataplane/cmd/bailiwick-edge"}
 
 // carried goes into each archive as it is in the commit.
-var carried = []string{"LICENSE", "README.md", "docs", "deploy/README.md", "deploy/compose", "deploy/example", "deploy/sysctl", "deploy/systemd"}
+var carried = []string{"LICENSE", "README.md", "docs", "deploy/README.md", "deploy/compose", "deploy/example", "deploy/prometheus", "deploy/sysctl", "deploy/systemd"}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

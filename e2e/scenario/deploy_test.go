@@ -135,6 +135,43 @@ func TestDeploy_PageNamesRealCommandsAndFlags(t *testing.T) {
 	}
 }
 
+// Each series of the alerts is one that edges or control nodes have, each alert has an example (promtool test rules runs them), and
+// what running.md calls worth waking somebody for has an alert.
+func TestDeploy_AlertsNameRealSeries(t *testing.T) {
+	t.Parallel()
+	d := newDeployed(t)
+	seriesRE := regexp.MustCompile(`bailiwick_(\w+)`)
+	rules, examples := d.read("prometheus", "bailiwick.rules.yml"), d.read("prometheus", "bailiwick.rules.test.yml")
+	edge, control, running := d.read("..", "docs", "metrics.md"), d.read("..", "controlplane", "admin.go"), d.read("..", "docs", "running.md")
+	has := func(series string) bool {
+		return strings.Contains(edge, "`bailiwick_"+series+"`") || strings.Contains(control, `"`+series+`", "`) || strings.HasSuffix(series, "_bucket") && strings.Contains(edge, "`bailiwick_"+strings.TrimSuffix(series, "_bucket")+"`")
+	}
+	series := map[string]bool{}
+	for _, m := range seriesRE.FindAllStringSubmatch(rules, -1) {
+		if series[m[1]] = true; !has(m[1]) {
+			t.Errorf("the alerts read %s, which nobody has", m[0])
+		}
+	}
+	alerts := regexp.MustCompile(`alert: (\w+)`).FindAllStringSubmatch(rules, -1)
+	for _, a := range alerts {
+		if strings.Count(examples, "alertname: "+a[1]+"}") != 1 || strings.Count(examples, "alertname: "+a[1]+"\n") != 1 {
+			t.Errorf("%s has not one example of a calm zone and one of a broken one", a[1])
+		}
+	}
+	_, watch, _ := strings.Cut(running, "## What to watch")
+	watch, _, _ = strings.Cut(watch, "\n## ")
+	for line := range strings.Lines(watch) {
+		for _, m := range seriesRE.FindAllStringSubmatch(line, -1) {
+			if strings.HasPrefix(line, "| `") && !series[m[1]] && !slices.Contains([]string{"request_duration_seconds_bucket", "upstream_requests_waiting", "upstream_dials_failed_total", "refusals_total"}, m[1]) {
+				t.Errorf("running.md says to watch %s, and no alert does", m[0])
+			}
+		}
+	}
+	if len(alerts) < 20 || len(series) < 20 || has("requests") || has("no_such_total") {
+		t.Errorf("%d alerts of %d series: the test reads them wrongly", len(alerts), len(series))
+	}
+}
+
 var assignRE = regexp.MustCompile(`(?ms)^(\w+)=("[^"]*"|[^\n]*)$`)
 
 // The units are started as systemd would put their command lines together. Without a kit and a token the programs end at
