@@ -35,9 +35,9 @@ func (l *lines) Terminal() bool { return l.live }
 
 func (l *lines) wait(t *testing.T, text string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !strings.Contains(l.String(), text); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !strings.Contains(l.String(), text); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("no %q within 10 s in:\n%s", text, l.String())
+			t.Fatalf("no %q within a minute in:\n%s", text, l.String())
 		}
 	}
 }

@@ -68,7 +68,7 @@ func TestLog_TellsTheCatalogsHistory(t *testing.T) {
 	want := func(l *Log, n int) {
 		t.Helper()
 		var calls []string
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 			var gap bool
 			if calls, gap = told(l); gap {
 				t.Fatal("a gap, and nothing is missing")
@@ -99,7 +99,7 @@ func TestLog_TellsTheCatalogsHistory(t *testing.T) {
 	time.Sleep(2 * pause)
 	write(5)
 	calls, gap := told(l)
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && (len(calls) == 0 || calls[len(calls)-1] != "5"); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end) && (len(calls) == 0 || calls[len(calls)-1] != "5"); time.Sleep(10 * time.Millisecond) {
 		calls, gap = told(l)
 	}
 	// 4 was told by nobody before the recovery: it is in the log, or the log says that something is missing.

@@ -327,12 +327,12 @@ func at(t *policy.Table, s *source) bool { return t.Catalog() == s.cat && t.Zone
 
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if f() {
 			return
 		}
 	}
-	t.Fatalf("not seen within 10 s: %s", what)
+	t.Fatalf("not seen within a minute: %s", what)
 }
 
 func memory(t testing.TB) *durabletest.FS {
