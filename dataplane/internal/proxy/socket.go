@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"bailiwick/dataplane/internal/failover"
@@ -391,11 +392,23 @@ func (l *relayLeg) Break() {
 	l.body.Close()
 }
 
+// relayed is the client of a stream to another region, where nothing is heard any more once the upstream has said all.
+type relayed struct{ tunnel.Leg }
+
+// CloseWrite implements tunnel.Leg.
+func (l relayed) CloseWrite() error {
+	if err := l.Leg.CloseWrite(); err != nil {
+		return err
+	}
+	return tunnel.ErrLast
+}
+
 // handlerLeg is a stream from another region, as its handler has it.
 type handlerLeg struct {
-	r  io.Reader
-	w  io.Writer
-	rc *http.ResponseController
+	r    io.Reader
+	w    io.Writer
+	rc   *http.ResponseController
+	said atomic.Bool // all: the answer ends as its handler does, and is not broken off
 }
 
 func (l *handlerLeg) Read(p []byte) (int, error) { return l.r.Read(p) }
@@ -409,10 +422,15 @@ func (l *handlerLeg) Write(p []byte) (int, error) {
 }
 
 // CloseWrite implements tunnel.Leg: the answer ends with its handler, and with it the request.
-func (l *handlerLeg) CloseWrite() error { return io.EOF }
+func (l *handlerLeg) CloseWrite() error {
+	l.said.Store(true)
+	return tunnel.ErrLast
+}
 
 // Break implements websocket.Leg.
 func (l *handlerLeg) Break() {
 	l.rc.SetReadDeadline(time.Unix(1, 0))
-	l.rc.SetWriteDeadline(time.Unix(1, 0))
+	if !l.said.Load() {
+		l.rc.SetWriteDeadline(time.Unix(1, 0))
+	}
 }

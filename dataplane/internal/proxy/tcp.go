@@ -178,7 +178,9 @@ func (c *conn) tunnel() {
 		_, over = p.live(k, &a.Request, res.place.Target, func(api *policy.API, _ *policy.Route) bool { return api.TCP != nil }, stop)
 		return over
 	})
-	if !clean { // what was broken off must not look as if all had been said: some take a connection's end for TLS's
+	if clean { // a client that goes on speaking is heard, so that what it was told last is not thrown away
+		c.linger()
+	} else { // what was broken off must not look as if all had been said: some take a connection's end for TLS's
 		if t, ok := c.raw.(interface{ SetLinger(int) error }); ok {
 			t.SetLinger(0)
 		}
@@ -195,6 +197,9 @@ func (x *exchange) carry(ctx context.Context, res *result, client tunnel.Leg, en
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	cfg := tunnel.Config{Client: client, Upstream: lastLeg{res.stream.Leg, stop}, Meter: x.bill(ctx)}
+	if _, far := res.stream.Leg.(*relayLeg); far {
+		cfg.Client = relayed{client}
+	}
 	defer enter(stop)()
 	if r := x.v.Route; r != nil && r.Deadline > 0 {
 		defer time.AfterFunc(x.left(r.Deadline), func() { stop(errTaken) }).Stop()

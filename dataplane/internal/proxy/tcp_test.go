@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -293,6 +294,81 @@ func TestDoor_EndsWhenWhatItBrokeOffIsCounted(t *testing.T) {
 	}
 	if row := w.west.meter.last(); row.Requests != 1 {
 		t.Errorf("row %+v", row)
+	}
+}
+
+// Over a relay too an end is an end: what both sides have said arrives, and the connection ends as if all had been said, is
+// counted as served and blames nobody. The upstream's end is the connection's, also while the client has not said all. What the
+// upstream breaks off is broken off at the client.
+func TestTCP_RelayedEndsAsItEnds(t *testing.T) {
+	w := newLines(t)
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead.Close()
+	w.targets[0] = []string{"tcp://" + dead.Addr().String()}
+	up, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer up.Close()
+	go func() {
+		for {
+			c, err := up.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				in := bufio.NewReader(c)
+				switch said, _ := in.ReadString('\n'); said {
+				case "all\n":
+					rest, _ := io.ReadAll(in)
+					fmt.Fprintf(c, "heard %q", rest)
+				case "enough\n":
+					io.WriteString(c, "bye")
+				case "break\n":
+					io.WriteString(c, "half")
+					in.ReadString('\n')
+					c.(*net.TCPConn).SetLinger(0)
+				}
+			}()
+		}
+	}()
+	w.targets[1] = []string{"tcp://" + up.Addr().String()}
+	w.swap(true)
+	for range 5 {
+		for say, want := range map[string]string{"all\n": `heard "to the end"`, "enough\n": "bye", "break\n": "half"} {
+			before := w.west.meter.len()
+			conn, r, err := w.dial(&tls.Config{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			io.WriteString(conn, "BAILIWICK/1 "+w.key+"\r\n"+say)
+			r.ReadString('\n')
+			outcome := usage.OutcomeSuccess
+			switch say {
+			case "all\n":
+				io.WriteString(conn, "to the end")
+				conn.CloseWrite()
+			case "break\n":
+				outcome = usage.OutcomeAborted
+				if got, err := r.Peek(4); string(got) != want {
+					t.Fatalf("before it is broken off: got %q, %v", got, err)
+				}
+				io.WriteString(conn, "\n")
+			}
+			got, err := io.ReadAll(r)
+			if string(got) != want || (err == nil) != (outcome == usage.OutcomeSuccess) {
+				t.Errorf("%q: got %q, %v; want %q", say, got, err, want)
+			}
+			conn.Close()
+			eventually(t, 20*time.Second, "the final row", func() bool { return w.west.meter.len() > before && w.west.meter.last().Requests == 1 })
+			if row := w.west.meter.last(); row.Outcome != outcome || row.ServedRegion != "eu-central" {
+				t.Errorf("%q: row %+v, want outcome %v", say, row, outcome)
+			}
+		}
 	}
 }
 

@@ -49,6 +49,9 @@ type Config struct {
 var (
 	ErrIdle  = errors.New("nothing was said for long")
 	ErrStuck = errors.New("one side takes nothing")
+
+	// ErrLast is what CloseWrite gives where the end that was told is the connection's: the other way ends with it, and all was said.
+	ErrLast = errors.New("with that all has been said")
 )
 
 // Broken is the end of a connection that one side broke off.
@@ -65,7 +68,7 @@ type Panic struct{ Stack []byte }
 
 func (*Panic) Error() string { return "panic" }
 
-// Join carries bytes both ways until both sides have said all (nil), one breaks off, or ctx is over. It breaks both legs before
+// Join carries bytes both ways until both sides have said all, or one has that speaks for both (nil), one breaks off, or ctx is over. It breaks both legs before
 // it returns.
 func Join(ctx context.Context, cfg Config) error {
 	if cfg.Idle <= 0 {
@@ -149,5 +152,8 @@ func Join(ctx context.Context, cfg Config) error {
 	cfg.Client.Break()
 	cfg.Upstream.Break()
 	wg.Wait()
+	if end == ErrLast {
+		return nil
+	}
 	return end
 }
