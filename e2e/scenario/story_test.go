@@ -38,6 +38,7 @@ func TestStory(t *testing.T) {
 	}{
 		{"a/requests", requests},
 		{"a/protocols", protocols},
+		{"a/every", every},
 		{"e/residency", residency},
 		{"p/privacy", privacy},
 		{"p/canaries", keptInPlace},
