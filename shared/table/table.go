@@ -119,6 +119,9 @@ type Settings struct {
 	UpstreamNetworks []string `json:"upstream_networks,omitempty"`
 }
 
+// DefaultHealthPath is where an upstream says that it is well, unless its API says otherwise.
+const DefaultHealthPath = "/healthz"
+
 // API is a service as one region may see it: upstream targets of this region only.
 type API struct {
 	Name   string   `json:"name"`

@@ -192,7 +192,7 @@ func healthPage(api *table.API, base string) string {
 	}
 	path := api.HealthPath
 	if path == "" {
-		path = "/healthz"
+		path = table.DefaultHealthPath
 	}
 	return base + "/" + strings.TrimLeft(path, "/")
 }

@@ -19,6 +19,7 @@ import (
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/quota"
 	"bailiwick/shared/apikey"
+	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
 
@@ -189,7 +190,7 @@ func (g *Gate) AdmitTo(v *Verdict, t *policy.Table, r *Request, now time.Duratio
 		return
 	}
 	v.found = g.recall(v.owner)
-	v.plan, v.Class, v.Units = plan, priority.ParseClass(plan.Class), units(r.Method, v.Route)
+	v.plan, v.Class, v.Units = plan, priority.ParseClass(plan.Class), units(r, v.API, v.Route)
 	if v.Units == 0 {
 		v.Product = "" // what is booked on no product is not for sale
 	}
@@ -243,15 +244,27 @@ func (g *Gate) remember(v *Verdict) {
 	v.owner.Found.Store(&f)
 }
 
-// units is what may become of a request that an upstream answers. What only asks for what it may ask is free.
-func units(method string, route *policy.Route) int64 {
+// units is what may become of a request that an upstream answers. What only asks for what it may ask is free, and so is who looks
+// whether the API is well, under the path under which edges look, unless the route says what its requests cost.
+func units(r *Request, api *policy.API, route *policy.Route) int64 {
 	switch {
-	case method == "OPTIONS" || route.Free:
+	case r.Method == "OPTIONS" || route.Free:
 		return 0
 	case route.Units != nil:
 		return max(1, route.Units.Most)
+	case (r.Method == "GET" || r.Method == "HEAD") && looks(r.Path, api):
+		return 0
 	}
 	return 1
+}
+
+// looks says whether that path is where the API says how it is. The root is not, whoever looks there: it is most APIs' first page.
+func looks(path string, api *policy.API) bool {
+	page := api.HealthPath
+	if page == "" {
+		page = table.DefaultHealthPath
+	}
+	return path == page && path != "/"
 }
 
 // meet says of a request that is refused without asking who sent it whose it is: what strangers ask for tells nothing of an API.

@@ -35,9 +35,10 @@ const (
 
 // Asked is what one request asks, all its operations together.
 type Asked struct {
-	Fields    int64 // each as often as it stands in the operation, fragments put in; __typename is free
-	Cost      int64
-	Persisted bool // some document was not there, but a name for one that the upstream keeps
+	Operations int64
+	Fields     int64 // each as often as it stands in the operation, fragments put in; __typename is free
+	Cost       int64
+	Persisted  bool // some document was not there, but a name for one that the upstream keeps
 }
 
 // Read reads a request and holds it against bounds. body is nil if there is none. An error is for the caller.
@@ -79,7 +80,7 @@ func Read(b *table.GraphQL, method string, query url.Values, contentType string,
 	default:
 		return Asked{}, errors.New("GraphQL is asked by GET or POST")
 	}
-	var all Asked
+	all := Asked{Operations: int64(len(list))}
 	for i := range list {
 		got, err := list[i].measure(b)
 		if err != nil && len(list) > 1 {

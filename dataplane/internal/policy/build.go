@@ -182,6 +182,9 @@ func newAPI(v *table.API) (*API, error) {
 		r.PathPrefix = strings.TrimRight(r.PathPrefix, "/")
 		r.CORS, r.Rewrite, r.Validation = cmp.Or(r.CORS, v.CORS), cmp.Or(r.Rewrite, v.Rewrite), cmp.Or(r.Validation, v.Validation)
 		a.Shared = a.Shared || r.CORS != nil
+		if g := r.GraphQL; g != nil && g.Batch > 0 && r.Units == nil && !r.Free { // one request that asks as much as many costs as much
+			r.Units = &table.Units{GraphQL: UnitsOfOperations, Most: int64(g.Batch)}
+		}
 		route := Route{Route: r, Shaped: r.CORS != nil || r.Rewrite != nil || r.GraphQL != nil || r.Validation != nil}
 		if check := r.Validation; check != nil && !v.Foreign { // the accepting edge's to do
 			var err error

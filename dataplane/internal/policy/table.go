@@ -88,6 +88,9 @@ type API struct {
 	id     string
 }
 
+// UnitsOfOperations is what a route costs that takes lists of GraphQL operations and says nothing of units: each is one.
+const UnitsOfOperations = "operations"
+
 // ID tells APIs of all zones apart: as table.APIID, made when the API is decoded.
 func (a *API) ID() string { return a.id }
 

@@ -91,6 +91,68 @@ func (l *oneLease) Exchange(_ context.Context, r *quota.Request) (*quota.Respons
 
 // A strict quota holds whatever upstreams say: what is kept aside for a request is all that it may cost, and what it does not
 // cost comes back.
+// Who only asks what he may ask, or whether the API is well, pays nothing: OPTIONS, the health path, a route that is free. Over
+// each protocol, and by way of another region; what edges ask there themselves is in no row.
+func TestFree_HealthPathsAndOptions(t *testing.T) {
+	w := newWorld(t, patient)
+	w.west.orders = func(a *table.API) {
+		a.HealthPath = "/up"
+		a.Routes = append(a.Routes, table.Route{Name: "sold", PathPrefix: "/sold", Units: &table.Units{PerBytes: 1000, Most: 5}})
+	}
+	w.central.orders = w.west.orders
+	for _, r := range []*region{w.west, w.central} {
+		r.tables.Swap(w.view(r, true))
+	}
+	vias := w.vias()
+	all := func(up *upstream, served string) {
+		t.Helper()
+		for _, v := range vias {
+			for _, c := range []struct {
+				method, path string
+				units        int64
+			}{
+				{"OPTIONS", "/v1/x", 0}, {"GET", "/up", 0}, {"GET", "/up?verbose", 0}, {"HEAD", "/up", 0}, {"GET", "/gratis/x", 0}, {"OPTIONS", "/sold/x", 0},
+				{"POST", "/up", 1}, {"GET", "/up/x", 1}, {"GET", "/upper", 1}, {"GET", "/healthz", 1}, {"GET", "/", 1}, {"GET", "/sold/x", 1},
+			} {
+				rows := w.west.meter.len()
+				resp, err := v.ask(t.Context(), w, c.method, c.path, nil)
+				if err != nil {
+					t.Fatalf("%s %s over %s: %v", c.method, c.path, v.name, err)
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				eventually(t, 20*time.Second, "its row", func() bool { return w.west.meter.len() > rows })
+				row := w.west.meter.last()
+				if w.west.meter.len() != rows+1 || resp.StatusCode != 200 || row.ServedRegion != served || row.Requests != 1 || row.Units != c.units || (row.Product == "") != (c.units == 0) {
+					t.Errorf("%s %s over %s: got %d, row %+v, want %d units", c.method, c.path, v.name, resp.StatusCode, row, c.units)
+				}
+			}
+		}
+	}
+	all(w.west.up, "eu-west")
+	if rows, asked := w.west.meter.len(), w.west.up.count.Load(); int64(rows) != asked || w.west.up.probes.Load() == 0 {
+		t.Errorf("%d rows of %d requests, beside %d questions of the edge's own", rows, asked, w.west.up.probes.Load())
+	}
+	w.west.up.kill()
+	eventually(t, 20*time.Second, "another region", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
+	all(w.central.up, "eu-central")
+	// An API that names no page has the usual one; the root is no such page, whatever it says.
+	for page, want := range map[string]int64{"": 0, "/": 1} {
+		w.central.orders = func(a *table.API) { a.HealthPath = page }
+		w.west.orders = w.central.orders
+		for _, r := range []*region{w.west, w.central} {
+			r.tables.Swap(w.view(r, true))
+		}
+		path := "/healthz"
+		if page != "" {
+			path = page
+		}
+		if a := w.send("GET", path, ""); a.status != 200 || w.west.meter.last().Units != want {
+			t.Errorf("GET %s: got %d, %d units, want %d", path, a.status, w.west.meter.last().Units, want)
+		}
+	}
+}
+
 func TestPath_AStrictQuotaHoldsForUnitsOfAnyNumber(t *testing.T) {
 	l := &oneLease{leased: 200}
 	ctx, cancel := context.WithCancel(context.Background())

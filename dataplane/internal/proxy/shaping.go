@@ -186,8 +186,14 @@ func (x *exchange) query(media string, data []byte) gate.Problem {
 	if r.Units == nil || r.Units.GraphQL == "" {
 		return gate.Problem{}
 	}
-	if x.said = asked.Fields; r.Units.GraphQL == "cost" {
+	switch r.Units.GraphQL {
+	case policy.UnitsOfOperations:
+		x.said = asked.Operations
+		return gate.Problem{}
+	case "cost":
 		x.said = asked.Cost
+	default:
+		x.said = asked.Fields
 	}
 	switch {
 	case asked.Persisted:

@@ -331,6 +331,59 @@ func TestGraphQL_IsBoundedAndCounted(t *testing.T) {
 	}
 }
 
+// Lists of operations are refused where the route takes none, bounded where it does, and each operation in them is counted: as a
+// unit, or as what it comes to where the route says so. Over each protocol, and by way of another region.
+func TestGraphQL_ListsAreBoundedAndCounted(t *testing.T) {
+	w := newWorld(t, patient)
+	list := &table.GraphQL{Depth: 3, Aliases: 2, RootFields: 3, Cost: 30, Batch: 3}
+	w.shaped(func(a *table.API) {
+		a.Routes = []table.Route{{Name: "all"}, {Name: "none", PathPrefix: "/none", GraphQL: &table.GraphQL{Depth: 3, Aliases: 2, RootFields: 3, Cost: 30}},
+			{Name: "list", PathPrefix: "/list", GraphQL: list}, {Name: "cost", PathPrefix: "/cost", GraphQL: list, Units: &table.Units{GraphQL: "cost", Most: 50}},
+			{Name: "gratis", PathPrefix: "/gratis", GraphQL: list, Free: true}}
+	})
+	one := `{"query":"{ me { name } }"}`
+	of := func(n int, query string) string {
+		return "[" + strings.TrimSuffix(strings.Repeat(query+",", n), ",") + "]"
+	}
+	vias := w.vias()
+	all := func(up *upstream) {
+		for _, v := range vias {
+			for _, c := range []struct {
+				path, body string
+				status     int
+				units      int64
+			}{
+				{"/none", of(1, one), 400, 0},
+				{"/list", one, 200, 1},
+				{"/list", of(1, one), 200, 1},
+				{"/list", of(3, one), 200, 3},
+				{"/list", of(4, one), 400, 0},
+				{"/list", "[]", 400, 0},
+				{"/list", of(2, `{"query":"{ orders(first: 7) { id total } }"}`), 200, 2},
+				{"/list", of(3, `{"query":"{ orders(first: 7) { id total } }"}`), 400, 0}, // 15 each: more than one request may cost
+				{"/list", of(2, `{"extensions":{"persistedQuery":{"version":1,"sha256Hash":"x"}}}`), 200, 2},
+				{"/cost", of(3, one), 200, 6},
+				{"/gratis", of(3, one), 200, 0},
+			} {
+				before, rows := up.count.Load(), w.west.meter.len()
+				resp, err := v.ask(t.Context(), w, "POST", c.path, strings.NewReader(c.body), "Content-Type", "application/json")
+				if err != nil {
+					t.Fatalf("%s over %s: %v", c.path, v.name, err)
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				if row := w.west.meter.last(); w.west.meter.len() != rows+1 || resp.StatusCode != c.status || row.Units != c.units || (up.count.Load() == before+1) != (c.status == 200) {
+					t.Errorf("%s %s over %s: got %d, row of %d units, want %d and %d", c.path, c.body, v.name, resp.StatusCode, row.Units, c.status, c.units)
+				}
+			}
+		}
+	}
+	all(w.west.up)
+	w.west.up.kill()
+	eventually(t, 20*time.Second, "another region", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
+	all(w.central.up)
+}
+
 // An upstream that wants it is told who asks in a token that the zone signed, also by way of another region, and finds the keys
 // at the API's own host. What a client sends under that name reaches nobody.
 func TestIdentity_IsSignedWhereItIsAskedFor(t *testing.T) {
