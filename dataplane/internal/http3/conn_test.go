@@ -430,8 +430,9 @@ func TestConn_FloodsEnd(t *testing.T) {
 		"streams that say nothing":    {false, func(c client) { uni(c, nil, func(s *quic.SendStream) { s.Close() }) }},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			c, well := d.dial(t), d.dial(t)
-			for i := 0; c.Context().Err() == nil && i < 100_000; i++ {
+			for i := 0; c.Context().Err() == nil && i < 30_000; i++ {
 				if flood.do(c); flood.once {
 					select {
 					case <-c.Context().Done():
@@ -458,6 +459,25 @@ func TestConn_FloodsEnd(t *testing.T) {
 	}
 }
 
+// Streams of one direction that are over make room for others: a client may have as many, one after another, as it is ready to
+// pay for.
+func TestConn_StreamsOfOneDirectionGivePlacesBack(t *testing.T) {
+	c := serving(t, hello).dial(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for i := range 4 * MaxControl {
+		s, err := c.OpenUniStreamSync(ctx)
+		if err != nil {
+			t.Fatalf("stream %d: %v", i, err)
+		}
+		s.Write([]byte{0x21, 'x'})
+		s.Close()
+	}
+	if got := answer(c.open(section(usual...), true)); got != "200 GET a.test" {
+		t.Errorf("a request beside them: got %q", got)
+	}
+}
+
 // What a client takes back while it takes work has its place as long as it does.
 func TestConn_WhatIsTakenBackCounts(t *testing.T) {
 	var running, most atomic.Int64
@@ -470,7 +490,7 @@ func TestConn_WhatIsTakenBackCounts(t *testing.T) {
 	c := d.dial(t)
 	v := (<-d.conns).v
 	opened := 0
-	for {
+	for opened < 2*MaxStreams {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // no more is given while all are held
 		s, err := c.OpenStreamSync(ctx)
 		cancel()
@@ -515,18 +535,21 @@ func TestConn_WhatIsTakenBackCounts(t *testing.T) {
 func TestConn_DrainLosesNothing(t *testing.T) {
 	var asked atomic.Int64
 	leave := make(chan struct{})
+	let := sync.OnceFunc(func() { close(leave) })
 	d := serving(t, func(w http.ResponseWriter, r *http.Request) {
 		if asked.Add(1); r.URL.Path == "/slow" {
 			<-leave
 		}
 		hello(w, r)
 	})
+	t.Cleanup(let)
 	c := d.dial(t)
 	slow := c.open(section(":method", "GET", ":scheme", "https", ":authority", "a.test", ":path", "/slow"), true)
 	in, err := c.AcceptUniStream(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	in.SetReadDeadline(time.Now().Add(time.Minute))
 	says := &reader{buf: make([]byte, 64)}
 	if kind, err := says.number(in); kind != streamControl || err != nil {
 		t.Fatalf("a stream of type %d, %v", kind, err)
@@ -553,7 +576,7 @@ func TestConn_DrainLosesNothing(t *testing.T) {
 	conn := <-d.conns
 	conn.Drain()
 	if id := goaway(); id != 1<<62-4 {
-		t.Errorf("the first goaway names %d, want all that may come", id)
+		t.Fatalf("the first goaway names %d, want all that may come", id)
 	}
 	between := c.open(section(usual...), true)
 	if got := answer(between); got != "200 GET a.test" {
@@ -571,7 +594,7 @@ func TestConn_DrainLosesNothing(t *testing.T) {
 	if asked.Load() != before {
 		t.Error("and it was served")
 	}
-	close(leave)
+	let()
 	if got := answer(slow); got != "200 GET a.test" {
 		t.Errorf("what was under way: got %q", got)
 	}

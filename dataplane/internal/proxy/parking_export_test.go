@@ -1,6 +1,10 @@
 package proxy
 
-import "time"
+import (
+	"reflect"
+	"time"
+	"unsafe"
+)
 
 // Parked is how many of a door's connections are parked.
 func (d *Door) Parked() int { return d.parked().Count() }
@@ -32,3 +36,13 @@ func Patience(open int64) time.Duration {
 
 // AnyGoes lets a connection go for another client as if none had been parked a moment ago.
 func (d *Door) AnyGoes() bool { return d.anyGoes() }
+
+// ParkedUntil is until when the one connection that is parked is left alone.
+func (d *Door) ParkedUntil() (until time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		until = *(*time.Time)(unsafe.Pointer(reflect.ValueOf(&c.place).Elem().FieldByName("until").UnsafeAddr()))
+	}
+	return until
+}

@@ -321,6 +321,25 @@ func TestParking_GivesPlacesBack(t *testing.T) {
 	}
 }
 
+// A connection that waits for a request goes after 90 s, of which it may be parked for most.
+func TestParking_LastsNoLongerThanWaiting(t *testing.T) {
+	for _, proto := range protos {
+		t.Run(proto, func(t *testing.T) {
+			w := newWorld(t, nil)
+			servers, addr := w.securely(func(d *proxy.Door) { d.ParkAfter(time.Millisecond) })
+			c := newClient(t, addr, w.key, proto)
+			before := time.Now()
+			if err := c.ask(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, time.Minute, "it to be parked", func() bool { return servers.HTTPS.Parked() == 1 })
+			if until := servers.HTTPS.ParkedUntil(); until.Before(before.Add(89*time.Second)) || until.After(time.Now().Add(90*time.Second)) {
+				t.Errorf("it is parked for %v, want what is left of 90 s", time.Until(until))
+			}
+		})
+	}
+}
+
 // One that goes for another client just as it is parked is gone at once, not when its time is over.
 func TestParking_WhoGoesIsNotLeftParked(t *testing.T) {
 	for _, proto := range protos {

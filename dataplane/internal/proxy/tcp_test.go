@@ -363,11 +363,11 @@ func TestTCP_RelayedEndsAsItEnds(t *testing.T) {
 			if string(got) != want || (err == nil) != (outcome == usage.OutcomeSuccess) {
 				t.Errorf("%q: got %q, %v; want %q", say, got, err, want)
 			}
-			conn.Close()
 			eventually(t, 20*time.Second, "the final row", func() bool { return w.west.meter.len() > before && w.west.meter.last().Requests == 1 })
 			if row := w.west.meter.last(); row.Outcome != outcome || row.ServedRegion != "eu-central" {
 				t.Errorf("%q: row %+v, want outcome %v", say, row, outcome)
 			}
+			conn.Close()
 		}
 	}
 }
