@@ -14,6 +14,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -139,6 +140,16 @@ func (u *everything) mux() *http.ServeMux {
 		}
 		wg.Wait()
 	})
+	mux.HandleFunc("/huge", func(w http.ResponseWriter, r *http.Request) { // both ways at once, as much as came is said
+		http.NewResponseController(w).EnableFullDuplex()
+		n, _ := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64)
+		var wg sync.WaitGroup
+		wg.Go(func() { io.Copy(w, &striped{n: n}) })
+		if err := alike(r.Body, n); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		wg.Wait()
+	})
 	upgrader := websocket.Upgrader{}
 	mux.HandleFunc("/live", func(w http.ResponseWriter, r *http.Request) {
 		c, err := upgrader.Upgrade(w, r, nil)
@@ -193,11 +204,41 @@ func (u *everything) mux() *http.ServeMux {
 
 // stripes are n bytes that are no run of one.
 func stripes(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i ^ i>>8 ^ i>>16)
-	}
+	b, _ := io.ReadAll(&striped{n: int64(n)})
 	return b
+}
+
+// striped reads as n bytes that are no run of one.
+type striped struct{ at, n int64 }
+
+func (s *striped) Read(b []byte) (int, error) {
+	if s.at == s.n {
+		return 0, io.EOF
+	}
+	b = b[:min(int64(len(b)), s.n-s.at)]
+	for i := range b {
+		x := s.at + int64(i)
+		b[i] = byte(x ^ x>>8 ^ x>>16)
+	}
+	s.at += int64(len(b))
+	return len(b), nil
+}
+
+// alike reads all of r, which is to be n of those bytes.
+func alike(r io.Reader, n int64) error {
+	want, a, b := &striped{n: n}, make([]byte, 64<<10), make([]byte, 64<<10)
+	for {
+		m, err := r.Read(a)
+		k, _ := io.ReadFull(want, b[:m])
+		if !bytes.Equal(a[:m], b[:k]) {
+			return fmt.Errorf("other bytes before %d", want.at)
+		}
+		if err == io.EOF && want.at == n {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("%w after %d of %d", err, want.at, n)
+		}
+	}
 }
 
 // sums are what was asked, or counted, of a route.
@@ -474,6 +515,28 @@ func (c *caller) says(edge harness.Edge) {
 // dead, across a relay to the pair; each thing asked is counted once with the units that it costs, and nothing of it is ever at
 // an upstream of the other zone.
 func every(t *testing.T, s *harness.Sandbox) {
+	x := newEvery(t, s)
+	us := usCounts(s)
+	x.all(x.west)
+	x.west.stop()
+	x.all(x.central)
+	if n := x.abroad.asked.Load() + usCounts(s) - us; n != 0 {
+		t.Errorf("%d requests reached an upstream of the other zone", n)
+	}
+	x.counted()
+	x.leave()
+}
+
+// everyWorld is the APIs of upstreams that speak everything, in a sandbox.
+type everyWorld struct {
+	*caller
+	west, central, abroad *everything
+	edge                  harness.Edge
+	first                 string // the key of who asks whether all is there
+	leave                 func() // from here on the sandbox's own upstreams answer, so that nothing looks ill to what follows
+}
+
+func newEvery(t *testing.T, s *harness.Sandbox) *everyWorld {
 	west, central, abroad := newEverything(t, "eu-west"), newEverything(t, "eu-central"), newEverything(t, "us-east")
 	manifest := func(at func(*everything, string) string, speech string) {
 		ups := func(scheme, rest string, all ...*everything) (text string) {
@@ -491,6 +554,7 @@ spec:
   routes:
     - {name: all, path_prefix: /}
     - {name: large, path_prefix: /large, units: {per_bytes: 1048576, most: 100}}
+    - {name: huge, path_prefix: /huge, max_request_bytes: 2147483648, units: {per_bytes: 16777216, most: 200}}
     - {name: graphql, path_prefix: /graphql, graphql: {}, units: {graphql: fields, most: 100}}
     - {name: live, path_prefix: /live, websocket: {}, units: {per_messages: 2, most: 100}}
 `+ups("http", "", west, central)+`---
@@ -548,7 +612,6 @@ spec: {zone: emea, subscriptions: [{plan: every}]}
 	_, key := s.NewKey("emea", "every", "every")
 	_, first := s.NewKey("emea", "every-first", "every") // what asks whether all is there
 
-	edge := s.EdgeOf("eu-west")
 	c := &caller{t: t, s: s, key: key, asked: map[string]sums{}, clients: map[string]*http.Client{}}
 	for _, protocol := range []string{harness.HTTP1, harness.HTTP2} {
 		c.clients[protocol] = s.ClientFor(protocol, "eu-west")
@@ -563,55 +626,62 @@ spec: {zone: emea, subscriptions: [{plan: every}]}
 		}
 	})
 
-	probe := connect.NewClient[pb.SimpleRequest, pb.SimpleResponse](keyedClient{c.clients[harness.HTTP2], first, [2]string{}}, "https://"+rpcHost+rpcPath+"Unary", connect.WithGRPC())
-	served := func(region string) {
-		t.Helper()
-		within(t, time.Now(), 30*time.Second, "all is served by "+region, func() error {
-			for range 5 {
-				if err := ok(s.Send(c.clients[harness.HTTP1], "GET", everyHost, "/v1/first", first, nil), region); err != nil {
-					return err
-				}
-				r, err := probe.CallUnary(t.Context(), connect.NewRequest(&pb.SimpleRequest{}))
-				if err != nil {
-					return err
-				}
-				if got := r.Header().Get("Bailiwick-Served"); got != region {
-					return fmt.Errorf("calls are served by %q", got)
-				}
+	return &everyWorld{caller: c, west: west, central: central, abroad: abroad, edge: s.EdgeOf("eu-west"), first: first, leave: func() {
+		manifest(func(u *everything, scheme string) string {
+			return scheme + "://" + strings.TrimPrefix(s.UpstreamURL(u.region), "http://")
+		}, "http1")
+	}}
+}
+
+// served waits until a region serves all of it.
+func (c *everyWorld) served(region string) {
+	t, s := c.t, c.s
+	t.Helper()
+	probe := connect.NewClient[pb.SimpleRequest, pb.SimpleResponse](keyedClient{c.clients[harness.HTTP2], c.first, [2]string{}}, "https://"+rpcHost+rpcPath+"Unary", connect.WithGRPC())
+	within(t, time.Now(), 30*time.Second, "all is served by "+region, func() error {
+		for range 5 {
+			if err := ok(s.Send(c.clients[harness.HTTP1], "GET", everyHost, "/v1/first", c.first, nil), region); err != nil {
+				return err
 			}
-			conn, err := tls.Dial("tcp", edge.HTTPS, &tls.Config{RootCAs: s.Roots(), ServerName: linesHost})
+			r, err := probe.CallUnary(t.Context(), connect.NewRequest(&pb.SimpleRequest{}))
 			if err != nil {
 				return err
 			}
-			return conn.Close()
-		})
-	}
-	all := func(at *everything) {
-		c.at, c.http = at, 0
-		served(at.region)
-		before := at.asked.Load()
-		for _, protocol := range []string{harness.HTTP1, harness.HTTP2, viaHTTP3} {
-			c.speaksHTTP(protocol)
-			if protocol != harness.HTTP1 {
-				c.calls(protocol, "gRPC", connect.WithGRPC())
+			if got := r.Header().Get("Bailiwick-Served"); got != region {
+				return fmt.Errorf("calls are served by %q", got)
 			}
-			c.calls(protocol, "gRPC-Web", connect.WithGRPCWeb())
-			c.calls(protocol, "Connect")
 		}
-		c.talks(edge)
-		c.says(edge)
-		if got := at.asked.Load() - before; got != c.http {
-			t.Errorf("the upstreams of %s saw %d requests, want %d", at.region, got, c.http)
+		conn, err := tls.Dial("tcp", c.edge.HTTPS, &tls.Config{RootCAs: s.Roots(), ServerName: linesHost})
+		if err != nil {
+			return err
 		}
-	}
-	us := usCounts(s)
-	all(west)
-	west.stop()
-	all(central)
-	if n := abroad.asked.Load() + usCounts(s) - us; n != 0 {
-		t.Errorf("%d requests reached an upstream of the other zone", n)
-	}
+		return conn.Close()
+	})
+}
 
+// all asks in every way there is, and wants all of it at one upstream.
+func (c *everyWorld) all(at *everything) {
+	c.at, c.http = at, 0
+	c.served(at.region)
+	before := at.asked.Load()
+	for _, protocol := range []string{harness.HTTP1, harness.HTTP2, viaHTTP3} {
+		c.speaksHTTP(protocol)
+		if protocol != harness.HTTP1 {
+			c.calls(protocol, "gRPC", connect.WithGRPC())
+		}
+		c.calls(protocol, "gRPC-Web", connect.WithGRPCWeb())
+		c.calls(protocol, "Connect")
+	}
+	c.talks(c.edge)
+	c.says(c.edge)
+	if got := at.asked.Load() - before; got != c.http {
+		c.t.Errorf("the upstreams of %s saw %d requests, want %d", at.region, got, c.http)
+	}
+}
+
+// counted waits until what was asked is counted, and wants it counted as it was asked.
+func (c *everyWorld) counted() {
+	t, s := c.t, c.s
 	var total int64
 	for _, a := range c.asked {
 		total += a.Requests
@@ -645,10 +715,4 @@ spec: {zone: emea, subscriptions: [{plan: every}]}
 			t.Errorf("%s: counted %+v, want %+v", k, counted[k], c.asked[k])
 		}
 	}
-
-	// From here on the sandbox's own answer, so that nothing looks ill to what follows.
-	manifest(func(u *everything, scheme string) string {
-		own := strings.TrimPrefix(s.UpstreamURL(u.region), "http://")
-		return scheme + "://" + own
-	}, "http1")
 }
