@@ -13,7 +13,7 @@ var engineBugs = []bug{
 	{name: "http3-stream-credit-kept", breaks: "a request that is over gives its place on the connection back",
 		edits:  []edit{{streamOf3, "\ts.q.ReleaseStreamCredit()\n\theld, heard", "\theld, heard"}},
 		checks: []check{{http3Pkg, "TestConn_WhatIsTakenBackCounts"}}},
-	{name: "http3-stream-credit-early", breaks: "what a client takes back has its place as long as it takes work",
+	{name: "http3-stream-credit-early", breaks: "nothing: quic-go takes no stream for over before this side has answered or given up", harmless: true,
 		edits:  []edit{{connFile3, "\t\ts.c, s.q = c, q\n", "\t\ts.c, s.q = c, q\n\t\tq.ReleaseStreamCredit()\n"}},
 		checks: []check{{http3Pkg, "TestConn_WhatIsTakenBackCounts"}}},
 	{name: "http3-control-credit-kept", breaks: "a stream of one direction that is over gives its place back",
