@@ -311,7 +311,9 @@ func (s *Stream) Part(head, body, trailers []byte, last bool, until time.Time) e
 		}
 	}
 	if len(body) > 0 || ends {
-		return s.send(body, ends)
+		if err := s.send(body, ends); err != nil || !last || ends {
+			return err
+		}
 	}
 	if last {
 		return s.begin(trailers, true)

@@ -160,6 +160,44 @@ func TestLarge_BodiesPassWithConstantMemory(t *testing.T) {
 	t.Logf("%d MiB at most, %d before", most.Load()>>20, base>>20)
 }
 
+// What flows has its whole head, however long, and its trailer, over each protocol; nothing that is not the client's to see is in it.
+func TestFlow_HeadsAndTrailersArrive(t *testing.T) {
+	w := newWorld(t, patient)
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.URL.Query().Get("head"))
+		rw.Header().Set("X-Long", strings.Repeat("é", n/2))
+		rw.Header().Set("Trailer", "X-Sum, X-Empty, Bailiwick-Served")
+		rw.WriteHeader(http.StatusOK)
+		http.NewResponseController(rw).Flush() // of a length that nobody knows
+		io.Copy(rw, &pattern{n: 150_000})
+		rw.Header().Set("X-Sum", "all of it")
+		rw.Header().Set("X-Empty", "")
+		rw.Header().Set("Bailiwick-Served", "forged")
+	})
+	for _, v := range w.vias() {
+		for _, n := range []int{0, 100, 2000, 3800, 4000, 4096, 5000, 30_000} {
+			before := w.west.meter.len()
+			resp, err := v.ask(t.Context(), w, "GET", fmt.Sprintf("/v1/x?head=%d", n), nil)
+			if err != nil {
+				t.Fatalf("a head of %d over %s: %v", n, v.name, err)
+			}
+			if err := same(resp.Body, 150_000); err != nil {
+				t.Errorf("a head of %d over %s: %v", n, v.name, err)
+			}
+			resp.Body.Close()
+			if got := resp.Header.Get("X-Long"); resp.StatusCode != 200 || got != strings.Repeat("é", n/2) || resp.Header.Get("Bailiwick-Served") != "eu-west" {
+				t.Errorf("a head of %d over %s: got %d and %d of it, served by %q", n, v.name, resp.StatusCode, len(got), resp.Header.Get("Bailiwick-Served"))
+			}
+			if got := resp.Trailer; got.Get("X-Sum") != "all of it" || got.Get("Bailiwick-Served") != "" {
+				t.Errorf("a head of %d over %s: got the trailer %v", n, v.name, got)
+			}
+			if row := w.west.meter.last(); w.west.meter.len() != before+1 || row.Outcome != usage.OutcomeSuccess || row.BytesOut != 150_000 {
+				t.Errorf("a head of %d over %s: row %+v", n, v.name, row)
+			}
+		}
+	}
+}
+
 // A client that takes nothing of its answer is given up, over each protocol, and others are served meanwhile.
 func TestSlow_ReadersEnd(t *testing.T) {
 	w := newWorld(t, patient)
