@@ -40,6 +40,37 @@ func TestConn_WhatIsAnnouncedIsHeld(t *testing.T) {
 	}
 }
 
+// Of a body that is longer than was said nobody sees more than was said, also while it streams and has no end yet.
+func TestHTTP_NoBodyIsLongerThanItSays(t *testing.T) {
+	const said = 6000 // more than is read before anybody is asked
+	saw := make(chan int64, 1)
+	c := serving(t, func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if saw <- n; err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}).dial(t)
+	head := section(":method", "POST", ":scheme", "https", ":authority", "a.test", ":path", "/", "content-length", fmt.Sprint(said))
+	for _, parts := range [][]int{{said + 1}, {said - 1, 2}, {said, 1}} {
+		b := head
+		for _, n := range parts {
+			b = join(b, data(strings.Repeat("x", n)))
+		}
+		s := c.open(b, false)
+		select {
+		case n := <-saw:
+			if n > said {
+				t.Errorf("%v: %d bytes of a body of %d were seen", parts, n, said)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%v: it is read on", parts)
+		}
+		if got := answer(s); got != "stream: 10e" {
+			t.Errorf("%v: got %q", parts, got)
+		}
+	}
+}
+
 // What is between a body and its end may come late: it is read on from where it was, not from its middle.
 func TestConn_WhatFollowsABodyMayComeLate(t *testing.T) {
 	begun := make(chan struct{}, 1)

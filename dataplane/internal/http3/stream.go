@@ -457,11 +457,7 @@ func heed(until *atomic.Int64, set func(time.Time) error) {
 // write writes what fits into one frame; until is when the client must have taken it, as in heed.
 func (s *Stream) write(b []byte, until *atomic.Int64) error {
 	heed(until, s.q.SetWriteDeadline)
-	_, err := s.q.Write(b)
-	if isReset(err) {
-		err = errReset
-	}
-	return err
+	return s.put(b)
 }
 
 // Plain answers what belongs to nobody with a bare status.

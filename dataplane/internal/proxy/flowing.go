@@ -13,6 +13,7 @@ import (
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/http2"
+	"bailiwick/dataplane/internal/http3"
 	"bailiwick/shared/usage"
 )
 
@@ -216,6 +217,9 @@ func (k *work) flown(f *flow) bool {
 	case *front2:
 		from.active = false
 		k.call.close()
+	case *front3:
+		from.active = false
+		k.call.close()
 	}
 	return true
 }
@@ -315,3 +319,26 @@ func (f2 *front2) watch(lost context.CancelCauseFunc) { f2.s.Notify(lost) }
 
 // stop implements sink.
 func (f2 *front2) stop() { f2.s.Stop() }
+
+// piece implements sink.
+func (f3 *front3) piece(k *work, f *flow, n int, last bool) error {
+	var head, tail []byte
+	if !f.begun {
+		head = k.out
+	}
+	for i := range f.trailer {
+		if t := &f.trailer[i]; classOf(t.Name) != stays {
+			if tail == nil {
+				tail = http3.AppendTrailer(nil)
+			}
+			tail = http3.AppendField(tail, t.Name, t.Value)
+		}
+	}
+	return f3.s.Part(head, f.buf[:flowHead+n], flowHead, tail, last, f.until, &f.taken)
+}
+
+// watch implements sink.
+func (f3 *front3) watch(lost context.CancelCauseFunc) { f3.s.Notify(lost) }
+
+// stop implements sink.
+func (f3 *front3) stop() { f3.s.Stop() }
