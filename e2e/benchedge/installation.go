@@ -186,6 +186,9 @@ func (b *bench) makeKeys(ctx context.Context, client *http.Client) error {
 	fmt.Fprintf(os.Stderr, "%d keys made in %s\n", b.keys, time.Since(began).Round(time.Millisecond))
 	b.used = slices.Clone(b.allKeys)
 	rand.New(rand.NewPCG(1, 2)).Shuffle(len(b.used), func(i, j int) { b.used[i], b.used[j] = b.used[j], b.used[i] })
+	if b.inUse > 0 {
+		b.used = b.used[:min(b.inUse, len(b.used))]
+	}
 	return b.write("used.keys", strings.Join(b.used, "\n")+"\n")
 }
 

@@ -26,6 +26,7 @@ type config struct {
 	before     string // directory of another build's bailiwick-edge
 	base       int
 	keys       int
+	inUse      int // 0: all
 	rounds     int
 	lasts      time.Duration
 	conns      int
@@ -41,7 +42,8 @@ func main() {
 	flag.StringVar(&cfg.bin, "bin", "bin", "where the programs are")
 	flag.StringVar(&cfg.before, "before", "", "directory of another build of bailiwick-edge, which is a peer too: before and after in one run")
 	flag.IntVar(&cfg.base, "base-port", 15000, "first of a hundred ports")
-	flag.IntVar(&cfg.keys, "keys", 1000, "API keys, used in turn over HTTP/1.1")
+	flag.IntVar(&cfg.keys, "keys", 1000, "API keys that all peers hold")
+	flag.IntVar(&cfg.inUse, "used", 0, "of them, used in turn over HTTP/1.1; 0: all")
 	flag.IntVar(&cfg.rounds, "rounds", 5, "of each row, the peers in rotation")
 	flag.DurationVar(&cfg.lasts, "for", 5*time.Second, "length of one sample")
 	flag.IntVar(&cfg.conns, "connections", 64, "of the load generator")

@@ -265,7 +265,11 @@ func median(samples []sample, of func(sample) float64) (mid, low, high float64) 
 
 func (b *bench) print(r row, peers []*peer, got map[string][]sample) {
 	load, _ := os.ReadFile("/proc/loadavg")
-	fmt.Printf("\n%s; %d keys, pinned: %s, %d rounds of %s, load average %.4s\n", r.title, b.keys, b.pin, b.rounds, b.lasts, load)
+	class := ""
+	if b.realtime {
+		class = ", real-time class"
+	}
+	fmt.Printf("\n%s; %d keys, %d of them used, pinned: %s%s, %d rounds of %s, load average %.4s, at %s\n", r.title, b.keys, len(b.used), b.pin, class, b.rounds, b.lasts, load, time.Now().Format("15:04"))
 	fmt.Printf("| peer | CPU µs/request (min–max) | in the kernel | × nginx | requests/s | p50 ms | p99 ms | RSS MB | of a CPU | KiB a connection |\n|---|---|---|---|---|---|---|---|---|---|\n")
 	cpu := func(s sample) float64 { return s.cpu }
 	base := 0.0
@@ -283,5 +287,31 @@ func (b *bench) print(r row, peers []*peer, got map[string][]sample) {
 		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %.1f | %s | %.0f | %.3f | %.3f | %.0f | %.2f | %.1f |\n", p.name, mid, low, high, one(func(s sample) float64 { return s.kernel }), ratio,
 			one(func(s sample) float64 { return s.rate }), one(func(s sample) float64 { return s.p50 }), one(func(s sample) float64 { return s.p99 }),
 			one(func(s sample) float64 { return s.rss }), one(func(s sample) float64 { return s.busy }), one(func(s sample) float64 { return s.each }))
+	}
+	if r.direct {
+		b.printAdded(got)
+	}
+}
+
+// printAdded says what each peer adds to the upstream's own latency.
+func (b *bench) printAdded(got map[string][]sample) {
+	of := map[string]func(sample) float64{"p50": func(s sample) float64 { return s.p50 }, "p99": func(s sample) float64 { return s.p99 }}
+	fmt.Printf("\n| peer | p50 ms (min–max) | added | × nginx | p99 ms (min–max) | added | × nginx |\n|---|---|---|---|---|---|---|\n")
+	added := func(name, q string) float64 {
+		own, _, _ := median(got["direct"], of[q])
+		mid, _, _ := median(got[name], of[q])
+		return mid - own
+	}
+	for _, p := range b.peers {
+		fmt.Printf("| %s |", p.name)
+		for _, q := range []string{"p50", "p99"} {
+			mid, low, high := median(got[p.name], of[q])
+			ratio := "-"
+			if len(got["nginx"]) > 0 {
+				ratio = fmt.Sprintf("%.2f", added(p.name, q)/added("nginx", q))
+			}
+			fmt.Printf(" %.3f (%.3f–%.3f) | %.3f | %s |", mid, low, high, added(p.name, q), ratio)
+		}
+		fmt.Println()
 	}
 }
