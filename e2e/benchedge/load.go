@@ -24,18 +24,19 @@ import (
 // loadConfig of the load generator for what wrk and h2load cannot do. It is this program, started again so that it can be
 // pinned like them, and prints one line as the script of wrk does.
 type loadConfig struct {
-	Kind        string // rate, handshakes, idle, paced or http3
+	Kind        string // rate, handshakes, idle, paced, http2 or http3
 	Address     string
 	Scheme      string
 	Path        string
 	Key         string
+	Keys        string // file of all of them
 	Lasts       time.Duration
 	Connections int
 }
 
 // loads are the kinds of load that this program makes by itself.
 var loads = map[string]func(ctx context.Context, cfg loadConfig) (loaded, error){
-	"rate": atRate, "handshakes": handshakes, "idle": idle, "http3": overHTTP3, "paced": paced,
+	"rate": atRate, "handshakes": handshakes, "idle": idle, "http3": overHTTP3, "http2": overHTTP2, "paced": paced,
 }
 
 // loaded is what a load came to.
@@ -254,25 +255,49 @@ func paced(ctx context.Context, cfg loadConfig) (r loaded, err error) {
 }
 
 // overHTTP3 asks on connections with a few streams each, one key.
-func overHTTP3(ctx context.Context, cfg loadConfig) (r loaded, err error) {
+func overHTTP3(ctx context.Context, cfg loadConfig) (loaded, error) {
+	return onStreams(cfg, []string{cfg.Key}, func() http.RoundTripper {
+		return &http3.Transport{TLSClientConfig: cfg.tls(), Dial: func(ctx context.Context, _ string, t *tls.Config, q *quic.Config) (*quic.Conn, error) {
+			return quic.DialAddr(ctx, cfg.Address, t, q)
+		}}
+	})
+}
+
+// overHTTP2 is what h2load does, with all keys in turn.
+func overHTTP2(ctx context.Context, cfg loadConfig) (loaded, error) {
+	text, err := os.ReadFile(cfg.Keys)
+	if err != nil {
+		return loaded{}, err
+	}
+	return onStreams(cfg, strings.Fields(string(text)), func() http.RoundTripper {
+		dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, cfg.Address)
+		}
+		return &http.Transport{TLSClientConfig: cfg.tls(), ForceAttemptHTTP2: true, MaxConnsPerHost: 1, DialContext: dial}
+	})
+}
+
+// onStreams asks on connections, each a transport of its own, with a few streams each.
+func onStreams(cfg loadConfig, keys []string, connection func() http.RoundTripper) (r loaded, err error) {
 	_, port, _ := net.SplitHostPort(cfg.Address)
 	target := &url.URL{Scheme: "https", Host: net.JoinHostPort(host, port), Path: cfg.Path}
 	began := time.Now()
 	until := began.Add(cfg.Lasts)
-	var failed atomic.Int64
+	var failed, next atomic.Int64
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for range cfg.Connections {
-		t := &http3.Transport{TLSClientConfig: cfg.tls(), Dial: func(ctx context.Context, _ string, t *tls.Config, q *quic.Config) (*quic.Conn, error) {
-			return quic.DialAddr(ctx, cfg.Address, t, q)
-		}}
-		defer t.Close()
+		t := connection()
+		if c, ok := t.(io.Closer); ok {
+			defer c.Close()
+		}
 		for range streamsPerConn {
 			wg.Go(func() {
 				var took []time.Duration
 				for time.Now().Before(until) {
+					key := keys[int(next.Add(1))%len(keys)]
 					sent := time.Now()
-					response, err := t.RoundTrip(&http.Request{Method: http.MethodGet, URL: target, Host: host, Header: http.Header{"X-Api-Key": {cfg.Key}}})
+					response, err := t.RoundTrip(&http.Request{Method: http.MethodGet, URL: target, Host: host, Header: http.Header{"X-Api-Key": {key}}})
 					if err == nil {
 						_, err = io.Copy(io.Discard, response.Body)
 						response.Body.Close()

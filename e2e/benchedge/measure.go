@@ -30,10 +30,12 @@ var rows = []row{
 	{name: "http", title: "HTTP/1.1, keep-alive, 256 B", tool: "wrk", scheme: "http", path: "/items/"},
 	{name: "https", title: "HTTPS, HTTP/1.1, keep-alive, 256 B", tool: "wrk", scheme: "https", path: "/items/"},
 	{name: "h2", title: "HTTPS, HTTP/2, 16 connections of 4 streams, 256 B, one key", tool: "h2load", scheme: "https", path: "/items/", args: []string{"-c", "16", "-m", "4"}},
+	{name: "h2keys", title: "HTTPS, HTTP/2, 16 connections of 4 streams, 256 B, all keys in turn", tool: "http2", scheme: "https", path: "/items/", conns: 16},
 	{name: "h3", title: "HTTP/3, 16 connections of 4 streams, 256 B, one key (nethttp: a bare echo over quic-go's streams)", tool: "http3", scheme: "https", path: "/items/", conns: 16, only: []string{"edge", "before", "nethttp"}},
 	{name: "handshakes", title: "a new TLS connection (X25519, P-256, no resumption) for each request", tool: "handshakes", scheme: "https", path: "/items/"},
 	{name: "rate", title: "500 requests/s on one connection, HTTP/1.1", tool: "rate", scheme: "http", path: "/items/", direct: true},
 	{name: "large", title: "HTTP/1.1, keep-alive, 64 KiB", tool: "wrk", scheme: "http", path: "/large/"},
+	{name: "large-https", title: "HTTPS, HTTP/1.1, keep-alive, 64 KiB", tool: "wrk", scheme: "https", path: "/large/"},
 	{name: "paced", title: "1,000 connections, HTTP/1.1, a request a second on each", tool: "paced", scheme: "http", path: "/items/", conns: 1000},
 	{name: "idle", title: "10,000 idle HTTPS connections, a request on each before", tool: "idle", scheme: "https", path: "/items/", conns: 10_000},
 }
@@ -132,7 +134,7 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 		if conns == 0 {
 			conns = b.conns
 		}
-		text, err := json.Marshal(loadConfig{Kind: r.tool, Address: address, Scheme: r.scheme, Path: r.path + "1", Key: b.used[0], Lasts: lasts, Connections: conns})
+		text, err := json.Marshal(loadConfig{Kind: r.tool, Address: address, Scheme: r.scheme, Path: r.path + "1", Key: b.used[0], Keys: filepath.Join(b.dir, "used.keys"), Lasts: lasts, Connections: conns})
 		if err != nil {
 			return s, err
 		}
