@@ -93,14 +93,15 @@ func (c *credential) missing() Problem {
 
 // key finds the key of a credential, nil if there is none, in one time whether the id or the secret is unknown.
 func (g *Gate) key(t *policy.Table, c *credential, v *Verdict) *policy.Key {
-	var id string
+	var key *policy.Key
 	var digest apikey.Digest
 	if c.kind != "" {
+		var id string
 		id, digest = g.Hasher.Bound(c.kind, c.bound)
+		key = t.Key(id)
 	} else {
-		var zone string
-		var ok bool
-		if zone, id, ok = apikey.Parse(c.text); !ok {
+		zone, id, ok := apikey.Parse(c.text)
+		if !ok {
 			return nil
 		}
 		if zone != t.Settings().Zone {
@@ -111,9 +112,9 @@ func (g *Gate) key(t *policy.Table, c *credential, v *Verdict) *policy.Key {
 			}
 			return nil
 		}
+		key = t.Key(id) // before the digest: of a million keys no cache holds it, and it comes while that is computed
 		digest = g.Hasher.Sum(c.text)
 	}
-	key := t.Key(id)
 	known := key != nil
 	if !known {
 		key = nobody

@@ -153,6 +153,14 @@ func (s *shard) get(h uint32, id string) *Key {
 	if s == nil || len(s.slots) == 0 {
 		return nil
 	}
+	if len(s.entries) <= fewEntries { // of a table of some thousand keys: no slots to fetch first
+		for i := range s.entries {
+			if e := &s.entries[i]; e.ID == id {
+				return e
+			}
+		}
+		return nil
+	}
 	mask, want := uint32(len(s.slots)-1), tag(h)
 	for i := h >> shardBits & mask; s.slots[i] != 0; i = (i + 1) & mask {
 		slot := s.slots[i]
@@ -165,6 +173,8 @@ func (s *shard) get(h uint32, id string) *Key {
 	}
 	return nil
 }
+
+const fewEntries = 2
 
 func (s *shard) index() {
 	n := 8

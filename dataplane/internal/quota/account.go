@@ -14,23 +14,23 @@ type ID struct{ Customer, Subscription string }
 
 // Account is one subscription at this edge. A pointer to it may be kept for the length of a request.
 type Account struct {
-	id   ID
-	book *Book
-
-	found *Found // on its own: what keeps it keeps no account
-
+	// What a request looks at comes first, so that it lies together.
+	book    *Book
 	lease   atomic.Pointer[lease]       // of the current period; nil until the first answer
 	plan    atomic.Pointer[policy.Plan] // of the newest request
 	share   atomic.Int64                // of the rate limit, in millionths; 0: not told
 	offered atomic.Int64                // requests that came to the rate limit
 	wanted  atomic.Int64                // units that requests asked for
 	waiters atomic.Int64                // length of waiting, for those who do not hold mu
-	needed  atomic.Int64                // units that those who wait ask for, likewise; written with mu held
+	dropped atomic.Bool                 // not in the book any more: nobody would answer who waits here; written with mu held
 	hot     atomic.Bool                 // on the book's list of accounts that cannot wait for the next tick
 
-	mu      sync.Mutex  // covers the rest of this group
-	waiting list.List   // of *waiter, first come first served
-	dropped atomic.Bool // not in the book any more: nobody would answer who waits here; written with mu held
+	id     ID
+	found  *Found       // on its own: what keeps it keeps no account
+	needed atomic.Int64 // units that those who wait ask for; written with mu held
+
+	mu      sync.Mutex // covers waiting
+	waiting list.List  // of *waiter, first come first served
 
 	exchange // the manager's own
 }
