@@ -21,7 +21,7 @@ import (
 
 var (
 	// Where a command may stand: not among the arguments of another, as a user of that name does.
-	callRE  = regexp.MustCompile(`(?:^|(?:\||;|until|do|\() *|/usr/local/bin/)(bailiwick(?:-control|-edge)?) ([^|;&<>\x60#]*)`)
+	callRE  = regexp.MustCompile(`(?:^|(?:\||;|until|do|\() *|/usr/local/bin/)(bailiwick(?:-control|-edge)?|bw) ([^|;&<>\x60#]*)`)
 	flagRE  = regexp.MustCompile(`(?m)^\s+(?:-(\w), )?--?([a-z][a-z0-9-]*)`)
 	groupRE = regexp.MustCompile(`(?m)^Available Commands:`)
 )
@@ -96,8 +96,8 @@ func calls(text string) (found [][]string) {
 	text = strings.ReplaceAll(text, "\\\n", " ")
 	for line := range strings.Lines(text) {
 		for _, m := range callRE.FindAllStringSubmatch(strings.TrimSpace(line), -1) {
-			if args := strings.Fields(strings.NewReplacer(`"`, "", `'`, "", ")", "").Replace(m[2])); len(args) > 0 {
-				found = append(found, append([]string{m[1]}, args...))
+			if args := strings.Fields(strings.NewReplacer(`"`, "", `'`, "", ")", "").Replace(m[2])); len(args) > 0 && args[0] != "$@" {
+				found = append(found, append([]string{strings.Replace(m[1], "bw", "bailiwick", 1)}, args...)) // bw is the page's own name for it in a container
 			}
 		}
 	}
@@ -128,7 +128,7 @@ func TestDeploy_PageNamesRealCommandsAndFlags(t *testing.T) {
 	if d.seen < 12 {
 		t.Errorf("only %d flags were found on the page: the test reads it wrongly", d.seen)
 	}
-	for _, bad := range []string{"bailiwick-control init -spek f -out d", "bailiwick key creat --customer acme", "bailiwick nodes list", "bailiwick node lst", "bailiwick key create --client acme", "bailiwick-edge -http3 :443"} {
+	for _, bad := range []string{"bailiwick-control init -spek f -out d", "bailiwick key creat --customer acme", "bailiwick nodes list", "bw nodes list", "bailiwick node lst", "bailiwick key create --client acme", "bailiwick-edge -http3 :443"} {
 		if found := calls(bad); len(found) != 1 || d.check(found[0]) == nil {
 			t.Errorf("%q passes", bad)
 		}
