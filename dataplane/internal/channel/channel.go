@@ -17,7 +17,6 @@ import (
 	"net/http/httptrace"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -26,7 +25,14 @@ import (
 // ErrHead is the end of a request whose head, or trailer, is larger than its upstream says that it takes. It says nothing of the upstream.
 var ErrHead = errors.New("the upstream takes no head as large as that")
 
-const tooLarge = "request header list larger than peer's advertised limit" // the transport's word for it
+// What the transport says in words alone.
+const (
+	tooLarge   = "request header list larger than peer's advertised limit"
+	sentAway   = "http2: Transport received Server's graceful shutdown GOAWAY" // its last stream is lower
+	unusable   = "http2: client conn not usable"                               // it went away before the request was its
+	unbegun    = "http2: client conn could not be established"                 // likewise, before any
+	headTooBig = "http2: " + tooLarge
+)
 
 // Limits.
 const (
@@ -46,22 +52,29 @@ const (
 type Config struct {
 	// Dial opens a connection that speaks HTTP/2 from its first byte: TLS is set up, and h2 agreed on, where TLS says so.
 	Dial func(ctx context.Context) (net.Conn, error)
-	TLS  bool
 	Max  int // connections; 0: DefaultMax
 }
 
-// Pool is the connections to one upstream. Each lane has one, of a transport of its own: so a request waits for a stream of the
-// lane that it was given, and no more connections are opened than there are lanes.
+// Pool is the connections to one upstream. Each lane has one that takes requests: so a request waits for a stream of the lane that
+// it was given, and no more connections are opened than there are lanes.
 type Pool struct {
 	cfg Config
+	tr  *http2.Transport
 
-	mu    sync.Mutex // covers lanes and their busy
-	lanes []*lane
+	mu       sync.Mutex // covers all below, busy of lanes and under of links; held for no I/O
+	lanes    []*lane
+	apart    *lane // of who takes much back; nil: nobody did
+	draining int   // links that were retired for their resets and still have requests
+
+	resets resets
 }
 
+// lane is a place for one connection.
 type lane struct {
-	tr   *http.Transport
-	busy int // requests to the end of their answers
+	busy    int           // requests to the end of their answers
+	link    *link         // covered by Pool.mu; nil: none takes requests
+	retired time.Time     // one of its for its resets; likewise
+	dialing chan struct{} // a lock one can give up waiting for
 }
 
 // New makes a Pool without connections.
@@ -69,28 +82,27 @@ func New(cfg Config) *Pool {
 	if cfg.Max <= 0 {
 		cfg.Max = DefaultMax
 	}
-	return &Pool{cfg: cfg}
-}
-
-func (p *Pool) open() *lane {
-	var protocols http.Protocols
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return p.cfg.Dial(ctx) }
-	tr := &http.Transport{DisableCompression: true, MaxResponseHeaderBytes: maxHead, IdleConnTimeout: idle, MaxConnsPerHost: 1, Protocols: &protocols,
-		HTTP2: &http.HTTP2Config{StrictMaxConcurrentRequests: true, SendPingTimeout: pingAfter, PingTimeout: pingWait, WriteByteTimeout: writeWait, MaxReceiveBufferPerStream: window}}
-	if p.cfg.TLS {
-		protocols.SetHTTP2(true)
-		tr.DialTLSContext = dial
-	} else {
-		protocols.SetUnencryptedHTTP2(true)
-		tr.DialContext = dial
+	of := &http.Transport{DisableCompression: true, IdleConnTimeout: idle,
+		HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingWait, WriteByteTimeout: writeWait, MaxReceiveBufferPerStream: window}}
+	tr, err := http2.ConfigureTransports(of)
+	if err != nil { // of has had no HTTP/2 before
+		panic(err)
 	}
-	return &lane{tr: tr}
+	tr.StrictMaxConcurrentStreams, tr.MaxHeaderListSize = true, maxHead
+	return &Pool{cfg: cfg, tr: tr}
 }
 
-// enter takes the first lane with room, a new one if there is none, or the least busy.
-func (p *Pool) enter() *lane {
+// enter takes the first lane with room, a new one if there is none, or the least busy; one apart for who takes much back.
+func (p *Pool) enter(whose string) *lane {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.cfg.Max > 1 && p.resets.many(whose, time.Now()) {
+		if p.apart == nil {
+			p.apart = newLane()
+		}
+		p.apart.busy++
+		return p.apart
+	}
 	var best *lane
 	for _, l := range p.lanes {
 		if l.busy < crowded {
@@ -102,12 +114,14 @@ func (p *Pool) enter() *lane {
 		}
 	}
 	if (best == nil || best.busy >= crowded) && len(p.lanes) < p.cfg.Max {
-		best = p.open()
+		best = newLane()
 		p.lanes = append(p.lanes, best)
 	}
 	best.busy++
 	return best
 }
+
+func newLane() *lane { return &lane{dialing: make(chan struct{}, 1)} }
 
 func (p *Pool) leave(l *lane) {
 	p.mu.Lock()
@@ -117,78 +131,118 @@ func (p *Pool) leave(l *lane) {
 
 // RoundTrip implements http.RoundTripper.
 func (p *Pool) RoundTrip(req *http.Request) (*http.Response, error) {
-	resp, _, err := p.Send(req.Context(), req)
+	resp, _, err := p.Send(req.Context(), Ask{Request: req})
 	return resp, err
 }
 
-// Send sends a request. sent says of an error that the upstream may have begun it. The answer's body must be closed.
-//
-// A body is hidden from the transport's own repeating, which counts a stream reset with PROTOCOL_ERROR among those to send anew:
-// an upstream may reset so what it has worked on.
-func (p *Pool) Send(ctx context.Context, req *http.Request) (resp *http.Response, sent bool, err error) {
-	again := req.GetBody
+// Ask is one request, and what it is to whoever sends it. Its body is not closed for good: it may be sent once more if nothing
+// was read of it.
+type Ask struct {
+	*http.Request
+	Whose   string // of whom much that is taken back goes over a connection apart; "": nobody's
+	Bounded bool   // Fate.LetGo will be asked
+}
+
+// Fate is what became of a request that has no answer.
+type Fate struct {
+	Sent   bool // the upstream may have begun it
+	stream *stream
+}
+
+// Send sends a request. The answer's body must be closed.
+func (p *Pool) Send(ctx context.Context, ask Ask) (resp *http.Response, fate Fate, err error) {
+	again := ask.GetBody
 	for n := 1; ; n++ {
-		once := *req
-		once.GetBody = nil
-		if resp, sent, err = p.send(ctx, &once); err == nil || sent || again == nil || n == refusals || !refused(err) {
-			return resp, sent, err
+		if resp, fate, err = p.send(ctx, ask); err == nil || fate.Sent || n == refusals {
+			return resp, fate, err
+		}
+		switch {
+		case wasted(err): // nobody has looked at the body
+		case !refused(err), ask.Body != nil && again == nil:
+			return resp, fate, err
 		}
 		wait := time.NewTimer(againAfter << (4 * (n - 1)))
 		select {
 		case <-ctx.Done():
 			wait.Stop()
-			return nil, false, context.Cause(ctx)
+			return nil, Fate{}, context.Cause(ctx)
 		case <-wait.C:
 		}
-		body, err := again()
-		if err != nil {
-			return nil, false, err
+		if again == nil {
+			continue
 		}
-		next := *req
-		next.Body = body
-		req = &next
+		next := *ask.Request
+		if next.Body, err = again(); err != nil {
+			return nil, Fate{}, err
+		}
+		ask.Request = &next
 	}
 }
 
-func (p *Pool) send(ctx context.Context, req *http.Request) (resp *http.Response, sent bool, err error) {
-	l := p.enter()
-	var given atomic.Bool // a connection
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { given.Store(true) }}
-	resp, err = l.tr.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, trace)))
+func (p *Pool) send(ctx context.Context, ask Ask) (resp *http.Response, fate Fate, err error) {
+	l := p.enter(ask.Whose)
+	k, err := p.link(ctx, l)
 	if err != nil {
 		p.leave(l)
-		maybe := given.Load() && !refused(err)
-		if strings.HasSuffix(err.Error(), tooLarge) {
-			return nil, maybe && len(req.Trailer) > 0, fmt.Errorf("%w: %w", ErrHead, err) // a trailer that is too large comes behind what was sent
+		return nil, Fate{}, err
+	}
+	s := &stream{link: k, whose: ask.Whose}
+	if ask.Bounded {
+		s.over = make(chan struct{})
+	}
+	resp, err = k.cc.RoundTrip(ask.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: s.wrote})))
+	end := func() {
+		p.mu.Lock()
+		l.busy--
+		over := p.dropped(k)
+		p.mu.Unlock()
+		if over {
+			k.cc.Close()
 		}
-		return nil, maybe, err
+	}
+	if err != nil {
+		fate = Fate{Sent: !refused(err) && !wasted(err), stream: s}
+		end()
+		if strings.HasSuffix(err.Error(), tooLarge) {
+			fate.Sent = fate.Sent && len(ask.Trailer) > 0 // a trailer that is too large comes behind what was sent
+			return nil, fate, fmt.Errorf("%w: %w", ErrHead, err)
+		}
+		return nil, fate, err
 	}
 	// The transport looks at ctx only between two pieces of the request's body: where nothing is sent just now, whoever waits
 	// for the answer would wait on.
 	answer := resp.Body
 	stop := context.AfterFunc(ctx, func() { answer.Close() })
-	resp.Body = &body{ReadCloser: answer, end: sync.OnceFunc(func() { stop(); p.leave(l) })}
-	return resp, true, nil
+	resp.Body = &body{ReadCloser: answer, end: sync.OnceFunc(func() { stop(); end() })}
+	return resp, Fate{Sent: true}, nil
 }
 
-// refused says that the peer did nothing for the request (RFC 9113, 8.7). Of one with a body the transport tells it in words
-// alone; other words than these are no refusal.
+// refused says that the peer did nothing for the request (RFC 9113, 8.7). Other words than these are no refusal.
 func refused(err error) bool {
 	if se, ok := errors.AsType[http2.StreamError](err); ok {
 		return se.Code == http2.ErrCodeRefusedStream
 	}
-	text := err.Error()
-	return strings.HasPrefix(text, "http2: Transport: cannot retry err [") &&
-		(strings.Contains(text, "; REFUSED_STREAM; ") || strings.Contains(text, "graceful shutdown GOAWAY]"))
+	return err.Error() == sentAway
 }
+
+// wasted says that the connection was over before a byte of the request was written to it.
+func wasted(err error) bool { return err.Error() == unusable || err.Error() == unbegun }
 
 // CloseIdle closes connections without a request, and will not keep those that have one.
 func (p *Pool) CloseIdle() {
+	var over []*link
 	p.mu.Lock()
-	lanes := p.lanes
+	for _, l := range append(p.lanes[:len(p.lanes):len(p.lanes)], p.apart) {
+		if l != nil && l.link != nil {
+			if p.retire(l) {
+				over = append(over, l.link)
+			}
+			l.link = nil
+		}
+	}
 	p.mu.Unlock()
-	for _, l := range lanes {
-		l.tr.CloseIdleConnections()
+	for _, k := range over {
+		k.cc.Close()
 	}
 }
 

@@ -51,6 +51,10 @@ func raw(t *testing.T, serve func(fr *http2.Framer, conn net.Conn, id uint32)) (
 						if !f.IsAck() {
 							fr.WriteSettingsAck()
 						}
+					case *http2.PingFrame:
+						if !f.IsAck() {
+							fr.WritePing(true, f.Data)
+						}
 					case *http2.HeadersFrame:
 						serve(fr, conn, f.StreamID)
 					}
@@ -82,11 +86,23 @@ func post(t *testing.T, p *channel.Pool, url string, again bool) (*http.Response
 	if again {
 		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("hello")), nil }
 	}
-	resp, sent, err := p.Send(t.Context(), req)
+	return send(t, p, req)
+}
+
+func send(t *testing.T, p *channel.Pool, req *http.Request) (*http.Response, bool, error) {
+	resp, fate, err := p.Send(t.Context(), channel.Ask{Request: req})
 	if resp != nil {
 		t.Cleanup(func() { resp.Body.Close() })
 	}
-	return resp, sent, err
+	return resp, fate.Sent, err
+}
+
+func get(t *testing.T, p *channel.Pool, url string) (*http.Response, bool, error) {
+	req, err := http.NewRequestWithContext(t.Context(), "GET", url+"/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return send(t, p, req)
 }
 
 // What an upstream refused it did not begin: it is sent anew, or said to be unsent. What it may have begun is neither.
@@ -128,6 +144,12 @@ func TestPool_RepeatsWhatWasRefusedAndNothingElse(t *testing.T) {
 		t.Errorf("a stream that was reset with PROTOCOL_ERROR: got %v, sent %v, %d times; want an error, sent, once", err, sent, wrong.Load())
 	}
 
+	// Nor one without a body, of which it says that the transport may repeat it.
+	wrong.Store(0)
+	if _, sent, err := get(t, p, url); err == nil || !sent || wrong.Load() != 1 {
+		t.Errorf("a GET that was reset with PROTOCOL_ERROR: got %v, sent %v, %d times; want an error, sent, once", err, sent, wrong.Load())
+	}
+
 	var always atomic.Int32
 	p, url, _ = raw(t, func(fr *http2.Framer, _ net.Conn, id uint32) {
 		always.Add(1)
@@ -141,6 +163,11 @@ func TestPool_RepeatsWhatWasRefusedAndNothingElse(t *testing.T) {
 		if _, sent, err := post(t, p, url, c.again); err == nil || sent || always.Load() != c.times {
 			t.Errorf("refused each time, with its body %v: got %v, sent %v, %d times; want an error, unsent, %d", c.again, err, sent, always.Load(), c.times)
 		}
+	}
+
+	always.Store(0)
+	if _, sent, err := get(t, p, url); err == nil || sent || always.Load() != 3 {
+		t.Errorf("a GET refused each time: got %v, sent %v, %d times; want an error, unsent, three", err, sent, always.Load())
 	}
 
 	var away atomic.Int32
@@ -190,7 +217,7 @@ func TestPool_OpensAsManyConnectionsAsItMay(t *testing.T) {
 	for range requests {
 		done.Go(func() {
 			req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+l.Addr().String(), nil)
-			resp, _, err := p.Send(t.Context(), req)
+			resp, _, err := p.Send(t.Context(), channel.Ask{Request: req})
 			if err != nil {
 				t.Error(err)
 				return

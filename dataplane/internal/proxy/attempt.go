@@ -12,6 +12,7 @@ import (
 	"bailiwick/dataplane/internal/channel"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/relay"
 	"bailiwick/dataplane/internal/trace"
@@ -70,7 +71,7 @@ func (r *result) leave() {
 // failure, one that cannot only while no byte of it can have reached an upstream.
 func (x *exchange) walk(a *failover.Attempts, g *given) result {
 	ctx := x.r.Context()
-	if x.bounded() {
+	if x.holds == nil && x.bounded() {
 		x.holds = &holds{}
 	}
 	repeatable := idempotent(x.r.Method)
@@ -427,8 +428,11 @@ func (x *exchange) home(ctx context.Context, t *failover.Target, res *result) {
 	}
 	defer x.interrupt(ctx)()
 	res.hold = x.holding(ctx)
-	resp, maybe, err := x.p.cfg.Upstreams.send(ctx, t.At, req, res.hold, x.hinting())
-	x.heard(ctx, sent, resp, maybe, err, res)
+	resp, fate, err := x.p.cfg.Upstreams.send(ctx, t.At, channel.Ask{Request: req, Whose: x.whose()}, res.hold, x.hinting())
+	if err != nil && fate.Sent && t.At.Protocol != "" {
+		x.lettingGo(res.hold, fate.LetGo)
+	}
+	x.heard(ctx, sent, resp, fate.Sent, err, res)
 }
 
 // ending is told how an attempt ended.
@@ -470,6 +474,10 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 		body := x.body.reader(nil)
 		f.Body, f.ContentLength, f.Trailer = body, x.body.length, x.trailAbroad(body)
 	}
+	if !x.lasts() && x.v.Pass != (limit.Pass{}) {
+		res.hold = x.holding(ctx)
+		f.Bounded = true
+	}
 	var pipe *io.PipeWriter
 	if x.lasts() {
 		f.Stream, f.ContentLength = relay.StreamWebSocket, -1
@@ -492,7 +500,9 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 	}
 	res.err, res.sent = err, true
 	if e, ok := errors.AsType[*relay.Error](err); ok {
-		res.sent = e.Sent
+		if res.sent = e.Sent; res.sent {
+			x.lettingGo(res.hold, e.LetGo)
+		}
 		switch {
 		case x.gone() || x.hurried() || x.body.unsent():
 			// Its fault, not the region's: one who breaks off his bodies must not take it from all others.

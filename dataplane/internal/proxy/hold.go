@@ -16,9 +16,11 @@ import (
 // letGoMost is how long an upstream is taken to work on a request that its client took back, if it says nothing.
 const letGoMost = 30 * time.Second
 
-// hold is of one attempt over HTTP/1.1 that counts against a bound. Where its client takes it back before there is an answer the
-// upstream is told, by the end of what is sent, and whatever the request holds is held until the upstream has let go: it closes
-// the connection, or answers all the same. Else whoever opens and resets requests has as much done as he likes.
+// hold is of one attempt that counts against a bound. Where its client takes it back before there is an answer the upstream is
+// told, and whatever the request holds is held until the upstream has let go. Else whoever opens and resets requests has as much
+// done as he likes. Over HTTP/1.1 it is told by the end of what is sent, and lets go by closing the connection, or by an answer;
+// over HTTP/2 by the stream's reset, and lets go by ending the stream itself or by answering what was sent behind that; a receiver
+// of relays likewise, and says when its own upstream has (relay.Error.LetGo).
 type hold struct {
 	wanted func() bool // it is the client's doing that the attempt ends
 	state  atomic.Int32
@@ -55,8 +57,15 @@ func tellEnd(conn net.Conn) bool {
 
 // holds are those of a call, a hedge's too.
 type holds struct {
-	mu  sync.Mutex // covers all
-	all []*hold
+	over func()     // is called when all have let go, and there will be no more; nil: nobody asks
+	mu   sync.Mutex // covers all
+	all  []*hold
+}
+
+func (h *holds) ended() {
+	if h != nil && h.over != nil {
+		h.over()
+	}
 }
 
 // bounded says whether something is held of which there is only so much while an upstream works on the call.
@@ -94,6 +103,27 @@ func (x *exchange) abandon(conn net.Conn, h *hold) {
 	})
 }
 
+// lettingGo awaits that an attempt's upstream, or its receiver, has let go.
+func (x *exchange) lettingGo(h *hold, wait func(context.Context)) {
+	if !h.begin() {
+		return
+	}
+	x.p.held.Go(func() {
+		defer h.over()
+		ctx, cancel := context.WithTimeout(context.Background(), letGoMost)
+		defer cancel()
+		wait(ctx)
+	})
+}
+
+// whose is who takes back what is taken back: a customer, or of relays the region that they come from.
+func (x *exchange) whose() string {
+	if x.relayed {
+		return "relays of " + x.from
+	}
+	return x.v.Customer
+}
+
 // forsake ends an attempt that gave no answer.
 func (x *exchange) forsake(res *result) {
 	if !res.hold.begun() {
@@ -122,9 +152,10 @@ func (c *call) release() {
 	if len(all) == 0 {
 		c.v.Pass.Leave()
 		c.leave(priority.Untold) // if the answer never did
+		c.holds.ended()
 		return
 	}
-	pass, place := c.v.Pass, c.place
+	pass, place, of := c.v.Pass, c.place, c.holds
 	if c.served != "" { // what is awaited lost to another's answer
 		pass.Leave()
 		place.Leave(priority.Untold)
@@ -138,5 +169,6 @@ func (c *call) release() {
 		}
 		pass.Leave()
 		place.Leave(priority.Untold)
+		of.ended()
 	})
 }

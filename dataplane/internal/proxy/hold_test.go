@@ -1,13 +1,20 @@
 package proxy_test
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/table"
@@ -23,19 +30,28 @@ func TestHold_TakingBackEvadesNoBound(t *testing.T) {
 		plan func(*table.Plan)
 		api  func(*table.API)
 		ask  []string
+		at   string // "": the region's own upstream
 	}{
-		"a plan's, over the common road":     {func(p *table.Plan) { p.MaxConcurrent = bound }, nil, []string{"POST", "/v1/x", "do"}},
-		"a plan's, with a body that streams": {func(p *table.Plan) { p.MaxConcurrent = bound }, nil, []string{"POST", "/v1/x", strings.Repeat("x", 100<<10)}},
-		"a target's":                         {nil, func(a *table.API) { a.Dispatch = table.Dispatch{MaxRequests: bound, MaxWaiting: 1} }, []string{"GET", "/v1/x", ""}},
-		"an API's":                           {nil, func(a *table.API) { a.Concurrency = &table.Concurrency{Min: bound, Max: bound} }, []string{"GET", "/v1/x", ""}},
+		"a plan's, by way of another region":                      {func(p *table.Plan) { p.MaxConcurrent = bound }, nil, []string{"GET", "/v1/x", ""}, "eu-central"},
+		"a plan's, by way of another region, a body that streams": {func(p *table.Plan) { p.MaxConcurrent = bound }, nil, []string{"POST", "/v1/x", strings.Repeat("x", 100<<10)}, "eu-central"},
+		"a plan's, over the common road":                          {func(p *table.Plan) { p.MaxConcurrent = bound }, nil, []string{"POST", "/v1/x", "do"}, ""},
+		"a plan's, with a body that streams":                      {func(p *table.Plan) { p.MaxConcurrent = bound }, nil, []string{"POST", "/v1/x", strings.Repeat("x", 100<<10)}, ""},
+		"a target's":                                              {nil, func(a *table.API) { a.Dispatch = table.Dispatch{MaxRequests: bound, MaxWaiting: 1} }, []string{"GET", "/v1/x", ""}, ""},
+		"an API's":                                                {nil, func(a *table.API) { a.Concurrency = &table.Concurrency{Min: bound, Max: bound} }, []string{"GET", "/v1/x", ""}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, func(cfg *proxy.Config) { patient(cfg); cfg.HedgeAfter = time.Minute })
 			w.west.plan, w.west.orders = c.plan, c.api
 			w.west.tables.Swap(w.view(w.west, true))
+			serves, up := cmp.Or(c.at, "eu-west"), w.west.up
+			if c.at != "" {
+				up = w.central.up
+				w.west.up.kill()
+				eventually(t, 20*time.Second, "another region", func() bool { return w.send("GET", "/v1/x", "").served == serves })
+			}
 			var now, most, came atomic.Int64
 			letGo := make(chan struct{})
-			w.west.up.does(func(http.ResponseWriter, *http.Request) { // it does not ask whether somebody still wants it
+			up.does(func(http.ResponseWriter, *http.Request) { // it does not ask whether somebody still wants it
 				came.Add(1)
 				if n := now.Add(1); n > most.Load() {
 					most.Store(n)
@@ -83,10 +99,10 @@ func TestHold_TakingBackEvadesNoBound(t *testing.T) {
 				t.Errorf("%d were worked on at once, want %d at most", n, bound)
 			}
 			close(letGo)
-			w.west.up.does(nil)
+			up.does(nil)
 			eventually(t, 20*time.Second, "the places", func() bool {
 				a := w.send("GET", "/v1/x", "")
-				return a.status == 200 && a.served == "eu-west"
+				return a.status == 200 && a.served == serves
 			})
 			eventually(t, 20*time.Second, "a row of each", func() bool {
 				rows := 0
@@ -97,4 +113,80 @@ func TestHold_TakingBackEvadesNoBound(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Over HTTP/2 an upstream is told by the stream's reset: the places are taken until it has read that.
+func TestHold_OverHTTP2UntilItIsTold(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conns sync.WaitGroup
+	t.Cleanup(func() { l.Close(); conns.Wait() })
+	came, read := make(chan struct{}, 100), make(chan struct{})
+	var answers atomic.Bool
+	conns.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer conn.Close()
+				io.ReadFull(conn, make([]byte, len(http2.ClientPreface)))
+				fr := http2.NewFramer(conn, conn)
+				fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+				fr.WriteSettings()
+				for {
+					f, err := fr.ReadFrame()
+					if err != nil {
+						return
+					}
+					switch f := f.(type) {
+					case *http2.PingFrame:
+						fr.WritePing(true, f.Data)
+					case *http2.MetaHeadersFrame:
+						if f.PseudoValue("path") != "/v1/x" || answers.Load() { // a probe's
+							var head bytes.Buffer
+							hpack.NewEncoder(&head).WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+							fr.WriteHeaders(http2.HeadersFrameParam{StreamID: f.StreamID, BlockFragment: head.Bytes(), EndHeaders: true, EndStream: true})
+							break
+						}
+						came <- struct{}{}
+						<-read // nothing more meanwhile
+					}
+				}
+			})
+		}
+	})
+	w := newWorld(t, func(cfg *proxy.Config) { patient(cfg); cfg.HedgeAfter = time.Minute })
+	w.west.plan = func(p *table.Plan) { p.MaxConcurrent = 1 }
+	url := "http://" + l.Addr().String()
+	w.west.orders = func(a *table.API) {
+		a.Targets, a.Protocols, a.HealthTimeout = []string{url}, map[string]string{url: "h2c"}, time.Minute
+	}
+	w.west.tables.Swap(w.view(w.west, true))
+	ctx, cancel := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, "GET", w.west.server.URL+"/v1/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Host = "orders.test"
+	req.Header.Set("X-Api-Key", w.key)
+	var asks sync.WaitGroup
+	asks.Go(func() {
+		if resp, err := w.west.server.Client().Do(req); err == nil {
+			resp.Body.Close()
+		}
+	})
+	<-came
+	cancel()
+	asks.Wait()
+	eventually(t, 20*time.Second, "a row of what was taken back", func() bool { return w.west.meter.finals(t)[usage.OutcomeAborted] == 1 })
+	if a := w.send("GET", "/v1/x", ""); a.status != 429 {
+		t.Errorf("another, before the upstream knows that it was taken back: %d, want 429", a.status)
+	}
+	answers.Store(true)
+	close(read)
+	eventually(t, 20*time.Second, "the place", func() bool { return w.send("GET", "/v1/x", "").status == 200 })
 }

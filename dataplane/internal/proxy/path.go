@@ -27,6 +27,7 @@ type exchange struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	header http.Header // to send on
+	from   string      // region that a relay comes from
 
 	came    *http.Request // r as it came, where that is a copy: its trailer is filled in; nil: it is none
 	written bool          // headers of the answer have left
@@ -162,8 +163,11 @@ func (x *exchange) answer(a *failover.Attempts, g *given) {
 // that relay.Server has admitted: own upstreams only, so that there is never a second hop.
 func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.Inbound) {
 	c := &call{p: p, began: time.Now(), idText: in.RequestID, client: addressOf(r.RemoteAddr), relayed: true, table: p.cfg.Tables.Load()}
-	x := exchange{call: c, w: w, r: r}
+	x := exchange{call: c, w: w, r: r, from: in.From}
 	x.v.API, x.v.Route = in.API, in.Route
+	if in.LetGo != nil {
+		x.holds = &holds{over: in.LetGo}
+	}
 	c.method = methodOf(r.Method)
 	c.received(r.Header)
 	defer x.close()

@@ -93,7 +93,7 @@ func (u *Upstreams) open(at upstream.Place) (p *pool, err error) {
 // newPool makes one without connections. It is not part of pool: there its closures would cost each request memory.
 func (u *Upstreams) newPool(at upstream.Place, cfg *tls.Config) *pool {
 	if at.Protocol != "" {
-		dial := channel.Config{Dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.DialHTTP2(ctx, at) }, TLS: at.Protocol == "h2", Max: at.Connections}
+		dial := channel.Config{Dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.DialHTTP2(ctx, at) }, Max: at.Connections}
 		p := &pool{muxed: channel.New(dial)}
 		dial.Max = 1
 		p.probes = &http.Client{Transport: channel.New(dial), CheckRedirect: noRedirect}
@@ -312,13 +312,14 @@ func (t *tracker) sent() bool {
 
 // send sends one request once. The transport would repeat some requests by itself on a connection that died
 // while idle: those without body and with a method or header that says they may be. opaque hides that.
-func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Request, h *hold, interim func(int, textproto.MIMEHeader) error) (resp *http.Response, sent bool, err error) {
+func (u *Upstreams) send(ctx context.Context, at upstream.Place, ask channel.Ask, h *hold, interim func(int, textproto.MIMEHeader) error) (resp *http.Response, fate channel.Fate, err error) {
 	p, err := u.pool(at)
 	if err != nil {
-		return nil, false, err
+		return nil, fate, err
 	}
 	if p.muxed != nil {
-		return p.muxed.Send(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interim}), req)
+		ask.Bounded = h != nil
+		return p.muxed.Send(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interim}), ask)
 	}
 	t := tracker{hold: h}
 	early := func(code int, h textproto.MIMEHeader) error {
@@ -327,14 +328,14 @@ func (u *Upstreams) send(ctx context.Context, at upstream.Place, req *http.Reque
 		}
 		return interim(code, h)
 	}
-	resp, err = p.traffic.RoundTrip(req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: early})))
+	resp, err = p.traffic.RoundTrip(ask.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: early})))
 	if err != nil {
-		return nil, t.sent(), err
+		return nil, channel.Fate{Sent: t.sent()}, err
 	}
 	if t.conn != nil {
 		t.conn.heard.Store(true)
 	}
-	return resp, true, nil
+	return resp, channel.Fate{Sent: true}, nil
 }
 
 // noBody is an empty body that the transport does not know to be empty, so that it never takes the request

@@ -111,6 +111,7 @@ type Forward struct {
 	Body          io.Reader   // nil: none
 	ContentLength int64       // -1: unknown
 	Trailer       http.Header // its keys are announced, its values read when Body has ended; nil: there is none
+	Bounded       bool        // Error.LetGo will be asked where it is taken back
 	Class         string      // priority class of the plan; "": the usual one
 	Stream        string      // what Body and the answer's are in place of an exchange: StreamWebSocket; "": one
 }
@@ -175,7 +176,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 	} else {
 		req.ContentLength = 0
 	}
-	resp, mute, err := s.send(c.cfg.Sentinel, req, checked)
+	resp, conn, mute, err := s.send(c.cfg.Sentinel, req, checked)
 	if errors.Is(err, errSentinel) {
 		end()
 		return refuse(RuleSentinel, err)
@@ -184,6 +185,9 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		cause := context.Cause(ctx) // before end, which gives it one
 		end()
 		e := &Error{To: f.To, Sent: true, Err: err}
+		if f.Bounded {
+			e.back = &takenBack{conn, f.RequestID}
+		}
 		if errors.Is(cause, errCut) {
 			c.log.refuse(RuleCut, c.from, f.To, f.RequestID)
 			e.Rule = RuleCut
@@ -260,6 +264,9 @@ func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *ht
 	}
 	if f.Stream != "" {
 		header.Set(HeaderStream, f.Stream)
+	}
+	if f.Bounded {
+		header.Set(HeaderBounded, "1")
 	}
 	u := *f.URL
 	u.Scheme, u.Host = "https", f.Host

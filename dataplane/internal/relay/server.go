@@ -32,6 +32,7 @@ type Inbound struct {
 	RequestID string
 	Class     string // as in Forward
 	Stream    string // likewise
+	LetGo     func() // is called once nothing works on the request any more, also behind its answer's end; nil: nobody asks
 }
 
 // Local sends a relayed request to this region's own upstream, and nowhere else. Internal headers are already
@@ -64,10 +65,11 @@ type Arrivals interface {
 
 // Server takes relays from other regions' edges.
 type Server struct {
-	cfg  ServerConfig
-	self identity.Name
-	log  *ledger
-	ages ages
+	cfg   ServerConfig
+	self  identity.Name
+	log   *ledger
+	ages  ages
+	waits waits
 
 	mu      sync.Mutex // covers the maps; held for no I/O
 	flights map[*flight]struct{}
@@ -162,6 +164,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.conns[conn] = peer
 	s.mu.Unlock()
 	if r.Header.Get(HeaderPing) != "" {
+		if id := r.Header.Get(HeaderAwait); id != "" {
+			s.waits.await(r.Context(), waitKey{peer.Node, id})
+		}
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
@@ -212,6 +217,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.refuse(w, r, RuleSentinel, peer, err)
 		return
+	}
+	if r.Header.Get(HeaderBounded) != "" {
+		over := s.waits.begin(waitKey{peer.Node, in.RequestID})
+		in.LetGo = func() { over(ctx.Err() != nil) }
 	}
 	for name := range r.Header {
 		if len(name) >= len(Prefix) && name[:len(Prefix)] == Prefix && !(peer.Zone == s.self.Zone && slices.Contains(Identity[:], name)) {

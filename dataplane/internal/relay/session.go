@@ -168,25 +168,25 @@ func (s *session) close() {
 // error that nothing was ever answered over this connection, which is gone: the peer refuses whoever it takes this edge for,
 // or something else stands there. One that did answer and broke says nothing of the peer, and whoever comes next dials;
 // neither does a stream that it ended, for a rule or because its upstream did, nor a session that was closed here.
-func (s *session) send(guard Sentinel, req *http.Request, checked time.Time) (resp *http.Response, mute bool, err error) {
+func (s *session) send(guard Sentinel, req *http.Request, checked time.Time) (resp *http.Response, conn *http.ClientConn, mute bool, err error) {
 	s.mu.Lock()
 	conn, cert := s.conn, s.cert
 	s.mu.Unlock()
 	signed, err := base64.StdEncoding.DecodeString(req.Header.Get(HeaderGrant))
 	if err != nil {
-		return nil, false, fmt.Errorf("read back the grant: %w", err)
+		return nil, nil, false, fmt.Errorf("read back the grant: %w", err)
 	}
 	if err := guard.Leaves(cert, signed, req.Header.Get(HeaderAPI), req.Header.Get(HeaderHome), checked); err != nil {
-		return nil, false, errors.Join(errSentinel, err)
+		return nil, nil, false, errors.Join(errSentinel, err)
 	}
 	resp, err = conn.RoundTrip(req)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		return nil, s.conn == conn && !s.spoke && !s.closed && conn.Err() != nil, err
+		return nil, conn, s.conn == conn && !s.spoke && !s.closed && conn.Err() != nil, err
 	}
 	s.spoke = s.spoke || s.conn == conn
-	return resp, false, nil
+	return resp, conn, false, nil
 }
 
 var errSentinel = errors.New("stopped at the border")

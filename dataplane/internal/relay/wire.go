@@ -29,6 +29,8 @@ const (
 	HeaderStream      = "Bailiwick-Relay-Stream"      // what is asked for is no answer but a stream both ways; in an answer: it is open
 	HeaderClass       = "Bailiwick-Relay-Class"       // priority class of the plan
 	HeaderPing        = "Bailiwick-Relay-Ping"        // a sign of life, nothing else
+	HeaderBounded     = "Bailiwick-Relay-Bounded"     // where it is taken back the sender asks when the upstream has let go of it
+	HeaderAwait       = "Bailiwick-Relay-Await"       // of a sign of life: not before that is so, of the request of this id
 	HeaderHome        = "Bailiwick-Home"              // region that accepted the request
 	HeaderRequestID   = "Bailiwick-Request-Id"
 	HeaderServed      = "Bailiwick-Served"    // region whose upstream answered
@@ -158,6 +160,8 @@ type Error struct {
 	// its upstream is down, or a rule there forbids it.
 	Unreachable, Down bool
 	Err               error
+
+	back *takenBack // nil: nobody asked for it, or it was not taken back
 }
 
 func (e *Error) Error() string {
