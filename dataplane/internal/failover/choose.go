@@ -53,7 +53,7 @@ type Attempts struct {
 	api   *policy.API
 	route *policy.Route
 	once  bool // the request must not be sent twice: proof of life first
-	rank  int  // in the line before targets that are full
+	standing
 	began time.Duration
 	at    time.Duration // the clock was read at: it need not be read again until something was waited for; 0: read it
 
@@ -75,6 +75,9 @@ func (r *Router) Start(api *policy.API, route *policy.Route, once bool) Attempts
 
 // Ranked has it wait for a place before all of lower ranks; without it goes last.
 func (a *Attempts) Ranked(rank int) { a.rank = rank }
+
+// Shares has it leave room for those of higher ranks: it takes no place where so many hundredths of a target's are taken.
+func (a *Attempts) Shares(hundredths int) { a.share = int64(hundredths) }
 
 // StartAt is Start by who has just read the clock and calls Next at once.
 func (r *Router) StartAt(now time.Time, api *policy.API, route *policy.Route, once bool) Attempts {
@@ -128,7 +131,7 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 				a.doubts(t)
 				continue
 			}
-			if !t.enter() {
+			if !t.enter(a.standing) {
 				continue // somebody took it: another, or in line again
 			}
 		}
@@ -145,7 +148,7 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 		}
 		a.sawHome(t)
 		if t.usable() && t.alive(ctx, t.settings.Load().timeout) {
-			if t.enter() {
+			if t.enter(a.standing) {
 				return Candidate{Target: t}, true
 			}
 			a.busy = true

@@ -53,6 +53,9 @@ func (a *Attempts) pick() *Target {
 		n, offset = maxPicked, rand.IntN(n)
 	}
 	now := a.now()
+	if n > 0 && a.api.Dispatch.MaxRequests > 0 {
+		a.targets[0].line.note(a.rank, now)
+	}
 	inOrder := a.api.Dispatch.Choice == "in-order"
 	var judged [maxPicked]fitness // once each: a share is a throw of dice
 	at := func(i int) *Target { return a.targets[(offset+i)%len(a.targets)] }
@@ -72,7 +75,7 @@ func (a *Attempts) pick() *Target {
 			if other.busy.Load() < t.busy.Load() {
 				t, other = other, t
 			}
-			if t.enter() {
+			if t.enter(a.standing) {
 				return t
 			}
 		}
@@ -83,7 +86,7 @@ func (a *Attempts) pick() *Target {
 			for i := range n {
 				switch {
 				case fit(i) != want:
-				case at(i).full():
+				case at(i).full(a.standing):
 					a.full = true
 				case best < 0 || !inOrder && at(i).busy.Load() < at(best).busy.Load():
 					best = i
@@ -92,7 +95,7 @@ func (a *Attempts) pick() *Target {
 			if best < 0 {
 				break
 			}
-			if t := at(best); t.enter() {
+			if t := at(best); t.enter(a.standing) {
 				return t
 			}
 		}

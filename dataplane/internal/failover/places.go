@@ -4,20 +4,55 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
-const defaultWait = time.Second // for a place, where the API does not say
+const (
+	defaultWait = time.Second // for a place, where the API does not say
+	ranks       = 8
+	roomFor     = time.Minute // after a request of a rank for which those below it leave room
+)
 
 // line is who waits for a place at one of an API's targets, first come, first served.
 type line struct {
-	mu    sync.Mutex // covers queue; held for no I/O
+	seen  [ranks]atomic.Int64 // when a request of that rank came last, by the monitor's clock; 0: none did
+	mu    sync.Mutex          // covers queue; held for no I/O
 	queue []*waiter
+}
+
+// standing is a request's among others of its API: who is of a higher rank goes first, and who has a share of the places fills no
+// more of them while requests of higher ranks come.
+type standing struct {
+	rank  int
+	share int64 // in hundredths; 0: all
+}
+
+// note says that a request of a rank came.
+func (l *line) note(rank int, now time.Duration) {
+	at := &l.seen[min(max(rank, 0), ranks-1)]
+	if last := at.Load(); last == 0 || now-time.Duration(last) > roomFor/8 { // it need not be written each time
+		at.Store(max(1, int64(now)))
+	}
+}
+
+// room is how many of a target's places a request may find taken, of so many that there are. What higher ranks do not use is
+// nobody's loss where none of them came in the last minute: then it is all.
+func (l *line) room(limit int64, s standing, now time.Duration) int64 {
+	if s.share == 0 || s.share >= 100 {
+		return limit
+	}
+	for rank := s.rank + 1; rank < ranks; rank++ {
+		if last := l.seen[rank].Load(); last != 0 && now-time.Duration(last) <= roomFor {
+			return max(1, limit*s.share/100)
+		}
+	}
+	return limit
 }
 
 type waiter struct {
 	place chan *Target // gets the target at which it holds a place, or nil: one of a higher rank has its place in the line
-	rank  int
+	standing
 }
 
 func (l *line) waiting() int64 {
@@ -27,12 +62,13 @@ func (l *line) waiting() int64 {
 }
 
 // enter takes a place at the target if one is free.
-func (t *Target) enter() bool {
+func (t *Target) enter(s standing) bool {
 	limit := int64(t.settings.Load().dispatch.MaxRequests)
 	if limit == 0 {
 		t.busy.Add(1)
 		return true
 	}
+	limit = t.line.room(limit, s, t.m.now())
 	for {
 		n := t.busy.Load()
 		if n >= limit {
@@ -44,9 +80,9 @@ func (t *Target) enter() bool {
 	}
 }
 
-func (t *Target) full() bool {
+func (t *Target) full(s standing) bool {
 	limit := int64(t.settings.Load().dispatch.MaxRequests)
-	return limit > 0 && t.busy.Load() >= limit
+	return limit > 0 && t.busy.Load() >= t.line.room(limit, s, t.m.now())
 }
 
 // leave gives the place back: to whoever has waited longest of the highest rank, if the target still has one for him.
@@ -59,7 +95,7 @@ func (t *Target) leave() {
 	l := t.line
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.queue) == 0 || t.busy.Load() > limit {
+	if len(l.queue) == 0 || t.busy.Load() > l.room(limit, l.queue[0].standing, t.m.now()) { // whoever is behind him has no more
 		t.busy.Add(-1)
 		return
 	}
@@ -71,7 +107,8 @@ func (t *Target) leave() {
 // join puts a new waiter (nil) behind all of its rank and of higher ones, one who was given a place that he cannot use before
 // those of his. Where as many wait as may, the last goes for one of a higher rank: whoever asks for much must not keep out whom he
 // has to yield to. nil if there is nobody of a lower one.
-func (l *line) join(w *waiter, rank, most int) *waiter {
+func (l *line) join(w *waiter, s standing, most int) *waiter {
+	rank := s.rank
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if w != nil {
@@ -86,7 +123,7 @@ func (l *line) join(w *waiter, rank, most int) *waiter {
 		l.queue = slices.Delete(l.queue, n-1, n)
 		last.place <- nil // never blocks, like a place
 	}
-	w = &waiter{place: make(chan *Target, 1), rank: rank}
+	w = &waiter{place: make(chan *Target, 1), standing: s}
 	l.queue = slices.Insert(l.queue, l.before(rank), w)
 	return w
 }
@@ -135,7 +172,7 @@ func (a *Attempts) patience() time.Duration {
 // await waits for a place at a target that the request may still try. nil with a.full: none came in time, or too many
 // wait. nil without: the targets are not well any more.
 func (a *Attempts) await(ctx context.Context, l *line, most int, wait time.Duration) *Target {
-	w := l.join(nil, a.rank, most)
+	w := l.join(nil, a.standing, most)
 	if w == nil {
 		return nil
 	}
@@ -156,7 +193,7 @@ func (a *Attempts) await(ctx context.Context, l *line, most int, wait time.Durat
 				return t
 			}
 			t.leave()
-			l.join(w, a.rank, most)
+			l.join(w, a.standing, most)
 		case <-timer.C:
 			l.quit(w)
 			return a.pick() // once more, since the others may have become unwell meanwhile

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -269,6 +270,78 @@ func TestRouter_ThoseOfLowerRanksYieldInTheLine(t *testing.T) {
 	})
 }
 
+// Of a target's places those of lower classes leave some for who is above them, while anybody is: else all are theirs.
+func TestRouter_LowerClassesLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 10
+		r := newRig(t, table.API{Targets: three[:1], Dispatch: table.Dispatch{MaxRequests: limit, MaxWaiting: 5, MaxWait: time.Second}}, nil)
+		ask := func(rank, share int) (c failover.Candidate, ok bool) {
+			a := r.Start(r.api(), nil, false)
+			a.Ranked(rank)
+			a.Shares(share)
+			c, ok = a.Next(r.ctx)
+			return c, ok && c.Home()
+		}
+		var held []failover.Candidate
+		fill := func(rank, share, want int) {
+			t.Helper()
+			for n := 0; ; n++ {
+				c, ok := ask(rank, share)
+				if !ok {
+					if n != want {
+						t.Errorf("rank %d with %d hundredths took %d places, want %d", rank, share, n, want)
+					}
+					return
+				}
+				held = append(held, c)
+			}
+		}
+		leave := func() {
+			for _, c := range held {
+				c.Leave()
+			}
+			held = nil
+		}
+		fill(0, 60, 10) // nobody is above
+		leave()
+		if c, ok := ask(4, 100); ok {
+			c.Leave()
+		}
+		fill(0, 60, 6)
+		fill(1, 70, 1)
+		fill(2, 80, 1)
+		fill(3, 90, 1)
+		fill(4, 100, 1)
+		// Whoever waits gets a place when his class has one, and not before.
+		var wg sync.WaitGroup
+		var got atomic.Int32
+		wg.Go(func() {
+			if c, ok := ask(0, 60); ok {
+				got.Add(1)
+				c.Leave()
+			}
+		})
+		synctest.Wait()
+		for n := range 4 { // six are left
+			held[n].Leave()
+			synctest.Wait()
+			if got.Load() != 0 {
+				t.Fatalf("a lower class has a place with %d of %d taken", limit-n-1, limit)
+			}
+		}
+		held[4].Leave()
+		wg.Wait()
+		if got.Load() != 1 {
+			t.Error("it got none with five taken")
+		}
+		held = held[5:]
+		leave()
+		time.Sleep(2 * time.Minute)
+		fill(0, 60, 10)
+		leave()
+	})
+}
+
 func TestRouter_PlacesAreConserved(t *testing.T) {
 	for seed := range uint64(10) {
 		synctest.Test(t, func(t *testing.T) {
@@ -288,6 +361,7 @@ func TestRouter_PlacesAreConserved(t *testing.T) {
 					defer cancel()
 					a := r.Start(r.api(), nil, false)
 					a.Ranked(rank)
+					a.Shares([]int{60, 70, 80, 90, 100}[rank])
 					c, ok := a.Next(ctx)
 					if i%40 == 0 {
 						r.pages.set("http://b/healthz", i%80 == 0)

@@ -53,6 +53,9 @@ func ParseClass(s string) Class {
 // Where a lower class is alone the limit grows until its share holds what the upstream can do, so nothing is lost by it.
 var share = [classes]int{60, 70, 80, 90, 100}
 
+// Share is a class's, in hundredths.
+func (c Class) Share() int { return share[min(c, Platinum)] }
+
 // patience is how long a request waits for a place. One whose client would be told to come back in a second is better told
 // at once, so the lower classes wait for a hiccup and the highest for a real shortage.
 var patience = [classes]time.Duration{50 * time.Millisecond, 100 * time.Millisecond, 200 * time.Millisecond, 400 * time.Millisecond, time.Second}

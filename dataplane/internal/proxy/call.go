@@ -153,8 +153,14 @@ func (c *call) start(ctx context.Context, method string, now time.Time) (a failo
 		now = time.Now()
 	}
 	a = c.p.router.StartAt(now, c.v.API, c.v.Route, !idempotent(method))
-	a.Ranked(int(c.v.Class))
+	c.stands(&a)
 	return a, problem
+}
+
+// stands says what its class is to the walk.
+func (c *call) stands(a *failover.Attempts) {
+	a.Ranked(int(c.v.Class))
+	a.Shares(c.v.Class.Share())
 }
 
 // left is how much of a time there is before the deadline of the route, or of the client who has one.

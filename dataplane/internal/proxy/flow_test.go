@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -247,6 +248,62 @@ func TestPath_FreeYields(t *testing.T) {
 	}
 	if up, edge := w.west.proxy.Shed(priority.Free); up != 1 || edge != 0 {
 		t.Errorf("it tells of %d and %d turned away, want one by the upstream", up, edge)
+	}
+}
+
+// Of a target's max_requests free leaves room for platinum, once platinum is there; over a relay too.
+func TestPath_FreeLeavesRoomAtATarget(t *testing.T) {
+	for _, serves := range []string{"eu-west", "eu-central"} {
+		t.Run(serves, func(t *testing.T) {
+			w := newWorld(t, patient)
+			free, o := mint(t, "free-class")
+			paid, o2 := mint(t, "platinum-class")
+			w.objects = append(w.objects, o, o2)
+			up := w.west.up
+			if serves == "eu-central" {
+				up = w.central.up
+			}
+			for _, r := range []*region{w.west, w.central} {
+				r.orders = func(a *table.API) { a.Dispatch = table.Dispatch{MaxRequests: 5, MaxWaiting: 5, MaxWait: time.Minute} }
+				r.tables.Swap(w.view(r, true))
+			}
+			if serves == "eu-central" {
+				w.west.up.kill()
+			}
+			from := func(key string) answer { return w.send("POST", "/v1/x", "y", "X-Api-Key", "", "X-Api-Key", key) }
+			eventually(t, 20*time.Second, "a first answer", func() bool { return from(paid).served == serves })
+			var under, most atomic.Int32 // of free's at the upstream
+			hold := make(chan struct{})
+			up.does(func(rw http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("X-Plan") == "platinum" {
+					return
+				}
+				if n := under.Add(1); n > most.Load() {
+					most.Store(n)
+				}
+				<-hold
+				under.Add(-1)
+			})
+			var all sync.WaitGroup
+			for range 8 {
+				all.Go(func() {
+					if a := from(free); a.status != 200 && a.status != 503 && a.status != 429 {
+						t.Errorf("free: %d %s", a.status, a.body)
+					}
+				})
+			}
+			eventually(t, 20*time.Second, "free at the upstream", func() bool { return under.Load() == 3 })
+			for range 5 {
+				if a := w.send("POST", "/v1/x", "y", "X-Api-Key", "", "X-Api-Key", paid, "X-Plan", "platinum"); a.status != 200 || a.served != serves {
+					t.Errorf("platinum: %d from %q, %s", a.status, a.served, a.body)
+				}
+			}
+			close(hold)
+			all.Wait()
+			if n := most.Load(); n != 3 {
+				t.Errorf("free had %d of five places, want three", n)
+			}
+		})
 	}
 }
 

@@ -202,7 +202,7 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 		return
 	}
 	a := p.local.Start(in.API, in.Route, !idempotent(r.Method))
-	a.Ranked(int(x.v.Class))
+	x.stands(&a)
 	x.answer(&a, nil)
 }
 
