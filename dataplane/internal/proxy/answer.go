@@ -188,6 +188,11 @@ func (x *exchange) deliver(res *result) {
 			x.instead(h, gate.NewProblem(504, gate.ReasonUpstreamLate, "The upstream did not answer in time."))
 			return
 		}
+		if !x.written && passed == 0 && !x.gone() && !x.taken.Load() && !x.hit {
+			x.served, x.out = "", 0
+			x.instead(h, died)
+			return
+		}
 		// The upstream died within its answer. A clean end would make half an answer look whole.
 		x.abort(err)
 	}
@@ -200,6 +205,9 @@ func (x *exchange) deliver(res *result) {
 		return
 	}
 	x.head(resp.StatusCode)
+	if passed == 0 && len(resp.Trailer) > 0 && rc.Flush() != nil { // else it would be one without a body, whose end nothing comes behind
+		return
+	}
 	for name, values := range resp.Trailer {
 		if x.speech != nil && x.speech.web {
 			break // they are in the body

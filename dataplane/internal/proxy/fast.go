@@ -295,10 +295,12 @@ func (k *work) pass(l *link) bool {
 		at := len(k.out)
 		k.out = append(k.out, make([]byte, n-have)...)
 		if _, err := io.ReadFull(l.conn, k.out[at:]); err != nil { // half an answer is none: nothing of it has left
-			x.broken = true
 			l.conn.Close()
-			x.count(usage.OutcomeAborted)
-			return k.from.send(k, false)
+			if x.served, x.status = "", 0; isTimeout(err) {
+				err = errLate
+			}
+			x.hold(0)
+			return k.resume(&given{failed: &result{err: err, sent: true}})
 		}
 		x.look()
 	}

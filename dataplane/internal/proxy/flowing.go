@@ -86,7 +86,11 @@ func (k *work) flow(l *link, at *failover.Target, to sink) bool {
 		last := err == io.EOF
 		x.out += int64(n)
 		if err != nil && !last { // half an answer must not look whole
-			x.broken = !f.gone.Load() && !f.taken.Load()
+			mine := !f.gone.Load() && !f.taken.Load()
+			if mine && !f.begun {
+				return k.dead(f)
+			}
+			x.broken = mine
 			return k.breakOff(f)
 		}
 		if last {
@@ -246,6 +250,20 @@ func (k *work) unflown(f *flow) bool {
 	}
 	return k.from.exchange(k, func(e *exchange) { e.uncounted(e.w.Header()) })
 }
+
+// dead answers in the place of an upstream that died when nothing of its answer had left.
+func (k *work) dead(f *flow) bool {
+	f.over()
+	if c, ok := k.from.(*conn); ok {
+		c.unwatch(f)
+		c.r -= int(c.req.Length)
+	}
+	x := &k.call
+	x.served, x.status, x.out = "", 0, 0
+	return k.from.exchange(k, func(e *exchange) { e.refuse(died) })
+}
+
+var died = gate.NewProblem(502, gate.ReasonUpstream, "The upstream failed within its answer, of which nothing was passed on; it may have acted on the request.")
 
 // piece implements sink.
 func (c *conn) piece(k *work, f *flow, n int, last bool) error {
