@@ -189,6 +189,9 @@ func (b *bench) makeKeys(ctx context.Context, client *http.Client) error {
 	if b.inUse > 0 {
 		b.used = b.used[:min(b.inUse, len(b.used))]
 	}
+	if err := b.write("few.keys", strings.Join(b.used[:min(1000, len(b.used))], "\n")+"\n"); err != nil {
+		return err
+	}
 	return b.write("used.keys", strings.Join(b.used, "\n")+"\n")
 }
 

@@ -24,11 +24,14 @@ type row struct {
 	conns       int      // 0: -connections
 	direct      bool     // the upstream is measured too, without anybody before it
 	only        []string // the peers that can
+	few         bool     // a thousand of the keys are used, however many there are
 }
 
 var rows = []row{
 	{name: "http", title: "HTTP/1.1, keep-alive, 256 B", tool: "wrk", scheme: "http", path: "/items/"},
 	{name: "https", title: "HTTPS, HTTP/1.1, keep-alive, 256 B", tool: "wrk", scheme: "https", path: "/items/"},
+	{name: "http-few", title: "HTTP/1.1, keep-alive, 256 B, 1,000 of the keys", tool: "wrk", scheme: "http", path: "/items/", few: true},
+	{name: "https-few", title: "HTTPS, HTTP/1.1, keep-alive, 256 B, 1,000 of the keys", tool: "wrk", scheme: "https", path: "/items/", few: true},
 	{name: "h2", title: "HTTPS, HTTP/2, 16 connections of 4 streams, 256 B, one key", tool: "h2load", scheme: "https", path: "/items/", args: []string{"-c", "16", "-m", "4"}},
 	{name: "h2keys", title: "HTTPS, HTTP/2, 16 connections of 4 streams, 256 B, all keys in turn", tool: "http2", scheme: "https", path: "/items/", conns: 16},
 	{name: "h3", title: "HTTP/3, 16 connections of 4 streams, 256 B, one key (nethttp: a bare echo over quic-go's streams)", tool: "http3", scheme: "https", path: "/items/", conns: 16, only: []string{"edge", "before", "nethttp"}},
@@ -80,7 +83,11 @@ end
 `
 
 func (b *bench) measure(ctx context.Context, r row) error {
-	if err := b.write("wrk.lua", fmt.Sprintf(script, filepath.Join(b.dir, "used.keys"), r.path)); err != nil {
+	used := "used.keys"
+	if r.few {
+		used = "few.keys"
+	}
+	if err := b.write("wrk.lua", fmt.Sprintf(script, filepath.Join(b.dir, used), r.path)); err != nil {
 		return err
 	}
 	got := map[string][]sample{}
