@@ -24,7 +24,8 @@ func (e *Edge) newLessor() *lessor {
 	l := &lessor{}
 	for _, p := range e.state.Peers {
 		l.nodes = append(l.nodes, usagev1connect.NewQuotaServiceClient(enroll.HTTPClient(e.state.Source, p), p.URL(),
-			connect.WithInterceptors(rpcfault.Client()), connect.WithReadMaxBytes(4<<20)))
+			connect.WithInterceptors(rpcfault.Client()), connect.WithReadMaxBytes(4<<20),
+			connect.WithAcceptCompression("gzip", nil, nil))) // some kilobytes within the zone, several times a second
 	}
 	return l
 }
