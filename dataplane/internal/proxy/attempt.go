@@ -147,8 +147,21 @@ func (x *exchange) walk(a *failover.Attempts, g *given) result {
 			break
 		}
 	}
-	g.drop() // the client left before the walk began
+	x.unwalked(ctx, g)
 	return x.unanswered(held, last)
+}
+
+// unwalked ends a step that nobody goes on from, since the client left before the walk began. What an upstream has begun by then it
+// works on: that holds its places like what is taken back later.
+func (x *exchange) unwalked(ctx context.Context, g *given) {
+	if g == nil || g.begun == nil {
+		g.drop()
+		return
+	}
+	res := result{place: g.Candidate, hold: x.holding(ctx)}
+	g.begun.sent.End(failover.Tick)
+	x.abandon(g.begun.link.conn, res.hold)
+	x.forsake(&res)
 }
 
 // nowhere is what there is to say when no candidate is left.

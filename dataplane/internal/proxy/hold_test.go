@@ -190,3 +190,59 @@ func TestHold_OverHTTP2UntilItIsTold(t *testing.T) {
 	close(read)
 	eventually(t, 20*time.Second, "the place", func() bool { return w.send("GET", "/v1/x", "").status == 200 })
 }
+
+// Over each protocol: also where it is known that the client has left before the request leaves the common road, on which nobody
+// watches for that.
+func TestHold_TakingBackOverEveryProtocol(t *testing.T) {
+	t.Parallel() // it waits, mostly
+	const bound = 2
+	w := newWorld(t, func(cfg *proxy.Config) { patient(cfg); cfg.HedgeAfter = time.Minute })
+	w.west.plan = func(p *table.Plan) { p.MaxConcurrent = bound }
+	w.west.tables.Swap(w.view(w.west, false))
+	for _, v := range w.vias() {
+		var now, most atomic.Int64
+		there, letGo := make(chan struct{}, 64), make(chan struct{})
+		w.west.up.does(func(http.ResponseWriter, *http.Request) { // it does not ask whether somebody still wants it
+			if n := now.Add(1); n > most.Load() {
+				most.Store(n)
+			}
+			there <- struct{}{}
+			<-letGo
+			now.Add(-1)
+		})
+		rows := w.west.meter.len()
+		for i := range 8 {
+			ctx, cancel := context.WithCancel(t.Context())
+			answered := make(chan int, 1)
+			go func() {
+				resp, err := v.ask(ctx, w, "GET", "/v1/x", nil)
+				if err != nil {
+					answered <- 0
+					return
+				}
+				io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				answered <- resp.StatusCode
+			}()
+			select {
+			case <-there:
+				cancel()
+				<-answered
+			case got := <-answered:
+				if got != http.StatusTooManyRequests {
+					t.Errorf("request %d over %s: got %d", i, v.name, got)
+				}
+			case <-time.After(time.Minute):
+				t.Fatalf("request %d over %s is not at the upstream, and nobody says why", i, v.name)
+			}
+			cancel()
+			eventually(t, 20*time.Second, "its row", func() bool { return w.west.meter.len() > rows+i }) // then it is known what it holds
+		}
+		if n := most.Load(); n != bound {
+			t.Errorf("over %s %d were worked on at once, want %d", v.name, n, bound)
+		}
+		close(letGo)
+		w.west.up.does(nil)
+		eventually(t, 20*time.Second, "the places", func() bool { return w.send("GET", "/v1/x", "").status == 200 })
+	}
+}
