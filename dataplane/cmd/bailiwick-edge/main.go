@@ -87,7 +87,7 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&cfg.UpstreamAllowForeign, "upstream-allow-foreign", "", "the same for upstreams that APIs of other zones name, whose requests are relayed here; nothing of -upstream-allow holds for them")
 	flags.StringVar(&cfg.UpstreamCerts, "upstream-certs", "", "directory of client certificates for upstreams, NAME.crt and NAME.key, as manifests name them; of another zone's APIs ZONE/NAME.crt and ZONE/NAME.key")
 	flags.DurationVar(&cfg.UpstreamRefresh, "upstream-refresh", 0, "how often names of upstreams with discovery: dns are resolved; 0: 5s, at least 1s")
-	flags.Int64Var(&cfg.UploadRate, "min-upload-rate", 1<<10, "bytes a second that a client has to bring of a body that streams up, over each 20 s that are spent waiting for it; who is slower gets 408")
+	flags.Int64Var(&cfg.UploadRate, "min-upload-rate", 1<<10, "bytes a second that a client has to bring of a body that streams up, over each 20 s that are spent waiting for it; who is slower gets 408, or, of a declared length, the end of the answer that has begun")
 	flags.DurationVar(&cfg.UpstreamDrain, "upstream-drain", 5*time.Minute, "for how long streams, WebSockets and connections go on at an upstream that its API does not name any more, or names with drain")
 	flags.BoolVar(&cfg.AllowLoopbackUpstreams, "allow-loopback-upstreams", false, "let manifests name upstreams on this machine")
 	flags.StringVar(&cfg.ACME.Directory, "acme-directory", "", "ACME directory URL for the hosts' certificates; empty: the installation's authority")

@@ -189,8 +189,12 @@ func (x *exchange) deliver(res *result) {
 			return
 		}
 		if !x.written && passed == 0 && !x.gone() && !x.taken.Load() && !x.hit {
+			problem := died
+			if x.body.tooSlow() {
+				problem = bodySlow
+			}
 			x.served, x.out = "", 0
-			x.instead(h, died)
+			x.instead(h, problem)
 			return
 		}
 		// The upstream died within its answer. A clean end would make half an answer look whole.
@@ -249,7 +253,7 @@ func (x *exchange) abort(err error) {
 	if !errors.Is(err, context.Canceled) {
 		x.p.cfg.Logger.Debug("answer broken off", "request", x.name(), "served", x.served, "error", err)
 	}
-	x.broken = !x.gone() && !x.taken.Load() && !x.hurried()
+	x.broken = !x.gone() && !x.taken.Load() && !x.hurried() && !x.body.tooSlow()
 	x.count(usage.OutcomeAborted)
 	panic(http.ErrAbortHandler)
 }

@@ -26,6 +26,7 @@ type result struct {
 	place  failover.Candidate      // holds a place at a target until then
 	hold   *hold                   // of an attempt that counts against a bound; nil: none does
 	watch  *time.Timer             // ends the attempt when nothing moves; reset it while something does
+	paced  func()                  // ends judging how fast the client sends its body; nil: nobody does
 
 	span   *trace.Attempt // nil: it has no trace
 	stream *opened        // resp opens it; nil: it is an answer
@@ -51,6 +52,9 @@ func (r *result) answered() bool {
 func (r *result) drop(why error) {
 	if r.watch != nil {
 		r.watch.Stop()
+	}
+	if r.paced != nil {
+		r.paced()
 	}
 	if r.end != nil {
 		r.end(why)
@@ -183,7 +187,7 @@ func (x *exchange) unanswered(held, last result) result {
 			return last
 		case b.slow.Load():
 			held.drop(nil)
-			last.problem = gate.NewProblem(408, gate.ReasonBodySlow, "The body came too slowly; send it faster, or in parts.")
+			last.problem = bodySlow
 			return last
 		case b.broken.Load():
 			held.drop(nil)
@@ -197,6 +201,8 @@ func (x *exchange) unanswered(held, last result) result {
 	}
 	return last
 }
+
+var bodySlow = gate.NewProblem(408, gate.ReasonBodySlow, "The body came too slowly; send it faster, or in parts.")
 
 // given is the first step of a walk that was taken before the exchange was made: nowhere to go, where to go, an attempt that
 // was begun there, or what it came to.
@@ -360,13 +366,18 @@ func (x *exchange) try(ctx context.Context, cancel context.CancelCauseFunc, c fa
 	left := x.left(x.timeout() - time.Since(x.began))
 	res := result{end: cancel, place: c, watch: time.AfterFunc(max(left, 0), func() { cancel(errLate) })}
 	x.attempts(&res)
-	over := x.uploads(&res, cancel)
+	answered, over := x.uploads(&res, cancel)
 	if c.Home() {
 		x.home(ctx, c.Target, &res)
 	} else {
 		x.relay(ctx, c, &res)
 	}
-	over()
+	if res.resp == nil || res.stream != nil {
+		over()
+	} else {
+		answered()
+		res.paced = over
+	}
 	if res.resp == nil {
 		if why := cause(ctx); why != nil {
 			res.err = why

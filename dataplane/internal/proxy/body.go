@@ -158,6 +158,9 @@ func (x *exchange) interrupt(ctx context.Context) (done func()) {
 	}
 }
 
+// tooSlow says that the client was, and that it ended what became of its request.
+func (b *body) tooSlow() bool { return b != nil && b.slow.Load() }
+
 // unsent says of an attempt whose time is over that it was the client who had not sent its body.
 func (b *body) unsent() bool {
 	return b != nil && (b.broken.Load() || b.tooLarge.Load() || b.slow.Load() || b.kept == nil && b.waits.Load() > 0)
@@ -225,6 +228,9 @@ func (s *stream) wait(p []byte) (int, error) {
 	n, err := s.b.src.Read(p)
 	now := time.Now()
 	s.b.pace.end(now, n)
+	if err != nil {
+		s.b.pace.stop()
+	}
 	s.b.waited.Add(int64(now.Sub(since)))
 	return n, err
 }

@@ -162,6 +162,9 @@ func (p *Pace) Wait(d time.Duration, n int) {
 	p.end(time.Now(), n)
 }
 
+// Stop is the end of its body.
+func (p *Pace) Stop() { p.stop() }
+
 // Slow says whether it is slow.
 func (p *Pace) Slow(rate int64, window time.Duration) bool {
 	return p.slow(time.Now(), rate, window)

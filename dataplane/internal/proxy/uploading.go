@@ -10,7 +10,9 @@ import (
 // A body that streams up may take as long as it flows: the route's time is for whoever does nothing, the client, the upstream that
 // takes nothing, or the one that has all and does not answer. A client has to bring a least number of bytes for the time that is
 // spent waiting for it; what the upstream does not take is not its fault. What is a stream of messages has no least rate, and the
-// route's time for the answer's head, as always.
+// route's time for the answer's head, as always. Once an answer has begun the least rate holds on for a body whose length was
+// declared: that is an upload, however early it is answered. Of another nobody knows how much is to come, and a client that says
+// nothing just now may only be listening: such a stream lasts as long as its answer flows.
 
 const (
 	// DefaultUploadRate is how many bytes of a body a client brings in a second, at least, unless the edge is told otherwise.
@@ -29,6 +31,7 @@ type pace struct {
 	since  time.Time  // when somebody began to wait for it; zero: nobody does
 	waited time.Duration
 	bytes  int64
+	over   bool // all has come, or no more will
 }
 
 func (p *pace) begin(now time.Time) {
@@ -47,6 +50,13 @@ func (p *pace) end(now time.Time, n int) {
 	p.bytes += int64(n)
 }
 
+// stop is the end of the body: nobody waits for it any more.
+func (p *pace) stop() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+}
+
 // slow says whether less than so much came in the last window of waiting.
 func (p *pace) slow(now time.Time, rate int64, window time.Duration) bool {
 	p.mu.Lock()
@@ -55,7 +65,7 @@ func (p *pace) slow(now time.Time, rate int64, window time.Duration) bool {
 	if !p.since.IsZero() {
 		waited += now.Sub(p.since)
 	}
-	if waited < window {
+	if p.over || waited < window {
 		return false
 	}
 	if float64(p.bytes) < float64(rate)*waited.Seconds() {
@@ -68,18 +78,18 @@ func (p *pace) slow(now time.Time, rate int64, window time.Duration) bool {
 	return false
 }
 
-// uploads gives an attempt more time as long as its body flows, and ends it where the client is too slow. Call the returned func
-// when there is an answer, or none will come.
-func (x *exchange) uploads(res *result, cancel context.CancelCauseFunc) (over func()) {
+// uploads gives an attempt more time as long as its body flows, and ends it where the client is too slow. Call answered when an
+// answer begins, and over when it has ended, or none will come.
+func (x *exchange) uploads(res *result, cancel context.CancelCauseFunc) (answered, over func()) {
 	b := x.body
 	if b == nil || b.kept != nil || x.speech != nil && (x.speech.kind.Framed() || x.speech.decodes()) {
-		return func() {}
+		return func() {}, func() {}
 	}
 	patience := x.timeout()
 	tick := max(min(uploadTick, patience/4), time.Millisecond)
 	var mu sync.Mutex // covers all below
 	var timer *time.Timer
-	ended, before := false, b.in.Load()
+	ended, begun, before := false, false, b.in.Load()
 	look := func() {
 		mu.Lock()
 		defer mu.Unlock()
@@ -92,7 +102,7 @@ func (x *exchange) uploads(res *result, cancel context.CancelCauseFunc) (over fu
 			cancel(errSlow)
 			return
 		}
-		if n := b.in.Load(); n != before {
+		if n := b.in.Load(); n != before && !begun {
 			before = n
 			res.watch.Reset(x.left(patience + tick))
 		}
@@ -101,10 +111,19 @@ func (x *exchange) uploads(res *result, cancel context.CancelCauseFunc) (over fu
 	mu.Lock()
 	timer = time.AfterFunc(tick, look)
 	mu.Unlock()
-	return func() {
+	over = func() {
 		mu.Lock()
 		defer mu.Unlock()
 		ended = true
 		timer.Stop()
 	}
+	return func() {
+		if b.length < 0 || x.relayed {
+			over()
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		begun = true
+	}, over
 }

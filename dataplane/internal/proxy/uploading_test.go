@@ -118,6 +118,79 @@ func TestSlow_UploadsEnd(t *testing.T) {
 	}
 }
 
+// Who declares a body and sends it too slowly is not served on because its answer has begun, over each protocol. Who declares no
+// length may only be listening.
+func TestSlow_UploadsEndBesideTheirAnswer(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) { c.UploadRate, c.UploadWindow = 1000, 300*time.Millisecond })
+	w.west.up.reads = true
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(rw)
+		rc.EnableFullDuplex()
+		go io.Copy(io.Discard, r.Body)
+		for {
+			if _, err := io.WriteString(rw, "data: x\n\n"); err != nil || rc.Flush() != nil {
+				return
+			}
+			select {
+			case <-r.Context().Done():
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	vias := w.vias()
+	var slow, quiet, over sync.WaitGroup
+	defer over.Wait()
+	ended := make(chan struct{}) // the slow ones have
+	for _, v := range vias {
+		for _, length := range []int64{1 << 20, -1} {
+			of := &slow
+			if length < 0 {
+				of = &quiet
+			}
+			of.Go(func() {
+				req, err := http.NewRequestWithContext(ctx, "POST", v.base+"/v1/x", &trickle{ctx, "x", 20 * time.Millisecond, -1})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				req.Host, req.ContentLength = "orders.test", length
+				req.Header.Set("X-Api-Key", w.key)
+				resp, err := v.rt.RoundTrip(req)
+				if err != nil {
+					t.Errorf("%d bytes over %s: %v", length, v.name, err)
+					return
+				}
+				over.Go(func() { <-ctx.Done(); resp.Body.Close() })
+				for after := 0; err == nil && after < 10; {
+					_, err = resp.Body.Read(make([]byte, 512))
+					select {
+					case <-ended:
+						after++ // its client hears more, although the others were ended that did the same for as long
+					default:
+					}
+				}
+				if length >= 0 && err == io.EOF || length < 0 && err != nil {
+					t.Errorf("%d bytes over %s ended with: %v", length, v.name, err)
+				}
+			})
+		}
+	}
+	slow.Wait()
+	close(ended)
+	quiet.Wait()
+	eventually(t, 20*time.Second, "rows of the slow ones", func() bool { return w.west.meter.finals(t)[usage.OutcomeAborted] >= len(vias) })
+	_, told := w.west.proxy.Outcomes()
+	for _, o := range told {
+		if o.Failed > 0 {
+			t.Errorf("it is told of as a failure: %+v", o)
+		}
+	}
+	cancel()
+}
+
 // A client is judged by the time that it was waited for, not by what the upstream does not take.
 func TestPace_IsTheClientsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -143,6 +216,11 @@ func TestPace_IsTheClientsAlone(t *testing.T) {
 			if slow != c.slow {
 				t.Errorf("%s: slow %v, want %v", c.name, slow, c.slow)
 			}
+		}
+		p := proxy.NewPace()
+		p.Wait(2*window, 1)
+		if p.Stop(); p.Slow(rate, window) {
+			t.Error("a body that has come is too slow")
 		}
 	})
 }
