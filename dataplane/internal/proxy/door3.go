@@ -181,7 +181,11 @@ func (d *Door3) leave(client string) {
 func (d *Door3) makeRoom() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	n := 0
 	for c := range d.conns {
+		if n++; n > lookedAt {
+			break
+		}
 		if c.three.Yield() {
 			return true
 		}

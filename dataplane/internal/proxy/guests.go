@@ -138,13 +138,22 @@ func (d *Door) makeRoom() (made bool) {
 	return d.anyGoes()
 }
 
+// lookedAt is how many connections are looked at, anywhere among them, for one that may go: where all have something to do each
+// newcomer would else look at all of them, while nobody else comes or goes. Those that have waited for long are parked, and found
+// at once.
+const lookedAt = 256
+
 // anyGoes lets one go of those that were not parked when that was looked at. It may be by now: nobody else would rouse it before
 // its time is over, and so long it would keep its place.
 func (d *Door) anyGoes() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, two := range [...]bool{false, true} {
+		n := 0
 		for c := range d.conns {
+			if n++; n > lookedAt && d.lot != nil {
+				break
+			}
 			if (c.two != nil) == two && c.yields() {
 				c.lot.Take(&c.place)
 				return true
