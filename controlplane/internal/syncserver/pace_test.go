@@ -124,7 +124,13 @@ func TestPace_CountsWhoIsThere(t *testing.T) {
 		}
 		for i, c := range leaving {
 			name := fmt.Sprint("w", 110+i)
-			time.AfterFunc(12*ms, func() { s.leave(s.edges[name], c); delete(s.edges, name) })
+			e := s.edges[name]
+			time.AfterFunc(12*ms, func() {
+				s.leave(e, c)
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				delete(s.edges, name)
+			})
 		}
 		step("a third leaves", 0, 12*ms)
 		conns = conns[:110]
