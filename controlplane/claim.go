@@ -8,9 +8,9 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/controlplane/internal/claim"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/etcdgroup"
-	"bailiwick/controlplane/internal/model"
 	"bailiwick/controlplane/internal/pki"
 	"bailiwick/shared/durable"
 	"bailiwick/shared/fault"
@@ -41,16 +41,20 @@ type clusters struct {
 	self string // zone
 	file string // which cluster the zone's store may be opened in, so that a start does not wait for the catalog
 
+	node   string        // this one
+	window time.Duration // in which others object
+
 	led chan struct{} // the store was led to a cluster; buffered
 
 	mu             sync.Mutex // covers what follows
 	catalog, store uint64     // 0: not known yet
 	wanted         uint64     // to be claimed: the store's, once its prefix is known to be nobody else's
+	restored       bool       // and it holds the zone's store already
 	claimed        uint64     // what the catalog says this zone keeps its store in
 }
 
-func newClusters(in *pki.Installation, self, file string) *clusters {
-	return &clusters{in: in, self: self, file: file, led: make(chan struct{}, 1)}
+func newClusters(in *pki.Installation, self, node, file string, window time.Duration) *clusters {
+	return &clusters{in: in, self: self, node: node, file: file, window: window, led: make(chan struct{}, 1)}
 }
 
 // claim is the claim on the prefix of a group's etcd, which is to be a zone's: for the catalog, the primary one's.
@@ -68,7 +72,7 @@ func (c *clusters) claim(prefix, zone, flag string, catalog bool) *etcdgroup.Cla
 			if catalog {
 				return nil
 			}
-			return c.allowed(cluster)
+			return c.allowed(cluster, found != nil)
 		}
 		if found == nil {
 			return allowed()
@@ -106,11 +110,11 @@ func (c *clusters) standing(cluster uint64, catalog bool) error {
 }
 
 // allowed has the zone's store wait until the catalog says that no other zone keeps its store in that cluster. What is another's
-// by the key below the prefix never comes here: a claim is for ever, and a node that was led astray would take the cluster from
-// a zone that has not claimed it yet.
-func (c *clusters) allowed(cluster uint64) error {
+// by the key below the prefix never comes here: a node that was led astray would take the cluster from a zone that has not
+// claimed it yet.
+func (c *clusters) allowed(cluster uint64, restored bool) error {
 	c.mu.Lock()
-	c.wanted = cluster
+	c.wanted, c.restored = cluster, restored
 	claimed := c.claimed
 	c.mu.Unlock()
 	select {
@@ -133,29 +137,40 @@ const sameName = "If they are two that were made with the same names and address
 
 const (
 	claimRetry = time.Second
-	claimEvery = 30 * time.Second // a catalog that was set back may have lost the claim
-	claimLimit = 5 * time.Second
+	claimEvery = 30 * time.Second       // a catalog that was set back may have lost the claim
+	claimLook  = 200 * time.Millisecond // for releases to object to: a look is one at this node's copy
+	claimLimit = 5 * time.Second        // beside the window of a release
 )
 
 // keep claims the cluster that the zone's store was led to, in the catalog, which all zones share: of any number of zones that
-// are led to one cluster exactly one opens its store there. What another zone keeps ends the node.
+// are led to one cluster exactly one opens its store there, and of any number of clusters that one zone's nodes are led to, one is
+// opened. What another zone keeps, or where this zone does not, ends the node. While it runs, it objects to releases of its cluster.
 func (c *clusters) keep(ctx context.Context, catalog group.Store, log *slog.Logger, fail func(error)) error {
-	timer := time.NewTimer(claimEvery)
+	timer, look := time.NewTimer(claimEvery), time.NewTicker(claimLook)
 	defer timer.Stop()
+	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-c.led:
 		case <-timer.C:
+		case <-look.C:
+			if err := c.object(ctx, catalog, log); err != nil && ctx.Err() == nil {
+				log.Debug("the release of the cluster of the zone's store cannot be objected to; it will be tried again", "error", err)
+			}
+			continue
 		}
 		c.mu.Lock()
-		cluster := c.wanted
+		cluster, restored := c.wanted, c.restored
 		c.mu.Unlock()
 		wait := claimEvery
 		if cluster != 0 {
-			holder, err := claimCluster(ctx, catalog, cluster, c.self)
+			holder, err := c.take(ctx, catalog, cluster, restored)
 			switch {
+			case fault.ReasonOf(err) == claim.ReasonTwo:
+				fail(err)
+				return nil
 			case err != nil:
 				if wait = claimRetry; ctx.Err() == nil {
 					log.Debug("the cluster of the zone's store is not claimed yet; it will be tried again", "error", err)
@@ -173,6 +188,29 @@ func (c *clusters) keep(ctx context.Context, catalog group.Store, log *slog.Logg
 	}
 }
 
+func (c *clusters) take(ctx context.Context, catalog group.Store, cluster uint64, restored bool) (holder string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.window+claimLimit)
+	defer cancel()
+	return claim.Take(ctx, catalog, claim.Taking{Cluster: apart(cluster), Zone: c.self, Node: c.node, Restored: restored, At: time.Now(), Window: c.window})
+}
+
+// object objects to the release of the cluster that the zone's store is in.
+func (c *clusters) object(ctx context.Context, catalog group.Store, log *slog.Logger) error {
+	c.mu.Lock()
+	cluster := c.claimed
+	c.mu.Unlock()
+	if cluster == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, claimLimit)
+	defer cancel()
+	objected, err := claim.Object(ctx, catalog, apart(cluster), c.self)
+	if objected {
+		log.Warn("the cluster of the zone's store was to be released: this node uses it, and has objected", "cluster", apart(cluster))
+	}
+	return err
+}
+
 func (c *clusters) claims(cluster uint64) error {
 	c.mu.Lock()
 	before := c.claimed
@@ -182,23 +220,4 @@ func (c *clusters) claims(cluster uint64) error {
 		return nil
 	}
 	return durable.WriteFileAtomic(durable.OS(), c.file, []byte(apart(cluster)), durable.FilePerm)
-}
-
-// claimCluster says which zone keeps its store in a cluster: zone, if none did.
-func claimCluster(ctx context.Context, catalog group.Store, cluster uint64, zone string) (holder string, err error) {
-	key := model.PrefixCluster + apart(cluster)
-	kv, ok := catalog.Local().Get(key)
-	if !ok {
-		ctx, cancel := context.WithTimeout(ctx, claimLimit)
-		defer cancel()
-		done, err := catalog.Txn(ctx, group.Txn{Compares: []group.Compare{{Key: key}}, Ops: []group.Op{{Key: key, Value: model.Encode(model.Cluster{ID: apart(cluster), Zone: zone})}}})
-		if err != nil || done.Succeeded {
-			return zone, err
-		}
-		if kv, ok, _, err = catalog.Get(ctx, key); err != nil || !ok {
-			return "", fmt.Errorf("read who keeps a store in cluster %016x (found: %v): %w", cluster, ok, err)
-		}
-	}
-	row, err := model.Decode[model.Cluster](key, kv.Value)
-	return row.Zone, err
 }

@@ -7,6 +7,7 @@ import (
 
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 
+	"bailiwick/controlplane/internal/claim"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	"bailiwick/shared/fault"
@@ -196,4 +197,54 @@ func TestEtcd_AClusterIsOneZones(t *testing.T) {
 	}
 	start(winner)
 	soon(t, "the claim is there again", func() bool { _, ok := n.catalog.Local().Get(model.PrefixCluster + id); return ok })
+}
+
+// The nodes of a zone name one cluster. One that names another, which holds nothing of the zone or a copy of its store, ends and
+// writes nothing there; once nobody uses the first, the copy takes its place. An operator releases nothing that is used.
+func TestEtcd_AZoneHasOneCluster(t *testing.T) {
+	catalog, used, other := newEtcd(t), newEtcd(t), newEtcd(t)
+	w := newWorld(t, "emea-1", "emea-2")
+	at := func(name string, e *etcd) *running {
+		w.stores = Stores{Engine: EngineEtcd, Zone: Etcd{Endpoints: []string{e.endpoint()}}, Catalog: Etcd{Endpoints: []string{catalog.endpoint()}}}
+		return w.start(name)
+	}
+	w.objection = time.Minute // whoever objects does it long before
+	first := at("emea-1", used)
+	soon(t, "the catalog is seeded", func() bool { return seededZone(first) })
+	write(t, first.store, model.PrefixOperator+"x", `{"name":"x","role":"viewer"}`)
+	refused := func(what string) {
+		t.Helper()
+		at("emea-2", other)
+		if err := w.ends("emea-2"); fault.ReasonOf(err) != claim.ReasonTwo || !strings.Contains(err.Error(), apart(uint64(used.run.Server.Cluster().ID()))) {
+			t.Errorf("%s: ended with %v, want %s and the cluster to name", what, err, claim.ReasonTwo)
+		}
+	}
+	refused("an empty cluster")
+	keys, err := other.run.Server.KV().Range(within(t), []byte("bailiwick/"), []byte("bailiwick0"), mvcc.RangeOptions{})
+	if err != nil || len(keys.KVs) != 0 {
+		t.Errorf("%d keys are in the cluster that was refused, %v", len(keys.KVs), err)
+	}
+	file := used.snapshot()
+	other.stop()
+	other.putBack(file, "a copy", 0)
+	other.start()
+	refused("a copy of the one that is used")
+	id := apart(uint64(used.run.Server.Cluster().ID()))
+	if _, err := claim.Release(within(t), first.catalog, claim.Request{Cluster: id, By: "emea/1", From: "emea", Reason: "a test", At: time.Now(), Window: time.Minute}); fault.ReasonOf(err) != claim.ReasonInUse {
+		t.Errorf("release of a cluster that is used: %v, want %s", err, claim.ReasonInUse)
+	}
+	if err := first.stop(); err != nil {
+		t.Error(err)
+	}
+
+	w.objection = 0
+	second := at("emea-2", other)
+	write(t, second.store, model.PrefixOperator+"y", `{"name":"y","role":"viewer"}`)
+	rows, releases, err := claim.List(second.catalog.Local())
+	if now := apart(uint64(other.run.Server.Cluster().ID())); err != nil || len(rows) != 1 || rows[0].ID != now || releases[id].Status != model.ReleaseDone {
+		t.Errorf("claimed: %v, released: %v, %v, want %s in the place of %s", rows, releases, err, now, id)
+	}
+	if _, ok := second.store.Local().Get(model.PrefixOperator + "x"); !ok {
+		t.Error("what was put back is not there")
+	}
 }

@@ -70,6 +70,8 @@ type Config struct {
 	ForgetSinks []string // by name, as kafka:topic
 	OutboxBytes int64    // what the outbox may hold; beyond it a sink falls behind, which is recorded; 0: 1 GiB
 
+	objection time.Duration // tests: in which nodes object to a release of their cluster of etcd; 0: claim.Window
+
 	StateCheck  time.Duration // between comparisons of the zone ledger's state on all its nodes; 0: 10 min
 	PeriodGrace time.Duration // after a day's end, then it is closed whoever is silent; 0: 12 h
 	FoldAfter   time.Duration // after its end a closed day is compacted; 0: 35 days

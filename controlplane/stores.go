@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"bailiwick/controlplane/internal/adminapi"
+	"bailiwick/controlplane/internal/claim"
 	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/group/etcdgroup"
 	"bailiwick/controlplane/internal/model"
@@ -164,7 +166,7 @@ func (e Etcd) config(groupName, node string) (etcdgroup.Config, error) {
 
 // openEtcd opens the catalog and the zone's store in etcd.
 func (n *Node) openEtcd(s Stores) error {
-	owners := newClusters(n.in, n.self.Zone, filepath.Join(n.cfg.Dir, "etcd", "store.cluster"))
+	owners := newClusters(n.in, n.self.Zone, n.self.Name, filepath.Join(n.cfg.Dir, "etcd", "store.cluster"), cmp.Or(n.cfg.objection, claim.Window))
 	n.clusters = owners
 	open := func(e Etcd, name, file string, observer bool, claim *etcdgroup.Claim, restored func(etcdgroup.Restored) ([]group.Op, error)) (engine, error) {
 		cfg, err := e.config(name, n.self.Name)

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -21,7 +22,8 @@ type world struct {
 	dir   string
 	nodes map[string]*running
 
-	stores Stores // of nodes that are started
+	stores    Stores        // of nodes that are started
+	objection time.Duration // theirs; 0: a second, where nobody is expected to object
 }
 
 type running struct {
@@ -66,7 +68,7 @@ func (w *world) config(name string) Config {
 	if os.Getenv("NODE_LOG") != "" {
 		logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", name)
 	}
-	return Config{Dir: w.path(name), Timing: "local", Version: "v1.0.0", ReserveBytes: 1 << 20, Stores: w.stores, Logger: logger}
+	return Config{Dir: w.path(name), Timing: "local", Version: "v1.0.0", ReserveBytes: 1 << 20, Stores: w.stores, objection: cmp.Or(w.objection, time.Second), Logger: logger}
 }
 
 func (w *world) start(name string) *running {

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -86,7 +88,79 @@ func (a *app) clusterCommand() *cobra.Command {
 				return a.done("Group", args[0], "is led by "+got.GetLeader())
 			})
 		}}
-	return group("cluster", "The groups that control nodes replicate", filtered(members, &filter), transfer)
+	return group("cluster", "The groups that control nodes replicate", filtered(members, &filter), transfer, a.claimsCommand(), a.releaseCommand())
+}
+
+// releaseTimeout is more than a server takes, ten seconds of it for nodes to object.
+const releaseTimeout = 35 * time.Second
+
+type claimRow struct {
+	Cluster string `json:"cluster"`
+	Zone    string `json:"zone"`
+	Status  string `json:"status"`
+	By      string `json:"by,omitempty"`
+	Second  string `json:"second,omitempty"`
+	At      string `json:"at,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+func rowOf(c *adminv1.Claim) claimRow {
+	row := claimRow{Cluster: c.GetCluster(), Zone: c.GetZone(), Status: c.GetStatus(), By: c.GetBy(), Second: c.GetSecond(), Reason: c.GetReason()}
+	if c.GetAt() != nil {
+		row.At = clock(c.GetAt())
+	}
+	return row
+}
+
+func (a *app) claimsCommand() *cobra.Command {
+	return &cobra.Command{Use: "claims", Short: "Show which zone keeps its store in which cluster of etcd", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				got, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.ClaimsResponse, error) {
+					return n.Claims(ctx, &adminv1.ClaimsRequest{})
+				})
+				if err != nil {
+					return err
+				}
+				claims := []claimRow{}
+				for _, x := range got.GetClaims() {
+					claims = append(claims, rowOf(x))
+				}
+				return a.print(claims, func(w io.Writer) {
+					var lines [][]string
+					for _, x := range claims {
+						lines = append(lines, []string{x.Cluster, x.Zone, x.Status, x.By, x.Second, x.At, x.Reason})
+					}
+					rows(w, "CLUSTER ZONE STATUS BY SECOND AT REASON", lines)
+				})
+			})
+		}}
+}
+
+func (a *app) releaseCommand() *cobra.Command {
+	var reason string
+	release := &cobra.Command{Use: "release CLUSTER", Short: "Release a zone's claim on a cluster of etcd, unless a node of the zone uses it: cluster claims lists them", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.timeout = max(a.timeout, releaseTimeout)
+			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
+				c.try = releaseTimeout
+				req := &adminv1.ReleaseClaimRequest{Cluster: args[0], Reason: reason, RequestId: rand.Text()}
+				got, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.ReleaseClaimResponse, error) {
+					return n.ReleaseClaim(ctx, req)
+				})
+				if err != nil {
+					return err
+				}
+				x := rowOf(got.GetClaim())
+				if x.Status != "released" {
+					return a.done("Claim on cluster", x.Cluster, "is to be released: a policy of zone "+x.Zone+" asks for a second operator, who says the same within three days")
+				}
+				return a.done("Claim on cluster", x.Cluster, "is released: it was zone "+x.Zone+"'s")
+			})
+		}}
+	release.Flags().StringVar(&reason, "reason", "", "why, for the record")
+	must(release.MarkFlagRequired("reason"))
+	return release
 }
 
 // mergeMembers takes the catalog's members from the first zone that answered, and a zone's groups from that zone.

@@ -145,9 +145,11 @@ type Config struct {
 	Alive func() map[string]bool
 	// Leaders optionally names the leader of each group this node knows; by default of Catalog and Store.
 	Leaders func() map[string]string
-	Wait    time.Duration // for a quorum; 0 means DefaultWait
-	Rate    int           // calls a second of one operator at this node; 0 means DefaultRate
-	Logger  *slog.Logger  // nil discards
+	// Objection is how long nodes have to object to the release of their cluster of etcd; 0 means claim.Window.
+	Objection time.Duration
+	Wait      time.Duration // for a quorum; 0 means DefaultWait
+	Rate      int           // calls a second of one operator at this node; 0 means DefaultRate
+	Logger    *slog.Logger  // nil discards
 }
 
 // Validate checks what is required.
@@ -253,6 +255,7 @@ var slow = map[string]time.Duration{
 	adminv1connect.CustomerServiceEraseProcedure:             50 * time.Second, // the admin port's server ends all in a minute
 	adminv1connect.ClusterServiceBackupProcedure:             55 * time.Second,
 	adminv1connect.ClusterServiceTransferLeadershipProcedure: 20 * time.Second,
+	adminv1connect.ClusterServiceReleaseClaimProcedure:       30 * time.Second, // ten are for nodes to object
 }
 
 // bounded ends every call: a client without a deadline must not wait for a quorum for ever.

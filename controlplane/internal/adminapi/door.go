@@ -83,7 +83,7 @@ func requests() []proto.Message {
 		&adminv1.CreateKeyRequest{}, &adminv1.CreateKeysRequest{}, &adminv1.RevokeKeyRequest{}, &adminv1.RotateKeyRequest{}, &adminv1.UndoRotationRequest{}, &adminv1.DescribeRequest{}, &adminv1.ListKeysRequest{}, &adminv1.RemoveNodeRequest{}, &adminv1.CreateOperatorRequest{}, &adminv1.RemoveOperatorRequest{}, &adminv1.ApproveRequest{}, &adminv1.RejectRequest{}, &adminv1.SteerRolloutRequest{}, &adminv1.OpenCrossingsRequest{}, &adminv1.ExplainDNSRequest{}, &adminv1.SimulateRequest{},
 		&adminv1.CreateJoinTokenRequest{}, &adminv1.QueryUsageRequest{}, &adminv1.QueryTotalsRequest{},
 		&adminv1.QueryLatencyRequest{}, &adminv1.ForecastRequest{}, &adminv1.CreateWebhookRequest{}, &adminv1.ListWebhooksRequest{}, &adminv1.DeleteWebhookRequest{}, &adminv1.RotateWebhookSecretRequest{}, &adminv1.ListAlertsRequest{},
-		&adminv1.ListMembersRequest{}, &adminv1.TransferLeadershipRequest{}, &adminv1.BackupRequest{},
+		&adminv1.ListMembersRequest{}, &adminv1.TransferLeadershipRequest{}, &adminv1.BackupRequest{}, &adminv1.ClaimsRequest{}, &adminv1.ReleaseClaimRequest{},
 		&adminv1.ListEpochsRequest{}, &adminv1.CloseEpochRequest{},
 		&adminv1.GetQuotasRequest{}, &adminv1.TopUpRequest{},
 		&adminv1.CorrectRequest{}, &adminv1.UndoCorrectionRequest{}, &adminv1.ListCorrectionsRequest{},

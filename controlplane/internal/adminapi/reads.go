@@ -132,6 +132,8 @@ var readings = map[string]reading{
 	adminv1connect.ClusterServiceListMembersProcedure:        nobody(noPerson),
 	adminv1connect.ClusterServiceTransferLeadershipProcedure: nobody(noPerson),
 	adminv1connect.ClusterServiceBackupProcedure:             nobody("what it writes is sealed under the zone's key and rests on the node; it must work without a quorum"),
+	adminv1connect.ClusterServiceClaimsProcedure:             nobody(noPerson),
+	adminv1connect.ClusterServiceReleaseClaimProcedure:       nobody(noPerson),
 	adminv1connect.BorderServiceStatusProcedure:              nobody(noPerson),
 	adminv1connect.BorderServiceSimulateProcedure:            {whose: ofKey},
 	adminv1connect.ApprovalServiceListApprovalsProcedure:     nobody(noPerson),

@@ -60,6 +60,8 @@ var rights = map[string]string{
 	adminv1connect.ClusterServiceListMembersProcedure:                look,
 	adminv1connect.ClusterServiceTransferLeadershipProcedure:         operate,
 	adminv1connect.ClusterServiceBackupProcedure:                     operate,
+	adminv1connect.ClusterServiceClaimsProcedure:                     look,
+	adminv1connect.ClusterServiceReleaseClaimProcedure:               operate,
 	adminv1connect.BorderServiceStatusProcedure:                      look,
 	adminv1connect.BorderServiceSimulateProcedure:                    look,
 	adminv1connect.ApprovalServiceListApprovalsProcedure:             look,

@@ -36,6 +36,7 @@ var catalogKinds = []struct{ prefix, kind string }{
 	{model.PrefixZone, "Zone"}, {model.PrefixRegion, "Region"}, {model.PrefixBasis, "LegalBasis"}, {model.PrefixPolicy, "Policy"},
 	{model.PrefixAPI, "API"}, {model.PrefixProduct, "Product"}, {model.PrefixPlan, "Plan"}, {model.PrefixNode, "Node"},
 	{model.PrefixSwitch, "Switch"}, {model.PrefixRollout, "Rollout"},
+	{model.PrefixCluster, "Cluster"}, {model.PrefixRelease, "Release"},
 }
 
 // witness follows the catalog while this node leads the zone store.

@@ -20,7 +20,7 @@ var catalog = map[string]any{
 	"PrefixAPI": model.API{}, "PrefixProduct": model.Product{}, "PrefixPlan": model.Plan{}, "PrefixNode": model.Node{},
 	"PrefixGone": model.Gone{}, // in the catalog, of APIs and regions
 	"KeyAudit":   model.Audit{}, "PrefixRevision": model.Revision{},
-	"PrefixSwitch": model.Switch{}, "PrefixRollout": model.Rollout{}, "KeyRollout": model.Rollout{}, "PrefixHeld": model.Held{}, "PrefixWord": model.RolloutWord{}, "PrefixLevel": model.NodeLevel{}, "PrefixCluster": model.Cluster{},
+	"PrefixSwitch": model.Switch{}, "PrefixRollout": model.Rollout{}, "KeyRollout": model.Rollout{}, "PrefixHeld": model.Held{}, "PrefixWord": model.RolloutWord{}, "PrefixLevel": model.NodeLevel{}, "PrefixCluster": model.Cluster{}, "PrefixRelease": model.Release{},
 }
 
 // crosses names each field of text or bytes of the catalog, with the reason why it may be in every zone. There is no
@@ -46,7 +46,7 @@ var crosses = map[string]string{
 	"UpstreamTLS.ClientCertificate": "id of files at the edges",
 	"Product.Name":                  "id", "Product.APIs": "ids", "Product.BillableOutcomes": "enums", "Product.Summary": "published about the product",
 	"Plan.Name": "id", "Plan.Products": "ids", "Plan.PriorityClass": "id", "Plan.SLATarget": "number as text", "Plan.Price": "published price", "Quota.Period": "enum", "Quota.Mode": "enum",
-	"NodeLevel.Name": "id", "Cluster.ID": "id of a cluster of etcd", "Cluster.Zone": "id", "Node.Name": "id", "Node.Kind": "enum", "Node.Region": "id", "Node.Zone": "id", "Node.PeerAddr": "address of a node", "Node.AdminURL": "address of a node", "Node.RelayAddr": "address of a node", "Doors.Addresses": "public addresses of an edge",
+	"NodeLevel.Name": "id", "Cluster.ID": "id of a cluster of etcd", "Cluster.Zone": "id", "Release.ID": "id of a cluster of etcd", "Release.Zone": "id", "Release.Status": "enum", "Release.By": "a zone and a pseudonym under its key, or id of a control node", "Release.Second": "a zone and a pseudonym under its key", "Release.From": "id", "Release.Reason": "operator's word about a cluster of etcd", "Node.Name": "id", "Node.Kind": "enum", "Node.Region": "id", "Node.Zone": "id", "Node.PeerAddr": "address of a node", "Node.AdminURL": "address of a node", "Node.RelayAddr": "address of a node", "Doors.Addresses": "public addresses of an edge",
 	"Audit.Operator": "in the catalog a zone and a pseudonym under its key", "Audit.Call": "id", "Audit.RequestSHA256": "digest",
 	"Revision.By": "a zone and a pseudonym under its key", "Revision.Call": "id", "Revision.Before": "what rested in the catalog before", "RevisedKey.Key": "key of the catalog", "RevisedKey.Action": "enum",
 	"Switch.Name": "id", "Switch.Feature": "enum", "Switch.Region": "id", "Switch.API": "id", "Switch.Reason": "operator's word about a feature",

@@ -32,6 +32,7 @@ const (
 	PrefixWord     = "rolloutwords/" // by zone: what it makes of the roll-out under way
 	PrefixLevel    = "levels/"       // by a node's name: NodeLevel
 	PrefixCluster  = "clusters/"     // by the id of a cluster of etcd: Cluster
+	PrefixRelease  = "releases/"     // by the id of a cluster of etcd: Release
 	KeyRollout     = "rollout"       // the one under way
 	// PrefixGone, before the key of an API or a region, keeps what was deleted: see there. KeyAudit holds who wrote last,
 	// under a pseudonym of his zone.
@@ -69,10 +70,30 @@ const (
 	KeyCheckpoint   = "checkpoint"  // the latest signed head of the zone's Merkle log
 )
 
-// Cluster says which zone keeps its store in a cluster of etcd. It is written once, by the first zone that is led there.
+// Cluster says which zone keeps its store in a cluster of etcd. It is written by the first zone that is led there, never
+// changed, and deleted by a release. A zone has one; see package claim.
 type Cluster struct {
 	ID   string `json:"id"` // 16 hexadecimal digits
 	Zone string `json:"zone"`
+}
+
+// What became of a release.
+const (
+	ReleaseWaits = "waiting"   // for a second operator
+	ReleaseUnder = "releasing" // nodes may object
+	ReleaseDone  = "released"
+)
+
+// Release is a zone's word on a cluster being taken back. It stays as the record of that.
+type Release struct {
+	ID     string    `json:"id"`
+	Zone   string    `json:"zone"`
+	Status string    `json:"status"`
+	By     string    `json:"by"`               // an operator's pseudonym, or a control node
+	Second string    `json:"second,omitempty"` // who agreed
+	From   string    `json:"from"`             // the zone of both
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`
 }
 
 type Zone struct {

@@ -559,5 +559,5 @@ func Depends(key string) bool {
 // DependsOnCatalog says whether events below this key of the catalog can change a View.
 func DependsOnCatalog(key string) bool {
 	return !strings.HasPrefix(key, model.PrefixWord) && !strings.HasPrefix(key, model.PrefixRollout) && !strings.HasPrefix(key, model.PrefixLevel) &&
-		!strings.HasPrefix(key, model.PrefixCluster)
+		!strings.HasPrefix(key, model.PrefixCluster) && !strings.HasPrefix(key, model.PrefixRelease)
 }

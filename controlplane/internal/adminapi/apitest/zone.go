@@ -84,7 +84,7 @@ func New(t testing.TB, wait time.Duration) *Installation {
 		}
 		h, err := adminapi.Handler(adminapi.Config{Zone: name, Node: name + "-1", PrimaryZone: "emea", Catalog: in.Catalog, Store: z.Store,
 			Pepper: Pepper, Tokens: tokens{}, Edges: edges{name}, Usage: z.Usage, Insight: z.Usage, Detail: z.Detail, Alerts: alerts, Ledger: z.Ledger,
-			Signer: z.Signer, Quota: quotas{in.Catalog, z.Store, z.Ledger}, Wait: wait})
+			Signer: z.Signer, Quota: quotas{in.Catalog, z.Store, z.Ledger}, Wait: wait, Objection: time.Millisecond})
 		if err != nil {
 			t.Fatal(err)
 		}

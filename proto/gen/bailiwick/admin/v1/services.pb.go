@@ -4520,6 +4520,283 @@ func (x *CreateJoinTokenResponse) GetExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
+type ClaimsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimsRequest) Reset() {
+	*x = ClaimsRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimsRequest) ProtoMessage() {}
+
+func (x *ClaimsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimsRequest.ProtoReflect.Descriptor instead.
+func (*ClaimsRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
+}
+
+type ClaimsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Claims        []*Claim               `protobuf:"bytes,1,rep,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClaimsResponse) Reset() {
+	*x = ClaimsResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClaimsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClaimsResponse) ProtoMessage() {}
+
+func (x *ClaimsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClaimsResponse.ProtoReflect.Descriptor instead.
+func (*ClaimsResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *ClaimsResponse) GetClaims() []*Claim {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+// Claim is a zone's word on a cluster of etcd.
+type Claim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // the cluster's id, 16 hexadecimal digits
+	Zone          string                 `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	Status        string                 `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"` // held; waiting (for a second operator), releasing, released
+	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // of its release
+	By            string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`         // who asked for its release: an operator's pseudonym in the catalog, or a control node that found the cluster restored
+	Second        string                 `protobuf:"bytes,6,opt,name=second,proto3" json:"second,omitempty"` // and who agreed
+	At            *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=at,proto3" json:"at,omitempty"`         // when it was asked for
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *Claim) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Claim) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Claim) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *Claim) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Claim) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Claim) GetSecond() string {
+	if x != nil {
+		return x.Second
+	}
+	return ""
+}
+
+func (x *Claim) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+type ReleaseClaimRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseClaimRequest) Reset() {
+	*x = ReleaseClaimRequest{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseClaimRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseClaimRequest) ProtoMessage() {}
+
+func (x *ReleaseClaimRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseClaimRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseClaimRequest) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ReleaseClaimRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ReleaseClaimRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReleaseClaimRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type ReleaseClaimResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Claim         *Claim                 `protobuf:"bytes,1,opt,name=claim,proto3" json:"claim,omitempty"` // waiting: a second operator has to call too
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseClaimResponse) Reset() {
+	*x = ReleaseClaimResponse{}
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseClaimResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseClaimResponse) ProtoMessage() {}
+
+func (x *ReleaseClaimResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseClaimResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseClaimResponse) Descriptor() ([]byte, []int) {
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *ReleaseClaimResponse) GetClaim() *Claim {
+	if x != nil {
+		return x.Claim
+	}
+	return nil
+}
+
 type LeadersRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -4528,7 +4805,7 @@ type LeadersRequest struct {
 
 func (x *LeadersRequest) Reset() {
 	*x = LeadersRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4540,7 +4817,7 @@ func (x *LeadersRequest) String() string {
 func (*LeadersRequest) ProtoMessage() {}
 
 func (x *LeadersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[67]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4553,7 +4830,7 @@ func (x *LeadersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeadersRequest.ProtoReflect.Descriptor instead.
 func (*LeadersRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{67}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
 }
 
 type LeadersResponse struct {
@@ -4566,7 +4843,7 @@ type LeadersResponse struct {
 
 func (x *LeadersResponse) Reset() {
 	*x = LeadersResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4578,7 +4855,7 @@ func (x *LeadersResponse) String() string {
 func (*LeadersResponse) ProtoMessage() {}
 
 func (x *LeadersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[68]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4591,7 +4868,7 @@ func (x *LeadersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeadersResponse.ProtoReflect.Descriptor instead.
 func (*LeadersResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{68}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *LeadersResponse) GetLeaders() map[string]string {
@@ -4609,7 +4886,7 @@ type BorderStatusRequest struct {
 
 func (x *BorderStatusRequest) Reset() {
 	*x = BorderStatusRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4621,7 +4898,7 @@ func (x *BorderStatusRequest) String() string {
 func (*BorderStatusRequest) ProtoMessage() {}
 
 func (x *BorderStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[69]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4634,7 +4911,7 @@ func (x *BorderStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BorderStatusRequest.ProtoReflect.Descriptor instead.
 func (*BorderStatusRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{69}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
 }
 
 type BorderStatusResponse struct {
@@ -4653,7 +4930,7 @@ type BorderStatusResponse struct {
 
 func (x *BorderStatusResponse) Reset() {
 	*x = BorderStatusResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4665,7 +4942,7 @@ func (x *BorderStatusResponse) String() string {
 func (*BorderStatusResponse) ProtoMessage() {}
 
 func (x *BorderStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[70]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4678,7 +4955,7 @@ func (x *BorderStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BorderStatusResponse.ProtoReflect.Descriptor instead.
 func (*BorderStatusResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{70}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *BorderStatusResponse) GetPairs() []*PermittedPair {
@@ -4735,7 +5012,7 @@ type Sentinel struct {
 
 func (x *Sentinel) Reset() {
 	*x = Sentinel{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4747,7 +5024,7 @@ func (x *Sentinel) String() string {
 func (*Sentinel) ProtoMessage() {}
 
 func (x *Sentinel) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[71]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4760,7 +5037,7 @@ func (x *Sentinel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sentinel.ProtoReflect.Descriptor instead.
 func (*Sentinel) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{71}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *Sentinel) GetEdge() string {
@@ -4796,7 +5073,7 @@ type PermittedPair struct {
 
 func (x *PermittedPair) Reset() {
 	*x = PermittedPair{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4808,7 +5085,7 @@ func (x *PermittedPair) String() string {
 func (*PermittedPair) ProtoMessage() {}
 
 func (x *PermittedPair) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[72]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4821,7 +5098,7 @@ func (x *PermittedPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PermittedPair.ProtoReflect.Descriptor instead.
 func (*PermittedPair) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{72}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *PermittedPair) GetPolicy() string {
@@ -4867,7 +5144,7 @@ type Tightening struct {
 
 func (x *Tightening) Reset() {
 	*x = Tightening{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4879,7 +5156,7 @@ func (x *Tightening) String() string {
 func (*Tightening) ProtoMessage() {}
 
 func (x *Tightening) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[73]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4892,7 +5169,7 @@ func (x *Tightening) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tightening.ProtoReflect.Descriptor instead.
 func (*Tightening) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{73}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Tightening) GetPolicy() string {
@@ -4959,7 +5236,7 @@ type SimulateRequest struct {
 
 func (x *SimulateRequest) Reset() {
 	*x = SimulateRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4971,7 +5248,7 @@ func (x *SimulateRequest) String() string {
 func (*SimulateRequest) ProtoMessage() {}
 
 func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[74]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4984,7 +5261,7 @@ func (x *SimulateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateRequest.ProtoReflect.Descriptor instead.
 func (*SimulateRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{74}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *SimulateRequest) GetHost() string {
@@ -5024,7 +5301,7 @@ type SimulateResponse struct {
 
 func (x *SimulateResponse) Reset() {
 	*x = SimulateResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5036,7 +5313,7 @@ func (x *SimulateResponse) String() string {
 func (*SimulateResponse) ProtoMessage() {}
 
 func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[75]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5049,7 +5326,7 @@ func (x *SimulateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SimulateResponse.ProtoReflect.Descriptor instead.
 func (*SimulateResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{75}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *SimulateResponse) GetCourses() []*Course {
@@ -5083,7 +5360,7 @@ type Course struct {
 
 func (x *Course) Reset() {
 	*x = Course{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5095,7 +5372,7 @@ func (x *Course) String() string {
 func (*Course) ProtoMessage() {}
 
 func (x *Course) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[76]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5108,7 +5385,7 @@ func (x *Course) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Course.ProtoReflect.Descriptor instead.
 func (*Course) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{76}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Course) GetHost() string {
@@ -5209,7 +5486,7 @@ type CourseRegion struct {
 
 func (x *CourseRegion) Reset() {
 	*x = CourseRegion{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5221,7 +5498,7 @@ func (x *CourseRegion) String() string {
 func (*CourseRegion) ProtoMessage() {}
 
 func (x *CourseRegion) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[77]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5234,7 +5511,7 @@ func (x *CourseRegion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CourseRegion.ProtoReflect.Descriptor instead.
 func (*CourseRegion) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{77}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *CourseRegion) GetRegion() string {
@@ -5292,7 +5569,7 @@ type ExplainDNSRequest struct {
 
 func (x *ExplainDNSRequest) Reset() {
 	*x = ExplainDNSRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5304,7 +5581,7 @@ func (x *ExplainDNSRequest) String() string {
 func (*ExplainDNSRequest) ProtoMessage() {}
 
 func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[78]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5317,7 +5594,7 @@ func (x *ExplainDNSRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSRequest.ProtoReflect.Descriptor instead.
 func (*ExplainDNSRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{78}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ExplainDNSRequest) GetHost() string {
@@ -5355,7 +5632,7 @@ type ExplainDNSResponse struct {
 
 func (x *ExplainDNSResponse) Reset() {
 	*x = ExplainDNSResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5367,7 +5644,7 @@ func (x *ExplainDNSResponse) String() string {
 func (*ExplainDNSResponse) ProtoMessage() {}
 
 func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[79]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5380,7 +5657,7 @@ func (x *ExplainDNSResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExplainDNSResponse.ProtoReflect.Descriptor instead.
 func (*ExplainDNSResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{79}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ExplainDNSResponse) GetHost() string {
@@ -5437,7 +5714,7 @@ type EdgeAnswer struct {
 
 func (x *EdgeAnswer) Reset() {
 	*x = EdgeAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5449,7 +5726,7 @@ func (x *EdgeAnswer) String() string {
 func (*EdgeAnswer) ProtoMessage() {}
 
 func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[80]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5462,7 +5739,7 @@ func (x *EdgeAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EdgeAnswer.ProtoReflect.Descriptor instead.
 func (*EdgeAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{80}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *EdgeAnswer) GetEdge() string {
@@ -5526,7 +5803,7 @@ type RegionsRequest struct {
 
 func (x *RegionsRequest) Reset() {
 	*x = RegionsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5538,7 +5815,7 @@ func (x *RegionsRequest) String() string {
 func (*RegionsRequest) ProtoMessage() {}
 
 func (x *RegionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[81]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5551,7 +5828,7 @@ func (x *RegionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionsRequest.ProtoReflect.Descriptor instead.
 func (*RegionsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{81}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *RegionsRequest) GetPageSize() int32 {
@@ -5585,7 +5862,7 @@ type RegionsResponse struct {
 
 func (x *RegionsResponse) Reset() {
 	*x = RegionsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5597,7 +5874,7 @@ func (x *RegionsResponse) String() string {
 func (*RegionsResponse) ProtoMessage() {}
 
 func (x *RegionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[82]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5610,7 +5887,7 @@ func (x *RegionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionsResponse.ProtoReflect.Descriptor instead.
 func (*RegionsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{82}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *RegionsResponse) GetRegions() []*RegionState {
@@ -5653,7 +5930,7 @@ type RegionState struct {
 
 func (x *RegionState) Reset() {
 	*x = RegionState{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5665,7 +5942,7 @@ func (x *RegionState) String() string {
 func (*RegionState) ProtoMessage() {}
 
 func (x *RegionState) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[83]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5678,7 +5955,7 @@ func (x *RegionState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionState.ProtoReflect.Descriptor instead.
 func (*RegionState) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{83}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RegionState) GetName() string {
@@ -5807,7 +6084,7 @@ type RegionView struct {
 
 func (x *RegionView) Reset() {
 	*x = RegionView{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5819,7 +6096,7 @@ func (x *RegionView) String() string {
 func (*RegionView) ProtoMessage() {}
 
 func (x *RegionView) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[84]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5832,7 +6109,7 @@ func (x *RegionView) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionView.ProtoReflect.Descriptor instead.
 func (*RegionView) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{84}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RegionView) GetEdge() string {
@@ -5882,7 +6159,7 @@ type RegionAnswer struct {
 
 func (x *RegionAnswer) Reset() {
 	*x = RegionAnswer{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5894,7 +6171,7 @@ func (x *RegionAnswer) String() string {
 func (*RegionAnswer) ProtoMessage() {}
 
 func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[85]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5907,7 +6184,7 @@ func (x *RegionAnswer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegionAnswer.ProtoReflect.Descriptor instead.
 func (*RegionAnswer) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{85}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RegionAnswer) GetRegion() string {
@@ -5954,7 +6231,7 @@ type QueryUsageRequest struct {
 
 func (x *QueryUsageRequest) Reset() {
 	*x = QueryUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5966,7 +6243,7 @@ func (x *QueryUsageRequest) String() string {
 func (*QueryUsageRequest) ProtoMessage() {}
 
 func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[86]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5979,7 +6256,7 @@ func (x *QueryUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageRequest.ProtoReflect.Descriptor instead.
 func (*QueryUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{86}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *QueryUsageRequest) GetCustomer() string {
@@ -6033,7 +6310,7 @@ type QueryUsageResponse struct {
 
 func (x *QueryUsageResponse) Reset() {
 	*x = QueryUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6045,7 +6322,7 @@ func (x *QueryUsageResponse) String() string {
 func (*QueryUsageResponse) ProtoMessage() {}
 
 func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[87]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6058,7 +6335,7 @@ func (x *QueryUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryUsageResponse.ProtoReflect.Descriptor instead.
 func (*QueryUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{87}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *QueryUsageResponse) GetTotal() *UsageTotal {
@@ -6116,7 +6393,7 @@ type UsageTotal struct {
 
 func (x *UsageTotal) Reset() {
 	*x = UsageTotal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6128,7 +6405,7 @@ func (x *UsageTotal) String() string {
 func (*UsageTotal) ProtoMessage() {}
 
 func (x *UsageTotal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[88]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6141,7 +6418,7 @@ func (x *UsageTotal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageTotal.ProtoReflect.Descriptor instead.
 func (*UsageTotal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{88}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *UsageTotal) GetRequests() int64 {
@@ -6206,7 +6483,7 @@ type UsageRow struct {
 
 func (x *UsageRow) Reset() {
 	*x = UsageRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6218,7 +6495,7 @@ func (x *UsageRow) String() string {
 func (*UsageRow) ProtoMessage() {}
 
 func (x *UsageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[89]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6231,7 +6508,7 @@ func (x *UsageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
 func (*UsageRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{89}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *UsageRow) GetCell() *timestamppb.Timestamp {
@@ -6359,7 +6636,7 @@ type Gap struct {
 
 func (x *Gap) Reset() {
 	*x = Gap{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6371,7 +6648,7 @@ func (x *Gap) String() string {
 func (*Gap) ProtoMessage() {}
 
 func (x *Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[90]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6384,7 +6661,7 @@ func (x *Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gap.ProtoReflect.Descriptor instead.
 func (*Gap) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{90}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *Gap) GetEdge() string {
@@ -6429,7 +6706,7 @@ type QueryTotalsRequest struct {
 
 func (x *QueryTotalsRequest) Reset() {
 	*x = QueryTotalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6441,7 +6718,7 @@ func (x *QueryTotalsRequest) String() string {
 func (*QueryTotalsRequest) ProtoMessage() {}
 
 func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[91]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6454,7 +6731,7 @@ func (x *QueryTotalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsRequest.ProtoReflect.Descriptor instead.
 func (*QueryTotalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{91}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *QueryTotalsRequest) GetSince() *timestamppb.Timestamp {
@@ -6502,7 +6779,7 @@ type QueryTotalsResponse struct {
 
 func (x *QueryTotalsResponse) Reset() {
 	*x = QueryTotalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6514,7 +6791,7 @@ func (x *QueryTotalsResponse) String() string {
 func (*QueryTotalsResponse) ProtoMessage() {}
 
 func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[92]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6527,7 +6804,7 @@ func (x *QueryTotalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryTotalsResponse.ProtoReflect.Descriptor instead.
 func (*QueryTotalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{92}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *QueryTotalsResponse) GetZones() []*ZoneTotals {
@@ -6560,7 +6837,7 @@ type ZoneTotals struct {
 
 func (x *ZoneTotals) Reset() {
 	*x = ZoneTotals{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6572,7 +6849,7 @@ func (x *ZoneTotals) String() string {
 func (*ZoneTotals) ProtoMessage() {}
 
 func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[93]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6585,7 +6862,7 @@ func (x *ZoneTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ZoneTotals.ProtoReflect.Descriptor instead.
 func (*ZoneTotals) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{93}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ZoneTotals) GetZone() string {
@@ -6651,7 +6928,7 @@ type TotalsRow struct {
 
 func (x *TotalsRow) Reset() {
 	*x = TotalsRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6663,7 +6940,7 @@ func (x *TotalsRow) String() string {
 func (*TotalsRow) ProtoMessage() {}
 
 func (x *TotalsRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[94]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6676,7 +6953,7 @@ func (x *TotalsRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TotalsRow.ProtoReflect.Descriptor instead.
 func (*TotalsRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{94}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *TotalsRow) GetProduct() string {
@@ -6770,7 +7047,7 @@ type QueryLatencyRequest struct {
 
 func (x *QueryLatencyRequest) Reset() {
 	*x = QueryLatencyRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6782,7 +7059,7 @@ func (x *QueryLatencyRequest) String() string {
 func (*QueryLatencyRequest) ProtoMessage() {}
 
 func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[95]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6795,7 +7072,7 @@ func (x *QueryLatencyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyRequest.ProtoReflect.Descriptor instead.
 func (*QueryLatencyRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{95}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *QueryLatencyRequest) GetSince() *timestamppb.Timestamp {
@@ -6844,7 +7121,7 @@ type QueryLatencyResponse struct {
 
 func (x *QueryLatencyResponse) Reset() {
 	*x = QueryLatencyResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6856,7 +7133,7 @@ func (x *QueryLatencyResponse) String() string {
 func (*QueryLatencyResponse) ProtoMessage() {}
 
 func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[96]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6869,7 +7146,7 @@ func (x *QueryLatencyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryLatencyResponse.ProtoReflect.Descriptor instead.
 func (*QueryLatencyResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{96}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *QueryLatencyResponse) GetRows() []*LatencyRow {
@@ -6906,7 +7183,7 @@ type LatencyRow struct {
 
 func (x *LatencyRow) Reset() {
 	*x = LatencyRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6918,7 +7195,7 @@ func (x *LatencyRow) String() string {
 func (*LatencyRow) ProtoMessage() {}
 
 func (x *LatencyRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[97]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6931,7 +7208,7 @@ func (x *LatencyRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyRow.ProtoReflect.Descriptor instead.
 func (*LatencyRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{97}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *LatencyRow) GetApi() string {
@@ -6978,7 +7255,7 @@ type ForecastRequest struct {
 
 func (x *ForecastRequest) Reset() {
 	*x = ForecastRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6990,7 +7267,7 @@ func (x *ForecastRequest) String() string {
 func (*ForecastRequest) ProtoMessage() {}
 
 func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[98]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7003,7 +7280,7 @@ func (x *ForecastRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastRequest.ProtoReflect.Descriptor instead.
 func (*ForecastRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{98}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ForecastRequest) GetCustomer() string {
@@ -7022,7 +7299,7 @@ type ForecastResponse struct {
 
 func (x *ForecastResponse) Reset() {
 	*x = ForecastResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7034,7 +7311,7 @@ func (x *ForecastResponse) String() string {
 func (*ForecastResponse) ProtoMessage() {}
 
 func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[99]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7047,7 +7324,7 @@ func (x *ForecastResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForecastResponse.ProtoReflect.Descriptor instead.
 func (*ForecastResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{99}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *ForecastResponse) GetSubscriptions() []*SubscriptionForecast {
@@ -7077,7 +7354,7 @@ type SubscriptionForecast struct {
 
 func (x *SubscriptionForecast) Reset() {
 	*x = SubscriptionForecast{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7089,7 +7366,7 @@ func (x *SubscriptionForecast) String() string {
 func (*SubscriptionForecast) ProtoMessage() {}
 
 func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[100]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7102,7 +7379,7 @@ func (x *SubscriptionForecast) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubscriptionForecast.ProtoReflect.Descriptor instead.
 func (*SubscriptionForecast) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{100}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *SubscriptionForecast) GetCustomer() string {
@@ -7199,7 +7476,7 @@ type TraceUsageRequest struct {
 
 func (x *TraceUsageRequest) Reset() {
 	*x = TraceUsageRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7211,7 +7488,7 @@ func (x *TraceUsageRequest) String() string {
 func (*TraceUsageRequest) ProtoMessage() {}
 
 func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[101]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7224,7 +7501,7 @@ func (x *TraceUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageRequest.ProtoReflect.Descriptor instead.
 func (*TraceUsageRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{101}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *TraceUsageRequest) GetCustomer() string {
@@ -7304,7 +7581,7 @@ type TraceUsageResponse struct {
 
 func (x *TraceUsageResponse) Reset() {
 	*x = TraceUsageResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7316,7 +7593,7 @@ func (x *TraceUsageResponse) String() string {
 func (*TraceUsageResponse) ProtoMessage() {}
 
 func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[102]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7329,7 +7606,7 @@ func (x *TraceUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceUsageResponse.ProtoReflect.Descriptor instead.
 func (*TraceUsageResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{102}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *TraceUsageResponse) GetCells() []*TraceCell {
@@ -7408,7 +7685,7 @@ type TraceLost struct {
 
 func (x *TraceLost) Reset() {
 	*x = TraceLost{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7420,7 +7697,7 @@ func (x *TraceLost) String() string {
 func (*TraceLost) ProtoMessage() {}
 
 func (x *TraceLost) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[103]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7433,7 +7710,7 @@ func (x *TraceLost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceLost.ProtoReflect.Descriptor instead.
 func (*TraceLost) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{103}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *TraceLost) GetEdge() string {
@@ -7491,7 +7768,7 @@ type TraceCell struct {
 
 func (x *TraceCell) Reset() {
 	*x = TraceCell{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7503,7 +7780,7 @@ func (x *TraceCell) String() string {
 func (*TraceCell) ProtoMessage() {}
 
 func (x *TraceCell) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[104]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7516,7 +7793,7 @@ func (x *TraceCell) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceCell.ProtoReflect.Descriptor instead.
 func (*TraceCell) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{104}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *TraceCell) GetCell() *timestamppb.Timestamp {
@@ -7629,7 +7906,7 @@ type TraceRow struct {
 
 func (x *TraceRow) Reset() {
 	*x = TraceRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7641,7 +7918,7 @@ func (x *TraceRow) String() string {
 func (*TraceRow) ProtoMessage() {}
 
 func (x *TraceRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[105]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7654,7 +7931,7 @@ func (x *TraceRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TraceRow.ProtoReflect.Descriptor instead.
 func (*TraceRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{105}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *TraceRow) GetRequestId() string {
@@ -7841,7 +8118,7 @@ type GetQuotasRequest struct {
 
 func (x *GetQuotasRequest) Reset() {
 	*x = GetQuotasRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7853,7 +8130,7 @@ func (x *GetQuotasRequest) String() string {
 func (*GetQuotasRequest) ProtoMessage() {}
 
 func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[106]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7866,7 +8143,7 @@ func (x *GetQuotasRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasRequest.ProtoReflect.Descriptor instead.
 func (*GetQuotasRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{106}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *GetQuotasRequest) GetCustomer() string {
@@ -7886,7 +8163,7 @@ type GetQuotasResponse struct {
 
 func (x *GetQuotasResponse) Reset() {
 	*x = GetQuotasResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7898,7 +8175,7 @@ func (x *GetQuotasResponse) String() string {
 func (*GetQuotasResponse) ProtoMessage() {}
 
 func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[107]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7911,7 +8188,7 @@ func (x *GetQuotasResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetQuotasResponse.ProtoReflect.Descriptor instead.
 func (*GetQuotasResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{107}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *GetQuotasResponse) GetQuotas() []*QuotaStatus {
@@ -7943,7 +8220,7 @@ type ToppedUp struct {
 
 func (x *ToppedUp) Reset() {
 	*x = ToppedUp{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7955,7 +8232,7 @@ func (x *ToppedUp) String() string {
 func (*ToppedUp) ProtoMessage() {}
 
 func (x *ToppedUp) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[108]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7968,7 +8245,7 @@ func (x *ToppedUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToppedUp.ProtoReflect.Descriptor instead.
 func (*ToppedUp) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{108}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ToppedUp) GetSubscription() string {
@@ -8041,7 +8318,7 @@ type QuotaStatus struct {
 
 func (x *QuotaStatus) Reset() {
 	*x = QuotaStatus{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8053,7 +8330,7 @@ func (x *QuotaStatus) String() string {
 func (*QuotaStatus) ProtoMessage() {}
 
 func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[109]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8066,7 +8343,7 @@ func (x *QuotaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaStatus.ProtoReflect.Descriptor instead.
 func (*QuotaStatus) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{109}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *QuotaStatus) GetCustomer() string {
@@ -8172,7 +8449,7 @@ type QuotaHolder struct {
 
 func (x *QuotaHolder) Reset() {
 	*x = QuotaHolder{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8184,7 +8461,7 @@ func (x *QuotaHolder) String() string {
 func (*QuotaHolder) ProtoMessage() {}
 
 func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[110]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8197,7 +8474,7 @@ func (x *QuotaHolder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuotaHolder.ProtoReflect.Descriptor instead.
 func (*QuotaHolder) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{110}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
 }
 
 func (x *QuotaHolder) GetEdge() string {
@@ -8241,7 +8518,7 @@ type TopUpRequest struct {
 
 func (x *TopUpRequest) Reset() {
 	*x = TopUpRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8253,7 +8530,7 @@ func (x *TopUpRequest) String() string {
 func (*TopUpRequest) ProtoMessage() {}
 
 func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[111]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8266,7 +8543,7 @@ func (x *TopUpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpRequest.ProtoReflect.Descriptor instead.
 func (*TopUpRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{111}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *TopUpRequest) GetCustomer() string {
@@ -8314,7 +8591,7 @@ type TopUpResponse struct {
 
 func (x *TopUpResponse) Reset() {
 	*x = TopUpResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8326,7 +8603,7 @@ func (x *TopUpResponse) String() string {
 func (*TopUpResponse) ProtoMessage() {}
 
 func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[112]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8339,7 +8616,7 @@ func (x *TopUpResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopUpResponse.ProtoReflect.Descriptor instead.
 func (*TopUpResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{112}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
 }
 
 func (x *TopUpResponse) GetQuota() *QuotaStatus {
@@ -8369,7 +8646,7 @@ type ListEpochsRequest struct {
 
 func (x *ListEpochsRequest) Reset() {
 	*x = ListEpochsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8381,7 +8658,7 @@ func (x *ListEpochsRequest) String() string {
 func (*ListEpochsRequest) ProtoMessage() {}
 
 func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[113]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8394,7 +8671,7 @@ func (x *ListEpochsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsRequest.ProtoReflect.Descriptor instead.
 func (*ListEpochsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{113}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
 }
 
 func (x *ListEpochsRequest) GetEdge() string {
@@ -8435,7 +8712,7 @@ type ListEpochsResponse struct {
 
 func (x *ListEpochsResponse) Reset() {
 	*x = ListEpochsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8447,7 +8724,7 @@ func (x *ListEpochsResponse) String() string {
 func (*ListEpochsResponse) ProtoMessage() {}
 
 func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[114]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8460,7 +8737,7 @@ func (x *ListEpochsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEpochsResponse.ProtoReflect.Descriptor instead.
 func (*ListEpochsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{114}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
 }
 
 func (x *ListEpochsResponse) GetEpochs() []*LedgerEpoch {
@@ -8500,7 +8777,7 @@ type LedgerEpoch struct {
 
 func (x *LedgerEpoch) Reset() {
 	*x = LedgerEpoch{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8512,7 +8789,7 @@ func (x *LedgerEpoch) String() string {
 func (*LedgerEpoch) ProtoMessage() {}
 
 func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[115]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8525,7 +8802,7 @@ func (x *LedgerEpoch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerEpoch.ProtoReflect.Descriptor instead.
 func (*LedgerEpoch) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{115}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
 }
 
 func (x *LedgerEpoch) GetEdge() string {
@@ -8634,7 +8911,7 @@ type CloseEpochRequest struct {
 
 func (x *CloseEpochRequest) Reset() {
 	*x = CloseEpochRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8646,7 +8923,7 @@ func (x *CloseEpochRequest) String() string {
 func (*CloseEpochRequest) ProtoMessage() {}
 
 func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[116]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8659,7 +8936,7 @@ func (x *CloseEpochRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochRequest.ProtoReflect.Descriptor instead.
 func (*CloseEpochRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{116}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
 }
 
 func (x *CloseEpochRequest) GetEdge() string {
@@ -8706,7 +8983,7 @@ type CloseEpochResponse struct {
 
 func (x *CloseEpochResponse) Reset() {
 	*x = CloseEpochResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8718,7 +8995,7 @@ func (x *CloseEpochResponse) String() string {
 func (*CloseEpochResponse) ProtoMessage() {}
 
 func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[117]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8731,7 +9008,7 @@ func (x *CloseEpochResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseEpochResponse.ProtoReflect.Descriptor instead.
 func (*CloseEpochResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{117}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
 }
 
 func (x *CloseEpochResponse) GetEpoch() *LedgerEpoch {
@@ -8760,7 +9037,7 @@ type CorrectionRow struct {
 
 func (x *CorrectionRow) Reset() {
 	*x = CorrectionRow{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8772,7 +9049,7 @@ func (x *CorrectionRow) String() string {
 func (*CorrectionRow) ProtoMessage() {}
 
 func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[118]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8785,7 +9062,7 @@ func (x *CorrectionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectionRow.ProtoReflect.Descriptor instead.
 func (*CorrectionRow) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{118}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
 }
 
 func (x *CorrectionRow) GetCell() *timestamppb.Timestamp {
@@ -8873,7 +9150,7 @@ type CorrectRequest struct {
 
 func (x *CorrectRequest) Reset() {
 	*x = CorrectRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8885,7 +9162,7 @@ func (x *CorrectRequest) String() string {
 func (*CorrectRequest) ProtoMessage() {}
 
 func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[119]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8898,7 +9175,7 @@ func (x *CorrectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectRequest.ProtoReflect.Descriptor instead.
 func (*CorrectRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{119}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
 }
 
 func (x *CorrectRequest) GetCustomer() string {
@@ -8955,7 +9232,7 @@ type CorrectResponse struct {
 
 func (x *CorrectResponse) Reset() {
 	*x = CorrectResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8967,7 +9244,7 @@ func (x *CorrectResponse) String() string {
 func (*CorrectResponse) ProtoMessage() {}
 
 func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[120]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8980,7 +9257,7 @@ func (x *CorrectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CorrectResponse.ProtoReflect.Descriptor instead.
 func (*CorrectResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{120}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
 }
 
 func (x *CorrectResponse) GetCorrection() *Correction {
@@ -9033,7 +9310,7 @@ type Correction struct {
 
 func (x *Correction) Reset() {
 	*x = Correction{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9045,7 +9322,7 @@ func (x *Correction) String() string {
 func (*Correction) ProtoMessage() {}
 
 func (x *Correction) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[121]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9058,7 +9335,7 @@ func (x *Correction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Correction.ProtoReflect.Descriptor instead.
 func (*Correction) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{121}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
 }
 
 func (x *Correction) GetId() string {
@@ -9164,7 +9441,7 @@ type UndoCorrectionRequest struct {
 
 func (x *UndoCorrectionRequest) Reset() {
 	*x = UndoCorrectionRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9176,7 +9453,7 @@ func (x *UndoCorrectionRequest) String() string {
 func (*UndoCorrectionRequest) ProtoMessage() {}
 
 func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[122]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9189,7 +9466,7 @@ func (x *UndoCorrectionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndoCorrectionRequest.ProtoReflect.Descriptor instead.
 func (*UndoCorrectionRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{122}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
 }
 
 func (x *UndoCorrectionRequest) GetId() string {
@@ -9233,7 +9510,7 @@ type ListCorrectionsRequest struct {
 
 func (x *ListCorrectionsRequest) Reset() {
 	*x = ListCorrectionsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9245,7 +9522,7 @@ func (x *ListCorrectionsRequest) String() string {
 func (*ListCorrectionsRequest) ProtoMessage() {}
 
 func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[123]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9258,7 +9535,7 @@ func (x *ListCorrectionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsRequest.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{123}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{128}
 }
 
 func (x *ListCorrectionsRequest) GetCustomer() string {
@@ -9300,7 +9577,7 @@ type ListCorrectionsResponse struct {
 
 func (x *ListCorrectionsResponse) Reset() {
 	*x = ListCorrectionsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9312,7 +9589,7 @@ func (x *ListCorrectionsResponse) String() string {
 func (*ListCorrectionsResponse) ProtoMessage() {}
 
 func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[124]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9325,7 +9602,7 @@ func (x *ListCorrectionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCorrectionsResponse.ProtoReflect.Descriptor instead.
 func (*ListCorrectionsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{124}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{129}
 }
 
 func (x *ListCorrectionsResponse) GetCorrections() []*Correction {
@@ -9361,7 +9638,7 @@ type ListPeriodsRequest struct {
 
 func (x *ListPeriodsRequest) Reset() {
 	*x = ListPeriodsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9373,7 +9650,7 @@ func (x *ListPeriodsRequest) String() string {
 func (*ListPeriodsRequest) ProtoMessage() {}
 
 func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[125]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9386,7 +9663,7 @@ func (x *ListPeriodsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsRequest.ProtoReflect.Descriptor instead.
 func (*ListPeriodsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{125}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{130}
 }
 
 func (x *ListPeriodsRequest) GetPageSize() int32 {
@@ -9420,7 +9697,7 @@ type ListPeriodsResponse struct {
 
 func (x *ListPeriodsResponse) Reset() {
 	*x = ListPeriodsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9432,7 +9709,7 @@ func (x *ListPeriodsResponse) String() string {
 func (*ListPeriodsResponse) ProtoMessage() {}
 
 func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[126]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9445,7 +9722,7 @@ func (x *ListPeriodsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPeriodsResponse.ProtoReflect.Descriptor instead.
 func (*ListPeriodsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{126}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{131}
 }
 
 func (x *ListPeriodsResponse) GetPeriods() []*ClosedPeriod {
@@ -9476,7 +9753,7 @@ type ClosedPeriod struct {
 
 func (x *ClosedPeriod) Reset() {
 	*x = ClosedPeriod{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9488,7 +9765,7 @@ func (x *ClosedPeriod) String() string {
 func (*ClosedPeriod) ProtoMessage() {}
 
 func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[127]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9501,7 +9778,7 @@ func (x *ClosedPeriod) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClosedPeriod.ProtoReflect.Descriptor instead.
 func (*ClosedPeriod) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{127}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{132}
 }
 
 func (x *ClosedPeriod) GetDay() string {
@@ -9551,7 +9828,7 @@ type ListSinksRequest struct {
 
 func (x *ListSinksRequest) Reset() {
 	*x = ListSinksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9563,7 +9840,7 @@ func (x *ListSinksRequest) String() string {
 func (*ListSinksRequest) ProtoMessage() {}
 
 func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[128]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9576,7 +9853,7 @@ func (x *ListSinksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksRequest.ProtoReflect.Descriptor instead.
 func (*ListSinksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{128}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{133}
 }
 
 func (x *ListSinksRequest) GetPageSize() int32 {
@@ -9610,7 +9887,7 @@ type ListSinksResponse struct {
 
 func (x *ListSinksResponse) Reset() {
 	*x = ListSinksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9622,7 +9899,7 @@ func (x *ListSinksResponse) String() string {
 func (*ListSinksResponse) ProtoMessage() {}
 
 func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[129]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9635,7 +9912,7 @@ func (x *ListSinksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSinksResponse.ProtoReflect.Descriptor instead.
 func (*ListSinksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{129}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{134}
 }
 
 func (x *ListSinksResponse) GetSinks() []*SinkPosition {
@@ -9665,7 +9942,7 @@ type SinkPosition struct {
 
 func (x *SinkPosition) Reset() {
 	*x = SinkPosition{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9677,7 +9954,7 @@ func (x *SinkPosition) String() string {
 func (*SinkPosition) ProtoMessage() {}
 
 func (x *SinkPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[130]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9690,7 +9967,7 @@ func (x *SinkPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SinkPosition.ProtoReflect.Descriptor instead.
 func (*SinkPosition) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{130}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{135}
 }
 
 func (x *SinkPosition) GetName() string {
@@ -9740,7 +10017,7 @@ type ListRefusalsRequest struct {
 
 func (x *ListRefusalsRequest) Reset() {
 	*x = ListRefusalsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9752,7 +10029,7 @@ func (x *ListRefusalsRequest) String() string {
 func (*ListRefusalsRequest) ProtoMessage() {}
 
 func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[131]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9765,7 +10042,7 @@ func (x *ListRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ListRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{131}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{136}
 }
 
 func (x *ListRefusalsRequest) GetPageSize() int32 {
@@ -9799,7 +10076,7 @@ type ListRefusalsResponse struct {
 
 func (x *ListRefusalsResponse) Reset() {
 	*x = ListRefusalsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9811,7 +10088,7 @@ func (x *ListRefusalsResponse) String() string {
 func (*ListRefusalsResponse) ProtoMessage() {}
 
 func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[132]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9824,7 +10101,7 @@ func (x *ListRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ListRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{132}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{137}
 }
 
 func (x *ListRefusalsResponse) GetRefusals() []*UsageRefusal {
@@ -9857,7 +10134,7 @@ type UsageRefusal struct {
 
 func (x *UsageRefusal) Reset() {
 	*x = UsageRefusal{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9869,7 +10146,7 @@ func (x *UsageRefusal) String() string {
 func (*UsageRefusal) ProtoMessage() {}
 
 func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[133]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9882,7 +10159,7 @@ func (x *UsageRefusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRefusal.ProtoReflect.Descriptor instead.
 func (*UsageRefusal) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{133}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{138}
 }
 
 func (x *UsageRefusal) GetEdge() string {
@@ -9954,7 +10231,7 @@ type ExportEvidenceRequest struct {
 
 func (x *ExportEvidenceRequest) Reset() {
 	*x = ExportEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9966,7 +10243,7 @@ func (x *ExportEvidenceRequest) String() string {
 func (*ExportEvidenceRequest) ProtoMessage() {}
 
 func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[134]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9979,7 +10256,7 @@ func (x *ExportEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{134}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{139}
 }
 
 func (x *ExportEvidenceRequest) GetFrom() *timestamppb.Timestamp {
@@ -10020,7 +10297,7 @@ type ExportEvidenceResponse struct {
 
 func (x *ExportEvidenceResponse) Reset() {
 	*x = ExportEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10032,7 +10309,7 @@ func (x *ExportEvidenceResponse) String() string {
 func (*ExportEvidenceResponse) ProtoMessage() {}
 
 func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[135]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10045,7 +10322,7 @@ func (x *ExportEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*ExportEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{135}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{140}
 }
 
 func (x *ExportEvidenceResponse) GetChunk() []byte {
@@ -10074,7 +10351,7 @@ type EvidenceExport struct {
 
 func (x *EvidenceExport) Reset() {
 	*x = EvidenceExport{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10086,7 +10363,7 @@ func (x *EvidenceExport) String() string {
 func (*EvidenceExport) ProtoMessage() {}
 
 func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[136]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10099,7 +10376,7 @@ func (x *EvidenceExport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvidenceExport.ProtoReflect.Descriptor instead.
 func (*EvidenceExport) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{136}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{141}
 }
 
 func (x *EvidenceExport) GetExportedAt() *timestamppb.Timestamp {
@@ -10134,7 +10411,7 @@ type ExportRelayRowsRequest struct {
 
 func (x *ExportRelayRowsRequest) Reset() {
 	*x = ExportRelayRowsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10146,7 +10423,7 @@ func (x *ExportRelayRowsRequest) String() string {
 func (*ExportRelayRowsRequest) ProtoMessage() {}
 
 func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[137]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10159,7 +10436,7 @@ func (x *ExportRelayRowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsRequest.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{137}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{142}
 }
 
 func (x *ExportRelayRowsRequest) GetRegion() string {
@@ -10192,7 +10469,7 @@ type ExportRelayRowsResponse struct {
 
 func (x *ExportRelayRowsResponse) Reset() {
 	*x = ExportRelayRowsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10204,7 +10481,7 @@ func (x *ExportRelayRowsResponse) String() string {
 func (*ExportRelayRowsResponse) ProtoMessage() {}
 
 func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[138]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10217,7 +10494,7 @@ func (x *ExportRelayRowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRelayRowsResponse.ProtoReflect.Descriptor instead.
 func (*ExportRelayRowsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{138}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{143}
 }
 
 func (x *ExportRelayRowsResponse) GetChunk() []byte {
@@ -10235,7 +10512,7 @@ type CheckEvidenceRequest struct {
 
 func (x *CheckEvidenceRequest) Reset() {
 	*x = CheckEvidenceRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10247,7 +10524,7 @@ func (x *CheckEvidenceRequest) String() string {
 func (*CheckEvidenceRequest) ProtoMessage() {}
 
 func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[139]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10260,7 +10537,7 @@ func (x *CheckEvidenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceRequest.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{139}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{144}
 }
 
 type CheckEvidenceResponse struct {
@@ -10277,7 +10554,7 @@ type CheckEvidenceResponse struct {
 
 func (x *CheckEvidenceResponse) Reset() {
 	*x = CheckEvidenceResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[145]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10289,7 +10566,7 @@ func (x *CheckEvidenceResponse) String() string {
 func (*CheckEvidenceResponse) ProtoMessage() {}
 
 func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[140]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[145]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10302,7 +10579,7 @@ func (x *CheckEvidenceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckEvidenceResponse.ProtoReflect.Descriptor instead.
 func (*CheckEvidenceResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{140}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{145}
 }
 
 func (x *CheckEvidenceResponse) GetNode() string {
@@ -10356,7 +10633,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[146]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10368,7 +10645,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[141]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[146]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10381,7 +10658,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{141}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{146}
 }
 
 func (x *ExportRequest) GetCustomer() string {
@@ -10400,7 +10677,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[147]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10412,7 +10689,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[142]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[147]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10425,7 +10702,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{142}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{147}
 }
 
 func (x *ExportResponse) GetChunk() []byte {
@@ -10446,7 +10723,7 @@ type EraseRequest struct {
 
 func (x *EraseRequest) Reset() {
 	*x = EraseRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[148]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10458,7 +10735,7 @@ func (x *EraseRequest) String() string {
 func (*EraseRequest) ProtoMessage() {}
 
 func (x *EraseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[143]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[148]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10471,7 +10748,7 @@ func (x *EraseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseRequest.ProtoReflect.Descriptor instead.
 func (*EraseRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{143}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{148}
 }
 
 func (x *EraseRequest) GetCustomer() string {
@@ -10508,7 +10785,7 @@ type EraseResponse struct {
 
 func (x *EraseResponse) Reset() {
 	*x = EraseResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[149]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10520,7 +10797,7 @@ func (x *EraseResponse) String() string {
 func (*EraseResponse) ProtoMessage() {}
 
 func (x *EraseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[144]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[149]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10533,7 +10810,7 @@ func (x *EraseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseResponse.ProtoReflect.Descriptor instead.
 func (*EraseResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{144}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{149}
 }
 
 func (x *EraseResponse) GetStatement() []byte {
@@ -10570,7 +10847,7 @@ type Webhook struct {
 
 func (x *Webhook) Reset() {
 	*x = Webhook{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[145]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[150]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10582,7 +10859,7 @@ func (x *Webhook) String() string {
 func (*Webhook) ProtoMessage() {}
 
 func (x *Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[145]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[150]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10595,7 +10872,7 @@ func (x *Webhook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Webhook.ProtoReflect.Descriptor instead.
 func (*Webhook) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{145}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{150}
 }
 
 func (x *Webhook) GetName() string {
@@ -10646,7 +10923,7 @@ type CreateWebhookRequest struct {
 
 func (x *CreateWebhookRequest) Reset() {
 	*x = CreateWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[146]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[151]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10658,7 +10935,7 @@ func (x *CreateWebhookRequest) String() string {
 func (*CreateWebhookRequest) ProtoMessage() {}
 
 func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[146]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[151]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10671,7 +10948,7 @@ func (x *CreateWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookRequest.ProtoReflect.Descriptor instead.
 func (*CreateWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{146}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{151}
 }
 
 func (x *CreateWebhookRequest) GetName() string {
@@ -10719,7 +10996,7 @@ type CreateWebhookResponse struct {
 
 func (x *CreateWebhookResponse) Reset() {
 	*x = CreateWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[147]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[152]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10731,7 +11008,7 @@ func (x *CreateWebhookResponse) String() string {
 func (*CreateWebhookResponse) ProtoMessage() {}
 
 func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[147]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[152]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10744,7 +11021,7 @@ func (x *CreateWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateWebhookResponse.ProtoReflect.Descriptor instead.
 func (*CreateWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{147}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{152}
 }
 
 func (x *CreateWebhookResponse) GetWebhook() *Webhook {
@@ -10773,7 +11050,7 @@ type ListWebhooksRequest struct {
 
 func (x *ListWebhooksRequest) Reset() {
 	*x = ListWebhooksRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[148]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[153]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10785,7 +11062,7 @@ func (x *ListWebhooksRequest) String() string {
 func (*ListWebhooksRequest) ProtoMessage() {}
 
 func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[148]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[153]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10798,7 +11075,7 @@ func (x *ListWebhooksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksRequest.ProtoReflect.Descriptor instead.
 func (*ListWebhooksRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{148}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{153}
 }
 
 func (x *ListWebhooksRequest) GetPageSize() int32 {
@@ -10832,7 +11109,7 @@ type ListWebhooksResponse struct {
 
 func (x *ListWebhooksResponse) Reset() {
 	*x = ListWebhooksResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[149]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[154]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10844,7 +11121,7 @@ func (x *ListWebhooksResponse) String() string {
 func (*ListWebhooksResponse) ProtoMessage() {}
 
 func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[149]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[154]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10857,7 +11134,7 @@ func (x *ListWebhooksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListWebhooksResponse.ProtoReflect.Descriptor instead.
 func (*ListWebhooksResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{149}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{154}
 }
 
 func (x *ListWebhooksResponse) GetWebhooks() []*Webhook {
@@ -10883,7 +11160,7 @@ type DeleteWebhookRequest struct {
 
 func (x *DeleteWebhookRequest) Reset() {
 	*x = DeleteWebhookRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[150]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[155]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10895,7 +11172,7 @@ func (x *DeleteWebhookRequest) String() string {
 func (*DeleteWebhookRequest) ProtoMessage() {}
 
 func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[150]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[155]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10908,7 +11185,7 @@ func (x *DeleteWebhookRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{150}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{155}
 }
 
 func (x *DeleteWebhookRequest) GetName() string {
@@ -10926,7 +11203,7 @@ type DeleteWebhookResponse struct {
 
 func (x *DeleteWebhookResponse) Reset() {
 	*x = DeleteWebhookResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[151]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[156]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10938,7 +11215,7 @@ func (x *DeleteWebhookResponse) String() string {
 func (*DeleteWebhookResponse) ProtoMessage() {}
 
 func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[151]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[156]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10951,7 +11228,7 @@ func (x *DeleteWebhookResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{151}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{156}
 }
 
 type RotateWebhookSecretRequest struct {
@@ -10964,7 +11241,7 @@ type RotateWebhookSecretRequest struct {
 
 func (x *RotateWebhookSecretRequest) Reset() {
 	*x = RotateWebhookSecretRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[152]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[157]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -10976,7 +11253,7 @@ func (x *RotateWebhookSecretRequest) String() string {
 func (*RotateWebhookSecretRequest) ProtoMessage() {}
 
 func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[152]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[157]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -10989,7 +11266,7 @@ func (x *RotateWebhookSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretRequest.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{152}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{157}
 }
 
 func (x *RotateWebhookSecretRequest) GetName() string {
@@ -11015,7 +11292,7 @@ type RotateWebhookSecretResponse struct {
 
 func (x *RotateWebhookSecretResponse) Reset() {
 	*x = RotateWebhookSecretResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[153]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[158]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11027,7 +11304,7 @@ func (x *RotateWebhookSecretResponse) String() string {
 func (*RotateWebhookSecretResponse) ProtoMessage() {}
 
 func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[153]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[158]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11040,7 +11317,7 @@ func (x *RotateWebhookSecretResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateWebhookSecretResponse.ProtoReflect.Descriptor instead.
 func (*RotateWebhookSecretResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{153}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{158}
 }
 
 func (x *RotateWebhookSecretResponse) GetSecret() string {
@@ -11063,7 +11340,7 @@ type ListAlertsRequest struct {
 
 func (x *ListAlertsRequest) Reset() {
 	*x = ListAlertsRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[154]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[159]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11075,7 +11352,7 @@ func (x *ListAlertsRequest) String() string {
 func (*ListAlertsRequest) ProtoMessage() {}
 
 func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[154]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[159]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11088,7 +11365,7 @@ func (x *ListAlertsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsRequest.ProtoReflect.Descriptor instead.
 func (*ListAlertsRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{154}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{159}
 }
 
 func (x *ListAlertsRequest) GetCustomer() string {
@@ -11129,7 +11406,7 @@ type ListAlertsResponse struct {
 
 func (x *ListAlertsResponse) Reset() {
 	*x = ListAlertsResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[155]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[160]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11141,7 +11418,7 @@ func (x *ListAlertsResponse) String() string {
 func (*ListAlertsResponse) ProtoMessage() {}
 
 func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[155]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[160]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11154,7 +11431,7 @@ func (x *ListAlertsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAlertsResponse.ProtoReflect.Descriptor instead.
 func (*ListAlertsResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{155}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{160}
 }
 
 func (x *ListAlertsResponse) GetAlerts() []*Alert {
@@ -11191,7 +11468,7 @@ type Alert struct {
 
 func (x *Alert) Reset() {
 	*x = Alert{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[156]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[161]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11203,7 +11480,7 @@ func (x *Alert) String() string {
 func (*Alert) ProtoMessage() {}
 
 func (x *Alert) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[156]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[161]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11216,7 +11493,7 @@ func (x *Alert) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alert.ProtoReflect.Descriptor instead.
 func (*Alert) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{156}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{161}
 }
 
 func (x *Alert) GetId() string {
@@ -11308,7 +11585,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[157]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[162]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11320,7 +11597,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[157]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[162]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11333,7 +11610,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{157}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{162}
 }
 
 func (x *HistoryRequest) GetLimit() int32 {
@@ -11367,7 +11644,7 @@ type HistoryResponse struct {
 
 func (x *HistoryResponse) Reset() {
 	*x = HistoryResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[158]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[163]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11379,7 +11656,7 @@ func (x *HistoryResponse) String() string {
 func (*HistoryResponse) ProtoMessage() {}
 
 func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[158]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[163]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11392,7 +11669,7 @@ func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
 func (*HistoryResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{158}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{163}
 }
 
 func (x *HistoryResponse) GetRevisions() []*CatalogRevision {
@@ -11423,7 +11700,7 @@ type CatalogRevision struct {
 
 func (x *CatalogRevision) Reset() {
 	*x = CatalogRevision{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[159]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[164]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11435,7 +11712,7 @@ func (x *CatalogRevision) String() string {
 func (*CatalogRevision) ProtoMessage() {}
 
 func (x *CatalogRevision) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[159]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[164]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11448,7 +11725,7 @@ func (x *CatalogRevision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CatalogRevision.ProtoReflect.Descriptor instead.
 func (*CatalogRevision) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{159}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{164}
 }
 
 func (x *CatalogRevision) GetRevision() uint64 {
@@ -11503,7 +11780,7 @@ type CompareRequest struct {
 
 func (x *CompareRequest) Reset() {
 	*x = CompareRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[160]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[165]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11515,7 +11792,7 @@ func (x *CompareRequest) String() string {
 func (*CompareRequest) ProtoMessage() {}
 
 func (x *CompareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[160]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[165]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11528,7 +11805,7 @@ func (x *CompareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareRequest.ProtoReflect.Descriptor instead.
 func (*CompareRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{160}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{165}
 }
 
 func (x *CompareRequest) GetFrom() uint64 {
@@ -11554,7 +11831,7 @@ type CompareResponse struct {
 
 func (x *CompareResponse) Reset() {
 	*x = CompareResponse{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[161]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[166]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11566,7 +11843,7 @@ func (x *CompareResponse) String() string {
 func (*CompareResponse) ProtoMessage() {}
 
 func (x *CompareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[161]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[166]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11579,7 +11856,7 @@ func (x *CompareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompareResponse.ProtoReflect.Descriptor instead.
 func (*CompareResponse) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{161}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{166}
 }
 
 func (x *CompareResponse) GetChanges() []*Change {
@@ -11602,7 +11879,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[162]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[167]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -11614,7 +11891,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[162]
+	mi := &file_bailiwick_admin_v1_services_proto_msgTypes[167]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -11627,7 +11904,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{162}
+	return file_bailiwick_admin_v1_services_proto_rawDescGZIP(), []int{167}
 }
 
 func (x *RollbackRequest) GetRevision() uint64 {
@@ -12034,7 +12311,26 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x17CreateJoinTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x129\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x10\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x0f\n" +
+	"\rClaimsRequest\"C\n" +
+	"\x0eClaimsResponse\x121\n" +
+	"\x06claims\x18\x01 \x03(\v2\x19.bailiwick.admin.v1.ClaimR\x06claims\"\xb9\x01\n" +
+	"\x05Claim\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
+	"\x04zone\x18\x02 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\tR\x06status\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x16\n" +
+	"\x06second\x18\x06 \x01(\tR\x06second\x12*\n" +
+	"\x02at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x92\x01\n" +
+	"\x13ReleaseClaimRequest\x12/\n" +
+	"\acluster\x18\x01 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{16}$R\acluster\x12\"\n" +
+	"\x06reason\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x06reason\x12&\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\trequestId\"G\n" +
+	"\x14ReleaseClaimResponse\x12/\n" +
+	"\x05claim\x18\x01 \x01(\v2\x19.bailiwick.admin.v1.ClaimR\x05claim\"\x10\n" +
 	"\x0eLeadersRequest\"\x99\x01\n" +
 	"\x0fLeadersResponse\x12J\n" +
 	"\aleaders\x18\x01 \x03(\v20.bailiwick.admin.v1.LeadersResponse.LeadersEntryR\aleaders\x1a:\n" +
@@ -12700,11 +12996,13 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\n" +
 	"RemoveNode\x12%.bailiwick.admin.v1.RemoveNodeRequest\x1a&.bailiwick.admin.v1.RemoveNodeResponse\x12j\n" +
 	"\x0fCreateJoinToken\x12*.bailiwick.admin.v1.CreateJoinTokenRequest\x1a+.bailiwick.admin.v1.CreateJoinTokenResponse\x12W\n" +
-	"\aLeaders\x12\".bailiwick.admin.v1.LeadersRequest\x1a#.bailiwick.admin.v1.LeadersResponse\"\x03\x90\x02\x012\xbb\x02\n" +
+	"\aLeaders\x12\".bailiwick.admin.v1.LeadersRequest\x1a#.bailiwick.admin.v1.LeadersResponse\"\x03\x90\x02\x012\xf4\x03\n" +
 	"\x0eClusterService\x12c\n" +
 	"\vListMembers\x12&.bailiwick.admin.v1.ListMembersRequest\x1a'.bailiwick.admin.v1.ListMembersResponse\"\x03\x90\x02\x01\x12s\n" +
 	"\x12TransferLeadership\x12-.bailiwick.admin.v1.TransferLeadershipRequest\x1a..bailiwick.admin.v1.TransferLeadershipResponse\x12O\n" +
-	"\x06Backup\x12!.bailiwick.admin.v1.BackupRequest\x1a\".bailiwick.admin.v1.BackupResponse2\xcd\x01\n" +
+	"\x06Backup\x12!.bailiwick.admin.v1.BackupRequest\x1a\".bailiwick.admin.v1.BackupResponse\x12T\n" +
+	"\x06Claims\x12!.bailiwick.admin.v1.ClaimsRequest\x1a\".bailiwick.admin.v1.ClaimsResponse\"\x03\x90\x02\x01\x12a\n" +
+	"\fReleaseClaim\x12'.bailiwick.admin.v1.ReleaseClaimRequest\x1a(.bailiwick.admin.v1.ReleaseClaimResponse2\xcd\x01\n" +
 	"\rBorderService\x12`\n" +
 	"\x06Status\x12'.bailiwick.admin.v1.BorderStatusRequest\x1a(.bailiwick.admin.v1.BorderStatusResponse\"\x03\x90\x02\x01\x12Z\n" +
 	"\bSimulate\x12#.bailiwick.admin.v1.SimulateRequest\x1a$.bailiwick.admin.v1.SimulateResponse\"\x03\x90\x02\x012\xce\x02\n" +
@@ -12773,7 +13071,7 @@ func file_bailiwick_admin_v1_services_proto_rawDescGZIP() []byte {
 	return file_bailiwick_admin_v1_services_proto_rawDescData
 }
 
-var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 164)
+var file_bailiwick_admin_v1_services_proto_msgTypes = make([]protoimpl.MessageInfo, 169)
 var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*ApplyRequest)(nil),                // 0: bailiwick.admin.v1.ApplyRequest
 	(*ApplyResponse)(nil),               // 1: bailiwick.admin.v1.ApplyResponse
@@ -12842,134 +13140,139 @@ var file_bailiwick_admin_v1_services_proto_goTypes = []any{
 	(*RemoveNodeResponse)(nil),          // 64: bailiwick.admin.v1.RemoveNodeResponse
 	(*CreateJoinTokenRequest)(nil),      // 65: bailiwick.admin.v1.CreateJoinTokenRequest
 	(*CreateJoinTokenResponse)(nil),     // 66: bailiwick.admin.v1.CreateJoinTokenResponse
-	(*LeadersRequest)(nil),              // 67: bailiwick.admin.v1.LeadersRequest
-	(*LeadersResponse)(nil),             // 68: bailiwick.admin.v1.LeadersResponse
-	(*BorderStatusRequest)(nil),         // 69: bailiwick.admin.v1.BorderStatusRequest
-	(*BorderStatusResponse)(nil),        // 70: bailiwick.admin.v1.BorderStatusResponse
-	(*Sentinel)(nil),                    // 71: bailiwick.admin.v1.Sentinel
-	(*PermittedPair)(nil),               // 72: bailiwick.admin.v1.PermittedPair
-	(*Tightening)(nil),                  // 73: bailiwick.admin.v1.Tightening
-	(*SimulateRequest)(nil),             // 74: bailiwick.admin.v1.SimulateRequest
-	(*SimulateResponse)(nil),            // 75: bailiwick.admin.v1.SimulateResponse
-	(*Course)(nil),                      // 76: bailiwick.admin.v1.Course
-	(*CourseRegion)(nil),                // 77: bailiwick.admin.v1.CourseRegion
-	(*ExplainDNSRequest)(nil),           // 78: bailiwick.admin.v1.ExplainDNSRequest
-	(*ExplainDNSResponse)(nil),          // 79: bailiwick.admin.v1.ExplainDNSResponse
-	(*EdgeAnswer)(nil),                  // 80: bailiwick.admin.v1.EdgeAnswer
-	(*RegionsRequest)(nil),              // 81: bailiwick.admin.v1.RegionsRequest
-	(*RegionsResponse)(nil),             // 82: bailiwick.admin.v1.RegionsResponse
-	(*RegionState)(nil),                 // 83: bailiwick.admin.v1.RegionState
-	(*RegionView)(nil),                  // 84: bailiwick.admin.v1.RegionView
-	(*RegionAnswer)(nil),                // 85: bailiwick.admin.v1.RegionAnswer
-	(*QueryUsageRequest)(nil),           // 86: bailiwick.admin.v1.QueryUsageRequest
-	(*QueryUsageResponse)(nil),          // 87: bailiwick.admin.v1.QueryUsageResponse
-	(*UsageTotal)(nil),                  // 88: bailiwick.admin.v1.UsageTotal
-	(*UsageRow)(nil),                    // 89: bailiwick.admin.v1.UsageRow
-	(*Gap)(nil),                         // 90: bailiwick.admin.v1.Gap
-	(*QueryTotalsRequest)(nil),          // 91: bailiwick.admin.v1.QueryTotalsRequest
-	(*QueryTotalsResponse)(nil),         // 92: bailiwick.admin.v1.QueryTotalsResponse
-	(*ZoneTotals)(nil),                  // 93: bailiwick.admin.v1.ZoneTotals
-	(*TotalsRow)(nil),                   // 94: bailiwick.admin.v1.TotalsRow
-	(*QueryLatencyRequest)(nil),         // 95: bailiwick.admin.v1.QueryLatencyRequest
-	(*QueryLatencyResponse)(nil),        // 96: bailiwick.admin.v1.QueryLatencyResponse
-	(*LatencyRow)(nil),                  // 97: bailiwick.admin.v1.LatencyRow
-	(*ForecastRequest)(nil),             // 98: bailiwick.admin.v1.ForecastRequest
-	(*ForecastResponse)(nil),            // 99: bailiwick.admin.v1.ForecastResponse
-	(*SubscriptionForecast)(nil),        // 100: bailiwick.admin.v1.SubscriptionForecast
-	(*TraceUsageRequest)(nil),           // 101: bailiwick.admin.v1.TraceUsageRequest
-	(*TraceUsageResponse)(nil),          // 102: bailiwick.admin.v1.TraceUsageResponse
-	(*TraceLost)(nil),                   // 103: bailiwick.admin.v1.TraceLost
-	(*TraceCell)(nil),                   // 104: bailiwick.admin.v1.TraceCell
-	(*TraceRow)(nil),                    // 105: bailiwick.admin.v1.TraceRow
-	(*GetQuotasRequest)(nil),            // 106: bailiwick.admin.v1.GetQuotasRequest
-	(*GetQuotasResponse)(nil),           // 107: bailiwick.admin.v1.GetQuotasResponse
-	(*ToppedUp)(nil),                    // 108: bailiwick.admin.v1.ToppedUp
-	(*QuotaStatus)(nil),                 // 109: bailiwick.admin.v1.QuotaStatus
-	(*QuotaHolder)(nil),                 // 110: bailiwick.admin.v1.QuotaHolder
-	(*TopUpRequest)(nil),                // 111: bailiwick.admin.v1.TopUpRequest
-	(*TopUpResponse)(nil),               // 112: bailiwick.admin.v1.TopUpResponse
-	(*ListEpochsRequest)(nil),           // 113: bailiwick.admin.v1.ListEpochsRequest
-	(*ListEpochsResponse)(nil),          // 114: bailiwick.admin.v1.ListEpochsResponse
-	(*LedgerEpoch)(nil),                 // 115: bailiwick.admin.v1.LedgerEpoch
-	(*CloseEpochRequest)(nil),           // 116: bailiwick.admin.v1.CloseEpochRequest
-	(*CloseEpochResponse)(nil),          // 117: bailiwick.admin.v1.CloseEpochResponse
-	(*CorrectionRow)(nil),               // 118: bailiwick.admin.v1.CorrectionRow
-	(*CorrectRequest)(nil),              // 119: bailiwick.admin.v1.CorrectRequest
-	(*CorrectResponse)(nil),             // 120: bailiwick.admin.v1.CorrectResponse
-	(*Correction)(nil),                  // 121: bailiwick.admin.v1.Correction
-	(*UndoCorrectionRequest)(nil),       // 122: bailiwick.admin.v1.UndoCorrectionRequest
-	(*ListCorrectionsRequest)(nil),      // 123: bailiwick.admin.v1.ListCorrectionsRequest
-	(*ListCorrectionsResponse)(nil),     // 124: bailiwick.admin.v1.ListCorrectionsResponse
-	(*ListPeriodsRequest)(nil),          // 125: bailiwick.admin.v1.ListPeriodsRequest
-	(*ListPeriodsResponse)(nil),         // 126: bailiwick.admin.v1.ListPeriodsResponse
-	(*ClosedPeriod)(nil),                // 127: bailiwick.admin.v1.ClosedPeriod
-	(*ListSinksRequest)(nil),            // 128: bailiwick.admin.v1.ListSinksRequest
-	(*ListSinksResponse)(nil),           // 129: bailiwick.admin.v1.ListSinksResponse
-	(*SinkPosition)(nil),                // 130: bailiwick.admin.v1.SinkPosition
-	(*ListRefusalsRequest)(nil),         // 131: bailiwick.admin.v1.ListRefusalsRequest
-	(*ListRefusalsResponse)(nil),        // 132: bailiwick.admin.v1.ListRefusalsResponse
-	(*UsageRefusal)(nil),                // 133: bailiwick.admin.v1.UsageRefusal
-	(*ExportEvidenceRequest)(nil),       // 134: bailiwick.admin.v1.ExportEvidenceRequest
-	(*ExportEvidenceResponse)(nil),      // 135: bailiwick.admin.v1.ExportEvidenceResponse
-	(*EvidenceExport)(nil),              // 136: bailiwick.admin.v1.EvidenceExport
-	(*ExportRelayRowsRequest)(nil),      // 137: bailiwick.admin.v1.ExportRelayRowsRequest
-	(*ExportRelayRowsResponse)(nil),     // 138: bailiwick.admin.v1.ExportRelayRowsResponse
-	(*CheckEvidenceRequest)(nil),        // 139: bailiwick.admin.v1.CheckEvidenceRequest
-	(*CheckEvidenceResponse)(nil),       // 140: bailiwick.admin.v1.CheckEvidenceResponse
-	(*ExportRequest)(nil),               // 141: bailiwick.admin.v1.ExportRequest
-	(*ExportResponse)(nil),              // 142: bailiwick.admin.v1.ExportResponse
-	(*EraseRequest)(nil),                // 143: bailiwick.admin.v1.EraseRequest
-	(*EraseResponse)(nil),               // 144: bailiwick.admin.v1.EraseResponse
-	(*Webhook)(nil),                     // 145: bailiwick.admin.v1.Webhook
-	(*CreateWebhookRequest)(nil),        // 146: bailiwick.admin.v1.CreateWebhookRequest
-	(*CreateWebhookResponse)(nil),       // 147: bailiwick.admin.v1.CreateWebhookResponse
-	(*ListWebhooksRequest)(nil),         // 148: bailiwick.admin.v1.ListWebhooksRequest
-	(*ListWebhooksResponse)(nil),        // 149: bailiwick.admin.v1.ListWebhooksResponse
-	(*DeleteWebhookRequest)(nil),        // 150: bailiwick.admin.v1.DeleteWebhookRequest
-	(*DeleteWebhookResponse)(nil),       // 151: bailiwick.admin.v1.DeleteWebhookResponse
-	(*RotateWebhookSecretRequest)(nil),  // 152: bailiwick.admin.v1.RotateWebhookSecretRequest
-	(*RotateWebhookSecretResponse)(nil), // 153: bailiwick.admin.v1.RotateWebhookSecretResponse
-	(*ListAlertsRequest)(nil),           // 154: bailiwick.admin.v1.ListAlertsRequest
-	(*ListAlertsResponse)(nil),          // 155: bailiwick.admin.v1.ListAlertsResponse
-	(*Alert)(nil),                       // 156: bailiwick.admin.v1.Alert
-	(*HistoryRequest)(nil),              // 157: bailiwick.admin.v1.HistoryRequest
-	(*HistoryResponse)(nil),             // 158: bailiwick.admin.v1.HistoryResponse
-	(*CatalogRevision)(nil),             // 159: bailiwick.admin.v1.CatalogRevision
-	(*CompareRequest)(nil),              // 160: bailiwick.admin.v1.CompareRequest
-	(*CompareResponse)(nil),             // 161: bailiwick.admin.v1.CompareResponse
-	(*RollbackRequest)(nil),             // 162: bailiwick.admin.v1.RollbackRequest
-	nil,                                 // 163: bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	(*Resource)(nil),                    // 164: bailiwick.admin.v1.Resource
-	(*durationpb.Duration)(nil),         // 165: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),       // 166: google.protobuf.Timestamp
+	(*ClaimsRequest)(nil),               // 67: bailiwick.admin.v1.ClaimsRequest
+	(*ClaimsResponse)(nil),              // 68: bailiwick.admin.v1.ClaimsResponse
+	(*Claim)(nil),                       // 69: bailiwick.admin.v1.Claim
+	(*ReleaseClaimRequest)(nil),         // 70: bailiwick.admin.v1.ReleaseClaimRequest
+	(*ReleaseClaimResponse)(nil),        // 71: bailiwick.admin.v1.ReleaseClaimResponse
+	(*LeadersRequest)(nil),              // 72: bailiwick.admin.v1.LeadersRequest
+	(*LeadersResponse)(nil),             // 73: bailiwick.admin.v1.LeadersResponse
+	(*BorderStatusRequest)(nil),         // 74: bailiwick.admin.v1.BorderStatusRequest
+	(*BorderStatusResponse)(nil),        // 75: bailiwick.admin.v1.BorderStatusResponse
+	(*Sentinel)(nil),                    // 76: bailiwick.admin.v1.Sentinel
+	(*PermittedPair)(nil),               // 77: bailiwick.admin.v1.PermittedPair
+	(*Tightening)(nil),                  // 78: bailiwick.admin.v1.Tightening
+	(*SimulateRequest)(nil),             // 79: bailiwick.admin.v1.SimulateRequest
+	(*SimulateResponse)(nil),            // 80: bailiwick.admin.v1.SimulateResponse
+	(*Course)(nil),                      // 81: bailiwick.admin.v1.Course
+	(*CourseRegion)(nil),                // 82: bailiwick.admin.v1.CourseRegion
+	(*ExplainDNSRequest)(nil),           // 83: bailiwick.admin.v1.ExplainDNSRequest
+	(*ExplainDNSResponse)(nil),          // 84: bailiwick.admin.v1.ExplainDNSResponse
+	(*EdgeAnswer)(nil),                  // 85: bailiwick.admin.v1.EdgeAnswer
+	(*RegionsRequest)(nil),              // 86: bailiwick.admin.v1.RegionsRequest
+	(*RegionsResponse)(nil),             // 87: bailiwick.admin.v1.RegionsResponse
+	(*RegionState)(nil),                 // 88: bailiwick.admin.v1.RegionState
+	(*RegionView)(nil),                  // 89: bailiwick.admin.v1.RegionView
+	(*RegionAnswer)(nil),                // 90: bailiwick.admin.v1.RegionAnswer
+	(*QueryUsageRequest)(nil),           // 91: bailiwick.admin.v1.QueryUsageRequest
+	(*QueryUsageResponse)(nil),          // 92: bailiwick.admin.v1.QueryUsageResponse
+	(*UsageTotal)(nil),                  // 93: bailiwick.admin.v1.UsageTotal
+	(*UsageRow)(nil),                    // 94: bailiwick.admin.v1.UsageRow
+	(*Gap)(nil),                         // 95: bailiwick.admin.v1.Gap
+	(*QueryTotalsRequest)(nil),          // 96: bailiwick.admin.v1.QueryTotalsRequest
+	(*QueryTotalsResponse)(nil),         // 97: bailiwick.admin.v1.QueryTotalsResponse
+	(*ZoneTotals)(nil),                  // 98: bailiwick.admin.v1.ZoneTotals
+	(*TotalsRow)(nil),                   // 99: bailiwick.admin.v1.TotalsRow
+	(*QueryLatencyRequest)(nil),         // 100: bailiwick.admin.v1.QueryLatencyRequest
+	(*QueryLatencyResponse)(nil),        // 101: bailiwick.admin.v1.QueryLatencyResponse
+	(*LatencyRow)(nil),                  // 102: bailiwick.admin.v1.LatencyRow
+	(*ForecastRequest)(nil),             // 103: bailiwick.admin.v1.ForecastRequest
+	(*ForecastResponse)(nil),            // 104: bailiwick.admin.v1.ForecastResponse
+	(*SubscriptionForecast)(nil),        // 105: bailiwick.admin.v1.SubscriptionForecast
+	(*TraceUsageRequest)(nil),           // 106: bailiwick.admin.v1.TraceUsageRequest
+	(*TraceUsageResponse)(nil),          // 107: bailiwick.admin.v1.TraceUsageResponse
+	(*TraceLost)(nil),                   // 108: bailiwick.admin.v1.TraceLost
+	(*TraceCell)(nil),                   // 109: bailiwick.admin.v1.TraceCell
+	(*TraceRow)(nil),                    // 110: bailiwick.admin.v1.TraceRow
+	(*GetQuotasRequest)(nil),            // 111: bailiwick.admin.v1.GetQuotasRequest
+	(*GetQuotasResponse)(nil),           // 112: bailiwick.admin.v1.GetQuotasResponse
+	(*ToppedUp)(nil),                    // 113: bailiwick.admin.v1.ToppedUp
+	(*QuotaStatus)(nil),                 // 114: bailiwick.admin.v1.QuotaStatus
+	(*QuotaHolder)(nil),                 // 115: bailiwick.admin.v1.QuotaHolder
+	(*TopUpRequest)(nil),                // 116: bailiwick.admin.v1.TopUpRequest
+	(*TopUpResponse)(nil),               // 117: bailiwick.admin.v1.TopUpResponse
+	(*ListEpochsRequest)(nil),           // 118: bailiwick.admin.v1.ListEpochsRequest
+	(*ListEpochsResponse)(nil),          // 119: bailiwick.admin.v1.ListEpochsResponse
+	(*LedgerEpoch)(nil),                 // 120: bailiwick.admin.v1.LedgerEpoch
+	(*CloseEpochRequest)(nil),           // 121: bailiwick.admin.v1.CloseEpochRequest
+	(*CloseEpochResponse)(nil),          // 122: bailiwick.admin.v1.CloseEpochResponse
+	(*CorrectionRow)(nil),               // 123: bailiwick.admin.v1.CorrectionRow
+	(*CorrectRequest)(nil),              // 124: bailiwick.admin.v1.CorrectRequest
+	(*CorrectResponse)(nil),             // 125: bailiwick.admin.v1.CorrectResponse
+	(*Correction)(nil),                  // 126: bailiwick.admin.v1.Correction
+	(*UndoCorrectionRequest)(nil),       // 127: bailiwick.admin.v1.UndoCorrectionRequest
+	(*ListCorrectionsRequest)(nil),      // 128: bailiwick.admin.v1.ListCorrectionsRequest
+	(*ListCorrectionsResponse)(nil),     // 129: bailiwick.admin.v1.ListCorrectionsResponse
+	(*ListPeriodsRequest)(nil),          // 130: bailiwick.admin.v1.ListPeriodsRequest
+	(*ListPeriodsResponse)(nil),         // 131: bailiwick.admin.v1.ListPeriodsResponse
+	(*ClosedPeriod)(nil),                // 132: bailiwick.admin.v1.ClosedPeriod
+	(*ListSinksRequest)(nil),            // 133: bailiwick.admin.v1.ListSinksRequest
+	(*ListSinksResponse)(nil),           // 134: bailiwick.admin.v1.ListSinksResponse
+	(*SinkPosition)(nil),                // 135: bailiwick.admin.v1.SinkPosition
+	(*ListRefusalsRequest)(nil),         // 136: bailiwick.admin.v1.ListRefusalsRequest
+	(*ListRefusalsResponse)(nil),        // 137: bailiwick.admin.v1.ListRefusalsResponse
+	(*UsageRefusal)(nil),                // 138: bailiwick.admin.v1.UsageRefusal
+	(*ExportEvidenceRequest)(nil),       // 139: bailiwick.admin.v1.ExportEvidenceRequest
+	(*ExportEvidenceResponse)(nil),      // 140: bailiwick.admin.v1.ExportEvidenceResponse
+	(*EvidenceExport)(nil),              // 141: bailiwick.admin.v1.EvidenceExport
+	(*ExportRelayRowsRequest)(nil),      // 142: bailiwick.admin.v1.ExportRelayRowsRequest
+	(*ExportRelayRowsResponse)(nil),     // 143: bailiwick.admin.v1.ExportRelayRowsResponse
+	(*CheckEvidenceRequest)(nil),        // 144: bailiwick.admin.v1.CheckEvidenceRequest
+	(*CheckEvidenceResponse)(nil),       // 145: bailiwick.admin.v1.CheckEvidenceResponse
+	(*ExportRequest)(nil),               // 146: bailiwick.admin.v1.ExportRequest
+	(*ExportResponse)(nil),              // 147: bailiwick.admin.v1.ExportResponse
+	(*EraseRequest)(nil),                // 148: bailiwick.admin.v1.EraseRequest
+	(*EraseResponse)(nil),               // 149: bailiwick.admin.v1.EraseResponse
+	(*Webhook)(nil),                     // 150: bailiwick.admin.v1.Webhook
+	(*CreateWebhookRequest)(nil),        // 151: bailiwick.admin.v1.CreateWebhookRequest
+	(*CreateWebhookResponse)(nil),       // 152: bailiwick.admin.v1.CreateWebhookResponse
+	(*ListWebhooksRequest)(nil),         // 153: bailiwick.admin.v1.ListWebhooksRequest
+	(*ListWebhooksResponse)(nil),        // 154: bailiwick.admin.v1.ListWebhooksResponse
+	(*DeleteWebhookRequest)(nil),        // 155: bailiwick.admin.v1.DeleteWebhookRequest
+	(*DeleteWebhookResponse)(nil),       // 156: bailiwick.admin.v1.DeleteWebhookResponse
+	(*RotateWebhookSecretRequest)(nil),  // 157: bailiwick.admin.v1.RotateWebhookSecretRequest
+	(*RotateWebhookSecretResponse)(nil), // 158: bailiwick.admin.v1.RotateWebhookSecretResponse
+	(*ListAlertsRequest)(nil),           // 159: bailiwick.admin.v1.ListAlertsRequest
+	(*ListAlertsResponse)(nil),          // 160: bailiwick.admin.v1.ListAlertsResponse
+	(*Alert)(nil),                       // 161: bailiwick.admin.v1.Alert
+	(*HistoryRequest)(nil),              // 162: bailiwick.admin.v1.HistoryRequest
+	(*HistoryResponse)(nil),             // 163: bailiwick.admin.v1.HistoryResponse
+	(*CatalogRevision)(nil),             // 164: bailiwick.admin.v1.CatalogRevision
+	(*CompareRequest)(nil),              // 165: bailiwick.admin.v1.CompareRequest
+	(*CompareResponse)(nil),             // 166: bailiwick.admin.v1.CompareResponse
+	(*RollbackRequest)(nil),             // 167: bailiwick.admin.v1.RollbackRequest
+	nil,                                 // 168: bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	(*Resource)(nil),                    // 169: bailiwick.admin.v1.Resource
+	(*durationpb.Duration)(nil),         // 170: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),       // 171: google.protobuf.Timestamp
 }
 var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
-	164, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
-	165, // 1: bailiwick.admin.v1.ApplyRequest.soak:type_name -> google.protobuf.Duration
+	169, // 0: bailiwick.admin.v1.ApplyRequest.resources:type_name -> bailiwick.admin.v1.Resource
+	170, // 1: bailiwick.admin.v1.ApplyRequest.soak:type_name -> google.protobuf.Duration
 	10,  // 2: bailiwick.admin.v1.ApplyResponse.changes:type_name -> bailiwick.admin.v1.Change
 	12,  // 3: bailiwick.admin.v1.ApplyResponse.flows:type_name -> bailiwick.admin.v1.Flow
 	23,  // 4: bailiwick.admin.v1.ApplyResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	20,  // 5: bailiwick.admin.v1.PurgeCacheResponse.holders:type_name -> bailiwick.admin.v1.Holder
 	8,   // 6: bailiwick.admin.v1.ListRolloutsResponse.rollouts:type_name -> bailiwick.admin.v1.Rollout
 	8,   // 7: bailiwick.admin.v1.SteerRolloutResponse.rollout:type_name -> bailiwick.admin.v1.Rollout
-	166, // 8: bailiwick.admin.v1.Rollout.began_at:type_name -> google.protobuf.Timestamp
-	166, // 9: bailiwick.admin.v1.Rollout.since:type_name -> google.protobuf.Timestamp
+	171, // 8: bailiwick.admin.v1.Rollout.began_at:type_name -> google.protobuf.Timestamp
+	171, // 9: bailiwick.admin.v1.Rollout.since:type_name -> google.protobuf.Timestamp
 	9,   // 10: bailiwick.admin.v1.Rollout.zones:type_name -> bailiwick.admin.v1.RolloutZone
 	11,  // 11: bailiwick.admin.v1.Change.fields:type_name -> bailiwick.admin.v1.FieldChange
-	164, // 12: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
-	164, // 13: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
-	164, // 14: bailiwick.admin.v1.DescribeResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	169, // 12: bailiwick.admin.v1.GetResponse.resource:type_name -> bailiwick.admin.v1.Resource
+	169, // 13: bailiwick.admin.v1.ListResponse.resources:type_name -> bailiwick.admin.v1.Resource
+	169, // 14: bailiwick.admin.v1.DescribeResponse.resource:type_name -> bailiwick.admin.v1.Resource
 	19,  // 15: bailiwick.admin.v1.DescribeResponse.refers_to:type_name -> bailiwick.admin.v1.Reference
 	19,  // 16: bailiwick.admin.v1.DescribeResponse.referred_by:type_name -> bailiwick.admin.v1.Reference
 	20,  // 17: bailiwick.admin.v1.DescribeResponse.holders:type_name -> bailiwick.admin.v1.Holder
 	23,  // 18: bailiwick.admin.v1.DeleteResponse.pending:type_name -> bailiwick.admin.v1.Approval
-	166, // 19: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
-	166, // 20: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
-	166, // 21: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
-	166, // 22: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
-	166, // 23: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
+	171, // 19: bailiwick.admin.v1.Approval.proposed_at:type_name -> google.protobuf.Timestamp
+	171, // 20: bailiwick.admin.v1.Approval.expires_at:type_name -> google.protobuf.Timestamp
+	171, // 21: bailiwick.admin.v1.Approval.decided_at:type_name -> google.protobuf.Timestamp
+	171, // 22: bailiwick.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	171, // 23: bailiwick.admin.v1.Operator.expires_at:type_name -> google.protobuf.Timestamp
 	24,  // 24: bailiwick.admin.v1.ListOperatorsResponse.operators:type_name -> bailiwick.admin.v1.Operator
-	165, // 25: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
+	170, // 25: bailiwick.admin.v1.CreateOperatorRequest.ttl:type_name -> google.protobuf.Duration
 	24,  // 26: bailiwick.admin.v1.CreateOperatorResponse.operator:type_name -> bailiwick.admin.v1.Operator
 	23,  // 27: bailiwick.admin.v1.ListApprovalsResponse.approvals:type_name -> bailiwick.admin.v1.Approval
 	23,  // 28: bailiwick.admin.v1.ApproveResponse.approval:type_name -> bailiwick.admin.v1.Approval
@@ -12977,245 +13280,252 @@ var file_bailiwick_admin_v1_services_proto_depIdxs = []int32{
 	23,  // 30: bailiwick.admin.v1.OpenCrossingsResponse.pending:type_name -> bailiwick.admin.v1.Approval
 	39,  // 31: bailiwick.admin.v1.CreateKeysRequest.key:type_name -> bailiwick.admin.v1.CreateKeyRequest
 	40,  // 32: bailiwick.admin.v1.CreateKeysResponse.keys:type_name -> bailiwick.admin.v1.CreateKeyResponse
-	165, // 33: bailiwick.admin.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
-	166, // 34: bailiwick.admin.v1.RotateKeyResponse.old_expires_at:type_name -> google.protobuf.Timestamp
+	170, // 33: bailiwick.admin.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
+	171, // 34: bailiwick.admin.v1.RotateKeyResponse.old_expires_at:type_name -> google.protobuf.Timestamp
 	51,  // 35: bailiwick.admin.v1.ListKeysResponse.keys:type_name -> bailiwick.admin.v1.Key
-	166, // 36: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	166, // 37: bailiwick.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	171, // 36: bailiwick.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	171, // 37: bailiwick.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
 	54,  // 38: bailiwick.admin.v1.ListMembersResponse.members:type_name -> bailiwick.admin.v1.GroupMember
-	166, // 39: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
+	171, // 39: bailiwick.admin.v1.BackupResponse.taken_at:type_name -> google.protobuf.Timestamp
 	62,  // 40: bailiwick.admin.v1.ListNodesResponse.nodes:type_name -> bailiwick.admin.v1.Node
 	61,  // 41: bailiwick.admin.v1.Node.catalog:type_name -> bailiwick.admin.v1.Position
 	61,  // 42: bailiwick.admin.v1.Node.catalog_want:type_name -> bailiwick.admin.v1.Position
 	61,  // 43: bailiwick.admin.v1.Node.zone_position:type_name -> bailiwick.admin.v1.Position
 	61,  // 44: bailiwick.admin.v1.Node.zone_want:type_name -> bailiwick.admin.v1.Position
-	166, // 45: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	166, // 46: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
-	166, // 47: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
-	165, // 48: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	166, // 49: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	163, // 50: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
-	72,  // 51: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
-	73,  // 52: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
-	71,  // 53: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
-	166, // 54: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
-	166, // 55: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
-	76,  // 56: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
-	77,  // 57: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
-	80,  // 58: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
-	85,  // 59: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
-	166, // 60: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
-	83,  // 61: bailiwick.admin.v1.RegionsResponse.regions:type_name -> bailiwick.admin.v1.RegionState
-	84,  // 62: bailiwick.admin.v1.RegionState.views:type_name -> bailiwick.admin.v1.RegionView
-	166, // 63: bailiwick.admin.v1.RegionView.since:type_name -> google.protobuf.Timestamp
-	166, // 64: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
-	166, // 65: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
-	88,  // 66: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
-	89,  // 67: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
-	166, // 68: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	90,  // 69: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
-	121, // 70: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	166, // 71: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
-	88,  // 72: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	166, // 73: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
-	166, // 74: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
-	93,  // 75: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
-	88,  // 76: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
-	94,  // 77: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
-	166, // 78: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
-	165, // 79: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
-	166, // 80: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
-	88,  // 81: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
-	166, // 82: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
-	166, // 83: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
-	97,  // 84: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
-	166, // 85: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
-	100, // 86: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
-	166, // 87: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
-	166, // 88: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
-	166, // 89: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
-	166, // 90: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
-	104, // 91: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
-	105, // 92: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
-	103, // 93: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
-	166, // 94: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
-	166, // 95: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
-	166, // 96: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
-	166, // 97: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
-	166, // 98: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
-	166, // 99: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
-	166, // 100: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
-	109, // 101: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
-	108, // 102: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
-	166, // 103: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
-	166, // 104: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
-	166, // 105: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
-	166, // 106: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
-	110, // 107: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
-	166, // 108: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
-	109, // 109: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
-	115, // 110: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
-	166, // 111: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
-	166, // 112: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
-	115, // 113: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
-	166, // 114: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
-	118, // 115: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	121, // 116: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
-	88,  // 117: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
-	88,  // 118: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
-	166, // 119: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
-	118, // 120: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
-	121, // 121: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
-	127, // 122: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
-	166, // 123: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
-	130, // 124: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
-	133, // 125: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
-	166, // 126: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
-	166, // 127: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
-	166, // 128: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
-	166, // 129: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
-	136, // 130: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
-	136, // 131: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
-	166, // 132: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
-	166, // 133: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
-	166, // 134: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
-	166, // 135: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
-	145, // 136: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
-	145, // 137: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
-	165, // 138: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
-	156, // 139: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
-	166, // 140: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
-	166, // 141: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
-	166, // 142: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
-	159, // 143: bailiwick.admin.v1.HistoryResponse.revisions:type_name -> bailiwick.admin.v1.CatalogRevision
-	166, // 144: bailiwick.admin.v1.CatalogRevision.at:type_name -> google.protobuf.Timestamp
-	10,  // 145: bailiwick.admin.v1.CatalogRevision.changes:type_name -> bailiwick.admin.v1.Change
-	10,  // 146: bailiwick.admin.v1.CompareResponse.changes:type_name -> bailiwick.admin.v1.Change
-	0,   // 147: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
-	13,  // 148: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
-	15,  // 149: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
-	21,  // 150: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
-	157, // 151: bailiwick.admin.v1.ResourceService.History:input_type -> bailiwick.admin.v1.HistoryRequest
-	160, // 152: bailiwick.admin.v1.ResourceService.Compare:input_type -> bailiwick.admin.v1.CompareRequest
-	162, // 153: bailiwick.admin.v1.ResourceService.Rollback:input_type -> bailiwick.admin.v1.RollbackRequest
-	17,  // 154: bailiwick.admin.v1.ResourceService.Describe:input_type -> bailiwick.admin.v1.DescribeRequest
-	39,  // 155: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
-	41,  // 156: bailiwick.admin.v1.KeyService.CreateKeys:input_type -> bailiwick.admin.v1.CreateKeysRequest
-	43,  // 157: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
-	45,  // 158: bailiwick.admin.v1.KeyService.RotateKey:input_type -> bailiwick.admin.v1.RotateKeyRequest
-	47,  // 159: bailiwick.admin.v1.KeyService.UndoRotation:input_type -> bailiwick.admin.v1.UndoRotationRequest
-	49,  // 160: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
-	2,   // 161: bailiwick.admin.v1.CacheService.PurgeCache:input_type -> bailiwick.admin.v1.PurgeCacheRequest
-	59,  // 162: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
-	63,  // 163: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
-	65,  // 164: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
-	67,  // 165: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
-	52,  // 166: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
-	55,  // 167: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
-	57,  // 168: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
-	69,  // 169: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
-	74,  // 170: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
-	25,  // 171: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
-	27,  // 172: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
-	29,  // 173: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
-	31,  // 174: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
-	33,  // 175: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
-	35,  // 176: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
-	37,  // 177: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
-	4,   // 178: bailiwick.admin.v1.RolloutService.ListRollouts:input_type -> bailiwick.admin.v1.ListRolloutsRequest
-	6,   // 179: bailiwick.admin.v1.RolloutService.SteerRollout:input_type -> bailiwick.admin.v1.SteerRolloutRequest
-	78,  // 180: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
-	81,  // 181: bailiwick.admin.v1.DNSService.Regions:input_type -> bailiwick.admin.v1.RegionsRequest
-	86,  // 182: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
-	91,  // 183: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
-	95,  // 184: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
-	98,  // 185: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
-	101, // 186: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
-	106, // 187: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
-	111, // 188: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
-	113, // 189: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
-	116, // 190: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
-	119, // 191: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
-	122, // 192: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
-	123, // 193: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
-	125, // 194: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
-	128, // 195: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
-	131, // 196: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
-	141, // 197: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
-	143, // 198: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
-	134, // 199: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
-	137, // 200: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
-	139, // 201: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
-	146, // 202: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
-	148, // 203: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
-	150, // 204: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
-	152, // 205: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
-	154, // 206: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
-	1,   // 207: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
-	14,  // 208: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
-	16,  // 209: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
-	22,  // 210: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
-	158, // 211: bailiwick.admin.v1.ResourceService.History:output_type -> bailiwick.admin.v1.HistoryResponse
-	161, // 212: bailiwick.admin.v1.ResourceService.Compare:output_type -> bailiwick.admin.v1.CompareResponse
-	1,   // 213: bailiwick.admin.v1.ResourceService.Rollback:output_type -> bailiwick.admin.v1.ApplyResponse
-	18,  // 214: bailiwick.admin.v1.ResourceService.Describe:output_type -> bailiwick.admin.v1.DescribeResponse
-	40,  // 215: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
-	42,  // 216: bailiwick.admin.v1.KeyService.CreateKeys:output_type -> bailiwick.admin.v1.CreateKeysResponse
-	44,  // 217: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
-	46,  // 218: bailiwick.admin.v1.KeyService.RotateKey:output_type -> bailiwick.admin.v1.RotateKeyResponse
-	48,  // 219: bailiwick.admin.v1.KeyService.UndoRotation:output_type -> bailiwick.admin.v1.UndoRotationResponse
-	50,  // 220: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
-	3,   // 221: bailiwick.admin.v1.CacheService.PurgeCache:output_type -> bailiwick.admin.v1.PurgeCacheResponse
-	60,  // 222: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
-	64,  // 223: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
-	66,  // 224: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
-	68,  // 225: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
-	53,  // 226: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
-	56,  // 227: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
-	58,  // 228: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
-	70,  // 229: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
-	75,  // 230: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
-	26,  // 231: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
-	28,  // 232: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
-	30,  // 233: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
-	32,  // 234: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
-	34,  // 235: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
-	36,  // 236: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
-	38,  // 237: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
-	5,   // 238: bailiwick.admin.v1.RolloutService.ListRollouts:output_type -> bailiwick.admin.v1.ListRolloutsResponse
-	7,   // 239: bailiwick.admin.v1.RolloutService.SteerRollout:output_type -> bailiwick.admin.v1.SteerRolloutResponse
-	79,  // 240: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
-	82,  // 241: bailiwick.admin.v1.DNSService.Regions:output_type -> bailiwick.admin.v1.RegionsResponse
-	87,  // 242: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
-	92,  // 243: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
-	96,  // 244: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
-	99,  // 245: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
-	102, // 246: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
-	107, // 247: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
-	112, // 248: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
-	114, // 249: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
-	117, // 250: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
-	120, // 251: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
-	120, // 252: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
-	124, // 253: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
-	126, // 254: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
-	129, // 255: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
-	132, // 256: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
-	142, // 257: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
-	144, // 258: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
-	135, // 259: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
-	138, // 260: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
-	140, // 261: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
-	147, // 262: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
-	149, // 263: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
-	151, // 264: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
-	153, // 265: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
-	155, // 266: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
-	207, // [207:267] is the sub-list for method output_type
-	147, // [147:207] is the sub-list for method input_type
-	147, // [147:147] is the sub-list for extension type_name
-	147, // [147:147] is the sub-list for extension extendee
-	0,   // [0:147] is the sub-list for field type_name
+	171, // 45: bailiwick.admin.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	171, // 46: bailiwick.admin.v1.Node.certificate_expires:type_name -> google.protobuf.Timestamp
+	171, // 47: bailiwick.admin.v1.Node.serves_alone_until:type_name -> google.protobuf.Timestamp
+	170, // 48: bailiwick.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	171, // 49: bailiwick.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	69,  // 50: bailiwick.admin.v1.ClaimsResponse.claims:type_name -> bailiwick.admin.v1.Claim
+	171, // 51: bailiwick.admin.v1.Claim.at:type_name -> google.protobuf.Timestamp
+	69,  // 52: bailiwick.admin.v1.ReleaseClaimResponse.claim:type_name -> bailiwick.admin.v1.Claim
+	168, // 53: bailiwick.admin.v1.LeadersResponse.leaders:type_name -> bailiwick.admin.v1.LeadersResponse.LeadersEntry
+	77,  // 54: bailiwick.admin.v1.BorderStatusResponse.pairs:type_name -> bailiwick.admin.v1.PermittedPair
+	78,  // 55: bailiwick.admin.v1.BorderStatusResponse.tightenings:type_name -> bailiwick.admin.v1.Tightening
+	76,  // 56: bailiwick.admin.v1.BorderStatusResponse.sentinels:type_name -> bailiwick.admin.v1.Sentinel
+	171, // 57: bailiwick.admin.v1.Tightening.committed_at:type_name -> google.protobuf.Timestamp
+	171, // 58: bailiwick.admin.v1.Tightening.in_force_at:type_name -> google.protobuf.Timestamp
+	81,  // 59: bailiwick.admin.v1.SimulateResponse.courses:type_name -> bailiwick.admin.v1.Course
+	82,  // 60: bailiwick.admin.v1.Course.passed:type_name -> bailiwick.admin.v1.CourseRegion
+	85,  // 61: bailiwick.admin.v1.ExplainDNSResponse.edges:type_name -> bailiwick.admin.v1.EdgeAnswer
+	90,  // 62: bailiwick.admin.v1.EdgeAnswer.regions:type_name -> bailiwick.admin.v1.RegionAnswer
+	171, // 63: bailiwick.admin.v1.EdgeAnswer.reported_at:type_name -> google.protobuf.Timestamp
+	88,  // 64: bailiwick.admin.v1.RegionsResponse.regions:type_name -> bailiwick.admin.v1.RegionState
+	89,  // 65: bailiwick.admin.v1.RegionState.views:type_name -> bailiwick.admin.v1.RegionView
+	171, // 66: bailiwick.admin.v1.RegionView.since:type_name -> google.protobuf.Timestamp
+	171, // 67: bailiwick.admin.v1.QueryUsageRequest.since:type_name -> google.protobuf.Timestamp
+	171, // 68: bailiwick.admin.v1.QueryUsageRequest.until:type_name -> google.protobuf.Timestamp
+	93,  // 69: bailiwick.admin.v1.QueryUsageResponse.total:type_name -> bailiwick.admin.v1.UsageTotal
+	94,  // 70: bailiwick.admin.v1.QueryUsageResponse.rows:type_name -> bailiwick.admin.v1.UsageRow
+	171, // 71: bailiwick.admin.v1.QueryUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	95,  // 72: bailiwick.admin.v1.QueryUsageResponse.gaps:type_name -> bailiwick.admin.v1.Gap
+	126, // 73: bailiwick.admin.v1.QueryUsageResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	171, // 74: bailiwick.admin.v1.UsageRow.cell:type_name -> google.protobuf.Timestamp
+	93,  // 75: bailiwick.admin.v1.UsageRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	171, // 76: bailiwick.admin.v1.QueryTotalsRequest.since:type_name -> google.protobuf.Timestamp
+	171, // 77: bailiwick.admin.v1.QueryTotalsRequest.until:type_name -> google.protobuf.Timestamp
+	98,  // 78: bailiwick.admin.v1.QueryTotalsResponse.zones:type_name -> bailiwick.admin.v1.ZoneTotals
+	93,  // 79: bailiwick.admin.v1.ZoneTotals.total:type_name -> bailiwick.admin.v1.UsageTotal
+	99,  // 80: bailiwick.admin.v1.ZoneTotals.rows:type_name -> bailiwick.admin.v1.TotalsRow
+	171, // 81: bailiwick.admin.v1.ZoneTotals.complete_through:type_name -> google.protobuf.Timestamp
+	170, // 82: bailiwick.admin.v1.ZoneTotals.age:type_name -> google.protobuf.Duration
+	171, // 83: bailiwick.admin.v1.TotalsRow.start:type_name -> google.protobuf.Timestamp
+	93,  // 84: bailiwick.admin.v1.TotalsRow.total:type_name -> bailiwick.admin.v1.UsageTotal
+	171, // 85: bailiwick.admin.v1.QueryLatencyRequest.since:type_name -> google.protobuf.Timestamp
+	171, // 86: bailiwick.admin.v1.QueryLatencyRequest.until:type_name -> google.protobuf.Timestamp
+	102, // 87: bailiwick.admin.v1.QueryLatencyResponse.rows:type_name -> bailiwick.admin.v1.LatencyRow
+	171, // 88: bailiwick.admin.v1.QueryLatencyResponse.complete_through:type_name -> google.protobuf.Timestamp
+	105, // 89: bailiwick.admin.v1.ForecastResponse.subscriptions:type_name -> bailiwick.admin.v1.SubscriptionForecast
+	171, // 90: bailiwick.admin.v1.SubscriptionForecast.exhausted_at:type_name -> google.protobuf.Timestamp
+	171, // 91: bailiwick.admin.v1.SubscriptionForecast.period_end:type_name -> google.protobuf.Timestamp
+	171, // 92: bailiwick.admin.v1.TraceUsageRequest.since:type_name -> google.protobuf.Timestamp
+	171, // 93: bailiwick.admin.v1.TraceUsageRequest.until:type_name -> google.protobuf.Timestamp
+	109, // 94: bailiwick.admin.v1.TraceUsageResponse.cells:type_name -> bailiwick.admin.v1.TraceCell
+	110, // 95: bailiwick.admin.v1.TraceUsageResponse.rows:type_name -> bailiwick.admin.v1.TraceRow
+	108, // 96: bailiwick.admin.v1.TraceUsageResponse.lost:type_name -> bailiwick.admin.v1.TraceLost
+	171, // 97: bailiwick.admin.v1.TraceUsageResponse.kept_since:type_name -> google.protobuf.Timestamp
+	171, // 98: bailiwick.admin.v1.TraceUsageResponse.complete_through:type_name -> google.protobuf.Timestamp
+	171, // 99: bailiwick.admin.v1.TraceUsageResponse.erased:type_name -> google.protobuf.Timestamp
+	171, // 100: bailiwick.admin.v1.TraceLost.since:type_name -> google.protobuf.Timestamp
+	171, // 101: bailiwick.admin.v1.TraceLost.until:type_name -> google.protobuf.Timestamp
+	171, // 102: bailiwick.admin.v1.TraceCell.cell:type_name -> google.protobuf.Timestamp
+	171, // 103: bailiwick.admin.v1.TraceRow.end:type_name -> google.protobuf.Timestamp
+	114, // 104: bailiwick.admin.v1.GetQuotasResponse.quotas:type_name -> bailiwick.admin.v1.QuotaStatus
+	113, // 105: bailiwick.admin.v1.GetQuotasResponse.top_ups:type_name -> bailiwick.admin.v1.ToppedUp
+	171, // 106: bailiwick.admin.v1.ToppedUp.period_start:type_name -> google.protobuf.Timestamp
+	171, // 107: bailiwick.admin.v1.ToppedUp.at:type_name -> google.protobuf.Timestamp
+	171, // 108: bailiwick.admin.v1.QuotaStatus.period_start:type_name -> google.protobuf.Timestamp
+	171, // 109: bailiwick.admin.v1.QuotaStatus.period_end:type_name -> google.protobuf.Timestamp
+	115, // 110: bailiwick.admin.v1.QuotaStatus.holders:type_name -> bailiwick.admin.v1.QuotaHolder
+	171, // 111: bailiwick.admin.v1.QuotaHolder.last_heard:type_name -> google.protobuf.Timestamp
+	114, // 112: bailiwick.admin.v1.TopUpResponse.quota:type_name -> bailiwick.admin.v1.QuotaStatus
+	120, // 113: bailiwick.admin.v1.ListEpochsResponse.epochs:type_name -> bailiwick.admin.v1.LedgerEpoch
+	171, // 114: bailiwick.admin.v1.LedgerEpoch.through:type_name -> google.protobuf.Timestamp
+	171, // 115: bailiwick.admin.v1.LedgerEpoch.closed_at:type_name -> google.protobuf.Timestamp
+	120, // 116: bailiwick.admin.v1.CloseEpochResponse.epoch:type_name -> bailiwick.admin.v1.LedgerEpoch
+	171, // 117: bailiwick.admin.v1.CorrectionRow.cell:type_name -> google.protobuf.Timestamp
+	123, // 118: bailiwick.admin.v1.CorrectRequest.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	126, // 119: bailiwick.admin.v1.CorrectResponse.correction:type_name -> bailiwick.admin.v1.Correction
+	93,  // 120: bailiwick.admin.v1.CorrectResponse.before:type_name -> bailiwick.admin.v1.UsageTotal
+	93,  // 121: bailiwick.admin.v1.CorrectResponse.after:type_name -> bailiwick.admin.v1.UsageTotal
+	171, // 122: bailiwick.admin.v1.Correction.at:type_name -> google.protobuf.Timestamp
+	123, // 123: bailiwick.admin.v1.Correction.rows:type_name -> bailiwick.admin.v1.CorrectionRow
+	126, // 124: bailiwick.admin.v1.ListCorrectionsResponse.corrections:type_name -> bailiwick.admin.v1.Correction
+	132, // 125: bailiwick.admin.v1.ListPeriodsResponse.periods:type_name -> bailiwick.admin.v1.ClosedPeriod
+	171, // 126: bailiwick.admin.v1.ClosedPeriod.closed_at:type_name -> google.protobuf.Timestamp
+	135, // 127: bailiwick.admin.v1.ListSinksResponse.sinks:type_name -> bailiwick.admin.v1.SinkPosition
+	138, // 128: bailiwick.admin.v1.ListRefusalsResponse.refusals:type_name -> bailiwick.admin.v1.UsageRefusal
+	171, // 129: bailiwick.admin.v1.UsageRefusal.first:type_name -> google.protobuf.Timestamp
+	171, // 130: bailiwick.admin.v1.UsageRefusal.last:type_name -> google.protobuf.Timestamp
+	171, // 131: bailiwick.admin.v1.ExportEvidenceRequest.from:type_name -> google.protobuf.Timestamp
+	171, // 132: bailiwick.admin.v1.ExportEvidenceRequest.to:type_name -> google.protobuf.Timestamp
+	141, // 133: bailiwick.admin.v1.ExportEvidenceRequest.resume:type_name -> bailiwick.admin.v1.EvidenceExport
+	141, // 134: bailiwick.admin.v1.ExportEvidenceResponse.export:type_name -> bailiwick.admin.v1.EvidenceExport
+	171, // 135: bailiwick.admin.v1.EvidenceExport.exported_at:type_name -> google.protobuf.Timestamp
+	171, // 136: bailiwick.admin.v1.ExportRelayRowsRequest.from:type_name -> google.protobuf.Timestamp
+	171, // 137: bailiwick.admin.v1.ExportRelayRowsRequest.to:type_name -> google.protobuf.Timestamp
+	171, // 138: bailiwick.admin.v1.Webhook.created_at:type_name -> google.protobuf.Timestamp
+	150, // 139: bailiwick.admin.v1.CreateWebhookResponse.webhook:type_name -> bailiwick.admin.v1.Webhook
+	150, // 140: bailiwick.admin.v1.ListWebhooksResponse.webhooks:type_name -> bailiwick.admin.v1.Webhook
+	170, // 141: bailiwick.admin.v1.RotateWebhookSecretRequest.overlap:type_name -> google.protobuf.Duration
+	161, // 142: bailiwick.admin.v1.ListAlertsResponse.alerts:type_name -> bailiwick.admin.v1.Alert
+	171, // 143: bailiwick.admin.v1.Alert.period_start:type_name -> google.protobuf.Timestamp
+	171, // 144: bailiwick.admin.v1.Alert.raised_at:type_name -> google.protobuf.Timestamp
+	171, // 145: bailiwick.admin.v1.Alert.delivered_at:type_name -> google.protobuf.Timestamp
+	164, // 146: bailiwick.admin.v1.HistoryResponse.revisions:type_name -> bailiwick.admin.v1.CatalogRevision
+	171, // 147: bailiwick.admin.v1.CatalogRevision.at:type_name -> google.protobuf.Timestamp
+	10,  // 148: bailiwick.admin.v1.CatalogRevision.changes:type_name -> bailiwick.admin.v1.Change
+	10,  // 149: bailiwick.admin.v1.CompareResponse.changes:type_name -> bailiwick.admin.v1.Change
+	0,   // 150: bailiwick.admin.v1.ResourceService.Apply:input_type -> bailiwick.admin.v1.ApplyRequest
+	13,  // 151: bailiwick.admin.v1.ResourceService.Get:input_type -> bailiwick.admin.v1.GetRequest
+	15,  // 152: bailiwick.admin.v1.ResourceService.List:input_type -> bailiwick.admin.v1.ListRequest
+	21,  // 153: bailiwick.admin.v1.ResourceService.Delete:input_type -> bailiwick.admin.v1.DeleteRequest
+	162, // 154: bailiwick.admin.v1.ResourceService.History:input_type -> bailiwick.admin.v1.HistoryRequest
+	165, // 155: bailiwick.admin.v1.ResourceService.Compare:input_type -> bailiwick.admin.v1.CompareRequest
+	167, // 156: bailiwick.admin.v1.ResourceService.Rollback:input_type -> bailiwick.admin.v1.RollbackRequest
+	17,  // 157: bailiwick.admin.v1.ResourceService.Describe:input_type -> bailiwick.admin.v1.DescribeRequest
+	39,  // 158: bailiwick.admin.v1.KeyService.CreateKey:input_type -> bailiwick.admin.v1.CreateKeyRequest
+	41,  // 159: bailiwick.admin.v1.KeyService.CreateKeys:input_type -> bailiwick.admin.v1.CreateKeysRequest
+	43,  // 160: bailiwick.admin.v1.KeyService.RevokeKey:input_type -> bailiwick.admin.v1.RevokeKeyRequest
+	45,  // 161: bailiwick.admin.v1.KeyService.RotateKey:input_type -> bailiwick.admin.v1.RotateKeyRequest
+	47,  // 162: bailiwick.admin.v1.KeyService.UndoRotation:input_type -> bailiwick.admin.v1.UndoRotationRequest
+	49,  // 163: bailiwick.admin.v1.KeyService.ListKeys:input_type -> bailiwick.admin.v1.ListKeysRequest
+	2,   // 164: bailiwick.admin.v1.CacheService.PurgeCache:input_type -> bailiwick.admin.v1.PurgeCacheRequest
+	59,  // 165: bailiwick.admin.v1.NodeService.ListNodes:input_type -> bailiwick.admin.v1.ListNodesRequest
+	63,  // 166: bailiwick.admin.v1.NodeService.RemoveNode:input_type -> bailiwick.admin.v1.RemoveNodeRequest
+	65,  // 167: bailiwick.admin.v1.NodeService.CreateJoinToken:input_type -> bailiwick.admin.v1.CreateJoinTokenRequest
+	72,  // 168: bailiwick.admin.v1.NodeService.Leaders:input_type -> bailiwick.admin.v1.LeadersRequest
+	52,  // 169: bailiwick.admin.v1.ClusterService.ListMembers:input_type -> bailiwick.admin.v1.ListMembersRequest
+	55,  // 170: bailiwick.admin.v1.ClusterService.TransferLeadership:input_type -> bailiwick.admin.v1.TransferLeadershipRequest
+	57,  // 171: bailiwick.admin.v1.ClusterService.Backup:input_type -> bailiwick.admin.v1.BackupRequest
+	67,  // 172: bailiwick.admin.v1.ClusterService.Claims:input_type -> bailiwick.admin.v1.ClaimsRequest
+	70,  // 173: bailiwick.admin.v1.ClusterService.ReleaseClaim:input_type -> bailiwick.admin.v1.ReleaseClaimRequest
+	74,  // 174: bailiwick.admin.v1.BorderService.Status:input_type -> bailiwick.admin.v1.BorderStatusRequest
+	79,  // 175: bailiwick.admin.v1.BorderService.Simulate:input_type -> bailiwick.admin.v1.SimulateRequest
+	25,  // 176: bailiwick.admin.v1.OperatorService.ListOperators:input_type -> bailiwick.admin.v1.ListOperatorsRequest
+	27,  // 177: bailiwick.admin.v1.OperatorService.CreateOperator:input_type -> bailiwick.admin.v1.CreateOperatorRequest
+	29,  // 178: bailiwick.admin.v1.OperatorService.RemoveOperator:input_type -> bailiwick.admin.v1.RemoveOperatorRequest
+	31,  // 179: bailiwick.admin.v1.ApprovalService.ListApprovals:input_type -> bailiwick.admin.v1.ListApprovalsRequest
+	33,  // 180: bailiwick.admin.v1.ApprovalService.Approve:input_type -> bailiwick.admin.v1.ApproveRequest
+	35,  // 181: bailiwick.admin.v1.ApprovalService.Reject:input_type -> bailiwick.admin.v1.RejectRequest
+	37,  // 182: bailiwick.admin.v1.ApprovalService.OpenCrossings:input_type -> bailiwick.admin.v1.OpenCrossingsRequest
+	4,   // 183: bailiwick.admin.v1.RolloutService.ListRollouts:input_type -> bailiwick.admin.v1.ListRolloutsRequest
+	6,   // 184: bailiwick.admin.v1.RolloutService.SteerRollout:input_type -> bailiwick.admin.v1.SteerRolloutRequest
+	83,  // 185: bailiwick.admin.v1.DNSService.Explain:input_type -> bailiwick.admin.v1.ExplainDNSRequest
+	86,  // 186: bailiwick.admin.v1.DNSService.Regions:input_type -> bailiwick.admin.v1.RegionsRequest
+	91,  // 187: bailiwick.admin.v1.UsageService.QueryUsage:input_type -> bailiwick.admin.v1.QueryUsageRequest
+	96,  // 188: bailiwick.admin.v1.UsageService.QueryTotals:input_type -> bailiwick.admin.v1.QueryTotalsRequest
+	100, // 189: bailiwick.admin.v1.UsageService.QueryLatency:input_type -> bailiwick.admin.v1.QueryLatencyRequest
+	103, // 190: bailiwick.admin.v1.UsageService.Forecast:input_type -> bailiwick.admin.v1.ForecastRequest
+	106, // 191: bailiwick.admin.v1.UsageService.TraceUsage:input_type -> bailiwick.admin.v1.TraceUsageRequest
+	111, // 192: bailiwick.admin.v1.QuotaService.GetQuotas:input_type -> bailiwick.admin.v1.GetQuotasRequest
+	116, // 193: bailiwick.admin.v1.QuotaService.TopUp:input_type -> bailiwick.admin.v1.TopUpRequest
+	118, // 194: bailiwick.admin.v1.LedgerService.ListEpochs:input_type -> bailiwick.admin.v1.ListEpochsRequest
+	121, // 195: bailiwick.admin.v1.LedgerService.CloseEpoch:input_type -> bailiwick.admin.v1.CloseEpochRequest
+	124, // 196: bailiwick.admin.v1.LedgerService.Correct:input_type -> bailiwick.admin.v1.CorrectRequest
+	127, // 197: bailiwick.admin.v1.LedgerService.UndoCorrection:input_type -> bailiwick.admin.v1.UndoCorrectionRequest
+	128, // 198: bailiwick.admin.v1.LedgerService.ListCorrections:input_type -> bailiwick.admin.v1.ListCorrectionsRequest
+	130, // 199: bailiwick.admin.v1.LedgerService.ListPeriods:input_type -> bailiwick.admin.v1.ListPeriodsRequest
+	133, // 200: bailiwick.admin.v1.LedgerService.ListSinks:input_type -> bailiwick.admin.v1.ListSinksRequest
+	136, // 201: bailiwick.admin.v1.LedgerService.ListRefusals:input_type -> bailiwick.admin.v1.ListRefusalsRequest
+	146, // 202: bailiwick.admin.v1.CustomerService.Export:input_type -> bailiwick.admin.v1.ExportRequest
+	148, // 203: bailiwick.admin.v1.CustomerService.Erase:input_type -> bailiwick.admin.v1.EraseRequest
+	139, // 204: bailiwick.admin.v1.EvidenceService.ExportEvidence:input_type -> bailiwick.admin.v1.ExportEvidenceRequest
+	142, // 205: bailiwick.admin.v1.EvidenceService.ExportRelayRows:input_type -> bailiwick.admin.v1.ExportRelayRowsRequest
+	144, // 206: bailiwick.admin.v1.EvidenceService.CheckEvidence:input_type -> bailiwick.admin.v1.CheckEvidenceRequest
+	151, // 207: bailiwick.admin.v1.AlertService.CreateWebhook:input_type -> bailiwick.admin.v1.CreateWebhookRequest
+	153, // 208: bailiwick.admin.v1.AlertService.ListWebhooks:input_type -> bailiwick.admin.v1.ListWebhooksRequest
+	155, // 209: bailiwick.admin.v1.AlertService.DeleteWebhook:input_type -> bailiwick.admin.v1.DeleteWebhookRequest
+	157, // 210: bailiwick.admin.v1.AlertService.RotateWebhookSecret:input_type -> bailiwick.admin.v1.RotateWebhookSecretRequest
+	159, // 211: bailiwick.admin.v1.AlertService.ListAlerts:input_type -> bailiwick.admin.v1.ListAlertsRequest
+	1,   // 212: bailiwick.admin.v1.ResourceService.Apply:output_type -> bailiwick.admin.v1.ApplyResponse
+	14,  // 213: bailiwick.admin.v1.ResourceService.Get:output_type -> bailiwick.admin.v1.GetResponse
+	16,  // 214: bailiwick.admin.v1.ResourceService.List:output_type -> bailiwick.admin.v1.ListResponse
+	22,  // 215: bailiwick.admin.v1.ResourceService.Delete:output_type -> bailiwick.admin.v1.DeleteResponse
+	163, // 216: bailiwick.admin.v1.ResourceService.History:output_type -> bailiwick.admin.v1.HistoryResponse
+	166, // 217: bailiwick.admin.v1.ResourceService.Compare:output_type -> bailiwick.admin.v1.CompareResponse
+	1,   // 218: bailiwick.admin.v1.ResourceService.Rollback:output_type -> bailiwick.admin.v1.ApplyResponse
+	18,  // 219: bailiwick.admin.v1.ResourceService.Describe:output_type -> bailiwick.admin.v1.DescribeResponse
+	40,  // 220: bailiwick.admin.v1.KeyService.CreateKey:output_type -> bailiwick.admin.v1.CreateKeyResponse
+	42,  // 221: bailiwick.admin.v1.KeyService.CreateKeys:output_type -> bailiwick.admin.v1.CreateKeysResponse
+	44,  // 222: bailiwick.admin.v1.KeyService.RevokeKey:output_type -> bailiwick.admin.v1.RevokeKeyResponse
+	46,  // 223: bailiwick.admin.v1.KeyService.RotateKey:output_type -> bailiwick.admin.v1.RotateKeyResponse
+	48,  // 224: bailiwick.admin.v1.KeyService.UndoRotation:output_type -> bailiwick.admin.v1.UndoRotationResponse
+	50,  // 225: bailiwick.admin.v1.KeyService.ListKeys:output_type -> bailiwick.admin.v1.ListKeysResponse
+	3,   // 226: bailiwick.admin.v1.CacheService.PurgeCache:output_type -> bailiwick.admin.v1.PurgeCacheResponse
+	60,  // 227: bailiwick.admin.v1.NodeService.ListNodes:output_type -> bailiwick.admin.v1.ListNodesResponse
+	64,  // 228: bailiwick.admin.v1.NodeService.RemoveNode:output_type -> bailiwick.admin.v1.RemoveNodeResponse
+	66,  // 229: bailiwick.admin.v1.NodeService.CreateJoinToken:output_type -> bailiwick.admin.v1.CreateJoinTokenResponse
+	73,  // 230: bailiwick.admin.v1.NodeService.Leaders:output_type -> bailiwick.admin.v1.LeadersResponse
+	53,  // 231: bailiwick.admin.v1.ClusterService.ListMembers:output_type -> bailiwick.admin.v1.ListMembersResponse
+	56,  // 232: bailiwick.admin.v1.ClusterService.TransferLeadership:output_type -> bailiwick.admin.v1.TransferLeadershipResponse
+	58,  // 233: bailiwick.admin.v1.ClusterService.Backup:output_type -> bailiwick.admin.v1.BackupResponse
+	68,  // 234: bailiwick.admin.v1.ClusterService.Claims:output_type -> bailiwick.admin.v1.ClaimsResponse
+	71,  // 235: bailiwick.admin.v1.ClusterService.ReleaseClaim:output_type -> bailiwick.admin.v1.ReleaseClaimResponse
+	75,  // 236: bailiwick.admin.v1.BorderService.Status:output_type -> bailiwick.admin.v1.BorderStatusResponse
+	80,  // 237: bailiwick.admin.v1.BorderService.Simulate:output_type -> bailiwick.admin.v1.SimulateResponse
+	26,  // 238: bailiwick.admin.v1.OperatorService.ListOperators:output_type -> bailiwick.admin.v1.ListOperatorsResponse
+	28,  // 239: bailiwick.admin.v1.OperatorService.CreateOperator:output_type -> bailiwick.admin.v1.CreateOperatorResponse
+	30,  // 240: bailiwick.admin.v1.OperatorService.RemoveOperator:output_type -> bailiwick.admin.v1.RemoveOperatorResponse
+	32,  // 241: bailiwick.admin.v1.ApprovalService.ListApprovals:output_type -> bailiwick.admin.v1.ListApprovalsResponse
+	34,  // 242: bailiwick.admin.v1.ApprovalService.Approve:output_type -> bailiwick.admin.v1.ApproveResponse
+	36,  // 243: bailiwick.admin.v1.ApprovalService.Reject:output_type -> bailiwick.admin.v1.RejectResponse
+	38,  // 244: bailiwick.admin.v1.ApprovalService.OpenCrossings:output_type -> bailiwick.admin.v1.OpenCrossingsResponse
+	5,   // 245: bailiwick.admin.v1.RolloutService.ListRollouts:output_type -> bailiwick.admin.v1.ListRolloutsResponse
+	7,   // 246: bailiwick.admin.v1.RolloutService.SteerRollout:output_type -> bailiwick.admin.v1.SteerRolloutResponse
+	84,  // 247: bailiwick.admin.v1.DNSService.Explain:output_type -> bailiwick.admin.v1.ExplainDNSResponse
+	87,  // 248: bailiwick.admin.v1.DNSService.Regions:output_type -> bailiwick.admin.v1.RegionsResponse
+	92,  // 249: bailiwick.admin.v1.UsageService.QueryUsage:output_type -> bailiwick.admin.v1.QueryUsageResponse
+	97,  // 250: bailiwick.admin.v1.UsageService.QueryTotals:output_type -> bailiwick.admin.v1.QueryTotalsResponse
+	101, // 251: bailiwick.admin.v1.UsageService.QueryLatency:output_type -> bailiwick.admin.v1.QueryLatencyResponse
+	104, // 252: bailiwick.admin.v1.UsageService.Forecast:output_type -> bailiwick.admin.v1.ForecastResponse
+	107, // 253: bailiwick.admin.v1.UsageService.TraceUsage:output_type -> bailiwick.admin.v1.TraceUsageResponse
+	112, // 254: bailiwick.admin.v1.QuotaService.GetQuotas:output_type -> bailiwick.admin.v1.GetQuotasResponse
+	117, // 255: bailiwick.admin.v1.QuotaService.TopUp:output_type -> bailiwick.admin.v1.TopUpResponse
+	119, // 256: bailiwick.admin.v1.LedgerService.ListEpochs:output_type -> bailiwick.admin.v1.ListEpochsResponse
+	122, // 257: bailiwick.admin.v1.LedgerService.CloseEpoch:output_type -> bailiwick.admin.v1.CloseEpochResponse
+	125, // 258: bailiwick.admin.v1.LedgerService.Correct:output_type -> bailiwick.admin.v1.CorrectResponse
+	125, // 259: bailiwick.admin.v1.LedgerService.UndoCorrection:output_type -> bailiwick.admin.v1.CorrectResponse
+	129, // 260: bailiwick.admin.v1.LedgerService.ListCorrections:output_type -> bailiwick.admin.v1.ListCorrectionsResponse
+	131, // 261: bailiwick.admin.v1.LedgerService.ListPeriods:output_type -> bailiwick.admin.v1.ListPeriodsResponse
+	134, // 262: bailiwick.admin.v1.LedgerService.ListSinks:output_type -> bailiwick.admin.v1.ListSinksResponse
+	137, // 263: bailiwick.admin.v1.LedgerService.ListRefusals:output_type -> bailiwick.admin.v1.ListRefusalsResponse
+	147, // 264: bailiwick.admin.v1.CustomerService.Export:output_type -> bailiwick.admin.v1.ExportResponse
+	149, // 265: bailiwick.admin.v1.CustomerService.Erase:output_type -> bailiwick.admin.v1.EraseResponse
+	140, // 266: bailiwick.admin.v1.EvidenceService.ExportEvidence:output_type -> bailiwick.admin.v1.ExportEvidenceResponse
+	143, // 267: bailiwick.admin.v1.EvidenceService.ExportRelayRows:output_type -> bailiwick.admin.v1.ExportRelayRowsResponse
+	145, // 268: bailiwick.admin.v1.EvidenceService.CheckEvidence:output_type -> bailiwick.admin.v1.CheckEvidenceResponse
+	152, // 269: bailiwick.admin.v1.AlertService.CreateWebhook:output_type -> bailiwick.admin.v1.CreateWebhookResponse
+	154, // 270: bailiwick.admin.v1.AlertService.ListWebhooks:output_type -> bailiwick.admin.v1.ListWebhooksResponse
+	156, // 271: bailiwick.admin.v1.AlertService.DeleteWebhook:output_type -> bailiwick.admin.v1.DeleteWebhookResponse
+	158, // 272: bailiwick.admin.v1.AlertService.RotateWebhookSecret:output_type -> bailiwick.admin.v1.RotateWebhookSecretResponse
+	160, // 273: bailiwick.admin.v1.AlertService.ListAlerts:output_type -> bailiwick.admin.v1.ListAlertsResponse
+	212, // [212:274] is the sub-list for method output_type
+	150, // [150:212] is the sub-list for method input_type
+	150, // [150:150] is the sub-list for extension type_name
+	150, // [150:150] is the sub-list for extension extendee
+	0,   // [0:150] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_admin_v1_services_proto_init() }
@@ -13230,7 +13540,7 @@ func file_bailiwick_admin_v1_services_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_admin_v1_services_proto_rawDesc), len(file_bailiwick_admin_v1_services_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   164,
+			NumMessages:   169,
 			NumExtensions: 0,
 			NumServices:   16,
 		},

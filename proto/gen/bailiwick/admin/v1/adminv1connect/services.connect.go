@@ -114,6 +114,11 @@ const (
 	ClusterServiceTransferLeadershipProcedure = "/bailiwick.admin.v1.ClusterService/TransferLeadership"
 	// ClusterServiceBackupProcedure is the fully-qualified name of the ClusterService's Backup RPC.
 	ClusterServiceBackupProcedure = "/bailiwick.admin.v1.ClusterService/Backup"
+	// ClusterServiceClaimsProcedure is the fully-qualified name of the ClusterService's Claims RPC.
+	ClusterServiceClaimsProcedure = "/bailiwick.admin.v1.ClusterService/Claims"
+	// ClusterServiceReleaseClaimProcedure is the fully-qualified name of the ClusterService's
+	// ReleaseClaim RPC.
+	ClusterServiceReleaseClaimProcedure = "/bailiwick.admin.v1.ClusterService/ReleaseClaim"
 	// BorderServiceStatusProcedure is the fully-qualified name of the BorderService's Status RPC.
 	BorderServiceStatusProcedure = "/bailiwick.admin.v1.BorderService/Status"
 	// BorderServiceSimulateProcedure is the fully-qualified name of the BorderService's Simulate RPC.
@@ -1014,6 +1019,11 @@ type ClusterServiceClient interface {
 	TransferLeadership(context.Context, *v1.TransferLeadershipRequest) (*v1.TransferLeadershipResponse, error)
 	// Backup takes a backup of a group; it rests on the asked node, sealed under the zone's key.
 	Backup(context.Context, *v1.BackupRequest) (*v1.BackupResponse, error)
+	// Claims says which zone keeps its store in which cluster of etcd, and which claims are being released or were.
+	Claims(context.Context, *v1.ClaimsRequest) (*v1.ClaimsResponse, error)
+	// ReleaseClaim lets a cluster of etcd be another zone's, or its zone have another cluster. It takes ten seconds, in which every
+	// node whose store is in that cluster objects; where a policy of the zone asks for two operators, two call it.
+	ReleaseClaim(context.Context, *v1.ReleaseClaimRequest) (*v1.ReleaseClaimResponse, error)
 }
 
 // NewClusterServiceClient constructs a client for the bailiwick.admin.v1.ClusterService service. By
@@ -1046,6 +1056,19 @@ func NewClusterServiceClient(httpClient connect.HTTPClient, baseURL string, opts
 			connect.WithSchema(clusterServiceMethods.ByName("Backup")),
 			connect.WithClientOptions(opts...),
 		),
+		claims: connect.NewClient[v1.ClaimsRequest, v1.ClaimsResponse](
+			httpClient,
+			baseURL+ClusterServiceClaimsProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("Claims")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		releaseClaim: connect.NewClient[v1.ReleaseClaimRequest, v1.ReleaseClaimResponse](
+			httpClient,
+			baseURL+ClusterServiceReleaseClaimProcedure,
+			connect.WithSchema(clusterServiceMethods.ByName("ReleaseClaim")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -1054,6 +1077,8 @@ type clusterServiceClient struct {
 	listMembers        *connect.Client[v1.ListMembersRequest, v1.ListMembersResponse]
 	transferLeadership *connect.Client[v1.TransferLeadershipRequest, v1.TransferLeadershipResponse]
 	backup             *connect.Client[v1.BackupRequest, v1.BackupResponse]
+	claims             *connect.Client[v1.ClaimsRequest, v1.ClaimsResponse]
+	releaseClaim       *connect.Client[v1.ReleaseClaimRequest, v1.ReleaseClaimResponse]
 }
 
 // ListMembers calls bailiwick.admin.v1.ClusterService.ListMembers.
@@ -1083,6 +1108,24 @@ func (c *clusterServiceClient) Backup(ctx context.Context, req *v1.BackupRequest
 	return nil, err
 }
 
+// Claims calls bailiwick.admin.v1.ClusterService.Claims.
+func (c *clusterServiceClient) Claims(ctx context.Context, req *v1.ClaimsRequest) (*v1.ClaimsResponse, error) {
+	response, err := c.claims.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ReleaseClaim calls bailiwick.admin.v1.ClusterService.ReleaseClaim.
+func (c *clusterServiceClient) ReleaseClaim(ctx context.Context, req *v1.ReleaseClaimRequest) (*v1.ReleaseClaimResponse, error) {
+	response, err := c.releaseClaim.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ClusterServiceHandler is an implementation of the bailiwick.admin.v1.ClusterService service.
 type ClusterServiceHandler interface {
 	// ListMembers says of each group of this node who is a member, who leads and who is behind.
@@ -1091,6 +1134,11 @@ type ClusterServiceHandler interface {
 	TransferLeadership(context.Context, *v1.TransferLeadershipRequest) (*v1.TransferLeadershipResponse, error)
 	// Backup takes a backup of a group; it rests on the asked node, sealed under the zone's key.
 	Backup(context.Context, *v1.BackupRequest) (*v1.BackupResponse, error)
+	// Claims says which zone keeps its store in which cluster of etcd, and which claims are being released or were.
+	Claims(context.Context, *v1.ClaimsRequest) (*v1.ClaimsResponse, error)
+	// ReleaseClaim lets a cluster of etcd be another zone's, or its zone have another cluster. It takes ten seconds, in which every
+	// node whose store is in that cluster objects; where a policy of the zone asks for two operators, two call it.
+	ReleaseClaim(context.Context, *v1.ReleaseClaimRequest) (*v1.ReleaseClaimResponse, error)
 }
 
 // NewClusterServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -1119,6 +1167,19 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 		connect.WithSchema(clusterServiceMethods.ByName("Backup")),
 		connect.WithHandlerOptions(opts...),
 	)
+	clusterServiceClaimsHandler := connect.NewUnaryHandlerSimple(
+		ClusterServiceClaimsProcedure,
+		svc.Claims,
+		connect.WithSchema(clusterServiceMethods.ByName("Claims")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	clusterServiceReleaseClaimHandler := connect.NewUnaryHandlerSimple(
+		ClusterServiceReleaseClaimProcedure,
+		svc.ReleaseClaim,
+		connect.WithSchema(clusterServiceMethods.ByName("ReleaseClaim")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/bailiwick.admin.v1.ClusterService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ClusterServiceListMembersProcedure:
@@ -1127,6 +1188,10 @@ func NewClusterServiceHandler(svc ClusterServiceHandler, opts ...connect.Handler
 			clusterServiceTransferLeadershipHandler.ServeHTTP(w, r)
 		case ClusterServiceBackupProcedure:
 			clusterServiceBackupHandler.ServeHTTP(w, r)
+		case ClusterServiceClaimsProcedure:
+			clusterServiceClaimsHandler.ServeHTTP(w, r)
+		case ClusterServiceReleaseClaimProcedure:
+			clusterServiceReleaseClaimHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -1146,6 +1211,14 @@ func (UnimplementedClusterServiceHandler) TransferLeadership(context.Context, *v
 
 func (UnimplementedClusterServiceHandler) Backup(context.Context, *v1.BackupRequest) (*v1.BackupResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ClusterService.Backup is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) Claims(context.Context, *v1.ClaimsRequest) (*v1.ClaimsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ClusterService.Claims is not implemented"))
+}
+
+func (UnimplementedClusterServiceHandler) ReleaseClaim(context.Context, *v1.ReleaseClaimRequest) (*v1.ReleaseClaimResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("bailiwick.admin.v1.ClusterService.ReleaseClaim is not implemented"))
 }
 
 // BorderServiceClient is a client for the bailiwick.admin.v1.BorderService service.
