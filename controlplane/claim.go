@@ -206,7 +206,7 @@ func (c *clusters) object(ctx context.Context, catalog group.Store, log *slog.Lo
 	defer cancel()
 	objected, err := claim.Object(ctx, catalog, apart(cluster), c.self)
 	if objected {
-		log.Warn("the cluster of the zone's store was to be released: this node uses it, and has objected", "cluster", apart(cluster))
+		log.Warn("the cluster of the zone's store was to be released: this node uses it, and has objected", "group", storeGroup(c.self))
 	}
 	return err
 }
