@@ -42,7 +42,7 @@ type Conn struct {
 
 // Peer is who sends the requests of a connection.
 type Peer struct {
-	Remote string // host:port
+	Remote func() string // host:port: a client may move
 	TLS    *tls.ConnectionState
 }
 

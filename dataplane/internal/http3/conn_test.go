@@ -53,7 +53,7 @@ func serving(t testing.TB, handler http.HandlerFunc) *door {
 				return
 			}
 			state := q.ConnectionState().TLS
-			c := v.NewConn(q, Peer{Remote: q.RemoteAddr().String(), TLS: &state}, func(s *Stream) {
+			c := v.NewConn(q, Peer{Remote: func() string { return q.RemoteAddr().String() }, TLS: &state}, func(s *Stream) {
 				if _, whole := s.Body(4 << 10); !whole && s.Gone() {
 					return
 				}

@@ -20,7 +20,7 @@ import (
 func (s *Stream) HTTP(serve http.HandlerFunc) {
 	c := s.c
 	s.shown = true
-	r, err := head.Request(&s.Request, "HTTP/3.0", 3, c.peer.Remote, c.peer.TLS)
+	r, err := head.Request(&s.Request, "HTTP/3.0", 3, c.peer.Remote(), c.peer.TLS)
 	if err != nil {
 		s.Plain(http.StatusBadRequest, http1.ErrRequest.Error())
 		return

@@ -45,10 +45,29 @@ type Door3 struct {
 // conn3 is a client's connection over QUIC.
 type conn3 struct {
 	door   *Door3
+	q      *quic.Conn
 	three  *http3.Conn
 	sni    string
-	remote string // host:port of the client
-	client string // the same without the port
+	client string // address of the client when it came, with which it is counted
+	now    atomic.Pointer[place3]
+}
+
+// place3 is where a client is. It may move (RFC 9000, 9): once QUIC has seen that it is there, that is what limits, claims and logs
+// have of its next requests. Its connection stays counted where it came from.
+type place3 struct {
+	at             net.Addr
+	remote, client string // host:port, and without the port
+}
+
+func (c *conn3) from() *place3 {
+	at := c.q.RemoteAddr()
+	p := c.now.Load()
+	if p == nil || p.at != at {
+		remote := at.String()
+		p = &place3{at, remote, addressOf(remote)}
+		c.now.Store(p)
+	}
+	return p
 }
 
 // tokenAge is how long QUIC takes a client's word for its address. A token opens nothing but the limit on what
@@ -194,15 +213,15 @@ func (d *Door3) makeRoom() bool {
 }
 
 func (d *Door3) take(q *quic.Conn) {
-	remote := q.RemoteAddr().String()
 	state := q.ConnectionState().TLS
-	c := &conn3{door: d, remote: remote, client: addressOf(remote), sni: state.ServerName}
+	c := &conn3{door: d, q: q, sni: state.ServerName}
+	c.client = c.from().client
 	before, _ := q.Context().Value(counted{}).(bool)
 	if !before && !d.receive(c.client) {
 		q.CloseWithError(quic.ApplicationErrorCode(http3.ExcessiveLoad), "")
 		return
 	}
-	c.three = d.three.NewConn(q, http3.Peer{Remote: remote, TLS: &state}, c.stream)
+	c.three = d.three.NewConn(q, http3.Peer{Remote: func() string { return c.from().remote }, TLS: &state}, c.stream)
 	d.mu.Lock()
 	if d.refuses {
 		d.mu.Unlock()

@@ -29,10 +29,11 @@ func (c *conn3) stream(s *http3.Stream) {
 	*f = front3{c: c, s: s}
 	defer f.done(k)
 	if body, whole := s.Body(smallBody); whole {
-		k.from, k.req, k.body, k.remote, k.secure, k.via = f, &s.Request, body, c.remote, true, "3.0 bailiwick"
+		from := c.from()
+		k.from, k.req, k.body, k.remote, k.secure, k.via = f, &s.Request, body, from.remote, true, "3.0 bailiwick"
 		if k.common(d.fast, smallBody, c.sni) {
 			k.ask.http3 = true
-			k.call.begin(d.fast, c.client)
+			k.call.begin(d.fast, from.client)
 			k.call.proto = 3
 			f.active = true
 			if _, ok := k.admit(d.fast); ok {
