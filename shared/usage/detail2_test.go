@@ -115,7 +115,7 @@ func TestDetail2_BytesAreStable(t *testing.T) {
 const goldenDetail2 = "02594021201008040618608001004b014014001c011880000a30c00034c000030ca0004036c001659402407134129c30011000fc00000008001a00000078b489592002040400200300f114100c08341ec483431300000000000000"
 
 func TestDecodeDetail2_RefusesEveryPrefixTailAndFlip(t *testing.T) {
-	b := usage.EncodeDetail2(wide(12))
+	b := usage.EncodeDetail2(wide(5))
 	if _, err := usage.DecodeDetail2(b); err != nil {
 		t.Fatal(err)
 	}

@@ -273,8 +273,8 @@ func (r *bitReader) limit(most int) int {
 
 // decoder finds the symbol of a code.
 type decoder struct {
-	table [1 << codeBits]uint16 // symbol, and its code's length above it; 0xffff: none
-	only  int                   // the one symbol there is; -1: there are more, -2: none
+	table []uint16 // by the next codeBits: a symbol, and its code's length above it; nil where there is no choice
+	only  int      // the one symbol there is; -1: there are more, -2: none
 }
 
 // open reads what lengths wrote.
@@ -320,6 +320,7 @@ func (d *decoder) open(r *bitReader) {
 		return
 	}
 	a.assign()
+	d.table = make([]uint16, 1<<codeBits)
 	for sym, n := range a.length {
 		if n == 0 {
 			continue
