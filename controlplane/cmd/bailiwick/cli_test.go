@@ -307,6 +307,37 @@ func TestCreateKeys_LeaveNoKeyWithoutText(t *testing.T) {
 	}
 }
 
+// In a zone whose nodes are of two releases the call goes to a node that knows it, whichever is asked first; where none does the
+// error says what to do, and nothing was made.
+func TestCreateKeys_ANodeOfTheReleaseBefore(t *testing.T) {
+	d := seeded(t)
+	z := d.in.Zones["emea"]
+	next := z.Server.Config.Handler
+	second := httptest.NewServer(next)
+	defer second.Close()
+	z.Server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/CreateKeys") {
+			http.NotFound(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+	create := []string{"key", "create", "--customer", "acme", "--count", "3", "--zone", "emea"}
+	if code, out, errs := d.run("", create...); code == exitOK || out != "" || !strings.Contains(errs, "NODE_OLDER") || !strings.Contains(errs, "upgrade") || !strings.Contains(errs, z.Server.URL) {
+		t.Errorf("no node knows the call: exit %d, %q, %q, want NODE_OLDER, the node, and what to do", code, out, errs)
+	}
+	var list []struct{ ID string }
+	if d.must(&list, "key", "list", "--customer", "acme", "-o", "json"); len(list) != 0 {
+		t.Errorf("%d keys were made", len(list))
+	}
+	if code, _, errs := d.run("kind: Zone\nname: emea\nspec:\n  admin_urls: ["+z.Server.URL+", "+second.URL+"]\n", "apply", "-f", "-"); code != 0 {
+		t.Fatal(errs)
+	}
+	if out := d.must(nil, create...); strings.Count(out, "\n") != 3 {
+		t.Errorf("one of two nodes knows the call: got %q, want three keys", out)
+	}
+}
+
 func TestGet_PrintsWhatApplyReads(t *testing.T) {
 	d := seeded(t)
 	var regions []struct {

@@ -172,6 +172,8 @@ func askFollowing[T any](ctx context.Context, c *client, urls []string, call fun
 			return askFollowing(ctx, c, strings.Split(f.Meta["admin_urls"], ","), call, false)
 		}
 		switch {
+		case f.Kind == fault.Unimplemented && f.Reason == "UNIMPLEMENTED": // not its own word: the node's program is older than this call
+			worst = fault.New(fault.Unimplemented, "NODE_OLDER", "the control node at %s runs a release that does not know this call: upgrade the zone's nodes, or ask one that is with --admin: %w", u, f.Err)
 		case f.Kind != fault.Unavailable, f.Reason == "CATALOG_NO_LEADER":
 			return none, err // no other node can say better
 		case f.Reason == rpcfault.ReasonNoAnswer || f.Reason == rpcfault.ReasonDeadline:
