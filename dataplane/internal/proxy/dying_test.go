@@ -20,6 +20,7 @@ import (
 func roads(t *testing.T, does http.HandlerFunc, each func(t *testing.T, w *world, p protocol, path string)) {
 	for _, road := range []string{"common", "exchange", "relay"} {
 		t.Run(road, func(t *testing.T) {
+			t.Parallel() // most of it is waiting
 			w := newWorld(t, func(c *proxy.Config) { patient(c); c.HedgeAfter = time.Minute })
 			path := "/v1/"
 			if road == "exchange" {
