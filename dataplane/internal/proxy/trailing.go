@@ -10,8 +10,8 @@ import (
 	"bailiwick/dataplane/internal/relay"
 )
 
-// What a client says behind a body of no declared length goes on behind it: in chunks over HTTP/1.1, and over HTTP/2 where the
-// client has said before that a trailer would come, since net/http's client asks for that. Behind a declared length HTTP/1.1 has no
+// What a client says behind a body of no declared length goes on behind it: in chunks over HTTP/1.1, and over HTTP/2, whether it
+// was announced or not (servers that, like Go's, drop what was not hear nothing of it). Behind a declared length HTTP/1.1 has no
 // place for it. A trailer may be read as part of the head by whoever gets it, at a time when all has been decided: so of what
 // frames, routes, conditions, authenticates or describes the request nothing is taken from there (RFC 9110, 6.5.1), nor anything
 // that the head has said or the edge has taken out of it.

@@ -7,9 +7,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 
 	"bailiwick/shared/table"
 )
@@ -123,6 +128,26 @@ func TestTrailers_OfRequestsGoOn(t *testing.T) {
 	w.west.tables.Swap(w.view(w.west, true))
 	all("to HTTP/2")
 
+	// One that takes, as many do, also what was not announced.
+	raw, heard := hears2(t)
+	url = "http://" + raw
+	w.west.tables.Swap(w.view(w.west, true))
+	conn, in = w.dial()
+	for _, more := range []struct{ announced, behind, want string }{
+		{"", "X-Sum: abc\r\nX-Api-Key: other\r\n", "x-sum=abc "}, {"Trailer: X-Sum\r\n", "X-Sum: abc\r\nX-More: d\r\n", "x-more=d x-sum=abc "}, {"", "", ""},
+	} {
+		for home := false; !home; { // a machine that is slow makes it look unwell, and the pair answers
+			io.WriteString(conn, w.head("POST", "/v1/x", "Transfer-Encoding: chunked\r\n"+more.announced, "\r\n")+"3\r\nabc\r\n0\r\n"+more.behind+"\r\n")
+			resp, _ := read(t, in, "POST")
+			home = resp.StatusCode == 200 && resp.Header.Get("Bailiwick-Served") == "eu-west"
+		}
+		if got := <-heard; got != more.want {
+			t.Errorf("an upstream over HTTP/2 hears %q behind a body, want %q", got, more.want)
+		}
+	}
+
+	url = "http://" + l.Addr().String()
+	w.west.tables.Swap(w.view(w.west, true))
 	srv.Close()
 	w.west.up.kill()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -131,6 +156,74 @@ func TestTrailers_OfRequestsGoOn(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	all("relayed")
+}
+
+// hears2 is an upstream that speaks HTTP/2 in clear, frame by frame, and says what came behind each request's body, whether it was
+// announced or not.
+func hears2(t *testing.T) (addr string, heard <-chan string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	out := make(chan string, 16)
+	serve := func(c net.Conn) {
+		defer c.Close()
+		if _, err := io.CopyN(io.Discard, c, int64(len(http2.ClientPreface))); err != nil {
+			return
+		}
+		f := http2.NewFramer(c, c)
+		f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+		f.WriteSettings()
+		behind, asked := map[uint32]string{}, map[uint32]bool{}
+		for {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				return
+			}
+			over := false
+			switch fr := frame.(type) {
+			case *http2.SettingsFrame:
+				if !fr.IsAck() {
+					f.WriteSettingsAck()
+				}
+			case *http2.PingFrame:
+				if !fr.IsAck() {
+					f.WritePing(true, fr.Data)
+				}
+			case *http2.MetaHeadersFrame:
+				if over = fr.StreamEnded(); len(fr.PseudoFields()) > 0 {
+					asked[fr.StreamID] = fr.PseudoValue("method") == "POST" // and no probe
+				} else {
+					fields := slices.Clone(fr.Fields)
+					slices.SortFunc(fields, func(a, b hpack.HeaderField) int { return strings.Compare(a.Name, b.Name) })
+					for _, hf := range fields {
+						behind[fr.StreamID] += hf.Name + "=" + hf.Value + " "
+					}
+				}
+			case *http2.DataFrame:
+				over = fr.StreamEnded()
+			}
+			if over {
+				id := frame.Header().StreamID
+				f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: []byte{0x88}, EndHeaders: true, EndStream: true}) // :status 200
+				if asked[id] {
+					out <- behind[id]
+				}
+			}
+		}
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(c)
+		}
+	}()
+	return l.Addr().String(), out
 }
 
 // A client announces fields of names that are none. They are dropped: net/http would send nothing at all, and whoever did so would
