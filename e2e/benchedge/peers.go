@@ -161,7 +161,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		Keys: filepath.Join(b.dir, "haproxy.map"), Log: filepath.Join(b.dir, "nethttp.access.log"), Certificate: filepath.Join(b.dir, "both.pem")})
 	for file, text := range map[string]string{"nginx.map": nginx.String(), "haproxy.map": haproxy.String(), "nethttp.json": string(reference),
 		"nginx.conf":  fmt.Sprintf(nginxConf, workers, b.dir, hash, b.dir, b.dir, b.dir, b.addr(portUpstream), b.addr(portNginxHTTP), b.addr(portNginxHTTPS), b.dir, b.dir),
-		"haproxy.cfg": fmt.Sprintf(haproxyConf, workers, b.addr(portHAProxyHTTP), b.addr(portHAProxyHTTPS), b.dir, b.dir, b.addr(portUpstream))} {
+		"haproxy.cfg": fmt.Sprintf(haproxyConf, workers, haproxyConns(), b.addr(portHAProxyHTTP), b.addr(portHAProxyHTTPS), b.dir, b.dir, b.addr(portUpstream))} {
 		if err := b.write(file, text); err != nil {
 			return err
 		}
@@ -227,6 +227,15 @@ func (b *bench) prove(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// haproxyConns is as many as it may have files for, two to a connection: it does not start with more.
+func haproxyConns() int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return 4000
+	}
+	return int(min(12_000, files.Max/2-100))
 }
 
 func (b *bench) write(name, text string) error {
@@ -305,7 +314,7 @@ http {
 
 const haproxyConf = `global
   nbthread %d
-  maxconn 12000
+  maxconn %d
   log stdout format raw local0
 defaults
   mode http
