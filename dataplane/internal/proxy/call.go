@@ -111,6 +111,14 @@ func (p *Proxy) altSvc(t *policy.Table, tcp bool) string {
 
 // decide says why the request is not served; a zero problem: it is. It waits for nothing but the first word on a quota.
 func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
+	if problem := c.judge(a); problem.Status != 0 {
+		return problem
+	}
+	return c.judged(ctx)
+}
+
+// judge is its beginning, which waits for nothing.
+func (c *call) judge(a *asked) gate.Problem {
 	p := c.p
 	if a.http3 && c.table.Off("http3") {
 		return gate.NewProblem(503, gate.ReasonSwitchedOff, "HTTP/3 is turned off here just now; use HTTP/2 or HTTP/1.1.")
@@ -124,6 +132,12 @@ func (c *call) decide(ctx context.Context, a *asked) gate.Problem {
 	}
 	a.Unix = c.began.Unix()
 	p.cfg.Gate.AdmitTo(&c.v, c.table, &a.Request, c.began.Sub(p.start))
+	return gate.Problem{}
+}
+
+// judged is the rest.
+func (c *call) judged(ctx context.Context) gate.Problem {
+	p := c.p
 	if c.v.Parked { // nobody has said yet whether units are left: wait for it, not long
 		ticket, decision := c.v.Account.Park(ctx, c.v.Units, c.v.Leased)
 		p.cfg.Gate.Settle(&c.v, ticket, decision, c.look().Unix())

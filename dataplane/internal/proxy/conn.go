@@ -16,6 +16,7 @@ import (
 
 	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/http2"
+	"bailiwick/dataplane/internal/loop"
 	"bailiwick/dataplane/internal/park"
 	"bailiwick/dataplane/internal/relay"
 )
@@ -58,6 +59,13 @@ type conn struct {
 	active *call // of a common request that is under way
 	last   bool  // its answer ends the connection
 	ahead  watch
+	lc     *loop.Conn // the same as raw; nil: no loop has it
+	home   *turn      // of whose loop
+	turn   *turn      // of the loop that has it; nil: goroutines do
+	flying bool       // it waits for its request's answer
+	more   bool       // something has come meanwhile
+	lately bool       // its last request was a common one
+	since  time.Time  // it waits
 
 	two *http2.Conn // of one that speaks HTTP/2; the door's mu covers it
 }
@@ -70,7 +78,10 @@ const (
 )
 
 // serve is the life of a connection, or the part of it until it is parked, or from then on.
-func (c *conn) serve() {
+func (c *conn) serve() { c.resume(nil) }
+
+// resume is serve by whoever has still to end a request; nil: nobody has.
+func (c *conn) resume(first func() bool) {
 	parked := false
 	defer func() {
 		if parked { // it may be served by another by now
@@ -79,13 +90,7 @@ func (c *conn) serve() {
 		if p := recover(); p != nil {
 			c.panicked(p)
 		}
-		if x := c.active; x != nil { // no request with a valid key without a row
-			c.active = nil
-			x.close()
-		}
-		c.rwc.Close()
-		c.door.guests.leave(c.client)
-		c.door.forget(c)
+		c.end()
 	}()
 	if !c.met {
 		if c.door.Others != nil && !c.handshake() {
@@ -103,22 +108,50 @@ func (c *conn) serve() {
 		}
 		return
 	}
+	if first != nil {
+		if !first() || c.door.shut.Load() {
+			c.linger()
+			return
+		}
+		c.phase.Store(waiting)
+	}
 	for {
-		for c.buf = make([]byte, connBuffer); c.next(); c.phase.Store(waiting) {
+		if c.buf == nil {
+			c.buf = make([]byte, connBuffer)
+		}
+		for c.next() {
 			if !c.one() || c.door.shut.Load() {
 				c.linger()
 				return
 			}
+			c.phase.Store(waiting)
 		}
 		if !c.parks {
 			return
 		}
 		c.parks = false
+		if c.idle.IsZero() {
+			if parked = c.toLoop(); parked {
+				return
+			}
+			continue
+		}
 		if parked = c.park(); parked {
 			return
 		}
 		c.stays = true
 	}
+}
+
+// end is the end of a connection.
+func (c *conn) end() {
+	if x := c.active; x != nil { // no request with a valid key without a row
+		c.active = nil
+		x.close()
+	}
+	c.rwc.Close()
+	c.door.guests.leave(c.client)
+	c.door.forget(c)
 }
 
 func (c *conn) panicked(p any) { c.door.panicked(p) }
@@ -265,6 +298,9 @@ func (c *conn) next() bool {
 		if len(c.buf) > connBuffer {
 			c.buf = make([]byte, connBuffer)
 		}
+		if c.loops() {
+			return false
+		}
 		if !c.wait() {
 			return false
 		}
@@ -333,6 +369,7 @@ func (c *conn) one() bool {
 		k := c.door.works.Get().(*work)
 		k.from, k.req, k.remote, k.secure, k.via = c, &c.req, c.remote, c.state != nil, "1.1 bailiwick"
 		if k.common(c.door.fast, int64(len(c.buf)-c.r), c.sni) {
+			c.lately = true
 			keep := c.serveCommon(k)
 			k.done()
 			c.door.works.Put(k)
@@ -350,14 +387,24 @@ func (c *conn) one() bool {
 
 // serveCommon serves a common request. false: the connection ends.
 func (c *conn) serveCommon(k *work) bool {
+	c.begin(k)
+	if keep, ok := k.admit(c.door.fast); !ok {
+		return keep
+	}
+	return c.serveAdmitted(k)
+}
+
+func (c *conn) begin(k *work) {
 	x := &k.call
 	x.begin(c.door.fast, c.client)
 	x.proto = 1
 	x.seen = &c.seen
 	c.active = x // until it is closed, a panic closes it
-	if keep, ok := k.admit(c.door.fast); !ok {
-		return keep
-	}
+}
+
+// serveAdmitted goes on once that was decided.
+func (c *conn) serveAdmitted(k *work) bool {
+	x := &k.call
 	if c.req.Length > 0 {
 		if !c.within(c.req.Length, x.timeout()) {
 			return k.whole()
@@ -370,6 +417,11 @@ func (c *conn) serveCommon(k *work) bool {
 
 // exchange implements front.
 func (c *conn) exchange(k *work, do func(e *exchange)) bool {
+	if t := c.turn; t != nil {
+		t.then = func() bool { return c.exchange(k, do) }
+		return false
+	}
+	c.lately = false
 	k.ask.Host = strings.Clone(k.ask.Host)
 	keep := c.slow(func(w http.ResponseWriter, r *http.Request) {
 		e := &exchange{call: &k.call, w: w, r: r}
@@ -463,6 +515,9 @@ func (c *conn) finish() {
 
 // write writes all of b; a client that takes nothing for long is given up.
 func (c *conn) write(b []byte, now time.Time) bool {
+	if c.turn != nil {
+		return c.tryWrite(b)
+	}
 	if left := c.wuntil.Sub(now); left < sendTimeout*2/3 || left > sendTimeout {
 		c.wuntil = now.Add(sendTimeout)
 		c.rwc.SetWriteDeadline(c.wuntil)

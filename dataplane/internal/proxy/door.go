@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"bailiwick/dataplane/internal/direct"
 	"bailiwick/dataplane/internal/http2"
 	"bailiwick/dataplane/internal/park"
 )
@@ -50,6 +49,9 @@ type Door struct {
 	lotless  bool       // and there will be none
 	listener net.Listener
 	conns    map[*conn]struct{}
+	turns    []*turn // loops of common requests over cleartext
+	loopless bool    // and there will be none
+	dealt    int     // connections that were given to them
 }
 
 // Serve takes connections from l until the door is shut.
@@ -87,9 +89,9 @@ func (d *Door) Serve(l net.Listener) error {
 }
 
 func (d *Door) take(raw net.Conn) {
-	raw = direct.New(raw)
+	raw, lc, t := d.adopt(raw)
 	remote := raw.RemoteAddr().String()
-	c := &conn{door: d, raw: raw, rwc: raw, remote: remote, client: addressOf(remote)}
+	c := &conn{door: d, raw: raw, rwc: raw, lc: lc, remote: remote, client: addressOf(remote)}
 	if !d.receive(c.client) {
 		raw.Close()
 		return
@@ -104,6 +106,15 @@ func (d *Door) take(raw net.Conn) {
 	d.conns[c] = struct{}{}
 	d.open.Add(1)
 	c.lot = d.lotFor(raw)
+	if lc != nil {
+		lc.Owner = c
+		c.met, c.home = true, t
+		if c.turn = t; lc.Watch() { // a loop has it
+			d.mu.Unlock()
+			return
+		}
+		c.turn = nil
+	}
 	d.wg.Go(c.serve)
 	d.mu.Unlock()
 }
@@ -123,6 +134,7 @@ func (d *Door) forget(c *conn) {
 	d.mu.Lock()
 	delete(d.conns, c)
 	d.open.Add(-1)
+	d.stopLoops()
 	d.mu.Unlock()
 }
 
@@ -157,7 +169,7 @@ func (d *Door) Shutdown(ctx context.Context) error {
 		left := len(d.conns)
 		d.mu.Unlock()
 		for _, c := range told { // whom nobody serves
-			c.lot.Take(&c.place)
+			c.wake()
 		}
 		clear(told)
 		told = told[:0]
@@ -172,6 +184,10 @@ func (d *Door) Shutdown(ctx context.Context) error {
 	}
 	d.two.Close()
 	d.parked().Close()
+	d.mu.Lock()
+	d.refuses.Store(true)
+	d.stopLoops()
+	d.mu.Unlock()
 	d.wg.Wait()
 	return nil
 }
@@ -209,7 +225,12 @@ func (d *Door) Close() error {
 	d.mu.Lock()
 	for c := range d.conns {
 		c.raw.Close()
+		if c.lc.Take() {
+			c.turn = nil
+			c.Rouse()
+		}
 	}
+	d.stopLoops()
 	d.mu.Unlock()
 	d.parked().Close()
 	return nil

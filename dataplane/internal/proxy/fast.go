@@ -53,7 +53,8 @@ type work struct {
 	call  call
 	ask   asked
 	out   []byte
-	asked int       // bytes of the request that were in out
+	asked int // bytes of the request that were in out
+	try   trying
 	auth  [2]string // values of Authorization; a third would be refused too
 	keys  [2]string
 	a     failover.Attempts
@@ -65,7 +66,7 @@ func newWork() any { return &work{out: make([]byte, 0, workBuffer)} }
 func (k *work) done() {
 	k.call.reset()
 	k.from, k.req, k.body, k.remote = nil, nil, nil, ""
-	k.ask, k.auth, k.keys, k.a = asked{}, [2]string{}, [2]string{}, failover.Attempts{}
+	k.ask, k.auth, k.keys, k.a, k.try = asked{}, [2]string{}, [2]string{}, failover.Attempts{}, trying{}
 	if cap(k.out) > 2*(smallAnswer+workBuffer) {
 		k.out = make([]byte, 0, workBuffer)
 	}
@@ -112,9 +113,22 @@ func (k *work) common(p *Proxy, room int64, sni string) bool {
 
 // admit decides. false: the request was served otherwise, and keep says whether the connection goes on.
 func (k *work) admit(p *Proxy) (keep, ok bool) {
+	return k.admitted(p, k.judge())
+}
+
+// judge is the part of it that waits for nothing.
+func (k *work) judge() gate.Problem {
+	k.call.follow(k.req.Fields)
+	return k.call.judge(&k.ask)
+}
+
+// admitted is the rest.
+func (k *work) admitted(p *Proxy, problem gate.Problem) (keep, ok bool) {
 	x := &k.call
-	x.follow(k.req.Fields)
-	if problem := x.decide(context.Background(), &k.ask); problem.Status != 0 {
+	if problem.Status == 0 {
+		problem = x.judged(context.Background())
+	}
+	if problem.Status != 0 {
 		return k.from.exchange(k, func(e *exchange) { e.refuse(problem) }), false
 	}
 	// Where there may be a line to wait in, somebody has to notice that the client leaves it.
@@ -132,19 +146,71 @@ func (k *work) whole() bool {
 
 // serve serves one of them that was admitted and whose body is here. false: the connection ends.
 func (k *work) serve() bool {
+	if keep, ok := k.start(); !ok {
+		return keep
+	}
+	return k.walk()
+}
+
+// start begins the walk over candidates. false: the request was served otherwise.
+func (k *work) start() (keep, ok bool) {
 	x := &k.call
 	x.hold(k.req.Length)
 	var problem gate.Problem
 	if k.a, problem = x.start(context.Background(), k.req.Method, x.now); problem.Status != 0 {
 		x.hold(0)
-		return k.from.exchange(k, func(e *exchange) { e.refuse(problem) })
+		return k.from.exchange(k, func(e *exchange) { e.refuse(problem) }), false
 	}
+	return false, true
+}
+
+// walk goes on to the first candidate.
+func (k *work) walk() bool {
 	candidate, ok := k.a.Next(context.Background())
+	if keep, ok := k.prepare(candidate, ok); !ok {
+		return keep
+	}
+	return k.attempt(k.try.o.get(nil))
+}
+
+// trying is an attempt at an upstream of this region.
+type trying struct {
+	candidate  failover.Candidate
+	o          *origin
+	hedged     bool // another may be asked meanwhile
+	repeatable bool
+	patience   time.Duration
+	asked      time.Time // it was begun
+	from       time.Time // the answer is waited for
+	sent       failover.Sent
+	home       *turn // of new connections; nil: none
+}
+
+// prepare makes the request for a candidate. false: the request was served otherwise.
+func (k *work) prepare(candidate failover.Candidate, ok bool) (keep, prepared bool) {
+	x := &k.call
 	if !ok || !candidate.Home() || candidate.Target.Base == nil || candidate.Target.Base.Scheme != "http" || candidate.Target.Base.RawPath != "" || candidate.Target.Base.EscapedPath() != candidate.Target.Base.Path {
 		x.hold(0)
-		return k.resume(&given{Candidate: candidate, none: !ok})
+		return k.resume(&given{Candidate: candidate, none: !ok}), false
 	}
-	return k.attempt(candidate)
+	t, try := candidate.Target, &k.try
+	pool, err := x.p.cfg.Upstreams.pool(t.At)
+	if err != nil || pool.origin == nil {
+		x.hold(0)
+		return k.resume(&given{Candidate: candidate}), false // where it will be said
+	}
+	try.candidate, try.o, try.repeatable = candidate, pool.origin, idempotent(k.req.Method)
+	patience := x.p.cfg.HedgeAfter
+	if try.hedged = try.repeatable && k.a.CanHedge(); try.hedged {
+		patience = t.StallAfter(patience)
+	}
+	try.patience = min(patience, x.timeout(), unwatched)
+	k.out = k.request(t.Base.Host, t.Base.Path)
+	k.asked = len(k.out)
+	try.asked = x.look()
+	try.from = try.asked
+	try.sent = t.BeginAt(try.asked)
+	return false, true
 }
 
 // resume goes on as an exchange with the walk that was begun.
@@ -158,89 +224,86 @@ func (k *work) resume(g *given) bool {
 	})
 }
 
-// attempt makes one at an upstream of this region, and answers if it gives a small answer soon.
-func (k *work) attempt(candidate failover.Candidate) bool {
-	x, t, method := &k.call, candidate.Target, k.req.Method
-	repeatable := idempotent(method)
-	pool, err := x.p.cfg.Upstreams.pool(t.At)
-	if err != nil || pool.origin == nil {
-		x.hold(0)
-		return k.resume(&given{Candidate: candidate}) // where it will be said
-	}
-	o := pool.origin
-	patience := x.p.cfg.HedgeAfter
-	hedged := repeatable && k.a.CanHedge()
-	if hedged {
-		patience = t.StallAfter(patience)
-	}
-	patience = min(patience, x.timeout(), unwatched)
-	k.out = k.request(t.Base.Host, t.Base.Path)
-	k.asked = len(k.out)
-	asked := x.look()
-	from := asked // when waiting for the answer begins
-	sent := t.BeginAt(asked)
-	l := o.get()
+// attempt makes one at an upstream of this region, on l or, where that is nil, on a new connection, and answers if it gives a
+// small answer soon.
+func (k *work) attempt(l *link) bool {
+	x, try := &k.call, &k.try
 	for {
 		if l == nil {
-			limit := patience
-			if !hedged {
+			limit := try.patience
+			if !try.hedged {
 				limit = openTimeout
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), limit)
 			var err error
-			l, err = o.open(ctx)
+			l, err = try.o.open(ctx, try.home)
 			cancel()
 			if err != nil {
 				x.hold(0)
-				if hedged && ctx.Err() != nil { // it is only slow so far: the exchange tries it again, and another beside it
-					sent.End(failover.Tick)
-					return k.resume(&given{Candidate: candidate})
+				if try.hedged && ctx.Err() != nil { // it is only slow so far: the exchange tries it again, and another beside it
+					try.sent.End(failover.Tick)
+					return k.resume(&given{Candidate: try.candidate})
 				}
-				sent.End(failover.Failed)
-				candidate.Leave()
+				try.sent.End(failover.Failed)
+				try.candidate.Leave()
 				x.tries.Add(1)
-				x.waited += time.Since(asked)
-				return k.resume(&given{Candidate: candidate, failed: &result{err: err}})
+				x.waited += time.Since(try.asked)
+				return k.resume(&given{Candidate: try.candidate, failed: &result{err: err}})
 			}
-			from = time.Now() // to connect may take longer than the answer is waited for here
+			try.from = time.Now() // to connect may take longer than the answer is waited for here
 		}
-		l.patience(from, patience)
+		l.patience(try.from, try.patience)
 		written, err := l.ask(k.out)
-		if err == errUnasked && time.Since(asked) < x.timeout() {
-			from = time.Now()
-			continue
+		next, done, keep := k.heard(l, written, err)
+		if done {
+			return keep
 		}
-		if err == nil {
-			if err = l.head(method); err == nil {
-				break
-			}
-		}
-		stale := err == direct.ErrStale
-		if stale && l.asked {
-			l.conn.Close()
-			l = o.get()
-			continue
-		}
-		if written && (err == errHints || isTimeout(err)) {
-			x.hold(0)
-			x.waited += time.Since(asked)
-			return k.resume(&given{Candidate: candidate, begun: &begun{l, sent, strings.Clone(method), asked}})
-		}
-		quick := l.asked && l.r == l.w // it was closed while it was idle: nobody acted on it
-		l.conn.Close()
-		if quick && repeatable {
-			l = nil
-			continue
-		}
-		sent.End(failover.Failed)
-		candidate.Leave()
-		x.hold(0)
-		x.tries.Add(1)
-		x.waited += time.Since(asked)
-		return k.resume(&given{Candidate: candidate, failed: &result{err: err, sent: !stale && err != errUnasked}})
+		l = next
 	}
+}
+
+// heard goes on when a request was written on l, or could not be: it reads the answer's head, if there is no error yet. done: the
+// request was served; else another attempt is to be made, on next.
+func (k *work) heard(l *link, written bool, err error) (next *link, done, keep bool) {
+	x, try := &k.call, &k.try
+	if err == errUnasked && time.Since(try.asked) < x.timeout() {
+		try.from = time.Now()
+		return l, false, false
+	}
+	if err == nil {
+		if err = l.head(k.req.Method); err == nil {
+			return nil, true, k.answered(l)
+		}
+	}
+	stale := err == direct.ErrStale
+	if stale && l.asked {
+		l.conn.Close()
+		return try.o.get(nil), false, false
+	}
+	if written && (err == errHints || isTimeout(err)) {
+		x.hold(0)
+		x.waited += time.Since(try.asked)
+		return nil, true, k.resume(&given{Candidate: try.candidate, begun: &begun{l, try.sent, strings.Clone(k.req.Method), try.asked}})
+	}
+	quick := l.asked && l.r == l.w // it was closed while it was idle: nobody acted on it
+	l.conn.Close()
+	if quick && try.repeatable {
+		return nil, false, false
+	}
+	try.sent.End(failover.Failed)
+	try.candidate.Leave()
+	x.hold(0)
+	x.tries.Add(1)
+	x.waited += time.Since(try.asked)
+	return nil, true, k.resume(&given{Candidate: try.candidate, failed: &result{err: err, sent: !stale && err != errUnasked}})
+}
+
+// answered goes on when the head of an answer is here.
+func (k *work) answered(l *link) bool {
+	x, try := &k.call, &k.try
+	candidate, sent := try.candidate, try.sent
 	now := x.look()
-	x.waited += now.Sub(asked)
+	x.waited += now.Sub(try.asked)
 	x.tries.Add(1)
 	a := &l.answer
 	switch a.Status {

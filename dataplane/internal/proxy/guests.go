@@ -155,7 +155,7 @@ func (d *Door) anyGoes() bool {
 				break
 			}
 			if (c.two != nil) == two && c.yields() {
-				c.lot.Take(&c.place)
+				c.wake()
 				return true
 			}
 		}

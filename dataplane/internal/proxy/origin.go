@@ -36,8 +36,9 @@ type origin struct {
 
 	mu     sync.Mutex // covers the rest
 	idle   []*link
-	swept  bool // a sweep is due
-	closed int  // times that all idle ones were closed: a link from before is not kept
+	stocks []*stock // of loops
+	swept  bool     // a sweep is due
+	closed int      // times that all idle ones were closed: a link from before is not kept
 }
 
 // link is one connection. What arrived and was not taken yet is in buf[r:w].
@@ -55,9 +56,14 @@ type link struct {
 	hint   func([]string) // has an answer's hints; nil: they are in early, and errHints is said of them
 	early  []string
 	still  bool // reading waits for nothing: http1.ErrWait
+	looped
 }
 
-func (o *origin) get() *link {
+// get gives an idle one: a loop's own, or for nil one that no loop has.
+func (o *origin) get(t *turn) *link {
+	if t != nil {
+		return o.take(t)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n := len(o.idle)
@@ -69,10 +75,15 @@ func (o *origin) get() *link {
 	return l
 }
 
-func (o *origin) open(ctx context.Context) (*link, error) {
+func (o *origin) open(ctx context.Context, home *turn) (*link, error) {
 	conn, err := o.dial(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if home != nil {
+		if l := o.adopt(conn, home); l != nil {
+			return l, nil
+		}
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -88,6 +99,10 @@ func (o *origin) put(l *link, now time.Time) {
 		return
 	}
 	l.r, l.w, l.asked, l.since = 0, 0, true, now
+	if l.home != nil {
+		o.stow(l)
+		return
+	}
 	if len(l.buf) > linkBuffer {
 		l.buf = make([]byte, linkBuffer)
 	}
@@ -98,6 +113,11 @@ func (o *origin) put(l *link, now time.Time) {
 		return
 	}
 	o.idle = append(o.idle, l)
+	o.sweepSoon()
+}
+
+// sweepSoon has it swept, with mu held.
+func (o *origin) sweepSoon() {
 	if !o.swept {
 		o.swept = true
 		time.AfterFunc(linkIdle/2, o.sweep)
@@ -114,7 +134,11 @@ func (o *origin) sweep() {
 		old++
 	}
 	o.idle = append(o.idle[:0], o.idle[old:]...)
-	if o.swept = len(o.idle) > 0; o.swept {
+	left := len(o.idle)
+	for _, s := range o.stocks {
+		left += s.sweep(linkIdle)
+	}
+	if o.swept = left > 0; o.swept {
 		time.AfterFunc(linkIdle/2, o.sweep)
 	}
 }
@@ -127,6 +151,9 @@ func (o *origin) closeIdle() {
 	}
 	o.idle = nil
 	o.closed++
+	for _, s := range o.stocks {
+		s.sweep(0)
+	}
 }
 
 // ask writes a request and waits for the first of its answer. written: all of the request may have reached the upstream. On a
@@ -141,6 +168,14 @@ func (l *link) ask(request []byte) (written bool, err error) {
 		if n == 0 && isTimeout(err) {
 			return false, errUnasked
 		}
+	} else if l.lc != nil {
+		if !l.lc.Quiet() {
+			return false, direct.ErrStale
+		}
+		if n, err = l.lc.Write(request); n == 0 && isTimeout(err) {
+			return false, errUnasked
+		}
+		return n == len(request), err
 	}
 	if err == nil && n < len(request) {
 		_, err = l.conn.Write(request[n:])
@@ -187,6 +222,8 @@ func (l *link) fetch(p []byte) (n int, err error) {
 	}
 	if l.direct != nil {
 		n, err = l.direct.Try(p)
+	} else if l.lc != nil {
+		n, err = l.lc.TryRead(p)
 	}
 	if n == 0 && (err == nil || isTimeout(err)) {
 		err = http1.ErrWait
@@ -252,7 +289,7 @@ func (l *link) head(method string) error {
 			}
 			l.buf = append(l.buf, make([]byte, len(l.buf))...)
 		}
-		n, err := l.conn.Read(l.buf[l.w:])
+		n, err := l.fetch(l.buf[l.w:])
 		l.w += n
 		if n == 0 {
 			if err == nil {

@@ -6,13 +6,16 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/direct"
+	"bailiwick/dataplane/internal/loop"
 	"bailiwick/dataplane/internal/park"
 )
 
 // lotFor is where a connection may be parked; nil: nowhere, so that it waits on a goroutine of its own, which costs memory and
 // nothing else. d.mu is held.
 func (d *Door) lotFor(c net.Conn) *park.Lot {
-	if _, ok := c.(*direct.Conn); !ok {
+	switch c.(type) {
+	case *direct.Conn, *loop.Conn:
+	default:
 		return nil
 	}
 	if d.lot == nil && !d.lotless {

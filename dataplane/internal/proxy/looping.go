@@ -1,0 +1,603 @@
+package proxy
+
+import (
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"time"
+
+	"bailiwick/dataplane/internal/direct"
+	"bailiwick/dataplane/internal/http1"
+	"bailiwick/dataplane/internal/loop"
+)
+
+// turn is what a loop has beside its connections: one goroutine uses it.
+type turn struct {
+	door    *Door
+	loop    *loop.Loop
+	then    func() bool // what the request at hand needs a goroutine for; nil: nothing
+	bufs    [][]byte    // of connections that do nothing
+	works   []*work
+	flights []*link   // on which an answer is awaited
+	next    time.Time // nobody's patience ends before
+	swept   time.Time
+}
+
+// looped is a link of a loop's.
+type looped struct {
+	lc   *loop.Conn // the same as conn
+	home *turn      // whose; nil: nobody's
+	k    *work      // the request under way; nil: it is idle, or goroutines have it
+	at   int        // in flights
+	due  time.Time  // the answer
+	spot int        // in its stock
+}
+
+const (
+	spareBuffers = 256
+	loopTick     = time.Second
+	loopSweep    = time.Second
+)
+
+// adopt gives a loop a connection; where there is none, it is read and written directly.
+func (d *Door) adopt(raw net.Conn) (net.Conn, *loop.Conn, *turn) {
+	if tcp, ok := raw.(*net.TCPConn); ok && d.Others == nil && d.fast != nil {
+		if t := d.turnFor(); t != nil {
+			if lc, err := t.loop.Adopt(tcp); err == nil {
+				return lc, lc, t
+			}
+		}
+	}
+	return direct.New(raw), nil, nil
+}
+
+// turnFor deals connections to loops in turn.
+func (d *Door) turnFor() *turn {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.refuses.Load() || d.loopless {
+		return nil
+	}
+	for n := runtime.GOMAXPROCS(0); len(d.turns) < n; {
+		t := &turn{door: d}
+		l, err := loop.New(t.tick)
+		if err != nil {
+			d.loopless = true
+			d.log.Printf("connections are not served by loops: %v", err)
+			return nil
+		}
+		t.loop = l
+		d.turns = append(d.turns, t)
+		d.wg.Go(func() {
+			if err := l.Run(); err != nil {
+				d.log.Printf("a loop has ended: %v", err)
+			}
+		})
+	}
+	d.dealt++
+	return d.turns[d.dealt%len(d.turns)]
+}
+
+// stopLoops ends the loops of a door that takes no more connections and has none, with mu held.
+func (d *Door) stopLoops() {
+	if !d.refuses.Load() || len(d.conns) > 0 {
+		return
+	}
+	for _, t := range d.turns {
+		t.loop.Close()
+	}
+	d.turns = nil
+}
+
+// wake has a goroutine serve a connection that waits, wherever it does.
+func (c *conn) wake() {
+	if c.lot.Take(&c.place) {
+		return
+	}
+	if c.lc.Take() {
+		c.turn = nil
+		c.Rouse()
+	}
+}
+
+// loops says that the connection is one for its loop.
+func (c *conn) loops() bool {
+	if c.lc == nil || !c.lately {
+		return false
+	}
+	c.lately, c.parks = false, true
+	return true
+}
+
+// toLoop leaves a connection to its loop. false: something has come.
+func (c *conn) toLoop() bool {
+	buf := c.buf
+	for {
+		c.buf, c.turn, c.now = nil, c.home, time.Time{}
+		if c.lc.Watch() {
+			return true
+		}
+		c.buf, c.turn = buf, nil
+		n, err := c.lc.TryRead(c.buf)
+		c.w = n
+		if n > 0 || err != nil {
+			return false
+		}
+	}
+}
+
+// Ready implements loop.Owner.
+func (c *conn) Ready(e loop.Event) {
+	if c.flying {
+		c.more = c.more || e&(loop.In|loop.Gone) != 0
+		return
+	}
+	t := c.turn
+	defer t.guard(c)
+	if e&(loop.In|loop.Gone) != 0 {
+		c.more = e&loop.Gone != 0
+		t.read(c)
+	} else if !c.lc.Rest() {
+		c.end()
+	}
+}
+
+// guard ends a connection whose request panics, and nothing else.
+func (t *turn) guard(c *conn) {
+	if p := recover(); p != nil {
+		t.then = nil
+		c.panicked(p)
+		c.end()
+	}
+}
+
+func (t *turn) guardLink(l *link, c *conn) {
+	if p := recover(); p != nil {
+		t.then = nil
+		if l.k != nil {
+			t.land(l, c)
+		}
+		if l.lc.Looped() {
+			l.conn.Close()
+		}
+		c.panicked(p)
+		c.end()
+	}
+}
+
+// read reads what has come on a connection that waits.
+func (t *turn) read(c *conn) {
+	b := t.buffer()
+	n, err := c.lc.TryRead(b)
+	if n == 0 {
+		t.give(b)
+		if err != nil || !c.lc.Rest() {
+			c.end()
+		}
+		return
+	}
+	c.buf, c.r, c.w = b, 0, n
+	c.more = c.more || n == len(b)
+	end, err := http1.Scan(b[:n], 0)
+	if err != nil || end == 0 || c.req.Parse(view(b[:end])) != nil {
+		t.hand(c, nil) // where it will be said
+		return
+	}
+	if !c.phase.CompareAndSwap(waiting, serving) {
+		c.end()
+		return
+	}
+	c.r = end
+	k := t.work()
+	k.from, k.req, k.remote, k.secure, k.via = c, &c.req, c.remote, c.state != nil, "1.1 bailiwick"
+	if !k.common(c.door.fast, int64(len(c.buf)-c.r), c.sni) {
+		t.forget(k)
+		t.hand(c, c.one)
+		return
+	}
+	c.begin(k)
+	t.serve(c, k)
+}
+
+// serve serves a common request up to where an answer is awaited.
+func (t *turn) serve(c *conn, k *work) {
+	p, x := c.door.fast, &k.call
+	problem := k.judge()
+	if problem.Status == 0 && x.v.Parked {
+		t.leave(c, k, func() bool {
+			if keep, ok := k.admitted(p, problem); !ok {
+				return keep
+			}
+			return c.serveAdmitted(k)
+		})
+		return
+	}
+	if _, ok := k.admitted(p, problem); !ok {
+		t.leave(c, k, t.then)
+		return
+	}
+	if c.req.Length > int64(c.w-c.r) {
+		t.leave(c, k, func() bool { return c.serveAdmitted(k) })
+		return
+	}
+	k.body = c.buf[c.r : c.r+int(c.req.Length)]
+	if _, ok := k.start(); !ok {
+		t.leave(c, k, t.then)
+		return
+	}
+	k.try.home = t
+	candidate, ok := k.a.Ready()
+	if !ok {
+		t.leave(c, k, k.walk)
+		return
+	}
+	if _, ok := k.prepare(candidate, true); !ok {
+		t.leave(c, k, t.then)
+		return
+	}
+	t.ask(c, k)
+}
+
+// ask asks an upstream on a connection that the loop has.
+func (t *turn) ask(c *conn, k *work) {
+	for {
+		l := k.try.o.get(t)
+		if l == nil {
+			t.leave(c, k, func() bool { return k.attempt(nil) })
+			return
+		}
+		if !k.try.repeatable && !l.lc.Quiet() {
+			l.conn.Close()
+			continue
+		}
+		n, err := l.lc.TryWrite(k.out)
+		if err != nil || n < len(k.out) {
+			l.lc.Man()
+			t.leave(c, k, func() bool { return k.finish(l, n, err) })
+			return
+		}
+		l.k, l.at, l.due = k, len(t.flights), k.try.from.Add(k.try.patience)
+		t.flights = append(t.flights, l)
+		if t.next.IsZero() || l.due.Before(t.next) {
+			t.next = l.due
+		}
+		c.flying = true
+		return
+	}
+}
+
+// finish goes on where n bytes of the request were written.
+func (k *work) finish(l *link, n int, err error) bool {
+	written := n == len(k.out)
+	if err == nil {
+		l.patience(k.try.from, k.try.patience)
+		_, err = l.conn.Write(k.out[n:])
+		written = err == nil
+	}
+	return k.hear(l, written, err)
+}
+
+// hear is heard, and what follows.
+func (k *work) hear(l *link, written bool, err error) bool {
+	next, done, keep := k.heard(l, written, err)
+	if done {
+		return keep
+	}
+	return k.attempt(next)
+}
+
+// Ready implements loop.Owner.
+func (l *link) Ready(e loop.Event) {
+	t, k := l.home, l.k
+	if e&(loop.In|loop.Gone) == 0 {
+		if k == nil && !l.lc.Rest() {
+			l.drop()
+		}
+		return
+	}
+	if k == nil { // its end, or what nobody has asked for
+		if !l.lc.Quiet() || !l.lc.Rest() {
+			l.drop()
+		}
+		return
+	}
+	c := k.from.(*conn)
+	defer t.guardLink(l, c)
+	if l.buf == nil {
+		l.buf = t.buffer()
+	}
+	l.still = true
+	err := l.head(k.req.Method)
+	l.still = false
+	if err == http1.ErrWait {
+		return
+	}
+	t.land(l, c)
+	if err != nil {
+		l.lc.Man()
+		t.leave(c, k, func() bool { return k.hear(l, true, err) })
+		return
+	}
+	a := &l.answer
+	if a.Status == 101 || a.Status >= 502 && a.Status <= 504 || a.Options || a.Length < 0 || a.Length > smallAnswer || int(a.Length) > l.w-l.r {
+		l.lc.Man()
+		t.leave(c, k, func() bool { return k.answered(l) })
+		return
+	}
+	keep := k.answered(l)
+	if then := t.then; then != nil {
+		t.leave(c, k, then)
+		return
+	}
+	t.forget(k)
+	t.over(c, keep)
+}
+
+// land ends a flight.
+func (t *turn) land(l *link, c *conn) {
+	last := len(t.flights) - 1
+	t.flights[l.at] = t.flights[last]
+	t.flights[l.at].at = l.at
+	t.flights[last] = nil
+	t.flights = t.flights[:last]
+	l.k, c.flying = nil, false
+}
+
+// over goes on when a request was answered.
+func (t *turn) over(c *conn, keep bool) {
+	if !keep || c.door.shut.Load() {
+		t.hand(c, func() bool { return false })
+		return
+	}
+	c.phase.Store(waiting)
+	if c.r < c.w {
+		t.hand(c, nil)
+		return
+	}
+	t.give(c.buf)
+	c.buf, c.r, c.w = nil, 0, 0
+	if c.more {
+		c.more = false
+		t.read(c)
+		return
+	}
+	c.since = c.now
+	if !c.lc.Rest() {
+		c.end()
+	}
+}
+
+// leave leaves what a request still needs to a goroutine.
+func (t *turn) leave(c *conn, k *work, then func() bool) {
+	t.then = nil
+	t.hand(c, func() bool {
+		keep := then()
+		k.done()
+		c.door.works.Put(k)
+		return keep
+	})
+}
+
+// hand hands a connection to a goroutine.
+func (t *turn) hand(c *conn, first func() bool) {
+	c.turn, c.now, c.lately = nil, time.Time{}, true
+	c.lc.Man()
+	c.door.wg.Go(func() { c.resume(first) })
+}
+
+// tryWrite writes an answer; what the client does not take at once a goroutine writes.
+func (c *conn) tryWrite(b []byte) bool {
+	n, err := c.lc.TryWrite(b)
+	if err != nil || n == len(b) {
+		return err == nil
+	}
+	rest, last := slices.Clone(b[n:]), c.last
+	c.turn.then = func() bool { return c.write(rest, time.Now()) && !last }
+	return true
+}
+
+func (t *turn) buffer() []byte {
+	if n := len(t.bufs); n > 0 {
+		b := t.bufs[n-1]
+		t.bufs = t.bufs[:n-1]
+		return b
+	}
+	return make([]byte, connBuffer)
+}
+
+func (t *turn) give(b []byte) {
+	if len(b) == connBuffer && len(t.bufs) < spareBuffers {
+		t.bufs = append(t.bufs, b)
+	}
+}
+
+func (t *turn) work() *work {
+	if n := len(t.works); n > 0 {
+		k := t.works[n-1]
+		t.works = t.works[:n-1]
+		return k
+	}
+	return t.door.works.Get().(*work)
+}
+
+func (t *turn) forget(k *work) {
+	k.done()
+	if len(t.works) < spareBuffers {
+		t.works = append(t.works, k)
+	} else {
+		t.door.works.Put(k)
+	}
+}
+
+// tick ends what takes too long.
+func (t *turn) tick(now time.Time) time.Duration {
+	if now.Sub(t.swept) >= loopSweep {
+		t.swept = now
+		t.loop.Each(func(o loop.Owner) {
+			switch o := o.(type) {
+			case *conn:
+				t.idle(o, now)
+			case *link:
+				if !o.lc.Rest() {
+					o.drop()
+				}
+			}
+		})
+	}
+	if len(t.flights) == 0 {
+		t.next = time.Time{}
+		return loopTick
+	}
+	if left := t.next.Sub(now); left > 0 {
+		return left
+	}
+	t.next = now.Add(time.Minute)
+	for i := len(t.flights) - 1; i >= 0; i-- {
+		l := t.flights[i]
+		if now.Before(l.due) {
+			if l.due.Before(t.next) {
+				t.next = l.due
+			}
+			continue
+		}
+		k := l.k
+		c := k.from.(*conn)
+		t.land(l, c)
+		if l.buf == nil {
+			l.buf = t.buffer()
+		}
+		l.lc.Man()
+		t.leave(c, k, func() bool { return k.hear(l, true, os.ErrDeadlineExceeded) })
+	}
+	return min(max(t.next.Sub(now), time.Millisecond), loopTick)
+}
+
+// idle parks who has waited for long.
+func (t *turn) idle(c *conn, now time.Time) {
+	if c.since.IsZero() {
+		c.since = now
+	}
+	if now.Sub(c.since) < c.door.whole() {
+		if !c.lc.Rest() {
+			c.end()
+		}
+		return
+	}
+	c.idle, c.turn, c.now = c.since.Add(idleTimeout), nil, time.Time{}
+	c.until, c.wuntil, c.since = time.Time{}, time.Time{}, time.Time{}
+	c.lc.SetDeadline(time.Time{})
+	c.lc.Man()
+	if c.lot == nil || !c.leaveTo(c.idle) {
+		c.stays = true
+		c.Rouse()
+		return
+	}
+	if c.lc.Closed() {
+		c.lot.Take(&c.place)
+	}
+}
+
+// stock is a loop's idle connections to an origin.
+type stock struct {
+	home *turn
+	idle []*link // o.mu covers it
+}
+
+// adopt gives a new connection to a loop; nil: it cannot be.
+func (o *origin) adopt(conn net.Conn, home *turn) *link {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	lc, err := home.loop.Adopt(tcp)
+	if err != nil {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	l := &link{o: o, conn: lc, buf: make([]byte, linkBuffer), age: o.closed, looped: looped{lc: lc, home: home}}
+	lc.Owner = l
+	return l
+}
+
+// take takes an idle one of a loop's.
+func (o *origin) take(t *turn) *link {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range o.stocks {
+		if s.home != t {
+			continue
+		}
+		for n := len(s.idle); n > 0; n = len(s.idle) {
+			l := s.idle[n-1]
+			s.idle[n-1], s.idle = nil, s.idle[:n-1]
+			if l.lc.Claim() {
+				return l
+			}
+		}
+	}
+	return nil
+}
+
+// stow puts one back.
+func (o *origin) stow(l *link) {
+	t := l.home
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	i := slices.IndexFunc(o.stocks, func(s *stock) bool { return s.home == t })
+	if i < 0 {
+		i = len(o.stocks)
+		o.stocks = append(o.stocks, &stock{home: t})
+	}
+	s := o.stocks[i]
+	if len(s.idle) >= o.max || l.age != o.closed {
+		l.conn.Close()
+		return
+	}
+	if l.lc.Looped() {
+		t.give(l.buf)
+	}
+	l.buf = nil
+	l.spot = len(s.idle)
+	s.idle = append(s.idle, l)
+	if l.lc.Looped() {
+		l.lc.Rest()
+	} else {
+		for !l.lc.Watch() {
+			if l.lc.Quiet() {
+				continue
+			}
+			l.lc.Close()
+			s.idle = s.idle[:len(s.idle)-1]
+			return
+		}
+	}
+	o.sweepSoon()
+}
+
+// drop ends an idle one.
+func (l *link) drop() {
+	l.o.mu.Lock()
+	defer l.o.mu.Unlock()
+	for _, s := range l.o.stocks {
+		if s.home == l.home {
+			if i := slices.Index(s.idle, l); i >= 0 {
+				s.idle = slices.Delete(s.idle, i, i+1)
+			}
+		}
+	}
+	l.conn.Close()
+}
+
+// sweep closes what has been idle for long, with the origin's mu held, and says how many are left.
+func (s *stock) sweep(long time.Duration) int {
+	s.idle = slices.DeleteFunc(s.idle, func(l *link) bool {
+		if long > 0 && time.Since(l.since) <= long || !l.lc.Take() {
+			return false
+		}
+		l.conn.Close()
+		return true
+	})
+	return len(s.idle)
+}
