@@ -16,6 +16,7 @@ import (
 // while it is its loop's, its loop's goroutine alone does, by TryRead and TryWrite.
 type Conn struct {
 	Owner Owner // set it before the first Watch
+	First bool  // it is told of before others; set it with Owner
 
 	loop          *Loop
 	fd            int
@@ -41,7 +42,7 @@ const shutBit = 1 << 30
 // side is where goroutines wait for one direction of a connection.
 type side struct {
 	mu    sync.Mutex // covers the rest
-	ready bool       // something may have happened that nobody has looked at
+	ready bool       // something may be there; taken back before looking, and set again unless there was nothing
 	until time.Time  // the deadline; zero: none
 	timer *time.Timer
 	wake  chan struct{}
@@ -116,18 +117,17 @@ func (c *Conn) Close() error {
 			break
 		}
 	}
-	c.in.rouse()
-	c.out.rouse()
+	c.in.close()
+	c.out.close()
 	return nil
 }
 
-// Watch leaves a connection that is manned to its loop: its owner hears of what comes. false: something may have come already,
-// or it was closed; it stays the caller's.
+// Watch leaves a connection that is manned to its loop: its owner hears of what comes. false: it was closed, or something may have
+// come already; it stays the caller's, who may try again after Poll has found nothing.
 func (c *Conn) Watch() bool {
 	c.in.mu.Lock()
 	defer c.in.mu.Unlock()
 	if c.in.ready || c.Closed() {
-		c.in.ready = false
 		return false
 	}
 	c.state.Store(watched)
@@ -154,10 +154,18 @@ func (c *Conn) Looped() bool { return c.state.Load() == looped }
 
 // Man makes the loop's connection one for goroutines: its loop's goroutine calls it, and lets go.
 func (c *Conn) Man() {
-	c.in.mu.Lock()
-	c.in.ready = true // what came meanwhile nobody has looked at, perhaps
-	c.in.mu.Unlock()
+	c.in.set(true) // what came meanwhile nobody has looked at, perhaps
 	c.state.Store(manned)
+}
+
+// Poll is TryRead for goroutines.
+func (c *Conn) Poll(p []byte) (int, error) {
+	c.in.set(false)
+	n, err := c.TryRead(p)
+	if n > 0 || err != nil { // and there may be more, or its end
+		c.in.set(true)
+	}
+	return n, err
 }
 
 // TryRead reads what has arrived, and waits for nothing: 0 and no error says that nothing has.
@@ -221,7 +229,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		if err := c.in.late(); err != nil {
 			return 0, c.failed("read", err)
 		}
-		n, err := c.TryRead(p)
+		n, err := c.Poll(p)
 		if n > 0 || err != nil {
 			return n, err
 		}
@@ -237,6 +245,7 @@ func (c *Conn) Write(p []byte) (done int, err error) {
 		if err := c.out.late(); err != nil {
 			return done, c.failed("write", err)
 		}
+		c.out.set(false)
 		n, err := c.TryWrite(p[done:])
 		if done += n; done == len(p) || err != nil {
 			return done, err
@@ -271,9 +280,9 @@ func (s *side) wait(c *Conn) error {
 			return net.ErrClosed
 		case !s.until.IsZero() && !time.Now().Before(s.until):
 			s.mu.Unlock()
+			s.rouse()
 			return os.ErrDeadlineExceeded
 		case s.ready:
-			s.ready = false
 			s.mu.Unlock()
 			return nil
 		}
@@ -301,11 +310,24 @@ func (s *side) rouse() {
 	}
 }
 
+func (s *side) close() {
+	s.mu.Lock()
+	if s.timer != nil {
+		s.timer.Stop()
+	}
+	s.mu.Unlock()
+	s.rouse()
+}
+
+func (s *side) set(ready bool) {
+	s.mu.Lock()
+	s.ready = ready
+	s.mu.Unlock()
+}
+
 // heard says that something happened.
 func (s *side) heard() {
-	s.mu.Lock()
-	s.ready = true
-	s.mu.Unlock()
+	s.set(true)
 	s.rouse()
 }
 

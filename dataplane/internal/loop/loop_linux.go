@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // atOnce is how many events are taken at a time.
@@ -22,6 +23,8 @@ type Loop struct {
 	events []syscall.EpollEvent // Run's
 	ready  []event
 	armed  time.Time
+	rounds uint64
+	all    []*Conn
 
 	done atomic.Bool
 
@@ -139,14 +142,14 @@ func (l *Loop) arm(now time.Time) {
 }
 
 func (l *Loop) poll() (int, syscall.Errno) {
-	n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(l.fd), pointer(l.events), atOnce, 0, 0, 0)
+	n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(l.fd), uintptr(unsafe.Pointer(unsafe.SliceData(l.events))), atOnce, 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}
 	return int(n), 0
 }
 
-// round tells owners of what happened.
+// round tells owners of what happened, those first that are to be.
 func (l *Loop) round(events []syscall.EpollEvent) {
 	l.mu.Lock()
 	for _, e := range events {
@@ -156,8 +159,13 @@ func (l *Loop) round(events []syscall.EpollEvent) {
 		}
 	}
 	l.mu.Unlock()
-	for i := range l.ready {
-		l.ready[i].c.happened(l.ready[i].e)
+	l.rounds++
+	for _, first := range [...]bool{true, false} {
+		for i := range l.ready {
+			if l.ready[i].c.First == first {
+				l.ready[i].c.happened(l.ready[i].e)
+			}
+		}
 	}
 	clear(l.ready)
 	l.ready = l.ready[:0]
@@ -193,12 +201,17 @@ func (c *Conn) happened(e Event) {
 	}
 }
 
+// Round counts how often events were taken: of what was left to the loop in a round before this one, all that had come when this
+// one began has been told. Its goroutine calls it.
+func (l *Loop) Round() uint64 { return l.rounds }
+
 // Each calls do with the owner of each connection that is watched, which is the loop's then. Its goroutine calls it.
 func (l *Loop) Each(do func(o Owner)) {
 	l.mu.Lock()
-	all := append([]*Conn(nil), l.slots...)
+	l.all = append(l.all[:0], l.slots...)
 	l.mu.Unlock()
-	for _, c := range all {
+	defer func() { clear(l.all) }()
+	for _, c := range l.all {
 		if c != nil && c.state.CompareAndSwap(watched, looped) {
 			do(c.Owner)
 		}

@@ -421,7 +421,7 @@ func (c *conn) exchange(k *work, do func(e *exchange)) bool {
 		t.then = func() bool { return c.exchange(k, do) }
 		return false
 	}
-	c.lately = false
+	c.lately = false // it stays on a goroutine while its requests need one
 	k.ask.Host = strings.Clone(k.ask.Host)
 	keep := c.slow(func(w http.ResponseWriter, r *http.Request) {
 		e := &exchange{call: &k.call, w: w, r: r}

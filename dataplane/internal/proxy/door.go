@@ -51,6 +51,7 @@ type Door struct {
 	conns    map[*conn]struct{}
 	turns    []*turn // loops of common requests over cleartext
 	loopless bool    // and there will be none
+	unlooped bool    // for tests: goroutines serve all
 	dealt    int     // connections that were given to them
 }
 

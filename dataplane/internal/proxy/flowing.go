@@ -71,6 +71,7 @@ func (k *work) flow(l *link, at *failover.Target, to sink) bool {
 	k.from.head(k, a)
 	clear(k.body) // nobody will send it again
 	if c, ok := k.from.(*conn); ok {
+		c.lately = false
 		c.r += int(c.req.Length) // what is behind it may be another request
 	}
 	f := &flow{l: l, chunked: a.Length < 0, open: a.Length == http1.UntilClose, body: http1.NewBody(l, a.Length, answerHead)}

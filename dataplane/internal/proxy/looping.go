@@ -31,13 +31,11 @@ type looped struct {
 	k    *work      // the request under way; nil: it is idle, or goroutines have it
 	at   int        // in flights
 	due  time.Time  // the answer
-	spot int        // in its stock
 }
 
 const (
 	spareBuffers = 256
-	loopTick     = time.Second
-	loopSweep    = time.Second
+	loopTick     = time.Second // between looks at who waits
 )
 
 // adopt gives a loop a connection; where there is none, it is read and written directly.
@@ -56,7 +54,7 @@ func (d *Door) adopt(raw net.Conn) (net.Conn, *loop.Conn, *turn) {
 func (d *Door) turnFor() *turn {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.refuses.Load() || d.loopless {
+	if d.refuses.Load() || d.loopless || d.unlooped {
 		return nil
 	}
 	for n := runtime.GOMAXPROCS(0); len(d.turns) < n; {
@@ -71,12 +69,34 @@ func (d *Door) turnFor() *turn {
 		d.turns = append(d.turns, t)
 		d.wg.Go(func() {
 			if err := l.Run(); err != nil {
-				d.log.Printf("a loop has ended: %v", err)
+				d.log.Printf("connections are not served by loops any more: %v", err)
+				d.unloop(t)
 			}
 		})
 	}
 	d.dealt++
 	return d.turns[d.dealt%len(d.turns)]
+}
+
+// unloop ends the connections of a loop that has failed: nobody hears of them.
+func (d *Door) unloop(t *turn) {
+	for _, l := range slices.Clone(t.flights) {
+		k := l.k
+		c := k.from.(*conn)
+		t.land(l, c)
+		l.lc.Man()
+		l.conn.Close()
+		t.leave(c, k, func() bool { return k.hear(l, true, net.ErrClosed) })
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.loopless = true
+	for c := range d.conns {
+		if c.home == t {
+			c.raw.Close()
+			c.wake()
+		}
+	}
 }
 
 // stopLoops ends the loops of a door that takes no more connections and has none, with mu held.
@@ -114,12 +134,12 @@ func (c *conn) loops() bool {
 func (c *conn) toLoop() bool {
 	buf := c.buf
 	for {
-		c.buf, c.turn, c.now = nil, c.home, time.Time{}
+		c.buf, c.turn, c.now, c.since = nil, c.home, time.Time{}, time.Time{}
 		if c.lc.Watch() {
 			return true
 		}
 		c.buf, c.turn = buf, nil
-		n, err := c.lc.TryRead(c.buf)
+		n, err := c.lc.Poll(c.buf)
 		c.w = n
 		if n > 0 || err != nil {
 			return false
@@ -139,8 +159,15 @@ func (c *conn) Ready(e loop.Event) {
 		c.more = e&loop.Gone != 0
 		t.read(c)
 	} else if !c.lc.Rest() {
-		c.end()
+		t.end(c)
 	}
+}
+
+// end ends a connection of the loop's.
+func (t *turn) end(c *conn) {
+	c.turn = nil
+	c.lc.Man() // what else is heard of it in this round is nobody's
+	c.end()
 }
 
 // guard ends a connection whose request panics, and nothing else.
@@ -148,7 +175,7 @@ func (t *turn) guard(c *conn) {
 	if p := recover(); p != nil {
 		t.then = nil
 		c.panicked(p)
-		c.end()
+		t.end(c)
 	}
 }
 
@@ -162,7 +189,7 @@ func (t *turn) guardLink(l *link, c *conn) {
 			l.conn.Close()
 		}
 		c.panicked(p)
-		c.end()
+		t.end(c)
 	}
 }
 
@@ -173,7 +200,7 @@ func (t *turn) read(c *conn) {
 	if n == 0 {
 		t.give(b)
 		if err != nil || !c.lc.Rest() {
-			c.end()
+			t.end(c)
 		}
 		return
 	}
@@ -185,7 +212,7 @@ func (t *turn) read(c *conn) {
 		return
 	}
 	if !c.phase.CompareAndSwap(waiting, serving) {
-		c.end()
+		t.end(c)
 		return
 	}
 	c.r = end
@@ -364,7 +391,7 @@ func (t *turn) over(c *conn, keep bool) {
 	}
 	c.since = c.now
 	if !c.lc.Rest() {
-		c.end()
+		t.end(c)
 	}
 }
 
@@ -432,12 +459,16 @@ func (t *turn) forget(k *work) {
 
 // tick ends what takes too long.
 func (t *turn) tick(now time.Time) time.Duration {
-	if now.Sub(t.swept) >= loopSweep {
+	every, patience := loopTick, wholeFew
+	if t.door.parkAfter > 0 {
+		every, patience = min(every, t.door.parkAfter), t.door.parkAfter
+	}
+	if now.Sub(t.swept) >= every {
 		t.swept = now
 		t.loop.Each(func(o loop.Owner) {
 			switch o := o.(type) {
 			case *conn:
-				t.idle(o, now)
+				t.idle(o, now, patience)
 			case *link:
 				if !o.lc.Rest() {
 					o.drop()
@@ -447,10 +478,10 @@ func (t *turn) tick(now time.Time) time.Duration {
 	}
 	if len(t.flights) == 0 {
 		t.next = time.Time{}
-		return loopTick
+		return every
 	}
 	if left := t.next.Sub(now); left > 0 {
-		return left
+		return min(left, every)
 	}
 	t.next = now.Add(time.Minute)
 	for i := len(t.flights) - 1; i >= 0; i-- {
@@ -470,22 +501,23 @@ func (t *turn) tick(now time.Time) time.Duration {
 		l.lc.Man()
 		t.leave(c, k, func() bool { return k.hear(l, true, os.ErrDeadlineExceeded) })
 	}
-	return min(max(t.next.Sub(now), time.Millisecond), loopTick)
+	return min(max(t.next.Sub(now), time.Millisecond), every)
 }
 
 // idle parks who has waited for long.
-func (t *turn) idle(c *conn, now time.Time) {
+func (t *turn) idle(c *conn, now time.Time, patience time.Duration) {
 	if c.since.IsZero() {
 		c.since = now
 	}
-	if now.Sub(c.since) < c.door.whole() {
+	if now.Sub(c.since) < patience {
 		if !c.lc.Rest() {
-			c.end()
+			t.end(c)
 		}
 		return
 	}
 	c.idle, c.turn, c.now = c.since.Add(idleTimeout), nil, time.Time{}
 	c.until, c.wuntil, c.since = time.Time{}, time.Time{}, time.Time{}
+	c.req = http1.Request{}
 	c.lc.SetDeadline(time.Time{})
 	c.lc.Man()
 	if c.lot == nil || !c.leaveTo(c.idle) {
@@ -501,7 +533,19 @@ func (t *turn) idle(c *conn, now time.Time) {
 // stock is a loop's idle connections to an origin.
 type stock struct {
 	home *turn
-	idle []*link // o.mu covers it
+	// o.mu covers the rest. What was given back in this round is fresh: whether something came behind its answer nobody has heard.
+	idle, fresh []*link
+	round       uint64
+}
+
+// turn makes those of rounds before this one fit for use, with the origin's mu held. The loop's goroutine calls it.
+func (s *stock) turn() {
+	if now := s.home.loop.Round(); s.round != now {
+		s.round = now
+		s.idle = append(s.idle, s.fresh...)
+		clear(s.fresh)
+		s.fresh = s.fresh[:0]
+	}
 }
 
 // adopt gives a new connection to a loop; nil: it cannot be.
@@ -517,7 +561,7 @@ func (o *origin) adopt(conn net.Conn, home *turn) *link {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	l := &link{o: o, conn: lc, buf: make([]byte, linkBuffer), age: o.closed, looped: looped{lc: lc, home: home}}
-	lc.Owner = l
+	lc.Owner, lc.First = l, true
 	return l
 }
 
@@ -529,6 +573,7 @@ func (o *origin) take(t *turn) *link {
 		if s.home != t {
 			continue
 		}
+		s.turn()
 		for n := len(s.idle); n > 0; n = len(s.idle) {
 			l := s.idle[n-1]
 			s.idle[n-1], s.idle = nil, s.idle[:n-1]
@@ -551,28 +596,27 @@ func (o *origin) stow(l *link) {
 		o.stocks = append(o.stocks, &stock{home: t})
 	}
 	s := o.stocks[i]
-	if len(s.idle) >= o.max || l.age != o.closed {
+	if len(s.idle)+len(s.fresh) >= o.max || l.age != o.closed {
 		l.conn.Close()
 		return
 	}
-	if l.lc.Looped() {
-		t.give(l.buf)
-	}
+	buf := l.buf
 	l.buf = nil
-	l.spot = len(s.idle)
-	s.idle = append(s.idle, l)
 	if l.lc.Looped() {
-		l.lc.Rest()
-	} else {
-		for !l.lc.Watch() {
-			if l.lc.Quiet() {
-				continue
-			}
-			l.lc.Close()
-			s.idle = s.idle[:len(s.idle)-1]
+		s.turn()
+		if t.give(buf); !l.lc.Rest() {
+			l.lc.Man()
 			return
 		}
+	} else {
+		for one := make([]byte, 1); !l.lc.Watch(); {
+			if n, err := l.lc.Poll(one); n > 0 || err != nil {
+				l.conn.Close()
+				return
+			}
+		}
 	}
+	s.fresh = append(s.fresh, l)
 	o.sweepSoon()
 }
 
@@ -582,22 +626,23 @@ func (l *link) drop() {
 	defer l.o.mu.Unlock()
 	for _, s := range l.o.stocks {
 		if s.home == l.home {
-			if i := slices.Index(s.idle, l); i >= 0 {
-				s.idle = slices.Delete(s.idle, i, i+1)
-			}
+			is := func(other *link) bool { return other == l }
+			s.idle, s.fresh = slices.DeleteFunc(s.idle, is), slices.DeleteFunc(s.fresh, is)
 		}
 	}
+	l.lc.Man() // what else is heard of it in this round is nobody's
 	l.conn.Close()
 }
 
 // sweep closes what has been idle for long, with the origin's mu held, and says how many are left.
 func (s *stock) sweep(long time.Duration) int {
-	s.idle = slices.DeleteFunc(s.idle, func(l *link) bool {
+	old := func(l *link) bool {
 		if long > 0 && time.Since(l.since) <= long || !l.lc.Take() {
 			return false
 		}
 		l.conn.Close()
 		return true
-	})
-	return len(s.idle)
+	}
+	s.idle, s.fresh = slices.DeleteFunc(s.idle, old), slices.DeleteFunc(s.fresh, old)
+	return len(s.idle) + len(s.fresh)
 }
