@@ -21,6 +21,17 @@ func offsets(names ...string) (at []uintptr) {
 	return at
 }
 
+// Pending says whether bytes have come on a TLS connection that are in no record which was read: true, too, where that cannot be
+// known. Nobody may be reading.
+func Pending(c *tls.Conn) bool {
+	for _, at := range buffers {
+		if (*bytes.Buffer)(unsafe.Add(unsafe.Pointer(c), at)).Len() > 0 {
+			return true
+		}
+	}
+	return len(buffers) < 2
+}
+
 // Slim gives back what memory a TLS connection keeps for reading, if nothing is in it. Nobody may be reading.
 func Slim(c *tls.Conn) {
 	for _, at := range buffers {

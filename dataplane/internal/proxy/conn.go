@@ -64,6 +64,8 @@ type conn struct {
 	turn   *turn      // of the loop that has it; nil: goroutines do
 	flying bool       // it waits for its request's answer
 	more   bool       // something has come meanwhile
+	under  *under     // of TLS; nil: there is none
+	again  bool       // it has served a request
 	lately bool       // its last request was a common one
 	since  time.Time  // it waits
 
@@ -124,6 +126,7 @@ func (c *conn) resume(first func() bool) {
 				c.linger()
 				return
 			}
+			c.settle()
 			c.phase.Store(waiting)
 		}
 		if !c.parks {
@@ -165,7 +168,8 @@ func (d *Door) panicked(p any) {
 
 // handshake sets TLS up, and serves what then speaks no HTTP. false: there is no more to do.
 func (c *conn) handshake() bool {
-	t := tls.Server(c.raw, c.door.Others.TLSConfig)
+	c.under = &under{Conn: c.raw, c: c}
+	t := tls.Server(c.under, c.door.Others.TLSConfig)
 	c.rwc = t
 	c.raw.SetDeadline(time.Now().Add(headTimeout))
 	if err := t.Handshake(); err != nil {

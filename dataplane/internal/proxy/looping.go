@@ -165,6 +165,7 @@ func (c *conn) Ready(e loop.Event) {
 
 // end ends a connection of the loop's.
 func (t *turn) end(c *conn) {
+	c.rwc.Close() // while it is the loop's: TLS has a last word, which waits for nobody
 	c.turn = nil
 	c.lc.Man() // what else is heard of it in this round is nobody's
 	c.end()
@@ -196,7 +197,7 @@ func (t *turn) guardLink(l *link, c *conn) {
 // read reads what has come on a connection that waits.
 func (t *turn) read(c *conn) {
 	b := t.buffer()
-	n, err := c.lc.TryRead(b)
+	n, err := c.tryRead(b)
 	if n == 0 {
 		t.give(b)
 		if err != nil || !c.lc.Rest() {
@@ -205,7 +206,6 @@ func (t *turn) read(c *conn) {
 		return
 	}
 	c.buf, c.r, c.w = b, 0, n
-	c.more = c.more || n == len(b)
 	end, err := http1.Scan(b[:n], 0)
 	if err != nil || end == 0 || c.req.Parse(view(b[:end])) != nil {
 		t.hand(c, nil) // where it will be said
@@ -415,6 +415,15 @@ func (t *turn) hand(c *conn, first func() bool) {
 
 // tryWrite writes an answer; what the client does not take at once a goroutine writes.
 func (c *conn) tryWrite(b []byte) bool {
+	if u := c.under; u != nil {
+		if _, err := c.rwc.Write(b); err != nil {
+			return false
+		}
+		if last := c.last; len(u.owed) > 0 {
+			c.turn.then = func() bool { return c.flush() && !last }
+		}
+		return true
+	}
 	n, err := c.lc.TryWrite(b)
 	if err != nil || n == len(b) {
 		return err == nil
