@@ -419,3 +419,6 @@ const most = 1 << 20 // of one call: it is not interrupted for others
 func (c *Conn) failed(op string, err error) error {
 	return &net.OpError{Op: op, Net: "tcp", Source: c.local, Addr: c.remote, Err: err}
 }
+
+// Rests says whether it is nobody's just now, for whoever counts.
+func (c *Conn) Rests() bool { return c != nil && c.state.Load() == watched }

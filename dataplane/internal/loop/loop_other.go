@@ -68,3 +68,6 @@ func (*Conn) TryRead([]byte) (int, error) { return 0, errors.ErrUnsupported }
 
 // TryWrite is as on Linux.
 func (*Conn) TryWrite([]byte) (int, error) { return 0, errors.ErrUnsupported }
+
+// Rests is as on Linux.
+func (*Conn) Rests() bool { return false }

@@ -148,13 +148,18 @@ func (c *conn) resume(first func() bool) {
 
 // end is the end of a connection.
 func (c *conn) end() {
-	if x := c.active; x != nil { // no request with a valid key without a row
-		c.active = nil
-		x.close()
-	}
+	c.abandon()
 	c.rwc.Close()
 	c.door.guests.leave(c.client)
 	c.door.forget(c)
+}
+
+// abandon ends a request that is under way: none with a valid key is without a row.
+func (c *conn) abandon() {
+	if x := c.active; x != nil {
+		c.active = nil
+		x.close()
+	}
 }
 
 func (c *conn) panicked(p any) { c.door.panicked(p) }

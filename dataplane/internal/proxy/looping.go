@@ -134,16 +134,16 @@ func (c *conn) loops() bool {
 func (c *conn) toLoop() bool {
 	buf := c.buf
 	for {
-		c.buf, c.turn, c.now, c.since = nil, c.home, time.Time{}, time.Time{}
+		n, err := c.poll(buf)
+		if n > 0 || err != nil { // an error comes again when that is read
+			c.buf, c.w = buf, n
+			return false
+		}
+		c.buf, c.turn, c.now, c.since, c.more = nil, c.home, time.Time{}, time.Time{}, false
 		if c.lc.Watch() {
 			return true
 		}
-		c.buf, c.turn = buf, nil
-		n, err := c.lc.Poll(c.buf)
-		c.w = n
-		if n > 0 || err != nil {
-			return false
-		}
+		c.turn = nil
 	}
 }
 
@@ -165,6 +165,7 @@ func (c *conn) Ready(e loop.Event) {
 
 // end ends a connection of the loop's.
 func (t *turn) end(c *conn) {
+	c.abandon()
 	c.rwc.Close() // while it is the loop's: TLS has a last word, which waits for nobody
 	c.turn = nil
 	c.lc.Man() // what else is heard of it in this round is nobody's
@@ -281,7 +282,8 @@ func (t *turn) ask(c *conn, k *work) {
 		n, err := l.lc.TryWrite(k.out)
 		if err != nil || n < len(k.out) {
 			l.lc.Man()
-			t.leave(c, k, func() bool { return k.finish(l, n, err) })
+			written, failed := n, err
+			t.leave(c, k, func() bool { return k.finish(l, written, failed) })
 			return
 		}
 		l.k, l.at, l.due = k, len(t.flights), k.try.from.Add(k.try.patience)
@@ -296,6 +298,9 @@ func (t *turn) ask(c *conn, k *work) {
 
 // finish goes on where n bytes of the request were written.
 func (k *work) finish(l *link, n int, err error) bool {
+	if l.buf == nil {
+		l.buf = make([]byte, linkBuffer)
+	}
 	written := n == len(k.out)
 	if err == nil {
 		l.patience(k.try.from, k.try.patience)
@@ -378,17 +383,12 @@ func (t *turn) over(c *conn, keep bool) {
 		return
 	}
 	c.phase.Store(waiting)
-	if c.r < c.w {
+	if c.r < c.w || c.more { // a request may be here: not now, while others have not been told what this round brought
 		t.hand(c, nil)
 		return
 	}
 	t.give(c.buf)
 	c.buf, c.r, c.w = nil, 0, 0
-	if c.more {
-		c.more = false
-		t.read(c)
-		return
-	}
 	c.since = c.now
 	if !c.lc.Rest() {
 		t.end(c)

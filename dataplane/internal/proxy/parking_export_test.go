@@ -46,3 +46,18 @@ func (d *Door) ParkedUntil() (until time.Time) {
 	}
 	return until
 }
+
+// Resting is how many of a door's connections rest in a loop.
+func (d *Door) Resting() (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		if c.lc.Rests() {
+			n++
+		}
+	}
+	return n
+}
+
+// Unloop has goroutines serve all. Call it before Serve.
+func (d *Door) Unloop() { d.unlooped = true }

@@ -14,6 +14,7 @@ import (
 type under struct {
 	net.Conn // c.raw
 	c        *conn
+	polls    bool // a goroutine reads without waiting
 	full     bool // the last read took all it had room for
 	owed     []byte
 }
@@ -29,10 +30,14 @@ var errNothing error = nothing{}
 
 // Read implements net.Conn.
 func (u *under) Read(p []byte) (int, error) {
-	if u.c.turn == nil {
+	if u.c.turn == nil && !u.polls {
 		return u.Conn.Read(p)
 	}
-	n, err := u.c.lc.TryRead(p)
+	read := u.c.lc.TryRead
+	if u.polls {
+		read = u.c.lc.Poll
+	}
+	n, err := read(p)
 	if n == 0 && err == nil {
 		err = errNothing
 	}
@@ -83,6 +88,19 @@ func (c *conn) tryRead(b []byte) (n int, err error) {
 		err = nil
 	}
 	c.more = c.more || n > 0 && (n == len(b) || err != nil || c.under.full || park.Pending(t))
+	return n, err
+}
+
+// poll is tryRead by a goroutine, of whoever reads until there is nothing.
+func (c *conn) poll(b []byte) (n int, err error) {
+	if c.under == nil {
+		return c.lc.Poll(b)
+	}
+	c.under.polls = true
+	if n, err = c.rwc.Read(b); err == errNothing {
+		err = nil
+	}
+	c.under.polls = false
 	return n, err
 }
 

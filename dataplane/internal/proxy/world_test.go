@@ -198,6 +198,7 @@ type meter struct {
 	rows    []usage.Row
 	err     error
 	healthy error
+	panics  atomic.Bool // once, while a request is decided
 }
 
 func (m *meter) Append(r *usage.Row) error {
@@ -214,6 +215,9 @@ func (m *meter) Append(r *usage.Row) error {
 }
 
 func (m *meter) Healthy() error {
+	if m.panics.CompareAndSwap(true, false) {
+		panic("for a test")
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.healthy

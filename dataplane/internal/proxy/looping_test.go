@@ -1,0 +1,297 @@
+//go:build linux
+
+package proxy_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/usage"
+)
+
+// doors are a cleartext door and one with TLS that speaks HTTP/1.1, both with loops, and how to connect to them.
+func (w *world) doors() map[string]struct {
+	door *proxy.Door
+	dial func(t testing.TB) net.Conn
+} {
+	servers, at := w.securely(func(*proxy.Door) {})
+	return map[string]struct {
+		door *proxy.Door
+		dial func(t testing.TB) net.Conn
+	}{
+		"cleartext": {w.west.server.door, func(t testing.TB) net.Conn { c, _ := w.dial(); return c }},
+		"TLS": {servers.HTTPS, func(t testing.TB) net.Conn {
+			c, err := tls.Dial("tcp", at, &tls.Config{InsecureSkipVerify: true, ServerName: "orders.test"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			c.SetDeadline(time.Now().Add(time.Minute))
+			return c
+		}},
+	}
+}
+
+// slowly has the upstream take its time for /slow.
+func (w *world) slowly(d time.Duration) {
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			time.Sleep(d)
+		}
+		io.Copy(io.Discard, r.Body)
+	})
+}
+
+// Common requests are a loop's, at either door: between them nobody else has the connection. Whatever else is asked in between is
+// answered too, in order, and counted once.
+func TestLoops_HaveWhatIsCommon(t *testing.T) {
+	w := newWorld(t, nil)
+	w.slowly(700 * time.Millisecond)
+	want := 0
+	for name, d := range w.doors() {
+		t.Run(name, func(t *testing.T) {
+			conn := d.dial(t)
+			in := bufio.NewReader(conn)
+			ask := func(method, path, more string, status int) {
+				t.Helper()
+				io.WriteString(conn, w.head(method, path, more))
+				if resp, body := read(t, in, method); resp.StatusCode != status {
+					t.Errorf("%s %s: got %d %s", method, path, resp.StatusCode, body)
+				}
+				want++
+			}
+			rests := func() {
+				t.Helper()
+				for range 3 { // one may have needed a new connection to the upstream, and a goroutine for that
+					ask("GET", "/v1/x", "\r\n", 200)
+				}
+				eventually(t, 20*time.Second, "it to rest in a loop", func() bool { return d.door.Resting() == 1 })
+			}
+			rests()
+			ask("POST", "/v1/x", "Content-Length: 3\r\n\r\nabc", 200)
+			ask("POST", "/v1/x", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 200) // an exchange
+			rests()
+			ask("GET", "/slow", "\r\n", 200) // longer than is waited for here
+			rests()
+			io.WriteString(conn, strings.Repeat(w.head("GET", "/v1/x", "\r\n"), 5)) // all at once
+			for range 5 {
+				if resp, body := read(t, in, "GET"); resp.StatusCode != 200 {
+					t.Errorf("pipelined: got %d %s", resp.StatusCode, body)
+				}
+				want++
+			}
+			rests()
+			for _, piece := range strings.SplitAfter(w.head("POST", "/v1/x", "Content-Length: 3\r\n\r\nabc"), "\n") { // bit by bit
+				io.WriteString(conn, piece)
+				time.Sleep(time.Millisecond)
+			}
+			if resp, body := read(t, in, "POST"); resp.StatusCode != 200 {
+				t.Errorf("in pieces: got %d %s", resp.StatusCode, body)
+			}
+			want++
+			rests()
+			// The end of what a client sends is not the end of what it gets.
+			io.WriteString(conn, w.head("GET", "/v1/x", "\r\n"))
+			conn.(interface{ CloseWrite() error }).CloseWrite()
+			if resp, body := read(t, in, "GET"); resp.StatusCode != 200 {
+				t.Errorf("half closed: got %d %s", resp.StatusCode, body)
+			}
+			want++
+			if n, err := in.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("behind the last answer: %d bytes, %v", n, err)
+			}
+			eventually(t, 20*time.Second, "it to be gone", func() bool { return d.door.Guests() == 0 })
+		})
+	}
+	if got := w.west.meter.finals(t)[usage.OutcomeSuccess]; got != want {
+		t.Errorf("%d rows of %d requests", got, want)
+	}
+}
+
+// torn is a connection that hands on what is written in two pieces, a moment apart.
+type torn struct{ net.Conn }
+
+func (c torn) Write(b []byte) (int, error) {
+	at := rand.IntN(len(b) + 1)
+	n, err := c.Conn.Write(b[:at])
+	if err != nil {
+		return n, err
+	}
+	time.Sleep(time.Duration(rand.IntN(300)) * time.Microsecond)
+	m, err := c.Conn.Write(b[at:])
+	return n + m, err
+}
+
+// Records of TLS that come in pieces, and several that come at once, are put together as they were.
+func TestLoops_TLSInPieces(t *testing.T) {
+	w := newWorld(t, nil)
+	_, at := w.securely(func(*proxy.Door) {})
+	const clients, each = 6, 60
+	var wg sync.WaitGroup
+	for range clients {
+		raw, err := net.Dial("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+		raw.SetDeadline(time.Now().Add(time.Minute))
+		conn := tls.Client(torn{raw}, &tls.Config{InsecureSkipVerify: true, ServerName: "orders.test"})
+		in := bufio.NewReader(conn)
+		wg.Go(func() {
+			for i := range each {
+				text := w.head("POST", "/v1/x", fmt.Sprintf("Content-Length: 5\r\n\r\n%05d", i))
+				for len(text) > 0 { // of several records
+					n := min(len(text), 1+rand.IntN(400))
+					io.WriteString(conn, text[:n])
+					text = text[n:]
+				}
+				resp, err := http.ReadResponse(in, &http.Request{Method: "POST"})
+				if err != nil || resp.StatusCode != 200 {
+					t.Errorf("request %d: %v", i, err)
+					return
+				}
+				io.Copy(io.Discard, resp.Body)
+			}
+		})
+	}
+	wg.Wait()
+	if got := w.west.meter.finals(t)[usage.OutcomeSuccess]; got != clients*each {
+		t.Errorf("%d rows of %d requests", got, clients*each)
+	}
+}
+
+// A door that shuts lets what a loop awaits be answered, and ends what rests; what is broken off is gone at once.
+func TestLoops_ADoorShuts(t *testing.T) {
+	for _, breaks := range []bool{false, true} {
+		w := newWorld(t, nil)
+		w.slowly(80 * time.Millisecond)
+		for name, d := range w.doors() {
+			t.Run(fmt.Sprintf("%s, broken off: %v", name, breaks), func(t *testing.T) {
+				idle, busy := d.dial(t), d.dial(t)
+				for _, c := range []net.Conn{idle, busy} {
+					in := bufio.NewReader(c)
+					for range 4 {
+						io.WriteString(c, w.head("GET", "/v1/x", "\r\n"))
+						read(t, in, "GET")
+					}
+				}
+				eventually(t, 20*time.Second, "both to rest", func() bool { return d.door.Resting() == 2 })
+				io.WriteString(busy, w.head("GET", "/slow", "\r\n"))
+				eventually(t, 20*time.Second, "one to be served", func() bool { return d.door.Resting() == 1 })
+				if breaks {
+					d.door.Close()
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+				defer cancel()
+				over := make(chan error, 1)
+				go func() { over <- d.door.Shutdown(ctx) }()
+				if !breaks {
+					if resp, _ := read(t, bufio.NewReader(busy), "GET"); resp.StatusCode != 200 {
+						t.Errorf("got %d", resp.StatusCode)
+					}
+				}
+				if n, err := idle.Read(make([]byte, 64)); n != 0 || err == nil {
+					t.Errorf("what rested got %d bytes, %v", n, err)
+				}
+				busy.Close()
+				if err := <-over; err != nil {
+					t.Error(err)
+				}
+				if n := d.door.Guests(); n != 0 {
+					t.Errorf("%d are counted", n)
+				}
+			})
+		}
+	}
+}
+
+// A client that takes no answers holds nobody up, and what it does not take is written when it does.
+func TestLoops_ASlowReader(t *testing.T) {
+	w := newWorld(t, nil)
+	big := strings.Repeat("x", 15<<10)
+	w.raw(func(net.Conn, string, int) string {
+		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(big), big)
+	})
+	for name, d := range w.doors() {
+		t.Run(name, func(t *testing.T) {
+			slow, quick := d.dial(t), d.dial(t)
+			const each = 600 // 9 MB: more than is on the way
+			wrote := make(chan struct{})
+			go func() {
+				defer close(wrote)
+				for range each {
+					io.WriteString(slow, w.head("GET", "/v1/x", "\r\n"))
+				}
+			}()
+			in := bufio.NewReader(quick)
+			for range 50 {
+				io.WriteString(quick, w.head("GET", "/v1/x", "\r\n"))
+				if resp, _ := read(t, in, "GET"); resp.StatusCode != 200 {
+					t.Fatalf("got %d", resp.StatusCode)
+				}
+			}
+			in = bufio.NewReader(slow)
+			for i := range each {
+				if resp, body := read(t, in, "GET"); resp.StatusCode != 200 || body != big {
+					t.Fatalf("answer %d: got %d and %d bytes", i, resp.StatusCode, len(body))
+				}
+			}
+			<-wrote
+		})
+	}
+}
+
+// A request whose code panics ends its connection and no other, and has its row.
+func TestLoops_APanicEndsOneConnection(t *testing.T) {
+	w := newWorld(t, nil)
+	for name, d := range w.doors() {
+		t.Run(name, func(t *testing.T) {
+			one, other := d.dial(t), d.dial(t)
+			in := bufio.NewReader(other)
+			for _, c := range []net.Conn{one, other} {
+				from := bufio.NewReader(c)
+				for range 4 {
+					io.WriteString(c, w.head("GET", "/v1/x", "\r\n"))
+					read(t, from, "GET")
+				}
+			}
+			eventually(t, 20*time.Second, "both to rest", func() bool { return d.door.Resting() == 2 })
+			before := w.west.meter.len()
+			w.west.meter.panics.Store(true)
+			io.WriteString(one, w.head("GET", "/v1/x", "\r\n"))
+			if n, err := one.Read(make([]byte, 64)); n != 0 || err == nil {
+				t.Errorf("got %d bytes, %v", n, err)
+			}
+			if got := w.west.meter.len() - before; got != 1 {
+				t.Errorf("%d rows, want 1", got)
+			}
+			io.WriteString(other, w.head("GET", "/v1/x", "\r\n"))
+			if resp, _ := read(t, in, "GET"); resp.StatusCode != 200 {
+				t.Errorf("got %d", resp.StatusCode)
+			}
+		})
+	}
+}
+
+// Where there are no loops, goroutines serve the same.
+func TestLoops_AreNotNeeded(t *testing.T) {
+	w := newWorld(t, nil)
+	_, at := w.securely((*proxy.Door).Unloop)
+	c := newClient(t, at, w.key, "http/1.1")
+	for i := range 20 {
+		if err := c.ask(); err != nil {
+			t.Fatalf("request %d: %v", i, err)
+		}
+	}
+}
