@@ -16,6 +16,7 @@ var recovers = map[string]string{
 	"dataplane/internal/spool/append.go":            "a fault on mapped memory becomes an error with its address; other panics go on",
 	"dataplane/internal/spool/guard.go":             "the same",
 	"dataplane/internal/proxy/conn.go":              "whatever a connection over HTTP/1.1 met; its row is written, it ends, and where in the code it was is logged",
+	"dataplane/internal/proxy/looping.go":           "the same on a loop: that connection ends, and the loop goes on",
 	"dataplane/internal/http2/http.go":              "the same over HTTP/2: the stream is reset, and where in the code it was is logged by the door",
 	"dataplane/internal/http2/stream.go":            "the same for requests on the common road",
 	"dataplane/internal/http3/http.go":              "the same over HTTP/3",
