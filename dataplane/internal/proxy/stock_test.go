@@ -1,0 +1,71 @@
+//go:build linux
+
+package proxy
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"bailiwick/dataplane/internal/loop"
+)
+
+type heard func(e loop.Event)
+
+func (h heard) Ready(e loop.Event) { h(e) }
+
+// A connection on which an answer was read is used again when it has been heard what came behind that, not before.
+func TestStock_WaitsForARound(t *testing.T) {
+	l, err := loop.New(func(time.Time) time.Duration { return 0 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- l.Run() }()
+	defer func() { l.Close(); <-ended }()
+	at, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	near, err := net.Dial("tcp", at.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := at.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	home, o := &turn{loop: l}, &origin{max: 4}
+	link := o.adopt(near, home)
+	if link == nil {
+		t.Fatal("no loop takes it")
+	}
+	defer link.conn.Close()
+	took := make(chan *struct{ same, next bool }, 1)
+	var got struct{ same, next bool }
+	rounds := 0
+	link.lc.Owner = heard(func(e loop.Event) {
+		if e&loop.In == 0 {
+			link.lc.Rest()
+			return
+		}
+		link.conn.(*loop.Conn).TryRead(make([]byte, 8))
+		if rounds++; rounds == 1 {
+			o.put(link, time.Now())
+			got.same = o.take(home) != nil
+			far.Write([]byte("b"))
+			return
+		}
+		link.lc.Rest()
+		got.next = o.take(home) == link
+		took <- &got
+	})
+	for one := make([]byte, 1); !link.lc.Watch(); link.lc.Poll(one) {
+	}
+	far.Write([]byte("a"))
+	if r := <-took; r.same || !r.next {
+		t.Errorf("taken in the same round: %v, in the next: %v", r.same, r.next)
+	}
+}
