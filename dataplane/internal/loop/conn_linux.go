@@ -16,9 +16,9 @@ import (
 // while it is its loop's, its loop's goroutine alone does, by TryRead and TryWrite.
 type Conn struct {
 	Owner Owner // set it before the first Watch
-	First bool  // it is told of before others; set it with Owner
 
 	loop          *Loop
+	first         bool // it is told of before others
 	fd            int
 	slot, turn    uint32 // loop.mu covers them
 	local, remote net.Addr
@@ -48,9 +48,9 @@ type side struct {
 	wake  chan struct{}
 }
 
-// Adopt takes a TCP connection over from Go's poller, which else would hear of each packet too. tcp is closed; with an error
-// nothing has changed.
-func (l *Loop) Adopt(tcp *net.TCPConn) (*Conn, error) {
+// Adopt takes a TCP connection over from Go's poller, which else would hear of each packet too, and mans it. first: it is to be told
+// of before others. tcp is closed; with an error nothing has changed.
+func (l *Loop) Adopt(tcp *net.TCPConn, first bool) (*Conn, error) {
 	raw, err := tcp.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -67,7 +67,7 @@ func (l *Loop) Adopt(tcp *net.TCPConn) (*Conn, error) {
 	if errno != 0 {
 		return nil, os.NewSyscallError("fcntl", errno)
 	}
-	c := &Conn{loop: l, fd: fd, local: tcp.LocalAddr(), remote: tcp.RemoteAddr()}
+	c := &Conn{loop: l, first: first, fd: fd, local: tcp.LocalAddr(), remote: tcp.RemoteAddr()}
 	c.raw.c = c
 	if err := l.add(c); err != nil {
 		syscall.Close(fd)

@@ -162,7 +162,7 @@ func (l *Loop) round(events []syscall.EpollEvent) {
 	l.rounds++
 	for _, first := range [...]bool{true, false} {
 		for i := range l.ready {
-			if l.ready[i].c.First == first {
+			if l.ready[i].c.first == first {
 				l.ready[i].c.happened(l.ready[i].e)
 			}
 		}

@@ -15,7 +15,7 @@ type Loop struct{}
 func New(func(now time.Time) time.Duration) (*Loop, error) { return nil, errors.ErrUnsupported }
 
 // Adopt is as on Linux.
-func (*Loop) Adopt(*net.TCPConn) (*Conn, error) { return nil, errors.ErrUnsupported }
+func (*Loop) Adopt(*net.TCPConn, bool) (*Conn, error) { return nil, errors.ErrUnsupported }
 
 // Run is as on Linux.
 func (*Loop) Run() error { return nil }
@@ -33,7 +33,6 @@ func (*Loop) Each(func(o Owner)) {}
 type Conn struct {
 	net.Conn
 	Owner Owner
-	First bool
 }
 
 // Closed is as on Linux.

@@ -40,6 +40,11 @@ func running(t testing.TB, tick func(time.Time) time.Duration) *loop.Loop {
 // pair is a connection of a loop's and its other end.
 func pair(t testing.TB, l *loop.Loop) (*loop.Conn, *net.TCPConn) {
 	t.Helper()
+	return pairOf(t, l, false)
+}
+
+func pairOf(t testing.TB, l *loop.Loop, first bool) (*loop.Conn, *net.TCPConn) {
+	t.Helper()
 	at, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +58,7 @@ func pair(t testing.TB, l *loop.Loop) (*loop.Conn, *net.TCPConn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := l.Adopt(near.(*net.TCPConn))
+	c, err := l.Adopt(near.(*net.TCPConn), first)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,9 +266,9 @@ func TestLoop_TellsSomeFirst(t *testing.T) {
 	var others []*net.TCPConn
 	var conns []*loop.Conn
 	for _, name := range []string{"late", "late", "first"} {
-		c, far := pair(t, l)
+		c, far := pairOf(t, l, name == "first")
 		o := &told{c: c, order: &order, name: name, ready: ready}
-		c.Owner, c.First = o, name == "first"
+		c.Owner = o
 		for one := make([]byte, 1); !c.Watch(); c.Poll(one) {
 		}
 		others, conns = append(others, far), append(conns, c)

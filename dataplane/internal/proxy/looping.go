@@ -39,7 +39,7 @@ const (
 func (d *Door) adopt(raw net.Conn) (net.Conn, *loop.Conn, *turn) {
 	if tcp, ok := raw.(*net.TCPConn); ok && d.Others == nil && d.fast != nil {
 		if t := d.turnFor(); t != nil {
-			if lc, err := t.loop.Adopt(tcp); err == nil {
+			if lc, err := t.loop.Adopt(tcp, false); err == nil {
 				return lc, lc, t
 			}
 		}

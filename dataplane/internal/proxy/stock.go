@@ -91,14 +91,14 @@ func (o *origin) adopt(conn net.Conn, home *turn) *link {
 	if !ok {
 		return nil
 	}
-	lc, err := home.loop.Adopt(tcp)
+	lc, err := home.loop.Adopt(tcp, true)
 	if err != nil {
 		return nil
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	l := &link{o: o, conn: lc, buf: make([]byte, linkBuffer), age: o.closed, looped: looped{lc: lc, home: home}}
-	lc.Owner, lc.First = l, true
+	lc.Owner = l
 	return l
 }
 

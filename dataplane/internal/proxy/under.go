@@ -120,7 +120,7 @@ func (c *conn) settle() {
 	}
 	c.door.mu.Lock() // whoever closes all looks at raw, before or after
 	defer c.door.mu.Unlock()
-	lc, err := t.loop.Adopt(d.TCPConn)
+	lc, err := t.loop.Adopt(d.TCPConn, false)
 	if err != nil {
 		return
 	}
