@@ -295,3 +295,34 @@ func TestLoops_AreNotNeeded(t *testing.T) {
 		}
 	}
 }
+
+// What an upstream says behind an answer that nobody has asked for is nobody's answer, also where the answer itself takes all the
+// room there was for reading, so that the rest waits in the system and is told of no more.
+func TestLoops_WhatNobodyAskedForIsNobodys(t *testing.T) {
+	w := newWorld(t, nil)
+	head := "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
+	w.raw(func(_ net.Conn, ask string, _ int) string {
+		if !strings.Contains(ask, "/v1/twice") {
+			return fmt.Sprintf(head, 2) + "ok"
+		}
+		n := 4<<10 - len(fmt.Sprintf(head, 1000))
+		return fmt.Sprintf(head, n) + strings.Repeat("x", n) + fmt.Sprintf(head, 7) + "unasked"
+	})
+	conn, _ := w.dial()
+	in := bufio.NewReader(conn)
+	ask := func(path, want string) {
+		t.Helper()
+		io.WriteString(conn, w.head("GET", path, "\r\n"))
+		if resp, body := read(t, in, "GET"); resp.StatusCode != 200 || !strings.HasPrefix(body, want) {
+			t.Errorf("GET %s: got %d %q, want %q", path, resp.StatusCode, body, want)
+		}
+	}
+	for range 3 {
+		for range 3 { // until the loop has a connection to the upstream
+			ask("/v1/x", "ok")
+			eventually(t, 20*time.Second, "it to rest in a loop", func() bool { return w.west.server.door.Resting() == 1 })
+		}
+		ask("/v1/twice", "xxx")
+	}
+	ask("/v1/x", "ok")
+}

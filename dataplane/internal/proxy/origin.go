@@ -98,9 +98,10 @@ func (o *origin) put(l *link, now time.Time) {
 		l.conn.Close()
 		return
 	}
+	full := l.w == len(l.buf)
 	l.r, l.w, l.asked, l.since = 0, 0, true, now
 	if l.home != nil {
-		o.stow(l)
+		o.stow(l, full)
 		return
 	}
 	if len(l.buf) > linkBuffer {

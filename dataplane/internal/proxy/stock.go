@@ -53,6 +53,7 @@ func (l *link) Ready(e loop.Event) {
 		return
 	}
 	a := &l.answer
+	a.Close = a.Close || e&loop.Gone != 0 // its end has come already: nobody is told of it again
 	if a.Status == 101 || a.Status >= 502 && a.Status <= 504 || a.Options || a.Length < 0 || a.Length > smallAnswer || int(a.Length) > l.w-l.r {
 		l.lc.Man()
 		t.leave(c, k, func() bool { return k.answered(l) })
@@ -114,16 +115,20 @@ func (o *origin) take(t *turn) *link {
 		for n := len(s.idle); n > 0; n = len(s.idle) {
 			l := s.idle[n-1]
 			s.idle[n-1], s.idle = nil, s.idle[:n-1]
-			if l.lc.Claim() {
+			if !l.lc.Claim() {
+				continue
+			}
+			if l.age == o.closed {
 				return l
 			}
+			l.conn.Close() // it was its loop's for a moment when all idle ones were closed
 		}
 	}
 	return nil
 }
 
-// stow puts one back.
-func (o *origin) stow(l *link) {
+// stow puts one back. full: what was read last took all the room there was, so that more may be there of which nobody is told again.
+func (o *origin) stow(l *link, full bool) {
 	t := l.home
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -133,13 +138,14 @@ func (o *origin) stow(l *link) {
 		o.stocks = append(o.stocks, &stock{home: t})
 	}
 	s := o.stocks[i]
-	if len(s.idle)+len(s.fresh) >= o.max || l.age != o.closed {
+	looped := l.lc.Looped()
+	if len(s.idle)+len(s.fresh) >= o.max || l.age != o.closed || looped && full && !l.lc.Quiet() {
 		l.conn.Close()
 		return
 	}
 	buf := l.buf
 	l.buf = nil
-	if l.lc.Looped() {
+	if looped {
 		s.turn()
 		if t.give(buf); !l.lc.Rest() {
 			l.lc.Man()
