@@ -41,6 +41,7 @@ type Request struct {
 	Remote        string   // host:port of who speaks to this edge
 	Shown         Shown    // nil: nothing else
 	TCP           bool     // it is a connection of which nothing is known but its bytes
+	Socket        bool     // it asks for a WebSocket
 	// TableAge is how long ago the control plane last confirmed the table.
 	TableAge time.Duration
 	Unix     int64 // the time of day, s
@@ -252,17 +253,21 @@ func units(r *Request, api *policy.API, route *policy.Route) int64 {
 		return 0
 	case route.Units != nil:
 		return max(1, route.Units.Most)
-	case (r.Method == "GET" || r.Method == "HEAD") && looks(r.Path, api):
+	case (r.Method == "GET" || r.Method == "HEAD") && !r.Socket && looks(r.Path, api, route):
 		return 0
 	}
 	return 1
 }
 
 // looks says whether that path is where the API says how it is. The root is not, whoever looks there: it is most APIs' first page.
-func looks(path string, api *policy.API) bool {
+// Nor is what the route moves elsewhere, or takes for a document of GraphQL: many servers answer those under any path.
+func looks(path string, api *policy.API, route *policy.Route) bool {
 	page := api.HealthPath
 	if page == "" {
 		page = table.DefaultHealthPath
+	}
+	if w := route.Rewrite; w != nil && (w.Strip != "" || w.Put != "") || route.GraphQL != nil {
+		return false
 	}
 	return path == page && path != "/"
 }

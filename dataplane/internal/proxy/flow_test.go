@@ -154,6 +154,58 @@ func TestFree_HealthPathsAndOptions(t *testing.T) {
 	}
 }
 
+// What has the health path and is no look at the API's health costs what all else costs: a WebSocket, a document of GraphQL, what the
+// route moves elsewhere. Many servers answer the first two under any path.
+func TestFree_OnlyWhatLooksAtTheAPIsHealth(t *testing.T) {
+	w := newLive(t, nil, nil)
+	w.west.up.does(func(http.ResponseWriter, *http.Request) {})
+	row := func(rows int) (row usage.Row) {
+		t.Helper()
+		eventually(t, 20*time.Second, "its row", func() bool { return w.west.meter.len() > rows && w.west.meter.last().Requests == 1 })
+		return w.west.meter.last()
+	}
+	route := func(r table.Route) {
+		w.shaped(func(a *table.API) { a.HealthPath, a.Routes = "/live/x", []table.Route{{Name: "all"}, r} })
+	}
+	get := func(path string) int64 {
+		t.Helper()
+		rows := w.west.meter.len()
+		if a := w.send("GET", path, ""); a.status != 200 {
+			t.Fatalf("GET %s: %d", path, a.status)
+		}
+		return row(rows).Units
+	}
+	route(table.Route{Name: "live", PathPrefix: "/live"})
+	if n := get("/live/x"); n != 0 {
+		t.Errorf("a look costs %d units, want none", n)
+	}
+	route(table.Route{Name: "live", PathPrefix: "/live", Rewrite: &table.Rewrite{Put: "/v2"}})
+	if n := get("/live/x"); n != 1 {
+		t.Errorf("what is asked for elsewhere costs %d units, want 1", n)
+	}
+	route(table.Route{Name: "live", PathPrefix: "/live", Rewrite: &table.Rewrite{Host: "inner.test"}})
+	if n := get("/live/x"); n != 0 {
+		t.Errorf("a look by another name costs %d units, want none", n)
+	}
+	route(table.Route{Name: "live", PathPrefix: "/live", GraphQL: &table.GraphQL{Depth: 3, Aliases: 2, RootFields: 3, Cost: 30}})
+	if n := get("/live/x?query=%7Bme%7Bname%7D%7D"); n != 1 {
+		t.Errorf("a GraphQL document under the health path costs %d units, want 1", n)
+	}
+	w.west.up.echoes(t)
+	route(table.Route{Name: "live", PathPrefix: "/live", WebSocket: &table.WebSocket{}})
+	rows := w.west.meter.len()
+	c := w.open(w.west)
+	if c.status != 101 {
+		t.Fatalf("the WebSocket: %d", c.status)
+	}
+	c.hear()
+	c.say(8, "\x03\xe8")
+	c.closed()
+	if r := row(rows); r.Units != 1 || r.Product == "" {
+		t.Errorf("a WebSocket under the health path: %+v, want 1 unit", r)
+	}
+}
+
 func TestPath_AStrictQuotaHoldsForUnitsOfAnyNumber(t *testing.T) {
 	l := &oneLease{leased: 200}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -91,6 +91,7 @@ func asking(r *http.Request) asked {
 		raw: r.URL.RawPath, more: r.URL.Opaque != "" || r.URL.User != nil, http3: r.ProtoMajor == 3, upgrade: r.Header["Upgrade"]}
 	if len(a.upgrade) > 0 {
 		a.socket = askSocket(r)
+		a.Socket = a.socket != nil
 	}
 	if r.TLS != nil {
 		a.sni = r.TLS.ServerName
