@@ -2,6 +2,7 @@ package usage
 
 import (
 	"encoding/binary"
+	"hash/maphash"
 	"math/bits"
 )
 
@@ -107,9 +108,17 @@ func (v *values) reset() {
 	}
 }
 
+// valueSeed keeps whoever brings pieces from choosing pseudonyms that all have one slot. No byte depends on it.
+var valueSeed = [2]uint64{maphash.String(keySeed, "added"), maphash.String(keySeed, "multiplied") | 1}
+
+func (v *values) home(x uint64) uint64 {
+	hi, lo := bits.Mul64(x^valueSeed[0], valueSeed[1])
+	return (hi ^ lo) & uint64(len(v.slots)-1)
+}
+
 func (v *values) slot(x uint64) uint64 {
 	mask := uint64(len(v.slots) - 1)
-	i := x * 0x9E3779B97F4A7C15 >> 32 & mask
+	i := v.home(x)
 	for v.slots[i] != 0 && v.all[v.slots[i]-1] != x {
 		i = (i + 1) & mask
 	}
@@ -150,7 +159,6 @@ func spare(n, from int) uint {
 
 type account2 struct {
 	holder, key uint32
-	next        uint32 // another one of the key, from 1
 	period      int64
 	actors      pseudonyms
 	addresses   pseudonyms
@@ -211,8 +219,9 @@ type writer2 struct {
 	names, places, spots, holders, keys numbering
 
 	kinds    []kind2
-	kindOf   map[kind2]uint32 // where there are many
-	byKey    []uint32         // an account of each key of the batch, from 1
+	kindOf   map[kind2]uint32  // where there are many
+	byKey    []uint32          // the first account of each key of the batch, from 1
+	others   map[uint64]uint32 // those of a key that has several, by key and holder: few, but where somebody means to cost time
 	accounts []account2
 	actors   values
 	addrs    values
@@ -233,6 +242,7 @@ func (d *writer2) reset(b *Batch, rows int) {
 	}
 	d.kinds, d.accounts = d.kinds[:0], d.accounts[:0]
 	clear(d.kindOf)
+	clear(d.others)
 	d.actors.reset()
 	d.addrs.reset()
 	if cap(d.rows) < rows {
@@ -329,16 +339,24 @@ func (d *writer2) look(b *Batch, rows []BatchRow) {
 			n.kind = d.kind(k)
 		}
 
-		n.fresh, n.freshKey = false, false
+		n.fresh = false
 		at := d.byKey[r.key]
-		for at != 0 && d.accounts[at-1].holder != holder {
-			at = d.accounts[at-1].next
+		n.freshKey = at == 0
+		if at != 0 && d.accounts[at-1].holder != holder {
+			at = d.others[uint64(r.key)<<32|uint64(holder)]
 		}
 		if at == 0 {
-			n.fresh, n.freshKey = true, d.byKey[r.key] == 0
-			d.accounts = append(d.accounts, account2{holder: holder, key: r.key, next: d.byKey[r.key], period: period, actors: pseudonyms{actor}, addresses: pseudonyms{address}})
+			n.fresh = true
+			d.accounts = append(d.accounts, account2{holder: holder, key: r.key, period: period, actors: pseudonyms{actor}, addresses: pseudonyms{address}})
 			at = uint32(len(d.accounts))
-			d.byKey[r.key] = at
+			if n.freshKey {
+				d.byKey[r.key] = at
+			} else {
+				if d.others == nil {
+					d.others = map[uint64]uint32{}
+				}
+				d.others[uint64(r.key)<<32|uint64(holder)] = at
+			}
 		}
 		n.account = at - 1
 		a := &d.accounts[n.account]

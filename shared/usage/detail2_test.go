@@ -76,6 +76,34 @@ func TestBatch_PiecesAreWhatTheirRowsAlone(t *testing.T) {
 	}
 }
 
+// A hostile edge brings pieces that cost a reader the square of their rows, if any do: one key of as many customers as there are
+// rows, and pseudonyms that a hash without a secret, or one of their lowest bits, would put in one place.
+func TestDetail2_HostilePiecesCostNoMoreThanOthers(t *testing.T) {
+	rows := trafficRows(usage.MaxDetailRows, 1000)
+	for i := range rows {
+		rows[i].Customer, rows[i].KeyID = fmt.Sprint(i%4000), ""
+		rows[i].Actor, rows[i].Address = uint64(i)<<48, uint64(i)<<40
+	}
+	b := usage.EncodeDetail(rows)
+	if got, err := usage.DecodeDetail(b); err != nil || !slices.Equal(got, kept(rows)) {
+		t.Fatalf("they decode to others, %v", err)
+	}
+	const inverse = 0xF1DE83E19937733D // of the golden ratio in 64 bits, which is what unseeded hashes multiply by
+	for name, of := range map[string]func(i uint64) uint64{
+		"low":  func(i uint64) uint64 { return i },
+		"high": func(i uint64) uint64 { return i << 48 },
+		"made": func(i uint64) uint64 { return i << 47 * inverse },
+	} {
+		all := make([]uint64, usage.MaxDetailRows)
+		for i := range all {
+			all[i] = of(uint64(i))
+		}
+		if n := usage.Homes(all); n < len(all)/2 {
+			t.Errorf("%s: %d pseudonyms have %d slots", name, len(all), n)
+		}
+	}
+}
+
 // Both versions say the same, and each is read.
 func TestDetail_BothVersionsAreRead(t *testing.T) {
 	for _, rows := range [][]usage.Row{trafficRows(usage.DetailSwitch, 1000), wide(4000)} {

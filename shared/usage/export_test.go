@@ -25,3 +25,16 @@ func (b *Batch) Encode2(from, to int) []byte {
 	}
 	return b.enc.piece2(b, from, to)
 }
+
+// Homes is how many slots the pseudonyms of a piece have, of which no two are alike.
+func Homes(pseudonyms []uint64) int {
+	var v values
+	for _, x := range pseudonyms {
+		v.add(x)
+	}
+	seen := map[uint64]bool{}
+	for _, x := range pseudonyms {
+		seen[v.home(x)] = true
+	}
+	return len(seen)
+}
