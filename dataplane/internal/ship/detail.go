@@ -225,9 +225,8 @@ func (e *detailSession) send(epoch uint64, p *detailProgress, it *detail.Item) e
 		return e.l.Send(&usagev1.UploadDetailRequest{Message: &usagev1.UploadDetailRequest_Lost{Lost: m}})
 	}
 	d := &it.Piece
-	if payload, err := usage.DetailFor(d.Payload, e.reads); err != nil {
-		return fmt.Errorf("write detail %d/%d for an older control node: %w", epoch, d.Number, err)
-	} else if len(payload) > 0 && &payload[0] != &d.Payload[0] {
+	// What cannot be written for an older node goes as it is: it is refused there, and becomes a loss. Nothing waits behind it.
+	if payload, err := usage.DetailFor(d.Payload, e.reads); err == nil && len(payload) > 0 && &payload[0] != &d.Payload[0] {
 		d.Payload = payload
 		d.Hash = usage.HashDetail(d.Edge, d.Epoch, d.Number, d.Seq, payload)
 	}

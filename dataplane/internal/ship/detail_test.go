@@ -180,6 +180,24 @@ func TestShipper_DetailForAnOlderNode(t *testing.T) {
 	}
 }
 
+// A piece that does not read, which cannot be written anew for an older node, holds up nothing: it is refused and becomes a loss.
+func TestShipper_DetailThatDoesNotReadIsLostAtAnOlderNodeToo(t *testing.T) {
+	p, led := newPKI(t), newLedger()
+	n := newNode(t, p, led, true, true)
+	n.store = newStore()
+	n.store.reads = 0
+	s, d := openSpool(t, t.TempDir()), openDetail(t)
+	const rows = 2000 // of version 2
+	many := make([]usage.Row, rows)
+	for i := range many {
+		many[i] = detailRow("", uint64(i)) // nobody's: no reader takes it
+	}
+	d.Keep(5, 1, rows, usage.BatchOf(many))
+	d.Keep(5, 2, rows+1, usage.BatchOf([]usage.Row{detailRow("acme", 1)}))
+	startWith(t, s, d, p, n.addr)
+	eventually(t, "what is behind it", func() bool { k, lost := n.store.rows("acme"); return k == 1 && lost == rows })
+}
+
 // What a node refuses for what it is becomes a loss, and what is behind it arrives.
 func TestShipper_RefusedDetailBecomesALoss(t *testing.T) {
 	p, led := newPKI(t), newLedger()
