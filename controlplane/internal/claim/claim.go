@@ -212,7 +212,8 @@ func Object(ctx context.Context, c Catalog, cluster, zone string) (objected bool
 type Taking struct {
 	Cluster, Zone, Node string
 	// Restored: the cluster holds the zone's store already. One that was put back from a snapshot has an id of its own, and takes
-	// the place of the one that it was saved from, unless somebody uses that.
+	// the place of the one that it was saved from, unless somebody uses that. One whose place was taken does not take it back:
+	// a node that was away meanwhile comes back to it, perhaps before those that use the other.
 	Restored bool
 	At       time.Time
 	Window   time.Duration // 0: Window
@@ -233,7 +234,14 @@ func Take(ctx context.Context, c Catalog, t Taking) (holder string, err error) {
 		switch {
 		case err != nil || holder != "" && len(earlier) == 0:
 			return holder, err
-		case len(earlier) > 0 && t.Restored:
+		}
+		was, _, err := ReleaseOf(snap, t.Cluster)
+		if err != nil {
+			return "", err
+		}
+		left := was.Status == model.ReleaseDone && was.Zone == t.Zone // what is in it is of before: the zone went on in another
+		switch {
+		case len(earlier) > 0 && t.Restored && !left:
 			if err := t.follow(ctx, c, earlier[0], mod == 0 && len(earlier) == 1); err != nil {
 				return "", err
 			}
@@ -242,6 +250,9 @@ func Take(ctx context.Context, c Catalog, t Taking) (holder string, err error) {
 				if _, err := c.Txn(ctx, group.Txn{Compares: []group.Compare{{Key: key, ModIndex: mod}}, Ops: []group.Op{{Key: key, Delete: true}}}); err != nil {
 					return "", err
 				}
+			}
+			if left && t.Restored {
+				return "", fault.New(fault.Conflict, ReasonTwo, "-etcd-endpoints lead to a cluster of etcd (%s) that was released at %s (%s): zone %s keeps its store in another (%s) since, and what was written there is not in this one: name that one's endpoints. If this one shall be the zone's again, stop the zone's nodes and say at a node of another zone: bailiwick cluster release %s --reason TEXT; or save a snapshot of this one and put it back with another --initial-cluster-token", t.Cluster, was.At.Format(time.RFC3339), was.Reason, t.Zone, earlier[0], earlier[0])
 			}
 			return "", fault.New(fault.Conflict, ReasonTwo, "-etcd-endpoints lead to a cluster of etcd (%s) that holds nothing of zone %s, which keeps its store in another (%s): name that one's endpoints. If that one is lost, put a snapshot of it back; if this one shall begin with nothing, stop the zone's nodes and say at a node of another zone: bailiwick cluster release %s --reason TEXT", t.Cluster, t.Zone, earlier[0], earlier[0])
 		default:

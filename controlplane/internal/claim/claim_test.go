@@ -133,6 +133,10 @@ func TestTake_APutBackCluster(t *testing.T) {
 		if err != nil || r.Status != model.ReleaseDone || !strings.Contains(r.By, "emea-1") || !strings.Contains(r.Reason, b) {
 			t.Errorf("got %+v, %v, want a record of what took its place", r, err)
 		}
+		take(t, s, a, "emea", true, "", claim.ReasonTwo) // a node that was away meanwhile, and comes back before those that use b
+		if got := holders(s); got != "b=emea" {
+			t.Errorf("a cluster whose place was taken takes it back by itself: got %s", got)
+		}
 		s.Put(model.PrefixCluster+a, model.Encode(model.Cluster{ID: a, Zone: "emea"}))
 		for n := 0; holders(s) != "c=emea"; n++ {
 			if _, err := claim.Take(t.Context(), s, taking(c, "emea", true)); n > 4 {
