@@ -56,19 +56,27 @@ func (s *server) ReleaseClaim(ctx context.Context, req *adminv1.ReleaseClaimRequ
 	if err != nil {
 		return nil, err
 	}
-	if mod != 0 && row.Zone != s.Zone && caller(ctx).Role != RoleAdmin {
+	if mod == 0 {
+		return nil, claim.NotClaimed(req.GetCluster())
+	}
+	if row.Zone != s.Zone && caller(ctx).Role != RoleAdmin {
 		return nil, fault.New(fault.Denied, "ROLE_INSUFFICIENT", "cluster %s is zone %s's: role %q releases claims of zone %s alone", row.ID, row.Zone, caller(ctx).Role, s.Zone)
 	}
 	w, err := catalogWorld(state{snap: snap})
 	if err != nil {
 		return nil, err
 	}
-	id, step := requestID("cluster/"+req.GetCluster(), req.GetRequestId()), 0
-	r, err := claim.Release(ctx, s.Catalog, claim.Request{Cluster: req.GetCluster(), Reason: req.GetReason(), From: s.Zone, At: time.Now(), Window: s.Objection,
+	id := requestID("cluster/"+req.GetCluster(), req.GetRequestId())
+	r, err := claim.Release(ctx, s.Catalog, claim.Request{Cluster: req.GetCluster(), Zone: row.Zone, Reason: req.GetReason(), From: s.Zone, At: time.Now(), Window: s.Objection,
 		By:  evidence.Pseudonym(s.Pepper, s.Zone, strings.ToLower(operator(ctx))), // names that differ in case alone are one person's
 		Two: slices.ContainsFunc(w.Policies, func(p model.Policy) bool { return p.TwoPerson && p.Zone == row.Zone }),
 		Commit: func(ctx context.Context, t group.Txn) (group.Result, error) {
-			t.RequestID, step = id+"/"+strconv.Itoa(step), step+1
+			// A call that is made again at another node goes on where the first was: steps are told apart by what they rest on, not
+			// by how many there were, else the release would pass for the question, which was put before.
+			t.RequestID = id
+			for _, c := range t.Compares {
+				t.RequestID += "/" + strconv.FormatUint(c.ModIndex, 36)
+			}
 			return s.commit(ctx, s.Catalog, t)
 		}})
 	if err != nil {

@@ -63,6 +63,35 @@ func TestClaims_AreReleased(t *testing.T) {
 	}
 }
 
+// A call whose node died after it had asked is made again at another: that one finishes what the first began, and says of nothing
+// that it is released which is not.
+func TestClaims_ACallThatIsMadeAgain(t *testing.T) {
+	in := apitest.New(t, time.Second)
+	in.Catalog.Put(model.PrefixCluster+cluster, model.Encode(model.Cluster{ID: cluster, Zone: "us"}))
+	call := func() (*adminv1.ReleaseClaimResponse, error) {
+		return claimsAt(in.Zones["us"], apitest.Admin).ReleaseClaim(t.Context(), &adminv1.ReleaseClaimRequest{Cluster: cluster, Reason: "a typo", RequestId: "one"})
+	}
+	first := in.Catalog.Local()
+	if _, err := call(); err != nil {
+		t.Fatal(err)
+	}
+	kv, _ := in.Catalog.Local().Get(model.PrefixRelease + cluster)
+	r, err := model.Decode[model.Release](kv.Key, kv.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	row, _ := first.Get(model.PrefixCluster + cluster)
+	r.Status = model.ReleaseUnder
+	in.Catalog.Put(row.Key, row.Value) // as it was when the first had asked, and its node died
+	in.Catalog.Put(model.PrefixRelease+cluster, model.Encode(r))
+	if got, err := call(); err != nil || got.GetClaim().GetStatus() != "released" {
+		t.Errorf("made again: %v, %v", got, err)
+	}
+	if _, ok := in.Catalog.Local().Get(model.PrefixCluster + cluster); ok {
+		t.Error("it says that the claim is released, and it is held")
+	}
+}
+
 // Where a policy of the zone asks for two operators, the tokens of one person are one.
 func TestClaims_TwoOperators(t *testing.T) {
 	in, z := guarded(t)

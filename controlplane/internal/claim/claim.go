@@ -45,6 +45,7 @@ type Catalog interface {
 // Request is for the release of a claim.
 type Request struct {
 	Cluster string // 16 hexadecimal digits
+	Zone    string // whose claim By may release; one that is another's by now stays. "": whoever's
 	By      string // an operator's pseudonym, which is one for one person, or a control node
 	From    string // zone
 	Reason  string
@@ -102,7 +103,10 @@ func Release(ctx context.Context, c Catalog, req Request) (model.Release, error)
 			if n > 0 && was.Status == model.ReleaseDone && was.Reason == req.Reason { // another who asked for the same was quicker
 				return was, nil
 			}
-			return model.Release{}, fault.New(fault.NotFound, ReasonNotClaimed, "no zone keeps its store in a cluster of etcd with id %s: bailiwick cluster claims lists those that one does", req.Cluster).At("cluster")
+			return model.Release{}, NotClaimed(req.Cluster)
+		}
+		if req.Zone != "" && row.Zone != req.Zone {
+			return model.Release{}, outran(req.Cluster)
 		}
 		next := model.Release{ID: row.ID, Zone: row.Zone, Status: model.ReleaseUnder, By: req.By, From: req.From, Reason: req.Reason, At: req.At.UTC().Truncate(time.Second)}
 		if req.Two {
@@ -157,6 +161,11 @@ func Release(ctx context.Context, c Catalog, req Request) (model.Release, error)
 		}
 	}
 	return model.Release{}, outran(req.Cluster)
+}
+
+// NotClaimed is what is said of a cluster that nobody keeps a store in.
+func NotClaimed(cluster string) error {
+	return fault.New(fault.NotFound, ReasonNotClaimed, "no zone keeps its store in a cluster of etcd with id %s: bailiwick cluster claims lists those that one does", cluster).At("cluster")
 }
 
 func outran(cluster string) error {
@@ -284,7 +293,7 @@ func standing(snap group.Snapshot, t Taking) (holder string, earlier []string, m
 
 // follow takes the place of another cluster of the zone.
 func (t Taking) follow(ctx context.Context, c Catalog, other string, moves bool) error {
-	req := Request{Cluster: other, By: "control node " + t.Node, From: t.Zone, Reason: "its store was put back as cluster " + t.Cluster, At: t.At, Window: t.Window}
+	req := Request{Cluster: other, Zone: t.Zone, By: "control node " + t.Node, From: t.Zone, Reason: "its store was put back as cluster " + t.Cluster, At: t.At, Window: t.Window}
 	if moves {
 		req.Moves = t.Cluster
 	}
