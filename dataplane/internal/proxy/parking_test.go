@@ -249,6 +249,7 @@ func TestParking_ADoorCloses(t *testing.T) {
 	}
 	eventually(t, time.Minute, "all to be parked", func() bool { return servers.HTTPS.Parked() == 2 })
 	servers.HTTPS.Close()
+	eventually(t, time.Minute, "all to be gone", func() bool { return servers.HTTPS.Parked() == 0 && servers.HTTPS.Guests() == 0 }) // also if nobody shuts it after that
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := servers.HTTPS.Shutdown(ctx); err != nil {
