@@ -42,6 +42,7 @@ type Request struct {
 	Shown         Shown    // nil: nothing else
 	TCP           bool     // it is a connection of which nothing is known but its bytes
 	Socket        bool     // it asks for a WebSocket
+	Says          bool     // it has a query or a body
 	// TableAge is how long ago the control plane last confirmed the table.
 	TableAge time.Duration
 	Unix     int64 // the time of day, s
@@ -253,14 +254,15 @@ func units(r *Request, api *policy.API, route *policy.Route) int64 {
 		return 0
 	case route.Units != nil:
 		return max(1, route.Units.Most)
-	case (r.Method == "GET" || r.Method == "HEAD") && !r.Socket && looks(r.Path, api, route):
+	case (r.Method == "GET" || r.Method == "HEAD") && !r.Socket && !r.Says && looks(r.Path, api, route):
 		return 0
 	}
 	return 1
 }
 
 // looks says whether that path is where the API says how it is. The root is not, whoever looks there: it is most APIs' first page.
-// Nor is what the route moves elsewhere, or takes for a document of GraphQL: many servers answer those under any path.
+// Nor is what the route moves elsewhere, or takes for a document of GraphQL, nor what has a query or a body: many servers answer
+// those under any path.
 func looks(path string, api *policy.API, route *policy.Route) bool {
 	page := api.HealthPath
 	if page == "" {

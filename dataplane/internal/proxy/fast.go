@@ -107,7 +107,7 @@ func (k *work) common(p *Proxy, room int64, sni string) bool {
 	if api := p.cfg.Tables.Load().API(host); api != nil && (api.Auth != nil || api.Shared && r.Method == http.MethodOptions) { // its callers may show themselves in other ways, or be browsers that ask first
 		return false
 	}
-	k.ask = asked{Request: gate.Request{Host: host, Method: r.Method, Path: r.Path, Authorization: k.auth[:nAuth], APIKey: k.keys[:nKeys], Remote: k.remote}, sni: sni}
+	k.ask = asked{Request: gate.Request{Host: host, Method: r.Method, Path: r.Path, Authorization: k.auth[:nAuth], APIKey: k.keys[:nKeys], Remote: k.remote, Says: r.HasQuery || r.Length != 0}, sni: sni}
 	return true
 }
 

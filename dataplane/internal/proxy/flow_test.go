@@ -112,8 +112,8 @@ func TestFree_HealthPathsAndOptions(t *testing.T) {
 				method, path string
 				units        int64
 			}{
-				{"OPTIONS", "/v1/x", 0}, {"GET", "/up", 0}, {"GET", "/up?verbose", 0}, {"HEAD", "/up", 0}, {"GET", "/gratis/x", 0}, {"OPTIONS", "/sold/x", 0},
-				{"POST", "/up", 1}, {"GET", "/up/x", 1}, {"GET", "/upper", 1}, {"GET", "/healthz", 1}, {"GET", "/", 1}, {"GET", "/sold/x", 1},
+				{"OPTIONS", "/v1/x", 0}, {"GET", "/up", 0}, {"HEAD", "/up", 0}, {"GET", "/gratis/x", 0}, {"OPTIONS", "/sold/x", 0},
+				{"POST", "/up", 1}, {"GET", "/up?rest_route=/paid", 1}, {"GET", "/up/x", 1}, {"GET", "/upper", 1}, {"GET", "/healthz", 1}, {"GET", "/", 1}, {"GET", "/sold/x", 1},
 			} {
 				rows := w.west.meter.len()
 				resp, err := v.ask(t.Context(), w, c.method, c.path, nil)
