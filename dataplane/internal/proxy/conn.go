@@ -391,6 +391,7 @@ func (c *conn) one() bool {
 		c.plain(http.StatusExpectationFailed, "The expectation cannot be met.")
 		return false
 	}
+	c.lately = false // it stays on a goroutine while its requests need one
 	return c.slow(c.door.Handler.ServeHTTP)
 }
 
