@@ -23,6 +23,11 @@ import (
 
 // raw is an upstream that does with each stream what a test says: its number on the connection, counted from 1.
 func raw(t *testing.T, serve func(fr *http2.Framer, conn net.Conn, id uint32)) (p *channel.Pool, url string, dials *atomic.Int32) {
+	return pinged(t, new(atomic.Int32), serve)
+}
+
+// pinged is raw that counts PINGs.
+func pinged(t *testing.T, pings *atomic.Int32, serve func(fr *http2.Framer, conn net.Conn, id uint32)) (p *channel.Pool, url string, dials *atomic.Int32) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +58,7 @@ func raw(t *testing.T, serve func(fr *http2.Framer, conn net.Conn, id uint32)) (
 						}
 					case *http2.PingFrame:
 						if !f.IsAck() {
+							pings.Add(1)
 							fr.WritePing(true, f.Data)
 						}
 					case *http2.HeadersFrame:
@@ -71,10 +77,15 @@ func raw(t *testing.T, serve func(fr *http2.Framer, conn net.Conn, id uint32)) (
 	return p, "http://" + l.Addr().String(), dials
 }
 
-func ok(fr *http2.Framer, id uint32) {
+func ok(fr *http2.Framer, id uint32) { says(fr, id, "200", true) }
+
+// hints says something that is no answer yet: without that PINGs are few.
+func hints(fr *http2.Framer, id uint32) { says(fr, id, "103", false) }
+
+func says(fr *http2.Framer, id uint32, status string, ends bool) {
 	var head bytes.Buffer
-	hpack.NewEncoder(&head).WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
-	fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndHeaders: true, EndStream: true})
+	hpack.NewEncoder(&head).WriteField(hpack.HeaderField{Name: ":status", Value: status})
+	fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: head.Bytes(), EndHeaders: true, EndStream: ends})
 }
 
 func post(t *testing.T, p *channel.Pool, url string, again bool) (*http.Response, bool, error) {

@@ -46,7 +46,7 @@ func (p *Pool) link(ctx context.Context, l *lane) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &link{wire: &wire{Conn: conn, pool: p, streams: map[uint32]*stream{}, gone: make(chan struct{})}}
+	k := &link{wire: &wire{Conn: conn, pool: p, streams: map[uint32]*stream{}, gone: make(chan struct{}), news: make(chan struct{})}}
 	k.wire.out.rest = len(http2.ClientPreface)
 	k.wire.out.seen, k.wire.in.seen = k.wire.left, k.wire.came
 	if k.cc, err = p.tr.NewClientConn(k.wire); err != nil {
@@ -111,6 +111,7 @@ type stream struct {
 	id    atomic.Uint32 // 0: its head was not written
 	over  chan struct{} // closed when either end has ended it; nil: nobody asks
 	peer  bool          // the peer has, or has answered to its end; covered by wire.mu
+	told  int           // PINGs that had left when its reset did; likewise
 }
 
 // wrote is called when the request's head has been written, by the only goroutine that may write then.
@@ -126,15 +127,19 @@ func (s *stream) wrote() {
 }
 
 // LetGo waits until the upstream is known to have let go of a request that was taken back: it has ended the stream, or has
-// answered a PING that was sent behind the reset; the connection's end is an end too, and so is ctx's.
+// answered a PING that was sent behind the reset; the connection's end is an end too, and so is ctx's. A PING is sent for it only
+// if the upstream has sent a head or data since the last: gRPC closes the connection of whoever sends four, with the requests of all
+// others. Else whoever waits does until it does, or until one is sent because it is silent.
 func (f Fate) LetGo(ctx context.Context) {
 	s := f.stream
 	if s == nil || s.over == nil {
 		return
 	}
 	k := s.link
-	if s.id.Load() == 0 && (k.cc.Ping(ctx) != nil || s.id.Load() == 0) {
-		return // what has no head when somebody else wrote after its end will have none
+	if s.id.Load() == 0 {
+		if k.cc.State(); s.id.Load() == 0 {
+			return // what has no head when nobody writes, after its end, will have none
+		}
 	}
 	select {
 	case <-s.over:
@@ -143,12 +148,39 @@ func (f Fate) LetGo(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	k.wire.mu.Lock()
-	ended := s.peer
-	k.wire.mu.Unlock()
-	if !ended {
-		k.cc.Ping(ctx)
+	for {
+		ask, news, over := k.wire.told(s)
+		switch {
+		case over:
+			return
+		case ask:
+			if k.cc.Ping(ctx) != nil {
+				return
+			}
+			continue
+		}
+		select {
+		case <-news:
+		case <-k.wire.gone:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
+}
+
+// told says whether the peer has read that a stream was reset; if not, whether to ask it now, and what is closed when there is news.
+func (w *wire) told(s *stream) (ask bool, news <-chan struct{}, over bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case s.peer, w.answered > s.told:
+		return false, nil, true
+	case w.pings > s.told, w.asked.Load(): // one is on its way, or would be one too many
+		return false, w.news, false
+	}
+	w.asked.Store(true)
+	return true, nil, false
 }
 
 // wire sees the frames that pass on a connection: which streams are reset, and how often.
@@ -160,12 +192,17 @@ type wire struct {
 	over sync.Once
 	gone chan struct{} // closed with the connection
 
-	mu      sync.Mutex // covers all below
-	streams map[uint32]*stream
-	latest  uint32 // stream whose head, or trailer, was written last
-	early   uint32 // likewise ended, before it was known whose it is
-	resets  int    // of ours, since
-	since   time.Time
+	asked atomic.Bool // a PING was sent for LetGo, and neither a head nor data has come since; set with mu held
+
+	mu       sync.Mutex    // covers all below
+	pings    int           // that have left
+	answered int           // of them; they are in their order
+	news     chan struct{} // closed, and another made, when one is answered, or asked is over
+	streams  map[uint32]*stream
+	latest   uint32 // stream whose head, or trailer, was written last
+	early    uint32 // likewise ended, before it was known whose it is
+	resets   int    // of ours, since
+	since    time.Time
 }
 
 func (w *wire) Write(p []byte) (int, error) {
@@ -190,13 +227,17 @@ func (w *wire) Close() error {
 
 // left is a frame of ours.
 func (w *wire) left(kind http2.FrameType, flags http2.Flags, id uint32) {
-	if kind != http2.FrameHeaders && kind != http2.FrameRSTStream {
+	if kind != http2.FrameHeaders && kind != http2.FrameRSTStream && (kind != http2.FramePing || flags&http2.FlagPingAck != 0) {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if kind == http2.FrameHeaders {
+	switch kind {
+	case http2.FrameHeaders:
 		w.latest = id
+		return
+	case http2.FramePing:
+		w.pings++
 		return
 	}
 	now := time.Now()
@@ -205,6 +246,7 @@ func (w *wire) left(kind http2.FrameType, flags http2.Flags, id uint32) {
 	}
 	w.resets++
 	if s := w.streams[id]; s != nil {
+		s.told = w.pings
 		w.pool.resets.note(s.whose, now)
 		w.end(id, false)
 	}
@@ -212,10 +254,23 @@ func (w *wire) left(kind http2.FrameType, flags http2.Flags, id uint32) {
 
 // came is one of the peer's.
 func (w *wire) came(kind http2.FrameType, flags http2.Flags, id uint32) {
-	if kind == http2.FrameRSTStream || (kind == http2.FrameHeaders || kind == http2.FrameData) && flags&http2.FlagDataEndStream != 0 {
-		w.mu.Lock()
-		defer w.mu.Unlock()
+	said := kind == http2.FrameHeaders || kind == http2.FrameData
+	ends := kind == http2.FrameRSTStream || said && flags&http2.FlagDataEndStream != 0
+	answers := kind == http2.FramePing && flags&http2.FlagPingAck != 0
+	if !ends && !answers && !(said && w.asked.Load()) {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ends {
 		w.end(id, true)
+	}
+	if answers {
+		w.answered++ // it may come before the PING is known to have left
+	}
+	if answers || said && w.asked.Swap(false) {
+		close(w.news)
+		w.news = make(chan struct{})
 	}
 }
 

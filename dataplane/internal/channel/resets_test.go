@@ -67,6 +67,53 @@ func TestPool_IsLetGoOfByTheUpstream(t *testing.T) {
 	taken(t, p, url, "", came).LetGo(ctx)
 }
 
+// gRPC closes the connection, with whatever else is on it, of a client that sends it a fourth PING while it says nothing.
+func TestPool_AsksAQuietUpstreamOnce(t *testing.T) {
+	const many = 20
+	began := time.Now()
+	own := func() int32 { return 1 + int32(time.Since(began)/(10*time.Second)) } // the transport's: of its first reset, and of silence
+	came := make(chan uint32, many+1)
+	var pings atomic.Int32
+	var quiet func()
+	p, url, _ := pinged(t, &pings, func(fr *http2.Framer, _ net.Conn, id uint32) {
+		if quiet == nil {
+			quiet = func() { ok(fr, id) }
+		}
+		came <- id
+	})
+	answered := make(chan error, 1)
+	var all sync.WaitGroup
+	defer all.Wait()
+	all.Go(func() {
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", url+"/quiet", nil)
+		resp, _, err := p.Send(t.Context(), channel.Ask{Request: req, Whose: "quiet"})
+		if err == nil {
+			resp.Body.Close()
+		}
+		answered <- err
+	})
+	<-came
+	over := make(chan struct{}, many)
+	for range many {
+		fate := taken(t, p, url, "restless", came)
+		all.Go(func() { fate.LetGo(t.Context()); over <- struct{}{} })
+	}
+	<-over // one at least is asked for
+	if n := pings.Load() - own(); n > 1 {
+		t.Errorf("%d PINGs more than the transport's own while the upstream says nothing, want 1 at most", n)
+	}
+	quiet()
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	for range many - 1 {
+		<-over
+	}
+	if n := pings.Load() - own(); n > 3 {
+		t.Errorf("%d PINGs more than the transport's own for %d that were taken back, want 3 at most", n, many)
+	}
+}
+
 // Who takes much back has no more to do with others' connections, and a connection on which many streams were reset takes no more:
 // an upstream that counts resets closes it.
 func TestPool_ResetsHaveABudget(t *testing.T) {
@@ -90,6 +137,7 @@ func TestPool_ResetsHaveABudget(t *testing.T) {
 			return
 		}
 		conns[n].Add(1)
+		hints(fr, id)
 		came <- id
 	})
 	asks := func(whose string) int {
@@ -145,6 +193,7 @@ func TestPool_RetiredConnectionsServeToTheEnd(t *testing.T) {
 		if len(ends) < long {
 			conn, ends = c, append(ends, func() { ok(fr, id) })
 		}
+		hints(fr, id)
 		came <- id
 	})
 	answers := make(chan error, long)
