@@ -148,3 +148,38 @@ func TestTrailers_HTTP10HasNoTrailer(t *testing.T) {
 		}
 	})
 }
+
+// Whoever has sent his next request by then has that answered too: one byte of it was read while somebody watched for him to leave.
+func TestDying_TheNextRequestIsServed(t *testing.T) {
+	w := newWorld(t, func(c *proxy.Config) { patient(c); c.HedgeAfter = time.Minute })
+	came, die := make(chan struct{}), make(chan struct{})
+	w.west.orders = func(a *table.API) { a.HealthTimeout = time.Minute }
+	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Method != "POST" {
+			return
+		}
+		rw.Header().Set("Content-Length", fmt.Sprint(100<<10))
+		http.NewResponseController(rw).Flush()
+		close(came)
+		<-die
+		panic(http.ErrAbortHandler)
+	})
+	w.west.tables.Swap(w.view(w.west, true))
+	c, r := w.dial()
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute))
+	fmt.Fprintf(c, "POST /v1/x HTTP/1.1\r\nHost: orders.test\r\nX-Api-Key: %s\r\nContent-Length: 13\r\n\r\nwhat is asked", w.key)
+	<-came
+	fmt.Fprintf(c, "GET /v1/y HTTP/1.1\r\nHost: orders.test\r\nX-Api-Key: %s\r\n\r\n", w.key)
+	time.Sleep(1500 * time.Millisecond) // from a second on somebody watches; where he comes later there is less to see
+	close(die)
+	for _, want := range []int{502, 200} {
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != want && (want == 502 || resp.StatusCode != 503) {
+			t.Errorf("%d, %v; want %d", resp.StatusCode, err, want)
+		}
+	}
+}

@@ -257,7 +257,7 @@ func (k *work) dead(f *flow) bool {
 	f.over()
 	if c, ok := k.from.(*conn); ok {
 		c.unwatch(f)
-		c.r -= int(c.req.Length)
+		c.req.Length = 0 // its body is read, and where that was may be the next request by now
 	}
 	x := &k.call
 	x.served, x.status, x.out = "", 0, 0
