@@ -211,7 +211,7 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	}
 	struck.Store(true)
 	begun := load.Sent.Load()
-	time.Sleep(6 * time.Second) // found within one, and then for good
+	time.Sleep(10 * time.Second) // found within one, and then for good; of so many requests a thousandth is two
 	inTime := load.Sent.Load() - begun
 	within(t, time.Now(), time.Minute, "100 POSTs after the fault", func() error {
 		mu.Lock()
@@ -243,8 +243,8 @@ func posts(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Upstr
 	if getsLate > 0 && slowest <= starved || how == byKill && getsFailed > 0 {
 		t.Errorf("%s: %d of %d GETs failed, %d of them begun after the fault, want none: %v", how, getsFailed, gets, getsLate, reasons)
 	}
-	if inTime < loadRate*2 && slowest <= starved {
-		t.Errorf("%s: only %d requests were sent in the 6 s after the fault: callers stood still", how, inTime)
+	if inTime < loadRate*3 && slowest <= starved {
+		t.Errorf("%s: only %d requests were sent in the 10 s after the fault: callers stood still", how, inTime)
 	}
 	if served["eu-west"] == 0 || served["eu-central"] == 0 {
 		t.Errorf("%s: served %v, want both regions to have served", how, served)
