@@ -38,17 +38,20 @@ func (l *lessor) Exchange(ctx context.Context, r *quota.Request) (*quota.Respons
 	for _, p := range r.Pending {
 		out.Pending = append(out.Pending, &usagev1.PendingEpoch{Epoch: p.Epoch, SealedSeq: p.Sealed})
 	}
+	asks := make([]usagev1.AccountAsk, len(r.Asks)) // in one piece: there are hundreds
+	out.Accounts = make([]*usagev1.AccountAsk, len(r.Asks))
 	for i := range r.Asks {
-		a := &r.Asks[i]
-		out.Accounts = append(out.Accounts, &usagev1.AccountAsk{Customer: a.Customer, Subscription: a.Subscription, Plan: a.Plan, Period: a.Period,
-			Ceiling: a.Ceiling, Spent: a.Spent, InFlight: a.InFlight, Want: a.Want, DemandMilli: a.Demand, Starving: a.Starving})
+		a, to := &r.Asks[i], &asks[i]
+		to.Customer, to.Subscription, to.Plan, to.Period = a.Customer, a.Subscription, a.Plan, a.Period
+		to.Ceiling, to.Spent, to.InFlight, to.Want, to.DemandMilli, to.Starving = a.Ceiling, a.Spent, a.InFlight, a.Want, a.Demand, a.Starving
+		out.Accounts[i] = to
 	}
 	in, err := l.nodes[l.at].Exchange(ctx, out)
 	if err != nil {
 		l.at = (l.at + 1) % len(l.nodes)
 		return nil, err
 	}
-	response := &quota.Response{Sequence: in.GetSequence(), LiveEdges: int64(in.GetLiveEdges())}
+	response := &quota.Response{Sequence: in.GetSequence(), LiveEdges: int64(in.GetLiveEdges()), States: make([]quota.State, 0, len(in.GetAccounts()))}
 	for _, s := range in.GetAccounts() {
 		response.States = append(response.States, quota.State{ID: quota.ID{Customer: s.GetCustomer(), Subscription: s.GetSubscription()},
 			Period: s.GetPeriod(), PeriodEnd: s.GetPeriodEnd(), Leased: s.GetLeased(), Limit: s.GetLimit(), Used: s.GetUsed(), UsedHere: s.GetUsedHere(),

@@ -2,6 +2,7 @@ package quota_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -70,5 +71,113 @@ func TestBook_WhatIsScarceIsNotHeldLonger(t *testing.T) {
 				t.Errorf("as many as %d units are held at 100 a second, want two seconds' worth, and what was spent since", most)
 			}
 		}, b)
+	})
+}
+
+// bursts offers so many requests a second, in steps of 10 ms.
+func bursts(b *quota.Book, plan *policy.Plan, perSecond int, lasts time.Duration) {
+	for end := time.Now().Add(lasts); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		for range perSecond / 100 {
+			a := b.Account(acme, plan)
+			a.Offer()
+			ticket, _ := a.Take(1, quota.Leases(plan), time.Now().Unix())
+			ticket.Spend()
+		}
+	}
+}
+
+// Far below a rate limit it does not matter how that is shared, so the leader is asked once a second; before it does matter the
+// leader knows, and where something else is shared by demand it is asked as often as ever.
+func TestBook_WhoIsFarBelowItsLimitIsAskedForSeldom(t *testing.T) {
+	ample := table.Plan{Name: "ample", QuotaUnits: 1_000_000_000_000, QuotaPeriod: "month", QuotaMode: "strict", RequestsPerSecond: 4000, Burst: 4000} // floor: 400
+	unleased, places, windows := ample, ample, ample
+	unleased.QuotaMode, unleased.QuotaUnits = "", 0
+	places.MaxConcurrent = 1000
+	windows.Windows = []table.Window{{Requests: 1_000_000, Per: time.Minute}}
+	for name, c := range map[string]struct {
+		plan        table.Plan
+		least, most int // asks in 5 s
+	}{"a rate": {ample, 5, 7}, "a rate and no quota": {unleased, 5, 7}, "places": {places, 18, 27}, "windows": {windows, 18, 27}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				plan := &policy.Plan{Plan: c.plan}
+				l := newLedger(c.plan.QuotaUnits, acme)
+				l.none, l.generous = c.plan.QuotaMode == "", true
+				way := &link{edge: "a", ledger: l, delay: 3 * time.Millisecond}
+				b := newBook(t, way, nil)
+				run(t, func(ctx context.Context) {
+					if quota.Leases(plan) {
+						request(ctx, b, plan)
+					}
+					bursts(b, plan, 200, 3*time.Second)
+					before := l.asked()
+					bursts(b, plan, 300, 5*time.Second)
+					if n := l.asked() - before; n < c.least || n > c.most {
+						t.Errorf("asked %d times in 5 s, want %d to %d", n, c.least, c.most)
+					}
+					if name != "a rate" {
+						return
+					}
+					bursts(b, plan, 1200, time.Second) // its smoothed demand passes the floor within 200 ms
+					l.mu.Lock()
+					told := l.last["a"].Asks[0].Demand
+					l.mu.Unlock()
+					if told < 600_000 {
+						t.Errorf("after a second of 1,200/s the leader knows of %d requests in 1,000 s, want 600,000 at least", told)
+					}
+					before = l.asked()
+					bursts(b, plan, 1200, 5*time.Second)
+					if n := l.asked() - before; n < 18 {
+						t.Errorf("asked %d times in 5 s at thrice the floor, want every 250 ms", n)
+					}
+				}, b)
+				way.wg.Wait()
+			})
+		})
+	}
+}
+
+// Accounts that nothing matters of are asked for together.
+func TestBook_WhoIsAskedForSeldomIsAskedForTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		plan := &policy.Plan{Plan: table.Plan{Name: "ample", QuotaUnits: 1_000_000_000_000, QuotaPeriod: "month", QuotaMode: "strict"}}
+		l := newLedger(0)
+		l.generous = true
+		ids := make([]quota.ID, 40)
+		for i := range ids {
+			ids[i] = quota.ID{Customer: fmt.Sprint("c", i), Subscription: "main"}
+			l.limits[ids[i]] = plan.QuotaUnits
+		}
+		way := &link{edge: "a", ledger: l, delay: 3 * time.Millisecond}
+		b := newBook(t, way, nil)
+		use := func(ids []quota.ID) {
+			for _, id := range ids {
+				ticket, _ := b.Account(id, plan).Take(1, true, time.Now().Unix())
+				ticket.Spend()
+			}
+			time.Sleep(25 * time.Millisecond)
+		}
+		run(t, func(ctx context.Context) {
+			for i := range ids { // they come one after the other, over a second
+				use(ids[:i+1])
+			}
+			for range 200 {
+				use(ids)
+			}
+			way.mu.Lock()
+			calls := way.calls
+			way.mu.Unlock()
+			asks := l.asked()
+			for range 200 { // 5 s
+				use(ids)
+			}
+			way.mu.Lock()
+			calls = way.calls - calls
+			way.mu.Unlock()
+			if asks = l.asked() - asks; calls > 42 || asks > 40*7 {
+				t.Errorf("%d exchanges and %d asks in 5 s for 40 accounts, want 42 and %d at most", calls, asks, 40*7)
+			}
+		}, b)
+		way.wg.Wait()
 	})
 }

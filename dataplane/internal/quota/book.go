@@ -26,8 +26,9 @@ type Book struct {
 	parked    atomic.Int64
 	reachable atomic.Bool // the last exchange was answered
 
-	hotMu sync.Mutex // covers hot
+	hotMu sync.Mutex // covers hot and fresh
 	hot   []*Account // they cannot wait for the next tick
+	fresh []*Account // since the last scan
 	wake  chan struct{}
 
 	stats counters
@@ -123,6 +124,9 @@ func (s *shard) add(b *Book, id ID, plan *policy.Plan) *Account {
 	}
 	m[id] = a
 	s.m.Store(&m)
+	b.hotMu.Lock()
+	b.fresh = append(b.fresh, a)
+	b.hotMu.Unlock()
 	return a
 }
 

@@ -11,6 +11,7 @@ import (
 // manager is what only Run's goroutine touches. One exchange is under way at a time.
 type manager struct {
 	sequence uint64
+	accounts []*Account      // all, as of the last scan
 	past     map[ID][]*lease // of accounts that were let go
 	forgot   int64           // unix s: leases of periods that ended by then may be forgotten
 	queue    []*Account      // for the next exchange
@@ -153,12 +154,17 @@ func (b *Book) takeHot(now time.Time) {
 
 // scan looks at all accounts: how much they are used, and which have something to say.
 func (b *Book) scan(now time.Time, since time.Duration) {
-	b.all(func(a *Account) {
+	b.hotMu.Lock()
+	b.accounts = append(b.accounts, b.fresh...)
+	clear(b.fresh)
+	b.fresh = b.fresh[:0]
+	b.hotMu.Unlock()
+	for _, a := range b.accounts {
 		a.measure(now, since)
 		if a.due(now) {
 			b.enqueue(a)
 		}
-	})
+	}
 	if now.Sub(b.lastSweep) >= 10*time.Second {
 		b.lastSweep = now
 		b.sweep(now)
@@ -199,10 +205,12 @@ func (a *Account) due(now time.Time) bool {
 		return a.toldRate > 0 || l != nil && l.free.Load() > 0
 	case !a.known || l != nil && l.ended(now.Unix()):
 		return true
-	case l != nil && (l.free.Load() > 0 || !l.exhausted.Load() && a.leases()):
-		return !a.calm(l) || since >= watchEvery-tick/2
 	}
-	return since >= watchEvery-tick/2 // once in two or three ticks
+	every := a.pause(l)
+	if every == ampleEvery && len(a.book.queue) > 0 { // an exchange is made anyway: later ones may be spared
+		every -= every / 4
+	}
+	return since >= every-tick/2 // watchEvery: once in two or three ticks
 }
 
 // doubtful says that "used up" may be the word of a leader that has not heard of the account's newest plan: its
@@ -254,14 +262,21 @@ func (b *Book) trade(ctx context.Context, now time.Time) {
 		b.cfg.Logger.Info("quota exchange is answered again")
 	}
 	b.even.Store(millionths / max(1, response.LiveEdges))
-	states := make(map[ID]*State, len(response.States))
-	for i := range response.States {
-		states[response.States[i].ID] = &response.States[i]
-	}
+	var states map[ID]*State
 	for i, a := range batch {
-		s := states[a.id]
-		if s == nil {
-			continue
+		var s *State
+		if i < len(response.States) && response.States[i].ID == a.id { // leaders answer in the order in which they were asked
+			s = &response.States[i]
+		} else {
+			if states == nil {
+				states = make(map[ID]*State, len(response.States))
+				for i := range response.States {
+					states[response.States[i].ID] = &response.States[i]
+				}
+			}
+			if s = states[a.id]; s == nil {
+				continue
+			}
 		}
 		a.known, a.toldRate = true, r.Asks[i].Demand
 		b.apply(a, s, done)
@@ -465,19 +480,19 @@ func (b *Book) sweep(now time.Time) {
 			delete(b.past, id)
 		}
 	}
-	var idle []*Account
-	b.all(func(a *Account) {
+	left := b.accounts[:0]
+	for _, a := range b.accounts {
 		a.old = trim(a.old)
 		l := a.lease.Load()
-		if now.Sub(a.used) >= dropAfter && !a.queued && a.toldRate == 0 && (l == nil || l.free.Load() <= 0 && l.leased == l.confirmed) {
-			idle = append(idle, a)
+		idle := now.Sub(a.used) >= dropAfter && !a.queued && a.toldRate == 0 && (l == nil || l.free.Load() <= 0 && l.leased == l.confirmed)
+		if !idle || !b.drop(a) {
+			left = append(left, a)
+			continue
 		}
-	})
-	for _, a := range idle {
-		if b.drop(a) {
-			a.gone = true
-			a.keep(a.lease.Load())
-			b.past[a.id] = append(b.past[a.id], a.old...)
-		}
+		a.gone = true
+		a.keep(a.lease.Load())
+		b.past[a.id] = append(b.past[a.id], a.old...)
 	}
+	clear(b.accounts[len(left):])
+	b.accounts = left
 }
