@@ -11,8 +11,8 @@ import (
 
 // Append keeps one row. When it returns nil the row survives the death of the
 // process, and a power cut a GroupCommit later. It stamps r.EndUnixMS; r is not
-// kept. It copies memory and does no I/O, unless the segment that Run allocates
-// ahead is not there yet. An error means that the row is not kept: ErrFull for
+// kept. It copies memory and does no I/O, unless the places that Run prepares
+// ahead are not there yet. An error means that the row is not kept: ErrFull for
 // want of space, or a row that no ledger would count.
 func (s *Spool) Append(r *usage.Row) error {
 	if err := r.Check(); err != nil {
@@ -29,17 +29,24 @@ func (s *Spool) Append(r *usage.Row) error {
 			s.count.refused.Add(1)
 			return fmt.Errorf("append usage row: %w", ErrClosed)
 		}
-		if s.off+need+wordSize <= len(s.cur.data) { // room is left for the end's word
+		ready := s.cur.ready
+		if s.off+need+wordSize <= ready { // room is left for the end's word
 			// Stamped under mu: seal takes its time under mu too, so no row with
 			// an earlier stamp comes behind what a seal has seen.
 			s.last = max(s.last, now)
 			r.EndUnixMS = s.last
 			err := s.put(r, n)
+			low := false
 			if err == nil {
 				s.off += need
 				s.rowsEnd = s.cur.at(s.off)
+				left := ready - s.off
+				low = left < aheadBytes/2 && left+need >= aheadBytes/2 && ready < len(s.cur.data)
 			}
 			s.mu.Unlock()
+			if low {
+				s.rouse()
+			}
 			if err != nil {
 				s.count.refused.Add(1)
 				return s.note(fmt.Errorf("append usage row: %w", err))
@@ -47,6 +54,14 @@ func (s *Spool) Append(r *usage.Row) error {
 			s.count.rows.Add(1)
 			s.count.rowBytes.Add(int64(need))
 			return nil
+		}
+		if ready < len(s.cur.data) { // Run has fallen behind
+			s.mu.Unlock()
+			if err := s.widen(); err != nil {
+				s.count.refused.Add(1)
+				return fmt.Errorf("append usage row: %w", err)
+			}
+			continue
 		}
 		if s.spare == nil {
 			s.mu.Unlock()
@@ -62,10 +77,15 @@ func (s *Spool) Append(r *usage.Row) error {
 			s.count.refused.Add(1)
 			return s.note(fmt.Errorf("append usage row: %w", err))
 		}
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+		s.rouse()
+	}
+}
+
+// rouse has Run provide.
+func (s *Spool) rouse() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -95,21 +115,17 @@ func (s *Spool) turn() error {
 	return nil
 }
 
-// provide makes sure that a segment stands ready behind the current one, and its
-// first pages and the current one's next in memory.
+// provide makes sure that a segment stands ready behind the current one, and that
+// there is room in the current one.
 func (s *Spool) provide() error {
 	s.allocMu.Lock()
 	defer s.allocMu.Unlock()
+	if err := s.extendCurrent(); err != nil {
+		return err
+	}
 	s.mu.Lock()
-	ready, closed := s.spare != nil, s.closed
-	cur, off := s.cur, s.off
+	ready := s.spare != nil
 	s.mu.Unlock()
-	if closed {
-		return ErrClosed
-	}
-	if cur != nil {
-		ahead(cur, off)
-	}
 	if ready {
 		return nil
 	}
@@ -117,28 +133,53 @@ func (s *Spool) provide() error {
 	if err != nil {
 		return err
 	}
-	ahead(g, 0)
 	s.mu.Lock()
 	s.spare = g
 	s.mu.Unlock()
 	return nil
 }
 
+// widen is provide for whoever finds the current segment not ready yet.
+func (s *Spool) widen() error {
+	s.allocMu.Lock()
+	defer s.allocMu.Unlock()
+	return s.extendCurrent()
+}
+
+// extendCurrent is extend of the current segment. Under allocMu.
+func (s *Spool) extendCurrent() error {
+	s.mu.Lock()
+	cur, off, closed := s.cur, s.off, s.closed
+	s.mu.Unlock()
+	switch {
+	case closed:
+		return ErrClosed
+	case cur == nil:
+		return nil
+	}
+	return s.extend(cur, off)
+}
+
 const (
-	aheadBytes = 256 << 10 // at least half of it is in memory before the writer
+	aheadBytes = 512 << 10 // of a segment are ready before the writer, at least half of it
 	pageBytes  = 64 << 10  // a multiple of any page size
 )
 
-func ahead(g *segment, off int) {
-	if off+aheadBytes/2 <= g.populated || g.populated >= len(g.data) {
-		return
+// extend makes places of a segment ready for rows: zeros are written there, as a file, which costs a third of what pages cost
+// that are first touched in memory. Nobody may write there before, or the zeros would wipe out a row: so rows go below ready
+// alone, which moves when all is done. Under allocMu.
+func (s *Spool) extend(g *segment, off int) error {
+	from, to := g.ready, min(len(g.data), (off+aheadBytes+pageBytes-1)&^(pageBytes-1))
+	if from == len(g.data) || off+aheadBytes/2 <= from {
+		return nil
 	}
-	from := max(g.populated, off&^(pageBytes-1))
-	to := min(len(g.data), off&^(pageBytes-1)+aheadBytes)
-	if from < to {
-		populate(g.data[from:to])
+	if err := prepare(g.f, g.data, from, to); err != nil {
+		return s.note(fmt.Errorf("prepare %s for usage rows: %w", g.path, err))
 	}
-	g.populated = to
+	s.mu.Lock()
+	g.ready = to
+	s.mu.Unlock()
+	return nil
 }
 
 // allocate makes the next segment. Under allocMu, or in Open.
@@ -146,6 +187,11 @@ func (s *Spool) allocate() (*segment, error) {
 	g, err := createSegment(s.cfg.Dir, s.st.epoch, s.nextNo, s.cfg.SegmentBytes, bootID(), s.cfg.Program)
 	if err != nil {
 		return nil, s.note(fmt.Errorf("allocate usage segment: %w", err))
+	}
+	if err := s.extend(g, segmentHeader); err != nil {
+		g.close()
+		removeFile(g.path) // best effort: its number is given again
+		return nil, err
 	}
 	s.nextNo++
 	s.count.segments.Add(1)
@@ -185,7 +231,7 @@ func (s *Spool) syncRows() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	const n = 16
-	if s.closed || s.off+wordSize+n+wordSize > len(s.cur.data) {
+	if s.closed || s.off+wordSize+n+wordSize > s.cur.ready {
 		return nil
 	}
 	err := guarded(func() error {

@@ -29,6 +29,19 @@ func syncData(f *os.File) error {
 	}
 }
 
-// populate brings pages in ahead of the writer, so that the request path does
-// not fault them in one by one. Advice: kernels before 5.14 refuse it.
-func populate(b []byte) { _ = unix.Madvise(b, unix.MADV_POPULATE_WRITE) }
+// noughts is as much as is written at once.
+var noughts [256 << 10]byte
+
+// prepare makes places that nobody has written to fit for rows: without a read of each page when it is first touched, and in
+// memory already, so that the request path does not fault pages in one by one.
+func prepare(f *os.File, data []byte, from, to int) error {
+	for from < to {
+		n := min(to-from, len(noughts)-from%len(noughts))
+		if _, err := f.WriteAt(noughts[:n], int64(from)); err != nil {
+			return err
+		}
+		_ = unix.Madvise(data[from&^(pageBytes-1):from+n], unix.MADV_POPULATE_WRITE) // advice: kernels before 5.14 refuse it
+		from += n
+	}
+	return nil
+}

@@ -59,6 +59,20 @@ func (s *Spool) seal() error {
 	return s.tidy()
 }
 
+// foldNew folds what has come lately: while it is in the processor's cache, and before it is so much that it holds up others.
+func (s *Spool) foldNew() error {
+	s.work.Lock()
+	defer s.work.Unlock()
+	if s.attempt != nil {
+		return nil
+	}
+	if _, err := s.fold(); err != nil {
+		return s.note(fmt.Errorf("fold usage rows: %w", err))
+	}
+	s.count.openCells.Store(int64(len(s.open.cells)))
+	return nil
+}
+
 // fold takes the rows since the last fold into the open cells and returns the
 // time before which every row that finished is among them: rows appended from
 // now on are stamped at or after it.

@@ -85,7 +85,7 @@ type segment struct {
 	data  []byte // mapped, or read by Open
 	f     *os.File
 
-	populated int // pages below are in memory; Run's
+	ready int // rows go below it: see extend. Written under allocMu and mu
 }
 
 func (g *segment) at(off int) pos { return pos(g.no<<32 | uint64(off)) }
@@ -97,16 +97,17 @@ func parseSegmentName(name string) (epoch, no uint64, ok bool) {
 	return epoch, no, err == nil && n == 2 && name == segmentName(epoch, no)
 }
 
-func (g *segment) putHeader(program string) {
-	b := g.data[:segmentHeader]
+func (g *segment) header(size int, program string) []byte {
+	b := make([]byte, segmentHeader)
 	copy(b, segmentMagic)
 	binary.LittleEndian.PutUint32(b[8:], segmentVersion)
-	binary.LittleEndian.PutUint32(b[12:], uint32(len(g.data)))
+	binary.LittleEndian.PutUint32(b[12:], uint32(size))
 	binary.LittleEndian.PutUint64(b[16:], g.epoch)
 	binary.LittleEndian.PutUint64(b[24:], g.no)
 	copy(b[32:48], g.boot[:])
 	copy(b[48:112], program)
 	binary.LittleEndian.PutUint32(b[124:], crc32.Checksum(b[:124], castagnoli))
+	return b
 }
 
 // createSegment makes an empty segment, durable under its name or not there.
@@ -128,12 +129,13 @@ func (g *segment) create(tmp string, size int, program string) (err error) {
 	if err := reserveBlocks(g.f, int64(size)); err != nil {
 		return fmt.Errorf("allocate %d bytes for %s: %w", size, g.path, err)
 	}
+	if _, err := g.f.WriteAt(g.header(size, program), 0); err != nil {
+		return fmt.Errorf("write %s: %w", g.path, err)
+	}
 	if g.data, err = unix.Mmap(int(g.f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		return fmt.Errorf("map %s: %w", g.path, err)
 	}
-	if err := guarded(func() error { g.putHeader(program); return nil }); err != nil {
-		return err
-	}
+	g.ready = segmentHeader
 	if err := g.f.Sync(); err != nil {
 		return fmt.Errorf("sync %s: %w", g.path, err)
 	}

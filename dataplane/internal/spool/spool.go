@@ -293,7 +293,7 @@ func (s *Spool) Run(ctx context.Context) error {
 		case <-s.wake:
 			err = s.provide()
 		case <-commit.C:
-			err = errors.Join(s.groupCommit(), s.provide())
+			err = errors.Join(s.foldNew(), s.groupCommit(), s.provide())
 		case <-seal.C:
 			if !busy.wait(s.count.rows.Load(), s.cfg.Now()) {
 				err = s.seal()
