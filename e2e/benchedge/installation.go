@@ -46,7 +46,7 @@ const (
 	portHAProxyHTTPS
 	portGoHTTP
 	portGoHTTPS
-	portBefore // four, as the edge's
+	portBefore // four for each, as the edge's
 )
 
 const installation = `installation: bench.example
@@ -125,7 +125,7 @@ func (b *bench) install(ctx context.Context) error {
 	if err := b.makeKeys(ctx, client); err != nil {
 		return err
 	}
-	for _, name := range []string{"edge", "before"} {
+	for _, name := range append([]string{"edge"}, b.befores()...) {
 		if err := b.joinToken(ctx, name); err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@ import (
 
 type config struct {
 	dir, bin   string
-	before     string // directory of another build's bailiwick-edge
+	before     []string // directories of other builds' bailiwick-edge
 	base       int
 	keys       int
 	inUse      int // 0: all
@@ -40,7 +40,7 @@ func main() {
 	var cfg config
 	flag.StringVar(&cfg.dir, "dir", "", "where everything is put; default: a directory that is removed at the end")
 	flag.StringVar(&cfg.bin, "bin", "bin", "where the programs are")
-	flag.StringVar(&cfg.before, "before", "", "directory of another build of bailiwick-edge, which is a peer too: before and after in one run")
+	before := flag.String("before", "", "directories of other builds of bailiwick-edge, with commas between, which are peers too (before, before2, …): before and after in one run")
 	flag.IntVar(&cfg.base, "base-port", 15000, "first of a hundred ports")
 	flag.IntVar(&cfg.keys, "keys", 1000, "API keys that all peers hold")
 	flag.IntVar(&cfg.inUse, "used", 0, "of them, used in turn over HTTP/1.1; 0: all")
@@ -62,6 +62,9 @@ func main() {
 	if *reference != "" {
 		fatal(serveReference(*reference))
 		return
+	}
+	if *before != "" {
+		cfg.before = strings.Split(*before, ",")
 	}
 	if os.Getenv(kept) == "" {
 		code, err := keep(append([]string{"/proc/self/exe"}, os.Args[1:]...)...)
@@ -108,8 +111,8 @@ func run(ctx context.Context, cfg config) (err error) {
 	if cfg.bin, err = filepath.Abs(cfg.bin); err != nil {
 		return err
 	}
-	if cfg.before != "" {
-		if cfg.before, err = filepath.Abs(cfg.before); err != nil {
+	for i := range cfg.before {
+		if cfg.before[i], err = filepath.Abs(cfg.before[i]); err != nil {
 			return err
 		}
 	}

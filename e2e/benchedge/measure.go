@@ -96,7 +96,7 @@ func (b *bench) measure(ctx context.Context, r row) error {
 		peers = append(peers, &peer{name: "direct", proc: b.running[0], http: b.addr(portUpstream)})
 	}
 	if r.only != nil {
-		peers = slices.DeleteFunc(peers, func(p *peer) bool { return !slices.Contains(r.only, p.name) })
+		peers = slices.DeleteFunc(peers, func(p *peer) bool { return !slices.Contains(r.only, strings.TrimRight(p.name, "0123456789")) })
 	}
 	rounds := b.rounds + 1 // the first only warms up
 	if r.tool == "idle" {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -117,6 +118,17 @@ func (b *bench) places() (peers, rest place) {
 	return peers, rest
 }
 
+func (b *bench) befores() (names []string) {
+	for i := range b.before {
+		if i == 0 {
+			names = append(names, "before")
+		} else {
+			names = append(names, fmt.Sprintf("before%d", i+1))
+		}
+	}
+	return names
+}
+
 func (b *bench) wants(name string) bool {
 	for _, o := range b.only {
 		if o == name {
@@ -170,18 +182,23 @@ func (b *bench) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range []struct {
+	type program struct {
 		name        string
 		http, https int
 		command     []string
-	}{
+	}
+	programs := []program{
 		{"edge", portEdgeHTTP, portEdgeHTTPS, b.edge(b.program("bailiwick-edge"), "edge", portEdgeHTTP)},
-		{"before", portBefore, portBefore + 1, b.edge(filepath.Join(b.before, "bailiwick-edge"), "before", portBefore)},
 		{"nginx", portNginxHTTP, portNginxHTTPS, []string{"nginx", "-p", b.dir, "-e", "nginx.err", "-c", filepath.Join(b.dir, "nginx.conf")}},
 		{"haproxy", portHAProxyHTTP, portHAProxyHTTPS, []string{"haproxy", "-W", "-db", "-f", filepath.Join(b.dir, "haproxy.cfg")}},
 		{"nethttp", portGoHTTP, portGoHTTPS, []string{self, "-reference", filepath.Join(b.dir, "nethttp.json")}},
-	} {
-		if !b.wants(p.name) || p.name == "before" && b.before == "" {
+	}
+	for i, name := range b.befores() {
+		offset := portBefore + 4*i
+		programs = slices.Insert(programs, 1+i, program{name, offset, offset + 1, b.edge(filepath.Join(b.before[i], "bailiwick-edge"), name, offset)})
+	}
+	for _, p := range programs {
+		if !b.wants(strings.TrimRight(p.name, "0123456789")) {
 			continue
 		}
 		proc, err := b.start(p.name, mine, p.command[0], p.command[1:]...)
