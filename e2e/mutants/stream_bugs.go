@@ -53,4 +53,10 @@ var streamBugs = []bug{
 	{name: "door-forgets-what-it-broke-off", breaks: "what passed on a connection that a door breaks off is in its row when the door is shut",
 		edits:  []edit{{proxyPkg + "/door.go", "\td.Shutdown(last)\n", "\t_ = last\n"}},
 		checks: []check{{proxyPkg, "TestDoor_EndsWhenWhatItBrokeOffIsCounted"}}},
+	{name: "gate-stays-open", breaks: "what comes while a loop works wakes nobody in Go's poller",
+		edits:  []edit{{"dataplane/internal/loop/loop_linux.go", "\tif err := l.let(0); err != nil {\n", "\tif err := error(nil); err != nil {\n"}},
+		checks: []check{{"dataplane/internal/loop", "TestLoop_IsNotDisturbed"}}},
+	{name: "gate-is-not-emptied", breaks: "what was reported and not taken is taken back before a loop's gate opens again",
+		edits:  []edit{{"dataplane/internal/loop/loop_linux.go", "if _, errno := poll(l.gate, e[:]); errno", "if errno := syscall.Errno(0); len(e) == 0 && errno"}},
+		checks: []check{{"dataplane/internal/loop", "TestLoop_HearsWhatComesAsItGoesToWait"}}},
 }

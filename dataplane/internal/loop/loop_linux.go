@@ -2,6 +2,7 @@ package loop
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -15,9 +16,10 @@ const atOnce = 256
 
 // Loop waits for what happens on its connections.
 type Loop struct {
+	fd   int // an epoll of the connections; Run closes it, with mu held
+	gate int // an epoll of fd, which is told of while Run waits, and not while it works
 	file *os.File
-	raw  syscall.RawConn
-	fd   int
+	raw  syscall.RawConn // file's, which is gate: Go's poller has it
 	tick func(now time.Time) time.Duration
 
 	events []syscall.EpollEvent // Run's
@@ -42,26 +44,45 @@ type event struct {
 // New makes a Loop. tick is called on its goroutine when the time is over that it named, and after each round of events, about
 // so often at most as it says; 0: only after events.
 func New(tick func(now time.Time) time.Duration) (*Loop, error) {
-	fd, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
-	if err != nil {
+	l := &Loop{fd: -1, gate: -1, tick: tick, events: make([]syscall.EpollEvent, atOnce)}
+	if err := l.open(); err != nil {
+		for _, fd := range [...]int{l.fd, l.gate} {
+			if fd >= 0 {
+				syscall.Close(fd)
+			}
+		}
 		return nil, fmt.Errorf("make a poller for connections: %w", err)
 	}
-	if err := syscall.SetNonblock(fd, true); err != nil {
-		syscall.Close(fd)
-		return nil, fmt.Errorf("make a poller for connections: %w", err)
+	return l, nil
+}
+
+func (l *Loop) open() (err error) {
+	if l.fd, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
+		return os.NewSyscallError("epoll_create1", err)
 	}
-	file := os.NewFile(uintptr(fd), "epoll")
-	raw, err := file.SyscallConn()
-	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("wait for connections: %w", err)
+	if l.gate, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
+		return os.NewSyscallError("epoll_create1", err)
 	}
-	return &Loop{file: file, raw: raw, fd: fd, tick: tick, events: make([]syscall.EpollEvent, atOnce)}, nil
+	if err := syscall.EpollCtl(l.gate, syscall.EPOLL_CTL_ADD, l.fd, &syscall.EpollEvent{}); err != nil {
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	if err := syscall.SetNonblock(l.gate, true); err != nil { // it is what has os.NewFile give it to Go's poller
+		return os.NewSyscallError("fcntl", err)
+	}
+	l.file = os.NewFile(uintptr(l.gate), "epoll")
+	if l.raw, err = l.file.SyscallConn(); err != nil {
+		l.file.Close()
+		l.gate = -1
+	}
+	return err
 }
 
 func (l *Loop) add(c *Conn) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.fd < 0 {
+		return net.ErrClosed
+	}
 	if n := len(l.free); n > 0 {
 		c.slot, l.free = l.free[n-1], l.free[:n-1]
 	} else {
@@ -97,27 +118,16 @@ func (l *Loop) Close() {
 func (l *Loop) Run() error {
 	for {
 		var failed error
-		err := l.raw.Read(func(fd uintptr) bool {
-			for {
-				n, errno := l.poll()
-				if errno != 0 && errno != syscall.EINTR {
-					failed = os.NewSyscallError("epoll_wait", errno)
-					return true
-				}
-				if n > 0 {
-					l.round(l.events[:n])
-				}
-				l.arm(time.Now())
-				if l.done.Load() {
-					return true
-				}
-				if n < atOnce {
-					return false
-				}
-			}
+		err := l.raw.Read(func(uintptr) bool {
+			failed = l.work()
+			return failed != nil || l.done.Load()
 		})
 		switch {
 		case l.done.Load():
+			l.mu.Lock()
+			syscall.Close(l.fd)
+			l.fd = -1 // whoever comes now is refused
+			l.mu.Unlock()
 			return l.file.Close()
 		case failed != nil:
 			return fmt.Errorf("wait for connections: %w", failed)
@@ -128,6 +138,50 @@ func (l *Loop) Run() error {
 			return fmt.Errorf("wait for connections: %w", err)
 		}
 	}
+}
+
+// work tells owners what has come, behind a gate that is shut: else each packet that comes meanwhile would wake a thread that waits
+// in Go's poller, for nothing. What has come by the time it is opened, or comes later, Go's poller hears of.
+func (l *Loop) work() error {
+	if err := l.shut(); err != nil {
+		return err
+	}
+	for {
+		n, errno := poll(l.fd, l.events)
+		if errno != 0 && errno != syscall.EINTR {
+			return os.NewSyscallError("epoll_wait", errno)
+		}
+		if n > 0 {
+			l.round(l.events[:n])
+		}
+		l.arm(time.Now())
+		if l.done.Load() {
+			return nil
+		}
+		if n < atOnce {
+			return l.let(syscall.EPOLLIN)
+		}
+	}
+}
+
+// shut has nobody told of what comes. What was reported and not taken is taken back, so that the gate's next opening is reported.
+func (l *Loop) shut() error {
+	if err := l.let(0); err != nil {
+		return err
+	}
+	var e [1]syscall.EpollEvent
+	if _, errno := poll(l.gate, e[:]); errno != 0 && errno != syscall.EINTR {
+		return os.NewSyscallError("epoll_wait", errno)
+	}
+	return nil
+}
+
+func (l *Loop) let(events uint32) error {
+	e := syscall.EpollEvent{Events: events}
+	if _, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_CTL, uintptr(l.gate), syscall.EPOLL_CTL_MOD, uintptr(l.fd), uintptr(unsafe.Pointer(&e)), 0, 0); errno != 0 {
+		return os.NewSyscallError("epoll_ctl", errno)
+	}
+	return nil
 }
 
 func (l *Loop) arm(now time.Time) {
@@ -141,8 +195,9 @@ func (l *Loop) arm(now time.Time) {
 	}
 }
 
-func (l *Loop) poll() (int, syscall.Errno) {
-	n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(l.fd), uintptr(unsafe.Pointer(unsafe.SliceData(l.events))), atOnce, 0, 0, 0)
+// poll asks an epoll what there is, and does not wait.
+func poll(fd int, events []syscall.EpollEvent) (int, syscall.Errno) {
+	n, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_PWAIT, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

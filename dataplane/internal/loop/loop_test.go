@@ -297,6 +297,70 @@ func TestLoop_TellsSomeFirst(t *testing.T) {
 	}
 }
 
+// What comes while a loop works wakes nobody in Go's poller: the loop looks by itself.
+func TestLoop_IsNotDisturbed(t *testing.T) {
+	l := running(t, nil)
+	c, start := pair(t, l)
+	other, far := pair(t, l)
+	begun, hold, told := make(chan struct{}, 1), make(chan struct{}), make(chan struct{}, 1)
+	c.Owner = ready(func(loop.Event) {
+		begun <- struct{}{}
+		<-hold
+		c.TryRead(make([]byte, 1))
+		c.Rest()
+	})
+	other.Owner = ready(func(loop.Event) {
+		other.TryRead(make([]byte, 1))
+		other.Rest()
+		told <- struct{}{}
+	})
+	for _, c := range []*loop.Conn{c, other} {
+		for one := make([]byte, 1); !c.Watch(); c.Poll(one) {
+		}
+	}
+	start.Write([]byte("x"))
+	<-begun
+	far.Write([]byte("x"))
+	for other.Quiet() {
+		time.Sleep(time.Millisecond)
+	}
+	if l.Reported() {
+		t.Error("Go's poller is told of what comes while the loop works")
+	}
+	close(hold)
+	<-told
+}
+
+// Nothing that comes just when a loop goes to wait is left lying.
+func TestLoop_HearsWhatComesAsItGoesToWait(t *testing.T) {
+	l := running(t, nil)
+	c, far := pair(t, l)
+	in := make([]byte, 1)
+	c.Owner = ready(func(loop.Event) {
+		for {
+			if n, err := c.TryRead(in); n == 0 || err != nil {
+				break
+			}
+			c.TryWrite(in)
+		}
+		c.Rest()
+	})
+	for one := make([]byte, 1); !c.Watch(); c.Poll(one) {
+	}
+	far.SetDeadline(time.Now().Add(20 * time.Second))
+	one := make([]byte, 1)
+	for i := range 5_000 {
+		for began, wait := time.Now(), time.Duration(rand.IntN(20))*time.Microsecond; time.Since(began) < wait; {
+		}
+		if _, err := far.Write(one); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(far, one); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+	}
+}
+
 // Taking what is closed and telling of it do not meet: one of them has it.
 func TestConn_IsTakenOnce(t *testing.T) {
 	l := running(t, nil)
