@@ -24,14 +24,25 @@ type grant struct {
 
 var errGrant = errors.New("sentinel: the grant does not parse")
 
-// fields calls f with each field of a message: n is the value of a number, b that of text, bytes or a message.
-func fields(msg []byte, f func(num protowire.Number, n uint64, b []byte)) error {
+// What the fields of messages are, by number: n is a number, b is text, bytes or a message.
+const (
+	signedKinds = "-bb"
+	grantKinds  = "-bbbbbbnnnnnnnbb"
+	peerKinds   = "-bb"
+)
+
+// fields calls f with each field of a message: n is the value of a number, b that of text, bytes or a message. A field that is not
+// what its number is ends it: other readers pass it over, and would read another grant.
+func fields(msg []byte, kinds string, f func(num protowire.Number, n uint64, b []byte)) error {
 	for len(msg) > 0 {
 		num, typ, size := protowire.ConsumeTag(msg)
 		if size < 0 {
 			return errGrant
 		}
 		msg = msg[size:]
+		if int(num) < len(kinds) && (kinds[num] == 'n') != (typ == protowire.VarintType) {
+			return errGrant
+		}
 		switch typ {
 		case protowire.VarintType:
 			n, size := protowire.ConsumeVarint(msg)
@@ -57,7 +68,7 @@ func fields(msg []byte, f func(num protowire.Number, n uint64, b []byte)) error 
 // parse reads a SignedGrant. It verifies nothing.
 func parse(signed []byte) (*grant, error) {
 	g := &grant{policies: map[string]bool{}, peers: map[string]bool{}}
-	err := fields(signed, func(num protowire.Number, _ uint64, b []byte) {
+	err := fields(signed, signedKinds, func(num protowire.Number, _ uint64, b []byte) {
 		switch num {
 		case 1:
 			g.payload = b
@@ -69,7 +80,7 @@ func parse(signed []byte) (*grant, error) {
 		return nil, errGrant
 	}
 	var inner error
-	err = fields(g.payload, func(num protowire.Number, n uint64, b []byte) {
+	err = fields(g.payload, grantKinds, func(num protowire.Number, n uint64, b []byte) {
 		switch num {
 		case 1:
 			g.id = string(b)
@@ -92,7 +103,7 @@ func parse(signed []byte) (*grant, error) {
 		case 13:
 			g.offline = lifetime(n)
 		case 14:
-			inner = errors.Join(inner, fields(b, func(num protowire.Number, _ uint64, b []byte) {
+			inner = errors.Join(inner, fields(b, peerKinds, func(num protowire.Number, _ uint64, b []byte) {
 				if num == 1 {
 					g.peers[string(b)] = true
 				}
