@@ -250,6 +250,28 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
+// A target that comes over HTTP/2 or HTTP/3 is read as it would be over HTTP/1.1.
+func FuzzLocate(f *testing.F) {
+	for _, s := range []string{"/", "/a?b?c", "*", "", "a", "/%2e/\xc3\xbc", "/a#b", "/a b", "//a", "/?", "http://a/b", "*?"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, target string) {
+		var two, one http1.Request
+		ok := two.Locate(target)
+		err := one.Parse("GET " + target + " HTTP/1.1\r\n" + rest)
+		if strings.HasPrefix(target, "/") || target == "*" {
+			if ok != (err == nil) {
+				t.Fatalf("%q: taken over HTTP/2: %v; over HTTP/1.1: %v", target, ok, err)
+			}
+		} else if ok {
+			t.Fatalf("%q is no target over HTTP/2", target)
+		}
+		if ok && (two.Target != one.Target || two.Path != one.Path || two.Query != one.Query || two.HasQuery != one.HasQuery || two.Plain != one.Plain) {
+			t.Fatalf("%q: %+v over HTTP/2, %+v over HTTP/1.1", target, two, one)
+		}
+	})
+}
+
 func FuzzBody(f *testing.F) {
 	for _, s := range []string{"5\r\nhello\r\n0\r\n\r\nnext", "1\r\nx\r\n0\r\nA: b\r\n\r\n", "5;x\r\nhello\r\n0\r\n\r\n", "5\nhello\n0\n\n", "ffffffffffffffff\r\n"} {
 		f.Add([]byte(s), uint8(3))

@@ -635,3 +635,47 @@ func FuzzJoin(f *testing.F) {
 		}
 	})
 }
+
+// Likewise what an upstream sends: it reaches a client as frames by the letter, none of them masked, or not at all.
+func FuzzJoinBack(f *testing.F) {
+	f.Add(frame{op: 1, fin: true, data: []byte("hello")}.bytes(false, 0), 3)
+	f.Add(append(frame{op: 2, data: make([]byte, 200)}.bytes(false, 0), frame{op: 0, fin: true, data: []byte("x")}.bytes(false, 0)...), 1)
+	f.Add(frame{op: 9, fin: true, data: []byte("p")}.bytes(false, 0), 1)
+	f.Add(frame{op: 8, fin: true, data: []byte{3, 232}}.bytes(false, 0), 9)
+	f.Add(frame{op: 1, fin: true, data: []byte("masked")}.bytes(true, 7), 2)
+	f.Add([]byte{0x82, 0x7f, 0, 0, 0, 0, 0, 1, 0, 0}, 4)
+	f.Fuzz(func(t *testing.T, in []byte, cut int) {
+		if len(in) > 64<<10 {
+			return
+		}
+		j := join(t, websocket.Config{MaxMessage: 4096})
+		go func() {
+			for b := in; len(b) > 0; {
+				n := min(len(b), 1+int(uint(cut)%1000))
+				if _, err := j.upstream.Write(b[:n]); err != nil {
+					return
+				}
+				b = b[n:]
+			}
+			j.upstream.Close()
+		}()
+		go io.Copy(io.Discard, j.upstream)
+		got := hear(j.client, false)
+		j.client.Close()
+		end := <-j.end
+		if got.code < 0 && got.err != io.EOF && got.err != io.ErrUnexpectedEOF && !errors.Is(got.err, io.ErrClosedPipe) {
+			t.Fatalf("the client heard what is no protocol: %v (it ended %+v)", got.err, end)
+		}
+		want := hear(bytes.NewReader(in), false)
+		for i, m := range got.messages {
+			if i >= len(want.messages) || want.messages[i] != m {
+				t.Fatalf("message %d was never said", i)
+			}
+		}
+		if want.err == io.EOF && want.code < 0 && len(got.messages) < len(want.messages) {
+			if v, ok := errors.AsType[*websocket.Violation](end.Err); !ok {
+				t.Fatalf("%d of %d messages came, and it ended %+v (%v)", len(got.messages), len(want.messages), end, v)
+			}
+		}
+	})
+}
