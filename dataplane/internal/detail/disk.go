@@ -156,7 +156,10 @@ func (s *Spool) replay(no uint64, off int64, rec []byte) error {
 		for range min(f.num(), 1<<20) {
 			e := &epoch{epoch: f.num(), next: f.num(), rows: f.num(), stored: f.num(), storedRows: f.num(), until: int64(f.num())}
 			for range min(f.num(), 1<<20) {
-				e.lost = append(e.lost, Lost{From: f.num(), To: f.num(), Rows: int64(f.num()), through: f.num(), SinceMS: int64(f.num()), UntilMS: int64(f.num())})
+				if f.bad {
+					break
+				}
+				e.lost = append(e.lost, f.lost())
 			}
 			if f.bad {
 				break
@@ -174,13 +177,13 @@ func (s *Spool) replay(no uint64, off int64, rec []byte) error {
 		e := s.replayed(f.num())
 		p := piece{number: f.num(), seq: f.num(), through: f.num(), rows: int64(f.num()), since: int64(f.num()), until: int64(f.num()), file: no, off: off, size: len(rec)}
 		p.head = len(rec) - len(f.b)
-		f.b = nil
+		f.b, f.bad = nil, f.bad || p.number == math.MaxUint64
 		if !f.bad && p.number > e.stored {
 			e.add(p)
 		}
 	case recLost:
 		e := s.replayed(f.num())
-		l := Lost{From: f.num(), To: f.num(), Rows: int64(f.num()), through: f.num(), SinceMS: int64(f.num()), UntilMS: int64(f.num())}
+		l := f.lost()
 		if !f.bad && l.From > e.stored {
 			e.lose(l)
 		}
@@ -417,4 +420,11 @@ func (f *fields) num() uint64 {
 	}
 	f.b = f.b[n:]
 	return v
+}
+
+// lost is what stands in the place of numbers. Behind the last number there is no next one: nobody writes it.
+func (f *fields) lost() Lost {
+	l := Lost{From: f.num(), To: f.num(), Rows: int64(f.num()), through: f.num(), SinceMS: int64(f.num()), UntilMS: int64(f.num())}
+	f.bad = f.bad || l.From == 0 || l.To < l.From || l.To == math.MaxUint64
+	return l
 }
