@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/shared/usage"
 )
 
 var (
@@ -200,4 +201,50 @@ func theirAnswer(b []byte) (v verdict, err error) {
 		return verdict{true, resp.StatusCode, string(body)}, nil
 	}
 	return v, errors.New("one interim answer after another")
+}
+
+// An answer of no length that its connection ends is whole when that ends, also where it ends by itself, while it is waited for.
+func TestFlow_AConnectionEndsItsAnswer(t *testing.T) {
+	w := newWorld(t, nil)
+	heard := make(chan struct{})
+	w.raw(func(c net.Conn, head string, _ int) string {
+		if !strings.Contains(head, "/v1/ends") {
+			return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+		}
+		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nsome")
+		<-heard
+		time.Sleep(20 * time.Millisecond) // by then it is waited for
+		c.Close()
+		return ""
+	})
+	for _, p := range w.protocols(t) {
+		before := w.west.meter.len()
+		req, err := http.NewRequestWithContext(t.Context(), "GET", p.base+"/v1/ends", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = "orders.test"
+		req.Header.Set("X-Api-Key", w.key)
+		rt := p.rt
+		if rt == nil {
+			rt = &http.Transport{DisableKeepAlives: true}
+		}
+		resp, err := rt.RoundTrip(req)
+		if err != nil {
+			t.Fatalf("%s: %v", p.name, err)
+		}
+		some := make([]byte, 4)
+		if _, err := io.ReadFull(resp.Body, some); err != nil {
+			t.Errorf("%s: %v", p.name, err)
+		}
+		heard <- struct{}{}
+		if rest, err := io.ReadAll(resp.Body); err != nil || string(some)+string(rest) != "some" {
+			t.Errorf("%s: got %q and %q, %v, want all of it", p.name, some, rest, err)
+		}
+		resp.Body.Close()
+		eventually(t, time.Minute, "a row", func() bool { return w.west.meter.len() > before })
+		if row := w.west.meter.last(); row.Outcome != usage.OutcomeSuccess || row.BytesOut != 4 || row.Requests != 1 {
+			t.Errorf("%s: the row %+v", p.name, row)
+		}
+	}
 }

@@ -142,7 +142,11 @@ func (f *flow) gather(l *link, patience time.Duration) (n int, err error) {
 			return 0, errGone
 		}
 		if _, err = l.Peek(); err != nil {
-			if err == io.EOF && !f.open {
+			switch {
+			case err != io.EOF:
+			case f.open: // with which the answer is whole: what frames its last piece needs room, though that is empty
+				f.buf = flowSpaces.Get().(*flowSpace)
+			default:
 				err = io.ErrUnexpectedEOF
 			}
 			return 0, err

@@ -31,7 +31,7 @@ func FuzzSegment(f *testing.F) {
 			return
 		}
 		g := &segment{no: 1, epoch: 1, data: make([]byte, size)}
-		g.putHeader("test")
+		copy(g.data, g.header(size, "test"))
 		off, places := segmentHeader, []int{}
 		for _, p := range [][]byte{one, two} {
 			if len(p) < 16 {
