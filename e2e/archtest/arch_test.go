@@ -84,8 +84,8 @@ func TestTechnologies_HaveOneOwner(t *testing.T) {
 		"go.etcd.io/bbolt":                 {"controlplane/internal/group/raftgroup"},
 		"go.etcd.io/etcd":                  {"controlplane/internal/group/etcdgroup", "deploy/sandbox"}, // the sandbox runs a server
 		"github.com/cockroachdb/pebble":    {"controlplane/internal/ledger"},
-		"github.com/letsencrypt/pebble":    {"deploy/sandbox"},                                                                                                                                               // a test authority: no product is built with it
-		"github.com/quic-go/quic-go":       {"dataplane/internal/ship", "controlplane/internal/ingest", "dataplane/internal/proxy", "dataplane/internal/http3", "dataplane/internal/relay", "e2e/benchedge"}, // which asks
+		"github.com/letsencrypt/pebble":    {"deploy/sandbox"},                                                                                                                                                            // a test authority: no product is built with it
+		"github.com/quic-go/quic-go":       {"dataplane/internal/ship", "controlplane/internal/ingest", "dataplane/internal/proxy", "dataplane/internal/http3", "dataplane/internal/relay", "e2e/benchedge", "e2e/flood"}, // which ask
 		"github.com/caddyserver/certmagic": {"dataplane/internal/edgetls"},
 		"go.uber.org/zap":                  {"dataplane/internal/edgetls", "controlplane/internal/group/etcdgroup"},
 		"github.com/prometheus":            {"shared/telemetry"},
