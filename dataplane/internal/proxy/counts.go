@@ -137,6 +137,9 @@ func (p *Proxy) Took() (each [len(LatencyBounds) + 1]int64, sum time.Duration) {
 
 // Shed is how many requests of a class were turned away because an API's upstreams, or this edge, were short.
 func (p *Proxy) Shed(c priority.Class) (upstreams, edge int64) {
+	p.budgets.mu.Lock()
+	defer p.budgets.mu.Unlock()
+	upstreams = p.budgets.shed[c]
 	for _, b := range p.budgets.all() {
 		upstreams += b.flow.Stats().Shed[c]
 	}

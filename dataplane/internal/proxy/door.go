@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/http2"
+	"bailiwick/dataplane/internal/loop"
 	"bailiwick/dataplane/internal/park"
 )
 
@@ -90,7 +91,11 @@ func (d *Door) Serve(l net.Listener) error {
 }
 
 func (d *Door) take(raw net.Conn) {
-	raw, lc, t := d.adopt(raw)
+	d.admit(d.adopt(raw))
+}
+
+// admit takes a connection that a loop has, perhaps.
+func (d *Door) admit(raw net.Conn, lc *loop.Conn, t *turn) {
 	remote := raw.RemoteAddr().String()
 	c := &conn{door: d, raw: raw, rwc: raw, lc: lc, remote: remote, client: addressOf(remote)}
 	if !d.receive(c.client) {
@@ -98,7 +103,7 @@ func (d *Door) take(raw net.Conn) {
 		return
 	}
 	d.mu.Lock()
-	if d.refuses.Load() {
+	if d.refuses.Load() || lc != nil && d.loopless { // its loop may have failed before it was one of conns: nothing would be heard of it
 		d.mu.Unlock()
 		d.guests.leave(c.client)
 		raw.Close()

@@ -11,6 +11,7 @@ import (
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/upstream"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
@@ -83,6 +84,20 @@ func Names() (names []string) {
 // Budgets says whether two APIs have a budget each.
 func Budgets(p *Proxy, a, b *policy.API) bool {
 	return p.budget(a) != p.budget(b) && p.budget(a) == p.budget(a)
+}
+
+// KeptBudgets is how many APIs have one.
+func KeptBudgets(p *Proxy) int { return len(p.budgets.all()) }
+
+// Enter takes a place at an API's upstreams; leave gives it back.
+func Enter(ctx context.Context, p *Proxy, api *policy.API, c priority.Class) (leave func(), ok bool) {
+	ticket, ok := p.budget(api).flow.Enter(ctx, c, priority.Bounds{Min: 1, Max: 1})
+	return func() { ticket.Leave(priority.Untold) }, ok
+}
+
+// Whose is by whom a request is taken back that another region's edge has sent.
+func Whose(p *Proxy, r *http.Request, from string) string {
+	return (&exchange{call: &call{p: p, relayed: true}, r: r, from: from}).whose()
 }
 
 // Retries takes as many retries as an API's budget has at a moment, after n requests earned some.

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,9 +13,11 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/quota"
+	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
@@ -402,6 +405,93 @@ func TestProxy_APIsOfTwoZonesShareNoBudget(t *testing.T) {
 	own, foreign := v.APIOf("emea", "orders"), v.APIOf("us", "orders")
 	if own == nil || foreign == nil || !proxy.Budgets(w.west.proxy, own, foreign) {
 		t.Errorf("%v and %v share what is kept of an API", own, foreign)
+	}
+}
+
+// What is kept of an API goes when the API has left the catalog, but not while one of its requests holds a place: what is bounded
+// stays so if it comes back. What was counted stays counted.
+func TestProxy_ForgetsTheBudgetsOfAPIsThatLeft(t *testing.T) {
+	w := newWorld(t, nil)
+	p, with := w.west.proxy, w.view(w.west, true)
+	p.Turn()
+	tight, orders := with.API("tight.test"), with.API("orders.test")
+	proxy.Budgets(p, tight, orders)
+	leave, ok := proxy.Enter(t.Context(), p, tight, priority.Gold)
+	if !ok {
+		t.Fatal("no place at an idle API")
+	}
+	n := 0
+	swap := func(kept bool) {
+		t.Helper()
+		n++
+		var objects []table.Object
+		if kept {
+			objects = append(objects, w.objects...)
+		}
+		o, err := table.Encode(table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: "eu-west"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		o2, err := table.Encode(table.KindRegion, fmt.Sprint("r", n), table.Region{Name: fmt.Sprint("r", n), Zone: "emea"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, z := revision.Revision{Epoch: 1, Index: 1}, revision.Revision{Epoch: 1, Index: 1}
+		for _, o := range append(objects, o, o2) {
+			if o.Kind.Scope() == table.ScopeZone {
+				z.Sum = z.Sum.Add(o.Sum())
+			} else {
+				c.Sum = c.Sum.Add(o.Sum())
+			}
+		}
+		tab, err := policy.NewTable(append(objects, o, o2), c, z)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.west.tables.Swap(tab)
+		p.Turn()
+	}
+	shed := func() int64 { n, _ := p.Shed(priority.Free); return n }
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	proxy.Enter(gone, p, tight, priority.Free) // the only place is taken
+	before := shed()
+	if before == 0 {
+		t.Fatal("nobody was turned away")
+	}
+	swap(false)
+	if got := proxy.KeptBudgets(p); got != 1 {
+		t.Errorf("%d are kept, want that of the API of which a request is under way", got)
+	}
+	leave()
+	swap(false)
+	if got := proxy.KeptBudgets(p); got != 0 {
+		t.Errorf("%d are kept of APIs that left", got)
+	}
+	if got := shed(); got != before {
+		t.Errorf("%d were turned away, and %d before", got, before)
+	}
+	proxy.Budgets(p, tight, orders)
+	w.west.tables.Swap(with)
+	p.Turn()
+	if got := proxy.KeptBudgets(p); got != 2 {
+		t.Errorf("%d are kept of APIs that are here, want 2", got)
+	}
+}
+
+// Within a zone a customer's resets are his, wherever his requests came in; of another zone's customers nobody here knows.
+func TestHold_RelaysAreTheirCustomers(t *testing.T) {
+	w := newWorld(t, nil)
+	r, err := http.NewRequest("GET", "/x", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := proxy.Whose(w.west.proxy, r, "us-east"); got != "relays of us-east" {
+		t.Errorf("of another zone: got %q", got)
+	}
+	r.Header.Set("Bailiwick-Customer", "acme")
+	if got := proxy.Whose(w.west.proxy, r, "eu-central"); got != "acme" {
+		t.Errorf("of this zone: got %q", got)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/limit"
 	"bailiwick/dataplane/internal/priority"
+	"bailiwick/dataplane/internal/relay"
 )
 
 // letGoMost is how long an upstream is taken to work on a request that its client took back, if it says nothing.
@@ -116,9 +117,13 @@ func (x *exchange) lettingGo(h *hold, wait func(context.Context)) {
 	})
 }
 
-// whose is who takes back what is taken back: a customer, or of relays the region that they come from.
+// whose is who takes back what is taken back: a customer, wherever in the zone the request came in; of another zone's, whose
+// customers nobody here knows, the region that it comes from.
 func (x *exchange) whose() string {
 	if x.relayed {
+		if customer := x.r.Header.Get(relay.Identity[0]); customer != "" { // the peer of this zone says so; of others it is dropped
+			return customer
+		}
 		return "relays of " + x.from
 	}
 	return x.v.Customer

@@ -32,7 +32,8 @@ type turn struct {
 
 const (
 	spareBuffers = 256
-	loopTick     = time.Second // between looks at who waits
+	loopTick     = time.Second      // between looks at who waits
+	unheard      = time.Millisecond // an idle connection's last word is older: it is looked at before it is used
 )
 
 // adopt gives a loop a connection; where there is none, it is read and written directly.
@@ -272,7 +273,7 @@ func (t *turn) ask(c *conn, k *work) {
 			t.leave(c, k, func() bool { return k.attempt(nil) })
 			return
 		}
-		if !k.try.repeatable && !l.lc.Quiet() {
+		if (!k.try.repeatable || k.try.asked.Sub(l.since) > unheard) && !l.lc.Quiet() {
 			l.conn.Close()
 			continue
 		}

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -325,4 +326,109 @@ func TestLoops_WhatNobodyAskedForIsNobodys(t *testing.T) {
 		ask("/v1/twice", "xxx")
 	}
 	ask("/v1/x", "ok")
+}
+
+// A row that has to wait for the disk waits without its loop: others are served meanwhile, and it comes before its answer's last byte.
+func TestLoops_WaitForNoRow(t *testing.T) {
+	w := newWorld(t, nil)
+	for name, d := range w.doors() {
+		t.Run(name, func(t *testing.T) {
+			const others = 6 // some of them in the same loop
+			conns, ins := make([]net.Conn, 1+others), make([]*bufio.Reader, 1+others)
+			for i := range conns {
+				conns[i] = d.dial(t)
+				ins[i] = bufio.NewReader(conns[i])
+				for range 4 {
+					io.WriteString(conns[i], w.head("GET", "/v1/x", "\r\n"))
+					read(t, ins[i], "GET")
+				}
+			}
+			eventually(t, 20*time.Second, "all to rest", func() bool { return d.door.Resting() == len(conns) })
+			before := w.west.meter.len()
+			until := make(chan struct{})
+			over := sync.OnceFunc(func() { close(until) })
+			defer over()
+			w.west.meter.stalls.Store(&until)
+			io.WriteString(conns[0], w.head("GET", "/v1/x", "\r\n"))
+			eventually(t, 20*time.Second, "its row to wait", w.west.meter.Ready)
+			for i := 1; i < len(conns); i++ {
+				io.WriteString(conns[i], w.head("GET", "/v1/x", "\r\n"))
+				if resp, _ := read(t, ins[i], "GET"); resp.StatusCode != 200 {
+					t.Errorf("beside a row that waits: got %d", resp.StatusCode)
+				}
+			}
+			if got := w.west.meter.len() - before; got != others {
+				t.Errorf("%d rows, want %d", got, others)
+			}
+			over()
+			if resp, _ := read(t, ins[0], "GET"); resp.StatusCode != 200 {
+				t.Errorf("got %d", resp.StatusCode)
+			}
+			if got := w.west.meter.len() - before; got != 1+others {
+				t.Errorf("%d rows, want %d", got, 1+others)
+			}
+		})
+	}
+}
+
+// What an upstream says on a connection that is idle, while its loop is busy with what came in the same round, is nobody's answer.
+func TestLoops_LookAtWhatWasIdle(t *testing.T) {
+	var busy atomic.Pointer[func()]
+	w := newWorld(t, func(c *proxy.Config) {
+		c.TableAge = func(time.Time) time.Duration { // what a loop asks before it decides
+			if do := busy.Swap(nil); do != nil {
+				(*do)()
+			}
+			return 0
+		}
+	})
+	var last atomic.Pointer[net.Conn]
+	w.raw(func(c net.Conn, _ string, _ int) string {
+		last.Store(&c)
+		return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	})
+	conn, _ := w.dial()
+	in := bufio.NewReader(conn)
+	for range 4 {
+		for range 3 { // until the loop has a connection to the upstream
+			io.WriteString(conn, w.head("GET", "/v1/x", "\r\n"))
+			if resp, body := read(t, in, "GET"); resp.StatusCode != 200 || body != "ok" {
+				t.Errorf("got %d %q", resp.StatusCode, body)
+			}
+			eventually(t, 20*time.Second, "it to rest in a loop", func() bool { return w.west.server.door.Resting() == 1 })
+		}
+		do := func() {
+			io.WriteString(*last.Load(), "HTTP/1.1 408 Request Timeout\r\nContent-Length: 4\r\n\r\nlate")
+			time.Sleep(3 * time.Millisecond)
+		}
+		busy.Store(&do)
+	}
+}
+
+// However an upstream's interim answers are spread over time, there may be so many of them and no more.
+func TestLoops_BoundInterimAnswers(t *testing.T) {
+	w := newWorld(t, nil)
+	w.raw(func(c net.Conn, head string, _ int) string {
+		if strings.Contains(head, "/v1/many") {
+			for range 30 {
+				io.WriteString(c, "HTTP/1.1 102 Processing\r\n\r\n")
+				time.Sleep(500 * time.Microsecond)
+			}
+		}
+		return "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	})
+	conn, _ := w.dial()
+	in := bufio.NewReader(conn)
+	ask := func(path string, want int) {
+		t.Helper()
+		io.WriteString(conn, w.head("GET", path, "\r\n"))
+		if resp, body := read(t, in, "GET"); resp.StatusCode != want {
+			t.Errorf("GET %s: got %d %q, want %d", path, resp.StatusCode, body, want)
+		}
+	}
+	for range 3 { // until the loop has a connection to the upstream
+		ask("/v1/x", 200)
+		eventually(t, 20*time.Second, "it to rest in a loop", func() bool { return w.west.server.door.Resting() == 1 })
+	}
+	ask("/v1/many", 503) // it was tried again, and is the only one there is
 }

@@ -56,6 +56,7 @@ type link struct {
 	hint   func([]string) // has an answer's hints; nil: they are in early, and errHints is said of them
 	early  []string
 	still  bool // reading waits for nothing: http1.ErrWait
+	before int  // interim answers to the request under way
 	looped
 }
 
@@ -250,7 +251,7 @@ func (l *link) endless() {
 // head reads the answer's head, past 1xx. It may be called again after its deadline has passed: nothing is lost then. The
 // answer points into the buffer until the next read.
 func (l *link) head(method string) error {
-	seen, before := 0, 0
+	seen := 0
 	for {
 		have := l.buf[l.r:l.w]
 		end, err := http1.Scan(have, seen)
@@ -263,9 +264,10 @@ func (l *link) head(method string) error {
 				return err
 			}
 			if l.answer.Status >= 200 || l.answer.Status == http.StatusSwitchingProtocols {
+				l.before = 0
 				return nil
 			}
-			if before++; before > interims {
+			if l.before++; l.before > interims {
 				return errInterims
 			}
 			if l.answer.Status == http.StatusEarlyHints {

@@ -76,11 +76,13 @@ const (
 
 // Turn begins to count anew when other objects of the catalog came into force. Call it after each swap of the table.
 func (p *Proxy) Turn() {
-	sum := p.cfg.Tables.Load().Catalog().Sum
+	t := p.cfg.Tables.Load()
+	sum := t.Catalog().Sum
 	old := p.turned.Swap(&sum)
 	if old == nil || *old == sum {
 		return
 	}
+	p.budgets.forget(t)
 	for _, b := range p.budgets.all() {
 		requests := b.now.requests.Swap(0)
 		if requests >= enough { // else too few to stand for what was

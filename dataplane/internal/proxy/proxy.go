@@ -33,10 +33,11 @@ import (
 	"bailiwick/shared/usage"
 )
 
-// Meter keeps usage rows. Append returns when the row survives the end of this process; Healthy says why new
-// requests could not be counted, nil if they can.
+// Meter keeps usage rows. Append returns when the row survives the end of this process; Ready says whether it would wait for
+// nothing now; Healthy says why new requests could not be counted, nil if they can.
 type Meter interface {
 	Append(row *usage.Row) error
+	Ready() bool
 	Healthy() error
 }
 
@@ -174,6 +175,7 @@ func (p *Proxy) ReplayBytes() int64 { return p.replays.Load() }
 // budget keeps retries from becoming a storm: a fifth of the requests, and ten a second, with room for a
 // burst, since an upstream that dies takes all its requests in flight with it at once.
 type budget struct {
+	zone, name       string       // of its API
 	tokens, refilled atomic.Int64 // thousandths; ns since the proxy's start
 	now, before      tally
 	flow             priority.Limiter // of the API's upstreams in this region
@@ -188,8 +190,9 @@ const (
 // budgets are those of APIs by their ids (two zones may use one name), copied when one is added: a request finds its own without a lock and without
 // memory.
 type budgets struct {
-	mu sync.Mutex // covers writing of m
-	m  atomic.Pointer[map[string]*budget]
+	mu   sync.Mutex // covers writing of m, and shed
+	m    atomic.Pointer[map[string]*budget]
+	shed [priority.Platinum + 1]int64 // of those that are forgotten, by class
 }
 
 func (b *budgets) all() map[string]*budget {
@@ -210,7 +213,7 @@ func (p *Proxy) budget(api *policy.API) *budget {
 	if b := old[id]; b != nil {
 		return b
 	}
-	m, b := maps.Clone(old), &budget{}
+	m, b := maps.Clone(old), &budget{zone: api.Zone, name: api.Name}
 	b.tokens.Store(budgetRoom)
 	if m == nil {
 		m = map[string]*budget{}
@@ -218,6 +221,28 @@ func (p *Proxy) budget(api *policy.API) *budget {
 	m[id] = b
 	p.budgets.m.Store(&m)
 	return b
+}
+
+// forget drops the budgets of APIs that a table does not have, but those with requests under way or waiting: what is bounded stays so
+// if the API comes back.
+func (b *budgets) forget(t *policy.Table) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	m := maps.Clone(b.all())
+	for id, old := range m {
+		if t.APIOf(old.zone, old.name) != nil {
+			continue
+		}
+		s := old.flow.Stats()
+		if s.Under > 0 || s.Waiting > 0 {
+			continue
+		}
+		for c, n := range s.Shed {
+			b.shed[c] += n
+		}
+		delete(m, id)
+	}
+	b.m.Store(&m)
 }
 
 func (b *budget) earn() {

@@ -54,7 +54,7 @@ func (l *link) Ready(e loop.Event) {
 	}
 	a := &l.answer
 	a.Close = a.Close || e&loop.Gone != 0 // its end has come already: nobody is told of it again
-	if a.Status == 101 || a.Status >= 502 && a.Status <= 504 || a.Options || a.Length < 0 || a.Length > smallAnswer || int(a.Length) > l.w-l.r {
+	if a.Status == 101 || a.Status >= 502 && a.Status <= 504 || a.Options || a.Length < 0 || a.Length > smallAnswer || int(a.Length) > l.w-l.r || !k.call.p.cfg.Meter.Ready() {
 		l.lc.Man()
 		t.leave(c, k, func() bool { return k.answered(l) })
 		return

@@ -3,6 +3,8 @@
 package proxy
 
 import (
+	"crypto/tls"
+	"log/slog"
 	"net"
 	"testing"
 	"time"
@@ -67,5 +69,41 @@ func TestStock_WaitsForARound(t *testing.T) {
 	far.Write([]byte("a"))
 	if r := <-took; r.same || !r.next {
 		t.Errorf("taken in the same round: %v, in the next: %v", r.same, r.next)
+	}
+}
+
+// A loop that fails between taking a connection and the door's knowing of it leaves nobody waiting for ever.
+func TestDoor_ALoopFailsBeforeItsConnectionIsKnown(t *testing.T) {
+	d := NewServers(ServersConfig{Handler: &Proxy{}, TLS: &tls.Config{}, Logger: slog.New(slog.DiscardHandler)}).HTTP
+	at, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer at.Close()
+	client, err := net.Dial("tcp", at.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	raw, err := at.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	adopted, lc, home := d.adopt(raw)
+	if lc == nil {
+		t.Fatal("no loop takes it")
+	}
+	for _, other := range d.turns {
+		other.loop.Close() // its Run ends
+	}
+	d.wg.Wait()
+	d.unloop(home)
+	d.admit(adopted, lc, home)
+	client.SetReadDeadline(time.Now().Add(time.Minute))
+	if n, err := client.Read(make([]byte, 1)); n != 0 || isTimeout(err) {
+		t.Errorf("a connection of a loop that failed is held: %v", err)
+	}
+	if len(d.conns) != 0 || d.guests.total != 0 {
+		t.Errorf("%d connections are known, and %d guests", len(d.conns), d.guests.total)
 	}
 }

@@ -59,6 +59,7 @@ func (m *marks) Append(r *usage.Row) error {
 	return nil
 }
 
+func (m *marks) Ready() bool    { return true }
 func (m *marks) Healthy() error { return nil }
 
 // saw is of a whole request at an upstream.

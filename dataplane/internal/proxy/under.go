@@ -120,6 +120,9 @@ func (c *conn) settle() {
 	}
 	c.door.mu.Lock() // whoever closes all looks at raw, before or after
 	defer c.door.mu.Unlock()
+	if c.door.loopless {
+		return
+	}
 	lc, err := t.loop.Adopt(d.TCPConn, false)
 	if err != nil {
 		return

@@ -198,10 +198,14 @@ type meter struct {
 	rows    []usage.Row
 	err     error
 	healthy error
-	panics  atomic.Bool // once, while a request is decided
+	panics  atomic.Bool                   // once, while a request is decided
+	stalls  atomic.Pointer[chan struct{}] // it is not ready, and the next row waits for its end
 }
 
 func (m *meter) Append(r *usage.Row) error {
+	if until := m.stalls.Swap(nil); until != nil {
+		<-*until
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {
@@ -213,6 +217,8 @@ func (m *meter) Append(r *usage.Row) error {
 	m.rows = append(m.rows, *r)
 	return nil
 }
+
+func (m *meter) Ready() bool { return m.stalls.Load() == nil }
 
 func (m *meter) Healthy() error {
 	if m.panics.CompareAndSwap(true, false) {

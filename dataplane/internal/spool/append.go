@@ -42,6 +42,9 @@ func (s *Spool) Append(r *usage.Row) error {
 				s.rowsEnd = s.cur.at(s.off)
 				left := ready - s.off
 				low = left < aheadBytes/2 && left+need >= aheadBytes/2 && ready < len(s.cur.data)
+				if left < slack && s.short() && !s.tight.Load() {
+					s.tight.Store(true)
+				}
 			}
 			s.mu.Unlock()
 			if low {
@@ -89,6 +92,19 @@ func (s *Spool) rouse() {
 	}
 }
 
+// slack is room in the current segment for whoever appends between Ready and its own row: it need not be exact, since who comes
+// beyond it waits, and loses nothing.
+const slack = 16 * maxRecord
+
+// Ready says whether Append would do no I/O now. Where Run is not ahead of the rows (a slow disk, or a full one), whoever serves
+// others beside leaves its row to somebody who may wait.
+func (s *Spool) Ready() bool { return !s.tight.Load() }
+
+// short says whether little room is left, and none stands ready behind it. Under mu.
+func (s *Spool) short() bool {
+	return s.cur != nil && s.cur.ready-s.off < slack && (s.cur.ready < len(s.cur.data) || s.spare == nil)
+}
+
 // put copies the row to s.off. Under mu. guarded by hand: its closure would
 // cost an allocation here.
 func (s *Spool) put(r *usage.Row, n int) (err error) {
@@ -111,6 +127,7 @@ func (s *Spool) turn() error {
 		return err
 	}
 	s.cur, s.off, s.since, s.spare = s.spare, segmentHeader, s.last, nil
+	s.tight.Store(s.short())
 	s.segs = append(s.segs, s.cur)
 	return nil
 }
@@ -135,6 +152,7 @@ func (s *Spool) provide() error {
 	}
 	s.mu.Lock()
 	s.spare = g
+	s.tight.Store(s.short())
 	s.mu.Unlock()
 	return nil
 }
@@ -178,6 +196,7 @@ func (s *Spool) extend(g *segment, off int) error {
 	}
 	s.mu.Lock()
 	g.ready = to
+	s.tight.Store(s.short())
 	s.mu.Unlock()
 	return nil
 }

@@ -80,3 +80,31 @@ func TestSpool_ConcurrentAppendsAreEachCountedOnce(t *testing.T) {
 		t.Errorf("stats %+v: want group commits, and nothing waiting", st)
 	}
 }
+
+// Whoever must not wait for the disk is told before a row would: from when little room is left and nothing stands ready behind it.
+func TestSpool_SaysWhetherARowWaits(t *testing.T) {
+	s := open(t, spool.Config{Dir: t.TempDir()})
+	before := s.Stats().Segments // one is used, one spare
+	n := 0
+	for ; s.Ready(); n++ {
+		if add(t, s, "acme", 1); n > 10_000 {
+			t.Fatal("it is ready for ever")
+		}
+	}
+	if got := s.Stats().Segments; got != before {
+		t.Fatalf("a row was waited for: %d segments, want %d", got, before)
+	}
+	add(t, s, "acme", 16) // of whoever has asked before
+	if got := s.Stats().Segments; got != before {
+		t.Fatalf("a row was waited for: %d segments, want %d", got, before)
+	}
+	if err := s.Provide(); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Ready() {
+		t.Error("it is not ready though a segment is")
+	}
+	for range n {
+		add(t, s, "acme", 1) // past the end, into the spare
+	}
+}

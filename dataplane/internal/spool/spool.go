@@ -128,6 +128,8 @@ type Spool struct {
 	spare   *segment   // allocated one ahead, nil while there is none
 	segs    []*segment // mapped, oldest first, cur last
 
+	tight atomic.Bool // what short says; set with mu held
+
 	allocMu sync.Mutex // one allocation at a time; held across I/O, taken before mu
 	nextNo  uint64     // of the next segment to allocate; under allocMu
 
