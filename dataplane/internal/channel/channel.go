@@ -40,7 +40,8 @@ const (
 	crowded    = 64 // requests under way on each connection before another is opened
 	maxHead    = 256 << 10
 	idle       = 60 * time.Second
-	pingAfter  = 10 * time.Second // of silence
+	pingAfter  = 10 * time.Second               // of silence, while somebody waits
+	pingRarely = 5*time.Minute + 10*time.Second // of gRPC's silence, from the second on: its servers end a connection on which others come sooner
 	pingWait   = 5 * time.Second
 	writeWait  = 10 * time.Second // without a byte taken
 	window     = 256 << 10        // bytes of an answer that arrive before its client takes them
@@ -63,8 +64,8 @@ type Pool struct {
 
 	mu       sync.Mutex // covers all below, busy of lanes and under of links; held for no I/O
 	lanes    []*lane
-	apart    *lane // of who takes much back; nil: nobody did
-	draining int   // links that were retired for their resets and still have requests
+	apart    *lane   // of who takes much back; nil: nobody did
+	draining []*link // that were retired for their resets and still have requests, the oldest first
 
 	resets resets
 }
@@ -83,7 +84,7 @@ func New(cfg Config) *Pool {
 		cfg.Max = DefaultMax
 	}
 	of := &http.Transport{DisableCompression: true, IdleConnTimeout: idle,
-		HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingWait, WriteByteTimeout: writeWait, MaxReceiveBufferPerStream: window}}
+		HTTP2: &http.HTTP2Config{WriteByteTimeout: writeWait, MaxReceiveBufferPerStream: window}}
 	tr, err := http2.ConfigureTransports(of)
 	if err != nil { // of has had no HTTP/2 before
 		panic(err)
@@ -185,6 +186,9 @@ func (p *Pool) send(ctx context.Context, ask Ask) (resp *http.Response, fate Fat
 	if err != nil {
 		p.leave(l)
 		return nil, Fate{}, err
+	}
+	if strings.HasPrefix(ask.Header.Get("Content-Type"), "application/grpc") {
+		k.wire.grpc.Store(true)
 	}
 	s := &stream{link: k, whose: ask.Whose}
 	if ask.Bounded {

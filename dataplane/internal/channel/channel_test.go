@@ -43,28 +43,7 @@ func pinged(t *testing.T, pings *atomic.Int32, serve func(fr *http2.Framer, conn
 			wg.Go(func() { <-over; conn.Close() }) // a client that was sent away may leave it open until its PING is not answered
 			wg.Go(func() {
 				defer conn.Close()
-				io.ReadFull(conn, make([]byte, len(http2.ClientPreface)))
-				fr := http2.NewFramer(conn, conn)
-				fr.WriteSettings()
-				for {
-					f, err := fr.ReadFrame()
-					if err != nil {
-						return
-					}
-					switch f := f.(type) {
-					case *http2.SettingsFrame:
-						if !f.IsAck() {
-							fr.WriteSettingsAck()
-						}
-					case *http2.PingFrame:
-						if !f.IsAck() {
-							pings.Add(1)
-							fr.WritePing(true, f.Data)
-						}
-					case *http2.HeadersFrame:
-						serve(fr, conn, f.StreamID)
-					}
-				}
+				speak(conn, pings, serve)
 			})
 		}
 	})
@@ -75,6 +54,32 @@ func pinged(t *testing.T, pings *atomic.Int32, serve func(fr *http2.Framer, conn
 	}})
 	t.Cleanup(func() { p.CloseIdle(); l.Close(); close(over); wg.Wait() })
 	return p, "http://" + l.Addr().String(), dials
+}
+
+// speak is the upstream's end of a connection.
+func speak(conn net.Conn, pings *atomic.Int32, serve func(fr *http2.Framer, conn net.Conn, id uint32)) {
+	io.ReadFull(conn, make([]byte, len(http2.ClientPreface)))
+	fr := http2.NewFramer(conn, conn)
+	fr.WriteSettings()
+	for {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			return
+		}
+		switch f := f.(type) {
+		case *http2.SettingsFrame:
+			if !f.IsAck() {
+				fr.WriteSettingsAck()
+			}
+		case *http2.PingFrame:
+			if !f.IsAck() {
+				pings.Add(1)
+				fr.WritePing(true, f.Data)
+			}
+		case *http2.HeadersFrame:
+			serve(fr, conn, f.StreamID)
+		}
+	}
 }
 
 func ok(fr *http2.Framer, id uint32) { says(fr, id, "200", true) }

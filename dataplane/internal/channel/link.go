@@ -3,6 +3,7 @@ package channel
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,16 +17,18 @@ import (
 const (
 	resetsMost   = 100
 	resetsWithin = 30 * time.Second
-	retireEvery  = time.Second // of a lane: who resets faster gets no more connections for it
+	retireEvery  = time.Second     // of a lane: who resets faster gets no more connections for it
+	retiredMost  = 5 * time.Minute // what lasts on a retired connection has so long before it may end for another's sake
 )
 
 // link is one connection.
 type link struct {
 	cc      *http2.ClientConn
 	wire    *wire
-	under   int  // requests to the end of their answers, or until they are given up; covered by Pool.mu
-	retired bool // it takes no more: whoever ends the last of them closes it; likewise
-	tired   bool // for its resets; likewise
+	awaited atomic.Int32 // requests that were taken back, of which LetGo waits to hear
+	under   int          // requests to the end of their answers, or until they are given up; covered by Pool.mu
+	retired bool         // it takes no more: whoever ends the last of them closes it; likewise
+	tired   time.Time    // for its resets; zero: not for them; likewise
 }
 
 // link is the lane's connection, with a request more.
@@ -49,27 +52,65 @@ func (p *Pool) link(ctx context.Context, l *lane) (*link, error) {
 	k := &link{wire: &wire{Conn: conn, pool: p, streams: map[uint32]*stream{}, gone: make(chan struct{}), news: make(chan struct{})}}
 	k.wire.out.rest = len(http2.ClientPreface)
 	k.wire.out.seen, k.wire.in.seen = k.wire.left, k.wire.came
+	k.wire.heard.Store(time.Now().UnixNano())
 	if k.cc, err = p.tr.NewClientConn(k.wire); err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return p.linked(l, k), nil
+	p.linked(l, k)
+	time.AfterFunc(pingAfter, func() { p.mind(k) })
+	return k, nil
+}
+
+// mind asks a peer that is silent while somebody waits for it whether it is there, and ends its connection if it does not say so. It
+// is called again and again until the connection is over.
+func (p *Pool) mind(k *link) {
+	select {
+	case <-k.wire.gone:
+		return
+	default:
+	}
+	p.mu.Lock()
+	needed := k.under > 0 || k.awaited.Load() > 0
+	p.mu.Unlock()
+	next := pingAfter
+	if silent := k.wire.silent(); needed && silent < pingAfter {
+		next -= silent
+	} else if needed && k.wire.mayAsk() {
+		ctx, cancel := context.WithTimeout(context.Background(), pingWait)
+		err := k.cc.Ping(ctx)
+		if cancel(); err != nil && k.wire.silent() >= pingWait {
+			k.cc.Close()
+			return
+		}
+	}
+	time.AfterFunc(next, func() { p.mind(k) })
 }
 
 // linked is the lane's connection, if it takes a request more; one that was just opened always does.
 func (p *Pool) linked(l *lane, opened *link) *link {
 	p.mu.Lock()
-	var over *link
+	var over []*link
 	if opened != nil {
 		l.link = opened
 	} else if k := l.link; k != nil {
 		now := time.Now()
-		if k.tired = k.wire.many(now) && now.Sub(l.retired) >= retireEvery && p.draining < p.cfg.Max; k.tired {
-			l.retired = now
+		tired := k.wire.many(now) && now.Sub(l.retired) >= retireEvery
+		if tired && len(p.draining) >= p.cfg.Max {
+			// Who has one long request on each would keep later ones from retiring for as long as he likes.
+			if oldest := p.draining[0]; now.Sub(oldest.tired) >= retiredMost {
+				p.draining = p.draining[1:]
+				over = append(over, oldest)
+			} else {
+				tired = false
+			}
 		}
-		if k.tired || !k.cc.CanTakeNewRequest() {
+		if tired {
+			l.retired, k.tired = now, now
+		}
+		if tired || !k.cc.CanTakeNewRequest() {
 			if p.retire(l) {
-				over = k
+				over = append(over, k)
 			}
 			l.link = nil
 		}
@@ -79,8 +120,8 @@ func (p *Pool) linked(l *lane, opened *link) *link {
 		k.under++
 	}
 	p.mu.Unlock()
-	if over != nil {
-		over.cc.Close()
+	for _, k := range over {
+		k.cc.Close()
 	}
 	return k
 }
@@ -89,8 +130,8 @@ func (p *Pool) linked(l *lane, opened *link) *link {
 func (p *Pool) retire(l *lane) (over bool) {
 	k := l.link
 	k.retired = true
-	if over = k.under == 0; !over && k.tired {
-		p.draining++
+	if over = k.under == 0; !over && !k.tired.IsZero() {
+		p.draining = append(p.draining, k)
 	}
 	return over
 }
@@ -98,8 +139,8 @@ func (p *Pool) retire(l *lane) (over bool) {
 // dropped is one request less, with mu held. true: it was the last, and the connection is to be closed.
 func (p *Pool) dropped(k *link) (over bool) {
 	k.under--
-	if over = k.retired && k.under == 0; over && k.tired {
-		p.draining--
+	if over = k.retired && k.under == 0; over && !k.tired.IsZero() {
+		p.draining = slices.DeleteFunc(p.draining, func(other *link) bool { return other == k })
 	}
 	return over
 }
@@ -141,6 +182,8 @@ func (f Fate) LetGo(ctx context.Context) {
 			return // what has no head when nobody writes, after its end, will have none
 		}
 	}
+	k.awaited.Add(1)
+	defer k.awaited.Add(-1)
 	select {
 	case <-s.over:
 	case <-k.wire.gone:
@@ -183,6 +226,21 @@ func (w *wire) told(s *stream) (ask bool, news <-chan struct{}, over bool) {
 	return true, nil, false
 }
 
+// silent is for how long nothing has come.
+func (w *wire) silent() time.Duration { return time.Duration(time.Now().UnixNano() - w.heard.Load()) }
+
+// mayAsk says whether a PING may be sent because the peer is silent. gRPC's servers forget what they hold against a client when
+// they send a head or data, and end the connection at the third PING after that first one that comes within 5 min of another: the
+// transport sends one with a reset, and LetGo and silence one together. Who is dead there is found by TCP, or in 5 min.
+func (w *wire) mayAsk() bool {
+	if !w.grpc.Load() {
+		return true
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.asked.Swap(true) || time.Since(w.pinged) >= pingRarely
+}
+
 // wire sees the frames that pass on a connection: which streams are reset, and how often.
 type wire struct {
 	net.Conn
@@ -192,10 +250,13 @@ type wire struct {
 	over sync.Once
 	gone chan struct{} // closed with the connection
 
-	asked atomic.Bool // a PING was sent for LetGo, and neither a head nor data has come since; set with mu held
+	asked atomic.Bool  // a PING was sent for LetGo, or to a gRPC server, and neither a head nor data has come since; set with mu held
+	grpc  atomic.Bool  // it has been asked something in gRPC
+	heard atomic.Int64 // ns, when anything came
 
 	mu       sync.Mutex    // covers all below
 	pings    int           // that have left
+	pinged   time.Time     // the last of them
 	answered int           // of them; they are in their order
 	news     chan struct{} // closed, and another made, when one is answered, or asked is over
 	streams  map[uint32]*stream
@@ -213,6 +274,9 @@ func (w *wire) Write(p []byte) (int, error) {
 
 func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
+	if n > 0 {
+		w.heard.Store(time.Now().UnixNano())
+	}
 	w.in.pass(p[:n])
 	if err != nil {
 		w.over.Do(func() { close(w.gone) })
@@ -238,6 +302,7 @@ func (w *wire) left(kind http2.FrameType, flags http2.Flags, id uint32) {
 		return
 	case http2.FramePing:
 		w.pings++
+		w.pinged = time.Now()
 		return
 	}
 	now := time.Now()
