@@ -2,7 +2,9 @@ package relay
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -18,8 +20,8 @@ const (
 
 // takenBack is a request that its sender took back.
 type takenBack struct {
-	conn *http.ClientConn
-	id   string
+	conn        *http.ClientConn
+	id, attempt string
 }
 
 // LetGo waits until the receiver of a request that was taken back says that its upstream has let go of it; the end of the session
@@ -34,6 +36,7 @@ func (e *Error) LetGo(ctx context.Context) {
 	}
 	req.Header.Set(HeaderPing, "1")
 	req.Header.Set(HeaderAwait, e.back.id)
+	req.Header.Set(HeaderBounded, e.back.attempt)
 	if resp, err := e.back.conn.RoundTrip(req); err == nil {
 		resp.Body.Close()
 	}
@@ -45,7 +48,19 @@ type waits struct {
 	of map[waitKey]*wait
 }
 
-type waitKey struct{ node, id string }
+// waitKey names an attempt: one request may be sent to a node twice, and each is let go of by itself.
+type waitKey struct{ node, id, attempt string }
+
+// newAttempt is a name that no other attempt at a request has.
+func newAttempt() string { return strconv.FormatUint(rand.Uint64(), 36) }
+
+// attemptOf is the name that a peer has given. Edges of before 2026-11-26 say "1" of each, and nothing when they ask.
+func attemptOf(h http.Header) string {
+	if said := h.Get(HeaderBounded); said != "1" && len(said) <= 64 {
+		return said
+	}
+	return ""
+}
 
 type wait struct{ begun, over chan struct{} }
 

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"net/http"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -10,7 +11,7 @@ import (
 
 // Whoever asks when a request is let go of hears it then: also where the question is looked at before the request, or after its end.
 func TestWaits_WhoAsksHearsOfTheEnd(t *testing.T) {
-	key := waitKey{"edge-1", "id"}
+	key := waitKey{"edge-1", "id", ""}
 	for name, c := range map[string]struct {
 		begins, ends, asked time.Duration // since the start; ends < 0: never, begins < 0: it never came
 		hears               time.Duration
@@ -51,10 +52,38 @@ func TestWaits_WhoAsksHearsOfTheEnd(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) { // nobody stays who has gone himself, and what nobody may ask for is forgotten at once
 		var w waits
-		w.begin(waitKey{"edge-1", "other"})(false)
+		w.begin(waitKey{"edge-1", "other", ""})(false)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		w.await(ctx, key)
+		if len(w.of) != 0 {
+			t.Errorf("%d are remembered", len(w.of))
+		}
+	})
+}
+
+// One request may come twice within the time for which its first attempt is remembered: each is let go of by itself. Edges of
+// before 2026-11-26 give no names to attempts, neither with the request nor when they ask.
+func TestWaits_AttemptsAreToldApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w waits
+		named := func(name string) waitKey {
+			return waitKey{"edge-1", "id", attemptOf(http.Header{HeaderBounded: {name}})}
+		}
+		began := time.Now()
+		w.begin(named(newAttempt()))(true)
+		second := newAttempt()
+		over := w.begin(named(second))
+		var all sync.WaitGroup
+		all.Go(func() { time.Sleep(5 * time.Second); over(true) })
+		if w.await(t.Context(), named(second)); time.Since(began) != 5*time.Second {
+			t.Errorf("the second is said to be over after %v", time.Since(began))
+		}
+		all.Wait()
+		if attemptOf(http.Header{HeaderBounded: {"1"}}) != attemptOf(http.Header{}) {
+			t.Error("an older edge does not hear of what it asks for")
+		}
+		time.Sleep(time.Minute)
 		if len(w.of) != 0 {
 			t.Errorf("%d are remembered", len(w.of))
 		}

@@ -186,7 +186,7 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		end()
 		e := &Error{To: f.To, Sent: true, Err: err}
 		if f.Bounded {
-			e.back = &takenBack{conn, f.RequestID}
+			e.back = &takenBack{conn, f.RequestID, req.Header.Get(HeaderBounded)}
 		}
 		if errors.Is(cause, errCut) {
 			c.log.refuse(RuleCut, c.from, f.To, f.RequestID)
@@ -266,7 +266,7 @@ func (c *Client) request(ctx context.Context, f Forward, grant *grant.Grant) *ht
 		header.Set(HeaderStream, f.Stream)
 	}
 	if f.Bounded {
-		header.Set(HeaderBounded, "1")
+		header.Set(HeaderBounded, newAttempt())
 	}
 	u := *f.URL
 	u.Scheme, u.Host = "https", f.Host

@@ -165,7 +165,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	if r.Header.Get(HeaderPing) != "" {
 		if id := r.Header.Get(HeaderAwait); id != "" {
-			s.waits.await(r.Context(), waitKey{peer.Node, id})
+			s.waits.await(r.Context(), waitKey{peer.Node, id, attemptOf(r.Header)})
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return
@@ -219,7 +219,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.Header.Get(HeaderBounded) != "" {
-		over := s.waits.begin(waitKey{peer.Node, in.RequestID})
+		over := s.waits.begin(waitKey{peer.Node, in.RequestID, attemptOf(r.Header)})
 		in.LetGo = func() { over(ctx.Err() != nil) }
 	}
 	for name := range r.Header {

@@ -29,8 +29,8 @@ const (
 	HeaderStream      = "Bailiwick-Relay-Stream"      // what is asked for is no answer but a stream both ways; in an answer: it is open
 	HeaderClass       = "Bailiwick-Relay-Class"       // priority class of the plan
 	HeaderPing        = "Bailiwick-Relay-Ping"        // a sign of life, nothing else
-	HeaderBounded     = "Bailiwick-Relay-Bounded"     // where it is taken back the sender asks when the upstream has let go of it
-	HeaderAwait       = "Bailiwick-Relay-Await"       // of a sign of life: not before that is so, of the request of this id
+	HeaderBounded     = "Bailiwick-Relay-Bounded"     // where it is taken back the sender asks when the upstream has let go of it; which of the attempts at its request it is
+	HeaderAwait       = "Bailiwick-Relay-Await"       // of a sign of life: not before that is so, of the request of this id, and of the attempt that HeaderBounded names
 	HeaderHome        = "Bailiwick-Home"              // region that accepted the request
 	HeaderRequestID   = "Bailiwick-Request-Id"
 	HeaderServed      = "Bailiwick-Served"    // region whose upstream answered
