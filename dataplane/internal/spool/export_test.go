@@ -12,6 +12,19 @@ func (s *Spool) Seal() error        { return s.seal() }
 func (s *Spool) GroupCommit() error { return s.groupCommit() }
 func (s *Spool) Provide() error     { return s.provide() }
 
+// Prepared is how many bytes of its segments are ready for rows.
+func (s *Spool) Prepared() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, g := range s.segs {
+		n += g.ready
+	}
+	if s.spare != nil {
+		n += s.spare.ready
+	}
+	return n
+}
+
 // Abandon lets go of everything as a kill of the process does: no sync, no seal.
 func (s *Spool) Abandon() { s.release() }
 

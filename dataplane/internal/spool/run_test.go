@@ -81,30 +81,26 @@ func TestSpool_ConcurrentAppendsAreEachCountedOnce(t *testing.T) {
 	}
 }
 
-// Whoever must not wait for the disk is told before a row would: from when little room is left and nothing stands ready behind it.
+// Whoever must not wait for the disk is told before a row would: from when little room is made ready and none stands behind it, in
+// the segment or in a spare one.
 func TestSpool_SaysWhetherARowWaits(t *testing.T) {
-	s := open(t, spool.Config{Dir: t.TempDir()})
-	before := s.Stats().Segments // one is used, one spare
-	n := 0
-	for ; s.Ready(); n++ {
-		if add(t, s, "acme", 1); n > 10_000 {
-			t.Fatal("it is ready for ever")
+	for _, size := range []int{64 << 10, 2 << 20} { // all of it is ready from the start, or a part
+		s := open(t, spool.Config{Dir: t.TempDir(), SegmentBytes: size})
+		prepared := s.Prepared()
+		for n := 0; s.Ready(); n++ {
+			if add(t, s, "acme", 1); n > 20_000 {
+				t.Fatal("it is ready for ever")
+			}
 		}
-	}
-	if got := s.Stats().Segments; got != before {
-		t.Fatalf("a row was waited for: %d segments, want %d", got, before)
-	}
-	add(t, s, "acme", 16) // of whoever has asked before
-	if got := s.Stats().Segments; got != before {
-		t.Fatalf("a row was waited for: %d segments, want %d", got, before)
-	}
-	if err := s.Provide(); err != nil {
-		t.Fatal(err)
-	}
-	if !s.Ready() {
-		t.Error("it is not ready though a segment is")
-	}
-	for range n {
-		add(t, s, "acme", 1) // past the end, into the spare
+		add(t, s, "acme", 16) // of whoever has asked before
+		if got := s.Prepared(); got != prepared {
+			t.Errorf("segments of %d bytes: a row has waited: %d bytes are ready, %d were", size, got, prepared)
+		}
+		if err := s.Provide(); err != nil {
+			t.Fatal(err)
+		}
+		if got := s.Prepared(); !s.Ready() || got <= prepared {
+			t.Errorf("segments of %d bytes: %d bytes are ready, %d were, and it is ready: %v", size, got, prepared, s.Ready())
+		}
 	}
 }
