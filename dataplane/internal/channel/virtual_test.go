@@ -150,6 +150,7 @@ func TestPool_AQuietStreamOfGRPC(t *testing.T) {
 		served.Go(func() { srv.Serve(l) })
 		var dials atomic.Int32
 		p := channel.New(channel.Config{Dial: func(ctx context.Context) (net.Conn, error) { dials.Add(1); return l.DialContext(ctx) }})
+		defer func() { p.CloseIdle(); srv.Stop(); served.Wait() }()
 		ask := func(ctx context.Context, method string) (*http.Response, error) {
 			req, err := http.NewRequestWithContext(ctx, "POST", "http://up.test/grpc.health.v1.Health/"+method, bytes.NewReader([]byte{0, 0, 0, 0, 0}))
 			if err != nil {
@@ -189,9 +190,6 @@ func TestPool_AQuietStreamOfGRPC(t *testing.T) {
 			t.Errorf("%d connections, want 1", n)
 		}
 		resp.Body.Close()
-		p.CloseIdle()
-		srv.Stop()
-		served.Wait()
 	})
 }
 
