@@ -100,7 +100,8 @@ func (b *bench) install(ctx context.Context) error {
 	if err := b.output(ctx, nil, "bailiwick-control", "init", "-spec", spec, "-out", b.dir); err != nil {
 		return err
 	}
-	if _, err := b.start("control", place{}, b.program("bailiwick-control"), "run", "-dir", filepath.Join(b.dir, "emea-1"), "-bootstrap-expect", "1", "-raft-timing", "local", "-reserve-bytes", "-1", "-rollout-soak", "200ms"); err != nil {
+	var err error
+	if b.control, err = b.start("control", place{}, b.program("bailiwick-control"), "run", "-dir", filepath.Join(b.dir, "emea-1"), "-bootstrap-expect", "1", "-raft-timing", "local", "-reserve-bytes", "-1", "-rollout-soak", "200ms"); err != nil {
 		return err
 	}
 	client, err := b.client()

@@ -269,7 +269,9 @@ func overHTTP2(ctx context.Context, cfg loadConfig) (loaded, error) {
 	if err != nil {
 		return loaded{}, err
 	}
-	return onStreams(cfg, strings.Fields(string(text)), func() http.RoundTripper {
+	keys := strings.Fields(string(text))
+	fmt.Fprint(os.Stderr, begun)
+	return onStreams(cfg, keys, func() http.RoundTripper {
 		dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, cfg.Address)
 		}

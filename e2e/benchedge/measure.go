@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -67,7 +68,12 @@ type sample struct {
 	rss      float64 // MB
 	busy     float64 // of one CPU
 	each     float64 // KiB of memory a connection that is held
+	control  float64 // of one CPU, the control node beside it
 }
+
+// begun is what a load generator says on its second output when it has read its keys and the load is about to begin: a million of
+// them take wrk some seconds, in which a peer's housekeeping is nobody's request.
+const begun = "BEGIN\n"
 
 // script sends all keys in turn, to an address that the name is not asked for.
 const script = `local keys, n = {}, 0
@@ -75,7 +81,8 @@ function wrk.resolve(host, service) wrk.addrs = wrk.lookup("127.0.0.1", service)
 function init(args)
   for k in io.lines("%s") do keys[#keys + 1] = "?page=2 HTTP/1.1\r\nHost: ` + host + `\r\nX-API-Key: " .. k .. "\r\n\r\n" end
 end
-function request() n = n %% #keys + 1; return "GET %s" .. n %% 1000 .. keys[n] end
+local function turn() n = n %% #keys + 1; return "GET %s" .. n %% 1000 .. keys[n] end
+function request() io.stderr:write("BEGIN\n") request = turn; return turn() end
 function done(summary, latency)
   local e = summary.errors
   io.write(string.format("RESULT %%d %%d %%d %%d %%d\n", summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
@@ -88,6 +95,9 @@ func (b *bench) measure(ctx context.Context, r row) error {
 		used = "few.keys"
 	}
 	if err := b.write("wrk.lua", fmt.Sprintf(script, filepath.Join(b.dir, used), r.path)); err != nil {
+		return err
+	}
+	if err := b.calm(ctx); err != nil {
 		return err
 	}
 	got := map[string][]sample{}
@@ -156,16 +166,21 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 	_, rest := b.places()
 	command = rest.command(command[0], command[1:]...)
 	pids := family(p.proc.cmd.Process.Pid)
-	userBefore, kernelBefore := cpuOf(pids)
 	memory := rssOf(pids)
-	began := time.Now()
+	var from meter
+	from.read(pids, b.control)
 	held := watchMemory(pids)
-	out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput()
-	most := held()
-	took := time.Since(began)
-	user, kernel := cpuOf(pids)
-	kernel -= kernelBefore
-	spent := user - userBefore + kernel
+	said := &output{begin: func() { from.read(pids, b.control) }}
+	cmd := exec.CommandContext(ctx, command[0], command[1:]...)
+	cmd.Stdout, cmd.Stderr = said, said
+	err = cmd.Run()
+	most, out := held(), said.text.Bytes()
+	var to meter
+	to.read(pids, b.control)
+	took := to.at.Sub(from.at)
+	kernel := to.kernel - from.kernel
+	spent := to.user - from.user + kernel
+	s.control = (to.control - from.control).Seconds() / took.Seconds()
 	if err != nil {
 		return s, fmt.Errorf("%s: %w: %s", r.tool, err, out)
 	}
@@ -207,6 +222,55 @@ func (b *bench) once(ctx context.Context, r row, p *peer, lasts time.Duration) (
 		s.rss, s.each = most, (most-memory)*1024/float64(r.conns)
 	}
 	return s, nil
+}
+
+// meter is what peers had used at a moment, and the control node beside them.
+type meter struct {
+	at                    time.Time
+	user, kernel, control time.Duration
+}
+
+func (m *meter) read(peer []int, control *process) {
+	m.at = time.Now()
+	m.user, m.kernel = cpuOf(peer)
+	if control != nil {
+		user, kernel := cpuOf([]int{control.cmd.Process.Pid})
+		m.control = user + kernel
+	}
+}
+
+// output is what a load generator writes, of which begun is told and not kept.
+type output struct {
+	begin func()
+	text  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	rest, first := bytes.CutPrefix(p, []byte(begun))
+	if first {
+		o.begin()
+	}
+	o.text.Write(rest)
+	return len(p), nil
+}
+
+// calm waits until the control node has done what it does after a million keys were made: it would take the processor from peers
+// and load generator alike. How busy it was beside a row is in the row's table.
+func (b *bench) calm(ctx context.Context) error {
+	var before, now meter
+	for range 120 {
+		before.read(nil, b.control)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+		if now.read(nil, b.control); now.control-before.control < 150*time.Millisecond {
+			return nil
+		}
+	}
+	fmt.Fprintln(os.Stderr, "the control node is busy after two minutes: figures hold it")
+	return nil
 }
 
 // watchMemory looks until it is asked how much it was at most.
@@ -279,7 +343,7 @@ func (b *bench) print(r row, peers []*peer, got map[string][]sample) {
 		class = ", real-time class"
 	}
 	fmt.Printf("\n%s; %d keys, %d of them used, pinned: %s%s, %d rounds of %s, load average %.4s, at %s\n", r.title, b.keys, len(b.used), b.pin, class, b.rounds, b.lasts, load, time.Now().Format("15:04"))
-	fmt.Printf("| peer | CPU µs/request (min–max) | in the kernel | × nginx | requests/s | p50 ms | p99 ms | RSS MB | of a CPU | KiB a connection |\n|---|---|---|---|---|---|---|---|---|---|\n")
+	fmt.Printf("| peer | CPU µs/request (min–max) | in the kernel | × nginx | requests/s | p50 ms | p99 ms | RSS MB | of a CPU | control node | KiB a connection |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	cpu := func(s sample) float64 { return s.cpu }
 	base := 0.0
 	if n := got["nginx"]; len(n) > 0 {
@@ -293,9 +357,9 @@ func (b *bench) print(r row, peers []*peer, got map[string][]sample) {
 			ratio = fmt.Sprintf("%.2f", mid/base)
 		}
 		one := func(of func(sample) float64) float64 { m, _, _ := median(s, of); return m }
-		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %.1f | %s | %.0f | %.3f | %.3f | %.0f | %.2f | %.1f |\n", p.name, mid, low, high, one(func(s sample) float64 { return s.kernel }), ratio,
+		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %.1f | %s | %.0f | %.3f | %.3f | %.0f | %.2f | %.2f | %.1f |\n", p.name, mid, low, high, one(func(s sample) float64 { return s.kernel }), ratio,
 			one(func(s sample) float64 { return s.rate }), one(func(s sample) float64 { return s.p50 }), one(func(s sample) float64 { return s.p99 }),
-			one(func(s sample) float64 { return s.rss }), one(func(s sample) float64 { return s.busy }), one(func(s sample) float64 { return s.each }))
+			one(func(s sample) float64 { return s.rss }), one(func(s sample) float64 { return s.busy }), one(func(s sample) float64 { return s.control }), one(func(s sample) float64 { return s.each }))
 	}
 	if r.direct {
 		b.printAdded(got)

@@ -26,6 +26,7 @@ type bench struct {
 	config
 	allKeys, used []string
 	running       []*process
+	control       *process
 	peers         []*peer
 }
 
