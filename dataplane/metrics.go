@@ -27,7 +27,8 @@ func (e *Edge) upstreams(of func(failover.Report) int64) func() float64 {
 func (e *Edge) waiting() (sum float64) {
 	lines := map[string]int64{}
 	for _, r := range e.monitor.Reports() {
-		lines[r.API] = max(lines[r.API], r.Waiting)
+		of := r.Zone + "/" + r.API
+		lines[of] = max(lines[of], r.Waiting)
 	}
 	for _, n := range lines {
 		sum += float64(n)

@@ -368,11 +368,12 @@ func (m *Monitor) welcome(old, now *group) {
 
 // Report is a target's health for people.
 type Report struct {
-	API, Target   string
-	Phase         string
-	Outlier       bool // set aside because it fails more than the others
-	Busy, Waiting int64
-	Latency       time.Duration
+	Zone, API, Target string
+	Phase             string
+	Outlier           bool // set aside because it fails more than the others
+	Busy, Waiting     int64
+	Latency           time.Duration
+	Why               string // why its last probe was bad; "": it was good, or there was none
 }
 
 // Reports are all targets.
@@ -385,8 +386,8 @@ func (m *Monitor) Reports() []Report {
 	m.mu.RUnlock()
 	out := make([]Report, 0, len(targets))
 	for _, t := range targets {
-		out = append(out, Report{API: t.API, Target: t.name(), Phase: t.State().Phase.String(), Outlier: t.out.Load(), Busy: t.busy.Load(),
-			Waiting: t.line.waiting(), Latency: time.Duration(t.ewma.Load())})
+		out = append(out, Report{Zone: t.zone, API: t.API, Target: t.name(), Phase: t.State().Phase.String(), Outlier: t.out.Load(), Busy: t.busy.Load(),
+			Waiting: t.line.waiting(), Latency: time.Duration(t.ewma.Load()), Why: t.said()})
 	}
 	return out
 }

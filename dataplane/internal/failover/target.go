@@ -2,6 +2,7 @@ package failover
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net/url"
 	"sync"
@@ -35,9 +36,10 @@ type Target struct {
 	answered    atomic.Int64 // the last time a request was answered
 	ewma        atomic.Int64 // of the time to response headers, ns; 0 = none yet
 
-	mu     sync.Mutex // covers state and flight; held for no I/O
+	mu     sync.Mutex // covers what follows; held for no I/O
 	state  State
 	flight *flight
+	why    error // of the last probe: why it was bad; nil: it was good, or there was none
 }
 
 // settings are what the API says of its targets now.
@@ -116,7 +118,7 @@ func (t *Target) fly() *flight {
 			t.heard()
 		}
 		t.mu.Lock()
-		t.flight = nil
+		t.flight, t.why = nil, f.err
 		t.mu.Unlock()
 		if f.err == nil {
 			t.note(ProbeGood)
@@ -154,13 +156,16 @@ func (t *Target) alive(ctx context.Context, wait time.Duration) bool {
 
 func (t *Target) heard() { t.lastByte.Store(int64(t.m.now())) }
 
+// errRequests is why an upstream takes no traffic whose probes were good.
+var errRequests = errors.New("requests in a row failed there, or were answered 502, 503 or 504")
+
 // note takes an event into the state, and tells people when the phase changes.
 func (t *Target) note(e Event) {
 	now := t.m.now()
 	t.mu.Lock()
 	old := t.state
 	t.state = Step(old, e, now, t.settings.Load().timing)
-	next := t.state
+	next, why := t.state, t.why
 	t.mu.Unlock()
 	if next.Phase == old.Phase {
 		return
@@ -168,13 +173,30 @@ func (t *Target) note(e Event) {
 	if next.Phase == Returning && t.settings.Load().dispatch.SlowStart > 0 {
 		t.joined.Store(int64(now))
 	}
-	t.m.cfg.Logger.Info("upstream health changed", "api", t.API, "target", t.name(), "from", old.Phase.String(), "to", next.Phase.String(), "fails", next.Fails)
+	switch from, to := old.Phase.String(), next.Phase.String(); {
+	case next.Phase == Ejected && e == ProbeBad:
+		t.m.cfg.Logger.Warn("upstream health changed", "api", t.API, "target", t.name(), "from", from, "to", to, "fails", next.Fails, "error", why)
+	case next.Phase == Ejected:
+		t.m.cfg.Logger.Warn("upstream health changed", "api", t.API, "target", t.name(), "from", from, "to", to, "fails", next.Fails, "error", errRequests)
+	default:
+		t.m.cfg.Logger.Info("upstream health changed", "api", t.API, "target", t.name(), "from", from, "to", to, "fails", next.Fails)
+	}
 	if next.Phase != Healthy {
 		select {
 		case t.kick <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// said is why the last probe was bad.
+func (t *Target) said() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.why == nil {
+		return ""
+	}
+	return t.why.Error()
 }
 
 // State is the present state.
