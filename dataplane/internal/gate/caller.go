@@ -43,7 +43,7 @@ func (g *Gate) show(r *Request, api *policy.API) (c credential, p Problem) {
 	}
 	auth := api.Auth
 	if auth == nil || r.Shown == nil {
-		return c, c.missing()
+		return c, c.missing(auth)
 	}
 	for _, values := range [...][]string{named(auth.KeyHeader, r.Shown.Header), named(auth.KeyQuery, r.Shown.Query)} {
 		switch {
@@ -59,7 +59,7 @@ func (g *Gate) show(r *Request, api *policy.API) (c credential, p Problem) {
 			return credential{kind: apikey.KindCertificate, bound: hex.EncodeToString(spki[:])}, p
 		}
 	}
-	if p = c.missing(); p.Status != 0 || len(auth.Issuers) == 0 || g.Tokens == nil || !c.bearer || strings.HasPrefix(c.text, apikey.Prefix) {
+	if p = c.missing(auth); p.Status != 0 || len(auth.Issuers) == 0 || g.Tokens == nil || !c.bearer || strings.HasPrefix(c.text, apikey.Prefix) {
 		return c, p
 	}
 	issuer, subject, scopes, until, err := g.Tokens.Verify(api.Name, auth, c.text, speaker(r.Remote), r.Unix)
@@ -84,11 +84,24 @@ func named(name string, of func(string) []string) []string {
 	return of(name)
 }
 
-func (c *credential) missing() Problem {
-	if c.text == "" {
-		return NewProblem(401, ReasonKeyMissing, "Send the key as Authorization: Bearer or as X-API-Key.")
+// missing says how the API takes a key, where none came. The parameter of the query is not named: addresses end up in logs.
+func (c *credential) missing(auth *table.Auth) Problem {
+	if c.text != "" {
+		return Problem{}
 	}
-	return Problem{}
+	detail := "Send the key as Authorization: Bearer or as X-API-Key."
+	if auth != nil {
+		if auth.KeyHeader != "" {
+			detail = "Send the key as Authorization: Bearer, as X-API-Key or as " + auth.KeyHeader + "."
+		}
+		if len(auth.Issuers) > 0 {
+			detail += " A token of an issuer that the API trusts comes as Authorization: Bearer."
+		}
+		if auth.Certificates {
+			detail += " A client certificate that a key is bound to needs neither."
+		}
+	}
+	return NewProblem(401, ReasonKeyMissing, detail)
 }
 
 // key finds the key of a credential, nil if there is none, in one time whether the id or the secret is unknown.

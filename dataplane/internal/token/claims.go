@@ -61,7 +61,7 @@ func (c *claims) judge(issuer *table.Issuer, header jose.Header, v *verified) (*
 		return nil, ErrMalformed // signed for another purpose, such as a logout
 	}
 	if c.expires == nil {
-		return nil, ErrExpired // a token for ever is none
+		return nil, ErrEndless // a token for ever is none
 	}
 	leeway := issuer.Leeway.Seconds()
 	v.until, v.from = unix(*c.expires+leeway), math.MinInt64

@@ -95,6 +95,7 @@ var (
 	ErrKeys      = errors.New("its issuer's keys are not known here; try again shortly")
 	ErrSignature = errors.New("no key of its issuer signed it")
 	ErrExpired   = errors.New("its time is over")
+	ErrEndless   = errors.New("it does not say until when it holds (exp)")
 	ErrEarly     = errors.New("its time has not come")
 	ErrAudience  = errors.New("it is for another service")
 	ErrTooMany   = errors.New("too many tokens that do not verify came from the same address, or for this API; try again in a few seconds")

@@ -191,7 +191,7 @@ func TestVerify_TakesWhatAnIssuerSignedForThisAPI(t *testing.T) {
 			{"another audience", sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"aud": "billing"}), token.ErrAudience},
 			{"no audience", sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"aud": nil}), token.ErrAudience},
 			{"over", sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"exp": now - 60}), token.ErrExpired},
-			{"for ever", sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"exp": nil}), token.ErrExpired},
+			{"for ever", sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"exp": nil}), token.ErrEndless},
 			{"early", sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"nbf": now + 61}), token.ErrEarly},
 			{"issued in time to come", sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"iat": now + 61}), token.ErrEarly},
 			{"no subject", sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"sub": nil}), token.ErrSubject},
