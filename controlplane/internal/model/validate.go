@@ -269,6 +269,9 @@ func (a API) validateRoutes() error {
 		if err := r.validateWebSocket(at, "API "+a.Name+": route "+r.Name); err != nil {
 			return err
 		}
+		if err := r.validateMatching(at, "API "+a.Name+": route "+r.Name); err != nil {
+			return err
+		}
 		prefix := strings.TrimRight(r.PathPrefix, "/")
 		methods := r.Methods
 		if len(methods) == 0 {
