@@ -317,13 +317,13 @@ func (m *meter) number(v *ast.Value) int64 {
 		return 1
 	}
 	switch v.Kind {
-	case ast.IntValue, ast.StringValue: // some servers read a text as a number
+	case ast.IntValue, ast.FloatValue, ast.StringValue, ast.BlockValue: // some servers read all of them as a number
 		return whole(v.Raw)
 	case ast.Variable:
 		said, there := m.variables[v.Raw]
 		if !there {
-			if def := m.op.VariableDefinitions.ForName(v.Raw); def != nil && def.DefaultValue != nil && def.DefaultValue.Kind == ast.IntValue {
-				return whole(def.DefaultValue.Raw)
+			if def := m.op.VariableDefinitions.ForName(v.Raw); def != nil && def.DefaultValue != nil && def.DefaultValue.Kind != ast.Variable {
+				return m.number(def.DefaultValue)
 			}
 			return 1
 		}

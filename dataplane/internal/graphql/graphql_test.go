@@ -75,6 +75,9 @@ func TestRead_BoundsWhatIsAsked(t *testing.T) {
 		{"variables in another spelling", nil, post("query($n: Int) { a(first: $n) { b } }", `,"variables":{"n":1},"Variables":{"n":5000}`), 0, 0, "none of a request"},
 		{"a document and the name of another", nil, post("{ a }", `,"documentId":"dear"`), 0, 0, "one of them"},
 		{"a number as text", nil, post("{ a(first: \"2000\") { b } }"), 0, 0, "costs 2001"},
+		{"a number with an exponent", nil, post("{ a(first: 2e3) { b } }"), 0, 0, "costs 2001"},
+		{"the same for a variable that is left out", nil, post("query($n: Float = 2e3) { a(first: $n) { b } }"), 0, 0, "costs 2001"},
+		{"text for a variable that is left out", nil, post("query($n: ID = \"2000\") { a(first: $n) { b } }"), 0, 0, "costs 2001"},
 		{"no query", nil, []byte(`{"variables":{}}`), 0, 0, "no query"},
 		{"no body", nil, nil, 0, 0, "not JSON"},
 	} {
