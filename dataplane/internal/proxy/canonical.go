@@ -65,6 +65,9 @@ func check(t *policy.Table, a *asked) gate.Problem {
 	if a.more || ambiguous(a.Path, a.raw) {
 		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without empty or dot segments, encoded slashes, backslashes or control bytes.")
 	}
+	if strays(t, a) {
+		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without what its segments say behind a ';': without that it is another route's.")
+	}
 	if a.socket.opens(t, a) {
 		return a.socket.problem()
 	}
@@ -81,6 +84,25 @@ func check(t *policy.Table, a *asked) gate.Problem {
 	return gate.Problem{}
 }
 
+// strays says whether a path would be another route's if segments ended at a ';' and empty ones were passed over, as they are
+// for many a server, which then serves what that route's scope, limits or price are for.
+func strays(t *policy.Table, a *asked) bool {
+	api := t.API(a.Host)
+	if api == nil || strings.IndexByte(a.Path, ';') < 0 {
+		return false
+	}
+	var b strings.Builder
+	for seg := range strings.SplitSeq(a.Path, "/") {
+		if seg, _, _ = strings.Cut(seg, ";"); seg != "" {
+			b.WriteByte('/')
+			b.WriteString(seg)
+		}
+	}
+	route, match := api.Route(a.Method, a.Path)
+	other, found := api.Route(a.Method, b.String())
+	return route != other || match != found
+}
+
 // ambiguous says whether a path could be another path to somebody behind this edge. raw is its spelling, where that differs
 // from the usual encoding.
 func ambiguous(p, raw string) bool {
@@ -90,7 +112,7 @@ func ambiguous(p, raw string) bool {
 	start := 1 // of the current segment
 	for i := 1; i <= len(p); i++ {
 		if i < len(p) && p[i] != '/' {
-			if p[i] < 0x20 || p[i] == 0x7f || p[i] == '\\' {
+			if p[i] < 0x20 || p[i] == 0x7f || p[i] == '\\' || p[i] >= 0xc0 && overlong(p[i:]) {
 				return true
 			}
 			continue
@@ -114,6 +136,17 @@ func ambiguous(p, raw string) bool {
 		}
 		raw = raw[i+3:]
 	}
+}
+
+// overlong says whether s begins with a character in more bytes than UTF-8 has for it: to lenient decoders %c0%af is a slash.
+func overlong(s string) bool {
+	switch {
+	case s[0] == 0xc0 || s[0] == 0xc1:
+		return true
+	case len(s) < 2:
+		return false
+	}
+	return s[0] == 0xe0 && s[1]&0xe0 == 0x80 || s[0] == 0xf0 && s[1]&0xf0 == 0x80
 }
 
 // hop are the headers that belong to one connection (RFC 9110 §7.6.1) and what nobody behind this edge may

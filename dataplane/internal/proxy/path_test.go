@@ -58,6 +58,14 @@ func TestPath_AnswersAndCounts(t *testing.T) {
 		{"double slash", "GET", "/v1//x", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
 		{"backslash", "GET", "/v1/%5cx", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
 		{"nul", "GET", "/v1/%00", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a parameter in front of which another route ends", "POST", "/small;a=b/x", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"the same, encoded", "POST", "/small%3Ba=b/x", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a segment of a parameter alone before another route", "POST", "/;a=b/small/x", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a slash in two bytes", "POST", "/small%c0%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a slash in three", "POST", "/small%e0%80%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a slash in four", "POST", "/small%f0%80%80%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"bytes that are no text pass", "GET", "/v1/%ff%e0", "", nil, 200, "", usage.OutcomeSuccess, 1},
+		{"parameters that lead to no other route pass", "GET", "/v1/x;a=b/y;c", "", nil, 200, "", usage.OutcomeSuccess, 1},
 		{"encoded twice", "GET", "/v1/%252e%252e/x", "", nil, 200, "", usage.OutcomeSuccess, 1}, // decodes to the text %2e, which no one decodes again
 		{"other encodings pass", "GET", "/v1/a%20b%C3%A9?q=%2F..", "", nil, 200, "", usage.OutcomeSuccess, 1},
 	} {
