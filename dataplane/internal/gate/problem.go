@@ -13,7 +13,7 @@ import (
 const (
 	ReasonBadRequest    = "bad-request"
 	ReasonPathAmbiguous = "path-ambiguous"    // two parsers could read the path as two paths
-	ReasonMethod        = "method-refused"    // CONNECT, TRACE and what is no token
+	ReasonMethod        = "method-refused"    // CONNECT, TRACE and what is not in capitals
 	ReasonUpgrade       = "upgrade-refused"   // protocols this edge does not switch to
 	ReasonSNI           = "sni-mismatch"      // TLS was set up for another host
 	ReasonHostUnknown   = "host-unknown"      //
@@ -42,7 +42,7 @@ const (
 	ReasonBodyTooLarge  = "body-too-large"
 	ReasonHeadTooLarge  = "head-too-large"  // for the upstream, which says how much it takes
 	ReasonBodySlow      = "body-slow"       // the client sends its body too slowly
-	ReasonBodyBroken    = "body-broken"     // the client's body ended early
+	ReasonBodyBroken    = "body-broken"     // the client's body ended early, or is malformed
 	ReasonInvalid       = "request-invalid" // not as the API's document says; errors name where
 	ReasonQuery         = "query-refused"   // a GraphQL document asks too much, or is none
 	ReasonNotReady      = "not-ready"       // the edge has no table yet
@@ -105,7 +105,7 @@ var titles = map[string]string{
 	ReasonBodyTooLarge:  "The request body is too large",
 	ReasonHeadTooLarge:  "The request's head is too large",
 	ReasonBodySlow:      "The request body comes too slowly",
-	ReasonBodyBroken:    "The request body ended early",
+	ReasonBodyBroken:    "The request body is not whole",
 	ReasonInvalid:       "The request is not as the API describes it",
 	ReasonQuery:         "The query is not taken",
 	ReasonNotReady:      "The edge is not ready",

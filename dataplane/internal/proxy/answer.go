@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -66,7 +67,7 @@ func (x *exchange) deliver(res *result) {
 	resp := res.resp
 	x.toWeb(resp)
 	if x.tooLong(resp.ContentLength) && x.r.Method != http.MethodHead {
-		x.refuse(gate.NewProblem(502, gate.ReasonAnswerLarge, "The route lets shorter answers through; ask the provider of the API."))
+		x.refuse(gate.NewProblem(502, gate.ReasonAnswerLarge, fmt.Sprintf("The route lets answers of at most %d bytes through; ask the provider of the API.", x.v.Route.MaxResponseBytes)))
 		return
 	}
 	if x.status = resp.StatusCode; !x.hit {

@@ -183,7 +183,7 @@ func (x *exchange) unanswered(held, last result) result {
 		case b.tooLarge.Load():
 			held.drop(nil)
 			last.client = true
-			last.problem = gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
+			last.problem = bodyTooLarge(x.p.limit(x.v.Route))
 			return last
 		case b.slow.Load():
 			held.drop(nil)
@@ -192,7 +192,7 @@ func (x *exchange) unanswered(held, last result) result {
 		case b.broken.Load():
 			held.drop(nil)
 			last.client = true
-			last.problem = gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended early.")
+			last.problem = bodyBroken
 			return last
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,7 +46,7 @@ type body struct {
 func (x *exchange) open(limit int64) gate.Problem {
 	r := x.r
 	if r.ContentLength > limit {
-		return gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
+		return bodyTooLarge(limit)
 	}
 	if r.Body == nil || r.Body == http.NoBody || r.ContentLength == 0 {
 		return gate.Problem{}
@@ -74,10 +75,16 @@ func (x *exchange) open(limit int64) gate.Problem {
 	b.kept = kept
 	if err != nil {
 		b.broken.Store(true)
-		return gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended before its declared length.")
+		return gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended before its declared length, or did not come whole in time.")
 	}
 	return gate.Problem{}
 }
+
+func bodyTooLarge(limit int64) gate.Problem {
+	return gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes at most "+strconv.FormatInt(limit, 10)+" bytes.")
+}
+
+var bodyBroken = gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended early, or its chunks or its trailer are malformed.")
 
 // wipe overwrites what was kept and gives its room back. Whatever transport still reads gets nothing more. Call
 // it once no attempt will follow; it may be called twice.

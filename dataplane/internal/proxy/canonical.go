@@ -49,8 +49,13 @@ func plainHost(host string) string {
 // headers alone.
 func check(t *policy.Table, a *asked) gate.Problem {
 	switch a.Method {
+	case http.MethodGet, http.MethodPost:
 	case http.MethodConnect, http.MethodTrace:
 		return gate.NewProblem(405, gate.ReasonMethod, "This edge serves neither CONNECT nor TRACE.")
+	default: // to some servers get is GET, and delete what only the route of DELETE may let through
+		if strings.ToUpper(a.Method) != a.Method {
+			return gate.NewProblem(405, gate.ReasonMethod, "Write the method in capital letters.")
+		}
 	}
 	if a.Host == "" {
 		return gate.NewProblem(400, gate.ReasonBadRequest, "The request names no valid host.")
@@ -76,7 +81,7 @@ func check(t *policy.Table, a *asked) gate.Problem {
 			for p := range strings.SplitSeq(u, ",") {
 				// An offer of h2c is declined by silence, as HTTP says; a client that wants a WebSocket should be told.
 				if p = strings.TrimSpace(p); p != "" && !strings.EqualFold(p, "h2c") && !strings.HasPrefix(strings.ToLower(p), "tls/") {
-					return gate.NewProblem(501, gate.ReasonUpgrade, "This edge switches to no other protocol.")
+					return gate.NewProblem(501, gate.ReasonUpgrade, "This route switches to no other protocol; WebSockets are opened over HTTP/1.1, at routes that have them.")
 				}
 			}
 		}

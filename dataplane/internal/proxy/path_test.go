@@ -49,6 +49,9 @@ func TestPath_AnswersAndCounts(t *testing.T) {
 		{"body over the route's limit", "POST", "/small/x", "12345678901", nil, 413, gate.ReasonBodyTooLarge, usage.OutcomeRefused, 0},
 		{"body at the limit", "POST", "/small/x", "1234567890", nil, 200, "", usage.OutcomeSuccess, 1},
 		{"trace", "TRACE", "/v1/x", "", nil, 405, gate.ReasonMethod, 0, 0},
+		{"a method in small letters", "delete", "/v1/x", "", nil, 405, gate.ReasonMethod, 0, 0},
+		{"a method of which one letter is small", "DELETe", "/v1/x", "", nil, 405, gate.ReasonMethod, 0, 0},
+		{"another method", "M-SEARCH", "/v1/x", "", nil, 200, "", usage.OutcomeSuccess, 1},
 		{"websocket", "GET", "/v1/x", "", []string{"Upgrade", "websocket", "Connection", "upgrade"}, 501, gate.ReasonUpgrade, 0, 0},
 		{"h2c is declined by silence", "GET", "/v1/x", "", []string{"Upgrade", "h2c", "Connection", "upgrade, http2-settings", "Http2-Settings", "AA"}, 200, "", usage.OutcomeSuccess, 1},
 		{"encoded slash", "GET", "/v1/a%2fb", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
@@ -392,6 +395,9 @@ func TestPath_ProtocolsAgree(t *testing.T) {
 		{"no route for the plan", "GET", "/v1/x", "reports.test", w.key, 0, 421}, // another API on a connection made for orders
 		{"another host of the API", "GET", "/v1/x", "orders2.test", w.key, 0, 200},
 		{"dots", "GET", "/v1/%2e%2e/x", "orders.test", w.key, 0, 400},
+		{"another route without the parameter", "POST", "/small;a/x", "orders.test", w.key, 0, 400},
+		{"a slash in two bytes", "GET", "/v1%c0%afx", "orders.test", w.key, 0, 400},
+		{"a method in small letters", "delete", "/v1/x", "orders.test", w.key, 0, 405},
 		{"too large", "POST", "/small/x", "orders.test", w.key, 0, 413},
 	} {
 		for name, rt := range clients {

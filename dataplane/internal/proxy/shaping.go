@@ -208,7 +208,7 @@ func (x *exchange) query(media string, data []byte) gate.Problem {
 func (x *exchange) whole(limit int64) ([]byte, gate.Problem) {
 	b := x.body
 	if b.length > limit {
-		return nil, gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
+		return nil, bodyTooLarge(limit)
 	}
 	if b.kept != nil {
 		return b.kept, gate.Problem{}
@@ -231,11 +231,11 @@ func (x *exchange) whole(limit int64) ([]byte, gate.Problem) {
 	switch {
 	case tooLarge != nil || int64(len(data)) > limit:
 		x.p.replays.Add(-room)
-		return nil, gate.NewProblem(413, gate.ReasonBodyTooLarge, "The route takes smaller bodies.")
+		return nil, bodyTooLarge(limit)
 	case err != nil || b.length >= 0 && int64(len(data)) != b.length:
 		x.p.replays.Add(-room)
 		b.broken.Store(true)
-		return nil, gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended early.")
+		return nil, bodyBroken
 	}
 	x.p.replays.Add(int64(len(data)) - room)
 	b.mu.Lock()
