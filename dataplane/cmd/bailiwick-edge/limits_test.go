@@ -90,7 +90,7 @@ func optionsOf(t *testing.T) map[string]string {
 			args = args[1:]
 		}
 		switch kind {
-		case "String", "Bool", "Int", "Int64", "Duration":
+		case "String", "Bool", "Int", "Int64", "Float64", "Duration":
 			name := args[0].(*ast.BasicLit).Value
 			out["-"+strings.Trim(name, `"`)] = shown(t, args[1], kind == "Duration")
 		}

@@ -108,6 +108,9 @@ func run(ctx context.Context, args []string) error {
 	if flags.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
+	if err := negative(flags); err != nil {
+		return err
+	}
 	var err error
 	if *acmeRoots != "" {
 		if cfg.ACME.RootsPEM, err = os.ReadFile(*acmeRoots); err != nil {
@@ -198,4 +201,25 @@ func list(text string) (out []string) {
 		}
 	}
 	return out
+}
+
+// negative refuses an option below nothing: it would silently stand for its default.
+func negative(flags *flag.FlagSet) (err error) {
+	flags.Visit(func(f *flag.Flag) {
+		below := false
+		switch v := f.Value.(flag.Getter).Get().(type) {
+		case int:
+			below = v < 0
+		case int64:
+			below = v < 0
+		case float64:
+			below = !(v >= 0) // nor what is no number
+		case time.Duration:
+			below = v < 0
+		}
+		if below && err == nil {
+			err = fmt.Errorf("-%s %s is less than nothing; leave it out for its default", f.Name, f.Value)
+		}
+	})
+	return err
 }
