@@ -18,6 +18,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"strings"
+
 	"sync/atomic"
 	"time"
 )
@@ -154,6 +156,7 @@ func (s *Signer) Token(c Caller, now time.Time) ([]string, error) {
 		return nil, fmt.Errorf("write a token: %w", err)
 	}
 	text := r.header + "." + base64.RawURLEncoding.EncodeToString(says)
+	c.Key = strings.Clone(c.Key) // it lies in a piece of the table, which would stay until another token takes this one's place
 	m := &made{of: c, until: now.Add(Renew).Unix(), ring: r,
 		text: []string{text + "." + base64.RawURLEncoding.EncodeToString(ed25519.Sign(r.key, []byte(text)))}}
 	slot.Store(m)

@@ -2,8 +2,11 @@ package attest_test
 
 import (
 	"encoding/json"
+	"runtime"
 	"testing"
 	"time"
+	"unsafe"
+	"weak"
 
 	"github.com/go-jose/go-jose/v4"
 
@@ -125,4 +128,22 @@ func TestSigner_SignsOnceForAWhile(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { s.Token(acme, now) }); n != 0 {
 		t.Errorf("%v allocations for a token that was made, want 0", n)
 	}
+}
+
+// A key's id lies in the memory of the table that it was found in. Tokens are kept for longer than tables.
+func TestSigner_KeepsNoPieceOfATable(t *testing.T) {
+	s := signer(t, "emea", "eu-west", pepper)
+	of := func() weak.Pointer[[32 << 10]byte] {
+		piece := new([32 << 10]byte)
+		c := acme
+		copy(piece[64:], "k1")
+		c.Key = unsafe.String(&piece[64], 2)
+		token(t, s, c, time.Unix(1_800_000_000, 0))
+		return weak.Make(piece)
+	}()
+	runtime.GC()
+	if of.Value() != nil {
+		t.Error("a token that was made keeps the table in which its key was found")
+	}
+	runtime.KeepAlive(s)
 }
