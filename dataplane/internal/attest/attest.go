@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"hash/maphash"
 	"strings"
-
 	"sync/atomic"
 	"time"
 )
