@@ -320,8 +320,8 @@ func (s *Spool) Mark(epochNo, stored uint64) error {
 	next := e.next
 	s.mu.Unlock()
 	switch {
-	case stored == math.MaxUint64:
-		return fmt.Errorf("mark usage detail of epoch %d as stored: there is no number behind %d", epochNo, stored)
+	case stored >= math.MaxInt64: // what is said lost behind it has a number, and so has what comes behind that
+		return fmt.Errorf("mark usage detail of epoch %d as stored: nobody has written as many as %d", epochNo, stored)
 	case stored >= next:
 		return s.outrun(e, stored)
 	}

@@ -123,8 +123,10 @@ func TestSpool_TrimsWhatIsStored(t *testing.T) {
 		t.Errorf("%d files, %d before 60 of 100 pieces were stored", got, files)
 	}
 	walk(t, s, 7, 3000, 5000)
-	if err := s.Mark(7, math.MaxUint64); err == nil {
-		t.Error("a mark behind which there is no number is taken")
+	for _, stored := range []uint64{math.MaxUint64, math.MaxUint64 - 1, math.MaxInt64} {
+		if err := s.Mark(7, stored); err == nil {
+			t.Errorf("a mark of %d is taken, behind which there is no room for numbers", stored)
+		}
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
