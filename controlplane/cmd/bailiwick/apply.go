@@ -350,6 +350,11 @@ func locate(err error, docs []manifest.Document) error {
 	if m[2] != "" {
 		where += ": " + m[2]
 	}
+	if f == err { // that says it already
+		plain := *f
+		plain.Message = strings.TrimPrefix(f.Message, f.Field+": ")
+		err = &plain
+	}
 	return fmt.Errorf("%s: %w", where, err)
 }
 

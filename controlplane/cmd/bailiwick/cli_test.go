@@ -307,6 +307,24 @@ func TestCreateKeys_LeaveNoKeyWithoutText(t *testing.T) {
 	}
 }
 
+// What a script's empty variable would bind a key to is not taken for nothing, and what it is bound to is shown.
+func TestCreateKeys_WhatBindsThemIsNeverEmpty(t *testing.T) {
+	d := seeded(t)
+	before := len(d.must(nil, "key", "list", "--customer", "acme"))
+	for _, flag := range []string{"--allow-from", "--scope"} {
+		if code, _, errs := d.run("", "key", "create", "--customer", "acme", flag, ""); code != exitUsage || !strings.Contains(errs, flag+" is empty") {
+			t.Errorf("%s of nothing: exit %d, %s", flag, code, errs)
+		}
+	}
+	if after := len(d.must(nil, "key", "list", "--customer", "acme")); after != before {
+		t.Errorf("a key was made: %d bytes are listed, %d before", after, before)
+	}
+	d.must(nil, "key", "create", "--customer", "acme", "--allow-from", "192.0.2.0/24", "--scope", "orders:read")
+	if out := d.must(nil, "key", "list", "--customer", "acme", "-o", "wide"); !strings.Contains(out, "192.0.2.0/24") || !strings.Contains(out, "orders:read") {
+		t.Errorf("what a key is bound to is not shown:\n%s", out)
+	}
+}
+
 // In a zone whose nodes are of two releases the call goes to a node that knows it, whichever is asked first; where none does the
 // error says what to do, and nothing was made.
 func TestCreateKeys_ANodeOfTheReleaseBefore(t *testing.T) {

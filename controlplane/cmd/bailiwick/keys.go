@@ -36,6 +36,11 @@ With --count that many are made, a thousand at a time: an id and a key on each l
 error because nobody answered, the thousand that it waited for may be there too, with texts that nobody has: "key list" names
 them; of those after them none is.`,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			for _, bound := range []string{"allow-from", "scope"} { // of a script whose variable is empty: what is meant to bind a key must not be passed over
+				if said, _ := cmd.Flags().GetStringSlice(bound); cmd.Flags().Changed(bound) && len(said) == 0 {
+					return misuse("--%s is empty: name what it binds the key to, or leave it out", bound)
+				}
+			}
 			if req.Certificate, err = publicKey(certificate); err != nil {
 				return err
 			}
@@ -309,13 +314,13 @@ func (a *app) printKeys(keys []*adminv1.Key) error {
 		out = append(out, one)
 		line := []string{one.ID, one.Customer, one.Subscription, one.Plan, one.Status, one.CreatedAt, one.ExpiresAt, or(one.ReplacedBy, one.Replaces)}
 		if a.output == "wide" {
-			line = append(line, strings.Join(one.Labels, ","))
+			line = append(line, strings.Join(one.Scopes, ","), strings.Join(one.AllowFrom, ","), strings.Join(one.Labels, ","))
 		}
 		lines = append(lines, line)
 	}
 	heading := "ID CUSTOMER SUBSCRIPTION PLAN STATUS CREATED ENDS OTHER"
 	if a.output == "wide" {
-		heading += " LABELS"
+		heading += " SCOPES FROM LABELS"
 	}
 	return a.print(out, func(w io.Writer) { rows(w, heading, lines) })
 }

@@ -136,12 +136,36 @@ func (v validation) check(msg proto.Message) error {
 			first = field
 		}
 		why := violation.Proto.GetMessage()
+		if words := forms[patternOf(violation)]; words != "" {
+			why = words
+		}
 		if why == "" {
 			why = "breaks rule " + violation.Proto.GetRuleId()
 		}
 		texts = append(texts, field+": "+why)
 	}
 	return fault.New(fault.Invalid, "FIELD_INVALID", "%s", strings.Join(texts, "; ")).At(first)
+}
+
+// forms are the patterns of the proto files in words: a regular expression is no answer to a person.
+var forms = map[string]string{
+	`^[a-z][a-z0-9-]{0,31}$`:    "write a small letter, then up to 31 of a-z, 0-9 and -",
+	`^[a-z][a-z0-9-]{0,62}$`:    "write a small letter, then up to 62 of a-z, 0-9 and -",
+	`^[a-z][a-z0-9.-]{0,62}$`:   "write a small letter, then up to 62 of a-z, 0-9, . and -",
+	`^[a-z][a-z0-9._@-]{0,62}$`: "write a small letter, then up to 62 of a-z, 0-9 and ._@-",
+	`^[0-9a-f]{16}$`:            "write 16 hexadecimal digits, letters small",
+	`^([0-9a-f]{64})?$`:         "write 64 hexadecimal digits, letters small",
+	`^(/[^?#]*)?$`:              "begin it with /, and leave ? and # out",
+	`^[A-Z]{1,16}$`:             "write 1 to 16 capital letters",
+}
+
+// patternOf is the pattern that a text does not have; "": it breaks another rule.
+func patternOf(v *protovalidate.Violation) string {
+	if v.Proto.GetRuleId() != "string.pattern" || !v.RuleValue.IsValid() {
+		return ""
+	}
+	text, _ := v.RuleValue.Interface().(string)
+	return text
 }
 
 // specPath turns resources[0].api.routes[1].name into the manifest's resources[0].spec.routes[1].name.
