@@ -109,14 +109,22 @@ func TestPath_AnswersAndCounts(t *testing.T) {
 			t.Errorf("%s: got row %+v for an answer of %d bytes", c.name, r, len(a.body))
 		}
 	}
-	for i := range 6 {
-		a := w.send("GET", "/v1/x", "", "X-Api-Key", "", "X-Api-Key", w.free)
-		if want := map[bool]int{true: 200, false: 429}[i < 5]; a.status != want {
-			t.Errorf("request %d of a plan of 5: got %d, want %d", i, a.status, want)
+	for tries := 0; ; tries++ {
+		start, a := time.Now(), answer{}
+		for i := range 6 {
+			a = w.send("GET", "/v1/x", "", "X-Api-Key", "", "X-Api-Key", w.free)
+			if i < 5 && a.status != 200 {
+				t.Errorf("request %d of a plan of 5: got %d, want 200", i, a.status)
+			}
 		}
-		if i == 5 && (a.header.Get("Retry-After") != "1" || a.header["Ratelimit"] == nil || a.header["Ratelimit-Policy"][0] != `"plan";q=5;w=1`) {
-			t.Errorf("429: got %v", a.header)
+		if took := time.Since(start); a.status == 200 && took > 150*time.Millisecond && tries < 50 { // slow enough for another one: once more, with all five
+			time.Sleep(1100 * time.Millisecond)
+			continue
 		}
+		if a.status != 429 || a.header.Get("Retry-After") != "1" || a.header["Ratelimit"] == nil || a.header["Ratelimit-Policy"][0] != `"plan";q=5;w=1` {
+			t.Errorf("the sixth of a plan of 5: got %d, %v, want 429", a.status, a.header)
+		}
+		break
 	}
 	if n := w.west.meter.finals(t)[usage.OutcomeLimited]; n != 1 {
 		t.Errorf("got %d limited rows, want 1", n)
