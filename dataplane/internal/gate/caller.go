@@ -104,18 +104,18 @@ func (c *credential) missing(auth *table.Auth) Problem {
 	return NewProblem(401, ReasonKeyMissing, detail)
 }
 
-// key finds the key of a credential, nil if there is none, in one time whether the id or the secret is unknown.
-func (g *Gate) key(t *policy.Table, c *credential, v *Verdict) *policy.Key {
-	var key *policy.Key
+// key finds the key of a credential; false if there is none, in one time whether the id or the secret is unknown.
+func (g *Gate) key(t *policy.Table, c *credential, v *Verdict, key *policy.Key) bool {
+	var known bool
 	var digest apikey.Digest
 	if c.kind != "" {
 		var id string
 		id, digest = g.Hasher.Bound(c.kind, c.bound)
-		key = t.Key(id)
+		known = t.Find(id, key)
 	} else {
 		zone, id, ok := apikey.Parse(c.text)
 		if !ok {
-			return nil
+			return false
 		}
 		if zone != t.Settings().Zone {
 			// The hint is untrusted text: it picks a directory row and nothing else.
@@ -123,19 +123,13 @@ func (g *Gate) key(t *policy.Table, c *credential, v *Verdict) *policy.Key {
 				v.refuse(421, ReasonKeyForeign, "The key belongs to another zone; send the request to one of the named hosts.")
 				v.Problem.Hosts = hosts
 			}
-			return nil
+			return false
 		}
-		key = t.Key(id) // before the digest: of a million keys no cache holds it, and it comes while that is computed
+		known = t.Find(id, key) // before the digest: of a million keys no cache holds it, and it comes while that is computed
 		digest = g.Hasher.Sum(c.text)
 	}
-	known := key != nil
-	if !known {
-		key = nobody
-	}
-	if !apikey.Equal(digest, key.Digest) || !known {
-		return nil
-	}
-	return key
+	// Without a key there are zeros to compare with. No digest is all zeros but by a chance of 2^-256.
+	return apikey.Equal(digest, key.Digest) && known
 }
 
 // unknown is why a credential that is none is refused.

@@ -114,10 +114,6 @@ func (v *Verdict) refuse(status int, reason, detail string) {
 	v.Problem = NewProblem(status, reason, detail)
 }
 
-// nobody is compared against when there is no key of an id, so that an unknown id and a wrong secret take
-// one path and one time. No digest is all zero bytes but by a chance of 2^-256.
-var nobody = &policy.Key{Owner: &policy.Owner{}}
-
 // Admit decides one request under one table, at a monotonic reading from any fixed origin. t may be nil:
 // an edge without a table admits nobody.
 func (g *Gate) Admit(t *policy.Table, r *Request, now time.Duration) (v Verdict) {
@@ -289,8 +285,8 @@ func (g *Gate) authenticate(t *policy.Table, r *Request, v *Verdict) bool {
 		v.Problem = problem
 		return false
 	}
-	key := g.key(t, &shown, v)
-	if key == nil {
+	var key policy.Key
+	if !g.key(t, &shown, v, &key) {
 		if v.Problem.Status == 0 {
 			v.Problem = shown.unknown()
 		}

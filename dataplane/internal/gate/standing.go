@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"strings"
 	"time"
 
 	"bailiwick/dataplane/internal/policy"
@@ -20,7 +21,7 @@ type Standing struct {
 // Standing is that of a request that was admitted under t.
 func (v *Verdict) Standing(t *policy.Table, r *Request) Standing {
 	s := Standing{zone: v.API.Zone, api: v.API.Name, host: r.Host, method: r.Method, path: r.Path, remote: r.Remote,
-		key: v.KeyID, customer: v.Customer, subscription: v.Subscription, shown: v.shown}
+		key: strings.Clone(v.KeyID), customer: v.Customer, subscription: v.Subscription, shown: v.shown}
 	s.shown.text, s.shown.bound = "", ""
 	if key := t.Key(v.KeyID); key != nil {
 		s.digest = key.Digest

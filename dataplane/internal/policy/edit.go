@@ -113,7 +113,7 @@ func (e *Edit) Put(p Prepared) {
 func (e *Edit) putKey(p Prepared) {
 	id := p.object.ID
 	if p.reason == "" {
-		was, counted, ok := e.keys.put(p.key)
+		was, counted, ok := e.keys.put(&p.key)
 		if ok {
 			if counted {
 				e.sums[table.ScopeZone] = e.sums[table.ScopeZone].Sub(was)

@@ -1,27 +1,27 @@
 package policy
 
 import (
+	"encoding/binary"
 	"math/bits"
 	"net/netip"
-	"runtime"
+	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"weak"
+	"unsafe"
 
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/revision"
 	"bailiwick/shared/table"
 )
 
-// Key is an API key as held here: whose it is, and the digest the presented text must have.
+// Key is an API key: whose it is, and the digest the presented text must have. Its ID lies in the table.
 type Key struct {
 	ID     string
 	Digest apikey.Digest
 	*Owner
 	Suspended bool
 	Overdue   bool
-	Ends      uint32 // unix s; 0: not by itself. It has the room that the two before it leave
+	Ends      uint32 // unix s; 0: not by itself
 }
 
 // Owner is whose a key is. A million keys of a thousand subscriptions share a thousand of them.
@@ -33,6 +33,8 @@ type Owner struct {
 
 	// Found is for whoever decides on requests, to keep what it looked up by these names.
 	Found atomic.Value
+
+	at atomic.Uint32 // where it was in the ownerList in which it was last put
 }
 
 // Bounds are what a key is bound to beside its plan.
@@ -112,13 +114,14 @@ const (
 )
 
 // keys is a persistent hash table in the simplest form that fits: a fixed array of small ones. Changing one key of a
-// million copies 16 KB of pointers and a shard of 500 entries, some microseconds; readers hash twelve bytes and look into
-// one shard. An entry costs its 64 bytes, its id and eight to sixteen bytes of slots: a map would cost as much again, and a
+// million copies 16 KB of pointers and a shard of 500 lines, some microseconds; readers hash twelve bytes and look into
+// one shard. A key costs its line and eight to sixteen bytes of slots: a map would cost as much again, and a
 // trie every lookup some pointers.
 type keys struct {
 	shard [shards]*shard
 	n     int
-	// odd are the objects of keys whose sum does not follow from the entry: from another program, or quarantined and not
+	ownerList
+	// odd are the objects of keys whose sum does not follow from the line: from another program, or quarantined and not
 	// held. nil, or a handful.
 	odd map[string]oddKey
 }
@@ -128,11 +131,48 @@ type oddKey struct {
 	reason Reason // "": held all the same
 }
 
-// shard is one of the tables: slots are places in entries plus one, by linear probing, and half of them at least are free.
-// Above them are sixteen bits of the hash, so that an entry, which lies elsewhere in memory, is looked at when it is the one.
+// line is a key as it is held: all that a request asks of it in one line of a processor's cache, the id with it, and without
+// pointers, so that the collector passes a million of them by. (It also puts a header before what it looks into, which would
+// lay each across two lines.) A line of a table that was made never changes, and texts point into it.
+type line struct {
+	digest apikey.Digest
+	name   name
+	owner  uint32 // in ownerList
+	ends   uint32
+	marks  uint8
+	_      [7]byte
+}
+
+const (
+	markSuspended = 1 << iota
+	markOverdue
+)
+
+// name is an id of up to fifteen bytes and its length; a longer one, of a key that is bound to a certificate or a token, is in its
+// shard, and this says where.
+type name [nameLen]byte
+
+const (
+	nameLen  = 16
+	longName = 0xff
+)
+
+func nameOf(id string) (n name) {
+	if len(id) >= nameLen {
+		n[nameLen-1] = longName
+		return n
+	}
+	copy(n[:], id)
+	n[nameLen-1] = uint8(len(id))
+	return n
+}
+
+// shard is one of the tables: slots are places in lines plus one, by linear probing, and half of them at least are free.
+// Above them are sixteen bits of the hash, so that a line, which lies elsewhere in memory, is looked at when it is the one.
 type shard struct {
-	entries []Key
-	slots   []uint32
+	lines []line
+	slots []uint32
+	long  []string // ids for which a line has no room; "": a free place
 }
 
 const placeBits = 16
@@ -149,14 +189,15 @@ func hash(id string) uint32 {
 	return h
 }
 
-func (s *shard) get(h uint32, id string) *Key {
+func (s *shard) get(h uint32, id string) *line {
 	if s == nil || len(s.slots) == 0 {
 		return nil
 	}
-	if len(s.entries) <= fewEntries { // of a table of some thousand keys: no slots to fetch first
-		for i := range s.entries {
-			if e := &s.entries[i]; e.ID == id {
-				return e
+	n := nameOf(id)
+	if len(s.lines) <= fewLines { // of a table of some thousand keys: no slots to fetch first
+		for i := range s.lines {
+			if l := &s.lines[i]; s.is(l, &n, id) {
+				return l
 			}
 		}
 		return nil
@@ -167,18 +208,34 @@ func (s *shard) get(h uint32, id string) *Key {
 		if (slot^want)>>placeBits != 0 {
 			continue
 		}
-		if e := &s.entries[slot&(1<<placeBits-1)-1]; e.ID == id {
-			return e
+		if l := &s.lines[slot&(1<<placeBits-1)-1]; s.is(l, &n, id) {
+			return l
 		}
 	}
 	return nil
 }
 
-const fewEntries = 2
+const fewLines = 2
+
+// is says whether a line is that of an id, whose name n is.
+func (s *shard) is(l *line, n *name, id string) bool {
+	if n[nameLen-1] == longName {
+		return l.name[nameLen-1] == longName && s.id(l) == id
+	}
+	return l.name == *n
+}
+
+// id is whose line it is. It keeps the shard in memory: who keeps it for long has it cloned.
+func (s *shard) id(l *line) string {
+	if n := l.name[nameLen-1]; n != longName {
+		return unsafe.String(&l.name[0], n)
+	}
+	return s.long[binary.LittleEndian.Uint32(l.name[:])]
+}
 
 func (s *shard) index() {
 	n := 8
-	for n < 2*len(s.entries) {
+	for n < 2*len(s.lines) {
 		n *= 2
 	}
 	if len(s.slots) < n || len(s.slots) > 2*n {
@@ -186,23 +243,50 @@ func (s *shard) index() {
 	} else {
 		clear(s.slots)
 	}
-	for i := range s.entries {
-		s.place(hash(s.entries[i].ID), i)
+	for i := range s.lines {
+		s.place(hash(s.id(&s.lines[i])), i)
 	}
 }
 
-func (s *shard) place(h uint32, entry int) {
+func (s *shard) place(h uint32, at int) {
 	mask := uint32(len(s.slots) - 1)
 	i := h >> shardBits & mask
 	for s.slots[i] != 0 {
 		i = (i + 1) & mask
 	}
-	s.slots[i] = tag(h) | uint32(entry+1)
+	s.slots[i] = tag(h) | uint32(at+1)
 }
 
-func (k *keys) get(id string) *Key {
+// call gives a line, of a shard that is being made, its id.
+func (s *shard) call(l *line, id string) {
+	if l.name = nameOf(id); l.name[nameLen-1] != longName {
+		return
+	}
+	at := slices.Index(s.long, "")
+	if at < 0 {
+		at, s.long = len(s.long), append(s.long, "")
+	}
+	s.long[at] = id
+	binary.LittleEndian.PutUint32(l.name[:], uint32(at))
+}
+
+// uncall takes it away.
+func (s *shard) uncall(l *line) {
+	if l.name[nameLen-1] == longName {
+		s.long[binary.LittleEndian.Uint32(l.name[:])] = ""
+	}
+}
+
+// get is the key of an id; false: there is none.
+func (k *keys) get(id string, into *Key) bool {
 	h := hash(id)
-	return k.shard[h%shards].get(h, id)
+	s := k.shard[h%shards]
+	l := s.get(h, id)
+	if l == nil {
+		return false
+	}
+	*into = Key{s.id(l), l.digest, k.owner(l.owner), l.marks&markSuspended != 0, l.marks&markOverdue != 0, l.ends}
+	return true
 }
 
 // maxShard bounds a shard: slots are of 16 bits. Ids are drawn at random, so that is a table of a hundred million keys.
@@ -213,22 +297,26 @@ type keysEdit struct {
 	*keys
 	own    [shards]bool
 	ownOdd bool
+	owners ownersEdit
 	expect int // so many keys are to come into a table that has none
 }
 
 func (k *keys) edit() *keysEdit {
 	c := *k
-	return &keysEdit{keys: &c}
+	e := &keysEdit{keys: &c}
+	e.owners.of = &c.ownerList
+	return e
 }
 
 func (e *keysEdit) touch(at uint32) *shard {
 	if !e.own[at] {
 		c := &shard{}
 		if old := e.shard[at]; old != nil {
-			c.entries = append(make([]Key, 0, len(old.entries)+1), old.entries...)
+			c.lines = append(make([]line, 0, len(old.lines)+1), old.lines...)
 			c.slots = append(make([]uint32, 0, len(old.slots)), old.slots...)
+			c.long = slices.Clone(old.long)
 		} else if n := e.expect / shards; n > 0 {
-			c.entries = make([]Key, 0, n+n/16)
+			c.lines = make([]line, 0, n+n/16)
 			c.slots = make([]uint32, 1<<bits.Len(uint(2*n+n/4))) // half of them free, also in a shard that has some more
 		}
 		e.shard[at], e.own[at] = c, true
@@ -237,7 +325,7 @@ func (e *keysEdit) touch(at uint32) *shard {
 }
 
 // put takes a key over, by value. It says what counted in its place before, and whether there is a place for it.
-func (e *keysEdit) put(k Key) (was revision.Sum, counted, ok bool) {
+func (e *keysEdit) put(k *Key) (was revision.Sum, counted, ok bool) {
 	h := hash(k.ID)
 	s := e.touch(h % shards)
 	if len(e.odd) > 0 {
@@ -246,23 +334,37 @@ func (e *keysEdit) put(k Key) (was revision.Sum, counted, ok bool) {
 			was = o.sum
 		}
 	}
-	if old := s.get(h, k.ID); old != nil {
+	l := s.get(h, k.ID)
+	switch {
+	case l != nil:
 		if !counted {
+			var old Key
+			e.get(k.ID, &old)
 			was, counted = old.sum(), true
 		}
-		k.ID = old.ID
-		*old = k
-		return was, counted, true
-	}
-	if len(s.entries) >= maxShard {
+		if e.owner(l.owner) != k.Owner {
+			e.owners.give(l.owner)
+			l.owner = e.owners.take(k.Owner)
+		}
+	case len(s.lines) >= maxShard:
 		return was, counted, false
+	default:
+		e.n++
+		s.lines = append(s.lines, line{owner: e.owners.take(k.Owner)})
+		l = &s.lines[len(s.lines)-1]
+		s.call(l, k.ID)
+		if 2*len(s.lines) > len(s.slots) {
+			s.index()
+		} else {
+			s.place(h, len(s.lines)-1)
+		}
 	}
-	e.n++
-	s.entries = append(s.entries, k)
-	if 2*len(s.entries) > len(s.slots) {
-		s.index()
-	} else {
-		s.place(h, len(s.entries)-1)
+	l.digest, l.ends, l.marks = k.Digest, k.Ends, 0
+	if k.Suspended {
+		l.marks |= markSuspended
+	}
+	if k.Overdue {
+		l.marks |= markOverdue
 	}
 	return was, counted, true
 }
@@ -273,15 +375,17 @@ func (e *keysEdit) remove(id string) {
 		return
 	}
 	s := e.touch(h % shards)
-	k := s.get(h, id)
-	last := &s.entries[len(s.entries)-1]
-	*k, *last = *last, Key{}
-	s.entries = s.entries[:len(s.entries)-1]
+	l := s.get(h, id)
+	e.owners.give(l.owner)
+	s.uncall(l)
+	last := &s.lines[len(s.lines)-1]
+	*l, *last = *last, line{}
+	s.lines = s.lines[:len(s.lines)-1]
 	s.index()
 	e.n--
 }
 
-// setOdd notes a sum that does not follow from an entry.
+// setOdd notes a sum that does not follow from a line.
 func (e *keysEdit) setOdd(id string, o oddKey) {
 	if !e.ownOdd {
 		odd := make(map[string]oddKey, len(e.odd)+1)
@@ -306,7 +410,8 @@ func (e *keysEdit) counted(id string) (revision.Sum, bool) {
 	if o, ok := e.odd[id]; ok {
 		return o.sum, true
 	}
-	if k := e.get(id); k != nil {
+	var k Key
+	if e.get(id, &k) {
 		return k.sum(), true
 	}
 	return revision.Sum{}, false
@@ -315,41 +420,9 @@ func (e *keysEdit) counted(id string) (revision.Sum, bool) {
 // done gives back what growing took: a table that was loaded whole has no room to spare.
 func (e *keysEdit) done() *keys {
 	for i, own := range e.own {
-		if s := e.shard[i]; own && cap(s.entries) > len(s.entries)+len(s.entries)/16 {
-			s.entries = append(make([]Key, 0, len(s.entries)), s.entries...)
+		if s := e.shard[i]; own && cap(s.lines) > len(s.lines)+len(s.lines)/16 {
+			s.lines = append(make([]line, 0, len(s.lines)), s.lines...)
 		}
 	}
 	return e.keys
-}
-
-// owners interns Owners for as long as a key has them.
-var owners = ownerPool{m: map[ownerTexts]weak.Pointer[Owner]{}}
-
-type ownerTexts struct{ customer, subscription, plan, scopes, from string }
-
-type ownerPool struct {
-	mu sync.Mutex // covers m
-	m  map[ownerTexts]weak.Pointer[Owner]
-}
-
-func (p *ownerPool) intern(w *table.Key) *Owner {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if o := p.m[ownerTexts{w.Customer, w.Subscription, w.Plan, w.Scopes, w.From}].Value(); o != nil {
-		return o
-	}
-	o := &Owner{Customer: strings.Clone(w.Customer), Subscription: strings.Clone(w.Subscription), Plan: strings.Clone(w.Plan), Bounds: newBounds(w.Scopes, w.From)}
-	scopes, from := o.texts()
-	kept := ownerTexts{o.Customer, o.Subscription, o.Plan, scopes, from}
-	p.m[kept] = weak.Make(o)
-	runtime.AddCleanup(o, p.forget, kept)
-	return o
-}
-
-func (p *ownerPool) forget(o ownerTexts) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.m[o].Value() == nil { // else it was made again meanwhile
-		delete(p.m, o)
-	}
 }
