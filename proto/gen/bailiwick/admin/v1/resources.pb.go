@@ -1807,7 +1807,7 @@ type Route struct {
 	Methods []string               `protobuf:"bytes,2,rep,name=methods,proto3" json:"methods,omitempty"`
 	// path_prefix matches whole segments; the longest prefix wins. Empty means "/".
 	PathPrefix string `protobuf:"bytes,3,opt,name=path_prefix,json=pathPrefix,proto3" json:"path_prefix,omitempty"`
-	// timeout bounds one attempt up to the response headers. Default 5s, at most 5m.
+	// timeout bounds one attempt up to the response headers. Default 30s, at most 5m.
 	Timeout         *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	MaxRequestBytes int64                `protobuf:"varint,5,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
 	// scope that a key must have been given (key create --scope); empty: none.
