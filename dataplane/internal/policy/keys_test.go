@@ -130,7 +130,7 @@ func BenchmarkTable_Key(b *testing.B) {
 			began := processor()
 			sum, last := 0, 0
 			for i := range b.N {
-				var id [12]byte // as keyID, but without memory
+				var id [12]byte                                                                                            // as keyID, but without memory
 				for at, x := 0, uint64(uint32(i+last)*2654435761%uint32(n)+1)*0x9e3779b97f4a7c15>>16; at < len(id); at++ { // which is next depends on this one: a request waits for it
 					id[at] = "0123456789abcdef"[x>>(44-4*at)&15]
 				}
