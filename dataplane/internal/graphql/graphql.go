@@ -321,7 +321,7 @@ func (m *meter) number(v *ast.Value) int64 {
 		return whole(v.Raw)
 	case ast.Variable:
 		said, there := m.variables[v.Raw]
-		if !there {
+		if !there || said == nil { // null is no value to some servers, which take the default then
 			if def := m.op.VariableDefinitions.ForName(v.Raw); def != nil && def.DefaultValue != nil && def.DefaultValue.Kind != ast.Variable {
 				return m.number(def.DefaultValue)
 			}
@@ -337,7 +337,14 @@ func (m *meter) number(v *ast.Value) int64 {
 	return 1
 }
 
+// whole is a number as servers read it that read text as one: with space around it, and an underscore within, some do.
 func whole(s string) int64 {
+	s = strings.ReplaceAll(strings.TrimSpace(s), "_", "")
+	if strings.ContainsAny(s, "xXoObB") {
+		if n, err := strconv.ParseInt(s, 0, 64); err == nil || errors.Is(err, strconv.ErrRange) { // n is the largest then
+			return min(max(n, 1), most)
+		}
+	}
 	n, err := strconv.ParseFloat(s, 64)
 	switch {
 	case err != nil && !errors.Is(err, strconv.ErrRange), math.IsNaN(n), n < 1:

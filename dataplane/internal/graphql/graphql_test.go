@@ -78,6 +78,12 @@ func TestRead_BoundsWhatIsAsked(t *testing.T) {
 		{"a number with an exponent", nil, post("{ a(first: 2e3) { b } }"), 0, 0, "costs 2001"},
 		{"the same for a variable that is left out", nil, post("query($n: Float = 2e3) { a(first: $n) { b } }"), 0, 0, "costs 2001"},
 		{"text for a variable that is left out", nil, post("query($n: ID = \"2000\") { a(first: $n) { b } }"), 0, 0, "costs 2001"},
+		{"text with space around it", nil, post("query($n: Int) { a(first: $n) { b } }", `,"variables":{"n":" 2000\n"}`), 0, 0, "costs 2001"},
+		{"text with an underscore", nil, post("query($n: Int) { a(first: $n) { b } }", `,"variables":{"n":"2_000"}`), 0, 0, "costs 2001"},
+		{"text to another base", nil, post("query($n: Int) { a(first: $n) { b } }", `,"variables":{"n":"0x7d0"}`), 0, 0, "costs 2001"},
+		{"text beyond all numbers to another base", nil, post("{ a(first: \"0xffffffffffffffffffff\") { b } }"), 0, 0, "costs"},
+		{"text that is no number", nil, post("{ a(first: \"box\") { b } }"), 2, 2, ""},
+		{"null, where a default is larger", nil, post("query($n: Int = 2000) { a(first: $n) { b } }", `,"variables":{"n":null}`), 0, 0, "costs 2001"},
 		{"no query", nil, []byte(`{"variables":{}}`), 0, 0, "no query"},
 		{"no body", nil, nil, 0, 0, "not JSON"},
 	} {
