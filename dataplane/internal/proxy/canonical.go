@@ -151,7 +151,17 @@ func overlong(s string) bool {
 	case len(s) < 2:
 		return false
 	}
-	return s[0] == 0xe0 && s[1]&0xe0 == 0x80 || s[0] == 0xf0 && s[1]&0xf0 == 0x80
+	switch next := s[1]; s[0] {
+	case 0xe0:
+		return next&0xe0 == 0x80
+	case 0xf0:
+		return next&0xf0 == 0x80
+	case 0xf8: // of five bytes and six, which UTF-8 had once
+		return next&0xf8 == 0x80
+	case 0xfc:
+		return next&0xfc == 0x80
+	}
+	return false
 }
 
 // hop are the headers that belong to one connection (RFC 9110 §7.6.1) and what nobody behind this edge may

@@ -67,6 +67,8 @@ func TestPath_AnswersAndCounts(t *testing.T) {
 		{"a slash in two bytes", "POST", "/small%c0%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
 		{"a slash in three", "POST", "/small%e0%80%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
 		{"a slash in four", "POST", "/small%f0%80%80%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a slash in five", "POST", "/small%f8%80%80%80%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a slash in six", "POST", "/small%fc%80%80%80%80%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
 		{"bytes that are no text pass", "GET", "/v1/%ff%e0", "", nil, 200, "", usage.OutcomeSuccess, 1},
 		{"parameters that lead to no other route pass", "GET", "/v1/x;a=b/y;c", "", nil, 200, "", usage.OutcomeSuccess, 1},
 		{"encoded twice", "GET", "/v1/%252e%252e/x", "", nil, 200, "", usage.OutcomeSuccess, 1}, // decodes to the text %2e, which no one decodes again
