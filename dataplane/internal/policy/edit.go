@@ -189,6 +189,7 @@ func (e *Edit) Table(held *Table, catalogTo, zoneTo revision.Revision) (*Table, 
 		next.index = &idx
 	}
 	next.objects = e.objects
+	next.keyless = &Table{catalog: catalogTo, zone: zoneTo, keys: noKeys, index: next.index}
 	if e.odd {
 		var err error
 		if next.quarantined, err = quarantine(next); err != nil {

@@ -22,6 +22,7 @@ type Table struct {
 	*index
 
 	quarantined []Quarantined
+	keyless     *Table
 }
 
 // entry is an object as held: its sum, to take it out of the total again, and its decoded value.
@@ -74,6 +75,17 @@ func (t *Table) idx() *index {
 // places within an epoch. It is what may be kept of a table without keeping its keys in memory. The zero Mark is no
 // table's.
 type Mark struct{ of *index }
+
+// Keyless answers as the table does, but knows no key and lists no objects: for whoever keeps a table for hours. While keys change
+// each version kept would keep its own, of a million 64 MB.
+func (t *Table) Keyless() *Table {
+	if t == nil || t.keyless == nil { // it is one
+		return t
+	}
+	return t.keyless
+}
+
+var noKeys = &keys{}
 
 // Mark is the table's.
 func (t *Table) Mark() Mark { return Mark{t.idx()} }

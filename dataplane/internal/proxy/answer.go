@@ -54,7 +54,7 @@ func (x *exchange) deliver(res *result) {
 		x.served = res.region
 		if leg, err := x.answerStream(""); err == nil {
 			x.carry(x.r.Context(), res, leg, func(stop context.CancelCauseFunc) (over func()) {
-				_, over = x.p.live(x.call, nil, res.place.Target, nil, stop)
+				_, over = x.p.live(x.call, x.call.lasts(), nil, res.place.Target, nil, stop)
 				return over
 			})
 		}

@@ -52,13 +52,13 @@ func (l *life) end(code uint16, reason string) {
 	}
 }
 
-// live enters a connection, or an answer that lasts, that was admitted as asked and billed if it has a tab; at is where its bytes
-// come from. Another edge decided of one that was not asked here: only its target is looked at. Call the returned func when it
-// is over.
-func (p *Proxy) live(c *call, a *gate.Request, at *failover.Target, stands func(*policy.API, *policy.Route) bool, cut context.CancelCauseFunc) (*life, func()) {
+// live enters a connection, or an answer that lasts, that was admitted as asked under t and billed if it has a tab; at is where its
+// bytes come from. Another edge decided of one that was not asked here: only its target is looked at. Call the returned func when
+// it is over.
+func (p *Proxy) live(c *call, t *policy.Table, a *gate.Request, at *failover.Target, stands func(*policy.API, *policy.Route) bool, cut context.CancelCauseFunc) (*life, func()) {
 	l := &life{target: at, orders: make(chan websocket.Order, 1), cut: cut}
 	if a != nil {
-		l.standing, l.stands = c.v.Standing(c.table, a), stands
+		l.standing, l.stands = c.v.Standing(t, a), stands
 	}
 	if c.tab != nil {
 		c.tab.told = &l.told
@@ -77,6 +77,12 @@ func (p *Proxy) live(c *call, a *gate.Request, at *failover.Target, stands func(
 	}
 }
 
+// lasts has a call keep no keys in memory while it lasts, and says which table decided it. Call it while nobody else reads it.
+func (c *call) lasts() (decided *policy.Table) {
+	decided, c.table = c.table, c.table.Keyless()
+	return decided
+}
+
 // outlasts has an answer that is still under way after a second end with what its decision rested on, and with its target. asked
 // says then what that was, nil: another edge decided. cut is called once, and must end whoever waits for either side. Call the
 // returned func when the answer is over: nothing is called after it. An answer that ends sooner costs no more than a timer.
@@ -87,19 +93,21 @@ func (c *call) outlasts(at *failover.Target, asked func() *gate.Request, cut con
 	var mu, cutting sync.Mutex // covers leave and ended; covers done, and a cut
 	var leave func()
 	ended, done := false, false
+	decided := c.lasts()
 	timer := time.AfterFunc(judgeAtLeast, func() {
 		mu.Lock()
 		defer mu.Unlock()
 		if ended {
 			return
 		}
-		_, leave = c.p.live(c, asked(), at, anyRoute, func(why error) {
+		_, leave = c.p.live(c, decided, asked(), at, anyRoute, func(why error) {
 			cutting.Lock()
 			defer cutting.Unlock()
 			if !done { // else it would end whoever is served next on the connection
 				cut(why)
 			}
 		})
+		decided = nil // the timer stays
 	})
 	return func() {
 		timer.Stop()

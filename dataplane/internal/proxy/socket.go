@@ -215,7 +215,7 @@ func (x *exchange) join(res *result) {
 			return
 		}
 		cfg.Client, cfg.MaxMessage = leg, maxRelayedMessage // the edge that counts it bounds it
-		_, over := x.p.live(x.call, nil, res.place.Target, nil, stop)
+		_, over := x.p.live(x.call, x.call.lasts(), nil, res.place.Target, nil, stop)
 		defer over()
 	} else {
 		taker, ok := x.w.(interface{ takeOver(head []byte) *connLeg })
@@ -229,7 +229,7 @@ func (x *exchange) join(res *result) {
 		}
 		x.written = true
 		cfg.Client, client = leg, leg
-		life, over := x.p.live(x.call, &x.asked.Request, res.place.Target, opensSocket, stop)
+		life, over := x.p.live(x.call, x.call.lasts(), &x.asked.Request, res.place.Target, opensSocket, stop)
 		defer over()
 		cfg.Orders = life.orders
 		if d := x.v.Route.Deadline; d > 0 {

@@ -8,14 +8,17 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/quic-go/quic-go/http3"
 
+	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
@@ -243,4 +246,49 @@ func boolToInt(b bool) int {
 		return 1
 	}
 	return 0
+}
+
+// Who stays for hours keeps no keys of the table that let it in: while keys change, each would keep those of another version.
+func TestStreams_KeepNoTable(t *testing.T) {
+	t.Parallel()
+	old := func(t *testing.T, w *world) weak.Pointer[policy.Table] {
+		before := w.west.tables.Load()
+		if k := before.Keyless(); k.Key(w.objects[0].ID) != nil || k.Mark() != before.Mark() || k.Catalog() != before.Catalog() || k.Zone() != before.Zone() || k.Keyless() != k {
+			t.Error("a table without its keys has some, or answers otherwise")
+		}
+		return weak.Make(before)
+	}
+	forgotten := func(t *testing.T, w *world, kept weak.Pointer[policy.Table]) {
+		w.west.tables.Swap(w.view(w.west, true))
+		eventually(t, 20*time.Second, "the table to be forgotten", func() bool {
+			w.send("GET", "/v1/x", "", "Host", "nobody.test") // what serves next forgets what it served before
+			time.Sleep(50 * time.Millisecond)
+			runtime.GC()
+			return kept.Value() == nil
+		})
+		w.objects = w.objects[1:]
+		w.west.tables.Swap(w.view(w.west, true))
+	}
+	t.Run("answers", func(t *testing.T) {
+		w := newWorld(t, patient)
+		w.tells(w.west)
+		var all []*openAnswer
+		for _, v := range w.vias() {
+			all = append(all, w.endless(t.Context(), v, "/v1/events"), w.endless(t.Context(), v, "/v1/download"))
+		}
+		forgotten(t, w, old(t, w))
+		allEnd(t, all) // their key is revoked
+	})
+	t.Run("a WebSocket", func(t *testing.T) {
+		w := newLive(t, nil, nil)
+		ch := w.open(w.west)
+		if _, text, err := ch.hear(); err != nil || !strings.HasPrefix(text, "here is") {
+			t.Fatal(text, err)
+		}
+		forgotten(t, w, old(t, w))
+		if code := ch.closed(); code != 1008 {
+			t.Errorf("its key is revoked: closed with %d, want 1008", code)
+		}
+		ch.Close()
+	})
 }

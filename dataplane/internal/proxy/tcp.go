@@ -175,7 +175,7 @@ func (c *conn) tunnel() {
 	c.rwc.SetDeadline(time.Time{})
 	leg := &connLeg{Conn: c.rwc, early: c.buf[c.r:c.w]}
 	clean := x.carry(ctx, &res, leg, func(stop context.CancelCauseFunc) (over func()) {
-		_, over = p.live(k, &a.Request, res.place.Target, func(api *policy.API, _ *policy.Route) bool { return api.TCP != nil }, stop)
+		_, over = p.live(k, k.lasts(), &a.Request, res.place.Target, func(api *policy.API, _ *policy.Route) bool { return api.TCP != nil }, stop)
 		return over
 	})
 	if clean { // a client that goes on speaking is heard, so that what it was told last is not thrown away
