@@ -163,8 +163,12 @@ func (d *Dialer) DialHTTP2(ctx context.Context, at Place) (net.Conn, error) {
 		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
 	}
 	conn, err := d.Dial(ctx, at, net.JoinHostPort(Host(u), port))
-	if err != nil || at.Protocol == "h2c" {
-		return conn, err
+	if err != nil {
+		return nil, err
+	}
+	quit(conn, quitAfter)
+	if at.Protocol == "h2c" {
+		return conn, nil
 	}
 	cfg, err := d.TLS(at)
 	if err != nil {
@@ -186,4 +190,7 @@ func (d *Dialer) DialHTTP2(ctx context.Context, at Place) (net.Conn, error) {
 	return t, nil
 }
 
-const handshakeTimeout = 2 * time.Second
+const (
+	handshakeTimeout = 2 * time.Second
+	quitAfter        = time.Minute // of a peer that takes nothing: three of the kernel's own questions are lost by then
+)
