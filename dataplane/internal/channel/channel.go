@@ -49,6 +49,8 @@ const (
 	againAfter = 10 * time.Millisecond
 )
 
+const grpcMedia = "application/grpc" // and what begins with it, in whatever spelling
+
 // Config of a Pool. Dial is required.
 type Config struct {
 	// Dial opens a connection that speaks HTTP/2 from its first byte: TLS is set up, and h2 agreed on, where TLS says so.
@@ -187,7 +189,7 @@ func (p *Pool) send(ctx context.Context, ask Ask) (resp *http.Response, fate Fat
 		p.leave(l)
 		return nil, Fate{}, err
 	}
-	if strings.HasPrefix(ask.Header.Get("Content-Type"), "application/grpc") {
+	if media := ask.Header.Get("Content-Type"); len(media) >= len(grpcMedia) && strings.EqualFold(media[:len(grpcMedia)], grpcMedia) {
 		k.wire.grpc.Store(true)
 	}
 	s := &stream{link: k, whose: ask.Whose}

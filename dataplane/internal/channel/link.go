@@ -96,7 +96,7 @@ func (p *Pool) linked(l *lane, opened *link) *link {
 	} else if k := l.link; k != nil {
 		now := time.Now()
 		tired := k.wire.many(now) && now.Sub(l.retired) >= retireEvery
-		if tired && len(p.draining) >= p.cfg.Max {
+		if tired && k.under > 0 && len(p.draining) >= p.cfg.Max { // else it ends at once, and takes nobody's place
 			// Who has one long request on each would keep later ones from retiring for as long as he likes.
 			if oldest := p.draining[0]; now.Sub(oldest.tired) >= retiredMost {
 				p.draining = p.draining[1:]

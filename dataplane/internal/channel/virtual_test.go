@@ -139,6 +139,55 @@ func TestPool_WhatLastsHoldsNoPlaceForEver(t *testing.T) {
 	})
 }
 
+// A connection that retires with nothing on it ends at once, and what lasts elsewhere goes on.
+func TestPool_RetiringWithoutRequestsTakesNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		came := make(chan uint32, 1000)
+		var lasts atomic.Bool
+		p, dials := virtual(t, 1, new(atomic.Int32), func(fr *http2.Framer, _ net.Conn, id uint32) {
+			if !lasts.Load() {
+				hints(fr, id)
+				came <- id
+			}
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		long := make(chan error, 1)
+		var all sync.WaitGroup
+		lasts.Store(true)
+		all.Go(func() {
+			req, _ := http.NewRequestWithContext(ctx, "GET", "http://up.test/long", nil)
+			_, _, err := p.Send(ctx, channel.Ask{Request: req, Whose: "patient"})
+			long <- err
+		})
+		synctest.Wait()
+		lasts.Store(false)
+		names := 0
+		reset := func(n int) {
+			for range n {
+				names++
+				taken(t, p, "http://up.test", fmt.Sprint("some ", names), came)
+				synctest.Wait()
+			}
+			time.Sleep(time.Second)
+		}
+		reset(100)
+		reset(1)
+		time.Sleep(5 * time.Minute)
+		reset(100)
+		reset(1)
+		if n := dials.Load(); n != 4 { // one ended for it was idle
+			t.Errorf("%d connections, want 4: two retired", n)
+		}
+		select {
+		case err := <-long:
+			t.Errorf("what lasts has ended: %v", err)
+		default:
+		}
+		cancel()
+		all.Wait()
+	})
+}
+
 // A stream of gRPC may be silent for long: its server ends the connection of whoever asks too often whether it is there, with all
 // that is on it. This is grpc-go's own, with its defaults.
 func TestPool_AQuietStreamOfGRPC(t *testing.T) {
