@@ -40,7 +40,12 @@ func TestHold_TakingBackEvadesNoBound(t *testing.T) {
 		"an API's":                                                {nil, func(a *table.API) { a.Concurrency = &table.Concurrency{Min: bound, Max: bound} }, []string{"GET", "/v1/x", ""}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, func(cfg *proxy.Config) { patient(cfg); cfg.HedgeAfter = time.Minute })
+			var decided atomic.Int64 // requests that an edge has read: one that is taken back before has no row
+			w := newWorld(t, func(cfg *proxy.Config) {
+				patient(cfg)
+				cfg.HedgeAfter = time.Minute
+				cfg.TableAge = func(time.Time) time.Duration { decided.Add(1); return 0 }
+			})
 			w.west.plan, w.west.orders = c.plan, c.api
 			w.west.tables.Swap(w.view(w.west, true))
 			serves, up := cmp.Or(c.at, "eu-west"), w.west.up
@@ -67,7 +72,7 @@ func TestHold_TakingBackEvadesNoBound(t *testing.T) {
 				}
 				req.Host = "orders.test"
 				req.Header.Set("X-Api-Key", w.key)
-				before, answered := came.Load(), make(chan struct{})
+				before, asked, answered := came.Load(), decided.Load(), make(chan struct{})
 				go func() {
 					defer close(answered)
 					if resp, err := w.west.server.Client().Do(req); err == nil {
@@ -75,6 +80,7 @@ func TestHold_TakingBackEvadesNoBound(t *testing.T) {
 						resp.Body.Close()
 					}
 				}()
+				eventually(t, 20*time.Second, "the edge reads the request", func() bool { return decided.Load() > asked })
 				for end := time.Now().Add(200 * time.Millisecond); came.Load() == before && time.Now().Before(end); time.Sleep(time.Millisecond) {
 					select {
 					case <-answered:
