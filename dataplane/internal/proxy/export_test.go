@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
@@ -196,4 +197,12 @@ func (d *Door3) Guests() (all, quics int) {
 		g.mu.Unlock()
 	}
 	return all, quics
+}
+
+// KeepsID says whether a call that lasts keeps the memory in which a key's id was found.
+func KeepsID(t *policy.Table, id string) bool {
+	c := &call{table: t}
+	c.v.KeyID = id
+	c.lasts()
+	return unsafe.StringData(c.v.KeyID) == unsafe.StringData(id) || c.v.KeyID != id
 }

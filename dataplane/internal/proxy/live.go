@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,6 +81,7 @@ func (p *Proxy) live(c *call, t *policy.Table, a *gate.Request, at *failover.Tar
 // lasts has a call keep no keys in memory while it lasts, and says which table decided it. Call it while nobody else reads it.
 func (c *call) lasts() (decided *policy.Table) {
 	decided, c.table = c.table, c.table.Keyless()
+	c.v.KeyID = strings.Clone(c.v.KeyID) // which lies among five hundred others
 	return decided
 }
 

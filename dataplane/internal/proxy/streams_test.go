@@ -256,6 +256,9 @@ func TestStreams_KeepNoTable(t *testing.T) {
 		if k := before.Keyless(); k.Key(w.objects[0].ID) != nil || k.Mark() != before.Mark() || k.Catalog() != before.Catalog() || k.Zone() != before.Zone() || k.Keyless() != k {
 			t.Error("a table without its keys has some, or answers otherwise")
 		}
+		if key := before.Key(w.objects[0].ID); key == nil || proxy.KeepsID(before, key.ID) {
+			t.Error("an id keeps those beside it in memory")
+		}
 		return weak.Make(before)
 	}
 	forgotten := func(t *testing.T, w *world, kept weak.Pointer[policy.Table]) {
