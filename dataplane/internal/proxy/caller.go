@@ -102,7 +102,7 @@ func (x *exchange) identify(auth *table.Auth) {
 	if auth != nil && auth.Anonymous {
 		return
 	}
-	said := []string{x.v.Customer, x.v.Subscription, x.v.Plan, x.v.KeyID}
+	said := []string{x.v.Customer, x.v.Subscription, x.v.Plan, strings.Clone(x.v.KeyID)} // the header stays for as long as an answer lasts
 	for i := range said {
 		x.header[relay.Identity[i]] = said[i : i+1 : i+1]
 	}

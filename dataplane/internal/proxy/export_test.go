@@ -203,6 +203,13 @@ func (d *Door3) Guests() (all, quics int) {
 func KeepsID(t *policy.Table, id string) bool {
 	c := &call{table: t}
 	c.v.KeyID = id
+	x := &exchange{call: c, header: http.Header{}}
+	x.identify(nil)
 	c.lasts()
-	return unsafe.StringData(c.v.KeyID) == unsafe.StringData(id) || c.v.KeyID != id
+	for _, kept := range [...]string{c.v.KeyID, x.header["Bailiwick-Key"][0]} {
+		if unsafe.StringData(kept) == unsafe.StringData(id) || kept != id {
+			return true
+		}
+	}
+	return false
 }
