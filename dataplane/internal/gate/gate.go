@@ -110,6 +110,23 @@ func (v *Verdict) ByToken() bool { return v.shown.token }
 // ByCertificate says whether nothing but a TLS client certificate told who asks, which a browser shows for any page.
 func (v *Verdict) ByCertificate() bool { return v.shown.kind == apikey.KindCertificate }
 
+// Sit counts the request among those of its key's owner that are under way; false: so many are. A plan that says how many may be
+// (max_concurrent) is asked and not most. Whoever has the verdict calls Rise when the request is over, if it sits.
+func (v *Verdict) Sit(most int) bool {
+	if v.owner == nil || v.owner.UnderWay.Add(1) <= int32(most) || v.plan != nil && v.plan.MaxConcurrent > 0 {
+		return true
+	}
+	v.owner.UnderWay.Add(-1)
+	return false
+}
+
+// Rise ends what Sit began.
+func (v *Verdict) Rise() {
+	if v.owner != nil {
+		v.owner.UnderWay.Add(-1)
+	}
+}
+
 func (v *Verdict) refuse(status int, reason, detail string) {
 	v.Problem = NewProblem(status, reason, detail)
 }

@@ -33,6 +33,8 @@ type Owner struct {
 
 	// Found is for whoever decides on requests, to keep what it looked up by these names.
 	Found atomic.Value
+	// UnderWay is for whoever serves: how many requests of it have seats at an edge.
+	UnderWay atomic.Int32
 
 	at atomic.Uint32 // where it was in the ownerList in which it was last put
 }

@@ -200,15 +200,18 @@ func (c *call) timeout() time.Duration {
 // refused counts a request that the edge itself answers, before it does; the problem to show is what it returns.
 func (c *call) refused(problem gate.Problem) gate.Problem {
 	c.status, c.reason = problem.Status, problem.Reason
-	if problem.Status == 503 && c.v.Admitted() && c.tries.Load() == 0 { // shed, and no upstream was asked
+	if (problem.Status == 503 || problem.Reason == gate.ReasonCrowded) && c.v.Admitted() && c.tries.Load() == 0 { // shed, and no upstream was asked
 		c.p.cfg.Gate.GiveBack(&c.v)
 	}
 	if c.v.Counted && !c.counted {
 		outcome := c.v.Outcome
 		if c.v.Admitted() { // refused after admission
 			outcome = usage.OutcomeRefused
-			if problem.Status >= 500 {
+			switch {
+			case problem.Status >= 500:
 				outcome = usage.OutcomeUnserved
+			case problem.Reason == gate.ReasonCrowded:
+				outcome = usage.OutcomeLimited
 			}
 		}
 		if !c.count(outcome) {

@@ -9,20 +9,32 @@ import (
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/priority"
+	"bailiwick/shared/usage"
 )
 
-// sit takes the call's seat at this edge. Which calls have to go without says their plan's class.
+// sit takes the call's seat at this edge. Which calls have to go without says their plan's class; and a customer whose plan does
+// not say how many requests it may have under way has no more than a part of all seats: who opens thousands of requests and ends none
+// would else take the upstreams from everybody.
 func (c *call) sit() gate.Problem {
+	if most := seatsOfOne(c.p.seats.Most()); !c.v.Sit(most) {
+		c.v.RetryAfter, c.v.Flags = time.Second, c.v.Flags|usage.FlagRateLimited
+		return gate.NewProblem(429, gate.ReasonCrowded, "This edge has as many requests of the subscription under way as it takes of one whose plan says nothing of it ("+strconv.Itoa(most)+"); wait for some to end, or ask for a plan with a max_concurrent.")
+	}
 	if c.seated = c.p.seats.Take(c.v.Class); !c.seated {
+		c.v.Rise()
 		return c.overloaded("This edge has as many requests under way as it takes of the plan's priority class; try again shortly.")
 	}
 	return gate.Problem{}
 }
 
+// seatsOfOne is how many seats one customer may have whose plan does not say.
+func seatsOfOne(all int64) int { return int(max(64, all/8)) }
+
 func (c *call) stand() {
 	if c.seated {
 		c.seated = false
 		c.p.seats.Leave()
+		c.v.Rise()
 	}
 }
 

@@ -393,6 +393,55 @@ func TestPath_WhatIsShedIsGivenBack(t *testing.T) {
 	}
 }
 
+// One customer who opens requests without end takes some of an edge's seats, and not those of others; what is refused costs it
+// nothing, and a plan may say that it may have more.
+func TestPath_OneCustomerHasNotAllSeats(t *testing.T) {
+	w := newWorld(t, func(cfg *proxy.Config) { cfg.MaxInFlight = 128; patient(cfg) })
+	other, o := mint(t, "platinum-class")
+	w.objects = append(w.objects, o)
+	w.west.tables.Swap(w.view(w.west, true))
+	for _, most := range []int{64, 70} { // by itself, and where the plan says so
+		if most != 64 {
+			w.west.plan = func(p *table.Plan) { p.MaxConcurrent = most }
+			w.west.tables.Swap(w.view(w.west, true))
+		}
+		var under atomic.Int32
+		hold := make(chan struct{})
+		w.west.up.does(func(_ http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("X-Held") != "" {
+				under.Add(1)
+				<-hold
+			}
+		})
+		var all sync.WaitGroup
+		for range most {
+			all.Go(func() {
+				if a := w.send("POST", "/v1/x", "y", "X-Held", "1"); a.status != 200 {
+					t.Errorf("held: %d %s", a.status, a.body)
+				}
+			})
+		}
+		eventually(t, 30*time.Second, "all of them at the upstream", func() bool { return under.Load() == int32(most) })
+		rows := w.west.meter.len()
+		for range 3 {
+			if a := w.send("POST", "/v1/x", "y"); a.status != 429 || !strings.Contains(a.body, gate.ReasonCrowded) {
+				t.Errorf("one more: got %d %s", a.status, a.body)
+			}
+		}
+		for _, r := range w.west.meter.since(rows) {
+			if r.Outcome != usage.OutcomeLimited || r.Units != 0 {
+				t.Errorf("one more has the row %+v", r)
+			}
+		}
+		if a := w.send("POST", "/v1/x", "y", "X-Api-Key", "", "X-Api-Key", other); a.status != 200 {
+			t.Errorf("another customer: got %d %s", a.status, a.body)
+		}
+		close(hold)
+		all.Wait()
+		eventually(t, 20*time.Second, "a request after them", func() bool { return w.send("POST", "/v1/x", "y").status == 200 })
+	}
+}
+
 // An API of another zone that has the same name as one of the own shares neither its places nor its budget of retries.
 func TestProxy_APIsOfTwoZonesShareNoBudget(t *testing.T) {
 	w := newWorld(t, nil)
