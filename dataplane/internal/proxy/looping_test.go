@@ -44,6 +44,21 @@ func (w *world) doors() map[string]struct {
 	}
 }
 
+// rest has connections to a door ask until so many rest in its loops: on a machine that is busy any request may have been slow, and
+// whose last one was stays on a goroutine.
+func rest(t *testing.T, d *proxy.Door, n int, ask func()) {
+	t.Helper()
+	for range 400 {
+		ask()
+		for end := time.Now().Add(100 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			if d.Resting() == n {
+				return
+			}
+		}
+	}
+	t.Fatalf("%d rest in loops, want %d", d.Resting(), n)
+}
+
 // slowly has the upstream take its time for /slow.
 func (w *world) slowly(d time.Duration) {
 	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) {
@@ -74,10 +89,11 @@ func TestLoops_HaveWhatIsCommon(t *testing.T) {
 			}
 			rests := func() {
 				t.Helper()
-				for range 3 { // one may have needed a new connection to the upstream, and a goroutine for that
-					ask("GET", "/v1/x", "\r\n", 200)
-				}
-				eventually(t, 20*time.Second, "it to rest in a loop", func() bool { return d.door.Resting() == 1 })
+				rest(t, d.door, 1, func() {
+					for range 3 { // one may have needed a new connection to the upstream, and a goroutine for that
+						ask("GET", "/v1/x", "\r\n", 200)
+					}
+				})
 			}
 			rests()
 			ask("POST", "/v1/x", "Content-Length: 3\r\n\r\nabc", 200)
@@ -320,8 +336,7 @@ func TestLoops_WhatNobodyAskedForIsNobodys(t *testing.T) {
 	}
 	for range 3 {
 		for range 3 { // until the loop has a connection to the upstream
-			ask("/v1/x", "ok")
-			eventually(t, 20*time.Second, "it to rest in a loop", func() bool { return w.west.server.door.Resting() == 1 })
+			rest(t, w.west.server.door, 1, func() { ask("/v1/x", "ok") })
 		}
 		ask("/v1/twice", "xxx")
 	}
@@ -338,12 +353,13 @@ func TestLoops_WaitForNoRow(t *testing.T) {
 			for i := range conns {
 				conns[i] = d.dial(t)
 				ins[i] = bufio.NewReader(conns[i])
-				for range 4 {
+			}
+			rest(t, d.door, len(conns), func() {
+				for i := range conns {
 					io.WriteString(conns[i], w.head("GET", "/v1/x", "\r\n"))
 					read(t, ins[i], "GET")
 				}
-			}
-			eventually(t, 20*time.Second, "all to rest", func() bool { return d.door.Resting() == len(conns) })
+			})
 			before := w.west.meter.len()
 			until := make(chan struct{})
 			over := sync.OnceFunc(func() { close(until) })
@@ -391,11 +407,12 @@ func TestLoops_LookAtWhatWasIdle(t *testing.T) {
 	in := bufio.NewReader(conn)
 	for range 4 {
 		for range 3 { // until the loop has a connection to the upstream
-			io.WriteString(conn, w.head("GET", "/v1/x", "\r\n"))
-			if resp, body := read(t, in, "GET"); resp.StatusCode != 200 || body != "ok" {
-				t.Errorf("got %d %q", resp.StatusCode, body)
-			}
-			eventually(t, 20*time.Second, "it to rest in a loop", func() bool { return w.west.server.door.Resting() == 1 })
+			rest(t, w.west.server.door, 1, func() {
+				io.WriteString(conn, w.head("GET", "/v1/x", "\r\n"))
+				if resp, body := read(t, in, "GET"); resp.StatusCode != 200 || body != "ok" {
+					t.Errorf("got %d %q", resp.StatusCode, body)
+				}
+			})
 		}
 		do := func() {
 			io.WriteString(*last.Load(), "HTTP/1.1 408 Request Timeout\r\nContent-Length: 4\r\n\r\nlate")
@@ -427,8 +444,7 @@ func TestLoops_BoundInterimAnswers(t *testing.T) {
 		}
 	}
 	for range 3 { // until the loop has a connection to the upstream
-		ask("/v1/x", 200)
-		eventually(t, 20*time.Second, "it to rest in a loop", func() bool { return w.west.server.door.Resting() == 1 })
+		rest(t, w.west.server.door, 1, func() { ask("/v1/x", 200) })
 	}
 	ask("/v1/many", 503) // it was tried again, and is the only one there is
 }
