@@ -65,6 +65,7 @@ func (x *exchange) deliver(res *result) {
 	}
 	defer res.drop(nil)
 	resp := res.resp
+	x.timed(resp)
 	x.toWeb(resp)
 	if x.tooLong(resp.ContentLength) && x.r.Method != http.MethodHead {
 		x.refuse(gate.NewProblem(502, gate.ReasonAnswerLarge, fmt.Sprintf("The route lets answers of at most %d bytes through; ask the provider of the API.", x.v.Route.MaxResponseBytes)))

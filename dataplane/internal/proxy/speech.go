@@ -99,6 +99,54 @@ func (x *exchange) within(r io.ReadCloser, limit int64, known bool) io.ReadClose
 // decodes says whether the body of the request is base64 on its way in.
 func (s *speech) decodes() bool { return s.web && s.kind == rpc.WebText }
 
+// timed has a stream of messages whose time is over say so in its own words, as an upstream would that looks at the clock: its trailer
+// is on the way when its head has long left. Within a message there is no place for that: the stream is reset then.
+func (x *exchange) timed(resp *http.Response) {
+	if kind := rpc.ByType(resp.Header.Get("Content-Type")); x.speech != nil && !x.relayed && resp.ContentLength < 0 && kind.Framed() && x.deadline() > 0 {
+		resp.Body = &timedBody{ReadCloser: resp.Body, x: x, resp: resp, kind: kind}
+	}
+}
+
+// clocks is by how much an upstream that was told the time may end a stream before this edge does: it is told whole milliseconds.
+const clocks = 20 * time.Millisecond
+
+type timedBody struct {
+	io.ReadCloser
+	x    *exchange
+	resp *http.Response
+	kind rpc.Kind
+	seen rpc.Counter
+	last []byte // of what is said in the body
+	said bool
+}
+
+func (b *timedBody) Read(p []byte) (int, error) {
+	if b.said {
+		n := copy(p, b.last)
+		if b.last = b.last[n:]; n == 0 {
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+	n, err := b.ReadCloser.Read(p)
+	b.seen.Take(p[:n])
+	if x := b.x; err == nil || err == io.EOF || !b.seen.Whole() || time.Since(x.began) < x.deadline()-clocks || x.taken.Load() || x.gone() {
+		return n, err
+	}
+	const text = gate.ReasonUpstreamLate + ": the time for this answer is over."
+	b.said = true
+	trailer := http.Header{"Grpc-Status": {strconv.Itoa(int(rpc.DeadlineExceeded))}, "Grpc-Message": {rpc.Message(text)}}
+	switch b.kind {
+	case rpc.GRPC:
+		b.resp.Trailer = trailer
+	case rpc.Web:
+		b.last = rpc.TrailerFrame(trailer)
+	default:
+		b.last = rpc.ConnectError(rpc.DeadlineExceeded, text, true)
+	}
+	return n, nil
+}
+
 // toWeb makes an answer of gRPC one of gRPC-Web, where the request was translated. One without a body has its status in its head.
 func (x *exchange) toWeb(resp *http.Response) {
 	s := x.speech

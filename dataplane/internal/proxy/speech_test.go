@@ -21,6 +21,7 @@ import (
 	pb "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/rpc"
@@ -33,6 +34,7 @@ import (
 type service struct {
 	pb.UnimplementedTestServiceServer
 	here, gone chan struct{} // one for each call that waits, and that was cancelled meanwhile
+	over       chan struct{} // closed at the test's end
 }
 
 func (s *service) UnaryCall(ctx context.Context, r *pb.SimpleRequest) (*pb.SimpleResponse, error) {
@@ -61,6 +63,9 @@ func (s *service) StreamingOutputCall(r *pb.StreamingOutputCallRequest, out grpc
 		if err := out.Send(&pb.StreamingOutputCallResponse{Payload: &pb.Payload{Body: make([]byte, p.GetSize())}}); err != nil {
 			return err
 		}
+	}
+	if string(r.GetPayload().GetBody()) == "wait" {
+		<-s.over // whatever time it was given
 	}
 	return nil
 }
@@ -98,11 +103,11 @@ func speaking(t *testing.T, w *world, change func(*table.API)) (*service, string
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, srv := &service{here: make(chan struct{}, 64), gone: make(chan struct{}, 64)}, grpc.NewServer()
+	s, srv := &service{here: make(chan struct{}, 64), gone: make(chan struct{}, 64), over: make(chan struct{})}, grpc.NewServer()
 	pb.RegisterTestServiceServer(srv, s)
 	var wg sync.WaitGroup
 	wg.Go(func() { srv.Serve(l) })
-	t.Cleanup(func() { srv.Stop(); wg.Wait() })
+	t.Cleanup(func() { close(s.over); srv.Stop(); wg.Wait() })
 	w.west.orders = func(a *table.API) {
 		a.Targets = []string{"http://" + l.Addr().String()}
 		a.Protocols = map[string]string{a.Targets[0]: "h2c"}
@@ -272,6 +277,54 @@ func TestGRPC_DeadlineAndCancellation(t *testing.T) {
 	}
 	if _, err := c.UnaryCall(ctx, payload("hello")); err != nil || w.central.up.count.Load() != 0 {
 		t.Errorf("after clients in a hurry: got %v, and %d went abroad", err, w.central.up.count.Load())
+	}
+}
+
+// A stream whose time is over between two messages ends with gRPC's status for that, behind all that had come, in a trailer or where
+// its words have their end; at home and from another region. grpc-go's client says of a reset that the call was cancelled.
+func TestGRPC_TheTimeOfAStream(t *testing.T) {
+	t.Parallel()
+	for _, abroad := range []bool{false, true} {
+		w := newWorld(t, patient)
+		var deadline time.Duration
+		_, addr := speaking(t, w, func(a *table.API) { a.Routes[0].Deadline, a.Routes[0].GRPCWeb = deadline, true })
+		if dead := "http://" + deadAddr(t); abroad {
+			w.central.orders = w.west.orders
+			w.west.orders = func(a *table.API) {
+				a.Targets, a.Routes[0].Deadline, a.Routes[0].GRPCWeb = []string{dead}, deadline, true
+				a.Protocols = map[string]string{dead: "h2c"}
+			}
+			w.central.tables.Swap(w.view(w.central, true))
+		}
+		c, ctx := dialGRPC(t, w, addr)
+		ask := &pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 10}}, Payload: &pb.Payload{Body: []byte("wait")}}
+		for deadline = 500 * time.Millisecond; ; deadline *= 3 { // until there is time for the first message, however slow the machine
+			w.west.tables.Swap(w.view(w.west, true))
+			out, err := c.StreamingOutputCall(ctx, ask)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err = out.Recv(); status.Code(err) == codes.DeadlineExceeded && deadline < time.Minute {
+				continue
+			} else if err != nil {
+				t.Fatalf("abroad %v: the first message: %v", abroad, err)
+			}
+			if _, err = out.Recv(); status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("abroad %v: when the time is over: got %v", abroad, err)
+			}
+			break
+		}
+		if row := w.final(); row.Outcome != usage.OutcomeUpstreamError || row.Status != 504 {
+			t.Errorf("abroad %v: row %+v", abroad, row)
+		}
+		data, err := proto.Marshal(ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := w.send("POST", "/grpc.testing.TestService/StreamingOutputCall", "\x00\x00\x00\x00"+string(rune(len(data)))+string(data), "Content-Type", "application/grpc-web")
+		if a.status != 200 || !strings.Contains(strings.ToLower(a.body), "grpc-status: 4") {
+			t.Errorf("abroad %v: gRPC-Web: got %d %q, %v", abroad, a.status, a.body, a.err)
+		}
 	}
 }
 

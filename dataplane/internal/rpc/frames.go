@@ -36,6 +36,9 @@ type Counter struct {
 // N is how many messages have begun.
 func (c *Counter) N() int64 { return c.n.Load() }
 
+// Whole says whether what was seen ends between two messages.
+func (c *Counter) Whole() bool { return c.said == 0 && c.have == 0 && c.left == 0 }
+
 // Take looks at the next bytes.
 func (c *Counter) Take(p []byte) error {
 	if !c.Text {

@@ -92,7 +92,7 @@ func (b *webBody) Read(p []byte) (int, error) {
 		chunk := b.buf[:n]
 		if err == io.EOF {
 			b.over = true
-			chunk = append(chunk[:n:n], trailerFrame(b.trailer())...)
+			chunk = append(chunk[:n:n], TrailerFrame(b.trailer())...)
 		} else if err != nil {
 			return 0, err
 		}
@@ -107,7 +107,8 @@ func (b *webBody) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func trailerFrame(h http.Header) []byte {
+// TrailerFrame is the last frame of an answer of gRPC-Web.
+func TrailerFrame(h http.Header) []byte {
 	frame := []byte{trailers, 0, 0, 0, 0}
 	for name, values := range h {
 		for _, v := range values {
