@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
@@ -31,18 +32,23 @@ const exitWithdrawn = 3 // an interface: the systemd unit knows it
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, os.Args[1:])
+	log, err := run(ctx, os.Args[1:], os.Environ())
 	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return
 	}
-	fmt.Fprintln(os.Stderr, "bailiwick-edge:", err)
+	if log != nil { // whoever reads JSON gets no line that is none
+		log.Error("edge ends", "error", err)
+	} else {
+		fmt.Fprintln(os.Stderr, "bailiwick-edge:", err)
+	}
 	if errors.Is(err, dataplane.ErrWithdrawn) {
 		os.Exit(exitWithdrawn)
 	}
 	os.Exit(1)
 }
 
-func run(ctx context.Context, args []string) error {
+// run runs an edge. The log is not nil where JSON was asked for.
+func run(ctx context.Context, args, environ []string) (log *slog.Logger, err error) {
 	cfg := dataplane.Config{Version: version}
 	flags := flag.NewFlagSet("bailiwick-edge", flag.ContinueOnError)
 	flags.StringVar(&cfg.Dir, "dir", os.Getenv("BAILIWICK_DIR"), "data directory (BAILIWICK_DIR)")
@@ -99,63 +105,72 @@ func run(ctx context.Context, args []string) error {
 	flags.BoolVar(&cfg.Takeover, "takeover", false, "take the place of the process that serves in -dir, if there is one: its listening sockets, and once it has ended all else; SIGUSR2 makes it start one")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
-		return err
+		return nil, err
+	}
+	unknown, err := fromEnvironment(flags, environ)
+	if err != nil {
+		return nil, err
 	}
 	if *showVersion {
 		fmt.Println(version)
-		return nil
+		return nil, nil
+	}
+	if err := telemetry.CheckLogging(*level, *format); err != nil {
+		return nil, err
+	}
+	cfg.Logger = telemetry.NewLogger(os.Stderr, *level, *format, "bailiwick-edge", cfg.Name)
+	if *format == "json" {
+		log = cfg.Logger
+	}
+	for _, name := range unknown {
+		cfg.Logger.Warn("environment names no option of an edge", "name", name)
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+		return log, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if err := negative(flags); err != nil {
-		return err
+		return log, err
 	}
-	var err error
 	if *acmeRoots != "" {
 		if cfg.ACME.RootsPEM, err = os.ReadFile(*acmeRoots); err != nil {
-			return fmt.Errorf("read the ACME directory's roots: %w", err)
+			return log, fmt.Errorf("read the ACME directory's roots: %w", err)
 		}
 	}
 	if *tracesRoots != "" {
 		if cfg.Traces.RootsPEM, err = os.ReadFile(*tracesRoots); err != nil {
-			return fmt.Errorf("read the roots of the traces' receiver: %w", err)
+			return log, fmt.Errorf("read the roots of the traces' receiver: %w", err)
 		}
 	}
 	if *tracesHeaders != "" {
 		raw, err := os.ReadFile(*tracesHeaders)
 		if err != nil {
-			return fmt.Errorf("read the headers for the traces' receiver: %w", err)
+			return log, fmt.Errorf("read the headers for the traces' receiver: %w", err)
 		}
 		if cfg.Traces.Header, err = headers(string(raw)); err != nil {
-			return fmt.Errorf("read %s: %w", *tracesHeaders, err)
+			return log, fmt.Errorf("read %s: %w", *tracesHeaders, err)
 		}
-	}
-	if err := telemetry.CheckLogging(*level, *format); err != nil {
-		return err
 	}
 	if !*cores {
 		if err := telemetry.NoCoreDumps(); err != nil {
-			return err
+			return log, err
 		}
 	}
 	for _, text := range list(*public) {
 		a, err := netip.ParseAddr(text)
 		if err != nil || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
-			return fmt.Errorf("-public %q is no address that clients could reach", text)
+			return log, fmt.Errorf("-public %q is no address that clients could reach", text)
 		}
 		cfg.Public = append(cfg.Public, a.Unmap())
 	}
 	cfg.DNS.Domains = list(*domains)
 	cfg.ControlURLs = list(*control)
-	cfg.Logger = telemetry.NewLogger(os.Stderr, *level, *format, "bailiwick-edge", cfg.Name)
 	if cfg.Inherit, err = inherited(); err != nil {
-		return err
+		return log, err
 	}
 	cfg.Serving = func() { tell("READY=1") }
 	edge, err := dataplane.New(ctx, cfg)
 	if err != nil {
-		return err
+		return log, err
 	}
 	defer replaces(cfg.Logger)()
 	ended := make(chan struct{})
@@ -172,7 +187,36 @@ func run(ctx context.Context, args []string) error {
 			os.Exit(1)
 		}
 	}()
-	return edge.Run(ctx)
+	return log, edge.Run(ctx)
+}
+
+// environment is where each option may be said that the command line does not say: -max-streams as BAILIWICK_EDGE_MAX_STREAMS.
+const environment = "BAILIWICK_EDGE_"
+
+// fromEnvironment sets options that the command line has not set, and says which names are no option's: a mistake, or what Kubernetes
+// tells of a service of this name.
+func fromEnvironment(flags *flag.FlagSet, environ []string) (unknown []string, err error) {
+	given := map[string]bool{}
+	flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	for _, line := range environ {
+		variable, value, _ := strings.Cut(line, "=")
+		name, ours := strings.CutPrefix(variable, environment)
+		if !ours {
+			continue
+		}
+		name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+		switch {
+		case flags.Lookup(name) == nil:
+			unknown = append(unknown, variable)
+			continue
+		case given[name]:
+			continue
+		}
+		if err := flags.Set(name, value); err != nil { // nothing of the value: whoever mistakes one for another may have put a secret there
+			return nil, fmt.Errorf("%s in the environment is no value of -%s: %s", variable, name, flags.Lookup(name).Usage)
+		}
+	}
+	return unknown, nil
 }
 
 // headers reads lines of "NAME: VALUE". An error says which line, and nothing of it: a secret stands there.
