@@ -154,7 +154,7 @@ func (x *exchange) deliver(res *result) {
 				}
 			}
 			if passed > 0 { // what fits in one buffer cannot be waited for
-				rc.SetWriteDeadline(time.Now().Add(x.left(idle))) // a client that reads nothing is given the same time as an upstream
+				rc.SetWriteDeadline(time.Now().Add(x.room(idle))) // a client that reads nothing is given the same time as an upstream
 				if !bounded {
 					bounded = true
 					defer rc.SetWriteDeadline(time.Time{})

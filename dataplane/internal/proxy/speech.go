@@ -22,6 +22,7 @@ type speech struct {
 	timeout time.Duration // that the client gives it; 0: none
 	in, out rpc.Counter
 	web     bool // it came as gRPC-Web and goes on as gRPC
+	over    bool // its time is, and the answer says so
 }
 
 // spoken is what the request speaks. Refusals need to know it before anything is prepared.
@@ -107,7 +108,18 @@ func (x *exchange) timed(resp *http.Response) {
 	}
 }
 
-// clocks is by how much an upstream that was told the time may end a stream before this edge does: it is told whole milliseconds.
+// lastWord is how long a client has to take the end of a stream whose time is over.
+const lastWord = 5 * time.Second
+
+// room is how long a client has to take a piece of the answer.
+func (x *exchange) room(idle time.Duration) time.Duration {
+	if x.speech != nil && x.speech.over {
+		return lastWord
+	}
+	return x.left(idle)
+}
+
+// clocks is by how much an upstream that was told the time may seem to end a stream before that is over.
 const clocks = 20 * time.Millisecond
 
 type timedBody struct {
@@ -134,7 +146,7 @@ func (b *timedBody) Read(p []byte) (int, error) {
 		return n, err
 	}
 	const text = gate.ReasonUpstreamLate + ": the time for this answer is over."
-	b.said = true
+	b.said, b.x.speech.over = true, true
 	trailer := http.Header{"Grpc-Status": {strconv.Itoa(int(rpc.DeadlineExceeded))}, "Grpc-Message": {rpc.Message(text)}}
 	switch b.kind {
 	case rpc.GRPC:
