@@ -299,7 +299,7 @@ func TestGRPC_TheTimeOfAStream(t *testing.T) {
 		c, ctx := dialGRPC(t, w, addr)
 		ask := &pb.StreamingOutputCallRequest{ResponseParameters: []*pb.ResponseParameters{{Size: 10}, {Size: 20}}, Payload: &pb.Payload{Body: []byte("wait")}}
 		for deadline = 500 * time.Millisecond; ; deadline *= 3 { // until there is time for both messages, however slow the machine
-			w.west.tables.Swap(w.view(w.west, true))
+			w.west.tables.Swap(w.view(w.west, abroad)) // else a target that was slow has another asked
 			out, err := c.StreamingOutputCall(ctx, ask)
 			if err != nil {
 				t.Fatal(err)
@@ -326,7 +326,7 @@ func TestGRPC_TheTimeOfAStream(t *testing.T) {
 		}
 		var a answer
 		for ; ; deadline *= 3 {
-			w.west.tables.Swap(w.view(w.west, true))
+			w.west.tables.Swap(w.view(w.west, abroad)) // else a target that was slow has another asked
 			a = w.send("POST", "/grpc.testing.TestService/StreamingOutputCall", "\x00\x00\x00\x00"+string(rune(len(data)))+string(data), "Content-Type", "application/grpc-web")
 			if a.header.Get("Grpc-Status") == "" || deadline > time.Minute {
 				break
