@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/loop"
 )
 
@@ -105,5 +106,20 @@ func TestDoor_ALoopFailsBeforeItsConnectionIsKnown(t *testing.T) {
 	}
 	if len(d.conns) != 0 || d.guests.total != 0 {
 		t.Errorf("%d connections are known, and %d guests", len(d.conns), d.guests.total)
+	}
+}
+
+// A bound on interim answers holds however the reading of a head is cut.
+func TestLink_BoundsInterimAnswers(t *testing.T) {
+	l := &link{buf: make([]byte, linkBuffer), still: true} // nothing more comes than what is put there
+	for n := 1; n <= interims+1; n++ {
+		l.w += copy(l.buf[l.w:], "HTTP/1.1 102 Processing\r\n\r\n")
+		want := http1.ErrWait
+		if n > interims {
+			want = errInterims
+		}
+		if err := l.head("GET"); err != want {
+			t.Errorf("interim answer %d: got %v, want %v", n, err, want)
+		}
 	}
 }
