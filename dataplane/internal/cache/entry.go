@@ -111,6 +111,9 @@ func (e *Entry) Renewed(a *Asked, ans Answer, r Rules) *Entry {
 	return n.With(e.Body)
 }
 
+// NoCache says whether its upstream wants to be asked each time.
+func (e *Entry) NoCache() bool { return e.noCache }
+
 // Validate adds to a request what makes its upstream say whether the entry still holds; false: it could not.
 func (e *Entry) Validate(h http.Header) bool {
 	tag, changed := e.Header["Etag"], e.Header["Last-Modified"]

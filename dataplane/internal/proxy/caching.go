@@ -91,7 +91,9 @@ func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
 				x.give(e, "", "hit")
 				return true
 			}
-			c.entry, c.reason = e, "stale"
+			if c.entry, c.reason = e, "stale"; e.Left(now) > 0 && !e.NoCache() {
+				c.reason = "request" // which asks for more than that it be fresh
+			}
 		}
 		if c.asked.OnlyIfCached() {
 			x.keptOnly = true
@@ -244,9 +246,10 @@ func (x *exchange) keep(res *result) (answered bool) {
 	}
 	if (res.resp == nil || res.resp.StatusCode >= 500) && c.entry != nil && !x.gone() {
 		if e := x.still(c.entry); e != nil && e.IfError(&c.asked, time.Now()) {
+			status := "fwd=" + c.reason + failedAs(res)
 			res.drop(nil)
 			c.unkept = false // others in line get the same, and need not try in turn
-			x.give(e, "", "hit; fwd=stale")
+			x.give(e, "", status)
 			return true
 		}
 	}
@@ -272,7 +275,7 @@ func (x *exchange) keep(res *result) (answered bool) {
 			kept.Drop(c.key, time.Now())
 			e = c.entry
 		}
-		x.give(e, res.region, "hit; fwd=stale; fwd-status=304")
+		x.give(e, res.region, "fwd="+c.reason+"; fwd-status=304")
 		return true
 	}
 	e := cache.Keeps(&c.asked, x.header, ans, c.rules)
@@ -297,6 +300,14 @@ func (x *exchange) keep(res *result) (answered bool) {
 	}
 	res.resp.Body = k
 	return false
+}
+
+// failedAs is the status in whose place a kept answer is given, if there was one: with fwd, since what went on is no hit (RFC 9211, 2.1).
+func failedAs(res *result) string {
+	if res.resp == nil {
+		return ""
+	}
+	return "; fwd-status=" + strconv.Itoa(res.resp.StatusCode)
 }
 
 // mark says in the answer what the cache made of the request (RFC 9211).

@@ -245,7 +245,7 @@ func TestCache_StaleIfError(t *testing.T) {
 	w.send("GET", "/v1/x", "")
 	w.west.up.does(func(rw http.ResponseWriter, r *http.Request) { rw.WriteHeader(500) })
 	a := w.send("GET", "/v1/x", "")
-	if a.status != 200 || a.body != "answer 1" || !strings.Contains(a.header.Get("Cache-Status"), "hit; fwd=stale") {
+	if a.status != 200 || a.body != "answer 1" || !strings.Contains(a.header.Get("Cache-Status"), "bailiwick; fwd=stale; fwd-status=500") {
 		t.Errorf("the upstream fails: got %+v, want what is kept", a)
 	}
 	if a := w.send("GET", "/v1/y", ""); a.status != 500 {

@@ -149,7 +149,9 @@ func TestCache_ByTheLetter(t *testing.T) {
 		// RFC 9211
 		"9211 2.1 a hit, and how long it is fresh":   {says200("Cache-Control: max-age=3600|Age: 20"), {up: later, has: "Cache-Status: bailiwick; hit; ttl=35"}},
 		"9211 2.2 nothing of the URL, and kept":      {{up: kept, asks: true, has: "Cache-Status: bailiwick; fwd=uri-miss; stored"}},
-		"9211 2.2 stale, and 304":                    {says200("Cache-Control: max-age=10|Age: 20|Etag: \"v\""), {up: same, asks: true, has: "Cache-Status: bailiwick; hit; fwd=stale; fwd-status=304"}},
+		"9211 2.2 stale, and 304":                    {says200("Cache-Control: max-age=10|Age: 20|Etag: \"v\""), {up: same, asks: true, has: "Cache-Status: bailiwick; fwd=stale; fwd-status=304"}},
+		"9211 2.2 stale, and no answer":              {says200("Cache-Control: max-age=10, stale-if-error=600|Age: 20|Etag: \"v\""), {up: "500|=no", asks: true, body: "one", has: "Cache-Status: bailiwick; fwd=stale; fwd-status=500"}},
+		"9211 2.2 fresh, and the request wants more": {says200("Cache-Control: max-age=60|Etag: \"v\""), {with: []string{"Cache-Control", "no-cache"}, up: same, asks: true, has: "Cache-Status: bailiwick; fwd=request; fwd-status=304"}},
 		"9211 2.2 a method":                          {{ask: "POST", up: "200", asks: true, has: "Cache-Status: bailiwick; fwd=method"}},
 		"9211 2.2 bypass":                            {{with: []string{"Cookie", "a=b"}, up: kept, asks: true, has: "Cache-Status: bailiwick; fwd=bypass"}},
 		"9211 2 who is nearer to the client is last": {says200("Cache-Control: max-age=60|Cache-Status: origin; hit"), {up: later, has: "Cache-Status: origin; hit"}},
