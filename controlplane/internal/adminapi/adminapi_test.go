@@ -116,6 +116,14 @@ spec:
   products: [commerce, insight]
   rate_limit: {requests_per_second: 700, burst: 500}
   quota: {units: 5000000, period: month, mode: soft}
+---
+kind: API
+name: late
+spec: {zone: emea, hosts: [late.test], policy: gdpr-emea, upstreams: [{region: eu-west, url: "http://a:1"}, {region: eu-west, url: "http://10.2.0.1:1"}], routes: [{name: a, hedge_after: 30s}]}
+---
+kind: Region
+name: eu-west
+spec: {zone: emea, country: IE, jurisdiction: EEA, upstream_networks: [10.1.0.0/16]}
 `)})
 	if err != nil {
 		t.Fatal(err)
@@ -128,6 +136,13 @@ spec:
 	}
 	if got := strings.Join(resp.Warnings, "\n"); !strings.Contains(got, "which is suspended") {
 		t.Errorf("suspending a basis in use: got warnings %q", got)
+	}
+	if got := strings.Join(resp.Warnings, "\n"); !strings.Contains(got, "API late of zone emea: route a: hedge_after 30s is not before the timeout of 30s that a route has by default") {
+		t.Errorf("a hedge that never comes: got warnings %q", got)
+	}
+	if got := strings.Join(resp.Warnings, "\n"); strings.Count(got, "API late of zone emea: upstream http://10.2.0.1:1 is outside of the upstream_networks of region eu-west") != 1 ||
+		!strings.Contains(got, "API orders of zone emea: upstream http://127.0.0.1:7301 is outside") {
+		t.Errorf("upstreams outside of a region's networks: got warnings %q", got)
 	}
 	if in.Catalog.Dump() != before {
 		t.Error("a dry run wrote to the catalog")

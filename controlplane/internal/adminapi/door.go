@@ -142,7 +142,7 @@ func (v validation) check(msg proto.Message) error {
 		if why == "" {
 			why = "breaks rule " + violation.Proto.GetRuleId()
 		}
-		texts = append(texts, field+": "+why)
+		texts = append(texts, field+": "+plainly(why))
 	}
 	return fault.New(fault.Invalid, "FIELD_INVALID", "%s", strings.Join(texts, "; ")).At(first)
 }
@@ -166,6 +166,11 @@ func patternOf(v *protovalidate.Violation) string {
 	}
 	text, _ := v.RuleValue.Interface().(string)
 	return text
+}
+
+// plainly takes the empty text, which stands for the default, out of a rule's list.
+func plainly(why string) string {
+	return strings.Replace(why, "must be in list [, ", "must be in list [", 1)
 }
 
 // specPath turns resources[0].api.routes[1].name into the manifest's resources[0].spec.routes[1].name.

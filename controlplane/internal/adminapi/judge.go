@@ -48,6 +48,8 @@ func (j *judge) judge() error {
 			if err == nil {
 				err = j.claims(d, v)
 			}
+		case model.Region:
+			err = j.networks(v)
 		case model.Product:
 			err = j.product(d, v)
 		case model.Plan:
@@ -323,6 +325,7 @@ func (j *judge) api(d *doc, a model.API) error {
 			return d.errorf(fault.Invalid, field, "REGION_CONTROL_ONLY", "API %s: region %s is control-only and serves no requests", a.Name, u.Region)
 		case r.Zone == a.Zone:
 			home = true
+			j.outside(a, u, r)
 		case d.change.Action != unchanged && !slices.ContainsFunc(policy.Pairs, func(p model.Pair) bool { return p.To == r.Name }):
 			// Asked of what is written now only: closing a pair must never be refused for an upstream behind it.
 			return d.errorf(fault.Invalid, field, "REGION_UNREACHABLE",
@@ -338,7 +341,36 @@ func (j *judge) api(d *doc, a model.API) error {
 	if len(a.Routes) == 0 {
 		j.warn("API %s of zone %s has no route: every request is answered 404", a.Name, a.Zone)
 	}
+	for _, text := range a.Careless() {
+		j.warn("%s", text)
+	}
 	return nil
+}
+
+// networks warns of upstreams that a region's networks leave out: their edges stop dialling them at once.
+func (j *judge) networks(r model.Region) error {
+	if len(r.UpstreamNetworks) == 0 {
+		return nil
+	}
+	apis, err := list[model.API](j.catalog, model.PrefixAPI)
+	if err != nil {
+		return err
+	}
+	for _, a := range apis {
+		for _, u := range a.Upstreams {
+			if u.Region == r.Name {
+				j.outside(a, u, r)
+			}
+		}
+	}
+	return nil
+}
+
+// outside warns of an upstream whose address is written down; where a name leads edges alone see.
+func (j *judge) outside(a model.API, u model.Upstream, r model.Region) {
+	if !r.Takes(u) {
+		j.warn("API %s of zone %s: upstream %s is outside of the upstream_networks of region %s: its edges do not send requests there", a.Name, a.Zone, u.URL, r.Name)
+	}
 }
 
 func (j *judge) product(d *doc, p model.Product) error {
