@@ -26,7 +26,8 @@ type Edge struct {
 	Host            string // of an API whose paths are all routes
 	Lines           string // host of an API that is tcp; "": the floods that need one are left out
 	Zone            string // of keys
-	Key             string // one that may ask as much as it likes
+	Key             string // of a customer that floods, and may ask as much as it likes
+	GuestKey        string // of one that behaves; empty: it is Key's
 	Long            string // path of an answer of a MiB and more
 }
 

@@ -1,6 +1,7 @@
 package flood
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -109,7 +110,7 @@ func (g *Guest) ask(r road, e *Edge, due time.Time) {
 	why := ""
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.scheme+"://"+e.Host+"/v1/guest", nil)
 	if err == nil {
-		req.Header.Set("X-API-Key", e.Key)
+		req.Header.Set("X-API-Key", cmp.Or(e.GuestKey, e.Key))
 		var resp *http.Response
 		if resp, err = r.rt.RoundTrip(req); err == nil {
 			var body []byte

@@ -43,8 +43,13 @@ spec:
   tcp: {}
   routes: [{name: all}]
   upstreams: [{region: eu-west, url: "tcp://`+strings.TrimPrefix(s.UpstreamURL("eu-west"), "http://")+`"}]
+---
+kind: Customer
+name: flooder
+spec: {zone: emea, subscriptions: [{plan: unlimited}]}
 `))
 	e := edgeToFlood(s, ordersEMEA, s.Key("emea", "unlimited")) // whose upstream is a process of its own: this one is busy flooding
+	e.Key, e.GuestKey = field(t, s.MustCLI("emea", "key", "create", "--customer", "flooder", "--plan", "unlimited", "-o", "json"), "key"), e.Key
 	e.Lines, e.Long = lines, "/v1/x?bytes=4000000"
 	s.Eventually(time.Minute, "the edge has the API for lines", func() error {
 		conn, err := tls.Dial("tcp", e.HTTPS, &tls.Config{RootCAs: s.Roots(), ServerName: lines})
