@@ -70,11 +70,18 @@ func pairOf(t testing.TB, l *loop.Loop, first bool) (*loop.Conn, *net.TCPConn) {
 func TestConn_IsAConnection(t *testing.T) {
 	l := running(t, nil)
 	c, far := pair(t, l)
-	sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<18) // more than any buffer: writing waits
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 1<<20) // more than any buffer: writing waits
 	var wg sync.WaitGroup
+	filled := 0
+	for n := -1; n != 0; filled += n { // there is no room any more
+		var err error
+		if n, err = c.TryWrite(sent[filled:]); err != nil {
+			t.Fatal(err)
+		}
+	}
 	wg.Go(func() {
-		if n, err := c.Write(sent); n != len(sent) || err != nil {
-			t.Errorf("wrote %d of %d: %v", n, len(sent), err)
+		if n, err := c.Write(sent[filled:]); n != len(sent)-filled || err != nil {
+			t.Errorf("wrote %d of %d: %v", n, len(sent)-filled, err)
 		}
 		c.CloseWrite()
 	})
@@ -89,6 +96,11 @@ func TestConn_IsAConnection(t *testing.T) {
 	wg.Wait()
 
 	c, far = pair(t, l)
+	c.SetWriteDeadline(time.Unix(1, 0))
+	if n, err := c.Write([]byte("x")); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("wrote %d past the deadline: %v", n, err)
+	}
+	c.SetWriteDeadline(time.Time{})
 	c.SetReadDeadline(time.Now().Add(time.Millisecond))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("reading past its deadline: %v", err)

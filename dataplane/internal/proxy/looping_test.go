@@ -269,8 +269,23 @@ func TestLoops_ASlowReader(t *testing.T) {
 	}
 }
 
-// A request whose code panics ends its connection and no other, and has its row.
+// A request whose code panics, when it is decided or when its answer is here, ends its connection and no other, and has its row.
 func TestLoops_APanicEndsOneConnection(t *testing.T) {
+	t.Run("as it is decided", func(t *testing.T) {
+		panicsOnce(t, func(m *meter) { m.panics.Store(true) })
+	})
+	t.Run("as it is answered", func(t *testing.T) {
+		panicsOnce(t, func(m *meter) {
+			do := func() {
+				m.after.Store(nil)
+				panic("for a test")
+			}
+			m.after.Store(&do)
+		})
+	})
+}
+
+func panicsOnce(t *testing.T, set func(m *meter)) {
 	w := newWorld(t, nil)
 	for name, d := range w.doors() {
 		t.Run(name, func(t *testing.T) {
@@ -285,7 +300,7 @@ func TestLoops_APanicEndsOneConnection(t *testing.T) {
 			}
 			eventually(t, 20*time.Second, "both to rest", func() bool { return d.door.Resting() == 2 })
 			before := w.west.meter.len()
-			w.west.meter.panics.Store(true)
+			set(w.west.meter)
 			io.WriteString(one, w.head("GET", "/v1/x", "\r\n"))
 			if n, err := one.Read(make([]byte, 64)); n != 0 || err == nil {
 				t.Errorf("got %d bytes, %v", n, err)

@@ -3,12 +3,17 @@
 package proxy
 
 import (
+	"bytes"
+	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"testing"
 	"time"
 
+	"bailiwick/dataplane/internal/direct"
 	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/loop"
 )
@@ -17,30 +22,246 @@ type heard func(e loop.Event)
 
 func (h heard) Ready(e loop.Event) { h(e) }
 
-// A connection on which an answer was read is used again when it has been heard what came behind that, not before.
-func TestStock_WaitsForARound(t *testing.T) {
+// looping is a loop that runs, for a test.
+func looping(t *testing.T) *loop.Loop {
+	t.Helper()
 	l, err := loop.New(func(time.Time) time.Duration { return 0 })
 	if err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- l.Run() }()
-	defer func() { l.Close(); <-ended }()
+	t.Cleanup(func() { l.Close(); <-ended })
+	return l
+}
+
+// ends are both ends of a TCP connection.
+func ends(t *testing.T) (near, far net.Conn) {
+	t.Helper()
 	at, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer at.Close()
-	near, err := net.Dial("tcp", at.Addr().String())
+	if near, err = net.Dial("tcp", at.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = at.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close(); far.Close() })
+	far.SetDeadline(time.Now().Add(30 * time.Second))
+	return near, far
+}
+
+// comes waits until something has come on a connection, or its end.
+func comes(t *testing.T, c *loop.Conn) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); c.Quiet(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("nothing comes")
+		}
+	}
+}
+
+// An upstream's idle connections are bounded, go when all are closed, whoever has them, and are not kept with bytes that nobody asked
+// for: those of goroutines, and those of loops.
+func TestStock_KeepsWhatMayBeKept(t *testing.T) {
+	home := &turn{loop: looping(t)}
+	for name, whose := range map[string]*turn{"of goroutines": nil, "of a loop": home} {
+		t.Run(name, func(t *testing.T) {
+			fars := make(chan net.Conn, 1)
+			o := &origin{max: 2, dial: func(context.Context) (net.Conn, error) { near, far := ends(t); fars <- far; return near, nil }}
+			open := func() *link {
+				for len(fars) > 0 {
+					<-fars
+				}
+				l, err := o.open(t.Context(), whose)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return l
+			}
+			closed := func(l *link) bool { return errors.Is(l.conn.SetDeadline(time.Time{}), net.ErrClosed) }
+			if whose != nil { // which takes deadlines when it is closed
+				closed = func(l *link) bool { return l.lc.Closed() }
+			}
+			one, two, three, under := open(), open(), open(), open()
+			for _, l := range []*link{one, two, three} {
+				o.put(l, time.Now())
+			}
+			if closed(one) || closed(two) || !closed(three) {
+				t.Errorf("of three where two may be: closed %v, %v, %v", closed(one), closed(two), closed(three))
+			}
+			if o.closeIdle(); !closed(one) || !closed(two) {
+				t.Errorf("after all were closed: closed %v, %v", closed(one), closed(two))
+			}
+			if o.put(under, time.Now()); !closed(under) {
+				t.Error("one that was under way when all were closed is kept")
+			}
+			unasked := open()
+			copy(unasked.buf, "HTTP")
+			unasked.w = 4
+			if o.put(unasked, time.Now()); !closed(unasked) {
+				t.Error("one with bytes that nobody asked for is kept")
+			}
+			if whose != nil {
+				unread := open()
+				(<-fars).Write([]byte("HTTP"))
+				comes(t, unread.lc)
+				o.put(unread, time.Now()) // whose loop may be told of it first
+				for end := time.Now().Add(30 * time.Second); !closed(unread); time.Sleep(time.Millisecond) {
+					if time.Now().After(end) {
+						t.Fatal("one on which something has come that nobody asked for is kept")
+					}
+				}
+			}
+			last := open()
+			last.answer.Close = true
+			if o.put(last, time.Now()); !closed(last) {
+				t.Error("one that its answer ends is kept")
+			}
+			o.sweep()
+			if o.swept {
+				t.Error("a sweep is due where nothing is kept")
+			}
+		})
+	}
+}
+
+// Nothing is written, by a goroutine either, to a loop's connection on which something has come.
+func TestStock_IsLookedAtBeforeItIsAsked(t *testing.T) {
+	home, o := &turn{loop: looping(t)}, &origin{max: 4}
+	near, far := ends(t)
+	l := o.adopt(near, home)
+	if l == nil {
+		t.Fatal("no loop takes it")
+	}
+	defer l.conn.Close()
+	far.Write([]byte("unasked"))
+	comes(t, l.lc)
+	if _, err := l.ask([]byte("GET")); err != direct.ErrStale {
+		t.Errorf("asked where something has come: %v, want %v", err, direct.ErrStale)
+	}
+	l.conn.(*loop.Conn).CloseWrite()
+	if b, err := io.ReadAll(far); len(b) > 0 || err != nil {
+		t.Errorf("%q was written: %v", b, err)
+	}
+}
+
+// filled is a loop's connection with no room for what is written, which has so many bytes before that.
+func filled(t *testing.T) (lc *loop.Conn, far net.Conn, sent int) {
+	t.Helper()
+	near, far := ends(t)
+	lc, err := looping(t).Adopt(near.(*net.TCPConn), false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	far, err := at.Accept()
+	t.Cleanup(func() { lc.Close() })
+	for block := bytes.Repeat([]byte("."), 64<<10); ; {
+		n, err := lc.TryWrite(block)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sent += n; n == 0 {
+			return lc, far, sent
+		}
+	}
+}
+
+// An answer that a client does not take at once is written on by a goroutine, whatever becomes of the loop's buffer, and ends the
+// connection where it is the last.
+func TestLoops_WhatFindsNoRoomIsWrittenOn(t *testing.T) {
+	for _, last := range []bool{false, true} {
+		lc, far, sent := filled(t)
+		c := &conn{raw: lc, rwc: lc, lc: lc, turn: &turn{}, last: last}
+		b := []byte("an answer")
+		if !c.tryWrite(b) || c.turn.then == nil {
+			t.Fatalf("it is given up, or nobody goes on: %v", c.turn.then)
+		}
+		clear(b)
+		then := c.turn.then
+		c.turn = nil
+		got := make(chan string, 1)
+		go func() {
+			io.ReadFull(far, make([]byte, sent))
+			b, _ := io.ReadAll(far)
+			got <- string(b)
+		}()
+		if keep := then(); keep == last {
+			t.Errorf("the last: %v, and the connection goes on: %v", last, keep)
+		}
+		lc.CloseWrite()
+		if s := <-got; s != "an answer" {
+			t.Errorf("got %q", s)
+		}
+	}
+}
+
+// What TLS writes for a loop and finds no room is owed in its order, and goes out before whatever a goroutine writes; a read that
+// takes all it had room for says so, since nobody is told again of what it has left.
+func TestUnder_OwesInOrder(t *testing.T) {
+	lc, far, sent := filled(t)
+	c := &conn{raw: lc, lc: lc, turn: &turn{}}
+	u := &under{Conn: lc, c: c}
+	c.under = u
+	write := func(s string) {
+		t.Helper()
+		if n, err := u.Write([]byte(s)); n != len(s) || err != nil {
+			t.Fatalf("wrote %d of %q: %v", n, s, err)
+		}
+	}
+	write("first, ")
+	if string(u.owed) != "first, " {
+		t.Fatalf("owed %q", u.owed)
+	}
+	io.ReadFull(far, make([]byte, sent)) // there is room again
+	write("second, ")
+	got := make(chan string, 1)
+	go func() {
+		b, _ := io.ReadAll(far)
+		got <- string(b)
+	}()
+	c.turn = nil // a goroutine has it
+	write("third, ")
+	c.turn = &turn{}
+	u.owed = []byte("fourth, ")
+	c.turn = nil
+	if !c.flush() || len(u.owed) > 0 || c.wuntil.IsZero() {
+		t.Errorf("%q are owed behind a flush, with the deadline %v", u.owed, c.wuntil)
+	}
+	write("last")
+	lc.CloseWrite()
+	if s := <-got; s != "first, second, third, fourth, last" {
+		t.Errorf("got %q", s)
+	}
+
+	near, far := ends(t)
+	lc, err := looping(t).Adopt(near.(*net.TCPConn), false)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer far.Close()
-	home, o := &turn{loop: l}, &origin{max: 4}
+	defer lc.Close()
+	c = &conn{raw: lc, lc: lc, turn: &turn{}}
+	u = &under{Conn: lc, c: c}
+	far.Write([]byte("0123456789"))
+	comes(t, lc)
+	b := make([]byte, 6)
+	for _, want := range []struct {
+		n    int
+		full bool
+		err  error
+	}{{6, true, nil}, {4, false, nil}, {0, false, errNothing}} {
+		if n, err := u.Read(b); n != want.n || u.full != want.full || err != want.err {
+			t.Errorf("read %d, all there was room for: %v, %v; want %+v", n, u.full, err, want)
+		}
+	}
+}
+
+// A connection on which an answer was read is used again when it has been heard what came behind that, not before.
+func TestStock_WaitsForARound(t *testing.T) {
+	near, far := ends(t)
+	home, o := &turn{loop: looping(t)}, &origin{max: 4}
 	link := o.adopt(near, home)
 	if link == nil {
 		t.Fatal("no loop takes it")

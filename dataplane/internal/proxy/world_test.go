@@ -200,12 +200,21 @@ type meter struct {
 	healthy error
 	panics  atomic.Bool                   // once, while a request is decided
 	stalls  atomic.Pointer[chan struct{}] // it is not ready, and the next row waits for its end
+	after   atomic.Pointer[func()]        // is called behind each row; nil: nothing is
 }
 
 func (m *meter) Append(r *usage.Row) error {
 	if until := m.stalls.Swap(nil); until != nil {
 		<-*until
 	}
+	err := m.keep(r)
+	if do := m.after.Load(); do != nil {
+		(*do)()
+	}
+	return err
+}
+
+func (m *meter) keep(r *usage.Row) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {
