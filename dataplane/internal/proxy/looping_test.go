@@ -26,12 +26,38 @@ func (w *world) doors() map[string]struct {
 	door *proxy.Door
 	dial func(t testing.TB) net.Conn
 } {
-	servers, at := w.securely(func(*proxy.Door) {})
+	return w.doorsOf(w.west.server, func(*proxy.Door) {})
+}
+
+// restless are doors of their own of which nobody is parked, so that a loop has what nobody else has.
+func (w *world) restless() map[string]struct {
+	door *proxy.Door
+	dial func(t testing.TB) net.Conn
+} {
+	set := func(d *proxy.Door) { d.ParkAfter(time.Hour) }
+	clear := newFrontOf(w.t, w.west.proxy, set)
+	w.t.Cleanup(clear.Close)
+	return w.doorsOf(clear, set)
+}
+
+func (w *world) doorsOf(clear *front, set func(*proxy.Door)) map[string]struct {
+	door *proxy.Door
+	dial func(t testing.TB) net.Conn
+} {
+	servers, at := w.securely(set)
 	return map[string]struct {
 		door *proxy.Door
 		dial func(t testing.TB) net.Conn
 	}{
-		"cleartext": {w.west.server.door, func(t testing.TB) net.Conn { c, _ := w.dial(); return c }},
+		"cleartext": {clear.door, func(t testing.TB) net.Conn {
+			c, err := net.Dial("tcp", clear.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			c.SetDeadline(time.Now().Add(time.Minute))
+			return c
+		}},
 		"TLS": {servers.HTTPS, func(t testing.TB) net.Conn {
 			c, err := tls.Dial("tcp", at, &tls.Config{InsecureSkipVerify: true, ServerName: "orders.test"})
 			if err != nil {
@@ -57,6 +83,17 @@ func rest(t *testing.T, d *proxy.Door, n int, ask func()) {
 		}
 	}
 	t.Fatalf("%d rest in loops, want %d", d.Resting(), n)
+}
+
+// usual asks what is common on each connection.
+func (w *world) usual(t *testing.T, conns ...net.Conn) {
+	t.Helper()
+	for _, c := range conns {
+		io.WriteString(c, w.head("GET", "/v1/x", "\r\n"))
+		if resp, body := read(t, bufio.NewReader(c), "GET"); resp.StatusCode != 200 {
+			t.Fatalf("got %d %s", resp.StatusCode, body)
+		}
+	}
 }
 
 // slowly has the upstream take its time for /slow.
@@ -99,7 +136,7 @@ func TestLoops_HaveWhatIsCommon(t *testing.T) {
 			ask("POST", "/v1/x", "Content-Length: 3\r\n\r\nabc", 200)
 			ask("POST", "/v1/x", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", 200) // an exchange
 			rests()
-			ask("GET", "/slow", "\r\n", 200) // longer than is waited for here
+			ask("POST", "/slow", "Content-Length: 0\r\n\r\n", 200) // longer than is waited for here, and not to be asked again
 			rests()
 			io.WriteString(conn, strings.Repeat(w.head("GET", "/v1/x", "\r\n"), 5)) // all at once
 			for range 5 {
@@ -203,7 +240,7 @@ func TestLoops_ADoorShuts(t *testing.T) {
 						read(t, in, "GET")
 					}
 				}
-				eventually(t, 20*time.Second, "both to rest", func() bool { return d.door.Resting() == 2 })
+				rest(t, d.door, 2, func() { w.usual(t, idle, busy) })
 				io.WriteString(busy, w.head("GET", "/slow", "\r\n"))
 				eventually(t, 20*time.Second, "one to be served", func() bool { return d.door.Resting() == 1 })
 				if breaks {
@@ -298,7 +335,7 @@ func panicsOnce(t *testing.T, set func(m *meter)) {
 					read(t, from, "GET")
 				}
 			}
-			eventually(t, 20*time.Second, "both to rest", func() bool { return d.door.Resting() == 2 })
+			rest(t, d.door, 2, func() { w.usual(t, one, other) })
 			before := w.west.meter.len()
 			set(w.west.meter)
 			io.WriteString(one, w.head("GET", "/v1/x", "\r\n"))

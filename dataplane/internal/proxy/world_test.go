@@ -498,13 +498,16 @@ type front struct {
 	ended    chan error
 }
 
-func newFront(t testing.TB, p *proxy.Proxy) *front {
+func newFront(t testing.TB, p *proxy.Proxy) *front { return newFrontOf(t, p, func(*proxy.Door) {}) }
+
+func newFrontOf(t testing.TB, p *proxy.Proxy, set func(*proxy.Door)) *front {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	f := &front{URL: "http://" + l.Addr().String(), Listener: l, client: &http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}, ended: make(chan error, 1),
 		door: proxy.NewServers(proxy.ServersConfig{Handler: p, TLS: &tls.Config{}, Logger: slog.New(slog.DiscardHandler)}).HTTP}
+	set(f.door)
 	go func() { f.ended <- f.door.Serve(l) }()
 	return f
 }
