@@ -113,8 +113,8 @@ var valueSeed = [2]uint64{maphash.String(keySeed, "added"), maphash.String(keySe
 
 func (v *values) home(x uint64) uint64 {
 	hi, lo := bits.Mul64(x^valueSeed[0], valueSeed[1])
-	// By itself the product has pseudonyms that lie at equal distances at equal distances again, which for one seed in some
-	// hundred is a few slots: MurmurHash3's last steps (Appleby, 2011) keep nothing of it.
+	// By itself the product has pseudonyms that lie at equal distances at equal distances again, which for one seed in seven
+	// is a few slots: MurmurHash3's last steps (Appleby, 2011) keep nothing of it.
 	h := hi ^ lo
 	h = (h ^ h>>33) * 0xff51afd7ed558ccd
 	h = (h ^ h>>33) * 0xc4ceb9fe1a85ec53
