@@ -393,6 +393,7 @@ func TestService_StopsForWhoWantsNoMore(t *testing.T) {
 		r.answer(503)
 		b.set(account(1000))
 		time.Sleep(2 * time.Minute)
+		synctest.Wait() // a look is due at this very instant, and what it sends is under way before the webhook is deleted
 		if err := s.Delete(t.Context(), "dead"); err != nil {
 			t.Fatal(err)
 		}
