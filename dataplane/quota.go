@@ -58,6 +58,9 @@ func (l *lessor) Exchange(ctx context.Context, r *quota.Request) (*quota.Respons
 			Leases: s.GetMode() == "strict" || s.GetMode() == "elastic", None: s.GetMode() == "none" || s.GetMode() == "",
 			Recall: s.GetRecall(), Exhausted: s.GetExhausted(), Share: s.GetSharePpm()})
 	}
+	for _, n := range in.GetRecalled() {
+		response.Recalled = append(response.Recalled, quota.ID{Customer: n.GetCustomer(), Subscription: n.GetSubscription()})
+	}
 	return response, nil
 }
 

@@ -163,7 +163,7 @@ func (l *Lessor) answer(x *request, region string, now time.Time) (*usagev1.Exch
 		if s.dry() {
 			if t.recallable(id, read[id].Holders, x, now) {
 				if s.ask.GetStarving() {
-					t.starve(id, x.order.Edge, now)
+					t.starve(id, read[id].Holders, x.order.Edge, now)
 				}
 			} else {
 				state.Exhausted = true
@@ -172,6 +172,10 @@ func (l *Lessor) answer(x *request, region string, now time.Time) (*usagev1.Exch
 		if state.Recall = t.recalls(id, x.order.Edge, now); state.Recall {
 			l.stats.Recalls.Add(1)
 		}
+	}
+	for _, id := range t.recalled(x, now) {
+		l.stats.Recalls.Add(1)
+		out.Recalled = append(out.Recalled, &usagev1.AccountName{Customer: id.Customer, Subscription: id.Subscription})
 	}
 	return out, nil
 }
@@ -206,6 +210,11 @@ func (l *Lessor) accounts(read map[ledger.AccountID]*ledger.Account, x *request)
 	return nil
 }
 
+// idle says whether a holder has units that it did not say it has spent.
+func (t *term) idle(id ledger.AccountID, h ledger.Holder) bool {
+	return h.Held > t.told[id][h.Edge].beyond(h, h.Held)
+}
+
 // recallable says whether units may soon come back: another edge that is alive
 // holds some, or an older epoch of this one whose blocks are on their way. What
 // an edge holds that is not heard from is as good as spent until it is, and what
@@ -213,7 +222,7 @@ func (l *Lessor) accounts(read map[ledger.AccountID]*ledger.Account, x *request)
 func (t *term) recallable(id ledger.AccountID, holders []ledger.Holder, x *request, now time.Time) bool {
 	for _, h := range holders {
 		switch {
-		case h.Held <= t.told[id][h.Edge].beyond(h, h.Held) || h.Edge == x.order.Edge && h.Epoch == x.order.Epoch:
+		case !t.idle(id, h) || h.Edge == x.order.Edge && h.Epoch == x.order.Epoch:
 		case h.Edge == x.order.Edge, t.alive(h.Edge, now), now.Sub(t.since) <= liveFor:
 			return true
 		}

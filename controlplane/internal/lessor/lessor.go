@@ -57,6 +57,7 @@ const (
 	patience    = 30 * time.Second       // an elastic quota waits so long for an edge that holds units
 	starvingFor = 500 * time.Millisecond // others are asked to give back after a request for units found none
 	maxAsks     = 4096                   // in one raft entry
+	maxRecalled = 1024                   // accounts that an edge is told of without having asked about them
 )
 
 // ReasonNotLeader is of kind Unavailable: ask the leader.

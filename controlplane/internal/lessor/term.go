@@ -16,7 +16,8 @@ type term struct {
 	edges   map[string]heard
 	asking  map[ledger.AccountID]map[string]time.Time // edges that lately wanted units
 	starved map[ledger.AccountID]starvation
-	demands map[demandKey]map[string]demand // by edge
+	owing   map[string]map[ledger.AccountID]time.Time // by edge: what others starve for and it held then, until when
+	demands map[demandKey]map[string]demand           // by edge
 	told    map[ledger.AccountID]map[string]tell
 	swept   time.Time
 }
@@ -42,7 +43,7 @@ type demand struct {
 
 func newTerm(now time.Time) *term {
 	return &term{since: now, swept: now, edges: map[string]heard{}, asking: map[ledger.AccountID]map[string]time.Time{},
-		starved: map[ledger.AccountID]starvation{}, demands: map[demandKey]map[string]demand{}, told: map[ledger.AccountID]map[string]tell{}}
+		starved: map[ledger.AccountID]starvation{}, owing: map[string]map[ledger.AccountID]time.Time{}, demands: map[demandKey]map[string]demand{}, told: map[ledger.AccountID]map[string]tell{}}
 }
 
 func (t *term) hear(edge, region string, epoch uint64, now time.Time) {
@@ -104,9 +105,43 @@ func (t *term) want(x *request, region string, now time.Time) {
 	}
 }
 
-// starve notes that an edge found nothing left for requests that wait.
-func (t *term) starve(id ledger.AccountID, edge string, now time.Time) {
-	t.starved[id] = starvation{edge, now.Add(starvingFor)}
+// starve notes that an edge found nothing left for requests that wait, and who may have what it needs: an edge to
+// which the quota looked ample may not ask about it for a second.
+func (t *term) starve(id ledger.AccountID, holders []ledger.Holder, edge string, now time.Time) {
+	until := now.Add(starvingFor)
+	t.starved[id] = starvation{edge, until}
+	for _, h := range holders {
+		if h.Edge == edge || !t.alive(h.Edge, now) || !t.idle(id, h) {
+			continue
+		}
+		owing := t.owing[h.Edge]
+		if owing == nil {
+			owing = map[ledger.AccountID]time.Time{}
+			t.owing[h.Edge] = owing
+		}
+		if _, known := owing[id]; known || len(owing) < maxRecalled {
+			owing[id] = until
+		}
+	}
+}
+
+// recalled takes what an edge is to be told of besides what it asked about.
+func (t *term) recalled(x *request, now time.Time) (out []ledger.AccountID) {
+	owing := t.owing[x.order.Edge]
+	if len(owing) == 0 {
+		return nil
+	}
+	for _, s := range x.subjects { // its own answer says so
+		delete(owing, s.id())
+	}
+	for id, until := range owing {
+		if now.Before(until) {
+			out = append(out, id) // and stays: this answer may be lost
+		} else {
+			delete(owing, id)
+		}
+	}
+	return out
 }
 
 // recalls says whether an edge must give back what it does not use: another starves.
@@ -140,6 +175,12 @@ func (t *term) sweep(now time.Time) {
 	t.swept = now
 	maps.DeleteFunc(t.edges, func(_ string, h heard) bool { return now.Sub(h.at) > 2*patience })
 	maps.DeleteFunc(t.starved, func(_ ledger.AccountID, s starvation) bool { return now.After(s.until) })
+	for edge, owing := range t.owing {
+		maps.DeleteFunc(owing, func(_ ledger.AccountID, until time.Time) bool { return now.After(until) })
+		if len(owing) == 0 {
+			delete(t.owing, edge)
+		}
+	}
 	for id, edges := range t.told {
 		maps.DeleteFunc(edges, func(_ string, is tell) bool { return now.Sub(is.at) > liveFor })
 		if len(edges) == 0 {

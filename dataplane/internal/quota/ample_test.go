@@ -181,3 +181,99 @@ func TestBook_WhoIsAskedForSeldomIsAskedForTogether(t *testing.T) {
 		way.wg.Wait()
 	})
 }
+
+// A quota that was ample may be used up within a second, by others. What lies at an edge that had no reason to ask is recalled
+// before who needs it has refused anybody for longer than a moment, whenever that edge spoke last, and all of it is served.
+func TestBook_WhatIsHeldOfAnAmpleQuotaIsRecalledAtOnce(t *testing.T) {
+	const limit = 1 << 21
+	plan := &policy.Plan{Plan: table.Plan{Name: "ample", QuotaUnits: limit, QuotaPeriod: "month", QuotaMode: "strict"}}
+	for name, silent := range map[string]time.Duration{"in use": 0, "silent": 2 * time.Second} {
+		for phase := range 8 {
+			t.Run(fmt.Sprint(name, phase), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					l := newLedger(limit, acme)
+					l.broken = t.Errorf
+					links := []*link{{edge: "a", ledger: l, delay: 3 * time.Millisecond}, {edge: "b", ledger: l, delay: 3 * time.Millisecond}}
+					a, b := newBook(t, links[0], nil), newBook(t, links[1], nil)
+					var served int64
+					run(t, func(ctx context.Context) {
+						pause := 10 * time.Millisecond
+						if silent > 0 { // so seldom that what it is leased is plenty, and stays
+							pause = 400 * time.Millisecond
+						}
+						for end := time.Now().Add(6*time.Second + time.Duration(phase)*130*time.Millisecond); time.Now().Before(end); time.Sleep(pause) {
+							ticket, _ := request(ctx, b, plan)
+							served += ticket.Units()
+							ticket.Spend()
+						}
+						if silent > 0 {
+							time.Sleep(silent + time.Duration(phase)*130*time.Millisecond)
+						}
+						if h := l.peek(acme, "b"); h.leased == h.said {
+							t.Error("nothing lies at the edge that is to be asked for it")
+						}
+						use := func(units int64) (quota.Decision, time.Duration) {
+							began := time.Now()
+							account := a.Account(acme, plan)
+							ticket, d := account.Take(units, true, began.Unix())
+							if d == quota.Wait {
+								ticket, d = account.Park(ctx, units, true)
+							}
+							served += ticket.Units()
+							ticket.Spend()
+							return d, time.Since(began)
+						}
+						done := make(chan int64)
+						stop := make(chan struct{})
+						go func() { // b has a request each 50 ms where it is not silent
+							n := int64(0)
+							for silent == 0 {
+								select {
+								case <-stop:
+									done <- n
+									return
+								case <-time.After(50 * time.Millisecond):
+								}
+								ticket, _ := b.Account(acme, plan).Take(1, true, time.Now().Unix())
+								n += ticket.Units()
+								ticket.Spend()
+							}
+							done <- n
+						}()
+						rest := func() int64 {
+							l.mu.Lock()
+							defer l.mu.Unlock()
+							return limit - l.counted(account{acme, l.period})
+						}
+						for n := rest(); n > 0; n = rest() { // all but what b holds
+							if d, _ := use((n + 3) / 4); d != quota.Taken {
+								t.Fatalf("a quarter of the rest of %d units: got %v", n, d)
+							}
+						}
+						var refusing, longest time.Duration
+						for d := quota.Unconfirmed; d != quota.Exhausted && refusing < 5*time.Second; {
+							var took time.Duration
+							if d, took = use(1); d == quota.Unconfirmed {
+								refusing += took
+							} else {
+								refusing = 0
+							}
+							longest = max(longest, refusing)
+						}
+						if longest > 300*time.Millisecond {
+							t.Errorf("who starves refuses for %v while another edge holds what it needs, want 300 ms at most", longest)
+						}
+						close(stop)
+						served += <-done
+					}, a, b)
+					for _, way := range links {
+						way.wg.Wait()
+					}
+					if served != limit {
+						t.Errorf("%d units of %d are served", served, limit)
+					}
+				})
+			})
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -205,7 +206,7 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 			if k.Starving && h.leased-k.Spent-k.InFlight <= 0 {
 				l.starving[k.ID] = starver{edge, now}
 			}
-			if w := l.starving[k.ID]; available == 0 && w.edge != edge && now.Sub(w.at) < time.Second {
+			if w := l.starving[k.ID]; available == 0 && w.edge != edge && now.Sub(w.at) < starvingFor {
 				s.Recall = true
 			}
 			s.Exhausted = available == 0 && idle == 0
@@ -216,8 +217,17 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 			l.broken("%v: leased or spent %d of %d", k.ID, n, s.Limit)
 		}
 	}
+	for id, w := range l.starving {
+		if h := l.holder(account{id, l.period}, me); w.edge != edge && now.Sub(w.at) < starvingFor && h.leased > max(h.applied, h.said) &&
+			!slices.ContainsFunc(r.Asks, func(k quota.Ask) bool { return k.ID == id }) {
+			out.Recalled = append(out.Recalled, id)
+		}
+	}
 	return out, nil
 }
+
+// starvingFor is how long the lessor recalls.
+const starvingFor = 500 * time.Millisecond
 
 // link is an edge's way to the ledger.
 type link struct {

@@ -16,6 +16,7 @@ type manager struct {
 	forgot   int64           // unix s: leases of periods that ended by then may be forgotten
 	queue    []*Account      // for the next exchange
 	starved  []*Account      // the leader was asked and its answer may soon be another
+	silent   bool            // units are held, as of the last scan, of accounts that had nothing to say then
 
 	lastScan, lastSweep, lastStart time.Time
 	notBefore                      time.Time // after a failure
@@ -87,7 +88,7 @@ func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
 	}
 	b.takeHot(now)
 	next = b.lastScan.Add(tick)
-	due := b.lastStart.Add(beatEvery)
+	due := b.lastStart.Add(b.beat())
 	if len(b.queue) > 0 {
 		due = b.lastStart.Add(gap)
 	}
@@ -101,7 +102,7 @@ func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
 		if len(b.queue) > 0 {
 			due = b.lastStart.Add(gap)
 		} else {
-			due = b.lastStart.Add(beatEvery)
+			due = b.lastStart.Add(b.beat())
 		}
 		if due.Before(b.notBefore) {
 			due = b.notBefore
@@ -116,6 +117,15 @@ func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
 		next = due
 	}
 	return next
+}
+
+// beat is how long the edge goes without an exchange at most. Any answer may say that somebody starves for what is held
+// here, so an empty question, which is no entry in the log and names no account, is asked in place of many full ones.
+func (b *Book) beat() time.Duration {
+	if b.silent {
+		return pollEvery
+	}
+	return beatEvery
 }
 
 func (b *Book) enqueue(a *Account) {
@@ -159,10 +169,13 @@ func (b *Book) scan(now time.Time, since time.Duration) {
 	clear(b.fresh)
 	b.fresh = b.fresh[:0]
 	b.hotMu.Unlock()
+	b.silent = false
 	for _, a := range b.accounts {
 		a.measure(now, since)
 		if a.due(now) {
 			b.enqueue(a)
+		} else if l := a.lease.Load(); l != nil && l.free.Load() > 0 {
+			b.silent = true
 		}
 	}
 	if now.Sub(b.lastSweep) >= 10*time.Second {
@@ -288,6 +301,14 @@ func (b *Book) trade(ctx context.Context, now time.Time) {
 		} else if a.doubtful(done) {
 			a.again = done.Add(doubtEvery)
 			b.starved = append(b.starved, a)
+		}
+	}
+	for _, id := range response.Recalled {
+		if a := (*b.shardOf(id).m.Load())[id]; a != nil {
+			if l := a.lease.Load(); l != nil && l.free.Load() > 0 {
+				a.recall = true
+				b.enqueue(a)
+			}
 		}
 	}
 }

@@ -53,6 +53,7 @@ type Response struct {
 	Sequence  uint64 // of the request answered
 	LiveEdges int64  // of this region
 	States    []State
+	Recalled  []ID // somebody starves for what is held here of these, which were not asked about
 }
 
 // State is one account in its current period.
@@ -81,6 +82,7 @@ const (
 	tick         = 100 * time.Millisecond // accounts in use are exchanged so often
 	watchEvery   = 250 * time.Millisecond // those that hold no lease, and those known to be exhausted
 	beatEvery    = time.Second            // an edge with nothing to say is heard so often
+	pollEvery    = 200 * time.Millisecond // and one that holds what it is not about to speak of: less than a request waits, so that who starves gets it in time
 	idleAfter    = time.Second            // then unspent units go back
 	starveEvery  = 20 * time.Millisecond  // while requests wait and the answer brought nothing
 	doubtEvery   = 30 * time.Millisecond  // while a leader may not know of another plan yet

@@ -1340,10 +1340,13 @@ func (x *AccountAsk) GetStarving() bool {
 }
 
 type ExchangeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Accounts      []*AccountState        `protobuf:"bytes,1,rep,name=accounts,proto3" json:"accounts,omitempty"`
-	LiveEdges     uint32                 `protobuf:"varint,2,opt,name=live_edges,json=liveEdges,proto3" json:"live_edges,omitempty"` // of the edge's region, itself included
-	Sequence      uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`                    // of the request answered
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Accounts  []*AccountState        `protobuf:"bytes,1,rep,name=accounts,proto3" json:"accounts,omitempty"`
+	LiveEdges uint32                 `protobuf:"varint,2,opt,name=live_edges,json=liveEdges,proto3" json:"live_edges,omitempty"` // of the edge's region, itself included
+	Sequence  uint64                 `protobuf:"varint,3,opt,name=sequence,proto3" json:"sequence,omitempty"`                    // of the request answered
+	// recalled are accounts that the edge holds units of and did not ask about, of which somebody starves: the edge asks
+	// about them at once and gives back what is not in use. At most 1,024; since 2026-11-26.
+	Recalled      []*AccountName `protobuf:"bytes,4,rep,name=recalled,proto3" json:"recalled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1399,6 +1402,65 @@ func (x *ExchangeResponse) GetSequence() uint64 {
 	return 0
 }
 
+func (x *ExchangeResponse) GetRecalled() []*AccountName {
+	if x != nil {
+		return x.Recalled
+	}
+	return nil
+}
+
+type AccountName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Customer      string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
+	Subscription  string                 `protobuf:"bytes,2,opt,name=subscription,proto3" json:"subscription,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccountName) Reset() {
+	*x = AccountName{}
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccountName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccountName) ProtoMessage() {}
+
+func (x *AccountName) ProtoReflect() protoreflect.Message {
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccountName.ProtoReflect.Descriptor instead.
+func (*AccountName) Descriptor() ([]byte, []int) {
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AccountName) GetCustomer() string {
+	if x != nil {
+		return x.Customer
+	}
+	return ""
+}
+
+func (x *AccountName) GetSubscription() string {
+	if x != nil {
+		return x.Subscription
+	}
+	return ""
+}
+
 type AccountState struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Customer     string                 `protobuf:"bytes,1,opt,name=customer,proto3" json:"customer,omitempty"`
@@ -1421,7 +1483,7 @@ type AccountState struct {
 
 func (x *AccountState) Reset() {
 	*x = AccountState{}
-	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[18]
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1495,7 @@ func (x *AccountState) String() string {
 func (*AccountState) ProtoMessage() {}
 
 func (x *AccountState) ProtoReflect() protoreflect.Message {
-	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[18]
+	mi := &file_bailiwick_usage_v1_usage_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1508,7 @@ func (x *AccountState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccountState.ProtoReflect.Descriptor instead.
 func (*AccountState) Descriptor() ([]byte, []int) {
-	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{18}
+	return file_bailiwick_usage_v1_usage_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AccountState) GetCustomer() string {
@@ -1642,12 +1704,16 @@ const file_bailiwick_usage_v1_usage_proto_rawDesc = "" +
 	"\x04want\x18\b \x01(\x03R\x04want\x12!\n" +
 	"\fdemand_milli\x18\t \x01(\x03R\vdemandMilli\x12\x1a\n" +
 	"\bstarving\x18\n" +
-	" \x01(\bR\bstarving\"\x8b\x01\n" +
+	" \x01(\bR\bstarving\"\xc8\x01\n" +
 	"\x10ExchangeResponse\x12<\n" +
 	"\baccounts\x18\x01 \x03(\v2 .bailiwick.usage.v1.AccountStateR\baccounts\x12\x1d\n" +
 	"\n" +
 	"live_edges\x18\x02 \x01(\rR\tliveEdges\x12\x1a\n" +
-	"\bsequence\x18\x03 \x01(\x04R\bsequence\"\xdf\x02\n" +
+	"\bsequence\x18\x03 \x01(\x04R\bsequence\x12;\n" +
+	"\brecalled\x18\x04 \x03(\v2\x1f.bailiwick.usage.v1.AccountNameR\brecalled\"M\n" +
+	"\vAccountName\x12\x1a\n" +
+	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\"\n" +
+	"\fsubscription\x18\x02 \x01(\tR\fsubscription\"\xdf\x02\n" +
 	"\fAccountState\x12\x1a\n" +
 	"\bcustomer\x18\x01 \x01(\tR\bcustomer\x12\"\n" +
 	"\fsubscription\x18\x02 \x01(\tR\fsubscription\x12\x16\n" +
@@ -1682,7 +1748,7 @@ func file_bailiwick_usage_v1_usage_proto_rawDescGZIP() []byte {
 	return file_bailiwick_usage_v1_usage_proto_rawDescData
 }
 
-var file_bailiwick_usage_v1_usage_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_bailiwick_usage_v1_usage_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_bailiwick_usage_v1_usage_proto_goTypes = []any{
 	(*UploadRequest)(nil),        // 0: bailiwick.usage.v1.UploadRequest
 	(*UploadResponse)(nil),       // 1: bailiwick.usage.v1.UploadResponse
@@ -1702,7 +1768,8 @@ var file_bailiwick_usage_v1_usage_proto_goTypes = []any{
 	(*PendingEpoch)(nil),         // 15: bailiwick.usage.v1.PendingEpoch
 	(*AccountAsk)(nil),           // 16: bailiwick.usage.v1.AccountAsk
 	(*ExchangeResponse)(nil),     // 17: bailiwick.usage.v1.ExchangeResponse
-	(*AccountState)(nil),         // 18: bailiwick.usage.v1.AccountState
+	(*AccountName)(nil),          // 18: bailiwick.usage.v1.AccountName
+	(*AccountState)(nil),         // 19: bailiwick.usage.v1.AccountState
 }
 var file_bailiwick_usage_v1_usage_proto_depIdxs = []int32{
 	2,  // 0: bailiwick.usage.v1.UploadRequest.hello:type_name -> bailiwick.usage.v1.Hello
@@ -1717,18 +1784,19 @@ var file_bailiwick_usage_v1_usage_proto_depIdxs = []int32{
 	13, // 9: bailiwick.usage.v1.UploadDetailResponse.refusal:type_name -> bailiwick.usage.v1.DetailRefusal
 	15, // 10: bailiwick.usage.v1.ExchangeRequest.pending:type_name -> bailiwick.usage.v1.PendingEpoch
 	16, // 11: bailiwick.usage.v1.ExchangeRequest.accounts:type_name -> bailiwick.usage.v1.AccountAsk
-	18, // 12: bailiwick.usage.v1.ExchangeResponse.accounts:type_name -> bailiwick.usage.v1.AccountState
-	0,  // 13: bailiwick.usage.v1.IngestService.Upload:input_type -> bailiwick.usage.v1.UploadRequest
-	7,  // 14: bailiwick.usage.v1.IngestService.UploadDetail:input_type -> bailiwick.usage.v1.UploadDetailRequest
-	14, // 15: bailiwick.usage.v1.QuotaService.Exchange:input_type -> bailiwick.usage.v1.ExchangeRequest
-	1,  // 16: bailiwick.usage.v1.IngestService.Upload:output_type -> bailiwick.usage.v1.UploadResponse
-	8,  // 17: bailiwick.usage.v1.IngestService.UploadDetail:output_type -> bailiwick.usage.v1.UploadDetailResponse
-	17, // 18: bailiwick.usage.v1.QuotaService.Exchange:output_type -> bailiwick.usage.v1.ExchangeResponse
-	16, // [16:19] is the sub-list for method output_type
-	13, // [13:16] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	19, // 12: bailiwick.usage.v1.ExchangeResponse.accounts:type_name -> bailiwick.usage.v1.AccountState
+	18, // 13: bailiwick.usage.v1.ExchangeResponse.recalled:type_name -> bailiwick.usage.v1.AccountName
+	0,  // 14: bailiwick.usage.v1.IngestService.Upload:input_type -> bailiwick.usage.v1.UploadRequest
+	7,  // 15: bailiwick.usage.v1.IngestService.UploadDetail:input_type -> bailiwick.usage.v1.UploadDetailRequest
+	14, // 16: bailiwick.usage.v1.QuotaService.Exchange:input_type -> bailiwick.usage.v1.ExchangeRequest
+	1,  // 17: bailiwick.usage.v1.IngestService.Upload:output_type -> bailiwick.usage.v1.UploadResponse
+	8,  // 18: bailiwick.usage.v1.IngestService.UploadDetail:output_type -> bailiwick.usage.v1.UploadDetailResponse
+	17, // 19: bailiwick.usage.v1.QuotaService.Exchange:output_type -> bailiwick.usage.v1.ExchangeResponse
+	17, // [17:20] is the sub-list for method output_type
+	14, // [14:17] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_bailiwick_usage_v1_usage_proto_init() }
@@ -1760,7 +1828,7 @@ func file_bailiwick_usage_v1_usage_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bailiwick_usage_v1_usage_proto_rawDesc), len(file_bailiwick_usage_v1_usage_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
