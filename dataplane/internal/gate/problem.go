@@ -12,15 +12,16 @@ import (
 // changes. The problem type is TypePrefix + reason.
 const (
 	ReasonBadRequest    = "bad-request"
-	ReasonPathAmbiguous = "path-ambiguous"    // two parsers could read the path as two paths
-	ReasonMethod        = "method-refused"    // CONNECT, TRACE and what is not in capitals
-	ReasonUpgrade       = "upgrade-refused"   // protocols this edge does not switch to
-	ReasonSNI           = "sni-mismatch"      // TLS was set up for another host
-	ReasonHostUnknown   = "host-unknown"      //
-	ReasonHostForeign   = "host-foreign"      // the host belongs to another zone
-	ReasonNotHome       = "region-not-home"   // the API is not deployed in this region
-	ReasonRouteUnknown  = "route-unknown"     //
-	ReasonMethodUnknown = "method-not-routed" // the path has routes, none with this method
+	ReasonPathAmbiguous = "path-ambiguous"     // two parsers could read the path as two paths
+	ReasonMethod        = "method-refused"     // CONNECT, TRACE and what is not in capitals
+	ReasonExpectation   = "expectation-failed" // Expect names something else than 100-continue
+	ReasonUpgrade       = "upgrade-refused"    // protocols this edge does not switch to
+	ReasonSNI           = "sni-mismatch"       // TLS was set up for another host
+	ReasonHostUnknown   = "host-unknown"       //
+	ReasonHostForeign   = "host-foreign"       // the host belongs to another zone
+	ReasonNotHome       = "region-not-home"    // the API is not deployed in this region
+	ReasonRouteUnknown  = "route-unknown"      //
+	ReasonMethodUnknown = "method-not-routed"  // the path has routes, none with this method
 	ReasonKeyMissing    = "key-missing"
 	ReasonKeyInvalid    = "key-invalid"     // malformed, unknown, revoked or wrong: on purpose not told apart
 	ReasonTokenInvalid  = "token-invalid"   // why stands in the detail: whoever made the token may know
@@ -76,6 +77,7 @@ var titles = map[string]string{
 	ReasonBadRequest:    "The request is malformed",
 	ReasonPathAmbiguous: "The path is ambiguous",
 	ReasonMethod:        "The method is not served",
+	ReasonExpectation:   "The expectation cannot be met",
 	ReasonUpgrade:       "The protocol upgrade is not served",
 	ReasonSNI:           "The connection was made for another host",
 	ReasonHostUnknown:   "No API at this host",

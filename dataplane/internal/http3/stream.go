@@ -63,8 +63,6 @@ func (s *Stream) run() {
 	switch {
 	case s.block.TooBig:
 		s.Plain(http.StatusRequestHeaderFieldsTooLarge, "The request's head is too large.")
-	case s.Request.Expects:
-		s.Plain(http.StatusExpectationFailed, "The expectation cannot be met.")
 	default:
 		c.serve(s)
 	}

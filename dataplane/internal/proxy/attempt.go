@@ -194,6 +194,11 @@ func (x *exchange) unanswered(held, last result) result {
 			last.client = true
 			last.problem = bodyBroken
 			return last
+		case b.idle.Load() && x.uploading() && !x.hurried():
+			held.drop(nil)
+			last.client = true
+			last.problem = bodySlow
+			return last
 		}
 	}
 	if held.resp != nil {
@@ -475,6 +480,7 @@ func (x *exchange) heard(ctx context.Context, sent ending, resp *http.Response, 
 	default:
 		res.err, res.sent = err, maybe
 		why := cause(ctx)
+		x.stalled(why)
 		switch {
 		case why != nil && !errors.Is(why, errLate) && !errors.Is(why, errSlow): // the client left, or the other try won
 			sent.End(failover.Tick)
@@ -523,6 +529,7 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 		pipe.CloseWithError(err)
 	}
 	res.err, res.sent = err, true
+	x.stalled(cause(ctx))
 	if e, ok := errors.AsType[*relay.Error](err); ok {
 		if res.sent = e.Sent; res.sent {
 			x.lettingGo(res.hold, e.LetGo)

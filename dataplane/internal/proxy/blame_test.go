@@ -71,8 +71,8 @@ func TestBlame_BodiesThatStopAreNoUpstreamsFault(t *testing.T) {
 				return
 			}
 			resp.Body.Close()
-			if resp.StatusCode != 400 {
-				t.Errorf("half a body is answered with %d, want 400", resp.StatusCode)
+			if resp.StatusCode != 408 || !resp.Close {
+				t.Errorf("half a body is answered with %d, and the connection's end is said: %v, want 408 and so", resp.StatusCode, resp.Close)
 			}
 		})
 	}

@@ -33,6 +33,7 @@ type body struct {
 	broken   atomic.Bool  // the client's end failed
 	waits    atomic.Int32 // how many wait for what the client sends next
 	slow     atomic.Bool  // the client was given up
+	idle     atomic.Bool  // it was waited for when an attempt's time was over
 	pace     pace
 	waited   atomic.Int64 // ns of waiting for it
 	dues     atomic.Pointer[dues]
@@ -74,10 +75,18 @@ func (x *exchange) open(limit int64) gate.Problem {
 	b.in.Store(int64(n))
 	b.kept = kept
 	if err != nil {
-		b.broken.Store(true)
-		return gate.NewProblem(400, gate.ReasonBodyBroken, "The body ended before its declared length, or did not come whole in time.")
+		return b.incomplete(err)
 	}
 	return gate.Problem{}
+}
+
+// incomplete is what there is to say of a body that was read to be kept, and did not come whole.
+func (b *body) incomplete(err error) gate.Problem {
+	b.broken.Store(true)
+	if isTimeout(err) {
+		return bodySlow
+	}
+	return bodyBroken
 }
 
 func bodyTooLarge(limit int64) gate.Problem {
@@ -170,7 +179,18 @@ func (b *body) tooSlow() bool { return b != nil && b.slow.Load() }
 
 // unsent says of an attempt whose time is over that it was the client who had not sent its body.
 func (b *body) unsent() bool {
-	return b != nil && (b.broken.Load() || b.tooLarge.Load() || b.slow.Load() || b.kept == nil && b.waits.Load() > 0)
+	return b != nil && (b.broken.Load() || b.tooLarge.Load() || b.slow.Load() || b.waiting())
+}
+
+// waiting says whether what the client sends next is waited for, or was when that was ended.
+func (b *body) waiting() bool { return b.idle.Load() || b.kept == nil && b.waits.Load() > 0 }
+
+// stalled notes that an attempt whose time is over was waiting for the client: until it is known here, another goroutine may be
+// told so any time.
+func (x *exchange) stalled(why error) {
+	if b := x.body; errors.Is(why, errLate) && b != nil && b.waiting() {
+		b.idle.Store(true)
+	}
 }
 
 // stream is what a transport reads. It may go on reading a moment after its RoundTrip has returned: over
@@ -215,9 +235,12 @@ func (s *stream) Read(p []byte) (int, error) {
 		s.ended()
 	}
 	if err != nil && err != io.EOF {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		switch _, tooLarge := errors.AsType[*http.MaxBytesError](err); {
+		case tooLarge:
 			s.b.tooLarge.Store(true)
-		} else {
+		case isTimeout(err): // interrupt's
+			s.b.idle.Store(true)
+		default:
 			s.b.broken.Store(true)
 		}
 	}

@@ -23,6 +23,7 @@ type asked struct {
 	upgrade []string // values of Upgrade
 	socket  *socketAsk
 	http3   bool
+	expects bool // something else than to be told to send its body
 }
 
 // call is one request from its decision to its row, whatever protocol brought it and whoever answers. Deciding and counting

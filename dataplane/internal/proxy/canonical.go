@@ -45,6 +45,11 @@ func plainHost(host string) string {
 	return host
 }
 
+// expects says whether the values of Expect are more than one 100-continue.
+func expects(values []string) bool {
+	return len(values) > 1 || len(values) == 1 && !strings.EqualFold(values[0], "100-continue")
+}
+
 // check refuses what two parsers could read as two different requests. It decides on the request line and
 // headers alone.
 func check(t *policy.Table, a *asked) gate.Problem {
@@ -59,6 +64,9 @@ func check(t *policy.Table, a *asked) gate.Problem {
 	}
 	if a.Host == "" {
 		return gate.NewProblem(400, gate.ReasonBadRequest, "The request names no valid host.")
+	}
+	if a.expects {
+		return gate.NewProblem(417, gate.ReasonExpectation, "Send the request with no Expect but 100-continue.")
 	}
 	if a.sni != "" {
 		// One connection may carry requests for several hosts of one API; for another's, TLS was set up

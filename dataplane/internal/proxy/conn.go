@@ -387,10 +387,6 @@ func (c *conn) one() bool {
 		k.done()
 		c.door.works.Put(k)
 	}
-	if c.req.Expects {
-		c.plain(http.StatusExpectationFailed, "The expectation cannot be met.")
-		return false
-	}
 	c.lately = false // it stays on a goroutine while its requests need one
 	return c.slow(c.door.Handler.ServeHTTP)
 }

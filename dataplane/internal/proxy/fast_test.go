@@ -135,8 +135,8 @@ func TestCommon_ABodyThatTricklesIsGivenUp(t *testing.T) {
 		conn.Write([]byte("x"))
 	}()
 	resp, body := read(t, in, "POST")
-	if resp.StatusCode != 400 || !strings.Contains(body, "body") {
-		t.Errorf("got %d %s, want 400", resp.StatusCode, body)
+	if resp.StatusCode != 408 || !strings.Contains(body, "body") {
+		t.Errorf("got %d %s, want 408", resp.StatusCode, body)
 	}
 	if row := w.west.meter.last(); row.Outcome != usage.OutcomeRefused || row.Units != 0 {
 		t.Errorf("got the row %+v", row)

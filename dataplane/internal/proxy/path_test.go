@@ -479,3 +479,34 @@ func BenchmarkProxy_Refuse(b *testing.B) {
 		w.west.proxy.ServeHTTP(httptest.NewRecorder(), req)
 	}
 }
+
+// What a client expects that nobody knows is refused like anything else: by a name to ask about, over each protocol, and nobody
+// is asked or counted.
+func TestPath_ExpectationsThatNobodyKnows(t *testing.T) {
+	w := newWorld(t, nil)
+	before, rows := w.west.up.count.Load(), w.west.meter.len()
+	for _, v := range w.vias() {
+		for _, expected := range [][]string{{"200-ok"}, {"100-continue", "x"}, {"100-continue", "100-continue"}, {""}} {
+			req, err := http.NewRequestWithContext(t.Context(), "GET", v.base+"/v1/x", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Host = "orders.test"
+			req.Header.Set("X-Api-Key", w.key)
+			req.Header["Expect"] = expected
+			resp, err := v.rt.RoundTrip(req)
+			if err != nil {
+				t.Fatalf("over %s, %q: %v", v.name, expected, err)
+			}
+			text, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			id := resp.Header.Get("Bailiwick-Request-Id")
+			if resp.StatusCode != 417 || id == "" || !strings.Contains(string(text), id) || !strings.Contains(string(text), gate.ReasonExpectation) {
+				t.Errorf("over %s, %q: got %d %s, id %q", v.name, expected, resp.StatusCode, text, id)
+			}
+		}
+	}
+	if n := w.west.up.count.Load() - before; n != 0 || w.west.meter.len() != rows {
+		t.Errorf("%d asked the upstream, %d rows, want none", n, w.west.meter.len()-rows)
+	}
+}

@@ -70,7 +70,8 @@ func (c *conn) abort() {
 func (c *conn) http() (*http.Request, error) {
 	q := &c.req
 	r := &http.Request{Method: strings.Clone(q.Method), RequestURI: strings.Clone(q.Target), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: q.Minor, ContentLength: q.Length,
-		Host: strings.Clone(q.Authority), RemoteAddr: c.remote, TLS: c.state, Header: make(http.Header, len(q.Fields)), Body: http.NoBody, Close: q.Close}
+		Host: strings.Clone(q.Authority), RemoteAddr: c.remote, TLS: c.state, Header: make(http.Header, len(q.Fields)), Body: http.NoBody,
+		Close: q.Close || q.Expects} // who expects what nobody knows may send its body or not
 	if q.Minor == 0 {
 		r.Proto = "HTTP/1.0"
 	}

@@ -234,8 +234,7 @@ func (x *exchange) whole(limit int64) ([]byte, gate.Problem) {
 		return nil, bodyTooLarge(limit)
 	case err != nil || b.length >= 0 && int64(len(data)) != b.length:
 		x.p.replays.Add(-room)
-		b.broken.Store(true)
-		return nil, bodyBroken
+		return nil, b.incomplete(err)
 	}
 	x.p.replays.Add(int64(len(data)) - room)
 	b.mu.Lock()

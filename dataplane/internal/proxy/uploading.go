@@ -78,11 +78,16 @@ func (p *pace) slow(now time.Time, rate int64, window time.Duration) bool {
 	return false
 }
 
+// uploading says whether a body streams up that is no stream of messages.
+func (x *exchange) uploading() bool {
+	return x.body != nil && x.body.kept == nil && (x.speech == nil || !x.speech.kind.Framed() && !x.speech.decodes())
+}
+
 // uploads gives an attempt more time as long as its body flows, and ends it where the client is too slow. Call answered when an
 // answer begins, and over when it has ended, or none will come.
 func (x *exchange) uploads(res *result, cancel context.CancelCauseFunc) (answered, over func()) {
 	b := x.body
-	if b == nil || b.kept != nil || x.speech != nil && (x.speech.kind.Framed() || x.speech.decodes()) {
+	if !x.uploading() {
 		return func() {}, func() {}
 	}
 	patience := x.timeout()

@@ -122,6 +122,55 @@ func TestSlow_UploadsEnd(t *testing.T) {
 	}
 }
 
+// Who stops in the middle of a body is told so once the route's time is over, and not that it was malformed or the upstream late:
+// a body that is kept, one that streams, one of no declared length, over each protocol, here and across a relay. What it is
+// counted as does not depend on that.
+func TestSlow_UploadsThatStopAreTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, func(c *proxy.Config) { c.HedgeAfter = time.Minute })
+	vias := w.vias()
+	rows := 0
+	all := func(where string) {
+		var wg sync.WaitGroup
+		for _, v := range vias {
+			for _, length := range []int64{100, 9_000_000, -1} {
+				rows++
+				wg.Go(func() {
+					ctx, cancel := context.WithCancel(t.Context())
+					defer cancel() // the library waits for whoever reads the body
+					req, err := http.NewRequestWithContext(t.Context(), "POST", v.base+"/quick/x", io.MultiReader(strings.NewReader("half"), &trickle{ctx, "", time.Hour, 1}))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					req.Host, req.ContentLength = "orders.test", length
+					req.Header.Set("X-Api-Key", w.key)
+					resp, err := v.rt.RoundTrip(req)
+					if err != nil {
+						t.Errorf("over %s, %d bytes, %s: %v", v.name, length, where, err)
+						return
+					}
+					text, _ := io.ReadAll(resp.Body)
+					cancel()
+					resp.Body.Close()
+					if resp.StatusCode != http.StatusRequestTimeout || !strings.Contains(string(text), gate.ReasonBodySlow) || v.name == "HTTP/1.1" && !resp.Close {
+						t.Errorf("over %s, %d bytes, %s: got %d %s, the end is said %v", v.name, length, where, resp.StatusCode, text, resp.Close)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		eventually(t, 10*time.Second, "rows of those that stopped", func() bool { return w.west.meter.finals(t)[usage.OutcomeRefused] == rows })
+		if row := w.west.meter.last(); row.Units != 0 {
+			t.Errorf("%s: got %+v, want no units", where, row)
+		}
+	}
+	all("here")
+	w.west.up.kill()
+	eventually(t, 20*time.Second, "another region", func() bool { return w.send("GET", "/v1/x", "").served == "eu-central" })
+	all("abroad")
+}
+
 // Who declares a body and sends it too slowly is not served on because its answer has begun, over each protocol. Who declares no
 // length may only be listening.
 func TestSlow_UploadsEndBesideTheirAnswer(t *testing.T) {
