@@ -2,6 +2,7 @@ package model
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/textproto"
 	"net/url"
@@ -43,11 +44,36 @@ func headerName(name string) error {
 	return nil
 }
 
+// spoken are headers of requests that edges or upstreams act on: whoever sent a key in one would ask for something by it, or
+// would have it taken away as what it is (RFC 9110, 9111; https://www.iana.org/assignments/http-fields). Headers that end in a
+// '-' are all that begin so.
+var spoken = []string{"Range", "If-Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since", "Cache-Control", "Pragma", "Age", "Warning", "Accept-",
+	"Content-", "Access-Control-", "Sec-", "Origin", "Referer", "From", "Max-Forwards", "Keep-Alive", "Proxy-", "Http2-Settings", "Upgrade-Insecure-Requests", "Priority",
+	"Early-Data", "Alt-Used", "Prefer", "Idempotency-Key", "Last-Event-Id", "Signature", "Signature-Input", "Dpop", "Set-Cookie", "Retry-After", "Ratelimit", "Ratelimit-Policy",
+	"Grpc-", "Connect-", "Traceparent", "Tracestate", "Baggage", "X-Request-Id", "X-Real-Ip", "X-Original-", "X-Rewrite-", "X-Http-Method", "X-Http-Method-Override", "X-Method-Override"}
+
+// keyHeader refuses a name that a key cannot come in. What is stored under one is served on: it is looked at when it is applied.
+func keyHeader(name string) error {
+	if err := headerName(name); err != nil {
+		return err
+	}
+	canonical := textproto.CanonicalMIMEHeaderKey(name)
+	if canonical == "X-Api-Key" {
+		return errors.New("keys are taken from X-API-Key anyway: leave key_header out")
+	}
+	for _, s := range spoken {
+		if canonical == s || strings.HasSuffix(s, "-") && strings.HasPrefix(canonical, s) {
+			return fmt.Errorf("header %s means something else already, to edges, upstreams or what is in between: choose a name of your own, like X-Partner-Key", canonical)
+		}
+	}
+	return nil
+}
+
 func (a *Auth) validate(what string) error {
 	if a == nil {
 		return nil
 	}
-	if err := headerName(a.KeyHeader); err != nil {
+	if err := keyHeader(a.KeyHeader); err != nil {
 		return bad("spec.auth.key_header", "HEADER_INVALID", "%s: %w", what, err)
 	}
 	for i := range len(a.KeyQuery) {

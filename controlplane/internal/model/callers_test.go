@@ -70,3 +70,29 @@ func TestAPI_CallersAreBounded(t *testing.T) {
 		t.Errorf("a class that is none: %v", err)
 	}
 }
+
+// A key comes in a header that means nothing else: neither to edges, which would take it away, nor to upstreams, which would act
+// on it. The error says what to do.
+func TestAuth_KeyHeadersMeanNothingElse(t *testing.T) {
+	validate := func(name string) error {
+		return model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.example.test"}, Auth: &model.Auth{KeyHeader: name}}.Validate()
+	}
+	for _, name := range []string{"Range", "range", "If-None-Match", "Host", "Content-Length", "content-encoding", "Connection", "Via", "X-Forwarded-For", "X-Forwarded-Anything", "X-Real-IP", "Forwarded",
+		"Bailiwick-Customer", "Bailiwick-Identity", "X-Request-Id", "Traceparent", "Sec-WebSocket-Key", "Grpc-Timeout", "Connect-Timeout-Ms", "Cache-Control", "Accept-Encoding",
+		"Access-Control-Request-Method", "Origin", "Referer", "Proxy-Connection", "Keep-Alive", "X-HTTP-Method-Override", "X-Original-URL", "Transfer-Encoding", "TE", "Authorization", "Cookie", "X-API-Key"} {
+		err := validate(name)
+		if fault.ReasonOf(err) != "HEADER_INVALID" || !strings.Contains(err.Error(), "orders") {
+			t.Errorf("key_header %s: got %v, want HEADER_INVALID", name, err)
+		}
+	}
+	for _, name := range []string{"X-Partner-Key", "apikey", "Api-Key", "X-Auth-Token", "Ocp-Apim-Subscription-Key", "X-Forward", "Ranges", ""} {
+		if err := validate(name); err != nil {
+			t.Errorf("key_header %s: %v", name, err)
+		}
+	}
+	// What was stored before it was looked at is read and served as it was.
+	stored := model.Encode(model.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.example.test"}, Auth: &model.Auth{KeyHeader: "Range"}})
+	if a, err := model.Decode[model.API](model.PrefixAPI+"orders", stored); err != nil || a.Callers().KeyHeader != "Range" {
+		t.Errorf("a stored API with key_header Range: got %+v, %v", a.Auth, err)
+	}
+}
