@@ -67,9 +67,9 @@ func (l *Loop) Adopt(tcp *net.TCPConn, first bool) (*Conn, error) {
 	if errno != 0 {
 		return nil, os.NewSyscallError("fcntl", errno)
 	}
-	c := &Conn{loop: l, first: first, fd: fd, local: tcp.LocalAddr(), remote: tcp.RemoteAddr()}
+	c := &Conn{first: first, fd: fd, local: tcp.LocalAddr(), remote: tcp.RemoteAddr()}
 	c.raw.c = c
-	if err := l.add(c); err != nil {
+	if err := l.add(c, manned); err != nil {
 		syscall.Close(fd)
 		return nil, err
 	}
@@ -96,7 +96,9 @@ func (c *Conn) release() {
 }
 
 func (c *Conn) end() {
-	c.loop.remove(c)
+	if c.loop != nil {
+		c.loop.remove(c.slot)
+	}
 	syscall.Close(c.fd)
 }
 
@@ -140,6 +142,26 @@ func (c *Conn) Watch() bool {
 // Rest is Watch by its loop, of whoever has read all that there was. false: it was closed, and stays the loop's.
 func (c *Conn) Rest() bool {
 	c.state.Store(watched)
+	return !c.Closed() || !c.state.CompareAndSwap(watched, looped)
+}
+
+// Move is Rest on another loop, which its owner hears from then on, at once of what has come already. false: it stays this loop's,
+// for it was closed, or the other takes none. Its loop's goroutine calls it.
+func (c *Conn) Move(to *Loop) bool {
+	if !c.acquire() { // meanwhile its descriptor is nobody else's
+		return false
+	}
+	defer c.release()
+	from := c.loop
+	from.remove(c.slot)
+	syscall.EpollCtl(from.fd, syscall.EPOLL_CTL_DEL, c.fd, nil) // what is still reported of a slot that is forgotten is nobody's
+	if to.add(c, watched) != nil {
+		if from.add(c, looped) != nil { // there is no memory even for what there was: nobody would hear of it
+			c.loop = nil
+			c.Close()
+		}
+		return false
+	}
 	return !c.Closed() || !c.state.CompareAndSwap(watched, looped)
 }
 

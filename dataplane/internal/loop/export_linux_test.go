@@ -15,3 +15,22 @@ func (l *Loop) Reported() bool {
 	n, _, _ := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
 	return n > 0
 }
+
+// Held is how many connections it hears of.
+func (l *Loop) Held() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.slots {
+		if c != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Ended says whether Run has ended.
+func (l *Loop) Ended() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.fd < 0
+}

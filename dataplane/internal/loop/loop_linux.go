@@ -11,13 +11,18 @@ import (
 	"unsafe"
 )
 
-// atOnce is how many events are taken at a time.
-const atOnce = 256
+const (
+	atOnce = 256              // events that are taken at a time
+	spell  = time.Millisecond // others have to wait for a processor while there is always something to do
+)
+
+// oneshot has the gate's report shut it (EPOLLONESHOT).
+const oneshot = 1 << 30
 
 // Loop waits for what happens on its connections.
 type Loop struct {
 	fd   int // an epoll of the connections; Run closes it, with mu held
-	gate int // an epoll of fd, which is told of while Run waits, and not while it works
+	gate int // an epoll of fd, which is told of once while Run waits, and not while it works
 	file *os.File
 	raw  syscall.RawConn // file's, which is gate: Go's poller has it
 	tick func(now time.Time) time.Duration
@@ -26,6 +31,7 @@ type Loop struct {
 	ready  []event
 	armed  time.Time
 	rounds uint64
+	heard  time.Time
 	all    []*Conn
 
 	done atomic.Bool
@@ -45,7 +51,7 @@ type event struct {
 // so often at most as it says; 0: only after events.
 func New(tick func(now time.Time) time.Duration) (*Loop, error) {
 	l := &Loop{fd: -1, gate: -1, tick: tick, events: make([]syscall.EpollEvent, atOnce)}
-	if err := l.open(); err != nil {
+	if err := l.create(); err != nil {
 		for _, fd := range [...]int{l.fd, l.gate} {
 			if fd >= 0 {
 				syscall.Close(fd)
@@ -56,14 +62,14 @@ func New(tick func(now time.Time) time.Duration) (*Loop, error) {
 	return l, nil
 }
 
-func (l *Loop) open() (err error) {
+func (l *Loop) create() (err error) {
 	if l.fd, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
 		return os.NewSyscallError("epoll_create1", err)
 	}
 	if l.gate, err = syscall.EpollCreate1(syscall.EPOLL_CLOEXEC); err != nil {
 		return os.NewSyscallError("epoll_create1", err)
 	}
-	if err := syscall.EpollCtl(l.gate, syscall.EPOLL_CTL_ADD, l.fd, &syscall.EpollEvent{}); err != nil {
+	if err := syscall.EpollCtl(l.gate, syscall.EPOLL_CTL_ADD, l.fd, &syscall.EpollEvent{}); err != nil { // shut
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	if err := syscall.SetNonblock(l.gate, true); err != nil { // it is what has os.NewFile give it to Go's poller
@@ -77,35 +83,37 @@ func (l *Loop) open() (err error) {
 	return err
 }
 
-func (l *Loop) add(c *Conn) error {
-	l.mu.Lock()
+// add has the loop hear of a connection, which is in a state from then on. With an error nothing has changed.
+func (l *Loop) add(c *Conn, state uint32) error {
+	l.mu.Lock() // nothing is told of it before it is in that state
 	defer l.mu.Unlock()
 	if l.fd < 0 {
 		return net.ErrClosed
 	}
+	slot := uint32(len(l.slots))
 	if n := len(l.free); n > 0 {
-		c.slot, l.free = l.free[n-1], l.free[:n-1]
+		slot, l.free = l.free[n-1], l.free[:n-1]
 	} else {
-		c.slot, l.slots = uint32(len(l.slots)), append(l.slots, nil)
+		l.slots = append(l.slots, nil)
 	}
 	l.turns++
-	c.turn = l.turns
-	l.slots[c.slot] = c
 	const edges = 1 << 31 // EPOLLET
-	e := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edges, Fd: int32(c.slot), Pad: int32(c.turn)}
+	e := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edges, Fd: int32(slot), Pad: int32(l.turns)}
 	if err := syscall.EpollCtl(l.fd, syscall.EPOLL_CTL_ADD, c.fd, &e); err != nil {
-		l.slots[c.slot] = nil
-		l.free = append(l.free, c.slot)
+		l.free = append(l.free, slot)
 		return os.NewSyscallError("epoll_ctl", err)
 	}
+	c.loop, c.slot, c.turn = l, slot, l.turns
+	l.slots[slot] = c
+	c.state.Store(state)
 	return nil
 }
 
-func (l *Loop) remove(c *Conn) {
+func (l *Loop) remove(slot uint32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.slots[c.slot] = nil
-	l.free = append(l.free, c.slot)
+	l.slots[slot] = nil
+	l.free = append(l.free, slot)
 }
 
 // Close ends Run. Connections stay what they are, and nobody hears of them any more.
@@ -146,29 +154,34 @@ func (l *Loop) work() error {
 	if err := l.shut(); err != nil {
 		return err
 	}
-	for {
+	began := time.Now()
+	now := began
+	for more := false; ; {
 		n, errno := poll(l.fd, l.events)
 		if errno != 0 && errno != syscall.EINTR {
 			return os.NewSyscallError("epoll_wait", errno)
 		}
+		if l.heard = now; n == atOnce {
+			l.heard = time.Time{}
+		}
 		if n > 0 {
 			l.round(l.events[:n])
 		}
-		l.arm(time.Now())
+		now = time.Now()
+		l.arm(now)
 		if l.done.Load() {
 			return nil
 		}
-		if n < atOnce {
-			return l.let(syscall.EPOLLIN)
+		// To look again costs a quarter of what it costs to be woken again: where several things happened something may
+		// have come meanwhile. But others have their turn.
+		if more = n == atOnce || n > 0 && (n > 1 || more) && now.Sub(began) < spell; !more {
+			return l.open()
 		}
 	}
 }
 
-// shut has nobody told of what comes. What was reported and not taken is taken back, so that the gate's next opening is reported.
+// shut has nobody told of what comes: to take what was reported shuts the gate too, so that its next opening is reported anew.
 func (l *Loop) shut() error {
-	if err := l.let(0); err != nil {
-		return err
-	}
 	var e [1]syscall.EpollEvent
 	if _, errno := poll(l.gate, e[:]); errno != 0 && errno != syscall.EINTR {
 		return os.NewSyscallError("epoll_wait", errno)
@@ -176,8 +189,9 @@ func (l *Loop) shut() error {
 	return nil
 }
 
-func (l *Loop) let(events uint32) error {
-	e := syscall.EpollEvent{Events: events}
+// open has Go's poller told, once.
+func (l *Loop) open() error {
+	e := syscall.EpollEvent{Events: syscall.EPOLLIN | oneshot}
 	if _, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_CTL, uintptr(l.gate), syscall.EPOLL_CTL_MOD, uintptr(l.fd), uintptr(unsafe.Pointer(&e)), 0, 0); errno != 0 {
 		return os.NewSyscallError("epoll_ctl", errno)
 	}
@@ -259,6 +273,10 @@ func (c *Conn) happened(e Event) {
 // Round counts how often events were taken: of what was left to the loop in a round before this one, all that had come when this
 // one began has been told. Its goroutine calls it.
 func (l *Loop) Round() uint64 { return l.rounds }
+
+// Heard is when this round began: what had come by then has been told of, to owners of what was left to the loop in a round before.
+// Zero: more may have come than a round can take. Its goroutine calls it.
+func (l *Loop) Heard() time.Time { return l.heard }
 
 // Each calls do with the owner of each connection that is watched, which is the loop's then. Its goroutine calls it.
 func (l *Loop) Each(do func(o Owner)) {

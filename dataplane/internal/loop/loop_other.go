@@ -26,6 +26,9 @@ func (*Loop) Close() {}
 // Round is as on Linux.
 func (*Loop) Round() uint64 { return 0 }
 
+// Heard is as on Linux.
+func (*Loop) Heard() time.Time { return time.Time{} }
+
 // Each is as on Linux.
 func (*Loop) Each(func(o Owner)) {}
 
@@ -43,6 +46,9 @@ func (*Conn) Watch() bool { return false }
 
 // Rest is as on Linux.
 func (*Conn) Rest() bool { return false }
+
+// Move is as on Linux.
+func (*Conn) Move(*Loop) bool { return false }
 
 // Take is as on Linux.
 func (*Conn) Take() bool { return false }

@@ -403,6 +403,122 @@ func TestConn_IsTakenOnce(t *testing.T) {
 	}
 }
 
+// A connection that goes to and fro between two loops misses nothing, and one of them at a time tells of it.
+func TestConn_Moves(t *testing.T) {
+	loops := []*loop.Loop{running(t, nil), running(t, nil)}
+	for range 4 {
+		c, far := pair(t, loops[0])
+		var inside, at atomic.Int32
+		in := make([]byte, 8)
+		c.Owner = ready(func(loop.Event) {
+			if inside.Add(1) != 1 {
+				t.Error("two loops tell of one connection at once")
+			}
+			for {
+				n, err := c.TryRead(in)
+				if n == 0 || err != nil {
+					break
+				}
+				c.TryWrite(in[:n])
+			}
+			to := loops[1-at.Load()]
+			at.Store(1 - at.Load())
+			inside.Add(-1)
+			if !c.Move(to) && !c.Closed() {
+				t.Error("the other loop does not take it")
+			}
+		})
+		for one := make([]byte, 1); !c.Watch(); c.Poll(one) {
+		}
+		far.SetDeadline(time.Now().Add(30 * time.Second))
+		out, got := []byte("x"), make([]byte, 2)
+		for i := range 3_000 {
+			n := 1
+			far.Write(out)
+			if i%3 == 0 { // something comes while it moves
+				for began, wait := time.Now(), time.Duration(rand.IntN(20))*time.Microsecond; time.Since(began) < wait; {
+				}
+				far.Write(out)
+				n = 2
+			}
+			if _, err := io.ReadFull(far, got[:n]); err != nil {
+				t.Fatalf("round %d: %v", i, err)
+			}
+		}
+	}
+}
+
+// One that is closed while it moves is somebody's all the same, and its descriptor is given back.
+func TestConn_IsClosedAsItMoves(t *testing.T) {
+	loops := []*loop.Loop{running(t, nil), running(t, nil)}
+	for range 300 {
+		c, far := pair(t, loops[0])
+		var had atomic.Int32
+		moves := make(chan struct{}, 1)
+		done := make(chan struct{}, 2)
+		n := 0
+		c.Owner = ready(func(loop.Event) {
+			c.TryRead(make([]byte, 8))
+			if n == 0 {
+				moves <- struct{}{}
+			}
+			if n++; c.Move(loops[n%2]) {
+				return
+			}
+			had.Add(1)
+			c.Man()
+			done <- struct{}{}
+		})
+		for one := make([]byte, 1); !c.Watch(); c.Poll(one) {
+		}
+		far.Write([]byte("x"))
+		<-moves
+		c.Close()
+		if c.Take() {
+			had.Add(1)
+			done <- struct{}{}
+		}
+		select {
+		case <-done:
+		case <-time.After(20 * time.Second):
+			t.Fatal("nobody has it")
+		}
+		if n := had.Load(); n != 1 {
+			t.Fatalf("%d have it", n)
+		}
+	}
+	if n := loops[0].Held() + loops[1].Held(); n != 0 {
+		t.Errorf("%d connections that were closed are known", n)
+	}
+}
+
+// A loop that has ended takes none: the connection stays where it is.
+func TestConn_DoesNotMoveToALoopThatHasEnded(t *testing.T) {
+	l, ended := running(t, nil), running(t, nil)
+	ended.Close()
+	for end := time.Now().Add(20 * time.Second); !ended.Ended() && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
+	c, far := pair(t, l)
+	c.Owner = ready(func(loop.Event) {
+		in := make([]byte, 8)
+		n, _ := c.TryRead(in)
+		c.TryWrite(in[:n])
+		if c.Move(ended) {
+			t.Error("a loop that has ended takes a connection")
+		}
+		c.Rest()
+	})
+	for one := make([]byte, 1); !c.Watch(); c.Poll(one) {
+	}
+	far.SetDeadline(time.Now().Add(20 * time.Second))
+	for range 3 {
+		far.Write([]byte("x"))
+		if _, err := io.ReadFull(far, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 type ready func(e loop.Event)
 
 func (r ready) Ready(e loop.Event) { r(e) }

@@ -60,7 +60,8 @@ type conn struct {
 	last   bool  // its answer ends the connection
 	ahead  watch
 	lc     *loop.Conn // the same as raw; nil: no loop has it
-	home   *turn      // of whose loop
+	home   *turn      // of whose loop; the door's mu covers it too
+	seat   int        // which it is of those that loops have: its loop is found by it
 	turn   *turn      // of the loop that has it; nil: goroutines do
 	flying bool       // it waits for its request's answer
 	more   bool       // something has come meanwhile

@@ -40,6 +40,7 @@ type Door struct {
 	unshaken  atomic.Int64  // handshakes that failed
 
 	shut    atomic.Bool
+	use     loopsInUse
 	refuses atomic.Bool   // nor does it take connections that were accepted before it shut
 	going   chan struct{} // closed when it is shut
 	wg      sync.WaitGroup
@@ -114,7 +115,7 @@ func (d *Door) admit(raw net.Conn, lc *loop.Conn, t *turn) {
 	c.lot = d.lotFor(raw)
 	if lc != nil {
 		lc.Owner = c
-		c.met, c.home = true, t
+		c.met, c.home, c.seat = true, t, d.dealt
 		if c.turn = t; lc.Watch() { // a loop has it
 			d.mu.Unlock()
 			return

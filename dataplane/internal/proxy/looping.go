@@ -21,6 +21,8 @@ import (
 // turn is what a loop has beside its connections: one goroutine uses it.
 type turn struct {
 	door    *Door
+	number  int // of all
+	all     []*turn
 	loop    *loop.Loop
 	then    func() bool // what the request at hand needs a goroutine for; nil: nothing
 	bufs    [][]byte    // of connections that do nothing
@@ -33,7 +35,7 @@ type turn struct {
 const (
 	spareBuffers = 256
 	loopTick     = time.Second      // between looks at who waits
-	unheard      = time.Millisecond // an idle connection's last word is older: it is looked at before it is used
+	unheard      = time.Millisecond // a round that lasts longer looks at an idle connection before it uses it
 )
 
 // adopt gives a loop a connection; where there is none, it is read and written directly.
@@ -56,24 +58,36 @@ func (d *Door) turnFor() *turn {
 		return nil
 	}
 	for n := runtime.GOMAXPROCS(0); len(d.turns) < n; {
-		t := &turn{door: d}
+		t := &turn{door: d, number: len(d.turns)}
 		l, err := loop.New(t.tick)
 		if err != nil {
 			d.loopless = true
 			d.log.Printf("connections are not served by loops: %v", err)
+			for _, t := range d.turns {
+				t.loop.Close()
+				d.wg.Go(func() { t.loop.Run() })
+			}
+			d.turns = nil
 			return nil
 		}
 		t.loop = l
 		d.turns = append(d.turns, t)
-		d.wg.Go(func() {
-			if err := l.Run(); err != nil {
-				d.log.Printf("connections are not served by loops any more: %v", err)
-				d.unloop(t)
-			}
-		})
+		if len(d.turns) < n {
+			continue
+		}
+		d.use.begin(n)
+		for _, t := range d.turns {
+			t.all = d.turns
+			d.wg.Go(func() {
+				if err := t.loop.Run(); err != nil {
+					d.log.Printf("connections are not served by loops any more: %v", err)
+					d.unloop(t)
+				}
+			})
+		}
 	}
 	d.dealt++
-	return d.turns[d.dealt%len(d.turns)]
+	return d.turns[d.use.of(d.dealt)]
 }
 
 // unloop ends the connections of a loop that has failed: nobody hears of them.
@@ -89,6 +103,7 @@ func (d *Door) unloop(t *turn) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.loopless = true
+	d.use.end()
 	for c := range d.conns {
 		if c.home == t {
 			c.raw.Close()
@@ -273,7 +288,7 @@ func (t *turn) ask(c *conn, k *work) {
 			t.leave(c, k, func() bool { return k.attempt(nil) })
 			return
 		}
-		if (!k.try.repeatable || k.try.asked.Sub(l.since) > unheard) && !l.lc.Quiet() {
+		if (!k.try.repeatable || k.try.asked.Sub(t.loop.Heard()) > unheard) && !l.lc.Quiet() {
 			l.conn.Close()
 			continue
 		}
@@ -341,9 +356,29 @@ func (t *turn) over(c *conn, keep bool) {
 	t.give(c.buf)
 	c.buf, c.r, c.w = nil, 0, 0
 	c.since = c.now
-	if !c.lc.Rest() {
+	if n := t.door.use.of(c.seat); n >= 0 && n != t.number {
+		t.move(c, t.all[n])
+	} else if !c.lc.Rest() {
 		t.end(c)
 	}
+}
+
+// move has a connection rest on another loop, if that takes any.
+func (t *turn) move(c *conn, to *turn) {
+	if c.lives(to) && c.lc.Move(to.loop) {
+		return
+	}
+	if c.lives(t); !c.lc.Rest() {
+		t.end(c)
+	}
+}
+
+// lives says whose loop has it, to whoever ends those of a loop that has failed. false: one has.
+func (c *conn) lives(home *turn) bool {
+	c.door.mu.Lock()
+	defer c.door.mu.Unlock()
+	c.home, c.turn = home, home
+	return !c.door.loopless
 }
 
 // leave leaves what a request still needs to a goroutine.
@@ -419,6 +454,9 @@ func (t *turn) forget(k *work) {
 
 // tick ends what takes too long.
 func (t *turn) tick(now time.Time) time.Duration {
+	if t.number == 0 && len(t.all) > 1 {
+		t.door.use.look(now)
+	}
 	every, patience := loopTick, wholeFew
 	if t.door.parkAfter > 0 {
 		every, patience = min(every, t.door.parkAfter), t.door.parkAfter

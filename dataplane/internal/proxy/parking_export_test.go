@@ -61,3 +61,37 @@ func (d *Door) Resting() (n int) {
 
 // Unloop has goroutines serve all. Call it before Serve.
 func (d *Door) Unloop() { d.unlooped = true }
+
+// UseLoops has n of a door's loops in use, whatever there is to do. Before Serve, or later.
+func (d *Door) UseLoops(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.use.fixed.Store(int32(n))
+	if most := d.use.most; most > 0 {
+		d.use.n.Store(min(int32(n), most))
+	}
+}
+
+// Homes is how many of a door's connections each loop has.
+func (d *Door) Homes() []int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := make([]int, len(d.turns))
+	for c := range d.conns {
+		if c.home != nil {
+			n[c.home.number]++
+		}
+	}
+	return n
+}
+
+// LoopsInUse looks at what the process has used at times, and says how many of most loops are in use after each.
+func LoopsInUse(most int, at []time.Time, cpu []time.Duration) (n []int) {
+	var u loopsInUse
+	u.begin(most)
+	for i := range at {
+		u.weigh(at[i], cpu[i])
+		n = append(n, int(u.n.Load()))
+	}
+	return n
+}

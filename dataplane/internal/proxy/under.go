@@ -129,7 +129,7 @@ func (c *conn) settle() {
 	}
 	lc.Owner = c
 	c.raw, c.under.Conn = lc, lc
-	c.lc, c.home = lc, t
+	c.lc, c.home, c.seat = lc, t, c.door.dealt
 	c.place = park.Place{}
 	c.until, c.wuntil, c.now = time.Time{}, time.Time{}, time.Time{}
 }

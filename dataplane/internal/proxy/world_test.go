@@ -507,6 +507,7 @@ func newFrontOf(t testing.TB, p *proxy.Proxy, set func(*proxy.Door)) *front {
 	}
 	f := &front{URL: "http://" + l.Addr().String(), Listener: l, client: &http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}, ended: make(chan error, 1),
 		door: proxy.NewServers(proxy.ServersConfig{Handler: p, TLS: &tls.Config{}, Logger: slog.New(slog.DiscardHandler)}).HTTP}
+	f.door.UseLoops(64) // all, so that they meet
 	set(f.door)
 	go func() { f.ended <- f.door.Serve(l) }()
 	return f
