@@ -90,19 +90,20 @@ func (a *app) printHistory(p past) error {
 }
 
 func (a *app) rollbackCommand() *cobra.Command {
-	var dry bool
+	var dry, without bool
 	var only []string
 	c := &cobra.Command{Use: "rollback REVISION", Short: "Apply the catalog's resources as they were at a revision", Args: cobra.ExactArgs(1),
 		Long: `Apply the catalog's resources as they were after a revision that bailiwick history lists, under a new revision. What was made
 since goes, if nothing rests on it. It is judged, rolled out and, where a policy asks for two operators, approved like any
-other change, and it is whole or not at all. What rests in zones (customers, keys, closures, drains) stays as it is.`,
+other change, and it is whole or not at all. Where a resource as it was would be refused today, nothing is rolled back;
+with --without-refused all else is, and what is refused stays as it is now and is named. What rests in zones (customers, keys, closures, drains) stays as it is.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			index, err := revisionOf(args[0])
 			if err != nil {
 				return err
 			}
 			return a.command(cmd.Context(), func(ctx context.Context, c *client) error {
-				req := &adminv1.RollbackRequest{Revision: index, DryRun: dry, Only: only, RequestId: rand.Text()}
+				req := &adminv1.RollbackRequest{Revision: index, DryRun: dry, Only: only, WithoutRefused: without, RequestId: rand.Text()}
 				resp, err := ask(ctx, c, c.urls, func(ctx context.Context, n api) (*adminv1.ApplyResponse, error) { return n.Rollback(ctx, req) })
 				if err != nil {
 					return err
@@ -113,6 +114,7 @@ other change, and it is whole or not at all. What rests in zones (customers, key
 			})
 		}}
 	c.Flags().BoolVar(&dry, "dry-run", false, "only say what would change, and which flows it opens and closes")
+	c.Flags().BoolVar(&without, "without-refused", false, "leave what would be refused today as it is now, and name it")
 	c.Flags().StringArrayVar(&only, "only", nil, "one resource, as \"API orders\"; may be repeated; without it all that changed since")
 	return c
 }

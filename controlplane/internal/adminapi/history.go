@@ -190,7 +190,7 @@ func (s *server) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*a
 			if err != nil {
 				return nil, err
 			}
-			docs, err := s.rollbackDocs(ctx, snap, req)
+			docs, left, err := s.rollbackDocs(ctx, snap, req)
 			if err != nil {
 				return nil, err
 			}
@@ -198,6 +198,7 @@ func (s *server) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*a
 			if err != nil {
 				return nil, err
 			}
+			p.warnings = append(p.warnings, left...)
 			// plan reads for itself: what was rolled back must be all that changed until then.
 			if history.Head(p.judge.catalogBefore.snap) != history.Head(snap) {
 				continue
@@ -225,7 +226,8 @@ func (s *server) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*a
 	})
 }
 
-func (s *server) rollbackDocs(ctx context.Context, snap group.Snapshot, req *adminv1.RollbackRequest) ([]*doc, error) {
+// rollbackDocs are what is to be applied, and what is said of resources that are left as they are.
+func (s *server) rollbackDocs(ctx context.Context, snap group.Snapshot, req *adminv1.RollbackRequest) (docs []*doc, left []string, err error) {
 	named := map[string]bool{}
 	want := func(key string) bool {
 		kind, name := resourceOf(key)
@@ -240,33 +242,41 @@ func (s *server) rollbackDocs(ctx context.Context, snap group.Snapshot, req *adm
 	}
 	ops, err := history.Back(snap, req.GetRevision(), want)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, text := range req.GetOnly() {
 		if !named[text] {
-			return nil, fault.New(fault.NotFound, "NOTHING_TO_ROLL_BACK", "%s has not changed since revision %d", text, req.GetRevision()).At("only")
+			return nil, nil, fault.New(fault.NotFound, "NOTHING_TO_ROLL_BACK", "%s has not changed since revision %d", text, req.GetRevision()).At("only")
 		}
 	}
-	var docs []*doc
 	for i, op := range ops {
 		d := &doc{at: "revision[" + strconv.Itoa(i) + "]", key: op.Key}
 		d.kind, d.name = resourceOf(op.Key)
 		if !op.Delete {
 			if d.rec, err = decode(d.kind.Name, group.KV{Key: op.Key, Value: op.Value}); err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			_, d.name = fullName(d.rec)
-			// What was right then need not be right for this program.
+			// What was right then need not be right for this program. It is not put in force as it was: what is refused today may
+			// let pass what it reads as if it stopped. Nor in part, since what a route does not take another may.
 			if err := d.rec.Validate(); err != nil {
-				return nil, d.field(err)
+				if req.GetWithoutRefused() {
+					left = append(left, fmt.Sprintf("%s %s stays as it is now, since what it was would be refused: %v", d.kind.Name, d.name, err))
+					continue
+				}
+				f, ok := fault.As(d.field(err))
+				if !ok {
+					return nil, nil, err
+				}
+				return nil, nil, fault.New(f.Kind, f.Reason, "%w; to roll back all else and leave %s %s as it is now: rollback --without-refused; or apply it by hand, mended", f, d.kind.Name, d.name).At(f.Field)
 			}
 			if err := s.touch(ctx, nil, d.rec); err != nil {
-				return nil, d.field(err)
+				return nil, nil, d.field(err)
 			}
 		} else if kv, ok := snap.Get(op.Key); ok {
 			rec, err := decode(d.kind.Name, kv)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			_, d.name = fullName(rec)
 		}
@@ -278,7 +288,7 @@ func (s *server) rollbackDocs(ctx context.Context, snap group.Snapshot, req *adm
 		order[k.Name] = i
 	}
 	slices.SortStableFunc(docs, func(a, b *doc) int { return order[a.kind.Name] - order[b.kind.Name] })
-	return docs, nil
+	return docs, left, nil
 }
 
 // value is what is stored of a document; nil: it is to go.

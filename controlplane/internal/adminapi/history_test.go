@@ -1,11 +1,14 @@
 package adminapi_test
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"bailiwick/controlplane/internal/adminapi/apitest"
+	"bailiwick/controlplane/internal/group"
 	"bailiwick/controlplane/internal/model"
 	adminv1 "bailiwick/proto/gen/bailiwick/admin/v1"
 	"bailiwick/shared/fault"
@@ -90,6 +93,46 @@ func TestRollback_IsWholeOrNotAtAll(t *testing.T) {
 	}
 	if _, err := calls.Rollback(t.Context(), &adminv1.RollbackRequest{Revision: at, Only: []string{"Plan free"}}); fault.ReasonOf(err) != "NOTHING_TO_ROLL_BACK" {
 		t.Errorf("a plan that did not change: got %v", err)
+	}
+}
+
+// What was taken once and would be refused today is not put in force again, and need not keep an operator from rolling back all
+// else: it stays as it is, if he says so, and is named.
+func TestRollback_LeavesOutWhatIsRefusedToday(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	calls := resourcesAt(z, apitest.Admin)
+	const cafe = "kind: API\nname: cafe\nspec: {zone: emea, hosts: [cafe.emea.example.test], routes: [{name: all, timeout: %s}], upstreams: [{region: eu-west, url: \"http://127.0.0.1:7301\"}]}\n"
+	apply(t, z, fmt.Sprintf(cafe, "2s"))
+	kv, ok := in.Catalog.Local().Get(model.APIKey("emea", "cafe"))
+	old, err := model.Decode[model.API](kv.Key, kv.Value)
+	if err != nil || !ok {
+		t.Fatal(err)
+	}
+	old.Routes = append(old.Routes, model.Route{Name: "percent", PathPrefix: "/caf%C3%A9"})
+	if _, err := in.Catalog.Txn(t.Context(), group.Txn{RequestID: "old", Ops: []group.Op{{Key: kv.Key, Value: model.Encode(old)}}}); err != nil { // as a program before this one stored it
+		t.Fatal(err)
+	}
+	at := in.Catalog.Local().Revision().Index
+	apply(t, z, "kind: Plan\nname: gold\nspec: {products: [commerce], rate_limit: {requests_per_second: 7}}\n---\n"+fmt.Sprintf(cafe, "3s"))
+	good, _ := in.Catalog.Local().Get(kv.Key)
+	was := in.Catalog.Dump()
+
+	_, err = calls.Rollback(t.Context(), &adminv1.RollbackRequest{Revision: at})
+	if fault.ReasonOf(err) != "PATH_INVALID" || !strings.Contains(err.Error(), "--without-refused") || !strings.Contains(err.Error(), "API cafe") || in.Catalog.Dump() != was {
+		t.Errorf("as a whole: got %v", err)
+	}
+	for _, dry := range []bool{true, false} {
+		resp, err := calls.Rollback(t.Context(), &adminv1.RollbackRequest{Revision: at, WithoutRefused: true, DryRun: dry})
+		if err != nil || len(resp.Changes) != 1 || resp.Changes[0].Name != "gold" || !slices.ContainsFunc(resp.Warnings, func(w string) bool {
+			return strings.Contains(w, "API cafe") && strings.Contains(w, "stays as it is now") && strings.Contains(w, "/caf%C3%A9")
+		}) {
+			t.Errorf("without what is refused, dry %v: got %v, %v", dry, resp, err)
+		}
+	}
+	now, _ := in.Catalog.Local().Get(kv.Key)
+	if gold, _ := in.Catalog.Local().Get(model.PrefixPlan + "gold"); strings.Contains(string(gold.Value), `"requests_per_second":7`) || string(now.Value) != string(good.Value) {
+		t.Errorf("after it: plan %s, API %s, want the plan as it was and the API as it is", gold.Value, now.Value)
 	}
 }
 

@@ -11872,9 +11872,12 @@ type RollbackRequest struct {
 	DryRun    bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	RequestId string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// only these: "API orders", "Plan gold". Empty: all that changed since.
-	Only          []string `protobuf:"bytes,4,rep,name=only,proto3" json:"only,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Only []string `protobuf:"bytes,4,rep,name=only,proto3" json:"only,omitempty"`
+	// without_refused leaves what could not be applied today as it is now, and names each in warnings. Else the first such
+	// resource fails the whole.
+	WithoutRefused bool `protobuf:"varint,5,opt,name=without_refused,json=withoutRefused,proto3" json:"without_refused,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RollbackRequest) Reset() {
@@ -11933,6 +11936,13 @@ func (x *RollbackRequest) GetOnly() []string {
 		return x.Only
 	}
 	return nil
+}
+
+func (x *RollbackRequest) GetWithoutRefused() bool {
+	if x != nil {
+		return x.WithoutRefused
+	}
+	return false
 }
 
 var File_bailiwick_admin_v1_services_proto protoreflect.FileDescriptor
@@ -12962,14 +12972,15 @@ const file_bailiwick_admin_v1_services_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\x04B\a\xbaH\x042\x02(\x01R\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\x04R\x02to\"G\n" +
 	"\x0fCompareResponse\x124\n" +
-	"\achanges\x18\x01 \x03(\v2\x1a.bailiwick.admin.v1.ChangeR\achanges\"\x9d\x01\n" +
+	"\achanges\x18\x01 \x03(\v2\x1a.bailiwick.admin.v1.ChangeR\achanges\"\xc6\x01\n" +
 	"\x0fRollbackRequest\x12#\n" +
 	"\brevision\x18\x01 \x01(\x04B\a\xbaH\x042\x02(\x01R\brevision\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12&\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\trequestId\x12$\n" +
 	"\x04only\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n" +
-	"\x10\xe8\a\"\x05r\x03\x18\xc8\x01R\x04only2\xaf\x05\n" +
+	"\x10\xe8\a\"\x05r\x03\x18\xc8\x01R\x04only\x12'\n" +
+	"\x0fwithout_refused\x18\x05 \x01(\bR\x0ewithoutRefused2\xaf\x05\n" +
 	"\x0fResourceService\x12L\n" +
 	"\x05Apply\x12 .bailiwick.admin.v1.ApplyRequest\x1a!.bailiwick.admin.v1.ApplyResponse\x12K\n" +
 	"\x03Get\x12\x1e.bailiwick.admin.v1.GetRequest\x1a\x1f.bailiwick.admin.v1.GetResponse\"\x03\x90\x02\x01\x12N\n" +
