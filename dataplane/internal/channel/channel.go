@@ -44,7 +44,7 @@ const (
 	pingRarely = 5*time.Minute + 10*time.Second // of gRPC's silence, from the second on: its servers end a connection on which others come sooner
 	pingWait   = 5 * time.Second
 	writeWait  = 10 * time.Second // without a byte taken
-	window     = 256 << 10        // bytes of an answer that arrive before its client takes them
+	window     = 64 << 10         // bytes of an answer that arrive before its client takes them
 	refusals   = 3                // of one request, before it is said to be refused
 	againAfter = 10 * time.Millisecond
 )

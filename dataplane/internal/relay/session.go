@@ -132,7 +132,7 @@ func (c *Client) ready(ctx context.Context, s *session, policyName string, check
 		},
 		DisableCompression: true,
 		// A peer that is paused or cut off is found out within three seconds even if nothing is asked of it.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 2 * time.Second, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second},
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 2 * time.Second, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second, MaxReceiveBufferPerStream: window},
 	}
 	conn, err := tr.NewClientConn(ctx, "https", s.key.addr)
 	if err != nil {

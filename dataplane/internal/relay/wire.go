@@ -57,6 +57,14 @@ var Identity = [...]string{"Bailiwick-Customer", "Bailiwick-Subscription", "Bail
 // nothing does: an id that both zones' records have would join them, and the rest is anybody's text.
 var Trace = [...]string{"Traceparent", "Tracestate", "Baggage"}
 
+// What of a body another edge may send before it is taken. Net/http's default is 4 MiB of each answer, and 2,048 of them that a client
+// does not read are an eighth of an edge's seats; of uploads it is a MiB of all, and one upstream that reads nothing would hold up
+// everybody's. The cost: 256 KiB for each round trip, 12 MiB/s where that takes 20 ms.
+const (
+	window  = 256 << 10 // of one body
+	windows = 1 << 30   // of all uploads of a session: what each may hold says window
+)
+
 // Rules of refusal beyond those of failover's grants: stable names.
 const (
 	RulePair      = grant.NoPair   // the own table has no such pair
