@@ -78,6 +78,25 @@ func (b *Body) Read(p []byte) (n int, err error) {
 	return n, b.err
 }
 
+// Ahead waits for the body's next byte, and takes nothing of the body: io.EOF says that there is none. What is before that byte is
+// read, so that whoever has no room for the body hears of its end all the same.
+func (b *Body) Ahead() error {
+	for b.err == nil {
+		if b.chunked && b.state != inChunk {
+			b.between()
+		} else if _, err := b.src.Peek(); err != nil {
+			b.fail(err)
+		} else {
+			return nil
+		}
+		if b.waits {
+			b.waits = false
+			return ErrWait
+		}
+	}
+	return b.err
+}
+
 func (b *Body) step(p []byte) int {
 	if b.chunked && b.state != inChunk {
 		b.between()

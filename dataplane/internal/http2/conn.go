@@ -52,13 +52,14 @@ type Conn struct {
 	going    time.Time
 	gone     bool // no stream above last is served any more
 
-	out     *buffer // to be written
-	writing bool
-	hurried bool // somebody is on the way to write it
-	wuntil  time.Time
-	moved   time.Time // when the client's system has last taken much
-	waiting []*Stream // for windows
-	line    []*Stream // for room in out: the first is the next
+	out      *buffer // to be written
+	promised int     // bytes that have room in it, and are not there yet
+	writing  bool
+	hurried  bool // somebody is on the way to write it
+	wuntil   time.Time
+	moved    time.Time // when the client's system has last taken much
+	waiting  []*Stream // for windows
+	line     []*Stream // for room in out: the first is the next
 
 	inWindow, unread   int64 // what the client may send, and what of it was read and is to be told
 	outWindow, initial int64 // what the client takes; of a new stream

@@ -239,7 +239,7 @@ func (w *responder) flush(p []byte, last bool) {
 		}
 	}
 	if len(p) > 0 {
-		if w.failed = s.send(p, ends); w.failed != nil {
+		if w.failed = s.send(p, ends, 0); w.failed != nil {
 			return
 		}
 	}
@@ -249,7 +249,7 @@ func (w *responder) flush(p []byte, last bool) {
 	case len(trailers) > 0:
 		w.failed = s.begin(trailers, true)
 	case !s.answered:
-		w.failed = s.send(nil, true)
+		w.failed = s.send(nil, true, 0)
 	}
 }
 

@@ -40,8 +40,9 @@ type Stream struct {
 	inWindow  int64
 	outWindow int64
 	unread    int64
-	held      int  // of the connection's
-	lined     bool // it stands in the connection's line
+	held      int   // of the connection's
+	promised  int64 // room that is kept for its next part, in the windows and in the queue
+	lined     bool  // it stands in the connection's line
 	readUntil time.Time
 	sendUntil time.Time
 	stopped   bool // who waits to send, waits no more
@@ -75,6 +76,7 @@ func (s *Stream) end() {
 	c := s.c
 	c.mu.Lock()
 	s.done = true
+	s.waive()
 	if s.gone == nil {
 		switch {
 		case !s.answered: // nobody should wait for the rest
@@ -249,7 +251,72 @@ func (c *Conn) call() {
 // turn says whether the stream may queue something: there is room, and nobody has waited for longer. mu is held.
 func (s *Stream) turn() bool {
 	c := s.c
-	return (c.out == nil || len(c.out.b) < queueMost) && (len(c.line) == 0 || c.line[0] == s)
+	return c.queued() < queueMost && (len(c.line) == 0 || c.line[0] == s)
+}
+
+// queued is how much waits to be written, or is about to; mu is held.
+func (c *Conn) queued() int {
+	if c.out == nil {
+		return c.promised
+	}
+	return c.promised + len(c.out.b)
+}
+
+// Room is how much of a body the client and the connection's queue take now, at most so much. The next Part has that room, and does
+// not wait for any: whoever asks first need hold nothing while a client takes nothing. 0: there is none yet, by until, which may be
+// zero. What is not used goes back with the next Room, Part or Waive.
+func (s *Stream) Room(most int, until time.Time) (int, error) {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.waive()
+	s.sendUntil = until
+	defer s.unline()
+	for {
+		switch {
+		case s.gone != nil:
+			return 0, s.gone
+		case c.dead || s.stopped:
+			return 0, errGone
+		}
+		n := min(int64(most), s.outWindow, c.outWindow)
+		if n > 0 && s.turn() {
+			n = min(n, int64(max(maxFrame, queueMost-c.queued())))
+			s.promised = n
+			s.outWindow -= n
+			c.outWindow -= n
+			c.promised += int(n)
+			return int(n), nil
+		}
+		if until.IsZero() {
+			return 0, nil
+		}
+		if err := s.await(&until, n > 0); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// Waive gives back what Room has kept for a part that does not come yet.
+func (s *Stream) Waive() {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.waive()
+}
+
+func (s *Stream) waive() {
+	if s.promised == 0 {
+		return
+	}
+	c, n := s.c, s.promised
+	shut := c.outWindow <= 0
+	s.promised = 0
+	s.outWindow += n
+	c.outWindow += n
+	c.promised -= int(n)
+	if c.call(); shut {
+		c.wake()
+	}
 }
 
 // unline has the stream stand in the line no more, and calls the next; mu is held.
@@ -292,7 +359,7 @@ func (s *Stream) Answer(block, body []byte) bool {
 	if s.begin(block, len(body) == 0) != nil {
 		return false
 	}
-	return len(body) == 0 || s.send(body, true) == nil
+	return len(body) == 0 || s.send(body, true, 0) == nil
 }
 
 // Part sends a part of an answer: its head first, if there is one, and its trailers behind it, if it is the last. The client has
@@ -302,14 +369,18 @@ func (s *Stream) Part(head, body, trailers []byte, last bool, until time.Time) e
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.sendUntil = until
+	sure := s.promised // nobody can take it before this returns, since mu is held
+	s.waive()
 	ends := last && len(trailers) == 0
 	if len(head) > 0 {
-		if err := s.begin(head, ends && len(body) == 0); err != nil || s.answered {
+		if sure > 0 && s.gone == nil {
+			c.heads(s.id, head, false)
+		} else if err := s.begin(head, ends && len(body) == 0); err != nil || s.answered {
 			return err
 		}
 	}
 	if len(body) > 0 || ends {
-		if err := s.send(body, ends); err != nil || !last || ends {
+		if err := s.send(body, ends, sure); err != nil || !last || ends {
 			return err
 		}
 	}
@@ -417,8 +488,8 @@ func (w waker) wait(until time.Time) error {
 	}
 }
 
-// send queues a part of the body, as there is room for it; mu is held, but not while it waits.
-func (s *Stream) send(p []byte, ends bool) error {
+// send queues a part of the body, as there is room for it, of which it has sure in the queue; mu is held, but not while it waits.
+func (s *Stream) send(p []byte, ends bool, sure int64) error {
 	c := s.c
 	var until time.Time
 	moved := int64(0) // since until was set
@@ -433,7 +504,7 @@ func (s *Stream) send(p []byte, ends bool) error {
 		n := int64(len(p))
 		if n > 0 {
 			n = min(n, maxFrame, s.outWindow, c.outWindow)
-			if n <= 0 || !s.turn() {
+			if n <= 0 || sure <= 0 && !s.turn() {
 				if err := s.await(&until, n > 0); err != nil {
 					return err
 				}
@@ -446,6 +517,7 @@ func (s *Stream) send(p []byte, ends bool) error {
 		}
 		b := c.queue()
 		b.b = append(appendFrame(b.b, frameData, flags, s.id, int(n)), p[:n]...)
+		sure -= n
 		s.outWindow -= n
 		c.outWindow -= n
 		c.owed += 2 * n

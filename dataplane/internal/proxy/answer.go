@@ -95,11 +95,12 @@ func (x *exchange) deliver(res *result) {
 		return
 	}
 
-	buf := x.p.buffers.Get().(*[]byte)
-	defer x.p.buffers.Put(buf)
+	held := space{spaces: &x.p.spaces}
+	defer held.free()
 	rc := http.NewResponseController(x.w)
 	idle := x.timeout()
 	declared, passed := resp.ContentLength, int64(0)
+	more, slow := declared > spaceBit, false // much may be here; the client was, with the last piece
 	framed := x.framed(resp)
 	messages := framed || x.texted(resp)
 	if declared < 0 && (messages || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")) { // whoever streams both ways may wait for it
@@ -125,9 +126,11 @@ func (x *exchange) deliver(res *result) {
 			})
 		}
 		res.watch.Reset(x.left(idle))
-		n, err := resp.Body.Read(*buf)
+		buf := held.take(more && !slow)
+		n, err := resp.Body.Read(buf)
+		more = n == len(buf) || n > spaceBit
 		if n > 0 && messages {
-			if bad := x.speech.out.Take((*buf)[:n]); bad != nil {
+			if bad := x.speech.out.Take(buf[:n]); bad != nil {
 				x.abort(bad)
 			}
 		}
@@ -165,7 +168,8 @@ func (x *exchange) deliver(res *result) {
 				x.abort(errTaken)
 			}
 			x.head(resp.StatusCode)
-			if _, werr := x.w.Write((*buf)[:n]); werr != nil {
+			since := time.Now()
+			if _, werr := x.w.Write(buf[:n]); werr != nil {
 				return // the client left; close counts it
 			}
 			if passed += int64(n); declared >= 0 && passed >= declared {
@@ -176,6 +180,7 @@ func (x *exchange) deliver(res *result) {
 			if (declared < 0 || x.relayed) && rc.Flush() != nil {
 				return
 			}
+			slow = time.Since(since) > flowSlow
 			if x.stale() {
 				x.interim()
 			}

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strconv"
 	"strings"
@@ -19,18 +20,25 @@ import (
 
 // Long answers to common requests, and those of a length that nobody knows, flow: what has arrived from the upstream is passed
 // on with one write, and nothing is read while the client takes nothing. A buffer is held only as long as there is something in
-// it, so that streams that are silent cost none. One that is still there after a second lasts: it is asked again like others
-// that do, and from then on somebody watches for its client to leave.
+// it, so that streams that are silent cost none, and over HTTP/2 none while the client gives no room either: elsewhere nobody says
+// how much it has, and what waits for it is a small piece (space.go). One that is still there after a second lasts: it is asked again
+// like others that do, and from then on somebody watches for its client to leave.
 
 const (
-	flowPiece = 64 << 10 // of an answer's body that is passed on at once
-	flowHead  = 4 << 10  // before it: for the head, and what frames a chunk
-	flowTail  = 256      // behind it: for what ends a chunk, and a body
-	flowTurn  = 32 << 10 // bytes that a client has the route's time for
+	flowPiece = 64 << 10                         // of an answer's body that is passed on at once
+	flowHead  = 4 << 10                          // before it: for the head, and what frames a chunk
+	flowTail  = 256                              // behind it: for what ends a chunk, and a body
+	flowTurn  = 32 << 10                         // bytes that a client has the route's time for
+	flowBit   = smallSpace - flowHead - flowTail // of a body that is passed on at once in a small buffer
 )
 
 // sink is what takes an answer in pieces.
 type sink interface {
+	// room is how much of the body the client takes now, at most so much; zero: it is to be waited for, until then if that is not
+	// zero. The next piece has that room.
+	room(most int, until time.Time) (int, error)
+	// waive gives it back: the next piece comes later.
+	waive()
 	// piece sends the next n bytes of the body, which are at f.buf[flowHead:], and with the first k.out. Nothing follows the last
 	// but the trailer.
 	piece(k *work, f *flow, n int, last bool) error
@@ -40,18 +48,19 @@ type sink interface {
 	stop()
 }
 
-type flowSpace [flowHead + flowPiece + flowTail]byte
-
-var flowSpaces = sync.Pool{New: func() any { return new(flowSpace) }}
-
 // flow is a long answer on its way.
 type flow struct {
 	body    *http1.Body
-	chunked bool       // of a length that nobody knows
-	open    bool       // it ends with its connection
-	begun   bool       // the head has left
-	buf     *flowSpace // nil while nothing is in it
-	until   time.Time  // the client has for the next piece
+	chunked bool     // of a length that nobody knows
+	open    bool     // it ends with its connection
+	begun   bool     // the head has left
+	buf     []byte   // nil while nothing is in it
+	small   *smallOf // in which it is
+	large   *largeOf // likewise
+	spaces  *spaces
+	slow    bool          // the client was, with the last piece
+	left    time.Duration // of waiting for the client to make room
+	until   time.Time     // the client has for the next piece
 	trailer []http1.Field
 	lasts   bool // somebody watches the client: once over has been called
 	over    func()
@@ -74,7 +83,7 @@ func (k *work) flow(l *link, at *failover.Target, to sink) bool {
 		c.lately = false
 		c.r += int(c.req.Length) // what is behind it may be another request
 	}
-	f := &flow{l: l, chunked: a.Length < 0, open: a.Length == http1.UntilClose, body: http1.NewBody(l, a.Length, answerHead)}
+	f := &flow{l: l, chunked: a.Length < 0, open: a.Length == http1.UntilClose, body: http1.NewBody(l, a.Length, answerHead), spaces: &x.p.spaces, left: x.timeout()}
 	f.over = x.outlasts(at, func() *gate.Request { return k.lasting(f, to) }, func(error) {
 		f.taken.Store(true)
 		f.end()
@@ -83,11 +92,11 @@ func (k *work) flow(l *link, at *failover.Target, to sink) bool {
 	defer f.close() // a panic passes
 	outcome := usage.OutcomeOf(a.Status)
 	for {
-		n, err := f.gather(l, x.timeout())
+		n, room, err := k.gather(f, l, to)
 		last := err == io.EOF
 		x.out += int64(n)
 		if err != nil && !last { // half an answer must not look whole
-			mine := !f.gone.Load() && !f.taken.Load()
+			mine := !f.gone.Load() && !f.taken.Load() && err != errTakes
 			if mine && !f.begun {
 				return k.dead(f)
 			}
@@ -103,7 +112,8 @@ func (k *work) flow(l *link, at *failover.Target, to sink) bool {
 				return k.unflown(f)
 			}
 		}
-		f.until = time.Now().Add(x.timeout() * time.Duration(1+(max(n, 1)-1)/flowTurn))
+		now := time.Now()
+		f.until = now.Add(x.timeout() * time.Duration(1+(max(n, 1)-1)/flowTurn))
 		if err := to.piece(k, f, n, last); err != nil {
 			return k.breakOff(f)
 		}
@@ -111,55 +121,119 @@ func (k *work) flow(l *link, at *failover.Target, to sink) bool {
 		if last {
 			return k.flown(f)
 		}
-		if time.Since(x.lastRow) >= x.p.cfg.InterimEvery {
+		after := time.Now()
+		f.slow = after.Sub(now) > flowSlow
+		if f.earn(n, x.timeout()); n < room { // the client would have taken more
+			f.left = max(f.left, x.timeout())
+		}
+		if after.Sub(x.lastRow) >= x.p.cfg.InterimEvery {
 			x.interim()
 		}
 	}
 }
 
-// gather reads what has arrived, and waits until something has. io.EOF comes with the last bytes, or behind them.
-func (f *flow) gather(l *link, patience time.Duration) (n int, err error) {
+// earn gives a client that has taken n bytes time to make room for more: at a byte now and then it comes to no end.
+func (f *flow) earn(n int, timeout time.Duration) {
+	f.left = min(f.left+timeout/flowTurn*time.Duration(n), flowPiece/flowTurn*timeout)
+}
+
+var errTakes = errors.New("the client takes nothing")
+
+// gather reads what has arrived, as far as the client has room for it, and waits until something has and there is some. io.EOF comes
+// with the last bytes, or behind them.
+func (k *work) gather(f *flow, l *link, to sink) (n, room int, err error) {
+	patience := k.call.timeout()
 	for {
-		if f.buf == nil {
-			f.buf = flowSpaces.Get().(*flowSpace)
+		if room, err = to.room(flowPiece, time.Time{}); err != nil {
+			return 0, 0, errTakes
 		}
+		if room == 0 {
+			if room, err = k.await(f, l, to); err != nil {
+				return 0, 0, err
+			}
+		}
+		f.take(room)
+		most := min(room, len(f.buf)-flowHead-flowTail)
 		l.still = true
-		for n < flowPiece && err == nil {
+		for n < most && err == nil {
 			var m int
-			m, err = f.body.Read(f.buf[flowHead+n : flowHead+flowPiece])
+			m, err = f.body.Read(f.buf[flowHead+n : flowHead+most])
 			n += m
 		}
 		l.still = false
 		if err != http1.ErrWait {
-			return n, err
+			return n, room, err
 		}
 		if n > 0 || f.chunked && !f.begun { // whoever waits for events sees at once that they will come
-			return n, nil
+			return n, room, nil
 		}
 		f.free()
+		to.waive()
 		l.patience(time.Now(), patience)
 		if f.gone.Load() || f.taken.Load() { // after the deadline, which else would take the place of the one that ends this
-			return 0, errGone
+			return 0, 0, errGone
 		}
 		if _, err = l.Peek(); err != nil {
-			switch {
-			case err != io.EOF:
-			case f.open: // with which the answer is whole: what frames its last piece needs room, though that is empty
-				f.buf = flowSpaces.Get().(*flowSpace)
-			default:
+			if err == io.EOF && !f.open { // with which an open one is whole
 				err = io.ErrUnexpectedEOF
 			}
-			return 0, err
+			return 0, 0, err
 		}
+	}
+}
+
+// await waits for a client that has no room, once there is something for it. Nothing of the body is held meanwhile, and an end
+// of it needs no room. The head does not wait: it may be what the client makes room for.
+func (k *work) await(f *flow, l *link, to sink) (room int, err error) {
+	f.free()
+	timeout := k.call.timeout()
+	if !f.begun {
+		f.until = time.Now().Add(timeout)
+		if err := to.piece(k, f, 0, false); err != nil {
+			return 0, errTakes
+		}
+		f.begun = true
+	}
+	l.patience(time.Now(), timeout)
+	if f.gone.Load() || f.taken.Load() {
+		return 0, errGone
+	}
+	if err := f.body.Ahead(); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	room, err = to.room(flowPiece, began.Add(max(f.left, time.Nanosecond)))
+	f.left -= time.Since(began)
+	if err != nil {
+		return 0, errTakes
+	}
+	return room, nil
+}
+
+// take takes a buffer for so much: a large one if that is worth it. There is nothing in the one that it has.
+func (f *flow) take(n int) {
+	switch large := n > flowBit && !f.slow; {
+	case large && f.large == nil && f.spaces.enlarge():
+		f.free()
+		f.large = f.spaces.large.Get().(*largeOf)
+		f.buf = f.large[:]
+	case f.small == nil && (!large || f.large == nil):
+		f.free()
+		f.small = f.spaces.small.Get().(*smallOf)
+		f.buf = f.small[:]
 	}
 }
 
 // free gives the buffer back, if there is one.
 func (f *flow) free() {
-	if f.buf != nil {
-		flowSpaces.Put(f.buf)
-		f.buf = nil
+	switch {
+	case f.large != nil:
+		f.spaces.large.Put(f.large)
+		f.spaces.larges.Add(-1)
+	case f.small != nil:
+		f.spaces.small.Put(f.small)
 	}
+	f.buf, f.large, f.small = nil, nil, nil
 }
 
 // give gives the upstream's connection back: its answer was read to its end. false: somebody has ended the flow.
@@ -250,6 +324,7 @@ func (k *work) unflown(f *flow) bool {
 	if f.begun || f.lasts {
 		return k.breakOff(f)
 	}
+	k.from.(sink).waive()
 	if c, ok := k.from.(*conn); ok {
 		c.r -= int(c.req.Length)
 	}
@@ -259,6 +334,7 @@ func (k *work) unflown(f *flow) bool {
 // dead answers in the place of an upstream that died when nothing of its answer had left.
 func (k *work) dead(f *flow) bool {
 	f.over()
+	k.from.(sink).waive()
 	if c, ok := k.from.(*conn); ok {
 		c.unwatch(f)
 		c.req.Length = 0 // its body is read, and where that was may be the next request by now
@@ -272,6 +348,9 @@ var died = gate.NewProblem(502, gate.ReasonUpstream, "The upstream failed within
 
 // piece implements sink.
 func (c *conn) piece(k *work, f *flow, n int, last bool) error {
+	if f.buf == nil { // what frames an empty piece needs one too
+		f.take(0)
+	}
 	start, b := flowHead, f.buf[:flowHead+n]
 	if f.chunked && n > 0 {
 		var size [16]byte
@@ -308,6 +387,12 @@ func (c *conn) piece(k *work, f *flow, n int, last bool) error {
 	return err
 }
 
+// room implements sink. What a socket has room for is not asked: a piece that waits is a small one.
+func (c *conn) room(most int, _ time.Time) (int, error) { return most, nil }
+
+// waive implements sink.
+func (c *conn) waive() {}
+
 // watch implements sink.
 func (c *conn) watch(lost context.CancelCauseFunc) { c.ahead.start(c, lost) }
 
@@ -334,8 +419,18 @@ func (f2 *front2) piece(k *work, f *flow, n int, last bool) error {
 			tail = http2.AppendField(tail, t.Name, t.Value)
 		}
 	}
-	return f2.s.Part(head, f.buf[flowHead:flowHead+n], tail, last, f.until)
+	var body []byte
+	if n > 0 {
+		body = f.buf[flowHead : flowHead+n]
+	}
+	return f2.s.Part(head, body, tail, last, f.until)
 }
+
+// room implements sink.
+func (f2 *front2) room(most int, until time.Time) (int, error) { return f2.s.Room(most, until) }
+
+// waive implements sink.
+func (f2 *front2) waive() { f2.s.Waive() }
 
 // watch implements sink.
 func (f2 *front2) watch(lost context.CancelCauseFunc) { f2.s.Notify(lost) }
@@ -357,8 +452,17 @@ func (f3 *front3) piece(k *work, f *flow, n int, last bool) error {
 			tail = http3.AppendField(tail, t.Name, t.Value)
 		}
 	}
+	if f.buf == nil { // what frames an empty piece needs one too
+		f.take(0)
+	}
 	return f3.s.Part(head, f.buf[:flowHead+n], flowHead, tail, last, f.until, &f.taken)
 }
+
+// room implements sink. What QUIC has room for it does not say: a piece that waits is a small one.
+func (f3 *front3) room(most int, _ time.Time) (int, error) { return most, nil }
+
+// waive implements sink.
+func (f3 *front3) waive() {}
 
 // watch implements sink.
 func (f3 *front3) watch(lost context.CancelCauseFunc) { f3.s.Notify(lost) }

@@ -108,7 +108,7 @@ type Proxy struct {
 	lives    lives
 	turned   atomic.Pointer[revision.Sum]
 	alt      atomic.Pointer[string] // where HTTP/3 is, as Alt-Svc has it
-	buffers  sync.Pool
+	spaces   spaces
 	unbilled atomic.Int64
 	replays  atomic.Int64   // bytes of bodies kept to be sent again
 	copies   atomic.Int64   // bytes of answers that pass and are to be kept
@@ -162,7 +162,7 @@ func New(cfg Config) (*Proxy, error) {
 		router: failover.NewRouter(cfg.Monitor, cfg.Grants, cfg.Region), local: failover.NewRouter(cfg.Monitor, nil, cfg.Region)}
 	p.gratis.seed = maphash.MakeSeed()
 	p.stale = make(chan renewal, renewalsWaiting)
-	p.buffers.New = func() any { b := make([]byte, 32<<10); return &b }
+	p.spaces.init()
 	return p, nil
 }
 
