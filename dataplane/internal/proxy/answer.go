@@ -104,7 +104,9 @@ func (x *exchange) deliver(res *result) {
 	framed := x.framed(resp)
 	messages := framed || x.texted(resp)
 	if declared < 0 && (messages || strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream")) { // whoever streams both ways may wait for it
-		if x.owe(); !x.passes(0) {
+		// What was asked of a stream of messages goes with the first message, or is in a row a second from here: a call may fail right
+		// behind its head, and then its units are in the row that says so.
+		if x.owe(); !messages && !x.passes(0) {
 			x.uncounted(h)
 			return
 		}
@@ -119,7 +121,13 @@ func (x *exchange) deliver(res *result) {
 	defer func() { over() }()
 	for pieces := 0; ; pieces++ {
 		if pieces == 0 && declared < 0 || pieces == 1 && declared >= 0 { // what comes in one piece is over
-			over = x.outlasts(res.place.Target, x.decidedOn, func(why error) {
+			dues := x.dues
+			over = x.outlasts(res.place.Target, func() *gate.Request {
+				if !dues.pay(0) {
+					res.end(errUnpaid)
+				}
+				return x.decidedOn()
+			}, func(why error) {
 				x.taken.Store(true)
 				res.end(why)
 				rc.SetWriteDeadline(past) // who waits for a client that takes nothing would wait on

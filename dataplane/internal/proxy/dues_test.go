@@ -6,7 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	pb "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/status"
 
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/table"
@@ -100,6 +102,35 @@ func TestDues_AStreamsMessagesAreInRowsBeforeTheyPass(t *testing.T) {
 		}
 	}
 	l.said(t, 2*rounds, 0)
+}
+
+// A call that fails behind its head has what it asked in the row that says so, as one has that fails without a head: a row of
+// success beside it would be billed. One that goes on has it in a row within moments, whether anything follows or not.
+func TestDues_AFailedCallsUnitsAreInTheRowThatSaysSo(t *testing.T) {
+	w := newWorld(t, patient)
+	_, addr := speaking(t, w, func(a *table.API) {
+		a.Routes = []table.Route{{Name: "all", Timeout: time.Minute, Units: &table.Units{PerMessages: 1, Most: 30}}}
+	})
+	c, ctx := dialGRPC(t, w, addr)
+	for _, text := range []string{"begun and unavailable", "unavailable"} {
+		before := w.west.meter.len()
+		if _, err := c.UnaryCall(ctx, payload(text)); status.Code(err) != codes.Unavailable {
+			t.Fatalf("%s: got %v", text, err)
+		}
+		rows := w.west.meter.since(before)
+		if len(rows) != 1 || rows[0].Outcome != usage.OutcomeUpstreamError || rows[0].Status != 503 || rows[0].Units != 1 || rows[0].Requests != 1 {
+			t.Errorf("%s: got rows %+v, want one of an upstream's error with one unit", text, rows)
+		}
+	}
+	before := w.west.meter.paid()
+	out, err := c.StreamingOutputCall(ctx, &pb.StreamingOutputCallRequest{Payload: &pb.Payload{Body: []byte("begun")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Header(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "what was asked to be in a row", func() bool { return w.west.meter.paid()-before == 1 })
 }
 
 // Nothing passes whose units no row can hold.

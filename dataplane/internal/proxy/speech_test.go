@@ -45,6 +45,9 @@ func (s *service) UnaryCall(ctx context.Context, r *pb.SimpleRequest) (*pb.Simpl
 		return nil, status.Error(codes.Unavailable, "not now")
 	case "missing":
 		return nil, status.Error(codes.NotFound, "none of that name")
+	case "begun and unavailable":
+		grpc.SendHeader(ctx, nil)
+		return nil, status.Error(codes.Unavailable, "not now")
 	case "wait":
 		s.here <- struct{}{}
 		<-ctx.Done()
@@ -63,6 +66,12 @@ func (s *service) StreamingOutputCall(r *pb.StreamingOutputCallRequest, out grpc
 		if err := out.Send(&pb.StreamingOutputCallResponse{Payload: &pb.Payload{Body: make([]byte, p.GetSize())}}); err != nil {
 			return err
 		}
+	}
+	if string(r.GetPayload().GetBody()) == "begun" {
+		if err := out.SendHeader(nil); err != nil {
+			return err
+		}
+		<-s.over
 	}
 	if string(r.GetPayload().GetBody()) == "wait" {
 		<-s.over // whatever time it was given
