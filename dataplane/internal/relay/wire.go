@@ -33,7 +33,7 @@ const (
 	HeaderAwait       = "Bailiwick-Relay-Await"       // of a sign of life: not before that is so, of the request of this id, and of the attempt that HeaderBounded names
 	HeaderHome        = "Bailiwick-Home"              // region that accepted the request
 	HeaderRequestID   = "Bailiwick-Request-Id"
-	HeaderServed      = "Bailiwick-Served"    // region whose upstream answered
+	HeaderServed      = "Bailiwick-Served"    // region whose upstream answered, for a kept answer when it came; a row of such a one names none
 	HeaderRefused     = "Bailiwick-Refused"   // the rule that forbade it
 	HeaderUnsent      = "Bailiwick-Unsent"    // no upstream got a byte of this request: it may be sent elsewhere
 	HeaderBlameless   = "Bailiwick-Blameless" // no upstream answered, and that says nothing of the region: the client's doing, or for want of room
