@@ -206,7 +206,15 @@ func textOK(s string) bool {
 	if len(s) > MaxString {
 		return false
 	}
-	for i := range len(s) {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(s); i += 8 { // no byte of eight is zero, or beyond ASCII
+		w := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 | uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+		if ((w-ones)|w)&highs != 0 {
+			break
+		}
+	}
+	for ; i < len(s); i++ {
 		if c := s[i]; c == 0 || c >= utf8.RuneSelf {
 			return c != 0 && utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
 		}

@@ -154,3 +154,20 @@ func TestOutcome_TextRoundTrips(t *testing.T) {
 		}
 	}
 }
+
+// Texts are looked at eight bytes at a time: what is wrong is found wherever it stands.
+func TestRow_CheckFindsABadByteAnywhere(t *testing.T) {
+	for n := range 27 {
+		for at := range n {
+			for _, c := range []struct {
+				put  string
+				want bool
+			}{{"\x00", false}, {"\x01", true}, {"\x7f", true}, {"\x80", false}, {"\xff", false}, {"ü", true}, {"ü\x00", false}} {
+				r := usage.Row{Customer: "acme", Outcome: usage.OutcomeSuccess, KeyID: strings.Repeat("x", at) + c.put + strings.Repeat("y", n-at-1)}
+				if err := r.Check(); (err == nil) != c.want {
+					t.Errorf("%q: %v, want good %v", r.KeyID, err, c.want)
+				}
+			}
+		}
+	}
+}

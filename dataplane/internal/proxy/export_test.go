@@ -10,6 +10,7 @@ import (
 	"time"
 	"unsafe"
 
+	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/priority"
@@ -212,4 +213,17 @@ func KeepsID(t *policy.Table, id string) bool {
 		}
 	}
 	return false
+}
+
+// FoundByALoop says whether a loop that has found a place's pool finds the same one again, and whether it still does when that was
+// dropped.
+func (u *Upstreams) FoundByALoop(at upstream.Place) (same, stale bool) {
+	t, target := &turn{}, &failover.Target{At: at}
+	first, _ := t.pool(u, target)
+	again, _ := t.pool(u, target)
+	u.mu.Lock()
+	u.drop(at)
+	u.mu.Unlock()
+	anew, _ := t.pool(u, target)
+	return first != nil && again == first, anew == nil || anew == first
 }

@@ -84,23 +84,34 @@ func (k *work) common(p *Proxy, room int64, sni string) bool {
 	nAuth, nKeys := 0, 0
 	for i := range r.Fields {
 		f := &r.Fields[i]
-		switch {
-		case f.Kind == http1.Other && strings.EqualFold(f.Name, "Authorization"):
-			if nAuth == len(k.auth) {
+		if f.Kind != http1.Other {
+			continue
+		}
+		switch len(f.Name) { // most names are told apart by it
+		case len("Authorization"):
+			if strings.EqualFold(f.Name, "Authorization") {
+				if nAuth == len(k.auth) {
+					return false
+				}
+				k.auth[nAuth] = f.Value
+				nAuth++
+			}
+		case len("X-Api-Key"):
+			if strings.EqualFold(f.Name, "X-Api-Key") {
+				if nKeys == len(k.keys) {
+					return false
+				}
+				k.keys[nKeys] = f.Value
+				nKeys++
+			}
+		case len("Via"):
+			if strings.EqualFold(f.Name, "Via") {
 				return false
 			}
-			k.auth[nAuth] = f.Value
-			nAuth++
-		case f.Kind == http1.Other && strings.EqualFold(f.Name, "X-Api-Key"):
-			if nKeys == len(k.keys) {
+		default:
+			if speaks(f) {
 				return false
 			}
-			k.keys[nKeys] = f.Value
-			nKeys++
-		case f.Kind == http1.Other && len(f.Name) == 3 && strings.EqualFold(f.Name, "Via"):
-			return false
-		case f.Kind == http1.Other && speaks(f):
-			return false
 		}
 	}
 	host := canonicalHost(r.Authority)
@@ -167,7 +178,7 @@ func (k *work) start() (keep, ok bool) {
 // walk goes on to the first candidate.
 func (k *work) walk() bool {
 	candidate, ok := k.a.Next(context.Background())
-	if keep, ok := k.prepare(candidate, ok); !ok {
+	if keep, ok := k.prepare(candidate, ok, nil); !ok {
 		return keep
 	}
 	return k.attempt(k.try.o.get(nil))
@@ -186,15 +197,15 @@ type trying struct {
 	home       *turn // of new connections; nil: none
 }
 
-// prepare makes the request for a candidate. false: the request was served otherwise.
-func (k *work) prepare(candidate failover.Candidate, ok bool) (keep, prepared bool) {
+// prepare makes the request for a candidate, on a loop or, for nil, on a goroutine. false: the request was served otherwise.
+func (k *work) prepare(candidate failover.Candidate, ok bool, on *turn) (keep, prepared bool) {
 	x := &k.call
 	if !ok || !candidate.Home() || candidate.Target.Base == nil || candidate.Target.Base.Scheme != "http" || candidate.Target.Base.RawPath != "" || candidate.Target.Base.EscapedPath() != candidate.Target.Base.Path {
 		x.hold(0)
 		return k.resume(&given{Candidate: candidate, none: !ok}), false
 	}
 	t, try := candidate.Target, &k.try
-	pool, err := x.p.cfg.Upstreams.pool(t.At)
+	pool, err := on.pool(x.p.cfg.Upstreams, t)
 	if err != nil || pool.origin == nil {
 		x.hold(0)
 		return k.resume(&given{Candidate: candidate}), false // where it will be said

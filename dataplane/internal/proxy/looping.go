@@ -27,6 +27,7 @@ type turn struct {
 	then    func() bool // what the request at hand needs a goroutine for; nil: nothing
 	bufs    [][]byte    // of connections that do nothing
 	works   []*work
+	pools   poolsKnown
 	flights []*link   // on which an answer is awaited
 	next    time.Time // nobody's patience ends before
 	swept   time.Time
@@ -273,7 +274,7 @@ func (t *turn) serve(c *conn, k *work) {
 		t.leave(c, k, k.walk)
 		return
 	}
-	if _, ok := k.prepare(candidate, true); !ok {
+	if _, ok := k.prepare(candidate, true, t); !ok {
 		t.leave(c, k, t.then)
 		return
 	}

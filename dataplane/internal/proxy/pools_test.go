@@ -31,3 +31,11 @@ func TestUpstreams_PlacesThatWentLeaveNothing(t *testing.T) {
 		}
 	})
 }
+
+// What a loop remembers of connections to an upstream is forgotten when they are.
+func TestUpstreams_ALoopForgetsWhatWasDropped(t *testing.T) {
+	u := proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{})})
+	if same, stale := u.FoundByALoop(reach.Place{Base: "http://u.test"}); !same || stale {
+		t.Errorf("found again: %v; found although it was dropped: %v", same, stale)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/loop"
 )
@@ -66,6 +67,38 @@ func (l *link) Ready(e loop.Event) {
 	}
 	t.forget(k)
 	t.over(c, keep)
+}
+
+// poolsKnown is what a loop found last: it looks there before it asks for a lock that others ask for too.
+type poolsKnown struct {
+	dropped uint64 // as it was when the first was found
+	of      [4]struct {
+		target *failover.Target
+		pool   *pool
+	}
+	next int
+}
+
+// pool is a target's. A loop's goroutine calls it, or for nil anybody.
+func (t *turn) pool(u *Upstreams, target *failover.Target) (*pool, error) {
+	if t == nil {
+		return u.pool(target.At)
+	}
+	k := &t.pools
+	if n := u.dropped.Load(); n != k.dropped {
+		*k = poolsKnown{dropped: n}
+	}
+	for i := range k.of {
+		if k.of[i].target == target {
+			return k.of[i].pool, nil
+		}
+	}
+	p, err := u.pool(target.At)
+	if err == nil {
+		k.of[k.next].target, k.of[k.next].pool = target, p
+		k.next = (k.next + 1) % len(k.of)
+	}
+	return p, err
 }
 
 // stock is a loop's idle connections to an origin.

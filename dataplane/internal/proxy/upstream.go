@@ -31,7 +31,8 @@ type UpstreamConfig struct {
 // Upstreams holds the connections to this region's upstreams, and probes them. Each place has its own: what differs in
 // how it is verified shares nothing.
 type Upstreams struct {
-	cfg UpstreamConfig
+	cfg     UpstreamConfig
+	dropped atomic.Uint64 // pools: what somebody remembers of one may be of one that was
 
 	mu    sync.RWMutex // covers all below
 	pools map[upstream.Place]*pool
@@ -150,6 +151,7 @@ func (u *Upstreams) sweep(now time.Time) {
 func (u *Upstreams) drop(at upstream.Place) {
 	if p := u.pools[at]; p != nil {
 		delete(u.pools, at)
+		u.dropped.Add(1)
 		p.close()
 	}
 }
