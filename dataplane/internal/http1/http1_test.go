@@ -198,6 +198,18 @@ func TestBody_EndsWhereItEnds(t *testing.T) {
 			if done := b.Done(); done != (c.err == nil && c.length != http1.UntilClose) {
 				t.Errorf("%s by %d: done %v", c.name, size, done)
 			}
+			// Who looks ahead before each byte reads the same, and hears of the end before there is room for anything.
+			ahead, looked := http1.NewBody(&pieces{data: []byte(c.text), size: size}, c.length, 100), ""
+			for err = ahead.Ahead(); err == nil; err = ahead.Ahead() {
+				var one [1]byte
+				if n, err := ahead.Read(one[:]); n != 1 || err != nil && err != io.EOF {
+					t.Errorf("%s by %d: behind a look ahead %d bytes, %v", c.name, size, n, err)
+				}
+				looked += string(one[:])
+			}
+			if looked != c.want || c.err == nil && err != io.EOF || c.err != nil && !errors.Is(err, c.err) {
+				t.Errorf("%s by %d: looking ahead %q %v, want %q %v", c.name, size, looked, err, c.want, c.err)
+			}
 			if c.name == "trailer" && (len(b.Trailer()) != 1 || b.Trailer()[0].Value != "1") {
 				t.Errorf("got the trailer %v", b.Trailer())
 			}
