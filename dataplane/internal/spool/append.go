@@ -191,7 +191,7 @@ func (s *Spool) extend(g *segment, off int) error {
 	if from == len(g.data) || off+aheadBytes/2 <= from {
 		return nil
 	}
-	if err := prepare(g.f, g.data, from, to); err != nil {
+	if err := prepare(g.f, from, to); err != nil {
 		return s.note(fmt.Errorf("prepare %s for usage rows: %w", g.path, err))
 	}
 	s.mu.Lock()
@@ -231,10 +231,14 @@ func (s *Spool) syncRows() error {
 	s.mu.Lock()
 	end := s.rowsEnd
 	var dirty []*segment
+	var room []byte // of the current one, if no other is dirty
 	for _, g := range s.segs {
 		if g.no >= s.synced.seg() && g.no <= end.seg() {
 			dirty = append(dirty, g)
 		}
+	}
+	if len(dirty) == 1 && dirty[0] == s.cur {
+		room = s.cur.data[:s.cur.ready]
 	}
 	s.mu.Unlock()
 	if end <= s.synced {
@@ -245,24 +249,26 @@ func (s *Spool) syncRows() error {
 			return s.note(fmt.Errorf("sync usage rows: %w", &os.PathError{Op: "fdatasync", Path: g.path, Err: err}))
 		}
 	}
+	n := end.off() - s.synced.off()
+	touch(room, end.off(), n+n/4) // the next rows are about as many as these
 	s.synced = end
 	s.count.commits.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	const n = 16
-	if s.closed || s.off+wordSize+n+wordSize > s.cur.ready {
+	const mark = 16
+	if s.closed || s.off+wordSize+mark+wordSize > s.cur.ready {
 		return nil
 	}
 	err := guarded(func() error {
-		b := s.cur.data[s.off+wordSize : s.off+wordSize+n]
+		b := s.cur.data[s.off+wordSize : s.off+wordSize+mark]
 		binary.LittleEndian.PutUint64(b, kindSync)
 		binary.LittleEndian.PutUint64(b[8:], uint64(end))
-		s.cur.commit(s.off, n)
+		s.cur.commit(s.off, mark)
 		return nil
 	})
 	if err != nil {
 		return s.note(err)
 	}
-	s.off += wordSize + n
+	s.off += wordSize + mark
 	return nil
 }

@@ -32,16 +32,24 @@ func syncData(f *os.File) error {
 // noughts is as much as is written at once.
 var noughts [256 << 10]byte
 
-// prepare makes places that nobody has written to fit for rows: without a read of each page when it is first touched, and in
-// memory already, so that the request path does not fault pages in one by one.
-func prepare(f *os.File, data []byte, from, to int) error {
+// prepare makes places that nobody has written to fit for rows: a page that is first touched need not be read.
+func prepare(f *os.File, from, to int) error {
 	for from < to {
 		n := min(to-from, len(noughts)-from%len(noughts))
 		if _, err := f.WriteAt(noughts[:n], int64(from)); err != nil {
 			return err
 		}
-		_ = unix.Madvise(data[from&^(pageBytes-1):from+n], unix.MADV_POPULATE_WRITE) // advice: kernels before 5.14 refuse it
 		from += n
 	}
 	return nil
+}
+
+// touch has the pages of the next n bytes of a mapping ready to be written to, at once: each that a row touches first is a fault of
+// its own, which costs more than the row. Not more of them: each is written to the disk by the next commit, changed or not, and has
+// to be touched again then.
+func touch(data []byte, from, n int) {
+	from &^= os.Getpagesize() - 1
+	if to := min(from+n, len(data)); to-from > 2*os.Getpagesize() {
+		_ = unix.Madvise(data[from:to], unix.MADV_POPULATE_WRITE) // advice: kernels before 5.14 refuse it
+	}
 }
