@@ -25,7 +25,7 @@ func (h *hearing) Ready(Event) {
 
 // together does all at the same time, again and again, with before before and after behind each round, until that says no.
 func together(before func(), after func() bool, all ...func()) {
-	const rounds = 3000
+	const rounds = 20_000
 	var turn, left atomic.Int32
 	var done sync.WaitGroup
 	for _, do := range all {
