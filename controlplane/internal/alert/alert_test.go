@@ -142,6 +142,12 @@ func (r *receiver) deliveries() []delivery {
 	return slices.Clone(r.got)
 }
 
+// pass lets time pass, and then what is due at that very instant happen.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 func lead(t *testing.T, s *alert.Service) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -182,12 +188,12 @@ func TestService_TellsEachThresholdOnce(t *testing.T) {
 		defer lead(t, s)()
 		for used := int64(0); used <= 1200; used += 50 {
 			b.set(account(used))
-			time.Sleep(time.Second)
+			pass(time.Second)
 		}
 		next := account(900)
 		next.Period = next.PeriodEnd
 		b.set(next) // a new period is told anew
-		time.Sleep(time.Second)
+		pass(time.Second)
 		var seen []string
 		ids := map[string]bool{}
 		for _, d := range r.deliveries() {
@@ -258,7 +264,7 @@ func TestService_TellsNothingAgainFromAnOldList(t *testing.T) {
 			create(t, s, "ops", "https://hooks.example.com/", 50, 80)
 			defer lead(t, s)()
 			b.set(account(1000))
-			time.Sleep(time.Minute)
+			pass(time.Minute)
 			if got := r.deliveries(); len(got) != 2 {
 				t.Errorf("lists that take %v: %d deliveries, want one for each of two thresholds", took, len(got))
 			}
@@ -291,7 +297,7 @@ func TestService_MeansItOnceWhoeverLeads(t *testing.T) {
 			stops = append(stops, lead(t, s))
 		}
 		b.set(account(1000))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		for _, stop := range stops {
 			stop()
 		}
@@ -325,10 +331,10 @@ func TestService_TriesAgainAsTheSpecificationSays(t *testing.T) {
 		first := newServiceEvery(t, 2*time.Second, store, b, nil, 0)
 		create(t, first, "ops", "https://hooks.example.com/", 50)
 		stop := run()
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		stop()
 		stop = run()
-		time.Sleep(100 * time.Hour)
+		pass(100 * time.Hour)
 		stop()
 		if len(at) != len(alert.Delays) {
 			t.Fatalf("%d tries, want %d", len(at), len(alert.Delays))
@@ -358,10 +364,10 @@ func TestService_RotatesSecretsWithoutAGap(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.set(account(100))
-		time.Sleep(time.Minute)
-		time.Sleep(time.Hour)
+		pass(time.Minute)
+		pass(time.Hour)
 		b.set(account(200))
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		got := r.deliveries()
 		if len(got) != 2 || !got[0].verify(old) || !got[0].verify(fresh) || got[1].verify(old) || !got[1].verify(fresh) {
 			t.Errorf("deliveries %+v: want the first signed by both secrets and the second by the new one", got)
@@ -386,19 +392,18 @@ func TestService_StopsForWhoWantsNoMore(t *testing.T) {
 		create(t, s, "dead", "https://dead.example.com/", 100)
 		defer lead(t, s)()
 		b.set(account(500))
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if got := r.deliveries(); len(got) != 1 {
 			t.Errorf("410 is followed by %d deliveries, want none", len(got)-1)
 		}
 		r.answer(503)
 		b.set(account(1000))
-		time.Sleep(2 * time.Minute)
-		synctest.Wait() // a look is due at this very instant, and what it sends is under way before the webhook is deleted
+		pass(2 * time.Minute) // what is sent by then is under way before the webhook is deleted
 		if err := s.Delete(t.Context(), "dead"); err != nil {
 			t.Fatal(err)
 		}
 		n := len(r.deliveries())
-		time.Sleep(24 * time.Hour)
+		pass(24 * time.Hour)
 		alerts, _ := s.Alerts(t.Context(), "")
 		if len(r.deliveries()) != n || alerts[0].Status != alert.Failed || alerts[0].LastError != "the webhook was deleted" {
 			t.Errorf("after it was deleted: %d more deliveries, %+v", len(r.deliveries())-n, alerts[0])
@@ -409,7 +414,7 @@ func TestService_StopsForWhoWantsNoMore(t *testing.T) {
 		if err := s.Delete(t.Context(), "ops"); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(36 * 24 * time.Hour)
+		pass(36 * 24 * time.Hour)
 		if alerts, _ := s.Alerts(t.Context(), ""); len(alerts) != 0 {
 			t.Errorf("%d alerts are kept 36 days after the last webhook is gone", len(alerts))
 		}
@@ -427,13 +432,13 @@ func TestService_PeriodsWithoutAStart(t *testing.T) {
 		prepaid.Period, prepaid.PeriodEnd, prepaid.Limit = usage.PeriodPrepaid, 0, 100
 		rolling.Period, rolling.PeriodEnd, rolling.Limit, rolling.Subscription = usage.PeriodRolling, 0, 100, "slide"
 		b.set(prepaid, rolling)
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 		if n := len(r.deliveries()); n != 2 {
 			t.Errorf("%d deliveries, want 2", n)
 		}
 		prepaid.Limit, prepaid.Used = 200, 160 // topped up, and used up to 80 % again
 		b.set(prepaid, rolling)
-		time.Sleep(24 * time.Hour)
+		pass(24 * time.Hour)
 		if n := len(r.deliveries()); n != 4 {
 			t.Errorf("%d deliveries after a top-up and a day, want 4", n)
 		}
@@ -450,7 +455,7 @@ func TestService_RestsAfterLongReads(t *testing.T) {
 		create(t, s, "ops", "https://hooks.example.com/")
 		b.set(account(500))
 		defer lead(t, s)()
-		time.Sleep(201 * time.Second)
+		pass(201 * time.Second)
 		if n := b.count(); n < 9 || n > 11 {
 			t.Errorf("quotas that take 2 s to read were read %d times in 200 s, want 10 or so", n)
 		}
@@ -470,7 +475,7 @@ func TestService_ForgetsAllThatIsOld(t *testing.T) {
 		}
 		store.Put(model.PrefixAlert+"acme/main/new/w/50", model.Encode(alert.Alert{ID: "b", Customer: "acme", RaisedAt: time.Now().Add(-34 * 24 * time.Hour), Status: alert.Delivered}))
 		defer lead(t, s)()
-		time.Sleep(2 * time.Hour)
+		pass(2 * time.Hour)
 		left := 0
 		for range store.Local().List(model.PrefixAlert) {
 			left++
@@ -491,7 +496,7 @@ func TestService_NamesNobodyWhoIsGone(t *testing.T) {
 		gone := account(900)
 		gone.Customer = "aaron"
 		b.set(gone, account(900))
-		time.Sleep(time.Second)
+		pass(time.Second)
 		if len(r.deliveries()) != 1 || strings.Contains(store.Dump(), "aaron") {
 			t.Errorf("%d deliveries, want the one of acme, and nothing of aaron in:\n%s", len(r.deliveries()), store.Dump())
 		}
