@@ -245,6 +245,14 @@ func (s *Spool) syncRows() error {
 		return nil
 	}
 	for _, g := range dirty {
+		from, to := segmentHeader, len(g.data)
+		if g.no == s.synced.seg() {
+			from = s.synced.off()
+		}
+		if g.no == end.seg() {
+			to = end.off()
+		}
+		unmap(g.data, from, to)
 		if err := syncData(g.f); err != nil {
 			return s.note(fmt.Errorf("sync usage rows: %w", &os.PathError{Op: "fdatasync", Path: g.path, Err: err}))
 		}

@@ -53,3 +53,13 @@ func touch(data []byte, from, n int) {
 		_ = unix.Madvise(data[from:to], unix.MADV_POPULATE_WRITE) // advice: kernels before 5.14 refuse it
 	}
 }
+
+// unmap takes whole pages of a mapping from the process, all at once, before they are written to the disk: else the right to write is
+// taken from each by itself, with an interrupt of the other processors. What is in them is the file's; who touches one again has it
+// back.
+func unmap(data []byte, from, to int) {
+	size := os.Getpagesize()
+	if from, to = from&^(size-1), to&^(size-1); to-from > size {
+		_ = unix.Madvise(data[from:to], unix.MADV_DONTNEED) // advice
+	}
+}
