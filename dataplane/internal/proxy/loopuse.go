@@ -11,8 +11,8 @@ import (
 // one fewer when it has had much less for a while. Connections follow when a request of theirs has ended.
 const (
 	useEvery = 250 * time.Millisecond // between looks
-	useFull  = 0.9                    // of a processor for each loop in use
-	useEmpty = 0.6                    // of one for each but one of them
+	useFull  = 90                     // percent of a processor for each loop in use
+	useEmpty = 60                     // percent of one for each but one of them
 	useCalm  = 8                      // looks in a row that find it so
 )
 
@@ -65,7 +65,7 @@ func (u *loopsInUse) weigh(now time.Time, cpu time.Duration) {
 	if first || took <= 0 || n == 0 || u.fixed.Load() > 0 {
 		return
 	}
-	switch busy := float64(used) / float64(took); {
+	switch busy := 100 * float64(used) / float64(took); {
 	case busy > useFull*float64(n):
 		u.calm = 0
 		u.n.CompareAndSwap(n, min(u.most, max(n+1, int32(busy/useFull)+1)))
