@@ -17,8 +17,8 @@ import (
 type Conn struct {
 	Owner Owner // set it before the first Watch
 
-	loop          *Loop
-	first         bool // it is told of before others
+	loop          atomic.Pointer[Loop] // who tells of it: a Loop may have been told before it moved
+	first         bool                 // it is told of before others
 	fd            int
 	slot, turn    uint32 // loop.mu covers them
 	local, remote net.Addr
@@ -96,8 +96,8 @@ func (c *Conn) release() {
 }
 
 func (c *Conn) end() {
-	if c.loop != nil {
-		c.loop.remove(c.slot)
+	if l := c.loop.Load(); l != nil {
+		l.remove(c.slot)
 	}
 	syscall.Close(c.fd)
 }
@@ -145,24 +145,24 @@ func (c *Conn) Rest() bool {
 	return !c.Closed() || !c.state.CompareAndSwap(watched, looped)
 }
 
-// Move is Rest on another loop, which its owner hears from then on, at once of what has come already. false: it stays this loop's,
-// for it was closed, or the other takes none. Its loop's goroutine calls it.
+// Move is Rest on another loop, which its owner hears from then on, at once of what has come already. false: it stays the caller's,
+// for it was closed and is to be ended, or because the other takes none. Its loop's goroutine calls it.
 func (c *Conn) Move(to *Loop) bool {
 	if !c.acquire() { // meanwhile its descriptor is nobody else's
 		return false
 	}
 	defer c.release()
-	from := c.loop
+	from := c.loop.Load()
 	from.remove(c.slot)
 	syscall.EpollCtl(from.fd, syscall.EPOLL_CTL_DEL, c.fd, nil) // what is still reported of a slot that is forgotten is nobody's
 	if to.add(c, watched) != nil {
 		if from.add(c, looped) != nil { // there is no memory even for what there was: nobody would hear of it
-			c.loop = nil
+			c.loop.Store(nil)
 			c.Close()
 		}
 		return false
 	}
-	return !c.Closed() || !c.state.CompareAndSwap(watched, looped)
+	return !c.Closed() || !c.state.CompareAndSwap(watched, manned) // looped would be the other loop's
 }
 
 // Take mans a connection that is watched. false: it is not.

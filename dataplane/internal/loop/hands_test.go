@@ -23,6 +23,13 @@ func (h *hearing) Ready(Event) {
 	}
 }
 
+// held is a connection that a loop has.
+func held(l *Loop, fd int) *Conn {
+	c := &Conn{fd: fd}
+	c.loop.Store(l)
+	return c
+}
+
 // together does all at the same time, again and again, with before before and after behind each round, until that says no.
 func together(before func(), after func() bool, all ...func()) {
 	const rounds = 20_000
@@ -63,7 +70,7 @@ func TestConn_IsSomebodysInTheEnd(t *testing.T) {
 	var h *hearing
 	var took atomic.Int32
 	together(func() {
-		c = &Conn{loop: &Loop{slots: make([]*Conn, 1)}, fd: -1}
+		c = held(&Loop{slots: make([]*Conn, 1)}, -1)
 		h = &hearing{c: c}
 		c.Owner = h
 		took.Store(0)
@@ -77,7 +84,7 @@ func TestConn_IsSomebodysInTheEnd(t *testing.T) {
 		if !c.Watch() {
 			took.Add(1)
 		}
-	}, func() { c.happened(Out) }, func() {
+	}, func() { c.loop.Load().happened(c, Out) }, func() {
 		c.Close()
 		if c.Take() {
 			took.Add(1)
@@ -91,7 +98,7 @@ func TestConn_MissesNothingWhileItIsLeft(t *testing.T) {
 	var told atomic.Int32
 	left := false
 	together(func() {
-		c = &Conn{loop: &Loop{}, fd: -1}
+		c = held(&Loop{}, -1)
 		c.Owner = telling(func() { told.Add(1) })
 		told.Store(0)
 	}, func() bool {
@@ -99,7 +106,7 @@ func TestConn_MissesNothingWhileItIsLeft(t *testing.T) {
 			t.Error("it is left to its loop, and nobody is told of what came")
 		}
 		return !t.Failed()
-	}, func() { left = c.Watch() }, func() { c.happened(In) })
+	}, func() { left = c.Watch() }, func() { c.loop.Load().happened(c, In) })
 }
 
 // What may have come is not left to the loop, which would not be told of it: behind a read that found something, and behind the
@@ -110,7 +117,7 @@ func TestConn_IsNotLeftWithWhatHasCome(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer syscall.Close(fds[1])
-	c := &Conn{loop: &Loop{slots: make([]*Conn, 1)}, fd: fds[0]}
+	c := held(&Loop{slots: make([]*Conn, 1)}, fds[0])
 	defer c.Close()
 	c.Owner = &hearing{c: c}
 	b := make([]byte, 1)
@@ -147,7 +154,7 @@ func TestConn_IsNotLeftWithWhatHasCome(t *testing.T) {
 // A descriptor is not another's while a call of this connection's may use it, and is given back once behind the last.
 func TestConn_KeepsItsDescriptorForWhoUsesIt(t *testing.T) {
 	l := &Loop{slots: make([]*Conn, 1)}
-	c := &Conn{loop: l, fd: -1}
+	c := held(l, -1)
 	for range 2 {
 		if !c.acquire() {
 			t.Fatal("it is closed")
@@ -173,7 +180,8 @@ func TestConn_KeepsItsDescriptorForWhoUsesIt(t *testing.T) {
 func TestLoop_TellsNobodyOfTheOneBefore(t *testing.T) {
 	var told atomic.Int32
 	l := &Loop{slots: make([]*Conn, 1)}
-	c := &Conn{loop: l, fd: -1, turn: 7}
+	c := held(l, -1)
+	c.turn = 7
 	c.Owner = telling(func() { told.Add(1); c.Rest() })
 	c.state.Store(watched)
 	l.slots[0] = c
@@ -187,7 +195,8 @@ func TestLoop_TellsNobodyOfTheOneBefore(t *testing.T) {
 		t.Errorf("told %d times in %d rounds, want once in three", told.Load(), l.Round())
 	}
 	c.Close()
-	other := &Conn{loop: l, fd: -1, turn: 8}
+	other := held(l, -1)
+	other.turn = 8
 	other.Owner = telling(func() { t.Error("one that has gone is told of") })
 	l.round([]syscall.EpollEvent{{Events: uint32(In), Fd: 0, Pad: 7}})
 	if told.Load() != 1 || len(l.free) != 1 {
@@ -204,7 +213,8 @@ func TestLoop_EachHasThoseThatRest(t *testing.T) {
 	l := &Loop{}
 	var got []Owner
 	for i := range uint32(3) {
-		c := &Conn{loop: l, fd: -1, slot: i}
+		c := held(l, -1)
+		c.slot = i
 		c.Owner = &hearing{c: c}
 		c.state.Store(i)
 		l.slots = append(l.slots, c)
@@ -223,7 +233,7 @@ func TestLoop_EachHasThoseThatRest(t *testing.T) {
 
 // Closing a connection ends all that wait for it, not one of them.
 func TestConn_AllWhoWaitHearOfItsEnd(t *testing.T) {
-	c := &Conn{loop: &Loop{slots: make([]*Conn, 1)}, fd: -1}
+	c := held(&Loop{slots: make([]*Conn, 1)}, -1)
 	var waits sync.WaitGroup
 	for range 3 {
 		waits.Go(func() {

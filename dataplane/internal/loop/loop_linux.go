@@ -103,9 +103,10 @@ func (l *Loop) add(c *Conn, state uint32) error {
 		l.free = append(l.free, slot)
 		return os.NewSyscallError("epoll_ctl", err)
 	}
-	c.loop, c.slot, c.turn = l, slot, l.turns
+	c.slot, c.turn = slot, l.turns
 	l.slots[slot] = c
 	c.state.Store(state)
+	c.loop.Store(l) // behind the state: who finds itself named finds no other's
 	return nil
 }
 
@@ -232,7 +233,7 @@ func (l *Loop) round(events []syscall.EpollEvent) {
 	for _, first := range [...]bool{true, false} {
 		for i := range l.ready {
 			if l.ready[i].c.first == first {
-				l.ready[i].c.happened(l.ready[i].e)
+				l.happened(l.ready[i].c, l.ready[i].e)
 			}
 		}
 	}
@@ -240,8 +241,9 @@ func (l *Loop) round(events []syscall.EpollEvent) {
 	l.ready = l.ready[:0]
 }
 
-func (c *Conn) happened(e Event) {
-	for {
+// happened has the owner told, or who waits, of an event that the loop took; of what has moved to another since, that one tells.
+func (l *Loop) happened(c *Conn, e Event) {
+	for c.loop.Load() == l {
 		switch c.state.Load() {
 		case looped:
 			c.Owner.Ready(e)

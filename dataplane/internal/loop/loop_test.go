@@ -458,6 +458,9 @@ func TestConn_IsClosedAsItMoves(t *testing.T) {
 		done := make(chan struct{}, 2)
 		n := 0
 		c.Owner = ready(func(loop.Event) {
+			if had.Load() > 0 {
+				t.Error("a loop tells of what somebody has")
+			}
 			c.TryRead(make([]byte, 8))
 			if n == 0 {
 				moves <- struct{}{}
@@ -489,6 +492,77 @@ func TestConn_IsClosedAsItMoves(t *testing.T) {
 	}
 	if n := loops[0].Held() + loops[1].Held(); n != 0 {
 		t.Errorf("%d connections that were closed are known", n)
+	}
+}
+
+// What a loop was told of a connection in the round in which that moves is nobody's: the other loop alone tells of it from then on.
+func TestConn_MovesFromWhatItsLoopHasTaken(t *testing.T) {
+	from, to := running(t, nil), running(t, nil)
+	watch := func(c *loop.Conn, o ready) {
+		c.Owner = o
+		for one := make([]byte, 1); !c.Watch(); c.Poll(one) {
+		}
+	}
+	busy := func(l *loop.Loop) (free func()) { // it tells of nothing until then
+		c, far := pairOf(t, l, true)
+		in, out := make(chan struct{}), make(chan struct{})
+		watch(c, func(loop.Event) {
+			if n, _ := c.TryRead(make([]byte, 8)); n > 0 {
+				in <- struct{}{}
+				<-out
+			}
+			c.Rest()
+		})
+		far.Write([]byte("x"))
+		<-in
+		return sync.OnceFunc(func() { close(out) })
+	}
+	c, far := pair(t, from)
+	link, end := pairOf(t, from, true) // told of before c
+	told, moved := make(chan struct{}, 8), make(chan struct{})
+	var flies, moves atomic.Bool
+	watch(c, func(loop.Event) {
+		if n, _ := c.TryRead(make([]byte, 8)); n == 0 {
+			c.Rest()
+			return
+		}
+		told <- struct{}{} // and stays its loop's, until link moves it
+		if !flies.Swap(true) {
+			return
+		}
+		if !moves.Load() {
+			t.Error("a loop tells of what another has")
+		}
+		c.Rest()
+	})
+	watch(link, func(loop.Event) {
+		if n, _ := link.TryRead(make([]byte, 8)); n > 0 {
+			if !c.Move(to) {
+				t.Error("the other loop does not take it")
+			}
+			close(moved)
+		}
+		link.Rest()
+	})
+	far.Write([]byte("x"))
+	<-told
+	free := busy(to)
+	defer free()
+	begin := busy(from)
+	end.Write([]byte("x"))
+	far.Write([]byte("x"))
+	for link.Quiet() || c.Quiet() {
+		time.Sleep(time.Millisecond)
+	}
+	begin() // a round with both
+	<-moved
+	busy(from)() // that round is over
+	moves.Store(true)
+	free()
+	select {
+	case <-told:
+	case <-time.After(20 * time.Second):
+		t.Error("nobody tells of it")
 	}
 }
 

@@ -369,7 +369,7 @@ func (t *turn) move(c *conn, to *turn) {
 	if c.lives(to) && c.lc.Move(to.loop) {
 		return
 	}
-	if c.lives(t); !c.lc.Rest() {
+	if c.lives(t); c.lc.Closed() || !c.lc.Rest() {
 		t.end(c)
 	}
 }
