@@ -54,6 +54,8 @@ type flight struct {
 	began time.Duration
 	done  chan struct{}
 	err   error
+
+	excused bool // err is no word against the target
 }
 
 // name is what people call it.
@@ -64,9 +66,12 @@ func (t *Target) name() string {
 	return t.At.Base
 }
 
+// warmEvery is shorter than many a server keeps an idle connection (5 s).
+const warmEvery = 4 * time.Second
+
 // probe is the prober of one target.
 func (t *Target) probe(ctx context.Context) {
-	wait := time.Duration(0)
+	wait, last := time.Duration(0), time.Duration(0)
 	for {
 		timer := time.NewTimer(wait)
 		select {
@@ -82,6 +87,10 @@ func (t *Target) probe(ctx context.Context) {
 		state := t.State()
 		// Traffic that is answered is a better probe than ours.
 		if state.Phase == Healthy && state.Fails == 0 && now-time.Duration(t.lastByte.Load()) < t.settings.Load().interval {
+			if now-last >= warmEvery {
+				t.warm(ctx)
+				last = t.m.now()
+			}
 			wait = t.settings.Load().interval
 			continue
 		}
@@ -91,14 +100,29 @@ func (t *Target) probe(ctx context.Context) {
 			return
 		case <-f.done:
 		}
-		switch t.State().Phase {
-		case Healthy:
+		last = t.m.now()
+		switch {
+		case t.State().Phase == Healthy && !f.excused:
 			wait = t.settings.Load().interval
 		default:
 			// 100 ms at first, then slower, but often enough that the way back fits in 15 s.
 			wait = min(max(100*time.Millisecond, wait*3/2), t.settings.Load().interval, 500*time.Millisecond)
 		}
 	}
+}
+
+// warm asks beside traffic, so that the prober's connection is still there when it is needed: a new one would then be opened in the
+// crowd that makes the question necessary. What comes of it is nothing to go by, since traffic is answered.
+func (t *Target) warm(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, t.settings.Load().timeout)
+	defer cancel()
+	_ = t.m.cfg.Prober.Probe(ctx, t.At, t.health)
+}
+
+// late says that a probe which ran out of time is no word against the target, since requests were answered there in the second
+// half of it: the way to its health page is crowded, or this machine is. A paused or dead one answers none.
+func (t *Target) late() bool {
+	return t.State().Phase != Ejected && t.m.now()-time.Duration(t.answered.Load()) < t.settings.Load().timeout/2
 }
 
 // fly joins the probe under way or starts one.
@@ -117,12 +141,13 @@ func (t *Target) fly() *flight {
 		if f.err == nil {
 			t.heard()
 		}
+		f.excused = f.err != nil && ctx.Err() != nil && t.late()
 		t.mu.Lock()
 		t.flight, t.why = nil, f.err
 		t.mu.Unlock()
 		if f.err == nil {
 			t.note(ProbeGood)
-		} else {
+		} else if !f.excused {
 			t.note(ProbeBad)
 		}
 		close(f.done)

@@ -1,0 +1,107 @@
+package failover_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/policy"
+)
+
+// crowded is a target whose health page can hang, and its first candidate.
+func crowded(t *testing.T) (*prober, *failover.Target) {
+	h := &policy.Holder{}
+	h.Swap(edgeTable(t, 1, []string{"http://home"}))
+	p := &prober{}
+	m, err := failover.New(failover.Config{Tables: h, Prober: p, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); m.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	a := failover.NewRouter(m, start(t, &leader{}, h), "eu-west").Start(h.Load().API("orders.test"), nil, false)
+	c, ok := a.Next(ctx)
+	if !ok {
+		t.Fatal("there is no target")
+	}
+	return p, c.Target
+}
+
+// answers has requests answered for so long, a hundred a second.
+func answers(target *failover.Target, long time.Duration) {
+	for range long / (10 * time.Millisecond) {
+		time.Sleep(10 * time.Millisecond)
+		target.Begin().End(failover.Answered)
+	}
+}
+
+func (p *prober) times() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked
+}
+
+// While requests are answered the prober asks often enough that its connection is kept by servers that close idle ones after 5 s,
+// and what comes of it is nothing to go by.
+func TestMonitor_KeepsTheProbersConnectionBesideTraffic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, target := crowded(t)
+		answers(target, time.Second)
+		for range 20 {
+			before := p.times()
+			answers(target, 5*time.Second)
+			if n := p.times() - before; n < 1 || n > 2 {
+				t.Errorf("asked %d times in 5 s beside traffic, want one or two", n)
+			}
+		}
+		p.set(context.DeadlineExceeded, true)
+		answers(target, time.Minute)
+		if got := target.State().Phase; got != failover.Healthy {
+			t.Errorf("a health page that hangs beside traffic makes it %s", got)
+		}
+	})
+}
+
+// A probe that runs out of time takes no target that answers others; one that answers nobody it takes as fast as ever, and one
+// that says that it is not well too.
+func TestMonitor_AProbeThatIsLateBesideAnswersEjectsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, target := crowded(t)
+		answers(target, time.Second)
+		p.set(nil, true)
+		for range 20 {
+			go target.Alive(t.Context()) // somebody wants to know
+			answers(target, 2*time.Second)
+			if got := target.State().Phase; got == failover.Ejected {
+				t.Fatal("it is ejected while it answers")
+			}
+		}
+		target.Begin().End(failover.Failed) // in doubt: its probes are not for warmth alone
+		answers(target, 10*time.Millisecond)
+		time.Sleep(time.Second) // and nothing any more
+		go target.Alive(t.Context())
+		time.Sleep(510 * time.Millisecond)
+		if got := target.State().Phase; got != failover.Ejected {
+			t.Errorf("one that answers nobody is %s", got)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		p, target := crowded(t)
+		answers(target, time.Second)
+		p.set(errUnwell{}, false)
+		go target.Alive(t.Context())
+		answers(target, 100*time.Millisecond)
+		if got := target.State().Phase; got != failover.Ejected {
+			t.Errorf("one whose health page says that it is not well is %s", got)
+		}
+	})
+}
+
+type errUnwell struct{}
+
+func (errUnwell) Error() string { return "status 500" }
