@@ -129,6 +129,9 @@ func (x *exchange) walk(a *failover.Attempts, g *given) result {
 			last.problem = gate.NewProblem(431, gate.ReasonHeadTooLarge, "The upstream takes smaller heads: send fewer or shorter header fields.")
 			break
 		}
+		if errors.Is(res.err, errOpens) {
+			last.problem = busy
+		}
 		if res.sent {
 			charge = true
 			if !repeatable || !x.body.fresh() {
@@ -171,7 +174,7 @@ func (x *exchange) unwalked(ctx context.Context, g *given) {
 // nowhere is what there is to say when no candidate is left.
 func (x *exchange) nowhere(a *failover.Attempts, last result) result {
 	if a.Busy() {
-		last.problem = gate.NewProblem(503, gate.ReasonBusy, "The API's upstreams have as many requests as they take; try again shortly.")
+		last.problem = busy
 	}
 	return last
 }
@@ -206,6 +209,8 @@ func (x *exchange) unanswered(held, last result) result {
 	}
 	return last
 }
+
+var busy = gate.NewProblem(503, gate.ReasonBusy, "The API's upstreams have as many requests as they take; try again shortly.")
 
 var bodySlow = gate.NewProblem(408, gate.ReasonBodySlow, "The body came too slowly; send it faster, or in parts.")
 
@@ -486,6 +491,8 @@ func (x *exchange) heard(ctx context.Context, sent ending, resp *http.Response, 
 			sent.End(failover.Tick)
 		case x.body.unsent(), x.hurried(), errors.Is(err, channel.ErrHead): // one client must not take a target from all others
 			res.client = true
+			sent.End(failover.Tick)
+		case errors.Is(err, errOpens): // nothing of it was asked
 			sent.End(failover.Tick)
 		case why != nil:
 			sent.End(failover.Late)

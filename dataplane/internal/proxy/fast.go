@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -245,7 +246,7 @@ func (k *work) attempt(l *link) bool {
 			if !try.hedged {
 				limit = openTimeout
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), limit)
+			ctx, cancel := context.WithTimeout(opening(context.Background(), x.v.Customer), limit)
 			var err error
 			l, err = try.o.open(ctx, try.home)
 			cancel()
@@ -255,7 +256,11 @@ func (k *work) attempt(l *link) bool {
 					try.sent.End(failover.Tick)
 					return k.resume(&given{Candidate: try.candidate})
 				}
-				try.sent.End(failover.Failed)
+				end := failover.Failed
+				if errors.Is(err, errOpens) {
+					end = failover.Tick
+				}
+				try.sent.End(end)
 				try.candidate.Leave()
 				x.tries.Add(1)
 				x.waited += time.Since(try.asked)

@@ -92,9 +92,11 @@ func (x *exchange) upgrade(ctx context.Context, t *failover.Target, res *result)
 		}
 		sent.End(end)
 	}()
-	conn, err := x.p.cfg.Upstreams.connect(ctx, t.At)
+	conn, err := x.p.cfg.Upstreams.connect(ctx, t.At, x.whose())
 	if err != nil {
-		res.err = err
+		if res.err = err; errors.Is(err, errOpens) {
+			end = failover.Tick
+		}
 		return
 	}
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })

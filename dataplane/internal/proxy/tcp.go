@@ -228,10 +228,10 @@ func (x *exchange) carry(ctx context.Context, res *result, client tunnel.Leg, en
 // dial opens a connection to an upstream of this region.
 func (x *exchange) dial(ctx context.Context, t *failover.Target, res *result) {
 	sent := t.Begin()
-	conn, err := x.p.cfg.Upstreams.connect(ctx, t.At)
+	conn, err := x.p.cfg.Upstreams.connect(ctx, t.At, x.whose())
 	if err != nil {
 		end := failover.Failed
-		if why := cause(ctx); why != nil && !errors.Is(why, errLate) {
+		if why := cause(ctx); why != nil && !errors.Is(why, errLate) || errors.Is(err, errOpens) {
 			end = failover.Tick
 		}
 		sent.End(end)

@@ -52,7 +52,8 @@ const leftFor = 10 * time.Minute
 // pool is the connections to one place.
 type pool struct {
 	traffic *http.Transport
-	probes  *http.Client  // connections of its own: a probe must not queue behind traffic
+	probes  *http.Client  // connections of its own, for which no turn is waited: a probe must not queue behind traffic
+	opens   opens         // of traffic's connections, and of what lasts
 	origin  *origin       // connections of common requests; nil: to such a place none goes
 	muxed   *channel.Pool // of a place that speaks HTTP/2, in place of traffic and origin; nil: of others
 }
@@ -100,26 +101,47 @@ func (u *Upstreams) newPool(at upstream.Place, cfg *tls.Config) *pool {
 		p.probes = &http.Client{Transport: channel.New(dial), CheckRedirect: noRedirect}
 		return p
 	}
-	p := &pool{traffic: u.transport(at, cfg, u.cfg.MaxIdle), probes: &http.Client{Transport: u.transport(at, cfg, 2), CheckRedirect: noRedirect}}
+	p := &pool{}
+	p.traffic = u.transport(at, cfg, u.cfg.MaxIdle, p.opens.open)
+	p.probes = &http.Client{Transport: u.transport(at, cfg, 2, atOnce), CheckRedirect: noRedirect}
 	if addr := hostPort(at.Base); addr != "" {
-		p.origin = &origin{max: u.cfg.MaxIdle, dial: func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.Dial(ctx, at, addr) }}
+		dial := func(ctx context.Context) (net.Conn, error) { return u.cfg.Dialer.Dial(ctx, at, addr) }
+		p.origin = &origin{max: u.cfg.MaxIdle, dial: func(ctx context.Context) (net.Conn, error) { return p.opens.open(ctx, dial) }}
 	}
 	return p
 }
 
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-func (u *Upstreams) transport(at upstream.Place, cfg *tls.Config, idle int) *http.Transport {
+// turns has a connection opened when its turn has come.
+type turns func(ctx context.Context, dial func(context.Context) (net.Conn, error)) (net.Conn, error)
+
+// atOnce is the turn of who waits for none.
+func atOnce(ctx context.Context, dial func(context.Context) (net.Conn, error)) (net.Conn, error) {
+	return dial(ctx)
+}
+
+func (u *Upstreams) transport(at upstream.Place, cfg *tls.Config, idle int, turn turns) *http.Transport {
+	dial := func(ctx context.Context, addr string) (net.Conn, error) {
+		c, err := u.cfg.Dialer.Dial(ctx, at, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &wire{Conn: c}, nil
+	}
 	return &http.Transport{ // Proxy stays nil: the environment must not redirect customers' requests
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			c, err := u.cfg.Dialer.Dial(ctx, at, addr)
-			if err != nil {
-				return nil, err
-			}
-			return &wire{Conn: c}, nil
+			return turn(ctx, func(ctx context.Context) (net.Conn, error) { return dial(ctx, addr) })
 		},
-		TLSClientConfig:        cfg,
-		TLSHandshakeTimeout:    2 * time.Second,
+		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) { // handshakes are what costs an upstream: they are part of the turn
+			return turn(ctx, func(ctx context.Context) (net.Conn, error) {
+				c, err := dial(ctx, addr)
+				if err != nil {
+					return nil, err
+				}
+				return handshake(ctx, c, cfg)
+			})
+		},
 		MaxIdleConnsPerHost:    idle,
 		IdleConnTimeout:        60 * time.Second,
 		DisableCompression:     true, // bytes pass as they are
@@ -195,7 +217,7 @@ func hostPort(base string) string {
 // Probe implements failover.Prober.
 func (u *Upstreams) Probe(ctx context.Context, at upstream.Place, url string) error {
 	if strings.HasPrefix(at.Base, "tcp://") || strings.HasPrefix(at.Base, "tls://") { // it is well where it takes a connection
-		conn, err := u.connect(ctx, at)
+		conn, err := u.dial(ctx, at)
 		if err != nil {
 			return fmt.Errorf("probe %s: %w", at.Base, err)
 		}
@@ -330,9 +352,13 @@ func (u *Upstreams) send(ctx context.Context, at upstream.Place, ask channel.Ask
 		}
 		return interim(code, h)
 	}
-	resp, err = p.traffic.RoundTrip(ask.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: early})))
+	resp, err = p.traffic.RoundTrip(ask.WithContext(httptrace.WithClientTrace(opening(ctx, ask.Whose), &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: early})))
 	if err != nil {
-		return nil, channel.Fate{Sent: t.sent()}, err
+		fate.Sent = t.sent()
+		if t.conn == nil && ctx.Err() != nil && p.opens.crowd() > openCrowd { // its time was over before it had a connection
+			err = fmt.Errorf("%w: %w", errOpens, err)
+		}
+		return nil, fate, err
 	}
 	if t.conn != nil {
 		t.conn.heard.Store(true)

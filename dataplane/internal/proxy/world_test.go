@@ -294,6 +294,7 @@ type region struct {
 	evidence *evidence
 	server   *front
 	addr     string
+	opening  atomic.Pointer[func()] // is called for each connection to its upstream; nil: nothing is
 	plan     func(*table.Plan)
 	orders   func(*table.API) // what is said of the API here besides the usual
 }
@@ -443,7 +444,12 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 				t.Errorf("%s: the sentinel stopped %d times what the first check let pass", name, n)
 			}
 		})
-		ups := proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{Allow: reach.Loopback(), AllowForeign: reach.Loopback(), Permit: guard.Upstream})})
+		ups := proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: reach.NewDialer(reach.Config{Allow: reach.Loopback(), AllowForeign: reach.Loopback(), Permit: func(addr string) error {
+			if do := r.opening.Load(); do != nil {
+				(*do)()
+			}
+			return guard.Upstream(addr)
+		}})})
 		mon, err := failover.New(failover.Config{Tables: r.tables, Prober: ups, Logger: log, LivenessWait: patience, ProbeTimeout: 2 * patience})
 		if err != nil {
 			t.Fatal(err)
