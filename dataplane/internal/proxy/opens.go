@@ -12,10 +12,10 @@ import (
 
 // Limits of connections that are being opened to one place.
 const (
-	openMost  = 64          // at once
-	openShare = 32          // of them for one customer
-	openWait  = time.Second // for a turn; to connect has a time of its own
-	openCrowd = 8           // beside so many a connection that is late is late by them
+	openMost  = 128             // at once
+	openShare = 64              // of them for one customer
+	openWait  = 2 * time.Second // for a turn; to connect has a time of its own
+	openCrowd = 8               // beside so many a connection that is late is late by them
 )
 
 // errOpens is why a connection was not opened where that says nothing of the upstream: others were being opened.
@@ -53,12 +53,12 @@ func (o *opens) open(ctx context.Context, dial func(context.Context) (net.Conn, 
 	if err != nil {
 		return nil, err
 	}
+	defer o.leave(by)
 	crowd := o.crowd()
 	conn, err := dial(ctx)
 	if late, ok := errors.AsType[net.Error](err); ok && late.Timeout() && max(crowd, o.crowd()) > openCrowd {
 		err = fmt.Errorf("%w: %w", errOpens, err)
 	}
-	o.leave(by)
 	return conn, err
 }
 

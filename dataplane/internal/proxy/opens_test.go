@@ -28,7 +28,7 @@ func TestOpens_TurnsAreBoundedFairAndConserved(t *testing.T) {
 			var mu sync.Mutex
 			under, all, most, done := map[string]int{}, 0, 0, 0
 			var wg sync.WaitGroup
-			for range 1000 {
+			for range 2000 {
 				whose := string(rune('a' + rnd.IntN(4)*rnd.IntN(2)))
 				after, takes, patience := time.Duration(rnd.IntN(500))*time.Millisecond, time.Duration(rnd.IntN(100))*time.Millisecond, time.Duration(rnd.IntN(2000))*time.Millisecond
 				wg.Go(func() {
@@ -58,7 +58,7 @@ func TestOpens_TurnsAreBoundedFairAndConserved(t *testing.T) {
 				})
 			}
 			wg.Wait()
-			if o.Left() != 0 || most < proxy.OpenMost || done < 500 {
+			if o.Left() != 0 || most < proxy.OpenMost || done < 1000 {
 				t.Errorf("%d are left, %d had a turn at once, %d opened", o.Left(), most, done)
 			}
 		})
@@ -73,7 +73,8 @@ func TestOpens_ALineIsTheBusinessOfWhoseItIs(t *testing.T) {
 		slow := func(context.Context) (net.Conn, error) { time.Sleep(300 * time.Millisecond); return nil, nil }
 		var refused atomic.Int32
 		var wg sync.WaitGroup
-		for range 500 {
+		const line = 1000
+		for range line {
 			wg.Go(func() {
 				if err := o.Open(t.Context(), "one", slow); errors.Is(err, proxy.ErrOpens) {
 					refused.Add(1)
@@ -86,7 +87,7 @@ func TestOpens_ALineIsTheBusinessOfWhoseItIs(t *testing.T) {
 			t.Errorf("another customer: %v after %v", err, time.Since(began))
 		}
 		wg.Wait()
-		if n := refused.Load(); n != 500-4*proxy.OpenShare || time.Since(began) > proxy.OpenWait+301*time.Millisecond {
+		if n := int(refused.Load()); n != line-int(proxy.OpenWait/(300*time.Millisecond)+1)*proxy.OpenShare || time.Since(began) > proxy.OpenWait+301*time.Millisecond {
 			t.Errorf("%d waited too long, all were done after %v", n, time.Since(began))
 		}
 	})
