@@ -147,7 +147,10 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 			continue
 		}
 		a.sawHome(t)
-		if t.usable() && t.alive(ctx, t.settings.Load().timeout) {
+		asked := m.now()
+		// What it answers others meanwhile is its word too, where its health page is slow in a crowd: but none to send on what
+		// must not be lost.
+		if t.usable() && (t.alive(ctx, t.settings.Load().timeout) || !a.once && ctx.Err() == nil && time.Duration(t.answered.Load()) > asked) {
 			if t.enter(a.standing) {
 				return Candidate{Target: t}, true
 			}

@@ -11,8 +11,14 @@ import (
 	"bailiwick/dataplane/internal/policy"
 )
 
-// crowded is a target whose health page can hang, and its first candidate.
+// crowded is a target whose health page can hang.
 func crowded(t *testing.T) (*prober, *failover.Target) {
+	p, target, _ := crowdedWalks(t)
+	return p, target
+}
+
+// crowdedWalks is crowded, and begins walks that end there or nowhere.
+func crowdedWalks(t *testing.T) (*prober, *failover.Target, func(once bool) bool) {
 	h := &policy.Holder{}
 	h.Swap(edgeTable(t, 1, []string{"http://home"}))
 	p := &prober{}
@@ -24,12 +30,41 @@ func crowded(t *testing.T) (*prober, *failover.Target) {
 	done := make(chan struct{})
 	go func() { defer close(done); m.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	a := failover.NewRouter(m, start(t, &leader{}, h), "eu-west").Start(h.Load().API("orders.test"), nil, false)
+	router := failover.NewRouter(m, start(t, &leader{}, h), "eu-west")
+	a := router.Start(h.Load().API("orders.test"), nil, false)
 	c, ok := a.Next(ctx)
 	if !ok {
 		t.Fatal("there is no target")
 	}
-	return p, c.Target
+	return p, c.Target, func(once bool) bool {
+		a := router.Start(h.Load().API("orders.test"), nil, once)
+		c, ok := a.Next(ctx)
+		return ok && c.Target != nil
+	}
+}
+
+// One in doubt whose health page hangs serves while it answers others, what may be sent again; one that answers nobody does not.
+func TestAttempts_AnswersAreItsWordTooInDoubt(t *testing.T) {
+	doubt := func(target *failover.Target) {
+		for target.State().Phase == failover.Healthy {
+			target.Begin().End(failover.Failed)
+		}
+	}
+	for _, c := range []struct{ once, answers, want bool }{{false, true, true}, {true, true, false}, {false, false, false}, {true, false, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			p, target, walk := crowdedWalks(t)
+			answers(target, time.Second)
+			p.set(nil, true)
+			doubt(target)
+			if c.answers {
+				go answers(target, time.Second)
+			}
+			if got := walk(c.once); got != c.want {
+				t.Errorf("must not be lost %v, others are answered %v: served %v, want %v", c.once, c.answers, got, c.want)
+			}
+			time.Sleep(2 * time.Second)
+		})
+	}
 }
 
 // answers has requests answered for so long, a hundred a second.
