@@ -75,15 +75,15 @@ func (s *server) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (
 		case !has(snap, model.PrefixCustomer+old.Customer):
 			return nil, s.customerUnknown(old.Customer)
 		}
-		now := time.Now().UTC().Truncate(time.Millisecond)
+		at := time.Now().UTC()
 		keyID, text, err := apikey.Mint(s.Zone, rand.Reader)
 		if err != nil {
 			return nil, err
 		}
 		sum := s.hasher.Sum(text.Reveal())
 		fresh := model.Key{ID: keyID, DigestHex: hex.EncodeToString(sum[:]), Customer: old.Customer, Subscription: old.Subscription,
-			Plan: old.Plan, Status: keyActive, CreatedAt: now, Scopes: old.Scopes, AllowFrom: old.AllowFrom, Labels: old.Labels}
-		ends := now.Add(overlap + time.Second - 1).Truncate(time.Second) // edges count whole seconds: never less than was asked for
+			Plan: old.Plan, Status: keyActive, CreatedAt: at.Truncate(time.Millisecond), Scopes: old.Scopes, AllowFrom: old.AllowFrom, Labels: old.Labels}
+		ends := at.Add(overlap + time.Second - 1).Truncate(time.Second) // edges count whole seconds: never less than was asked for
 		ops := []group.Op{{Key: model.PrefixKey + keyID, Value: model.Encode(fresh)}, {Key: keysFence(old.Customer), Value: []byte(keyID)},
 			{Key: model.PrefixKeyEnd + old.ID, Value: model.Encode(model.KeyEnd{ID: old.ID, At: ends, ReplacedBy: keyID, RequestSHA256: request})}}
 		if overlap == 0 {
