@@ -30,11 +30,18 @@ type books struct {
 	mu      sync.Mutex // covers asked
 	asked   map[string]int
 	reached chan struct{} // one for each that waits, or has said half of its answer
-	active  chan struct{} // likewise, of which something came
+	active  chan struct{} // one when one came, perhaps without its body
 }
 
 // act is an upstream that does as the path's last part says.
 func (b *books) act(w http.ResponseWriter, r *http.Request) {
+	select {
+	case b.active <- struct{}{}:
+	default:
+	}
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		return
+	}
 	b.mu.Lock()
 	b.asked[r.Header.Get("X-Request-Id")]++
 	b.mu.Unlock()
@@ -111,14 +118,7 @@ func TestLaw_HoldsHoweverARequestEnds(t *testing.T) {
 				}
 				r.up.does(b.act)
 				r.up.mu.Lock()
-				r.up.state = func(_ net.Conn, s http.ConnState) {
-					if s == http.StateActive {
-						select {
-						case b.active <- struct{}{}:
-						default:
-						}
-					}
-				}
+				r.up.reads = true // not at each connection's first byte: that may be a probe's, and who leaves then was not served
 				r.up.mu.Unlock()
 				r.tables.Swap(w.view(r, true))
 			}
