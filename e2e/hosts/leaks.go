@@ -72,12 +72,12 @@ var leaks = []leak{
 		programs: bothPrograms, abroad: true,
 		want: []string{`^counter emea_edge__us_edge: `, `^emea's request body as raw in the wire of us-east-edge-1`}},
 	{name: "upstream-of-another-region", crosses: "an edge goes to its pair's upstream without that region's edge",
-		edits: []overlay.Edit{{File: upstreamFile, Old: "			c, err := u.cfg.Dialer.Dial(ctx, at, addr)\n", New: `			if addr == "` + site{kind: upstream, number: 0}.at(upstreamPort) + `" {
-				if c, err := (&net.Dialer{}).DialContext(ctx, "tcp", "` + site{kind: upstream, number: 1}.at(upstreamPort) + `"); err == nil {
-					c.Close()
-				}
+		edits: []overlay.Edit{{File: upstreamFile, Old: "		c, err := u.cfg.Dialer.Dial(ctx, at, addr)\n", New: `		if addr == "` + site{kind: upstream, number: 0}.at(upstreamPort) + `" {
+			if c, err := (&net.Dialer{}).DialContext(ctx, "tcp", "` + site{kind: upstream, number: 1}.at(upstreamPort) + `"); err == nil {
+				c.Close()
 			}
-			c, err := u.cfg.Dialer.Dial(ctx, at, addr)
+		}
+		c, err := u.cfg.Dialer.Dial(ctx, at, addr)
 `}},
 		programs: edgeProgram, want: []string{`^counter eu-west_edge__eu-central_upstream: `}},
 	{name: "usage-shipped-abroad", crosses: "an edge brings usage to another zone's control node",
