@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -249,12 +250,17 @@ var westNode = table.Node{Name: "eu-west-edge-1", Zone: "emea", Region: "eu-west
 func newBorder(t testing.TB) *border {
 	t.Helper()
 	b := newBorderWith(t, nil, nil)
+	b.trueTo(t)
+	return b
+}
+
+// trueTo has t fail if a sentinel had to stop what the first check let pass.
+func (b *border) trueTo(t testing.TB) {
 	t.Cleanup(func() {
 		if n := b.sentinel.Violations() + b.arrivals.Violations(); n != 0 {
 			t.Errorf("the sentinel stopped %d relays that the first check let pass: %s", n, b.said.String())
 		}
 	})
-	return b
 }
 
 // newBorderWith has sentinels that read truth at the sender and at the receiver; nil: what client and server read.
@@ -363,34 +369,58 @@ func TestRelay_CarriesARequestOverAPermittedPair(t *testing.T) {
 	}
 }
 
-// What the receiver refuses although the sender believes to hold a good grant, and what the sender refuses.
+// What the receiver refuses although the sender believes to hold a good grant, and what the sender refuses: by its rule, once
+// the sweep that the change woke is over. That it is over is known in virtual time alone.
 func TestRelay_Refuses(t *testing.T) {
-	for _, c := range []struct {
-		name  string
-		given func(b *border)
-		rule  string
-	}{
-		{"sender's table has no pair", func(b *border) { b.west.Swap(view(b.t, "eu-west", nil, nil)) }, relay.RulePair},
-		{"receiver's table has no pair", func(b *border) {
-			b.central.Swap(view(b.t, "eu-central", []string{"eu-north>eu-central", "eu-west>eu-south"}[:1], []table.Node{westNode}))
-		}, relay.RulePair},
-		{"receiver permits the other direction only", func(b *border) {
-			b.central.Swap(view(b.t, "eu-central", []string{"eu-central>eu-west"}, []table.Node{westNode}))
-		}, relay.RulePair},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			b := newBorder(t)
+	for _, c := range closings {
+		bubble(t, c.name, func(t *testing.T) {
+			b := newVirtualBorder(t)
 			c.given(b)
+			synctest.Wait()
 			_, err := b.do(t.Context(), strings.NewReader("secret"))
-			e, ok := errors.AsType[*relay.Error](err)
-			if !ok || e.Rule != c.rule && !e.Unreachable || e.Sent {
-				t.Fatalf("got %v, want rule %s and nothing sent", err, c.rule)
+			if e, ok := errors.AsType[*relay.Error](err); !ok || e.Rule != relay.RulePair || e.Sent {
+				t.Fatalf("got %v, want rule %s and nothing sent", err, relay.RulePair)
 			}
 			if b.local.count() != 0 || b.local.body.Len() != 0 {
 				t.Error("an upstream got something")
 			}
 		})
 	}
+}
+
+// The sweep of a receiver ends the sessions of a region that may relay nothing any more, also while it refuses a request of
+// it. The sender cannot know then what became of that one; what holds at every moment is that no upstream gets any of it.
+func TestRelay_ASweepWhileARequestIsRefused(t *testing.T) {
+	for _, c := range closings {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBorder(t)
+			for i := range 5 {
+				c.given(b)
+				_, err := b.do(t.Context(), strings.NewReader("secret"))
+				e, ok := errors.AsType[*relay.Error](err)
+				if !ok || e.Rule != "" && (e.Rule != relay.RulePair || e.Sent) {
+					t.Fatalf("request %d: got %v, want rule %s and nothing sent, or a session that ended", i, err, relay.RulePair)
+				}
+			}
+			if b.local.count() != 0 || b.local.body.Len() != 0 {
+				t.Error("an upstream got something")
+			}
+		})
+	}
+}
+
+// closings are what may close the pair, at either end.
+var closings = []struct {
+	name  string
+	given func(b *border)
+}{
+	{"sender's table has no pair", func(b *border) { b.west.Swap(view(b.t, "eu-west", nil, nil)) }},
+	{"receiver's table has no pair", func(b *border) {
+		b.central.Swap(view(b.t, "eu-central", []string{"eu-north>eu-central"}, []table.Node{westNode}))
+	}},
+	{"receiver permits the other direction only", func(b *border) {
+		b.central.Swap(view(b.t, "eu-central", []string{"eu-central>eu-west"}, []table.Node{westNode}))
+	}},
 }
 
 // raw speaks to the relay port as a given node would, with headers of its choice.

@@ -11,7 +11,7 @@ import (
 )
 
 // Here the first check is made wrong, at both ends: it reads a table in which the pair is open. The sentinel
-// reads the true one.
+// reads the true one. In virtual time: what is late and what is wrong is told by a second.
 func TestSentinel_StopsWhatAMisledFirstCheckLetsPass(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -33,10 +33,10 @@ func TestSentinel_StopsWhatAMisledFirstCheckLetsPass(t *testing.T) {
 			time.Sleep(1100 * time.Millisecond) // within a second it would be late, not wrong
 		}, "sentinel-pair"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		bubble(t, c.name, func(t *testing.T) {
 			truth := &policy.Holder{}
 			truth.Swap(view(t, "eu-west", []string{"eu-west>eu-central"}, []table.Node{westNode}))
-			b := newBorderWith(t, truth, nil)
+			b := newVirtualBorderWith(t, truth, nil)
 			c.truth(t, b, truth)
 			time.Sleep(1100 * time.Millisecond)
 			served, before := b.local.count(), b.sentinel.Violations()
@@ -73,10 +73,10 @@ func TestSentinel_StopsWhatAMisledReceiverLetsPass(t *testing.T) {
 		{"the sender has left the registry", []string{"eu-west>eu-central"}, nil, "sentinel-peer"},
 		{"the sender is of another region", []string{"eu-west>eu-central"}, []table.Node{{Name: westNode.Name, Zone: "emea", Region: "eu-north"}}, "sentinel-peer"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
+		bubble(t, c.name, func(t *testing.T) {
 			truth := &policy.Holder{}
 			truth.Swap(view(t, "eu-central", []string{"eu-west>eu-central"}, []table.Node{westNode}))
-			b := newBorderWith(t, nil, truth)
+			b := newVirtualBorderWith(t, nil, truth)
 			resp, err := b.do(t.Context(), nil)
 			if err != nil {
 				t.Fatalf("while both are right: %v", err)

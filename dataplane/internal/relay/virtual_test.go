@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/shared/fault"
@@ -47,14 +48,36 @@ func (m *memory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	}
 }
 
+// bubble is a subtest in virtual time.
+func bubble(t *testing.T, name string, test func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
+}
+
+// newVirtualBorder is a border over such a network, for a synctest bubble.
+func newVirtualBorder(t *testing.T) *border {
+	t.Helper()
+	return newVirtualBorderWith(t, nil, nil)
+}
+
+// newVirtualBorderWith is to newVirtualBorder what newBorderWith is to newBorder.
+func newVirtualBorderWith(t *testing.T, truth, truthThere *policy.Holder) *border {
+	t.Helper()
+	network := &memory{conns: make(chan net.Conn), done: make(chan struct{})}
+	b := newBorderOver(t, truth, truthThere, network, network.dial)
+	if truth == nil && truthThere == nil {
+		b.trueTo(t)
+	}
+	return b
+}
+
 // The whole border of a relay in virtual time: the client with its grants and sentinel, mutual TLS, HTTP/2, the server.
 // The control plane falls silent; what was granted goes on for its offline lifetime, to the second, over a session that
 // stays; then a relay under way is cut within the sweep, and no other leaves.
 func TestRelay_OfflineLifetimeInVirtualTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const offline = time.Hour
-		network := &memory{conns: make(chan net.Conn), done: make(chan struct{})}
-		b := newBorderOver(t, nil, nil, network, network.dial)
+		b := newVirtualBorder(t)
 		b.mu.Lock()
 		b.mint = func() []*syncv1.SignedGrant {
 			g := b.grant()
