@@ -297,21 +297,22 @@ func (b *flightBody) Close() error {
 // A peer that the newest grant does not name has left the registry. When
 // it has returned, no byte of such a pair moves. Run calls it; whoever acknowledges a table calls it before.
 func (c *Client) Enforce() {
-	t := c.cfg.Tables.Load()
+	var cut []*flight
+	var gone []*session
+	c.mu.Lock()
+	// Read behind the lock: what is in the maps was permitted by nothing newer, or a sweep that had read before a pair opened
+	// would cut the first relays over it.
+	t, held, now := c.cfg.Tables.Load(), c.cfg.Grants.Now(), time.Now()
 	peers := map[sessionKey]bool{}
-	for _, held := range c.cfg.Grants.Held() {
-		for _, policyName := range held.Policies {
-			if grant := c.cfg.Grants.Live(t, policyName, held.To); grant != nil && t.Permits(policyName, c.from, held.To) {
+	for _, had := range c.cfg.Grants.Held() {
+		for _, policyName := range had.Policies {
+			if grant := c.cfg.Grants.Live(t, policyName, had.To); grant != nil && t.Permits(policyName, c.from, had.To) {
 				for _, p := range grant.Peers {
 					peers[sessionKey{grant.To, p.Edge, p.Addr}] = true
 				}
 			}
 		}
 	}
-	held, now := c.cfg.Grants.Now(), time.Now()
-	var cut []*flight
-	var gone []*session
-	c.mu.Lock()
 	for f := range c.flights {
 		if !held.Keep(f.Flight, rules{t}, now) {
 			cut = append(cut, f)

@@ -3,10 +3,12 @@ package relay
 import (
 	"context"
 	"net"
+	"sync"
 	"time"
 
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/regions/grant"
+	"bailiwick/shared/identity"
 )
 
 // Cuts are what a sweep would have in hand now.
@@ -17,6 +19,37 @@ func (s *Server) Cuts() (cuts []func()) {
 		cuts = append(cuts, f.cut)
 	}
 	return cuts
+}
+
+// Amid begins a relay in the middle of a sweep: newer happens once that has begun and waits for the flights. It says whether the
+// sweep cut the relay to that peer, which newer permits.
+func (c *Client) Amid(api *policy.API, to, peer string, newer func()) bool {
+	f := &flight{Flight: flightOf(api, c.from, to)}
+	f.Peer = peer
+	return amid(&c.mu, c.flights, f, c.Enforce, newer)
+}
+
+// Amid is the same at the receiver, of a relay from peer under g.
+func (s *Server) Amid(api *policy.API, peer identity.Name, g *grant.Grant, newer func()) bool {
+	f := &flight{Flight: flightOf(api, peer.Region, s.self.Region), grant: g}
+	f.Peer = peer.Node
+	return amid(&s.mu, s.flights, f, s.Enforce, newer)
+}
+
+func amid(mu *sync.Mutex, flights map[*flight]struct{}, f *flight, sweep, newer func()) (cut bool) {
+	f.cut = func() { cut = true }
+	mu.Lock()
+	var over sync.WaitGroup
+	over.Go(sweep)
+	time.Sleep(20 * time.Millisecond) // for it to wait; one that has not come yet does nothing wrong
+	newer()
+	flights[f] = struct{}{}
+	mu.Unlock()
+	over.Wait()
+	mu.Lock()
+	delete(flights, f)
+	mu.Unlock()
+	return cut
 }
 
 // Permitted is what Do asks before every attempt.

@@ -295,7 +295,10 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, rule string, pee
 // Enforce cuts at once what the newest table and the own leave do not permit: flights, then sessions of peers that may
 // relay nothing any more. Run calls it; whoever acknowledges a table calls it before.
 func (s *Server) Enforce() {
-	t := s.cfg.Tables.Load()
+	var cut []*flight
+	var gone []net.Conn
+	s.mu.Lock()
+	t := s.cfg.Tables.Load() // behind the lock, as at the sender
 	in := inbound(t)
 	regions := map[string]bool{}
 	for p := range in {
@@ -305,9 +308,6 @@ func (s *Server) Enforce() {
 		n := t.Node(node)
 		return n != nil && n.Region == region && regions[region]
 	}
-	var cut []*flight
-	var gone []net.Conn
-	s.mu.Lock()
 	for f := range s.flights {
 		if !f.Stands(rules{t}) || !known(f.Peer, f.From) || !s.cfg.Leave.Takes(f.grant) {
 			cut = append(cut, f)
