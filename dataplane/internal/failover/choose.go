@@ -127,7 +127,7 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 		// a merely slow upstream from losing its traffic.
 		if t.stalled(now, timeout) || a.once && t.unproven(now) {
 			t.leave() // who waits for a sign of life keeps nobody from a place
-			if !t.alive(ctx, m.cfg.LivenessWait) {
+			if !t.alive(ctx, m.cfg.LivenessWait, !a.once) {
 				a.doubts(t)
 				continue
 			}
@@ -147,10 +147,9 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 			continue
 		}
 		a.sawHome(t)
-		asked := m.now()
 		// What it answers others meanwhile is its word too, where its health page is slow in a crowd: but none to send on what
 		// must not be lost.
-		if t.usable() && (t.alive(ctx, t.settings.Load().timeout) || !a.once && ctx.Err() == nil && time.Duration(t.answered.Load()) > asked) {
+		if t.usable() && t.alive(ctx, t.settings.Load().timeout, !a.once) {
 			if t.enter(a.standing) {
 				return Candidate{Target: t}, true
 			}

@@ -39,7 +39,8 @@ type Target struct {
 	mu     sync.Mutex // covers what follows; held for no I/O
 	state  State
 	flight *flight
-	why    error // of the last probe: why it was bad; nil: it was good, or there was none
+	hopes  chan struct{} // closed by the next answer; nil: nobody waits for one
+	why    error         // of the last probe: why it was bad; nil: it was good, or there was none
 }
 
 // settings are what the API says of its targets now.
@@ -155,28 +156,70 @@ func (t *Target) fly() *flight {
 	return f
 }
 
-// alive asks the target for a sign of life and waits for at most wait since the question was first put.
-func (t *Target) alive(ctx context.Context, wait time.Duration) bool {
-	f := t.fly()
-	left := wait - (t.m.now() - f.began)
-	if left > 0 {
-		timer := time.NewTimer(left)
+// alive asks the target for a sign of life and waits for it: for at most wait since the question was first put, and where the target
+// has answered somebody since then as long from now, for who joins a question that is late would else have no time at all. others:
+// what it answers them meanwhile is such a sign too; what must not be lost wants the health page's word.
+func (t *Target) alive(ctx context.Context, wait time.Duration, others bool) bool {
+	asked, answer := t.m.now(), t.answer()
+	for {
+		f := t.fly()
+		from := f.began
+		if time.Duration(t.answered.Load()) >= from {
+			from = asked
+		}
+		over, answered := f.wait(ctx, answer, others, wait-(t.m.now()-from))
+		switch {
+		case over && f.err == nil:
+			return true
+		case over && !f.excused || ctx.Err() != nil:
+			return false
+		case others && (over || answered):
+			return true
+		case !over && !answered:
+			t.note(NotAlive)
+			return false
+		case !over || t.m.now()-asked >= wait:
+			return false
+		}
+	}
+}
+
+// answer is closed when the target answers somebody.
+func (t *Target) answer() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.hopes == nil {
+		t.hopes = make(chan struct{})
+	}
+	return t.hopes
+}
+
+// wait waits for the end of the probe for so long, or if it may end it for an answer, and says which there was.
+func (f *flight) wait(ctx context.Context, answer <-chan struct{}, ends bool, long time.Duration) (over, answered bool) {
+	sooner := answer
+	if !ends {
+		sooner = nil
+	}
+	if long > 0 {
+		timer := time.NewTimer(long)
 		defer timer.Stop()
 		select {
 		case <-f.done:
+		case <-sooner:
 		case <-timer.C:
 		case <-ctx.Done():
 		}
 	}
+	return closed(f.done), closed(answer)
+}
+
+func closed(c <-chan struct{}) bool {
 	select {
-	case <-f.done:
-		return f.err == nil
+	case <-c:
+		return true
 	default:
+		return false
 	}
-	if ctx.Err() == nil {
-		t.note(NotAlive)
-	}
-	return false
 }
 
 func (t *Target) heard() { t.lastByte.Store(int64(t.m.now())) }
@@ -191,6 +234,10 @@ func (t *Target) note(e Event) {
 	old := t.state
 	t.state = Step(old, e, now, t.settings.Load().timing)
 	next, why := t.state, t.why
+	if t.hopes != nil && (e == Answered || e == Unavailable) {
+		close(t.hopes)
+		t.hopes = nil
+	}
 	t.mu.Unlock()
 	if next.Phase == old.Phase {
 		return
@@ -287,8 +334,8 @@ func (t *Target) unproven(now time.Duration) bool {
 	return t.silence(now) > min(proof, t.StallAfter(3*time.Millisecond))
 }
 
-// Alive asks for a sign of life and waits some milliseconds for it: false says to look elsewhere.
-func (t *Target) Alive(ctx context.Context) bool { return t.alive(ctx, t.m.cfg.LivenessWait) }
+// Alive asks for a sign of life, also for one that others get, and waits some milliseconds for it: false says to look elsewhere.
+func (t *Target) Alive(ctx context.Context) bool { return t.alive(ctx, t.m.cfg.LivenessWait, true) }
 
 // Begin tells that a request is about to be sent; call End exactly once.
 func (t *Target) Begin() Sent { return t.BeginAt(time.Now()) }
@@ -364,11 +411,11 @@ func (s Sent) end(at time.Time, e Event, timed bool) {
 // Regret tells that an answer which was taken for good ended in an error of the target's own.
 func (t *Target) Regret() { t.bad.Add(1) }
 
-// calm is the common case, in which an answer changes nothing.
+// calm is the common case, in which an answer changes nothing and nobody waits for one.
 func (t *Target) calm() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.state.Phase == Healthy && t.state.Fails == 0
+	return t.state.Phase == Healthy && t.state.Fails == 0 && t.hopes == nil
 }
 
 // past says that an ejected target answers what was sent before its good probes began: that was no last resort, and a
