@@ -9,6 +9,7 @@ const (
 	stockFile   = proxyPkg + "/stock.go"
 	underFile   = proxyPkg + "/under.go"
 	originFile  = proxyPkg + "/origin.go"
+	loopUseFile = proxyPkg + "/loopuse.go"
 )
 
 var loopBugs = []bug{
@@ -39,6 +40,30 @@ var loopBugs = []bug{
 	{name: "loop-moves-nothing", breaks: "connections follow when more loops are in use, or fewer",
 		edits:  []edit{{loopingFile, "n >= 0 && n != t.number {", "n > 1<<20 {"}},
 		checks: []check{{proxyPkg, "TestLoops_ConnectionsFollow"}}},
+	{name: "loop-use-of-no-work", breaks: "as many loops are in use as there is work for",
+		edits:  []edit{{loopUseFile, "\tcase busy > useFull*float64(n):\n", "\tcase busy > useEmpty*float64(n):\n"}},
+		checks: []check{{proxyPkg, "TestLoops_InUse"}}},
+	{name: "loop-use-one-by-one", breaks: "at once where there is much",
+		edits:  []edit{{loopUseFile, "max(n+1, int32(busy/useFull)+1)", "n+1"}},
+		checks: []check{{proxyPkg, "TestLoops_InUse"}}},
+	{name: "loop-use-of-more-than-there-are", breaks: "and no more than there are",
+		edits:  []edit{{loopUseFile, "min(u.most, max(n+1, int32(busy/useFull)+1))", "max(n+1, int32(busy/useFull)+1)"}},
+		checks: []check{{proxyPkg, "TestLoops_InUse"}}},
+	{name: "loop-use-after-a-break", breaks: "fewer when there was little for a while without a break",
+		edits:  []edit{{loopUseFile, "\tdefault:\n\t\tu.calm = 0\n", "\tdefault:\n"}},
+		checks: []check{{proxyPkg, "TestLoops_InUse"}}},
+	{name: "loop-use-at-once-fewer", breaks: "not at the first look",
+		edits:  []edit{{loopUseFile, "if u.calm++; u.calm >= useCalm {", "if u.calm++; true {"}},
+		checks: []check{{proxyPkg, "TestLoops_InUse"}}},
+	{name: "loop-use-of-all-before", breaks: "nor by all that the process did before the first look",
+		edits:  []edit{{loopUseFile, "\tif first || took <= 0 ||", "\tif took <= 0 ||"}},
+		checks: []check{{proxyPkg, "TestLoops_InUse"}}},
+	{name: "loop-moves-and-rests-on-neither", breaks: "a connection that another loop does not take rests where it is",
+		edits:  []edit{{loopingFile, "\tif c.lives(t); c.lc.Closed() || !c.lc.Rest() {\n", "\tif c.lives(t); c.lc.Closed() {\n"}},
+		checks: []check{{proxyPkg, "TestLoops_ConnectionsFollow"}}},
+	{name: "loop-takes-one-from-before", breaks: "a loop's connection from before all idle ones were closed is asked no more",
+		edits:  []edit{{stockFile, "\t\t\tif l.age == o.closed {\n\t\t\t\treturn l", "\t\t\tif true {\n\t\t\t\treturn l"}},
+		checks: []check{{proxyPkg, "TestStock_KeepsWhatMayBeKept"}}},
 	{name: "loop-taken-by-two", breaks: "and one of them alone",
 		edits:  []edit{{loopConn, "return c != nil && c.state.CompareAndSwap(watched, manned) }", "return c != nil && c.state.Load() == watched && c.state.Swap(manned) < 9 }"}},
 		checks: []check{{loopPkg, "TestConn_IsSomebodysInTheEnd"}}},

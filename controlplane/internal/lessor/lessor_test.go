@@ -135,10 +135,11 @@ func TestLessor_SoftIsWatched(t *testing.T) {
 // An edge that holds what another starves for is told so in the answer to whatever it asks, until it speaks of that account;
 // nobody else hears of it.
 func TestLessor_WhoHoldsIsToldUnasked(t *testing.T) {
-	w := newWorld(t, catalog(strict(10)), store(customer("acme", "p"), customer("other", "p")))
+	w := newWorld(t, catalog(strict(11)), store(customer("acme", "p"), customer("other", "p")))
 	a := &edge{t: t, w: w, name: "a", region: "eu-west", epoch: 1}
 	b := &edge{t: t, w: w, name: "b", region: "eu-west", epoch: 1}
 	c := &edge{t: t, w: w, name: "c", region: "eu-west", epoch: 1}
+	d := &edge{t: t, w: w, name: "d", region: "eu-west", epoch: 1}
 	told := func(e *edge, asks ...*usagev1.AccountAsk) int {
 		t.Helper()
 		out := e.ask(asks...)
@@ -150,6 +151,10 @@ func TestLessor_WhoHoldsIsToldUnasked(t *testing.T) {
 		return len(out.Recalled)
 	}
 	p := a.one(ask(0, 0, 0, 6)).Period
+	if got := d.one(ask(p, 0, 0, 1)).Leased; got != 1 {
+		t.Fatalf("d gets %d units, want 1", got)
+	}
+	d.one(ask(p, 1, 1, 0)) // holds what it has spent
 	c.one(ask(0, 0, 0, 0)) // knows the account and holds nothing of it
 	for got := int64(0); got < 4; {
 		more := ask(p, got, 0, 9)
@@ -168,8 +173,8 @@ func TestLessor_WhoHoldsIsToldUnasked(t *testing.T) {
 	if n := told(a, &usagev1.AccountAsk{Customer: "other", Subscription: "p", Plan: "p"}); n != 1 {
 		t.Errorf("an ask about another account: told of %d, want one", n)
 	}
-	if told(b) != 0 || told(c) != 0 {
-		t.Error("who starves itself or holds nothing is told, want neither")
+	if told(b) != 0 || told(c) != 0 || told(d) != 0 {
+		t.Error("who starves itself, holds nothing or has spent it is told, want none of them")
 	}
 	if n := told(a, ask(p, 5, 0, 0)); n != 0 {
 		t.Errorf("the answer about the account itself names it once more among %d", n)

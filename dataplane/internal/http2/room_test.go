@@ -138,8 +138,12 @@ func TestStream_RoomEnds(t *testing.T) {
 				_, err := s.Room(10, time.Now().Add(time.Hour))
 				ended <- err
 			case 5:
+				began := time.Now()
 				time.AfterFunc(time.Second, s.Stop)
-				_, err := s.Room(10, time.Now().Add(time.Hour))
+				_, err := s.Room(10, began.Add(time.Hour))
+				if d := time.Since(began); d != time.Second {
+					t.Errorf("stopped after a second, it waited %v", d)
+				}
 				ended <- err
 			case 7:
 				n, err := s.Room(10, time.Now().Add(time.Hour))

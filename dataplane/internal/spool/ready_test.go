@@ -1,6 +1,7 @@
 package spool_test
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -8,7 +9,8 @@ import (
 	"bailiwick/dataplane/internal/spool"
 )
 
-// Places are made ready by writing zeros beside whoever writes rows: none of those is wiped out, whoever is ahead.
+// Places are made ready by writing zeros, and pages by touching them, beside whoever writes rows: none of those is wiped out, whoever
+// is ahead.
 func TestSpool_MakingPlacesReadyWipesOutNoRow(t *testing.T) {
 	const writers, each = 4, 5000 // some 3.5 MB
 	for name, beside := range map[string]bool{"Run keeps ahead": true, "Run is late": false} {
@@ -20,7 +22,7 @@ func TestSpool_MakingPlacesReadyWipesOutNoRow(t *testing.T) {
 			if beside {
 				run.Go(func() {
 					for !done.Load() {
-						if err := s.Provide(); err != nil {
+						if err := errors.Join(s.GroupCommit(), s.Provide()); err != nil {
 							t.Error(err)
 							return
 						}
