@@ -403,7 +403,7 @@ func (w *replay) grant(r entry, wrong *problems) {
 		}
 		if len(x.Policies) == 0 {
 			wrong.add("grant %s rests on no policy", x.ID)
-		} else if time.Duration(x.TTLMS)*time.Millisecond > max(ttl, offline) || x.TTLMS <= 0 {
+		} else if x.TTLMS > max(ttl, offline).Milliseconds() || x.TTLMS <= 0 {
 			wrong.add("grant %s lasts %d ms, its policies allow %s", x.ID, x.TTLMS, max(ttl, offline))
 		}
 		if old, ok := w.grants[x.ID]; ok && (old.Edge != g.Edge || old.To != x.To) {

@@ -170,6 +170,9 @@ func TestVerify_Forgeries(t *testing.T) {
 		{"a pair that the rules do not have is permitted", func(b *bundle) { edit(b, kind(b, KindPermitted, 0), `"to":"eu-central"`, `"to":"us-east"`) }, true, "eu-west to us-east under policy gdpr-emea is taken for permitted, and is not"},
 		{"a grant over a border", func(b *bundle) { edit(b, kind(b, KindGrant, 0), `"to":"eu-central"`, `"to":"us-east"`) }, true, "carries eu-west to us-east"},
 		{"a grant that lasts too long", func(b *bundle) { edit(b, kind(b, KindGrant, 0), `"ttl_ms":3600000`, `"ttl_ms":36000000`) }, true, "lasts 36000000 ms"},
+		{"a grant that lasts longer than can be counted", func(b *bundle) {
+			edit(b, kind(b, KindGrant, 0), `"ttl_ms":3600000`, `"ttl_ms":4611686018427387904`)
+		}, true, "lasts 4611686018427387904 ms"},
 		{"a grant after the closure", func(b *bundle) {
 			g := kind(b, KindGrant, 2)
 			r := kind(b, KindReopened, 0)

@@ -60,13 +60,10 @@ func Verify(t *policy.Table, signed *syncv1.SignedGrant) (*grant.Grant, error) {
 	return g, nil
 }
 
-// millis bounds what a message may say: a lifetime that overflows would be one that never ends.
+// millis bounds what a message may say: a lifetime that overflows would be one that never ends, also one from far below zero.
 func millis(ms int64) time.Duration {
 	const most = 30 * 24 * time.Hour
-	if ms > most.Milliseconds() {
-		return most
-	}
-	return time.Duration(ms) * time.Millisecond
+	return time.Duration(min(max(ms, 0), most.Milliseconds())) * time.Millisecond
 }
 
 // GrantsConfig of a Grants. All but Every are required.

@@ -116,8 +116,10 @@ func parse(signed []byte) (*grant, error) {
 	return g, nil
 }
 
+// lifetime is bounded as failover's is. What is below zero is none, and not the longest there is.
 func lifetime(ms uint64) time.Duration {
-	return time.Duration(min(ms, uint64((30*24*time.Hour).Milliseconds()))) * time.Millisecond
+	const most = 30 * 24 * time.Hour
+	return time.Duration(min(max(int64(ms), 0), most.Milliseconds())) * time.Millisecond
 }
 
 // Answered notes what the zone answered to a question for grants: each as it came on the wire, and when it was
