@@ -128,6 +128,51 @@ func TestStock_KeepsWhatMayBeKept(t *testing.T) {
 	}
 }
 
+// A connection that another loop does not take, since it has ended, rests where it was: nobody would hear of it else.
+func TestLoops_KeepWhatAnotherDoesNotTake(t *testing.T) {
+	ended, err := loop.New(func(time.Time) time.Duration { return 0 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended.Close()
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	from := &turn{loop: looping(t)}
+	near, far := ends(t)
+	lc, err := from.loop.Adopt(near.(*net.TCPConn), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lc.Close()
+	told := make(chan struct{}, 8)
+	lc.Owner = heard(func(loop.Event) {
+		if n, _ := lc.TryRead(make([]byte, 8)); n > 0 {
+			told <- struct{}{}
+		}
+		lc.Rest()
+	})
+	for one := make([]byte, 1); !lc.Watch(); lc.Poll(one) {
+	}
+	for !lc.Claim() {
+		time.Sleep(time.Millisecond)
+	}
+	c := &conn{door: &Door{}, lc: lc, home: from, turn: from}
+	from.move(c, &turn{loop: ended})
+	if c.home != from || c.turn != from {
+		t.Error("it is taken for the other's")
+	}
+	if !lc.Rests() { // whoever shuts its door, or looks how long it has waited, would not find it
+		t.Error("it does not rest")
+	}
+	far.Write([]byte("x"))
+	select {
+	case <-told:
+	case <-time.After(20 * time.Second):
+		t.Error("nobody hears of it")
+	}
+}
+
 // Nothing is written, by a goroutine either, to a loop's connection on which something has come.
 func TestStock_IsLookedAtBeforeItIsAsked(t *testing.T) {
 	home, o := &turn{loop: looping(t)}, &origin{max: 4}
@@ -305,6 +350,41 @@ func TestStock_WaitsForARound(t *testing.T) {
 	far.Write([]byte("a"))
 	if r := <-took; r.same || !r.next {
 		t.Errorf("taken in the same round: %v, in the next: %v", r.same, r.next)
+	}
+}
+
+// One that its loop has in hand when all idle ones are closed is not asked any more, though nobody could take it then.
+func TestStock_AsksNothingFromBeforeAllWereClosed(t *testing.T) {
+	near, far := ends(t)
+	home, o := &turn{loop: looping(t)}, &origin{max: 4}
+	link := o.adopt(near, home)
+	if link == nil {
+		t.Fatal("no loop takes it")
+	}
+	defer link.conn.Close()
+	got := make(chan *struct{ closed, asked bool }, 1)
+	rounds := 0
+	link.lc.Owner = heard(func(e loop.Event) {
+		if e&loop.In == 0 {
+			link.lc.Rest()
+			return
+		}
+		link.conn.(*loop.Conn).TryRead(make([]byte, 8))
+		if rounds++; rounds == 1 {
+			o.put(link, time.Now())
+			far.Write([]byte("b"))
+			return
+		}
+		o.closeIdle()
+		was := link.lc.Closed()
+		link.lc.Rest()
+		got <- &struct{ closed, asked bool }{was, o.take(home) != nil}
+	})
+	for one := make([]byte, 1); !link.lc.Watch(); link.lc.Poll(one) {
+	}
+	far.Write([]byte("a"))
+	if r := <-got; r.closed || r.asked || !link.lc.Closed() {
+		t.Errorf("closed in its loop's hand: %v; asked again: %v; closed then: %v", r.closed, r.asked, link.lc.Closed())
 	}
 }
 
