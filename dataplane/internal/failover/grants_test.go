@@ -359,8 +359,8 @@ func TestRouter_GoesAwayAndComesHome(t *testing.T) {
 		}
 		// The pair is closed in the table: the grant alone opens nothing.
 		h.Swap(edgeTable(t, 1, []string{"http://home"}))
-		target.Begin().End(failover.Failed)
 		p.set(errors.New("down"), false)
+		target.Begin().End(failover.Failed) // which asks its health page at once
 		time.Sleep(time.Second)
 		if where, _ := next(false); where != "nowhere" {
 			t.Errorf("pair closed and home down: got %s, want nowhere", where)
