@@ -149,7 +149,7 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 		a.sawHome(t)
 		// What it answers others meanwhile is its word too, where its health page is slow in a crowd: but none to send on what
 		// must not be lost.
-		if t.usable() && t.alive(ctx, t.settings.Load().timeout, !a.once) {
+		if t.usable() && t.alive(ctx, 0, !a.once) {
 			if t.enter(a.standing) {
 				return Candidate{Target: t}, true
 			}

@@ -269,16 +269,20 @@ type prober struct {
 	mu    sync.Mutex
 	err   error
 	hang  bool
+	after time.Duration // its time is over it says so, where it hangs
+	slow  time.Duration // it takes, whatever its time
 	asked int
 }
 
 func (p *prober) Probe(ctx context.Context, _ upstream.Place, url string) error {
 	p.mu.Lock()
 	p.asked++
-	hang, err := p.hang, p.err
+	hang, err, after, slow := p.hang, p.err, p.after, p.slow
 	p.mu.Unlock()
+	time.Sleep(slow)
 	if hang {
 		<-ctx.Done()
+		time.Sleep(after)
 		return ctx.Err()
 	}
 	return err

@@ -55,6 +55,51 @@ func TestAttempts_WhoJoinsALateQuestionHasTimeOfHisOwn(t *testing.T) {
 	}
 }
 
+// drags has each probe take so long before it begins, and so long after its time is over.
+func (p *prober) drags(slow, after time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slow, p.after = slow, after
+}
+
+// A health page that was there in its time is heard, however late an edge that is busy comes to hear it.
+func TestAttempts_WaitUntilThePageHasSpoken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, target, walk := crowdedWalks(t)
+		answers(target, time.Second)
+		p.drags(520*time.Millisecond, 0)
+		target.Begin().End(failover.Failed)
+		for _, once := range []bool{false, true} {
+			if began := time.Now(); !walk(once) {
+				t.Errorf("must not be lost %v: it was refused after %v, and the page had spoken after 520 ms", once, time.Since(began))
+			}
+		}
+		time.Sleep(2 * time.Second)
+	})
+}
+
+// An edge that has more to do than it can hears everything late. What it has not heard then is no word against a target: by how
+// late its own clock is it knows.
+func TestMonitor_AnEdgeThatIsLateItselfEjectsNobody(t *testing.T) {
+	for _, c := range []struct {
+		after time.Duration
+		want  bool
+	}{{0, true}, {20 * time.Millisecond, true}, {60 * time.Millisecond, false}, {300 * time.Millisecond, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			p, target := crowded(t)
+			answers(target, time.Second)
+			p.drags(0, c.after)
+			p.set(nil, true)
+			target.Begin().End(failover.Failed)
+			time.Sleep(3 * time.Second)
+			if got := target.State().Phase == failover.Ejected; got != c.want {
+				t.Errorf("probes whose time is over, of which it hears %v late: ejected %v, want %v", c.after, got, c.want)
+			}
+			time.Sleep(2 * time.Second)
+		})
+	}
+}
+
 // What must not be lost is sent on the health page's word alone, and is given the time for it as well.
 func TestAttempts_WhatMustNotBeLostWaitsForAQuestionOfItsOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

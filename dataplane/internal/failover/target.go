@@ -67,6 +67,10 @@ func (t *Target) name() string {
 	return t.At.Base
 }
 
+// lateBy is by how much a clock of this edge has to be late for what it has not heard to be its own fault: it has more to do than it
+// can, and everybody's bytes wait here.
+const lateBy = 50 * time.Millisecond
+
 // warmEvery is shorter than many a server keeps an idle connection (5 s).
 const warmEvery = 4 * time.Second
 
@@ -142,7 +146,7 @@ func (t *Target) fly() *flight {
 		if f.err == nil {
 			t.heard()
 		}
-		f.excused = f.err != nil && ctx.Err() != nil && t.late()
+		f.excused = f.err != nil && ctx.Err() != nil && (t.late() || t.m.now()-f.began > t.settings.Load().timeout+lateBy && t.State().Phase != Ejected)
 		t.mu.Lock()
 		t.flight, t.why = nil, f.err
 		t.mu.Unlock()
@@ -157,8 +161,9 @@ func (t *Target) fly() *flight {
 }
 
 // alive asks the target for a sign of life and waits for it: for at most wait since the question was first put, and where the target
-// has answered somebody since then as long from now, for who joins a question that is late would else have no time at all. others:
-// what it answers them meanwhile is such a sign too; what must not be lost wants the health page's word.
+// has answered somebody since then as long from now, for who joins a question that is late would else have no time at all; without
+// wait until the health page has spoken, or its time is over. others: what it answers them meanwhile is such a sign too; what must
+// not be lost wants the page's word.
 func (t *Target) alive(ctx context.Context, wait time.Duration, others bool) bool {
 	asked, answer := t.m.now(), t.answer()
 	for {
@@ -167,7 +172,7 @@ func (t *Target) alive(ctx context.Context, wait time.Duration, others bool) boo
 		if time.Duration(t.answered.Load()) >= from {
 			from = asked
 		}
-		over, answered := f.wait(ctx, answer, others, wait-(t.m.now()-from))
+		over, answered, late := f.wait(ctx, answer, others, wait > 0, wait-(t.m.now()-from))
 		switch {
 		case over && f.err == nil:
 			return true
@@ -175,10 +180,10 @@ func (t *Target) alive(ctx context.Context, wait time.Duration, others bool) boo
 			return false
 		case others && (over || answered):
 			return true
-		case !over && !answered:
+		case !over && !answered && !late:
 			t.note(NotAlive)
 			return false
-		case !over || t.m.now()-asked >= wait:
+		case !over || t.m.now()-asked >= max(wait, t.settings.Load().timeout):
 			return false
 		}
 	}
@@ -194,23 +199,28 @@ func (t *Target) answer() <-chan struct{} {
 	return t.hopes
 }
 
-// wait waits for the end of the probe for so long, or if it may end it for an answer, and says which there was.
-func (f *flight) wait(ctx context.Context, answer <-chan struct{}, ends bool, long time.Duration) (over, answered bool) {
-	sooner := answer
-	if !ends {
-		sooner = nil
+// wait waits for the end of the probe, if bounded for so long, or if it may end it for an answer, and says which there was. late: this
+// edge has come to look so late that it may be its own doing that there was none.
+func (f *flight) wait(ctx context.Context, answer <-chan struct{}, ends, bounded bool, long time.Duration) (over, answered, late bool) {
+	var sooner <-chan struct{}
+	if ends {
+		sooner = answer
 	}
-	if long > 0 {
-		timer := time.NewTimer(long)
+	var end <-chan time.Time
+	if bounded {
+		timer := time.NewTimer(max(long, 0))
 		defer timer.Stop()
-		select {
-		case <-f.done:
-		case <-sooner:
-		case <-timer.C:
-		case <-ctx.Done():
-		}
+		end = timer.C
 	}
-	return closed(f.done), closed(answer)
+	began := time.Now()
+	select {
+	case <-f.done:
+	case <-sooner:
+	case <-end:
+		late = time.Since(began) > max(long, 0)+lateBy
+	case <-ctx.Done():
+	}
+	return closed(f.done), closed(answer), late
 }
 
 func closed(c <-chan struct{}) bool {
