@@ -23,6 +23,7 @@ import (
 	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/dns"
+	"bailiwick/dataplane/internal/ebb"
 	"bailiwick/dataplane/internal/edgetls"
 	"bailiwick/dataplane/internal/enroll"
 	"bailiwick/dataplane/internal/evidence"
@@ -462,6 +463,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "dns", Run: e.serveDNS, Why: "shut after the doors: meanwhile it names the other edges"},
 		{Name: "answers", Run: e.proxy.Run, Why: "asks anew for answers that were given though stale"},
 		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut"},
+		{Name: "memory", Run: ebb.New(ebb.Config{Logger: e.log, Counts: e.crowds()}).Run, Why: "gives back what a crowd behind the doors held"},
 		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
 		{Name: "succession", Run: e.awaitSuccessor, Why: "offers the sockets once all of them are open"},
 	}

@@ -40,6 +40,14 @@ func (e *Edge) runTraces(ctx context.Context) error {
 	return e.traces.Run(ctx)
 }
 
+// crowds are what comes in crowds, and holds memory while it is there.
+func (e *Edge) crowds() []func() int64 {
+	return []func() int64{
+		func() int64 { n, _ := e.proxy.InFlight(); return n },
+		func() int64 { return e.servers.Connections().Open },
+	}
+}
+
 // servePprof has no limit of time for an answer: a profile takes as long as is asked for.
 func (e *Edge) servePprof(ctx context.Context) error {
 	if e.pprof == nil {

@@ -1,0 +1,116 @@
+// Package ebb owns giving memory back that a crowd has left behind. The collector runs when the heap has doubled: what thousands of
+// requests held at once stays for as long as those that come after them ask for little, two minutes at most, and so do their stacks
+// and the buffers that pools keep; the next crowd comes on top of it. So when a crowd has gone, memory is collected and given to
+// the system at once.
+//
+// It knows of no request: it is told how many there are of what comes in crowds, and counts goroutines itself. It bounds nothing while
+// a crowd is there; those who let it in do. Nothing of it survives a crash. Run it once; nothing else is called.
+package ebb
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
+
+const (
+	lookEvery = 250 * time.Millisecond
+	crowd     = 256      // of anything that are no more, and more than are left: a crowd that has gone
+	worth     = 32 << 20 // bytes in use beyond what was left the last time: less is not worth the work
+	share     = 20       // of the time it is one part at work, at most
+)
+
+// Config of an Ebb. Logger is required.
+type Config struct {
+	Logger *slog.Logger
+	Counts []func() int64 // how many there are of what comes in crowds; they are asked four times a second
+}
+
+// Ebb gives memory back.
+type Ebb struct {
+	cfg    Config
+	counts []int64 // as of the last look, goroutines last
+	tide   tide
+}
+
+// New makes one; Run it.
+func New(cfg Config) *Ebb {
+	n := len(cfg.Counts) + 1
+	return &Ebb{cfg: cfg, counts: make([]int64, n), tide: tide{high: make([]int64, n), left: -1}}
+}
+
+// Run looks until ctx ends.
+func (e *Ebb) Run(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for i, count := range e.cfg.Counts {
+			e.counts[i] = count()
+		}
+		e.counts[len(e.cfg.Counts)] = int64(runtime.NumGoroutine())
+		if !e.tide.gone(time.Now(), e.counts) {
+			continue
+		}
+		before := inUse()
+		if !e.tide.worth(before, e.counts) {
+			continue
+		}
+		began := time.Now()
+		runtime.GC() // what pools keep outlives one
+		debug.FreeOSMemory()
+		after, took := inUse(), time.Since(began)
+		e.tide.ebbed(began.Add(took), took, before, after)
+		e.cfg.Logger.Info("memory given back after a crowd", "bytes_before", before, "bytes", after, "duration", took)
+	}
+}
+
+// inUse is the memory that the runtime has of the system, stacks and pages that nothing is in among it.
+func inUse() int64 {
+	s := [...]metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(s[:])
+	return int64(s[0].Value.Uint64() - s[1].Value.Uint64())
+}
+
+// tide is what is remembered from one look to the next.
+type tide struct {
+	high []int64   // of each count, since memory was last given back or there was nothing to give
+	seen bool      // a crowd had gone at the last look too: it is not just going
+	left int64     // bytes in use when there was nothing more to give; -1: that was never so
+	next time.Time // not before
+}
+
+// gone says that of something a crowd was here and is not any more.
+func (t *tide) gone(now time.Time, counts []int64) bool {
+	fell := false
+	for i, n := range counts {
+		t.high[i] = max(t.high[i], n)
+		fell = fell || t.high[i]-n >= max(crowd, n)
+	}
+	seen := t.seen
+	t.seen = fell
+	return fell && seen && !now.Before(t.next)
+}
+
+// worth says that a collection is. It begins to count anew.
+func (t *tide) worth(inUse int64, counts []int64) bool {
+	copy(t.high, counts)
+	t.seen = false
+	return inUse-max(t.left, 0) >= worth
+}
+
+// ebbed takes what came of one.
+func (t *tide) ebbed(now time.Time, took time.Duration, before, after int64) {
+	t.next = now.Add(share * took)
+	// What is still in use after little has gone is in use for good. After much, more may go: half of a crowd may still be here.
+	if before-after < worth/2 || after < t.left {
+		t.left = after
+	}
+}
