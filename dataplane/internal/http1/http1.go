@@ -98,6 +98,25 @@ func init() {
 	}
 }
 
+// textOf is how many bytes of a value s begins with. Eight are looked at together: no control character is among them if none is
+// below 0x20 or 0x7f (Mycroft's test for a zero byte, of each less that and of each with that taken out).
+func textOf(s string) int {
+	const ones, tops = 0x0101010101010101, 0x8080808080808080
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		w := uint64(s[i]) | uint64(s[i+1])<<8 | uint64(s[i+2])<<16 | uint64(s[i+3])<<24 |
+			uint64(s[i+4])<<32 | uint64(s[i+5])<<40 | uint64(s[i+6])<<48 | uint64(s[i+7])<<56
+		d := w ^ 0x7f*ones
+		if ((w-0x20*ones)&^w|(d-ones)&^d)&tops != 0 {
+			break
+		}
+	}
+	for i < len(s) && text[s[i]] {
+		i++
+	}
+	return i
+}
+
 // fields reads the lines of a head behind its first: s ends with the blank line.
 func fields(s string, into []Field) ([]Field, error) {
 	for {
@@ -123,10 +142,7 @@ func fields(s string, into []Field) ([]Field, error) {
 		for len(s) > 0 && (s[0] == ' ' || s[0] == '\t') {
 			s = s[1:]
 		}
-		i = 0
-		for i < len(s) && text[s[i]] {
-			i++
-		}
+		i = textOf(s)
 		if i+1 >= len(s) || s[i] != '\r' || s[i+1] != '\n' {
 			return into, ErrLine
 		}
@@ -142,30 +158,33 @@ func fields(s string, into []Field) ([]Field, error) {
 	}
 }
 
+// is says whether a name is one of ours, however its letters are written; most are written as ours.
+func is(name, ours string) bool { return name == ours || strings.EqualFold(name, ours) }
+
 func kindOf(name string) Kind {
 	switch len(name) {
 	case 4:
-		if strings.EqualFold(name, "Host") {
+		if is(name, "Host") {
 			return Host
 		}
 	case 6:
-		if strings.EqualFold(name, "Expect") {
+		if is(name, "Expect") {
 			return Expect
 		}
 	case 7:
-		if strings.EqualFold(name, "Upgrade") {
+		if is(name, "Upgrade") {
 			return Upgrade
 		}
 	case 10:
-		if strings.EqualFold(name, "Connection") {
+		if is(name, "Connection") {
 			return Connection
 		}
 	case 14:
-		if strings.EqualFold(name, "Content-Length") {
+		if is(name, "Content-Length") {
 			return ContentLength
 		}
 	case 17:
-		if strings.EqualFold(name, "Transfer-Encoding") {
+		if is(name, "Transfer-Encoding") {
 			return TransferEncoding
 		}
 	}

@@ -62,7 +62,7 @@ func nameHash(name string) uint32 {
 
 func classOf(name string) class {
 	for i := nameHash(name); classes[i].name != ""; i = (i + 1) % uint32(len(classes)) {
-		if e := &classes[i]; len(e.name) == len(name) && strings.EqualFold(e.name, name) {
+		if e := &classes[i]; e.name == name || len(e.name) == len(name) && strings.EqualFold(e.name, name) {
 			return e.is
 		}
 	}
