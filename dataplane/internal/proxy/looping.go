@@ -35,8 +35,8 @@ type turn struct {
 
 const (
 	spareBuffers = 256
-	loopTick     = time.Second      // between looks at who waits
-	unheard      = time.Millisecond // a round that lasts longer looks at an idle connection before it uses it
+	loopTick     = time.Second          // between looks at who waits
+	unheard      = 2 * time.Millisecond // a round that lasts longer looks at an idle connection before it uses it
 )
 
 // adopt gives a loop a connection; where there is none, it is read and written directly.
