@@ -68,8 +68,12 @@ func orNil(f *os.File, err error) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f, nil
+	return osFile{f}, nil
 }
+
+type osFile struct{ *os.File }
+
+func (f osFile) Sync() error { return Sync(f.File) }
 
 func (osFS) Open(name string) (File, error) { return orNil(os.Open(name)) }
 func (osFS) Create(name string) (File, error) {
@@ -108,7 +112,7 @@ func (osFS) SyncDir(path string) error {
 		return err
 	}
 	defer d.Close()
-	if err := d.Sync(); err != nil {
+	if err := Sync(d); err != nil {
 		return fmt.Errorf("sync directory %s: %w", path, err)
 	}
 	return nil

@@ -3,9 +3,9 @@ package spool
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 	"runtime/debug"
 
+	"bailiwick/shared/durable"
 	"bailiwick/shared/usage"
 )
 
@@ -253,8 +253,8 @@ func (s *Spool) syncRows() error {
 			to = end.off()
 		}
 		unmap(g.data, from, to)
-		if err := syncData(g.f); err != nil {
-			return s.note(fmt.Errorf("sync usage rows: %w", &os.PathError{Op: "fdatasync", Path: g.path, Err: err}))
+		if err := durable.SyncData(g.f); err != nil {
+			return s.note(fmt.Errorf("sync usage rows: %w", err))
 		}
 	}
 	n := end.off() - s.synced.off()

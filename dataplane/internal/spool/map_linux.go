@@ -21,14 +21,6 @@ func reserveBlocks(f *os.File, size int64) error {
 	}
 }
 
-func syncData(f *os.File) error {
-	for {
-		if err := unix.Fdatasync(int(f.Fd())); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
-}
-
 // noughts is as much as is written at once.
 var noughts [256 << 10]byte
 

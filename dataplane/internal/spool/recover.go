@@ -182,7 +182,7 @@ func syncPath(path string) error {
 		return err
 	}
 	defer f.Close()
-	return syncData(f)
+	return durable.SyncData(f)
 }
 
 // removeOld removes what belongs to epochs before the current one, and leftovers.

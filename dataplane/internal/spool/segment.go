@@ -136,8 +136,8 @@ func (g *segment) create(tmp string, size int, program string) (err error) {
 		return fmt.Errorf("map %s: %w", g.path, err)
 	}
 	g.ready = segmentHeader
-	if err := g.f.Sync(); err != nil {
-		return fmt.Errorf("sync %s: %w", g.path, err)
+	if err := durable.Sync(g.f); err != nil {
+		return fmt.Errorf("sync usage segment: %w", err)
 	}
 	if err := os.Rename(tmp, g.path); err != nil {
 		return err
