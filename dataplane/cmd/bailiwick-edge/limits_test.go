@@ -166,12 +166,14 @@ func shown(t *testing.T, x ast.Expr, duration bool) string {
 		}
 		return s
 	}
-	for _, u := range []struct {
-		size int64
-		name string
-	}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
-		if n >= u.size && n%u.size == 0 && n != 16_384 {
-			return fmt.Sprintf("%d %s", n/u.size, u.name)
+	if _, plain := x.(*ast.BasicLit); !plain { // bytes are written as shifts, and what is counted as it is
+		for _, u := range []struct {
+			size int64
+			name string
+		}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+			if n >= u.size && n%u.size == 0 {
+				return fmt.Sprintf("%d %s", n/u.size, u.name)
+			}
 		}
 	}
 	return strconv.FormatInt(n, 10)
