@@ -39,7 +39,7 @@ explore: ## every state of the usage and quota protocols in the small, within th
 histories: ## clients of a replicated store under kills, partitions and bad disks, checked by Porcupine; prints its seed: make histories SECONDS=600 [SEED=n]
 	BAILIWICK_HISTORY=$(or $(SECONDS),120) BAILIWICK_SEED=$(SEED) $(GO) test -count=1 -timeout 24h -v -run TestHistory ./controlplane/internal/group/raftgroup ./controlplane/internal/group/etcdgroup
 
-mutants: ## seeded border bugs, one build each, which the tests must catch (minutes): make mutants ARGS='-run grant'
+mutants: ## seeded bugs, one build each, which the tests must catch (an hour and more on 2 cores): make mutants ARGS='-run grant'
 	$(GO) run ./e2e/mutants $(ARGS)
 
 simulate: ## the border's own code in 100,000 random schedules; a night: make simulate ARGS='-for 10h'
@@ -97,7 +97,7 @@ scale: ## a million keys to an edge, a control node of them, 1,000 and 5,000 edg
 	BAILIWICK_STORE=$(STORE) BAILIWICK_SANDBOX=$(CURDIR)/bin/sandbox BAILIWICK_EDGES=$(or $(EDGES),1000) BAILIWICK_SECONDS=$(or $(SECONDS),20) $(GO) test -count=1 -timeout 20m -v -run TestScale_ACrowd ./controlplane/internal/syncserver
 	BAILIWICK_STORE=$(STORE) BAILIWICK_SANDBOX=$(CURDIR)/bin/sandbox BAILIWICK_EDGES=5000 BAILIWICK_SECONDS=6 $(GO) test -count=1 -timeout 20m -v -run TestScale_ACrowd ./controlplane/internal/syncserver
 
-fuzz: ## a minute of each fuzz target
+fuzz: ## a minute of each fuzz target (some 60 of them); a part: FUZZ=http1 FUZZTIME=20s make fuzz
 	./e2e/fuzz.sh
 
 lint: ## gofmt, go vet, architecture rules
