@@ -223,4 +223,13 @@ var reviewedBugs = []bug{
 	{name: "sentinel-excuses-before-the-grant", breaks: "and neither is what was checked before there was a grant",
 		edits:  []edit{{"dataplane/internal/sentinel/grant.go", "return age >= 0 && age < lasts+slack", "return age < lasts+slack"}},
 		checks: []check{{"dataplane/internal/sentinel", "TestSentinel_APauseIsNoFaultOfTheCheck"}}},
+	{name: "lifetime-from-far-below", breaks: "a grant's lifetime far below zero is none, and not one without end",
+		edits:  []edit{{holdFile, "min(max(ms, 0), most.Milliseconds())", "min(ms, most.Milliseconds())"}},
+		checks: []check{{failoverPkg, "FuzzVerify"}}},
+	{name: "second-lifetime-from-below", breaks: "nor the longest there is, to the second reader",
+		edits:  []edit{{sentinelPkg + "/grant.go", "min(max(int64(ms), 0), most.Milliseconds())", "int64(min(ms, uint64(most.Milliseconds())))"}},
+		checks: []check{{sentinelPkg, "FuzzParse"}}},
+	{name: "evidence-of-a-lifetime-that-overflows", breaks: "a grant that lasts longer than can be counted lasts too long",
+		edits:  []edit{{"controlplane/internal/evidence/replay.go", "x.TTLMS > max(ttl, offline).Milliseconds() ||", "time.Duration(x.TTLMS)*time.Millisecond > max(ttl, offline) ||"}},
+		checks: []check{{"controlplane/internal/evidence", "TestVerify_Forgeries"}}},
 }
