@@ -2,6 +2,7 @@ package lessor_test
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"bailiwick/controlplane/internal/model"
@@ -135,56 +136,58 @@ func TestLessor_SoftIsWatched(t *testing.T) {
 // An edge that holds what another starves for is told so in the answer to whatever it asks, until it speaks of that account;
 // nobody else hears of it.
 func TestLessor_WhoHoldsIsToldUnasked(t *testing.T) {
-	w := newWorld(t, catalog(strict(11)), store(customer("acme", "p"), customer("other", "p")))
-	a := &edge{t: t, w: w, name: "a", region: "eu-west", epoch: 1}
-	b := &edge{t: t, w: w, name: "b", region: "eu-west", epoch: 1}
-	c := &edge{t: t, w: w, name: "c", region: "eu-west", epoch: 1}
-	d := &edge{t: t, w: w, name: "d", region: "eu-west", epoch: 1}
-	told := func(e *edge, asks ...*usagev1.AccountAsk) int {
-		t.Helper()
-		out := e.ask(asks...)
-		for _, n := range out.Recalled {
-			if n.Customer != "acme" || n.Subscription != "p" {
-				t.Errorf("%s is told of %v", e.name, n)
+	synctest.Test(t, func(t *testing.T) { // half a second tells what is said
+		w := newWorld(t, catalog(strict(11)), store(customer("acme", "p"), customer("other", "p")))
+		a := &edge{t: t, w: w, name: "a", region: "eu-west", epoch: 1}
+		b := &edge{t: t, w: w, name: "b", region: "eu-west", epoch: 1}
+		c := &edge{t: t, w: w, name: "c", region: "eu-west", epoch: 1}
+		d := &edge{t: t, w: w, name: "d", region: "eu-west", epoch: 1}
+		told := func(e *edge, asks ...*usagev1.AccountAsk) int {
+			t.Helper()
+			out := e.ask(asks...)
+			for _, n := range out.Recalled {
+				if n.Customer != "acme" || n.Subscription != "p" {
+					t.Errorf("%s is told of %v", e.name, n)
+				}
+			}
+			return len(out.Recalled)
+		}
+		p := a.one(ask(0, 0, 0, 6)).Period
+		if got := d.one(ask(p, 0, 0, 1)).Leased; got != 1 {
+			t.Fatalf("d gets %d units, want 1", got)
+		}
+		d.one(ask(p, 1, 1, 0)) // holds what it has spent
+		c.one(ask(0, 0, 0, 0)) // knows the account and holds nothing of it
+		for got := int64(0); got < 4; {
+			more := ask(p, got, 0, 9)
+			more.Starving = false
+			got = b.one(more).Leased
+		}
+		if n := told(a); n != 0 {
+			t.Errorf("before anybody starves a is told of %d accounts, want none", n)
+		}
+		b.one(ask(p, 4, 4, 1))
+		for range 2 { // the first answer may have been lost
+			if n := told(a); n != 1 {
+				t.Errorf("an empty ask of who holds what b starves for: told of %d accounts, want one", n)
 			}
 		}
-		return len(out.Recalled)
-	}
-	p := a.one(ask(0, 0, 0, 6)).Period
-	if got := d.one(ask(p, 0, 0, 1)).Leased; got != 1 {
-		t.Fatalf("d gets %d units, want 1", got)
-	}
-	d.one(ask(p, 1, 1, 0)) // holds what it has spent
-	c.one(ask(0, 0, 0, 0)) // knows the account and holds nothing of it
-	for got := int64(0); got < 4; {
-		more := ask(p, got, 0, 9)
-		more.Starving = false
-		got = b.one(more).Leased
-	}
-	if n := told(a); n != 0 {
-		t.Errorf("before anybody starves a is told of %d accounts, want none", n)
-	}
-	b.one(ask(p, 4, 4, 1))
-	for range 2 { // the first answer may have been lost
-		if n := told(a); n != 1 {
-			t.Errorf("an empty ask of who holds what b starves for: told of %d accounts, want one", n)
+		if n := told(a, &usagev1.AccountAsk{Customer: "other", Subscription: "p", Plan: "p"}); n != 1 {
+			t.Errorf("an ask about another account: told of %d, want one", n)
 		}
-	}
-	if n := told(a, &usagev1.AccountAsk{Customer: "other", Subscription: "p", Plan: "p"}); n != 1 {
-		t.Errorf("an ask about another account: told of %d, want one", n)
-	}
-	if told(b) != 0 || told(c) != 0 || told(d) != 0 {
-		t.Error("who starves itself, holds nothing or has spent it is told, want none of them")
-	}
-	if n := told(a, ask(p, 5, 0, 0)); n != 0 {
-		t.Errorf("the answer about the account itself names it once more among %d", n)
-	}
-	if n := told(a); n != 0 {
-		t.Errorf("after a spoke of it, it is told of %d, want none until b asks again", n)
-	}
-	b.one(ask(p, 4, 4, 1))
-	time.Sleep(600 * time.Millisecond)
-	if n := told(a); n != 0 {
-		t.Errorf("half a second after b asked last a is told of %d accounts, want none", n)
-	}
+		if told(b) != 0 || told(c) != 0 || told(d) != 0 {
+			t.Error("who starves itself, holds nothing or has spent it is told, want none of them")
+		}
+		if n := told(a, ask(p, 5, 0, 0)); n != 0 {
+			t.Errorf("the answer about the account itself names it once more among %d", n)
+		}
+		if n := told(a); n != 0 {
+			t.Errorf("after a spoke of it, it is told of %d, want none until b asks again", n)
+		}
+		b.one(ask(p, 4, 4, 1))
+		time.Sleep(600 * time.Millisecond)
+		if n := told(a); n != 0 {
+			t.Errorf("half a second after b asked last a is told of %d accounts, want none", n)
+		}
+	})
 }
