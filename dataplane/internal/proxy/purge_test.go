@@ -24,6 +24,9 @@ func counting(tags string) http.HandlerFunc {
 	}
 }
 
+// failing fails for requests and not for probes: a bad one would have the next request served, and changed, in another region.
+func failing(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusInternalServerError) }
+
 // purge puts a table in force with these purges of the API.
 func (w *world) purge(p table.Purges) {
 	p.API = "orders"
@@ -182,12 +185,11 @@ func TestPurge_SoftlyIsStale(t *testing.T) {
 	w := caching(t, table.Cache{StaleIfError: time.Hour}, false, counting("a"))
 	w.send("GET", "/v1/x", "")
 	w.purge(table.Purges{Of: []table.Purge{{Seq: 1, What: table.PurgeTag("a"), Soft: true}}})
-	w.west.up.answer(500)
-	w.west.up.does(nil)
+	w.west.up.does(failing)
 	if a := w.send("GET", "/v1/x", ""); a.status != 200 || a.body != "answer 1" {
 		t.Errorf("while the upstream fails: got %d %q, want what was made stale", a.status, a.body)
 	}
-	w.west.up.answer(200)
+	w.west.up.does(nil)
 	if a := w.send("GET", "/v1/x", ""); a.body == "answer 1" {
 		t.Error("what was made stale is given without asking")
 	}
@@ -237,15 +239,12 @@ func TestCache_AChangeEndsWhatEverybodyIsGiven(t *testing.T) {
 	w.objects = append(w.objects, o)
 	w.west.tables.Swap(w.view(w.west, true))
 	first := w.send("GET", "/v1/x", "").body
-	w.west.up.answer(500)
-	usual := counting("b")
-	w.west.up.does(nil)
+	w.west.up.does(failing)
 	w.send("POST", "/v1/x", "change", "X-Api-Key", "", "X-Api-Key", second)
 	if a := w.send("GET", "/v1/x", ""); a.body != first {
 		t.Errorf("after one that failed: got %q, want %q", a.body, first)
 	}
-	w.west.up.answer(200)
-	w.west.up.does(usual)
+	w.west.up.does(counting("b"))
 	w.send("POST", "/v1/x", "change", "X-Api-Key", "", "X-Api-Key", second)
 	if a := w.send("GET", "/v1/x", ""); a.body == first {
 		t.Error("after another key's change the old answer is given")
