@@ -18,9 +18,10 @@ import (
 
 const (
 	lookEvery = 250 * time.Millisecond
-	crowd     = 256      // of anything that are no more, and more than are left: a crowd that has gone
-	worth     = 32 << 20 // bytes in use beyond what was left the last time: less is not worth the work
-	share     = 20       // of the time it is one part at work, at most
+	crowd     = 256              // of anything that are no more, and more than are left: a crowd that has gone
+	worth     = 32 << 20         // bytes in use beyond what was left the last time: less is not worth the work
+	share     = 20               // of the time it is one part at work, at most
+	restMost  = 10 * time.Second // after it, where a busy machine has made it long
 )
 
 // Config of an Ebb. Logger is required.
@@ -52,10 +53,7 @@ func (e *Ebb) Run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		for i, count := range e.cfg.Counts {
-			e.counts[i] = count()
-		}
-		e.counts[len(e.cfg.Counts)] = int64(runtime.NumGoroutine())
+		e.look()
 		if !e.tide.gone(time.Now(), e.counts) {
 			continue
 		}
@@ -67,9 +65,18 @@ func (e *Ebb) Run(ctx context.Context) error {
 		runtime.GC() // what pools keep outlives one
 		debug.FreeOSMemory()
 		after, took := inUse(), time.Since(began)
-		e.tide.ebbed(began.Add(took), took, before, after)
+		e.look()
+		e.tide.ebbed(began.Add(took), took, before, after, e.counts)
 		e.cfg.Logger.Info("memory given back after a crowd", "bytes_before", before, "bytes", after, "duration", took)
 	}
+}
+
+// look counts.
+func (e *Ebb) look() {
+	for i, count := range e.cfg.Counts {
+		e.counts[i] = count()
+	}
+	e.counts[len(e.cfg.Counts)] = int64(runtime.NumGoroutine())
 }
 
 // inUse is the memory that the runtime has of the system, stacks and pages that nothing is in among it.
@@ -103,14 +110,19 @@ func (t *tide) gone(now time.Time, counts []int64) bool {
 func (t *tide) worth(inUse int64, counts []int64) bool {
 	copy(t.high, counts)
 	t.seen = false
+	t.left = min(t.left, inUse)
 	return inUse-max(t.left, 0) >= worth
 }
 
 // ebbed takes what came of one.
-func (t *tide) ebbed(now time.Time, took time.Duration, before, after int64) {
-	t.next = now.Add(share * took)
+func (t *tide) ebbed(now time.Time, took time.Duration, before, after int64, counts []int64) {
+	t.next = now.Add(min(share*took, restMost))
+	came := false // a crowd, meanwhile: what it holds is there for it alone
+	for i, n := range counts {
+		came = came || n-t.high[i] >= crowd
+	}
 	// What is still in use after little has gone is in use for good. After much, more may go: half of a crowd may still be here.
-	if before-after < worth/2 || after < t.left {
+	if !came && (before-after < worth/2 || after < t.left) {
 		t.left = after
 	}
 }

@@ -109,23 +109,30 @@ type look struct {
 	count, inUse int64 // MiB
 	gives        bool
 	after        int64         // MiB in use then
-	took         time.Duration // to give it
+	took         time.Duration // to give it, or to the next look
+	came         int64         // of them in that time
 }
 
 func TestTide_Table(t *testing.T) {
 	for name, looks := range map[string][]look{
-		"a crowd that has gone, at the second look": {{10, 40, false, 0, 0}, {2000, 200, false, 0, 0}, {900, 200, false, 0, 0}, {20, 200, true, 40, 0}, {20, 40, false, 0, 0}},
-		"one that comes back meanwhile":             {{2000, 200, false, 0, 0}, {10, 200, false, 0, 0}, {1900, 200, false, 0, 0}, {10, 200, false, 0, 0}, {1500, 200, false, 0, 0}},
-		"one that goes in two parts":                {{4000, 300, false, 0, 0}, {1500, 300, false, 0, 0}, {1500, 300, true, 160, 0}, {1500, 170, false, 0, 0}, {5, 170, false, 0, 0}, {5, 170, true, 45, 0}, {5, 60, false, 0, 0}},
-		"two, one after the other": {{10, 40, false, 0, 0}, {2000, 200, false, 0, 0}, {5, 200, false, 0, 0}, {5, 200, true, 40, 0},
-			{3000, 300, false, 0, 0}, {5, 300, false, 0, 0}, {5, 300, true, 45, 0}},
-		"too few":                           {{255, 200, false, 0, 0}, {0, 200, false, 0, 0}, {0, 200, false, 0, 0}, {0, 200, false, 0, 0}},
-		"fewer, but not half":               {{10000, 400, false, 0, 0}, {5001, 400, false, 0, 0}, {5001, 400, false, 0, 0}, {5001, 400, false, 0, 0}},
-		"a crowd that held next to nothing": {{2000, 31, false, 0, 0}, {5, 31, false, 0, 0}, {5, 31, false, 0, 0}, {5, 90, false, 0, 0}},
-		"memory that is there for good is asked for once": {{2000, 500, false, 0, 0}, {5, 500, false, 0, 0}, {5, 500, true, 490, 0},
-			{2000, 510, false, 0, 0}, {5, 510, false, 0, 0}, {5, 510, false, 0, 0}, {2000, 530, false, 0, 0}, {5, 530, false, 0, 0}, {5, 530, true, 525, 0}},
-		"work takes a twentieth of the time": {{2000, 500, false, 0, 0}, {5, 500, false, 0, 0}, {5, 500, true, 40, 50 * time.Millisecond}, // next after a second
-			{2000, 500, false, 0, 0}, {5, 500, false, 0, 0}, {5, 500, false, 0, 0}, {5, 500, true, 40, 0}},
+		"a crowd that has gone, at the second look": {{10, 40, false, 0, 0, 0}, {2000, 200, false, 0, 0, 0}, {900, 200, false, 0, 0, 0}, {20, 200, true, 40, 0, 0}, {20, 40, false, 0, 0, 0}},
+		"one that comes back meanwhile":             {{2000, 200, false, 0, 0, 0}, {10, 200, false, 0, 0, 0}, {1900, 200, false, 0, 0, 0}, {10, 200, false, 0, 0, 0}, {1500, 200, false, 0, 0, 0}},
+		"one that goes in two parts":                {{4000, 300, false, 0, 0, 0}, {1500, 300, false, 0, 0, 0}, {1500, 300, true, 160, 0, 0}, {1500, 170, false, 0, 0, 0}, {5, 170, false, 0, 0, 0}, {5, 170, true, 45, 0, 0}, {5, 60, false, 0, 0, 0}},
+		"two, one after the other": {{10, 40, false, 0, 0, 0}, {2000, 200, false, 0, 0, 0}, {5, 200, false, 0, 0, 0}, {5, 200, true, 40, 0, 0},
+			{3000, 300, false, 0, 0, 0}, {5, 300, false, 0, 0, 0}, {5, 300, true, 45, 0, 0}},
+		"too few":                           {{255, 200, false, 0, 0, 0}, {0, 200, false, 0, 0, 0}, {0, 200, false, 0, 0, 0}, {0, 200, false, 0, 0, 0}},
+		"fewer, but not half":               {{10000, 400, false, 0, 0, 0}, {5001, 400, false, 0, 0, 0}, {5001, 400, false, 0, 0, 0}, {5001, 400, false, 0, 0, 0}},
+		"a crowd that held next to nothing": {{2000, 31, false, 0, 0, 0}, {5, 31, false, 0, 0, 0}, {5, 31, false, 0, 0, 0}, {5, 90, false, 0, 0, 0}},
+		"memory that is there for good is asked for once": {{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 490, 0, 0},
+			{2000, 510, false, 0, 0, 0}, {5, 510, false, 0, 0, 0}, {5, 510, false, 0, 0, 0}, {2000, 530, false, 0, 0, 0}, {5, 530, false, 0, 0, 0}, {5, 530, true, 525, 0, 0}},
+		"a crowd that comes while it works is not there for good": {{2000, 300, false, 0, 0, 0}, {5, 300, false, 0, 0, 0}, {5, 300, true, 290, 0, 2000},
+			{2005, 300, false, 0, 0, 0}, {5, 300, false, 0, 0, 0}, {5, 300, true, 40, 0, 0}},
+		"what was there for good is not any more": {{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 490, 0, 0},
+			{2000, 100, false, 0, 0, 0}, {5, 100, false, 0, 0, 0}, {5, 100, false, 0, 0, 0}, {2000, 140, false, 0, 0, 0}, {5, 140, false, 0, 0, 0}, {5, 140, true, 90, 0, 0}},
+		"on a busy machine it takes long, and rests ten seconds": {{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 40, 4 * time.Second, 0},
+			{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, false, 0, 8 * time.Second, 0}, {5, 500, true, 40, 2 * time.Second, 0}},
+		"work takes a twentieth of the time": {{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 40, 50 * time.Millisecond, 0}, // next after a second
+			{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 40, 0, 0}},
 	} {
 		tide, now := ebb.NewTide(), time.Now()
 		for i, l := range looks {
@@ -134,9 +141,10 @@ func TestTide_Table(t *testing.T) {
 			if got != l.gives {
 				t.Errorf("%s: look %d, at %d of them and %d MiB: gives back %v, want %v", name, i, l.count, l.inUse, got, l.gives)
 			}
-			if got {
-				tide.Ebbed(now, l.took, l.inUse*mib, l.after*mib)
+			if got && l.gives {
+				tide.Ebbed(now.Add(l.took), l.took, l.inUse*mib, l.after*mib, l.count+l.came)
 			}
+			now = now.Add(l.took)
 		}
 	}
 }
