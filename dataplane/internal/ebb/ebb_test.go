@@ -130,7 +130,7 @@ func TestTide_Table(t *testing.T) {
 		"what was there for good is not any more": {{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 490, 0, 0},
 			{2000, 100, false, 0, 0, 0}, {5, 100, false, 0, 0, 0}, {5, 100, false, 0, 0, 0}, {2000, 140, false, 0, 0, 0}, {5, 140, false, 0, 0, 0}, {5, 140, true, 90, 0, 0}},
 		"on a busy machine it takes long, and rests ten seconds": {{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 40, 4 * time.Second, 0},
-			{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, false, 0, 8 * time.Second, 0}, {5, 500, true, 40, 2 * time.Second, 0}},
+			{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, false, 0, 9500 * time.Millisecond, 0}, {5, 500, true, 40, 0, 0}},
 		"work takes a twentieth of the time": {{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 40, 50 * time.Millisecond, 0}, // next after a second
 			{2000, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, false, 0, 0, 0}, {5, 500, true, 40, 0, 0}},
 	} {
