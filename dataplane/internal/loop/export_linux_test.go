@@ -34,3 +34,9 @@ func (l *Loop) Ended() bool {
 	defer l.mu.Unlock()
 	return l.fd < 0
 }
+
+// Ajar says whether its gate stays open. Its goroutine calls it, in an owner's Ready.
+func (l *Loop) Ajar() bool { return l.ajar }
+
+// Calm is after how many events that came one at a time it does.
+const Calm = calm

@@ -14,10 +14,13 @@ import (
 const (
 	atOnce = 256              // events that are taken at a time
 	spell  = time.Millisecond // others have to wait for a processor while there is always something to do
+	calm   = 32               // times in a row that one event had it work: its gate stays open from then on
 )
 
-// oneshot has the gate's report shut it (EPOLLONESHOT).
-const oneshot = 1 << 30
+const (
+	oneshot = 1 << 30 // EPOLLONESHOT: the gate's report shuts it
+	edges   = 1 << 31 // EPOLLET: what happens is told of once, also by a gate that stays open
+)
 
 // Loop waits for what happens on its connections.
 type Loop struct {
@@ -31,6 +34,8 @@ type Loop struct {
 	ready  []event
 	armed  time.Time
 	rounds uint64
+	single int  // times in a row that it worked for one event
+	ajar   bool // the gate is not shut, which reports do not shut either
 	heard  time.Time
 	all    []*Conn
 
@@ -97,7 +102,6 @@ func (l *Loop) add(c *Conn, state uint32) error {
 		l.slots = append(l.slots, nil)
 	}
 	l.turns++
-	const edges = 1 << 31 // EPOLLET
 	e := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edges, Fd: int32(slot), Pad: int32(l.turns)}
 	if err := syscall.EpollCtl(l.fd, syscall.EPOLL_CTL_ADD, c.fd, &e); err != nil {
 		l.free = append(l.free, slot)
@@ -150,13 +154,17 @@ func (l *Loop) Run() error {
 }
 
 // work tells owners what has come, behind a gate that is shut: else each packet that comes meanwhile would wake a thread that waits
-// in Go's poller, for nothing. What has come by the time it is opened, or comes later, Go's poller hears of.
+// in Go's poller, for nothing. What has come by the time it is opened, or comes later, Go's poller hears of. Where there is so little
+// to do that one event has it work each time, that happens hardly ever, and shutting and opening is half of what it costs to be woken:
+// the gate stays open.
 func (l *Loop) work() error {
-	if err := l.shut(); err != nil {
-		return err
+	if !l.ajar {
+		if err := l.shut(); err != nil {
+			return err
+		}
 	}
 	began := time.Now()
-	now := began
+	now, all := began, 0
 	for more := false; ; {
 		n, errno := poll(l.fd, l.events)
 		if errno != 0 && errno != syscall.EINTR {
@@ -165,7 +173,7 @@ func (l *Loop) work() error {
 		if l.heard = now; n == atOnce {
 			l.heard = time.Time{}
 		}
-		if n > 0 {
+		if all += n; n > 0 {
 			l.round(l.events[:n])
 		}
 		now = time.Now()
@@ -176,9 +184,33 @@ func (l *Loop) work() error {
 		// To look again costs a quarter of what it costs to be woken again: where several things happened something may
 		// have come meanwhile. But others have their turn.
 		if more = n == atOnce || n > 0 && (n > 1 || more) && now.Sub(began) < spell; !more {
-			return l.open()
+			return l.rest(all)
 		}
 	}
+}
+
+// rest has Go's poller told of what comes, when the loop has worked for so many events.
+func (l *Loop) rest(events int) error {
+	switch {
+	case events > 1:
+		l.single = 0
+	case l.single < calm:
+		l.single += events
+	}
+	if l.single < calm {
+		if l.ajar { // what it may have reported is taken, as ever before it is opened
+			l.ajar = false
+			if err := l.shut(); err != nil {
+				return err
+			}
+		}
+		return l.open(syscall.EPOLLIN | oneshot)
+	}
+	if l.ajar {
+		return nil // it has told, or will, of what came since the last look
+	}
+	l.ajar = true
+	return l.open(syscall.EPOLLIN | edges)
 }
 
 // shut has nobody told of what comes: to take what was reported shuts the gate too, so that its next opening is reported anew.
@@ -190,9 +222,9 @@ func (l *Loop) shut() error {
 	return nil
 }
 
-// open has Go's poller told, once.
-func (l *Loop) open() error {
-	e := syscall.EpollEvent{Events: syscall.EPOLLIN | oneshot}
+// open has Go's poller told.
+func (l *Loop) open(events uint32) error {
+	e := syscall.EpollEvent{Events: events}
 	if _, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_CTL, uintptr(l.gate), syscall.EPOLL_CTL_MOD, uintptr(l.fd), uintptr(unsafe.Pointer(&e)), 0, 0); errno != 0 {
 		return os.NewSyscallError("epoll_ctl", errno)
 	}
