@@ -17,10 +17,8 @@ const (
 	calm   = 32               // times in a row that one event had it work: its gate stays open from then on
 )
 
-const (
-	oneshot = 1 << 30 // EPOLLONESHOT: the gate's report shuts it
-	edges   = 1 << 31 // EPOLLET: what happens is told of once, also by a gate that stays open
-)
+// oneshot has the gate shut when its report is taken (EPOLLONESHOT).
+const oneshot = 1 << 30
 
 // Loop waits for what happens on its connections.
 type Loop struct {
@@ -35,7 +33,7 @@ type Loop struct {
 	armed  time.Time
 	rounds uint64
 	single int  // times in a row that it worked for one event
-	ajar   bool // the gate is not shut, which reports do not shut either
+	ajar   bool // the gate is not shut: nobody takes what it reports
 	heard  time.Time
 	all    []*Conn
 
@@ -102,6 +100,7 @@ func (l *Loop) add(c *Conn, state uint32) error {
 		l.slots = append(l.slots, nil)
 	}
 	l.turns++
+	const edges = 1 << 31 // EPOLLET
 	e := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLOUT | syscall.EPOLLRDHUP | edges, Fd: int32(slot), Pad: int32(l.turns)}
 	if err := syscall.EpollCtl(l.fd, syscall.EPOLL_CTL_ADD, c.fd, &e); err != nil {
 		l.free = append(l.free, slot)
@@ -197,20 +196,17 @@ func (l *Loop) rest(events int) error {
 	case l.single < calm:
 		l.single += events
 	}
-	if l.single < calm {
-		if l.ajar { // what it may have reported is taken, as ever before it is opened
-			l.ajar = false
-			if err := l.shut(); err != nil {
-				return err
-			}
-		}
-		return l.open(syscall.EPOLLIN | oneshot)
-	}
+	stays := l.single >= calm
 	if l.ajar {
-		return nil // it has told, or will, of what came since the last look
+		if stays {
+			return nil // it has told, or will, of what came since the last look
+		}
+		if err := l.shut(); err != nil {
+			return err
+		}
 	}
-	l.ajar = true
-	return l.open(syscall.EPOLLIN | edges)
+	l.ajar = stays
+	return l.open()
 }
 
 // shut has nobody told of what comes: to take what was reported shuts the gate too, so that its next opening is reported anew.
@@ -222,9 +218,9 @@ func (l *Loop) shut() error {
 	return nil
 }
 
-// open has Go's poller told.
-func (l *Loop) open(events uint32) error {
-	e := syscall.EpollEvent{Events: events}
+// open has Go's poller told, until the gate is shut.
+func (l *Loop) open() error {
+	e := syscall.EpollEvent{Events: syscall.EPOLLIN | oneshot}
 	if _, _, errno := syscall.RawSyscall6(syscall.SYS_EPOLL_CTL, uintptr(l.gate), syscall.EPOLL_CTL_MOD, uintptr(l.fd), uintptr(unsafe.Pointer(&e)), 0, 0); errno != 0 {
 		return os.NewSyscallError("epoll_ctl", errno)
 	}

@@ -424,7 +424,11 @@ func TestLoop_LeavesItsGateOpenWhereLittleComes(t *testing.T) {
 		}
 		held.Store(true) // two come while it is busy
 		ask(0)
-		<-told
+		select {
+		case <-told:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("round %d: the loop hears nothing", round)
+		}
 		ask(1)
 		ask(2)
 		for conns[1].Quiet() || conns[2].Quiet() {
