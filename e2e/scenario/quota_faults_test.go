@@ -84,6 +84,7 @@ func (q *quotaRun) run(t *testing.T, customer string, back bool) {
 	s := q.s.With(t)
 	q.customer = customer
 	q.completed.Store(0)
+	failedBefore := q.failed.Load()
 	s.MustCLI("emea", "apply", "-f", writeFile(t, "customer.yaml", "kind: Customer\nname: "+customer+"\nspec: {zone: emea, subscriptions: [{name: main, plan: thousand}]}\n"))
 	_, q.key = s.NewKey("emea", customer, "thousand")
 	for i := range q.edges {
@@ -179,8 +180,10 @@ func (q *quotaRun) run(t *testing.T, customer string, back bool) {
 	})
 	time.Sleep(2 * time.Second) // one more would come now
 	load.Stop()
-	if completed, answered := q.completed.Load(), q.answered(); completed != thousand || answered != thousand {
-		t.Errorf("%d completed and %d answered by upstreams, want exactly %d of each", completed, answered, thousand)
+	// Whom a caller did not wait for the victim may have had in hand when it was killed: an upstream answered him, and nobody counts him.
+	failed := q.failed.Load() - failedBefore
+	if completed, answered := q.completed.Load(), q.answered(); completed != thousand || answered < thousand || answered > thousand+failed {
+		t.Errorf("%d completed and %d answered by upstreams, want exactly %d of each, but for %d whose callers got no answer", completed, answered, thousand, failed)
 	}
 	if !back {
 		s.Act("start", victim)
