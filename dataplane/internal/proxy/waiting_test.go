@@ -271,8 +271,8 @@ func TestWaiting_HoldsLittle(t *testing.T) {
 		{"silent events over HTTP-1.1", "/waiting/silent", overClear("GET", "\r\n"), false, 400, 36 << 10},
 		{"silent events over HTTP-2", "/waiting/silent", overTwo("GET", 65535, false, 100), false, 400, 36 << 10},
 		{"silent events over HTTP-3", "/waiting/silent", overThree, false, 400, 44 << 10},
-		{"silent events of an exchange", "/weighing/silent", overTwo("GET", 65535, false, 100), false, 400, 72 << 10},
-		{"a WebSocket that is silent", "/waiting/socket", overClear("GET", socket), false, 400, 76 << 10},
+		{"silent events of an exchange", "/weighing/silent", overTwo("GET", 65535, false, 100), false, 400, 60 << 10},
+		{"a WebSocket that is silent", "/waiting/socket", overClear("GET", socket), false, 400, 64 << 10},
 	} {
 		t.Run(k.name, func(t *testing.T) {
 			w := newWorld(t, patient)
