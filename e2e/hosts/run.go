@@ -134,7 +134,9 @@ func (l *lab) serving(ctx context.Context, zone int) error {
 		if err := l.until(ctx, to.name+" serves", ask(true)); err != nil {
 			return err
 		}
-		if err := l.garbled(ctx, b, to); err != nil {
+		// What it answers may be the pair's for a while, on a machine on which its own upstream is late.
+		garbled := func() error { return l.garbled(ctx, b, to) }
+		if err := l.until(ctx, to.name+" quotes garbage", garbled); err != nil {
 			return err
 		}
 		// Its pair takes over when its upstream is dead: it has a grant.
@@ -222,7 +224,7 @@ func (l *lab) garbled(ctx context.Context, b *browser, to site) error {
 	}
 	a, err := b.do(request)
 	if err != nil || a.status < 500 || l.ups[to.region].garbage.Load() == 0 {
-		return fmt.Errorf("%s answers %d for an upstream's garbage, %v; want 502, and the upstream asked", to.name, a.status, err)
+		return fmt.Errorf("%s answers %d for an upstream's garbage, %v; want 502, and its upstream asked: %.200s", to.name, a.status, err, a.body)
 	}
 	return nil
 }
