@@ -29,18 +29,43 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return b.next.RoundTrip(r)
 }
 
-// AdminHTTP is an HTTP client for admin URLs, with the operator's token unless anonymous.
+// AdminHTTP is an HTTP client for admin URLs, with the operator's token unless anonymous, and connections of its own.
 func (s *Sandbox) AdminHTTP(anonymous bool) *http.Client {
 	s.t.Helper()
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.roots}, ForceAttemptHTTP2: true}
 	if anonymous {
-		return &http.Client{Timeout: 10 * time.Second, Transport: transport}
+		return &http.Client{Timeout: 10 * time.Second, Transport: s.adminTransport()}
 	}
-	token, err := os.ReadFile(s.AdminToken)
+	client, err := s.operator()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	return &http.Client{Timeout: 10 * time.Second, Transport: bearer{strings.TrimSpace(string(token)), transport}}
+	return client
+}
+
+func (s *Sandbox) adminTransport() *http.Transport {
+	return &http.Transport{TLSClientConfig: &tls.Config{RootCAs: s.roots}, ForceAttemptHTTP2: true}
+}
+
+func (s *Sandbox) operator() (*http.Client, error) {
+	token, err := os.ReadFile(s.AdminToken)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Timeout: 10 * time.Second, Transport: bearer{strings.TrimSpace(string(token)), s.adminTransport()}}, nil
+}
+
+// adminClient is the operator's client that all views of a sandbox share.
+func (s *Sandbox) adminClient() (*http.Client, error) {
+	s.pool.mu.Lock()
+	defer s.pool.mu.Unlock()
+	if s.pool.admin == nil {
+		client, err := s.operator()
+		if err != nil {
+			return nil, err
+		}
+		s.pool.admin = client
+	}
+	return s.pool.admin, nil
 }
 
 // AdminURLs of a zone.

@@ -16,6 +16,9 @@ import (
 // patience of a client with one name server and with one address.
 const patience = time.Second
 
+// asks is how often a question is put to a name server that does not answer, as resolvers do.
+const asks = 3
+
 // DNS is the address of a region's name server.
 func (s *Sandbox) DNS(region string) string {
 	for _, e := range s.Edges {
@@ -32,7 +35,14 @@ func (s *Sandbox) DNS(region string) string {
 func Resolve(server, host, network string) ([]string, error) {
 	q := new(dns.Msg)
 	q.SetQuestion(dns.Fqdn(host), dns.TypeHTTPS)
-	m, _, err := (&dns.Client{Net: network, Timeout: patience}).Exchange(q, server)
+	var m *dns.Msg
+	var err error
+	for range asks {
+		m, _, err = (&dns.Client{Net: network, Timeout: patience}).Exchange(q, server)
+		if late, ok := errors.AsType[net.Error](err); !ok || !late.Timeout() {
+			break
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

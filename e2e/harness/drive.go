@@ -135,8 +135,8 @@ func (s *Sandbox) Act(verb, name string) {
 	}
 }
 
-// Leaders says who leads which group.
-func (s *Sandbox) Leaders() map[string]string {
+// leadersTold is what the sandbox says of who leads which group.
+func (s *Sandbox) leadersTold() map[string]string {
 	response, err := http.Get(s.ControlURL + "/v1/leaders")
 	if err != nil {
 		return nil
@@ -225,13 +225,19 @@ func (s *Sandbox) MustCLI(zone string, args ...string) string {
 
 // Usage is what `usage -o json` prints.
 type Usage struct {
-	Total struct{ Requests, Billable, Limited, Errors, Units int64 }
-	Rows  []struct {
-		Cell, API, Route, Plan, Outcome string
-		ServedRegion                    string `json:"served_region"`
-		Requests, Units                 int64
-	}
+	Total           UsageTotal
+	Rows            []UsageRow
 	CompleteThrough time.Time `json:"complete_through"`
+}
+
+// UsageTotal sums what was asked.
+type UsageTotal struct{ Requests, Billable, Limited, Errors, Units int64 }
+
+// UsageRow is a cell of the ledger.
+type UsageRow struct {
+	Cell, API, Route, Plan, Outcome string
+	ServedRegion                    string `json:"served_region"`
+	Requests, Units                 int64
 }
 
 // Answered sums the rows that an upstream answered.
@@ -244,17 +250,17 @@ func (u Usage) Answered() (n int64) {
 	return n
 }
 
-// Usage of a customer.
-func (s *Sandbox) Usage(zone, customer string) (Usage, error) {
+// usageTold is what the CLI prints of a customer's usage.
+func (s *Sandbox) usageTold(zone, customer string) (Usage, error) {
 	out, stderr, code := s.CLI(zone, "usage", "--customer", customer, "--since", "24h", "-o", "json")
 	if code != 0 {
 		return Usage{}, fmt.Errorf("usage: exit code %d: %s", code, stderr)
 	}
-	return ParseUsage(out)
+	return parseUsage(out)
 }
 
-// ParseUsage reads what `usage -o json` printed.
-func ParseUsage(out string) (Usage, error) {
+// parseUsage reads what `usage -o json` printed.
+func parseUsage(out string) (Usage, error) {
 	var u Usage
 	if err := json.Unmarshal([]byte(out), &u); err != nil {
 		return Usage{}, fmt.Errorf("usage printed %.200q: %w", out, err)
@@ -274,7 +280,10 @@ func (s *Sandbox) UsageThrough(zone, customer string, at time.Time, patience tim
 		if u.CompleteThrough.Before(at) {
 			return fmt.Errorf("complete through %s", u.CompleteThrough.Format(time.RFC3339Nano))
 		}
-		return nil
+		if u, err = s.usageTold(zone, customer); err == nil && u.CompleteThrough.Before(at.Truncate(time.Second)) { // it prints seconds
+			err = fmt.Errorf("the CLI says that it is complete through %s", u.CompleteThrough.Format(time.RFC3339Nano))
+		}
+		return err
 	})
 	return u
 }
@@ -289,11 +298,13 @@ func (s *Sandbox) NewKey(zone, customer, plan string) (id, key string) {
 	return answer.ID, answer.Key
 }
 
-// Eventually polls until check returns nil; the last error tells why it did not.
+// Eventually polls until check returns nil; the last error tells why it did not. It waits as long as the check took,
+// so that what is waited for has the machine meanwhile.
 func (s *Sandbox) Eventually(patience time.Duration, what string, check func() error) {
 	s.t.Helper()
 	deadline := time.Now().Add(patience)
 	for {
+		began := time.Now()
 		err := check()
 		if err == nil {
 			return
@@ -301,6 +312,6 @@ func (s *Sandbox) Eventually(patience time.Duration, what string, check func() e
 		if time.Now().After(deadline) {
 			s.t.Fatalf("%s: not within %s: %v", what, patience, err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(min(max(20*time.Millisecond, time.Since(began)), 500*time.Millisecond))
 	}
 }

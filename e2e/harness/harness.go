@@ -70,8 +70,9 @@ type Sandbox struct {
 
 // pool shares connections between all views of one sandbox.
 type pool struct {
-	mu      sync.Mutex // covers clients
+	mu      sync.Mutex // covers the rest
 	clients map[string]*http.Client
+	admin   *http.Client // an operator's; nil until it is needed
 }
 
 // With is the same sandbox for a subtest, which then is what fails.

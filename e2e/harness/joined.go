@@ -59,9 +59,10 @@ func (s *Sandbox) Join(zone, region, name string) *Joined {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	token := s.JoinToken(zone, region, name)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	answer, err := s.JoinService(s.AdminURLs(zone)[0]).Join(ctx, &joinv1.JoinRequest{Token: s.JoinToken(zone, region, name), Csr: csr, Name: name, Region: region})
+	answer, err := s.JoinService(s.AdminURLs(zone)[0]).Join(ctx, &joinv1.JoinRequest{Token: token, Csr: csr, Name: name, Region: region})
 	if err != nil {
 		s.t.Fatalf("join as %s: %v", name, err)
 	}

@@ -57,19 +57,15 @@ func canonical(raw json.RawMessage) string {
 	return string(out)
 }
 
-// Nodes asks a zone for its registry.
-func (s *Sandbox) Nodes(zone string) (map[string]Node, error) {
+// nodesTold is what the CLI prints of a zone's registry.
+func (s *Sandbox) nodesTold(zone string) (map[string]Node, error) {
 	out, stderr, code := s.CLI(zone, "node", "list", "-o", "json")
 	if code != 0 {
 		return nil, fmt.Errorf("node list: exit code %d: %s", code, stderr)
 	}
 	var list []Node
-	if err := json.Unmarshal([]byte(out), &list); err != nil { // the admin API's own form
-		var answer struct{ Nodes []Node }
-		if json.Unmarshal([]byte(out), &answer) != nil || len(answer.Nodes) == 0 {
-			return nil, fmt.Errorf("node list printed %.200q: %w", out, err)
-		}
-		list = answer.Nodes
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		return nil, fmt.Errorf("node list printed %.200q: %w", out, err)
 	}
 	nodes := map[string]Node{}
 	for _, n := range list {
@@ -80,21 +76,23 @@ func (s *Sandbox) Nodes(zone string) (map[string]Node, error) {
 
 // Synced tells whether every edge of the sandbox holds exactly what its zone says.
 func (s *Sandbox) Synced() error {
-	for _, zone := range []string{"emea", "us"} {
-		nodes, err := s.Nodes(zone)
-		if err != nil {
-			return err
-		}
-		for _, e := range s.Edges {
-			if e.Zone != zone {
-				continue
-			}
-			n, ok := nodes[e.Name]
-			if !ok {
-				return fmt.Errorf("node list of %s does not name %s", zone, e.Name)
-			}
-			if err := n.InSync(); err != nil {
+	for _, list := range []func(string) (map[string]Node, error){s.Nodes, s.nodesTold} {
+		for _, zone := range []string{"emea", "us"} {
+			nodes, err := list(zone)
+			if err != nil {
 				return err
+			}
+			for _, e := range s.Edges {
+				if e.Zone != zone {
+					continue
+				}
+				n, ok := nodes[e.Name]
+				if !ok {
+					return fmt.Errorf("the nodes of %s do not name %s", zone, e.Name)
+				}
+				if err := n.InSync(); err != nil {
+					return err
+				}
 			}
 		}
 	}
@@ -105,11 +103,16 @@ func (s *Sandbox) Synced() error {
 func (s *Sandbox) Settle() {
 	s.t.Helper()
 	s.Eventually(60*time.Second, "the sandbox settles", func() error {
-		leaders := s.Leaders()
-		for _, group := range []string{"catalog", "store/emea", "ledger/emea", "store/us", "ledger/us"} {
-			if leaders[group] == "" {
-				return fmt.Errorf("%s has no leader: %v", group, leaders)
+		led := func(leaders map[string]string) error {
+			for _, group := range []string{"catalog", "store/emea", "ledger/emea", "store/us", "ledger/us"} {
+				if leaders[group] == "" {
+					return fmt.Errorf("%s has no leader: %v", group, leaders)
+				}
 			}
+			return nil
+		}
+		if err := led(s.Leaders()); err != nil {
+			return err
 		}
 		for _, k := range s.Keys {
 			if k.Plan != "unlimited" {
@@ -126,7 +129,10 @@ func (s *Sandbox) Settle() {
 				}
 			}
 		}
-		return s.Synced()
+		if err := s.Synced(); err != nil {
+			return err
+		}
+		return led(s.leadersTold())
 	})
 }
 
