@@ -153,7 +153,7 @@ func (w *world) alone(name, dir string) (blocks float64, log string, err error) 
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	defer func() { log = said.String() }()
-	for range 100 {
+	for begun := time.Now(); time.Since(begun) < startsWithin; {
 		select {
 		case err := <-ended:
 			return 0, "", fmt.Errorf("it ended: %v: %s", err, lastLine(said.String()))
@@ -167,8 +167,11 @@ func (w *world) alone(name, dir string) (blocks float64, log string, err error) 
 	}
 	_ = cmd.Process.Kill()
 	<-ended
-	return 0, "", errors.New("it neither ended nor answered within 10 s")
+	return 0, "", fmt.Errorf("it neither ended nor answered within %s", startsWithin)
 }
+
+// startsWithin is how long an edge is waited for that was started, as the harness waits for its own.
+const startsWithin = time.Minute
 
 // replay is an edge whose blocks arrive twice and in any order, over several sessions: they count once.
 func (w *world) replay(rng *rand.Rand) error {
@@ -351,10 +354,7 @@ func (w *world) cloneDisk(rng *rand.Rand) error {
 		return err
 	}
 	defer other.Stop()
-	for range 100 {
-		if w.s.Ready(other.Admin) == http.StatusOK {
-			break
-		}
+	for begun := time.Now(); w.s.Ready(other.Admin) != http.StatusOK && time.Since(begun) < startsWithin; {
 		time.Sleep(100 * time.Millisecond)
 	}
 	err = errors.Join(w.serve(c, e.HTTPS, 50), w.serve(c, other.HTTPS, 50))

@@ -135,8 +135,8 @@ func (s *Sandbox) Act(verb, name string) {
 	}
 }
 
-// leadersTold is what the sandbox says of who leads which group.
-func (s *Sandbox) leadersTold() map[string]string {
+// LeadersTold is what the sandbox says of who leads which group, for which it starts the CLI twice.
+func (s *Sandbox) LeadersTold() map[string]string {
 	response, err := http.Get(s.ControlURL + "/v1/leaders")
 	if err != nil {
 		return nil

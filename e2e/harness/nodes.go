@@ -132,7 +132,7 @@ func (s *Sandbox) Settle() {
 		if err := s.Synced(); err != nil {
 			return err
 		}
-		return led(s.leadersTold())
+		return led(s.LeadersTold())
 	})
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -173,6 +174,17 @@ func (l *lab) traffic(ctx context.Context, o settings, step func(string, ...any)
 		l.ups[zones[z].serving[0]].kill()
 	}
 	pause(ctx, o.quiet/4)
+	for z := range zones { // tally wants it, and a busy machine may have sent nothing yet
+		err := l.until(ctx, "the pair of "+zones[z].serving[0]+" answers", func() error {
+			if l.loads[z].relayed.Load() == 0 {
+				return errors.New("no request was answered by it")
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
 	// Nobody is left in the first zone: its clients get 503, and nobody else's answer.
 	l.ups[zones[0].serving[1]].kill()
 	pause(ctx, o.quiet/4)
@@ -222,8 +234,9 @@ func (l *lab) garbled(ctx context.Context, b *browser, to site) error {
 	if err != nil {
 		return err
 	}
+	before := l.ups[to.region].garbage.Load()
 	a, err := b.do(request)
-	if err != nil || a.status < 500 || l.ups[to.region].garbage.Load() == 0 {
+	if err != nil || a.status < 500 || l.ups[to.region].garbage.Load() == before {
 		return fmt.Errorf("%s answers %d for an upstream's garbage, %v; want 502, and its upstream asked: %.200s", to.name, a.status, err, a.body)
 	}
 	return nil
