@@ -58,10 +58,36 @@ func TestStory(t *testing.T) {
 		{"f/alone", controlStops},
 		{"f/flips", flippedTables},
 	} {
-		t.Run(strings.ReplaceAll(step.name, "/", "_"), func(t *testing.T) {
+		passed := t.Run(strings.ReplaceAll(step.name, "/", "_"), func(t *testing.T) {
 			step.run(t, s.With(t))
 		})
+		if !passed {
+			mend(s)
+		}
 	}
+}
+
+// mend brings everything back after a step that failed, which may have left dead what it had killed: the steps behind it
+// are to tell of themselves. A step that passes leaves all as it found it, and nothing is mended behind it.
+func mend(s *harness.Sandbox) {
+	names := s.ControlsOf("")
+	for _, cluster := range []string{"catalog", "emea", "us"} {
+		names = append(names, s.StoresOf(cluster)...)
+	}
+	for _, u := range s.Upstreams {
+		names = append(names, u.Name)
+	}
+	for _, e := range s.Edges {
+		names = append(names, e.Name)
+	}
+	for _, name := range names {
+		_ = s.Try("resume", name) // whichever of the two it wants: the other is refused
+		_ = s.Try("start", name)
+	}
+	for _, e := range s.Edges {
+		s.Fail(e.Region, 0)
+	}
+	s.Settle()
 }
 
 // zoneManifests writes the sandbox's catalog with upstreams of the test's own and unlimited customers.
@@ -193,6 +219,7 @@ func refused(a harness.Answer, status int, reason string) error {
 func within(t *testing.T, since time.Time, patience time.Duration, what string, check func() error) time.Duration {
 	t.Helper()
 	for {
+		began := time.Now()
 		err := check()
 		took := time.Since(since)
 		if err == nil && took <= patience {
@@ -204,7 +231,7 @@ func within(t *testing.T, since time.Time, patience time.Duration, what string, 
 		if took > patience {
 			t.Fatalf("%s: not within %s but after %s: %v", what, patience, took.Round(time.Millisecond), err)
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(min(max(10*time.Millisecond, time.Since(began)), 500*time.Millisecond)) // as Sandbox.Eventually, for its reason
 	}
 }
 
