@@ -76,10 +76,7 @@ func TestACME(t *testing.T) {
 
 	t.Run("the leader is killed in the middle of the order", func(t *testing.T) {
 		host := w.begin(t, "fresh")
-		leader := s.Leaders()["store/emea"]
-		if leader == "" {
-			t.Fatal("the zone's store has no leader")
-		}
+		leader := s.With(t).Leader("store/emea")
 		s.With(t).Act("kill", leader)
 		w.tell(t, "release")
 		w.serveOne(t, host, "")

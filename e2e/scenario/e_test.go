@@ -28,8 +28,12 @@ const marker = "zz-residency-marker"
 func residency(t *testing.T, s *harness.Sandbox) {
 	s.MustCLI("emea", "apply", "-f", writeFile(t, "marker.yaml", "kind: Customer\nname: "+marker+"\nspec: {zone: emea, display_name: Zymurgy Markings, subscriptions: [{plan: unlimited}]}\n"))
 	texts := map[string]string{} // key id → text
+	keys := s.KeyService(s.AdminURLs("emea")[0])
 	for range 100 {
-		id, text := s.NewKey("emea", marker, "unlimited")
+		id, text, err := harness.CreateKey(keys, marker, "unlimited")
+		if err != nil {
+			t.Fatal(err)
+		}
 		texts[id] = text
 	}
 	var last string

@@ -79,7 +79,7 @@ func TestEtcd(t *testing.T) {
 	s.Act("start", leader)
 
 	// The control node that leads the zone's store dies; what it alone did, granting and closing, another does.
-	old := s.Leaders()["store/emea"]
+	old := s.Leader("store/emea")
 	s.Act("kill", old)
 	s.Eventually(30*time.Second, "another node leads the store", func() error {
 		if now := s.Leaders()["store/emea"]; now == "" || now == old {
@@ -128,16 +128,24 @@ func TestEtcd(t *testing.T) {
 	}
 }
 
-// etcdLeader is the member of an etcd that leads it.
-func etcdLeader(t *testing.T, s *harness.Sandbox, cluster string) string {
+// etcdLeader is the member of an etcd that leads it, once there is one.
+func etcdLeader(t *testing.T, s *harness.Sandbox, cluster string) (name string) {
 	t.Helper()
+	s.Eventually(30*time.Second, "the etcd of "+cluster+" has a leader", func() (err error) {
+		name, err = leadsEtcd(s, cluster)
+		return err
+	})
+	return name
+}
+
+func leadsEtcd(s *harness.Sandbox, cluster string) (string, error) {
 	for _, m := range s.Stores {
 		if m.Cluster != cluster {
 			continue
 		}
 		response, err := http.Post(m.URL+"/v3/maintenance/status", "application/json", bytes.NewReader([]byte("{}")))
 		if err != nil {
-			t.Fatalf("ask %s for its leader: %v", m.Name, err)
+			return "", fmt.Errorf("ask %s for its leader: %w", m.Name, err)
 		}
 		var status struct {
 			Header struct {
@@ -148,12 +156,11 @@ func etcdLeader(t *testing.T, s *harness.Sandbox, cluster string) string {
 		err = json.NewDecoder(response.Body).Decode(&status)
 		response.Body.Close()
 		if err != nil {
-			t.Fatalf("ask %s for its leader: %v", m.Name, err)
+			return "", fmt.Errorf("ask %s for its leader: %w", m.Name, err)
 		}
 		if status.Leader != "" && status.Leader == status.Header.Member {
-			return m.Name
+			return m.Name, nil
 		}
 	}
-	t.Fatalf("no member of the etcd of %s leads", cluster)
-	return ""
+	return "", fmt.Errorf("no member of the etcd of %s leads", cluster)
 }

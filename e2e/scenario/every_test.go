@@ -246,7 +246,7 @@ func every(t *testing.T, s *harness.Sandbox) {
 	x := newEvery(t, s)
 	us := usCounts(s)
 	x.all(x.west)
-	x.west.stop()
+	x.relays()
 	x.all(x.central)
 	if n := x.abroad.asked.Load() + usCounts(s) - us; n != 0 {
 		t.Errorf("%d requests reached an upstream of the other zone", n)
@@ -261,12 +261,13 @@ type everyWorld struct {
 	west, central, abroad *everything
 	edge                  harness.Edge
 	first                 string // the key of who asks whether all is there
+	both                  func() // from here on both regions of emea have an upstream, where eu-west had one alone: nobody else took what that was late with
 	leave                 func() // from here on the sandbox's own upstreams answer, so that nothing looks ill to what follows
 }
 
 func newEvery(t *testing.T, s *harness.Sandbox) *everyWorld {
 	west, central, abroad := newEverything(t, "eu-west"), newEverything(t, "eu-central"), newEverything(t, "us-east")
-	manifest := func(at func(*everything, string) string, speech string) {
+	manifest := func(at func(*everything, string) string, speech string, emea ...*everything) {
 		ups := func(scheme, rest string, all ...*everything) (text string) {
 			for _, u := range all {
 				text += fmt.Sprintf("    - {region: %s, url: %q%s}\n", u.region, at(u, scheme), rest)
@@ -285,7 +286,7 @@ spec:
     - {name: huge, path_prefix: /huge, max_request_bytes: 2147483648, units: {per_bytes: 16777216, most: 200}}
     - {name: graphql, path_prefix: /graphql, graphql: {}, units: {graphql: fields, most: 100}}
     - {name: live, path_prefix: /live, websocket: {}, units: {per_messages: 2, most: 100}}
-`+ups("http", "", west, central)+`---
+`+ups("http", "", emea...)+`---
 kind: API
 name: every-rpc
 spec:
@@ -296,7 +297,7 @@ spec:
     - {name: rpc, path_prefix: /}
     - {name: both, path_prefix: /grpc.testing.TestService/Both, units: {per_messages: 2, most: 100}}
     - {name: wait, path_prefix: /grpc.testing.TestService/Wait}
-`+ups("http", ", protocol: "+speech, west, central)+`---
+`+ups("http", ", protocol: "+speech, emea...)+`---
 kind: API
 name: every-lines
 spec:
@@ -305,7 +306,7 @@ spec:
   policy: gdpr-emea
   tcp: {}
   routes: [{name: all, units: {per_bytes: 1000, most: 100}}]
-`+ups("tcp", "", west, central)+`---
+`+ups("tcp", "", emea...)+`---
 kind: API
 name: every
 spec:
@@ -331,12 +332,13 @@ name: every-first
 spec: {zone: emea, subscriptions: [{plan: every}]}
 `))
 	}
-	manifest(func(u *everything, scheme string) string {
+	own := func(u *everything, scheme string) string {
 		if scheme == "tcp" {
 			return "tcp://" + u.lines
 		}
 		return "http://" + u.http
-	}, "h2c")
+	}
+	manifest(own, "h2c", west)
 	_, key := s.NewKey("emea", "every", "every")
 	_, first := s.NewKey("emea", "every-first", "every") // what asks whether all is there
 
@@ -354,11 +356,21 @@ spec: {zone: emea, subscriptions: [{plan: every}]}
 		}
 	})
 
-	return &everyWorld{caller: c, west: west, central: central, abroad: abroad, edge: s.EdgeOf("eu-west"), first: first, leave: func() {
+	return &everyWorld{caller: c, west: west, central: central, abroad: abroad, edge: s.EdgeOf("eu-west"), first: first, both: func() { manifest(own, "h2c", west, central) }, leave: func() {
 		manifest(func(u *everything, scheme string) string {
 			return scheme + "://" + strings.TrimPrefix(s.UpstreamURL(u.region), "http://")
-		}, "http1")
+		}, "http1", west, central)
 	}}
+}
+
+// relays gives the region a pair, and lets its own upstream die once the pair serves at home.
+func (c *everyWorld) relays() {
+	c.t.Helper()
+	c.both()
+	within(c.t, time.Now(), 30*time.Second, "the pair serves at home", func() error {
+		return ok(c.s.Do("eu-central", "GET", everyHost, "/v1/first", c.first, nil), "eu-central")
+	})
+	c.west.stop()
 }
 
 // served waits until a region serves all of it.

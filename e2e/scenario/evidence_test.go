@@ -49,7 +49,7 @@ func TestEvidence(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Act("start", "emea-2")
-	led := s.Leaders()["store/emea"]
+	led := s.Leader("store/emea")
 	s.Act("kill", led)
 
 	root, err := filepath.Abs(filepath.Join(s.Dir, "ca.pem"))
@@ -89,6 +89,7 @@ func TestEvidence(t *testing.T) {
 			}
 		}
 		if sum < relayed || len(report.Tightenings) != 1 || len(report.Closures) != 1 {
+			time.Sleep(time.Second) // their minute is long
 			return fmt.Errorf("%d relays of at least %d, tightenings %v, closures %v", sum, relayed, report.Tightenings, report.Closures)
 		}
 		return nil

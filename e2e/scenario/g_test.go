@@ -115,11 +115,7 @@ func usageLaw(t *testing.T, s *harness.Sandbox, upstreams map[string]*harness.Up
 		s.Act("start", name)
 	}
 	kill(edge, 2*time.Second)
-	leader := s.Leaders()["ledger/emea"]
-	if leader == "" {
-		t.Fatal("ledger/emea has no leader")
-	}
-	kill(leader, 5*time.Second)
+	kill(s.Leader("ledger/emea"), 5*time.Second)
 	kill(edge, time.Second)
 	kill(s.EdgeOf("eu-central").Name, time.Second)
 	time.Sleep(2 * time.Second)

@@ -68,7 +68,9 @@ func TestLarge(t *testing.T) {
 				}
 			}
 		}
-		x.west.stop()
+		if at == x.west {
+			x.relays()
+		}
 	}
 	x.counted()
 }

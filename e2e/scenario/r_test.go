@@ -59,7 +59,7 @@ func killConductor(t *testing.T, s *harness.Sandbox) (name string) {
 		}
 		return nil
 	})
-	name = s.Leaders()["catalog"]
+	name = s.Leader("catalog")
 	s.Act("kill", name)
 	if len(s.Stores) > 0 { // and on etcd its leader, which holds the record that is advanced
 		member := etcdLeader(t, s, catalogCluster(s))
@@ -137,7 +137,7 @@ func rollouts(t *testing.T, s *harness.Sandbox) {
 	if out, errs, code := s.CLI("emea", "apply", "-f", ordersDoc(t, s, "/"), "--wait"); code != 0 {
 		t.Fatalf("a good change: exit %d\n%s%s", code, out, errs)
 	}
-	if err := ok(s.Get("eu-central", key), "eu-central"); err != nil {
+	if err := ok(s.Get("eu-central", key), regions...); err != nil {
 		t.Error(err)
 	}
 	switches(t, s, key)
