@@ -141,22 +141,36 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 	if c, ok = a.pair(); ok {
 		return c, true
 	}
-	// 3. A home upstream in doubt, with its own word that it lives: doubt alone is no reason for a 503.
-	for _, t := range a.targets {
-		if a.seenHome(t) || ctx.Err() != nil {
-			continue
-		}
-		a.sawHome(t)
-		// What it answers others meanwhile is its word too, where its health page is slow in a crowd: but none to send on what
-		// must not be lost.
-		if t.usable() && t.alive(ctx, 0, !a.once) {
-			if t.enter(a.standing) {
+	// 3. A home upstream in doubt, with its own word that it lives: doubt alone is no reason for a 503. One that has only fallen
+	// silent is asked again as long as there is hope, and so is a region that was bad a moment ago.
+	for asked := m.now(); ; {
+		hoped := false
+		for _, t := range a.targets {
+			if a.seenHome(t) || ctx.Err() != nil {
+				continue
+			}
+			// Who asks for another region does so himself, and has others to ask.
+			hope := a.r.grants != nil && m.now()-asked < hopeFor && (timeout == 0 || m.now()-a.began < timeout)
+			// What it answers others meanwhile is its word too, where its health page is slow in a crowd: but none to send on what
+			// must not be lost.
+			lives := (t.usable() || hope && t.hopeful()) && t.alive(ctx, 0, !a.once)
+			if !lives && hope && t.hopeful() {
+				hoped = true
+				continue
+			}
+			a.sawHome(t)
+			if lives && t.enter(a.standing) {
 				return Candidate{Target: t}, true
 			}
-			a.busy = true
+			a.busy = a.busy || lives
+		}
+		if !hoped || ctx.Err() != nil {
+			return Candidate{}, false
+		}
+		if c, ok = a.pair(); ok {
+			return c, true
 		}
 	}
-	return Candidate{}, false
 }
 
 // pair is the best permitted, granted and not known-bad region not tried yet.

@@ -41,6 +41,7 @@ type Target struct {
 	flight *flight
 	hopes  chan struct{} // closed by the next answer; nil: nobody waits for one
 	why    error         // of the last probe: why it was bad; nil: it was good, or there was none
+	mute   bool          // the last probe ran out of time: it said nothing, and refused nothing
 }
 
 // settings are what the API says of its targets now.
@@ -70,6 +71,11 @@ func (t *Target) name() string {
 // lateBy is by how much a clock of this edge has to be late for what it has not heard to be its own fault: it has more to do than it
 // can, and everybody's bytes wait here.
 const lateBy = 50 * time.Millisecond
+
+// hopeFor is for how long one that has fallen silent may speak again, counted from the last thing that it said: for so long who has
+// nowhere else to go waits for it. More would be a long time to hold a request for one that has died, less shorter than what a crowd
+// on its machine or on this one has been seen to take it for.
+const hopeFor = 5 * time.Second
 
 // warmEvery is shorter than many a server keeps an idle connection (5 s).
 const warmEvery = 4 * time.Second
@@ -127,7 +133,7 @@ func (t *Target) warm(ctx context.Context) {
 // late says that a probe which ran out of time is no word against the target, since requests were answered there in the second
 // half of it: the way to its health page is crowded, or this machine is. A paused or dead one answers none.
 func (t *Target) late() bool {
-	return t.State().Phase != Ejected && t.m.now()-time.Duration(t.answered.Load()) < t.settings.Load().timeout/2
+	return t.usable() && t.m.now()-time.Duration(t.answered.Load()) < t.settings.Load().timeout/2
 }
 
 // fly joins the probe under way or starts one.
@@ -146,9 +152,9 @@ func (t *Target) fly() *flight {
 		if f.err == nil {
 			t.heard()
 		}
-		f.excused = f.err != nil && ctx.Err() != nil && (t.late() || t.m.now()-f.began > t.settings.Load().timeout+lateBy && t.State().Phase != Ejected)
+		f.excused = f.err != nil && ctx.Err() != nil && (t.late() || t.m.now()-f.began > t.settings.Load().timeout+lateBy && t.usable())
 		t.mu.Lock()
-		t.flight, t.why = nil, f.err
+		t.flight, t.why, t.mute = nil, f.err, f.err != nil && ctx.Err() != nil
 		t.mu.Unlock()
 		if f.err == nil {
 			t.note(ProbeGood)
@@ -308,6 +314,16 @@ func (t *Target) takes(now time.Duration) bool {
 func (t *Target) usable() bool {
 	s := t.State()
 	return s.Phase != Ejected || s.Good
+}
+
+// hopeful says whether one that gave no sign of life just now may give one in a moment: it was heard a moment ago, and has refused
+// nothing since.
+func (t *Target) hopeful() bool {
+	usable := t.usable()
+	t.mu.Lock()
+	mute := t.mute
+	t.mu.Unlock()
+	return (usable || mute) && t.m.now()-time.Duration(t.lastByte.Load()) < hopeFor
 }
 
 // silence is for how long something has been asked of the target and nothing came back.

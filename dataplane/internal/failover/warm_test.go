@@ -19,8 +19,22 @@ func crowded(t *testing.T) (*prober, *failover.Target) {
 
 // crowdedWalks is crowded, and begins walks that end there or nowhere.
 func crowdedWalks(t *testing.T) (*prober, *failover.Target, func(once bool) bool) {
+	p, m, h := crowdedMonitor(t)
+	walk := walksOf(t, failover.NewRouter(m, start(t, &leader{}, h), "eu-west"), h)
+	target, _ := walk(false)
+	if target == nil {
+		t.Fatal("there is no target")
+	}
+	return p, target, func(once bool) bool {
+		target, _ := walk(once)
+		return target != nil
+	}
+}
+
+// crowdedMonitor has an API with one target, and pairs with other regions.
+func crowdedMonitor(t *testing.T, to ...string) (*prober, *failover.Monitor, *policy.Holder) {
 	h := &policy.Holder{}
-	h.Swap(edgeTable(t, 1, []string{"http://home"}))
+	h.Swap(edgeTable(t, 1, []string{"http://home"}, to...))
 	p := &prober{}
 	m, err := failover.New(failover.Config{Tables: h, Prober: p, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -30,16 +44,15 @@ func crowdedWalks(t *testing.T) (*prober, *failover.Target, func(once bool) bool
 	done := make(chan struct{})
 	go func() { defer close(done); m.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
-	router := failover.NewRouter(m, start(t, &leader{}, h), "eu-west")
-	a := router.Start(h.Load().API("orders.test"), nil, false)
-	c, ok := a.Next(ctx)
-	if !ok {
-		t.Fatal("there is no target")
-	}
-	return p, c.Target, func(once bool) bool {
+	return p, m, h
+}
+
+// walksOf begins walks, and says where they come to first: a target, a region or nowhere.
+func walksOf(t *testing.T, router *failover.Router, h *policy.Holder) func(once bool) (*failover.Target, string) {
+	return func(once bool) (*failover.Target, string) {
 		a := router.Start(h.Load().API("orders.test"), nil, once)
-		c, ok := a.Next(ctx)
-		return ok && c.Target != nil
+		c, _ := a.Next(t.Context())
+		return c.Target, c.To
 	}
 }
 
