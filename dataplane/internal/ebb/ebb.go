@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"syscall"
 	"time"
 )
 
@@ -20,8 +21,8 @@ const (
 	lookEvery = 250 * time.Millisecond
 	crowd     = 256              // of anything that are no more, and more than are left: a crowd that has gone
 	worth     = 32 << 20         // bytes in use beyond what was left the last time: less is not worth the work
-	share     = 20               // of the time it is one part at work, at most
-	restMost  = 10 * time.Second // after it, where a busy machine has made it long
+	share     = 20               // of the processors' time it takes one part, at most
+	restMost  = 10 * time.Second // after it, where it took long all the same
 )
 
 // Config of an Ebb. Logger is required.
@@ -61,12 +62,12 @@ func (e *Ebb) Run(ctx context.Context) error {
 		if !e.tide.worth(before, e.counts) {
 			continue
 		}
-		began := time.Now()
+		began, used := time.Now(), processor()
 		runtime.GC() // what pools keep outlives one
 		debug.FreeOSMemory()
 		after, took := inUse(), time.Since(began)
 		e.look()
-		e.tide.ebbed(began.Add(took), took, before, after, e.counts)
+		e.tide.ebbed(began.Add(took), rest(took, processor()-used, runtime.GOMAXPROCS(0)), before, after, e.counts)
 		e.cfg.Logger.Info("memory given back after a crowd", "bytes_before", before, "bytes", after, "duration", took)
 	}
 }
@@ -77,6 +78,25 @@ func (e *Ebb) look() {
 		e.counts[i] = count()
 	}
 	e.counts[len(e.cfg.Counts)] = int64(runtime.NumGoroutine())
+}
+
+// processor is the processor time that this process has used.
+func processor() time.Duration {
+	var r syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &r) != nil {
+		return 0
+	}
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
+}
+
+// rest is how long there is nothing more to be done after work that took so long, in which the process used so much of its processors:
+// no more of that can have been the work, which on a busy machine lasts long and is little. It is a part of what all of them can do.
+// used 0: nobody can tell.
+func rest(took, used time.Duration, processors int) time.Duration {
+	if used <= 0 {
+		used = took
+	}
+	return min(share*min(took, used)/time.Duration(processors), restMost)
 }
 
 // inUse is the memory that the runtime has of the system, stacks and pages that nothing is in among it.
@@ -114,9 +134,9 @@ func (t *tide) worth(inUse int64, counts []int64) bool {
 	return inUse-max(t.left, 0) >= worth
 }
 
-// ebbed takes what came of one.
-func (t *tide) ebbed(now time.Time, took time.Duration, before, after int64, counts []int64) {
-	t.next = now.Add(min(share*took, restMost))
+// ebbed takes what came of one, after which there is a rest.
+func (t *tide) ebbed(now time.Time, rest time.Duration, before, after int64, counts []int64) {
+	t.next = now.Add(rest)
 	came := false // a crowd, meanwhile: what it holds is there for it alone
 	for i, n := range counts {
 		came = came || n-t.high[i] >= crowd

@@ -109,7 +109,7 @@ type look struct {
 	count, inUse int64 // MiB
 	gives        bool
 	after        int64         // MiB in use then
-	took         time.Duration // to give it, or to the next look
+	took         time.Duration // to give it on the one processor there is, or to the next look
 	came         int64         // of them in that time
 }
 
@@ -142,9 +142,32 @@ func TestTide_Table(t *testing.T) {
 				t.Errorf("%s: look %d, at %d of them and %d MiB: gives back %v, want %v", name, i, l.count, l.inUse, got, l.gives)
 			}
 			if got && l.gives {
-				tide.Ebbed(now.Add(l.took), l.took, l.inUse*mib, l.after*mib, l.count+l.came)
+				tide.Ebbed(now.Add(l.took), ebb.Rest(l.took, l.took, 1), l.inUse*mib, l.after*mib, l.count+l.came)
 			}
 			now = now.Add(l.took)
+		}
+	}
+}
+
+// What it rests is measured by the processors' time that it can have taken: a crowd's memory is back before the next has come, some
+// three seconds later, and a machine on which it lasts long has it wait no longer for that.
+func TestRest_Table(t *testing.T) {
+	const ms = time.Millisecond
+	for name, c := range map[string]struct {
+		took, used time.Duration
+		processors int
+		want       time.Duration
+	}{
+		"a hundred MiB":                   {120 * ms, 150 * ms, 2, 1200 * ms},
+		"a crowd as large as there is":    {250 * ms, 400 * ms, 2, 2500 * ms},
+		"the same on one processor":       {250 * ms, 250 * ms, 1, 5 * time.Second},
+		"on thirty-two":                   {250 * ms, 4 * time.Second, 32, 156250 * time.Microsecond},
+		"on a machine that others use":    {4400 * ms, 200 * ms, 2, 2 * time.Second},
+		"of which it has a lot to do":     {4400 * ms, 3 * time.Second, 2, 10 * time.Second},
+		"where nobody tells what it used": {250 * ms, 0, 2, 2500 * ms},
+	} {
+		if got := ebb.Rest(c.took, c.used, c.processors); got != c.want {
+			t.Errorf("%s: rests %v, want %v", name, got, c.want)
 		}
 	}
 }

@@ -13,6 +13,8 @@ func (t *Tide) Look(now time.Time, count, inUse int64) bool {
 	return t.t.gone(now, counts) && t.t.worth(inUse, counts)
 }
 
-func (t *Tide) Ebbed(now time.Time, took time.Duration, before, after, count int64) {
-	t.t.ebbed(now, took, before, after, []int64{count})
+func (t *Tide) Ebbed(now time.Time, rest time.Duration, before, after, count int64) {
+	t.t.ebbed(now, rest, before, after, []int64{count})
 }
+
+var Rest = rest
