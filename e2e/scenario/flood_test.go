@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -84,6 +85,7 @@ func floods(t *testing.T, s *harness.Sandbox, e *flood.Edge, each time.Duration,
 		n, _ := s.Metric(s.EdgeOf("eu-west").Admin, "bailiwick_quota_exchanges_total")
 		return int64(n)
 	}
+	only := regexp.MustCompile(os.Getenv("BAILIWICK_ONLY"))
 	guest := flood.NewGuest(e)
 	defer guest.Close()
 	alone, cancel := context.WithTimeout(t.Context(), each)
@@ -94,6 +96,9 @@ func floods(t *testing.T, s *harness.Sandbox, e *flood.Edge, each time.Duration,
 	fmt.Fprintf(&table, "| none | | | %d | | | %d, %d | %v | %v | %v |\n", memory(t, pid)>>20, v.Asked, v.Failed, short(v.P50), short(v.P99), short(v.Max))
 	first := memory(t, pid)
 	for _, f := range flood.All(e) {
+		if !only.MatchString(f.Name) {
+			continue
+		}
 		before, most, cpu, exchanged := memory(t, pid), memory(t, pid), processor(t, pid), exchanges()
 		ctx, cancel := context.WithTimeout(t.Context(), each)
 		var wg sync.WaitGroup
