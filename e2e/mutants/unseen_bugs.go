@@ -8,6 +8,7 @@ const (
 	spoolPkg     = "dataplane/internal/spool"
 	spoolAppend  = spoolPkg + "/append.go"
 	spoolMapping = spoolPkg + "/map_linux.go"
+	spoolShort   = spoolPkg + "/short.go"
 	lessorPkg    = "controlplane/internal/lessor"
 	lessorTerm   = lessorPkg + "/term.go"
 	modelPkg     = "controlplane/internal/model"
@@ -53,6 +54,25 @@ var unseenBugs = []bug{
 	{name: "touch-wipes-out-rows", breaks: "pages are made fit for the rows to come, and not for those that are there",
 		edits:  []edit{{spoolMapping, "\t\t_ = unix.Madvise(data[from:to], unix.MADV_POPULATE_WRITE) //", "\t\tclear(data[from:to]) //"}},
 		checks: []check{{spoolPkg, "TestSpool_MakingPlacesReadyWipesOutNoRow"}}},
+
+	{name: "row-leans-on-what-a-seal-took", breaks: "rows behind a seal can be read when those before it are gone",
+		edits:  []edit{{spoolPkg + "/seal.go", "\ts.wholes.forget() //", "\t//"}},
+		checks: []check{{spoolPkg, "TestSpool_NoRowLeansOnOneThatASealTook"}}},
+	{name: "row-leans-into-the-segment-before", breaks: "a segment can be read without the one before it",
+		edits:  []edit{{spoolAppend, "\ts.wholes.forget()\n", ""}},
+		checks: []check{{spoolPkg, "TestShort_RowsReadAsTheyWereAppended"}}},
+	{name: "row-leans-on-another-period", breaks: "usage is of the period in which it was",
+		edits:  []edit{{spoolShort, "|| int64(le.Uint64(b[keyPeriod:])) != r.Period ", ""}},
+		checks: []check{{spoolPkg, "TestShort_RowsReadAsTheyWereAppended"}}},
+	{name: "row-leans-on-another-product", breaks: "usage is of the product that was used",
+		edits:  []edit{{spoolShort, "\t\tn := int(le.Uint16(b))\n\t\tif n != len(s)", "\t\tn := int(le.Uint16(b))\n\t\tif s != r.Product && n != len(s)"}, {spoolShort, "|| string(b[2:2+n]) != s {", "|| s != r.Product && string(b[2:2+n]) != s {"}},
+		checks: []check{{spoolPkg, "TestShort_RowsReadAsTheyWereAppended"}}},
+	{name: "short-row-of-several-requests", breaks: "a row counts as many requests as it says",
+		edits:  []edit{{spoolShort, "r.Requests == 1 && ", ""}},
+		checks: []check{{spoolPkg, "TestShort_RowsReadAsTheyWereAppended"}}},
+	{name: "short-row-cuts-off-a-number", breaks: "a row keeps numbers of any size",
+		edits:  []edit{{spoolShort, "&& r.BytesOut <= most ", ""}},
+		checks: []check{{spoolPkg, "TestShort_RowsReadAsTheyWereAppended"}}},
 
 	{name: "who-holds-is-told-when-it-asks", breaks: "who holds what another starves for is told whatever it asks about",
 		edits:  []edit{{lessorTerm, "\tfor id, until := range owing {\n\t\tif now.Before(until) {", "\tfor id, until := range owing {\n\t\tif false && now.Before(until) {"}},

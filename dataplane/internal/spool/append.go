@@ -20,8 +20,7 @@ func (s *Spool) Append(r *usage.Row) error {
 		return fmt.Errorf("append usage row: %w", err)
 	}
 	now := s.cfg.Now().UnixMilli()
-	n := rowSize(r)
-	need := wordSize + (n+7)&^7
+	room := recordSize(rowSize(r))
 	for {
 		s.mu.Lock()
 		if s.closed {
@@ -29,13 +28,13 @@ func (s *Spool) Append(r *usage.Row) error {
 			s.count.refused.Add(1)
 			return fmt.Errorf("append usage row: %w", ErrClosed)
 		}
+		// Stamped under mu: seal takes its time under mu too, so no row with
+		// an earlier stamp comes behind what a seal has seen.
+		s.last = max(s.last, now)
+		r.EndUnixMS = s.last
 		ready := s.cur.ready
-		if s.off+need+wordSize <= ready { // room is left for the end's word
-			// Stamped under mu: seal takes its time under mu too, so no row with
-			// an earlier stamp comes behind what a seal has seen.
-			s.last = max(s.last, now)
-			r.EndUnixMS = s.last
-			err := s.put(r, n)
+		if s.off+room+wordSize <= ready { // room is left for the end's word
+			need, err := s.put(r)
 			low := false
 			if err == nil {
 				s.off += need
@@ -105,9 +104,9 @@ func (s *Spool) short() bool {
 	return s.cur != nil && s.cur.ready-s.off < slack && (s.cur.ready < len(s.cur.data) || s.spare == nil)
 }
 
-// put copies the row to s.off. Under mu. guarded by hand: its closure would
-// cost an allocation here.
-func (s *Spool) put(r *usage.Row, n int) (err error) {
+// put copies the row to s.off and says how much it takes there: no more than if it were whole. Under mu. guarded by hand: its closure
+// would cost an allocation here.
+func (s *Spool) put(r *usage.Row) (need int, err error) {
 	old := debug.SetPanicOnFault(true)
 	defer func() {
 		debug.SetPanicOnFault(old)
@@ -115,9 +114,20 @@ func (s *Spool) put(r *usage.Row, n int) (err error) {
 			err = faultError(p)
 		}
 	}()
+	start := usage.CellStart(r.EndUnixMS)
+	place := slot(r, start)
+	on := s.wholes.at(place)
+	if on != 0 && fitsShort(r) && s.cur.bears(on, r, start) {
+		n := shortSize(r)
+		putShort(s.cur.data[s.off+wordSize:s.off+wordSize+n], r, on)
+		s.cur.commit(s.off, n)
+		return recordSize(n), nil
+	}
+	n := rowSize(r)
 	putRow(s.cur.data[s.off+wordSize:s.off+wordSize+n], r)
 	s.cur.commit(s.off, n)
-	return nil
+	s.wholes.keep(place, s.off) // now: at a fault it is not there
+	return recordSize(n), nil
 }
 
 // turn goes on to the spare segment. Under mu.
@@ -127,6 +137,7 @@ func (s *Spool) turn() error {
 		return err
 	}
 	s.cur, s.off, s.since, s.spare = s.spare, segmentHeader, s.last, nil
+	s.wholes.forget()
 	s.tight.Store(s.short())
 	s.segs = append(s.segs, s.cur)
 	return nil

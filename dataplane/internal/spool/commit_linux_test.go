@@ -41,7 +41,7 @@ func TestSpool_ACommitLeavesNoPageToBeWritten(t *testing.T) {
 	}
 	before := uint64(0)
 	for range 4 {
-		for range 400 { // some 90 KB
+		for range 1000 { // some 90 KB
 			r := row("acme")
 			if err := s.Append(&r); err != nil {
 				t.Fatal(err)

@@ -38,7 +38,7 @@ func child(dir string) {
 	go s.Run(context.Background())
 	fmt.Println("ready")
 	for {
-		r := row("acme")
+		r := row("acmes")
 		if err := s.Append(&r); err != nil {
 			fmt.Fprintln(os.Stderr, "child: append:", err)
 			os.Exit(1)
@@ -81,7 +81,7 @@ func TestSpool_KillLosesNothing(t *testing.T) {
 		took += n
 	}
 	s := open(t, spool.Config{Dir: dir})
-	got := requests(t, pending(t, s))["acme"]
+	got := requests(t, pending(t, s))["acmes"]
 	// Killed between an Append and its byte on the pipe, a row is there that nobody was told of.
 	if got < took || got > took+int64(kills) {
 		t.Errorf("counted %d rows, %d appends returned; want at most one more for each of %d kills", got, took, kills)
@@ -108,9 +108,9 @@ func crashed(t *testing.T, sealed, behind int, commit bool) (dir, file string, e
 	t.Helper()
 	dir = fastDir(t)
 	s := open(t, spool.Config{Dir: dir})
-	add(t, s, "acme", sealed)
+	add(t, s, "acmes", sealed)
 	seal(t, s)
-	add(t, s, "acme", behind)
+	add(t, s, "acmes", behind)
 	if commit {
 		if err := s.GroupCommit(); err != nil {
 			t.Fatal(err)
@@ -162,7 +162,7 @@ func TestSpool_TornTailAtEveryByte(t *testing.T) {
 			if padding := after - cut; how != "garbage" && padding <= pad(t) {
 				want = 8 // only the padding is gone
 			}
-			if got := requests(t, pending(t, s))["acme"]; got != want {
+			if got := requests(t, pending(t, s))["acmes"]; got != want {
 				t.Errorf("%s at byte %d: counted %d rows, want %d", how, cut-before, got, want)
 			}
 			torn := s.Stats().BytesTorn
@@ -177,17 +177,27 @@ func TestSpool_TornTailAtEveryByte(t *testing.T) {
 // pad is how many bytes of padding end the rows of this test.
 func pad(t *testing.T) int {
 	t.Helper()
-	r := row("acme")
-	n := 72 + 17 + 14 + len(r.Customer+r.Subscription+r.Plan+r.Product+r.API+r.Route+r.ServedRegion)
-	return (8 - n%8) % 8
+	r := row("acmes")
+	n := (8 - (72+len(r.Customer+r.Subscription+r.KeyID))%8) % 8
+	if n == 0 {
+		t.Fatal("the row behind another has no padding")
+	}
+	return n
 }
 
-// Each flipped byte of a row in the middle refuses to start: a kill leaves no holes, so it is damage.
+// Each flipped byte of a row in the middle refuses to start, whether others lean on it or it on them: a kill leaves no holes, so it
+// is damage.
 func TestSpool_FlippedByteInTheMiddleIsRefused(t *testing.T) {
-	_, _, a := crashed(t, 3, 1, false)
+	_, _, a := crashed(t, 3, 0, false)
+	_, _, middle := crashed(t, 3, 1, false)
 	_, _, b := crashed(t, 3, 2, false)
+	r := row("acmes")
+	whole := 96 + 25 + 14 + len(r.Customer+r.Subscription+r.Plan+r.Product+r.API+r.Route+r.ServedRegion+r.KeyID)
 	for _, commit := range []bool{false, true} {
 		for off := a; off < b-pad(t); off++ {
+			if off >= a+8+whole && off < middle { // padding
+				continue
+			}
 			dir, file, _ := crashed(t, 3, 4, commit)
 			change(t, file, func(b []byte) []byte { b[off] ^= 0x40; return b })
 			s, err := spool.Open(fill(spool.Config{Dir: dir}))
@@ -228,7 +238,7 @@ func TestSpool_HoleAfterPowerCutIsCut(t *testing.T) {
 		case !commit && err != nil:
 			t.Errorf("a hole in what was not synced: open = %v", err)
 		case !commit:
-			want(t, requests(t, pending(t, s)), "acme", 4)
+			want(t, requests(t, pending(t, s)), "acmes", 4)
 		}
 		if err == nil {
 			s.Abandon()
@@ -240,7 +250,7 @@ func TestSpool_DamagedHeaderAndMissingSegmentsAreRefused(t *testing.T) {
 	many := func() (string, []string) {
 		dir := t.TempDir()
 		s := open(t, spool.Config{Dir: dir})
-		add(t, s, "acme", 2000) // several segments
+		add(t, s, "acmes", 2000) // several segments
 		s.Abandon()
 		names, _ := files(t, dir, "rows-")
 		return dir, names
@@ -260,7 +270,7 @@ func TestSpool_DamagedHeaderAndMissingSegmentsAreRefused(t *testing.T) {
 		}
 	}
 	dir, _ := many()
-	want(t, requests(t, pending(t, open(t, spool.Config{Dir: dir}))), "acme", 2000)
+	want(t, requests(t, pending(t, open(t, spool.Config{Dir: dir}))), "acmes", 2000)
 }
 
 // The journal cut at every byte: whatever is left, each row is in exactly one block.
@@ -268,9 +278,9 @@ func TestSpool_JournalTornAtEveryByte(t *testing.T) {
 	build := func() (string, string) {
 		dir := fastDir(t)
 		s := open(t, spool.Config{Dir: dir})
-		add(t, s, "acme", 3)
+		add(t, s, "acmes", 3)
 		seal(t, s)
-		add(t, s, "acme", 4)
+		add(t, s, "acmes", 4)
 		seal(t, s)
 		s.Abandon()
 		names, _ := files(t, dir, "journal-")
@@ -293,7 +303,7 @@ func TestSpool_JournalTornAtEveryByte(t *testing.T) {
 			continue // the header, the state or the epoch is gone, and there are rows: refused
 		}
 		opened++
-		want(t, requests(t, pending(t, s)), "acme", 7)
+		want(t, requests(t, pending(t, s)), "acmes", 7)
 		s.Abandon()
 	}
 	if opened < 100 {
@@ -306,9 +316,9 @@ func TestSpool_CheckpointOlderThanTheSealIsNotCounted(t *testing.T) {
 	dir := fastDir(t)
 	cfg := spool.Config{Dir: dir, MaxUnacked: 1}
 	s := open(t, cfg)
-	add(t, s, "acme", 1)
+	add(t, s, "acmes", 1)
 	seal(t, s)
-	add(t, s, "acme", 1000)
+	add(t, s, "acmes", 1000)
 	seal(t, s)
 	if s.Stats().Checkpoints != 1 {
 		t.Fatalf("%d checkpoints, want 1", s.Stats().Checkpoints)
@@ -322,12 +332,12 @@ func TestSpool_CheckpointOlderThanTheSealIsNotCounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	seal(t, s)
-	add(t, s, "acme", 5)
+	add(t, s, "acmes", 5)
 	s.Abandon()
 	if err := os.WriteFile(dir+"/open", old, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want(t, requests(t, pending(t, open(t, cfg))), "acme", 1005)
+	want(t, requests(t, pending(t, open(t, cfg))), "acmes", 1005)
 }
 
 // On a full disk Append says so, Healthy before it; what was taken is counted, and with space it goes on.
@@ -370,7 +380,7 @@ func testFull(t *testing.T, dir string, size int64) {
 	took := int64(0)
 	unwell := false
 	for {
-		r := row("acme")
+		r := row("acmes")
 		r.Route = fmt.Sprintf("route-%x", sha256.Sum256([]byte{byte(took), byte(took % 1000 >> 8)})) // the block needs more than the journal's last page has
 		err := s.Append(&r)
 		if err == nil {
@@ -405,13 +415,13 @@ func testFull(t *testing.T, dir string, size int64) {
 		if err := s.Ack(blocks[0].Epoch, blocks[0].Seq, blocks[0].Hash); err != nil {
 			t.Errorf("ack on the full disk: %v", err)
 		}
-		want(t, requests(t, blocks), "acme", took)
+		want(t, requests(t, blocks), "acmes", took)
 		took = 0
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)
 		}
 	}
-	add(t, s, "acme", 10)
+	add(t, s, "acmes", 10)
 	took += 10
 	seal(t, s)
 	if err := s.Healthy(); err != nil {
@@ -419,7 +429,7 @@ func testFull(t *testing.T, dir string, size int64) {
 	}
 	s.Abandon()
 	s = open(t, spool.Config{Dir: dir + "/spool", SegmentBytes: 1 << 20})
-	want(t, requests(t, pending(t, s)), "acme", took)
+	want(t, requests(t, pending(t, s)), "acmes", took)
 }
 
 // otherBoot rewrites a segment's header as if the machine had been started anew since.
@@ -428,4 +438,32 @@ func otherBoot(b []byte) []byte {
 		b[i] ^= 0xff
 	}
 	return spool.SumHeader(b)
+}
+
+// At a power cut the journal may be on the disk and the rows that a seal took may not: nobody needs them any more, and no row behind
+// them may lean on one.
+func TestSpool_NoRowLeansOnOneThatASealTook(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, spool.Config{Dir: dir})
+	add(t, s, "acmes", 5)
+	file, sealed := s.RowEnd()
+	seal(t, s)
+	before := s.Stats().RowBytes
+	add(t, s, "acmes", 1)
+	first := s.Stats().RowBytes - before
+	add(t, s, "acmes", 6)
+	if second := s.Stats().RowBytes - before - first; second >= 6*first {
+		t.Fatalf("a row takes %d bytes and six behind it %d: none leans on it", first, second)
+	}
+	s.Abandon()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(b[spool.SegmentHeader:sealed])
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, spool.Config{Dir: dir})
+	want(t, requests(t, pending(t, s)), "acmes", 12)
 }

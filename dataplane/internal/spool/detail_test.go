@@ -38,6 +38,17 @@ func TestOpen_ReadsVersion1(t *testing.T) {
 	}
 }
 
+// testdata/v2 was left by the program from before 2026-11-27, killed: 5 rows of acme in a block, 7 of acme and 2 of zeta behind it.
+func TestOpen_ReadsVersion2(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	if err := os.CopyFS(dir, os.DirFS("testdata/v2")); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, spool.Config{Dir: dir})
+	want(t, requests(t, pending(t, s)), "acme", 12)
+	want(t, requests(t, pending(t, s)), "zeta", 2)
+}
+
 func newDetail(t testing.TB, fsys durable.FS) *detail.Spool {
 	t.Helper()
 	d, err := detail.Open(detail.Config{Dir: "/detail", Edge: edge, FS: fsys})

@@ -207,8 +207,12 @@ func (d *detailRows) add(payload []byte, c *cell, ordinal uint64) {
 	r.UpstreamUS, r.Actor, r.Address = int64(le.Uint64(payload[rowUpstream:])), le.Uint64(payload[rowActor:]), le.Uint64(payload[rowAddress:])
 }
 
-// foldRow takes one row into what is open, and on its way to the detail.
-func (s *Spool) foldRow(payload []byte) error {
+// foldRow takes the row at off into what is open, and on its way to the detail.
+func (s *Spool) foldRow(g *segment, off int, payload []byte) error {
+	payload, err := s.reader.whole(g, off, payload)
+	if err != nil {
+		return err
+	}
 	c, err := s.open.add(payload)
 	if err != nil {
 		return err

@@ -25,6 +25,11 @@ func FuzzSegment(f *testing.F) {
 	f.Add(good, marks, uint16(0), byte(0), true)
 	f.Add(good, good, uint16(3), byte(0x80), true)
 	f.Add(old, good, uint16(300), byte(1), false)
+	short := make([]byte, shortSize(&row))
+	putShort(short, &row, segmentHeader)
+	f.Add(good, short, uint16(0), byte(0), true)
+	f.Add(short, good, uint16(0), byte(0), true)
+	f.Add(good, short[:shortTexts], uint16(segmentHeader+wordSize+rowKey+keyTexts), byte(0x40), false)
 	f.Add(good[:rowKey+keyTexts], []byte{kindRow, 0, 0, 0, 0, 0, 0xff, 0xff}, uint16(0), byte(0), true)
 	f.Fuzz(func(t *testing.T, one, two []byte, at uint16, flip byte, sound bool) {
 		if len(one)+len(two) > size/2 {
@@ -63,7 +68,7 @@ func FuzzSegment(f *testing.F) {
 			}
 			return
 		}
-		sums, rows := newSums(), int64(0)
+		sums, rows, whole := newSums(), int64(0), reader{}
 		n := 0
 		for off := segmentHeader; ; n++ {
 			payload, next, what := back.read(off)
@@ -76,8 +81,15 @@ func FuzzSegment(f *testing.F) {
 			if next < off+wordSize+len(payload) || next > len(back.data)+7 || recordWord(payload) != binary.LittleEndian.Uint64(back.data[off:]) {
 				t.Fatalf("at %d: a record of %d bytes, and it goes on at %d", off, len(payload), next)
 			}
+			at := off
 			off = next
 			if !isRow(payload) {
+				continue
+			}
+			if payload, err = whole.whole(back, at, payload); err != nil {
+				if payload != nil {
+					t.Fatalf("at %d: %x beside %v", at, payload, err)
+				}
 				continue
 			}
 			requests := int64(binary.LittleEndian.Uint64(payload[rowSums:]))

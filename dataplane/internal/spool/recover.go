@@ -131,7 +131,7 @@ func (s *Spool) recover(nos []uint64, from pos) (rows int, at int64, err error) 
 			var payload []byte
 			place := off
 			if payload, off, what = g.read(off); what == placeRecord && isRow(payload) {
-				if err := s.foldRow(payload); err != nil {
+				if err := s.foldRow(g, place, payload); err != nil {
 					return corrupt(path, place, err.Error())
 				}
 				if s.detail.batch.Len() >= usage.MaxDetailRows {

@@ -82,6 +82,7 @@ func (s *Spool) fold() (at int64, err error) {
 	s.last = max(s.last, now)
 	at = s.last
 	end, segs := s.rowsEnd, append([]*segment(nil), s.segs...)
+	s.wholes.forget() // what is summed up to here may be all that a crash leaves of these rows
 	s.mu.Unlock()
 	if end <= s.folded {
 		return at, nil
@@ -105,7 +106,7 @@ func (s *Spool) fold() (at int64, err error) {
 					return &durable.CorruptError{Path: g.path, Offset: int64(off), What: "a row just written does not check out"}
 				}
 				if isRow(payload) {
-					if err := s.foldRow(payload); err != nil {
+					if err := s.foldRow(g, off, payload); err != nil {
 						return &durable.CorruptError{Path: g.path, Offset: int64(off), What: err.Error()}
 					}
 				}

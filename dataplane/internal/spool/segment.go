@@ -30,16 +30,17 @@ import (
 // next segment.
 const (
 	segmentMagic   = "bwrows\x00\x00"
-	segmentVersion = 2 // 1: rows of kind 1 only, before 2026-11-25
+	segmentVersion = 3 // 2: no short rows, before 2026-11-27; 1: rows of kind 1 only, before 2026-11-25
 	segmentHeader  = 128
 	wordSize       = 8
 	endWord        = ^uint64(0)
 )
 
 const (
-	kindOld  = 1 // a row of version 1: no period, and nothing that only the detail keeps
-	kindSync = 2 // a pos, u64 at 8: all before it is known to be on disk
-	kindRow  = 3 // request id, numbers, cell, key id: putRow
+	kindOld   = 1 // a row of version 1: no period, and nothing that only the detail keeps
+	kindSync  = 2 // a pos, u64 at 8: all before it is known to be on disk
+	kindRow   = 3 // request id, numbers, cell, key id: putRow
+	kindShort = 4 // a row that leans on one of kind 3 before it: putShort
 )
 
 // Offsets in a row's payload. Its first 8 bytes are kind u8, attempts u8, status
@@ -216,7 +217,7 @@ func (g *segment) read(off int) (payload []byte, next int, p place) {
 	if recordWord(payload) != w || n < leastRecord(payload) {
 		return nil, off, placeBad
 	}
-	return payload, off + wordSize + (n+7)&^7, placeRecord
+	return payload, off + recordSize(n), placeRecord
 }
 
 func leastRecord(payload []byte) int {
@@ -227,6 +228,8 @@ func leastRecord(payload []byte) int {
 		return oldKey + oldTexts
 	case kindRow:
 		return rowKey + keyTexts + keyIDLen(payload)
+	case kindShort:
+		return lengthOfShort(payload)
 	}
 	return maxRecord + 1
 }
@@ -248,6 +251,9 @@ func storeWord(b []byte, w uint64) {
 	binary.LittleEndian.PutUint64(le[:], w) // costs nothing on little-endian machines
 	atomic.StoreUint64((*uint64)(unsafe.Pointer(&b[0])), binary.NativeEndian.Uint64(le[:]))
 }
+
+// recordSize is how much a payload of n bytes takes in a segment.
+func recordSize(n int) int { return wordSize + (n+7)&^7 }
 
 // rowSize is the length of the row's payload.
 func rowSize(r *usage.Row) int {

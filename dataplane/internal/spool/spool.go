@@ -127,6 +127,7 @@ type Spool struct {
 	last    int64      // unix ms, of the newest stamp handed out
 	spare   *segment   // allocated one ahead, nil while there is none
 	segs    []*segment // mapped, oldest first, cur last
+	wholes  wholes     // of cur
 
 	tight atomic.Bool // what short says; set with mu held
 
@@ -141,6 +142,7 @@ type Spool struct {
 	ckpt     pos // rows below it are in the checkpoint file
 	open     sums
 	rows     uint64 // of the epoch, below folded
+	reader   reader
 	detail   detailRows
 	attempt  *attempt // a seal whose writing failed: it is retried as it is
 	reserved bool     // the reserve file exists
@@ -269,6 +271,7 @@ func (s *Spool) beginEpoch() error {
 		return err
 	}
 	s.cur, s.off, s.since, s.segs = seg, segmentHeader, s.last, []*segment{seg}
+	s.wholes.turn = 1
 	s.rowsEnd = seg.at(segmentHeader)
 	s.synced, s.folded, s.ckpt = s.rowsEnd, s.rowsEnd, s.rowsEnd
 	s.through = Through{Epoch: epoch, At: time.UnixMilli(s.last)}
