@@ -20,7 +20,7 @@ import (
 
 // What tests wait for is asked of the admin API from within: a start of the CLI costs some fifty times as much of a
 // processor as the call that it makes, and tests that polled with it starved what they were waiting for. Where it is
-// reached the CLI has the last word (Synced, Settle, UsageThrough), so what it prints is still read.
+// reached the CLI has the last word (Settle, UsageThrough), so what it prints is still read.
 
 // tryFor is how long one control node is waited for, which may stand still, before the next is asked.
 const tryFor = 2 * time.Second

@@ -75,24 +75,24 @@ func (s *Sandbox) nodesTold(zone string) (map[string]Node, error) {
 }
 
 // Synced tells whether every edge of the sandbox holds exactly what its zone says.
-func (s *Sandbox) Synced() error {
-	for _, list := range []func(string) (map[string]Node, error){s.Nodes, s.nodesTold} {
-		for _, zone := range []string{"emea", "us"} {
-			nodes, err := list(zone)
-			if err != nil {
-				return err
+func (s *Sandbox) Synced() error { return s.synced(s.Nodes) }
+
+func (s *Sandbox) synced(list func(zone string) (map[string]Node, error)) error {
+	for _, zone := range []string{"emea", "us"} {
+		nodes, err := list(zone)
+		if err != nil {
+			return err
+		}
+		for _, e := range s.Edges {
+			if e.Zone != zone {
+				continue
 			}
-			for _, e := range s.Edges {
-				if e.Zone != zone {
-					continue
-				}
-				n, ok := nodes[e.Name]
-				if !ok {
-					return fmt.Errorf("the nodes of %s do not name %s", zone, e.Name)
-				}
-				if err := n.InSync(); err != nil {
-					return err
-				}
+			n, ok := nodes[e.Name]
+			if !ok {
+				return fmt.Errorf("the nodes of %s do not name %s", zone, e.Name)
+			}
+			if err := n.InSync(); err != nil {
+				return err
 			}
 		}
 	}
@@ -130,6 +130,9 @@ func (s *Sandbox) Settle() {
 			}
 		}
 		if err := s.Synced(); err != nil {
+			return err
+		}
+		if err := s.synced(s.nodesTold); err != nil {
 			return err
 		}
 		return led(s.LeadersTold())
