@@ -427,10 +427,7 @@ func (w *world) loseDisk(rng *rand.Rand) error {
 	if err := e.Start(); err != nil {
 		return err
 	}
-	for range 100 {
-		if w.s.Ready(e.Admin) == http.StatusOK {
-			break
-		}
+	for begun := time.Now(); w.s.Ready(e.Admin) != http.StatusOK && time.Since(begun) < startsWithin; {
 		time.Sleep(100 * time.Millisecond)
 	}
 	if err := w.serve(c, e.HTTPS, 20); err != nil {

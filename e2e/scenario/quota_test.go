@@ -92,7 +92,13 @@ func (q *quotas) published(t *testing.T) {
 	before := q.s.Count("eu-west") + q.s.Count("eu-central")
 	served := 0
 	for _, region := range []string{"eu-west", "eu-west", "eu-west", "eu-central", "eu-central"} {
-		a := q.ask(region, key)
+		var a harness.Answer
+		q.s.With(t).Eventually(10*time.Second, region+" knows whether units are left", func() error { // it waits for the word as long as -quota-wait says
+			if a = q.ask(region, key); refused(a, 503, "quota-unconfirmed") == nil {
+				return fmt.Errorf("%.200s", a.Body)
+			}
+			return nil
+		})
 		if err := ok(a, homes...); err == nil {
 			served++
 			if got := a.Header.Get("RateLimit"); !strings.Contains(got, `"quota";r=`) || !strings.Contains(a.Header.Get("RateLimit-Policy"), `"quota";q=4;w=`) {

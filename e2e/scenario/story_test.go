@@ -85,6 +85,13 @@ func mend(s *harness.Sandbox) {
 		_ = s.Try("start", name)
 	}
 	for _, e := range s.Edges {
+		s.Eventually(30*time.Second, "the upstream of "+e.Region+" listens", func() error {
+			response, err := http.Get(s.UpstreamURL(e.Region) + "/__count")
+			if err == nil {
+				response.Body.Close()
+			}
+			return err
+		})
 		s.Fail(e.Region, 0)
 	}
 	s.Settle()
