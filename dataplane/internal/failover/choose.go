@@ -141,20 +141,40 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 	if c, ok = a.pair(); ok {
 		return c, true
 	}
-	// 3. A home upstream in doubt, with its own word that it lives: doubt alone is no reason for a 503. One that has only fallen
-	// silent is asked again as long as there is hope, and so is a region that was bad a moment ago.
-	for asked := m.now(); ; {
+	return a.last(ctx, timeout)
+}
+
+// last is a home upstream in doubt, with its own word that it lives: doubt alone is no reason for a 503. One that has only fallen
+// silent is asked again as long as there is hope, and so is a region that was bad a moment ago.
+func (a *Attempts) last(ctx context.Context, timeout time.Duration) (Candidate, bool) {
+	m := a.r.monitor
+	asked := m.now()
+	var with *Target // among whose few it waits
+	defer func() {
+		if with != nil {
+			with.hoping.Add(-1)
+		}
+	}()
+	hopeful := func(t *Target) bool {
+		// Who asks for another region does so himself, and has others to ask.
+		if a.r.grants == nil || m.now()-asked >= hopeFor || timeout != 0 && m.now()-a.began >= timeout || !t.hopeful() {
+			return false
+		}
+		if with == nil && t.admits() {
+			with = t
+		}
+		return with != nil
+	}
+	for {
 		hoped := false
 		for _, t := range a.targets {
 			if a.seenHome(t) || ctx.Err() != nil {
 				continue
 			}
-			// Who asks for another region does so himself, and has others to ask.
-			hope := a.r.grants != nil && m.now()-asked < hopeFor && (timeout == 0 || m.now()-a.began < timeout)
 			// What it answers others meanwhile is its word too, where its health page is slow in a crowd: but none to send on what
 			// must not be lost.
-			lives := (t.usable() || hope && t.hopeful()) && t.alive(ctx, 0, !a.once)
-			if !lives && hope && t.hopeful() {
+			lives := (t.usable() || hopeful(t)) && t.alive(ctx, 0, !a.once)
+			if !lives && hopeful(t) {
 				hoped = true
 				continue
 			}
@@ -167,7 +187,7 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 		if !hoped || ctx.Err() != nil {
 			return Candidate{}, false
 		}
-		if c, ok = a.pair(); ok {
+		if c, ok := a.pair(); ok {
 			return c, true
 		}
 	}

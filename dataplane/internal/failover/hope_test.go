@@ -1,6 +1,7 @@
 package failover_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,6 +50,43 @@ func TestAttempts_WaitForOneThatHasFallenSilent(t *testing.T) {
 			time.Sleep(time.Second)
 		})
 	}
+}
+
+// Not more than a few wait for a silent upstream at a time: the others are told at once, and those who have waited leave their places.
+func TestAttempts_FewWaitForASilentOne(t *testing.T) {
+	const few, more = 256, 300
+	synctest.Test(t, func(t *testing.T) {
+		p, target, walk := crowdedWalks(t)
+		answers(target, time.Second)
+		p.set(nil, true)
+		target.Begin().End(failover.Failed)
+		hung := target.Begin()
+		defer hung.End(failover.Tick)
+		time.Sleep(700 * time.Millisecond)
+		for round := range 2 {
+			var waited, told atomic.Int32
+			for range more {
+				go func() {
+					began := time.Now()
+					served := walk(false)
+					switch took := time.Since(began); {
+					case served && took > 100*time.Millisecond:
+						waited.Add(1)
+					case !served && took < time.Millisecond:
+						told.Add(1)
+					}
+				}()
+			}
+			time.Sleep(time.Second)
+			p.set(nil, false)
+			time.Sleep(time.Second)
+			if waited.Load() != few || told.Load() != more-few {
+				t.Fatalf("round %d: of %d %d have waited and were served, and %d were told at once; want %d and %d", round, more, waited.Load(), told.Load(), few, more-few)
+			}
+			p.set(nil, true)
+			time.Sleep(1600 * time.Millisecond) // a probe has run out of time
+		}
+	})
 }
 
 // Who asks in the name of another region is told at once: it has others to ask.

@@ -41,6 +41,7 @@ type Target struct {
 	flight *flight
 	hopes  chan struct{} // closed by the next answer; nil: nobody waits for one
 	why    error         // of the last probe: why it was bad; nil: it was good, or there was none
+	hoping atomic.Int32  // requests that wait for it though it has fallen silent
 	mute   bool          // the last probe ran out of time: it said nothing, and refused nothing
 }
 
@@ -76,6 +77,9 @@ const lateBy = 50 * time.Millisecond
 // nowhere else to go waits for it. More would be a long time to hold a request for one that has died, less shorter than what a crowd
 // on its machine or on this one has been seen to take it for.
 const hopeFor = 5 * time.Second
+
+// hopeMost is how many requests wait so for one upstream at a time: a place in this edge is others' too, and a request that waits has one.
+const hopeMost = 256
 
 // warmEvery is shorter than many a server keeps an idle connection (5 s).
 const warmEvery = 4 * time.Second
@@ -324,6 +328,15 @@ func (t *Target) hopeful() bool {
 	mute := t.mute
 	t.mu.Unlock()
 	return (usable || mute) && t.m.now()-time.Duration(t.lastByte.Load()) < hopeFor
+}
+
+// admits takes a place among those who wait for one that has fallen silent.
+func (t *Target) admits() bool {
+	if t.hoping.Add(1) <= hopeMost {
+		return true
+	}
+	t.hoping.Add(-1)
+	return false
 }
 
 // silence is for how long something has been asked of the target and nothing came back.
