@@ -226,7 +226,6 @@ func refused(a harness.Answer, status int, reason string) error {
 func within(t *testing.T, since time.Time, patience time.Duration, what string, check func() error) time.Duration {
 	t.Helper()
 	for {
-		began := time.Now()
 		err := check()
 		took := time.Since(since)
 		if err == nil && took <= patience {
@@ -238,7 +237,7 @@ func within(t *testing.T, since time.Time, patience time.Duration, what string, 
 		if took > patience {
 			t.Fatalf("%s: not within %s but after %s: %v", what, patience, took.Round(time.Millisecond), err)
 		}
-		time.Sleep(min(max(10*time.Millisecond, time.Since(began)), 500*time.Millisecond)) // as Sandbox.Eventually, for its reason
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
