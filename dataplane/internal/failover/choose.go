@@ -54,8 +54,9 @@ type Attempts struct {
 	route *policy.Route
 	once  bool // the request must not be sent twice: proof of life first
 	standing
-	began time.Duration
-	at    time.Duration // the clock was read at: it need not be read again until something was waited for; 0: read it
+	customer string
+	began    time.Duration
+	at       time.Duration // the clock was read at: it need not be read again until something was waited for; 0: read it
 
 	targets   []*Target  // as of the last Next
 	triedHome [4]*Target // more are not tried
@@ -78,6 +79,9 @@ func (a *Attempts) Ranked(rank int) { a.rank = rank }
 
 // Shares has it leave room for those of higher ranks: it takes no place where so many hundredths of a target's are taken.
 func (a *Attempts) Shares(hundredths int) { a.share = int64(hundredths) }
+
+// For says whose request it is: of one customer no more than a share waits for an upstream that has fallen silent.
+func (a *Attempts) For(customer string) { a.customer = customer }
 
 // StartAt is Start by who has just read the clock and calls Next at once.
 func (r *Router) StartAt(now time.Time, api *policy.API, route *policy.Route, once bool) Attempts {
@@ -152,7 +156,7 @@ func (a *Attempts) last(ctx context.Context, timeout time.Duration) (Candidate, 
 	var with *Target // among whose few it waits
 	defer func() {
 		if with != nil {
-			with.hoping.Add(-1)
+			with.dismisses(a.customer)
 		}
 	}()
 	hopeful := func(t *Target) bool {
@@ -160,7 +164,7 @@ func (a *Attempts) last(ctx context.Context, timeout time.Duration) (Candidate, 
 		if a.r.grants == nil || m.now()-asked >= hopeFor || timeout != 0 && m.now()-a.began >= timeout || !t.hopeful() {
 			return false
 		}
-		if with == nil && t.admits() {
+		if with == nil && t.admits(a.customer) {
 			with = t
 		}
 		return with != nil

@@ -1,6 +1,7 @@
 package failover_test
 
 import (
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -52,11 +53,25 @@ func TestAttempts_WaitForOneThatHasFallenSilent(t *testing.T) {
 	}
 }
 
-// Not more than a few wait for a silent upstream at a time: the others are told at once, and those who have waited leave their places.
+// Not more than a few wait for a silent upstream at a time, and not more than a share of them of one customer: the others are told at
+// once, and those who have waited leave their places.
 func TestAttempts_FewWaitForASilentOne(t *testing.T) {
-	const few, more = 256, 300
+	for _, c := range []struct{ customers, few, more int }{{100, 256, 300}, {1, 32, 100}} {
+		fewWait(t, c.customers, c.few, c.more)
+	}
+}
+
+func fewWait(t *testing.T, customers, few, more int) {
 	synctest.Test(t, func(t *testing.T) {
-		p, target, walk := crowdedWalks(t)
+		p, m, h := crowdedMonitor(t)
+		router := failover.NewRouter(m, start(t, &leader{}, h), "eu-west")
+		walk := func(customer string) bool {
+			a := router.Start(h.Load().API("orders.test"), nil, false)
+			a.For(customer)
+			_, ok := a.Next(t.Context())
+			return ok
+		}
+		target, _ := walksOf(t, router, h)(false)
 		answers(target, time.Second)
 		p.set(nil, true)
 		target.Begin().End(failover.Failed)
@@ -65,10 +80,10 @@ func TestAttempts_FewWaitForASilentOne(t *testing.T) {
 		time.Sleep(700 * time.Millisecond)
 		for round := range 2 {
 			var waited, told atomic.Int32
-			for range more {
+			for i := range more {
 				go func() {
 					began := time.Now()
-					served := walk(false)
+					served := walk(fmt.Sprint(i % customers))
 					switch took := time.Since(began); {
 					case served && took > 100*time.Millisecond:
 						waited.Add(1)
@@ -80,7 +95,7 @@ func TestAttempts_FewWaitForASilentOne(t *testing.T) {
 			time.Sleep(time.Second)
 			p.set(nil, false)
 			time.Sleep(time.Second)
-			if waited.Load() != few || told.Load() != more-few {
+			if int(waited.Load()) != few || int(told.Load()) != more-few {
 				t.Fatalf("round %d: of %d %d have waited and were served, and %d were told at once; want %d and %d", round, more, waited.Load(), told.Load(), few, more-few)
 			}
 			p.set(nil, true)

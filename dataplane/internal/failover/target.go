@@ -39,10 +39,11 @@ type Target struct {
 	mu     sync.Mutex // covers what follows; held for no I/O
 	state  State
 	flight *flight
-	hopes  chan struct{} // closed by the next answer; nil: nobody waits for one
-	why    error         // of the last probe: why it was bad; nil: it was good, or there was none
-	hoping atomic.Int32  // requests that wait for it though it has fallen silent
-	mute   bool          // the last probe ran out of time: it said nothing, and refused nothing
+	hopes  chan struct{}  // closed by the next answer; nil: nobody waits for one
+	why    error          // of the last probe: why it was bad; nil: it was good, or there was none
+	hoping map[string]int // by customer: requests that wait for it though it has fallen silent
+	hopers int            // all of them
+	mute   bool           // the last probe ran out of time: it said nothing, and refused nothing
 }
 
 // settings are what the API says of its targets now.
@@ -78,8 +79,12 @@ const lateBy = 50 * time.Millisecond
 // on its machine or on this one has been seen to take it for.
 const hopeFor = 5 * time.Second
 
-// hopeMost is how many requests wait so for one upstream at a time: a place in this edge is others' too, and a request that waits has one.
-const hopeMost = 256
+// hopeMost is how many requests wait so for one upstream at a time, and hopeShare how many of them are one customer's: a place in this
+// edge is others' too, and a request that waits has one; and one customer's crowd must not keep out who comes with a single one.
+const (
+	hopeMost  = 256
+	hopeShare = 32
+)
 
 // warmEvery is shorter than many a server keeps an idle connection (5 s).
 const warmEvery = 4 * time.Second
@@ -331,12 +336,28 @@ func (t *Target) hopeful() bool {
 }
 
 // admits takes a place among those who wait for one that has fallen silent.
-func (t *Target) admits() bool {
-	if t.hoping.Add(1) <= hopeMost {
-		return true
+func (t *Target) admits(customer string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.hopers == hopeMost || t.hoping[customer] == hopeShare {
+		return false
 	}
-	t.hoping.Add(-1)
-	return false
+	if t.hoping == nil {
+		t.hoping = map[string]int{}
+	}
+	t.hoping[customer]++
+	t.hopers++
+	return true
+}
+
+// dismisses gives the place back.
+func (t *Target) dismisses(customer string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.hopers--
+	if t.hoping[customer]--; t.hoping[customer] == 0 {
+		delete(t.hoping, customer)
+	}
 }
 
 // silence is for how long something has been asked of the target and nothing came back.

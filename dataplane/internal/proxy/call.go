@@ -176,6 +176,7 @@ func (c *call) start(ctx context.Context, method string, now time.Time) (a failo
 func (c *call) stands(a *failover.Attempts) {
 	a.Ranked(int(c.v.Class))
 	a.Shares(c.v.Class.Share())
+	a.For(c.v.Customer)
 }
 
 // left is how much of a time there is before the deadline of the route, or of the client who has one.
