@@ -38,6 +38,7 @@ type upstreamShown struct {
 	State    string `json:"state"`
 	SetAside bool   `json:"set_aside,omitempty"` // it fails more than the others
 	Error    string `json:"error,omitempty"`     // why its last probe was bad
+	GoodFor  string `json:"good_for,omitempty"`  // ejected: since when its probes are good without a break
 	Busy     int64  `json:"requests_in_flight"`
 	Waiting  int64  `json:"requests_waiting"` // for a place at any upstream of the API
 	Latency  string `json:"latency"`          // of late, to an answer's head
@@ -46,7 +47,12 @@ type upstreamShown struct {
 func upstreamsShown(reports []failover.Report) []upstreamShown {
 	out := make([]upstreamShown, 0, len(reports))
 	for _, r := range reports {
-		out = append(out, upstreamShown{r.Zone + "/" + r.API, r.Target, r.Phase, r.Outlier, r.Why, r.Busy, r.Waiting, r.Latency.Round(time.Microsecond).String()})
+		u := upstreamShown{API: r.Zone + "/" + r.API, Upstream: r.Target, State: r.Phase, SetAside: r.Outlier, Error: r.Why, Busy: r.Busy, Waiting: r.Waiting,
+			Latency: r.Latency.Round(time.Microsecond).String()}
+		if r.GoodFor > 0 {
+			u.GoodFor = r.GoodFor.Round(time.Millisecond).String()
+		}
+		out = append(out, u)
 	}
 	slices.SortFunc(out, func(a, b upstreamShown) int {
 		return cmp.Or(cmp.Compare(a.API, b.API), cmp.Compare(a.Upstream, b.Upstream))

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/policy"
@@ -101,9 +102,11 @@ func TestDebug_EachFieldIsShownOrKept(t *testing.T) {
 func TestDebug_UpstreamsSayWhatIsWrong(t *testing.T) {
 	out, err := json.Marshal(upstreamsShown([]failover.Report{
 		{Zone: "emea", API: "orders", Target: "https://b", Phase: "ejected", Why: "certificate is for other.internal", Latency: 1234567},
+		{Zone: "emea", API: "orders", Target: "https://c", Phase: "ejected", GoodFor: 4_200_400 * time.Microsecond},
 		{Zone: "emea", API: "orders", Target: "https://a", Phase: "healthy", Busy: 2}}))
 	want := `[{"api":"emea/orders","upstream":"https://a","state":"healthy","requests_in_flight":2,"requests_waiting":0,"latency":"0s"},` +
-		`{"api":"emea/orders","upstream":"https://b","state":"ejected","error":"certificate is for other.internal","requests_in_flight":0,"requests_waiting":0,"latency":"1.235ms"}]`
+		`{"api":"emea/orders","upstream":"https://b","state":"ejected","error":"certificate is for other.internal","requests_in_flight":0,"requests_waiting":0,"latency":"1.235ms"},` +
+		`{"api":"emea/orders","upstream":"https://c","state":"ejected","good_for":"4.2s","requests_in_flight":0,"requests_waiting":0,"latency":"0s"}]`
 	if err != nil || string(out) != want {
 		t.Errorf("got %s, %v; want %s", out, err, want)
 	}

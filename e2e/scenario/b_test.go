@@ -77,7 +77,7 @@ func relayOff(t *testing.T, s *harness.Sandbox, key string) {
 // comesHome waits for traffic to return to its own region, in each of the regions, and stay there.
 func comesHome(t *testing.T, s *harness.Sandbox, key string, regions ...string) {
 	t.Helper()
-	took := within(t, time.Now(), backHome, "traffic returns home", func() error {
+	took := homeAgain(t, s, "traffic returns home", func() error {
 		for range 5 { // a ramp sends some home before all
 			for _, region := range regions {
 				if err := ok(s.Get(region, key), region); err != nil {

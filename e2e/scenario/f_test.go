@@ -23,7 +23,7 @@ import (
 func controlStops(t *testing.T, s *harness.Sandbox) {
 	key := s.Key("emea", "unlimited")
 	// An earlier test may have left an upstream on its ramp home; what is measured below begins at home.
-	within(t, time.Now(), backHome, "both regions serve at home, wholly", func() error {
+	homeAgain(t, s, "both regions serve at home, wholly", func() error {
 		for n := range 100 {
 			region := []string{"eu-west", "eu-central"}[n%2]
 			if err := ok(s.Get(region, key), region); err != nil {

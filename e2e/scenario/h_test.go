@@ -72,14 +72,14 @@ spec:
 		t.Fatal(err)
 	}
 	// Coming home is a ramp: for some seconds a pair still serves a share, and then none at all.
-	within(t, time.Now(), backHome, "eu-south is home again, wholly", func() error {
+	homeAgain(t, s, "eu-south is home again, wholly", func() error {
 		for range 50 {
 			if err := ok(get(client), "eu-south"); err != nil {
 				return err
 			}
 		}
 		return nil
-	})
+	}, southEdge.Admin)
 
 	second := s.AddEdge("eu-west", "eu-west-edge-2", 11)
 	within(t, time.Now(), 10*time.Second, "the second edge in eu-west serves", func() error { return ok(get(s.Client(second.HTTPS)), "eu-west") })
@@ -137,7 +137,7 @@ spec:
 		time.Sleep(50 * time.Millisecond)
 	}
 	// Its upstream died above and comes home on a ramp.
-	within(t, time.Now(), backHome, "its neighbour serves at home", func() error { return ok(s.Get("eu-west", key), "eu-west") })
+	homeAgain(t, s, "its neighbour serves at home", func() error { return ok(s.Get("eu-west", key), "eu-west") })
 }
 
 // serials are the certificates of all edges, by name.

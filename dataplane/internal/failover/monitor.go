@@ -373,7 +373,8 @@ type Report struct {
 	Outlier           bool // set aside because it fails more than the others
 	Busy, Waiting     int64
 	Latency           time.Duration
-	Why               string // why its last probe was bad; "": it was good, or there was none
+	Why               string        // why its last probe was bad; "": it was good, or there was none
+	GoodFor           time.Duration // ejected: since when its probes are good without a break; 0: they are not
 }
 
 // Reports are all targets.
@@ -386,8 +387,13 @@ func (m *Monitor) Reports() []Report {
 	m.mu.RUnlock()
 	out := make([]Report, 0, len(targets))
 	for _, t := range targets {
-		out = append(out, Report{Zone: t.zone, API: t.API, Target: t.name(), Phase: t.State().Phase.String(), Outlier: t.out.Load(), Busy: t.busy.Load(),
-			Waiting: t.line.waiting(), Latency: time.Duration(t.ewma.Load()), Why: t.said()})
+		s := t.State()
+		r := Report{Zone: t.zone, API: t.API, Target: t.name(), Phase: s.Phase.String(), Outlier: t.out.Load(), Busy: t.busy.Load(),
+			Waiting: t.line.waiting(), Latency: time.Duration(t.ewma.Load()), Why: t.said()}
+		if s.Phase == Ejected && s.Good {
+			r.GoodFor = m.now() - max(s.GoodFor, s.Since)
+		}
+		out = append(out, r)
 	}
 	return out
 }
