@@ -53,6 +53,38 @@ func TestAttempts_WaitForOneThatHasFallenSilent(t *testing.T) {
 	}
 }
 
+// Requests that failed have no word about the page: who has nowhere else to go asks it at once, and is served if it is well. Before,
+// everybody was refused until it was asked in its turn. If it is not, he is told so.
+func TestAttempts_AskThePageOfOneThatFailed(t *testing.T) {
+	for _, page := range []error{nil, errUnwell{}} {
+		synctest.Test(t, func(t *testing.T) {
+			p, target, walk := crowdedWalks(t)
+			answers(target, time.Second)
+			fail := func(n int) {
+				t.Helper()
+				for range n {
+					target.Begin().End(failover.Failed)
+				}
+				if s := target.State(); s.Phase != failover.Ejected || s.Good {
+					t.Fatalf("after %d that failed it is %v, good %v", n, s.Phase, s.Good)
+				}
+			}
+			fail(3)
+			p.set(page, false)
+			if began := time.Now(); walk(false) != (page == nil) || time.Since(began) > time.Millisecond {
+				t.Errorf("page %v: served %v after %v", page, page != nil, time.Since(began))
+			}
+			if page == nil { // and again, as the last resort
+				fail(1)
+				if !walk(false) {
+					t.Error("one more that failed, and nobody is served though the page is well")
+				}
+			}
+			time.Sleep(time.Second)
+		})
+	}
+}
+
 // Not more than a few wait for a silent upstream at a time, and not more than a share of them of one customer: the others are told at
 // once, and those who have waited leave their places.
 func TestAttempts_FewWaitForASilentOne(t *testing.T) {

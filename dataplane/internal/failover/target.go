@@ -325,14 +325,15 @@ func (t *Target) usable() bool {
 	return s.Phase != Ejected || s.Good
 }
 
-// hopeful says whether one that gave no sign of life just now may give one in a moment: it was heard a moment ago, and has refused
-// nothing since.
+// hopeful says whether one that gave no sign of life just now may give one in a moment: it was heard a moment ago, and its page has
+// refused nothing since. A request that failed there is no word against the page: whoever came then would be refused until it is asked
+// again, and can ask it himself.
 func (t *Target) hopeful() bool {
 	usable := t.usable()
 	t.mu.Lock()
-	mute := t.mute
+	unsaid := t.mute || t.why == nil
 	t.mu.Unlock()
-	return (usable || mute) && t.m.now()-time.Duration(t.lastByte.Load()) < hopeFor
+	return (usable || unsaid) && t.m.now()-time.Duration(t.lastByte.Load()) < hopeFor
 }
 
 // admits takes a place among those who wait for one that has fallen silent.
