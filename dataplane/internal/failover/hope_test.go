@@ -85,15 +85,21 @@ func TestAttempts_AskThePageOfOneThatFailed(t *testing.T) {
 	}
 }
 
-// Not more than a few wait for a silent upstream at a time, and not more than a share of them of one customer: the others are told at
-// once, and those who have waited leave their places.
+// Not more than so many wait for a silent upstream at a time, and of one customer no more than leave as many free: the others are told
+// at once, and those who have waited leave their places.
 func TestAttempts_FewWaitForASilentOne(t *testing.T) {
-	for _, c := range []struct{ customers, few, more int }{{100, 256, 300}, {1, 32, 100}} {
-		fewWait(t, c.customers, c.few, c.more)
-	}
+	one := func(int) string { return "one" }
+	fewWait(t, "one customer's crowd", 512, 600, one)
+	fewWait(t, "two thousand customers", 1024, 2000, func(i int) string { return fmt.Sprint(i) })
+	fewWait(t, "one customer's crowd, and behind it another's hundreds", 512+256, 600+300, func(i int) string {
+		if i < 600 {
+			return one(i)
+		}
+		return "another"
+	})
 }
 
-func fewWait(t *testing.T, customers, few, more int) {
+func fewWait(t *testing.T, name string, few, more int, customer func(i int) string) {
 	synctest.Test(t, func(t *testing.T) {
 		p, m, h := crowdedMonitor(t)
 		router := failover.NewRouter(m, start(t, &leader{}, h), "eu-west")
@@ -113,9 +119,12 @@ func fewWait(t *testing.T, customers, few, more int) {
 		for round := range 2 {
 			var waited, told atomic.Int32
 			for i := range more {
+				if i > 0 && customer(i) != customer(i-1) {
+					synctest.Wait()
+				}
 				go func() {
 					began := time.Now()
-					served := walk(fmt.Sprint(i % customers))
+					served := walk(customer(i))
 					switch took := time.Since(began); {
 					case served && took > 100*time.Millisecond:
 						waited.Add(1)
@@ -128,7 +137,7 @@ func fewWait(t *testing.T, customers, few, more int) {
 			p.set(nil, false)
 			time.Sleep(time.Second)
 			if int(waited.Load()) != few || int(told.Load()) != more-few {
-				t.Fatalf("round %d: of %d %d have waited and were served, and %d were told at once; want %d and %d", round, more, waited.Load(), told.Load(), few, more-few)
+				t.Fatalf("%s, round %d: of %d %d have waited and were served, and %d were told at once; want %d and %d", name, round, more, waited.Load(), told.Load(), few, more-few)
 			}
 			p.set(nil, true)
 			time.Sleep(1600 * time.Millisecond) // a probe has run out of time

@@ -79,12 +79,9 @@ const lateBy = 50 * time.Millisecond
 // on its machine or on this one has been seen to take it for.
 const hopeFor = 5 * time.Second
 
-// hopeMost is how many requests wait so for one upstream at a time, and hopeShare how many of them are one customer's: a place in this
-// edge is others' too, and a request that waits has one; and one customer's crowd must not keep out who comes with a single one.
-const (
-	hopeMost  = 256
-	hopeShare = 32
-)
+// hopeMost is how many requests wait so for one upstream at a time: a place in this edge is others' too, and a request that waits has
+// one.
+const hopeMost = 1024
 
 // warmEvery is shorter than many a server keeps an idle connection (5 s).
 const warmEvery = 4 * time.Second
@@ -336,11 +333,13 @@ func (t *Target) hopeful() bool {
 	return (usable || unsaid) && t.m.now()-time.Duration(t.lastByte.Load()) < hopeFor
 }
 
-// admits takes a place among those who wait for one that has fallen silent.
+// admits takes a place among those who wait for one that has fallen silent, of which a customer may have as many as are free: one
+// alone has half of them at most, two have a third each, and there is room for who comes with a single request. These are the dynamic
+// thresholds of Choudhury and Hahne (IEEE/ACM Transactions on Networking 6(2), 1998) for queues that share a memory, with alpha = 1.
 func (t *Target) admits(customer string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.hopers == hopeMost || t.hoping[customer] == hopeShare {
+	if t.hoping[customer] >= hopeMost-t.hopers {
 		return false
 	}
 	if t.hoping == nil {
