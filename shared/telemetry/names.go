@@ -20,7 +20,7 @@ func Names() []string {
 addr admin admin_urls after after_ms api blocks budget budget_bytes by bytes bytes_before catalog cells count day
 detail duration edge epoch erased_rows err error expired_rows fails file files flights from grant group hash hashed
 heard held host hosts https id index key keys kind kind_of leader limit lock log majority minutes name next_order
-node nodes not_after number offset operation part peer plan policy position problem program reason record records
+node nodes not_after number offset operation part peer plan policy position problem processor_time program reason record records
 records_behind_it refused_total region remote request retry_in revision rollout rows rows_lost rule segment seq serial
 served sessions signed sink source stored sum target term to  transport type url valid_for waited_for
 want_snapshot webhook why why_here written zone

@@ -62,13 +62,12 @@ func (e *Ebb) Run(ctx context.Context) error {
 		if !e.tide.worth(before, e.counts) {
 			continue
 		}
-		began, used := time.Now(), processor()
-		runtime.GC() // what pools keep outlives one
-		debug.FreeOSMemory()
+		began := time.Now()
+		used := give()
 		after, took := inUse(), time.Since(began)
 		e.look()
-		e.tide.ebbed(began.Add(took), rest(took, processor()-used, runtime.GOMAXPROCS(0)), before, after, e.counts)
-		e.cfg.Logger.Info("memory given back after a crowd", "bytes_before", before, "bytes", after, "duration", took)
+		e.tide.ebbed(began.Add(took), rest(used, runtime.GOMAXPROCS(0)), before, after, e.counts)
+		e.cfg.Logger.Info("memory given back after a crowd", "bytes_before", before, "bytes", after, "duration", took, "processor_time", used)
 	}
 }
 
@@ -80,23 +79,39 @@ func (e *Ebb) look() {
 	e.counts[len(e.cfg.Counts)] = int64(runtime.NumGoroutine())
 }
 
-// processor is the processor time that this process has used.
-func processor() time.Duration {
+// give gives to the system what nobody holds, and says what processor time it took: this thread's, which sweeps and gives, and the
+// collector's workers'. What requests used meanwhile is none of it, nor what a processor did that had nothing else to do.
+func give() time.Duration {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	used := thread() + collector()
+	runtime.GC() // what pools keep outlives one
+	debug.FreeOSMemory()
+	return thread() + collector() - used
+}
+
+// thread is the processor time that this thread has used.
+func thread() time.Duration {
 	var r syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &r) != nil {
+	if syscall.Getrusage(rusageThread, &r) != nil {
 		return 0
 	}
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// rest is how long there is nothing more to be done after work that took so long, in which the process used so much of its processors:
-// no more of that can have been the work, which on a busy machine lasts long and is little. It is a part of what all of them can do.
-// used 0: nobody can tell.
-func rest(took, used time.Duration, processors int) time.Duration {
-	if used <= 0 {
-		used = took
-	}
-	return min(share*min(took, used)/time.Duration(processors), restMost)
+const rusageThread = 1 // RUSAGE_THREAD, which package syscall does not name
+
+// collector is the processor time of the collections that have ended.
+func collector() time.Duration {
+	s := [...]metrics.Sample{{Name: "/cpu/classes/gc/total:cpu-seconds"}, {Name: "/cpu/classes/gc/mark/idle:cpu-seconds"}}
+	metrics.Read(s[:])
+	return time.Duration((s[0].Value.Float64() - s[1].Value.Float64()) * float64(time.Second))
+}
+
+// rest is how long there is nothing more to be done after work that took so much processor time: it is a part of what all of them can
+// do.
+func rest(used time.Duration, processors int) time.Duration {
+	return min(share*used/time.Duration(processors), restMost)
 }
 
 // inUse is the memory that the runtime has of the system, stacks and pages that nothing is in among it.

@@ -17,4 +17,7 @@ func (t *Tide) Ebbed(now time.Time, rest time.Duration, before, after, count int
 	t.t.ebbed(now, rest, before, after, []int64{count})
 }
 
-var Rest = rest
+var (
+	Rest = rest
+	Give = give
+)
