@@ -20,6 +20,7 @@ import (
 
 	"bailiwick/dataplane/internal/accesslog"
 	"bailiwick/dataplane/internal/attest"
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/dns"
@@ -179,6 +180,7 @@ type Edge struct {
 	evidence *evidence.Log
 	witness  *witness.Witness
 	began    time.Time
+	beat     *beat.Beat // of all that ticks
 	stopped  toldCounts
 	access   *accesslog.Log // nil: none is kept
 	traces   *trace.Tracer  // nil: there are none
@@ -225,7 +227,7 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 	if cfg.RelayAdvertise == "" {
 		cfg.RelayAdvertise = cfg.Relay
 	}
-	e := &Edge{cfg: cfg, log: cfg.Logger, began: time.Now(), tables: &policy.Holder{}, withdrawn: make(chan string, 1), open: make(chan struct{})}
+	e := &Edge{cfg: cfg, log: cfg.Logger, began: time.Now(), beat: beat.New(), tables: &policy.Holder{}, withdrawn: make(chan string, 1), open: make(chan struct{})}
 	e.state, err = enroll.Enroll(ctx, enroll.Config{Dir: cfg.Dir, Name: cfg.Name, Region: cfg.Region, RelayAddr: cfg.RelayAdvertise,
 		TokenFile: cfg.JoinTokenFile, ControlURLs: cfg.ControlURLs, CAFile: cfg.CAFile, Logger: cfg.Logger})
 	if err != nil {
@@ -259,7 +261,7 @@ func New(ctx context.Context, cfg Config) (_ *Edge, err error) {
 }
 
 func (e *Edge) openUsage() (err error) {
-	if e.evidence, err = evidence.Open(evidence.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Budget: e.cfg.RelayRowsBytes, Keep: e.cfg.RelayRowsKeep, Logger: e.log}); err != nil {
+	if e.evidence, err = evidence.Open(evidence.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Budget: e.cfg.RelayRowsBytes, Keep: e.cfg.RelayRowsKeep, Beat: e.beat, Logger: e.log}); err != nil {
 		return err
 	}
 	if e.witness, err = witness.Open(witness.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Zone: e.self.Zone, Key: e.state.TableSigningKey, Logger: e.log}); err != nil {
@@ -273,7 +275,7 @@ func (e *Edge) openUsage() (err error) {
 	if err != nil {
 		return err
 	}
-	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Detail: switchedDetail{e}, Logger: e.log, Program: program})
+	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Detail: switchedDetail{e}, Beat: e.beat, Logger: e.log, Program: program})
 	if err != nil {
 		return err
 	}
@@ -318,14 +320,14 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Incarnation: e.run.ID, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Sentinel: e.sentinel, Logger: e.log})
+	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Incarnation: e.run.ID, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Sentinel: e.sentinel, Beat: e.beat, Logger: e.log})
 	if err != nil {
 		return err
 	}
 	if e.tls, err = e.newTLS(); err != nil {
 		return err
 	}
-	e.quotas, err = quota.New(quota.Config{Leader: e.newLessor(), Epoch: e.spool.Stats().Epoch, Pending: e.pendingEpochs, Wait: e.cfg.QuotaWait, Logger: e.log})
+	e.quotas, err = quota.New(quota.Config{Leader: e.newLessor(), Epoch: e.spool.Stats().Epoch, Pending: e.pendingEpochs, Wait: e.cfg.QuotaWait, Beat: e.beat, Logger: e.log})
 	if err != nil {
 		return err
 	}
@@ -355,7 +357,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Leave: e.grants, Local: e.proxy, Evidence: e.evidence, Sentinel: e.sentinel, Logger: e.log})
+	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Leave: e.grants, Local: e.proxy, Evidence: e.evidence, Sentinel: e.sentinel, Beat: e.beat, Logger: e.log})
 	if err != nil {
 		return err
 	}
@@ -463,7 +465,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "dns", Run: e.serveDNS, Why: "shut after the doors: meanwhile it names the other edges"},
 		{Name: "answers", Run: e.proxy.Run, Why: "asks anew for answers that were given though stale"},
 		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut"},
-		{Name: "memory", Run: ebb.New(ebb.Config{Logger: e.log, Counts: e.crowds()}).Run, Why: "gives back what a crowd behind the doors held"},
+		{Name: "memory", Run: ebb.New(ebb.Config{Logger: e.log, Counts: e.crowds(), Beat: e.beat}).Run, Why: "gives back what a crowd behind the doors held"},
 		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
 		{Name: "succession", Run: e.awaitSuccessor, Why: "offers the sockets once all of them are open"},
 	}

@@ -141,7 +141,7 @@ func (e *Edge) newShipper() (*ship.Shipper, error) {
 	}
 	var http2 http.Protocols
 	http2.SetHTTP2(true)
-	return ship.New(ship.Config{Spool: e.spool, Detail: e.detail, Addrs: e.usageAddrs, Drain: 2 * time.Second, Logger: e.log,
+	return ship.New(ship.Config{Spool: e.spool, Detail: e.detail, Addrs: e.usageAddrs, Drain: 2 * time.Second, Beat: e.beat, Logger: e.log,
 		QUICTLS: func() *tls.Config { return guarded(nil) },
 		HTTPClient: &http.Client{Transport: &http.Transport{Protocols: &http2, TLSClientConfig: guarded([]string{"h2"}), TLSHandshakeTimeout: 5 * time.Second,
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: 20 * time.Second}}}})

@@ -15,6 +15,8 @@ import (
 	"runtime/metrics"
 	"syscall"
 	"time"
+
+	"bailiwick/dataplane/internal/beat"
 )
 
 const (
@@ -29,6 +31,7 @@ const (
 type Config struct {
 	Logger *slog.Logger
 	Counts []func() int64 // how many there are of what comes in crowds; they are asked four times a second
+	Beat   *beat.Beat     // nil: its own
 }
 
 // Ebb gives memory back.
@@ -46,13 +49,14 @@ func New(cfg Config) *Ebb {
 
 // Run looks until ctx ends.
 func (e *Ebb) Run(ctx context.Context) error {
-	tick := time.NewTicker(lookEvery)
+	tick := e.cfg.Beat.Ticker(lookEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			tick.Again()
 		}
 		e.look()
 		if !e.tide.gone(time.Now(), e.counts) {

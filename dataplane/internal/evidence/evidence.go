@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/shared/checkpoint"
 	"bailiwick/shared/durable"
 )
@@ -42,6 +43,7 @@ type Config struct {
 	Budget  int64         // bytes of all segments; 0: DefaultBudget
 	Keep    time.Duration // how old rows may get; 0: DefaultKeep
 	Commit  time.Duration // group commit; 0: DefaultCommit
+	Beat    *beat.Beat    // nil: its own
 	Logger  *slog.Logger  // required
 }
 
@@ -229,7 +231,7 @@ func (l *Log) Refuse(rule, from, to, requestID string) {
 
 // Run commits to disk in groups until ctx ends, then closes.
 func (l *Log) Run(ctx context.Context) error {
-	tick := time.NewTicker(l.cfg.Commit)
+	tick := l.cfg.Beat.Ticker(l.cfg.Commit)
 	defer tick.Stop()
 	tidied, unsaved := time.Now(), false
 	for {
@@ -245,6 +247,7 @@ func (l *Log) Run(ctx context.Context) error {
 			l.current = nil
 			return err
 		case now := <-tick.C:
+			tick.Again()
 			if err := l.refused.saveNow(now); err != nil && !unsaved { // counts are no reason to stop serving
 				l.cfg.Logger.Error("refusals are counted in memory alone", "error", err)
 				unsaved = true

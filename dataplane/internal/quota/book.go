@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/policy"
 )
 
@@ -48,6 +49,9 @@ func New(cfg Config) (*Book, error) {
 	}
 	if cfg.MaxParked == 0 {
 		cfg.MaxParked = 4096
+	}
+	if cfg.Beat == nil {
+		cfg.Beat = beat.New()
 	}
 	if cfg.Pending == nil {
 		cfg.Pending = func() []Pending { return nil }

@@ -19,6 +19,7 @@ type manager struct {
 	silent   bool            // units are held, as of the last scan, of accounts that had nothing to say then
 
 	lastScan, lastSweep, lastStart time.Time
+	nextScan                       time.Time
 	notBefore                      time.Time // after a failure
 	backoff                        time.Duration
 }
@@ -82,31 +83,17 @@ func (b *Book) leave(ctx context.Context) {
 
 // step does what is due and says when there is more to do.
 func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
-	if since := now.Sub(b.lastScan); since >= tick {
-		b.scan(now, since)
-		b.lastScan = now
+	if !now.Before(b.nextScan) {
+		b.scan(now, now.Sub(b.lastScan))
+		b.lastScan, b.nextScan = now, b.cfg.Beat.After(now, tick)
 	}
 	b.takeHot(now)
-	next = b.lastScan.Add(tick)
-	due := b.lastStart.Add(b.beat())
-	if len(b.queue) > 0 {
-		due = b.lastStart.Add(gap)
-	}
-	if due.Before(b.notBefore) {
-		due = b.notBefore
-	}
+	next = b.nextScan
+	due := b.due()
 	if !now.Before(due) {
 		b.lastStart = now
 		b.trade(ctx, now)
-		now = time.Now()
-		if len(b.queue) > 0 {
-			due = b.lastStart.Add(gap)
-		} else {
-			due = b.lastStart.Add(b.beat())
-		}
-		if due.Before(b.notBefore) {
-			due = b.notBefore
-		}
+		due = b.due()
 	}
 	for _, a := range b.starved {
 		if a.again.Before(next) {
@@ -117,6 +104,18 @@ func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
 		next = due
 	}
 	return next
+}
+
+// due is when the next exchange is: soon if somebody is to be spoken of, else at a tick.
+func (b *Book) due() time.Time {
+	due := b.cfg.Beat.After(b.lastStart.Add(b.beat()-tick/2), tick)
+	if len(b.queue) > 0 {
+		due = b.lastStart.Add(gap)
+	}
+	if due.Before(b.notBefore) {
+		due = b.notBefore
+	}
+	return due
 }
 
 // beat is how long the edge goes without an exchange at most. Any answer may say that somebody starves for what is held

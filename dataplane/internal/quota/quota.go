@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"time"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/policy"
 )
 
@@ -113,6 +114,8 @@ type Config struct {
 
 	Wait      time.Duration // a request waits so long for a first answer; 0: not at all, it is refused at once
 	MaxParked int           // requests that wait at once; 0: 4096
+
+	Beat *beat.Beat // nil: its own
 }
 
 // DefaultWait is what an edge sets Wait to unless it is told otherwise.

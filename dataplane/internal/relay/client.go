@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/regions/grant"
@@ -37,6 +38,7 @@ type ClientConfig struct {
 	Evidence    Evidence
 	Sentinel    Sentinel
 	Logger      *slog.Logger
+	Beat        *beat.Beat // nil: its own
 
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: a net.Dialer's; TLS and the checks come on top
 
@@ -341,7 +343,7 @@ func (c *Client) Enforce() {
 
 // Run keeps sessions to granted peers warm and enforces until ctx ends, then closes all.
 func (c *Client) Run(ctx context.Context) error {
-	tick := time.NewTicker(200 * time.Millisecond) // grants end by time, which tells nobody
+	tick := c.cfg.Beat.Ticker(200 * time.Millisecond) // grants end by time, which tells nobody
 	defer tick.Stop()
 	defer c.shut()
 	for {
@@ -351,6 +353,7 @@ func (c *Client) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			tick.Again()
 		case <-tables:
 		case <-grants:
 			c.warm(ctx)

@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
@@ -55,6 +56,7 @@ type ServerConfig struct {
 	Evidence Evidence
 	Sentinel Arrivals
 	Logger   *slog.Logger
+	Beat     *beat.Beat // nil: its own
 }
 
 // Arrivals is a second, independent opinion on what arrives: see package sentinel.
@@ -339,7 +341,7 @@ func (s *Server) Enforce() {
 }
 
 func (s *Server) enforceUntil(ctx context.Context) {
-	tick := time.NewTicker(500 * time.Millisecond) // a swap wakes it at once; the leave to take relays ends by time
+	tick := s.cfg.Beat.Ticker(500 * time.Millisecond) // a swap wakes it at once; the leave to take relays ends by time
 	defer tick.Stop()
 	for {
 		changed := s.cfg.Tables.Changed()
@@ -348,6 +350,7 @@ func (s *Server) enforceUntil(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Again()
 		case <-changed:
 		}
 	}

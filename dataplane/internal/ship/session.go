@@ -92,10 +92,17 @@ func (s *Shipper) session(ctx context.Context, addr string, l *line) (answered b
 
 var errEnded = errors.New("stream ended")
 
+// together is what the spool's commits come in: a period of several of them is due with one.
+const together = 50 * time.Millisecond
+
 func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadResponse) error {
-	heart := time.NewTicker(e.s.cfg.Heartbeat)
+	heart := e.s.cfg.Beat.Ticker(e.s.cfg.Heartbeat)
 	defer heart.Stop()
-	watch := time.NewTicker(max(e.s.cfg.Patience/8, time.Millisecond))
+	look := max(e.s.cfg.Patience/8, time.Millisecond)
+	if look > together {
+		look = look.Truncate(together)
+	}
+	watch := e.s.cfg.Beat.Ticker(look)
 	defer watch.Stop()
 	bye, began := e.s.bye, time.Now()
 	for {
@@ -130,6 +137,7 @@ func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadRespon
 				return err
 			}
 		case <-heart.C:
+			heart.Again()
 			e.told = spool.Through{} // also when it stays put: a silent session looks dead
 			if err := e.heartbeat(); err != nil {
 				return err
@@ -138,6 +146,7 @@ func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadRespon
 				return errHome
 			}
 		case <-watch.C:
+			watch.Again()
 			if waits, bytes := e.unanswered(); waits && time.Since(e.since) > e.s.cfg.Patience+allowance(bytes) {
 				return errStalled
 			}

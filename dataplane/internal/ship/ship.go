@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/detail"
 	"bailiwick/dataplane/internal/spool"
 )
@@ -63,6 +64,7 @@ type Config struct {
 	WindowBytes  int           // 0: 8 MiB
 	Drain        time.Duration // once Run's ctx has ended, how long an open session may take the rest along; 0: ends at once
 
+	Beat   *beat.Beat   // nil: its own
 	Logger *slog.Logger // nil: none
 }
 

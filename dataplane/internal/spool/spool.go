@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/shared/durable"
 	"bailiwick/shared/usage"
 )
@@ -53,6 +54,7 @@ type Config struct {
 
 	FS      durable.FS       // of the journal and the checkpoint (segments are mapped, so they are always real files); nil: the disk
 	Now     func() time.Time // nil: time.Now
+	Beat    *beat.Beat       // nil: its own
 	Program string           // name and version, for files; "": "bailiwick-edge"
 	Logger  *slog.Logger     // nil: none
 }
@@ -285,7 +287,7 @@ func (s *Spool) beginEpoch() error {
 // ends. What goes wrong shows in Healthy and is retried where that can help; it
 // returns only what went wrong with the last commit and seal, after ctx ended.
 func (s *Spool) Run(ctx context.Context) error {
-	commit, seal := time.NewTicker(s.cfg.GroupCommit), time.NewTicker(s.cfg.SealEvery)
+	commit, seal := s.cfg.Beat.Ticker(s.cfg.GroupCommit), s.cfg.Beat.Ticker(s.cfg.SealEvery)
 	defer commit.Stop()
 	defer seal.Stop()
 	busy := pace{most: s.cfg.SealMost - s.cfg.SealEvery/2, sealed: s.cfg.Now()}
@@ -298,8 +300,10 @@ func (s *Spool) Run(ctx context.Context) error {
 		case <-s.wake:
 			err = s.provide()
 		case <-commit.C:
+			commit.Again()
 			err = errors.Join(s.foldNew(), s.groupCommit(), s.provide())
 		case <-seal.C:
+			seal.Again()
 			if !busy.wait(s.count.rows.Load(), s.cfg.Now()) {
 				err = s.seal()
 			}
