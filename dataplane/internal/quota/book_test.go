@@ -555,3 +555,48 @@ func TestBook_WhoWaitsForManyUnitsGetsThemAtOnce(t *testing.T) {
 		}, b)
 	})
 }
+
+// noted leases far more than is asked for, and keeps when it was asked.
+type noted struct{ asked []time.Time }
+
+func (p *noted) Exchange(_ context.Context, r *quota.Request) (*quota.Response, error) {
+	p.asked = append(p.asked, time.Now())
+	out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+	for _, k := range r.Asks {
+		out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: 1 << 20, Limit: 1 << 40, Leases: true})
+	}
+	return out, nil
+}
+
+// An edge hears its leader once a second, and five times as often while it holds units: sooner than a request that starves for them
+// elsewhere has waited in vain, whenever between two ticks the first one came.
+func TestBook_IsNeverLongWithoutAnExchange(t *testing.T) {
+	for after := time.Duration(0); after < 100*time.Millisecond; after += 7 * time.Millisecond {
+		synctest.Test(t, func(t *testing.T) {
+			p := &noted{}
+			b := newBook(t, p, nil)
+			run(t, func(ctx context.Context) {
+				time.Sleep(3*time.Second + after)
+				held := len(p.asked)
+				if held < 3 {
+					t.Errorf("%d exchanges in 3 s", held)
+				}
+				for i, at := range p.asked[1:] {
+					if gap := at.Sub(p.asked[i]); gap > time.Second {
+						t.Errorf("%v went by without an exchange", gap)
+					}
+				}
+				request(ctx, b, strict)
+				time.Sleep(900 * time.Millisecond) // in use all the while
+				if n := len(p.asked) - held; n < 5 || n > 11 {
+					t.Errorf("%d exchanges in 900 ms", n)
+				}
+				for i, at := range p.asked[held+1:] {
+					if gap := at.Sub(p.asked[held+i]); gap > 200*time.Millisecond {
+						t.Errorf("%v after a tick: units were held, and %v went by without an exchange", after, gap)
+					}
+				}
+			}, b)
+		})
+	}
+}

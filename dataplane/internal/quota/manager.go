@@ -106,9 +106,9 @@ func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
 	return next
 }
 
-// due is when the next exchange is: soon if somebody is to be spoken of, else at a tick.
+// due is when the next exchange is: soon if somebody is to be spoken of, else at the last tick within a beat.
 func (b *Book) due() time.Time {
-	due := b.cfg.Beat.After(b.lastStart.Add(b.beat()-tick/2), tick)
+	due := b.cfg.Beat.After(b.lastStart.Add(b.beat()-tick), tick)
 	if len(b.queue) > 0 {
 		due = b.lastStart.Add(gap)
 	}
