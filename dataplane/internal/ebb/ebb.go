@@ -84,20 +84,21 @@ func (e *Ebb) look() {
 }
 
 // give gives to the system what nobody holds, and says what processor time it took: this thread's, which sweeps and gives, and the
-// collector's workers'. What requests used meanwhile is none of it, nor what a processor did that had nothing else to do.
+// collector's workers'. What requests used meanwhile is none of it, nor what a processor did that had nothing else to do. The collector
+// goes by the clock, so that what it counts on a machine that others keep busy may be more than the process had.
 func give() time.Duration {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	used := thread() + collector()
+	used, all := processor(rusageThread)+collector(), processor(syscall.RUSAGE_SELF)
 	runtime.GC() // what pools keep outlives one
 	debug.FreeOSMemory()
-	return thread() + collector() - used
+	return min(processor(rusageThread)+collector()-used, processor(syscall.RUSAGE_SELF)-all)
 }
 
-// thread is the processor time that this thread has used.
-func thread() time.Duration {
+// processor is the processor time that this process or thread has used.
+func processor(whose int) time.Duration {
 	var r syscall.Rusage
-	if syscall.Getrusage(rusageThread, &r) != nil {
+	if syscall.Getrusage(whose, &r) != nil {
 		return 0
 	}
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())

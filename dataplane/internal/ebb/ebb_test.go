@@ -171,7 +171,7 @@ func TestRest_Table(t *testing.T) {
 }
 
 // What it took is its own work: to give back tens of MiB takes time, and less than all that the process did meanwhile, which others
-// kept busy.
+// kept busy. (The collector goes by the clock: on a machine that is busy with others once may not be enough.)
 func TestGive_CountsItsOwnWork(t *testing.T) {
 	held := make([][]*int, 64)
 	for i := range held {
@@ -200,14 +200,23 @@ func TestGive_CountsItsOwnWork(t *testing.T) {
 		}
 		return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 	}
-	before := all()
-	used := ebb.Give()
-	whole := all() - before
+	less := false
+	for range 5 {
+		before := all()
+		used := ebb.Give()
+		whole := all() - before
+		t.Logf("%v of %v", used, whole)
+		if used <= 0 || used > whole {
+			t.Errorf("it took %v of %v", used, whole)
+		}
+		if less = used < whole*4/5; less {
+			break
+		}
+	}
 	close(stop)
 	busy.Wait()
 	runtime.KeepAlive(held)
-	if used <= 0 || used >= whole {
-		t.Errorf("it took %v of %v", used, whole)
+	if !less {
+		t.Error("what others did is counted")
 	}
-	t.Logf("%v of %v", used, whole)
 }
