@@ -275,7 +275,7 @@ func (e *Edge) openUsage() (err error) {
 	if err != nil {
 		return err
 	}
-	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Detail: switchedDetail{e}, Beat: e.beat, Logger: e.log, Program: program})
+	e.spool, err = spool.Open(spool.Config{Dir: filepath.Join(e.cfg.Dir, "spool"), Edge: e.self.Node, Detail: switchedDetail{e}, Beat: e.beat.Between(50 * time.Millisecond), Logger: e.log, Program: program})
 	if err != nil {
 		return err
 	}

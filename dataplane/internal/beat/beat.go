@@ -13,6 +13,10 @@ type Beat struct{ began time.Time }
 // New begins now.
 func New() *Beat { return &Beat{time.Now()} }
 
+// Between is a beat whose moments lie halfway between this one's of that period: for what takes long, beside which others would have to
+// wait.
+func (b *Beat) Between(every time.Duration) *Beat { return &Beat{b.began.Add(-every / 2)} }
+
 // After is the first moment after t that is a whole number of periods from the beginning, which is not after t. Safe for concurrent use.
 func (b *Beat) After(t time.Time, every time.Duration) time.Time {
 	return t.Add(every - t.Sub(b.began)%every)

@@ -43,6 +43,11 @@ func TestTicker_TicksTogether(t *testing.T) {
 		start(10*ms, 50*ms, 60*ms, 50*ms, 150*ms) // it takes longer than its period: what it has missed is left out
 		start(10*ms, 50*ms, 50*ms, 50*ms, 150*ms) // or just as long
 		start(120*ms, 250*ms, 0, 250*ms, 500*ms)
+		ticker := b.Between(50 * ms).Ticker(50 * ms)
+		if got, want := take(ticker, began, 3, 0), []time.Duration{25 * ms, 75 * ms, 125 * ms}; !slices.Equal(got, want) {
+			t.Errorf("between them ticked at %v, want %v", got, want)
+		}
+		ticker.Stop()
 		for range 7 {
 			if r := <-results; !slices.Equal(r.got, r.want) {
 				t.Errorf("ticked at %v, want %v", r.got, r.want)
