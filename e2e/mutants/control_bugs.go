@@ -103,7 +103,7 @@ var controlBugs = []bug{
 		edits:  []edit{{modelRules, "case storeEpoch > c.StoreEpoch:", "case false:"}, {modelRules, "case catalogEpoch > c.CatalogEpoch:", "case false:"}},
 		checks: []check{{borderPkg, "TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved"}}},
 	{name: "recovery-is-a-birth", breaks: "only a zone's first rules approve what crosses zones by themselves",
-		edits:  []edit{{borderFile, "err != nil || written || mod == 0 {", "err != nil || written && false || mod == 0 {"}, {borderFile, "Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},", "Compares: []group.Compare{{Key: model.KeyAdopted, ModIndex: mod}},"}},
+		edits:  []edit{{borderFile, "_, written := zone.Get(model.KeyCrossing); err != nil || written || mod == 0 {", "kv, written := zone.Get(model.KeyCrossing); err != nil || written && kv.ModIndex > mod || mod == 0 {"}, {borderFile, "Compares: []group.Compare{{Key: model.KeyCrossing}, {Key: model.KeyAdopted, ModIndex: mod}},", "Compares: []group.Compare{{Key: model.KeyAdopted, ModIndex: mod}},"}},
 		checks: []check{{borderPkg, "TestKeeper_ARecoveryClosesWhatCrossesZonesUntilApproved"}}},
 	{name: "store-in-the-catalogs-etcd", breaks: "a zone's store does not rest in the cluster of etcd that keeps the catalog, whatever the cluster is called",
 		edits:  []edit{{"controlplane/claim.go", "if c.self != c.in.PrimaryZone && catalogs == stores {", "if catalogs == stores+1 {"}, {"controlplane/claim.go", "case holder != c.self:", "case false:"}},
