@@ -2,7 +2,8 @@
 // that had nothing to do, which costs the scheduler more than the tick does, and on a machine with little to do it is what requests wait
 // for; where all tick together, the processor wakes once.
 //
-// What is due is never early, and is as often as it would be by itself. Nothing here is for what is due once, or soon.
+// What is due is never early, and is as often as it would be by itself. Nothing here is for what is due once, or soon. It keeps nothing:
+// a process that begins anew has a beat of its own.
 package beat
 
 import "time"
@@ -14,7 +15,7 @@ type Beat struct{ began time.Time }
 func New() *Beat { return &Beat{time.Now()} }
 
 // Between is a beat whose moments lie halfway between this one's of that period: for what takes long, beside which others would have to
-// wait.
+// wait. b is not nil.
 func (b *Beat) Between(every time.Duration) *Beat { return &Beat{b.began.Add(-every / 2)} }
 
 // After is the first moment after t that is a whole number of periods from the beginning, which is not after t. Safe for concurrent use.

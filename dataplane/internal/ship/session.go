@@ -92,7 +92,7 @@ func (s *Shipper) session(ctx context.Context, addr string, l *line) (answered b
 
 var errEnded = errors.New("stream ended")
 
-// together is what the spool's commits come in: a period of several of them is due with one.
+// together is what the periods of an edge's beat are whole numbers of: what is due with others wakes nobody by itself.
 const together = 50 * time.Millisecond
 
 func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadResponse) error {
