@@ -29,6 +29,7 @@ type Node struct {
 	snaps   *snapshotStore
 	fence   *fence // nil for a group of one
 	trans   raft.Transport
+	reach   *reach // n.trans, as what it is; nil for a group of one
 	raft    *raft.Raft
 
 	notify  chan bool
@@ -81,11 +82,12 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 		_, n.trans = raft.NewInmemTransport(raft.ServerAddress(cfg.Node))
 	} else {
 		n.fence = newFence(cfg.Listen(wire(cfg.Group, n.member.Incarnation)), cfg.Node)
-		n.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		n.reach = newReach(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: n.fence, MaxPool: 3, Timeout: 10 * time.Second,
 			MaxRPCsInFlight: 1, // pipelining wedged followers after a stall (raft#612)
 			Logger:          newHclog(cfg.Logger),
-		})
+		}), n.halted)
+		n.trans = n.reach
 	}
 	rc := cfg.raftConfig(n.member.Server, n.notify)
 	logs, err := raft.NewLogCache(512, n.disk)
@@ -108,6 +110,9 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 	n.fsm.commit = n.disk.StageCommitIndex
 	if n.raft, err = raft.NewRaft(rc, n.fsm, logs, n.disk, n.snaps, n.trans); err != nil {
 		return nil, errors.Join(err, n.Err())
+	}
+	if n.reach != nil {
+		n.reach.raft.Store(n.raft)
 	}
 	n.raft.RegisterObserver(raft.NewObserver(n.leaders, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.LeaderObservation)
