@@ -312,7 +312,7 @@ func (e *Edge) openPath() (err error) {
 	}
 	e.dialer = upstream.NewDialer(upstream.Config{Allow: allow, AllowForeign: foreign, Networks: networks, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})
 	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: e.dialer})
-	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Names: e.names, Left: e.ups.Left, Logger: e.log}); err != nil {
+	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Names: e.names, Left: e.ups.Left, Places: e.cfg.MaxInFlight, Logger: e.log}); err != nil {
 		return err
 	}
 	e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Untold: e.untold, Tables: e.tables, Self: e.self,

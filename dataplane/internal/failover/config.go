@@ -51,6 +51,7 @@ type Config struct {
 	LivenessWait  time.Duration // 0: 50 ms; what a request waits at most for proof of life
 	StallFloor    time.Duration // 0: 50 ms; below that no silence is a stall
 	ProofFor      time.Duration // 0: 20 ms; how old proof of life may be before a request that cannot be repeated
+	Places        int           // requests under way at once at this edge, a sixteenth of which may wait for one silent upstream; 0: 16,384
 }
 
 // Validate fills in the defaults.
@@ -82,4 +83,12 @@ func (c *Config) Validate() error {
 
 func (c *Config) timing() Timing {
 	return Timing{EjectAfter: c.EjectAfter, GoodFor: c.GoodFor, Ramp: c.Ramp, HomeAnswers: c.HomeAnswers, HomeFor: c.HomeFor}
+}
+
+// hopeMost is how many requests wait for one upstream that has fallen silent.
+func (c *Config) hopeMost() int {
+	if c.Places <= 0 {
+		return hopeMost
+	}
+	return min(hopeMost, max(2, c.Places/16))
 }

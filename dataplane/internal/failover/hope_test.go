@@ -89,19 +89,22 @@ func TestAttempts_AskThePageOfOneThatFailed(t *testing.T) {
 // at once, and those who have waited leave their places.
 func TestAttempts_FewWaitForASilentOne(t *testing.T) {
 	one := func(int) string { return "one" }
-	fewWait(t, "one customer's crowd", 512, 600, one)
-	fewWait(t, "two thousand customers", 1024, 2000, func(i int) string { return fmt.Sprint(i) })
-	fewWait(t, "one customer's crowd, and behind it another's hundreds", 512+256, 600+300, func(i int) string {
+	fewWait(t, "one customer's crowd", 0, 512, 600, one)
+	fewWait(t, "two thousand customers", 0, 1024, 2000, func(i int) string { return fmt.Sprint(i) })
+	fewWait(t, "one customer's crowd, and behind it another's hundreds", 0, 512+256, 600+300, func(i int) string {
 		if i < 600 {
 			return one(i)
 		}
 		return "another"
 	})
+	for places, few := range map[int]int{1 << 20: 512, 4096: 128, 64: 2, 1: 1} { // of an edge that has so many, a sixteenth
+		fewWait(t, fmt.Sprintf("one customer's crowd at an edge with %d places", places), places, few, 600, one)
+	}
 }
 
-func fewWait(t *testing.T, name string, few, more int, customer func(i int) string) {
+func fewWait(t *testing.T, name string, places, few, more int, customer func(i int) string) {
 	synctest.Test(t, func(t *testing.T) {
-		p, m, h := crowdedMonitor(t)
+		p, m, h := placedMonitor(t, places)
 		router := failover.NewRouter(m, start(t, &leader{}, h), "eu-west")
 		walk := func(customer string) bool {
 			a := router.Start(h.Load().API("orders.test"), nil, false)

@@ -79,8 +79,8 @@ const lateBy = 50 * time.Millisecond
 // on its machine or on this one has been seen to take it for.
 const hopeFor = 5 * time.Second
 
-// hopeMost is how many requests wait so for one upstream at a time: a place in this edge is others' too, and a request that waits has
-// one.
+// hopeMost is how many requests wait so for one upstream at a time, and a sixteenth of this edge's places where that is less: a place
+// in it is others' too, and a request that waits has one.
 const hopeMost = 1024
 
 // warmEvery is shorter than many a server keeps an idle connection (5 s).
@@ -339,7 +339,7 @@ func (t *Target) hopeful() bool {
 func (t *Target) admits(customer string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.hoping[customer] >= hopeMost-t.hopers {
+	if t.hoping[customer] >= t.m.cfg.hopeMost()-t.hopers {
 		return false
 	}
 	if t.hoping == nil {

@@ -33,10 +33,15 @@ func crowdedWalks(t *testing.T) (*prober, *failover.Target, func(once bool) bool
 
 // crowdedMonitor has an API with one target, and pairs with other regions.
 func crowdedMonitor(t *testing.T, to ...string) (*prober, *failover.Monitor, *policy.Holder) {
+	return placedMonitor(t, 0, to...)
+}
+
+// placedMonitor is crowdedMonitor's at an edge with so many places; 0: as many as there are by default.
+func placedMonitor(t *testing.T, places int, to ...string) (*prober, *failover.Monitor, *policy.Holder) {
 	h := &policy.Holder{}
 	h.Swap(edgeTable(t, 1, []string{"http://home"}, to...))
 	p := &prober{}
-	m, err := failover.New(failover.Config{Tables: h, Prober: p, Logger: slog.New(slog.DiscardHandler)})
+	m, err := failover.New(failover.Config{Tables: h, Prober: p, Places: places, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
