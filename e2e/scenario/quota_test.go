@@ -104,6 +104,8 @@ func (q *quotas) published(t *testing.T) {
 			if got := a.Header.Get("RateLimit"); !strings.Contains(got, `"quota";r=`) || !strings.Contains(a.Header.Get("RateLimit-Policy"), `"quota";q=4;w=`) {
 				t.Errorf("%s: headers are %q and %q, want the whole quota of 4", region, got, a.Header.Get("RateLimit-Policy"))
 			}
+		} else {
+			t.Logf("%s, when %d were served: %v", region, served, err) // who finds fewer than 4 wants to know who was refused, and why
 		}
 	}
 	if served != 4 {
