@@ -29,7 +29,6 @@ type Node struct {
 	snaps   *snapshotStore
 	fence   *fence // nil for a group of one
 	trans   raft.Transport
-	reach   *reach // n.trans, as what it is; nil for a group of one
 	raft    *raft.Raft
 
 	notify  chan bool
@@ -78,16 +77,17 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 	if err := n.openDisk(); err != nil {
 		return nil, err
 	}
+	var way *reach // n.trans, as what it is; nil for a group of one
 	if cfg.Listen == nil {
 		_, n.trans = raft.NewInmemTransport(raft.ServerAddress(cfg.Node))
 	} else {
 		n.fence = newFence(cfg.Listen(wire(cfg.Group, n.member.Incarnation)), cfg.Node)
-		n.reach = newReach(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		way = newReach(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 			Stream: n.fence, MaxPool: 3, Timeout: 10 * time.Second,
 			MaxRPCsInFlight: 1, // pipelining wedged followers after a stall (raft#612)
 			Logger:          newHclog(cfg.Logger),
 		}), n.halted)
-		n.trans = n.reach
+		n.trans = way
 	}
 	rc := cfg.raftConfig(n.member.Server, n.notify)
 	logs, err := raft.NewLogCache(512, n.disk)
@@ -111,8 +111,8 @@ func New(cfg Config, m Machine) (_ *Node, err error) {
 	if n.raft, err = raft.NewRaft(rc, n.fsm, logs, n.disk, n.snaps, n.trans); err != nil {
 		return nil, errors.Join(err, n.Err())
 	}
-	if n.reach != nil {
-		n.reach.raft.Store(n.raft)
+	if way != nil {
+		way.raft.Store(n.raft)
 	}
 	n.raft.RegisterObserver(raft.NewObserver(n.leaders, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.LeaderObservation)
