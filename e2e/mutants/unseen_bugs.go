@@ -11,6 +11,7 @@ const (
 	spoolShort   = spoolPkg + "/short.go"
 	lessorPkg    = "controlplane/internal/lessor"
 	lessorTerm   = lessorPkg + "/term.go"
+	lessorCommit = lessorPkg + "/commit.go"
 	modelPkg     = "controlplane/internal/model"
 	callersFile  = modelPkg + "/callers.go"
 	historyFile  = apiPkg + "/history.go"
@@ -89,6 +90,10 @@ var unseenBugs = []bug{
 	{name: "who-spoke-of-it-is-told", breaks: "nor who has just spoken of that account",
 		edits:  []edit{{lessorTerm, "\tfor _, s := range x.subjects { // its own answer says so\n\t\tdelete(owing, s.id())\n\t}\n", ""}},
 		checks: []check{{lessorPkg, "TestLessor_WhoHoldsIsToldUnasked"}}},
+
+	{name: "given-back-is-used-up", breaks: "a quota of which a unit has just come back is not used up",
+		edits:  []edit{{lessorCommit, "\t\t\tcase acc.Available > 0:", "\t\t\tcase false && acc.Available > 0:"}},
+		checks: []check{{lessorPkg, "TestExchange_GivenBackMeanwhileIsNotUsedUp"}}},
 
 	{name: "key-in-a-header-of-others", breaks: "a key comes in a header that means nothing else",
 		edits:  []edit{{callersFile, "\t\tif canonical == s || ", "\t\tif "}},

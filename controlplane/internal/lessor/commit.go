@@ -161,12 +161,12 @@ func (l *Lessor) answer(x *request, region string, now time.Time) (*usagev1.Exch
 			}
 		}
 		if s.dry() {
-			if t.recallable(id, read[id].Holders, x, now) {
-				if s.ask.GetStarving() {
-					t.starve(id, read[id].Holders, x.order.Edge, now)
-				}
-			} else {
+			switch acc := read[id]; {
+			case acc.Available > 0: // given back since the ledger's word: its holder has none any more, and who asks again gets it
+			case !t.recallable(id, acc.Holders, x, now):
 				state.Exhausted = true
+			case s.ask.GetStarving():
+				t.starve(id, acc.Holders, x.order.Edge, now)
 			}
 		}
 		if state.Recall = t.recalls(id, x.order.Edge, now); state.Recall {
@@ -187,7 +187,8 @@ func (s *subject) leasing() bool {
 // dry: nothing is left of what it wants.
 func (s *subject) dry() bool { return s.leasing() && s.lease.Available == 0 && s.ask.GetWant() > 0 }
 
-// accounts finds who holds units of these accounts.
+// accounts finds who holds units of these accounts. It reads a copy that is newer than the lease that was decided:
+// entries of others may lie between, and exchanges of the same one behind it.
 func (l *Lessor) accounts(read map[ledger.AccountID]*ledger.Account, x *request) error {
 	if len(read) == 0 {
 		return nil

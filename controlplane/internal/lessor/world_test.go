@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -97,6 +98,26 @@ type world struct {
 	*lessor.Lessor
 	catalog, store snap
 	replica        *alone
+	also           atomic.Pointer[ledger.Exchange] // goes into the next raft entry, behind what the lessor puts there
+}
+
+// Exchange of a world's ledger.
+func (c company) Exchange(ctx context.Context, now int64, heard []string, xs []ledger.Exchange) ([]ledger.Leases, error) {
+	also := c.w.also.Swap(nil)
+	if also == nil {
+		return c.Ledger.Exchange(ctx, now, heard, xs)
+	}
+	out, err := c.Ledger.Exchange(ctx, now, heard, append(slices.Clone(xs), *also))
+	if err != nil {
+		return nil, err
+	}
+	return out[:len(xs)], nil
+}
+
+// company is a ledger in which other edges' exchanges come at the worst moment.
+type company struct {
+	*ledger.Ledger
+	w *world
 }
 
 func newWorld(t testing.TB, catalog, store snap) *world {
@@ -111,7 +132,7 @@ func newWorld(t testing.TB, catalog, store snap) *world {
 		t.Fatal(err)
 	}
 	w := &world{l: l, catalog: catalog, store: store, replica: r}
-	w.Lessor, err = lessor.New(lessor.Config{Zone: "emea", Ledger: l, Catalog: func() group.Snapshot { return w.catalog }, Store: func() group.Snapshot { return w.store }, RunLeader: r.lead})
+	w.Lessor, err = lessor.New(lessor.Config{Zone: "emea", Ledger: company{l, w}, Catalog: func() group.Snapshot { return w.catalog }, Store: func() group.Snapshot { return w.store }, RunLeader: r.lead})
 	if err != nil {
 		t.Fatal(err)
 	}
