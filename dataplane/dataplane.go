@@ -80,6 +80,10 @@ type Config struct {
 	// QuotaWait is how long a request waits for the first word on its quota; 0: not at all, it is refused.
 	QuotaWait time.Duration
 
+	// BusyPoll is for how long the edge looks again and again for an upstream's answer before it sleeps, while there is little else
+	// to do; 0: not at all; at most 1 ms.
+	BusyPoll time.Duration
+
 	MaxConnections         int           // of clients over TCP; 0: three quarters of the files that the process may open
 	MaxPerAddress          int           // of them, of one address (of IPv6 one /64), this machine's own apart; 0: an eighth
 	UploadRate             int64         // bytes a second that a client brings of a body, at least; 0: 1 KiB
@@ -160,6 +164,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("edge: HTTPS %q names no port, so PublicHTTPSPort is required with Public", c.HTTPS)
 	case c.DNS.Ramp < 0 || c.DNS.Ramp > time.Hour:
 		return fmt.Errorf("edge: DNS.Ramp is %s; at least 0 and at most 1h", c.DNS.Ramp)
+	case c.BusyPoll < 0 || c.BusyPoll > time.Millisecond:
+		return fmt.Errorf("edge: BusyPoll is %s; at least 0 and at most 1ms", c.BusyPoll)
 	}
 	if c.Pprof != "" {
 		return profile.Check(c.Pprof)
@@ -361,7 +367,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, MaxConnections: e.cfg.MaxConnections, MaxPerAddress: e.cfg.MaxPerAddress, TLS: e.tls.TLSConfig(), NoH3: func() bool { return e.tables.Load().Off("http3") }, ResetKey: e.resetKey(), Logger: e.log})
+	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, MaxConnections: e.cfg.MaxConnections, MaxPerAddress: e.cfg.MaxPerAddress, BusyPoll: e.cfg.BusyPoll, TLS: e.tls.TLSConfig(), NoH3: func() bool { return e.tables.Load().Off("http3") }, ResetKey: e.resetKey(), Logger: e.log})
 	e.servers.HTTP.Handler = e.tls.HTTPHandler(e.proxy) // answers ACME's HTTP-01 challenges, when there are any
 	return e.openDNS()
 }

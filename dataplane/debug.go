@@ -68,7 +68,7 @@ func (e *Edge) shown() map[string]any {
 	out := map[string]any{"name": c.Name, "region": e.self.Region, "zone": e.self.Zone, "version": c.Version, "dir": c.Dir,
 		"https": c.HTTPS, "http": c.HTTP, "relay": c.Relay, "relay_advertise": c.RelayAdvertise, "admin": c.Admin, "public": c.Public, "public_https_port": c.publicPort(),
 		"dns":        map[string]any{"listen": c.DNS.Listen, "domains": c.DNS.Domains, "caa": c.DNS.CAA, "ttl": c.DNS.TTL.String(), "negative_ttl": c.DNS.NegativeTTL.String(), "ramp": c.DNS.Ramp.String()},
-		"quota_wait": c.QuotaWait.String(), "max_in_flight": c.MaxInFlight, "max_connections": c.MaxConnections, "max_connections_per_address": c.MaxPerAddress, "max_streams": c.MaxStreams,
+		"quota_wait": c.QuotaWait.String(), "busy_poll": c.BusyPoll.String(), "max_in_flight": c.MaxInFlight, "max_connections": c.MaxConnections, "max_connections_per_address": c.MaxPerAddress, "max_streams": c.MaxStreams,
 		"min_upload_rate": c.UploadRate, "detail_bytes": c.DetailBytes, "relay_rows_bytes": c.RelayRowsBytes, "relay_rows_keep": c.RelayRowsKeep.String(),
 		"on_spool_error": c.OnSpoolError, "access_log": c.AccessLog, "access_log_sample": c.AccessLogSample, "access_log_bytes": c.AccessLogBytes, "cache_bytes": c.CacheBytes,
 		"upstream_allow": c.UpstreamAllow, "upstream_allow_foreign": c.UpstreamAllowForeign, "allow_loopback_upstreams": c.AllowLoopbackUpstreams, "upstream_certs": c.UpstreamCerts,

@@ -74,6 +74,8 @@ func (e *Edge) metrics() []telemetry.Metric {
 		gauge("streams_limit", "How many connections that last there may be.", func() float64 { return float64(e.proxy.StreamsLimit()) }),
 		gauge("upstream_pools", "Upstreams that there are connections to.", func() float64 { return float64(e.ups.Count()) }),
 		gauge("upstream_connections_idle", "Connections to upstreams over HTTP/1.1 that wait for a common request.", func() float64 { return float64(e.ups.Idle()) }),
+		counter("upstream_answers_sought_total", "Answers of upstreams that came while a loop looked for them instead of sleeping.", func() int64 { return e.servers.Connections().Sought }),
+		counter("upstream_answers_sought_in_vain_total", "Times that a loop looked for an answer that did not come within -busy-poll.", func() int64 { return e.servers.Connections().Vain }),
 		counter("upstream_dials_total", "Connections to upstreams that were tried, probes' included.", func() int64 { n, _ := e.dialer.Dials(); return n }),
 		counter("upstream_dials_failed_total", "Of them, those that were not made.", func() int64 { _, n := e.dialer.Dials(); return n }),
 		gauge("table_connected", "1 while a control node speaks to this edge.", func() float64 { return float64(f.Connected.Load()) }),

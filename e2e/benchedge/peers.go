@@ -54,7 +54,7 @@ type place struct {
 func (p place) command(program string, args ...string) []string {
 	command := append([]string{program}, args...)
 	if p.realtime {
-		command = append([]string{"chrt", "--fifo", "1"}, command...)
+		command = append([]string{"chrt", "--rr", "1"}, command...)
 	}
 	if p.cpu != nil {
 		command = append([]string{"taskset", "-c", strconv.Itoa(*p.cpu)}, command...)

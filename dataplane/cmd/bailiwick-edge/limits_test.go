@@ -207,6 +207,8 @@ func value(t *testing.T, x ast.Expr) int64 {
 			return int64(time.Minute)
 		case "time.Second":
 			return int64(time.Second)
+		case "time.Microsecond":
+			return int64(time.Microsecond)
 		case "time.Millisecond":
 			return int64(time.Millisecond)
 		case "answer.Ramp":

@@ -71,6 +71,7 @@ func run(ctx context.Context, args, environ []string) (log *slog.Logger, err err
 	flags.StringVar(&cfg.CAFile, "ca-file", os.Getenv("BAILIWICK_CA_FILE"), "the installation's roots; to join (BAILIWICK_CA_FILE)")
 	flags.StringVar(&cfg.JoinTokenFile, "join-token-file", "", "file with the join token; to join")
 	flags.DurationVar(&cfg.QuotaWait, "quota-wait", 250*time.Millisecond, "how long a request waits for the first word on its quota, at most 10s; 0: it is refused at once")
+	flags.DurationVar(&cfg.BusyPoll, "busy-poll", 100*time.Microsecond, "for how long the edge looks for an upstream's answer before it sleeps, while requests come one at a time and answers within that time, at most 1ms; 0: not at all")
 	flags.IntVar(&cfg.MaxInFlight, "max-in-flight", 16_384, "requests of clients under way at once; plans of class free may take 60 % of them, bronze 70, silver 80, gold 90, platinum all")
 	flags.IntVar(&cfg.MaxConnections, "max-connections", 0, "connections of clients, over TCP and QUIC, at once; 0: three quarters of the files that the process may open")
 	flags.IntVar(&cfg.MaxPerAddress, "max-connections-per-address", 0, "of them, of one address, or one /64 of IPv6; loopback is not bounded apart; 0: an eighth")

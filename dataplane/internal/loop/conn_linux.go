@@ -23,6 +23,7 @@ type Conn struct {
 	slot, turn    uint32 // loop.mu covers them
 	local, remote net.Addr
 	raw           rawConn
+	vain, pass    uint16 // its loop's goroutine's: see Expect
 
 	state atomic.Uint32
 	refs  atomic.Int32 // calls that use fd, and shutBit once it is closed

@@ -15,6 +15,8 @@ const (
 	atOnce = 256              // events that are taken at a time
 	spell  = time.Millisecond // others have to wait for a processor while there is always something to do
 	calm   = 32               // times in a row that one event had it work: its gate stays open from then on
+
+	vainMost = 10 // times in a row in vain that it remembers of a connection on which it expected something
 )
 
 // oneshot has the gate shut when its report is taken (EPOLLONESHOT).
@@ -22,6 +24,10 @@ const oneshot = 1 << 30
 
 // Loop waits for what happens on its connections.
 type Loop struct {
+	// BusyPoll is for how long a loop that has little to do looks again and again for what it was told to Expect, before it sleeps;
+	// 0: not at all. Set it before Run.
+	BusyPoll time.Duration
+
 	fd   int // an epoll of the connections; Run closes it, with mu held
 	gate int // an epoll of fd, which is told of once while Run waits, and not while it works
 	file *os.File
@@ -36,6 +42,10 @@ type Loop struct {
 	ajar   bool // the gate is not shut: nobody takes what it reports
 	heard  time.Time
 	all    []*Conn
+	expect *Conn // something was asked on it since the loop last slept
+	sought *Conn // what comes on it this round has waited for
+
+	came, vain atomic.Uint64 // times that it looked for what it expects
 
 	done atomic.Bool
 
@@ -163,18 +173,23 @@ func (l *Loop) work() error {
 		}
 	}
 	began := time.Now()
-	now, all := began, 0
+	now, most := began, 0
 	for more := false; ; {
 		n, errno := poll(l.fd, l.events)
+		if l.sought != nil && n == 0 {
+			n, errno = l.seek(now)
+		}
 		if errno != 0 && errno != syscall.EINTR {
 			return os.NewSyscallError("epoll_wait", errno)
 		}
 		if l.heard = now; n == atOnce {
 			l.heard = time.Time{}
 		}
-		if all += n; n > 0 {
+		sought := l.sought != nil
+		if most = max(most, n); n > 0 {
 			l.round(l.events[:n])
 		}
+		l.sought = nil
 		now = time.Now()
 		l.arm(now)
 		if l.done.Load() {
@@ -182,13 +197,51 @@ func (l *Loop) work() error {
 		}
 		// To look again costs a quarter of what it costs to be woken again: where several things happened something may
 		// have come meanwhile. But others have their turn.
-		if more = n == atOnce || n > 0 && (n > 1 || more) && now.Sub(began) < spell; !more {
-			return l.rest(all)
+		if more = n == atOnce || n > 0 && (n > 1 || more) && now.Sub(began) < spell; more {
+			continue
+		}
+		if l.expect == nil || sought || most > 1 { // once, and then others have their turn
+			l.expect = nil
+			return l.rest(most)
+		}
+		l.sought, l.expect = l.expect, nil
+	}
+}
+
+// Expect says that something was asked on a connection that the loop has: its answer may be there sooner than a thread is asleep and
+// woken again. A loop that has little to do looks for it for up to BusyPoll, unless that was in vain before: then it sleeps at once
+// the next time, after two in a row three times, and so on up to 1,023. Its goroutine calls it, in an owner's Ready.
+func (l *Loop) Expect(c *Conn) {
+	switch {
+	case l.BusyPoll <= 0 || !l.ajar:
+	case c.pass > 0:
+		c.pass--
+	default:
+		l.expect = c
+	}
+}
+
+// seek looks for what comes until BusyPoll is over. Whoever else wants the processor goes first: it may be who is to answer.
+func (l *Loop) seek(began time.Time) (n int, errno syscall.Errno) {
+	for {
+		syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
+		if n, errno = poll(l.fd, l.events); n > 0 || errno != 0 && errno != syscall.EINTR {
+			return n, errno
+		}
+		if time.Since(began) >= l.BusyPoll || l.done.Load() {
+			l.vain.Add(1)
+			c := l.sought
+			c.vain = min(c.vain+1, vainMost)
+			c.pass = 1<<c.vain - 1
+			return 0, 0
 		}
 	}
 }
 
-// rest has Go's poller told of what comes, when the loop has worked for so many events.
+// Sought is how often it looked for what it expected, so that it slept no more, or in vain.
+func (l *Loop) Sought() (came, vain uint64) { return l.came.Load(), l.vain.Load() }
+
+// rest has Go's poller told of what comes, when the loop has worked for so many events at a time.
 func (l *Loop) rest(events int) error {
 	switch {
 	case events > 1:
@@ -271,6 +324,10 @@ func (l *Loop) round(events []syscall.EpollEvent) {
 
 // happened has the owner told, or who waits, of an event that the loop took; of what has moved to another since, that one tells.
 func (l *Loop) happened(c *Conn, e Event) {
+	if c == l.sought {
+		l.came.Add(1)
+		c.vain = 0
+	}
 	for c.loop.Load() == l {
 		switch c.state.Load() {
 		case looped:

@@ -9,7 +9,7 @@ import (
 )
 
 // Loop is not there on this system.
-type Loop struct{}
+type Loop struct{ BusyPoll time.Duration }
 
 // New says so.
 func New(func(now time.Time) time.Duration) (*Loop, error) { return nil, errors.ErrUnsupported }
@@ -28,6 +28,12 @@ func (*Loop) Round() uint64 { return 0 }
 
 // Heard is as on Linux.
 func (*Loop) Heard() time.Time { return time.Time{} }
+
+// Expect is as on Linux.
+func (*Loop) Expect(*Conn) {}
+
+// Sought is as on Linux.
+func (*Loop) Sought() (came, vain uint64) { return 0, 0 }
 
 // Each is as on Linux.
 func (*Loop) Each(func(o Owner)) {}

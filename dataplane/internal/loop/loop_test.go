@@ -17,7 +17,7 @@ import (
 	"bailiwick/dataplane/internal/loop"
 )
 
-func running(t testing.TB, tick func(time.Time) time.Duration) *loop.Loop {
+func running(t testing.TB, tick func(time.Time) time.Duration, with ...func(l *loop.Loop)) *loop.Loop {
 	t.Helper()
 	if tick == nil {
 		tick = func(time.Time) time.Duration { return 0 }
@@ -25,6 +25,9 @@ func running(t testing.TB, tick func(time.Time) time.Duration) *loop.Loop {
 	l, err := loop.New(tick)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, set := range with {
+		set(l)
 	}
 	over := make(chan error, 1)
 	go func() { over <- l.Run() }()

@@ -156,6 +156,7 @@ type Connections struct {
 	Crowded, Full    int64 // refused: their address had as many as it may, or all had
 	Yielded          int64 // waited for a request, and went for a new one
 	HandshakesFailed int64
+	Sought, Vain     int64 // times that a loop looked for an upstream's answer before it slept: it came, it did not
 }
 
 // Connections are those of all doors.
@@ -171,6 +172,12 @@ func (s *Servers) Connections() Connections {
 		q.mu.Unlock()
 	}
 	c.HandshakesFailed = s.HTTPS.unshaken.Load()
+	for _, d := range [...]*Door{s.HTTPS, s.HTTP} {
+		if d != nil {
+			came, vain := d.sought()
+			c.Sought, c.Vain = c.Sought+came, c.Vain+vain
+		}
+	}
 	return c
 }
 

@@ -31,6 +31,7 @@ type Door struct {
 	fast      *Proxy // of what is; nil: nothing is
 	log       *log.Logger
 	maxHeader int
+	busyPoll  time.Duration // of loops
 	works     sync.Pool
 	two       *http2.Server
 	guests    *guests

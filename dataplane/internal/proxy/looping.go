@@ -71,6 +71,7 @@ func (d *Door) turnFor() *turn {
 			d.turns = nil
 			return nil
 		}
+		l.BusyPoll = d.busyPoll
 		t.loop = l
 		d.turns = append(d.turns, t)
 		if len(d.turns) < n {
@@ -89,6 +90,17 @@ func (d *Door) turnFor() *turn {
 	}
 	d.dealt++
 	return d.turns[d.use.of(d.dealt)]
+}
+
+// sought is how often loops looked for an answer before they slept, and it came or did not.
+func (d *Door) sought() (came, vain int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, t := range d.turns {
+		c, v := t.loop.Sought()
+		came, vain = came+int64(c), vain+int64(v)
+	}
+	return came, vain
 }
 
 // unloop ends the connections of a loop that has failed: nobody hears of them.
@@ -306,6 +318,7 @@ func (t *turn) ask(c *conn, k *work) {
 			t.next = l.due
 		}
 		c.flying = true
+		t.loop.Expect(l.lc)
 		return
 	}
 }

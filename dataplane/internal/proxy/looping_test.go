@@ -173,6 +173,34 @@ func TestLoops_HaveWhatIsCommon(t *testing.T) {
 	}
 }
 
+// Where requests come one at a time a loop looks for their upstream's answer before it sleeps, over TLS too, if the door is told to.
+func TestLoops_LookForAnAnswer(t *testing.T) {
+	w := newWorld(t, nil)
+	clear := newFrontOf(t, w.west.proxy, func(d *proxy.Door) { d.BusyPoll(time.Second) })
+	t.Cleanup(clear.Close)
+	for name, d := range w.doorsOf(clear, func(d *proxy.Door) { d.BusyPoll(time.Second) }) {
+		t.Run(name, func(t *testing.T) {
+			conn := d.dial(t)
+			eventually(t, 30*time.Second, "an answer that was looked for", func() bool {
+				w.usual(t, conn)
+				came, _ := d.door.Sought()
+				return came > 0
+			})
+		})
+	}
+	for name, d := range w.doors() {
+		t.Run(name+", not told to", func(t *testing.T) {
+			conn := d.dial(t)
+			for range 100 {
+				w.usual(t, conn)
+			}
+			if came, vain := d.door.Sought(); came+vain != 0 {
+				t.Errorf("%d were looked for, and %d in vain", came, vain)
+			}
+		})
+	}
+}
+
 // torn is a connection that hands on what is written in two pieces, a moment apart.
 type torn struct{ net.Conn }
 

@@ -95,3 +95,9 @@ func LoopsInUse(most int, at []time.Time, cpu []time.Duration) (n []int) {
 	}
 	return n
 }
+
+// BusyPoll is what a door's loops have. Call it before Serve.
+func (d *Door) BusyPoll(most time.Duration) { d.busyPoll = most }
+
+// Sought is how often they looked for an answer that came, or did not.
+func (d *Door) Sought() (came, vain int64) { return d.sought() }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/quic-go/quic-go"
 
@@ -30,8 +31,9 @@ type ServersConfig struct {
 	MaxConnections int // of clients, over TCP and QUIC, at once; 0: three quarters of the files that the process may open. Over QUIC no more than 16,384 of them
 	MaxPerAddress  int // of one address, or one /64 of IPv6; 0: an eighth of them. This machine's own are not bounded apart
 
-	MaxHeaderBytes int    // 0: 64 KiB; beyond it 431
-	ResetKey       []byte // 32 bytes, of this edge alone and the same after a restart; nil: QUIC clients find out by silence
+	BusyPoll       time.Duration // for which loops look for an answer before they sleep; 0: not at all
+	MaxHeaderBytes int           // 0: 64 KiB; beyond it 431
+	ResetKey       []byte        // 32 bytes, of this edge alone and the same after a restart; nil: QUIC clients find out by silence
 }
 
 // Servers are the three doors of an edge: one handler, so one decision.
@@ -52,7 +54,7 @@ func NewServers(cfg ServersConfig) Servers {
 	fast, _ := cfg.Handler.(*Proxy)
 	all := newGuests(cfg.MaxConnections, cfg.MaxPerAddress)
 	door := func() *Door {
-		d := &Door{Handler: cfg.Handler, fast: fast, log: errorLog, maxHeader: cfg.MaxHeaderBytes, guests: all, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
+		d := &Door{Handler: cfg.Handler, fast: fast, log: errorLog, busyPoll: cfg.BusyPoll, maxHeader: cfg.MaxHeaderBytes, guests: all, going: make(chan struct{}), conns: map[*conn]struct{}{}, works: sync.Pool{New: newWork}}
 		d.two = http2.New(http2.Config{MaxHead: cfg.MaxHeaderBytes, Go: d.wg.Go, Panicked: d.panicked})
 		return d
 	}
