@@ -370,6 +370,9 @@ func (t *turn) over(c *conn, keep bool) {
 	t.give(c.buf)
 	c.buf, c.r, c.w = nil, 0, 0
 	c.since = c.now
+	if len(t.flights) == 0 {
+		t.door.fast.cfg.Meter.Pause(c.now)
+	}
 	if n := t.door.use.of(c.seat); n >= 0 && n != t.number {
 		t.move(c, t.all[n])
 	} else if !c.lc.Rest() {

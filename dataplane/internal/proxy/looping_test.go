@@ -201,6 +201,57 @@ func TestLoops_LookForAnAnswer(t *testing.T) {
 	}
 }
 
+// The meter hears of a pause when a loop has answered all that it was asked, and not while it waits for an answer.
+func TestLoops_TellOfPauses(t *testing.T) {
+	w := newWorld(t, nil)
+	asked, answers := make(chan struct{}, 1), make(chan struct{}, 1)
+	w.west.up.does(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/held" {
+			asked <- struct{}{}
+			<-answers
+		}
+	})
+	one := func(d *proxy.Door) { d.UseLoops(1) }
+	clear := newFrontOf(t, w.west.proxy, one)
+	t.Cleanup(clear.Close)
+	d := w.doorsOf(clear, one)["cleartext"]
+	conn, other := d.dial(t), d.dial(t)
+	pauses := &w.west.meter.pauses
+	paused := func(c net.Conn) func() bool {
+		return func() bool {
+			before := pauses.Load()
+			w.usual(t, c)
+			return pauses.Load() > before
+		}
+	}
+	for range 3 { // until the loop has two connections to the upstream
+		rest(t, d.door, 2, func() {
+			io.WriteString(conn, w.head("GET", "/v1/x", "\r\n"))
+			w.usual(t, other)
+			if resp, body := read(t, bufio.NewReader(conn), "GET"); resp.StatusCode != 200 {
+				t.Fatalf("got %d %s", resp.StatusCode, body)
+			}
+		})
+	}
+	eventually(t, 30*time.Second, "a pause behind a request of one", paused(conn))
+	eventually(t, 30*time.Second, "a pause behind a request of the other", paused(other))
+	rest(t, d.door, 2, func() { w.usual(t, conn, other) })
+	io.WriteString(conn, w.head("GET", "/held", "\r\n"))
+	<-asked
+	before := pauses.Load()
+	for range 20 {
+		w.usual(t, other)
+	}
+	after := pauses.Load()
+	answers <- struct{}{}
+	if resp, body := read(t, bufio.NewReader(conn), "GET"); resp.StatusCode != 200 {
+		t.Fatalf("got %d %s", resp.StatusCode, body)
+	}
+	if after != before {
+		t.Errorf("%d pauses while an answer was awaited", after-before)
+	}
+}
+
 // torn is a connection that hands on what is written in two pieces, a moment apart.
 type torn struct{ net.Conn }
 

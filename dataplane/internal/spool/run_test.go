@@ -2,6 +2,7 @@ package spool_test
 
 import (
 	"context"
+	"math"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +27,43 @@ func contextRun(t testing.TB, s *spool.Spool) (context.Context, func()) {
 	}
 	t.Cleanup(stop)
 	return ctx, stop
+}
+
+// A pause begins a commit that is due soon, and no other.
+func TestSpool_APauseCommits(t *testing.T) {
+	const window = time.Hour
+	s := open(t, spool.Config{Dir: t.TempDir(), GroupCommit: window})
+	s.Pause(time.Now().Add(2 * window)) // before Run
+	_, stop := contextRun(t, s)
+	defer stop()
+	until := func(what string, is func() bool) {
+		t.Helper()
+		for began := time.Now(); !is(); time.Sleep(time.Millisecond) {
+			if time.Since(began) > 30*time.Second {
+				t.Fatalf("waited 30 s for %s", what)
+			}
+		}
+	}
+	var last time.Duration
+	for n := range int64(3) {
+		var soon time.Duration
+		var base time.Time
+		until("the next window", func() bool { soon, base = s.Soon(); return soon != math.MaxInt64 && soon != last })
+		if left := soon - time.Since(base); left > window*4/5 || left < window*4/5-time.Minute {
+			t.Fatalf("a pause in %v would begin a commit, want in four fifths of %v", left, window)
+		}
+		last = soon
+		r := row("acme")
+		if err := s.Append(&r); err != nil {
+			t.Fatal(err)
+		}
+		s.Pause(base.Add(soon - 1))
+		if now, _ := s.Soon(); now != soon {
+			t.Fatal("a pause that came too early began a commit")
+		}
+		s.Pause(base.Add(soon))
+		until("a commit", func() bool { return s.Stats().GroupCommits == n+1 })
+	}
 }
 
 // Appends from several goroutines beside Run and acks: each row is in exactly one block.
