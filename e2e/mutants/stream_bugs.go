@@ -85,7 +85,7 @@ var streamBugs = []bug{
 		edits:  []edit{{"dataplane/internal/loop/loop_linux.go", "case l.BusyPoll <= 0 || !l.ajar:", "case l.BusyPoll <= 0:"}},
 		checks: []check{{"dataplane/internal/loop", "TestLoop_SleepsAtOnce"}}},
 	{name: "nobody-expects-an-answer", breaks: "who has asked an upstream says so to its loop",
-		edits:  []edit{{"dataplane/internal/proxy/looping.go", "\t\tt.loop.Expect(l.lc)\n", ""}},
+		edits:  []edit{{"dataplane/internal/proxy/looping.go", "\t\t\tt.loop.Expect(l.lc)\n", ""}},
 		checks: []check{{proxyPkg, "TestLoops_LookForAnAnswer"}}},
 	{name: "each-pause-commits", breaks: "a pause begins no commit before it is due soon",
 		edits:  []edit{{"dataplane/internal/spool/spool.go", "int64(now.Sub(s.base)) < soon || ", ""}},
@@ -102,4 +102,7 @@ var streamBugs = []bug{
 	{name: "no-pause-is-told", breaks: "and one when all are answered",
 		edits:  []edit{{"dataplane/internal/proxy/looping.go", "\t\tt.door.fast.cfg.Meter.Pause(c.now)\n", ""}},
 		checks: []check{{proxyPkg, "TestLoops_TellOfPauses"}}},
+	{name: "looks-for-one-of-many", breaks: "a loop that waits for several answers sleeps at once",
+		edits:  []edit{{"dataplane/internal/proxy/looping.go", "if len(t.flights) == 1 { //", "if true { //"}},
+		checks: []check{{proxyPkg, "TestLoops_LookForOneAnswer"}}},
 }

@@ -318,7 +318,9 @@ func (t *turn) ask(c *conn, k *work) {
 			t.next = l.due
 		}
 		c.flying = true
-		t.loop.Expect(l.lc)
+		if len(t.flights) == 1 { // where more are under way another's answer may come first, and looking costs more than sleeping
+			t.loop.Expect(l.lc)
+		}
 		return
 	}
 }
