@@ -221,6 +221,9 @@ func (l *Loop) Expect(c *Conn) {
 	}
 }
 
+// Calm says whether the loop has little to do: for a while one thing at a time has come. Its goroutine calls it, in an owner's Ready.
+func (l *Loop) Calm() bool { return l.ajar }
+
 // seek looks for what comes until BusyPoll is over. Whoever else wants the processor goes first: it may be who is to answer.
 func (l *Loop) seek(began time.Time) (n int, errno syscall.Errno) {
 	for {

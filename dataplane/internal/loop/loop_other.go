@@ -29,6 +29,9 @@ func (*Loop) Round() uint64 { return 0 }
 // Heard is as on Linux.
 func (*Loop) Heard() time.Time { return time.Time{} }
 
+// Calm is as on Linux.
+func (*Loop) Calm() bool { return false }
+
 // Expect is as on Linux.
 func (*Loop) Expect(*Conn) {}
 

@@ -372,7 +372,7 @@ func (t *turn) over(c *conn, keep bool) {
 	t.give(c.buf)
 	c.buf, c.r, c.w = nil, 0, 0
 	c.since = c.now
-	if len(t.flights) == 0 {
+	if len(t.flights) == 0 && t.loop.Calm() {
 		t.door.fast.cfg.Meter.Pause(c.now)
 	}
 	if n := t.door.use.of(c.seat); n >= 0 && n != t.number {

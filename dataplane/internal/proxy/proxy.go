@@ -38,7 +38,7 @@ import (
 type Meter interface {
 	Append(row *usage.Row) error
 	Ready() bool
-	Pause(now time.Time) // nobody waits for an answer just now, as far as one loop knows
+	Pause(now time.Time) // nobody waits for an answer just now, as far as one loop knows that has little to do
 	Healthy() error
 }
 
