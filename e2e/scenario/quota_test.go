@@ -174,9 +174,8 @@ func (q *quotas) sharedRate(t *testing.T) {
 		return refused(q.s.Send(clients[1], http.MethodGet, ordersEMEA, "/v1/orders", "", nil), 401, "key-missing")
 	})
 	// send offers requests to some edges for a while and counts what they admit in its second half, when each
-	// knows its share: at least four fifths of what a single bucket would admit of the requests as they were sent. A machine on which
-	// this test stands still sends none meanwhile; an edge that stands still is sent what it is always sent, and is found out. It says
-	// for how long an edge answered nothing: who finds too few wants to know.
+	// knows its share. It says what a single bucket would have admitted of the requests as they were sent, and for how long an edge
+	// answered nothing: who finds too few wants to know whether all stood still, this test too.
 	send := func(name string, edges ...int) {
 		const length = 6 * time.Second
 		var passed, wrong atomic.Int64
@@ -214,7 +213,7 @@ func (q *quotas) sharedRate(t *testing.T) {
 		wg.Wait()
 		seconds := length.Seconds() / 2
 		could := bucket(sent, rate, burst, length/2)
-		least, most := min(could, int64(rate*seconds))*8/10, int64(rate*seconds)+burst
+		least, most := int64(rate*seconds*8/10), int64(rate*seconds)+burst
 		still := time.Duration(0)
 		for i := range answered {
 			still = max(still, answered[i].sum)
