@@ -8,12 +8,13 @@ import (
 
 // Few loops are in use while there is little to do: each finds more at a time then, and is woken less often, which costs less than
 // two processors that take turns. One more is used when the process has work for nearly as many processors as loops are in use, and
-// one fewer when it has had much less for a while. Connections follow when a request of theirs has ended.
+// one fewer when it has worked less than one fewer are full with for a longer while: what two share takes less of one. A burst that one
+// more came into use for leaves so after the while, and not only once there is little to do; more often than once in a while nothing
+// goes to and fro. Connections follow when a request of theirs has ended.
 const (
 	useEvery = 250 * time.Millisecond // between looks
+	useWhile = 2 * time.Second        // the while
 	useFull  = 90                     // percent of a processor for each loop in use
-	useEmpty = 60                     // percent of one for each but one of them
-	useCalm  = 8                      // looks in a row that find it so
 )
 
 // loopsInUse says how many of a door's loops are in use.
@@ -23,10 +24,18 @@ type loopsInUse struct {
 	most  int32
 
 	// The first loop's goroutine alone uses the rest.
-	at   time.Time
-	cpu  time.Duration
-	calm int
+	now  used // at the last look
+	then used // when the while began
 }
+
+// used is the processor time of the process at a time.
+type used struct {
+	at  time.Time
+	cpu time.Duration
+}
+
+// since is how many percent of a processor the process used since u, which is earlier.
+func (v used) since(u used) float64 { return 100 * float64(v.cpu-u.cpu) / float64(v.at.Sub(u.at)) }
 
 // begin has one of most used.
 func (u *loopsInUse) begin(most int) {
@@ -47,34 +56,30 @@ func (u *loopsInUse) of(seat int) int {
 }
 
 func (u *loopsInUse) look(now time.Time) {
-	if now.Sub(u.at) < useEvery {
+	if now.Sub(u.now.at) < useEvery {
 		return
 	}
 	var r syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &r) == nil {
-		u.weigh(now, time.Duration(r.Utime.Nano()+r.Stime.Nano()))
+		u.weigh(used{now, time.Duration(r.Utime.Nano() + r.Stime.Nano())})
 	}
 }
 
 // weigh takes in what processor time the process has used by now.
-func (u *loopsInUse) weigh(now time.Time, cpu time.Duration) {
-	took, used := now.Sub(u.at), cpu-u.cpu
-	first := u.at.IsZero()
-	u.at, u.cpu = now, cpu
-	n := u.n.Load()
-	if first || took <= 0 || n == 0 || u.fixed.Load() > 0 {
+func (u *loopsInUse) weigh(now used) {
+	last, n := u.now, u.n.Load()
+	u.now = now
+	if last.at.IsZero() || !now.at.After(last.at) || n == 0 || u.fixed.Load() > 0 {
+		u.then = now
 		return
 	}
-	switch busy := 100 * float64(used) / float64(took); {
-	case busy > useFull*float64(n):
-		u.calm = 0
+	if busy := now.since(last); busy > useFull*float64(n) {
 		u.n.CompareAndSwap(n, min(u.most, max(n+1, int32(busy/useFull)+1)))
-	case busy < useEmpty*float64(n-1):
-		if u.calm++; u.calm >= useCalm {
-			u.calm = 0
+		u.then = now
+	} else if now.at.Sub(u.then.at) >= useWhile {
+		if now.since(u.then) < useFull*float64(n-1) {
 			u.n.CompareAndSwap(n, n-1)
 		}
-	default:
-		u.calm = 0
+		u.then = now
 	}
 }

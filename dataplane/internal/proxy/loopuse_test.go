@@ -39,10 +39,20 @@ func TestLoops_InUse(t *testing.T) {
 		{"more than one's", 4, []int{1, 2, 2, 2}, func() { look(1, 0); look(3, 1.1) }},
 		{"three's at once", 4, []int{1, 4}, func() { look(1, 0); look(1, 3.1) }},
 		{"more than there are", 2, []int{1, 2, 2}, func() { look(1, 0); look(2, 3.1) }},
-		{"half of what two are for is not little", 2, []int{1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2}, func() { look(1, 0); look(1, 1.1); look(10, 0.7) }},
-		{"little for two seconds", 2, []int{1, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1}, func() { look(1, 0); look(1, 1.1); look(9, 0.5) }},
-		{"little, with a break", 2, []int{1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2}, func() { look(1, 0); look(1, 1.1); look(5, 0.5); look(1, 0.8); look(3, 0.5) }},
+		{"too much for one", 2, []int{1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2}, func() { look(1, 0); look(1, 1.1); look(10, 0.95) }},
+		{"enough for one, for two seconds", 2, []int{1, 2, 2, 2, 2, 2, 2, 2, 2, 1, 1}, func() { look(1, 0); look(1, 1.1); look(9, 0.85) }},
+		{"a moment's too much for one, and enough in all", 2, []int{1, 2, 2, 2, 2, 2, 2, 2, 2, 1}, func() { look(1, 0); look(1, 1.1); look(3, 0.8); look(1, 1.2); look(4, 0.8) }},
+		{"a moment's little, and too much in all", 2, []int{1, 2, 2, 2, 2, 2, 2, 2, 2, 2}, func() { look(1, 0); look(1, 1.1); look(7, 1.1); look(1, 0.1) }},
+		{"a while begins with what came into use", 4, []int{1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 1}, func() { look(4, 0); look(1, 1.1); look(8, 0.5) }},
+		{"and when it has gone by", 2, []int{1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1},
+			func() { look(1, 0); look(1, 1.1); look(8, 1.5); look(8, 0.5) }},
+		{"nobody looked for two seconds", 2, []int{1, 2, 1}, func() {
+			look(1, 0)
+			look(1, 1.1)
+			at, cpu = append(at, at[1].Add(2*time.Second)), append(cpu, cpu[1]+time.Second)
+		}},
 		{"down by one at a time", 4, []int{1, 4, 4, 4, 4, 4, 4, 4, 4, 3}, func() { look(1, 0); look(1, 3.5); look(8, 0.1) }},
+		{"what three are for", 4, []int{1, 4, 4, 4, 4, 4, 4, 4, 4, 3, 3, 3, 3, 3, 3, 3, 3, 3}, func() { look(1, 0); look(1, 3.5); look(16, 2.5) }},
 	} {
 		at, cpu = nil, nil
 		c.do()

@@ -90,7 +90,7 @@ func LoopsInUse(most int, at []time.Time, cpu []time.Duration) (n []int) {
 	var u loopsInUse
 	u.begin(most)
 	for i := range at {
-		u.weigh(at[i], cpu[i])
+		u.weigh(used{at[i], cpu[i]})
 		n = append(n, int(u.n.Load()))
 	}
 	return n
