@@ -97,6 +97,31 @@ func (b *Body) Ahead() error {
 	return b.err
 }
 
+// Pass is for who has no Source, and is handed what has come: it says how much of p is of the body, which is followed and kept
+// nothing of. io.EOF: the body has ended with that.
+func (b *Body) Pass(p []byte) (n int, err error) {
+	for n < len(p) && b.err == nil {
+		switch {
+		case b.open:
+			n = len(p)
+		case b.chunked && b.state != inChunk:
+			b.take(p[n])
+			n++
+		default:
+			k := min(int64(len(p)-n), b.left)
+			n += int(k)
+			switch b.left -= k; {
+			case b.left > 0:
+			case b.chunked:
+				b.state, b.line = afterChunk, 0
+			default:
+				b.err = io.EOF
+			}
+		}
+	}
+	return n, b.err
+}
+
 func (b *Body) step(p []byte) int {
 	if b.chunked && b.state != inChunk {
 		b.between()

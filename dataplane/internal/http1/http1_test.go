@@ -292,6 +292,22 @@ func FuzzBody(f *testing.F) {
 		src := &pieces{data: data, size: int(size) + 1}
 		b := http1.NewBody(src, http1.Chunked, 1<<10)
 		got, err := io.ReadAll(b)
+		passed, taken, err3 := http1.NewBody(nil, http1.Chunked, 1<<10), 0, error(nil)
+		for rest := data; len(rest) > 0 && err3 == nil; {
+			var n int
+			piece := rest[:min(len(rest), int(size)+1)]
+			n, err3 = passed.Pass(piece)
+			taken, rest = taken+n, rest[n:]
+			if n < len(piece) && err3 == nil {
+				t.Fatalf("%d of %d bytes, and no word why", n, len(piece))
+			}
+		}
+		switch {
+		case err == nil && (err3 != io.EOF || taken != len(data)-len(src.data)-len(src.have)):
+			t.Fatalf("a body of %d bytes; handed over, %d, %v", len(data)-len(src.data)-len(src.have), taken, err3)
+		case err == io.ErrUnexpectedEOF && err3 != nil, err != nil && err != io.ErrUnexpectedEOF && err != err3:
+			t.Fatalf("%v; handed over, %v", err, err3)
+		}
 		whole := &pieces{data: data, size: len(data) + 1}
 		again, err2 := io.ReadAll(http1.NewBody(whole, http1.Chunked, 1<<10))
 		if string(got) != string(again) || fmt.Sprint(err) != fmt.Sprint(err2) {

@@ -87,6 +87,7 @@ func TestAnswers_RoadsAgree(t *testing.T) {
 		{name: "loop", door: w.west.server.door, dial: func() (net.Conn, error) { return net.Dial("tcp", w.west.server.Listener.Addr().String()) }},
 		{name: "loop over TLS", door: looped.HTTPS, dial: secure(at)},
 		{name: "goroutine", dial: secure(manned)},
+		{name: "goroutine, through net/http", dial: secure(manned), more: "Via: 1.1 else\r\n"},
 	}
 	asked := 0
 	for n := range *strangeAnswers {
@@ -98,7 +99,7 @@ func TestAnswers_RoadsAgree(t *testing.T) {
 		var first verdict
 		for i, road := range roads {
 			road.rest(t, w, &asked)
-			got := road.ask(t, w, "POST", "Content-Length: 0\r\n\r\n")
+			got := road.ask(t, w, "POST", road.more+"Content-Length: 0\r\n\r\n")
 			asked++
 			if i == 0 {
 				first = got
@@ -124,6 +125,7 @@ type answerRoad struct {
 	name string
 	door *proxy.Door // of loops; nil: it has none
 	dial func() (net.Conn, error)
+	more string // in the head of its requests
 
 	conn net.Conn
 	in   *bufio.Reader

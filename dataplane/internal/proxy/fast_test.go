@@ -25,6 +25,12 @@ func (w *world) raw(answer func(c net.Conn, head string, n int) string) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.rawAt(l, answer)
+}
+
+// rawAt is raw on a listener, which it closes in the end.
+func (w *world) rawAt(l net.Listener, answer func(c net.Conn, head string, n int) string) {
+	w.t.Helper()
 	w.t.Cleanup(func() { l.Close() })
 	go func() {
 		for {

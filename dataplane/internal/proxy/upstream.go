@@ -122,7 +122,7 @@ func atOnce(ctx context.Context, dial func(context.Context) (net.Conn, error)) (
 }
 
 func (u *Upstreams) transport(at upstream.Place, cfg *tls.Config, idle int, turn turns) *http.Transport {
-	dial := func(ctx context.Context, addr string) (net.Conn, error) {
+	dial := func(ctx context.Context, addr string) (*wire, error) {
 		c, err := u.cfg.Dialer.Dial(ctx, at, addr)
 		if err != nil {
 			return nil, err
@@ -131,7 +131,13 @@ func (u *Upstreams) transport(at upstream.Place, cfg *tls.Config, idle int, turn
 	}
 	return &http.Transport{ // Proxy stays nil: the environment must not redirect customers' requests
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return turn(ctx, func(ctx context.Context) (net.Conn, error) { return dial(ctx, addr) })
+			return turn(ctx, func(ctx context.Context) (net.Conn, error) {
+				c, err := dial(ctx, addr)
+				if err != nil {
+					return nil, err
+				}
+				return &strictConn{Conn: c, wire: c}, nil
+			})
 		},
 		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) { // handshakes are what costs an upstream: they are part of the turn
 			return turn(ctx, func(ctx context.Context) (net.Conn, error) {
@@ -139,7 +145,11 @@ func (u *Upstreams) transport(at upstream.Place, cfg *tls.Config, idle int, turn
 				if err != nil {
 					return nil, err
 				}
-				return handshake(ctx, c, cfg)
+				secure, err := handshake(ctx, c, cfg)
+				if err != nil {
+					return nil, err
+				}
+				return &strictConn{Conn: secure, wire: c}, nil
 			})
 		},
 		MaxIdleConnsPerHost:    idle,
@@ -234,6 +244,8 @@ func (u *Upstreams) Probe(ctx context.Context, at upstream.Place, url string) er
 	if err != nil {
 		return err
 	}
+	t := tracker{method: req.Method}
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: t.gotConn}))
 	req.Header.Set("User-Agent", "bailiwick-probe/1")
 	resp, err := p.probes.Do(req)
 	if err != nil {
@@ -307,6 +319,7 @@ func (w *wire) letGo(h *hold) {
 
 // tracker follows one request to the connection it goes out on.
 type tracker struct {
+	method string
 	hold   *hold
 	conn   *wire
 	before bool // an earlier connection of this same request was written to
@@ -316,14 +329,13 @@ func (t *tracker) gotConn(info httptrace.GotConnInfo) {
 	if t.conn != nil && t.conn.state.Load() == wireWritten {
 		t.before = true
 	}
-	c := info.Conn
-	if tc, ok := c.(*tls.Conn); ok {
-		c = tc.NetConn()
-	}
-	if t.conn, _ = c.(*wire); t.conn != nil {
+	t.conn = nil
+	if c, ok := info.Conn.(*strictConn); ok {
+		t.conn = c.wire
 		t.conn.heard.Store(false)
 		t.conn.hold.Store(t.hold)
 		t.conn.state.Store(wireClean)
+		c.begin(t.method)
 	} else {
 		t.before = true // a connection of unknown kind: assume the worst
 	}
@@ -345,7 +357,7 @@ func (u *Upstreams) send(ctx context.Context, at upstream.Place, ask channel.Ask
 		ask.Bounded = h != nil
 		return p.muxed.Send(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interim}), ask)
 	}
-	t := tracker{hold: h}
+	t := tracker{method: ask.Method, hold: h}
 	early := func(code int, h textproto.MIMEHeader) error {
 		if t.conn != nil {
 			t.conn.heard.Store(false) // that was no answer yet
