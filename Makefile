@@ -19,7 +19,7 @@ build: ## build the three programs and the sandbox into bin/
 	@mkdir -p bin
 	$(BUILD) -o bin/ ./controlplane/cmd/... ./dataplane/cmd/... ./deploy/sandbox
 
-test: build ## every test: unit, conformance, architecture, end to end (some twelve minutes on 2 cores)
+test: build ## every test: unit, conformance, architecture, end to end (twelve to nineteen minutes on 2 cores)
 	$(GO) vet ./...
 	$(GO) test -count=1 -timeout 20m -p 4 ./regions/... ./shared/... ./controlplane/... ./dataplane/... ./deploy/... ./e2e/harness/... ./e2e/netlab/... ./e2e/hosts/canary ./e2e/hosts/wire ./e2e/mutants/... ./e2e/simulate/... ./e2e/model/... ./e2e/archtest/... ./e2e/flood
 	$(GO) test -count=1 -timeout 30m -p 2 -parallel 3 ./e2e/scenario/... ./e2e/campaign/... ./e2e/hosts
