@@ -1,32 +1,34 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"bailiwick/regions/answer"
+	"bailiwick/shared/usage"
 )
 
 const page = "../../../docs/limits.md"
 
-// The page of limits says of each option of the edge and of each constant it names what the program has. UPDATE=1 writes the
-// values into it; what a row says beside is a person's.
+// The page of limits says of each option of the edge and of each constant it names what the program has, and it names each that
+// looks like a limit. UPDATE=1 writes the values into it; what a row says beside is a person's.
 func TestLimits_ThePageSaysWhatTheProgramHas(t *testing.T) {
 	raw, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)
 	}
-	options := optionsOf(t)
+	options, constants := optionsOf(t), constantsOf(t)
 	row := regexp.MustCompile("^\\| `([^`]+)` \\| ([^|]*) \\|")
 	seen, lines := map[string]bool{}, strings.Split(string(raw), "\n")
 	for i, line := range lines {
@@ -37,7 +39,10 @@ func TestLimits_ThePageSaysWhatTheProgramHas(t *testing.T) {
 		name, is := m[1], strings.TrimSpace(m[2])
 		want, known := options[name]
 		if !strings.HasPrefix(name, "-") {
-			want, known = constant(t, name)
+			var x ast.Expr
+			if x, known = constants[name]; known {
+				want = shown(t, x, timed(x))
+			}
 		}
 		seen[name] = true
 		switch {
@@ -57,6 +62,20 @@ func TestLimits_ThePageSaysWhatTheProgramHas(t *testing.T) {
 	for name := range options {
 		if !seen[name] {
 			t.Errorf("%s does not say what %s is by default", page, name)
+		}
+	}
+	excused := map[string]bool{}
+	for why, names := range noLimits {
+		for name := range strings.FieldsSeq(names) {
+			excused[name] = true
+			if constants[name] == nil || seen[name] || !limit.MatchString(name) {
+				t.Errorf("%s needs no excuse (%s): it is gone, on the page, or not taken for a limit", name, why)
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(constants)) {
+		if limit.MatchString(name) && !seen[name] && !excused[name] {
+			t.Errorf("%s does not say what %s bounds, and noLimits not why it need not", page, name)
 		}
 	}
 	if len(options) < 20 || len(seen) < len(options)+10 {
@@ -99,18 +118,15 @@ func optionsOf(t *testing.T) map[string]string {
 	return out
 }
 
-// constant is that of a package of the data plane: proxy.headTimeout.
-func constant(t *testing.T, name string) (string, bool) {
-	dir, name, ok := strings.Cut(name, ".")
-	if !ok {
-		return "", false
-	}
-	where := filepath.Join("../../internal", dir)
-	if dir == "dataplane" {
-		where = "../.."
-	}
-	files, _ := filepath.Glob(filepath.Join(where, "*.go"))
-	for _, file := range files {
+// constantsOf are those of the packages of the data plane, with what each is: proxy.headTimeout.
+func constantsOf(t *testing.T) map[string]ast.Expr {
+	files, _ := filepath.Glob("../../*.go")
+	inside, _ := filepath.Glob("../../internal/*/*.go")
+	out := map[string]ast.Expr{}
+	for _, file := range slices.Concat(files, inside) {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
 		f, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
 		if err != nil {
 			t.Fatal(err)
@@ -123,21 +139,48 @@ func constant(t *testing.T, name string) (string, bool) {
 			for _, s := range gen.Specs {
 				v := s.(*ast.ValueSpec)
 				for i, id := range v.Names {
-					if id.Name == name && i < len(v.Values) {
-						var text bytes.Buffer
-						ast.Inspect(v.Values[i], func(n ast.Node) bool {
-							if s, ok := n.(*ast.SelectorExpr); ok {
-								fmt.Fprint(&text, s.X)
-							}
-							return true
-						})
-						return shown(t, v.Values[i], strings.Contains(text.String(), "time")), true
+					if i < len(v.Values) && !counts(v.Values[i]) {
+						out[f.Name.Name+"."+id.Name] = v.Values[i]
 					}
 				}
 			}
 		}
 	}
-	return "", false
+	return out
+}
+
+// counts says whether an expression is one of an enumeration: states and kinds bound nothing.
+func counts(x ast.Expr) (is bool) {
+	ast.Inspect(x, func(n ast.Node) bool {
+		id, ok := n.(*ast.Ident)
+		is = is || ok && id.Name == "iota"
+		return true
+	})
+	return is
+}
+
+// timed says whether an expression is a duration.
+func timed(x ast.Expr) (is bool) {
+	ast.Inspect(x, func(n ast.Node) bool {
+		s, ok := n.(*ast.SelectorExpr)
+		is = is || ok && fmt.Sprint(s.X) == "time"
+		return true
+	})
+	return is
+}
+
+// limit is what names of constants that bound something look like. Who makes one of another name may give it one of these.
+var limit = regexp.MustCompile(`\.([mM](ax|ost)([A-Z]\w*)?|\w*(Most|Max|Limit|AtOnce|Timeout|Time|Wait|Idle|Patience|Burst|Rate|Conns|Connections|Window|Windows)|atOnce|idle|patience|windows?)$`)
+
+// noLimits look like it, and are nothing that anybody comes up against.
+var noLimits = map[string]string{
+	"an option, whose row says it":                               "proxy.DefaultUploadRate proxy.DefaultUploadWindow quota.DefaultWait dns.MaxTTL",
+	"a manifest's to say, and in docs/apis.md":                   "channel.DefaultMax failover.defaultWait graphql.MaxDocument graphql.MaxTokens graphql.maxJSON limit.MaxWindows policy.maxWindows policy.compiledAtOnce tunnel.DefaultIdle websocket.DefaultIdle",
+	"in the row of what it is a part of":                         "accesslog.lineMost cache.maxChanged edgetls.patience http2.tableMost",
+	"work that is done at a time: the rest is next":              "dataplane.rowsAtOnce direct.most evidence.RefusalsAtOnce evidence.TellAtOnce loop.atOnce loop.most park.atOnce quota.maxAsks",
+	"the edge's own measure: nobody is refused, or waits longer": "http3.bodyPatience loop.vainMost priority.windowMost proxy.judgeAtMost quota.eagerMost quota.floorMost quota.retryMost",
+	"the edge's own file or table, which it bounds elsewhere":    "evidence.maxRefusedFile evidence.maxToldBytes policy.maxShard spool.checkpointLimit spool.maxRecord",
+	"a protocol's, or a number's":                                "graphql.most http1.maxDigits http1.maxSize http2.settingWindow websocket.maxControl websocket.maxHeader",
 }
 
 // shown is an expression's value as the page has it.
@@ -166,7 +209,7 @@ func shown(t *testing.T, x ast.Expr, duration bool) string {
 		}
 		return s
 	}
-	if _, plain := x.(*ast.BasicLit); !plain { // bytes are written as shifts, and what is counted as it is
+	if shifted(x) { // bytes are written as shifts, and what is counted as it is
 		for _, u := range []struct {
 			size int64
 			name string
@@ -177,6 +220,15 @@ func shown(t *testing.T, x ast.Expr, duration bool) string {
 		}
 	}
 	return strconv.FormatInt(n, 10)
+}
+
+func shifted(x ast.Expr) (is bool) {
+	ast.Inspect(x, func(n ast.Node) bool {
+		b, ok := n.(*ast.BinaryExpr)
+		is = is || ok && b.Op == token.SHL
+		return true
+	})
+	return is
 }
 
 func value(t *testing.T, x ast.Expr) int64 {
@@ -213,6 +265,8 @@ func value(t *testing.T, x ast.Expr) int64 {
 			return int64(time.Millisecond)
 		case "answer.Ramp":
 			return int64(answer.Ramp)
+		case "usage.MaxDetailRows":
+			return usage.MaxDetailRows
 		}
 	}
 	t.Fatalf("an expression of another kind than is read here: %T", x)

@@ -53,7 +53,10 @@ type Log struct {
 	idle []byte // takes buf's place when that is written; Run's alone while it writes
 }
 
-const every = time.Second
+const (
+	every         = time.Second
+	defaultBuffer = 1 << 20
+)
 
 // New makes a log; it writes nothing before Run.
 func New(cfg Config) (*Log, error) {
@@ -69,7 +72,7 @@ func New(cfg Config) (*Log, error) {
 		cfg.MaxBytes = 256 << 20
 	}
 	if cfg.Buffer == 0 {
-		cfg.Buffer = 1 << 20
+		cfg.Buffer = defaultBuffer
 	}
 	l := &Log{cfg: cfg, below: 1<<16 - 1, wake: make(chan struct{}, 1), buf: make([]byte, 0, cfg.Buffer), idle: make([]byte, 0, cfg.Buffer)}
 	if cfg.Sample > 0 {

@@ -46,6 +46,14 @@ type Config struct {
 	Conns         int // TCP connections at once; 0: 128; a client prefix gets an eighth
 }
 
+// What a Config has that does not say.
+const (
+	defaultRate    = 100
+	defaultBurst   = 200
+	defaultWorkers = 4
+	defaultConns   = 128
+)
+
 // MaxTTL is the life of a grant: an answer must not outlive what edges may do for each other.
 const MaxTTL = 30 * time.Second
 
@@ -72,7 +80,7 @@ func (c Config) Validate() (Config, error) {
 		}
 		c.Apexes[i] = canonical(apex)
 	}
-	for n, def := range map[*int]int{&c.RatePerSecond: 100, &c.Burst: 200, &c.Workers: 4, &c.Conns: 128} {
+	for n, def := range map[*int]int{&c.RatePerSecond: defaultRate, &c.Burst: defaultBurst, &c.Workers: defaultWorkers, &c.Conns: defaultConns} {
 		if *n < 0 {
 			return c, errors.New("dns config: a limit is negative")
 		}

@@ -47,6 +47,12 @@ func (c Candidate) Leave() {
 // Home says whether the attempt stays in this region.
 func (c Candidate) Home() bool { return c.Target != nil }
 
+// How far one request goes: what is beyond is not tried.
+const (
+	homeMost    = 4 // upstreams of the home region
+	regionsMost = 8 // other regions
+)
+
 // Attempts is the walk of one request over its candidates. Not for concurrent use.
 type Attempts struct {
 	r     *Router
@@ -58,14 +64,14 @@ type Attempts struct {
 	began    time.Duration
 	at       time.Duration // the clock was read at: it need not be read again until something was waited for; 0: read it
 
-	targets   []*Target  // as of the last Next
-	triedHome [4]*Target // more are not tried
+	targets   []*Target // as of the last Next
+	triedHome [homeMost]*Target
 	nHome     int
-	doubt     [4]*Target // without a sign of life in this Next
+	doubt     [homeMost]*Target // without a sign of life in this Next
 	nDoubt    int
-	full      bool      // a target was well and had no place
-	busy      bool      // no place came free
-	tried     [8]string // regions
+	full      bool // a target was well and had no place
+	busy      bool // no place came free
+	tried     [regionsMost]string
 	nTried    int
 }
 

@@ -96,7 +96,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		Handler:   s,
 		Protocols: &protocols,
 		TLSConfig: s.cfg.Identity.ServerTLS([]string{"h2"}, s.allow),
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 10_000, SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second, WriteByteTimeout: 20 * time.Second,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: streamsMost, SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second, WriteByteTimeout: 20 * time.Second,
 			MaxReceiveBufferPerStream: window, MaxReceiveBufferPerConnection: windows},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
@@ -110,7 +110,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		},
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       10 * time.Minute, // sessions are kept warm on purpose
-		MaxHeaderBytes:    256 << 10,        // what the home edge accepted, and the grant
+		MaxHeaderBytes:    headMost,
 		ErrorLog:          slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug),
 	}
 	var wg sync.WaitGroup

@@ -65,6 +65,12 @@ const (
 	windows = 1 << 30   // of all uploads of a session: what each may hold says window
 )
 
+// What another edge may send at all.
+const (
+	streamsMost = 10_000    // requests under way on one connection
+	headMost    = 256 << 10 // what the home edge accepted, and the grant
+)
+
 // Rules of refusal beyond those of failover's grants: stable names.
 const (
 	RulePair      = grant.NoPair   // the own table has no such pair

@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	maxAddrs   = 64 // of one name; the first by number stay
-	maxLookups = 8  // at a time
+	maxAddrs      = 64 // of one name; the first by number stay
+	maxLookups    = 8  // at a time
+	lookupTimeout = 5 * time.Second
 )
 
 // NamesConfig of Names. Logger is required.
@@ -155,7 +156,7 @@ func (n *Names) Run(ctx context.Context) error {
 
 // ask looks one name up and keeps what came of it.
 func (n *Names) ask(ctx context.Context, host string) {
-	lctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	lctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
 	addrs, err := n.cfg.Lookup(lctx, host)
 	addrs, refused := n.usable(addrs)
