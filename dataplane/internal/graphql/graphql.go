@@ -43,6 +43,11 @@ type Asked struct {
 
 // Read reads a request and holds it against bounds. body is nil if there is none. An error is for the caller.
 func Read(b *table.GraphQL, method string, query url.Values, contentType string, body []byte) (Asked, error) {
+	for name := range query {
+		if other(name) {
+			return Asked{}, fmt.Errorf("parameter %q is none of a request", brief(name))
+		}
+	}
 	var list []operation
 	switch method {
 	case http.MethodGet, http.MethodHead:
@@ -100,6 +105,16 @@ func Read(b *table.GraphQL, method string, query url.Values, contentType string,
 // members are what servers read of a request, in the URL or in the body.
 var members = []string{"query", "operationName", "variables", "extensions", "id", "documentId"}
 
+// other says whether a name is another spelling of one of them: a reader that does not care for case would take it for that one.
+func other(name string) bool {
+	for _, known := range members {
+		if name != known && strings.EqualFold(name, known) {
+			return true
+		}
+	}
+	return false
+}
+
 // operation is one as it was sent.
 type operation struct {
 	text, name string
@@ -150,11 +165,9 @@ func posted(b *table.GraphQL, contentType string, body []byte) ([]operation, err
 				return nil, errors.New("variables are no object")
 			}
 		}
-		for name := range m { // a reader that does not care for case would take it for the other
-			for _, known := range members {
-				if name != known && strings.EqualFold(name, known) {
-					return nil, fmt.Errorf("member %q is none of a request", brief(name))
-				}
+		for name := range m {
+			if other(name) {
+				return nil, fmt.Errorf("member %q is none of a request", brief(name))
 			}
 		}
 		op.persisted, op.named = m["extensions"] != nil, m["id"] != nil || m["documentId"] != nil
