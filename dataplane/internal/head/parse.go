@@ -141,8 +141,7 @@ func (h *Block) Trailer() (http.Header, bool) {
 		if !IsName(f.Name) || !IsText(f.Value) { // no name begins with a colon
 			return nil, false
 		}
-		switch f.Name {
-		case "connection", "proxy-connection", "keep-alive", "transfer-encoding", "upgrade", "te", "content-length", "host", "authorization", "trailer", "expect":
+		if !http1.Trails(f.Name) {
 			return nil, false
 		}
 		name := textproto.CanonicalMIMEHeaderKey(strings.Clone(f.Name)) // which gives back its own bytes where nothing is to be changed

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"strings"
 )
 
 func indexByte(b []byte, c byte) int { return bytes.IndexByte(b, c) }
@@ -28,6 +29,9 @@ type Body struct {
 	open    bool // until the connection ends
 	state   uint8
 	line    int // bytes of the line that is being read
+
+	// Request: it is one's, so its trailer may hold only what Trails says. Of an answer whoever passes it on drops the rest.
+	Request bool
 
 	max     int // of a trailer
 	tail    []byte
@@ -246,10 +250,24 @@ func (b *Body) end() {
 		return
 	}
 	for _, f := range all {
-		if f.Kind != Other { // what frames or routes a message cannot come behind it
+		if f.Kind != Other || b.Request && !Trails(f.Name) { // what frames or routes a message cannot come behind it
 			b.err = ErrField
 			return
 		}
 	}
 	b.trailer = all
+}
+
+// Trails says whether a field may stand behind a request's body, in any protocol: what is of a connection, frames, routes or shows
+// a key may not.
+func Trails(name string) bool {
+	if kindOf(name) != Other {
+		return false
+	}
+	for _, never := range [...]string{"Proxy-Connection", "Keep-Alive", "TE", "Authorization", "Trailer"} {
+		if strings.EqualFold(name, never) {
+			return false
+		}
+	}
+	return true
 }

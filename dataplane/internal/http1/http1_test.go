@@ -217,6 +217,22 @@ func TestBody_EndsWhereItEnds(t *testing.T) {
 	}
 }
 
+// Behind a request's body nothing stands that is of a connection, frames, routes or shows a key; behind an answer's that is for who
+// passes it on to drop.
+func TestBody_ATrailerOfARequest(t *testing.T) {
+	for _, name := range []string{"Authorization", "TE", "trailer", "Keep-Alive", "proxy-connection", "Connection", "Upgrade", "Transfer-Encoding", "Content-Length", "Host", "EXPECT", "X-Sum", "Content-Type"} {
+		for _, request := range []bool{false, true} {
+			b := http1.NewBody(&pieces{data: []byte("1\r\nx\r\n0\r\n" + name + ": 1\r\n\r\n"), size: 7}, http1.Chunked, 100)
+			b.Request = request
+			_, err := io.ReadAll(b)
+			framing := strings.Contains("Connection Upgrade Transfer-Encoding Content-Length Host EXPECT", name)
+			if want := framing || request && name != "X-Sum" && name != "Content-Type"; (err != nil) != want || want && !errors.Is(err, http1.ErrField) {
+				t.Errorf("%s, of a request %v: got %v", name, request, err)
+			}
+		}
+	}
+}
+
 // What is taken here, net/http takes too, and reads in the same way: one parser more is one reading less, never another one.
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{"GET / HTTP/1.1\r\n" + rest, "POST /a?b HTTP/1.1\r\nContent-Length: 3\r\n" + rest + "abc", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + rest + "3\r\nabc\r\n0\r\n\r\n",

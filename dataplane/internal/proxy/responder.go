@@ -28,7 +28,7 @@ func (c *conn) slow(serve http.HandlerFunc) (keep bool) {
 	r = r.WithContext(ctx)
 	w := &responder{c: c, r: r, header: http.Header{}, left: -1}
 	b := &clientBody{c: c, r: r, body: http1.NewBody(c, c.req.Length, c.door.maxHeader), cancel: cancel, more: c.req.Continue && c.req.Minor > 0}
-	w.body = b
+	w.body, b.body.Request = b, true
 	last := c.req.Close
 	c.until, c.wuntil = time.Time{}, time.Time{}
 	c.rwc.SetDeadline(time.Time{}) // an upload or a stream may take long; the request path has its own limits
