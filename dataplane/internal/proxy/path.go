@@ -256,7 +256,7 @@ func (x *exchange) refuse(problem gate.Problem) {
 	case 401:
 		h["Www-Authenticate"] = []string{`Bearer realm="bailiwick"`}
 	case http.StatusUpgradeRequired:
-		h[websocket.HeaderVersion] = []string{websocket.Version}
+		h["Upgrade"], h[websocket.HeaderVersion] = []string{"websocket"}, []string{websocket.Version}
 	case 405:
 		h["Allow"] = []string{strings.Join(x.v.Allow, ", ")}
 	}

@@ -407,6 +407,9 @@ func (w *responder) begin(all bool) {
 		w.out = append(w.out, "\r\nDate: "...)
 		w.out = appendDate(w.out, time.Now())
 	}
+	if h["Upgrade"] != nil { // what would be spoken belongs to the connection
+		w.out = append(w.out, "\r\nConnection: Upgrade"...)
+	}
 	if w.ends {
 		w.out = append(w.out, "\r\nConnection: close"...)
 	}

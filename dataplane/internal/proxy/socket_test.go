@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -282,8 +283,12 @@ func TestSocket_OpensOnlyWhereAndHowItMay(t *testing.T) {
 		"a protocol that is no": {[]string{"Sec-WebSocket-Protocol", "a b"}, 400},
 	} {
 		before := w.west.up.count.Load()
-		if got := w.open(w.west, c.header...); got.status != c.status {
+		got := w.open(w.west, c.header...)
+		if got.status != c.status {
 			t.Errorf("%s: %d, want %d", name, got.status, c.status)
+		}
+		if c.status == 426 && (got.head.Get("Upgrade") != "websocket" || !slices.Contains(got.head["Connection"], "Upgrade") || got.head.Get("Sec-WebSocket-Version") != "13") { // RFC 9110, 15.5.22
+			t.Errorf("%s: what would be spoken is not said: %v", name, got.head)
 		}
 		if n := w.west.up.count.Load(); n != before {
 			t.Errorf("%s: an upstream was asked", name)
