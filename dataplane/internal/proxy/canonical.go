@@ -76,7 +76,7 @@ func check(t *policy.Table, a *asked) gate.Problem {
 		}
 	}
 	if a.more || ambiguous(a.Path, a.raw) {
-		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without empty or dot segments, encoded slashes, backslashes or control bytes.")
+		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without empty or dot segments, encoded slashes, backslashes or control bytes, and encoded once.")
 	}
 	if strays(t, a) {
 		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without what its segments say behind a ';': without that it is another route's.")
@@ -125,7 +125,7 @@ func ambiguous(p, raw string) bool {
 	start := 1 // of the current segment
 	for i := 1; i <= len(p); i++ {
 		if i < len(p) && p[i] != '/' {
-			if p[i] < 0x20 || p[i] == 0x7f || p[i] == '\\' || p[i] >= 0xc0 && overlong(p[i:]) {
+			if p[i] < 0x20 || p[i] == 0x7f || p[i] == '\\' || p[i] == '%' && encoded(p[i:]) || p[i] >= 0xc0 && overlong(p[i:]) {
 				return true
 			}
 			continue
@@ -144,11 +144,20 @@ func ambiguous(p, raw string) bool {
 			return false
 		}
 		switch strings.ToLower(raw[i+1 : i+3]) {
-		case "2f", "5c", "2e", "00", "25":
+		case "2f", "5c", "2e", "00":
 			return true
 		}
 		raw = raw[i+3:]
 	}
+}
+
+// encoded says whether s, of a decoded path, begins with an encoding: somebody may decode it once more. A percent sign alone is one.
+func encoded(s string) bool {
+	return len(s) > 2 && isHex(s[1]) && isHex(s[2])
+}
+
+func isHex(c byte) bool {
+	return c >= '0' && c <= '9' || c|0x20 >= 'a' && c|0x20 <= 'f'
 }
 
 // overlong says whether s begins with a character in more bytes than UTF-8 has for it: to lenient decoders %c0%af is a slash.

@@ -41,7 +41,7 @@ func FuzzHost(f *testing.F) {
 
 // A path that is taken is one path to whoever reads it: decoded once more, cleaned, with backslashes or with parameters cut off.
 func FuzzPath(f *testing.F) {
-	for _, s := range []string{"/v1/x", "/v1/%2e%2e/admin", "/v1/..;/admin", "/v1//x", "/v1/x%2fy", "/%5c..", "/a/.%2e/b", "/a;x=1/b", "/a/%zz", "/ü/%C3%BC", "/.", "/a/./", "/%252e"} {
+	for _, s := range []string{"/v1/x", "/v1/%2e%2e/admin", "/v1/..;/admin", "/v1//x", "/v1/x%2fy", "/%5c..", "/a/.%2e/b", "/a;x=1/b", "/a/%zz", "/ü/%C3%BC", "/.", "/a/./", "/%252e", "/100%25", "/%25zz%2541"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -59,7 +59,7 @@ func FuzzPath(f *testing.F) {
 		if strings.ContainsRune(u.Path, '\\') {
 			t.Fatalf("%q holds a backslash", s)
 		}
-		if twice, err := url.PathUnescape(u.Path); err == nil && strings.Count(twice, "/") != strings.Count(u.Path, "/") {
+		if twice, err := url.PathUnescape(u.Path); err == nil && twice != u.Path {
 			t.Fatalf("%q decodes twice to %q", s, twice)
 		}
 		if v, err := url.ParseRequestURI(u.EscapedPath()); err != nil || v.Path != u.Path {

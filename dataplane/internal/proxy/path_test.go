@@ -71,7 +71,15 @@ func TestPath_AnswersAndCounts(t *testing.T) {
 		{"a slash in six", "POST", "/small%fc%80%80%80%80%afx", "12345678901", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
 		{"bytes that are no text pass", "GET", "/v1/%ff%e0", "", nil, 200, "", usage.OutcomeSuccess, 1},
 		{"parameters that lead to no other route pass", "GET", "/v1/x;a=b/y;c", "", nil, 200, "", usage.OutcomeSuccess, 1},
-		{"encoded twice", "GET", "/v1/%252e%252e/x", "", nil, 200, "", usage.OutcomeSuccess, 1}, // decodes to the text %2e, which no one decodes again
+		{"encoded twice", "GET", "/v1/%252e%252e/x", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"dots and a slash encoded twice", "GET", "/v1/..%252fadmin", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"encoded twice beside what is encoded once", "GET", "/v1/%252e%252e/%41", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a letter encoded twice", "GET", "/v1/%2541", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"the same, its second part encoded too", "GET", "/v1/%25%34%31", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"encoded three times", "GET", "/v1/%25252e", "", nil, 400, gate.ReasonPathAmbiguous, 0, 0},
+		{"a percent sign passes", "GET", "/v1/100%25", "", nil, 200, "", usage.OutcomeSuccess, 1},
+		{"also before what is no number", "GET", "/v1/%25zz/%25", "", nil, 200, "", usage.OutcomeSuccess, 1},
+		{"and beside what is encoded", "GET", "/v1/100%25/%41", "", nil, 200, "", usage.OutcomeSuccess, 1},
 		{"other encodings pass", "GET", "/v1/a%20b%C3%A9?q=%2F..", "", nil, 200, "", usage.OutcomeSuccess, 1},
 	} {
 		before := w.west.meter.len()
