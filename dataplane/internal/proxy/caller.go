@@ -3,7 +3,6 @@ package proxy
 import (
 	"crypto/sha256"
 	"net/http"
-	"net/textproto"
 	"net/url"
 	"strings"
 	"time"
@@ -60,11 +59,7 @@ func (x *exchange) conceal(auth *table.Auth) {
 	}
 	if auth.KeyHeader != "" {
 		delete(x.header, auth.KeyHeader)
-		for name := range x.header {
-			if strings.IndexByte(name, '_') >= 0 && textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-")) == auth.KeyHeader {
-				delete(x.header, name)
-			}
-		}
+		alone(x.header, auth.KeyHeader)
 	}
 	if auth.KeyQuery == "" {
 		return

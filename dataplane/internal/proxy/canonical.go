@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/http"
 	"net/textproto"
+	"slices"
 	"strings"
 
 	"bailiwick/dataplane/internal/gate"
@@ -193,21 +194,48 @@ var claims = map[string]bool{
 	"X-Api-Key": true, "Forwarded": true, "X-Forwarded-For": true, "X-Forwarded-Proto": true, "X-Forwarded-Host": true,
 	"X-Forwarded-Port": true, "X-Forwarded-Prefix": true, "X-Forwarded-Server": true, "X-Real-Ip": true, "X-Original-Url": true, "X-Rewrite-Url": true,
 	"X-Http-Method-Override": true, "X-Http-Method": true, "X-Method-Override": true, // the method is what decides, counts and may be tried again
+	"X-Request-Id": true, // introduce writes it anew
 }
 
-// forwardable makes the headers to send on: hop-by-hop ones, internal ones and forged claims are gone, also
-// those spelt with underscores, which many a server reads as dashes. The values are shared, not copied.
+// telling are names, or with a dash at their end beginnings of names, of fields that frame, route, condition, authenticate or
+// describe a request, to an edge or to whoever serves it, beside those that some class is about.
+var telling = []string{"Content-", "If-", "Cookie", "Set-Cookie", "Cache-Control", "Max-Forwards", "Pragma", "Range", "Www-Authenticate", "Accept", "Accept-", "Origin", "Access-Control-",
+	"Sec-", "X-Forwarded", "X-Forwarded-", "User-Agent", "From", "Referer", "Prefer", "Priority", "Traceparent", "Tracestate", "Baggage", "Grpc-", "X-Grpc-", "X-User-Agent", "Connect-"}
+
+// tells says so of a field, by its canonical name.
+func tells(name string) bool {
+	return classOf(name) != passes || slices.ContainsFunc(telling, func(t string) bool {
+		return name == t || t[len(t)-1] == '-' && strings.HasPrefix(name, t)
+	})
+}
+
+// dashed is a name as many a server reads it. It costs memory only where there is an underscore.
+func dashed(name string) string {
+	if strings.IndexByte(name, '_') < 0 {
+		return name
+	}
+	return textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+}
+
+// alone takes out of h whatever many a server would read as the field of that name, and is another.
+func alone(h http.Header, name string) {
+	for other := range h {
+		if strings.IndexByte(other, '_') >= 0 && other != name && dashed(other) == dashed(name) {
+			delete(h, other)
+		}
+	}
+}
+
+// forwardable makes the headers to send on: hop-by-hop ones, internal ones and forged claims are gone, and so is what tells
+// anything when its underscores are read as dashes. The values are shared, not copied.
 func forwardable(in http.Header) http.Header {
 	out := make(http.Header, len(in)+4)
 	for name, values := range in {
 		if hop[name] || claims[name] || strings.HasPrefix(name, relay.Prefix) || name == "Authorization" && len(values) != 1 {
 			continue
 		}
-		if strings.IndexByte(name, '_') >= 0 {
-			alias := textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
-			if hop[alias] || claims[alias] || alias == "Authorization" || alias == "Via" || strings.HasPrefix(alias, relay.Prefix) {
-				continue
-			}
+		if strings.IndexByte(name, '_') >= 0 && tells(dashed(name)) {
+			continue
 		}
 		out[name] = values
 	}

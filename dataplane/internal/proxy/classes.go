@@ -43,7 +43,6 @@ func init() {
 	for name := range hop {
 		put(name, stays)
 	}
-	put("X-Request-Id", claimed) // introduce writes it anew
 	put("Authorization", credential)
 	put("Via", via)
 	put("Date", dated)

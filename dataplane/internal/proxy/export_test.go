@@ -60,7 +60,7 @@ func Forwarded(name string) (exchanged, common bool) {
 	canonical := http.CanonicalHeaderKey(name)
 	out := forwardable(http.Header{canonical: {"x"}})
 	is := classOf(name)
-	return len(out[canonical]) > 0 && canonical != "X-Request-Id", is != stays && is != claimed
+	return len(out[canonical]) > 0, is != stays && is != claimed
 }
 
 // Answered says likewise of an answer's header.

@@ -148,8 +148,12 @@ func (x *exchange) examine() gate.Problem {
 			return gate.NewProblem(400, gate.ReasonInvalid, "The query is not encoded as it should be.")
 		}
 		known := false
-		found, known = of.Check(&schema.Request{Method: x.r.Method, Path: x.r.URL.Path, Query: query, Header: func(name string) []string { return x.r.Header[http.CanonicalHeaderKey(name)] },
-			ContentType: media, Body: data})
+		said := func(name string) []string {
+			name = http.CanonicalHeaderKey(name)
+			alone(x.header, name) // what is looked at here is what the upstream reads
+			return x.r.Header[name]
+		}
+		found, known = of.Check(&schema.Request{Method: x.r.Method, Path: x.r.URL.Path, Query: query, Header: said, ContentType: media, Body: data})
 		if !known {
 			return gate.NewProblem(404, gate.ReasonRouteUnknown, "The API's document has no such path, or not with this method.")
 		}

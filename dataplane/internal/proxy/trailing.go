@@ -18,24 +18,12 @@ import (
 
 const trailersMost = 64 // fields
 
-// early are names, or the beginning of names, of fields that have to come before a body.
-var early = []string{"Content-", "If-", "Cookie", "Set-Cookie", "Cache-Control", "Max-Forwards", "Pragma", "Range", "Www-Authenticate", "Accept", "Origin", "Access-Control-",
-	"Sec-", "Date", "Via", "X-Request-Id", "X-Forwarded", "User-Agent", "From", "Referer", "Prefer", "Priority", "Traceparent", "Tracestate", "Baggage", "Grpc-", "Connect-", "Bailiwick-"}
-
 // mayTrail says whether a field of that canonical name may stand behind a body.
 func (x *exchange) mayTrail(name string) bool {
 	said := name
-	name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-")) // which many a server reads alike
-	if !head.IsToken(name) {                                                    // what is announced may be anything, and net/http sends nothing that has a name which is none
+	name = dashed(name)
+	if !head.IsToken(name) || tells(name) { // what is announced may be anything, and net/http sends nothing that has a name which is none
 		return false
-	}
-	if classOf(name) != passes {
-		return false
-	}
-	for _, e := range early {
-		if strings.HasPrefix(name, e) {
-			return false
-		}
 	}
 	for _, n := range [...]string{name, said} {
 		if _, before := x.header[n]; before {
