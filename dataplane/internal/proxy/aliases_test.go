@@ -2,6 +2,8 @@ package proxy_test
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -57,5 +59,72 @@ func TestAliases_OfWhatADocumentNames(t *testing.T) {
 	}
 	if a := w.send("GET", "/doc", "", "X-Tenant", "a", "Old_name", "b"); a.status != 400 {
 		t.Errorf("a name with an underscore: got %d %s", a.status, a.body)
+	}
+}
+
+// What Connection names belongs to the connection: it is not sent on, and so nobody reads it here either.
+func TestConnection_WhatItNamesIsReadByNobody(t *testing.T) {
+	w := newWorld(t, patient)
+	w.shaped(func(a *table.API) {
+		a.OpenAPI = `{"openapi":"3.1.0","info":{"title":"t","version":"1"},"paths":{"/doc":{"get":{"parameters":[{"name":"X-Tenant","in":"header","required":true,"schema":{"enum":["a"]}}],"responses":{"200":{"description":"d"}}}}}}`
+		a.CORS = &table.CORS{Origins: []string{"https://app.test"}}
+		a.Auth = &table.Auth{KeyHeader: "X-Partner-Key"}
+		a.Routes = []table.Route{{Name: "all"}, {Name: "doc", PathPrefix: "/doc", Validation: &table.Validation{OpenAPI: true}},
+			{Name: "body", PathPrefix: "/body", Validation: &table.Validation{Schema: `{"type":"object"}`}},
+			{Name: "graphql", PathPrefix: "/graphql", GraphQL: &table.GraphQL{Depth: 9, Aliases: 9, RootFields: 9, Cost: 9}}}
+	})
+	key := [2]string{"X-Api-Key", w.key}
+	for _, c := range []struct {
+		what, method, path, body string
+		fields                   [][2]string
+		listed                   string
+		status                   int
+	}{
+		{"a field of a document", "GET", "/doc", "", [][2]string{key, {"X-Tenant", "a"}}, "X-Tenant", 400},
+		{"the type of a body", "POST", "/body", "{}", [][2]string{key, {"Content-Type", "application/json"}}, "content-type", 400},
+		{"the coding of a body", "POST", "/body", "{}", [][2]string{key, {"Content-Type", "application/json"}, {"Content-Encoding", "gzip"}}, "content-encoding", 200},
+		{"the type of a GraphQL request", "POST", "/graphql", `{"query":"{ a }"}`, [][2]string{key, {"Content-Type", "application/json"}}, "Content-Type", 400},
+		{"a key", "GET", "/v1/x", "", [][2]string{key}, "close, x-api-key", 401},
+		{"a bearer's key", "GET", "/v1/x", "", [][2]string{{"Authorization", "Bearer " + w.key}}, "authorization", 401},
+		{"a key in the API's own field", "GET", "/v1/x", "", [][2]string{{"X-Partner-Key", w.key}}, "X-Partner-Key", 401},
+		{"a key beside another", "GET", "/v1/x", "", [][2]string{key, {"X-Partner-Key", "other"}}, "X-Partner-Key", 200},
+		{"a field of nobody", "GET", "/v1/x", "", [][2]string{key, {"X-Mine", "a"}}, "X-Mine", 200},
+	} {
+		for _, named := range []bool{false, true} {
+			text := c.method + " " + c.path + " HTTP/1.1\r\nHost: orders.test\r\n"
+			for _, f := range c.fields {
+				text += f[0] + ": " + f[1] + "\r\n"
+			}
+			if named {
+				text += "Connection: " + c.listed + "\r\n"
+			}
+			if c.body != "" {
+				text += fmt.Sprintf("Content-Length: %d\r\n", len(c.body))
+			}
+			conn, in := w.dial()
+			io.WriteString(conn, text+"\r\n"+c.body)
+			resp, body := read(t, in, c.method)
+			want := c.status
+			if !named {
+				if want = 200; c.what == "the coding of a body" {
+					want = 400
+				} else if c.what == "a key beside another" {
+					want = 401
+				}
+			}
+			if resp.StatusCode != want {
+				t.Errorf("%s, named %v: got %d %s, want %d", c.what, named, resp.StatusCode, body, want)
+			}
+			if got, _ := w.west.up.last(); named && resp.StatusCode == 200 && got.Get(c.fields[len(c.fields)-1][0]) != "" {
+				t.Errorf("%s: the upstream got %v", c.what, got)
+			}
+			conn.Close()
+		}
+	}
+	// A page's origin likewise.
+	conn, in := w.dial()
+	io.WriteString(conn, w.head("GET", "/v1/x", "Origin: https://app.test\r\nConnection: origin\r\n", "\r\n"))
+	if resp, _ := read(t, in, http.MethodGet); resp.StatusCode != 200 || resp.Header.Get("Access-Control-Allow-Origin") != "" {
+		t.Errorf("an origin: got %d %v", resp.StatusCode, resp.Header)
 	}
 }

@@ -226,6 +226,18 @@ func alone(h http.Header, name string) {
 	}
 }
 
+// sever takes out of a request what Connection says belongs to the connection, before anything is read of it: what is decided on,
+// held against documents and kept is what goes on. The connection's own fields stay: they are read here, and go no further.
+func sever(h http.Header) {
+	for _, v := range h["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = textproto.CanonicalMIMEHeaderKey(textproto.TrimString(name)); !hop[name] {
+				delete(h, name)
+			}
+		}
+	}
+}
+
 // forwardable makes the headers to send on: hop-by-hop ones, internal ones and forged claims are gone, and so is what tells
 // anything when its underscores are read as dashes. The values are shared, not copied.
 func forwardable(in http.Header) http.Header {
@@ -238,14 +250,6 @@ func forwardable(in http.Header) http.Header {
 			continue
 		}
 		out[name] = values
-	}
-	// What Connection names belongs to the connection too; last, so that it can only take away.
-	for _, v := range in["Connection"] {
-		for name := range strings.SplitSeq(v, ",") {
-			if name = textproto.TrimString(name); name != "" {
-				delete(out, textproto.CanonicalMIMEHeaderKey(name))
-			}
-		}
 	}
 	if _, ok := out["User-Agent"]; !ok {
 		out["User-Agent"] = nil // else the library would invent one

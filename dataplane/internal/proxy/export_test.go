@@ -136,8 +136,13 @@ var Preamble = preamble
 var (
 	CanonicalHost = canonicalHost
 	Ambiguous     = ambiguous
-	Forwardable   = forwardable
 )
+
+// Forwardable is what goes on of a request's header.
+func Forwardable(in http.Header) http.Header {
+	sever(in)
+	return forwardable(in)
+}
 
 // Conceals says whether a query shows a key under a name, Concealed what of it goes on.
 func Conceals(query, name string) bool {

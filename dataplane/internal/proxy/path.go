@@ -45,6 +45,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{}
 	c.begin(p, addressOf(r.RemoteAddr))
 	c.proto = uint8(r.ProtoMajor)
+	sever(r.Header)
 	c.followed(r.Header, trace.Client)
 	x := exchange{call: c, w: w, r: r}
 	// 0. What every answer carries, whatever becomes of the request.
