@@ -13,15 +13,20 @@ import (
 	"io"
 	"log/slog"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go/http3"
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/apikey"
+	"bailiwick/shared/lifecycle/porttest"
 	"bailiwick/shared/table"
 )
 
@@ -144,21 +149,50 @@ func TestPath_AClientCertificateIsAKey(t *testing.T) {
 	w.bind(apikey.KindCertificate, hex.EncodeToString(spki[:]), "machines", "")
 	w.bind(apikey.KindCertificate, hex.EncodeToString(oldSPKI[:]), "machines", "")
 	w.west.tables.Swap(w.view(w.west, true))
-	server := httptest.NewUnstartedServer(w.west.proxy)
-	server.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
-	server.EnableHTTP2 = true
-	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
-	server.StartTLS()
-	defer server.Close()
-	ask := func(host string, cert *tls.Certificate, header ...string) (int, string) {
-		tr := server.Client().Transport.(*http.Transport).Clone()
-		tr.TLSClientConfig.InsecureSkipVerify = true
-		tr.TLSClientConfig.ServerName = host
-		if cert != nil {
-			tr.TLSClientConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	own := httptest.NewUnstartedServer(nil)
+	own.StartTLS()
+	t.Cleanup(own.Close)
+	policy := &tls.Config{Certificates: own.TLS.Certificates}
+	policy.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { // as edgetls has it, for hosts whose API takes certificates
+		c := policy.Clone()
+		c.GetConfigForClient, c.NextProtos = nil, []string{"h2", "http/1.1"}
+		if hello.ServerName == "callers.test" {
+			c.ClientAuth = tls.RequestClientCert
 		}
-		defer tr.CloseIdleConnections()
-		req, err := http.NewRequestWithContext(context.Background(), "GET", server.URL+"/x", nil)
+		return c, nil
+	}
+	servers := proxy.NewServers(proxy.ServersConfig{Handler: w.west.proxy, TLS: policy, Logger: slog.New(slog.DiscardHandler)})
+	l, err := net.Listen("tcp", porttest.Addr(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pc, err := net.ListenPacket("udp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() { servers.HTTPS.Serve(l) })
+	all.Go(func() { servers.H3.Serve(pc) })
+	t.Cleanup(func() { servers.HTTPS.Close(); servers.H3.Close(); pc.Close(); all.Wait() })
+	ask := func(over, host string, cert *tls.Certificate, header ...string) (int, string) {
+		shows := &tls.Config{InsecureSkipVerify: true, ServerName: host}
+		if cert != nil {
+			shows.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+		}
+		var protocols http.Protocols
+		protocols.SetHTTP1(over == "HTTP/1.1")
+		protocols.SetHTTP2(over == "HTTP/2")
+		var rt http.RoundTripper
+		if over == "HTTP/3" {
+			three := &http3.Transport{TLSClientConfig: shows}
+			defer three.Close()
+			rt = three
+		} else {
+			tcp := &http.Transport{Protocols: &protocols, TLSClientConfig: shows}
+			defer tcp.CloseIdleConnections()
+			rt = tcp
+		}
+		req, err := http.NewRequestWithContext(context.Background(), "GET", "https://"+l.Addr().String()+"/x", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,11 +200,14 @@ func TestPath_AClientCertificateIsAKey(t *testing.T) {
 		for i := 0; i < len(header); i += 2 {
 			req.Header.Set(header[i], header[i+1])
 		}
-		resp, err := tr.RoundTrip(req)
+		resp, err := rt.RoundTrip(req)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s over %s: %v", host, over, err)
 		}
 		defer resp.Body.Close()
+		if spoken := map[string]int{"HTTP/1.1": 1, "HTTP/2": 2, "HTTP/3": 3}[over]; resp.ProtoMajor != spoken {
+			t.Fatalf("over %s: %s was spoken", over, resp.Proto)
+		}
 		body, _ := io.ReadAll(resp.Body)
 		return resp.StatusCode, string(body)
 	}
@@ -190,11 +227,19 @@ func TestPath_AClientCertificateIsAKey(t *testing.T) {
 		{"known, where none counts", "orders.test", &known, nil, 401, gate.ReasonKeyMissing},
 		{"claimed in a header", "callers.test", nil, []string{"Client-Cert", ":AAAA:", "X-Client-Cert", hex.EncodeToString(spki[:])}, 401, gate.ReasonKeyMissing},
 	} {
-		if status, body := ask(c.host, c.cert, c.header...); status != c.status || !strings.Contains(body, c.reason) {
-			t.Errorf("%s: got %d %s, want %d %s", c.name, status, body, c.status, c.reason)
+		for _, over := range []string{"HTTP/1.1", "HTTP/2", "HTTP/3"} {
+			if status, body := ask(over, c.host, c.cert, c.header...); status != c.status || !strings.Contains(body, c.reason) {
+				t.Errorf("%s over %s: got %d %s, want %d %s", c.name, over, status, body, c.status, c.reason)
+			}
 		}
 	}
-	if r := w.west.meter.finals(t); len(r) != 1 || w.west.meter.since(0)[0].Subscription != "machines" {
-		t.Errorf("got rows %v, want one, of the subscription that the certificate is bound to", r)
+	rows := w.west.meter.since(0)
+	for _, row := range rows {
+		if row.Customer != "acme" || row.Subscription != "machines" || row.Requests != 1 {
+			t.Errorf("got the row %+v, want one of the subscription that the certificate is bound to", row)
+		}
+	}
+	if len(rows) != 3 {
+		t.Errorf("got %d rows, want one for each protocol", len(rows))
 	}
 }
