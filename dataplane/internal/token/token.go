@@ -31,7 +31,7 @@ import (
 const (
 	maxToken   = 8 << 10 // bytes
 	maxSubject = 512     // bytes of what a key is bound to
-	slots      = 4096    // tokens that are known to verify; an older one makes room
+	slots      = 4096    // tokens that are known to verify, be it out of their time; an older one makes room
 	tries      = 4       // keys that one token without a key id is held against
 )
 
@@ -122,8 +122,13 @@ func (v *Verifier) Verify(api string, auth *table.Auth, raw, from string, unix i
 	sum := sha256.Sum256(text[:copy(text[:], raw)])
 	slot := &v.known[(int(sum[0])<<8|int(sum[1]))%slots]
 	if k := slot.Load(); k != nil && k.sum == sum && k.asked(auth, slot) && k.source.set.Load() == k.keys {
-		v.results[0].Add(1)
-		return k.at(unix)
+		issuer, subject, scopes, until, err = k.at(unix)
+		if err != nil {
+			v.results[2].Add(1)
+		} else {
+			v.results[0].Add(1)
+		}
+		return issuer, subject, scopes, until, err
 	}
 	if v.failures.full(api, from, unix) {
 		v.results[4].Add(1)
@@ -139,16 +144,26 @@ func (v *Verifier) Verify(api string, auth *table.Auth, raw, from string, unix i
 		}
 		return "", "", "", 0, err
 	}
-	if issuer, subject, scopes, until, err = k.at(unix); err == nil {
-		v.results[1].Add(1)
-		k.sum = sum
-		slot.Store(k)
-		v.failures.vouch(api, from, unix)
-	}
-	if err != nil {
+	k.sum = sum
+	issuer, subject, scopes, until, err = k.at(unix)
+	if err != nil { // verified for nothing, and remembered, lest it be so each time that it is shown
 		v.results[2].Add(1)
+		v.failures.add(api, from, unix)
+		if old := slot.Load(); old == nil || !old.holds(unix) {
+			slot.CompareAndSwap(old, k)
+		}
+		return "", "", "", 0, err
 	}
-	return issuer, subject, scopes, until, err
+	v.results[1].Add(1)
+	slot.Store(k)
+	v.failures.vouch(api, from, unix)
+	return issuer, subject, scopes, until, nil
+}
+
+// holds says whether a token that is remembered would be taken: its place is not for one that is not.
+func (k *verified) holds(unix int64) bool {
+	_, _, _, _, err := k.at(unix)
+	return err == nil && k.source.set.Load() == k.keys
 }
 
 // asked says whether auth asks what the token was held against, be it another table that asks it.

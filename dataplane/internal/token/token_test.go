@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -459,6 +460,84 @@ func TestVerify_ForgedTokensCostLittle(t *testing.T) {
 		flood(1000, one, now+7200)
 		if n := flood(1000, one, now+3600); n != 50 {
 			t.Errorf("%d were looked at once the clock was put back by an hour, want 50: nobody waits an hour for it", n)
+		}
+	})
+}
+
+// A token that its issuer signed and whose time is over, or has not come, costs one look: it is remembered as others are, and asked
+// for its time again. So many of them as come from one address are paid for as forged ones, and none takes a place of one that holds.
+func TestVerify_TokensOutOfTimeCostLittle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := &issuer{keys: []jose.JSONWebKey{public(ecKey, "e", "ES256")}}
+		h, auth := holder(t, trusted())
+		v, end := run(t, i, h)
+		defer end()
+		synctest.Wait()
+		verify := func(raw, from string, at int64) error {
+			_, _, _, _, err := v.Verify("orders", auth, raw, from, at)
+			return err
+		}
+		over := sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"exp": now - 3600})
+		early := sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"nbf": now + 3600, "exp": now + 7200})
+		for name, c := range map[string]struct {
+			raw string
+			err error
+		}{"over": {over, token.ErrExpired}, "early": {early, token.ErrEarly}} {
+			if err := verify(c.raw, "192.0.2.1", now); !errors.Is(err, c.err) {
+				t.Fatalf("%s: got %v, want %v", name, err, c.err)
+			}
+			if n := testing.AllocsPerRun(1000, func() {
+				if err := verify(c.raw, "192.0.2.1", now); !errors.Is(err, c.err) {
+					t.Fatalf("%s, again: got %v, want %v", name, err, c.err)
+				}
+			}); n != 0 {
+				t.Errorf("%s: %v allocations each time that it is shown again, want 0: it is not verified anew", name, n)
+			}
+		}
+		if err := verify(early, "192.0.2.1", now+3600); err != nil {
+			t.Errorf("when its time has come: got %v", err)
+		}
+		looked := 0
+		for n := range 200 {
+			err := verify(sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"exp": now - 3600, "jti": fmt.Sprint(n)}), "192.0.2.2", now)
+			if errors.Is(err, token.ErrExpired) {
+				looked++
+			} else if !errors.Is(err, token.ErrTooMany) {
+				t.Fatal(err)
+			}
+		}
+		if looked != 50 {
+			t.Errorf("%d of 200 old tokens of one address were looked at, want 50", looked)
+		}
+		good := sign(t, ecKey, jose.ES256, "e", nil, nil)
+		if err := verify(good, "192.0.2.3", now); err != nil {
+			t.Fatal(err)
+		}
+		slot := func(raw string) int { s := sha256.Sum256([]byte(raw)); return (int(s[0])<<8 | int(s[1])) % 4096 }
+		beside := over
+		for n := 0; slot(beside) != slot(good); n++ {
+			beside = sign(t, ecKey, jose.ES256, "e", nil, map[string]any{"exp": now - 3600, "jti": fmt.Sprint("beside ", n)})
+		}
+		if err := verify(beside, "192.0.2.1", now); !errors.Is(err, token.ErrExpired) {
+			t.Fatal(err)
+		}
+		known := v.Count(0)
+		if err := verify(good, "192.0.2.3", now); err != nil || v.Count(0) != known+1 {
+			t.Errorf("a good token whose place an old one would like: got %v, want it known still", err)
+		}
+		if err := verify(beside, "192.0.2.1", now+400); !errors.Is(err, token.ErrExpired) {
+			t.Fatal(err)
+		}
+		if n := testing.AllocsPerRun(10, func() { verify(beside, "192.0.2.1", now+400) }); n != 0 {
+			t.Errorf("%v allocations for an old token in the place of one whose time is over as well, want 0", n)
+		}
+		i.set(func(i *issuer) { i.keys = []jose.JSONWebKey{public(rsaKey, "r", "RS256")} })
+		time.Sleep(15 * time.Minute)
+		if err := verify(over, "192.0.2.1", now); !errors.Is(err, token.ErrSignature) {
+			t.Errorf("once its key is taken back: got %v, want %v", err, token.ErrSignature)
+		}
+		if err := verify(early, "192.0.2.1", now+3600); !errors.Is(err, token.ErrSignature) {
+			t.Errorf("one whose time came, once its key is taken back: got %v, want %v", err, token.ErrSignature)
 		}
 	})
 }

@@ -1,0 +1,23 @@
+package main
+
+// Callers: the tokens and certificates that they show, their limits, and what requests are held against.
+
+const (
+	tokenPkg  = "dataplane/internal/token"
+	tokenFile = tokenPkg + "/token.go"
+)
+
+var callerBugs = []bug{
+	{name: "old-token-is-verified-anew", breaks: "a token whose time is over is verified once, however often it is shown",
+		edits:  []edit{{tokenFile, "\t\t\tslot.CompareAndSwap(old, k)\n", ""}},
+		checks: []check{{tokenPkg, "TestVerify_TokensOutOfTimeCostLittle"}}},
+	{name: "old-tokens-cost-nothing", breaks: "and many of them are paid for as forged ones",
+		edits:  []edit{{tokenFile, "\t\tv.failures.add(api, from, unix)\n\t\tif old :=", "\t\tif old :="}},
+		checks: []check{{tokenPkg, "TestVerify_TokensOutOfTimeCostLittle"}}},
+	{name: "old-token-puts-out-a-good-one", breaks: "one whose time is over takes no place of one that holds",
+		edits:  []edit{{tokenFile, "old == nil || !old.holds(unix) {", "true {"}},
+		checks: []check{{tokenPkg, "TestVerify_TokensOutOfTimeCostLittle"}}},
+	{name: "token-outlives-its-key", breaks: "a key that its issuer takes back ends the tokens that it signed",
+		edits:  []edit{{tokenFile, "k.asked(auth, slot) && k.source.set.Load() == k.keys {", "k.asked(auth, slot) {"}},
+		checks: []check{{tokenPkg, "TestVerify_TokensOutOfTimeCostLittle"}, {tokenPkg, "TestVerifier_FollowsIssuers"}}},
+}
