@@ -20,4 +20,10 @@ var callerBugs = []bug{
 	{name: "token-outlives-its-key", breaks: "a key that its issuer takes back ends the tokens that it signed",
 		edits:  []edit{{tokenFile, "k.asked(auth, slot) && k.source.set.Load() == k.keys {", "k.asked(auth, slot) {"}},
 		checks: []check{{tokenPkg, "TestVerify_TokensOutOfTimeCostLittle"}, {tokenPkg, "TestVerifier_FollowsIssuers"}}},
+	{name: "keys-without-names-are-stale", breaks: "a token without a key id that no known key signed has them fetched",
+		edits:  []edit{{tokenFile, "if fits == 0 || header.KeyID == \"\" {", "if fits == 0 {"}},
+		checks: []check{{tokenPkg, "TestVerifier_FollowsKeysWithoutNames"}}},
+	{name: "keys-of-another-type-are-tried", breaks: "the keys that a token is held against are of a type that could have signed it",
+		edits:  []edit{{tokenFile, " || !signs(key.Key, header.Algorithm) {", " {"}},
+		checks: []check{{tokenPkg, "TestVerify_KeysOfAnotherTypeAreNotTried"}}},
 }

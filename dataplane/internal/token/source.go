@@ -39,7 +39,7 @@ type keySet struct{ keys []jose.JSONWebKey }
 type source struct {
 	id   sourceID
 	set  atomic.Pointer[keySet] // nil: none, or they are too old
-	wake chan struct{}          // of one place: a token names a key that is not known
+	wake chan struct{}          // of one place: a token may mean a key that is not known
 }
 
 // want asks for a fetch, if none is asked for.
@@ -118,7 +118,7 @@ func (v *Verifier) Run(ctx context.Context) error {
 	}
 }
 
-// follow fetches a source's keys now and again, sooner if it fails, and once when a token names one that is not known.
+// follow fetches a source's keys now and again, sooner if it fails, and once when a token names one that is not known, or none, and no known one signed it.
 func (v *Verifier) follow(ctx context.Context, s *source) {
 	var answered time.Time
 	retry := firstRetry

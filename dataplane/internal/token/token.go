@@ -9,6 +9,9 @@
 package token
 
 import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -220,7 +223,7 @@ func (v *Verifier) verify(auth *table.Auth, raw string) (*verified, error) {
 	fits, signedBy := 0, false
 	for i := range keys.keys {
 		key := &keys.keys[i]
-		if header.KeyID != "" && key.KeyID != header.KeyID || key.Algorithm != "" && key.Algorithm != header.Algorithm {
+		if header.KeyID != "" && key.KeyID != header.KeyID || key.Algorithm != "" && key.Algorithm != header.Algorithm || !signs(key.Key, header.Algorithm) {
 			continue
 		}
 		if fits++; fits > tries {
@@ -232,7 +235,7 @@ func (v *Verifier) verify(auth *table.Auth, raw string) (*verified, error) {
 		}
 	}
 	if !signedBy {
-		if fits == 0 {
+		if fits == 0 || header.KeyID == "" { // which may mean a key that its issuer has only now
 			source.want()
 		}
 		return nil, ErrSignature
@@ -255,3 +258,17 @@ func all(auth *table.Auth) []jose.SignatureAlgorithm {
 // asymmetric are all that are ever taken, whatever a table says: neither none nor what a public key could be the secret of.
 var asymmetric = map[jose.SignatureAlgorithm]bool{jose.RS256: true, jose.RS384: true, jose.RS512: true, jose.PS256: true, jose.PS384: true, jose.PS512: true,
 	jose.ES256: true, jose.ES384: true, jose.ES512: true, jose.EdDSA: true}
+
+// signs says whether a public key is of the type that an algorithm takes: a key need not say what it is for.
+func signs(key any, algorithm string) bool {
+	switch k := key.(type) {
+	case *rsa.PublicKey:
+		return strings.HasPrefix(algorithm, "RS") || strings.HasPrefix(algorithm, "PS")
+	case *ecdsa.PublicKey:
+		bits := k.Params().BitSize
+		return algorithm == "ES256" && bits == 256 || algorithm == "ES384" && bits == 384 || algorithm == "ES512" && bits == 521
+	case ed25519.PublicKey:
+		return algorithm == string(jose.EdDSA)
+	}
+	return false
+}

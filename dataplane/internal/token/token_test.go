@@ -541,3 +541,68 @@ func TestVerify_TokensOutOfTimeCostLittle(t *testing.T) {
 		}
 	})
 }
+
+// An issuer that names its keys nowhere, or not in its tokens, changes them as others do: a token that none of those signed which
+// it may mean has them fetched, at most once in ten seconds.
+func TestVerifier_FollowsKeysWithoutNames(t *testing.T) {
+	for name, c := range map[string]struct{ before, after []jose.JSONWebKey }{
+		"nowhere":        {[]jose.JSONWebKey{public(strangers, "", "")}, []jose.JSONWebKey{public(ecKey, "", "")}},
+		"not in tokens":  {[]jose.JSONWebKey{public(strangers, "a", "ES256")}, []jose.JSONWebKey{public(ecKey, "b", "ES256")}},
+		"of other types": {[]jose.JSONWebKey{public(rsaKey, "", "")}, []jose.JSONWebKey{public(rsaKey, "", ""), public(ecKey, "", "")}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				i := &issuer{keys: c.before}
+				h, auth := holder(t, trusted())
+				v, end := run(t, i, h)
+				defer end()
+				time.Sleep(15 * time.Second)
+				raw := sign(t, ecKey, jose.ES256, "", nil, nil)
+				verify := func() error {
+					synctest.Wait()
+					_, _, _, _, err := v.Verify("orders", auth, raw, "192.0.2.1", now)
+					return err
+				}
+				i.set(func(i *issuer) { i.keys, i.fetches = c.after, 0 })
+				if err := verify(); !errors.Is(err, token.ErrSignature) {
+					t.Fatalf("before its key is fetched: got %v, want %v", err, token.ErrSignature)
+				}
+				if err := verify(); err != nil {
+					t.Errorf("once it could be: got %v", err)
+				}
+				for n := range 200 {
+					v.Verify("orders", auth, sign(t, strangers, jose.ES256, "", nil, nil), fmt.Sprint("192.0.2.", n), now)
+					time.Sleep(100 * time.Millisecond)
+				}
+				if n := i.count(); n > 3 {
+					t.Errorf("%d fetches in twenty seconds of forged tokens, want 3 at most", n)
+				}
+			})
+		})
+	}
+}
+
+// Keys that do not say what they are for are no keys for tokens that they cannot have signed: those are held against four.
+func TestVerify_KeysOfAnotherTypeAreNotTried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		curve, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var keys []jose.JSONWebKey
+		for range 3 {
+			keys = append(keys, public(rsaKey, "", ""), public(curve, "", ""), public(edKey, "", ""))
+		}
+		is := trusted()
+		is.Algorithms = []string{"RS256", "PS256", "ES256", "ES384", "EdDSA"}
+		h, auth := holder(t, is)
+		v, end := run(t, &issuer{keys: append(keys, public(ecKey, "", ""))}, h)
+		defer end()
+		synctest.Wait()
+		for alg, key := range map[jose.SignatureAlgorithm]crypto.Signer{jose.RS256: rsaKey, jose.PS256: rsaKey, jose.ES256: ecKey, jose.ES384: curve, jose.EdDSA: edKey} {
+			if _, _, _, _, err := v.Verify("orders", auth, sign(t, key, alg, "", nil, nil), "", now); err != nil {
+				t.Errorf("%s: got %v", alg, err)
+			}
+		}
+	})
+}
