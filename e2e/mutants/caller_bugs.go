@@ -26,4 +26,10 @@ var callerBugs = []bug{
 	{name: "keys-of-another-type-are-tried", breaks: "the keys that a token is held against are of a type that could have signed it",
 		edits:  []edit{{tokenFile, " || !signs(key.Key, header.Algorithm) {", " {"}},
 		checks: []check{{tokenPkg, "TestVerify_KeysOfAnotherTypeAreNotTried"}}},
+	{name: "stream-outlives-its-certificate", breaks: "what a client certificate opened ends with it",
+		edits:  []edit{{proxyPkg + "/caller.go", "c.NotAfter.Unix() + 1, true", "0, true"}},
+		checks: []check{{proxyPkg, "TestTCP_EndsWithItsCertificate"}}},
+	{name: "stream-stands-on-what-is-over", breaks: "a connection stands on a certificate or token in its time alone",
+		edits:  []edit{{gatePkg + "/caller.go", "if c.until != 0 && unix >= c.until {", "if false {"}},
+		checks: []check{{gatePkg, "TestStanding_EndsWithItsCertificate"}, {gatePkg, "TestStanding_EndsWithWhatWasShown"}}},
 }

@@ -12,9 +12,10 @@ import (
 
 // Shown is what a request shows beside Authorization and X-API-Key. It is asked where an API says so.
 type Shown interface {
-	Header(name string) []string           // values as received, by a name in its canonical form
-	Query(name string) []string            // decoded values of a parameter
-	Certificate() (spki [32]byte, ok bool) // of the TLS connection; the client has proven that it has the key
+	Header(name string) []string // values as received, by a name in its canonical form
+	Query(name string) []string  // decoded values of a parameter
+	// Certificate is of the TLS connection; the client has proven that it has the key. until is when it ends (unix s); 0: never.
+	Certificate() (spki [32]byte, until int64, ok bool)
 }
 
 // Tokens verifies tokens. It is what *token.Verifier does.
@@ -29,10 +30,10 @@ type credential struct {
 	bearer bool   // it came as Authorization
 
 	kind, bound string // else what it is bound to
+	until       int64  // unix s, of a token or a certificate; 0: it does not end
 	token       bool
 	scopes      string // of a token, as what follows
 	issuer      string
-	until       int64 // unix s; 0: it does not end
 }
 
 // show takes the one credential of a request. Of two that differ none is taken: whoever stands before or behind this edge
@@ -55,8 +56,8 @@ func (g *Gate) show(r *Request, api *policy.API) (c credential, p Problem) {
 		c.text = strings.TrimSpace(values[0])
 	}
 	if c.text == "" && auth.Certificates {
-		if spki, ok := r.Shown.Certificate(); ok {
-			return credential{kind: apikey.KindCertificate, bound: hex.EncodeToString(spki[:])}, p
+		if spki, until, ok := r.Shown.Certificate(); ok {
+			return credential{kind: apikey.KindCertificate, bound: hex.EncodeToString(spki[:]), until: until}, p
 		}
 	}
 	if p = c.missing(auth); p.Status != 0 || len(auth.Issuers) == 0 || g.Tokens == nil || !c.bearer || strings.HasPrefix(c.text, apikey.Prefix) {
@@ -145,12 +146,14 @@ func (c *credential) unknown() Problem {
 
 // taken says whether an API whose callers are known by auth still takes what was shown to it once.
 func (c *credential) taken(auth *table.Auth, unix int64) bool {
+	if c.until != 0 && unix >= c.until {
+		return false
+	}
 	switch c.kind {
 	case apikey.KindCertificate:
 		return auth != nil && auth.Certificates
 	case apikey.KindToken:
-		return (c.until == 0 || unix < c.until) && auth != nil &&
-			slices.ContainsFunc(auth.Issuers, func(i table.Issuer) bool { return i.Issuer == c.issuer })
+		return auth != nil && slices.ContainsFunc(auth.Issuers, func(i table.Issuer) bool { return i.Issuer == c.issuer })
 	}
 	return true
 }

@@ -61,6 +61,9 @@ func (s *Standing) Stands(t *policy.Table, age time.Duration, unix int64) (api *
 		return nil, nil, v.Problem
 	}
 	if !s.shown.taken(api.Auth, unix) {
+		if s.shown.kind == apikey.KindCertificate { // which is then none, as for who asks anew
+			return no(401, ReasonKeyMissing)
+		}
 		return no(401, ReasonTokenInvalid)
 	}
 	plan := t.Plan(key.Plan)

@@ -10,6 +10,7 @@ import (
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/limit"
+	"bailiwick/dataplane/internal/policy"
 	"bailiwick/shared/apikey"
 	"bailiwick/shared/table"
 )
@@ -94,6 +95,50 @@ func withTargets(w *world) *world {
 
 type nothing struct{}
 
-func (nothing) Header(string) []string        { return nil }
-func (nothing) Query(string) []string         { return nil }
-func (nothing) Certificate() ([32]byte, bool) { return [32]byte{}, false }
+func (nothing) Header(string) []string               { return nil }
+func (nothing) Query(string) []string                { return nil }
+func (nothing) Certificate() ([32]byte, int64, bool) { return [32]byte{}, 0, false }
+
+// certificate is one that is shown, and its time.
+type certificate struct {
+	nothing
+	until int64
+}
+
+func (c certificate) Certificate() ([32]byte, int64, bool) { return [32]byte{1}, c.until, true }
+
+func TestStanding_EndsWithItsCertificate(t *testing.T) {
+	w := &world{t: t}
+	w.add(table.KindSettings, table.SettingsID, table.Settings{Zone: "emea", Region: "eu-west"})
+	w.add(table.KindPlan, "gold", table.Plan{Name: "gold", Rev: 1, APIs: map[string]string{"orders": "core"}})
+	id, d := apikey.NewHasher(pepper).Bound(apikey.KindCertificate, "01"+strings.Repeat("00", 31))
+	w.add(table.KindKey, id, table.Key{ID: id, DigestHex: hex.EncodeToString(d[:]), Customer: "acme", Subscription: "main", Plan: "gold"})
+	tables := map[bool]*policy.Table{}
+	for _, taken := range []bool{true, false} {
+		v := *w
+		v.objects = append([]table.Object(nil), w.objects...)
+		v.add(table.KindAPI, "orders", table.API{Name: "orders", Zone: "emea", Hosts: []string{"orders.test"}, Policy: "gdpr", Targets: []string{"http://127.0.0.1:9"}, Auth: &table.Auth{Certificates: taken}})
+		tables[taken] = v.table()
+	}
+	g := &gate.Gate{Hasher: apikey.NewHasher(pepper), Limits: limit.NewMap()}
+	for name, c := range map[string]struct {
+		until, unix int64
+		taken       bool
+		reason      string
+	}{
+		"in its time":                        {1_060, 1_059, true, ""},
+		"its time is over":                   {1_060, 1_060, true, gate.ReasonKeyMissing},
+		"it does not end":                    {0, 1 << 40, true, ""},
+		"no certificates are taken any more": {1_060, 1_000, false, gate.ReasonKeyMissing},
+	} {
+		r := &gate.Request{Host: "orders.test", Method: "GET", Path: "/x", Remote: "192.0.2.1:1", Shown: certificate{until: c.until}, Unix: 1_000}
+		v := g.Admit(tables[true], r, 0)
+		if !v.Admitted() {
+			t.Fatalf("%s: refused: %+v", name, v.Problem)
+		}
+		s := v.Standing(tables[true], r)
+		if _, _, p := s.Stands(tables[c.taken], time.Second, c.unix); p.Reason != c.reason {
+			t.Errorf("%s: %q, want %q", name, p.Reason, c.reason)
+		}
+	}
+}

@@ -40,16 +40,16 @@ func isNamed(key, name string) bool {
 }
 
 // Certificate is of a client that has proven its key in the handshake. Who vouches for it does not matter: it is the key that
-// something is bound to. That it says of itself that its time is over does.
-func (s shown) Certificate() (spki [32]byte, ok bool) {
+// something is bound to. That it says of itself that its time is over does: also of what it opened before.
+func (s shown) Certificate() (spki [32]byte, until int64, ok bool) {
 	if s.r.TLS == nil || len(s.r.TLS.PeerCertificates) == 0 {
-		return spki, false
+		return spki, 0, false
 	}
 	c := s.r.TLS.PeerCertificates[0]
 	if now := time.Now(); now.Before(c.NotBefore) || now.After(c.NotAfter) {
-		return spki, false
+		return spki, 0, false
 	}
-	return sha256.Sum256(c.RawSubjectPublicKeyInfo), true
+	return sha256.Sum256(c.RawSubjectPublicKeyInfo), c.NotAfter.Unix() + 1, true // its last second is its own (RFC 5280, section 4.1.2.5)
 }
 
 // conceal takes out of what goes on where the API's callers may have put their keys.

@@ -28,11 +28,15 @@ import (
 )
 
 func selfSigned(t testing.TB, names ...string) (tls.Certificate, string) {
+	return selfSignedUntil(t, time.Now().Add(time.Hour), names...)
+}
+
+func selfSignedUntil(t testing.TB, until time.Time, names ...string) (tls.Certificate, string) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: names, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: names, NotBefore: time.Now().Add(-time.Hour), NotAfter: until}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -86,12 +90,7 @@ func newLinesWith(t *testing.T, mod func(*proxy.Config)) *lines {
 	w.targets[1] = []string{"tcp://" + shouter(t, "central").Addr().String()}
 	var spki string
 	w.cert, spki = selfSigned(t)
-	id, d := apikey.NewHasher(pepper).Bound(apikey.KindCertificate, spki)
-	o, err := table.Encode(table.KindKey, id, table.Key{ID: id, DigestHex: hex.EncodeToString(d[:]), Customer: "acme", Subscription: "certificates", Plan: "gold"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.objects = append(w.objects, o)
+	w.knows(spki, "certificates")
 	w.swap(true)
 	server, _ := selfSigned(t, "lines.test", "orders.test")
 	servers := proxy.NewServers(proxy.ServersConfig{Handler: w.west.proxy, TLS: &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequestClientCert}, Logger: slog.New(slog.DiscardHandler)})
@@ -106,6 +105,16 @@ func newLinesWith(t *testing.T, mod func(*proxy.Config)) *lines {
 	wg.Go(func() { w.west.proxy.Run(ctx) })
 	t.Cleanup(func() { servers.HTTPS.Close(); cancel(); wg.Wait() })
 	return w
+}
+
+// knows binds a key to a certificate, from the next swap on.
+func (w *lines) knows(spki, subscription string) {
+	id, d := apikey.NewHasher(pepper).Bound(apikey.KindCertificate, spki)
+	o, err := table.Encode(table.KindKey, id, table.Key{ID: id, DigestHex: hex.EncodeToString(d[:]), Customer: "acme", Subscription: subscription, Plan: "gold"})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.objects = append(w.objects, o)
 }
 
 // swap gives both regions their tables.
@@ -250,6 +259,40 @@ func TestTCP_EndsWithItsKey(t *testing.T) {
 		t.Errorf("read %q, %v; want that it is broken off", rest, err)
 	}
 	eventually(t, 10*time.Second, "no stream", func() bool { return w.west.proxy.Streams() == 0 })
+}
+
+// What a client certificate opened ends with the certificate, as what a token opened ends with the token.
+func TestTCP_EndsWithItsCertificate(t *testing.T) {
+	w := newLines(t)
+	until := time.Now().Add(3 * time.Second).Truncate(time.Second) // as certificates say it
+	cert, spki := selfSignedUntil(t, until)
+	w.knows(spki, "short")
+	w.swap(true)
+	talk := func(cert tls.Certificate) (*tls.Conn, *bufio.Reader) {
+		conn, r, err := w.dial(&tls.Config{Certificates: []tls.Certificate{cert}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "hello\n")
+		if got, err := r.ReadString('\n'); got != "west HELLO\n" {
+			t.Fatalf("heard %q (%v)", got, err)
+		}
+		return conn, r
+	}
+	conn, r := talk(cert)
+	other, o := talk(w.cert)
+	conn.SetDeadline(until.Add(10 * time.Second))
+	_, err := io.ReadAll(r)
+	if late, ok := err.(net.Error); err == nil || ok && late.Timeout() {
+		t.Errorf("ten seconds after the certificate: %v, want that it is broken off", err)
+	}
+	if time.Now().Before(until) {
+		t.Errorf("it ended %v early", time.Until(until))
+	}
+	io.WriteString(other, "still\n")
+	if got, err := o.ReadString('\n'); got != "west STILL\n" {
+		t.Errorf("one of a certificate that lasts: heard %q (%v)", got, err)
+	}
 }
 
 func FuzzPreamble(f *testing.F) {
