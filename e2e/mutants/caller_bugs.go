@@ -5,6 +5,9 @@ package main
 const (
 	tokenPkg  = "dataplane/internal/token"
 	tokenFile = tokenPkg + "/token.go"
+
+	limitPkg    = "dataplane/internal/limit"
+	windowsFile = limitPkg + "/windows.go"
 )
 
 var callerBugs = []bug{
@@ -32,4 +35,13 @@ var callerBugs = []bug{
 	{name: "stream-stands-on-what-is-over", breaks: "a connection stands on a certificate or token in its time alone",
 		edits:  []edit{{gatePkg + "/caller.go", "if c.until != 0 && unix >= c.until {", "if false {"}},
 		checks: []check{{gatePkg, "TestStanding_EndsWithItsCertificate"}, {gatePkg, "TestStanding_EndsWithWhatWasShown"}}},
+	{name: "windows-by-their-place", breaks: "a window that a plan is given beside others leaves them what was taken of them",
+		edits:  []edit{{windowsFile, "\tb.arrange(t)\n", ""}},
+		checks: []check{{limitPkg, "TestEnter_AWindowKeepsItsDebt"}}},
+	{name: "window-of-new-length-is-full", breaks: "a window whose length is changed begins with what was taken of it",
+		edits:  []edit{{windowsFile, "\t\t\ttat[i] = gone\n", "\t\t\ttat[i] = 0\n"}},
+		checks: []check{{limitPkg, "TestEnter_AWindowKeepsItsDebt"}}},
+	{name: "undo-of-other-windows", breaks: "what was let in under other windows gives back to none that it has not taken from",
+		edits:  []edit{{windowsFile, "if p.set != p.b.set {", "if false {"}},
+		checks: []check{{limitPkg, "TestEnter_UndoKnowsItsWindows"}}},
 }

@@ -4,6 +4,7 @@ import (
 	"hash/maphash"
 	"math"
 	"math/bits"
+	"slices"
 	"sync"
 	"time"
 )
@@ -45,6 +46,7 @@ func (e *Entered) Pass() Pass { return e.pass }
 type Pass struct {
 	b     *bucket
 	taken [MaxWindows]int64 // of each window
+	set   uint32            // the bucket's, of then
 }
 
 // bucket is what there is of a subscription beside its rate: one lock for all windows, so that a request passes all of them
@@ -52,6 +54,8 @@ type Pass struct {
 type bucket struct {
 	mu      sync.Mutex // covers all; held for some arithmetic
 	tat     [MaxWindows]int64
+	per     [MaxWindows]time.Duration // whose tat it is: a window is known by its length, not by its place in a plan
+	set     uint32                    // counts the changes of per
 	under   int
 	dropped bool // not in its map any more
 }
@@ -82,6 +86,7 @@ func (b *bucket) enter(now time.Duration, t *Terms, share int64) (e Entered, ok 
 	if b.dropped {
 		return e, false
 	}
+	b.arrange(t)
 	e.Refused = -1
 	var next, taken [MaxWindows]int64
 	for i := range t.N {
@@ -102,8 +107,42 @@ func (b *bucket) enter(now time.Duration, t *Terms, share int64) (e Entered, ok 
 	}
 	copy(b.tat[:], next[:]) // of windows that there are no more, 0
 	b.under++
-	e.pass = Pass{b, taken}
+	e.pass = Pass{b, taken, b.set}
 	return e, true
+}
+
+// arrange puts what was taken of each window where the window is now: else who adds one before that of a day gives everybody at
+// the day's end of it a new day. A window of a new length begins with the largest debt of those that are gone, of which pass
+// counts no more than all of its own: to change a length would else be to forget as well.
+func (b *bucket) arrange(t *Terms) {
+	same := true
+	for i := range t.N {
+		same = same && b.per[i] == t.Windows[i].Per
+	}
+	if same {
+		return
+	}
+	var tat [MaxWindows]int64
+	var per [MaxWindows]time.Duration
+	var stays [MaxWindows]bool
+	for i := range t.N {
+		per[i] = t.Windows[i].Per
+		if at := slices.Index(b.per[:], per[i]); at >= 0 {
+			tat[i], stays[at] = b.tat[at], true
+		}
+	}
+	gone := int64(0)
+	for i := range b.tat {
+		if !stays[i] {
+			gone = max(gone, b.tat[i])
+		}
+	}
+	for i := range t.N {
+		if !slices.Contains(b.per[:], per[i]) {
+			tat[i] = gone
+		}
+	}
+	b.tat, b.per, b.set = tat, per, b.set+1
 }
 
 // Leave says that the request is over.
@@ -115,7 +154,7 @@ func (p Pass) Leave() {
 	}
 }
 
-// Undo leaves as if it had never come: another limit refused it.
+// Undo leaves as if it had never come: another limit refused it. If the windows are others by now, what it took stays taken.
 func (p Pass) Undo() {
 	if p.b == nil {
 		return
@@ -123,6 +162,9 @@ func (p Pass) Undo() {
 	p.b.mu.Lock()
 	defer p.b.mu.Unlock()
 	p.b.under--
+	if p.set != p.b.set {
+		return
+	}
 	for i := range p.taken {
 		p.b.tat[i] -= p.taken[i]
 	}

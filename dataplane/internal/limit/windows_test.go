@@ -176,7 +176,7 @@ func TestEnter_OtherTermsAreForgotten(t *testing.T) {
 	}{
 		"a share that grows":        {terms(0, day), terms(0, day), 10_000, 144 * time.Minute},
 		"a shorter window":          {terms(0, day), terms(0, minute), limit.Whole, 6 * time.Second},
-		"windows in another order":  {terms(0, day, minute), terms(0, minute, day), limit.Whole, 6 * time.Second},
+		"windows in another order":  {terms(0, day, minute), terms(0, minute, day), limit.Whole, 144 * time.Minute}, // each keeps its own
 		"a window that is no more":  {terms(0, minute, day), terms(0, minute), limit.Whole, 6 * time.Second},
 		"no other terms than those": {terms(0, day), terms(0, day), limit.Whole, 144 * time.Minute},
 	} {
@@ -188,6 +188,64 @@ func TestEnter_OtherTermsAreForgotten(t *testing.T) {
 		if e := m.Enter(acme, now+c.wait, c.after, limit.Whole); !e.OK() {
 			t.Errorf("%s: got %+v after %v, want it let in", name, e, c.wait)
 		}
+	}
+}
+
+// A window is known by its length: a plan whose windows are added to, put in another order or cut keeps what was taken of those that
+// stay, and one whose length is changed begins with what was taken of the one that is gone.
+func TestEnter_AWindowKeepsItsDebt(t *testing.T) {
+	second, minute, hour, day := limit.Window{Requests: 100, Per: time.Second}, limit.Window{Requests: 500, Per: time.Minute}, limit.Window{Requests: 700, Per: time.Hour}, limit.Window{Requests: 1000, Per: 24 * time.Hour}
+	two := limit.Window{Requests: 2000, Per: 48 * time.Hour}
+	for name, c := range map[string]struct {
+		before, after *limit.Terms
+		most          int // that pass in a minute, under those of after
+	}{
+		"one comes before it":         {terms(0, day), terms(0, second, day), 2},
+		"in another order":            {terms(0, minute, day), terms(0, day, minute), 2},
+		"one before it goes":          {terms(0, minute, day), terms(0, day), 2},
+		"one between them goes":       {terms(0, minute, hour, day), terms(0, minute, day), 270}, // of which the hour let some 735 pass
+		"all change their places":     {terms(0, second, minute, hour, day), terms(0, day, hour, minute, second), 13},
+		"as it was, of more requests": {terms(0, day), terms(0, second, limit.Window{Requests: 2000, Per: 24 * time.Hour}), 3},
+		"of another length":           {terms(0, day), terms(0, two), 1002},
+		"of another length, at first": {terms(0, day), terms(0, second, two), 1002},
+	} {
+		m, now, before := limit.NewMap(), time.Hour, 0
+		for range 18000 {
+			now += 10 * time.Millisecond
+			if e := m.Enter(acme, now, c.before, limit.Whole); e.OK() {
+				before++
+				e.Pass().Leave()
+			}
+		}
+		passed := 0
+		for range 6000 {
+			now += 10 * time.Millisecond
+			if e := m.Enter(acme, now, c.after, limit.Whole); e.OK() {
+				passed++
+				e.Pass().Leave()
+			}
+		}
+		if passed > c.most {
+			t.Errorf("%s: %d passed after %d, want %d at most", name, passed, before, c.most)
+		}
+	}
+}
+
+// What was let in under other windows gives back to none that it has not taken from.
+func TestEnter_UndoKnowsItsWindows(t *testing.T) {
+	hour, day := limit.Window{Requests: 2, Per: time.Hour}, limit.Window{Requests: 10, Per: 24 * time.Hour}
+	m, under, passed := limit.NewMap(), terms(0, hour, day), 0
+	first := m.Enter(acme, time.Hour, terms(0, day), limit.Whole)
+	for i := range 10 {
+		if e := m.Enter(acme, time.Hour, under, limit.Whole); e.OK() {
+			passed++
+		}
+		if i == 0 {
+			first.Pass().Undo()
+		}
+	}
+	if passed != 2 {
+		t.Errorf("%d passed of two an hour: what is given back is not the hour's", passed)
 	}
 }
 
