@@ -8,6 +8,9 @@ const (
 
 	limitPkg    = "dataplane/internal/limit"
 	windowsFile = limitPkg + "/windows.go"
+
+	schemaPkg   = "shared/table/schema"
+	openapiFile = schemaPkg + "/openapi.go"
 )
 
 var callerBugs = []bug{
@@ -44,4 +47,16 @@ var callerBugs = []bug{
 	{name: "undo-of-other-windows", breaks: "what was let in under other windows gives back to none that it has not taken from",
 		edits:  []edit{{windowsFile, "if p.set != p.b.set {", "if false {"}},
 		checks: []check{{limitPkg, "TestEnter_UndoKnowsItsWindows"}}},
+	{name: "authorization-by-the-document", breaks: "a document's header parameters Accept, Content-Type and Authorization are passed over",
+		edits:  []edit{{openapiFile, "if p.in == \"header\" && slices.Contains(passedOver, ", "if false && slices.Contains(passedOver, "}},
+		checks: []check{{schemaPkg, "TestDocument_ChecksHeadersAndCookies"}}},
+	{name: "cookies-unchecked", breaks: "a cookie that a document asks for is there, and good",
+		edits:  []edit{{openapiFile, "\t\tsaid = cookies(r.Header(\"Cookie\"), p.name)\n", "\t\treturn nil\n"}},
+		checks: []check{{schemaPkg, "TestDocument_ChecksHeadersAndCookies"}}},
+	{name: "one-good-cookie-is-enough", breaks: "of cookies of one name all are good",
+		edits:  []edit{{openapiFile, "for _, s := range said {\n\t\t\tif found :=", "for _, s := range said[:1] {\n\t\t\tif found :="}},
+		checks: []check{{schemaPkg, "TestDocument_ChecksHeadersAndCookies"}}},
+	{name: "object-by-its-own-name", breaks: "an object that a query spells by its fields is there by them",
+		edits:  []edit{{openapiFile, "\t\t\tp.required = false\n", ""}},
+		checks: []check{{schemaPkg, "TestDocument_ChecksHeadersAndCookies"}}},
 }

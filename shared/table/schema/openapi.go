@@ -41,6 +41,7 @@ type parameter struct {
 	required bool
 	explode  bool
 	list     bool
+	deep     bool     // its fields stand as name[field]
 	kinds    []string // types that a text may be read as
 	schema   *Schema  // nil: only its presence is looked at
 }
@@ -138,6 +139,10 @@ func (d *document) deref(pointer string) (string, map[string]any, error) {
 	return "", nil, d.at(pointer, "more than 16 $refs in a row")
 }
 
+// passedOver are headers that OpenAPI speaks of elsewhere: a parameter of such a name "SHALL be ignored" (3.0.4, Parameter Object).
+// A document that asks for Authorization would else refuse who shows a key in another header.
+var passedOver = []string{"accept", "content-type", "authorization"}
+
 func (d *document) operation(item, at string) (*operation, error) {
 	op := &operation{bodies: map[string]*Schema{}}
 	for _, of := range []string{item, at} { // what an operation says of a parameter stands in place of its path's
@@ -147,6 +152,9 @@ func (d *document) operation(item, at string) (*operation, error) {
 			p, err := d.parameter(fmt.Sprintf("%s/parameters/%d", of, i))
 			if err != nil {
 				return nil, err
+			}
+			if p.in == "header" && slices.Contains(passedOver, strings.ToLower(p.name)) {
+				continue
 			}
 			op.parameters = append(slices.DeleteFunc(op.parameters, func(o parameter) bool { return o.in == p.in && o.name == p.name }), p)
 		}
@@ -209,7 +217,7 @@ func (d *document) parameter(at string) (p parameter, err error) {
 	if e, ok := m["explode"].(bool); ok {
 		p.explode = e
 	}
-	if m["schema"] == nil || style != "" && style != "form" && style != "simple" {
+	if p.deep = style == "deepObject"; m["schema"] == nil || style != "" && style != "form" && style != "simple" {
 		return p, nil
 	}
 	_, s, err := d.deref(at + "/schema")
@@ -218,9 +226,15 @@ func (d *document) parameter(at string) (p parameter, err error) {
 	}
 	p.kinds = types(s)
 	if slices.Contains(p.kinds, "object") || len(p.kinds) == 0 && s["properties"] != nil {
+		if p.explode && (p.in == "query" || p.in == "cookie") { // its fields stand by themselves: its own name does not come
+			p.required = false
+		}
 		return p, nil
 	}
 	if p.list = slices.Contains(p.kinds, "array"); p.list {
+		if p.in == "cookie" { // as a form writes it, with & between, no two servers read it alike
+			return p, nil
+		}
 		p.kinds = nil
 		if s["items"] != nil {
 			_, items, err := d.deref(at + "/schema/items")
@@ -398,11 +412,17 @@ func (p *parameter) check(r *Request, values map[string]string) []Finding {
 			said = []string{v}
 		}
 	case "query":
-		said = r.Query[p.name]
+		if said = r.Query[p.name]; p.deep {
+			for name, values := range r.Query {
+				if strings.HasPrefix(name, p.name+"[") {
+					said = values
+				}
+			}
+		}
 	case "header":
 		said = r.Header(p.name)
-	default:
-		return nil // cookies
+	case "cookie":
+		said = cookies(r.Header("Cookie"), p.name)
 	}
 	if len(said) == 0 {
 		if p.required {
@@ -412,6 +432,14 @@ func (p *parameter) check(r *Request, values map[string]string) []Finding {
 		return nil
 	}
 	if p.schema == nil {
+		return nil
+	}
+	if p.in == "cookie" { // a browser has one for each path, and which of them counts is the server's affair: all have to be good
+		for _, s := range said {
+			if found := p.schema.judge(p.read(s), func([]string) Finding { return where }); len(found) > 0 {
+				return found
+			}
+		}
 		return nil
 	}
 	if !p.list && len(said) > 1 {
@@ -432,6 +460,18 @@ func (p *parameter) check(r *Request, values map[string]string) []Finding {
 		v = p.read(said[0])
 	}
 	return p.schema.judge(v, func([]string) Finding { return where })
+}
+
+// cookies are the values of the cookies of a name, as they came (RFC 6265: quotes, if any, are their own).
+func cookies(headers []string, name string) (values []string) {
+	for _, h := range headers {
+		for pair := range strings.SplitSeq(h, ";") {
+			if key, value, ok := strings.Cut(strings.TrimSpace(pair), "="); ok && strings.TrimSpace(key) == name {
+				values = append(values, strings.TrimSpace(value))
+			}
+		}
+	}
+	return values
 }
 
 // read takes a text for what the schema wants, if it can be that.

@@ -287,6 +287,86 @@ func TestDocument_Checks(t *testing.T) {
 	}
 }
 
+const headed = `
+openapi: 3.0.3
+info: {title: Orders, version: "1"}
+paths:
+  /orders:
+    parameters:
+      - {name: accept, in: header, required: true, schema: {type: string, enum: [text/csv]}}
+    get:
+      parameters:
+        - {name: Authorization, in: header, required: true, schema: {type: string, pattern: "^Basic "}}
+        - {name: Content-Type, in: header, required: true, schema: {type: string}}
+        - {name: X-Shop, in: header, required: true, schema: {type: string}}
+        - {name: Accept, in: query, schema: {type: integer}}
+      responses: {"200": {description: fine}}
+  /cart:
+    get:
+      parameters:
+        - {name: session, in: cookie, required: true, schema: {type: integer, minimum: 1}}
+        - {name: theme, in: cookie, schema: {type: string, enum: [dark, light]}}
+        - {name: likes, in: cookie, schema: {type: array, items: {type: integer}}}
+      responses: {"200": {description: fine}}
+  /search:
+    get:
+      parameters:
+        - {name: filter, in: query, required: true, style: deepObject, explode: true, schema: {type: object}}
+        - {name: page, in: query, required: true, schema: {type: object, properties: {size: {type: integer}}}}
+      responses: {"200": {description: fine}}
+`
+
+func TestDocument_ChecksHeadersAndCookies(t *testing.T) {
+	d, err := schema.CompileOpenAPI(headed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, url string
+		shop      string
+		cookies   []string
+		want      string // of its findings
+	}{
+		{"what OpenAPI passes over", "/orders", "a", nil, "[]"},
+		{"a header that it does not", "/orders", "", nil, "header X-Shop is missing"},
+		{"a query of that name", "/orders?Accept=x", "a", nil, "query Accept"},
+		{"a cookie", "/cart", "", []string{"a=b; session=7"}, "[]"},
+		{"among several headers", "/cart", "", []string{"a=b", "theme=dark;session=7 "}, "[]"},
+		{"in quotes, which are its own", "/cart", "", []string{`session="7"`}, "cookie session"},
+		{"no cookie", "/cart", "", nil, "cookie session is missing"},
+		{"no such cookie", "/cart", "", []string{"Session=7; sessions=7; a=session=7"}, "cookie session is missing"},
+		{"of another type", "/cart", "", []string{"session=x"}, "cookie session"},
+		{"too small", "/cart", "", []string{"session=0"}, "cookie session"},
+		{"twice, both good", "/cart", "", []string{"session=7; session=8"}, "[]"},
+		{"twice, one of them good", "/cart", "", []string{"session=7; session=x"}, "cookie session"},
+		{"one that need not be there", "/cart", "", []string{"session=7; theme=blue"}, "cookie theme"},
+		{"objects, by their fields", "/search?filter%5Ba%5D=1&size=x", "", nil, "[]"},
+		{"one that is missing", "/search?filters%5Ba%5D=1&size=1", "", nil, "query filter is missing"},
+		{"a list, which is not looked at", "/cart", "", []string{"session=7; likes=a"}, "[]"},
+	} {
+		u, err := url.Parse(c.url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found, known := d.Check(&schema.Request{Method: "GET", Path: u.Path, Query: u.Query(), Header: func(name string) []string {
+			switch {
+			case name == "Cookie":
+				return c.cookies
+			case name == "X-Shop" && c.shop != "":
+				return []string{c.shop}
+			}
+			return nil
+		}})
+		var said []string
+		for _, f := range found {
+			said = append(said, f.Parameter+" "+f.Detail)
+		}
+		if got := fmt.Sprint(said); !known || !strings.Contains(got, c.want) || len(found) > 1 {
+			t.Errorf("%s: got %s, want %q", c.name, got, c.want)
+		}
+	}
+}
+
 func TestCompileOpenAPI_Refuses(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"no document", "type: object", "no OpenAPI document"},
