@@ -565,4 +565,54 @@ func TestQueryUsage_CountsAsDesigned(t *testing.T) {
 	}
 }
 
+// What an edge answers from its cache is counted, and billed unless its product gives it away, whatever it said. A client that
+// left before there was an answer was given none.
+func TestQueryUsage_CacheHitsMayBeFree(t *testing.T) {
+	in := seeded(t, time.Second)
+	z := in.Zones["emea"]
+	cell := time.Now().Truncate(15 * time.Minute)
+	report := adminapi.UsageReport{CompleteThrough: cell}
+	row := func(outcome, served string, n int64) {
+		report.Rows = append(report.Rows, adminapi.UsageRow{Cell: cell, Product: "commerce", API: "orders", Plan: "gold", Outcome: outcome, ServedRegion: served, Requests: n})
+	}
+	for i, outcome := range []string{"success", "client_error", "upstream_error", "aborted"} {
+		row(outcome, "eu-west", 1<<(2*i)) // an upstream was asked
+		row(outcome, "", 2<<(2*i))        // none was: a hit, but for the aborted
+	}
+	z.Usage.Set("acme", report)
+	usage := adminv1connect.NewUsageServiceClient(apitest.Client(apitest.Viewer), z.Server.URL, faults)
+	for _, c := range []struct {
+		spec string
+		want int64
+	}{
+		{"{apis: [orders]}", 3},
+		{"{apis: [orders], free_cache_hits: true}", 1},
+		{"{apis: [orders], billable_outcomes: [success, client_error], free_cache_hits: false}", 3 + 3<<2},
+		{"{apis: [orders], billable_outcomes: [success, client_error], free_cache_hits: true}", 1 + 1<<2},
+		{"{apis: [orders], billable_outcomes: [success, client_error, upstream_error, aborted], free_cache_hits: true}", 1 + 1<<2 + 1<<4 + 3<<6},
+	} {
+		apply(t, z, "kind: Product\nname: commerce\nspec: "+c.spec)
+		resp, err := usage.QueryUsage(t.Context(), &adminv1.QueryUsageRequest{Customer: "acme"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Total.Billable != c.want || resp.Total.Requests != 255 {
+			t.Errorf("%s: %d of %d billable, want %d of 255", c.spec, resp.Total.Billable, resp.Total.Requests, c.want)
+		}
+		var rows int64
+		for _, r := range resp.Rows {
+			if r.Billable {
+				rows += r.Requests
+			}
+		}
+		if rows != c.want {
+			t.Errorf("%s: rows of %d requests are said to be billable, want %d", c.spec, rows, c.want)
+		}
+		totals, err := usage.QueryTotals(t.Context(), &adminv1.QueryTotalsRequest{})
+		if err != nil || totals.Zones[0].Total.Billable != c.want {
+			t.Errorf("%s: totals %v, %v, want %d billable", c.spec, totals, err, c.want)
+		}
+	}
+}
+
 var _ group.Store = (*apitest.Store)(nil)

@@ -306,10 +306,10 @@ func (p Product) Validate() error {
 	return nil
 }
 
-// Bills says whether an outcome of this product is billed. served is whose upstream answered: a success of nobody's is an
-// answer of the edge's cache.
+// Bills says whether an outcome of this product is billed. served is whose upstream answered: an answer of nobody's is one of
+// the edge's cache. What was aborted and nobody's got none; free hits are never aborted in an edge's rows.
 func (p Product) Bills(outcome, served string) bool {
-	if p.FreeCacheHits && outcome == "success" && served == "" {
+	if p.FreeCacheHits && outcome != "aborted" && served == "" {
 		return false
 	}
 	if len(p.BillableOutcomes) == 0 {

@@ -495,3 +495,19 @@ func TestBuild_AnOldEdgeGetsNoKindThatWouldSpoilItsSums(t *testing.T) {
 		}
 	}
 }
+
+// An edge is told of which APIs a plan's cache hits are free: of those that the product gives away on which they are booked.
+func TestBuild_SaysWhichHitsAreFree(t *testing.T) {
+	for _, c := range []struct {
+		core, more bool
+		want       []string
+	}{{false, false, nil}, {true, false, []string{"orders"}}, {false, true, nil}} {
+		catalog, zone := world()
+		catalog[model.PrefixProduct+"core"] = model.Product{Name: "core", APIs: []string{"orders", "unknown"}, FreeCacheHits: c.core}
+		catalog[model.PrefixProduct+"more"] = model.Product{Name: "more", APIs: []string{"orders"}, FreeCacheHits: c.more}
+		v := build(t, catalog, zone, edge("w1", "eu-west", "emea"), now)
+		if got := get[table.Plan](t, v, table.KindPlan, "gold").FreeHits; !slices.Equal(got, c.want) {
+			t.Errorf("core gives its hits away %v, more %v: got %v, want %v", c.core, c.more, got, c.want)
+		}
+	}
+}

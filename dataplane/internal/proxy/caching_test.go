@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -221,6 +223,61 @@ func TestCache_LongFreeHitsHaveNoUnits(t *testing.T) {
 		a := w.send("GET", "/v1/x", "")
 		if got := w.west.meter.paid() - before; got != want || a.status != 200 || len(a.body) != 200_000 || w.west.meter.last().Flags&usage.FlagCached != 0 != (i == 1) {
 			t.Errorf("request %d: %d of %d bytes, %d units, want %d; the last row is %+v", i, a.status, len(a.body), got, want, w.west.meter.last())
+		}
+	}
+}
+
+// Cells do not say that a row is of a kept answer. One without a served region that was aborted got none; so a hit that is free
+// is told from it by its outcome, also where its client leaves.
+func TestCache_AFreeHitIsBookedAsWhatItSays(t *testing.T) {
+	for _, free := range []bool{false, true} {
+		const long = 15 << 20
+		w := caching(t, table.Cache{MaxBytes: 16 << 20}, true, func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/v1/hangs" {
+				<-r.Context().Done()
+				return
+			}
+			rw.Header().Set("Cache-Control", "max-age=3600")
+			rw.Header().Set("Content-Length", strconv.Itoa(long))
+			rw.WriteHeader(404)
+			rw.Write(make([]byte, long))
+		})
+		if free {
+			w.west.plan = func(p *table.Plan) { p.FreeHits = []string{"orders"} }
+			w.west.tables.Swap(w.view(w.west, true))
+		}
+		if a := w.send("GET", "/v1/x", ""); a.status != 404 || len(a.body) != long {
+			t.Fatalf("got %d, %d bytes", a.status, len(a.body))
+		}
+		leaves := func(path string, reads bool) usage.Row {
+			before := w.west.meter.len()
+			nc, err := net.Dial("tcp", w.west.server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: orders.test\r\nX-Api-Key: %s\r\n\r\n", path, w.key)
+			if reads {
+				nc.Read(make([]byte, 1))
+			} else {
+				eventually(t, 10*time.Second, "the request upstream", func() bool { return w.asked() > 1 })
+			}
+			nc.Close()
+			eventually(t, 10*time.Second, "its row", func() bool {
+				for _, r := range w.west.meter.since(before) {
+					if r.Requests > 0 {
+						return true
+					}
+				}
+				return false
+			})
+			return w.west.meter.last()
+		}
+		want := map[bool]usage.Outcome{false: usage.OutcomeAborted, true: usage.OutcomeClientError}[free]
+		if row := leaves("/v1/x", true); row.Flags&usage.FlagCached == 0 || row.ServedRegion != "" || row.Requests != 1 || row.Outcome != want || row.Units > 0 == free || row.BytesOut >= long {
+			t.Errorf("free %v: a client leaves within a hit: row %+v, want %v", free, row, want)
+		}
+		if row := leaves("/v1/hangs", false); row.Flags&usage.FlagCached != 0 || row.ServedRegion != "" || row.Requests != 1 || row.Outcome != usage.OutcomeAborted || row.Units != 0 {
+			t.Errorf("free %v: a client leaves before there is an answer: row %+v, want it aborted", free, row)
 		}
 	}
 }

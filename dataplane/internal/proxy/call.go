@@ -234,6 +234,9 @@ func (c *call) countAt(outcome usage.Outcome, now time.Time) bool {
 	c.lock()
 	defer c.unlock()
 	c.counted = true
+	if c.hit && c.free && outcome == usage.OutcomeAborted {
+		outcome = usage.OutcomeOf(c.status) // cells have no flags: whoever bills would take it for a client that left with nothing
+	}
 	if now.IsZero() {
 		now = time.Now()
 	}
