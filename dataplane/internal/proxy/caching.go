@@ -283,8 +283,8 @@ func (x *exchange) keep(res *result) (answered bool) {
 	if most == 0 {
 		most = cache.DefaultEntry
 	}
-	// Of an answer that ends with its connection nobody can tell whether it came whole (RFC 9112, 8).
-	endless := res.resp.ContentLength < 0 && len(res.resp.TransferEncoding) == 0
+	// Of an answer that ends with its connection nobody can tell whether it came whole (RFC 9112, 8). In HTTP/2 each has an end.
+	endless := res.resp.ContentLength < 0 && len(res.resp.TransferEncoding) == 0 && res.resp.ProtoMajor < 2
 	if e == nil || !taggable || endless || res.resp.ContentLength > most || len(res.resp.Trailer) > 0 || x.r.Method == http.MethodHead {
 		c.mark(res, "")
 		return false
