@@ -20,30 +20,36 @@ import (
 	"bailiwick/shared/apikey"
 )
 
-// Edge is who is flooded. All fields but Lines are required.
+// Edge is who is flooded. All fields but Lines and Few are required.
 type Edge struct {
 	HTTP, HTTPS, H3 string // addresses; H3 is of UDP
 	Host            string // of an API whose paths are all routes
 	Lines           string // host of an API that is tcp; "": the floods that need one are left out
+	Few             string // host of one that has no route under Nowhere; "": likewise
 	Zone            string // of keys
 	Key             string // of a customer that floods, and may ask as much as it likes
 	GuestKey        string // of one that behaves; empty: it is Key's
 	Long            string // path of an answer of a MiB and more
 }
 
+// Nowhere begins the paths that no route of Few has.
+const Nowhere = "/nowhere/"
+
 // Flood is one thing that is done to an edge.
 type Flood struct {
 	Name    string
 	Workers int // goroutines, each of which does it again and again
 	do      func(ctx context.Context, e *Edge, t *Tally)
-	lines   bool // it needs Lines
-	Served  bool // the edge may serve what it asks for
+	lines   bool   // it needs Lines
+	few     bool   // it needs Few
+	Served  bool   // the edge may serve what it asks for
+	Answer  string // the one that there is to all of it; "": the edge may end a connection, or say several things
 }
 
 // All are the floods for an edge, in the order in which they are written down.
 func All(e *Edge) (all []Flood) {
 	for _, f := range slices.Concat(overHTTP1, overTLS, overHTTP2, overHTTP3) {
-		if !f.lines || e.Lines != "" {
+		if (!f.lines || e.Lines != "") && (!f.few || e.Few != "") {
 			all = append(all, f)
 		}
 	}
@@ -94,6 +100,18 @@ func (t *Tally) Answers() string {
 		out = append(out, fmt.Sprintf("%s × %d", name, t.came[name]))
 	}
 	return strings.Join(out, ", ")
+}
+
+// Others is how often the edge said anything else.
+func (t *Tally) Others(answer string) (n int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for said, times := range t.came {
+		if said != answer {
+			n += times
+		}
+	}
+	return n
 }
 
 // Said is how often the edge said so.
@@ -151,6 +169,18 @@ func (e *Edge) stranger() string {
 	}
 	return key.Reveal()
 }
+
+// atFew has do flood the API that has few routes.
+func atFew(do func(context.Context, *Edge, *Tally)) func(context.Context, *Edge, *Tally) {
+	return func(ctx context.Context, e *Edge, t *Tally) {
+		few := *e
+		few.Host = e.Few
+		do(ctx, &few, t)
+	}
+}
+
+// astray is a path that no route of Few has, and that nobody has asked for.
+func astray() string { return Nowhere + rand.Text() }
 
 func pause(ctx context.Context, d time.Duration) {
 	select {

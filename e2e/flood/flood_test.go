@@ -33,7 +33,7 @@ func TestFloods_SendAndEnd(t *testing.T) {
 	three := &http3.Server{Handler: answer, TLSConfig: http3.ConfigureTLSConfig(&tls.Config{Certificates: secure.TLS.Certificates})}
 	go three.Serve(udp)
 	defer three.Close()
-	e := &Edge{HTTP: clear.Listener.Addr().String(), HTTPS: secure.Listener.Addr().String(), H3: udp.LocalAddr().String(), Host: "example.com", Zone: "emea", Key: "key", Long: "/long"}
+	e := &Edge{HTTP: clear.Listener.Addr().String(), HTTPS: secure.Listener.Addr().String(), H3: udp.LocalAddr().String(), Host: "example.com", Few: "few.test", Zone: "emea", Key: "key", Long: "/long"}
 	for _, f := range All(e) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		tally, ended := &Tally{came: map[string]int64{}}, make(chan struct{})
@@ -59,6 +59,13 @@ func TestFloods_SendAndEnd(t *testing.T) {
 	if n := len(All(&with)) - len(All(e)); n != 2 {
 		t.Errorf("%d floods need lines", n)
 	}
+	with = *e
+	with.Few = ""
+	if n := len(All(e)) - len(All(&with)); n != 6 {
+		t.Errorf("%d floods need an API of few routes", n)
+	}
+	with = *e
+	with.Lines = "lines.test"
 	for _, f := range All(&with) {
 		if !strings.Contains(f.Name, ": ") || f.Workers < 1 {
 			t.Errorf("flood %q with %d workers", f.Name, f.Workers)

@@ -18,12 +18,18 @@ const (
 )
 
 var overHTTP1 = []Flood{
-	{Name: "HTTP/1.1: requests with keys that nobody has", Workers: askers, do: asks(func(e *Edge, _ int64) string {
+	{Name: "HTTP/1.1: requests with keys that nobody has", Workers: askers, Answer: "401", do: asks(func(e *Edge, _ int64) string {
 		return "GET /v1/x HTTP/1.1\r\nHost: " + e.Host + "\r\nX-API-Key: " + e.stranger() + "\r\n\r\n"
 	})},
-	{Name: "HTTP/1.1: requests to hosts that nobody has", Workers: askers, do: asks(func(e *Edge, n int64) string {
+	{Name: "HTTP/1.1: requests to hosts that nobody has", Workers: askers, Answer: "421", do: asks(func(e *Edge, n int64) string {
 		return fmt.Sprintf("GET / HTTP/1.1\r\nHost: n%d.nobody.test\r\nX-API-Key: %s\r\n\r\n", n, e.Key)
 	})},
+	{Name: "HTTP/1.1: requests to paths that no route has", Workers: askers, few: true, Answer: "404", do: atFew(asks(func(e *Edge, _ int64) string {
+		return "GET " + astray() + " HTTP/1.1\r\nHost: " + e.Host + "\r\nX-API-Key: " + e.Key + "\r\n\r\n"
+	}))},
+	{Name: "HTTP/1.1: requests to paths that no route has, without a key", Workers: askers, few: true, Answer: "404", do: atFew(asks(func(e *Edge, _ int64) string {
+		return "GET " + astray() + " HTTP/1.1\r\nHost: " + e.Host + "\r\n\r\n"
+	}))},
 	{Name: "HTTP/1.1: requests that are malformed", Workers: askers, do: asks(func(e *Edge, _ int64) string {
 		return "GET /v1/x HTTP/1.1\r\nHost: " + e.Host + "\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
 	})},

@@ -22,7 +22,9 @@ type two struct {
 }
 
 var overHTTP2 = []Flood{
-	{Name: "HTTP/2: requests with keys that nobody has", Workers: 8, do: frames(func(c *two) error { return c.ask("GET", "/v1/x", c.e.stranger(), true) }, true)},
+	{Name: "HTTP/2: requests with keys that nobody has", Workers: 8, Answer: "401", do: frames(func(c *two) error { return c.ask("GET", "/v1/x", c.e.stranger(), true) }, true)},
+	{Name: "HTTP/2: requests to paths that no route has", Workers: 8, few: true, Answer: "404", do: atFew(frames(func(c *two) error { return c.ask("GET", astray(), c.e.Key, true) }, true))},
+	{Name: "HTTP/2: requests to paths that no route has, without a key", Workers: 8, few: true, Answer: "404", do: atFew(frames(func(c *two) error { return c.ask("GET", astray(), "", true) }, true))},
 	{Name: "HTTP/2: requests that are taken back", Workers: 8, Served: true, do: frames(func(c *two) error {
 		if err := c.ask("GET", "/v1/x", c.e.Key, true); err != nil {
 			return err
@@ -71,6 +73,9 @@ func (c *two) ask(method, path, key string, whole bool) error {
 	c.n++
 	c.block.Reset()
 	for _, f := range [...][2]string{{":method", method}, {":scheme", "https"}, {":authority", c.e.Host}, {":path", path}, {"x-api-key", key}} {
+		if f[1] == "" {
+			continue
+		}
 		c.enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
 	}
 	return c.WriteHeaders(http2.HeadersFrameParam{StreamID: c.id(), BlockFragment: c.block.Bytes(), EndHeaders: true, EndStream: whole})
@@ -184,6 +189,9 @@ func frames(one func(*two) error, answers bool) func(context.Context, *Edge, *Ta
 			return
 		}
 		defer end()
+		if answers { // whose bodies would fill the connection's 64 KiB, and then the flood would be none
+			c.WriteWindowUpdate(0, 1<<31-1-1<<16)
+		}
 		for ctx.Err() == nil {
 			if answers {
 				select {

@@ -37,17 +37,30 @@ func (c *three) head(method, path, key string) []byte {
 	var block bytes.Buffer
 	enc := qpack.NewEncoder(&block)
 	for _, f := range [...][2]string{{":method", method}, {":scheme", "https"}, {":authority", c.e.Host}, {":path", path}, {"x-api-key", key}} {
+		if f[1] == "" {
+			continue
+		}
 		enc.WriteField(qpack.HeaderField{Name: f[0], Value: f[1]})
 	}
 	return frame(head3, block.Bytes())
 }
 
 var overHTTP3 = []Flood{
-	{Name: "HTTP/3: requests with keys that nobody has", Workers: 16, do: streams(func(ctx context.Context, c *three, s *quic.Stream) error {
+	{Name: "HTTP/3: requests with keys that nobody has", Workers: 16, Answer: "401", do: streams(func(ctx context.Context, c *three, s *quic.Stream) error {
 		s.Write(c.head("GET", "/v1/x", c.e.stranger()))
 		s.Close()
 		return c.answer(ctx, s)
 	})},
+	{Name: "HTTP/3: requests to paths that no route has", Workers: 16, few: true, Answer: "404", do: atFew(streams(func(ctx context.Context, c *three, s *quic.Stream) error {
+		s.Write(c.head("GET", astray(), c.e.Key))
+		s.Close()
+		return c.answer(ctx, s)
+	}))},
+	{Name: "HTTP/3: requests to paths that no route has, without a key", Workers: 16, few: true, Answer: "404", do: atFew(streams(func(ctx context.Context, c *three, s *quic.Stream) error {
+		s.Write(c.head("GET", astray(), ""))
+		s.Close()
+		return c.answer(ctx, s)
+	}))},
 	{Name: "HTTP/3: requests that are taken back", Workers: 8, do: streams(func(_ context.Context, c *three, s *quic.Stream) error {
 		s.Write(c.head("GET", "/v1/x", c.e.Key))
 		s.CancelWrite(0x10c)

@@ -22,6 +22,17 @@ import (
 // roomForFloods is by how much an edge may grow, whatever is done to it.
 const roomForFloods = 256 << 20
 
+// An edge with nothing to ask exchanges once a second with its zone, and the zone's nodes read some 40 KiB a second, of each other
+// and of their edges. While an edge is flooded there may be twice as much of both, by the clock and whatever is asked meanwhile,
+// and a little more, since neither comes evenly: had the zone been asked for each of 5,000 requests a second, which is what the
+// slowest of these floods sends on a quiet machine, it would have read ten times as much.
+const (
+	exchangesMost  = 2 // a second
+	exchangesSpare = 2
+	heardMost      = 2 // times what is heard without a flood
+	heardSpare     = 32 << 10
+)
+
 // TestFloods: whatever is done to an edge, as fast as it can be or as slowly, it serves a client that behaves, stays within its
 // memory and asks its zone nothing for it. `make floods` runs it, and its table is the report.
 func TestFloods(t *testing.T) {
@@ -34,7 +45,7 @@ func TestFloods(t *testing.T) {
 		each = 10 * time.Second
 	}
 	s := harness.Start(t)
-	const lines = "flood-lines.emea.example.test"
+	const lines, few = "flood-lines.emea.example.test", "flood-few.emea.example.test"
 	s.MustCLI("emea", "apply", "-f", writeFile(t, "lines.yaml", `kind: API
 name: flood-lines
 spec:
@@ -45,19 +56,31 @@ spec:
   routes: [{name: all}]
   upstreams: [{region: eu-west, url: "tcp://`+strings.TrimPrefix(s.UpstreamURL("eu-west"), "http://")+`"}]
 ---
+kind: API
+name: flood-few
+spec:
+  zone: emea
+  hosts: [`+few+`]
+  policy: gdpr-emea
+  routes: [{name: some, path_prefix: /v1}]
+  upstreams: [{region: eu-west, url: "`+s.UpstreamURL("eu-west")+`"}]
+---
 kind: Customer
 name: flooder
 spec: {zone: emea, subscriptions: [{plan: unlimited}]}
 `))
 	e := edgeToFlood(s, ordersEMEA, s.Key("emea", "unlimited")) // whose upstream is a process of its own: this one is busy flooding
 	e.Key, e.GuestKey = field(t, s.MustCLI("emea", "key", "create", "--customer", "flooder", "--plan", "unlimited", "-o", "json"), "key"), e.Key
-	e.Lines, e.Long = lines, "/v1/x?bytes=4000000"
-	s.Eventually(time.Minute, "the edge has the API for lines", func() error {
-		conn, err := tls.Dial("tcp", e.HTTPS, &tls.Config{RootCAs: s.Roots(), ServerName: lines})
-		if err != nil {
-			return err
+	e.Lines, e.Few, e.Long = lines, few, "/v1/x?bytes=4000000"
+	s.Eventually(time.Minute, "the edge has the APIs", func() error {
+		for _, host := range []string{lines, few} {
+			conn, err := tls.Dial("tcp", e.HTTPS, &tls.Config{RootCAs: s.Roots(), ServerName: host})
+			if err != nil {
+				return err
+			}
+			conn.Close()
 		}
-		return conn.Close()
+		return nil
 	})
 	floods(t, s, e, each, func(name string, v flood.Visit) {
 		if v.Failed > 0 {
@@ -85,21 +108,33 @@ func floods(t *testing.T, s *harness.Sandbox, e *flood.Edge, each time.Duration,
 		n, _ := s.Metric(s.EdgeOf("eu-west").Admin, "bailiwick_quota_exchanges_total")
 		return int64(n)
 	}
+	heard := func() (bytes int64) {
+		for _, c := range s.Controls {
+			if c.Zone == e.Zone {
+				bytes += taken(t, c.PID)
+			}
+		}
+		return bytes
+	}
 	only := regexp.MustCompile(os.Getenv("BAILIWICK_ONLY"))
 	guest := flood.NewGuest(e)
 	defer guest.Close()
 	alone, cancel := context.WithTimeout(t.Context(), each)
+	began, exchanged, told := time.Now(), exchanges(), heard()
 	v := guest.Run(alone, e) // and all his connections are there
 	cancel()
+	exchanged, told = exchanges()-exchanged, heard()-told
+	idle := float64(told) / time.Since(began).Seconds()
 	var table strings.Builder
-	fmt.Fprintf(&table, "| flood | sent | answers | edge's memory, MiB: before, most, 1 s after | its CPU | exchanges | good requests, failed | p50 | p99 | longest |\n|---|---|---|---|---|---|---|---|---|---|\n")
-	fmt.Fprintf(&table, "| none | | | %d | | | %d, %d | %v | %v | %v |\n", memory(t, pid)>>20, v.Asked, v.Failed, short(v.P50), short(v.P99), short(v.Max))
+	fmt.Fprintf(&table, "| flood | sent | answers | edge's memory, MiB: before, most, 1 s after | its CPU | exchanges | what its zone heard, KiB | good requests, failed | p50 | p99 | longest |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
+	fmt.Fprintf(&table, "| none | | | %d | | %d | %d | %d, %d | %v | %v | %v |\n", memory(t, pid)>>20, exchanged, told>>10, v.Asked, v.Failed, short(v.P50), short(v.P99), short(v.Max))
 	first := memory(t, pid)
 	for _, f := range flood.All(e) {
 		if !only.MatchString(f.Name) {
 			continue
 		}
-		before, most, cpu, exchanged := memory(t, pid), memory(t, pid), processor(t, pid), exchanges()
+		before, most, cpu := memory(t, pid), memory(t, pid), processor(t, pid)
+		began, exchanged, told := time.Now(), exchanges(), heard()
 		ctx, cancel := context.WithTimeout(t.Context(), each)
 		var wg sync.WaitGroup
 		var tally *flood.Tally
@@ -117,17 +152,30 @@ func floods(t *testing.T, s *harness.Sandbox, e *flood.Edge, each time.Duration,
 		})
 		wg.Wait()
 		cancel()
-		cpu, exchanged = processor(t, pid)-cpu, exchanges()-exchanged
+		passed := time.Since(began)
+		cpu, exchanged, told = processor(t, pid)-cpu, exchanges()-exchanged, heard()-told
 		if each > time.Second {
 			time.Sleep(time.Second)
 		}
-		fmt.Fprintf(&table, "| %s | %d | %s | %d, %d, %d | %v | %d | %d, %d | %v | %v | %v |\n", f.Name, tally.Sent(), tally.Answers(), before>>20, most>>20, memory(t, pid)>>20, cpu.Round(time.Millisecond),
-			exchanged, v.Asked, v.Failed, short(v.P50), short(v.P99), short(v.Max))
+		fmt.Fprintf(&table, "| %s | %d | %s | %d, %d, %d | %v | %d | %d | %d, %d | %v | %v | %v |\n", f.Name, tally.Sent(), tally.Answers(), before>>20, most>>20, memory(t, pid)>>20, cpu.Round(time.Millisecond),
+			exchanged, told>>10, v.Asked, v.Failed, short(v.P50), short(v.P99), short(v.Max))
 		if !f.Served && tally.Said("200") > 0 {
 			t.Errorf("%s: %d were served", f.Name, tally.Said("200"))
 		}
 		if grown := most - first; grown > roomForFloods {
 			t.Errorf("%s: the edge grew by %d MiB, want %d at most", f.Name, grown>>20, int64(roomForFloods)>>20)
+		}
+		if f.Answer != "" {
+			if tally.Said(f.Answer) == 0 || tally.Others(f.Answer) > 0 {
+				t.Errorf("%s: the answers are %s, want %s and nothing else", f.Name, tally.Answers(), f.Answer)
+			}
+		}
+		if most := exchangesMost*passed.Seconds() + exchangesSpare; float64(exchanged) > most {
+			t.Errorf("%s: %d exchanges with the zone in %v, want %.0f at most", f.Name, exchanged, passed, most)
+		}
+		// Of what is served and counted the zone hears; of a request that is refused like this it hears nothing.
+		if most := heardMost*idle*passed.Seconds() + heardSpare; f.Answer != "" && float64(told) > most {
+			t.Errorf("%s: the zone's nodes read %d KiB in %v, want %.0f at most", f.Name, told>>10, passed, most/1024)
 		}
 		judge(f.Name, v)
 	}
@@ -159,6 +207,18 @@ func memory(t *testing.T, pid int) (rss int64) {
 		}
 	}
 	return rss
+}
+
+// taken is how many bytes a process has read, of connections over TCP and of files.
+func taken(t *testing.T, pid int) (n int64) {
+	io, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "io"))
+	if err == nil {
+		_, err = fmt.Sscanf(string(io), "rchar: %d", &n)
+	}
+	if err != nil {
+		t.Fatalf("what a control node has read: %v", err)
+	}
+	return n
 }
 
 // processor is the time that a process has used.
