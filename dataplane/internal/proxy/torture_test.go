@@ -44,7 +44,8 @@ type marks struct {
 	finals map[[16]byte]int
 	served map[[16]byte]bool
 	asked  map[[16]byte]bool
-	wild   int // requests at an upstream that carry no id
+	spoke  map[string]int // requests at upstreams, by what was spoken
+	wild   int            // requests at an upstream that carry no id
 }
 
 func (m *marks) Append(r *usage.Row) error {
@@ -73,7 +74,7 @@ func (m *marks) saw(w http.ResponseWriter, r *http.Request) {
 		m.asked[[16]byte(raw)] = true
 	}
 	m.mu.Unlock()
-	io.WriteString(w, "ok")
+	m.serve(w, r)
 }
 
 // law is what must hold: whatever an upstream saw has one row, and whatever is counted as served an upstream saw.
@@ -227,12 +228,15 @@ func TestTorture(t *testing.T) {
 		seed = rand.Uint64()
 	}
 	t.Logf("-torture %d -torture-seed %d", *tortureStreams, seed)
-	m := &marks{finals: map[[16]byte]int{}, served: map[[16]byte]bool{}, asked: map[[16]byte]bool{}}
+	m := &marks{finals: map[[16]byte]int{}, served: map[[16]byte]bool{}, asked: map[[16]byte]bool{}, spoke: map[string]int{}}
 	w := newWorld(t, func(c *proxy.Config) { // a starved machine makes no upstream look dead: what does is the streams' doing
 		patient(c)
 		c.Meter = m
 	})
-	for _, u := range []*upstream{w.west.up, w.central.up} {
+	for _, r := range []*region{w.west, w.central} {
+		r.orders = tortured
+		r.tables.Swap(w.view(r, true))
+		u := r.up
 		u.does(func(rw http.ResponseWriter, r *http.Request) {
 			u.mu.Lock()
 			clear(u.bodies) // it keeps them for other tests
@@ -267,12 +271,12 @@ func TestTorture(t *testing.T) {
 		seeds [][]byte
 		throw func(r *rand.Rand, b []byte)
 	}{
-		{"HTTP/1.1", streamsOfHTTP1(w.key), func(_ *rand.Rand, b []byte) {
+		{"HTTP/1.1", append(streamsOfHTTP1(w.key), callsOfHTTP1(w.key)...), func(_ *rand.Rand, b []byte) {
 			if conn := dialed(w.west.server.Listener.Addr().String()); conn != nil {
 				converse(conn, append(b, "GET /last HTTP/1.1\r\nHost: nobody.test\r\nConnection: close\r\n\r\n"...), nil)
 			}
 		}},
-		{"TLS", append(streamsOfHTTP1(w.key), clientHello(t)), func(r *rand.Rand, b []byte) {
+		{"TLS", append(append(streamsOfHTTP1(w.key), callsOfHTTP1(w.key)...), clientHello(t)), func(r *rand.Rand, b []byte) {
 			conn := dialed(at)
 			if conn == nil {
 				return
@@ -283,7 +287,7 @@ func TestTorture(t *testing.T) {
 			}
 			converse(tls.Client(conn, speaks("http/1.1")), append(b, "GET /last HTTP/1.1\r\nHost: nobody.test\r\nConnection: close\r\n\r\n"...), nil)
 		}},
-		{"HTTP/2", streamsOfHTTP2(w.key), func(_ *rand.Rand, b []byte) {
+		{"HTTP/2", append(streamsOfHTTP2(w.key), callsOfHTTP2(w.key)...), func(_ *rand.Rand, b []byte) {
 			if conn := dialed(at); conn != nil {
 				ping := []byte("\x00\x00\x08\x06\x00\x00\x00\x00\x00torture!")
 				converse(tls.Client(conn, speaks("h2")), append(append([]byte(http2.ClientPreface), b...), ping...), []byte("torture!"))
@@ -295,7 +299,7 @@ func TestTorture(t *testing.T) {
 		})
 	}
 	t.Run("HTTP/3", func(t *testing.T) {
-		torture(t, w, m, seed, streamsOfHTTP3(w.key), func() (func(*rand.Rand, []byte), func()) {
+		torture(t, w, m, seed, append(streamsOfHTTP3(w.key), callsOfHTTP3(w.key)...), func() (func(*rand.Rand, []byte), func()) {
 			var conn *quic.Conn
 			drop := func() {
 				if conn != nil {
@@ -346,7 +350,12 @@ func TestTorture(t *testing.T) {
 	var mem runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&mem)
-	t.Logf("%d requests at upstreams, %d rows; %d MiB in use, %d goroutines", len(m.asked), len(m.finals), mem.HeapInuse>>20, runtime.NumGoroutine())
+	t.Logf("%d requests at upstreams, %d rows; of them %v; %d MiB in use, %d goroutines", len(m.asked), len(m.finals), m.spoke, mem.HeapInuse>>20, runtime.NumGoroutine())
+	for _, protocol := range spoken {
+		if m.spoke[protocol] == 0 {
+			t.Errorf("nothing of %s came through: the streams prove nothing about it", protocol)
+		}
+	}
 	if mem.HeapInuse > 512<<20 {
 		t.Errorf("%d MiB are in use after it", mem.HeapInuse>>20)
 	}
