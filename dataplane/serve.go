@@ -56,6 +56,7 @@ func (e *Edge) serve(ctx context.Context) error {
 		})
 	}
 	drain.Go(func() { e.servers.H3.End(grace) })
+	drain.Go(func() { e.inbound.Drain(grace) }) // what other regions' clients have asked has the same time
 	drain.Wait()
 	e.h3.Close()
 	wg.Wait()

@@ -502,9 +502,19 @@ func (x *exchange) heard(ctx context.Context, sent ending, resp *http.Response, 
 	}
 }
 
-// relay sends to another region.
+// relay sends to another region. Where the edge that is asked leaves, the next one there is, or its next process.
 func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result) {
 	x.abroad.Store(true)
+	if x.relayTo(ctx, c, res) && !x.gone() {
+		if x.body.shut(); x.body.fresh() {
+			res.err, res.sent = nil, false
+			x.relayTo(ctx, c, res)
+		}
+	}
+}
+
+// relayTo makes one attempt. leaves: the edge that was asked takes no more, and has sent nothing on.
+func (x *exchange) relayTo(ctx context.Context, c failover.Candidate, res *result) (leaves bool) {
 	f := relay.Forward{Class: x.v.Class.String(), API: x.v.API, Route: x.v.Route, To: c.To, RequestID: x.name(), Once: !idempotent(x.r.Method),
 		Method: x.r.Method, URL: x.r.URL, Host: x.header.Get("X-Forwarded-Host"), Header: x.under(res, x.unasked())}
 	if x.body != nil {
@@ -530,7 +540,7 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 		if pipe != nil {
 			x.streamed(res, pipe)
 		}
-		return
+		return false
 	}
 	if pipe != nil {
 		pipe.CloseWithError(err)
@@ -545,10 +555,13 @@ func (x *exchange) relay(ctx context.Context, c failover.Candidate, res *result)
 		case x.gone() || x.hurried() || x.body.unsent():
 			// Its fault, not the region's: one who breaks off his bodies must not take it from all others.
 			res.client = true
+		case e.Leaving:
+			return true
 		case e.Down:
 			x.p.router.PeerBad(c.To, &x.v.API.API, 500*time.Millisecond)
 		case e.Unreachable:
 			x.p.router.PeerBad(c.To, nil, time.Second)
 		}
 	}
+	return false
 }

@@ -26,7 +26,8 @@ import (
 // socketAsk is a request that asks for a WebSocket; err: in a way that cannot be granted.
 type socketAsk struct {
 	websocket.Offer
-	err error
+	err     error
+	leaving <-chan struct{} // of one that another region sends: relay.Inbound.Leaving
 }
 
 // askSocket reads what a request asks beside what it asks of HTTP; nil: no WebSocket.
@@ -217,8 +218,10 @@ func (x *exchange) join(res *result) {
 			return
 		}
 		cfg.Client, cfg.MaxMessage = leg, maxRelayedMessage // the edge that counts it bounds it
-		_, over := x.p.live(x.call, x.call.lasts(), nil, res.place.Target, nil, stop)
+		life, over := x.p.live(x.call, x.call.lasts(), nil, res.place.Target, nil, stop)
 		defer over()
+		cfg.Orders = life.orders
+		defer context.AfterFunc(closedContext(stopped, x.socket.leaving), func() { life.end(websocket.CloseAway, edgeGoes) })()
 	} else {
 		taker, ok := x.w.(interface{ takeOver(head []byte) *connLeg })
 		if !ok {
@@ -237,7 +240,7 @@ func (x *exchange) join(res *result) {
 		if d := x.v.Route.Deadline; d > 0 {
 			defer time.AfterFunc(x.left(d), func() { life.end(websocket.CloseAway, "its time is over") }).Stop()
 		}
-		defer context.AfterFunc(closedContext(stopped, client.leaving()), func() { life.end(websocket.CloseAway, "the edge goes away: connect anew") })()
+		defer context.AfterFunc(closedContext(stopped, client.leaving()), func() { life.end(websocket.CloseAway, edgeGoes) })()
 	}
 	x.stand() // the seat is for requests; connections that last have places of their own
 	end := websocket.Join(ctx, cfg)
@@ -248,6 +251,8 @@ func (x *exchange) join(res *result) {
 	}
 	x.tab.close(outcome)
 }
+
+const edgeGoes = "the edge goes away: connect anew"
 
 // full refuses a connection that lasts for want of room.
 func (x *exchange) full() {

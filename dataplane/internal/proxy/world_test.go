@@ -292,6 +292,8 @@ type region struct {
 	tables   *policy.Holder
 	proxy    *proxy.Proxy
 	client   *relay.Client
+	inbound  *relay.Server
+	succeed  func() // has another process take the place of the one that takes relays here, once that is drained
 	meter    *meter
 	evidence *evidence
 	server   *front
@@ -474,14 +476,25 @@ func newWorld(t testing.TB, mod func(*proxy.Config)) *world {
 			if r.proxy, err = proxy.New(cfg); err != nil {
 				t.Fatal(err)
 			}
-			srv, err := relay.NewServer(relay.ServerConfig{Identity: source, Tables: r.tables, Leave: grants, Local: r.proxy, Evidence: r.evidence, Sentinel: guard, Logger: log})
-			if err != nil {
+			inbound := relay.ServerConfig{Identity: source, Tables: r.tables, Leave: grants, Local: r.proxy, Evidence: r.evidence, Sentinel: guard, Logger: log}
+			if r.inbound, err = relay.NewServer(inbound); err != nil {
 				t.Fatal(err)
+			}
+			r.succeed = func() {
+				srv, err := relay.NewServer(inbound)
+				if err != nil {
+					t.Fatal(err)
+				}
+				l, err := net.Listen("tcp", r.addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				wg.Go(func() { srv.Serve(ctx, l) })
 			}
 			wg.Go(func() { mon.Run(ctx) })
 			wg.Go(func() { grants.Run(ctx) })
 			wg.Go(func() { r.client.Run(ctx) })
-			wg.Go(func() { srv.Serve(ctx, l) })
+			wg.Go(func() { r.inbound.Serve(ctx, l) })
 			r.server = newFront(t, r.proxy)
 			t.Cleanup(r.server.Close)
 			t.Cleanup(ups.CloseIdle)

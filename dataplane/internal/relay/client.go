@@ -202,13 +202,17 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		rule := ruleOf(resp.Header.Get(HeaderRefused))
 		// A rule that refuses one request refuses the next one of its API too, unless it is about the request's own form.
 		down := resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(HeaderBlameless) == "" || rule != "" && rule != RuleMalformed
+		leaving := resp.Header.Get(HeaderLeaving) != ""
+		if leaving {
+			s.leave(conn)
+		}
 		resp.Body.Close()
 		end()
 		if rule != "" {
 			c.log.refuse(rule, c.from, f.To, f.RequestID)
 			c.cfg.Logger.Warn("peer refused a relay", "rule", rule, "to", f.To, "grant", grant.ID)
 		}
-		return nil, &Error{Rule: rule, To: f.To, Down: down, Err: errors.New("peer sent it to no upstream")}
+		return nil, &Error{Rule: rule, To: f.To, Down: down && !leaving, Leaving: leaving, Err: errors.New("peer sent it to no upstream")}
 	}
 	if resp.Header.Get(HeaderServed) == "" { // the peer's own answer: its upstream got the request and gave none
 		blameless := resp.Header.Get(HeaderBlameless) != "" || resp.StatusCode < 500

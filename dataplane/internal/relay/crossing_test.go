@@ -20,7 +20,7 @@ import (
 // permits to cross; nothing else may, and no free text does.
 var crosses = map[string]string{
 	"HeaderAPI": "catalogue id", "HeaderRoute": "catalogue id", "HeaderGrant": "the grant below", "HeaderIncarnation": "random", "HeaderPing": "constant", "HeaderHome": "catalogue id",
-	"HeaderRequestID": "random", "HeaderServed": "catalogue id", "HeaderRefused": "enum: rules of refusal", "HeaderUnsent": "constant", "HeaderBlameless": "constant", "HeaderBounded": "random", "HeaderAwait": "random, as HeaderRequestID",
+	"HeaderRequestID": "random", "HeaderServed": "catalogue id", "HeaderRefused": "enum: rules of refusal", "HeaderUnsent": "constant", "HeaderLeaving": "constant", "HeaderBlameless": "constant", "HeaderBounded": "random", "HeaderAwait": "random, as HeaderRequestID",
 
 	"HeaderStream": "enum: what is asked for in place of an answer", "HeaderClass": "enum: priority classes; another word is the usual one",
 

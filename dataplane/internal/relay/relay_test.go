@@ -121,13 +121,14 @@ type local struct {
 	says string        // by which rule it refuses, in its own words; "": it serves
 	wait chan struct{} // if set: answer the headers, then wait for it or for the end of the request
 	mum  bool          // wait before the headers
+	late time.Duration // work for so long before the headers
 	cut  chan error
 }
 
 func (l *local) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.Inbound) {
 	l.mu.Lock()
 	l.seen = append(l.seen, in)
-	wait, says, mum := l.wait, l.says, l.mum
+	wait, says, mum, late := l.wait, l.says, l.mum, l.late
 	l.mu.Unlock()
 	if says != "" {
 		w.Header().Set(relay.HeaderUnsent, "1")
@@ -146,6 +147,12 @@ func (l *local) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 	l.mu.Unlock()
 	if mum {
 		<-r.Context().Done()
+		l.cut <- context.Cause(r.Context())
+		panic(http.ErrAbortHandler)
+	}
+	select {
+	case <-time.After(late):
+	case <-r.Context().Done():
 		l.cut <- context.Cause(r.Context())
 		panic(http.ErrAbortHandler)
 	}
@@ -179,6 +186,7 @@ type border struct {
 	sentinel         *sentinel.Sentinel
 	arrivals         *sentinel.Sentinel // of the receiver
 	server           *relay.Server
+	there            relay.ServerConfig // the server's
 	local            *local
 	evidence         *evidence
 	refused          *evidence // of the receiver
@@ -294,7 +302,8 @@ func newBorderOver(t testing.TB, truth, truthThere *policy.Holder, l net.Listene
 	if b.arrivals, err = sentinel.New(sentinel.Config{Tables: truthThere, Zone: "emea", Region: "eu-central", Edge: "eu-central-edge-1", Logger: slog.New(slog.NewTextHandler(&b.said, nil))}); err != nil {
 		t.Fatal(err)
 	}
-	if b.server, err = relay.NewServer(relay.ServerConfig{Identity: b.centre, Tables: b.central, Leave: b, Local: b.local, Evidence: b.refused, Sentinel: b.arrivals, Logger: log}); err != nil {
+	b.there = relay.ServerConfig{Identity: b.centre, Tables: b.central, Leave: b, Local: b.local, Evidence: b.refused, Sentinel: b.arrivals, Logger: log}
+	if b.server, err = relay.NewServer(b.there); err != nil {
 		t.Fatal(err)
 	}
 	grants, err := failover.NewGrants(failover.GrantsConfig{Requester: b, Tables: b.west, Self: b.westEdge.Name(), Logger: log})
@@ -324,8 +333,12 @@ func (b *border) do(ctx context.Context, body io.Reader) (*http.Response, error)
 	if body != nil {
 		length = -1
 	}
-	return b.client.Do(ctx, relay.Forward{API: b.west.Load().API("orders.test"), To: "eu-central", RequestID: "id-1", Method: "POST", Once: true,
-		URL: &url.URL{Path: "/v1/x", RawQuery: "a=b"}, Host: "orders.test", Header: http.Header{"X-Mine": {"1"}}, Body: body, ContentLength: length})
+	return b.client.Do(ctx, b.forward(body, length))
+}
+
+func (b *border) forward(body io.Reader, length int64) relay.Forward {
+	return relay.Forward{API: b.west.Load().API("orders.test"), To: "eu-central", RequestID: "id-1", Method: "POST", Once: true,
+		URL: &url.URL{Path: "/v1/x", RawQuery: "a=b"}, Host: "orders.test", Header: http.Header{"X-Mine": {"1"}}, Body: body, ContentLength: length}
 }
 
 func rule(err error) string {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -31,9 +32,10 @@ type Inbound struct {
 	From      string        // the home region, from the peer's certificate
 	GrantID   string
 	RequestID string
-	Class     string // as in Forward
-	Stream    string // likewise
-	LetGo     func() // is called once nothing works on the request any more, also behind its answer's end; nil: nobody asks
+	Class     string          // as in Forward
+	Stream    string          // likewise
+	Leaving   <-chan struct{} // closed when this edge takes no more relays; nil: it stays
+	LetGo     func()          // is called once nothing works on the request any more, also behind its answer's end; nil: nobody asks
 }
 
 // Local sends a relayed request to this region's own upstream, and nowhere else. Internal headers are already
@@ -67,13 +69,15 @@ type Arrivals interface {
 
 // Server takes relays from other regions' edges.
 type Server struct {
-	cfg   ServerConfig
-	self  identity.Name
-	log   *ledger
-	ages  ages
-	waits waits
+	cfg     ServerConfig
+	self    identity.Name
+	log     *ledger
+	ages    ages
+	waits   waits
+	leaving chan struct{} // closed once no relay is taken any more
 
-	mu      sync.Mutex // covers the maps; held for no I/O
+	mu      sync.Mutex // covers all below; held for no I/O
+	left    bool       // leaving is closed: no flight is entered after it
 	flights map[*flight]struct{}
 	conns   map[net.Conn]identity.Name
 }
@@ -83,12 +87,15 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Identity == nil || cfg.Tables == nil || cfg.Leave == nil || cfg.Local == nil || cfg.Evidence == nil || cfg.Sentinel == nil || cfg.Logger == nil {
 		return nil, errors.New("relay: a server needs Identity, Tables, Leave, Local, Evidence, Sentinel and Logger")
 	}
-	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(cfg.Evidence), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
+	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(cfg.Evidence), leaving: make(chan struct{}), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
 }
 
 type connKey struct{}
 
-// Serve takes relays from l until ctx ends, then cuts what is left after two seconds.
+// endTime is how long what was cut, or not drained, has to end.
+const endTime = 2 * time.Second
+
+// Serve takes relays from l until it is drained or ctx ends, and returns when ctx has: what is left then is cut after endTime.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	var protocols http.Protocols
 	protocols.SetHTTP2(true)
@@ -116,19 +123,63 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.enforceUntil(ctx) })
 	wg.Go(func() {
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		select {
+		case <-s.leaving: // sessions stay, so that whoever asks over one is told
+			l.Close()
+			<-ctx.Done()
+		case <-ctx.Done():
+		}
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
 		defer cancel()
 		if srv.Shutdown(grace) != nil {
 			srv.Close()
 		}
 	})
 	err := srv.ServeTLS(l, "", "")
+	select {
+	case <-s.leaving:
+		<-ctx.Done()
+	default:
+	}
 	if ctx.Err() != nil {
 		wg.Wait()
 		return nil
 	}
 	return err
+}
+
+// Drain takes no more relays: whoever asks hears that no upstream got it, and that this edge leaves; who dials finds nobody, or
+// the next process. It returns when those under way have ended, and cuts what has not when ctx ends. Serve goes on until its own
+// ctx ends.
+func (s *Server) Drain(ctx context.Context) {
+	s.mu.Lock()
+	if !s.left {
+		s.left = true
+		close(s.leaving)
+	}
+	s.mu.Unlock()
+	for wait := time.Millisecond; s.InFlight() > 0; wait = min(2*wait, 100*time.Millisecond) {
+		select {
+		case <-ctx.Done():
+			s.mu.Lock()
+			cut := slices.Collect(maps.Keys(s.flights))
+			s.mu.Unlock()
+			for _, f := range cut {
+				f.cut()
+			}
+			return
+		case <-time.After(wait):
+		}
+	}
+}
+
+// leaves tells a peer that no relay is taken any more.
+func (s *Server) leaves(w http.ResponseWriter) {
+	h := w.Header()
+	h.Set(HeaderLeaving, "1")
+	h.Set(HeaderUnsent, "1")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusServiceUnavailable)
 }
 
 // allow is asked in the handshake: a stranger does not even get to speak HTTP.
@@ -169,11 +220,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get(HeaderPing) != "" {
 		if id := r.Header.Get(HeaderAwait); id != "" {
 			s.waits.await(r.Context(), waitKey{peer.Node, id, attemptOf(r.Header)})
+		} else if s.gone() {
+			s.leaves(w)
+			return
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
 	in, g, policyName, rule, err := s.admit(t, peer, r)
+	in.Leaving = s.leaving
 	if rule != "" {
 		s.refuse(w, r, rule, peer, err)
 		return
@@ -198,6 +253,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		rc.SetReadDeadline(past)
 	}}
 	s.mu.Lock()
+	if s.left {
+		s.mu.Unlock()
+		s.leaves(w)
+		return
+	}
 	s.flights[f] = struct{}{}
 	s.mu.Unlock()
 	defer func() {
@@ -361,6 +421,12 @@ func (s *Server) CutPairs() []string { return s.log.takeCuts() }
 
 // Refusals is how many there were since the start.
 func (s *Server) Refusals() int64 { return s.log.refused.Load() }
+
+func (s *Server) gone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left
+}
 
 // InFlight is how many relays are under way.
 func (s *Server) InFlight() int {

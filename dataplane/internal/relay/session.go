@@ -25,9 +25,10 @@ type sessionKey struct{ to, node, addr string }
 type session struct {
 	key      sessionKey
 	dialing  chan struct{} // a lock one can give up waiting for: held while dialling
-	mu       sync.Mutex    // covers conn, spoke, cert, raws and closed
+	mu       sync.Mutex    // covers conn, spoke, left, cert, raws and closed
 	conn     *http.ClientConn
 	spoke    bool              // something was answered over conn
+	left     bool              // its peer has said that it leaves: it takes no more
 	cert     *x509.Certificate // that conn's peer showed
 	raws     []*heardConn      // conn's, and those of connections that were full or told to go away and still drain
 	closed   bool
@@ -35,7 +36,10 @@ type session struct {
 	start    time.Time
 }
 
-var errSessionClosed = errors.New("session is closed")
+var (
+	errSessionClosed = errors.New("session is closed")
+	errLeaving       = errors.New("peer takes no more relays")
+)
 
 // session gives a usable session to a peer of the grant, dialling where there is none. With once the peer
 // has answered something within the last milliseconds.
@@ -53,7 +57,9 @@ func (c *Client) session(ctx context.Context, policyName string, grant *grant.Gr
 		c.mu.Unlock()
 		err := c.ready(ctx, s, policyName, checked)
 		if err == nil && once && s.silence() > c.cfg.ProofFor {
-			err = s.ping(ctx, c.cfg.PingWait)
+			if err = s.ping(ctx, c.cfg.PingWait); errors.Is(err, errLeaving) { // its next process may be there, or will in a moment
+				err = c.ready(ctx, s, policyName, checked)
+			}
 		}
 		if err == nil {
 			return s, nil
@@ -72,7 +78,7 @@ func (c *Client) session(ctx context.Context, policyName string, grant *grant.Gr
 func (s *session) usable() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conn != nil && s.conn.Err() == nil && s.conn.Available() > 0
+	return s.conn != nil && !s.left && s.conn.Err() == nil && s.conn.Available() > 0
 }
 
 func dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -145,9 +151,16 @@ func (c *Client) ready(ctx context.Context, s *session, policyName string, check
 		return errSessionClosed
 	}
 	s.raws = slices.DeleteFunc(s.raws, func(c *heardConn) bool { return c.dead.Load() })
-	s.conn, s.spoke, s.cert, s.raws = conn, false, cert, append(s.raws, raw)
+	s.conn, s.spoke, s.left, s.cert, s.raws = conn, false, false, cert, append(s.raws, raw)
 	s.mu.Unlock()
 	return nil
+}
+
+// leave has whoever comes next dial: the peer takes nothing more over conn. What is under way there goes on.
+func (s *session) leave(conn *http.ClientConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left = s.left || s.conn == conn
 }
 
 // close ends the session for good: its streams end at once.
@@ -204,6 +217,11 @@ func (s *session) ping(ctx context.Context, wait time.Duration) error {
 	conn := s.conn
 	s.mu.Unlock()
 	resp, err := conn.RoundTrip(req)
+	if err == nil && resp.Header.Get(HeaderLeaving) != "" {
+		resp.Body.Close()
+		s.leave(conn)
+		return errLeaving
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {

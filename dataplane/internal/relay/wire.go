@@ -33,10 +33,11 @@ const (
 	HeaderAwait       = "Bailiwick-Relay-Await"       // of a sign of life: not before that is so, of the request of this id, and of the attempt that HeaderBounded names
 	HeaderHome        = "Bailiwick-Home"              // region that accepted the request
 	HeaderRequestID   = "Bailiwick-Request-Id"
-	HeaderServed      = "Bailiwick-Served"    // region whose upstream answered, for a kept answer when it came; a row of such a one names none
-	HeaderRefused     = "Bailiwick-Refused"   // the rule that forbade it
-	HeaderUnsent      = "Bailiwick-Unsent"    // no upstream got a byte of this request: it may be sent elsewhere
-	HeaderBlameless   = "Bailiwick-Blameless" // no upstream answered, and that says nothing of the region: the client's doing, or for want of room
+	HeaderServed      = "Bailiwick-Served"        // region whose upstream answered, for a kept answer when it came; a row of such a one names none
+	HeaderRefused     = "Bailiwick-Refused"       // the rule that forbade it
+	HeaderUnsent      = "Bailiwick-Unsent"        // no upstream got a byte of this request: it may be sent elsewhere
+	HeaderLeaving     = "Bailiwick-Relay-Leaving" // likewise, and this edge takes no more: another of the region may, or its next process
+	HeaderBlameless   = "Bailiwick-Blameless"     // no upstream answered, and that says nothing of the region: the client's doing, or for want of room
 	Prefix            = "Bailiwick-"
 )
 
@@ -173,7 +174,9 @@ type Error struct {
 	// Unreachable says that no edge of the region answers; Down that one did, and that it serves nobody of this API now:
 	// its upstream is down, or a rule there forbids it.
 	Unreachable, Down bool
-	Err               error
+	// Leaving says that the edge which was asked takes no more relays, and that the next one is sent to another, or to its successor.
+	Leaving bool
+	Err     error
 
 	back *takenBack // nil: nobody asked for it, or it was not taken back
 }
