@@ -162,7 +162,7 @@ func discovered(api *table.API, base string) string {
 	if _, err := netip.ParseAddr(u.Hostname()); err == nil {
 		return ""
 	}
-	return u.Hostname()
+	return upstream.Host(u)
 }
 
 func (m *Monitor) make(api *table.API, at upstream.Place) *Target {

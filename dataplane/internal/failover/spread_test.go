@@ -589,6 +589,23 @@ func TestRouter_EachAddressOfANameIsATarget(t *testing.T) {
 	})
 }
 
+// A name in another script is resolved as it is dialled and verified, in ASCII: no resolver takes the other form.
+func TestRouter_DiscoversANameOfAnotherScript(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &book{addrs: map[string][]netip.Addr{}, changed: make(chan struct{})}
+		r := newRig(t, table.API{Targets: []string{"http://bestellungen.bücher.test:8080"}, Dispatch: table.Dispatch{Discovery: "dns"}}, b)
+		synctest.Wait()
+		if !slices.Equal(b.wanted, []string{"bestellungen.xn--bcher-kva.test"}) {
+			t.Errorf("names asked for: %v, want it in ASCII", b.wanted)
+		}
+		b.set("bestellungen.xn--bcher-kva.test", "192.0.2.1")
+		time.Sleep(time.Second)
+		if where, _ := r.next(nil); where != "192.0.2.1" {
+			t.Errorf("the request goes to %s, want the address that was found", where)
+		}
+	})
+}
+
 func TestRouter_HedgesAtHomeWhereTheRouteAsks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, table.API{Targets: three[:2], Dispatch: table.Dispatch{MaxRequests: 1}}, nil)
