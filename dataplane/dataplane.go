@@ -166,6 +166,13 @@ func (c Config) Validate() error {
 		return fmt.Errorf("edge: DNS.Ramp is %s; at least 0 and at most 1h", c.DNS.Ramp)
 	case c.BusyPoll < 0 || c.BusyPoll > time.Millisecond:
 		return fmt.Errorf("edge: BusyPoll is %s; at least 0 and at most 1ms", c.BusyPoll)
+	case c.QuotaWait < 0 || c.QuotaWait > 10*time.Second:
+		return fmt.Errorf("edge: QuotaWait is %s; at least 0 and at most 10s", c.QuotaWait)
+	case c.OnSpoolError != "" && c.OnSpoolError != proxy.RefuseNew && c.OnSpoolError != proxy.ServeUnbilled:
+		return fmt.Errorf("edge: OnSpoolError is %q; %s or %s", c.OnSpoolError, proxy.RefuseNew, proxy.ServeUnbilled)
+	}
+	if err := (detail.Config{Dir: c.Dir, Edge: c.Name, Budget: c.DetailBytes}).Validate(); err != nil {
+		return err
 	}
 	if c.Pprof != "" {
 		return profile.Check(c.Pprof)
@@ -205,6 +212,8 @@ type Edge struct {
 	tokens   *token.Verifier
 	proxy    *proxy.Proxy
 	dialer   *upstream.Dialer
+	allow    []netip.Prefix // besides public addresses
+	foreign  []netip.Prefix // likewise, of other zones' APIs
 	ups      *proxy.Upstreams
 	names    *upstream.Names
 	cache    *cache.Cache
@@ -301,22 +310,11 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	allow, err := upstream.ParseAllow(e.cfg.UpstreamAllow)
-	if err != nil {
-		return err
-	}
-	foreign, err := upstream.ParseAllow(e.cfg.UpstreamAllowForeign)
-	if err != nil {
-		return err
-	}
-	if e.cfg.AllowLoopbackUpstreams {
-		allow, foreign = append(allow, upstream.Loopback()...), append(foreign, upstream.Loopback()...)
-	}
 	networks := func() []netip.Prefix { return e.tables.Load().UpstreamNetworks() }
-	if e.names, err = upstream.NewNames(upstream.NamesConfig{Allow: allow, Networks: networks, Refresh: e.cfg.UpstreamRefresh, Logger: e.log}); err != nil {
+	if e.names, err = upstream.NewNames(upstream.NamesConfig{Allow: e.allow, Networks: networks, Refresh: e.cfg.UpstreamRefresh, Logger: e.log}); err != nil {
 		return err
 	}
-	e.dialer = upstream.NewDialer(upstream.Config{Allow: allow, AllowForeign: foreign, Networks: networks, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})
+	e.dialer = upstream.NewDialer(upstream.Config{Allow: e.allow, AllowForeign: e.foreign, Networks: networks, Permit: e.sentinel.Upstream, Certs: upstream.NewCerts(e.cfg.UpstreamCerts)})
 	e.ups = proxy.NewUpstreams(proxy.UpstreamConfig{Dialer: e.dialer})
 	if e.monitor, err = failover.New(failover.Config{Tables: e.tables, Prober: e.ups, Names: e.names, Left: e.ups.Left, Places: e.cfg.MaxInFlight, Logger: e.log}); err != nil {
 		return err
@@ -330,25 +328,11 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	if e.tls, err = e.newTLS(); err != nil {
-		return err
-	}
 	e.quotas, err = quota.New(quota.Config{Leader: e.newLessor(), Epoch: e.spool.Stats().Epoch, Pending: e.pendingEpochs, Wait: e.cfg.QuotaWait, Beat: e.beat, Logger: e.log})
 	if err != nil {
 		return err
 	}
-	if e.cache, err = cache.New(e.cfg.CacheBytes); err != nil {
-		return err
-	}
 	if e.tokens, err = token.New(token.Config{Tables: e.tables, Client: e.dialer.Fetches(), Logger: e.log}); err != nil {
-		return err
-	}
-	if e.cfg.AccessLog != "" {
-		if e.access, err = accesslog.New(accesslog.Config{Path: e.cfg.AccessLog, Sample: e.cfg.AccessLogSample, MaxBytes: e.cfg.AccessLogBytes, Logger: e.log}); err != nil {
-			return err
-		}
-	}
-	if e.traces, err = e.newTraces(); err != nil {
 		return err
 	}
 	signer, err := attest.New(e.self.Zone, e.self.Region, e.state.Pepper)
@@ -369,7 +353,8 @@ func (e *Edge) openPath() (err error) {
 	}
 	e.servers = proxy.NewServers(proxy.ServersConfig{Handler: e.proxy, MaxConnections: e.cfg.MaxConnections, MaxPerAddress: e.cfg.MaxPerAddress, BusyPoll: e.cfg.BusyPoll, TLS: e.tls.TLSConfig(), NoH3: func() bool { return e.tables.Load().Off("http3") }, ResetKey: e.resetKey(), Logger: e.log})
 	e.servers.HTTP.Handler = e.tls.HTTPHandler(e.proxy) // answers ACME's HTTP-01 challenges, when there are any
-	return e.openDNS()
+	e.observe.Attach(e.servers.HTTPS.Others)
+	return nil
 }
 
 func (e *Edge) runAccessLog(ctx context.Context) error {

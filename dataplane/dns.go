@@ -11,14 +11,13 @@ import (
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 )
 
-// openDNS makes the observer, and the server whose answers follow it.
-func (e *Edge) openDNS() (err error) {
+// newDNS makes the observer, and the server whose answers follow it.
+func (e *Edge) newDNS() (err error) {
 	e.observe, err = observe.New(observe.Config{Identity: e.state.Source, Self: e.self, Tables: e.tables, Logger: e.log,
 		Ready: func() bool { return e.ready() == nil }, Ramp: e.cfg.DNS.Ramp})
 	if err != nil {
 		return err
 	}
-	e.observe.Attach(e.servers.HTTPS.Others)
 	if e.cfg.DNS.Listen == "" {
 		return nil
 	}

@@ -9,7 +9,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/accesslog"
+	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/handover"
+	"bailiwick/dataplane/internal/upstream"
 	"bailiwick/shared/lifecycle"
 )
 
@@ -26,8 +29,8 @@ const (
 	freedTime   = 5 * time.Second // for the system to let go of an ended process's locks
 )
 
-// succeed opens the book of sockets. When this process is to take another's place it has all sockets of that one when it
-// returns, and the other has let go of all else.
+// succeed opens the book of sockets, and has the configuration judged. When this process is to take another's place it has all
+// sockets of that one when it returns, and the other has let go of all else.
 func (e *Edge) succeed(ctx context.Context) error {
 	e.sockets = &handover.Sockets{}
 	if len(e.cfg.Inherit) > 0 {
@@ -40,20 +43,72 @@ func (e *Edge) succeed(ctx context.Context) error {
 	}
 	run := filepath.Join(e.cfg.Dir, "run")
 	e.offer = handover.NewOffer(run, "bailiwick-edge "+e.cfg.Version, e.sockets)
-	if !e.cfg.Takeover {
-		return nil
+	var before *handover.Predecessor
+	if e.cfg.Takeover {
+		var err error
+		if before, err = handover.Ask(ctx, run, e.sockets); err != nil {
+			return err
+		}
 	}
-	before, err := handover.Ask(ctx, run, e.sockets)
-	if err != nil || before == nil {
+	if err := e.judge(); err != nil {
+		if before != nil {
+			before.Stay()
+			e.sockets.Forget()
+			err = fmt.Errorf("%w; %s serves on", err, before.Program)
+		}
 		return err
+	}
+	if before == nil {
+		return nil
 	}
 	began := time.Now()
 	if err := before.Succeed(ctx, succeedTime); err != nil {
 		return err
 	}
-	err = handover.Freed(ctx, freedTime, filepath.Join(run, "lock"), filepath.Join(e.cfg.Dir, "spool", "lock"))
+	err := handover.Freed(ctx, freedTime, filepath.Join(run, "lock"), filepath.Join(e.cfg.Dir, "spool", "lock"))
 	e.log.Info("taking another process's place", "from", before.Program, "waited_for", time.Since(began))
 	return err
+}
+
+// judge makes all that rests on the configuration alone. Who has told another process to end has no way back: whatever may fail
+// and needs nothing that the other holds fails before.
+func (e *Edge) judge() (err error) {
+	if e.allow, err = upstream.ParseAllow(e.cfg.UpstreamAllow); err != nil {
+		return err
+	}
+	if e.foreign, err = upstream.ParseAllow(e.cfg.UpstreamAllowForeign); err != nil {
+		return err
+	}
+	if e.cfg.AllowLoopbackUpstreams {
+		e.allow, e.foreign = append(e.allow, upstream.Loopback()...), append(e.foreign, upstream.Loopback()...)
+	}
+	if e.tls, err = e.newTLS(); err != nil {
+		return err
+	}
+	if e.cache, err = cache.New(e.cfg.CacheBytes); err != nil {
+		return err
+	}
+	if e.cfg.AccessLog != "" {
+		if e.access, err = accesslog.New(accesslog.Config{Path: e.cfg.AccessLog, Sample: e.cfg.AccessLogSample, MaxBytes: e.cfg.AccessLogBytes, Logger: e.log}); err != nil {
+			return err
+		}
+	}
+	if e.traces, err = e.newTraces(); err != nil {
+		return err
+	}
+	if err = e.newDNS(); err != nil {
+		return err
+	}
+	for _, s := range []struct{ network, name, address string }{{"tcp", "https", e.cfg.HTTPS}, {"udp", "h3", e.cfg.HTTPS}, {"tcp", "http", e.cfg.HTTP}, {"tcp", "relay", e.cfg.Relay},
+		{"tcp", "admin", e.cfg.Admin}, {"tcp", "pprof", e.cfg.Pprof}, {"udp", "dns-udp", e.cfg.DNS.Listen}, {"tcp", "dns-tcp", e.cfg.DNS.Listen}} {
+		if s.address == "" {
+			continue
+		}
+		if err := e.sockets.Check(s.network, s.name, s.address); err != nil {
+			return fmt.Errorf("listen as %s: %w", s.name, err)
+		}
+	}
+	return nil
 }
 
 // awaitSuccessor ends this process in favour of another.

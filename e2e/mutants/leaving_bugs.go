@@ -27,4 +27,17 @@ var leavingBugs = []bug{
 	{name: "websocket-unheard-of-leaving", breaks: "a WebSocket through another region hears that the edge there goes",
 		edits:  []edit{{proxyPkg + "/path.go", "&socketAsk{leaving: in.Leaving}", "&socketAsk{}"}},
 		checks: []check{{proxyPkg, "TestSocket_HearsThatTheOtherRegionsEdgeGoes"}}},
+
+	{name: "place-taken-before-it-is-judged", breaks: "who cannot serve by his configuration ends nobody who serves",
+		edits:  []edit{{"dataplane/succession.go", "if err := e.judge(); err != nil {", "if err := e.judge(); err != nil && before == nil {"}},
+		checks: []check{{"dataplane", "TestEdge_ASuccessorThatCannotServeEndsNobody"}}},
+	{name: "address-unjudged", breaks: "nor who cannot listen where he is told to",
+		edits:  []edit{{"dataplane/succession.go", "e.sockets.Check(s.network, s.name, s.address); err != nil {", "e.sockets.Check(s.network, s.name, s.address); false && err != nil {"}},
+		checks: []check{{"dataplane", "TestEdge_ASuccessorThatCannotServeEndsNobody"}}},
+	{name: "address-of-the-one-before-is-taken", breaks: "an address that the process before holds is no hindrance",
+		edits:  []edit{{"dataplane/internal/handover/sockets.go", "errors.Is(err, syscall.EADDRINUSE) {", "errors.Is(err, syscall.EADDRINUSE) && false {"}},
+		checks: []check{{"dataplane/internal/handover", "TestSockets_CheckFindsWhatCannotBeListenedAt"}}},
+	{name: "settings-unjudged", breaks: "settings are judged before anything is opened",
+		edits:  []edit{{"dataplane/dataplane.go", "case c.QuotaWait < 0 || c.QuotaWait > 10*time.Second:", "case c.QuotaWait < 0:"}},
+		checks: []check{{"dataplane", "TestConfig_SaysWhatNoEdgeTakes"}}},
 }

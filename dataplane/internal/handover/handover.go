@@ -220,6 +220,9 @@ func (p *Predecessor) Succeed(ctx context.Context, patience time.Duration) error
 	return nil
 }
 
+// Stay leaves the predecessor where it is: it serves on.
+func (p *Predecessor) Stay() { p.conn.Close() }
+
 // at calls f with a path for the socket in dir. Where that is longer than a socket's address may be, it leads through the
 // open directory.
 func at(dir string, f func(path string) error) error {

@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -80,6 +81,55 @@ func (s *Sockets) ListenPacket(name, address string) (net.PacketConn, error) {
 		return nil, err
 	}
 	return c, s.opened(name, c)
+}
+
+// Check says why there could be no socket of this name at an address, over tcp or udp. What another holds may be the process
+// before's, which will have ended by then: that is no reason here.
+func (s *Sockets) Check(network, name, address string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.inherited[name]; f != nil {
+		if at, err := addressOf(network, f); err == nil && fits(at, address) {
+			return nil
+		}
+	}
+	err := tryOut(network, address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil
+	}
+	return err
+}
+
+func addressOf(network string, f *os.File) (net.Addr, error) { // by copies, which are closed
+	if network == "udp" {
+		c, err := net.FilePacketConn(f)
+		if err != nil {
+			return nil, err
+		}
+		defer c.Close()
+		return c.LocalAddr(), nil
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	return l.Addr(), nil
+}
+
+func tryOut(network, address string) error {
+	if network == "udp" {
+		c, err := net.ListenPacket(network, address)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 func (s *Sockets) claim(name string) *os.File {
