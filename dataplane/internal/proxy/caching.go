@@ -302,6 +302,22 @@ func (x *exchange) keep(res *result) (answered bool) {
 	return false
 }
 
+// spare gives what is kept to a request that found no place at its API's upstreams, if it may be given in place of an error: an API
+// that is short is what stale answers are for. No upstream was asked, and it is a hit. False: there is none.
+func (x *exchange) spare() bool {
+	c := x.cache
+	if c.entry == nil || x.gone() {
+		return false
+	}
+	e := x.still(c.entry)
+	if e == nil || !e.IfError(&c.asked, time.Now()) {
+		return false
+	}
+	x.v.RetryAfter = 0 // of the refusal that it is not
+	x.give(e, "", "hit")
+	return true
+}
+
 // failedAs is the status in whose place a kept answer is given, if there was one: with fwd, since what went on is no hit (RFC 9211, 2.1).
 func failedAs(res *result) string {
 	if res.resp == nil {

@@ -115,7 +115,9 @@ func (x *exchange) serve(host string) {
 	// 7. Home upstream or relay; every attempt asks for permission anew.
 	a, problem := x.start(x.r.Context(), x.r.Method, time.Time{})
 	if problem.Status != 0 {
-		x.refuse(problem)
+		if x.cache == nil || !x.spare() {
+			x.refuse(problem)
+		}
 		return
 	}
 	x.answer(&a, nil)
