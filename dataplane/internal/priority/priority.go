@@ -173,6 +173,19 @@ func (l *Limiter) Enter(ctx context.Context, c Class, b Bounds) (Ticket, bool) {
 	return Ticket{}, false
 }
 
+// Spare is a place of the least class that is free and that nobody waits for. Who finds none does without, and is no sign that
+// there are too few.
+func (l *Limiter) Spare(b Bounds) (Ticket, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	if l.bound(b, now); l.queued > 0 || !l.room(Free) {
+		return Ticket{}, false
+	}
+	l.under++
+	return Ticket{l, now}, true
+}
+
 func (l *Limiter) turn(got bool) (Ticket, bool) {
 	if !got {
 		return Ticket{}, false

@@ -260,3 +260,45 @@ func BenchmarkLimiter(b *testing.B) {
 		tk.Leave(priority.Answered)
 	}
 }
+
+// What can go without has what is free and nobody waits for: of the least class's share, and behind whoever is in line.
+func TestLimiter_SpareIsWhatNobodyWaitsFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l priority.Limiter
+		one, ten := priority.Bounds{Min: 1, Max: 1}, priority.Bounds{Min: 10, Max: 10}
+		first, ok := l.Enter(t.Context(), priority.Gold, one)
+		if !ok {
+			t.Fatal("no place at an idle upstream")
+		}
+		if _, ok := l.Spare(one); ok {
+			t.Error("got a second place of one")
+		}
+		var second priority.Ticket
+		var wg sync.WaitGroup
+		wg.Go(func() { second, ok = l.Enter(t.Context(), priority.Gold, one) })
+		synctest.Wait()
+		if _, ok := l.Spare(ten); ok {
+			t.Error("went before one that waits")
+		}
+		first.Leave(priority.Untold)
+		wg.Wait()
+		if !ok {
+			t.Fatal("who waited got nothing")
+		}
+		var spare []priority.Ticket
+		for range 20 {
+			if got, ok := l.Spare(ten); ok {
+				spare = append(spare, got)
+			}
+		}
+		if s := l.Stats(); len(spare) != 5 || s.Under != 6 || s.Shed != [5]int64{} {
+			t.Errorf("got %d beside one, %+v, want five, the least class's share of ten, and nobody turned away", len(spare), s)
+		}
+		for _, got := range append(spare, second) {
+			got.Leave(priority.Untold)
+		}
+		if s := l.Stats(); s.Under != 0 {
+			t.Errorf("%d places are not given back", s.Under)
+		}
+	})
+}

@@ -19,6 +19,7 @@ import (
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/priority"
 	"bailiwick/shared/table"
 )
 
@@ -474,15 +475,21 @@ func (p *Proxy) ask(ctx context.Context, t renewal) {
 	}
 	c := &call{relayed: true} // counted by nobody, and no outcome of a client's
 	c.begin(p, "")
-	c.table, c.v.API, c.v.Route = t.table, t.api, t.route
+	c.table, c.v.API, c.v.Route, c.v.Class = t.table, t.api, t.route, priority.Free
+	c.budget = p.budget(t.api)
+	if !c.squeeze() { // the next request for it has it asked for again
+		t.c.flight.End(false, time.Now())
+		return
+	}
+	defer c.release() // whatever comes of it
 	ctx, cancel := context.WithTimeout(ctx, c.timeout())
 	defer cancel()
 	x := exchange{call: c, w: nowhere{}, r: t.r.WithContext(ctx), header: t.header, cache: &t.c}
 	defer x.uncache()
 	x.header["X-Request-Id"] = []string{c.name()}
 	x.validate()
-	x.budget = p.budget(t.api)
 	var a failover.Attempts = p.local.Start(t.api, t.route, false)
+	x.stands(&a)
 	x.answer(&a, nil)
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/shared/table"
 	"bailiwick/shared/usage"
 )
@@ -127,4 +128,35 @@ func TestCache_StaleIfTheAPIIsShort(t *testing.T) {
 	if a := w.send("GET", free, ""); a.status != 200 || a.body == "answer 1" {
 		t.Errorf("when there is room again: got %+v, want the upstream's answer", a)
 	}
+}
+
+// What the edge asks for by itself stands behind all requests: it takes a place at the API's upstreams that is free, and none that
+// another waits for.
+func TestCache_RenewsWhereThereIsRoom(t *testing.T) {
+	w, asked, held, release := bounded(t, table.Cache{StaleWhileRevalidate: time.Hour})
+	path := func(i int) string { return fmt.Sprintf("/v1/%d?cc=max-age=0", i) }
+	for i := range 4 {
+		w.send("GET", path(i), "")
+	}
+	over := make(chan struct{})
+	go func() { defer close(over); w.send("POST", "/plain/hold", "y") }()
+	eventually(t, 10*time.Second, "the API is short", func() bool { return held.Load() == 1 })
+	for i := range 4 {
+		if a := w.send("GET", path(i), ""); a.status != 200 || a.body != fmt.Sprintf("answer %d", i+1) {
+			t.Errorf("got %+v, want what is kept", a)
+		}
+	}
+	time.Sleep(100 * time.Millisecond) // for what must not happen
+	if n := asked.Load() - 4; n != 0 || held.Load() != 1 {
+		t.Errorf("%d answers were asked for anew beside the one request that the API takes at a time", n)
+	}
+	close(release)
+	<-over
+	for i := range 4 {
+		eventually(t, 10*time.Second, "it is asked for once there is room", func() bool {
+			a := w.send("GET", path(i), "")
+			return a.status == 200 && a.body != fmt.Sprintf("answer %d", i+1)
+		})
+	}
+	eventually(t, 10*time.Second, "all places are free", func() bool { return proxy.Under(w.west.proxy, w.view(w.west, false).API("orders.test")) == 0 })
 }

@@ -89,6 +89,9 @@ func Budgets(p *Proxy, a, b *policy.API) bool {
 }
 
 // KeptBudgets is how many APIs have one.
+// Under is how many requests an API's upstreams work on.
+func Under(p *Proxy, api *policy.API) int { return p.budget(api).flow.Stats().Under }
+
 func KeptBudgets(p *Proxy) int { return len(p.budgets.all()) }
 
 // Enter takes a place at an API's upstreams; leave gives it back.

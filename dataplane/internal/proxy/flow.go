@@ -51,6 +51,15 @@ func (c *call) wait(ctx context.Context) gate.Problem {
 	return gate.Problem{}
 }
 
+// squeeze is wait by what nobody waits for: there is a place for it now, or none.
+func (c *call) squeeze() (ok bool) {
+	if bounds := c.v.API.Concurrency; bounds != nil {
+		c.place, ok = c.budget.flow.Spare(priority.Bounds{Min: bounds.Min, Max: bounds.Max})
+		return ok
+	}
+	return true
+}
+
 // leave gives the place back, once; how the walk ended is learnt from.
 func (c *call) leave(end priority.End) {
 	c.place.After(c.body.lag()).Leave(end)
