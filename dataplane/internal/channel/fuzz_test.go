@@ -2,11 +2,14 @@ package channel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"testing"
 
 	"golang.org/x/net/http2"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/proto"
 )
 
 // The frames that pass on a connection are seen as x/net's reader sees them, however they are cut; what is not whole is not seen.
@@ -47,6 +50,31 @@ func FuzzFrames(f *testing.F) {
 		}
 		if !slices.Equal(got, want) {
 			t.Fatalf("got %q, want %q", got, want)
+		}
+	})
+}
+
+// What an upstream says of its health is read as protobuf's own code reads it, in one frame that is whole and not compressed.
+func FuzzServing(f *testing.F) {
+	framed := func(msg string) []byte {
+		return append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(msg))), msg...)
+	}
+	for _, msg := range []string{"\x08\x01", "\x08\x02", "", "\x08\x01\x08\x02", "\x12\x02hi\x08\x01", "\x08\x01\x12\x05hi", "\x08\x81\x80\x80\x80\x10", "\x0a\x01\x01", "\x08", "\x0b\x08\x01\x0c\x08\x01"} {
+		f.Add(framed(msg))
+	}
+	f.Add([]byte("\x01\x00\x00\x00\x02\x08\x01"))
+	f.Add([]byte("\x00\x00\x00\x00\x03\x08\x01"))
+	f.Add([]byte("\x00\x00\x00"))
+	f.Fuzz(func(t *testing.T, said []byte) {
+		var want uint64
+		if len(said) >= 5 && bytes.Equal(said, framed(string(said[5:]))) {
+			var theirs healthpb.HealthCheckResponse
+			if proto.Unmarshal(said[5:], &theirs) == nil {
+				want = uint64(uint32(theirs.Status))
+			}
+		}
+		if got := serving(said); got != want {
+			t.Fatalf("%x: it says %d here, %d there", said, got, want)
 		}
 	})
 }

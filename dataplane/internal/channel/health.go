@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // HealthPath is asked by Check.
@@ -48,18 +50,27 @@ func Check(ctx context.Context, rt http.RoundTripper, base, service string) erro
 	return nil
 }
 
-// serving is field 1 of the answer's message, a varint; 0: none that reads.
+// serving is field 1 of the answer's message, an enumeration; 0: none that reads. Where it is said twice the last counts, as
+// protobuf has it: a server that says SERVING and then takes it back serves not.
 func serving(said []byte) uint64 {
 	if len(said) < 5 || said[0] != 0 || uint64(binary.BigEndian.Uint32(said[1:5])) != uint64(len(said)-5) {
 		return 0
 	}
-	msg := said[5:]
-	if len(msg) < 2 || msg[0] != 1<<3 {
-		return 0
+	var state uint64
+	for msg := said[5:]; len(msg) > 0; {
+		field, kind, n := protowire.ConsumeTag(msg)
+		if n < 0 || field > protowire.MaxValidNumber {
+			return 0
+		}
+		msg = msg[n:]
+		if n = protowire.ConsumeFieldValue(field, kind, msg); n < 0 {
+			return 0
+		}
+		if field == 1 && kind == protowire.VarintType {
+			v, _ := protowire.ConsumeVarint(msg)
+			state = uint64(uint32(v))
+		}
+		msg = msg[n:]
 	}
-	v, n := binary.Uvarint(msg[1:])
-	if n <= 0 {
-		return 0
-	}
-	return v
+	return state
 }

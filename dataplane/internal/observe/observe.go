@@ -260,7 +260,12 @@ func (o *Observer) ask(ctx context.Context, d table.Doors) (w word, err error) {
 	if err := conn.SetDeadline(deadline); err != nil {
 		return word{}, err
 	}
-	data, err := io.ReadAll(io.LimitReader(conn, maxAnswer))
+	return hear(conn)
+}
+
+// hear reads what an edge says. Without an error it takes requests.
+func hear(from io.Reader) (w word, err error) {
+	data, err := io.ReadAll(io.LimitReader(from, maxAnswer))
 	if err != nil {
 		return word{}, fmt.Errorf("read answer: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/priority"
 	"bailiwick/dataplane/internal/upstream"
@@ -44,6 +45,39 @@ func (p *Proxy) DecideAndCount(host, path, key string) func() usage.Outcome {
 		return c.kept.Outcome
 	}
 }
+
+// Hinted has an early answer's head read and passed on, more often than may be; taken: it is one that reads. told is what the
+// client heard.
+func Hinted(said []byte) (links []string, told []http.Header, taken bool) {
+	end, err := http1.Scan(said, 0)
+	if err != nil || end == 0 {
+		return nil, nil, false
+	}
+	var a http1.Answer
+	if a.Parse(string(said[:end]), http.MethodGet) != nil || a.Status != http.StatusEarlyHints {
+		return nil, nil, false
+	}
+	links = linksOf(a.Fields)
+	w := &hearer{head: http.Header{"X-Answer": {"to come"}}}
+	x := &exchange{call: &call{}, w: w, r: &http.Request{ProtoMajor: 1, ProtoMinor: 1}}
+	for range hintsMost + 2 {
+		x.hint(links)
+	}
+	if len(w.head) != 1 {
+		panic("the answer's head is lost")
+	}
+	return links, w.told, true
+}
+
+// hearer is a client that keeps what it is told.
+type hearer struct {
+	head http.Header
+	told []http.Header
+}
+
+func (e *hearer) Header() http.Header         { return e.head }
+func (e *hearer) Write(p []byte) (int, error) { return len(p), nil }
+func (e *hearer) WriteHeader(int)             { e.told = append(e.told, e.head.Clone()) }
 
 // Copying are the bytes of answers that pass and are to be kept, n of them more.
 func (p *Proxy) Copying(n int64) int64 { return p.copies.Add(n) }

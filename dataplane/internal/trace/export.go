@@ -75,7 +75,7 @@ func (t *Tracer) deliver(ctx context.Context, body []byte, n int64) (lost int64)
 		lost, wait, err := t.post(ctx, body)
 		if err == nil {
 			t.complains = false
-			return min(max(lost, 0), n)
+			return min(max(lost, 0), n) // it may say any number
 		}
 		t.failures.Add(1)
 		if !t.complains {

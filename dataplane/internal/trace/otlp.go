@@ -173,35 +173,38 @@ func uuid(id [16]byte) string {
 	return string(b)
 }
 
-// rejected is how many spans of a request a receiver says that it did not take, in its ExportTraceServiceResponse.
+// rejected is how many spans of a request a receiver says that it did not take, in its ExportTraceServiceResponse. It may say
+// any number, below 0 too; 0: it says none, or nothing that reads.
 func rejected(answer []byte) (n int64) {
-	part := field(answer, 1, protowire.BytesType)
-	inner, size := protowire.ConsumeBytes(part)
-	if size < 0 {
+	whole := fields(answer, 1, protowire.BytesType, func(v []byte) bool {
+		part, _ := protowire.ConsumeBytes(v)
+		return fields(part, 1, protowire.VarintType, func(v []byte) bool {
+			u, _ := protowire.ConsumeVarint(v)
+			n = int64(u) // said twice, the last counts
+			return true
+		})
+	})
+	if !whole {
 		return 0
 	}
-	v, size := protowire.ConsumeVarint(field(inner, 1, protowire.VarintType))
-	if size < 0 {
-		return 0
-	}
-	return int64(v)
+	return n
 }
 
-// field is what begins with a field's value; nil: it is not there.
-func field(b []byte, number protowire.Number, kind protowire.Type) []byte {
+// fields has each see what begins with the value of a field, wherever it is said. false: b is no message, or one value is not.
+func fields(b []byte, number protowire.Number, kind protowire.Type, each func(v []byte) bool) bool {
 	for len(b) > 0 {
 		n, t, size := protowire.ConsumeTag(b)
-		if size < 0 {
-			return nil
+		if size < 0 || n > protowire.MaxValidNumber {
+			return false
 		}
 		b = b[size:]
-		if n == number && t == kind {
-			return b
-		}
 		if size = protowire.ConsumeFieldValue(n, t, b); size < 0 {
-			return nil
+			return false
+		}
+		if n == number && t == kind && !each(b) {
+			return false
 		}
 		b = b[size:]
 	}
-	return nil
+	return true
 }
