@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -303,6 +304,16 @@ func (p *Process) Start() error {
 	p.cmd, p.ended = cmd, ended
 	go func() { _ = cmd.Wait(); close(ended) }()
 	return nil
+}
+
+// Takeover runs a second process that is to take the edge's place, with further options, until it ends, and says what it said.
+// Use it where it takes nothing.
+func (p *Process) Takeover(options ...string) (said string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, p.command[0], slices.Concat(p.command[1:], []string{"-takeover"}, options)...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // Copy is the same edge on another directory and on ports of another slot, as far behind as by says. It is not

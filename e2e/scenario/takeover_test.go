@@ -3,9 +3,11 @@ package scenario_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,7 +19,8 @@ import (
 	"bailiwick/e2e/harness"
 )
 
-// TestTakeover replaces an edge under load, again and again: no request fails, the slow ones included, and each is counted once.
+// TestTakeover replaces an edge under load, again and again: no request fails, also of those that take a second, and each is counted once. What lasts for more
+// than three is cut (handover/DESIGN.md), and nothing of it is in here.
 // TAKEOVERS=20 makes as many; the load is of clients that repeat nothing.
 func TestTakeover(t *testing.T) {
 	times, _ := strconv.Atoi(os.Getenv("TAKEOVERS"))
@@ -73,6 +76,43 @@ func takeOver(t *testing.T, s *harness.Sandbox, times int) {
 	}
 	if got := usage() - counted; got != sent {
 		t.Errorf("%d requests were answered, %d are counted", sent, got)
+	}
+}
+
+// TestStop ends edges that have something to lose: one whose place a process is to take that cannot serve serves on, and one that
+// another region has relayed to answers first.
+func TestStop(t *testing.T) {
+	t.Parallel()
+	s := harness.Start(t)
+	s.Settle()
+	key := s.Key("emea", "unlimited")
+	edge := s.AddEdge("eu-west", "eu-west-edge-9", 10)
+	for option, value := range map[string]string{"-upstream-allow": "privat", "-traces-endpoint": "http://collector.example:4318"} {
+		said, err := edge.Takeover(option, value)
+		if exit, failed := errors.AsType[*exec.ExitError](err); !failed || exit.ExitCode() != 1 || !strings.Contains(said, "serves on") {
+			t.Errorf("a successor with %s %s ends with %v, and says %s", option, value, err, said)
+		}
+		select {
+		case <-edge.Ended():
+			t.Fatalf("a successor with %s %s has ended the edge that served", option, value)
+		default:
+		}
+		if status := s.Ready(edge.Admin); status != http.StatusOK {
+			t.Errorf("behind a successor with %s %s the edge says %d of itself, want that it is ready", option, value, status)
+		}
+	}
+	s.Act("kill", "orders@eu-west")
+	within(t, time.Now(), 10*time.Second, "a pair serves eu-west", func() error { return ok(s.Get("eu-west", key), "eu-central") })
+	slow := make(chan harness.Answer, 1)
+	go func() { slow <- s.Do("eu-west", http.MethodPost, ordersEMEA, "/v1/orders?delay=5s", key, nil) }()
+	time.Sleep(time.Second) // it is at its upstream
+	began := time.Now()
+	s.Act("stop", "eu-central-edge-1")
+	if err := ok(<-slow, "eu-central"); err != nil {
+		t.Errorf("a POST that had been relayed for a second when the edge there was told to stop: %v", err)
+	}
+	if took := time.Since(began); took < 3*time.Second || took > 14*time.Second {
+		t.Errorf("the edge has ended after %s, want as soon as it had answered", took)
 	}
 }
 
