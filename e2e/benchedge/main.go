@@ -50,7 +50,7 @@ func main() {
 	flag.StringVar(&cfg.pin, "pin", "one", "one: peers on CPU 0, load and upstream on CPU 1; both: the system decides")
 	flag.BoolVar(&cfg.realtime, "realtime", false, "peers, upstream and load generator in the kernel's real-time class, all of one priority (root): what else runs on this machine does not count. The control node is outside of it")
 	edgeArgs := flag.String("edge-args", "", "more flags of the edge, with blanks between")
-	rows := flag.String("rows", "http", "with commas between: "+strings.Join(rowNames(), ", "))
+	rows := flag.String("rows", "http", "all, or with commas between: "+strings.Join(rowNames(), ", "))
 	only := flag.String("only", "", "peers, with commas between; empty: edge, before (with -before), nginx, haproxy, nethttp")
 	reference := flag.String("reference", "", "be the net/http reference with this configuration (internal)")
 	generate := flag.String("load", "", "be the load generator with this configuration (internal)")
@@ -72,6 +72,9 @@ func main() {
 		os.Exit(code)
 	}
 	cfg.rows, cfg.edgeArgs = strings.Split(*rows, ","), strings.Fields(*edgeArgs)
+	if *rows == "all" {
+		cfg.rows = rowNames()
+	}
 	if *only != "" {
 		cfg.only = strings.Split(*only, ",")
 	}
