@@ -92,10 +92,10 @@ func TestStrictConn_Table(t *testing.T) {
 func TestStrictConn_OutOfTurn(t *testing.T) {
 	near, far := net.Pipe()
 	conn := proxy.Strict(near)
-	go func() {
+	go func(far net.Conn) {
 		io.WriteString(far, "HTTP/1.1 408 Request Timeout\r\n\r\n")
 		far.Close()
-	}()
+	}(far)
 	if b, err := io.ReadAll(conn); len(b) > 0 || err == nil {
 		t.Errorf("unasked: heard %q, %v", b, err)
 	}

@@ -84,6 +84,8 @@ func TestWaits_AttemptsAreToldApart(t *testing.T) {
 			t.Error("an older edge does not hear of what it asks for")
 		}
 		time.Sleep(time.Minute)
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		if len(w.of) != 0 {
 			t.Errorf("%d are remembered", len(w.of))
 		}
