@@ -44,6 +44,8 @@ func TestWaits_WhoAsksHearsOfTheEnd(t *testing.T) {
 				}
 				all.Wait()
 				time.Sleep(time.Minute)
+				w.mu.Lock()
+				defer w.mu.Unlock()
 				if n := len(w.of); n > 1 || n == 1 && c.ends >= 0 || n == 1 && c.begins < 0 {
 					t.Errorf("%d are remembered", n)
 				}
