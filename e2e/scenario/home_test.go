@@ -18,9 +18,8 @@ func homeAgain(t *testing.T, s *harness.Sandbox, what string, check func() error
 	began := time.Now()
 	since, looked := began, time.Time{}
 	for {
-		asked := time.Now() // who is answered from home wholly, found it there when he began to ask
 		err := check()
-		took := asked.Sub(since)
+		took := time.Since(since)
 		if err == nil && took <= backHome {
 			return took
 		}
