@@ -28,17 +28,45 @@ func (r *replica) Propose(_ context.Context, cmd []byte) ([]byte, error) {
 func (r *replica) ReadIndex(context.Context) (uint64, error) { return r.m.Applied(), nil }
 func (r *replica) WaitApplied(context.Context, uint64) error { return nil }
 
-// flaky loses the ledger's word on what was stored.
+// reigns ends a leader's turn after so many calls of what counts with it: at a step of the pump, not after a time,
+// since a turn that is shorter than the disk is slow gets nothing done.
+type reigns struct {
+	mu    sync.Mutex // covers end
+	end   context.CancelFunc
+	begun int // turns
+}
+
+func (r *reigns) begin(ctx context.Context) context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ctx, r.end = context.WithCancel(ctx)
+	r.begun++
+	return ctx
+}
+
+func (r *reigns) over() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.end != nil {
+		r.end()
+	}
+}
+
+// flaky loses the ledger's word on what was stored, and at every fifth the leader changes.
 type flaky struct {
 	*ledger.Ledger
-	mu sync.Mutex // covers n
-	n  int
+	reigns *reigns
+	mu     sync.Mutex // covers n
+	n      int
 }
 
 func (f *flaky) Sunk(ctx context.Context, name string, position uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.n++; f.n%2 == 0 {
+	if f.n++; f.n%5 == 0 {
+		defer f.reigns.over()
+	}
+	if f.n%2 == 0 {
 		return errors.New("no leader")
 	}
 	return f.Ledger.Sunk(ctx, name, position)
@@ -51,8 +79,10 @@ func (reign) RunLeader(ctx context.Context, work func(context.Context)) error {
 	return nil
 }
 
-// exact stores its position with its data, and answers every third Commit with an error although it has stored.
+// exact stores its position with its data, and answers every third Commit with an error although it has stored;
+// at every seventh the leader changes.
 type exact struct {
+	reigns   *reigns
 	mu       sync.Mutex // covers the rest
 	position uint64
 	seqs     []uint64
@@ -71,7 +101,10 @@ func (e *exact) Commit(_ context.Context, blocks []ledger.OutBlock) error {
 	for _, b := range blocks {
 		e.seqs, e.position = append(e.seqs, b.Seq), b.Position
 	}
-	if e.commits++; e.commits%3 == 0 {
+	if e.commits++; e.commits%7 == 0 {
+		e.reigns.over()
+	}
+	if e.commits%3 == 0 {
 		return errors.New("the answer was lost")
 	}
 	return nil
@@ -89,35 +122,33 @@ func TestPump_AnExactSinkHasEveryBlockOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	const blocks = 100
+	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { l.Run(ctx) })
 	defer wg.Wait()
 	defer cancel()
-	s := &exact{}
-	door := &flaky{Ledger: l}
+	turns := &reigns{}
+	s := &exact{reigns: turns}
+	door := &flaky{Ledger: l, reigns: turns}
 	if err := l.RegisterSinks(ctx, 1<<20, []string{"exact"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
 	wg.Go(func() {
-		for {
-			select {
-			case <-ended:
+		defer cancel()
+		for n := 0; ctx.Err() == nil; n++ {
+			if n > 10*blocks { // one ends at every fifth word of the ledger's and every seventh Commit: 55 do for all blocks
+				t.Errorf("%d turns did not empty the outbox", n)
 				return
-			default:
 			}
 			p, err := sink.New(sink.Config{Ledger: door, Leader: reign{}, Sinks: []sink.Sink{s}, Poll: time.Millisecond, Backoff: time.Millisecond, Batch: 1})
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			turn, stop := context.WithTimeout(ctx, 20*time.Millisecond)
-			p.Run(turn)
-			stop()
+			p.Run(turns.begin(ctx))
 		}
 	})
-	const blocks = 100
 	var head [32]byte
 	for i := range blocks {
 		b := ledger.Block{Block: usage.NewBlock("e", 1, uint64(i+1), head, usage.EncodePayload(map[usage.Cell]usage.Sums{{Customer: "acme", Outcome: usage.OutcomeSuccess}: {Requests: 1}})), Region: "r"}
@@ -127,6 +158,9 @@ func TestPump_AnExactSinkHasEveryBlockOnce(t *testing.T) {
 		}
 	}
 	for {
+		if ctx.Err() != nil {
+			t.Fatal("the pump ended before the outbox was empty")
+		}
 		v, err := l.View(ctx)
 		if err != nil {
 			t.Fatal(err)
@@ -141,9 +175,12 @@ func TestPump_AnExactSinkHasEveryBlockOnce(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	close(ended)
+	cancel()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if turns.begun < blocks/7 {
+		t.Fatalf("the leader changed %d times: too seldom to say anything", turns.begun)
+	}
 	if len(s.seqs) != blocks {
 		t.Fatalf("the sink holds %d blocks, want %d", len(s.seqs), blocks)
 	}
