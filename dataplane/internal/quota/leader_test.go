@@ -27,6 +27,7 @@ type ledger struct {
 	soft     bool
 	none     bool
 	generous bool // all that is wanted
+	lingers  bool // units of a process before count twice until both epochs have been heard of, and rows of them may come before either
 	sharing  bool // rate limits are shared by demand
 	demands  map[string]demand
 	asks     int
@@ -129,7 +130,7 @@ func (l *ledger) apply(id account, edge string, epoch uint64, spent int64) {
 	defer l.mu.Unlock()
 	h := l.holder(id, holderID{edge, epoch})
 	h.applied = max(h.applied, spent)
-	if h.applied > h.leased && !l.soft {
+	if h.applied > h.leased && !l.soft && !l.lingers {
 		l.broken("edge %s epoch %d spent %d of %d leased", edge, epoch, h.applied, h.leased)
 	}
 }
@@ -213,7 +214,7 @@ func (l *ledger) exchange(edge string, r *quota.Request) (*quota.Response, error
 		}
 		s.Leased, s.Used, s.UsedHere = h.leased, l.used(id), h.applied
 		out.States = append(out.States, s)
-		if n := l.counted(id); n > s.Limit && !l.soft {
+		if n := l.counted(id); n > s.Limit && !l.soft && !l.lingers {
 			l.broken("%v: leased or spent %d of %d", k.ID, n, s.Limit)
 		}
 	}

@@ -17,6 +17,8 @@ type manager struct {
 	queue    []*Account      // for the next exchange
 	starved  []*Account      // the leader was asked and its answer may soon be another
 	silent   bool            // units are held, as of the last scan, of accounts that had nothing to say then
+	adopted  []*Account      // whose units the process before holds, until the leader has heard of all of them
+	before   Pending         // that process's epoch
 
 	lastScan, lastSweep, lastStart time.Time
 	nextScan                       time.Time
@@ -51,13 +53,18 @@ type exchange struct {
 // Run exchanges until ctx ends, and then gives back what is left: an edge that stops in order may stay away for
 // long. A leader that does not answer is asked again; nothing is ever returned but nil.
 func (b *Book) Run(ctx context.Context) error {
+	b.loop(ctx)
+	b.leave(context.WithoutCancel(ctx))
+	return nil
+}
+
+func (b *Book) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			b.leave(context.WithoutCancel(ctx))
-			return nil
+			return
 		case <-b.wake:
 		case <-timer.C:
 		}
@@ -241,7 +248,7 @@ func (b *Book) trade(ctx context.Context, now time.Time) {
 	batch := append([]*Account(nil), b.queue[:n]...)
 	b.queue = slices.Delete(b.queue, 0, n)
 	b.sequence++
-	r := &Request{Epoch: b.cfg.Epoch, Sequence: b.sequence, Pending: b.cfg.Pending(), Asks: make([]Ask, n)}
+	r := &Request{Epoch: b.cfg.Epoch, Sequence: b.sequence, Pending: b.pending(), Asks: make([]Ask, n)}
 	for i, a := range batch {
 		a.queued = false
 		r.Asks[i] = a.ask(now)

@@ -1,0 +1,292 @@
+package quota
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/shared/table"
+)
+
+// Sublet is what a Book lets another Book have: that of the process before this one, whose requests go on there (package linger).
+// To that Book it is the Leader; to the ledger its units are this Book's, taken by requests under way. It invents none and loses
+// none: what the other may still spend is taken here, what it gives back or never spent goes back here, and a row of its is
+// spent here, in this process's epoch. Methods may be called at once but Adopt, which comes before Run.
+type Sublet struct {
+	book *Book
+	plan func(name string) *policy.Plan
+
+	mu    sync.Mutex // covers the rest; never held while somebody waits
+	held  map[heldKey]*held
+	ended bool // nothing is let any more
+}
+
+type heldKey struct {
+	ID
+	period int64
+}
+
+// held is one account's in one period. The other Book counts from the beginning of its own epoch: leased there is spent plus
+// the ticket's units.
+type held struct {
+	ticket Ticket
+	spent  int64
+}
+
+// Holding is what this Book's requests hold and have no row for, by account, as of now: what a Sublet adopts. Of periods that
+// are over it says nothing, since nobody can take units of those any more. Call it when Run has returned.
+func (b *Book) Holding() []Ask {
+	var all []Ask
+	b.all(func(a *Account) {
+		l := a.lease.Load()
+		if l == nil {
+			return
+		}
+		k := Ask{ID: a.id, Plan: a.plan.Load().Name, Period: l.period, Spent: l.spent.Load()}
+		k.Ceiling = l.leased - min(0, l.free.Load())
+		if k.Ceiling > k.Spent {
+			all = append(all, k)
+		}
+	})
+	return all
+}
+
+// RunUnder exchanges with another leader, after Run has returned and until ctx ends. What is left then is that leader's to know.
+func (b *Book) RunUnder(ctx context.Context, leader Leader) {
+	b.cfg.Leader, b.cfg.Pending = leader, func() []Pending { return nil }
+	b.backoff, b.notBefore = 0, time.Time{}
+	b.loop(ctx)
+}
+
+// Adopt begins a Sublet with what the other Book holds. before is the other's epoch: until the ledger has heard of all that was
+// adopted, it is told that that epoch may hold units still, since it gives them to others in the moment in which it is over. plan finds
+// a plan by its name; nil: there is none of that name.
+func (b *Book) Adopt(before Pending, holding []Ask, plan func(name string) *policy.Plan) *Sublet {
+	s := &Sublet{book: b, plan: plan, held: map[heldKey]*held{}}
+	if b.lastScan.IsZero() {
+		b.lastScan = time.Now()
+	}
+	for _, k := range holding {
+		units := k.Ceiling - k.Spent
+		if units <= 0 {
+			continue
+		}
+		p := plan(k.Plan)
+		if p == nil {
+			p = &policy.Plan{Plan: table.Plan{Name: k.Plan}}
+		}
+		a, l := b.Account(k.ID, p), &lease{period: k.Period}
+		if Leases(p) {
+			l.leased = units
+		} else {
+			l.free.Store(-units)
+		}
+		a.lease.Store(l)
+		b.adopted = append(b.adopted, a)
+		s.held[heldKey{k.ID, k.Period}] = &held{Ticket{a, l, units}, k.Spent}
+	}
+	if len(b.adopted) > 0 {
+		b.before = before
+	}
+	return s
+}
+
+// pending are older epochs that may hold units still.
+func (b *Book) pending() []Pending {
+	all := b.cfg.Pending()
+	if len(b.adopted) == 0 {
+		return all
+	}
+	for _, a := range b.adopted {
+		if a.known || a.gone {
+			continue
+		}
+		for i := range all {
+			if all[i].Epoch == b.before.Epoch {
+				all = slices.Clone(all)
+				all[i].Sealed = max(all[i].Sealed+1, b.before.Sealed)
+				return all
+			}
+		}
+		return append(all, b.before)
+	}
+	b.adopted = nil
+	return all
+}
+
+// Exchange implements Leader.
+func (s *Sublet) Exchange(ctx context.Context, r *Request) (*Response, error) {
+	out := &Response{Sequence: r.Sequence, LiveEdges: 1}
+	for i := range r.Asks {
+		k := &r.Asks[i]
+		p := s.plan(k.Plan)
+		if p == nil {
+			continue // whoever waits there is told that nobody can say
+		}
+		if state, known := s.let(ctx, k, s.book.Account(k.ID, p), p); known {
+			out.States = append(out.States, state)
+		}
+	}
+	return out, nil
+}
+
+func (s *Sublet) let(ctx context.Context, k *Ask, a *Account, p *policy.Plan) (_ State, known bool) {
+	if p.QuotaMode == "" {
+		return State{ID: k.ID, None: true}, true
+	}
+	s.settle(k, a)
+	exhausted := false
+	if Leases(p) && k.Want > 0 {
+		t := a.some(k.Want, time.Now().Unix())
+		if t.units == 0 {
+			if l := a.lease.Load(); l != nil && l.exhausted.Load() {
+				exhausted = true
+			}
+			a.kick()
+			if k.Starving && !exhausted {
+				var d Decision
+				t, d = a.Park(ctx, 1, true)
+				exhausted = d == Exhausted
+			}
+		}
+		s.keep(k.ID, t)
+	}
+	l := a.lease.Load()
+	if l == nil {
+		a.kick()
+		return State{}, false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.of(heldKey{k.ID, l.period})
+	return State{ID: k.ID, Period: l.period, PeriodEnd: l.until.Load(), Leased: h.spent + h.ticket.units, Limit: l.limit.Load(), Used: l.used.Load(), UsedHere: h.spent,
+		Leases: Leases(p), Exhausted: exhausted}, true
+}
+
+// of is called with mu held.
+func (s *Sublet) of(k heldKey) *held {
+	h := s.held[k]
+	if h == nil {
+		h = &held{}
+		s.held[k] = h
+	}
+	return h
+}
+
+// settle takes back what the other Book will not spend any more, and takes what it has taken of a quota that is only watched.
+// What it says it has spent may be behind the rows that came from it, and ahead of them by rows that lie in its own epoch.
+func (s *Sublet) settle(k *Ask, a *Account) {
+	if k.Period == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
+	h := s.of(heldKey{k.ID, k.Period})
+	h.spent = max(h.spent, k.Spent)
+	switch want := max(0, k.Ceiling-h.spent); {
+	case want < h.ticket.units:
+		h.ticket = h.ticket.Part(want)
+	case want > h.ticket.units:
+		h.ticket = h.ticket.and(a.force(k.Period, want-h.ticket.units))
+	}
+}
+
+// keep adds what was let.
+func (s *Sublet) keep(id ID, t Ticket) {
+	if t.units == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		t.Release()
+		return
+	}
+	h := s.of(heldKey{id, t.Period()})
+	h.ticket = h.ticket.and(t)
+}
+
+// Spent says that a row of the other Book's is in this process's spool.
+func (s *Sublet) Spent(id ID, period, units int64) {
+	if units <= 0 || period == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.of(heldKey{id, period})
+	h.spent += units
+	part, rest := h.ticket.Split(units)
+	h.ticket = rest
+	part.Spend()
+	if short := units - part.units; short > 0 { // of a quota that is only watched: the other has not said yet that it took them
+		if a := (*s.book.shardOf(id).m.Load())[id]; a != nil {
+			a.force(period, short).Spend()
+		}
+	}
+}
+
+// Held is how many units the other Book may still spend.
+func (s *Sublet) Held() (units int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.held {
+		units += h.ticket.units
+	}
+	return units
+}
+
+// End takes back what is left: the other process has ended, or nothing that it serves can be counted any more.
+func (s *Sublet) End() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for _, h := range s.held {
+		h.ticket.Release()
+		h.ticket = Ticket{}
+	}
+}
+
+// some takes as many of the units as are free.
+func (a *Account) some(units, unix int64) Ticket {
+	a.wanted.Add(1) // somebody uses it; how much, the other Book says in what it wants
+	l := a.lease.Load()
+	if l == nil || l.ended(unix) {
+		return Ticket{}
+	}
+	k := l.reclaim(units)
+	if k == 0 {
+		return Ticket{}
+	}
+	a.wanted.Add(k - 1)
+	return Ticket{a, l, k}
+}
+
+// force takes units that were taken elsewhere already, if the period is the one that is known: of another the ledger counts them by
+// their rows.
+func (a *Account) force(period, units int64) Ticket {
+	l := a.lease.Load()
+	if l == nil || l.period != period || units <= 0 {
+		return Ticket{}
+	}
+	l.free.Add(-units)
+	a.wanted.Add(units)
+	return Ticket{a, l, units}
+}
+
+// and is one ticket for both, which are of one account and period.
+func (t Ticket) and(u Ticket) Ticket {
+	switch {
+	case u.lease == nil:
+		return t
+	case t.lease != nil && t.lease != u.lease: // of a period that was forgotten and is named again: what is held stays so
+		u.Release()
+		return t
+	}
+	u.units += t.units
+	return u
+}
