@@ -33,6 +33,7 @@ import (
 	"bailiwick/dataplane/internal/handover"
 	"bailiwick/dataplane/internal/incarnation"
 	"bailiwick/dataplane/internal/limit"
+	"bailiwick/dataplane/internal/linger"
 	"bailiwick/dataplane/internal/observe"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/profile"
@@ -112,10 +113,13 @@ type Config struct {
 	// Takeover makes this process take the place of the one that serves in Dir: its listening sockets, and once it has ended
 	// all else. Where there is none it is a start like any other.
 	Takeover bool
-	Inherit  []Inherited // listening sockets that a supervisor opened
-	Serving  func()      // called once the doors are open; nil: nothing
-	Version  string
-	Logger   *slog.Logger // required
+	// Linger is how long requests under way may go on in this process when another takes its place; 0: as long as they may at a
+	// takeover without it, at most linger.TimeMost.
+	Linger  time.Duration
+	Inherit []Inherited // listening sockets that a supervisor opened
+	Serving func()      // called once the doors are open; nil: nothing
+	Version string
+	Logger  *slog.Logger // required
 }
 
 // DNS is the authoritative server for the names of the zone's APIs.
@@ -166,6 +170,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("edge: DNS.Ramp is %s; at least 0 and at most 1h", c.DNS.Ramp)
 	case c.BusyPoll < 0 || c.BusyPoll > time.Millisecond:
 		return fmt.Errorf("edge: BusyPoll is %s; at least 0 and at most 1ms", c.BusyPoll)
+	case c.Linger < 0 || c.Linger > linger.TimeMost:
+		return fmt.Errorf("edge: Linger is %s; at least 0 and at most %s", c.Linger, linger.TimeMost)
 	case c.QuotaWait < 0 || c.QuotaWait > 10*time.Second:
 		return fmt.Errorf("edge: QuotaWait is %s; at least 0 and at most 10s", c.QuotaWait)
 	case c.OnSpoolError != "" && c.OnSpoolError != proxy.RefuseNew && c.OnSpoolError != proxy.ServeUnbilled:
@@ -224,6 +230,9 @@ type Edge struct {
 	sockets            *handover.Sockets
 	offer              *handover.Offer
 	taken              atomic.Bool   // another process takes this one's place
+	meter              *linger.Meter // the spool, or the way to it
+	before             lingering     // the process that this one has taken the place of
+	still              stays         // what goes on here when another has taken this one's place
 	open               chan struct{} // closed once the doors are
 	https, http, admin net.Listener
 	pprof              net.Listener // nil: none
@@ -294,6 +303,7 @@ func (e *Edge) openUsage() (err error) {
 	if err != nil {
 		return err
 	}
+	e.meter = linger.NewMeter(e.spool)
 	e.ship, err = e.newShipper()
 	return err
 }
@@ -301,7 +311,7 @@ func (e *Edge) openUsage() (err error) {
 func (e *Edge) openPath() (err error) {
 	e.follow, err = subscribe.New(subscribe.Config{Addrs: e.controlAddrs, HTTPClient: e.controlHTTP, Dir: filepath.Join(e.cfg.Dir, "table"),
 		Edge: e.self.Node, Region: e.self.Region, Zone: e.self.Zone, SigningKey: e.state.TableSigningKey, Holder: e.tables,
-		Status: e.status, Checkpoint: e.witness.Take, Rows: e.rows, OnWithdrawn: e.onWithdrawn, Enforce: e.cut,
+		Status: e.status, Checkpoint: e.witness.Take, Rows: e.rows, OnWithdrawn: e.onWithdrawn, Enforce: e.cut, Updated: e.before.table,
 		Incarnation: e.run.ID, Dead: e.run.Dead, Logger: e.log, Version: e.cfg.Version})
 	if err != nil {
 		return err
@@ -332,6 +342,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
+	e.keep()
 	if e.tokens, err = token.New(token.Config{Tables: e.tables, Client: e.dialer.Fetches(), Logger: e.log}); err != nil {
 		return err
 	}
@@ -341,7 +352,7 @@ func (e *Edge) openPath() (err error) {
 	}
 	e.proxy, err = proxy.New(proxy.Config{Region: e.self.Region, Tables: e.tables,
 		Gate:  &gate.Gate{Hasher: apikey.NewHasher(e.state.Pepper), Limits: limit.NewMap(), Tokens: e.tokens, Quotas: e.quotas},
-		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.spool, Signer: signer, Traces: e.traces, Access: e.access, Pseudonyms: e.pseudo, Logger: e.log,
+		Cache: e.cache, Monitor: e.monitor, Grants: e.grants, Relay: e.relays, Upstreams: e.ups, Meter: e.meter, Signer: signer, Traces: e.traces, Access: e.access, Pseudonyms: e.pseudo, Logger: e.log,
 		TableAge: e.tableAge, OnSpoolError: e.cfg.OnSpoolError, MaxInFlight: e.cfg.MaxInFlight, MaxStreams: e.cfg.MaxStreams,
 		UploadRate: e.cfg.UploadRate, UpstreamDrain: e.cfg.UpstreamDrain})
 	if err != nil {
@@ -434,8 +445,8 @@ func (e *Edge) onWithdrawn(reason string) {
 func (e *Edge) Run(ctx context.Context) error {
 	parts := []lifecycle.Part{
 		{Name: "evidence", Run: e.evidence.Run, Why: "relays record into it until the doors are shut"},
-		{Name: "access log", Run: e.runAccessLog, Why: "it writes what requests leave behind, so it ends after them"},
-		{Name: "traces", Run: e.runTraces, Why: "likewise"},
+		{Name: "access log", Run: e.lasting(e.runAccessLog), Why: "it writes what requests leave behind, so it ends after them"},
+		{Name: "traces", Run: e.lasting(e.runTraces), Why: "likewise"},
 		{Name: "pseudonyms", Run: e.pseudo.Run, Why: "yesterday's key goes when its day is over"},
 		{Name: "detail", Run: e.detail.Run, Why: "rows that are stored elsewhere go from here while the shipper works"},
 		{Name: "ship", Run: e.ship.Run, Why: "takes the last block away, which the spool seals when it stops"},
@@ -445,16 +456,17 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "identity", Run: e.control.Renewer(e.state.Source, e.log).Run, Why: "every connection to other nodes uses it"},
 		{Name: "table", Run: e.follow.Run, Ready: e.follow.Ready(), Why: "no door opens before there is a whole table"},
 		{Name: "certificates", Run: e.runTLS, Why: "HTTPS needs them"},
-		{Name: "upstream names", Run: e.names.Run, Why: "requests never wait for a resolver where names are discovered"},
-		{Name: "upstream health", Run: e.monitor.Run, Why: "requests choose by it"},
+		{Name: "upstream names", Run: e.lasting(e.names.Run), Why: "requests never wait for a resolver where names are discovered"},
+		{Name: "upstream health", Run: e.lasting(e.monitor.Run), Why: "requests choose by it"},
 		{Name: "tokens", Run: e.tokens.Run, Why: "callers are known by what their issuers sign"},
 		{Name: "quotas", Run: e.quotas.Run, Why: "requests take from its leases"},
+		{Name: "process before", Run: e.endBefore, StopTimeout: 15 * time.Second, Why: "what goes on there takes of the leases and counts into the spool"},
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
 		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},
 		{Name: "relays in", Run: e.serveRelays, Why: "other regions send here; drained with the doors, it tells them so until then"},
 		{Name: "outlook", Run: e.observe.Run, Why: "DNS answers follow it"},
 		{Name: "dns", Run: e.serveDNS, Why: "shut after the doors: meanwhile it names the other edges"},
-		{Name: "answers", Run: e.proxy.Run, Why: "asks anew for answers that were given though stale"},
+		{Name: "answers", Run: e.lasting(e.proxy.Run), Why: "asks anew for answers that were given though stale"},
 		{Name: "doors", Run: e.serve, StopTimeout: 15 * time.Second, Why: "last open, first shut, and relays with them"},
 		{Name: "memory", Run: ebb.New(ebb.Config{Logger: e.log, Counts: e.crowds(), Beat: e.beat}).Run, Why: "gives back what a crowd behind the doors held"},
 		{Name: "registry", Run: e.watchWithdrawal, Why: "a withdrawn edge shuts its doors at once"},
@@ -463,7 +475,7 @@ func (e *Edge) Run(ctx context.Context) error {
 	alive := e.counted(parts)
 	err := lifecycle.Run(ctx, e.log, parts...)
 	if errors.Is(err, handover.ErrTaken) {
-		return e.giveUp(alive)
+		return e.giveUp(ctx, alive)
 	}
 	if err == nil {
 		// Everything has returned, so nothing of this run goes on: the next one may say so, wherever it starts.

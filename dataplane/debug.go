@@ -72,7 +72,7 @@ func (e *Edge) shown() map[string]any {
 		"min_upload_rate": c.UploadRate, "detail_bytes": c.DetailBytes, "relay_rows_bytes": c.RelayRowsBytes, "relay_rows_keep": c.RelayRowsKeep.String(),
 		"on_spool_error": c.OnSpoolError, "access_log": c.AccessLog, "access_log_sample": c.AccessLogSample, "access_log_bytes": c.AccessLogBytes, "cache_bytes": c.CacheBytes,
 		"upstream_allow": c.UpstreamAllow, "upstream_allow_foreign": c.UpstreamAllowForeign, "allow_loopback_upstreams": c.AllowLoopbackUpstreams, "upstream_certs": c.UpstreamCerts,
-		"upstream_refresh": c.UpstreamRefresh.String(), "upstream_drain": c.UpstreamDrain.String(), "acme_directory": c.ACME.Directory, "takeover": c.Takeover, "pprof": c.Pprof,
+		"upstream_refresh": c.UpstreamRefresh.String(), "upstream_drain": c.UpstreamDrain.String(), "acme_directory": c.ACME.Directory, "takeover": c.Takeover, "takeover_linger": c.Linger.String(), "pprof": c.Pprof,
 		"traces": map[string]any{"endpoint": c.Traces.Endpoint, "ratio": c.Traces.Ratio, "per_second": c.Traces.PerSecond}}
 	if t := e.tables.Load(); t != nil {
 		out["table"] = map[string]any{"catalog": t.Catalog().String(), "zone": t.Zone().String(), "hosts": len(t.Hosts()), "quarantined": len(t.Quarantined())}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -49,6 +50,16 @@ func (e *Edge) serve(ctx context.Context) error {
 	e.serving.Store(false)
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.grace())
 	defer cancel()
+	if e.taken.Load() && e.offer.Lets() && e.cfg.Linger > 0 {
+		e.settle(grace)
+		e.h3.Close()
+		wg.Wait()
+		if !e.still.on.Load() {
+			e.ups.CloseIdle()
+		}
+		return err
+	}
+	e.before.hurry(e.grace())
 	var drain sync.WaitGroup
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
 		drain.Go(func() {
@@ -127,6 +138,8 @@ func (e *Edge) extra(context.Context) []string {
 		"certificate " + s.CertificateSerial + " expires " + time.Unix(s.CertificateExpiresUnix, 0).UTC().Format(time.RFC3339),
 		fmt.Sprintf("control connected=%v", e.follow.Stats().Connected.Load() == 1),
 		fmt.Sprintf("usage epoch=%d seq=%d unacked=%d", stats.Epoch, stats.Seq, stats.Unacked),
+		fmt.Sprintf("process %d", os.Getpid()),
+		fmt.Sprintf("before processes=%d connections=%d", e.before.processes(), e.before.connections()),
 		fmt.Sprintf("detail waiting=%d lost_rows=%d disk=%d", detail.Pieces, detail.RowsLost, detail.Disk),
 	}
 }

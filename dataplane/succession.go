@@ -17,10 +17,12 @@ import (
 )
 
 const (
-	// drainTime is how long requests under way may take when the edge stops, and takeoverTime when another process takes its
-	// place: new connections wait for that one meanwhile.
+	// drainTime is how long requests under way may take when the edge stops. When another process takes its place new connections
+	// wait for that one meanwhile, so what takes longer than settleTime goes on beside it (lingering.go); but for what rests on this
+	// run of the edge, relays, which have takeoverTime, as all has where nothing may go on.
 	drainTime    = 10 * time.Second
 	takeoverTime = 3 * time.Second
+	settleTime   = 250 * time.Millisecond
 
 	// lingerTime is how long a client may still ask on a connection that is about to be closed.
 	lingerTime = 100 * time.Millisecond
@@ -62,10 +64,12 @@ func (e *Edge) succeed(ctx context.Context) error {
 		return nil
 	}
 	began := time.Now()
-	if err := before.Succeed(ctx, succeedTime); err != nil {
+	goesOn, err := before.Succeed(ctx, succeedTime)
+	if err != nil {
 		return err
 	}
-	err := handover.Freed(ctx, freedTime, filepath.Join(run, "lock"), filepath.Join(e.cfg.Dir, "spool", "lock"))
+	e.before.conn = goesOn
+	err = handover.Freed(ctx, freedTime, filepath.Join(run, "lock"), filepath.Join(e.cfg.Dir, "spool", "lock"))
 	e.log.Info("taking another process's place", "from", before.Program, "waited_for", time.Since(began))
 	return err
 }
@@ -148,8 +152,13 @@ func (e *Edge) counted(parts []lifecycle.Part) *atomic.Int64 {
 }
 
 // giveUp lets go of all that has one owner, and tells the successor. If a part was left behind only the end of this process
-// proves that nothing of it goes on: then nothing is said, and the successor waits for the locks.
-func (e *Edge) giveUp(alive *atomic.Int64) error {
+// proves that nothing of it goes on: then nothing is said, and the successor waits for the locks. Where requests go on it returns
+// when they have ended.
+func (e *Edge) giveUp(ctx context.Context, alive *atomic.Int64) (err error) {
+	if e.still.on.Load() {
+		e.meter.Leave()
+		defer func() { e.still.end(e, err) }()
+	}
 	if n := alive.Load(); n > 0 {
 		return fmt.Errorf("hand over to another process: %d parts have not ended", n)
 	}
@@ -158,6 +167,9 @@ func (e *Edge) giveUp(alive *atomic.Int64) error {
 	}
 	if err := e.run.End(); err != nil {
 		return fmt.Errorf("hand over to another process: %w", err)
+	}
+	if e.still.on.Load() {
+		return e.goOn(ctx)
 	}
 	return e.offer.Over()
 }

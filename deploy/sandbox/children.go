@@ -36,25 +36,14 @@ func (c *child) start(log *slog.Logger) error {
 	return c.launch(log)
 }
 
-// replace starts another process in this one's place, which takes its sockets, and waits until this one has ended.
-func (c *child) replace(ctx context.Context, log *slog.Logger) error {
+// replace starts another process in this one's place, which takes its sockets. This one ends when what goes on in it has ended.
+func (c *child) replace(log *slog.Logger) error {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.process == nil {
-		c.mu.Unlock()
 		return fmt.Errorf("%s does not run", c.name)
 	}
-	before := c.done
-	err := c.launch(log, "-takeover")
-	c.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	select {
-	case <-before:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return c.launch(log, "-takeover")
 }
 
 // launch is called with mu held.

@@ -32,10 +32,10 @@ func (s *sandbox) play(ctx context.Context) error {
 			}
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
-			if err := c.replace(ctx, s.log); err != nil {
+			if err := c.replace(s.log); err != nil {
 				return err
 			}
-			return s.waitReady(ctx, s.adminOf(c.name)+"/readyz", c.name)
+			return s.waitReadyAs(ctx, s.adminOf(c.name)+"/readyz", c.name, fmt.Sprintf("process %d\n", c.pid()))
 		},
 	} {
 		mux.HandleFunc("POST /v1/"+verb+"/{name}", func(w http.ResponseWriter, r *http.Request) { s.act(w, r, act) })

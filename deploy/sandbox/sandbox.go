@@ -322,6 +322,11 @@ func (s *sandbox) client() *http.Client {
 }
 
 func (s *sandbox) waitReady(ctx context.Context, url, name string) error {
+	return s.waitReadyAs(ctx, url, name, "")
+}
+
+// waitReadyAs is waitReady for a process that says so of itself.
+func (s *sandbox) waitReadyAs(ctx context.Context, url, name, says string) error {
 	client := s.client()
 	last := errors.New("not asked yet")
 	for {
@@ -334,7 +339,7 @@ func (s *sandbox) waitReady(ctx context.Context, url, name string) error {
 		} else {
 			body, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
 			response.Body.Close()
-			if response.StatusCode == http.StatusOK {
+			if response.StatusCode == http.StatusOK && strings.Contains(string(body), says) {
 				return nil
 			}
 			last = fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(body)))

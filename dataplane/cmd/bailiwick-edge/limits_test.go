@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"bailiwick/dataplane"
 	"bailiwick/regions/answer"
 	"bailiwick/shared/usage"
 )
@@ -263,6 +264,8 @@ func value(t *testing.T, x ast.Expr) int64 {
 			return int64(time.Microsecond)
 		case "time.Millisecond":
 			return int64(time.Millisecond)
+		case "dataplane.DefaultLinger":
+			return int64(dataplane.DefaultLinger)
 		case "answer.Ramp":
 			return int64(answer.Ramp)
 		case "usage.MaxDetailRows":

@@ -104,6 +104,7 @@ func run(ctx context.Context, args, environ []string) (log *slog.Logger, err err
 	level := flags.String("log-level", "info", "debug, info, warn or error")
 	format := flags.String("log-format", "text", "text or json")
 	flags.BoolVar(&cfg.Takeover, "takeover", false, "take the place of the process that serves in -dir, if there is one: its listening sockets, and once it has ended all else; SIGUSR2 makes it start one")
+	flags.DurationVar(&cfg.Linger, "takeover-linger", dataplane.DefaultLinger, "how long what lasts may go on in a process whose place was taken, beside the one that serves, at most 24h; 0: 3 s, for which new connections wait")
 	showVersion := flags.Bool("version", false, "print the version and exit")
 	if err := flags.Parse(args); err != nil {
 		return nil, err

@@ -2,7 +2,8 @@
 // shut door while the program is replaced. See DESIGN.md.
 //
 // Nothing but sockets is handed over: what may have one owner (the spool, the leases, the grants, the table) has one at any
-// time, and the locks of the directory prove it. A socket survives whichever of the two processes crashes; if both do, the
+// time, and the locks of the directory prove it. A process in which requests go on says what they hold, and the connection
+// stays: what passes on it is package linger's. A socket survives whichever of the two processes crashes; if both do, the
 // next start opens new ones. Sockets may be used by all at once; an Offer is one goroutine's.
 package handover
 
@@ -12,10 +13,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -35,8 +38,13 @@ const (
 	acceptAgain = 100 * time.Millisecond
 	goTime      = time.Minute // a successor may take to get ready; then it is not one
 
-	wordGo   = "go\n"
-	wordOver = "over\n"
+	maxSaid  = 64 << 20 // bytes of what a process in which requests go on says of them
+	saidTime = 10 * time.Second
+
+	wordGo     = "go\n"
+	wordLinger = "go linger\n" // and requests may go on
+	wordOver   = "over\n"
+	wordStill  = "over but " // and how many bytes follow, of what goes on
 )
 
 // hello is what a process says of itself to its successor, with its sockets.
@@ -44,6 +52,7 @@ type hello struct {
 	Version int      `json:"version"`
 	Program string   `json:"program"`
 	Sockets []string `json:"sockets"`
+	Lingers bool     `json:"lingers,omitempty"` // requests may go on in it, if its successor counts for them
 }
 
 // Offer waits for a successor.
@@ -51,6 +60,7 @@ type Offer struct {
 	dir, program string
 	sockets      *Sockets
 	successor    *net.UnixConn // who was promised the place
+	lets         bool          // it counts for what goes on
 }
 
 // NewOffer hands out sockets to whoever asks in dir, which is the edge's own and readable for nobody else.
@@ -93,31 +103,47 @@ func (o *Offer) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		if o.serve(ctx, c) {
-			o.successor = c
+		if taken, lets := o.serve(ctx, c); taken {
+			o.successor, o.lets = c, lets
 			return ErrTaken
 		}
 		c.Close()
 	}
 }
 
-func (o *Offer) serve(ctx context.Context, c *net.UnixConn) (taken bool) {
+func (o *Offer) serve(ctx context.Context, c *net.UnixConn) (taken, lets bool) {
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	names, fds := o.sockets.copies()
 	defer closeAll(fds)
-	raw, err := json.Marshal(hello{Version: version, Program: o.program, Sockets: names})
+	raw, err := json.Marshal(hello{Version: version, Program: o.program, Sockets: names, Lingers: true})
 	if err != nil || len(fds) > maxSockets {
-		return false
+		return false, false
 	}
 	c.SetDeadline(time.Now().Add(helloTime))
 	if _, _, err := c.WriteMsgUnix(append(raw, '\n'), unix.UnixRights(fds...), nil); err != nil {
-		return false
+		return false, false
 	}
 	c.SetDeadline(time.Now().Add(goTime))
 	line, err := bufio.NewReaderSize(c, 64).ReadString('\n')
 	c.SetDeadline(time.Time{})
-	return err == nil && line == wordGo
+	return err == nil && (line == wordGo || line == wordLinger), line == wordLinger
+}
+
+// Lets says, after Run has returned ErrTaken, whether requests may go on in this process: the successor counts for them.
+func (o *Offer) Lets() bool { return o.lets }
+
+// Still is Over by a process in which requests go on: said is what it says of them. What the two say to each other from then on passes on
+// the connection that it returns.
+func (o *Offer) Still(said []byte) (net.Conn, error) {
+	c := o.successor
+	c.SetDeadline(time.Now().Add(saidTime))
+	if _, err := c.Write(append(fmt.Appendf(nil, "%s%d\n", wordStill, len(said)), said...)); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("tell the successor what goes on: %w", err)
+	}
+	c.SetDeadline(time.Time{})
+	return c, nil
 }
 
 // Over tells the successor that this process has let go of everything. Call it after Run has returned ErrTaken, and end.
@@ -138,6 +164,7 @@ type Predecessor struct {
 	Program string
 	conn    *net.UnixConn
 	reader  *bufio.Reader
+	lingers bool
 }
 
 // Ask looks for a process that serves in dir and adds its sockets to s. nil without an error: there is none.
@@ -194,30 +221,75 @@ func meet(c *net.UnixConn, s *Sockets) (*Predecessor, error) {
 		return nil, fmt.Errorf("it does not speak as expected (version %d, %d sockets of %d); stop it first", h.Version, len(files), len(h.Sockets))
 	}
 	s.add(h.Sockets, files)
-	return &Predecessor{Program: h.Program, conn: c, reader: bufio.NewReaderSize(c, 64)}, nil
+	return &Predecessor{Program: h.Program, conn: c, reader: bufio.NewReaderSize(c, 64), lingers: h.Lingers}, nil
 }
 
+// Lingering is a predecessor in which requests go on.
+type Lingering struct {
+	net.Conn // to it
+	Said     []byte
+}
+
+// still is a connection of which something was read already.
+type still struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+func (s still) Read(b []byte) (int, error) { return s.reader.Read(b) }
+
 // Succeed tells the predecessor to end, and returns when it says that it has let go of everything, or is gone. From here on
-// there is no way back: it serves nobody any more.
-func (p *Predecessor) Succeed(ctx context.Context, patience time.Duration) error {
-	defer p.conn.Close()
+// there is no way back: it serves nobody any more who comes. Requests may go on in it: then what it says of them is returned.
+func (p *Predecessor) Succeed(ctx context.Context, patience time.Duration) (_ *Lingering, err error) {
+	stays := false
+	defer func() {
+		if !stays {
+			p.conn.Close()
+		}
+	}()
 	stop := context.AfterFunc(ctx, func() { p.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	p.conn.SetDeadline(time.Now().Add(patience))
-	if _, err := p.conn.Write([]byte(wordGo)); err != nil {
-		return fmt.Errorf("take the place of %s: %w", p.Program, err)
+	word := wordGo
+	if p.lingers {
+		word = wordLinger
+	}
+	if _, err := p.conn.Write([]byte(word)); err != nil {
+		return nil, fmt.Errorf("take the place of %s: %w", p.Program, err)
 	}
 	line, err := p.reader.ReadString('\n')
 	if err != nil && ctx.Err() != nil {
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // it was killed: its locks are free now, or will be at once
-		return nil
+		return nil, nil
+	}
+	if length, lingers := strings.CutPrefix(line, wordStill); err == nil && lingers {
+		said, err := p.said(length)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, nil // it is gone, and nothing of it goes on
+		}
+		p.conn.SetDeadline(time.Time{})
+		stays = true
+		return &Lingering{Conn: still{p.conn, p.reader}, Said: said}, nil
 	}
 	if err != nil || line != wordOver {
-		return fmt.Errorf("take the place of %s: it has not ended after %s: %w", p.Program, patience, err)
+		return nil, fmt.Errorf("take the place of %s: it has not ended after %s: %w", p.Program, patience, err)
 	}
-	return nil
+	return nil, nil
+}
+
+func (p *Predecessor) said(length string) ([]byte, error) {
+	n, err := strconv.ParseUint(strings.TrimSuffix(length, "\n"), 10, 32)
+	if err != nil || n > maxSaid {
+		return nil, fmt.Errorf("it says %q bytes of what goes on, at most %d are taken", length, maxSaid)
+	}
+	said := make([]byte, n)
+	_, err = io.ReadFull(p.reader, said)
+	return said, err
 }
 
 // Stay leaves the predecessor where it is: it serves on.

@@ -62,6 +62,16 @@ func ask(t *testing.T, dir string, s *handover.Sockets) *handover.Predecessor {
 	return p
 }
 
+// succeed takes a place in which nothing goes on.
+func succeed(ctx context.Context, p *handover.Predecessor, patience time.Duration) error {
+	goesOn, err := p.Succeed(ctx, patience)
+	if goesOn != nil {
+		goesOn.Close()
+		return errors.New("something goes on")
+	}
+	return err
+}
+
 // A client that connects while nobody accepts is served by the successor: the socket never shuts.
 func TestSockets_AClientBetweenTwoProcessesIsServed(t *testing.T) {
 	for name, dir := range map[string]string{"a short path": t.TempDir(), "a path longer than a socket's may be": filepath.Join(t.TempDir(), strings.Repeat("long/", 30))} {
@@ -81,7 +91,7 @@ func TestSockets_AClientBetweenTwoProcessesIsServed(t *testing.T) {
 			o, ended := offer(t, t.Context(), dir, &first)
 			before := ask(t, dir, &second)
 			over := make(chan error, 1)
-			go func() { over <- before.Succeed(t.Context(), patience) }()
+			go func() { over <- succeed(t.Context(), before, patience) }()
 			if err := <-ended; !errors.Is(err, handover.ErrTaken) {
 				t.Fatalf("the offer ends with %v, want ErrTaken", err)
 			}
@@ -173,7 +183,7 @@ func TestOffer_CrashesOfEither(t *testing.T) {
 	}
 	o2 := ask(t, dir, &handover.Sockets{})
 	over := make(chan error, 1)
-	go func() { over <- o2.Succeed(t.Context(), patience) }()
+	go func() { over <- succeed(t.Context(), o2, patience) }()
 	if err := <-ended; !errors.Is(err, handover.ErrTaken) {
 		t.Fatalf("the offer ends with %v, want ErrTaken: three that left were no successors", err)
 	}
@@ -194,7 +204,7 @@ func TestPredecessor_ThatIsKilledIsGone(t *testing.T) {
 		io.ReadFull(c, make([]byte, 3))
 		c.Close() // killed while it ends
 	}()
-	if err := ask(t, dir, &handover.Sockets{}).Succeed(t.Context(), patience); err != nil {
+	if err := succeed(t.Context(), ask(t, dir, &handover.Sockets{}), patience); err != nil {
 		t.Errorf("take the place of a process that was killed: %v", err)
 	}
 }
@@ -203,7 +213,7 @@ func TestPredecessor_ThatIsKilledIsGone(t *testing.T) {
 func TestPredecessor_ThatHangsKeepsItsPlace(t *testing.T) {
 	dir := t.TempDir()
 	_, ended := offer(t, t.Context(), dir, &handover.Sockets{})
-	err := ask(t, dir, &handover.Sockets{}).Succeed(t.Context(), 20*time.Millisecond)
+	err := succeed(t.Context(), ask(t, dir, &handover.Sockets{}), 20*time.Millisecond)
 	if err == nil {
 		t.Error("a process that has not said that it is over has lost its place")
 	}
@@ -305,4 +315,104 @@ func TestOffer_OutlivesAShortageOfDescriptors(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	ask(t, dir, &handover.Sockets{})
+}
+
+// Where requests go on the predecessor says what they hold, and the connection stays, with all that follows on it at once. A process of
+// a program that knows nothing of it is asked to end all, as ever.
+func TestPredecessor_WhatGoesOnIsSaid(t *testing.T) {
+	dir := t.TempDir()
+	var first handover.Sockets
+	o, ended := offer(t, t.Context(), dir, &first)
+	before := ask(t, dir, &handover.Sockets{})
+	type result struct {
+		goesOn *handover.Lingering
+		err    error
+	}
+	over := make(chan result, 1)
+	go func() {
+		goesOn, err := before.Succeed(t.Context(), patience)
+		over <- result{goesOn, err}
+	}()
+	if err := <-ended; !errors.Is(err, handover.ErrTaken) || !o.Lets() {
+		t.Fatalf("the offer ends with %v, and lets requests go on: %v", err, o.Lets())
+	}
+	said := strings.Repeat("what it holds\n", 10_000)
+	c, err := o.Still([]byte(said))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("and more")); err != nil {
+		t.Fatal(err)
+	}
+	r := <-over
+	if r.err != nil || r.goesOn == nil || string(r.goesOn.Said) != said {
+		t.Fatalf("it was told %v, %v", r.goesOn, r.err)
+	}
+	defer r.goesOn.Close()
+	more := make([]byte, 8)
+	if _, err := io.ReadFull(r.goesOn, more); err != nil || string(more) != "and more" {
+		t.Errorf("then comes %q, %v", more, err)
+	}
+	if _, err := r.goesOn.Write([]byte("yes")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(more); err != nil || string(more[:n]) != "yes" {
+		t.Errorf("and back %q, %v", more[:n], err)
+	}
+}
+
+func TestPredecessor_OfAnOlderProgramEndsAll(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "successor"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	word := make(chan string, 1)
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		fmt.Fprintf(c, `{"version":1,"program":"an older one","sockets":[]}`+"\n")
+		b := make([]byte, 64)
+		n, _ := c.Read(b)
+		word <- string(b[:n])
+		fmt.Fprint(c, "over\n")
+	}()
+	if err := succeed(t.Context(), ask(t, dir, &handover.Sockets{}), patience); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-word; got != "go\n" {
+		t.Errorf("it was told %q, want the word it knows", got)
+	}
+}
+
+// A predecessor that dies while it says what goes on, or says more than there may be, is gone: nothing of it goes on.
+func TestPredecessor_ThatDiesWhileItSpeaksIsGone(t *testing.T) {
+	for name, says := range map[string]string{"in the middle": "over but 100\nsome", "too much": "over but 999999999999\n", "no number": "over but x\n"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "successor"), Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				defer c.Close()
+				fmt.Fprintf(c, `{"version":1,"program":"p","sockets":[],"lingers":true}`+"\n")
+				c.Read(make([]byte, 64))
+				fmt.Fprint(c, says)
+			}()
+			if err := succeed(t.Context(), ask(t, dir, &handover.Sockets{}), patience); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }

@@ -18,7 +18,7 @@ type manager struct {
 	starved  []*Account      // the leader was asked and its answer may soon be another
 	silent   bool            // units are held, as of the last scan, of accounts that had nothing to say then
 	adopted  []*Account      // whose units the process before holds, until the leader has heard of all of them
-	before   Pending         // that process's epoch
+	before   []Pending       // that process's epoch, and those that it was unsure of; empty: the leader has heard of all
 
 	lastScan, lastSweep, lastStart time.Time
 	nextScan                       time.Time
@@ -75,12 +75,15 @@ func (b *Book) loop(ctx context.Context) {
 
 // leave gives back what nobody will take any more, if that can be said in one exchange.
 func (b *Book) leave(ctx context.Context) {
+	for _, a := range b.queue {
+		a.queued = false // it may go on under another leader
+	}
 	clear(b.queue)
 	b.queue = b.queue[:0]
 	b.all(func(a *Account) {
 		if l := a.lease.Load(); l != nil && l.free.Load() > 0 {
 			a.used = time.Time{}
-			b.queue = append(b.queue, a)
+			b.enqueue(a)
 		}
 	})
 	if len(b.queue) > 0 {

@@ -60,59 +60,58 @@ func (b *Book) RunUnder(ctx context.Context, leader Leader) {
 	b.loop(ctx)
 }
 
-// Adopt begins a Sublet with what the other Book holds. before is the other's epoch: until the ledger has heard of all that was
-// adopted, it is told that that epoch may hold units still, since it gives them to others in the moment in which it is over. plan finds
-// a plan by its name; nil: there is none of that name.
-func (b *Book) Adopt(before Pending, holding []Ask, plan func(name string) *policy.Plan) *Sublet {
+// Adopt begins a Sublet with what the other Book holds. before is the other's epoch, and what its Unheard says: the ledger is told that
+// those epochs may hold units still until it has heard of all that was adopted, and of all their rows, since it gives their units to others in
+// the moment in which they are over. plan finds a plan by its name, nil if there is none; it is asked from the first Exchange on.
+func (b *Book) Adopt(before []Pending, holding []Ask, plan func(name string) *policy.Plan) *Sublet {
 	s := &Sublet{book: b, plan: plan, held: map[heldKey]*held{}}
-	if b.lastScan.IsZero() {
-		b.lastScan = time.Now()
-	}
 	for _, k := range holding {
 		units := k.Ceiling - k.Spent
 		if units <= 0 {
 			continue
 		}
-		p := plan(k.Plan)
-		if p == nil {
-			p = &policy.Plan{Plan: table.Plan{Name: k.Plan}}
-		}
-		a, l := b.Account(k.ID, p), &lease{period: k.Period}
-		if Leases(p) {
-			l.leased = units
-		} else {
-			l.free.Store(-units)
-		}
+		// There may be no table yet: who asks next under the plan says what it is. Until then nothing is wanted of it, and what is
+		// held was taken without a lease, which the ledger makes one of.
+		a, l := b.Account(k.ID, &policy.Plan{Plan: table.Plan{Name: k.Plan}}), &lease{period: k.Period}
+		l.free.Store(-units)
 		a.lease.Store(l)
 		b.adopted = append(b.adopted, a)
 		s.held[heldKey{k.ID, k.Period}] = &held{Ticket{a, l, units}, k.Spent}
 	}
-	if len(b.adopted) > 0 {
-		b.before = before
-	}
+	b.before = before
 	return s
+}
+
+// Unheard are epochs whose units the ledger must not take for free when another process comes after this one: of what this Book adopted
+// of them, or of what was spent of that, it may not have heard. Whoever adopts keeps them on disk, for a process that is killed says
+// nothing. Call it when Run has returned.
+func (b *Book) Unheard() []Pending {
+	b.pending()
+	return b.before
 }
 
 // pending are older epochs that may hold units still.
 func (b *Book) pending() []Pending {
 	all := b.cfg.Pending()
-	if len(b.adopted) == 0 {
+	if len(b.before) == 0 {
 		return all
 	}
-	for _, a := range b.adopted {
-		if a.known || a.gone {
-			continue
-		}
-		for i := range all {
-			if all[i].Epoch == b.before.Epoch {
-				all = slices.Clone(all)
-				all[i].Sealed = max(all[i].Sealed+1, b.before.Sealed)
-				return all
-			}
-		}
-		return append(all, b.before)
+	unheard := slices.ContainsFunc(b.adopted, func(a *Account) bool { return !a.known && !a.gone })
+	for _, p := range all { // what was spent of theirs since may lie in any epoch after them
+		unheard = unheard || slices.ContainsFunc(b.before, func(q Pending) bool { return q.Epoch <= p.Epoch })
 	}
-	b.adopted = nil
+	if !unheard {
+		b.adopted, b.before = nil, nil
+		return all
+	}
+	all = slices.Clone(all)
+	for _, p := range b.before {
+		if i := slices.IndexFunc(all, func(q Pending) bool { return q.Epoch == p.Epoch }); i >= 0 {
+			all[i].Sealed = max(all[i].Sealed+1, p.Sealed) // more than there are: it is not over with the last
+		} else {
+			all = append(all, p)
+		}
+	}
 	return all
 }
 

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,7 +40,8 @@ type succession struct {
 	rows   map[spent]int64
 	sent   map[spent]int64
 	served map[int64]int64
-	over   int // units of streams that went on over a takeover
+	disk   []quota.Pending // what was unheard of when a process last adopted
+	over   int             // units of streams that went on over a takeover
 }
 
 func (e *succession) begin(before *process, holding []quota.Ask) *process {
@@ -52,12 +54,15 @@ func (e *succession) begin(before *process, holding []quota.Ask) *process {
 	}
 	p.book = b
 	if before != nil {
-		p.sublet = b.Adopt(quota.Pending{Epoch: before.epoch, Sealed: 1}, holding, func(name string) *policy.Plan {
+		e.disk = append(before.book.Unheard(), quota.Pending{Epoch: before.epoch, Sealed: 1})
+		p.sublet = b.Adopt(e.disk, holding, func(name string) *policy.Plan {
 			if name == e.plan.Name {
 				return e.plan
 			}
 			return nil
 		})
+	} else {
+		b.Adopt(e.disk, nil, nil)
 	}
 	p.ended.Go(func() { b.Run(ctx) })
 	e.mu.Lock()
@@ -169,6 +174,29 @@ func (e *succession) row(p *process, t quota.Ticket) bool {
 	return true
 }
 
+// state is who holds what.
+func (e *succession) state() (out string) {
+	e.ledger.mu.Lock()
+	for at, h := range e.ledger.accounts[account{acme, e.ledger.period}] {
+		if h.leased > h.applied {
+			out += fmt.Sprintf("in the ledger epoch %d is leased %d, spent %d; ", at.epoch, h.leased, h.applied)
+		}
+	}
+	e.ledger.mu.Unlock()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range e.all {
+		if !p.dead {
+			s := p.book.Stats()
+			out += fmt.Sprintf("process %d: %d free, %d spent; ", p.epoch, s.Free, s.Spent)
+			if p.sublet != nil {
+				out += fmt.Sprintf("holds %d for the one before; ", p.sublet.Held())
+			}
+		}
+	}
+	return out
+}
+
 // stream takes units one after the other for a while, of the process that it began at.
 func (e *succession) stream(ctx context.Context, r *rand.Rand, units int) {
 	e.mu.Lock()
@@ -272,7 +300,7 @@ func succeed(t *testing.T, seed uint64, over *int) {
 	for began := time.Now(); time.Since(began) < 2*time.Minute && !done(); time.Sleep(100 * time.Millisecond) {
 	}
 	if !done() {
-		t.Errorf("served %d after all was well for two minutes, want exactly %d", e.served[last], e.limit)
+		t.Errorf("served %d after all was well for two minutes, want exactly %d; %s", e.served[last], e.limit, e.state())
 	}
 	cancel()
 	wg.Wait()
@@ -296,7 +324,7 @@ func (f leaderFunc) Exchange(_ context.Context, r *quota.Request) (*quota.Respon
 // What the process before holds must be told before its epoch is over for the ledger: it gives the units to others then. They do
 // not fit into one exchange here.
 func TestSublet_AllIsToldBeforeTheEpochBeforeIsOver(t *testing.T) {
-	for name, pending := range map[string][]quota.Pending{"its blocks are acknowledged": nil, "some are not": {{Epoch: 6, Sealed: 9}}} {
+	for name, pending := range map[string][]quota.Pending{"its blocks are acknowledged": nil, "some are not for a while": {{Epoch: 6, Sealed: 9}}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const accounts = 3000
@@ -325,8 +353,16 @@ func TestSublet_AllIsToldBeforeTheEpochBeforeIsOver(t *testing.T) {
 						out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: 2, Limit: 100, Leases: true})
 					}
 					return out
-				}), func(c *quota.Config) { c.Pending = func() []quota.Pending { return pending } })
-				s := b.Adopt(quota.Pending{Epoch: 6, Sealed: 10}, holding, func(string) *policy.Plan { return strict })
+				}), func(c *quota.Config) {
+					began := time.Now()
+					c.Pending = func() []quota.Pending {
+						if time.Since(began) > time.Second {
+							return nil
+						}
+						return pending
+					}
+				})
+				s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 10}}, holding, func(string) *policy.Plan { return strict })
 				if s.Held() != 2*accounts {
 					t.Errorf("%d units are held, want %d", s.Held(), 2*accounts)
 				}
@@ -347,23 +383,23 @@ func TestSublet_AllIsToldBeforeTheEpochBeforeIsOver(t *testing.T) {
 // Units that come when the other process has ended go back at once.
 func TestSublet_WhatComesAfterTheEndGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		grant := int64(0)
+		var grant atomic.Int64
 		b := newBook(t, leaderFunc(func(r *quota.Request) *quota.Response {
 			out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
 			for _, k := range r.Asks {
-				out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: grant, Limit: 100, Leases: true})
+				out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: grant.Load(), Limit: 100, Leases: true})
 			}
 			return out
 		}), nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { b.Run(ctx) })
-		s := b.Adopt(quota.Pending{Epoch: 6, Sealed: 1}, nil, func(string) *policy.Plan { return strict })
+		s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 1}}, nil, func(string) *policy.Plan { return strict })
 		ask := &quota.Request{Sequence: 1, Asks: []quota.Ask{{ID: acme, Plan: strict.Name, Want: 3, Starving: true}}}
 		wg.Go(func() { s.Exchange(ctx, ask) })
 		time.Sleep(50 * time.Millisecond) // it waits for units
 		s.End()
-		grant = 3
+		grant.Store(3)
 		time.Sleep(time.Second)
 		if s.Held() != 0 {
 			t.Errorf("%d units are held for a process that has ended", s.Held())
@@ -401,7 +437,7 @@ func TestSublet_OfAWatchedQuotaAllCounts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := b.Adopt(quota.Pending{Epoch: 7, Sealed: 1}, a.Holding(), func(string) *policy.Plan { return soft })
+		s := b.Adopt([]quota.Pending{{Epoch: 7, Sealed: 1}}, a.Holding(), func(string) *policy.Plan { return soft })
 		ctx, cancel = context.WithCancel(t.Context())
 		wg.Go(func() { b.Run(ctx) })
 		wg.Go(func() { a.RunUnder(ctx, s) })

@@ -246,9 +246,11 @@ func (s *session) accept(st *staged, next *policy.Table) error {
 		// snapshot can bring disk and memory together again.
 		c.needBase = true
 		c.put(next)
+		c.updated(st)
 		return s.distrust(st, fault.New(fault.Internal, ReasonPersist, "write table to disk: %w", err))
 	}
 	c.put(next)
+	c.updated(st)
 	if c.cfg.Enforce != nil {
 		c.cfg.Enforce()
 	}
@@ -277,6 +279,12 @@ func (s *session) accept(st *staged, next *policy.Table) error {
 		return s.ask(&syncv1.SubscribeRequest{Message: &syncv1.SubscribeRequest_Hello{Hello: &syncv1.Hello{Protocol: protocol, Level: uint32(table.Current), Version: c.cfg.Version}}})
 	}
 	return nil
+}
+
+func (c *Client) updated(st *staged) {
+	if c.cfg.Updated != nil {
+		c.cfg.Updated(st.parts)
+	}
 }
 
 func (s *session) mark() error {

@@ -48,11 +48,12 @@ type Config struct {
 	// Enforce ends at once what the table just put in force forbids. It is called before the table is acknowledged:
 	// the zone takes an acknowledgement for the word that no byte of a closed pair moves any more. nil: nothing.
 	Enforce     func()
-	OnWithdrawn func(reason string) // called after the table is out of force and off the disk; nil: nothing
-	Logger      *slog.Logger        // nil: slog.Default()
-	Version     string              // of the program; "": "dev"
-	FS          durable.FS          // nil: durable.OS()
-	Now         func() time.Time    // nil: time.Now
+	Updated     func(parts []*syncv1.Signed) // what was just put in force, for a process that this one has taken the place of; it waits for nothing. nil: nothing
+	OnWithdrawn func(reason string)          // called after the table is out of force and off the disk; nil: nothing
+	Logger      *slog.Logger                 // nil: slog.Default()
+	Version     string                       // of the program; "": "dev"
+	FS          durable.FS                   // nil: durable.OS()
+	Now         func() time.Time             // nil: time.Now
 
 	FirstFrame  time.Duration // a stream must speak within; 0: 5 s
 	Silence     time.Duration // and never be silent for longer; 0: 15 s
@@ -164,9 +165,11 @@ func (c *Client) Fresh() time.Time {
 }
 
 func (c *Client) confirmed() {
-	now := c.cfg.Now()
-	c.fresh.Store(&now)
+	c.Confirmed(c.cfg.Now())
 }
+
+// Confirmed is when a control node confirmed the table in force, on the word of the process that took this one's place.
+func (c *Client) Confirmed(at time.Time) { c.fresh.Store(&at) }
 
 // Run loads the table from disk and then follows control nodes until ctx ends. It returns an error only if a
 // newer program wrote the files.
@@ -175,6 +178,7 @@ func (c *Client) Run(ctx context.Context) error {
 		return err
 	}
 	defer c.disk.close()
+	defer func() { c.staged = nil }() // for Take
 	for round := 0; ; round++ {
 		addrs := append([]string(nil), c.cfg.Addrs()...)
 		rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })

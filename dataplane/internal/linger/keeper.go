@@ -1,0 +1,257 @@
+package linger
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"bailiwick/dataplane/internal/quota"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/usage"
+)
+
+// KeeperConfig describes a Keeper. All fields are required.
+type KeeperConfig struct {
+	Conn   net.Conn
+	Append func(*usage.Row) error // of the spool
+	Sublet *quota.Sublet
+	Fresh  func() time.Time // when a control node last confirmed the table; zero: not known
+	Logger *slog.Logger
+}
+
+// Keeper is the newer process's end: it owns what the older one's requests count in.
+type Keeper struct {
+	cfg  KeeperConfig
+	wire wire
+	gone chan struct{} // closed when the other process is gone
+
+	left   atomic.Int64
+	before atomic.Int64
+	rows   atomic.Int64
+	lost   atomic.Int64 // packets
+
+	wake    chan struct{}
+	packets chan []byte
+
+	mu     sync.Mutex // covers the rest
+	queue  []*syncv1.Signed
+	behind int
+	end    time.Duration // how much time the other has; with ended
+	ended  bool
+	cut    error
+}
+
+// NewKeeper makes a Keeper; Run must run.
+func NewKeeper(cfg KeeperConfig) *Keeper {
+	return &Keeper{cfg: cfg, wire: newWire(cfg.Conn), gone: make(chan struct{}), wake: make(chan struct{}, 1), packets: make(chan []byte, packetsMax)}
+}
+
+// Gone is closed when the other process is gone, and what it held is taken back.
+func (k *Keeper) Gone() <-chan struct{} { return k.gone }
+
+// Connections is how many the other process has, as it last said.
+func (k *Keeper) Connections() int64 { return k.left.Load() }
+
+// Before is how many processes linger: that one, and those behind it.
+func (k *Keeper) Before() int { return 1 + int(k.before.Load()) }
+
+// Rows is how many the other process had kept.
+func (k *Keeper) Rows() int64 { return k.rows.Load() }
+
+// Table hands on an update that is in force here. It waits for nothing.
+func (k *Keeper) Table(parts []*syncv1.Signed) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, p := range parts {
+		k.behind += len(p.GetPayload())
+		k.queue = append(k.queue, p)
+	}
+	if k.behind > maxBehind {
+		k.cut = fmt.Errorf("it is %d bytes of tables behind", k.behind)
+		k.queue, k.behind = nil, 0
+	}
+	k.rouse()
+}
+
+// Packet hands on what came for a connection over QUIC of the other's. It waits for nothing, and keeps nothing of packet.
+func (k *Keeper) Packet(packet []byte, from netip.AddrPort) {
+	at := from.Addr().As16()
+	b := make([]byte, 0, addressBytes+len(packet))
+	b = append(binary.BigEndian.AppendUint16(append(b, at[:]...), from.Port()), packet...)
+	select {
+	case k.packets <- b:
+	default:
+		k.lost.Add(1)
+	}
+}
+
+// End asks the other process to end what it has within a time, and waits until it is gone or ctx ends.
+func (k *Keeper) End(ctx context.Context, within time.Duration) {
+	k.Hurry(within)
+	select {
+	case <-k.gone:
+	case <-ctx.Done():
+		k.wire.Close()
+		<-k.gone
+	}
+}
+
+// Hurry asks it, and does not wait.
+func (k *Keeper) Hurry(within time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.ended {
+		k.ended, k.end = true, within
+		k.rouse()
+	}
+}
+
+func (k *Keeper) rouse() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run works until the other process is gone.
+func (k *Keeper) Run() {
+	defer close(k.gone)
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() { k.write(stop) })
+	var asks sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	err := k.read(ctx, &asks)
+	k.wire.Close()
+	cancel()
+	close(stop)
+	asks.Wait()
+	writer.Wait()
+	k.mu.Lock()
+	if k.cut != nil {
+		err = k.cut
+	}
+	k.mu.Unlock()
+	k.cfg.Sublet.End()
+	k.left.Store(0)
+	k.cfg.Logger.Info("the process before is gone", "rows", k.rows.Load(), "reason", err)
+}
+
+func (k *Keeper) read(ctx context.Context, asks *sync.WaitGroup) error {
+	r := bufio.NewReaderSize(k.wire.Conn, 64<<10)
+	room := make([]byte, 4<<10)
+	for {
+		kind, b, err := k.wire.receive(r, room)
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case frameRow:
+			err = k.row(b)
+		case frameAsk:
+			q := &quota.Request{}
+			if err = json.Unmarshal(b, q); err != nil {
+				break
+			}
+			asks.Go(func() {
+				states, err := k.cfg.Sublet.Exchange(ctx, q)
+				if err == nil {
+					err = k.wire.sendJSON(frameStates, states)
+				}
+				if err != nil && ctx.Err() == nil {
+					k.wire.Close()
+				}
+			})
+		case frameLeft:
+			var n left
+			if err = json.Unmarshal(b, &n); err == nil {
+				k.left.Store(max(0, n.Connections))
+				k.before.Store(int64(min(max(0, n.Before), MostBefore)))
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("read what it says: %w", err)
+		}
+	}
+}
+
+// row keeps one. Only what is in the spool is spent, and only what was answered so is counted there for the client's sake.
+func (k *Keeper) row(b []byte) error {
+	var m row
+	if err := json.Unmarshal(b, &m); err != nil {
+		return fmt.Errorf("%w: %w", errFrame, err)
+	}
+	said := rowKept{N: m.N}
+	if err := k.cfg.Append(&m.Row); err != nil {
+		said.Error = err.Error()
+	} else {
+		k.rows.Add(1)
+		k.cfg.Sublet.Spent(quota.ID{Customer: m.Row.Customer, Subscription: m.Row.Subscription}, m.Row.Period, m.Row.Units)
+	}
+	return k.wire.sendJSON(frameKept, said)
+}
+
+// write sends what does not answer anything.
+func (k *Keeper) write(stop <-chan struct{}) {
+	tick := time.NewTicker(tellEvery)
+	defer tick.Stop()
+	told := false
+	for {
+		fresh := false
+		select {
+		case <-stop:
+			return
+		case p := <-k.packets:
+			if k.wire.send(framePacket, p) != nil {
+				return
+			}
+			continue
+		case <-k.wake:
+		case <-tick.C:
+			fresh = true
+		}
+		k.mu.Lock()
+		parts, cut, end := k.queue, k.cut, k.ended && !told
+		k.queue, k.behind = nil, 0
+		within := k.end
+		k.mu.Unlock()
+		if cut != nil {
+			k.wire.Close()
+			return
+		}
+		for _, p := range parts {
+			raw, err := proto.Marshal(p)
+			if err == nil {
+				err = k.wire.send(frameTable, raw)
+			}
+			if err != nil {
+				k.wire.Close()
+				return
+			}
+		}
+		if end {
+			if told = true; k.wire.sendJSON(frameEnd, ending{within}) != nil {
+				return
+			}
+		}
+		if fresh {
+			var b [8]byte
+			if at := k.cfg.Fresh(); !at.IsZero() {
+				binary.BigEndian.PutUint64(b[:], uint64(at.UnixMilli()))
+			}
+			if k.wire.send(frameFresh, b[:]) != nil {
+				return
+			}
+		}
+	}
+}

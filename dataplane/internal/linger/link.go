@@ -1,0 +1,256 @@
+package linger
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"bailiwick/dataplane/internal/quota"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/usage"
+)
+
+// ErrLost answers whoever wants to count when the owner is gone.
+var ErrLost = errors.New("the process that took this one's place does nothing for it any more")
+
+// LinkConfig describes a Link. All but Packet are required.
+type LinkConfig struct {
+	Conn   net.Conn
+	Table  func(*syncv1.Signed) error // takes parts of updates in their order; an error ends the Link
+	Fresh  func(time.Time)
+	Left   func() (connections int64, before int)
+	Packet func(packet []byte, from netip.AddrPort) // valid during the call
+}
+
+// Link is the older process's end.
+type Link struct {
+	cfg  LinkConfig
+	wire wire
+
+	lost   chan struct{} // closed when nothing can be counted any more
+	ending chan time.Duration
+	tables chan *syncv1.Signed
+
+	mu      sync.Mutex // covers the rest
+	why     error
+	n       uint64
+	waiting map[uint64]chan error
+	asking  chan []byte // who waits for the answer to an exchange; nil: nobody
+}
+
+// row is one row on its way.
+type row struct {
+	N   uint64    `json:"n"`
+	Row usage.Row `json:"row"`
+}
+
+// NewLink makes a Link; Run must run for anything to be answered.
+func NewLink(cfg LinkConfig) *Link {
+	return &Link{cfg: cfg, wire: newWire(cfg.Conn), lost: make(chan struct{}), ending: make(chan time.Duration, 1), tables: make(chan *syncv1.Signed, partsMax), waiting: map[uint64]chan error{}}
+}
+
+// Lost is closed when nothing can be counted any more.
+func (l *Link) Lost() <-chan struct{} { return l.lost }
+
+// Ending says how much time is left when the owner ends too, or another has too many before it.
+func (l *Link) Ending() <-chan time.Duration { return l.ending }
+
+// Healthy says why nothing can be counted.
+func (l *Link) Healthy() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.why
+}
+
+// Close ends it.
+func (l *Link) Close() { l.lose(net.ErrClosed) }
+
+func (l *Link) lose(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.why != nil {
+		return
+	}
+	l.why = fmt.Errorf("%w: %w", ErrLost, why)
+	close(l.lost)
+	l.wire.Close()
+}
+
+// Append has the owner keep a row: nil when it is in its spool, as after spool.Append. An error says that it is not, or that nobody
+// knows, as after an error of a disk; it is not sent again.
+func (l *Link) Append(r *usage.Row) error {
+	done := make(chan error, 1)
+	l.mu.Lock()
+	if l.why != nil {
+		defer l.mu.Unlock()
+		return fmt.Errorf("append usage row: %w", l.why)
+	}
+	l.n++
+	n := l.n
+	l.waiting[n] = done
+	l.mu.Unlock()
+	if err := l.wire.sendJSON(frameRow, row{n, *r}); err != nil {
+		l.lose(err)
+	}
+	late := time.NewTimer(answerTime)
+	defer late.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-late.C:
+		l.lose(fmt.Errorf("a row was not answered for %s", answerTime))
+	case <-l.lost:
+	}
+	select {
+	case err := <-done: // it came with the end
+		return err
+	default:
+		return fmt.Errorf("append usage row: %w", l.Healthy())
+	}
+}
+
+// Exchange implements quota.Leader. A Book makes one at a time.
+func (l *Link) Exchange(ctx context.Context, r *quota.Request) (*quota.Response, error) {
+	answer := make(chan []byte, 1)
+	l.mu.Lock()
+	l.asking = answer
+	l.mu.Unlock()
+	if err := l.wire.sendJSON(frameAsk, r); err != nil {
+		l.lose(err)
+	}
+	select {
+	case raw := <-answer:
+		out := &quota.Response{}
+		if err := json.Unmarshal(raw, out); err != nil {
+			return nil, fmt.Errorf("exchange quotas: %w", err)
+		}
+		return out, nil
+	case <-l.lost:
+		return nil, l.Healthy()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Run works until the connection ends, which it says why.
+func (l *Link) Run() error {
+	told := make(chan struct{})
+	var helpers sync.WaitGroup
+	helpers.Go(func() { // beside who reads: a whole table takes seconds to build, and rows are answered meanwhile
+		for {
+			select {
+			case <-told:
+				return
+			case signed := <-l.tables:
+				if err := l.cfg.Table(signed); err != nil {
+					l.lose(err)
+					return
+				}
+			}
+		}
+	})
+	helpers.Go(func() {
+		tick := time.NewTicker(tellEvery)
+		defer tick.Stop()
+		for {
+			connections, before := l.cfg.Left()
+			if l.wire.sendJSON(frameLeft, left{connections, before}) != nil {
+				return // who reads learns why
+			}
+			select {
+			case <-told:
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	l.lose(l.read())
+	close(told)
+	helpers.Wait()
+	return l.Healthy()
+}
+
+func (l *Link) read() error {
+	r := bufio.NewReaderSize(l.wire.Conn, 64<<10)
+	room := make([]byte, 4<<10)
+	for {
+		kind, b, err := l.wire.receive(r, room)
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case frameKept:
+			err = l.kept(b)
+		case frameStates:
+			l.mu.Lock()
+			if l.asking != nil {
+				l.asking <- append([]byte(nil), b...)
+				l.asking = nil
+			}
+			l.mu.Unlock()
+		case frameTable:
+			signed := &syncv1.Signed{}
+			if err = proto.Unmarshal(append([]byte(nil), b...), signed); err == nil {
+				select {
+				case l.tables <- signed:
+				case <-l.lost:
+				}
+			}
+		case frameFresh:
+			if len(b) != 8 {
+				return errFrame
+			}
+			if at := binary.BigEndian.Uint64(b); at != 0 {
+				l.cfg.Fresh(time.UnixMilli(int64(at)))
+			}
+		case frameEnd:
+			var e ending
+			if err = json.Unmarshal(b, &e); err == nil {
+				select {
+				case l.ending <- max(0, e.Within):
+				default:
+				}
+			}
+		case framePacket:
+			if len(b) < addressBytes {
+				return errFrame
+			}
+			if l.cfg.Packet != nil {
+				at := netip.AddrFrom16([16]byte(b)).Unmap()
+				l.cfg.Packet(b[addressBytes:], netip.AddrPortFrom(at, binary.BigEndian.Uint16(b[16:])))
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (l *Link) kept(b []byte) error {
+	var k rowKept
+	if err := json.Unmarshal(b, &k); err != nil {
+		return fmt.Errorf("%w: %w", errFrame, err)
+	}
+	l.mu.Lock()
+	done := l.waiting[k.N]
+	delete(l.waiting, k.N)
+	l.mu.Unlock()
+	if done == nil {
+		return nil
+	}
+	if k.Error != "" {
+		done <- errors.New(k.Error)
+	} else {
+		done <- nil
+	}
+	return nil
+}

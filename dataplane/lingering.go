@@ -1,0 +1,294 @@
+package dataplane
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bailiwick/dataplane/internal/handover"
+	"bailiwick/dataplane/internal/linger"
+	"bailiwick/dataplane/internal/policy"
+	"bailiwick/dataplane/internal/proxy"
+	"bailiwick/dataplane/internal/quota"
+	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/shared/durable"
+)
+
+// DefaultLinger is Config.Linger where the edge is told nothing.
+const DefaultLinger = linger.DefaultTime
+
+// lingering is the process before this one, if requests go on there.
+type lingering struct {
+	conn   *handover.Lingering // nil: none do
+	keeper *linger.Keeper      // nil likewise
+}
+
+const (
+	unsealed    = 1 << 16 // more blocks than rows can make that a spool held when it was closed
+	unheardFile = "unheard.json"
+	unheardMost = 64
+)
+
+// keep begins to count for the process before. It comes when the spool and the leases are this one's, before anybody is served.
+func (e *Edge) keep() {
+	path := filepath.Join(e.cfg.Dir, "run", unheardFile)
+	unheard := e.unheard(path)
+	if e.before.conn == nil {
+		e.quotas.Adopt(unheard, nil, nil)
+		return
+	}
+	said, err := linger.Decode(e.before.conn.Said)
+	if err != nil {
+		e.log.Error("what goes on in the process before is cut", "error", err)
+		e.before.conn.Close()
+		e.quotas.Adopt(unheard, nil, nil)
+		return
+	}
+	unheard = append(append(unheard, said.Unheard...), quota.Pending{Epoch: said.Epoch, Sealed: said.Sealed + unsealed})
+	slices.SortFunc(unheard, func(a, b quota.Pending) int { return cmp.Compare(a.Epoch, b.Epoch) })
+	unheard = slices.CompactFunc(unheard, func(a, b quota.Pending) bool { return a.Epoch == b.Epoch })
+	unheard = unheard[max(0, len(unheard)-unheardMost):]
+	raw, err := json.Marshal(unheard)
+	if err == nil {
+		err = durable.WriteFileAtomic(durable.OS(), path, raw, durable.FilePerm)
+	}
+	if err != nil { // all the same: it matters if this process is killed before the ledger has answered it once
+		e.log.Error("which epochs' units are adopted cannot be written down", "error", err)
+	}
+	sublet := e.quotas.Adopt(unheard, said.Holding, func(name string) *policy.Plan {
+		if t := e.tables.Load(); t != nil {
+			return t.Plan(name)
+		}
+		return nil
+	})
+	e.before.keeper = linger.NewKeeper(linger.KeeperConfig{Conn: e.before.conn, Append: e.meter.Append, Sublet: sublet, Fresh: e.follow.Fresh, Logger: e.log})
+	e.log.Info("requests go on in the process before", "held", sublet.Held())
+	go e.before.keeper.Run()
+}
+
+// unheard reads which epochs a process adopted units of that may not have got to tell the ledger. They are of no interest once all
+// rows since have been acknowledged.
+func (e *Edge) unheard(path string) (list []quota.Pending) {
+	raw, err := durable.ReadFile(durable.OS(), path, 1<<16)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &list)
+	}
+	if err != nil {
+		e.log.Error("which epochs' units were adopted cannot be read", "error", err)
+		return nil
+	}
+	var newest uint64
+	for _, p := range e.pendingEpochs() {
+		newest = max(newest, p.Epoch)
+	}
+	return slices.DeleteFunc(list, func(p quota.Pending) bool { return p.Epoch > newest })
+}
+
+// table hands an update on.
+func (l *lingering) table(parts []*syncv1.Signed) {
+	if l.keeper != nil {
+		l.keeper.Table(parts)
+	}
+}
+
+// processes is how many linger.
+func (l *lingering) processes() int {
+	if l.keeper == nil {
+		return 0
+	}
+	select {
+	case <-l.keeper.Gone():
+		return 0
+	default:
+		return l.keeper.Before()
+	}
+}
+
+// connections is how many the process before has.
+func (l *lingering) connections() int64 {
+	if l.keeper == nil {
+		return 0
+	}
+	return l.keeper.Connections()
+}
+
+// rows is how many of its rows were counted here.
+func (l *lingering) rows() int64 {
+	if l.keeper == nil {
+		return 0
+	}
+	return l.keeper.Rows()
+}
+
+// hurry has it end within a time.
+func (l *lingering) hurry(within time.Duration) {
+	if l.keeper != nil {
+		l.keeper.Hurry(within)
+	}
+}
+
+// endBefore waits, when this process stops for good, until the one before has ended: it was told to when the doors shut.
+func (e *Edge) endBefore(ctx context.Context) error {
+	<-ctx.Done()
+	if e.before.keeper == nil || e.still.on.Load() {
+		return nil
+	}
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.grace())
+	defer cancel()
+	e.before.keeper.End(patience, e.grace())
+	return nil
+}
+
+// stays is what goes on in this process when another has taken its place.
+type stays struct {
+	on atomic.Bool
+
+	mu   sync.Mutex // covers ends
+	ends []func()   // of what lasts as long, the first to end first
+}
+
+// lasting is a part that requests need which go on: it ends with them.
+func (e *Edge) lasting(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		own, end := context.WithCancel(context.WithoutCancel(ctx))
+		ended := make(chan error, 1)
+		go func() { ended <- run(own) }()
+		select {
+		case err := <-ended:
+			end()
+			return err
+		case <-ctx.Done():
+		}
+		if !e.still.on.Load() {
+			end()
+			return <-ended
+		}
+		e.still.mu.Lock()
+		defer e.still.mu.Unlock()
+		e.still.ends = append(e.still.ends, func() { end(); <-ended })
+		return nil
+	}
+}
+
+// end is when nothing goes on any more, or nobody counts for it: err says why.
+func (s *stays) end(e *Edge, err error) {
+	if err != nil {
+		e.meter.Fail(err)
+		gone, cancel := context.WithCancel(context.Background())
+		cancel()
+		e.endDoors(gone)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, end := range s.ends {
+		end()
+	}
+	e.ups.CloseIdle()
+}
+
+// settle shuts the doors in favour of another process: what ends within settleTime ends here, and what does not goes on beside it.
+// Relays rest on this run of the edge, and are over when it returns.
+func (e *Edge) settle(ctx context.Context) {
+	soon, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	if e.before.processes() >= linger.MostBefore {
+		e.before.hurry(drainTime)
+	}
+	var drain sync.WaitGroup
+	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
+		drain.Go(func() { s.Shutdown(soon) })
+	}
+	drain.Go(func() { e.servers.H3.End(ctx) })
+	drain.Go(func() { e.inbound.Drain(ctx) })
+	drain.Go(func() {
+		for wait := time.Millisecond; e.relays.InFlight() > 0 && ctx.Err() == nil; wait = min(2*wait, 50*time.Millisecond) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(wait):
+			}
+		}
+	})
+	drain.Wait()
+	e.still.on.Store(e.left() > 0 || e.before.processes() > 0)
+}
+
+// left is how many connections there are.
+func (e *Edge) left() int64 { return e.servers.Connections().Open }
+
+func (e *Edge) endDoors(ctx context.Context) {
+	var drain sync.WaitGroup
+	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
+		drain.Go(func() { s.End(ctx) })
+	}
+	drain.Wait()
+}
+
+// goOn tells the successor what goes on, and returns when it has ended: by itself, after Config.Linger, or because nobody counts for it any
+// more.
+func (e *Edge) goOn(ctx context.Context) error {
+	stats := e.spool.Stats()
+	said, err := (&linger.Said{Epoch: stats.Epoch, Sealed: stats.Seq, Holding: e.quotas.Holding(), Unheard: e.quotas.Unheard()}).Encode()
+	if err != nil {
+		return err
+	}
+	conn, err := e.offer.Still(said)
+	if err != nil {
+		return err
+	}
+	link := linger.NewLink(linger.LinkConfig{Conn: conn, Table: e.follow.Take, Fresh: e.follow.Confirmed,
+		Left: func() (int64, int) { return e.left(), e.before.processes() }})
+	e.meter.Through(link)
+	began := time.Now()
+	e.log.Info("another process serves; requests under way go on here", "flights", e.left(), "limit", e.cfg.Linger)
+	life, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), e.cfg.Linger, errors.New("they may go on no longer"))
+	defer cancel()
+	end, over := context.WithCancelCause(life)
+	defer over(nil)
+	var parts sync.WaitGroup
+	parts.Go(func() {
+		if err := link.Run(); err != nil {
+			over(err)
+		}
+	})
+	parts.Go(func() { e.quotas.RunUnder(end, link) })
+	parts.Go(func() {
+		var within time.Duration
+		select {
+		case <-end.Done():
+			return
+		case within = <-link.Ending():
+		case <-ctx.Done():
+			within = drainTime
+		}
+		e.before.hurry(within)
+		select {
+		case <-end.Done():
+		case <-time.After(within):
+			over(errors.New("the process that serves ends, or has too many before it"))
+		}
+	})
+	e.endDoors(end)
+	if k := e.before.keeper; k != nil { // the process before counts through this one
+		select {
+		case <-k.Gone():
+		case <-end.Done():
+			k.End(end, 0)
+		}
+	}
+	why := context.Cause(end)
+	over(nil)
+	link.Close()
+	parts.Wait()
+	e.log.Info("what went on here has ended", "after", time.Since(began).Round(time.Millisecond), "reason", why)
+	return nil
+}
