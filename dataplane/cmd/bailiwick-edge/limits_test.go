@@ -181,7 +181,7 @@ var noLimits = map[string]string{
 	"work that is done at a time: the rest is next":              "dataplane.rowsAtOnce direct.most evidence.RefusalsAtOnce evidence.TellAtOnce loop.atOnce loop.most park.atOnce quota.maxAsks",
 	"the edge's own measure: nobody is refused, or waits longer": "http3.bodyPatience loop.vainMost priority.windowMost proxy.judgeAtMost quota.eagerMost quota.floorMost quota.retryMost",
 	"the edge's own file or table, which it bounds elsewhere":    "evidence.maxRefusedFile evidence.maxToldBytes policy.maxShard spool.checkpointLimit spool.maxRecord",
-	"a protocol's, or a number's":                                "graphql.most http1.maxDigits http1.maxSize http2.settingWindow websocket.maxControl websocket.maxHeader",
+	"a protocol's, or a number's":                                "ferry.frameMost ferry.wordMost graphql.most http1.maxDigits http1.maxSize http2.settingWindow websocket.maxControl websocket.maxHeader",
 }
 
 // shown is an expression's value as the page has it.
