@@ -103,8 +103,13 @@ type frame struct {
 	oob, packet []byte
 }
 
-func (f frame) addr() *net.UDPAddr {
-	a := net.UDPAddrFromAddrPort(f.from)
+// addr is the sender's address as a socket of IPv6 or IPv4 has it: QUIC's tokens tell four bytes from the same in sixteen.
+func (f frame) addr(six bool) *net.UDPAddr {
+	from := f.from
+	if !six {
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+	}
+	a := net.UDPAddrFromAddrPort(from)
 	a.Zone = string(f.zone)
 	return a
 }

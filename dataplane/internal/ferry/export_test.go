@@ -2,6 +2,7 @@ package ferry
 
 import (
 	"net"
+	"slices"
 	"time"
 )
 
@@ -21,12 +22,16 @@ func Parse(b []byte) (packet, oob []byte, from *net.UDPAddr, err error) {
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	return f.packet, f.oob, f.addr(), nil
+	return f.packet, f.oob, f.addr(true), nil
 }
 
 // Late has all handshakes of the processes before be over.
 func (c *Conn) Late() {
-	for i := range *c.ways.Load() {
-		(*c.ways.Load())[i].early = time.Time{}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ways := slices.Clone(*c.ways.Load())
+	for i := range ways {
+		ways[i].early = time.Time{}
 	}
+	c.ways.Store(&ways)
 }

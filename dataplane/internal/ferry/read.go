@@ -17,7 +17,7 @@ func (c *Conn) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 			if c.Detached() && errors.Is(err, net.ErrClosed) {
 				break
 			}
-			return n, err
+			return 0, err
 		}
 		if ways := c.ways.Load(); ways != nil {
 			if n = c.sift(ms[:n], *ways); n == 0 {
@@ -90,7 +90,7 @@ func (c *Conn) collect(ms []ipv4.Message) (int, error) {
 func (c *Conn) unpack(p *parcel, m *ipv4.Message) {
 	f, _ := parseFrame(p.bytes[:p.n]) // Deliver has looked
 	m.N, m.NN = copy(m.Buffers[0], f.packet), copy(m.OOB, f.oob)
-	m.Addr, m.Flags = f.addr(), 0
+	m.Addr, m.Flags = f.addr(c.six), 0
 	c.parcels.Put(p)
 }
 

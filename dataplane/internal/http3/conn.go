@@ -31,6 +31,7 @@ type Conn struct {
 	going    time.Time   // since when the client is told to go elsewhere
 	gone     bool        // no stream from next on is served any more
 	yields   bool        // nor one whose head has not come: another has the place
+	drains   bool        // Drain came before there was anything to say it on
 	watch    *time.Timer // looks at the connection
 	tokens   int
 	refilled time.Time
@@ -77,6 +78,9 @@ func (c *Conn) Run() {
 	c.mu.Lock()
 	c.mine = mine
 	c.watch = time.AfterFunc(IdleTimeout/3, c.look)
+	if c.drains {
+		c.drain()
+	}
 	c.mu.Unlock()
 	defer c.watch.Stop()
 	c.wg.Go(c.controls)
@@ -223,9 +227,13 @@ func (c *Conn) leave() {
 func (c *Conn) Drain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.mine == nil || !c.going.IsZero() {
-		return
+	if c.drains = true; c.mine != nil && c.going.IsZero() {
+		c.drain()
 	}
+}
+
+// drain is Drain once there is a control stream; mu is held.
+func (c *Conn) drain() {
 	c.going = time.Now()
 	c.goAway(1<<62 - 4)
 	c.watch.Reset(c.patience())

@@ -15,6 +15,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 
+	"bailiwick/dataplane/internal/ferry"
 	"bailiwick/dataplane/internal/http3"
 )
 
@@ -35,11 +36,16 @@ type Door3 struct {
 
 	shut context.Context // ends when it takes no more connections
 	stop context.CancelFunc
+	cut  context.Context // ends when it ends those it has
+	end  context.CancelFunc
 	wg   sync.WaitGroup
+
+	knocking atomic.Int64 // handshakes under way
 
 	mu      sync.Mutex // covers the rest
 	conns   map[*conn3]struct{}
-	refuses bool // it takes none any more
+	serves  bool // Serve runs
+	refuses bool // it takes none any more, but whose handshake was under way when another process took the socket
 }
 
 // conn3 is a client's connection over QUIC.
@@ -69,6 +75,10 @@ func (c *conn3) from() *place3 {
 	}
 	return p
 }
+
+// lateTime is how long handshakes may take that were under way when another process took the socket: QUIC gives each twice
+// headTimeout.
+const lateTime = 2 * headTimeout
 
 // tokenAge is how long QUIC takes a client's word for its address. A token opens nothing but the limit on what
 // is sent to an address not proven yet, and names no host; it does not outlive a grant all the same.
@@ -130,20 +140,48 @@ func (p *Proxy) announce(at net.Addr) {
 	p.alt.Store(&alt)
 }
 
-// counted is the mark, in a connection's context, of one that was counted in before its handshake.
-type counted struct{}
+// knock is a handshake under way. It is in its connection's context, under the type.
+type knock struct {
+	counted bool // among clients' connections: its address is proven
+	over    sync.Once
+}
+
+// ids draws connection IDs that tell whose they are of two processes that share a socket.
+type ids struct{ *ferry.Conn }
+
+func (ids) ConnectionIDLen() int { return ferry.IDLen }
+
+func (i ids) GenerateConnectionID() (quic.ConnectionID, error) {
+	id := i.ID()
+	return quic.ConnectionIDFromBytes(id[:]), nil
+}
 
 // Serve takes HTTP/3 from conn until the door is shut. The key of address tokens is drawn anew each time and leaves
 // the process in nothing: a token of another edge, of another region's above all, is noise here. Connections
 // are taken when their handshake is done, never early. It leaves conn open for those that still drain: close it
 // after Shutdown, which ends the rest.
+//
+// A ferry.Conn may go to another process, which takes new connections from then on: detach it, and then shut the door. What is
+// under way goes on, handshakes too; whose they are is served what it asks before it hears that it should go elsewhere.
 func (d *Door3) Serve(conn net.PacketConn) error {
+	d.mu.Lock()
+	d.serves = true
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		d.serves = false
+		d.mu.Unlock()
+	}()
 	var token quic.TokenGeneratorKey
 	rand.Read(token[:]) // never fails
 	var unproven crowd
 	start := time.Now()
 	tr := &quic.Transport{Conn: conn, TokenGeneratorKey: &token, MaxTokenAge: tokenAge, StatelessResetKey: d.resetKey, ConnContext: d.knocks,
 		VerifySourceAddress: func(net.Addr) bool { return unproven.tooMany(time.Since(start), d.unproven) }}
+	shared, _ := conn.(*ferry.Conn)
+	if shared != nil {
+		tr.ConnectionIDGenerator = ids{shared}
+	}
 	l, err := tr.Listen(d.TLS, d.QUIC)
 	if err != nil {
 		return fmt.Errorf("listen for QUIC: %w", err)
@@ -159,25 +197,48 @@ func (d *Door3) Serve(conn net.PacketConn) error {
 			if d.shut.Err() != nil || errors.Is(err, quic.ErrServerClosed) {
 				err = http.ErrServerClosed
 			}
+			if d.shut.Err() != nil && shared != nil && shared.Detached() {
+				d.takeLate(l)
+			}
 			return err
 		}
-		d.take(q)
+		d.take(q, false)
+	}
+}
+
+// takeLate takes those whose handshakes were under way when another process took the socket: nobody else can, and a listener that
+// closes refuses them.
+func (d *Door3) takeLate(l *quic.Listener) {
+	ctx, cancel := context.WithTimeout(d.cut, lateTime)
+	defer cancel()
+	for d.knocking.Load() > 0 && ctx.Err() == nil {
+		soon, cancel := context.WithTimeout(ctx, 10*time.Millisecond) // a handshake that fails says nothing here
+		if q, err := l.Accept(soon); err == nil {
+			d.take(q, true)
+		}
+		cancel()
 	}
 }
 
 // knocks looks at a handshake that begins. Whose address is proven is counted from here on; for others whoever forges an address
 // would use up its owner's places.
 func (d *Door3) knocks(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
-	client := addressOf(info.RemoteAddr.String())
-	if !info.AddrVerified {
-		return ctx, nil
-	}
-	if !d.receive(client) {
+	client, k := addressOf(info.RemoteAddr.String()), &knock{counted: info.AddrVerified}
+	if k.counted && !d.receive(client) {
 		return nil, errCrowded
 	}
-	context.AfterFunc(ctx, func() { d.leave(client) })
-	return context.WithValue(ctx, counted{}, true), nil
+	d.knocking.Add(1)
+	context.AfterFunc(ctx, func() {
+		d.heard(k)
+		if k.counted {
+			d.leave(client)
+		}
+	})
+	return context.WithValue(ctx, knock{}, k), nil
 }
+
+// heard is the end of a handshake, by a connection or otherwise.
+func (d *Door3) heard(k *knock) { k.over.Do(func() { d.knocking.Add(-1) }) }
 
 // receive counts a client's connection in: among those over QUIC, and among all.
 func (d *Door3) receive(client string) bool {
@@ -212,18 +273,23 @@ func (d *Door3) makeRoom() bool {
 	return false
 }
 
-func (d *Door3) take(q *quic.Conn) {
+// take has a connection served; late: it is served what it asks before it hears that it should go elsewhere.
+func (d *Door3) take(q *quic.Conn, late bool) {
 	state := q.ConnectionState().TLS
 	c := &conn3{door: d, q: q, sni: state.ServerName}
 	c.client = c.from().client
-	before, _ := q.Context().Value(counted{}).(bool)
+	before := false
+	if k, ok := q.Context().Value(knock{}).(*knock); ok {
+		before = k.counted
+		defer d.heard(k)
+	}
 	if !before && !d.receive(c.client) {
 		q.CloseWithError(quic.ApplicationErrorCode(http3.ExcessiveLoad), "")
 		return
 	}
 	c.three = d.three.NewConn(q, http3.Peer{Remote: func() string { return c.from().remote }, TLS: &state}, c.stream)
 	d.mu.Lock()
-	if d.refuses {
+	if d.refuses && !late || d.cut.Err() != nil {
 		d.mu.Unlock()
 		if !before {
 			d.leave(c.client)
@@ -232,6 +298,9 @@ func (d *Door3) take(q *quic.Conn) {
 		return
 	}
 	d.conns[c] = struct{}{}
+	if late {
+		c.three.Drain()
+	}
 	d.wg.Go(func() {
 		c.three.Run()
 		if !before {
@@ -245,7 +314,7 @@ func (d *Door3) take(q *quic.Conn) {
 }
 
 // Shutdown takes no more connections and, once clients have heard of it, no more requests, and waits for those under way until
-// ctx ends.
+// ctx ends. It ends none: they go on, and another Shutdown, or End, waits for them again, also at the same time.
 func (d *Door3) Shutdown(ctx context.Context) error {
 	d.stop()
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
@@ -254,9 +323,9 @@ func (d *Door3) Shutdown(ctx context.Context) error {
 		for c := range d.conns {
 			c.three.Drain()
 		}
-		left := len(d.conns)
+		left := len(d.conns) > 0 || d.serves
 		d.mu.Unlock()
-		if left == 0 {
+		if !left {
 			break
 		}
 		select {
@@ -286,6 +355,7 @@ func (d *Door3) Close() error {
 	d.stop()
 	d.mu.Lock()
 	d.refuses = true
+	d.end()
 	for c := range d.conns {
 		d.wg.Go(c.three.Close)
 	}

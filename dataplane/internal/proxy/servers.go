@@ -83,8 +83,9 @@ func NewServers(cfg ServersConfig) Servers {
 		}
 	}
 	shut, stop := context.WithCancel(context.Background())
+	cut, end := context.WithCancel(context.Background())
 	d := &Door3{Handler: cfg.Handler, TLS: speaking3(udp), QUIC: transport(), fast: fast, log: errorLog, guests: all, quics: newGuests(quicConnections, 0), unproven: cfg.UnprovenASecond,
-		works: sync.Pool{New: newWork}, shut: shut, stop: stop, conns: map[*conn3]struct{}{}}
+		works: sync.Pool{New: newWork}, shut: shut, stop: stop, cut: cut, end: end, conns: map[*conn3]struct{}{}}
 	d.three = http3.New(http3.Config{MaxHead: cfg.MaxHeaderBytes, Go: d.wg.Go, Panicked: s.HTTPS.panicked})
 	if len(cfg.ResetKey) == len(quic.StatelessResetKey{}) {
 		d.resetKey = (*quic.StatelessResetKey)(cfg.ResetKey)
