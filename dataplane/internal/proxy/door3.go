@@ -78,7 +78,7 @@ func (c *conn3) from() *place3 {
 
 // lateTime is how long handshakes may take that were under way when another process took the socket: QUIC gives each twice
 // headTimeout.
-const lateTime = 2 * headTimeout
+const lateTime = 20 * time.Second
 
 // tokenAge is how long QUIC takes a client's word for its address. A token opens nothing but the limit on what
 // is sent to an address not proven yet, and names no host; it does not outlive a grant all the same.
