@@ -446,6 +446,40 @@ func TestConn_WritesWhileItChanges(t *testing.T) {
 	}
 }
 
+// No write fails because Detach comes in between.
+func TestDetach_NoWriteFails(t *testing.T) {
+	for range 200 {
+		before, after := two(t, "127.0.0.1:0")
+		to := client(t, before).LocalAddr()
+		var writers sync.WaitGroup
+		stop, begun := make(chan struct{}), make(chan struct{}, 4)
+		for range 4 {
+			writers.Go(func() {
+				for i := 0; ; i++ {
+					if _, err := before.WriteTo([]byte("x"), to); err != nil {
+						t.Error(err)
+						return
+					}
+					if i == 0 {
+						begun <- struct{}{}
+					}
+					select {
+					case <-stop:
+						return
+					default:
+					}
+				}
+			})
+		}
+		<-begun
+		before.Detach()
+		close(stop)
+		writers.Wait()
+		before.Close()
+		after.Close()
+	}
+}
+
 // Where nothing is handed on a read costs what the socket's own does.
 func TestReadBatch_AllocatesNothingOfItsOwn(t *testing.T) {
 	_, after := two(t, "127.0.0.1:0")

@@ -56,6 +56,8 @@ type side struct {
 	name    string
 	other   atomic.Uint32 // the mark of the other side
 	wrong   atomic.Int64  // packets with it
+	several atomic.Int64  // writes of several packets at once
+	bare    atomic.Int64  // packets of which the system said nothing
 	tr      *quic.Transport
 	l       *quic.Listener
 	strange atomic.Int64 // packets that were of no connection
@@ -80,8 +82,18 @@ func (s *side) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 		if mark, _, ok := ferry.MarkOf(m.Buffers[0][:m.N]); ok && mark == ferry.Mark(s.other.Load()) {
 			s.wrong.Add(1)
 		}
+		if m.NN == 0 {
+			s.bare.Add(1)
+		}
 	}
 	return n, err
+}
+
+func (s *side) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, err error) {
+	if len(b) > 1500 {
+		s.several.Add(1)
+	}
+	return s.Conn.WriteMsgUDP(b, oob, to)
 }
 
 // RecordEvent makes a side its own recorder.
@@ -259,6 +271,7 @@ func TestQUIC_GoesOnWhileAnotherServes(t *testing.T) {
 	if _, err := up.Write(content()[:size/4]); err != nil {
 		t.Fatal(err)
 	}
+	segments := before.several.Swap(0) > 0
 	after := takeover(t, before, two, false)
 	var busy sync.WaitGroup
 	stop := make(chan struct{})
@@ -304,6 +317,12 @@ func TestQUIC_GoesOnWhileAnotherServes(t *testing.T) {
 	}
 	if n := before.strange.Load(); n > 0 {
 		t.Errorf("%d packets are of no connection", n)
+	}
+	if segments != (before.several.Load() > 0) {
+		t.Errorf("it writes several packets at once: %v, and then %v", segments, !segments)
+	}
+	if a, b := before.bare.Load(), after.bare.Load(); a+b > 0 { // QUIC asks for ECN
+		t.Errorf("of %d and %d packets the system has said nothing", a, b)
 	}
 	if before.conns.Load() != 1 || after.conns.Load() == 0 {
 		t.Errorf("%d and %d connections", before.conns.Load(), after.conns.Load())
