@@ -171,27 +171,29 @@ func TestHTTP3_GoesOnWhileAnotherServes(t *testing.T) {
 	}
 }
 
-// A client whose handshake is under way when another process takes the socket has it, and its first request, served where it began;
-// the door waits for it, and then for nobody.
-func TestHTTP3_AHandshakeUnderWayIsServed(t *testing.T) {
-	before, after := shores(t)
-	before.open()
-	// A NAT holds back what the client sends once the process has answered it.
+// holding is a NAT that keeps back what a client sends once a process has answered it.
+type holding struct {
+	at   string
+	has  chan struct{} // something
+	pass func()        // what it has, and all that comes
+}
+
+func newHolding(t *testing.T, to *shore) *holding {
+	t.Helper()
 	near, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	far, err := net.DialUDP("udp", nil, before.conn.LocalAddr().(*net.UDPAddr))
+	far, err := net.DialUDP("udp", nil, to.conn.LocalAddr().(*net.UDPAddr))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var nat sync.WaitGroup
-	defer nat.Wait()
-	defer near.Close()
-	defer far.Close()
+	passes := make(chan struct{})
+	h := &holding{near.LocalAddr().String(), make(chan struct{}, 100), sync.OnceFunc(func() { close(passes) })}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { h.pass(); near.Close(); far.Close(); wg.Wait() })
 	var from atomic.Pointer[net.UDPAddr]
-	holds, held := make(chan struct{}), make(chan struct{}, 100)
-	nat.Go(func() {
+	wg.Go(func() {
 		b := make([]byte, 2048)
 		for {
 			n, client, err := near.ReadFromUDP(b)
@@ -199,14 +201,17 @@ func TestHTTP3_AHandshakeUnderWayIsServed(t *testing.T) {
 				return
 			}
 			from.Store(client)
-			if b[0] >= 0x80 && b[5] == ferry.IDLen && ferry.Mark(binary.BigEndian.Uint32(b[6:])) == before.conn.Mark() {
-				held <- struct{}{}
-				<-holds
+			if b[0] >= 0x80 && b[5] == ferry.IDLen && ferry.Mark(binary.BigEndian.Uint32(b[6:])) == to.conn.Mark() {
+				select {
+				case h.has <- struct{}{}:
+				default:
+				}
+				<-passes
 			}
 			far.Write(b[:n])
 		}
 	})
-	nat.Go(func() {
+	wg.Go(func() {
 		b := make([]byte, 2048)
 		for {
 			n, err := far.Read(b)
@@ -216,36 +221,63 @@ func TestHTTP3_AHandshakeUnderWayIsServed(t *testing.T) {
 			near.WriteToUDP(b[:n], from.Load())
 		}
 	})
-	c := before.client(t, near.LocalAddr().String())
+	return h
+}
+
+// A client whose handshake is under way when another process takes the socket has it, and its first request, served where it began;
+// the door waits for it, and then for nobody.
+func TestHTTP3_AHandshakeUnderWayIsServed(t *testing.T) {
+	before, after := shores(t)
+	before.open()
+	h := newHolding(t, before)
+	c := before.client(t, h.at)
 	type said struct {
 		text string
 		err  error
 	}
 	got := make(chan said, 1)
 	go func() { s, err := echoed(c, "x"); got <- said{s, err} }()
-	<-held
+	<-h.has
 	after.takeOver(t, before)
-	over := make(chan struct{})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	go func() { before.End(ctx); close(over) }()
-	time.Sleep(50 * time.Millisecond) // the door has nobody, and waits
-	select {
-	case <-over:
-		t.Fatal("it does not wait")
-	default:
+	if err := before.Shutdown(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("it does not wait: %v", err)
 	}
-	close(holds)
+	h.pass()
 	if s := <-got; s.text != "xbefore" || s.err != nil {
 		t.Errorf("got %q, %v", s.text, s.err)
 	}
-	select {
-	case <-over:
-	case <-time.After(time.Minute):
-		t.Fatal("it does not end")
+	<-before.ended
+	// It is told to go elsewhere, though nobody shuts the door at the moment.
+	eventually(t, 30*time.Second, "it to go elsewhere", func() bool { text, err := echoed(c, ""); return text == "after" && err == nil })
+	long, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if before.End(long); long.Err() != nil {
+		t.Error("it does not end before its time is over")
 	}
-	if ctx.Err() != nil {
-		t.Error("it ended because its time was over")
+}
+
+// A door that is closed waits for no handshake, and the client is told.
+func TestHTTP3_CloseRefusesHandshakesUnderWay(t *testing.T) {
+	before, after := shores(t)
+	before.open()
+	h := newHolding(t, before)
+	c := before.client(t, h.at)
+	got := make(chan error, 1)
+	go func() { _, err := echoed(c, "x"); got <- err }()
+	<-h.has
+	after.takeOver(t, before)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	before.End(ctx)
+	var refused *quic.TransportError
+	if err := <-got; !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
+		t.Errorf("the client is told %v", err)
 	}
-	echoes(t, c, "", "after")
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	echoes(t, after.client(t, after.conn.LocalAddr().String()), "", "after")
 }
