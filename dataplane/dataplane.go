@@ -29,6 +29,7 @@ import (
 	"bailiwick/dataplane/internal/enroll"
 	"bailiwick/dataplane/internal/evidence"
 	"bailiwick/dataplane/internal/failover"
+	"bailiwick/dataplane/internal/ferry"
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/handover"
 	"bailiwick/dataplane/internal/incarnation"
@@ -236,7 +237,7 @@ type Edge struct {
 	open               chan struct{} // closed once the doors are
 	https, http, admin net.Listener
 	pprof              net.Listener // nil: none
-	h3                 net.PacketConn
+	h3                 *ferry.Conn
 
 	serving   atomic.Bool
 	opened    atomic.Bool // it has served once since its start
@@ -396,9 +397,18 @@ func (e *Edge) openDoors() (err error) {
 			return fmt.Errorf("listen for HTTP: %w", err)
 		}
 	}
-	if e.h3, err = e.sockets.ListenPacket("h3", e.https.Addr().String()); err != nil {
+	packets, err := e.sockets.ListenPacket("h3", e.https.Addr().String())
+	if err != nil {
 		return fmt.Errorf("listen for HTTP/3: %w", err)
 	}
+	udp, ok := packets.(*net.UDPConn)
+	if !ok {
+		return fmt.Errorf("listen for HTTP/3: %T is no UDP socket", packets)
+	}
+	if e.h3, err = ferry.New(udp, e.before.marks...); err != nil {
+		return fmt.Errorf("listen for HTTP/3: %w", err)
+	}
+	e.before.divert(e.h3)
 	e.sockets.Forget()
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"bailiwick/dataplane/internal/ferry"
 	"bailiwick/dataplane/internal/handover"
 	"bailiwick/dataplane/internal/linger"
 	"bailiwick/dataplane/internal/policy"
@@ -28,6 +29,7 @@ const DefaultLinger = linger.DefaultTime
 type lingering struct {
 	conn   *handover.Lingering // nil: none do
 	keeper *linger.Keeper      // nil likewise
+	marks  []ferry.Mark        // of its connections over QUIC
 }
 
 const (
@@ -69,6 +71,7 @@ func (e *Edge) keep() {
 		return nil
 	})
 	e.before.keeper = linger.NewKeeper(linger.KeeperConfig{Conn: e.before.conn, Append: e.meter.Append, Sublet: sublet, Fresh: e.follow.Fresh, Logger: e.log})
+	e.before.marks = said.Marks
 	e.log.Info("requests go on in the process before", "held", sublet.Held())
 	go e.before.keeper.Run()
 }
@@ -99,6 +102,22 @@ func (l *lingering) table(parts []*syncv1.Signed) {
 	if l.keeper != nil {
 		l.keeper.Table(parts)
 	}
+}
+
+// divert has it get what comes for its connections over QUIC, until it is gone.
+func (l *lingering) divert(h3 *ferry.Conn) {
+	if l.keeper == nil {
+		return
+	}
+	for _, mark := range l.marks {
+		h3.Divert(mark, l.keeper.Packet)
+	}
+	go func() {
+		<-l.keeper.Gone()
+		for _, mark := range l.marks {
+			h3.Divert(mark, nil)
+		}
+	}()
 }
 
 // processes is how many linger.
@@ -197,7 +216,8 @@ func (s *stays) end(e *Edge, err error) {
 }
 
 // settle shuts the doors in favour of another process: what ends within settleTime ends here, and what does not goes on beside it.
-// Relays rest on this run of the edge, and are over when it returns.
+// Relays rest on this run of the edge, and are over when it returns. Clients over HTTP/3 are served on meanwhile: from when the
+// socket is let go of they are not heard until the other process reads it.
 func (e *Edge) settle(ctx context.Context) {
 	soon, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
@@ -208,7 +228,6 @@ func (e *Edge) settle(ctx context.Context) {
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
 		drain.Go(func() { s.Shutdown(soon) })
 	}
-	drain.Go(func() { e.servers.H3.End(ctx) })
 	drain.Go(func() { e.inbound.Drain(ctx) })
 	drain.Go(func() {
 		for wait := time.Millisecond; e.relays.InFlight() > 0 && ctx.Err() == nil; wait = min(2*wait, 50*time.Millisecond) {
@@ -219,25 +238,42 @@ func (e *Edge) settle(ctx context.Context) {
 		}
 	})
 	drain.Wait()
-	e.still.on.Store(e.left() > 0 || e.before.processes() > 0)
+	if err := e.h3.Detach(); err != nil {
+		e.log.Error("connections over HTTP/3 are cut", "error", err)
+		e.servers.H3.End(ctx)
+	}
+	now, cancel := context.WithCancel(ctx)
+	cancel()
+	e.servers.H3.Shutdown(now) // clients hear of it
+	e.still.on.Store(e.left() > 0 || e.servers.H3.Busy() || e.before.processes() > 0)
 }
 
 // left is how many connections there are.
 func (e *Edge) left() int64 { return e.servers.Connections().Open }
+
+// marks are those of connections over QUIC here, and in processes before.
+func (e *Edge) marks() []ferry.Mark {
+	if e.before.processes() == 0 {
+		return []ferry.Mark{e.h3.Mark()}
+	}
+	return append([]ferry.Mark{e.h3.Mark()}, e.before.marks...)
+}
 
 func (e *Edge) endDoors(ctx context.Context) {
 	var drain sync.WaitGroup
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
 		drain.Go(func() { s.End(ctx) })
 	}
+	drain.Go(func() { e.servers.H3.End(ctx) })
 	drain.Wait()
+	e.h3.Close()
 }
 
 // goOn tells the successor what goes on, and returns when it has ended: by itself, after Config.Linger, or because nobody counts for it any
 // more.
 func (e *Edge) goOn(ctx context.Context) error {
 	stats := e.spool.Stats()
-	said, err := (&linger.Said{Epoch: stats.Epoch, Sealed: stats.Seq, Holding: e.quotas.Holding(), Unheard: e.quotas.Unheard()}).Encode()
+	said, err := (&linger.Said{Epoch: stats.Epoch, Sealed: stats.Seq, Holding: e.quotas.Holding(), Unheard: e.quotas.Unheard(), Marks: e.marks()}).Encode()
 	if err != nil {
 		return err
 	}
@@ -245,7 +281,7 @@ func (e *Edge) goOn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	link := linger.NewLink(linger.LinkConfig{Conn: conn, Table: e.follow.Take, Fresh: e.follow.Confirmed,
+	link := linger.NewLink(linger.LinkConfig{Conn: conn, Table: e.follow.Take, Fresh: e.follow.Confirmed, Packet: e.h3.Deliver,
 		Left: func() (int64, int) { return e.left(), e.before.processes() }})
 	e.meter.Through(link)
 	began := time.Now()

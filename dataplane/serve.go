@@ -51,10 +51,9 @@ func (e *Edge) serve(ctx context.Context) error {
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.grace())
 	defer cancel()
 	if e.taken.Load() && e.offer.Lets() && e.cfg.Linger > 0 {
-		e.settle(grace)
-		e.h3.Close()
-		wg.Wait()
-		if !e.still.on.Load() {
+		if e.settle(grace); !e.still.on.Load() {
+			e.endDoors(grace)
+			wg.Wait()
 			e.ups.CloseIdle()
 		}
 		return err

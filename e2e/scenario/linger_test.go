@@ -26,7 +26,7 @@ func TestLinger(t *testing.T) {
 	t.Parallel()
 	s := harness.Start(t)
 	up := newLastingUpstream(t)
-	const quota, region, edge = 600, "eu-west", "eu-west-edge-1"
+	const quota, region, edge = 700, "eu-west", "eu-west-edge-1"
 	s.MustCLI("emea", "apply", "--now", "--reason", "a test", "-f", writeFile(t, "lasting.yaml", fmt.Sprintf(`kind: API
 name: lasting
 spec:
@@ -67,7 +67,8 @@ spec: {zone: emea, subscriptions: [{plan: lasting}]}
 		return processes
 	}
 	h1, h2 := once(s, region, false), once(s, region, true)
-	h1.Timeout, h2.Timeout = 0, 0
+	h3 := overHTTP3(t, s, region)
+	h1.Timeout, h2.Timeout, h3.Timeout = 0, 0, 0
 
 	var clients sync.WaitGroup
 	answers := make(chan error, 32)
@@ -83,7 +84,7 @@ spec: {zone: emea, subscriptions: [{plan: lasting}]}
 		}
 		return err
 	}
-	for _, c := range []*http.Client{h1, h2} {
+	for _, c := range []*http.Client{h1, h2, h3} {
 		for range 3 {
 			lasts(c, http.MethodPost, "/slow", key, strings.NewReader("{}"), whole)
 		}
@@ -101,7 +102,7 @@ spec: {zone: emea, subscriptions: [{plan: lasting}]}
 		})
 		lasts(c, http.MethodPost, "/upload", key, r, whole)
 	}
-	const under = 12
+	const under = 18
 	cut := make(chan error, 1)
 	clients.Go(func() { cut <- lasting(h1, http.MethodGet, "/events", other, nil, whole) })
 	s.Eventually(20*time.Second, "all are at the upstream", func() error { return up.holds(under + 1) })

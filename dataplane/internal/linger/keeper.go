@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,13 +83,10 @@ func (k *Keeper) Table(parts []*syncv1.Signed) {
 	k.rouse()
 }
 
-// Packet hands on what came for a connection over QUIC of the other's. It waits for nothing, and keeps nothing of packet.
-func (k *Keeper) Packet(packet []byte, from netip.AddrPort) {
-	at := from.Addr().As16()
-	b := make([]byte, 0, addressBytes+len(packet))
-	b = append(binary.BigEndian.AppendUint16(append(b, at[:]...), from.Port()), packet...)
+// Packet hands on a frame of package ferry. It waits for nothing, and keeps nothing of it.
+func (k *Keeper) Packet(frame []byte) {
 	select {
-	case k.packets <- b:
+	case k.packets <- slices.Clone(frame):
 	default:
 		k.lost.Add(1)
 	}

@@ -18,6 +18,7 @@ import (
 	"net"
 	"time"
 
+	"bailiwick/dataplane/internal/ferry"
 	"bailiwick/dataplane/internal/quota"
 )
 
@@ -47,7 +48,7 @@ type Said struct {
 	Sealed  uint64          `json:"sealed"` // its last block
 	Holding []quota.Ask     `json:"holding,omitempty"`
 	Unheard []quota.Pending `json:"unheard,omitempty"` // older epochs whose units it adopted, of which the ledger may not have heard
-	Marks   []uint16        `json:"marks,omitempty"`   // of connections over QUIC: its own, and those of processes before it
+	Marks   []ferry.Mark    `json:"marks,omitempty"`   // of connections over QUIC: its own, and those of processes before it
 }
 
 // Encode is s for Decode.
@@ -64,17 +65,16 @@ func Decode(raw []byte) (*Said, error) {
 
 // Kinds of frames. The numbers are what two versions of the program agree on.
 const (
-	frameRow     byte = 1 // older to newer: a usage row, to be answered
-	frameAsk     byte = 2 // a quota exchange, to be answered
-	frameLeft    byte = 3 // what is left of it
-	frameKept    byte = 4 // newer to older: what became of a row
-	frameStates  byte = 5 // the answer to an exchange
-	frameTable   byte = 6 // one signed part of an update that is in force
-	frameFresh   byte = 7 // when a control node last confirmed the table
-	frameEnd     byte = 8 // the owner is about to end
-	framePacket  byte = 9 // of a connection over QUIC that is the older one's
-	frameHeader       = 5
-	addressBytes      = 18 // of framePacket: IPv6 and port
+	frameRow    byte = 1 // older to newer: a usage row, to be answered
+	frameAsk    byte = 2 // a quota exchange, to be answered
+	frameLeft   byte = 3 // what is left of it
+	frameKept   byte = 4 // newer to older: what became of a row
+	frameStates byte = 5 // the answer to an exchange
+	frameTable  byte = 6 // one signed part of an update that is in force
+	frameFresh  byte = 7 // when a control node last confirmed the table
+	frameEnd    byte = 8 // the owner is about to end
+	framePacket byte = 9 // of a connection over QUIC that is the older one's, as package ferry has it
+	frameHeader      = 5
 )
 
 var errFrame = errors.New("a frame that cannot be")

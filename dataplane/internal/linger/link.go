@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -28,7 +27,7 @@ type LinkConfig struct {
 	Table  func(*syncv1.Signed) error // takes parts of updates in their order; an error ends the Link
 	Fresh  func(time.Time)
 	Left   func() (connections int64, before int)
-	Packet func(packet []byte, from netip.AddrPort) // valid during the call
+	Packet func(frame []byte) error // takes a frame of package ferry, which is valid during the call; an error ends the Link
 }
 
 // Link is the older process's end.
@@ -221,12 +220,8 @@ func (l *Link) read() error {
 				}
 			}
 		case framePacket:
-			if len(b) < addressBytes {
-				return errFrame
-			}
 			if l.cfg.Packet != nil {
-				at := netip.AddrFrom16([16]byte(b)).Unmap()
-				l.cfg.Packet(b[addressBytes:], netip.AddrPortFrom(at, binary.BigEndian.Uint16(b[16:])))
+				err = l.cfg.Packet(b)
 			}
 		}
 		if err != nil {

@@ -313,6 +313,13 @@ func (d *Door3) take(q *quic.Conn, late bool) {
 	d.mu.Unlock()
 }
 
+// Busy says whether there are connections, or handshakes that may become some.
+func (d *Door3) Busy() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.conns) > 0 || d.knocking.Load() > 0
+}
+
 // Shutdown takes no more connections and, once clients have heard of it, no more requests, and waits for those under way until
 // ctx ends. It ends none: they go on, and another Shutdown, or End, waits for them again, also at the same time.
 func (d *Door3) Shutdown(ctx context.Context) error {
