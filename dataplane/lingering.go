@@ -226,7 +226,7 @@ func (e *Edge) settle(ctx context.Context) {
 	}
 	var drain sync.WaitGroup
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
-		drain.Go(func() { s.Shutdown(soon) })
+		drain.Go(func() { s.Settle(soon) })
 	}
 	drain.Go(func() { e.inbound.Drain(ctx) })
 	drain.Go(func() {
@@ -259,10 +259,11 @@ func (e *Edge) marks() []ferry.Mark {
 	return append([]ferry.Mark{e.h3.Mark()}, e.before.marks...)
 }
 
+// endDoors waits until nothing goes on behind the doors; what does when ctx ends is told, and cut.
 func (e *Edge) endDoors(ctx context.Context) {
 	var drain sync.WaitGroup
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
-		drain.Go(func() { s.End(ctx) })
+		drain.Go(func() { s.Outlast(ctx) })
 	}
 	drain.Go(func() { e.servers.H3.End(ctx) })
 	drain.Wait()
@@ -292,7 +293,10 @@ func (e *Edge) goOn(ctx context.Context) error {
 	defer over(nil)
 	var parts sync.WaitGroup
 	parts.Go(func() {
-		if err := link.Run(); err != nil {
+		if err := link.Run(); err != nil { // at once: what is served from here on is not counted
+			e.servers.HTTPS.Close()
+			e.servers.HTTP.Close()
+			e.servers.H3.Close()
 			over(err)
 		}
 	})

@@ -3,9 +3,11 @@ package scenario_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -13,13 +15,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
+
 	"bailiwick/e2e/harness"
 )
 
 const lastingHost = "lasting.emea.example.test"
 
-// TestLinger replaces an edge twice under requests that last: answers that are slow, events, an upload, and a stream whose bytes are
-// sold while it goes on. All go on as if nothing were, count once, and take of a strict quota no unit too many; who comes anew is
+// TestLinger replaces an edge twice under requests that last: answers that are slow, events, uploads, a WebSocket, and streams whose bytes are
+// sold while they go on. All go on as if nothing were, count once, and take of a strict quota no unit too many; who comes anew is
 // served at once; a key that is revoked ends what it began in the process before too. When the process that counts for them is
 // killed, they end, and nothing is counted that was not answered.
 func TestLinger(t *testing.T) {
@@ -36,6 +40,7 @@ spec:
   routes:
     - {name: all, path_prefix: /, timeout: 60s}
     - {name: sold, path_prefix: /sold, units: {per_bytes: 1000, most: 150}}
+    - {name: live, path_prefix: /live, websocket: {}}
   upstreams: [{region: eu-west, url: %q}]
 ---
 kind: Product
@@ -102,7 +107,32 @@ spec: {zone: emea, subscriptions: [{plan: lasting}]}
 		})
 		lasts(c, http.MethodPost, "/upload", key, r, whole)
 	}
-	const under = 18
+	const under = 19
+	clients.Go(func() {
+		answers <- func() error {
+			d := websocket.Dialer{TLSClientConfig: &tls.Config{RootCAs: s.Roots()}, NetDialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, s.HTTPS(region))
+			}}
+			ws, _, err := d.DialContext(t.Context(), "wss://"+lastingHost+"/live", http.Header{"X-API-Key": {key}})
+			if err != nil {
+				return fmt.Errorf("a WebSocket: %w", err)
+			}
+			defer ws.Close()
+			for n := 0; !up.released(); n++ {
+				said := fmt.Sprint("message ", n)
+				ws.WriteMessage(websocket.TextMessage, []byte(said))
+				if _, heard, err := ws.ReadMessage(); err != nil || string(heard) != said {
+					return fmt.Errorf("a WebSocket hears %q to %q: %w", heard, said, err)
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			ws.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""))
+			if _, _, err := ws.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
+				return fmt.Errorf("a WebSocket ends with %w", err)
+			}
+			return nil
+		}()
+	})
 	cut := make(chan error, 1)
 	clients.Go(func() { cut <- lasting(h1, http.MethodGet, "/events", other, nil, whole) })
 	s.Eventually(20*time.Second, "all are at the upstream", func() error { return up.holds(under + 1) })
@@ -308,6 +338,18 @@ func (u *lastingUpstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	switch r.URL.Path {
+	case "/live":
+		c, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for {
+			kind, data, err := c.ReadMessage()
+			if err != nil || c.WriteMessage(kind, data) != nil {
+				return
+			}
+		}
 	case "/slow":
 		io.Copy(io.Discard, r.Body)
 		select {

@@ -43,7 +43,8 @@ type Door struct {
 	shut    atomic.Bool
 	use     loopsInUse
 	refuses atomic.Bool   // nor does it take connections that were accepted before it shut
-	going   chan struct{} // closed when it is shut
+	going   chan struct{} // closed when connections that last are told that it is shut
+	told    sync.Once     // of going
 	wg      sync.WaitGroup
 	accepts sync.WaitGroup // Serve's loop
 
@@ -149,6 +150,12 @@ func (d *Door) forget(c *conn) {
 // Shutdown takes no more connections and, once it has lingered, no more requests, and waits for those under way until ctx
 // ends.
 func (d *Door) Shutdown(ctx context.Context) error {
+	d.told.Do(func() { close(d.going) })
+	return d.Settle(ctx)
+}
+
+// Settle is Shutdown, but that connections that last, WebSockets, are not told yet: they may go on for long beside another process.
+func (d *Door) Settle(ctx context.Context) error {
 	d.close()
 	lingered := make(chan struct{})
 	if d.Linger > 0 {
@@ -200,6 +207,16 @@ func (d *Door) Shutdown(ctx context.Context) error {
 	return nil
 }
 
+// Outlast is End by a door that has settled: connections that last are told when ctx ends.
+func (d *Door) Outlast(ctx context.Context) {
+	if d.Settle(ctx) == nil {
+		return
+	}
+	soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), endWait)
+	defer cancel()
+	d.End(soon)
+}
+
 // endWait is how long connections that were broken off have to count what passed on them.
 const endWait = 2 * time.Second
 
@@ -217,9 +234,7 @@ func (d *Door) End(ctx context.Context) {
 func (d *Door) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.shut.Swap(true) {
-		close(d.going)
-	}
+	d.shut.Store(true)
 	if d.listener != nil {
 		d.listener.Close()
 	}
@@ -227,6 +242,7 @@ func (d *Door) close() {
 
 // Close ends everything at once.
 func (d *Door) Close() error {
+	d.told.Do(func() { close(d.going) })
 	d.refuses.Store(true)
 	d.close()
 	d.two.Close()

@@ -384,6 +384,34 @@ func edited(t testing.TB, o table.Object, change func(*table.Key)) table.Object 
 	return out
 }
 
+// One that shuts in favour of another process says so when its time is over, and not before: messages pass meanwhile.
+func TestSocket_OutlastsTheDoor(t *testing.T) {
+	w := newLive(t, nil, nil)
+	c := w.open(w.west)
+	c.hear()
+	door := w.west.server.door
+	soon, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	if err := door.Settle(soon); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a door with a connection that lasts settles with %v", err)
+	}
+	ctx, over := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); door.Outlast(ctx) }()
+	for range 3 {
+		c.say(1, "still here")
+		if op, text, err := c.hear(); err != nil || op != 1 || text != "still here" {
+			t.Fatalf("heard %d %q, %v", op, text, err)
+		}
+	}
+	over()
+	if code := c.closed(); code != 1001 {
+		t.Errorf("closed with %d, want 1001", code)
+	}
+	c.say(8, "\x03\xe9")
+	<-done
+}
+
 // A door that shuts says so.
 func TestSocket_DrainsWithTheDoor(t *testing.T) {
 	w := newLive(t, nil, nil)
