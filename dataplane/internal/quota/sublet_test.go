@@ -468,3 +468,55 @@ func TestSublet_OfAWatchedQuotaAllCounts(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// Who waited when the last exchange was made is asked about again under the next leader.
+func TestBook_WhoWaitedIsAskedAboutUnderAnotherLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		way := &link{edge: "edge", ledger: newLedger(4, acme), cut: true}
+		b := newBook(t, way, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { b.Run(ctx) })
+		if _, d := request(t.Context(), b, strict); d != quota.Unconfirmed {
+			t.Fatalf("nobody answers, and a request is told %v", d)
+		}
+		wg.Go(func() { request(t.Context(), b, strict) })
+		time.Sleep(200 * time.Millisecond) // it is in line
+		cancel()
+		wg.Wait()
+		other := newLedger(4, acme)
+		ctx, cancel = context.WithCancel(t.Context())
+		wg.Go(func() { b.RunUnder(ctx, &link{edge: "edge", ledger: other}) })
+		if _, d := request(t.Context(), b, strict); d != quota.Taken {
+			t.Errorf("the next leader has units, and a request is told %v", d)
+		}
+		cancel()
+		wg.Wait()
+	})
+}
+
+// What a process that has ended held is whoever's comes next, at once.
+func TestSublet_WhatTheDeadHeldIsFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBook(t, leaderFunc(func(r *quota.Request) *quota.Response {
+			out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+			for _, k := range r.Asks {
+				out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: 2, Limit: 2, Leases: true})
+			}
+			return out
+		}), nil)
+		s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 1}}, []quota.Ask{{ID: acme, Plan: strict.Name, Period: 1000, Ceiling: 9, Spent: 7}}, func(string) *policy.Plan { return strict })
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { b.Run(ctx) })
+		if _, d := request(ctx, b, strict); d != quota.Unconfirmed {
+			t.Errorf("what the other process holds is taken: %v", d)
+		}
+		s.End()
+		if got, d := request(ctx, b, strict); d != quota.Taken {
+			t.Errorf("what it held is not free: %v, %v", got, d)
+		}
+		cancel()
+		wg.Wait()
+	})
+}

@@ -1,0 +1,73 @@
+package main
+
+// What goes on in a process whose place another has taken.
+
+const (
+	lingerPkg  = "dataplane/internal/linger"
+	ferryPkg   = "dataplane/internal/ferry"
+	subletFile = "dataplane/internal/quota/sublet.go"
+	ledFile    = "dataplane/internal/subscribe/led.go"
+)
+
+var lingeringBugs = []bug{
+	{name: "linger-adopts-nothing", breaks: "units that requests hold stay theirs when the spool changes hands",
+		edits:  []edit{{subletFile, "\t\tl.free.Store(-units)\n", ""}},
+		checks: []check{{"dataplane/internal/quota", "TestSublet_InvariantQ"}}},
+	{name: "linger-old-epoch-over-too-soon", breaks: "the old epoch is over for the ledger when it has heard of all that was adopted",
+		edits:  []edit{{subletFile, "if len(b.before) == 0 {", "if len(b.before) >= 0 {"}},
+		checks: []check{{"dataplane/internal/quota", "TestSublet_AllIsToldBeforeTheEpochBeforeIsOver"}}},
+	{name: "linger-rows-spend-nothing", breaks: "a row of the process before is spent here",
+		edits:  []edit{{subletFile, "\tpart.Spend()\n", "\t_ = part\n"}},
+		checks: []check{{"dataplane/internal/quota", "TestSublet_InvariantQ"}}},
+	{name: "linger-units-kept-for-the-dead", breaks: "what a process that has ended held goes back",
+		edits:  []edit{{subletFile, "\t\th.ticket.Release()\n\t\th.ticket = Ticket{}", "\t\th.ticket = Ticket{}"}},
+		checks: []check{{"dataplane/internal/quota", "TestSublet_WhatTheDeadHeldIsFree"}}},
+	{name: "linger-units-let-to-the-dead", breaks: "and nothing is let to it any more",
+		edits:  []edit{{subletFile, "\tif s.ended {\n\t\tt.Release()\n\t\treturn\n\t}\n", ""}},
+		checks: []check{{"dataplane/internal/quota", "TestSublet_WhatComesAfterTheEndGoesBack"}}},
+	{name: "linger-nothing-goes-back", breaks: "what it will not spend any more goes back while it lives",
+		edits:  []edit{{subletFile, "\t\th.ticket = h.ticket.Part(want)\n", "\t\t_ = want\n"}},
+		checks: []check{{"dataplane/internal/quota", "TestSublet_InvariantQ"}}},
+	{name: "linger-watched-units-uncounted", breaks: "of a quota that is only watched all counts",
+		edits:  []edit{{subletFile, "\t\t\ta.force(period, short).Spend()\n", "\t\t\t_ = a\n"}},
+		checks: []check{{"dataplane/internal/quota", "TestSublet_OfAWatchedQuotaAllCounts"}}},
+	{name: "linger-who-waited-is-forgotten", breaks: "who was in line for an exchange is asked about under the next leader",
+		edits:  []edit{{"dataplane/internal/quota/manager.go", "\t\ta.queued = false // it may go on under another leader\n", "\t\t_ = a\n"}},
+		checks: []check{{"dataplane/internal/quota", "TestBook_WhoWaitedIsAskedAboutUnderAnotherLeader"}}},
+	{name: "linger-row-lost-at-the-change", breaks: "a row that comes while the spool changes hands waits for it",
+		edits:  []edit{{lingerPkg + "/meter.go", "\tw := m.to.Load()\n\tif w == nil {\n\t\treturn err\n\t}\n\t<-w.known", "\tw := m.to.Load()\n\tif w == nil || w.link == nil {\n\t\treturn err\n\t}\n\t<-w.known"}},
+		checks: []check{{lingerPkg, "TestMeter_NoRowIsLostWhenTheSpoolChangesHands"}}},
+	{name: "linger-row-kept-without-its-units", breaks: "a row that is kept takes its units of what was adopted",
+		edits:  []edit{{lingerPkg + "/keeper.go", "\t\tk.cfg.Sublet.Spent(quota.ID{Customer: m.Row.Customer, Subscription: m.Row.Subscription}, m.Row.Period, m.Row.Units)\n", ""}},
+		checks: []check{{lingerPkg, "TestLink_ARowIsKeptBeforeItIsSaid"}}},
+	{name: "linger-row-said-before-it-is-kept", breaks: "a row that is not kept is said so",
+		edits:  []edit{{lingerPkg + "/keeper.go", "\t\tsaid.Error = err.Error()\n", "\t\t_ = err\n"}},
+		checks: []check{{lingerPkg, "TestLink_ARowIsKeptBeforeItIsSaid"}}},
+	{name: "linger-units-outlive-the-link", breaks: "the end of the connection is the end of what was held",
+		edits:  []edit{{lingerPkg + "/keeper.go", "\tk.cfg.Sublet.End()\n", ""}},
+		checks: []check{{lingerPkg, "TestLink_ARowIsKeptBeforeItIsSaid"}}},
+	{name: "linger-endless-tables", breaks: "what waits for a process that does not listen is bounded",
+		edits:  []edit{{lingerPkg + "/keeper.go", "if k.behind > maxBehind {", "if false {"}},
+		checks: []check{{lingerPkg, "TestKeeper_WhoDoesNotListenIsGivenUp"}}},
+	{name: "linger-tables-not-handed-on", breaks: "a process before one that lingers follows tables too",
+		edits:  []edit{{ledFile, "\tc.updated(st)\n", ""}},
+		checks: []check{{subscribePkg, "TestTake_FollowsTheProcessThatTookThePlace"}}},
+	{name: "linger-gap-in-tables", breaks: "an update that does not follow is said, and not passed over",
+		edits:  []edit{{ledFile, "\tnext, err := st.apply(c.table, c.cfg.Region)\n\tif err != nil {\n\t\treturn err\n\t}", "\tnext, err := st.apply(c.table, c.cfg.Region)\n\tif err != nil {\n\t\treturn nil\n\t}"}},
+		checks: []check{{subscribePkg, "TestTake_AGapIsSaid"}}},
+	{name: "linger-older-program-is-not-understood", breaks: "a process that knows nothing of lingering is asked to end",
+		edits:  []edit{{"dataplane/internal/handover/handover.go", "\tif p.lingers {\n", "\tif true {\n"}},
+		checks: []check{{"dataplane/internal/handover", "TestPredecessor_OfAnOlderProgramEndsAll"}}},
+	{name: "linger-websocket-told-at-once", breaks: "a WebSocket goes on until its time is over",
+		edits:  []edit{{proxyPkg + "/door.go", "func (d *Door) Settle(ctx context.Context) error {\n", "func (d *Door) Settle(ctx context.Context) error {\n\td.told.Do(func() { close(d.going) })\n"}},
+		checks: []check{{proxyPkg, "TestSocket_OutlastsTheDoor"}}},
+	{name: "ferry-hands-nothing-on", breaks: "packets of the process before go to it",
+		edits:  []edit{{ferryPkg + "/read.go", "if ways := c.ways.Load(); ways != nil {", "if ways := c.ways.Load(); false && ways != nil {"}},
+		checks: []check{{ferryPkg, "TestDivert_TakesABatchApart"}}},
+	{name: "ferry-takes-new-connections-along", breaks: "new connections are the successor's, whatever ID their clients chose",
+		edits:  []edit{{ferryPkg + "/divert.go", "(!early || time.Now().Before(w.early))", "(!early || true)"}},
+		checks: []check{{ferryPkg, "TestDivert_InitialsForAWhile"}}},
+	{name: "ferry-stops-at-one", breaks: "a process before one that lingers gets its packets too",
+		edits:  []edit{{ferryPkg + "/divert.go", "if to := over(*ways, f.packet); to != nil {\n\t\t\tc.counts", "if to := over(*ways, f.packet); false && to != nil {\n\t\t\tc.counts"}},
+		checks: []check{{ferryPkg, "TestDeliver_GoesOnFurther"}}},
+}
