@@ -557,10 +557,21 @@ func TestBook_WhoWaitsForManyUnitsGetsThemAtOnce(t *testing.T) {
 }
 
 // noted leases far more than is asked for, and keeps when it was asked.
-type noted struct{ asked []time.Time }
+type noted struct {
+	mu    sync.Mutex // covers asked
+	asked []time.Time
+}
+
+func (p *noted) times() []time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.asked)
+}
 
 func (p *noted) Exchange(_ context.Context, r *quota.Request) (*quota.Response, error) {
+	p.mu.Lock()
 	p.asked = append(p.asked, time.Now())
+	p.mu.Unlock()
 	out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
 	for _, k := range r.Asks {
 		out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: 1 << 20, Limit: 1 << 40, Leases: true})
@@ -577,22 +588,24 @@ func TestBook_IsNeverLongWithoutAnExchange(t *testing.T) {
 			b := newBook(t, p, nil)
 			run(t, func(ctx context.Context) {
 				time.Sleep(3*time.Second + after)
-				held := len(p.asked)
+				asked := p.times()
+				held := len(asked)
 				if held < 3 {
 					t.Errorf("%d exchanges in 3 s", held)
 				}
-				for i, at := range p.asked[1:] {
-					if gap := at.Sub(p.asked[i]); gap > time.Second {
+				for i, at := range asked[1:] {
+					if gap := at.Sub(asked[i]); gap > time.Second {
 						t.Errorf("%v went by without an exchange", gap)
 					}
 				}
 				request(ctx, b, strict)
 				time.Sleep(900 * time.Millisecond) // in use all the while
-				if n := len(p.asked) - held; n < 5 || n > 11 {
+				asked = p.times()
+				if n := len(asked) - held; n < 5 || n > 11 {
 					t.Errorf("%d exchanges in 900 ms", n)
 				}
-				for i, at := range p.asked[held+1:] {
-					if gap := at.Sub(p.asked[held+i]); gap > 200*time.Millisecond {
+				for i, at := range asked[held+1:] {
+					if gap := at.Sub(asked[held+i]); gap > 200*time.Millisecond {
 						t.Errorf("%v after a tick: units were held, and %v went by without an exchange", after, gap)
 					}
 				}
