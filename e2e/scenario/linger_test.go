@@ -25,7 +25,7 @@ const lastingHost = "lasting.emea.example.test"
 // TestLinger replaces an edge twice under requests that last: answers that are slow, events, uploads, a WebSocket, and streams whose bytes are
 // sold while they go on. All go on as if nothing were, count once, and take of a strict quota no unit too many; who comes anew is
 // served at once; a key that is revoked ends what it began in the process before too. When the process that counts for them is
-// killed, they end, and nothing is counted that was not answered.
+// killed, they end, and nothing is counted that was not answered; when it stops in order, they have as long as its own.
 func TestLinger(t *testing.T) {
 	t.Parallel()
 	s := harness.Start(t)
@@ -233,6 +233,34 @@ spec: {zone: emea, subscriptions: [{plan: lasting}]}
 	s.Eventually(30*time.Second, "the edge serves again", func() error { return ok(s.Do(region, http.MethodGet, lastingHost, "/", key, nil), region) })
 	if got := s.UsageThrough("emea", "revoked", time.Now(), time.Minute).Answered() - counted; got != 1 {
 		t.Errorf("%d requests are counted after the kill, want the one that was answered", got)
+	}
+	clients.Wait()
+
+	// Who counts for them stops in order: they have the time that its own requests have.
+	up.hold()
+	for range 4 {
+		lasts(h1, http.MethodPost, "/slow", key, strings.NewReader("{}"), whole)
+	}
+	s.Eventually(20*time.Second, "they are at the upstream", func() error { return up.holds(4) })
+	s.Act("replace", edge)
+	clients.Go(func() {
+		time.Sleep(2 * time.Second)
+		up.release()
+	})
+	s.Act("stop", edge)
+	for range 4 {
+		select {
+		case err := <-answers:
+			if err != nil {
+				t.Errorf("when the edge stopped in order: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("an answer does not come")
+		}
+	}
+	s.Act("start", edge)
+	if got := s.UsageThrough("emea", "revoked", time.Now(), time.Minute).Answered() - counted; got != 1+4 {
+		t.Errorf("%d requests are counted after the stop, want those five that were answered", got)
 	}
 	clients.Wait()
 }
