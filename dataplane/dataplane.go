@@ -473,7 +473,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "process before", Run: e.endBefore, StopTimeout: 15 * time.Second, Why: "what goes on there takes of the leases and counts into the spool"},
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
 		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},
-		{Name: "relays in", Run: e.serveRelays, Why: "other regions send here; drained with the doors, it tells them so until then"},
+		{Name: "relays in", Run: e.lasting(e.serveRelays), Why: "other regions send here; drained with the doors, it tells them so until then"},
 		{Name: "outlook", Run: e.observe.Run, Why: "DNS answers follow it"},
 		{Name: "dns", Run: e.serveDNS, Why: "shut after the doors: meanwhile it names the other edges"},
 		{Name: "answers", Run: e.lasting(e.proxy.Run), Why: "asks anew for answers that were given though stale"},

@@ -245,7 +245,8 @@ func (e *Edge) settle(ctx context.Context) {
 	now, cancel := context.WithCancel(ctx)
 	cancel()
 	e.servers.H3.Shutdown(now) // clients hear of it
-	e.still.on.Store(e.left() > 0 || e.servers.H3.Busy() || e.before.processes() > 0)
+	// Peers with sessions are told for a second that this edge leaves: nothing is relayed over them any more.
+	e.still.on.Store(e.left() > 0 || e.servers.H3.Busy() || e.before.processes() > 0 || e.inbound.Sessions() > 0)
 }
 
 // left is how many connections there are.

@@ -103,6 +103,7 @@ func Run(ctx context.Context, log *slog.Logger, parts ...Part) error {
 	for i := len(cancels) - 1; i >= 0; i-- {
 		p := parts[i]
 		cancels[i]()
+		began := time.Now()
 		limit := p.StopTimeout
 		if limit == 0 {
 			limit = DefaultStopTimeout
@@ -121,6 +122,7 @@ func Run(ctx context.Context, log *slog.Logger, parts ...Part) error {
 			}
 		}
 		deadline.Stop()
+		log.Debug("part stopped", "part", p.Name, "after", time.Since(began))
 	}
 	return first
 }

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -75,6 +76,7 @@ type Server struct {
 	ages    ages
 	waits   waits
 	leaving chan struct{} // closed once no relay is taken any more
+	open    atomic.Int64  // connections
 
 	mu      sync.Mutex // covers all below; held for no I/O
 	left    bool       // leaving is closed: no flight is entered after it
@@ -109,7 +111,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			return context.WithValue(ctx, connKey{}, c)
 		},
 		ConnState: func(c net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				s.open.Add(1)
+			}
 			if state == http.StateClosed {
+				s.open.Add(-1)
 				s.mu.Lock()
 				delete(s.conns, c)
 				s.mu.Unlock()
@@ -172,6 +178,9 @@ func (s *Server) Drain(ctx context.Context) {
 		}
 	}
 }
+
+// Sessions is how many connections peers have.
+func (s *Server) Sessions() int { return int(s.open.Load()) }
 
 // leaves tells a peer that no relay is taken any more.
 func (s *Server) leaves(w http.ResponseWriter) {
