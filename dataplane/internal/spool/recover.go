@@ -159,10 +159,11 @@ func (s *Spool) recover(nos []uint64, from pos) (rows int, at int64, err error) 
 	return rows, at, nil
 }
 
-// look searches what lies behind the halt for records.
+// look searches what lies behind the halt for records. Most of it is zeros, some MiB, which are none.
 func (h *stop) look(g *segment, off int) {
-	h.torn += int64(len(bytes.TrimRight(g.data[off:], "\x00")))
-	for off+wordSize <= len(g.data) {
+	set := written(g.data[off:])
+	h.torn += int64(set)
+	for end := off + set; off < end && off+wordSize <= len(g.data); {
 		payload, next, what := g.read(off)
 		if what != placeRecord {
 			off += wordSize
@@ -174,6 +175,15 @@ func (h *stop) look(g *segment, off int) {
 		}
 		off = next
 	}
+}
+
+// written is how long b is without the zeros at its end.
+func written(b []byte) int {
+	var zeros [4096]byte
+	for len(b) >= len(zeros) && bytes.Equal(b[len(b)-len(zeros):], zeros[:]) {
+		b = b[:len(b)-len(zeros)]
+	}
+	return len(bytes.TrimRight(b, "\x00"))
 }
 
 func syncPath(path string) error {
