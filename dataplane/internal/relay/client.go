@@ -55,9 +55,10 @@ type Client struct {
 	log  *ledger
 
 	answers  answers
-	mu       sync.Mutex // covers the maps; held for no I/O
+	mu       sync.Mutex // covers the rest; held for no I/O
 	sessions map[sessionKey]*session
 	flights  map[*flight]struct{}
+	ended    bool // Run has: nobody would cut what is relayed from here on
 }
 
 // flight is one relay under way, at either end.
@@ -151,8 +152,15 @@ func (c *Client) Do(ctx context.Context, f Forward) (*http.Response, error) {
 		cancel(nil)
 	}
 	c.mu.Lock()
-	c.flights[fl] = struct{}{}
+	ended := c.ended
+	if !ended {
+		c.flights[fl] = struct{}{}
+	}
 	c.mu.Unlock()
+	if ended {
+		cancel(nil)
+		return nil, &Error{To: f.To, Err: errSessionClosed}
+	}
 	// Once more, now that a sweep would find the flight: between the question above and this line the pair
 	// may have been closed, a dial and an fsync lie between them.
 	recorded := grant.ID
@@ -345,7 +353,8 @@ func (c *Client) Enforce() {
 	c.log.now(outbound(t, c.from))
 }
 
-// Run keeps sessions to granted peers warm and enforces until ctx ends, then closes all.
+// Run keeps sessions to granted peers warm and enforces until ctx ends, then closes all. Nothing is relayed after it: requests may
+// outlast it, where another process takes this one's place, and what they would open then nobody enforces, of a run that has ended.
 func (c *Client) Run(ctx context.Context) error {
 	tick := c.cfg.Beat.Ticker(200 * time.Millisecond) // grants end by time, which tells nobody
 	defer tick.Stop()
@@ -367,6 +376,7 @@ func (c *Client) Run(ctx context.Context) error {
 
 func (c *Client) shut() {
 	c.mu.Lock()
+	c.ended = true
 	sessions := c.sessions
 	c.sessions = map[sessionKey]*session{}
 	c.mu.Unlock()

@@ -154,3 +154,27 @@ func TestClient_DialsAnewWhereAPeerLeaves(t *testing.T) {
 		})
 	}
 }
+
+// What goes on in a process whose place another has taken relays nothing: nobody there would cut what is not permitted any more, and
+// the control plane has been told that its run has ended. Its grants live on for a while.
+func TestClient_RelaysNothingOnceItHasEnded(t *testing.T) {
+	b := newBorder(t)
+	resp, err := b.do(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	b.end()
+	before, rows := b.local.count(), len(b.evidence.rows)
+	_, err = b.do(t.Context(), nil)
+	e, ok := errors.AsType[*relay.Error](err)
+	if !ok || e.Sent || e.Down || e.Unreachable || b.local.count() != before {
+		t.Errorf("a relay after the end: %v, %d reached the upstream; want it unsent, and no word on its region", err, b.local.count()-before)
+	}
+	if n := len(b.evidence.rows) - rows; n != 0 {
+		t.Errorf("%d rows say that it was relayed", n)
+	}
+	if n := b.client.Sessions(); n != 0 {
+		t.Errorf("%d sessions were opened", n)
+	}
+}

@@ -197,7 +197,8 @@ type border struct {
 	noLeave          bool
 	taking           func() // once, after leave was given
 	westEdge, centre *identity.Source
-	said             said // by the sentinel
+	said             said   // by the sentinel
+	end              func() // the client's Run
 }
 
 type said struct {
@@ -322,8 +323,11 @@ func newBorderOver(t testing.TB, truth, truthThere *policy.Holder, l net.Listene
 	var wg sync.WaitGroup
 	wg.Go(func() { b.server.Serve(ctx, l) })
 	wg.Go(func() { grants.Run(ctx) })
-	wg.Go(func() { b.client.Run(ctx) })
-	t.Cleanup(func() { cancel(); wg.Wait() })
+	clients, end := context.WithCancel(ctx)
+	var client sync.WaitGroup
+	client.Go(func() { b.client.Run(clients) })
+	b.end = func() { end(); client.Wait() }
+	t.Cleanup(func() { cancel(); wg.Wait(); b.end() })
 	eventually(t, 5*time.Second, "first grants", func() bool { return len(grants.Held()) > 0 })
 	return b
 }

@@ -49,6 +49,10 @@ func (c *Client) session(ctx context.Context, policyName string, grant *grant.Gr
 	for _, peer := range grant.Peers {
 		key := sessionKey{grant.To, peer.Edge, peer.Addr}
 		c.mu.Lock()
+		if c.ended {
+			c.mu.Unlock()
+			return nil, errSessionClosed
+		}
 		s := c.sessions[key]
 		if s == nil {
 			s = &session{key: key, dialing: make(chan struct{}, 1), start: time.Now()}
