@@ -103,6 +103,7 @@ const (
 	lookEvery    = 5 * time.Second        // and whether they still are, and nobody misses them, is looked at so often
 	millionths   = 1_000_000
 	exchangeTime = 750 * time.Millisecond // one attempt
+	letTime      = 500 * time.Millisecond // within which a Sublet answers one, whoever starves
 )
 
 // Config of a Book. Fields without a default are required.

@@ -18,9 +18,10 @@ type Sublet struct {
 	book *Book
 	plan func(name string) *policy.Plan
 
-	mu    sync.Mutex // covers the rest; never held while somebody waits
-	held  map[heldKey]*held
-	ended bool // nothing is let any more
+	mu     sync.Mutex // covers the rest; never held while somebody waits
+	held   map[heldKey]*held
+	newest uint64 // sequence of the newest exchange
+	ended  bool   // nothing is let any more
 }
 
 type heldKey struct {
@@ -115,8 +116,15 @@ func (b *Book) pending() []Pending {
 	return all
 }
 
-// Exchange implements Leader.
+// Exchange implements Leader. Whoever starves waits for an outcome, all of them together for less time than the other Book waits for
+// the answer, which then asks anew. Of an exchange that was overtaken so nothing has an effect any more: its ceilings would take
+// back what the newer one has let, and what is spent there already would be given to others.
 func (s *Sublet) Exchange(ctx context.Context, r *Request) (*Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, letTime)
+	defer cancel()
+	s.mu.Lock()
+	s.newest = max(s.newest, r.Sequence)
+	s.mu.Unlock()
 	out := &Response{Sequence: r.Sequence, LiveEdges: 1}
 	for i := range r.Asks {
 		k := &r.Asks[i]
@@ -124,18 +132,20 @@ func (s *Sublet) Exchange(ctx context.Context, r *Request) (*Response, error) {
 		if p == nil {
 			continue // whoever waits there is told that nobody can say
 		}
-		if state, known := s.let(ctx, k, s.book.Account(k.ID, p), p); known {
+		if state, known := s.let(ctx, r.Sequence, k, s.book.Account(k.ID, p), p); known {
 			out.States = append(out.States, state)
 		}
 	}
 	return out, nil
 }
 
-func (s *Sublet) let(ctx context.Context, k *Ask, a *Account, p *policy.Plan) (_ State, known bool) {
+func (s *Sublet) let(ctx context.Context, sequence uint64, k *Ask, a *Account, p *policy.Plan) (_ State, known bool) {
 	if p.QuotaMode == "" {
 		return State{ID: k.ID, None: true}, true
 	}
-	s.settle(k, a)
+	if !s.settle(sequence, k, a) {
+		return State{}, false
+	}
 	exhausted := false
 	if Leases(p) && k.Want > 0 {
 		t := a.some(k.Want, time.Now().Unix())
@@ -150,7 +160,7 @@ func (s *Sublet) let(ctx context.Context, k *Ask, a *Account, p *policy.Plan) (_
 				exhausted = d == Exhausted
 			}
 		}
-		s.keep(k.ID, t)
+		s.keep(sequence, k.ID, t)
 	}
 	l := a.lease.Load()
 	if l == nil {
@@ -175,15 +185,16 @@ func (s *Sublet) of(k heldKey) *held {
 }
 
 // settle takes back what the other Book will not spend any more, and takes what it has taken of a quota that is only watched.
-// What it says it has spent may be behind the rows that came from it, and ahead of them by rows that lie in its own epoch.
-func (s *Sublet) settle(k *Ask, a *Account) {
-	if k.Period == 0 {
-		return
-	}
+// What it says it has spent may be behind the rows that came from it, and ahead of them by rows that lie in its own epoch. false: a
+// newer exchange has come.
+func (s *Sublet) settle(sequence uint64, k *Ask, a *Account) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
-		return
+	switch {
+	case sequence != s.newest:
+		return false
+	case k.Period == 0 || s.ended:
+		return true
 	}
 	h := s.of(heldKey{k.ID, k.Period})
 	h.spent = max(h.spent, k.Spent)
@@ -193,16 +204,17 @@ func (s *Sublet) settle(k *Ask, a *Account) {
 	case want > h.ticket.units:
 		h.ticket = h.ticket.and(a.force(k.Period, want-h.ticket.units))
 	}
+	return true
 }
 
 // keep adds what was let.
-func (s *Sublet) keep(id ID, t Ticket) {
+func (s *Sublet) keep(sequence uint64, id ID, t Ticket) {
 	if t.units == 0 {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
+	if s.ended || sequence != s.newest {
 		t.Release()
 		return
 	}

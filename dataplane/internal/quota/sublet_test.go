@@ -415,6 +415,68 @@ func TestSublet_WhatComesAfterTheEndGoesBack(t *testing.T) {
 	})
 }
 
+// Who starves holds an exchange up, and the other Book asks anew meanwhile: what the older exchange says of accounts behind that one
+// takes nothing back of what the newer one has let. And all who starve together hold it up for less than the other waits.
+func TestSublet_AnExchangeThatIsOvertakenTakesNothingBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		starves := func(i int) quota.ID { return quota.ID{Customer: fmt.Sprint("starves", i), Subscription: "main"} }
+		b := newBook(t, leaderFunc(func(r *quota.Request) *quota.Response {
+			out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+			for _, k := range r.Asks {
+				state := quota.State{ID: k.ID, Period: 1000, Limit: 100, Leases: true}
+				if k.ID == acme {
+					state.Leased = 10
+				}
+				out.States = append(out.States, state)
+			}
+			return out
+		}), nil)
+		run(t, func(ctx context.Context) {
+			s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 1}}, nil, func(string) *policy.Plan { return strict })
+			let := func(sequence uint64, asks ...quota.Ask) int64 {
+				for i := range asks {
+					asks[i].Plan = strict.Name
+				}
+				r, err := s.Exchange(ctx, &quota.Request{Sequence: sequence, Asks: asks})
+				if err != nil {
+					t.Error(err)
+				}
+				for _, state := range r.States {
+					if state.ID == acme {
+						return state.Leased
+					}
+				}
+				return 0
+			}
+			if n := let(1, quota.Ask{ID: acme, Want: 3, Starving: true}); n == 0 {
+				t.Fatal("nothing is let")
+			}
+			first := let(2, quota.Ask{ID: acme, Period: 1000, Ceiling: 1, Want: 2})
+			var older sync.WaitGroup
+			older.Go(func() {
+				began := time.Now()
+				var asks []quota.Ask
+				for i := range 5 {
+					asks = append(asks, quota.Ask{ID: starves(i), Want: 1, Starving: true})
+				}
+				let(3, append(asks, quota.Ask{ID: acme, Period: 1000, Ceiling: first})...)
+				if took := time.Since(began); took >= 750*time.Millisecond {
+					t.Errorf("it is answered after %s: nobody waits for it any more", took)
+				}
+			})
+			time.Sleep(100 * time.Millisecond)
+			second := let(4, quota.Ask{ID: acme, Period: 1000, Ceiling: first, Want: 4})
+			if first != 3 || second != 7 {
+				t.Fatalf("%d and then %d units are let, want 3 and 7", first, second)
+			}
+			older.Wait()
+			if s.Held() != second {
+				t.Errorf("%d units are held, of %d that the other Book may spend: the rest is given to others", s.Held(), second)
+			}
+		}, b)
+	})
+}
+
 // A quota that is only watched refuses nobody: what the process before takes of it counts here, whenever it says so.
 func TestSublet_OfAWatchedQuotaAllCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
