@@ -2,12 +2,17 @@ package linger_test
 
 import (
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -311,6 +316,90 @@ func TestLink_ARowWithoutAnAnswer(t *testing.T) {
 		close(stuck)
 		p.end()
 	})
+}
+
+// An exchange that was given up may be answered all the same. That is no answer to the next.
+func TestLink_AnAnswerThatComesLateAnswersNothingElse(t *testing.T) {
+	a, b := sockets(t)
+	l := linger.NewLink(linger.LinkConfig{Conn: a, Left: func() (int64, int) { return 0, 0 }})
+	ended := make(chan error, 1)
+	go func() { ended <- l.Run() }()
+	const ask, states = 2, 5
+	asked := func() uint64 {
+		for {
+			var head [5]byte
+			if _, err := io.ReadFull(b, head[:]); err != nil {
+				t.Fatal(err)
+			}
+			raw := make([]byte, binary.BigEndian.Uint32(head[:]))
+			if _, err := io.ReadFull(b, raw); err != nil {
+				t.Fatal(err)
+			}
+			var r quota.Request
+			if head[4] == ask && json.Unmarshal(raw, &r) == nil {
+				return r.Sequence
+			}
+		}
+	}
+	answer := func(sequence uint64) {
+		raw, _ := json.Marshal(quota.Response{Sequence: sequence})
+		if _, err := b.Write(append(append(binary.BigEndian.AppendUint32(nil, uint32(len(raw))), states), raw...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	brief, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if r, err := l.Exchange(brief, &quota.Request{Sequence: 1}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("nobody answers: %+v, %v", r, err)
+	}
+	asked()
+	type end struct {
+		*quota.Response
+		err error
+	}
+	second := make(chan end, 1)
+	go func() { r, err := l.Exchange(t.Context(), &quota.Request{Sequence: 2}); second <- end{r, err} }()
+	asked()
+	answer(1)
+	answer(2)
+	if got := <-second; got.err != nil || got.Sequence != 2 {
+		t.Errorf("the second exchange: %+v, %v; want its own answer", got.Response, got.err)
+	}
+	b.Close()
+	<-ended
+}
+
+// Rows go over whole: what a field of theirs has is billed, or told.
+func TestLink_ARowGoesOverWhole(t *testing.T) {
+	a, b := sockets(t)
+	var came usage.Row
+	p := join(t, a, b, func(r *usage.Row) error { came = *r; return nil }, sublet(t), nil)
+	defer p.end()
+	r := row(7)
+	v := reflect.ValueOf(&r).Elem()
+	for i := range v.NumField() {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.String:
+			f.SetString(fmt.Sprintf("<%d \u00e9>", i))
+		case reflect.Uint8:
+			f.SetUint(200 + uint64(i))
+		case reflect.Uint16:
+			f.SetUint(65_000 + uint64(i))
+		case reflect.Uint64:
+			f.SetUint(math.MaxUint64 - uint64(i))
+		case reflect.Int64:
+			f.SetInt(math.MaxInt64 - int64(i))
+		case reflect.Array:
+			for j := range f.Len() {
+				f.Index(j).SetUint(uint64(255 - j))
+			}
+		default:
+			t.Fatalf("%s is of a kind that this test does not know", v.Type().Field(i).Name)
+		}
+	}
+	if err := p.link.Append(&r); err != nil || came != r {
+		t.Errorf("%+v came of %+v, %v", came, r, err)
+	}
 }
 
 // End asks, waits, and then insists.

@@ -43,7 +43,13 @@ type Link struct {
 	why     error
 	n       uint64
 	waiting map[uint64]chan error
-	asking  chan []byte // who waits for the answer to an exchange; nil: nobody
+	asking  *asking // who waits for the answer to an exchange; nil: nobody
+}
+
+// asking is an exchange under way. Of an older one, which was given up, an answer may still come.
+type asking struct {
+	sequence uint64
+	answer   chan *quota.Response // holds one
 }
 
 // row is one row on its way.
@@ -119,19 +125,15 @@ func (l *Link) Append(r *usage.Row) error {
 
 // Exchange implements quota.Leader. A Book makes one at a time.
 func (l *Link) Exchange(ctx context.Context, r *quota.Request) (*quota.Response, error) {
-	answer := make(chan []byte, 1)
+	k := &asking{r.Sequence, make(chan *quota.Response, 1)}
 	l.mu.Lock()
-	l.asking = answer
+	l.asking = k
 	l.mu.Unlock()
 	if err := l.wire.sendJSON(frameAsk, r); err != nil {
 		l.lose(err)
 	}
 	select {
-	case raw := <-answer:
-		out := &quota.Response{}
-		if err := json.Unmarshal(raw, out); err != nil {
-			return nil, fmt.Errorf("exchange quotas: %w", err)
-		}
+	case out := <-k.answer:
 		return out, nil
 	case <-l.lost:
 		return nil, l.Healthy()
@@ -190,12 +192,7 @@ func (l *Link) read() error {
 		case frameKept:
 			err = l.kept(b)
 		case frameStates:
-			l.mu.Lock()
-			if l.asking != nil {
-				l.asking <- append([]byte(nil), b...)
-				l.asking = nil
-			}
-			l.mu.Unlock()
+			err = l.states(b)
 		case frameTable:
 			signed := &syncv1.Signed{}
 			if err = proto.Unmarshal(append([]byte(nil), b...), signed); err == nil {
@@ -228,6 +225,20 @@ func (l *Link) read() error {
 			return err
 		}
 	}
+}
+
+func (l *Link) states(b []byte) error {
+	out := &quota.Response{}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("%w: %w", errFrame, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k := l.asking; k != nil && k.sequence == out.Sequence {
+		k.answer <- out
+		l.asking = nil
+	}
+	return nil
 }
 
 func (l *Link) kept(b []byte) error {
