@@ -38,6 +38,7 @@ type exchange struct {
 	planned time.Time    // since when, if there was another before
 
 	known bool // the leader has answered for it
+	heard bool // the leader has answered an exchange that named it
 	gone  bool // dropped
 
 	eager   int64     // units that it wants at least, since what it was leased was too little again and again
@@ -220,6 +221,8 @@ func (a *Account) due(now time.Time) bool {
 	switch {
 	case l != nil && (l.leased != l.confirmed || a.recall):
 		return true
+	case l != nil && !a.known && (!a.heard || now.Sub(a.used) < dropAfter): // adopted, and told to nobody, whether or not it is used
+		return since >= watchEvery-tick/2
 	case !a.inUse(now): // what is held goes back, and so does the share of the rate
 		if a.toldRate == 0 && a.keeps(now, l) {
 			return since >= lookEvery
@@ -286,6 +289,7 @@ func (b *Book) trade(ctx context.Context, now time.Time) {
 	b.even.Store(millionths / max(1, response.LiveEdges))
 	var states map[ID]*State
 	for i, a := range batch {
+		a.heard = true
 		var s *State
 		if i < len(response.States) && response.States[i].ID == a.id { // leaders answer in the order in which they were asked
 			s = &response.States[i]
@@ -514,7 +518,7 @@ func (b *Book) sweep(now time.Time) {
 	for _, a := range b.accounts {
 		a.old = trim(a.old)
 		l := a.lease.Load()
-		idle := now.Sub(a.used) >= dropAfter && !a.queued && a.toldRate == 0 && (l == nil || l.free.Load() <= 0 && l.leased == l.confirmed)
+		idle := now.Sub(a.used) >= dropAfter && !a.queued && a.toldRate == 0 && (l == nil || a.heard && l.free.Load() <= 0 && l.leased == l.confirmed)
 		if !idle || !b.drop(a) {
 			left = append(left, a)
 			continue

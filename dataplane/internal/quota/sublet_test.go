@@ -380,6 +380,68 @@ func TestSublet_AllIsToldBeforeTheEpochBeforeIsOver(t *testing.T) {
 	}
 }
 
+// Of what the process before holds the ledger has to hear also where it is silent at first and nobody else asks for the account, for
+// however long it is silent: until then all that the epoch before ever held is nobody else's.
+func TestSublet_WhatIsAdoptedIsToldWheneverTheLedgerIsBack(t *testing.T) {
+	for name, silence := range map[string]time.Duration{"after seconds": 3 * time.Second, "when it would be forgotten": 15 * time.Minute} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				var told atomic.Int64
+				var over atomic.Bool
+				b := newBook(t, leaderFunc(func(r *quota.Request) *quota.Response {
+					if time.Since(began) < silence {
+						return &quota.Response{}
+					}
+					out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+					for _, k := range r.Asks {
+						told.Store(k.Ceiling)
+						out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: k.Ceiling, Limit: 100, Leases: true})
+					}
+					if len(r.Pending) == 0 && !over.Swap(true) && told.Load() != 2 {
+						t.Errorf("the epoch before is over, and of the units that are held of it %d were told", told.Load())
+					}
+					return out
+				}), nil)
+				b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 10}}, []quota.Ask{{ID: acme, Plan: strict.Name, Period: 1000, Ceiling: 5, Spent: 3}}, func(string) *policy.Plan { return strict })
+				run(t, func(context.Context) { time.Sleep(silence + 3*time.Second) }, b)
+				if !over.Load() {
+					t.Error("the epoch before is never over")
+				}
+			})
+		})
+	}
+}
+
+// An account that the leader has no word on, as of a customer who has left, keeps the epoch before open for as long as it is
+// remembered, and no longer.
+func TestSublet_WhatTheLedgerDoesNotKnowIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked, over atomic.Int64
+		b := newBook(t, leaderFunc(func(r *quota.Request) *quota.Response {
+			asked.Add(int64(len(r.Asks)))
+			if len(r.Pending) == 0 {
+				over.Add(1)
+			}
+			return &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+		}), nil)
+		b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 10}}, []quota.Ask{{ID: acme, Plan: strict.Name, Period: 1000, Ceiling: 5, Spent: 3}}, func(string) *policy.Plan { return strict })
+		run(t, func(context.Context) {
+			time.Sleep(9 * time.Minute)
+			if over.Load() > 0 {
+				t.Error("the epoch before is over though nobody was told what is held of it")
+			}
+			if n := asked.Load(); n < 60 || n > 6*60*9 {
+				t.Errorf("it was asked about %d times in nine minutes", n)
+			}
+			time.Sleep(2 * time.Minute)
+			if over.Load() == 0 {
+				t.Error("the epoch before is never over")
+			}
+		}, b)
+	})
+}
+
 // Units that come when the other process has ended go back at once.
 func TestSublet_WhatComesAfterTheEndGoesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
