@@ -20,8 +20,9 @@ type Sublet struct {
 
 	mu     sync.Mutex // covers the rest; never held while somebody waits
 	held   map[heldKey]*held
-	newest uint64 // sequence of the newest exchange
-	ended  bool   // nothing is let any more
+	under  map[ID]*policy.Plan // that the other Book brought last
+	newest uint64              // sequence of the newest exchange
+	ended  bool                // nothing is let any more
 }
 
 type heldKey struct {
@@ -65,7 +66,7 @@ func (b *Book) RunUnder(ctx context.Context, leader Leader) {
 // those epochs may hold units still until it has heard of all that was adopted, and of all their rows, since it gives their units to others in
 // the moment in which they are over. plan finds a plan by its name, nil if there is none; it is asked from the first Exchange on.
 func (b *Book) Adopt(before []Pending, holding []Ask, plan func(name string) *policy.Plan) *Sublet {
-	s := &Sublet{book: b, plan: plan, held: map[heldKey]*held{}}
+	s := &Sublet{book: b, plan: plan, held: map[heldKey]*held{}, under: map[ID]*policy.Plan{}}
 	for _, k := range holding {
 		units := k.Ceiling - k.Spent
 		if units <= 0 {
@@ -73,7 +74,8 @@ func (b *Book) Adopt(before []Pending, holding []Ask, plan func(name string) *po
 		}
 		// There may be no table yet: who asks next under the plan says what it is. Until then nothing is wanted of it, and what is
 		// held was taken without a lease, which the ledger makes one of.
-		a, l := b.Account(k.ID, &policy.Plan{Plan: table.Plan{Name: k.Plan}}), &lease{period: k.Period}
+		s.under[k.ID] = &policy.Plan{Plan: table.Plan{Name: k.Plan}}
+		a, l := b.Account(k.ID, s.under[k.ID]), &lease{period: k.Period}
 		l.free.Store(-units)
 		a.lease.Store(l)
 		b.adopted = append(b.adopted, a)
@@ -128,15 +130,33 @@ func (s *Sublet) Exchange(ctx context.Context, r *Request) (*Response, error) {
 	out := &Response{Sequence: r.Sequence, LiveEdges: 1}
 	for i := range r.Asks {
 		k := &r.Asks[i]
-		p := s.plan(k.Plan)
+		a, p := s.account(k)
 		if p == nil {
 			continue // whoever waits there is told that nobody can say
 		}
-		if state, known := s.let(ctx, r.Sequence, k, s.book.Account(k.ID, p), p); known {
+		if state, known := s.let(ctx, r.Sequence, k, a, p); known {
 			out.States = append(out.States, state)
 		}
 	}
 	return out, nil
+}
+
+// account is the one that is asked about, under the plan that the other Book has it under, unless requests here have come under another
+// since: theirs is the newer, and each word of the other's would undo it, and what is known of it. No plan: it is gone.
+func (s *Sublet) account(k *Ask) (*Account, *policy.Plan) {
+	p := s.plan(k.Plan)
+	if p == nil {
+		return nil, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := (*s.book.shardOf(k.ID).m.Load())[k.ID]; a != nil {
+		if now := a.plan.Load(); now.Name != k.Plan && now != s.under[k.ID] {
+			return a, now
+		}
+	}
+	s.under[k.ID] = p
+	return s.book.Account(k.ID, p), p
 }
 
 func (s *Sublet) let(ctx context.Context, sequence uint64, k *Ask, a *Account, p *policy.Plan) (_ State, known bool) {

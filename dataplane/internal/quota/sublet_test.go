@@ -539,6 +539,41 @@ func TestSublet_AnExchangeThatIsOvertakenTakesNothingBack(t *testing.T) {
 	})
 }
 
+// A subscription that has another plan by now has it, whatever the process before began under: that this quota is used up stays known.
+func TestSublet_TheNewerPlanStays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBook(t, leaderFunc(func(r *quota.Request) *quota.Response {
+			out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+			for _, k := range r.Asks {
+				out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: 2, Limit: 2, Used: 2, UsedHere: 2, Leases: true, Exhausted: true})
+			}
+			return out
+		}), nil)
+		plans := map[string]*policy.Plan{strict.Name: strict, soft.Name: soft}
+		s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 1}}, []quota.Ask{{ID: acme, Plan: soft.Name, Period: 1000, Ceiling: 5, Spent: 3}}, func(name string) *policy.Plan { return plans[name] })
+		run(t, func(ctx context.Context) {
+			ask := &quota.Request{Asks: []quota.Ask{{ID: acme, Plan: soft.Name, Period: 1000, Ceiling: 5, Spent: 3}}}
+			let := func() {
+				ask.Sequence++
+				if r, err := s.Exchange(ctx, ask); err != nil || len(r.States) != 1 {
+					t.Errorf("the process before is told %+v, %v", r, err)
+				}
+			}
+			let()
+			if _, d := request(ctx, b, strict); d != quota.Exhausted {
+				t.Errorf("a request under the new plan: %v, want that it is used up", d)
+			}
+			time.Sleep(2 * time.Second)
+			for range 5 {
+				let()
+				if _, d := b.Account(acme, strict).Take(1, true, time.Now().Unix()); d != quota.Exhausted {
+					t.Errorf("a request after the process before has asked: %v, want that it is used up", d)
+				}
+			}
+		}, b)
+	})
+}
+
 // A quota that is only watched refuses nobody: what the process before takes of it counts here, whenever it says so.
 func TestSublet_OfAWatchedQuotaAllCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
