@@ -301,7 +301,8 @@ func (e *Edge) goOn(ctx context.Context) error {
 			over(err)
 		}
 	})
-	parts.Go(func() { e.quotas.RunUnder(end, link) })
+	var quotas sync.WaitGroup
+	quotas.Go(func() { e.quotas.RunUnder(end, link) })
 	parts.Go(func() {
 		var within time.Duration
 		select {
@@ -328,6 +329,7 @@ func (e *Edge) goOn(ctx context.Context) error {
 	}
 	why := context.Cause(end)
 	over(nil)
+	quotas.Wait() // it has a last word
 	link.Close()
 	parts.Wait()
 	e.log.Info("what went on here has ended", "after", time.Since(began).Round(time.Millisecond), "reason", why)

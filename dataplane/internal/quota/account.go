@@ -43,6 +43,7 @@ type lease struct {
 	period int64
 	free   atomic.Int64 // negative by what requests took that need no lease
 	spent  atomic.Int64 // Σ units of rows in the spool
+	ceded  atomic.Int64 // units that are neither free nor taken any more, by which the manager has to lower leased (Sublet)
 
 	until     atomic.Int64 // unix s; 0: no end
 	length    atomic.Int64 // seconds; 0: no end

@@ -18,6 +18,7 @@ type manager struct {
 	starved  []*Account      // the leader was asked and its answer may soon be another
 	silent   bool            // units are held, as of the last scan, of accounts that had nothing to say then
 	adopted  []*Account      // whose units the process before holds, until the leader has heard of all of them
+	handed   []*Account      // of which Holding has said that units are held
 	before   []Pending       // that process's epoch, and those that it was unsure of; empty: the leader has heard of all
 
 	lastScan, lastSweep, lastStart time.Time
@@ -352,6 +353,11 @@ func (a *Account) ask(now time.Time) Ask {
 	if l == nil {
 		k.Want = want
 		return k
+	}
+	if n := l.ceded.Swap(0); n > 0 {
+		leased := min(n, max(0, l.leased))
+		l.leased -= leased
+		l.free.Add(n - leased) // of what was taken without a lease
 	}
 	free := l.free.Load()
 	ended := l.ended(now.Unix())

@@ -38,9 +38,11 @@ type held struct {
 }
 
 // Holding is what this Book's requests hold and have no row for, by account, as of now: what a Sublet adopts. Of periods that
-// are over it says nothing, since nobody can take units of those any more. Call it when Run has returned.
+// are over it says nothing, since nobody can take units of those any more. Call it when Run has returned, and then RunUnder: a row may
+// be in the spool whose request has not come to say so, and its unit is among those held here.
 func (b *Book) Holding() []Ask {
 	var all []Ask
+	b.handed = nil
 	b.all(func(a *Account) {
 		l := a.lease.Load()
 		if l == nil {
@@ -49,17 +51,32 @@ func (b *Book) Holding() []Ask {
 		k := Ask{ID: a.id, Plan: a.plan.Load().Name, Period: l.period, Spent: l.spent.Load()}
 		k.Ceiling = l.leased - min(0, l.free.Load())
 		if k.Ceiling > k.Spent {
-			all = append(all, k)
+			all, b.handed = append(all, k), append(b.handed, a)
 		}
 	})
 	return all
 }
 
-// RunUnder exchanges with another leader, after Run has returned and until ctx ends. What is left then is that leader's to know.
+// RunUnder exchanges with another leader, after Run has returned and until ctx ends. It says at once and at last what became of all that
+// Holding has said is held, though nobody uses it: the leader gives to others what was neither spent nor given back when it ends.
 func (b *Book) RunUnder(ctx context.Context, leader Leader) {
 	b.cfg.Leader, b.cfg.Pending = leader, func() []Pending { return nil }
 	b.backoff, b.notBefore = 0, time.Time{}
+	speak := func() {
+		for _, a := range b.handed {
+			if !a.gone {
+				b.enqueue(a)
+			}
+		}
+	}
+	speak()
 	b.loop(ctx)
+	speak()
+	for range len(b.queue)/maxAsks + 1 {
+		if len(b.queue) > 0 {
+			b.trade(context.WithoutCancel(ctx), time.Now())
+		}
+	}
 }
 
 // Adopt begins a Sublet with what the other Book holds. before is the other's epoch, and what its Unheard says: the ledger is told that
@@ -205,8 +222,8 @@ func (s *Sublet) of(k heldKey) *held {
 }
 
 // settle takes back what the other Book will not spend any more, and takes what it has taken of a quota that is only watched.
-// What it says it has spent may be behind the rows that came from it, and ahead of them by rows that lie in its own epoch. false: a
-// newer exchange has come.
+// What it says it has spent may be behind the rows that came from it, and ahead of them by rows that lie in its own epoch: the ledger
+// counts those there. false: a newer exchange has come.
 func (s *Sublet) settle(sequence uint64, k *Ask, a *Account) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,7 +234,11 @@ func (s *Sublet) settle(sequence uint64, k *Ask, a *Account) bool {
 		return true
 	}
 	h := s.of(heldKey{k.ID, k.Period})
-	h.spent = max(h.spent, k.Spent)
+	if own := k.Spent - h.spent; own > 0 {
+		part, rest := h.ticket.Split(own)
+		part.cede()
+		h.spent, h.ticket = k.Spent, rest
+	}
 	switch want := max(0, k.Ceiling-h.spent); {
 	case want < h.ticket.units:
 		h.ticket = h.ticket.Part(want)
@@ -279,6 +300,14 @@ func (s *Sublet) End() {
 	for _, h := range s.held {
 		h.ticket.Release()
 		h.ticket = Ticket{}
+	}
+}
+
+// cede gives up units that another epoch has spent: the ledger had leased them twice, so they are nobody's here.
+func (t Ticket) cede() {
+	if t.units > 0 {
+		t.lease.ceded.Add(t.units)
+		t.account.kick()
 	}
 }
 

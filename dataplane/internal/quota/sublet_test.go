@@ -539,6 +539,54 @@ func TestSublet_AnExchangeThatIsOvertakenTakesNothingBack(t *testing.T) {
 	})
 }
 
+// A row may be in the spool that is handed over while its request has not come to say so: the unit is said to be held. It is spent all
+// the same, and when the process that had it ends it is nobody's again.
+func TestSublet_WhatWasSpentBeforeIsNotGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 1
+		l := newLedger(limit, acme)
+		l.lingers = true
+		a := newBook(t, &link{edge: "edge", ledger: l}, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { a.Run(ctx) })
+		late, d := request(t.Context(), a, strict)
+		if d != quota.Taken {
+			t.Fatal(d)
+		}
+		time.Sleep(3 * time.Second)
+		cancel()
+		wg.Wait()
+		l.apply(account{acme, late.Period()}, "edge", 7, 1) // its row
+		b, err := quota.New(quota.Config{Leader: &link{edge: "edge", ledger: l}, Epoch: 8, Logger: slog.New(slog.DiscardHandler), Wait: quota.DefaultWait})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := b.Adopt([]quota.Pending{{Epoch: 7, Sealed: 1}}, a.Holding(), func(string) *policy.Plan { return strict })
+		run(t, func(ctx context.Context) {
+			time.Sleep(3 * time.Second)
+			under, end := context.WithCancel(ctx)
+			wg.Go(func() { a.RunUnder(under, s) })
+			time.Sleep(3 * time.Second)
+			late.Spend()
+			time.Sleep(3 * time.Second)
+			end()
+			wg.Wait()
+			s.End()
+			served := 1
+			for range 3 {
+				if _, d := request(ctx, b, strict); d == quota.Taken {
+					served++
+				}
+				time.Sleep(time.Second)
+			}
+			if served != limit {
+				t.Errorf("%d units were served of %d", served, limit)
+			}
+		}, b)
+	})
+}
+
 // A subscription that has another plan by now has it, whatever the process before began under: that this quota is used up stays known.
 func TestSublet_TheNewerPlanStays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
