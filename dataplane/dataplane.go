@@ -470,7 +470,7 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "upstream health", Run: e.lasting(e.monitor.Run), Why: "requests choose by it"},
 		{Name: "tokens", Run: e.tokens.Run, Why: "callers are known by what their issuers sign"},
 		{Name: "quotas", Run: e.quotas.Run, Why: "requests take from its leases"},
-		{Name: "process before", Run: e.endBefore, StopTimeout: 15 * time.Second, Why: "what goes on there takes of the leases and counts into the spool"},
+		{Name: "process before", Run: e.endBefore, StopTimeout: 20 * time.Second, Why: "what goes on there takes of the leases and counts into the spool"},
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
 		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},
 		{Name: "relays in", Run: e.lasting(e.serveRelays), Why: "other regions send here; drained with the doors, it tells them so until then"},

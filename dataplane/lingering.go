@@ -156,13 +156,14 @@ func (l *lingering) hurry(within time.Duration) {
 	}
 }
 
-// endBefore waits, when this process stops for good, until the one before has ended: it was told to when the doors shut.
+// endBefore waits, when this process stops for good, until the one before has ended: it was told to when the doors shut. What it breaks
+// off then is counted here still, so there is some time for that.
 func (e *Edge) endBefore(ctx context.Context) error {
 	<-ctx.Done()
 	if e.before.keeper == nil || e.still.on.Load() {
 		return nil
 	}
-	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.grace())
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), e.grace()+brokenTime)
 	defer cancel()
 	e.before.keeper.End(patience, e.grace())
 	return nil
@@ -292,9 +293,12 @@ func (e *Edge) goOn(ctx context.Context) error {
 	defer cancel()
 	end, over := context.WithCancelCause(life)
 	defer over(nil)
+	lost, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
 	var parts sync.WaitGroup
 	parts.Go(func() {
 		if err := link.Run(); err != nil { // at once: what is served from here on is not counted
+			cut()
 			e.servers.HTTPS.Close()
 			e.servers.HTTP.Close()
 			e.servers.H3.Close()
@@ -324,7 +328,11 @@ func (e *Edge) goOn(ctx context.Context) error {
 		select {
 		case <-k.Gone():
 		case <-end.Done():
-			k.End(end, 0)
+			patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), brokenTime)
+			stop := context.AfterFunc(lost, cancel)
+			k.End(patience, 0)
+			stop()
+			cancel()
 		}
 	}
 	why := context.Cause(end)

@@ -24,6 +24,10 @@ const (
 	takeoverTime = 3 * time.Second
 	settleTime   = 250 * time.Millisecond
 
+	// brokenTime is how long the process before has, behind the time in which it ends, for what it breaks off: to be told, and counted.
+	// Its doors take twice two seconds at most.
+	brokenTime = 5 * time.Second
+
 	// lingerTime is how long a client may still ask on a connection that is about to be closed.
 	lingerTime = 100 * time.Millisecond
 

@@ -72,8 +72,9 @@ func (b *Book) RunUnder(ctx context.Context, leader Leader) {
 	speak()
 	b.loop(ctx)
 	speak()
+	b.backoff = 0
 	for range len(b.queue)/maxAsks + 1 {
-		if len(b.queue) > 0 {
+		if len(b.queue) > 0 && b.backoff == 0 {
 			b.trade(context.WithoutCancel(ctx), time.Now())
 		}
 	}
