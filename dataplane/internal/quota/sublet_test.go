@@ -453,10 +453,10 @@ func TestSublet_WhatComesAfterTheEndGoesBack(t *testing.T) {
 			}
 			return out
 		}), nil)
+		s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 1}}, nil, func(string) *policy.Plan { return strict })
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { b.Run(ctx) })
-		s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 1}}, nil, func(string) *policy.Plan { return strict })
 		ask := &quota.Request{Sequence: 1, Asks: []quota.Ask{{ID: acme, Plan: strict.Name, Want: 3, Starving: true}}}
 		wg.Go(func() { s.Exchange(ctx, ask) })
 		time.Sleep(50 * time.Millisecond) // it waits for units
@@ -493,8 +493,8 @@ func TestSublet_AnExchangeThatIsOvertakenTakesNothingBack(t *testing.T) {
 			}
 			return out
 		}), nil)
+		s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 1}}, nil, func(string) *policy.Plan { return strict })
 		run(t, func(ctx context.Context) {
-			s := b.Adopt([]quota.Pending{{Epoch: 6, Sealed: 1}}, nil, func(string) *policy.Plan { return strict })
 			let := func(sequence uint64, asks ...quota.Ask) int64 {
 				for i := range asks {
 					asks[i].Plan = strict.Name
