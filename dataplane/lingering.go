@@ -156,6 +156,15 @@ func (l *lingering) hurry(within time.Duration) {
 	}
 }
 
+// older has the oldest that lingers end within a time. false: none does.
+func (l *lingering) older(within time.Duration) bool {
+	if l.processes() == 0 {
+		return false
+	}
+	l.keeper.HurryOldest(within)
+	return true
+}
+
 // endBefore waits, when this process stops for good, until the one before has ended: it was told to when the doors shut. What it breaks
 // off then is counted here still, so there is some time for that.
 func (e *Edge) endBefore(ctx context.Context) error {
@@ -223,7 +232,7 @@ func (e *Edge) settle(ctx context.Context) {
 	soon, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()
 	if e.before.processes() >= linger.MostBefore {
-		e.before.hurry(drainTime)
+		e.before.older(drainTime)
 	}
 	var drain sync.WaitGroup
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
@@ -284,7 +293,7 @@ func (e *Edge) goOn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	link := linger.NewLink(linger.LinkConfig{Conn: conn, Table: e.follow.Take, Fresh: e.follow.Confirmed, Packet: e.h3.Deliver,
+	link := linger.NewLink(linger.LinkConfig{Conn: conn, Table: e.follow.Take, Fresh: e.follow.Confirmed, Older: e.before.older, Packet: e.h3.Deliver,
 		Left: func() (int64, int) { return e.left(), e.before.processes() }})
 	e.meter.Through(link)
 	began := time.Now()

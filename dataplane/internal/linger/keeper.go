@@ -46,8 +46,8 @@ type Keeper struct {
 	mu     sync.Mutex // covers the rest
 	queue  []*syncv1.Signed
 	behind int
-	end    time.Duration // how much time the other has; with ended
-	ended  bool
+	orders []ending // that have not been sent
+	ended  bool     // it was told to end
 	cut    error
 }
 
@@ -108,7 +108,17 @@ func (k *Keeper) Hurry(within time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.ended {
-		k.ended, k.end = true, within
+		k.ended, k.orders = true, append(k.orders, ending{Within: within})
+		k.rouse()
+	}
+}
+
+// HurryOldest has the oldest of the processes end that linger: the other, or one behind it.
+func (k *Keeper) HurryOldest(within time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.ended && len(k.orders) < MostBefore {
+		k.orders = append(k.orders, ending{Within: within, Oldest: true})
 		k.rouse()
 	}
 }
@@ -202,7 +212,6 @@ func (k *Keeper) row(b []byte) error {
 func (k *Keeper) write(stop <-chan struct{}) {
 	tick := time.NewTicker(tellEvery)
 	defer tick.Stop()
-	told := false
 	for {
 		fresh := false
 		select {
@@ -218,9 +227,8 @@ func (k *Keeper) write(stop <-chan struct{}) {
 			fresh = true
 		}
 		k.mu.Lock()
-		parts, cut, end := k.queue, k.cut, k.ended && !told
-		k.queue, k.behind = nil, 0
-		within := k.end
+		parts, cut, orders := k.queue, k.cut, k.orders
+		k.queue, k.behind, k.orders = nil, 0, nil
 		k.mu.Unlock()
 		if cut != nil {
 			k.wire.Close()
@@ -236,8 +244,8 @@ func (k *Keeper) write(stop <-chan struct{}) {
 				return
 			}
 		}
-		if end {
-			if told = true; k.wire.sendJSON(frameEnd, ending{within}) != nil {
+		for _, order := range orders {
+			if k.wire.sendJSON(frameEnd, order) != nil {
 				return
 			}
 		}

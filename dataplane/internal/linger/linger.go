@@ -154,6 +154,8 @@ type left struct {
 	Before      int   `json:"before"` // processes that linger behind it
 }
 
+// ending is what a process is told that is to end what goes on in it.
 type ending struct {
 	Within time.Duration `json:"within"`
+	Oldest bool          `json:"oldest,omitempty"` // not it, but the oldest of those that linger behind it, if there are any
 }

@@ -424,6 +424,49 @@ func TestKeeper_End(t *testing.T) {
 	})
 }
 
+// Where too many processes linger the oldest ends, and not the one that is nearest: that one is still told to when its turn comes.
+func TestKeeper_TheOldestEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		var older atomic.Int64 // that linger behind the other
+		older.Store(1)
+		asked := make(chan time.Duration, 1)
+		p := join(t, a, b, func(*usage.Row) error { return nil }, sublet(t), func(c *linger.LinkConfig) {
+			c.Older = func(within time.Duration) bool {
+				if older.Load() == 0 {
+					return false
+				}
+				asked <- within
+				return true
+			}
+		})
+		p.keeper.HurryOldest(3 * time.Second)
+		select {
+		case within := <-asked:
+			if within != 3*time.Second {
+				t.Errorf("the oldest is to end within %s", within)
+			}
+		case <-p.link.Ending():
+			t.Error("the one before it is to end, and not the oldest")
+		}
+		select {
+		case <-p.link.Ending():
+			t.Error("the one before it ends with it")
+		case <-time.After(time.Second):
+		}
+		older.Store(0)
+		p.keeper.HurryOldest(4 * time.Second)
+		if within := <-p.link.Ending(); within != 4*time.Second {
+			t.Errorf("the last one is to end within %s", within)
+		}
+		p.keeper.Hurry(5 * time.Second)
+		if within := <-p.link.Ending(); within != 5*time.Second {
+			t.Errorf("told to end with the owner, it has %s", within)
+		}
+		p.end()
+	})
+}
+
 // TestMeter_NoRowIsLostWhenTheSpoolChangesHands has rows come all the time while one process closes the spool and another opens it:
 // each that was said to be kept is in a block once.
 func TestMeter_NoRowIsLostWhenTheSpoolChangesHands(t *testing.T) {

@@ -21,13 +21,14 @@ import (
 // ErrLost answers whoever wants to count when the owner is gone.
 var ErrLost = errors.New("the process that took this one's place does nothing for it any more")
 
-// LinkConfig describes a Link. All but Packet are required.
+// LinkConfig describes a Link. All but Older and Packet are required.
 type LinkConfig struct {
 	Conn   net.Conn
 	Table  func(*syncv1.Signed) error // takes parts of updates in their order; an error ends the Link
 	Fresh  func(time.Time)
 	Left   func() (connections int64, before int)
-	Packet func(frame []byte) error // takes a frame of package ferry, which is valid during the call; an error ends the Link
+	Older  func(within time.Duration) bool // has the oldest process that lingers behind this one end; false: there is none. nil: there never is
+	Packet func(frame []byte) error        // takes a frame of package ferry, which is valid during the call; an error ends the Link
 }
 
 // Link is the older process's end.
@@ -210,11 +211,16 @@ func (l *Link) read() error {
 			}
 		case frameEnd:
 			var e ending
-			if err = json.Unmarshal(b, &e); err == nil {
-				select {
-				case l.ending <- max(0, e.Within):
-				default:
-				}
+			if err = json.Unmarshal(b, &e); err != nil {
+				break
+			}
+			e.Within = max(0, e.Within)
+			if e.Oldest && l.cfg.Older != nil && l.cfg.Older(e.Within) {
+				break
+			}
+			select {
+			case l.ending <- e.Within:
+			default:
 			}
 		case framePacket:
 			if l.cfg.Packet != nil {
