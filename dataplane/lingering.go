@@ -257,6 +257,7 @@ func (e *Edge) settle(ctx context.Context) {
 	e.servers.H3.Shutdown(now) // clients hear of it
 	// Peers with sessions are told for a second that this edge leaves: nothing is relayed over them any more.
 	e.still.on.Store(e.left() > 0 || e.servers.H3.Busy() || e.before.processes() > 0 || e.inbound.Sessions() > 0)
+	e.access.Share()
 }
 
 // left is how many connections there are.

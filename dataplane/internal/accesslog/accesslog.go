@@ -46,6 +46,7 @@ type Log struct {
 	cfg     Config
 	below   uint16 // of the last two bytes of an id, which are random
 	dropped atomic.Int64
+	shared  atomic.Bool // another process writes to the file too
 	wake    chan struct{}
 
 	mu   sync.Mutex // covers all below; held for appending a line
@@ -87,6 +88,14 @@ func (l *Log) Dropped() int64 {
 		return 0
 	}
 	return l.dropped.Load()
+}
+
+// Share has the log leave its file in place however long it is: another process writes to the same, and of two that move it the second
+// would move what the first has just begun over what it has moved. Of no log it does nothing.
+func (l *Log) Share() {
+	if l != nil {
+		l.shared.Store(true)
+	}
 }
 
 // Wants says whether a request is one of the sample.
@@ -209,7 +218,7 @@ func (l *Log) open(f *os.File) (*os.File, error) {
 	if f != nil {
 		is, err := f.Stat()
 		at, errAt := os.Stat(l.cfg.Path)
-		if err == nil && errAt == nil && os.SameFile(is, at) && is.Size() < l.cfg.MaxBytes {
+		if err == nil && errAt == nil && os.SameFile(is, at) && (is.Size() < l.cfg.MaxBytes || l.shared.Load()) {
 			return f, nil
 		}
 		f.Close()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -144,6 +145,43 @@ func TestLog_MovesAFileThatIsFull(t *testing.T) {
 		if a, b := len(lines(t, path)), len(lines(t, path+".1")); a != 1 || b != 1 {
 			t.Errorf("%d and %d lines, want 1 and 1", a, b)
 		}
+	})
+}
+
+// Of two processes that write to one file one alone moves it, and the other goes on in the new one: no line is lost.
+func TestLog_SharedIsMovedByOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		full := func(c *accesslog.Config) { c.MaxBytes = 100 }
+		before, path := open(t, full)
+		after, _ := open(t, func(c *accesslog.Config) { full(c); c.Path = path })
+		ctx, cancel := context.WithCancel(t.Context())
+		var runs sync.WaitGroup
+		runs.Go(func() { before.Run(ctx) })
+		before.Log(entry())
+		before.Share()
+		for range 3 {
+			before.Log(entry())
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+		}
+		if _, err := os.Stat(path + ".1"); err == nil || len(lines(t, path)) != 4 {
+			t.Errorf("it moves a file that is another's too (%v), or loses lines of it: %d of 4", err, len(lines(t, path)))
+		}
+		runs.Go(func() { after.Run(ctx) })
+		for range 2 { // the first finds a file that is full, and the second a new one
+			after.Log(entry())
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+		}
+		before.Log(entry())
+		time.Sleep(2 * time.Second)
+		cancel()
+		runs.Wait()
+		if a, b := len(lines(t, path)), len(lines(t, path+".1")); a+b != 7 || b != 5 {
+			t.Errorf("%d lines, and %d in what was moved, want 7 in all, 5 of them there", a, b)
+		}
+		var none *accesslog.Log
+		none.Share()
 	})
 }
 

@@ -28,7 +28,7 @@ const (
 	DefaultTime = 10 * time.Minute
 	TimeMost    = 24 * time.Hour
 
-	// MostBefore is how many processes of an edge may linger at once: where there are as many, the oldest end when another takeover
+	// MostBefore is how many processes of an edge may linger at once: where there are as many, the oldest ends when another takeover
 	// comes.
 	MostBefore = 3
 
@@ -44,21 +44,31 @@ const (
 
 // Said is what a process says of itself to the one that takes its place, when requests go on.
 type Said struct {
-	Epoch   uint64          `json:"epoch"`  // of its spool, which is closed
-	Sealed  uint64          `json:"sealed"` // its last block
+	Version int             `json:"version"` // of what passes on the connection
+	Epoch   uint64          `json:"epoch"`   // of its spool, which is closed
+	Sealed  uint64          `json:"sealed"`  // its last block
 	Holding []quota.Ask     `json:"holding,omitempty"`
 	Unheard []quota.Pending `json:"unheard,omitempty"` // older epochs whose units it adopted, of which the ledger may not have heard
 	Marks   []ferry.Mark    `json:"marks,omitempty"`   // of connections over QUIC: its own, and those of processes before it
 }
 
+// version grows when an older program would lose something of what a newer one says: a field of a row that is billed by, for one.
+const version = 1
+
 // Encode is s for Decode.
-func (s *Said) Encode() ([]byte, error) { return json.Marshal(s) }
+func (s *Said) Encode() ([]byte, error) {
+	s.Version = version
+	return json.Marshal(s)
+}
 
 // Decode reads what Encode wrote.
 func Decode(raw []byte) (*Said, error) {
 	s := &Said{}
 	if err := json.Unmarshal(raw, s); err != nil {
 		return nil, fmt.Errorf("read what the process before holds: %w", err)
+	}
+	if s.Version > version {
+		return nil, fmt.Errorf("read what the process before holds: it is of a newer program, whose version is %d and not up to %d", s.Version, version)
 	}
 	return s, nil
 }

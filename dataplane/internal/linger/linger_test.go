@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bailiwick/dataplane/internal/ferry"
 	"bailiwick/dataplane/internal/linger"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/quota"
@@ -576,5 +577,21 @@ func TestMeter_NobodyCounts(t *testing.T) {
 	m.Fail(gone)
 	if err := <-kept; !errors.Is(err, gone) || !errors.Is(m.Healthy(), gone) {
 		t.Errorf("nobody took it over: %v, and healthy: %v", err, m.Healthy())
+	}
+}
+
+// What a newer program says is not half understood: a row might lose what it is billed by.
+func TestSaid_OfANewerProgramIsNotTaken(t *testing.T) {
+	raw, err := (&linger.Said{Epoch: 3, Sealed: 9, Marks: []ferry.Mark{7}}).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := linger.Decode(raw); err != nil || s.Epoch != 3 || s.Sealed != 9 || len(s.Marks) != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for _, other := range []string{`{"version":2,"epoch":3}`, `{"epoch":`, ``} {
+		if s, err := linger.Decode([]byte(other)); err == nil {
+			t.Errorf("%q is taken: %+v", other, s)
+		}
 	}
 }
