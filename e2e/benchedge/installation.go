@@ -101,7 +101,7 @@ func (b *bench) install(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if b.control, err = b.start("control", b.controlPlace(), b.program("bailiwick-control"), "run", "-dir", filepath.Join(b.dir, "emea-1"), "-bootstrap-expect", "1", "-raft-timing", "local", "-reserve-bytes", "-1", "-rollout-soak", "200ms"); err != nil {
+	if b.control, err = b.start("control", place{}, b.program("bailiwick-control"), "run", "-dir", filepath.Join(b.dir, "emea-1"), "-bootstrap-expect", "1", "-raft-timing", "local", "-reserve-bytes", "-1", "-rollout-soak", "200ms"); err != nil {
 		return err
 	}
 	client, err := b.client()

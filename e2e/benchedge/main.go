@@ -32,7 +32,6 @@ type config struct {
 	conns      int
 	rows, only []string
 	pin        string
-	controlAt  string
 	realtime   bool
 	edgeArgs   []string // more flags of the edge
 }
@@ -49,7 +48,6 @@ func main() {
 	flag.DurationVar(&cfg.lasts, "for", 5*time.Second, "length of one sample")
 	flag.IntVar(&cfg.conns, "connections", 64, "of the load generator")
 	flag.StringVar(&cfg.pin, "pin", "one", "one: peers on CPU 0, load and upstream on CPU 1; both: the system decides")
-	flag.StringVar(&cfg.controlAt, "control", "either", "with -pin one, where the control node runs: either CPU, or rest: with load and upstream on CPU 1, as it is no part of a peer")
 	flag.BoolVar(&cfg.realtime, "realtime", false, "peers, upstream and load generator in the kernel's real-time class, all of one priority (root): what else runs on this machine does not count. The control node is outside of it")
 	edgeArgs := flag.String("edge-args", "", "more flags of the edge, with blanks between")
 	rows := flag.String("rows", "http", "all, or with commas between: "+strings.Join(rowNames(), ", "))

@@ -119,14 +119,6 @@ func (b *bench) places() (peers, rest place) {
 	return peers, rest
 }
 
-// controlPlace is where the control node runs, which is no part of any peer.
-func (b *bench) controlPlace() (p place) {
-	if b.pin == "one" && b.controlAt == "rest" {
-		p.cpu = &second
-	}
-	return p
-}
-
 func (b *bench) befores() (names []string) {
 	for i := range b.before {
 		if i == 0 {
