@@ -5,8 +5,8 @@ import (
 )
 
 // Take brings one part of an update that the process which took this one's place has on its disk and in force (Config.Updated
-// there), after Run has returned; one goroutine calls it. It is handed on likewise, and not written: the disk is that process's. What is older than what is held is passed over. An error means that what is
-// held can no longer be brought up to date.
+// there), after Run has returned; one goroutine calls it. It is handed on likewise, and not written: the disk is that process's. What
+// is older than what is held is passed over. An error means that what is held can no longer be brought up to date.
 func (c *Client) Take(signed *syncv1.Signed) error {
 	u, err := c.open(signed)
 	if err != nil {
