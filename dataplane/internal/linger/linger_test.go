@@ -284,27 +284,33 @@ func TestKeeper_WhoDoesNotListenIsGivenUp(t *testing.T) {
 	})
 }
 
-// takes reads all that comes and answers nothing; every so often it says a word if there is one.
-func takes(c net.Conn, word []byte) {
-	go io.Copy(io.Discard, c)
-	if word == nil {
-		return
-	}
-	go func() {
-		for {
-			if _, err := c.Write(word); err != nil {
+// takes reads all that comes and answers nothing; each second it says a word if there is one. What it returns ends it.
+func takes(c net.Conn, word []byte) (end func()) {
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { io.Copy(io.Discard, c) })
+	wg.Go(func() {
+		for word != nil {
+			c.Write(word)
+			select {
+			case <-over:
 				return
+			case <-time.After(time.Second):
 			}
-			time.Sleep(time.Second)
 		}
-	}()
+	})
+	return func() {
+		c.Close()
+		close(over)
+		wg.Wait()
+	}
 }
 
 // Silence is an end: the other process may be stopped.
 func TestLink_SilenceIsAnEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := net.Pipe()
-		takes(b, nil)
+		defer takes(b, nil)()
 		l := linger.NewLink(linger.LinkConfig{Conn: a, Left: func() (int64, int) { return 0, 0 }})
 		began := time.Now()
 		if err := l.Run(); !errors.Is(err, linger.ErrLost) || time.Since(began) != 15*time.Second {
@@ -321,7 +327,7 @@ func TestLink_SilenceIsAnEnd(t *testing.T) {
 func TestLink_ARowWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := net.Pipe()
-		takes(b, frame(7, []byte("\x00\x00\x00\x00\x00\x00\x00\x00")))
+		defer takes(b, frame(7, []byte("\x00\x00\x00\x00\x00\x00\x00\x00")))()
 		l := linger.NewLink(linger.LinkConfig{Conn: a, Fresh: func(time.Time) {}, Left: func() (int64, int) { return 0, 0 }})
 		ended := make(chan error, 1)
 		go func() { ended <- l.Run() }()
