@@ -53,7 +53,7 @@ func over(ways []way, packet []byte) func([]byte) {
 	return nil
 }
 
-// Versions  of QUIC (RFC 9000, RFC 9369).
+// Versions of QUIC (RFC 9000, RFC 9369).
 const (
 	version1 = 1
 	version2 = 0x6b3343cf
