@@ -12,7 +12,8 @@ import (
 // watchdog stands between raft and the disk. raft stores on its main loop while
 // heartbeats flow from other goroutines, so a hung disk freezes a leader that
 // nobody replaces (raft#503), and no step-down can reach it. A write that lasts
-// longer than limit, or any error, is therefore fatal: fail fences the node.
+// longer than limit while this process runs, or any error, is therefore fatal: fail
+// fences the node.
 //
 // After that no call returns to raft, which would panic on some errors, or
 // retry an fsync whose pages the kernel has meanwhile marked clean. The process
@@ -27,14 +28,28 @@ type watchdog struct {
 // quiet says whether no write came back for so long: the disk may hang and nobody would know.
 func (w *watchdog) quiet(d time.Duration) bool { return time.Since(time.Unix(0, w.last.Load())) >= d }
 
+// pieces of the limit are counted one after another, since a process that was stopped meanwhile (a virtual machine that moves, a
+// debugger) finds at most one of them over when it goes on: its disk has not hung for as long.
+const pieces = 10
+
 func (w *watchdog) write(what string, do func() error) error {
-	t := time.AfterFunc(w.limit, func() {
-		w.fail(fmt.Errorf("%s lasts longer than %s: the disk is stalled", what, w.limit))
+	var over atomic.Bool // do has returned, or the limit has passed: whoever comes first
+	var timer *time.Timer
+	armed, left := make(chan struct{}), pieces
+	timer = time.AfterFunc(w.limit/pieces, func() {
+		<-armed
+		if left--; left > 0 && !over.Load() {
+			timer.Reset(w.limit / pieces)
+		} else if over.CompareAndSwap(false, true) {
+			w.fail(fmt.Errorf("%s lasts longer than %s: the disk is stalled", what, w.limit))
+		}
 	})
+	close(armed)
 	err := do()
-	if !t.Stop() {
+	if !over.CompareAndSwap(false, true) {
 		w.park(fmt.Errorf("%s lasted longer than %s", what, w.limit))
 	}
+	timer.Stop()
 	if err != nil {
 		w.park(fmt.Errorf("%s: %w", what, err))
 	}
