@@ -232,6 +232,7 @@ type Edge struct {
 	offer              *handover.Offer
 	taken              atomic.Bool   // another process takes this one's place
 	meter              *linger.Meter // the spool, or the way to it
+	took               bool          // this process has taken another's place
 	before             lingering     // the process that this one has taken the place of
 	still              stays         // what goes on here when another has taken this one's place
 	open               chan struct{} // closed once the doors are
@@ -339,7 +340,11 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.quotas, err = quota.New(quota.Config{Leader: e.newLessor(), Epoch: e.spool.Stats().Epoch, Pending: e.pendingEpochs, Wait: e.cfg.QuotaWait, Beat: e.beat, Logger: e.log})
+	var young time.Duration
+	if e.took {
+		young = quota.TakeoverWait
+	}
+	e.quotas, err = quota.New(quota.Config{Leader: e.newLessor(), Epoch: e.spool.Stats().Epoch, Pending: e.pendingEpochs, Wait: e.cfg.QuotaWait, Young: young, Beat: e.beat, Logger: e.log})
 	if err != nil {
 		return err
 	}

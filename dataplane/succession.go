@@ -72,7 +72,7 @@ func (e *Edge) succeed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e.before.conn = goesOn
+	e.took, e.before.conn = true, goesOn
 	err = handover.Freed(ctx, freedTime, filepath.Join(run, "lock"), filepath.Join(e.cfg.Dir, "spool", "lock"))
 	e.log.Info("taking another process's place", "from", before.Program, "waited_for", time.Since(began))
 	return err

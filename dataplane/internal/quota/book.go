@@ -20,6 +20,7 @@ const shards = 1024
 type Book struct {
 	cfg  Config
 	seed maphash.Seed
+	born time.Time
 	even atomic.Int64 // share of a rate limit where the leader named none, in millionths
 
 	shard [shards]shard
@@ -56,7 +57,7 @@ func New(cfg Config) (*Book, error) {
 	if cfg.Pending == nil {
 		cfg.Pending = func() []Pending { return nil }
 	}
-	b := &Book{cfg: cfg, seed: maphash.MakeSeed(), wake: make(chan struct{}, 1)}
+	b := &Book{cfg: cfg, seed: maphash.MakeSeed(), born: time.Now(), wake: make(chan struct{}, 1)}
 	for i := range b.shard {
 		b.shard[i].m.Store(&map[ID]*Account{})
 	}

@@ -122,6 +122,32 @@ func TestBook_ParkedRequestsEndInTime(t *testing.T) {
 	})
 }
 
+// Who comes to a process that has just taken another's place has waited for it, and waits for its first answer too.
+func TestBook_AYoungOneIsWaitedForLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(9, acme)
+		way := &link{edge: "a", ledger: l, delay: 600 * time.Millisecond}
+		b := newBook(t, way, func(c *quota.Config) { c.Young = quota.TakeoverWait })
+		run(t, func(ctx context.Context) {
+			if ticket, d := request(ctx, b, strict); d != quota.Taken {
+				t.Errorf("in its first second: got %v, want taken", d)
+			} else {
+				ticket.Spend()
+			}
+			time.Sleep(6 * time.Second)
+			began := time.Now()
+			if _, d := request(ctx, b, strict); d != quota.Unconfirmed || time.Since(began) != quota.DefaultWait {
+				t.Errorf("later: got %v after %v, want unconfirmed after %v", d, time.Since(began), quota.DefaultWait)
+			}
+		}, b)
+		way.wg.Wait()
+	})
+	b := newBook(t, &link{edge: "a", ledger: newLedger(4, acme)}, func(c *quota.Config) { c.Wait, c.Young = 0, quota.TakeoverWait })
+	if _, d := request(t.Context(), b, strict); d != quota.Unconfirmed {
+		t.Errorf("told to wait not at all: got %v, want unconfirmed at once", d)
+	}
+}
+
 func TestBook_WaitsNotAtAllWhenToldSo(t *testing.T) {
 	b := newBook(t, &link{edge: "a", ledger: newLedger(4, acme)}, func(c *quota.Config) { c.Wait = 0 })
 	if _, d := request(t.Context(), b, strict); d != quota.Unconfirmed {

@@ -45,7 +45,7 @@ func (a *Account) park(ctx context.Context, units int64, leased bool) (Ticket, D
 		return Ticket{}, Unconfirmed
 	}
 	defer b.parked.Add(-1)
-	timer := time.NewTimer(b.cfg.Wait)
+	timer := time.NewTimer(b.patience(time.Now()))
 	defer timer.Stop()
 	for {
 		w := &waiter{units: units, leased: leased, done: make(chan outcome, 1)}
@@ -66,6 +66,14 @@ func (a *Account) park(ctx context.Context, units int64, leased bool) (Ticket, D
 		got := <-w.done // settled in this moment
 		return got.ticket, got.decision
 	}
+}
+
+// patience is how long a request waits that comes now.
+func (b *Book) patience(now time.Time) time.Duration {
+	if now.Sub(b.born) < youngFor {
+		return max(b.cfg.Wait, b.cfg.Young)
+	}
+	return b.cfg.Wait
 }
 
 // enter puts w on the list, after which whoever frees units sees it; what was freed before is looked for here.

@@ -103,6 +103,7 @@ const (
 	lookEvery    = 5 * time.Second        // and whether they still are, and nobody misses them, is looked at so often
 	millionths   = 1_000_000
 	exchangeTime = 750 * time.Millisecond // one attempt
+	youngFor     = 5 * time.Second        // after a Book was made, requests wait for a first answer as long as Config.Young says
 	letTime      = 500 * time.Millisecond // within which a Sublet answers one, whoever starves
 )
 
@@ -114,6 +115,7 @@ type Config struct {
 	Logger  *slog.Logger
 
 	Wait      time.Duration // a request waits so long for a first answer; 0: not at all, it is refused at once
+	Young     time.Duration // if that is longer, so long in the 5 s after New, where Wait is not 0
 	MaxParked int           // requests that wait at once; 0: 4096
 
 	Beat *beat.Beat // nil: its own
@@ -122,13 +124,17 @@ type Config struct {
 // DefaultWait is what an edge sets Wait to unless it is told otherwise.
 const DefaultWait = 250 * time.Millisecond
 
+// TakeoverWait is what an edge sets Young to when it takes another process's place: requests that come have waited for it already, and
+// it has leased nothing, and asks all that it asks for the first time.
+const TakeoverWait = 2 * time.Second
+
 // Validate says what is missing or absurd.
 func (c Config) Validate() error {
 	switch {
 	case c.Leader == nil || c.Logger == nil || c.Epoch == 0:
 		return errors.New("quota config: Leader, Epoch and Logger are required")
-	case c.Wait < 0 || c.Wait > 10*time.Second:
-		return errors.New("quota config: Wait is 0 to 10 s")
+	case c.Wait < 0 || c.Wait > 10*time.Second || c.Young < 0 || c.Young > 10*time.Second:
+		return errors.New("quota config: Wait and Young are 0 to 10 s")
 	case c.MaxParked < 0:
 		return errors.New("quota config: MaxParked is negative")
 	}
