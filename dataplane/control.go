@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -124,9 +125,11 @@ func (e *Edge) status() *syncv1.Status {
 	size, refused := e.witness.Held()
 	sum, outcomes := e.outcomes()
 	bad := e.tables.Load().Quarantined()
+	relaysOut, relaysIn := e.crossing()
+	cuts := e.records.takeCuts() // not the refusals: once there are any, they are for the process that took this one's place
 	return &syncv1.Status{Outcomes: outcomes, OutcomesSum: sum, Quarantined: quarantined(bad), QuarantinedTotal: int64(len(bad)), UsageTrouble: usageTrouble(e.ship.StuckBy()), SentinelViolations: e.sentinel.Violations(), SentinelLate: e.sentinel.Late(), CheckpointSize: size, CheckpointRefusal: checkpointRefusal(refused), Ready: e.ready() == nil, ServesAloneUntilUnix: until.Unix(), CertificateExpiresUnix: source.NotAfter().Unix(),
-		CertificateSerial: source.Serial(), CutPairs: append(e.relays.CutPairs(), e.inbound.CutPairs()...), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook(),
-		Load: &syncv1.Load{Accepted: e.spool.Stats().Rows, RelaysOut: int32(e.relays.InFlight()), RelaysIn: int32(e.inbound.InFlight())}}
+		CertificateSerial: source.Serial(), CutPairs: slices.Concat(cuts, e.relays.CutPairs(), e.inbound.CutPairs()), RelayAddr: e.cfg.RelayAdvertise, Doors: e.doors(), Outlook: e.outlook(),
+		Load: &syncv1.Load{Accepted: e.spool.Stats().Rows, RelaysOut: int32(relaysOut), RelaysIn: int32(relaysIn)}}
 }
 
 // outcomes are how requests end under the table in force, for roll-outs: numbers by API, and no word of a request.

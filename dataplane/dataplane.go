@@ -198,6 +198,7 @@ type Edge struct {
 	control  *enroll.Client
 	tables   *policy.Holder
 	evidence *evidence.Log
+	records  records // the way to it
 	witness  *witness.Witness
 	began    time.Time
 	beat     *beat.Beat // of all that ticks
@@ -235,6 +236,8 @@ type Edge struct {
 	took               bool          // this process has taken another's place
 	before             lingering     // the process that this one has taken the place of
 	still              stays         // what goes on here when another has taken this one's place
+	borrowed           borrowed      // what its relays go by
+	rules              rules         // those of the last table
 	open               chan struct{} // closed once the doors are
 	https, http, admin net.Listener
 	pprof              net.Listener // nil: none
@@ -290,6 +293,7 @@ func (e *Edge) openUsage() (err error) {
 	if e.evidence, err = evidence.Open(evidence.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Budget: e.cfg.RelayRowsBytes, Keep: e.cfg.RelayRowsKeep, Beat: e.beat, Logger: e.log}); err != nil {
 		return err
 	}
+	e.records.log = e.evidence
 	if e.witness, err = witness.Open(witness.Config{Dir: filepath.Join(e.cfg.Dir, "evidence"), Zone: e.self.Zone, Key: e.state.TableSigningKey, Logger: e.log}); err != nil {
 		return err
 	}
@@ -332,11 +336,11 @@ func (e *Edge) openPath() (err error) {
 		return err
 	}
 	e.grants, err = failover.NewGrants(failover.GrantsConfig{Requester: &requester{e: e}, Untold: e.untold, Tables: e.tables, Self: e.self,
-		Incarnation: e.run.ID, Dead: e.run.Dead, Logger: e.log})
+		Incarnation: e.run.ID, Dead: e.run.Dead, Twin: e.twin, Logger: e.log})
 	if err != nil {
 		return err
 	}
-	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Incarnation: e.run.ID, Tables: e.tables, Grants: e.grants, Evidence: e.evidence, Sentinel: e.sentinel, Beat: e.beat, Logger: e.log})
+	e.relays, err = relay.NewClient(relay.ClientConfig{Identity: e.state.Source, Incarnation: e.run.ID, Tables: e.tables, Grants: e.grants, Evidence: &e.records, Sentinel: e.sentinel, Beat: e.beat, Logger: e.log})
 	if err != nil {
 		return err
 	}
@@ -364,7 +368,7 @@ func (e *Edge) openPath() (err error) {
 	if err != nil {
 		return err
 	}
-	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Leave: e.grants, Local: e.proxy, Evidence: e.evidence, Sentinel: e.sentinel, Beat: e.beat, Logger: e.log})
+	e.inbound, err = relay.NewServer(relay.ServerConfig{Identity: e.state.Source, Tables: e.tables, Leave: e.grants, Local: e.proxy, Evidence: &e.records, Sentinel: e.sentinel, Beat: e.beat, Logger: e.log})
 	if err != nil {
 		return err
 	}
@@ -437,12 +441,13 @@ func (e *Edge) tableAge(now time.Time) time.Duration {
 	return now.Sub(fresh)
 }
 
-// cut ends what the table in force does not permit: relays, at both of this edge's ends of them. What requests come to is
-// counted anew from here.
+// cut ends what the table in force does not permit: relays, at both of this edge's ends of them, and those that go on in processes
+// before this one. What requests come to is counted anew from here.
 func (e *Edge) cut() {
 	e.proxy.Turn()
 	e.relays.Enforce()
 	e.inbound.Enforce()
+	e.tighten()
 }
 
 // ErrWithdrawn ends an edge that the node registry no longer holds.
@@ -477,7 +482,8 @@ func (e *Edge) Run(ctx context.Context) error {
 		{Name: "quotas", Run: e.quotas.Run, Why: "requests take from its leases"},
 		{Name: "process before", Run: e.endBefore, StopTimeout: 20 * time.Second, Why: "what goes on there takes of the leases and counts into the spool"},
 		{Name: "grants", Run: e.grants.Run, Why: "relays need them"},
-		{Name: "relays out", Run: e.relays.Run, Why: "requests leave through it"},
+		{Name: "relays out", Run: e.lasting(e.relays.Run), Why: "requests leave through it"},
+		{Name: "earlier runs", Run: e.bury, Why: "the zone gives back what they held"},
 		{Name: "relays in", Run: e.lasting(e.serveRelays), Why: "other regions send here; drained with the doors, it tells them so until then"},
 		{Name: "outlook", Run: e.observe.Run, Why: "DNS answers follow it"},
 		{Name: "dns", Run: e.serveDNS, Why: "shut after the doors: meanwhile it names the other edges"},

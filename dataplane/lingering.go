@@ -19,6 +19,7 @@ import (
 	"bailiwick/dataplane/internal/proxy"
 	"bailiwick/dataplane/internal/quota"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/durable"
 )
 
@@ -27,9 +28,12 @@ const DefaultLinger = linger.DefaultTime
 
 // lingering is the process before this one, if requests go on there.
 type lingering struct {
-	conn   *handover.Lingering // nil: none do
-	keeper *linger.Keeper      // nil likewise
-	marks  []ferry.Mark        // of its connections over QUIC
+	conn     *handover.Lingering // nil: none do
+	keeper   *linger.Keeper      // nil likewise
+	marks    []ferry.Mark        // of its connections over QUIC
+	forsaken atomic.Bool         // nothing is lent to its relays any more
+
+	twinFirst, twinLast time.Time // when the zone took it for another machine; of the goroutine that asks for grants
 }
 
 const (
@@ -70,7 +74,8 @@ func (e *Edge) keep() {
 		}
 		return nil
 	})
-	e.before.keeper = linger.NewKeeper(linger.KeeperConfig{Conn: e.before.conn, Append: e.meter.Append, Sublet: sublet, Fresh: e.follow.Fresh, Logger: e.log})
+	e.before.keeper = linger.NewKeeper(linger.KeeperConfig{Conn: e.before.conn, Append: e.meter.Append, Sublet: sublet, Fresh: e.follow.Fresh, Logger: e.log,
+		Lend: e.lend, Since: e.position(), Heard: e.toldOf})
 	e.before.marks = said.Marks
 	e.log.Info("requests go on in the process before", "held", sublet.Held())
 	go e.before.keeper.Run()
@@ -130,6 +135,24 @@ func (l *lingering) processes() int {
 		return 0
 	default:
 		return l.keeper.Before()
+	}
+}
+
+// relays is how many go on there; false: it has not said.
+func (l *lingering) relays() (out, in int, known bool) {
+	if l.keeper == nil {
+		return 0, 0, true
+	}
+	return l.keeper.Relays()
+}
+
+// forsake lends its relays nothing any more, and returns when there are none, or none can go by what was lent before.
+func (l *lingering) forsake() {
+	l.forsaken.Store(true)
+	for until := time.Now().Add(linger.LentTime + settleTime); time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
+		if out, in, known := l.relays(); known && out+in == 0 {
+			return
+		}
 	}
 }
 
@@ -225,8 +248,8 @@ func (s *stays) end(e *Edge, err error) {
 	e.ups.CloseIdle()
 }
 
-// settle shuts the doors in favour of another process: what ends within settleTime ends here, and what does not goes on beside it.
-// Relays rest on this run of the edge, and are over when it returns. Clients over HTTP/3 are served on meanwhile: from when the
+// settle shuts the doors in favour of another process: what ends within settleTime ends here, and what does not goes on beside it;
+// relays too, if it lends them what they go by. Clients over HTTP/3 are served on meanwhile: from when the
 // socket is let go of they are not heard until the other process reads it.
 func (e *Edge) settle(ctx context.Context) {
 	soon, cancel := context.WithTimeout(ctx, settleTime)
@@ -234,19 +257,30 @@ func (e *Edge) settle(ctx context.Context) {
 	if e.before.processes() >= linger.MostBefore {
 		e.before.older(drainTime)
 	}
+	stays := e.offer.LetsRelays()
+	if stays {
+		if err := e.stay(); err != nil {
+			e.log.Error("relays that do not end soon are cut", "error", err)
+			stays = false
+		}
+	}
 	var drain sync.WaitGroup
 	for _, s := range []*proxy.Door{e.servers.HTTPS, e.servers.HTTP} {
 		drain.Go(func() { s.Settle(soon) })
 	}
-	drain.Go(func() { e.inbound.Drain(ctx) })
-	drain.Go(func() {
-		for wait := time.Millisecond; e.relays.InFlight() > 0 && ctx.Err() == nil; wait = min(2*wait, 50*time.Millisecond) {
-			select {
-			case <-ctx.Done():
-			case <-time.After(wait):
+	if stays {
+		e.inbound.Leave()
+	} else {
+		drain.Go(func() { e.inbound.Drain(ctx) })
+		drain.Go(func() {
+			for wait := time.Millisecond; e.relays.InFlight() > 0 && ctx.Err() == nil; wait = min(2*wait, 50*time.Millisecond) {
+				select {
+				case <-ctx.Done():
+				case <-time.After(wait):
+				}
 			}
-		}
-	})
+		})
+	}
 	drain.Wait()
 	if err := e.h3.Detach(); err != nil {
 		e.log.Error("connections over HTTP/3 are cut", "error", err)
@@ -255,7 +289,14 @@ func (e *Edge) settle(ctx context.Context) {
 	now, cancel := context.WithCancel(ctx)
 	cancel()
 	e.servers.H3.Shutdown(now) // clients hear of it
-	// Peers with sessions are told for a second that this edge leaves: nothing is relayed over them any more.
+	e.relays.Retire()
+	if !stays { // what is left had its time, here and behind
+		e.goBy(&grant.Held{})
+		e.before.forsake()
+	}
+	e.staying()
+	e.records.close()
+	// Peers with sessions are told for a second that this edge leaves: nothing more is relayed over them.
 	e.still.on.Store(e.left() > 0 || e.servers.H3.Busy() || e.before.processes() > 0 || e.inbound.Sessions() > 0)
 	e.access.Share()
 }
@@ -278,6 +319,7 @@ func (e *Edge) endDoors(ctx context.Context) {
 		drain.Go(func() { s.Outlast(ctx) })
 	}
 	drain.Go(func() { e.servers.H3.End(ctx) })
+	drain.Go(func() { e.inbound.Outlast(ctx) })
 	drain.Wait()
 	e.h3.Close()
 }
@@ -295,7 +337,7 @@ func (e *Edge) goOn(ctx context.Context) error {
 		return err
 	}
 	link := linger.NewLink(linger.LinkConfig{Conn: conn, Table: e.follow.Take, Fresh: e.follow.Confirmed, Older: e.before.older, Packet: e.h3.Deliver,
-		Left: func() (int64, int) { return e.left(), e.before.processes() }})
+		Left: func() (int64, int) { return e.left(), e.before.processes() }, Heed: e.heed, At: e.position, Lent: e.borrow})
 	e.meter.Through(link)
 	began := time.Now()
 	e.log.Info("another process serves; requests under way go on here", "flights", e.left(), "limit", e.cfg.Linger)
@@ -309,6 +351,7 @@ func (e *Edge) goOn(ctx context.Context) error {
 	parts.Go(func() {
 		if err := link.Run(); err != nil { // at once: what is served from here on is not counted
 			cut()
+			e.endRelays()
 			e.servers.HTTPS.Close()
 			e.servers.HTTP.Close()
 			e.servers.H3.Close()
@@ -348,6 +391,7 @@ func (e *Edge) goOn(ctx context.Context) error {
 	why := context.Cause(end)
 	over(nil)
 	quotas.Wait() // it has a last word
+	e.endRelays()
 	link.Close()
 	parts.Wait()
 	e.log.Info("what went on here has ended", "after", time.Since(began).Round(time.Millisecond), "reason", why)

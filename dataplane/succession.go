@@ -18,8 +18,8 @@ import (
 
 const (
 	// drainTime is how long requests under way may take when the edge stops. When another process takes its place new connections
-	// wait for that one meanwhile, so what takes longer than settleTime goes on beside it (lingering.go); but for what rests on this
-	// run of the edge, relays, which have takeoverTime, as all has where nothing may go on.
+	// wait for that one meanwhile, so what takes longer than settleTime goes on beside it (lingering.go). Where it may not, all has
+	// takeoverTime.
 	drainTime    = 10 * time.Second
 	takeoverTime = 3 * time.Second
 	settleTime   = 250 * time.Millisecond
@@ -169,7 +169,11 @@ func (e *Edge) giveUp(ctx context.Context, alive *atomic.Int64) (err error) {
 	if err := e.spool.Close(); err != nil {
 		return fmt.Errorf("hand over to another process: %w", err)
 	}
-	if err := e.run.End(); err != nil {
+	over := e.run.End
+	if e.staying() {
+		over = e.run.Leave
+	}
+	if err := over(); err != nil {
 		return fmt.Errorf("hand over to another process: %w", err)
 	}
 	if e.still.on.Load() {

@@ -208,7 +208,11 @@ func (w *world) down(verb string, away time.Duration, names ...string) error {
 	defer release()
 	do := func() {
 		for _, n := range names {
-			err = errors.Join(err, w.act(verb, n))
+			e := w.act(verb, n)
+			if e != nil { // it may have ended by itself
+				e = fmt.Errorf("%w; its last words: %s", e, w.lastWords(n))
+			}
+			err = errors.Join(err, e)
 		}
 	}
 	if strings.Contains(strings.Join(names, " "), "-edge-") {

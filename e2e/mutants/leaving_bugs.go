@@ -10,7 +10,7 @@ var leavingBugs = []bug{
 		edits:  []edit{{serverFile, "s.InFlight() > 0; wait", "false; wait"}},
 		checks: []check{{relayPkg, "TestServer_DrainsWhatItHasTaken"}}},
 	{name: "relay-outlasts-the-drain", breaks: "and no longer",
-		edits:  []edit{{serverFile, "\t\t\tfor _, f := range cut {\n\t\t\t\tf.cut()\n\t\t\t}\n\t\t\treturn", "\t\t\t_ = cut\n\t\t\treturn"}},
+		edits:  []edit{{serverFile, "\t\tfor _, f := range cut {\n\t\t\tf.cut()\n\t\t}\n\t}\n}\n\n// Outlast", "\t\t_ = cut\n\t}\n}\n\n// Outlast"}},
 		checks: []check{{relayPkg, "TestServer_DrainsWhatItHasTaken"}}},
 	{name: "leaving-peer-is-asked-again", breaks: "a peer that leaves is asked once",
 		edits:  []edit{{sessionFile, "\ts.left = s.left || s.conn == conn\n", "\t_ = conn\n"}},
@@ -25,7 +25,7 @@ var leavingBugs = []bug{
 		edits:  []edit{{proxyPkg + "/attempt.go", "if x.relayTo(ctx, c, res) && !x.gone() {", "if x.relayTo(ctx, c, res) && false {"}},
 		checks: []check{{proxyPkg, "TestRelay_GoesToWhoeverComesAfterAnEdgeThatLeaves"}}},
 	{name: "websocket-unheard-of-leaving", breaks: "a WebSocket through another region hears that the edge there goes",
-		edits:  []edit{{proxyPkg + "/path.go", "&socketAsk{leaving: in.Leaving}", "&socketAsk{}"}},
+		edits:  []edit{{proxyPkg + "/path.go", "&socketAsk{leaving: in.Ending}", "&socketAsk{}"}},
 		checks: []check{{proxyPkg, "TestSocket_HearsThatTheOtherRegionsEdgeGoes"}}},
 
 	{name: "place-taken-before-it-is-judged", breaks: "who cannot serve by his configuration ends nobody who serves",

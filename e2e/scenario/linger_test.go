@@ -3,11 +3,9 @@ package scenario_test
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -108,31 +106,7 @@ spec: {zone: emea, subscriptions: [{plan: lasting}]}
 		lasts(c, http.MethodPost, "/upload", key, r, whole)
 	}
 	const under = 19
-	clients.Go(func() {
-		answers <- func() error {
-			d := websocket.Dialer{TLSClientConfig: &tls.Config{RootCAs: s.Roots()}, NetDialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-				return new(net.Dialer).DialContext(ctx, network, s.HTTPS(region))
-			}}
-			ws, _, err := d.DialContext(t.Context(), "wss://"+lastingHost+"/live", http.Header{"X-API-Key": {key}})
-			if err != nil {
-				return fmt.Errorf("a WebSocket: %w", err)
-			}
-			defer ws.Close()
-			for n := 0; !up.released(); n++ {
-				said := fmt.Sprint("message ", n)
-				ws.WriteMessage(websocket.TextMessage, []byte(said))
-				if _, heard, err := ws.ReadMessage(); err != nil || string(heard) != said {
-					return fmt.Errorf("a WebSocket hears %q to %q: %w", heard, said, err)
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
-			ws.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(websocket.CloseNormalClosure, ""))
-			if _, _, err := ws.ReadMessage(); !websocket.IsCloseError(err, websocket.CloseNormalClosure) {
-				return fmt.Errorf("a WebSocket ends with %w", err)
-			}
-			return nil
-		}()
-	})
+	clients.Go(func() { answers <- speaks(t.Context(), s, region, key, up.released) })
 	cut := make(chan error, 1)
 	clients.Go(func() { cut <- lasting(h1, http.MethodGet, "/events", other, nil, whole) })
 	s.Eventually(20*time.Second, "all are at the upstream", func() error { return up.holds(under + 1) })

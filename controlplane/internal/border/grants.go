@@ -136,6 +136,13 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 	if record.Relays, record.Refusals, err = told(req); err != nil {
 		return nil, err
 	}
+	k.mu.Lock()
+	if k.term == nil {
+		k.mu.Unlock()
+		return nil, notLeader()
+	}
+	k.term.book.Bury(edge, req.GetDead(), now) // also of who is given nothing: a tightening may wait for what they held
+	k.mu.Unlock()
 	if len(offers) == 0 && takes == 0 && len(record.Relays) == 0 && len(record.Refusals) == 0 {
 		return &syncv1.RequestGrantsResponse{}, nil
 	}
@@ -150,7 +157,6 @@ func (k *Keeper) Grant(ctx context.Context, edge, region string, req *syncv1.Req
 		k.mu.Unlock()
 		return nil, notLeader()
 	}
-	k.term.book.Bury(edge, req.GetDead(), now)
 	if elder := k.term.book.Elder(process, now); elder != "" {
 		k.mu.Unlock()
 		return nil, fault.New(fault.Unavailable, "TWIN", "edge %s runs twice: process %q gets nothing while process %q speaks; stop one of the two machines, and give a copy an identity of its own", edge, process.Incarnation, elder)

@@ -131,3 +131,26 @@ func TestKeeper_RecordsOfTwoRunsDoNotCross(t *testing.T) {
 		}
 	})
 }
+
+// A run that has ended is buried also by a question that gets nothing: the last pair may be the one that is being closed, and the edge
+// says so once.
+func TestKeeper_WhoGetsNothingNamesTheDeadAllTheSame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, 30*time.Second, time.Hour)
+		if _, err := w.ask("0a"); err != nil {
+			t.Fatal(err)
+		}
+		w.put(w.store, model.PrefixClosure+"d", model.Closure{Name: "d", Zone: "emea", From: "eu-central", To: "eu-west"})
+		w.pendingFor("eu-central", "eu-west", 0)
+		w.closed()
+		w.says("0b", w.position())
+		if r, err := w.ask("0b"); err != nil || len(r.Grants) != 0 || r.TakesMs != 0 {
+			t.Fatalf("the edge gets %v, %v; want nothing", r, err)
+		}
+		w.pendingFor("eu-west", "eu-central", 3*time.Second)
+		if r, err := w.ask("0b", "0a"); err != nil || len(r.Grants) != 0 || r.TakesMs != 0 {
+			t.Fatalf("the edge gets %v, %v; want nothing", r, err)
+		}
+		w.eventually("in force", w.done)
+	})
+}

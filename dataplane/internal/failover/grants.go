@@ -74,17 +74,26 @@ type GrantsConfig struct {
 	Requester Requester
 	Tables    *policy.Holder
 	Self      identity.Name
-	// Incarnation is which run of the edge this is, and Dead are earlier ones that have ended. "": a test's.
+	// Incarnation is which run of the edge this is, and Dead says which earlier ones have ended; nil: none. "": a test's.
 	Incarnation string
-	Dead        []string
-	Logger      *slog.Logger
-	Every       time.Duration // 0: a third of the shortest grant held, 10 s before there is one
+	Dead        func() []string
+	// Twin is told that the zone gives this run nothing while an earlier one seems to speak, and says whether to ask again soon:
+	// that may be the process before this one. nil: there is none.
+	Twin   func() bool
+	Logger *slog.Logger
+	Every  time.Duration // 0: a third of the shortest grant held, 10 s before there is one
 }
+
+const twinAgain = 200 * time.Millisecond
 
 // Grants holds what this edge may relay, and keeps it fresh.
 type Grants struct {
-	cfg  GrantsConfig
-	held atomic.Pointer[grant.Held]
+	cfg      GrantsConfig
+	held     atomic.Pointer[grant.Held]
+	answered atomic.Bool
+	again    chan struct{} // holds one
+	unsaid   atomic.Bool   // Again has been called since the last question
+	newest   time.Time     // when what was answered last was asked; Run's
 
 	mu      sync.Mutex // covers changed
 	changed chan struct{}
@@ -95,7 +104,10 @@ func NewGrants(cfg GrantsConfig) (*Grants, error) {
 	if cfg.Requester == nil || cfg.Tables == nil || cfg.Logger == nil || cfg.Self == (identity.Name{}) {
 		return nil, errors.New("failover: grants need a Requester, Tables, Self and Logger")
 	}
-	g := &Grants{cfg: cfg}
+	if cfg.Dead == nil {
+		cfg.Dead = func() []string { return nil }
+	}
+	g := &Grants{cfg: cfg, again: make(chan struct{}, 1)}
 	g.held.Store(&grant.Held{})
 	return g, nil
 }
@@ -116,6 +128,36 @@ func (g *Grants) step(a grant.Answer, given []*grant.Grant, take grant.Take) {
 	if a != grant.Given && a != grant.Denied {
 		return
 	}
+	g.answered.Store(true)
+	g.tell()
+}
+
+// Borrow has this process go by what the one that took its place lends it, once Run has returned.
+func (g *Grants) Borrow(h *grant.Held) {
+	g.held.Store(h)
+	g.answered.Store(true)
+	g.tell()
+}
+
+// Lend lends what is held to the process before this one, for at most most. false: nothing is known yet that would be this
+// process's to lend, since no leader has answered it.
+func (g *Grants) Lend(now time.Time, most time.Duration) (grant.Lent, bool) {
+	if !g.answered.Load() {
+		return grant.Lent{}, false
+	}
+	return g.held.Load().Lend(at(g.cfg.Tables.Load()), now, most), true
+}
+
+// Again has Run ask at once: what it says of earlier runs has changed.
+func (g *Grants) Again() {
+	g.unsaid.Store(true)
+	select {
+	case g.again <- struct{}{}:
+	default:
+	}
+}
+
+func (g *Grants) tell() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.changed != nil {
@@ -177,12 +219,17 @@ func (g *Grants) Run(ctx context.Context) error {
 		t := g.cfg.Tables.Load()
 		pairs := g.pairs(t)
 		var err error
-		if pairs != "" || g.cfg.Untold != nil && g.cfg.Untold() {
-			err = g.ask(ctx, t)
+		if unsaid := g.unsaid.Swap(false); unsaid || pairs != "" || g.cfg.Untold != nil && g.cfg.Untold() {
+			if err = g.ask(ctx, t); err != nil && unsaid {
+				g.unsaid.Store(true)
+			}
 		}
 		next := g.every()
 		if err != nil || g.lacks(t) {
 			next = min(next, time.Second)
+		}
+		if fault.ReasonOf(err) == "TWIN" && g.cfg.Twin != nil && g.cfg.Twin() {
+			next = min(next, twinAgain)
 		}
 		if !g.wait(ctx, next, pairs) {
 			return nil
@@ -205,12 +252,15 @@ func (g *Grants) wait(ctx context.Context, d time.Duration, pairs string) bool {
 			return false
 		case <-timer.C:
 			return true
+		case <-g.again:
+			return true
 		case <-changed:
 		}
 	}
 }
 
-// lacks says whether a pair of the table has no live grant, or no leave: the leader may only not have caught up yet.
+// lacks says whether a pair of the table has no live grant of the newest answer, or no leave: the leader may only not have caught up
+// yet. A grant of an answer before may end before the next question.
 func (g *Grants) lacks(t *policy.Table) bool {
 	if len(t.Inbound()) > 0 && g.held.Load().LeaveFor(time.Now()) <= 0 {
 		return true
@@ -218,7 +268,7 @@ func (g *Grants) lacks(t *policy.Table) bool {
 	for _, host := range t.Hosts() {
 		p := t.API(host).Policy
 		for _, pair := range t.Pairs(p, g.cfg.Self.Region) {
-			if g.Live(t, p, pair.To) == nil {
+			if x := g.Live(t, p, pair.To); x == nil || x.Asked.Before(g.newest) {
 				return true
 			}
 		}
@@ -252,7 +302,7 @@ func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 		Catalog: &syncv1.Position{Epoch: catalog.Epoch, Index: catalog.Index, Sum: catalog.Sum[:]},
 		Zone:    &syncv1.Position{Epoch: zone.Epoch, Index: zone.Index, Sum: zone.Sum[:]},
 
-		Incarnation: g.cfg.Incarnation, Dead: g.cfg.Dead,
+		Incarnation: g.cfg.Incarnation, Dead: g.cfg.Dead(),
 	})
 	if err != nil {
 		kind := fault.KindOf(err)
@@ -284,6 +334,7 @@ func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 	if g.held.Load().Away() {
 		g.cfg.Logger.Info("control plane answers for grants again")
 	}
+	g.newest = asked
 	g.step(grant.Given, given, grant.Take{Asked: asked, Lasts: millis(resp.TakesMs)})
 	return nil
 }

@@ -124,6 +124,34 @@ func start(t *testing.T, l *leader, h *policy.Holder) *failover.Grants {
 	return g
 }
 
+// A leader that has not caught up yet gives nothing for a pair that was closed and is open again. The grant of before may end before
+// the next question, so it is asked again soon.
+func TestGrants_WhatTheNewestAnswerLacksIsAskedForSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &leader{grants: []*syncv1.SignedGrant{sign(t, grantTo("eu-central"))}}
+		h := &policy.Holder{}
+		h.Swap(edgeTable(t, 1, nil, "eu-central"))
+		start(t, l, h)
+		count := func() (n int) { l.set(func() { n = l.asked }); return n }
+		time.Sleep(time.Second)
+		given := l.grants
+		l.set(func() { l.grants = nil })
+		time.Sleep(10 * time.Second) // it asks every 10 s
+		lacking := count()
+		time.Sleep(1500 * time.Millisecond)
+		if got := count(); got <= lacking {
+			t.Error("it does not ask again soon")
+		}
+		l.set(func() { l.grants = given })
+		time.Sleep(1500 * time.Millisecond)
+		whole := count()
+		time.Sleep(5 * time.Second)
+		if got := count(); got != whole {
+			t.Errorf("it asks %d times although it has all", got-whole)
+		}
+	})
+}
+
 func TestGrants_CountFromTheQuestionAndOutliveAnAbsentControlPlane(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &leader{grants: []*syncv1.SignedGrant{sign(t, grantTo("eu-central"))}, slow: 200 * time.Millisecond}

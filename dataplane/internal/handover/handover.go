@@ -42,7 +42,8 @@ const (
 	saidTime = 10 * time.Second
 
 	wordGo     = "go\n"
-	wordLinger = "go linger\n" // and requests may go on
+	wordLinger = "go linger\n"        // and requests may go on
+	wordRelays = "go linger relays\n" // relays too
 	wordOver   = "over\n"
 	wordStill  = "over but " // and how many bytes follow, of what goes on
 )
@@ -53,6 +54,7 @@ type hello struct {
 	Program string   `json:"program"`
 	Sockets []string `json:"sockets"`
 	Lingers bool     `json:"lingers,omitempty"` // requests may go on in it, if its successor counts for them
+	Relays  bool     `json:"relays,omitempty"`  // relays too, if its successor lends it what they go by
 }
 
 // Offer waits for a successor.
@@ -60,7 +62,7 @@ type Offer struct {
 	dir, program string
 	sockets      *Sockets
 	successor    *net.UnixConn // who was promised the place
-	lets         bool          // it counts for what goes on
+	word         string        // what it said
 }
 
 // NewOffer hands out sockets to whoever asks in dir, which is the edge's own and readable for nobody else.
@@ -103,35 +105,42 @@ func (o *Offer) Run(ctx context.Context) error {
 			}
 			continue
 		}
-		if taken, lets := o.serve(ctx, c); taken {
-			o.successor, o.lets = c, lets
+		if word := o.serve(ctx, c); word != "" {
+			o.successor, o.word = c, word
 			return ErrTaken
 		}
 		c.Close()
 	}
 }
 
-func (o *Offer) serve(ctx context.Context, c *net.UnixConn) (taken, lets bool) {
+// serve returns the word by which the other has taken the place; "": it has not.
+func (o *Offer) serve(ctx context.Context, c *net.UnixConn) (word string) {
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	names, fds := o.sockets.copies()
 	defer closeAll(fds)
-	raw, err := json.Marshal(hello{Version: version, Program: o.program, Sockets: names, Lingers: true})
+	raw, err := json.Marshal(hello{Version: version, Program: o.program, Sockets: names, Lingers: true, Relays: true})
 	if err != nil || len(fds) > maxSockets {
-		return false, false
+		return ""
 	}
 	c.SetDeadline(time.Now().Add(helloTime))
 	if _, _, err := c.WriteMsgUnix(append(raw, '\n'), unix.UnixRights(fds...), nil); err != nil {
-		return false, false
+		return ""
 	}
 	c.SetDeadline(time.Now().Add(goTime))
 	line, err := bufio.NewReaderSize(c, 64).ReadString('\n')
 	c.SetDeadline(time.Time{})
-	return err == nil && (line == wordGo || line == wordLinger), line == wordLinger
+	if err != nil || line != wordGo && line != wordLinger && line != wordRelays {
+		return ""
+	}
+	return line
 }
 
 // Lets says, after Run has returned ErrTaken, whether requests may go on in this process: the successor counts for them.
-func (o *Offer) Lets() bool { return o.lets }
+func (o *Offer) Lets() bool { return o.word == wordLinger || o.word == wordRelays }
+
+// LetsRelays says likewise whether relays may go on too: the successor lends what they go by.
+func (o *Offer) LetsRelays() bool { return o.word == wordRelays }
 
 // Still is Over by a process in which requests go on: said is what it says of them. What the two say to each other from then on passes on
 // the connection that it returns.
@@ -164,7 +173,7 @@ type Predecessor struct {
 	Program string
 	conn    *net.UnixConn
 	reader  *bufio.Reader
-	lingers bool
+	word    string // by which it is told to end
 }
 
 // Ask looks for a process that serves in dir and adds its sockets to s. nil without an error: there is none.
@@ -221,7 +230,14 @@ func meet(c *net.UnixConn, s *Sockets) (*Predecessor, error) {
 		return nil, fmt.Errorf("it does not speak as expected (version %d, %d sockets of %d); stop it first", h.Version, len(files), len(h.Sockets))
 	}
 	s.add(h.Sockets, files)
-	return &Predecessor{Program: h.Program, conn: c, reader: bufio.NewReaderSize(c, 64), lingers: h.Lingers}, nil
+	word := wordGo
+	switch {
+	case h.Lingers && h.Relays:
+		word = wordRelays
+	case h.Lingers:
+		word = wordLinger
+	}
+	return &Predecessor{Program: h.Program, conn: c, reader: bufio.NewReaderSize(c, 64), word: word}, nil
 }
 
 // Lingering is a predecessor in which requests go on.
@@ -250,11 +266,7 @@ func (p *Predecessor) Succeed(ctx context.Context, patience time.Duration) (_ *L
 	stop := context.AfterFunc(ctx, func() { p.conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	p.conn.SetDeadline(time.Now().Add(patience))
-	word := wordGo
-	if p.lingers {
-		word = wordLinger
-	}
-	if _, err := p.conn.Write([]byte(word)); err != nil {
+	if _, err := p.conn.Write([]byte(p.word)); err != nil {
 		return nil, fmt.Errorf("take the place of %s: %w", p.Program, err)
 	}
 	line, err := p.reader.ReadString('\n')

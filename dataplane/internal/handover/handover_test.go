@@ -1,6 +1,7 @@
 package handover_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -333,8 +334,8 @@ func TestPredecessor_WhatGoesOnIsSaid(t *testing.T) {
 		goesOn, err := before.Succeed(t.Context(), patience)
 		over <- result{goesOn, err}
 	}()
-	if err := <-ended; !errors.Is(err, handover.ErrTaken) || !o.Lets() {
-		t.Fatalf("the offer ends with %v, and lets requests go on: %v", err, o.Lets())
+	if err := <-ended; !errors.Is(err, handover.ErrTaken) || !o.Lets() || !o.LetsRelays() {
+		t.Fatalf("the offer ends with %v, and lets requests go on: %v, and relays: %v", err, o.Lets(), o.LetsRelays())
 	}
 	said := strings.Repeat("what it holds\n", 10_000)
 	c, err := o.Still([]byte(said))
@@ -362,31 +363,86 @@ func TestPredecessor_WhatGoesOnIsSaid(t *testing.T) {
 	}
 }
 
-func TestPredecessor_OfAnOlderProgramEndsAll(t *testing.T) {
-	dir := t.TempDir()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "successor"), Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
+// A process of an older program is told no word that it does not know.
+func TestPredecessor_HearsAWordThatItKnows(t *testing.T) {
+	for _, c := range []struct{ name, hello, word string }{
+		{"of an older program ends all", `{"version":1,"program":"an older one","sockets":[]}`, "go\n"},
+		{"that lingers, but for relays", `{"version":1,"program":"an older one","sockets":[],"lingers":true}`, "go linger\n"},
+		{"that lingers, with relays", `{"version":1,"program":"p","sockets":[],"lingers":true,"relays":true}`, "go linger relays\n"},
+		{"that cannot be", `{"version":1,"program":"p","sockets":[],"relays":true}`, "go\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "successor"), Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			word := make(chan string, 1)
+			go func() {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				defer conn.Close()
+				fmt.Fprintln(conn, c.hello)
+				b := make([]byte, 64)
+				n, _ := conn.Read(b)
+				word <- string(b[:n])
+				fmt.Fprint(conn, "over\n")
+			}()
+			if err := succeed(t.Context(), ask(t, dir, &handover.Sockets{}), patience); err != nil {
+				t.Fatal(err)
+			}
+			if got := <-word; got != c.word {
+				t.Errorf("it was told %q, want the word it knows, %q", got, c.word)
+			}
+		})
 	}
-	defer l.Close()
-	word := make(chan string, 1)
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		fmt.Fprintf(c, `{"version":1,"program":"an older one","sockets":[]}`+"\n")
-		b := make([]byte, 64)
-		n, _ := c.Read(b)
-		word <- string(b[:n])
-		fmt.Fprint(c, "over\n")
-	}()
-	if err := succeed(t.Context(), ask(t, dir, &handover.Sockets{}), patience); err != nil {
-		t.Fatal(err)
-	}
-	if got := <-word; got != "go\n" {
-		t.Errorf("it was told %q, want the word it knows", got)
+}
+
+// A successor says by its word what it does for what goes on; an older one knows nothing of relays, or of any of it. Any other word takes
+// no place.
+func TestOffer_GoesByTheSuccessorsWord(t *testing.T) {
+	for _, c := range []struct {
+		word         string
+		takes        bool
+		lets, relays bool
+	}{
+		{"go linger relays\n", true, true, true},
+		{"go linger\n", true, true, false},
+		{"go\n", true, false, false},
+		{"go linger relays and more\n", false, false, false},
+		{"go relays\n", false, false, false},
+		{"go linger relays", false, false, false}, // broken off
+		{"\n", false, false, false},
+	} {
+		t.Run(strings.TrimSpace(c.word), func(t *testing.T) {
+			dir := t.TempDir()
+			ctx, stop := context.WithTimeout(t.Context(), 10*time.Second) // if it waits for another word
+			defer stop()
+			o, ended := offer(t, ctx, dir, &handover.Sockets{})
+			conn, err := net.Dial("unix", filepath.Join(dir, "successor"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(10 * time.Second))
+			if _, err := bufio.NewReader(conn).ReadString('\n'); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(conn, c.word); err != nil {
+				t.Fatal(err)
+			}
+			conn.(*net.UnixConn).CloseWrite()
+			if !c.takes {
+				io.Copy(io.Discard, conn) // until it has given it up
+				stop()
+			}
+			if err := <-ended; errors.Is(err, handover.ErrTaken) != c.takes || o.Lets() != c.lets || o.LetsRelays() != c.relays {
+				t.Errorf("the offer ends with %v; requests go on: %v, relays: %v; want %v, %v", err, o.Lets(), o.LetsRelays(), c.lets, c.relays)
+			}
+		})
 	}
 }
 

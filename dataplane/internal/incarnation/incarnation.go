@@ -5,7 +5,9 @@
 // runs, and the zone's leader counts what each of them holds by itself. It never says that a run has ended which may
 // go on elsewhere: only of one that wrote that it ended, or that held the lock of this very directory under this very
 // boot of the machine. After a crash of the process the next start knows it; after one of the machine it does not,
-// and what the run before held lapses by time. A Run never changes but by End; one goroutine calls that.
+// and what the run before held lapses by time. A run whose process goes on beside the next one, with relays that rest on it, holds a
+// lock of its own meanwhile (Stay), and is not over for anybody who can look at that one (Look). Dead and Look may be called by any
+// goroutine, the rest by one.
 package incarnation
 
 import (
@@ -19,6 +21,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -26,13 +30,20 @@ import (
 	"bailiwick/shared/durable"
 )
 
+const (
+	noteFile   = "run.json"
+	stayPrefix = "stays-"
+)
+
 // Run is one run of an edge.
 type Run struct {
-	ID   string
-	Dead []string // earlier runs that have ended, the latest first, at most grant.MaxDead
+	ID string
 
-	path string
+	dir  string
 	lock *os.File // held until the process ends, by whatever means
+	log  *slog.Logger
+
+	mu   sync.Mutex // covers self
 	self note
 }
 
@@ -40,7 +51,8 @@ type Run struct {
 // place, and a copy of the machine another boot.
 type note struct {
 	ID    string   `json:"id"`
-	Dead  []string `json:"dead,omitempty"`
+	Dead  []string `json:"dead,omitempty"` // runs that have ended, the latest first, at most grant.MaxDead
+	Stay  []string `json:"stay,omitempty"` // earlier ones that had not: their locks were held; as many at most
 	Ended bool     `json:"ended,omitempty"`
 	Boot  string   `json:"boot,omitempty"`
 	Dev   uint64   `json:"dev,omitempty"`
@@ -68,44 +80,144 @@ func Begin(dir, boot string, log *slog.Logger) (*Run, error) {
 	}
 	var b [8]byte
 	rand.Read(b[:])
-	r := &Run{ID: hex.EncodeToString(b[:]), path: filepath.Join(dir, "run.json"), lock: lock}
+	r := &Run{ID: hex.EncodeToString(b[:]), dir: dir, lock: lock, log: log}
 	r.self = note{ID: r.ID, Boot: boot, Dev: uint64(place.Dev), Inode: place.Ino}
 	last, err := r.read()
 	if err != nil {
 		log.Warn("what the last run of this edge left cannot be read: what it held lapses by time", "error", err)
 	}
-	if last.ID != "" && (last.Ended || boot != "" && last.Boot == boot && last.Dev == r.self.Dev && last.Inode == r.self.Inode) {
-		r.Dead = append(r.Dead, last.ID)
+	here := boot != "" && last.Boot == boot && last.Dev == r.self.Dev && last.Inode == r.self.Inode
+	var earlier []string
+	switch {
+	case last.ID == "":
+	case last.Ended:
+		r.self.Dead = append(r.self.Dead, last.ID)
+	case here:
+		earlier = append(earlier, last.ID)
 	}
-	r.Dead = append(r.Dead, last.Dead...)
-	r.Dead = r.Dead[:min(len(r.Dead), grant.MaxDead)]
-	r.self.Dead = r.Dead
+	if here { // of another place nobody's lock can be looked at from here
+		earlier = append(earlier, last.Stay...)
+	}
+	for _, id := range earlier {
+		if r.stays(id) {
+			r.self.Stay = append(r.self.Stay, id)
+		} else {
+			r.self.Dead = append(r.self.Dead, id)
+		}
+	}
+	r.self.Dead = append(r.self.Dead, last.Dead...)
+	r.self.Dead = r.self.Dead[:min(len(r.self.Dead), grant.MaxDead)]
+	r.self.Stay = r.self.Stay[:min(len(r.self.Stay), grant.MaxDead)]
+	r.tidy()
 	if err := r.write(); err != nil {
 		log.Warn("this run of the edge cannot be written down: what it holds when it ends will lapse by time", "error", err)
 	}
 	return r, nil
 }
 
+// Dead are earlier runs that have ended, the latest first.
+func (r *Run) Dead() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.self.Dead
+}
+
+// Stays says whether any earlier run had not ended when last looked at.
+func (r *Run) Stays() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.self.Stay) > 0
+}
+
+// Look looks whether earlier runs that had not ended have now, and says whether one has.
+func (r *Run) Look() (ended bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var stay, dead []string
+	for _, id := range r.self.Stay {
+		if r.stays(id) {
+			stay = append(stay, id)
+		} else {
+			dead = append(dead, id)
+		}
+	}
+	if len(dead) == 0 {
+		return false
+	}
+	r.self.Stay, r.self.Dead = stay, append(dead, r.self.Dead...)
+	r.self.Dead = r.self.Dead[:min(len(r.self.Dead), grant.MaxDead)]
+	if err := r.write(); err != nil {
+		r.log.Warn("that an earlier run of this edge has ended cannot be written down", "error", err)
+	}
+	return true
+}
+
+// Stay keeps the run from being over when it lets go of the directory, for as long as this process lives and has not called over:
+// whoever begins next finds its lock. Call it before Leave.
+func (r *Run) Stay() (over func(), err error) {
+	path := r.staying(r.ID)
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, durable.FilePerm)
+	if err == nil {
+		if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return sync.OnceFunc(func() {
+				os.Remove(path)
+				lock.Close()
+			}), nil
+		}
+		lock.Close()
+	}
+	return nil, fmt.Errorf("let a run of the edge go on: %w", err)
+}
+
+// Leave lets go of the directory, and says nothing of whether the run is over.
+func (r *Run) Leave() error { return r.lock.Close() }
+
+// stays says whether the process of an earlier run holds the lock of Stay. What cannot be looked at may be held.
+func (r *Run) stays(id string) bool {
+	lock, err := os.Open(r.staying(id))
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	defer lock.Close()
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return true
+	}
+	os.Remove(lock.Name()) // its process was killed
+	return false
+}
+
+// tidy removes the locks of processes that are gone, which a reboot leaves.
+func (r *Run) tidy() {
+	files, _ := filepath.Glob(r.staying("*"))
+	for _, file := range files {
+		r.stays(strings.TrimPrefix(filepath.Base(file), stayPrefix))
+	}
+}
+
+func (r *Run) staying(id string) string { return filepath.Join(r.dir, stayPrefix+id) }
+
 // End writes that the run is over, which is true of it wherever its disk is copied to. Nothing of it may go on.
 func (r *Run) End() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.self.Ended = true
 	err := r.write()
 	return errors.Join(err, r.lock.Close())
 }
 
 func (r *Run) read() (n note, err error) {
-	raw, err := durable.ReadFile(durable.OS(), r.path, 1<<16)
+	raw, err := durable.ReadFile(durable.OS(), filepath.Join(r.dir, noteFile), 1<<16)
 	if errors.Is(err, fs.ErrNotExist) {
 		return note{}, nil
 	}
 	if err == nil {
 		err = json.Unmarshal(raw, &n)
 	}
-	if err == nil && (!(grant.Process{Incarnation: n.ID}).Reads(n.Dead) || slices.Contains(n.Dead, "")) {
+	if p := (grant.Process{Incarnation: n.ID}); err == nil && (!p.Reads(n.Dead) || !p.Reads(n.Stay) || slices.Contains(n.Dead, "") || slices.Contains(n.Stay, "")) {
 		err = errors.New("it names runs that cannot be")
 	}
 	if err != nil {
-		return note{}, fmt.Errorf("read %s: %w", r.path, err)
+		return note{}, fmt.Errorf("read %s: %w", filepath.Join(r.dir, noteFile), err)
 	}
 	return n, nil
 }
@@ -115,5 +227,5 @@ func (r *Run) write() error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteFileAtomic(durable.OS(), r.path, raw, durable.FilePerm)
+	return durable.WriteFileAtomic(durable.OS(), filepath.Join(r.dir, noteFile), raw, durable.FilePerm)
 }

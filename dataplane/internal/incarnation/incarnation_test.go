@@ -37,12 +37,12 @@ func TestBegin_ARestartKnowsThatTheRunBeforeHasEnded(t *testing.T) {
 	if second.ID == first.ID {
 		t.Fatalf("two runs drew %s", first.ID)
 	}
-	if !slices.Equal(second.Dead, []string{first.ID}) {
-		t.Errorf("after a crash the next run names %v, want %s", second.Dead, first.ID)
+	if !slices.Equal(second.Dead(), []string{first.ID}) {
+		t.Errorf("after a crash the next run names %v, want %s", second.Dead(), first.ID)
 	}
 	second.Crash() // before it told anybody
-	if third := begin(t, dir, "boot-1"); !slices.Equal(third.Dead, []string{second.ID, first.ID}) {
-		t.Errorf("the third run names %v, want both before it", third.Dead)
+	if third := begin(t, dir, "boot-1"); !slices.Equal(third.Dead(), []string{second.ID, first.ID}) {
+		t.Errorf("the third run names %v, want both before it", third.Dead())
 	}
 }
 
@@ -66,11 +66,11 @@ func TestBegin_ACopySaysNothingOfTheOriginal(t *testing.T) {
 		{"a system that cannot name its boot", ""},
 	} {
 		twin := begin(t, copied(t, dir), c.boot)
-		if slices.Contains(twin.Dead, original.ID) {
-			t.Errorf("%s: its run names %v, and %s goes on", c.name, twin.Dead, original.ID)
+		if slices.Contains(twin.Dead(), original.ID) {
+			t.Errorf("%s: its run names %v, and %s goes on", c.name, twin.Dead(), original.ID)
 		}
-		if !slices.Contains(twin.Dead, zeroth.ID) {
-			t.Errorf("%s: its run names %v, want %s, which is over everywhere", c.name, twin.Dead, zeroth.ID)
+		if !slices.Contains(twin.Dead(), zeroth.ID) {
+			t.Errorf("%s: its run names %v, want %s, which is over everywhere", c.name, twin.Dead(), zeroth.ID)
 		}
 		if twin.ID == original.ID {
 			t.Errorf("%s: it draws the original's number", c.name)
@@ -78,8 +78,8 @@ func TestBegin_ACopySaysNothingOfTheOriginal(t *testing.T) {
 	}
 	// A block device under another machine keeps the directory's place.
 	original.Crash()
-	if twin := begin(t, dir, "boot-2"); slices.Contains(twin.Dead, original.ID) {
-		t.Errorf("the same place under another boot names %v: it may be a copy of the device", twin.Dead)
+	if twin := begin(t, dir, "boot-2"); slices.Contains(twin.Dead(), original.ID) {
+		t.Errorf("the same place under another boot names %v: it may be a copy of the device", twin.Dead())
 	}
 }
 
@@ -90,11 +90,11 @@ func TestRun_EndIsTrueOfEveryCopy(t *testing.T) {
 	if err := first.End(); err != nil {
 		t.Fatal(err)
 	}
-	if r := begin(t, copied(t, dir), "boot-2"); !slices.Contains(r.Dead, first.ID) {
-		t.Errorf("a run names %v, want %s, which wrote that it ended", r.Dead, first.ID)
+	if r := begin(t, copied(t, dir), "boot-2"); !slices.Contains(r.Dead(), first.ID) {
+		t.Errorf("a run names %v, want %s, which wrote that it ended", r.Dead(), first.ID)
 	}
-	if r := begin(t, before, "boot-2"); slices.Contains(r.Dead, first.ID) {
-		t.Errorf("a run from a copy taken before names %v", r.Dead)
+	if r := begin(t, before, "boot-2"); slices.Contains(r.Dead(), first.ID) {
+		t.Errorf("a run from a copy taken before names %v", r.Dead())
 	}
 }
 
@@ -104,14 +104,14 @@ func TestBegin_KeepsWhatOneMayName(t *testing.T) {
 		begin(t, dir, "boot-1").Crash()
 	}
 	r := begin(t, dir, "boot-1")
-	if len(r.Dead) != grant.MaxDead || !(grant.Process{Edge: "e", Incarnation: r.ID}).Reads(r.Dead) {
-		t.Errorf("after %d crashes a run names %d, want %d that read", grant.MaxDead+4, len(r.Dead), grant.MaxDead)
+	if len(r.Dead()) != grant.MaxDead || !(grant.Process{Edge: "e", Incarnation: r.ID}).Reads(r.Dead()) {
+		t.Errorf("after %d crashes a run names %d, want %d that read", grant.MaxDead+4, len(r.Dead()), grant.MaxDead)
 	}
 	r.Crash()
 	if err := os.WriteFile(filepath.Join(dir, "run.json"), []byte(`{"id":"*"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if r := begin(t, dir, "boot-1"); len(r.Dead) != 0 || r.ID == "" {
-		t.Errorf("from a note that does not read a run %q names %v, want a number and nobody", r.ID, r.Dead)
+	if r := begin(t, dir, "boot-1"); len(r.Dead()) != 0 || r.ID == "" {
+		t.Errorf("from a note that does not read a run %q names %v, want a number and nobody", r.ID, r.Dead())
 	}
 }

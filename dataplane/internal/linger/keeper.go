@@ -17,15 +17,22 @@ import (
 
 	"bailiwick/dataplane/internal/quota"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/usage"
 )
 
-// KeeperConfig describes a Keeper. All fields are required.
+// KeeperConfig describes a Keeper. All but what is of relays are required.
 type KeeperConfig struct {
 	Conn   net.Conn
 	Append func(*usage.Row) error // of the spool
 	Sublet *quota.Sublet
 	Fresh  func() time.Time // when a control node last confirmed the table; zero: not known
+
+	// Lend is what this process may lend the other's relays; false: nothing yet, and they go by what is their own. nil: nothing ever.
+	Lend  func(now time.Time) (grant.Lent, bool)
+	Since grant.At   // the table in force here: nothing is lent to who has an older one
+	Heard func(Heed) // takes what the other says of its relays; nil: nobody does
+
 	Logger *slog.Logger
 }
 
@@ -40,6 +47,7 @@ type Keeper struct {
 	rows   atomic.Int64
 	lost   atomic.Int64 // packets
 
+	lending lending
 	wake    chan struct{}
 	packets chan []byte
 
@@ -53,7 +61,7 @@ type Keeper struct {
 
 // NewKeeper makes a Keeper; Run must run.
 func NewKeeper(cfg KeeperConfig) *Keeper {
-	return &Keeper{cfg: cfg, wire: newWire(cfg.Conn), gone: make(chan struct{}), wake: make(chan struct{}, 1), packets: make(chan []byte, packetsMax)}
+	return &Keeper{cfg: cfg, lending: lending{need: cfg.Since}, wire: newWire(cfg.Conn), gone: make(chan struct{}), wake: make(chan struct{}, 1), packets: make(chan []byte, packetsMax)}
 }
 
 // Gone is closed when the other process is gone, and what it held is taken back.
@@ -64,6 +72,22 @@ func (k *Keeper) Connections() int64 { return k.left.Load() }
 
 // Before is how many processes linger: that one, and those behind it.
 func (k *Keeper) Before() int { return 1 + int(k.before.Load()) }
+
+// Relays is how many are under way in the other process and behind it; false: it has not said. Of one that is gone without a last word
+// there are some for as long as what was lent to it may last.
+func (k *Keeper) Relays() (out, in int, known bool) {
+	select {
+	case <-k.gone:
+		return k.lending.relays(true)
+	default:
+		return k.lending.relays(false)
+	}
+}
+
+// Tighten returns when no relay goes on in the other process, or behind it, that a table in force here forbids: it has said that it
+// has cut by one as new or has none, or all is over that was lent to it before (LentTime), gone or not. Relays that go by what is their own are not waited
+// for: the zone waits for those.
+func (k *Keeper) Tighten(at grant.At) { k.lending.tighten(at) }
 
 // Rows is how many the other process had kept.
 func (k *Keeper) Rows() int64 { return k.rows.Load() }
@@ -175,10 +199,15 @@ func (k *Keeper) read(ctx context.Context, asks *sync.WaitGroup) error {
 				if err == nil {
 					err = k.wire.sendJSON(frameStates, states)
 				}
-				if err != nil && ctx.Err() == nil {
+				if err != nil && ctx.Err() == nil && !hungUp(err) {
 					k.wire.Close()
 				}
 			})
+		case frameHeed:
+			h := &heed{}
+			if err = json.Unmarshal(b, h); err == nil {
+				err = k.heed(h)
+			}
 		case frameLeft:
 			var n left
 			if err = json.Unmarshal(b, &n); err == nil {
@@ -186,10 +215,26 @@ func (k *Keeper) read(ctx context.Context, asks *sync.WaitGroup) error {
 				k.before.Store(int64(min(max(0, n.Before), MostBefore)))
 			}
 		}
-		if err != nil {
+		if err != nil && !hungUp(err) {
 			return fmt.Errorf("read what it says: %w", err)
 		}
 	}
+}
+
+// heed answers what the other says of its relays, if there is anything to lend.
+func (k *Keeper) heed(h *heed) error {
+	h.Out, h.In = max(0, h.Out), max(0, h.In)
+	may := k.lending.hear(h)
+	if k.cfg.Heard != nil {
+		k.cfg.Heard(Heed{h.Out, h.In, h.Cuts[:min(len(h.Cuts), maxTold)], h.Refused[:min(len(h.Refused), maxTold)]})
+	}
+	if !may || k.cfg.Lend == nil || h.Out+h.In == 0 {
+		return nil
+	}
+	if l, ok := k.lending.lend(h, k.cfg.Lend); ok {
+		return k.wire.sendJSON(frameLent, lent{h.N, l})
+	}
+	return nil
 }
 
 // row keeps one. Only what is in the spool is spent, and only what was answered so is counted there for the client's sake.
@@ -240,7 +285,9 @@ func (k *Keeper) write(stop <-chan struct{}) {
 				err = k.wire.send(frameTable, raw)
 			}
 			if err != nil {
-				k.wire.Close()
+				if !hungUp(err) {
+					k.wire.Close()
+				}
 				return
 			}
 		}

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"bailiwick/dataplane/internal/ferry"
@@ -37,8 +38,7 @@ const (
 	tellEvery  = time.Second      // what is left is said, and how fresh the table is
 	silence    = 15 * time.Second // nothing came of the other for so long: it is stuck, or stopped
 	maxFrame   = 16 << 20         // bytes; a part of a table is the longest
-	maxBehind  = 256 << 20        // bytes of tables that wait for the older process to take them
-	partsMax   = 64               // of updates that wait to be put in force
+	maxBehind  = 256 << 20        // bytes of tables that wait for the older process to take them, and there to be put in force
 	packetsMax = 1024             // that wait for the older process; what comes beyond is lost, as on any network
 )
 
@@ -75,15 +75,17 @@ func Decode(raw []byte) (*Said, error) {
 
 // Kinds of frames. The numbers are what two versions of the program agree on.
 const (
-	frameRow    byte = 1 // older to newer: a usage row, to be answered
-	frameAsk    byte = 2 // a quota exchange, to be answered
-	frameLeft   byte = 3 // what is left of it
-	frameKept   byte = 4 // newer to older: what became of a row
-	frameStates byte = 5 // the answer to an exchange
-	frameTable  byte = 6 // one signed part of an update that is in force
-	frameFresh  byte = 7 // when a control node last confirmed the table
-	frameEnd    byte = 8 // the owner is about to end
-	framePacket byte = 9 // of a connection over QUIC that is the older one's, as package ferry has it
+	frameRow    byte = 1  // older to newer: a usage row, to be answered
+	frameAsk    byte = 2  // a quota exchange, to be answered
+	frameLeft   byte = 3  // what is left of it
+	frameKept   byte = 4  // newer to older: what became of a row
+	frameStates byte = 5  // the answer to an exchange
+	frameTable  byte = 6  // one signed part of an update that is in force
+	frameFresh  byte = 7  // when a control node last confirmed the table
+	frameEnd    byte = 8  // the owner is about to end
+	framePacket byte = 9  // of a connection over QUIC that is the older one's, as package ferry has it
+	frameHeed   byte = 10 // older to newer: what its relays do
+	frameLent   byte = 11 // newer to older: what they go by
 	frameHeader      = 5
 )
 
@@ -102,7 +104,7 @@ func newWire(c net.Conn) wire {
 	return w
 }
 
-// send writes one frame. The first error is the last word: the connection is shut.
+// send writes one frame. The first error is the last word: the connection is shut, here or by the other.
 func (w *wire) send(kind byte, payload ...[]byte) error {
 	n := 0
 	for _, p := range payload {
@@ -122,10 +124,15 @@ func (w *wire) send(kind byte, payload ...[]byte) error {
 	if cap(w.buf) > 1<<20 {
 		w.buf = nil
 	}
-	if err != nil {
+	if err != nil && !hungUp(err) {
 		w.Close()
 	}
 	return err
+}
+
+// hungUp says whether what was written found nobody at the other end. What that one has said before is still to be read.
+func hungUp(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.ErrClosedPipe)
 }
 
 func (w *wire) sendJSON(kind byte, what any) error {

@@ -15,13 +15,14 @@ import (
 
 	"bailiwick/dataplane/internal/quota"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
+	"bailiwick/regions/grant"
 	"bailiwick/shared/usage"
 )
 
 // ErrLost answers whoever wants to count when the owner is gone.
 var ErrLost = errors.New("the process that took this one's place does nothing for it any more")
 
-// LinkConfig describes a Link. All but Older and Packet are required.
+// LinkConfig describes a Link. All but Older, Packet and what is of relays are required.
 type LinkConfig struct {
 	Conn   net.Conn
 	Table  func(*syncv1.Signed) error // takes parts of updates in their order; an error ends the Link
@@ -29,28 +30,43 @@ type LinkConfig struct {
 	Left   func() (connections int64, before int)
 	Older  func(within time.Duration) bool // has the oldest process that lingers behind this one end; false: there is none. nil: there never is
 	Packet func(frame []byte) error        // takes a frame of package ferry, which is valid during the call; an error ends the Link
+
+	// Heed is what relays do here, and At by which table all has been cut that it forbids, asked after each call of Table. Lent takes
+	// what they go by, from when they were spoken of; nothing, at once when the connection has ended. nil: there are none.
+	Heed func() Heed
+	At   func() grant.At
+	Lent func(l grant.Lent, asked time.Time)
 }
 
 // Link is the older process's end.
 type Link struct {
-	cfg  LinkConfig
-	wire wire
+	cfg     LinkConfig
+	wire    wire
+	heeding heeding
 
 	lost   chan struct{} // closed when nothing can be counted any more
 	ending chan time.Duration
-	tables chan *syncv1.Signed
+	lents  chan lentAt // holds the newest
 
 	mu      sync.Mutex // covers the rest
 	why     error
 	n       uint64
 	waiting map[uint64]chan error
-	asking  *asking // who waits for the answer to an exchange; nil: nobody
+	asking  *asking          // who waits for the answer to an exchange; nil: nobody
+	parts   []*syncv1.Signed // of updates that are not in force yet
+	behind  int              // bytes of them
+	wake    chan struct{}    // holds one: there are parts
 }
 
 // asking is an exchange under way. Of an older one, which was given up, an answer may still come.
 type asking struct {
 	sequence uint64
 	answer   chan *quota.Response // holds one
+}
+
+type lentAt struct {
+	lent  grant.Lent
+	asked time.Time
 }
 
 // row is one row on its way.
@@ -61,7 +77,12 @@ type row struct {
 
 // NewLink makes a Link; Run must run for anything to be answered.
 func NewLink(cfg LinkConfig) *Link {
-	return &Link{cfg: cfg, wire: newWire(cfg.Conn), lost: make(chan struct{}), ending: make(chan time.Duration, 1), tables: make(chan *syncv1.Signed, partsMax), waiting: map[uint64]chan error{}}
+	l := &Link{cfg: cfg, wire: newWire(cfg.Conn), lost: make(chan struct{}), ending: make(chan time.Duration, 1), lents: make(chan lentAt, 1), wake: make(chan struct{}, 1), waiting: map[uint64]chan error{}}
+	l.heeding.soon = make(chan struct{}, 1)
+	if cfg.At != nil {
+		l.heeding.at = cfg.At()
+	}
+	return l
 }
 
 // Lost is closed when nothing can be counted any more.
@@ -77,8 +98,14 @@ func (l *Link) Healthy() error {
 	return l.why
 }
 
-// Close ends it.
-func (l *Link) Close() { l.lose(net.ErrClosed) }
+// Close ends it, with a last word on relays, of which the caller has cut those that were left: who has heard that there are none waits
+// for none.
+func (l *Link) Close() {
+	if l.cfg.Heed != nil && l.Healthy() == nil {
+		l.wire.sendJSON(frameHeed, l.heeding.next(l.cfg.Heed()))
+	}
+	l.lose(net.ErrClosed)
+}
 
 func (l *Link) lose(why error) {
 	l.mu.Lock()
@@ -152,10 +179,18 @@ func (l *Link) Run() error {
 			select {
 			case <-told:
 				return
-			case signed := <-l.tables:
+			case <-l.wake:
+			}
+			for _, signed := range l.take() {
+				if l.Healthy() != nil {
+					return
+				}
 				if err := l.cfg.Table(signed); err != nil {
 					l.lose(err)
 					return
+				}
+				if l.cfg.At != nil {
+					l.heeding.obeys(l.cfg.At())
 				}
 			}
 		}
@@ -165,8 +200,9 @@ func (l *Link) Run() error {
 		defer tick.Stop()
 		for {
 			connections, before := l.cfg.Left()
-			if l.wire.sendJSON(frameLeft, left{connections, before}) != nil {
-				return // who reads learns why
+			if err := l.wire.sendJSON(frameLeft, left{connections, before}); err != nil {
+				l.lose(err)
+				return
 			}
 			select {
 			case <-told:
@@ -175,10 +211,77 @@ func (l *Link) Run() error {
 			}
 		}
 	})
+	helpers.Go(func() { l.heed(told) })
+	helpers.Go(func() { // likewise: it may close connections
+		for {
+			select {
+			case <-l.lost: // whoever starts next may say that what was lent has ended, whatever is being put in force here
+				if l.cfg.Lent != nil {
+					l.cfg.Lent(grant.Lent{}, time.Now())
+				}
+				return
+			case m := <-l.lents:
+				l.cfg.Lent(m.lent, m.asked)
+			}
+		}
+	})
 	l.lose(l.read())
 	close(told)
 	helpers.Wait()
 	return l.Healthy()
+}
+
+// add puts a part of an update behind those that wait. It waits for nothing: rows and relays are answered meanwhile.
+func (l *Link) add(signed *syncv1.Signed) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.parts, l.behind = append(l.parts, signed), l.behind+len(signed.GetPayload())
+	if l.behind > maxBehind {
+		return fmt.Errorf("%d bytes of tables wait to be put in force", l.behind)
+	}
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (l *Link) take() []*syncv1.Signed {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	parts := l.parts
+	l.parts, l.behind = nil, 0
+	return parts
+}
+
+// heed speaks of relays until there are none: more do not begin.
+func (l *Link) heed(told <-chan struct{}) {
+	if l.cfg.Heed == nil {
+		return
+	}
+	tick := time.NewTicker(heedEvery)
+	defer tick.Stop()
+	for {
+		said := l.cfg.Heed()
+		if err := l.wire.sendJSON(frameHeed, l.heeding.next(said)); err != nil {
+			l.lose(err) // who reads may wait for a table to be put in force
+			return
+		}
+		if said.Out+said.In == 0 {
+			return
+		}
+		select {
+		case <-told:
+			return
+		case <-tick.C:
+		case <-l.heeding.soon: // keys change hundreds of times a second
+			select {
+			case <-told:
+				return
+			case <-time.After(heedSoon):
+			}
+		}
+	}
 }
 
 func (l *Link) read() error {
@@ -197,10 +300,19 @@ func (l *Link) read() error {
 		case frameTable:
 			signed := &syncv1.Signed{}
 			if err = proto.Unmarshal(append([]byte(nil), b...), signed); err == nil {
+				err = l.add(signed)
+			}
+		case frameLent:
+			var m lent
+			if err = json.Unmarshal(b, &m); err != nil {
+				break
+			}
+			if asked, newer := l.heeding.answered(m.N); newer && l.cfg.Lent != nil {
 				select {
-				case l.tables <- signed:
-				case <-l.lost:
+				case <-l.lents:
+				default:
 				}
+				l.lents <- lentAt{m.Lent, asked} // nobody else sends
 			}
 		case frameFresh:
 			if len(b) != 8 {

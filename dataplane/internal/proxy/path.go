@@ -187,7 +187,7 @@ func (p *Proxy) ServeRelayed(w http.ResponseWriter, r *http.Request, in relay.In
 	}
 	x.listen()
 	if in.Stream == relay.StreamWebSocket {
-		x.socket = &socketAsk{leaving: in.Leaving}
+		x.socket = &socketAsk{leaving: in.Ending}
 		x.socket.Protocols, x.socket.err = websocket.ReadProtocols(r.Header)
 	}
 	x.tcp = in.Stream == relay.StreamTCP

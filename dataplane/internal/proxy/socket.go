@@ -27,7 +27,7 @@ import (
 type socketAsk struct {
 	websocket.Offer
 	err     error
-	leaving <-chan struct{} // of one that another region sends: relay.Inbound.Leaving
+	leaving <-chan struct{} // of one that another region sends: relay.Inbound.Ending
 }
 
 // askSocket reads what a request asks beside what it asks of HTTP; nil: no WebSocket.

@@ -58,7 +58,7 @@ type Client struct {
 	mu       sync.Mutex // covers the rest; held for no I/O
 	sessions map[sessionKey]*session
 	flights  map[*flight]struct{}
-	ended    bool // Run has: nobody would cut what is relayed from here on
+	ended    bool // nothing more is relayed: Retire, or Run has returned
 }
 
 // flight is one relay under way, at either end.
@@ -353,8 +353,22 @@ func (c *Client) Enforce() {
 	c.log.now(outbound(t, c.from))
 }
 
-// Run keeps sessions to granted peers warm and enforces until ctx ends, then closes all. Nothing is relayed after it: requests may
-// outlast it, where another process takes this one's place, and what they would open then nobody enforces, of a run that has ended.
+// Retire has nothing more leave: another process takes this one's place, and grants are given to that one. What is under way
+// goes on for as long as Grants, and the table, let it.
+func (c *Client) Retire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+}
+
+func (c *Client) retired() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
+}
+
+// Run keeps sessions to granted peers warm and enforces until ctx ends, then closes all. Nothing is relayed after it: nobody would
+// enforce it.
 func (c *Client) Run(ctx context.Context) error {
 	tick := c.cfg.Beat.Ticker(200 * time.Millisecond) // grants end by time, which tells nobody
 	defer tick.Stop()
@@ -369,7 +383,9 @@ func (c *Client) Run(ctx context.Context) error {
 			tick.Again()
 		case <-tables:
 		case <-grants:
-			c.warm(ctx)
+			if !c.retired() {
+				c.warm(ctx)
+			}
 		}
 	}
 }

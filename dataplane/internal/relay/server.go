@@ -35,7 +35,7 @@ type Inbound struct {
 	RequestID string
 	Class     string          // as in Forward
 	Stream    string          // likewise
-	Leaving   <-chan struct{} // closed when this edge takes no more relays; nil: it stays
+	Ending    <-chan struct{} // closed when streams are to end, since this edge does; nil: it stays
 	LetGo     func()          // is called once nothing works on the request any more, also behind its answer's end; nil: nobody asks
 }
 
@@ -76,10 +76,12 @@ type Server struct {
 	ages    ages
 	waits   waits
 	leaving chan struct{} // closed once no relay is taken any more
+	ending  chan struct{} // and once those that last are to end
 	open    atomic.Int64  // connections
 
 	mu      sync.Mutex // covers all below; held for no I/O
 	left    bool       // leaving is closed: no flight is entered after it
+	ends    bool       // ending is
 	flights map[*flight]struct{}
 	conns   map[net.Conn]identity.Name
 }
@@ -89,7 +91,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Identity == nil || cfg.Tables == nil || cfg.Leave == nil || cfg.Local == nil || cfg.Evidence == nil || cfg.Sentinel == nil || cfg.Logger == nil {
 		return nil, errors.New("relay: a server needs Identity, Tables, Leave, Local, Evidence, Sentinel and Logger")
 	}
-	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(cfg.Evidence), leaving: make(chan struct{}), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
+	return &Server{cfg: cfg, self: cfg.Identity.Name(), log: newLedger(cfg.Evidence), leaving: make(chan struct{}), ending: make(chan struct{}), flights: map[*flight]struct{}{}, conns: map[net.Conn]identity.Name{}}, nil
 }
 
 type connKey struct{}
@@ -154,29 +156,58 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// Drain takes no more relays: whoever asks hears that no upstream got it, and that this edge leaves; who dials finds nobody, or
-// the next process. It returns when those under way have ended, and cuts what has not when ctx ends. Serve goes on until its own
-// ctx ends.
-func (s *Server) Drain(ctx context.Context) {
+// Leave takes no more relays: whoever asks hears that no upstream got it, and that this edge leaves; who dials finds nobody, or
+// the next process. What is under way goes on.
+func (s *Server) Leave() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if !s.left {
 		s.left = true
 		close(s.leaving)
 	}
+}
+
+// Drain is Leave, and returns when those under way have ended, of which streams are told to. It cuts what has not when ctx ends. Serve
+// goes on until its own ctx ends.
+func (s *Server) Drain(ctx context.Context) {
+	s.Leave()
+	s.mu.Lock()
+	if !s.ends {
+		s.ends = true
+		close(s.ending)
+	}
 	s.mu.Unlock()
+	if !s.empties(ctx) {
+		s.mu.Lock()
+		cut := slices.Collect(maps.Keys(s.flights))
+		s.mu.Unlock()
+		for _, f := range cut {
+			f.cut()
+		}
+	}
+}
+
+// Outlast is Drain of a server that has left: streams are told when ctx ends, and have endTime then, as all has.
+func (s *Server) Outlast(ctx context.Context) {
+	s.Leave()
+	if s.empties(ctx) {
+		return
+	}
+	soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+	defer cancel()
+	s.Drain(soon)
+}
+
+// empties waits until nothing is under way; false: ctx has ended before.
+func (s *Server) empties(ctx context.Context) bool {
 	for wait := time.Millisecond; s.InFlight() > 0; wait = min(2*wait, 100*time.Millisecond) {
 		select {
 		case <-ctx.Done():
-			s.mu.Lock()
-			cut := slices.Collect(maps.Keys(s.flights))
-			s.mu.Unlock()
-			for _, f := range cut {
-				f.cut()
-			}
-			return
+			return false
 		case <-time.After(wait):
 		}
 	}
+	return true
 }
 
 // Sessions is how many connections peers have.
@@ -237,7 +268,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	in, g, policyName, rule, err := s.admit(t, peer, r)
-	in.Leaving = s.leaving
+	in.Ending = s.ending
 	if rule != "" {
 		s.refuse(w, r, rule, peer, err)
 		return

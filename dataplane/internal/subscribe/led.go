@@ -6,7 +6,7 @@ import (
 
 // Take brings one part of an update that the process which took this one's place has on its disk and in force (Config.Updated
 // there), after Run has returned; one goroutine calls it. It is handed on likewise, and not written: the disk is that process's. What
-// is older than what is held is passed over. An error means that what is held can no longer be brought up to date.
+// is older than what is held is passed over. When it returns, Config.Enforce has ended what the table forbids. An error means that what is held can no longer be brought up to date.
 func (c *Client) Take(signed *syncv1.Signed) error {
 	u, err := c.open(signed)
 	if err != nil {
@@ -33,7 +33,6 @@ func (c *Client) Take(signed *syncv1.Signed) error {
 	if err != nil {
 		return err
 	}
-	c.put(next)
-	c.updated(st)
+	c.force(next, st)
 	return nil
 }

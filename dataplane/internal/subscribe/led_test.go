@@ -1,10 +1,12 @@
 package subscribe_test
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 	"testing"
 
+	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/subscribe"
 	syncv1 "bailiwick/proto/gen/bailiwick/sync/v1"
 	"bailiwick/shared/table"
@@ -85,5 +87,47 @@ func TestTake_AGapIsSaid(t *testing.T) {
 	}
 	if tab := a.holder.Load(); tab.Key("k3") != nil {
 		t.Error("it is in force")
+	}
+}
+
+// Whoever is told that a table has been taken may say that it is obeyed: what it forbids has ended, here and in processes before, which
+// have it by then.
+func TestTake_EndsWhatIsForbiddenBeforeItReturns(t *testing.T) {
+	src, n, fs := newSource(t), newNode(t), memory(t)
+	var holder *policy.Holder
+	var did []string
+	a := run(t, src, n, fs, func(c *subscribe.Config) {
+		holder = c.Holder
+		does := func(what string) {
+			if !at(holder.Load(), src) {
+				what += " too early"
+			}
+			did = append(did, what)
+		}
+		c.Updated = func([]*syncv1.Signed) { does("handed on") }
+		c.Enforce = func() { does("enforced") }
+	})
+	s := n.next()
+	s.recv()
+	s.send(src.snapshot())
+	s.ack(src)
+	a.stop()
+	did = nil
+	delta := src.delta([]table.Object{src.key("k2", "gold")})
+	if err := a.client.Take(delta); err != nil || fmt.Sprint(did) != "[handed on enforced]" {
+		t.Errorf("a table is taken: %v, and it was %v", err, did)
+	}
+	if err := a.client.Take(delta); err != nil || len(did) != 2 {
+		t.Errorf("what it has already: %v, and it was %v", err, did)
+	}
+	did = nil
+	parts := src.parts(3)
+	for i, part := range parts {
+		if err := a.client.Take(part); err != nil || i < 2 && len(did) != 0 {
+			t.Errorf("part %d: %v, and it was %v", i, err, did)
+		}
+	}
+	if fmt.Sprint(did) != "[handed on enforced]" {
+		t.Errorf("a table in three parts was %v", did)
 	}
 }

@@ -140,7 +140,7 @@ func cause(ctx context.Context, err error) error {
 
 // hello says what is held: nothing, if what is in force is not whole on disk.
 func (c *Client) hello() *syncv1.Hello {
-	h := &syncv1.Hello{Protocol: protocol, Hashed: true, Level: uint32(table.Current), Version: c.cfg.Version, Incarnation: c.cfg.Incarnation, Dead: c.cfg.Dead}
+	h := &syncv1.Hello{Protocol: protocol, Hashed: true, Level: uint32(table.Current), Version: c.cfg.Version, Incarnation: c.cfg.Incarnation, Dead: c.dead()}
 	if c.table != nil && !c.needBase {
 		h.Catalog, h.Zone = wire(c.table.Catalog()), wire(c.table.Zone())
 	}
@@ -245,15 +245,10 @@ func (s *session) accept(st *staged, next *policy.Table) error {
 		// A full disk must not keep a revocation from taking effect. It is in force, not acked, and only a
 		// snapshot can bring disk and memory together again.
 		c.needBase = true
-		c.put(next)
-		c.updated(st)
+		c.force(next, st) // also in processes before, which are taken to have cut by what is in force here when the next one comes
 		return s.distrust(st, fault.New(fault.Internal, ReasonPersist, "write table to disk: %w", err))
 	}
-	c.put(next)
-	c.updated(st)
-	if c.cfg.Enforce != nil {
-		c.cfg.Enforce()
-	}
+	c.force(next, st)
 	if st.snapshot {
 		c.needBase, s.asked = false, false
 		c.stats.Snapshots.Add(1)
@@ -281,9 +276,21 @@ func (s *session) accept(st *staged, next *policy.Table) error {
 	return nil
 }
 
-func (c *Client) updated(st *staged) {
+func (c *Client) dead() []string {
+	if c.cfg.Dead == nil {
+		return nil
+	}
+	return c.cfg.Dead()
+}
+
+// force puts a table in force, hands on the update that brought it, and ends what it forbids.
+func (c *Client) force(next *policy.Table, st *staged) {
+	c.put(next)
 	if c.cfg.Updated != nil {
 		c.cfg.Updated(st.parts)
+	}
+	if c.cfg.Enforce != nil {
+		c.cfg.Enforce()
 	}
 }
 

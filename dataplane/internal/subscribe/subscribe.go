@@ -39,8 +39,8 @@ type Config struct {
 	SigningKey ed25519.PublicKey // required: the zone's
 	Holder     *policy.Holder    // required: where the table is put in force
 
-	Incarnation string   // which run of the edge this is; "": a test's
-	Dead        []string // earlier runs that have certainly ended
+	Incarnation string          // which run of the edge this is; "": a test's
+	Dead        func() []string // earlier runs that have certainly ended; nil: none
 
 	Status     func() *syncv1.Status                                                                                // what to report; nil: nothing
 	Rows       func(ctx context.Context, wanted *syncv1.RowsWanted, tell func(*syncv1.TellRowsRequest) error) error // hands out rows of relays; nil: this edge has none

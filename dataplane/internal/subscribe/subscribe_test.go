@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -316,7 +317,8 @@ func TestRun_DiskFull(t *testing.T) {
 
 func diskFull(t *testing.T, only string) {
 	src, n, fs := newSource(t), newNode(t), memory(t)
-	e := run(t, src, n, fs, nil)
+	var enforced atomic.Int64
+	e := run(t, src, n, fs, func(cfg *subscribe.Config) { cfg.Enforce = func() { enforced.Add(1) } })
 	s := n.next()
 	s.recv()
 	s.send(src.snapshot())
@@ -331,6 +333,9 @@ func diskFull(t *testing.T, only string) {
 	s.nack(subscribe.ReasonPersist, false)
 	if e.holder.Load().Key("k1") != nil {
 		t.Error("the revocation is not in force")
+	}
+	if n := enforced.Load(); n != 2 {
+		t.Errorf("what a table forbids was ended %d times, want it for both tables in force", n)
 	}
 	fs.Inject(nil)
 	s = n.next()
