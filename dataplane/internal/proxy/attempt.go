@@ -492,7 +492,7 @@ func (x *exchange) heard(ctx context.Context, sent ending, resp *http.Response, 
 		case x.body.unsent(), x.hurried(), errors.Is(err, channel.ErrHead): // one client must not take a target from all others
 			res.client = true
 			sent.End(failover.Tick)
-		case errors.Is(err, errOpens): // nothing of it was asked
+		case errors.Is(err, errOpens), errors.Is(err, errSpent) && !maybe: // nothing of it was asked
 			sent.End(failover.Tick)
 		case why != nil:
 			sent.End(failover.Late)

@@ -357,19 +357,29 @@ func (u *Upstreams) send(ctx context.Context, at upstream.Place, ask channel.Ask
 		ask.Bounded = h != nil
 		return p.muxed.Send(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{Got1xxResponse: interim}), ask)
 	}
-	t := tracker{method: ask.Method, hold: h}
+	var t tracker
 	early := func(code int, h textproto.MIMEHeader) error {
 		if t.conn != nil {
 			t.conn.heard.Store(false) // that was no answer yet
 		}
 		return interim(code, h)
 	}
-	resp, err = p.traffic.RoundTrip(ask.WithContext(httptrace.WithClientTrace(opening(ctx, ask.Whose), &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: early})))
-	if err != nil {
+	for range spentMost {
+		t = tracker{method: ask.Method, hold: h}
+		resp, err = p.traffic.RoundTrip(ask.WithContext(httptrace.WithClientTrace(opening(ctx, ask.Whose), &httptrace.ClientTrace{GotConn: t.gotConn, Got1xxResponse: early})))
+		if err == nil {
+			break
+		}
 		fate.Sent = t.sent()
+		if !fate.Sent && errors.Is(err, errSpent) && (ask.Body == nil || ask.Body == noBody{}) { // it had taken a connection that is none any more
+			continue
+		}
 		if t.conn == nil && ctx.Err() != nil && p.opens.crowd() > openCrowd { // its time was over before it had a connection
 			err = fmt.Errorf("%w: %w", errOpens, err)
 		}
+		return nil, fate, err
+	}
+	if err != nil {
 		return nil, fate, err
 	}
 	if t.conn != nil {
@@ -377,6 +387,10 @@ func (u *Upstreams) send(ctx context.Context, at upstream.Place, ask channel.Ask
 	}
 	return resp, channel.Fate{Sent: true}, nil
 }
+
+// spentMost is how many connections in a row a request may take on which nothing more can be asked, since something came behind the last
+// answer there.
+const spentMost = 16
 
 // noBody is an empty body that the transport does not know to be empty, so that it never takes the request
 // for one it may repeat.
