@@ -294,7 +294,7 @@ func IsAnswer(err error) bool {
 }
 
 func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
-	asked := time.Now()
+	asked, run := time.Now(), ctx
 	ctx, cancel := context.WithTimeout(ctx, min(5*time.Second, max(g.every(), 250*time.Millisecond)))
 	defer cancel()
 	catalog, zone := t.Catalog(), t.Zone()
@@ -307,6 +307,7 @@ func (g *Grants) ask(ctx context.Context, t *policy.Table) error {
 	if err != nil {
 		kind := fault.KindOf(err)
 		switch {
+		case run.Err() != nil: // nobody waited for it
 		case kind == fault.Denied, kind == fault.Unauthenticated:
 			// That is an answer: this edge may relay nothing. Not to be mistaken for silence.
 			g.step(grant.Denied, nil, grant.Take{})

@@ -262,3 +262,31 @@ func TestGrants_Twin(t *testing.T) {
 		})
 	}
 }
+
+// A question that ends with the process is no silence of the zone: its grants go on for their ordinary lifetimes, and not for those of
+// an edge that nobody answers.
+func TestGrants_TheEndIsNoSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &leader{grants: []*syncv1.SignedGrant{sign(t, grantTo("eu-central"))}}
+		h := holding(t, "eu-central")
+		g, err := failover.NewGrants(failover.GrantsConfig{Requester: l, Tables: h, Self: self, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); g.Run(ctx) }()
+		time.Sleep(time.Second)
+		l.set(func() { l.slow = 2 * time.Second })
+		time.Sleep(10 * time.Second) // it asks
+		cancel()
+		<-done
+		if g.Now().Away() {
+			t.Error("the zone is taken for silent")
+		}
+		time.Sleep(30 * time.Second)
+		if g.Live(h.Load(), "gdpr", "eu-central") != nil {
+			t.Error("a grant goes on past its ordinary end")
+		}
+	})
+}

@@ -118,7 +118,7 @@ type lending struct {
 	heard chan struct{}
 }
 
-// heard takes a heed, and says whether anything may be lent for it.
+// hear takes a heed, and says whether anything may be lent for it.
 func (l *lending) hear(h *heed) (may bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
