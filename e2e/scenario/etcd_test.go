@@ -94,27 +94,7 @@ func TestEtcd(t *testing.T) {
 	within(t, time.Now(), 10*time.Second, "the closure holds", func() error {
 		return refused(get("eu-west", lasting), http.StatusServiceUnavailable, "no-compatible-region")
 	})
-	s.Eventually(15*time.Second, "the closure is in force, signed", func() error {
-		var zones []struct {
-			Zone        string
-			Tightenings []struct {
-				From, To string
-				InForce  string `json:"in_force_at"`
-			}
-		}
-		out := s.MustCLI("emea", "border", "status", "-o", "json")
-		if err := json.Unmarshal([]byte(out), &zones); err != nil {
-			return err
-		}
-		for _, z := range zones {
-			for _, x := range z.Tightenings {
-				if z.Zone == "emea" && x.From == "eu-west" && x.To == "eu-central" && x.InForce != "" {
-					return nil
-				}
-			}
-		}
-		return fmt.Errorf("border status says:\n%s", out)
-	})
+	s.Eventually(15*time.Second, "the closure is in force, signed", func() error { return inForce(s, "eu-west", "eu-central") })
 	s.MustCLI("emea", "delete", "closure", "west-shut")
 	s.Fail("eu-west", 0)
 	if got := usCounts(s) - us; got != 0 {
@@ -163,4 +143,27 @@ func leadsEtcd(s *harness.Sandbox, cluster string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("no member of the etcd of %s leads", cluster)
+}
+
+// inForce is nil once the zone emea has it on record that nothing is relayed over a pair.
+func inForce(s *harness.Sandbox, from, to string) error {
+	var zones []struct {
+		Zone        string
+		Tightenings []struct {
+			From, To string
+			InForce  string `json:"in_force_at"`
+		}
+	}
+	out := s.MustCLI("emea", "border", "status", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &zones); err != nil {
+		return err
+	}
+	for _, z := range zones {
+		for _, x := range z.Tightenings {
+			if z.Zone == "emea" && x.From == from && x.To == to && x.InForce != "" {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("border status says:\n%s", out)
 }
