@@ -63,9 +63,8 @@ func (m *meter) Append(r *usage.Row) error {
 	m.judge.search("a row of usage", strings.Join([]string{r.Customer, r.Subscription, r.Plan, r.Product, r.API, r.Route, r.ServedRegion, r.KeyID, string(r.RequestID[:])}, " "))
 	return r.Check()
 }
-func (m *meter) Pause(time.Time) {}
-func (m *meter) Ready() bool     { return true }
-func (m *meter) Healthy() error  { return nil }
+func (m *meter) Ready() bool    { return true }
+func (m *meter) Healthy() error { return nil }
 
 // zone is what the edges of one zone share.
 type zone struct {

@@ -49,7 +49,7 @@ func New(cfg Config) *Ebb {
 
 // Run looks until ctx ends.
 func (e *Ebb) Run(ctx context.Context) error {
-	tick := e.cfg.Beat.Ticker(lookEvery)
+	tick := e.cfg.Beat.Patient(lookEvery)
 	defer tick.Stop()
 	for {
 		select {

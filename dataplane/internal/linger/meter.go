@@ -3,7 +3,6 @@ package linger
 import (
 	"errors"
 	"sync/atomic"
-	"time"
 
 	"bailiwick/dataplane/internal/spool"
 	"bailiwick/shared/usage"
@@ -13,7 +12,6 @@ import (
 type Spool interface {
 	Append(row *usage.Row) error
 	Ready() bool
-	Pause(now time.Time)
 	Healthy() error
 }
 
@@ -68,13 +66,6 @@ func (m *Meter) Append(r *usage.Row) error {
 
 // Ready says whether Append would wait for nothing.
 func (m *Meter) Ready() bool { return m.to.Load() == nil && m.own.Ready() }
-
-// Pause is the spool's.
-func (m *Meter) Pause(now time.Time) {
-	if m.to.Load() == nil {
-		m.own.Pause(now)
-	}
-}
 
 // Healthy says why rows may be refused.
 func (m *Meter) Healthy() error {

@@ -224,10 +224,13 @@ func (l *Loop) Expect(c *Conn) {
 // Calm says whether the loop has little to do: for a while one thing at a time has come. Its goroutine calls it, in an owner's Ready.
 func (l *Loop) Calm() bool { return l.ajar }
 
+// Yield lets others have the processor, if any wait for it. Its goroutine calls it.
+func (l *Loop) Yield() { syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
+
 // seek looks for what comes until BusyPoll is over. Whoever else wants the processor goes first: it may be who is to answer.
 func (l *Loop) seek(began time.Time) (n int, errno syscall.Errno) {
 	for {
-		syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0)
+		l.Yield()
 		if n, errno = poll(l.fd, l.events); n > 0 || errno != 0 && errno != syscall.EINTR {
 			return n, errno
 		}

@@ -32,6 +32,9 @@ func (*Loop) Heard() time.Time { return time.Time{} }
 // Calm is as on Linux.
 func (*Loop) Calm() bool { return false }
 
+// Yield is as on Linux.
+func (*Loop) Yield() {}
+
 // Expect is as on Linux.
 func (*Loop) Expect(*Conn) {}
 

@@ -373,12 +373,20 @@ func (t *turn) over(c *conn, keep bool) {
 	c.buf, c.r, c.w = nil, 0, 0
 	c.since = c.now
 	if len(t.flights) == 0 && t.loop.Calm() {
-		t.door.fast.cfg.Meter.Pause(c.now)
+		t.pause(c.now)
 	}
 	if n := t.door.use.of(c.seat); n >= 0 && n != t.number {
 		t.move(c, t.all[n])
 	} else if !c.lc.Rest() {
 		t.end(c)
+	}
+}
+
+// pause says that nobody waits for an answer just now, as far as this loop knows, which has little to do.
+func (t *turn) pause(now time.Time) {
+	if b := t.door.fast.cfg.Beat; b.Pause(now) {
+		t.loop.Yield() // who was answered may wait for this processor
+		b.Begin(now)
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 
 	"bailiwick/dataplane/internal/accesslog"
 	"bailiwick/dataplane/internal/attest"
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/cache"
 	"bailiwick/dataplane/internal/failover"
 	"bailiwick/dataplane/internal/gate"
@@ -38,7 +39,6 @@ import (
 type Meter interface {
 	Append(row *usage.Row) error
 	Ready() bool
-	Pause(now time.Time) // nobody waits for an answer just now, as far as one loop knows that has little to do
 	Healthy() error
 }
 
@@ -67,6 +67,7 @@ type Config struct {
 	Cache      *cache.Cache                      // of answers, where routes ask for it; nil: none. Run renews what is stale in it
 	Traces     *trace.Tracer                     // of requests, to a collector; nil: none
 	Access     *accesslog.Log                    // of requests, for people; nil: none
+	Beat       *beat.Beat                        // is told of pauses; nil: nobody is
 	Pseudonyms Pseudonyms                        // of client addresses, in rows; nil: none are kept
 	Signer     Signer                            // of who asks, for upstreams that want it signed; nil: nothing is
 	TableAge   func(now time.Time) time.Duration // since the control plane last confirmed the table; nil: always fresh
@@ -131,6 +132,9 @@ func New(cfg Config) (*Proxy, error) {
 	case RefuseNew, ServeUnbilled:
 	default:
 		return nil, errors.New("proxy: OnSpoolError is " + RefuseNew + " or " + ServeUnbilled)
+	}
+	if cfg.Beat == nil {
+		cfg.Beat = beat.New()
 	}
 	if cfg.MaxRequestBytes <= 0 {
 		cfg.MaxRequestBytes = 10 << 20

@@ -60,9 +60,8 @@ func (m *marks) Append(r *usage.Row) error {
 	return nil
 }
 
-func (m *marks) Ready() bool     { return true }
-func (m *marks) Pause(time.Time) {}
-func (m *marks) Healthy() error  { return nil }
+func (m *marks) Ready() bool    { return true }
+func (m *marks) Healthy() error { return nil }
 
 // saw is of a whole request at an upstream.
 func (m *marks) saw(w http.ResponseWriter, r *http.Request) {

@@ -201,7 +201,6 @@ type meter struct {
 	panics  atomic.Bool                   // once, while a request is decided
 	stalls  atomic.Pointer[chan struct{}] // it is not ready, and the next row waits for its end
 	after   atomic.Pointer[func()]        // is called behind each row; nil: nothing is
-	pauses  atomic.Int64
 }
 
 func (m *meter) Append(r *usage.Row) error {
@@ -228,8 +227,7 @@ func (m *meter) keep(r *usage.Row) error {
 	return nil
 }
 
-func (m *meter) Pause(time.Time) { m.pauses.Add(1) }
-func (m *meter) Ready() bool     { return m.stalls.Load() == nil }
+func (m *meter) Ready() bool { return m.stalls.Load() == nil }
 
 func (m *meter) Healthy() error {
 	if m.panics.CompareAndSwap(true, false) {

@@ -582,10 +582,11 @@ func TestBook_WhoWaitsForManyUnitsGetsThemAtOnce(t *testing.T) {
 	})
 }
 
-// noted leases far more than is asked for, and keeps when it was asked.
+// noted leases far more than is asked for, or nothing for now, and keeps when it was asked.
 type noted struct {
-	mu    sync.Mutex // covers asked
-	asked []time.Time
+	mu      sync.Mutex // covers asked
+	asked   []time.Time
+	nothing atomic.Bool
 }
 
 func (p *noted) times() []time.Time {
@@ -599,8 +600,12 @@ func (p *noted) Exchange(_ context.Context, r *quota.Request) (*quota.Response, 
 	p.asked = append(p.asked, time.Now())
 	p.mu.Unlock()
 	out := &quota.Response{Sequence: r.Sequence, LiveEdges: 1}
+	leased := int64(1 << 20)
+	if p.nothing.Load() {
+		leased = 0
+	}
 	for _, k := range r.Asks {
-		out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: 1 << 20, Limit: 1 << 40, Leases: true})
+		out.States = append(out.States, quota.State{ID: k.ID, Period: 1000, Leased: leased, Limit: 1 << 40, Leases: true})
 	}
 	return out, nil
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/policy"
 )
 
@@ -61,17 +62,18 @@ func (b *Book) Run(ctx context.Context) error {
 }
 
 func (b *Book) loop(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
+	alarm := b.cfg.Beat.Alarm()
+	defer alarm.Stop()
+	alarm.Set(time.Now(), 0, 0)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-b.wake:
-		case <-timer.C:
+		case <-alarm.C:
 		}
-		next := b.step(ctx, time.Now())
-		timer.Reset(max(0, time.Until(next)))
+		next, late := b.step(ctx, time.Now())
+		alarm.Set(next, 0, late)
 	}
 }
 
@@ -93,14 +95,14 @@ func (b *Book) leave(ctx context.Context) {
 	}
 }
 
-// step does what is due and says when there is more to do.
-func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
+// step does what is due and says when there is more to do, and how late that may be: what somebody waits for is not.
+func (b *Book) step(ctx context.Context, now time.Time) (next time.Time, late time.Duration) {
 	if !now.Before(b.nextScan) {
 		b.scan(now, now.Sub(b.lastScan))
 		b.lastScan, b.nextScan = now, b.cfg.Beat.After(now, tick)
 	}
 	b.takeHot(now)
-	next = b.nextScan
+	next, late = b.nextScan, beat.Late
 	due := b.due()
 	if !now.Before(due) {
 		b.lastStart = now
@@ -109,13 +111,16 @@ func (b *Book) step(ctx context.Context, now time.Time) (next time.Time) {
 	}
 	for _, a := range b.starved {
 		if a.again.Before(next) {
-			next = a.again
+			next, late = a.again, 0
 		}
 	}
 	if due.Before(next) {
 		next = due
+		if len(b.queue) > 0 {
+			late = 0
+		}
 	}
-	return next
+	return next, late
 }
 
 // due is when the next exchange is: soon if somebody is to be spoken of, else at the last tick within a beat.

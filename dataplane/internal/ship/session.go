@@ -96,13 +96,13 @@ var errEnded = errors.New("stream ended")
 const together = 50 * time.Millisecond
 
 func (e *session) loop(ctx context.Context, answers <-chan *usagev1.UploadResponse) error {
-	heart := e.s.cfg.Beat.Ticker(e.s.cfg.Heartbeat)
+	heart := e.s.cfg.Beat.Patient(e.s.cfg.Heartbeat)
 	defer heart.Stop()
 	look := max(e.s.cfg.Patience/8, time.Millisecond)
 	if look > together {
 		look = look.Truncate(together)
 	}
-	watch := e.s.cfg.Beat.Ticker(look)
+	watch := e.s.cfg.Beat.Patient(look)
 	defer watch.Stop()
 	bye, began := e.s.bye, time.Now()
 	for {

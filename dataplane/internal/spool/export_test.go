@@ -10,11 +10,6 @@ import (
 
 func (s *Spool) Seal() error { return s.seal() }
 
-// Soon is from when on a pause has the rows brought to disk, since base.
-func (s *Spool) Soon() (after time.Duration, base time.Time) {
-	return time.Duration(s.soon.Load()), s.base
-}
-
 func (s *Spool) GroupCommit() error { return s.groupCommit() }
 func (s *Spool) Provide() error     { return s.provide() }
 

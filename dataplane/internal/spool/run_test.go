@@ -2,11 +2,11 @@ package spool_test
 
 import (
 	"context"
-	"math"
 	"sync"
 	"testing"
 	"time"
 
+	"bailiwick/dataplane/internal/beat"
 	"bailiwick/dataplane/internal/spool"
 	"bailiwick/shared/usage"
 )
@@ -32,8 +32,12 @@ func contextRun(t testing.TB, s *spool.Spool) (context.Context, func()) {
 // A pause begins a commit that is due soon, and no other.
 func TestSpool_APauseCommits(t *testing.T) {
 	const window = time.Hour
-	s := open(t, spool.Config{Dir: t.TempDir(), GroupCommit: window})
-	s.Pause(time.Now().Add(2 * window)) // before Run
+	b := beat.New()
+	s := open(t, spool.Config{Dir: t.TempDir(), GroupCommit: window, SealEvery: 24 * time.Hour, Beat: b})
+	in := func(d time.Duration) time.Time { return time.Now().Add(d) }
+	if b.Pause(in(2 * window)) {
+		t.Fatal("something waits for a pause before Run")
+	}
 	_, stop := contextRun(t, s)
 	defer stop()
 	until := func(what string, is func() bool) {
@@ -44,24 +48,20 @@ func TestSpool_APauseCommits(t *testing.T) {
 			}
 		}
 	}
-	var last time.Duration
 	for n := range int64(3) {
-		var soon time.Duration
-		var base time.Time
-		until("the next window", func() bool { soon, base = s.Soon(); return soon != math.MaxInt64 && soon != last })
-		if left := soon - time.Since(base); left > window*4/5 || left < window*4/5-time.Minute {
-			t.Fatalf("a pause in %v would begin a commit, want in four fifths of %v", left, window)
-		}
-		last = soon
+		until("the next window", func() bool { return b.Pause(in(window)) })
 		r := row("acme")
 		if err := s.Append(&r); err != nil {
 			t.Fatal(err)
 		}
-		s.Pause(base.Add(soon - 1))
-		if now, _ := s.Soon(); now != soon {
+		early := in(window*4/5 - time.Minute)
+		if b.Pause(early) {
+			t.Fatalf("a pause more than a minute before the last fifth of %v begins a commit", window)
+		}
+		if b.Begin(early); !b.Pause(in(window)) {
 			t.Fatal("a pause that came too early began a commit")
 		}
-		s.Pause(base.Add(soon))
+		b.Begin(in(window * 4 / 5))
 		until("a commit", func() bool { return s.Stats().GroupCommits == n+1 })
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -92,6 +91,9 @@ func (c Config) withDefaults() Config {
 	c.MaxUnacked = or(c.MaxUnacked, 64)
 	c.JournalBytes = or(c.JournalBytes, 4<<20)
 	c.Program = or(c.Program, "bailiwick-edge")
+	if c.Beat == nil {
+		c.Beat = beat.New()
+	}
 	if c.FS == nil {
 		c.FS = durable.OS()
 	}
@@ -166,10 +168,6 @@ type Spool struct {
 
 	wake  chan struct{}
 	count counters
-
-	base  time.Time
-	soon  atomic.Int64  // ns since base from when on a pause has the rows brought to disk; none: math.MaxInt64
-	pause chan struct{} // there is one
 }
 
 type counters struct {
@@ -212,8 +210,7 @@ func Open(cfg Config) (s *Spool, err error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	s = &Spool{cfg: cfg, open: newSums(), parked: map[uint64]bool{}, changed: make(chan struct{}), wake: make(chan struct{}, 1), base: time.Now(), pause: make(chan struct{}, 1)}
-	s.soon.Store(math.MaxInt64)
+	s = &Spool{cfg: cfg, open: newSums(), parked: map[uint64]bool{}, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
 	defer func() {
 		if err != nil {
 			s.release()
@@ -293,10 +290,10 @@ func (s *Spool) beginEpoch() error {
 // ends. What goes wrong shows in Healthy and is retried where that can help; it
 // returns only what went wrong with the last commit and seal, after ctx ended.
 func (s *Spool) Run(ctx context.Context) error {
-	seal, commit := s.cfg.Beat.Ticker(s.cfg.SealEvery), time.NewTimer(s.cfg.GroupCommit)
-	defer commit.Stop()
-	s.expectPause()
+	seal, commit := s.cfg.Beat.Patient(s.cfg.SealEvery), s.cfg.Beat.Alarm()
 	defer seal.Stop()
+	defer commit.Stop()
+	s.expect(commit)
 	busy := pace{most: s.cfg.SealMost - s.cfg.SealEvery/2, sealed: s.cfg.Now()}
 	var told string
 	for {
@@ -306,8 +303,6 @@ func (s *Spool) Run(ctx context.Context) error {
 			return errors.Join(s.groupCommit(), s.seal())
 		case <-s.wake:
 			err = s.provide()
-		case <-s.pause:
-			err = s.commit(commit)
 		case <-commit.C:
 			err = s.commit(commit)
 		case <-seal.C:
@@ -328,29 +323,15 @@ func (s *Spool) Run(ctx context.Context) error {
 }
 
 // commit folds the rows and brings them to the disk, and has next tick a GroupCommit later.
-func (s *Spool) commit(next *time.Timer) error {
-	next.Reset(s.cfg.GroupCommit)
-	s.expectPause()
+func (s *Spool) commit(next *beat.Alarm) error {
+	s.expect(next)
 	return errors.Join(s.foldNew(), s.groupCommit(), s.provide())
 }
 
-// expectPause has the first pause begin the next commit that comes in the last fifth of a GroupCommit from now.
-func (s *Spool) expectPause() {
-	s.soon.Store(int64(time.Since(s.base) + s.cfg.GroupCommit - s.cfg.GroupCommit/5))
-}
-
-// Pause says that nobody waits for an answer just now. A commit that is due within a fifth of a GroupCommit begins, so that it is over,
-// or nearly, when the next request comes: it takes a processor for some 0.4 ms, and who comes meanwhile waits for it. Else Pause is a
-// comparison. It may be called by anybody at any time.
-func (s *Spool) Pause(now time.Time) {
-	soon := s.soon.Load()
-	if int64(now.Sub(s.base)) < soon || !s.soon.CompareAndSwap(soon, math.MaxInt64) {
-		return
-	}
-	select {
-	case s.pause <- struct{}{}:
-	default:
-	}
+// expect has the next commit come a GroupCommit from now, or at a pause in the last fifth of that: so it is over, or nearly, when the next
+// request comes. It takes a processor for some 0.4 ms, and who comes meanwhile waits for it.
+func (s *Spool) expect(commit *beat.Alarm) {
+	commit.Set(time.Now().Add(s.cfg.GroupCommit), s.cfg.GroupCommit/5, 0)
 }
 
 // pace decides when to seal. A block says each of its customers, routes and
