@@ -2,6 +2,7 @@ package failover
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 
@@ -137,7 +138,7 @@ func (a *Attempts) Next(ctx context.Context) (c Candidate, ok bool) {
 		// a merely slow upstream from losing its traffic.
 		if t.stalled(now, timeout) || a.once && t.unproven(now) {
 			t.leave() // who waits for a sign of life keeps nobody from a place
-			if !t.alive(ctx, m.cfg.LivenessWait, !a.once) {
+			if !t.alive(ctx, now, m.cfg.LivenessWait, !a.once) {
 				a.doubts(t)
 				continue
 			}
@@ -183,7 +184,7 @@ func (a *Attempts) last(ctx context.Context, timeout time.Duration) (Candidate, 
 			}
 			// What it answers others meanwhile is its word too, where its health page is slow in a crowd: but none to send on what
 			// must not be lost.
-			lives := (t.usable() || hopeful(t)) && t.alive(ctx, 0, !a.once)
+			lives := (t.usable() || hopeful(t)) && t.alive(ctx, math.MaxInt64, 0, !a.once)
 			if !lives && hopeful(t) {
 				hoped = true
 				continue

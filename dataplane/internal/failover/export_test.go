@@ -1,6 +1,9 @@
 package failover
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // Tally and Judged give tests the comparison of targets.
 type Tally struct{ Good, Bad int64 }
@@ -18,4 +21,9 @@ func (j *Judge) Step(now time.Duration, percent int, tallies ...Tally) (out []bo
 		out = append(out, r.out)
 	}
 	return out
+}
+
+// AliveSince is what a walk asks that found the target silent so long ago.
+func (t *Target) AliveSince(ctx context.Context, ago time.Duration, once bool) bool {
+	return t.alive(ctx, t.m.now()-ago, t.m.cfg.LivenessWait, !once)
 }

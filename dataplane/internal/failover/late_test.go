@@ -138,6 +138,32 @@ func TestAttempts_AnAnswerEndsTheWait(t *testing.T) {
 	})
 }
 
+// What a target answers between the moment that it was found silent and the question is its word: who asks then could wait in vain for
+// the answer after it, and doubt it. Where that must not be lost it is none.
+func TestTarget_AnAnswerBeforeTheQuestionIsASignOfLife(t *testing.T) {
+	for _, c := range []struct {
+		ago  time.Duration
+		once bool
+		want bool
+	}{{2 * time.Millisecond, false, true}, {time.Millisecond, false, true}, {time.Millisecond - 1, false, false}, {2 * time.Millisecond, true, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			p, target, _ := crowdedWalks(t)
+			answers(target, time.Second)
+			p.set(nil, true)
+			target.Begin().End(failover.Answered)
+			time.Sleep(time.Millisecond)
+			began := time.Now()
+			if got := target.AliveSince(t.Context(), c.ago, c.once); got != c.want || got && time.Since(began) > 0 {
+				t.Errorf("found silent %v ago, answered 1 ms ago, must not be lost %v: alive %v after %v, want %v", c.ago, c.once, got, time.Since(began), c.want)
+			}
+			if doubted := target.State().Phase != failover.Healthy; doubted == c.want {
+				t.Errorf("found silent %v ago, must not be lost %v: in doubt %v", c.ago, c.once, doubted)
+			}
+			time.Sleep(2 * time.Second)
+		})
+	}
+}
+
 // A sign of life is one also where the health page gives none in its 50 ms: who asks makes nobody's target one in doubt while it
 // answers others.
 func TestTarget_IsInNoDoubtWhileItAnswers(t *testing.T) {

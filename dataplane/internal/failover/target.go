@@ -3,6 +3,7 @@ package failover
 import (
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"net/url"
 	"sync"
@@ -174,10 +175,13 @@ func (t *Target) fly() *flight {
 
 // alive asks the target for a sign of life and waits for it: for at most wait since the question was first put, and where the target
 // has answered somebody since then as long from now, for who joins a question that is late would else have no time at all; without
-// wait until the health page has spoken, or its time is over. others: what it answers them meanwhile is such a sign too; what must
-// not be lost wants the page's word.
-func (t *Target) alive(ctx context.Context, wait time.Duration, others bool) bool {
+// wait until the health page has spoken, or its time is over. others: what it answers them meanwhile, and what it has since the moment
+// that it was found silent (never: math.MaxInt64), is such a sign too; what must not be lost wants the page's word.
+func (t *Target) alive(ctx context.Context, since, wait time.Duration, others bool) bool {
 	asked, answer := t.m.now(), t.answer()
+	if others && time.Duration(t.answered.Load()) >= since {
+		return true // a question could wait in vain for the next
+	}
 	for {
 		f := t.fly()
 		from := f.began
@@ -395,7 +399,9 @@ func (t *Target) unproven(now time.Duration) bool {
 }
 
 // Alive asks for a sign of life, also for one that others get, and waits some milliseconds for it: false says to look elsewhere.
-func (t *Target) Alive(ctx context.Context) bool { return t.alive(ctx, t.m.cfg.LivenessWait, true) }
+func (t *Target) Alive(ctx context.Context) bool {
+	return t.alive(ctx, math.MaxInt64, t.m.cfg.LivenessWait, true)
+}
 
 // Begin tells that a request is about to be sent; call End exactly once.
 func (t *Target) Begin() Sent { return t.BeginAt(time.Now()) }
