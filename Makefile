@@ -80,7 +80,7 @@ h2spec: ## h2spec's 145 tests against the edge's HTTP/2 (seconds; the tool is bu
 bench-edge: build ## all rows of the edge beside nginx, HAProxy and net/http, pinned and not, also with a million keys (Debian packages; an hour and a half); some of them: make bench-edge ARGS='-rows http,https,h2 -pin both'
 	$(BUILD) -o bin/ ./e2e/benchedge
 	@$(if $(strip $(ARGS)),bin/benchedge $(ARGS),for pin in one both; do \
-		bin/benchedge -pin $$pin -rows all && bin/benchedge -pin $$pin -rows http,https -keys 1000000 || exit 1; done)
+		bin/benchedge -pin $$pin -rows all && bin/benchedge -pin $$pin -rows http,https,http-few,https-few -keys 1000000 || exit 1; done)
 
 evidence: ## a bundle of a million records of evidence, verified: the time it takes, and per record
 	BAILIWICK_LONG=1 $(GO) test -run '^$$' -bench Verify -benchtime 1x -timeout 20m ./controlplane/internal/evidence $(ARGS)

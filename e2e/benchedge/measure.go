@@ -357,13 +357,21 @@ func (b *bench) print(r row, peers []*peer, got map[string][]sample) {
 			ratio = fmt.Sprintf("%.2f", mid/base)
 		}
 		one := func(of func(sample) float64) float64 { m, _, _ := median(s, of); return m }
-		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %.1f | %s | %.0f | %.3f | %.3f | %.0f | %.2f | %.2f | %.1f |\n", p.name, mid, low, high, one(func(s sample) float64 { return s.kernel }), ratio,
-			one(func(s sample) float64 { return s.rate }), one(func(s sample) float64 { return s.p50 }), one(func(s sample) float64 { return s.p99 }),
+		fmt.Printf("| %s | %.1f (%.1f–%.1f) | %.1f | %s | %.0f | %s | %s | %.0f | %.2f | %.2f | %.1f |\n", p.name, mid, low, high, one(func(s sample) float64 { return s.kernel }), ratio,
+			one(func(s sample) float64 { return s.rate }), said(one(func(s sample) float64 { return s.p50 })), said(one(func(s sample) float64 { return s.p99 })),
 			one(func(s sample) float64 { return s.rss }), one(func(s sample) float64 { return s.busy }), one(func(s sample) float64 { return s.control }), one(func(s sample) float64 { return s.each }))
 	}
 	if r.direct {
 		b.printAdded(got)
 	}
+}
+
+// said is a latency, ms, as far as the tool says any: h2load does not, nor do handshakes and idle connections.
+func said(ms float64) string {
+	if ms == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.3f", ms)
 }
 
 // printAdded says what each peer adds to the upstream's own latency.

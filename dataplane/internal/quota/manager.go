@@ -102,25 +102,29 @@ func (b *Book) step(ctx context.Context, now time.Time) (next time.Time, late ti
 		b.lastScan, b.nextScan = now, b.cfg.Beat.After(now, tick)
 	}
 	b.takeHot(now)
-	next, late = b.nextScan, beat.Late
 	due := b.due()
 	if !now.Before(due) {
 		b.lastStart = now
 		b.trade(ctx, now)
 		due = b.due()
 	}
+	next = b.nextScan
+	last := next.Add(beat.Late) // by what somebody waits for, or by then
+	if len(b.queue) > 0 && due.Before(last) {
+		last = due
+	}
 	for _, a := range b.starved {
-		if a.again.Before(next) {
-			next, late = a.again, 0
+		if a.again.Before(last) {
+			last = a.again
 		}
 	}
 	if due.Before(next) {
 		next = due
-		if len(b.queue) > 0 {
-			late = 0
-		}
 	}
-	return next, late
+	if last.Before(next) {
+		next = last
+	}
+	return next, min(last.Sub(next), beat.Late)
 }
 
 // due is when the next exchange is: soon if somebody is to be spoken of, else at the last tick within a beat.
