@@ -26,7 +26,7 @@ const (
 	OutcomeSuccess       Outcome = 1 // 2xx or 3xx from the upstream
 	OutcomeClientError   Outcome = 2 // 4xx from the upstream
 	OutcomeUpstreamError Outcome = 3 // 5xx from the upstream
-	OutcomeAborted       Outcome = 4 // the client went away, or the upstream died mid-body
+	OutcomeAborted       Outcome = 4 // the client went away, or its own time was over, or the upstream died mid-body
 	OutcomeLimited       Outcome = 5 // 429 by the edge
 	OutcomeRefused       Outcome = 6 // another 4xx by the edge: 402, 403, 413, …
 	OutcomeUnserved      Outcome = 7 // 502, 503, 504 by the edge

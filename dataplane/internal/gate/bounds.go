@@ -72,7 +72,7 @@ func (g *Gate) limit(plan *policy.Plan, now time.Duration, v *Verdict) {
 			v.rate, v.found.limiter = g.Limits.Find(id, now, plan.RequestsPerSecond, burst(plan), share)
 		}
 		if !v.rate.OK {
-			entered.Pass().Undo()
+			entered.Pass().Undo(&v.windows)
 			v.slow(v.rate.RetryAfter)
 			return
 		}
@@ -86,10 +86,7 @@ func (g *Gate) GiveBack(v *Verdict) {
 	if v.share == 0 {
 		return
 	}
-	v.Pass.Undo()
-	for i := range min(len(v.plan.Windows), limit.MaxWindows) {
-		v.windows[i].Remaining++
-	}
+	v.Pass.Undo(&v.windows)
 	if v.plan.RequestsPerSecond > 0 {
 		v.rate.Remaining++
 		g.Limits.Give(limit.ID{Customer: v.Customer, Subscription: v.Subscription, Plan: v.Plan}, v.plan.RequestsPerSecond, v.share)

@@ -100,7 +100,7 @@ func (b *bucket) enter(now time.Duration, t *Terms, share int64) (e Entered, ok 
 	if !e.OK() {
 		for i := range t.N { // nothing was taken: what one window has left is told without this request
 			if e.Result[i].OK {
-				e.Result[i].Remaining++
+				e.Result[i].back(taken[i])
 			}
 		}
 		return e, true
@@ -154,8 +154,9 @@ func (p Pass) Leave() {
 	}
 }
 
-// Undo leaves as if it had never come: another limit refused it. If the windows are others by now, what it took stays taken.
-func (p Pass) Undo() {
+// Undo leaves as if it had never come: another limit refused it. If the windows are others by now, what it took stays taken. r, what the
+// client is told of each window, is as it is without the request then.
+func (p Pass) Undo(r *[MaxWindows]Result) {
 	if p.b == nil {
 		return
 	}
@@ -166,8 +167,16 @@ func (p Pass) Undo() {
 		return
 	}
 	for i := range p.taken {
-		p.b.tat[i] -= p.taken[i]
+		if p.b.tat[i] -= p.taken[i]; p.taken[i] > 0 {
+			r[i].back(p.taken[i])
+		}
 	}
+}
+
+// back has what is told of a window be as if a request that took so much had not come.
+func (r *Result) back(taken int64) {
+	r.Remaining++
+	r.Reset = max(r.Reset-time.Duration(taken), 0)
 }
 
 // times are a window's whole interval, that of a share, and the time that the burst lasts.

@@ -84,7 +84,7 @@ func TestEnter_TakesFromAllOrNone(t *testing.T) {
 		if !e.OK() {
 			t.Fatalf("after an undo: got %+v, want it let in", e)
 		}
-		e.Pass().Undo()
+		e.Pass().Undo(&e.Result)
 	}
 	passed := 0
 	for range 10 {
@@ -241,7 +241,7 @@ func TestEnter_UndoKnowsItsWindows(t *testing.T) {
 			passed++
 		}
 		if i == 0 {
-			first.Pass().Undo()
+			first.Pass().Undo(&first.Result)
 		}
 	}
 	if passed != 2 {
@@ -287,5 +287,25 @@ func BenchmarkMap_Enter(b *testing.B) {
 	for i := 0; b.Loop(); i++ {
 		e := m.Enter(acme, time.Duration(i)*time.Microsecond, ts, limit.Whole)
 		e.Pass().Leave()
+	}
+}
+
+// Who is refused is told what is left without his request, whichever limit refused him: of the windows' own, or another.
+func TestEnter_TellsWhatIsLeftWithoutWhoIsRefused(t *testing.T) {
+	second, hour := limit.Window{Requests: 3, Per: time.Second}, limit.Window{Requests: 10, Per: time.Hour}
+	m, ts := limit.NewMap(), terms(0, second, hour)
+	var last limit.Entered
+	for range 2 {
+		last = m.Enter(acme, time.Hour, ts, limit.Whole)
+	}
+	want := last.Result
+	undone := m.Enter(acme, time.Hour, ts, limit.Whole)
+	if undone.Pass().Undo(&undone.Result); undone.Result != want {
+		t.Errorf("undone: told %+v, want %+v as the last one", undone.Result, want)
+	}
+	m.Enter(acme, time.Hour, ts, limit.Whole)
+	want[1].Remaining, want[1].Reset = want[1].Remaining-1, want[1].Reset+6*time.Minute
+	if refused := m.Enter(acme, time.Hour, ts, limit.Whole); refused.Refused != 0 || refused.Result[1] != want[1] {
+		t.Errorf("refused by window %d: told %+v of the hour, want %+v", refused.Refused, refused.Result[1], want[1])
 	}
 }

@@ -210,6 +210,8 @@ func (c *call) refused(problem gate.Problem) gate.Problem {
 		if c.v.Admitted() { // refused after admission
 			outcome = usage.OutcomeRefused
 			switch {
+			case c.rushed(problem.Status) && c.hurried() && c.tries.Load() > 0:
+				outcome = usage.OutcomeAborted // the client's own time ended it, which an upstream worked in: as if it had left
 			case problem.Status >= 500:
 				outcome = usage.OutcomeUnserved
 			case problem.Reason == gate.ReasonCrowded:

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -115,7 +116,8 @@ func (c *call) units(answer http.Header) {
 	if len(values) != 1 {
 		return
 	}
-	if n, err := strconv.ParseUint(strings.TrimSpace(values[0]), 10, 62); err == nil {
-		c.said = int64(n)
+	text := strings.TrimSpace(values[0])
+	if n, err := strconv.ParseUint(text, 10, 62); err == nil || errors.Is(err, strconv.ErrRange) && strings.Trim(text, "0123456789") == "" {
+		c.said = int64(n) // one that is out of range is the largest there is, and costs the most that one request may
 	}
 }

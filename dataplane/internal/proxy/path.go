@@ -88,7 +88,7 @@ func (x *exchange) sign() {
 
 // asking is what a request of net/http asks.
 func asking(r *http.Request) asked {
-	a := asked{Request: gate.Request{Host: canonicalHost(r.Host), Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr, Shown: shown{r}, Says: r.URL.RawQuery != "" || r.ContentLength != 0},
+	a := asked{Request: gate.Request{Host: canonicalHost(r.Host), Method: r.Method, Path: r.URL.Path, Authorization: r.Header["Authorization"], APIKey: r.Header["X-Api-Key"], Remote: r.RemoteAddr, Shown: shown{r}, Says: r.URL.RawQuery != "" || r.URL.ForceQuery || r.ContentLength != 0},
 		raw: r.URL.RawPath, more: r.URL.Opaque != "" || r.URL.User != nil, http3: r.ProtoMajor == 3, upgrade: r.Header["Upgrade"], expects: expects(r.Header["Expect"])}
 	if len(a.upgrade) > 0 {
 		a.socket = askSocket(r)

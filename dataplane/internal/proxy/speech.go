@@ -78,6 +78,7 @@ func (c *call) deadline() time.Duration {
 }
 
 // within holds a body of unknown length to the route's limit: the whole of it, or where it is a stream of messages each of them.
+// That it is one is the client's word, which counts where streams may be expected: else any client could have its upload not bounded.
 func (x *exchange) within(r io.ReadCloser, limit int64, known bool) io.ReadCloser {
 	s := x.speech
 	if s != nil && s.decodes() {
@@ -90,11 +91,22 @@ func (x *exchange) within(r io.ReadCloser, limit int64, known bool) io.ReadClose
 	switch {
 	case s != nil && (s.kind.Framed() || s.decodes()):
 		s.in.Max = limit
+		if !known && !x.streams() {
+			r = http.MaxBytesReader(x.w, r, limit)
+		}
 		return messages{rpc.Reader{ReadCloser: r, Counter: &s.in}}
 	case known:
 		return r
 	}
 	return http.MaxBytesReader(x.w, r, limit)
+}
+
+// streams says whether the API or the route is one that streams of messages are expected of: an upstream here speaks HTTP/2, or is asked
+// by gRPC whether it is well, or the route translates gRPC-Web, or sells messages. Where there is no upstream in this region, the edge of
+// the one that has it decides.
+func (x *exchange) streams() bool {
+	r, api := x.v.Route, x.v.API
+	return r != nil && r.GRPCWeb || x.perMessage() || api == nil || len(api.Protocols) > 0 || api.HealthGRPC != nil || len(api.Targets) == 0
 }
 
 // decodes says whether the body of the request is base64 on its way in.

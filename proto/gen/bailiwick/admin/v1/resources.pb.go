@@ -2063,7 +2063,7 @@ func (x *WebSocket) GetPingEvery() *durationpb.Duration {
 type Units struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// header of the answer that holds the units, a whole number; it is not passed on. Without it in an answer, or with one that
-	// does not read, a request costs one.
+	// does not read, a request costs one; a number that is larger than can be counted is the most.
 	Header string `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	// per_bytes: one for each so many bytes of the bodies of request and answer, rounded up.
 	PerBytes int64 `protobuf:"varint,2,opt,name=per_bytes,json=perBytes,proto3" json:"per_bytes,omitempty"`
