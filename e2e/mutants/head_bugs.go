@@ -3,7 +3,7 @@ package main
 // headBugs have a request's head read in two ways: by the edge and by the upstream, or over one protocol and over another.
 var headBugs = []bug{
 	{name: "alias-of-a-claim-alone", breaks: "nothing goes upstream under an underscore that would tell anything with a dash",
-		edits:  []edit{{proxyPkg + "/canonical.go", ">= 0 && tells(dashed(name)) {", ">= 0 && classOf(dashed(name)) != passes {"}},
+		edits:  []edit{{proxyPkg + "/canonical.go", "http1.Alias(name) && tells(dashed(name)) {", "http1.Alias(name) && classOf(dashed(name)) != passes {"}},
 		checks: []check{{proxyPkg, "TestAliases_SayNothingUpstream"}}},
 	{name: "request-id-is-the-clients", breaks: "what a client says in the edge's own fields goes upstream in no spelling",
 		edits:  []edit{{proxyPkg + "/canonical.go", "\t\"X-Request-Id\": true, // introduce writes it anew\n", ""}},
@@ -12,7 +12,7 @@ var headBugs = []bug{
 		edits:  []edit{{proxyPkg + "/shaping.go", "\t\t\talone(x.header, name) // what is looked at here is what the upstream reads\n", ""}},
 		checks: []check{{proxyPkg, "TestAliases_OfWhatADocumentNames"}}},
 	{name: "underscore-is-kept", breaks: "what a request with an underscore in a name is answered is kept for nobody",
-		edits:  []edit{{"dataplane/internal/cache/freshness.go", "a.Bypass || strings.IndexByte(name, '_') >= 0", "a.Bypass || name == \"\""}},
+		edits:  []edit{{"dataplane/internal/cache/freshness.go", "a.Bypass || http1.Alias(name)", "a.Bypass || name == \"\""}},
 		checks: []check{{proxyPkg, "TestCache_AnUnderscoreInANameGoesBy"}}},
 	{name: "connection-cuts-too-late", breaks: "what Connection names is read by nobody here, since it goes no further",
 		edits: []edit{{proxyPkg + "/path.go", "\tsever(r.Header)\n", ""},

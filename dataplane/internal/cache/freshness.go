@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"bailiwick/dataplane/internal/http1"
 )
 
 // Rules are what a route says where an answer does not.
@@ -36,12 +38,12 @@ func Ask(method string, h http.Header, body bool) Asked {
 	for _, name := range [...]string{"Range", "If-Range", "If-Match", "If-Unmodified-Since", "Cookie", "Upgrade"} {
 		a.Bypass = a.Bypass || len(h[name]) > 0
 	}
-	// What makes another request of it to some servers, and is in no Vary. A name with an underscore is another name to many.
+	// What makes another request of it to some servers, and is in no Vary. Some names are other names to many.
 	for _, name := range [...]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Host", "X-Forwarded-Scheme", "X-Forwarded-Path", "X-Forwarded-Uri", "X-Original-Host"} {
 		a.Bypass = a.Bypass || len(h[name]) > 0
 	}
 	for name := range h {
-		a.Bypass = a.Bypass || strings.IndexByte(name, '_') >= 0
+		a.Bypass = a.Bypass || http1.Alias(name)
 	}
 	return a
 }

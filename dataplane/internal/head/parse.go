@@ -81,7 +81,7 @@ func (h *Block) Parse(r *http1.Request, ended bool) (declared int64, ok bool) {
 				r.Expects = true
 			}
 		default:
-			if strings.IndexByte(f.Name, '_') >= 0 {
+			if http1.Alias(f.Name) {
 				r.Aliases = true
 			}
 		}

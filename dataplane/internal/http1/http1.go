@@ -80,8 +80,8 @@ func Scan(b []byte, seen int) (end int, err error) {
 	return 0, nil
 }
 
-// Bytes of names and of values.
-var token, text [256]bool
+// Bytes of names, of those that are neither letters, digits nor dashes, and of values.
+var token, odd, text [256]bool
 
 func init() {
 	for c := '0'; c <= '9'; c++ {
@@ -91,11 +91,36 @@ func init() {
 		token[c], token[c-'a'+'A'] = true, true
 	}
 	for _, c := range "!#$%&'*+-.^_`|~" {
-		token[c] = true
+		token[c], odd[c] = true, c != '-'
 	}
 	for c := range text {
 		text[c] = c == '\t' || c >= 0x20 && c != 0x7f
 	}
+}
+
+// Alias says whether a name is another one to many a server: one that hands names on as CGI does writes a '_' for each byte that is neither
+// letter nor digit, and reads X.Tenant, X_Tenant and X-Tenant as one.
+func Alias(name string) bool {
+	for i := range len(name) {
+		if odd[name[i]] {
+			return true
+		}
+	}
+	return false
+}
+
+// Dashed is a name as such a server reads it, in the case that it has. It costs memory only where it is an Alias.
+func Dashed(name string) string {
+	if !Alias(name) {
+		return name
+	}
+	b := []byte(name)
+	for i, c := range b {
+		if odd[c] {
+			b[i] = '-'
+		}
+	}
+	return string(b)
 }
 
 // textOf is how many bytes of a value s begins with. Eight are looked at together: no control character is among them if none is

@@ -24,7 +24,9 @@ type Request struct {
 	Expects  bool // and for what else nobody knows
 	Upgrade  bool // it offers another protocol
 	Options  bool // Connection names more than close and keep-alive
-	Aliases  bool // some name has an underscore, which many a server reads as a dash
+	Aliases  bool // some name is an Alias
+
+	hosted bool // there is a Host field
 }
 
 // Bytes of a target, and those of a path that are their own decoded form.
@@ -128,7 +130,7 @@ func (r *Request) connection() error {
 				r.Expects = true
 			}
 		case Other:
-			if strings.IndexByte(f.Name, '_') >= 0 {
+			if Alias(f.Name) {
 				r.Aliases = true
 			}
 		}
@@ -136,6 +138,7 @@ func (r *Request) connection() error {
 	if hosts > 1 || hosts == 0 && r.Minor == 1 {
 		return ErrHost
 	}
+	r.hosted = hosts == 1
 	return nil
 }
 
@@ -159,7 +162,7 @@ func (r *Request) locate(mark int) error {
 		if end <= 0 || rest[end] != '/' || strings.IndexByte(rest[:end], '@') >= 0 {
 			return ErrRequest
 		}
-		if r.Minor == 1 && !strings.EqualFold(rest[:end], r.Authority) {
+		if r.hosted && !strings.EqualFold(rest[:end], r.Authority) {
 			return ErrHost
 		}
 		r.Authority = rest[:end]

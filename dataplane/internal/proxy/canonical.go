@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"bailiwick/dataplane/internal/gate"
+	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/relay"
 )
@@ -20,7 +21,7 @@ func canonicalHost(host string) string {
 	}
 	if i := strings.LastIndexByte(host, ':'); i >= 0 {
 		h, port, err := net.SplitHostPort(host)
-		if err != nil || strings.Trim(port, "0123456789") != "" {
+		if err != nil || strings.Trim(port, "0123456789") != "" || len(port) > 5 || len(port) == 5 && port > "65535" {
 			return ""
 		}
 		host = h
@@ -80,7 +81,7 @@ func check(t *policy.Table, a *asked) gate.Problem {
 		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without empty or dot segments, encoded slashes, backslashes or control bytes, and encoded once.")
 	}
 	if strays(t, a) {
-		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without what its segments say behind a ';': without that it is another route's.")
+		return gate.NewProblem(400, gate.ReasonPathAmbiguous, "Send the path without what it says behind a ';', an encoded '?' or an encoded '#': without that it is another route's.")
 	}
 	if a.socket.opens(t, a) {
 		return a.socket.problem()
@@ -98,19 +99,29 @@ func check(t *policy.Table, a *asked) gate.Problem {
 	return gate.Problem{}
 }
 
-// strays says whether a path would be another route's if segments ended at a ';' and empty ones were passed over, as they are
-// for many a server, which then serves what that route's scope, limits or price are for.
+// strays says whether a path would be another route's if segments ended at a ';' and empty ones were passed over, or the path ended at a
+// '?' or '#' that was encoded, as they do for many a server, which then serves what that route's scope, limits or price are for.
 func strays(t *policy.Table, a *asked) bool {
 	api := t.API(a.Host)
-	if api == nil || strings.IndexByte(a.Path, ';') < 0 {
+	path := a.Path
+	if i := strings.IndexByte(path, '?'); i >= 0 {
+		path = path[:i]
+	}
+	if i := strings.IndexByte(path, '#'); i >= 0 {
+		path = path[:i]
+	}
+	if api == nil || len(path) == len(a.Path) && strings.IndexByte(path, ';') < 0 {
 		return false
 	}
 	var b strings.Builder
-	for seg := range strings.SplitSeq(a.Path, "/") {
+	for seg := range strings.SplitSeq(path, "/") {
 		if seg, _, _ = strings.Cut(seg, ";"); seg != "" {
 			b.WriteByte('/')
 			b.WriteString(seg)
 		}
+	}
+	if b.Len() == 0 || path[len(path)-1] == '/' {
+		b.WriteByte('/')
 	}
 	route, match := api.Route(a.Method, a.Path)
 	other, found := api.Route(a.Method, b.String())
@@ -195,6 +206,27 @@ var claims = map[string]bool{
 	"X-Forwarded-Port": true, "X-Forwarded-Prefix": true, "X-Forwarded-Server": true, "X-Real-Ip": true, "X-Original-Url": true, "X-Rewrite-Url": true,
 	"X-Http-Method-Override": true, "X-Http-Method": true, "X-Method-Override": true, // the method is what decides, counts and may be tried again
 	"X-Request-Id": true, // introduce writes it anew
+	// Words of proxies and servers before somebody, which frameworks take for theirs.
+	"X-Host": true, "X-Http-Host-Override": true, "X-Scheme": true, "X-Url-Scheme": true, "Front-End-Https": true,
+	"Client-Ip": true, "X-Client-Ip": true, "True-Client-Ip": true, "Cf-Connecting-Ip": true, "Fastly-Client-Ip": true, "X-Cluster-Client-Ip": true,
+	"Remote-Addr": true, "X-Remote-Addr": true, "Remote-User": true, "X-Remote-User": true, "X-Client-Cert": true,
+	"Proxy": true, // where names are handed on as CGI does, it is HTTP_PROXY, which programs send their own requests by
+}
+
+// claiming are beginnings of such names.
+var claiming = [...]string{"X-Forwarded-", "X-Original-", "X-Ssl-Client-", "Ssl-Client-"}
+
+// claimant says of a name, however its letters are written, that it begins as a claim does.
+func claimant(name string) bool {
+	if name == "" || name[0]|0x20 != 'x' && name[0]|0x20 != 's' {
+		return false
+	}
+	for _, c := range claiming {
+		if len(name) >= len(c) && strings.EqualFold(name[:len(c)], c) {
+			return true
+		}
+	}
+	return false
 }
 
 // telling are names, or with a dash at their end beginnings of names, of fields that frame, route, condition, authenticate or
@@ -209,18 +241,18 @@ func tells(name string) bool {
 	})
 }
 
-// dashed is a name as many a server reads it. It costs memory only where there is an underscore.
+// dashed is a name as many a server reads it. It costs memory only where it is an alias.
 func dashed(name string) string {
-	if strings.IndexByte(name, '_') < 0 {
+	if !http1.Alias(name) {
 		return name
 	}
-	return textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	return textproto.CanonicalMIMEHeaderKey(http1.Dashed(name))
 }
 
 // alone takes out of h whatever many a server would read as the field of that name, and is another.
 func alone(h http.Header, name string) {
 	for other := range h {
-		if strings.IndexByte(other, '_') >= 0 && other != name && dashed(other) == dashed(name) {
+		if http1.Alias(other) && other != name && dashed(other) == dashed(name) {
 			delete(h, other)
 		}
 	}
@@ -239,14 +271,14 @@ func sever(h http.Header) {
 }
 
 // forwardable makes the headers to send on: hop-by-hop ones, internal ones and forged claims are gone, and so is what tells
-// anything when its underscores are read as dashes. The values are shared, not copied.
+// anything when its name is read as many a server does. The values are shared, not copied.
 func forwardable(in http.Header) http.Header {
 	out := make(http.Header, len(in)+4)
 	for name, values := range in {
-		if hop[name] || claims[name] || strings.HasPrefix(name, relay.Prefix) || name == "Authorization" && len(values) != 1 {
+		if hop[name] || claims[name] || claimant(name) || strings.HasPrefix(name, relay.Prefix) || name == "Authorization" && len(values) != 1 {
 			continue
 		}
-		if strings.IndexByte(name, '_') >= 0 && tells(dashed(name)) {
+		if http1.Alias(name) && tells(dashed(name)) {
 			continue
 		}
 		out[name] = values

@@ -65,8 +65,11 @@ func classOf(name string) class {
 			return e.is
 		}
 	}
-	if len(name) >= len(relay.Prefix) && strings.EqualFold(name[:len(relay.Prefix)], relay.Prefix) {
+	switch {
+	case len(name) >= len(relay.Prefix) && strings.EqualFold(name[:len(relay.Prefix)], relay.Prefix):
 		return stays
+	case claimant(name):
+		return claimed
 	}
 	return passes
 }

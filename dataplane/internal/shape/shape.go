@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"bailiwick/dataplane/internal/http1"
 	"bailiwick/shared/table"
 )
 
@@ -110,13 +111,13 @@ func vary(h http.Header, name string) {
 }
 
 // Header changes fields. Values are replaced, never changed in place. What is removed or set goes in each spelling: many a
-// server reads X_Tenant as X-Tenant, and would take the client's word for the edge's.
+// server reads X_Tenant or X.Tenant as X-Tenant, and would take the client's word for the edge's.
 func Header(f *table.Fields, h http.Header) {
 	for name := range h {
-		if strings.IndexByte(name, '_') < 0 {
+		if !http1.Alias(name) {
 			continue
 		}
-		alias := textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+		alias := textproto.CanonicalMIMEHeaderKey(http1.Dashed(name))
 		if slices.Contains(f.Remove, alias) || slices.ContainsFunc(f.Set, func(v table.Field) bool { return v.Name == alias }) {
 			delete(h, name)
 		}
