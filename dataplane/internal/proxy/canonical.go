@@ -21,7 +21,7 @@ func canonicalHost(host string) string {
 	}
 	if i := strings.LastIndexByte(host, ':'); i >= 0 {
 		h, port, err := net.SplitHostPort(host)
-		if err != nil || strings.Trim(port, "0123456789") != "" || len(port) > 5 || len(port) == 5 && port > "65535" {
+		if err != nil || strings.Trim(port, "0123456789") != "" || len(port) > 5 || len(port) == 5 && port > "65535" || port != "" && strings.Trim(port, "0") == "" {
 			return ""
 		}
 		host = h
@@ -99,33 +99,46 @@ func check(t *policy.Table, a *asked) gate.Problem {
 	return gate.Problem{}
 }
 
-// strays says whether a path would be another route's if segments ended at a ';' and empty ones were passed over, or the path ended at a
-// '?' or '#' that was encoded, as they do for many a server, which then serves what that route's scope, limits or price are for.
+// strays says whether a path would be another route's if it ended at a question mark or a number sign, which are encoded in it, as
+// for servers that decode before they take the query off; or if segments ended at a ';' and empty ones were passed over, as they are
+// for many a server; or both. Such a server serves what that other route's scope, limits or price are for.
 func strays(t *policy.Table, a *asked) bool {
-	api := t.API(a.Host)
-	path := a.Path
-	if i := strings.IndexByte(path, '?'); i >= 0 {
-		path = path[:i]
-	}
-	if i := strings.IndexByte(path, '#'); i >= 0 {
-		path = path[:i]
-	}
-	if api == nil || len(path) == len(a.Path) && strings.IndexByte(path, ';') < 0 {
+	if strings.IndexByte(a.Path, ';') < 0 && strings.IndexByte(a.Path, '?') < 0 && strings.IndexByte(a.Path, '#') < 0 {
 		return false
 	}
+	api := t.API(a.Host)
+	if api == nil {
+		return false
+	}
+	route, match := api.Route(a.Method, a.Path)
+	for _, end := range [...]string{"", "?", "#"} {
+		p := a.Path
+		if end != "" {
+			before, _, ends := strings.Cut(p, end)
+			if !ends {
+				continue
+			}
+			p = before
+		}
+		for _, p := range [...]string{p, bare(p)} {
+			if other, found := api.Route(a.Method, p); route != other || match != found {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// bare is a path without what its segments say behind a ';', and without empty ones.
+func bare(p string) string {
 	var b strings.Builder
-	for seg := range strings.SplitSeq(path, "/") {
+	for seg := range strings.SplitSeq(p, "/") {
 		if seg, _, _ = strings.Cut(seg, ";"); seg != "" {
 			b.WriteByte('/')
 			b.WriteString(seg)
 		}
 	}
-	if b.Len() == 0 || path[len(path)-1] == '/' {
-		b.WriteByte('/')
-	}
-	route, match := api.Route(a.Method, a.Path)
-	other, found := api.Route(a.Method, b.String())
-	return route != other || match != found
+	return b.String()
 }
 
 // ambiguous says whether a path could be another path to somebody behind this edge. raw is its spelling, where that differs
@@ -143,7 +156,7 @@ func ambiguous(p, raw string) bool {
 			continue
 		}
 		switch seg := p[start:i]; {
-		case seg == "." || seg == "..", strings.HasPrefix(seg, ".;") || strings.HasPrefix(seg, "..;"):
+		case seg != "" && seg[0] == '.' && dots(seg):
 			return true
 		case seg == "" && i < len(p): // an empty segment inside; a trailing slash is fine
 			return true
@@ -161,6 +174,13 @@ func ambiguous(p, raw string) bool {
 		}
 		raw = raw[i+3:]
 	}
+}
+
+// dots says whether a segment that begins with a dot is one or two of them to somebody: to whoever takes off what is behind a ';', and to
+// whoever decodes before he takes the query off, what is behind a question mark or a number sign.
+func dots(seg string) bool {
+	rest := strings.TrimPrefix(seg[1:], ".")
+	return rest == "" || strings.IndexByte(";?#", rest[0]) >= 0
 }
 
 // encoded says whether s, of a decoded path, begins with an encoding: somebody may decode it once more. A percent sign alone is one.
@@ -209,7 +229,7 @@ var claims = map[string]bool{
 	// Words of proxies and servers before somebody, which frameworks take for theirs.
 	"X-Host": true, "X-Http-Host-Override": true, "X-Scheme": true, "X-Url-Scheme": true, "Front-End-Https": true,
 	"Client-Ip": true, "X-Client-Ip": true, "True-Client-Ip": true, "Cf-Connecting-Ip": true, "Fastly-Client-Ip": true, "X-Cluster-Client-Ip": true,
-	"Remote-Addr": true, "X-Remote-Addr": true, "Remote-User": true, "X-Remote-User": true, "X-Client-Cert": true,
+	"Remote-Addr": true, "X-Remote-Addr": true, "Remote-User": true, "X-Remote-User": true, "X-Client-Cert": true, "Client-Cert": true, "Client-Cert-Chain": true, "X-Forwarded": true,
 	"Proxy": true, // where names are handed on as CGI does, it is HTTP_PROXY, which programs send their own requests by
 }
 

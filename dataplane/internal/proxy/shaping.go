@@ -15,6 +15,7 @@ import (
 
 	"bailiwick/dataplane/internal/gate"
 	"bailiwick/dataplane/internal/graphql"
+	"bailiwick/dataplane/internal/http1"
 	"bailiwick/dataplane/internal/policy"
 	"bailiwick/dataplane/internal/shape"
 	"bailiwick/shared/table"
@@ -95,7 +96,7 @@ func (x *exchange) unsaid(name string) bool {
 	if x.relayed || x.v.Route == nil || x.v.Route.Rewrite == nil {
 		return false
 	}
-	names := []string{textproto.CanonicalMIMEHeaderKey(name), textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))}
+	names := []string{textproto.CanonicalMIMEHeaderKey(name), textproto.CanonicalMIMEHeaderKey(http1.Dashed(name))}
 	f := &x.v.Route.Rewrite.Response
 	return slices.ContainsFunc(f.Remove, func(gone string) bool { return slices.Contains(names, gone) }) ||
 		slices.ContainsFunc(f.Set, func(v table.Field) bool { return slices.Contains(names, v.Name) })
