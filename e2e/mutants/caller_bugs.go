@@ -11,6 +11,7 @@ const (
 
 	schemaPkg   = "shared/table/schema"
 	openapiFile = schemaPkg + "/openapi.go"
+	readingFile = schemaPkg + "/readings.go"
 )
 
 var callerBugs = []bug{
@@ -59,4 +60,28 @@ var callerBugs = []bug{
 	{name: "object-by-its-own-name", breaks: "an object that a query spells by its fields is there by them",
 		edits:  []edit{{openapiFile, "\t\t\tp.required = false\n", ""}},
 		checks: []check{{schemaPkg, "TestDocument_ChecksHeadersAndCookies"}}},
+	{name: "kinds-by-type-alone", breaks: "a parameter is read as what any schema that looks at it names",
+		edits:  []edit{{readingFile, "\t\t\talso(anything, s)\n", "\t\t\t_, _ = also, s\n"}},
+		checks: []check{{schemaPkg, "TestParameter_ReadsByAllThatSpeaksOfIt"}, {proxyPkg, "TestValidation_ReadsParametersByAllOfTheirSchemas"}}},
+	{name: "kinds-without-those-of-values", breaks: "and as what values that are written out are",
+		edits:  []edit{{readingFile, "out.named|all\n", "out.named\n"}},
+		checks: []check{{schemaPkg, "TestParameter_ReadsByAllThatSpeaksOfIt"}}},
+	{name: "one-reading-of-a-text", breaks: "a text that is a number passes as a text, where the number does not fit",
+		edits:  []edit{{readingFile, " || also && fits(p.schema, strings.TrimSpace(said[0])) {", " || false && also {"}},
+		checks: []check{{schemaPkg, "TestParameter_ReadsByAllThatSpeaksOfIt"}}},
+	{name: "items-all-of-a-kind", breaks: "and an item of a list beside others",
+		edits:  []edit{{readingFile, "for _, f := range p.forms {", "for _, f := range p.forms[:0] {"}},
+		checks: []check{{schemaPkg, "TestParameter_ReadsByAllThatSpeaksOfIt"}}},
+	{name: "each-item-by-itself", breaks: "what a list takes has a bound, however long it is",
+		edits:  []edit{{readingFile, "if len(two) > maxAlone || !short {", "if false {"}},
+		checks: []check{{schemaPkg, "TestParameter_TriesFewReadingsOfAList"}}},
+	{name: "each-form-of-a-list", breaks: "and however many forms of it the document has",
+		edits:  []edit{{readingFile, "if len(out.forms) < maxForms && ", "if "}},
+		checks: []check{{schemaPkg, "TestParameter_TriesFewReadingsOfAList"}}},
+	{name: "parameter-without-a-bound", breaks: "a parameter is looked at only so often",
+		edits:  []edit{{readingFile, "if looks > maxAsked || strides > maxStrides {", "if false && strides > 0 {"}},
+		checks: []check{{schemaPkg, "TestParameter_IsLookedAtOnlySoOften"}}},
+	{name: "numbers-of-any-size", breaks: "a number is of the size that its format says",
+		edits:  []edit{{schemaPkg + "/schema.go", "\tsized(c)\n", ""}},
+		checks: []check{{schemaPkg, "TestFormat_KnowsTheSizesOfNumbers"}}},
 }

@@ -204,6 +204,38 @@ func TestCompression_PassesAsItIs(t *testing.T) {
 	}
 }
 
+// What a parameter is may stand in any of the schemas that speak of it, as those write it who make their documents by program.
+func TestValidation_ReadsParametersByAllOfTheirSchemas(t *testing.T) {
+	w := newWorld(t, patient)
+	w.shaped(func(a *table.API) {
+		get := func(schema string) string {
+			return `{"get":{"parameters":[{"name":"q","in":"query","schema":` + schema + `}],"responses":{"200":{"description":"d"}}}}`
+		}
+		a.OpenAPI = `{"openapi":"3.1.0","info":{"title":"t","version":"1"},"paths":{"/doc/null":` + get(`{"anyOf":[{"type":"integer"},{"type":"null"}]}`) +
+			`,"/doc/all":` + get(`{"allOf":[{"$ref":"#/components/schemas/Page"}]}`) + `,"/doc/enum":` + get(`{"enum":[1,2]}`) +
+			`,"/doc/list":` + get(`{"anyOf":[{"type":"array","items":{"type":"integer"}},{"type":"null"}]}`) +
+			`,"/doc/items":` + get(`{"type":"array","items":{"anyOf":[{"type":"integer"},{"enum":["all"]}]}}`) +
+			`},"components":{"schemas":{"Page":{"type":"integer","minimum":1}}}}`
+		a.Routes = []table.Route{{Name: "all"}, {Name: "doc", PathPrefix: "/doc", Validation: &table.Validation{OpenAPI: true}}}
+	})
+	for _, c := range []struct {
+		path   string
+		status int
+	}{
+		{"/doc/null?q=5", 200}, {"/doc/null?q=x", 400},
+		{"/doc/all?q=5", 200}, {"/doc/all?q=0", 400}, {"/doc/all?q=x", 400},
+		{"/doc/enum?q=1", 200}, {"/doc/enum?q=3", 400}, {"/doc/enum?q=x", 400},
+		{"/doc/list?q=1&q=2", 200}, {"/doc/list?q=1&q=x", 400},
+		{"/doc/items?q=1&q=all", 200}, {"/doc/items?q=1&q=x", 400},
+	} {
+		before := w.west.up.count.Load()
+		a := w.send("GET", c.path, "")
+		if sent := w.west.up.count.Load() - before; a.status != c.status || sent != int64(btoi(c.status == 200)) || c.status == 400 && !strings.Contains(a.body, `"query q"`) {
+			t.Errorf("%s: got %d, %d upstream, %s, want %d", c.path, a.status, sent, a.body, c.status)
+		}
+	}
+}
+
 // What is not as the API says costs no upstream anything; it is counted as refused, with each field named.
 func TestValidation_RefusesBeforeAnUpstream(t *testing.T) {
 	w := newWorld(t, patient)

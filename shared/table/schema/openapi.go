@@ -41,9 +41,11 @@ type parameter struct {
 	required bool
 	explode  bool
 	list     bool
-	deep     bool     // its fields stand as name[field]
-	kinds    []string // types that a text may be read as
-	schema   *Schema  // nil: only its presence is looked at
+	deep     bool    // its fields stand as name[field]
+	kinds    kinds   // that a text may be read as; of a list: if it need not be one
+	items    kinds   // likewise its items
+	forms    []form  // schemas that speak of items, where one may be read in two ways
+	schema   *Schema // nil: only its presence is looked at
 }
 
 // Request is what is held against a Document.
@@ -220,59 +222,24 @@ func (d *document) parameter(at string) (p parameter, err error) {
 	if p.deep = style == "deepObject"; m["schema"] == nil || style != "" && style != "form" && style != "simple" {
 		return p, nil
 	}
-	_, s, err := d.deref(at + "/schema")
-	if err != nil {
-		return p, err
-	}
-	p.kinds = types(s)
-	if slices.Contains(p.kinds, "object") || len(p.kinds) == 0 && s["properties"] != nil {
+	s := d.says(at+"/schema", 0)
+	if s.named&anObject != 0 {
 		if p.explode && (p.in == "query" || p.in == "cookie") { // its fields stand by themselves: its own name does not come
 			p.required = false
 		}
 		return p, nil
 	}
-	if p.list = slices.Contains(p.kinds, "array"); p.list {
+	p.kinds = s.texts()
+	if p.list = s.named&anArray != 0; p.list {
 		if p.in == "cookie" { // as a form writes it, with & between, no two servers read it alike
 			return p, nil
 		}
-		p.kinds = nil
-		if s["items"] != nil {
-			_, items, err := d.deref(at + "/schema/items")
-			if err != nil {
-				if _, items, err = d.itemsOf(at + "/schema"); err != nil {
-					return p, err
-				}
-			}
-			p.kinds = types(items)
+		if p.items, p.forms, err = d.itemsOf(s); err != nil {
+			return p, err
 		}
 	}
 	p.schema, err = d.compile(at + "/schema")
 	return p, err
-}
-
-// itemsOf are the items of a schema that is a $ref itself.
-func (d *document) itemsOf(at string) (string, map[string]any, error) {
-	at, _, err := d.deref(at)
-	if err != nil {
-		return "", nil, err
-	}
-	return d.deref(at + "/items")
-}
-
-func types(m map[string]any) []string {
-	switch t := m["type"].(type) {
-	case string:
-		return []string{t}
-	case []any:
-		var out []string
-		for _, v := range t {
-			if s, ok := v.(string); ok {
-				out = append(out, s)
-			}
-		}
-		return out
-	}
-	return nil
 }
 
 // modern makes of OpenAPI 3.0's own words those of JSON Schema.
@@ -436,30 +403,13 @@ func (p *parameter) check(r *Request, values map[string]string) []Finding {
 	}
 	if p.in == "cookie" { // a browser has one for each path, and which of them counts is the server's affair: all have to be good
 		for _, s := range said {
-			if found := p.schema.judge(p.read(s), func([]string) Finding { return where }); len(found) > 0 {
+			if found := p.hold([]string{s}, (*Schema).fits); len(found) > 0 {
 				return found
 			}
 		}
 		return nil
 	}
-	if !p.list && len(said) > 1 {
-		where.Detail = "is there more than once"
-		return []Finding{where}
-	}
-	var v any
-	if p.list {
-		if !p.explode {
-			said = strings.Split(strings.Join(said, ","), ",")
-		}
-		list := make([]any, len(said))
-		for i, s := range said {
-			list[i] = p.read(s)
-		}
-		v = list
-	} else {
-		v = p.read(said[0])
-	}
-	return p.schema.judge(v, func([]string) Finding { return where })
+	return p.hold(said, (*Schema).fits)
 }
 
 // cookies are the values of the cookies of a name, as they came (RFC 6265: quotes, if any, are their own).
@@ -472,18 +422,4 @@ func cookies(headers []string, name string) (values []string) {
 		}
 	}
 	return values
-}
-
-// read takes a text for what the schema wants, if it can be that.
-func (p *parameter) read(s string) any {
-	s = strings.TrimSpace(s)
-	for _, k := range p.kinds {
-		switch {
-		case (k == "integer" || k == "number") && number(json.Number(s)):
-			return json.Number(s)
-		case k == "boolean" && (s == "true" || s == "false"):
-			return s == "true"
-		}
-	}
-	return s
 }

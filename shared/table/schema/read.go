@@ -25,6 +25,7 @@ type document struct {
 	nots  int // schemas that were made of it
 
 	schemas map[string]*Schema // by pointer
+	said    map[string]saying  // likewise
 }
 
 // read takes JSON, or YAML that says the same as JSON.
@@ -39,7 +40,7 @@ func read(text string) (*document, error) {
 	if len(n.Content) != 1 {
 		return nil, errors.New("the document is empty")
 	}
-	d := &document{lines: map[string]int{}, schemas: map[string]*Schema{}}
+	d := &document{lines: map[string]int{}, schemas: map[string]*Schema{}, said: map[string]saying{}}
 	var err error
 	d.root, err = d.value(n.Content[0], "", 0)
 	return d, err

@@ -71,6 +71,7 @@ func (d *document) compiler() (*jsonschema.Compiler, error) {
 	c.DefaultDraft(jsonschema.Draft2020)
 	c.UseLoader(nowhere{})
 	c.AssertFormat()
+	sized(c)
 	c.UseRegexpEngine(pattern)
 	if err := c.AddResource(address, d.root); err != nil {
 		return nil, fmt.Errorf("read the document: %w", err)
@@ -186,7 +187,7 @@ func (s *Schema) Body(data []byte) []Finding {
 	if work > maxWork || strides > maxStrides {
 		return []Finding{{Pointer: "#", Detail: "the body holds more values than can be held against the document: send less at a time"}}
 	}
-	if s.not.Validate(v) != nil {
+	if s.fits(v) {
 		return nil
 	}
 	if work > maxTold {
