@@ -23,7 +23,7 @@ const (
 	DefaultEntry   = 1 << 20         // of one answer's body, where the route does not say
 	maxVariants    = 16              // of one URL; the oldest goes
 	maxWaiters     = 1000            // of one flight; further requests go by themselves
-	longestFlight  = 5 * time.Second // for which others wait: a client that reads slowly, or renewals in line, hold nobody up
+	longestFlight  = 5 * time.Second // of one who asks, for which others wait: renewals in line hold nobody up
 	uncollapsedFor = 10 * time.Second
 	maxUncollapsed = 4096
 	longest        = 24 * time.Hour // whatever an answer says; what nobody renews is gone by then
@@ -119,8 +119,15 @@ func (c *Cache) Get(key Key, header http.Header) *Entry {
 	return nil
 }
 
-// Put keeps an entry in the place of those that it answers for, unless its key was dropped since it was asked for.
+// Put keeps an entry in the place of those that it answers for, unless its key was dropped since it was asked for, or what was asked
+// for later is there: who takes an answer slowly has it copied when others have newer ones. Who waits for a flight of the key goes
+// on: the entry may be of one who asked beside those who lead.
 func (c *Cache) Put(key Key, e *Entry) {
+	defer func() {
+		c.mu.Lock()
+		c.flights[key].land(false)
+		c.mu.Unlock()
+	}()
 	c.entries.Compute(key, func(old *variants, found bool) (*variants, otter.ComputeOp) {
 		next := &variants{of: []*Entry{e}}
 		if found {
@@ -128,6 +135,9 @@ func (c *Cache) Put(key Key, e *Entry) {
 				return old, otter.CancelOp
 			}
 			for _, o := range old.of {
+				if o.same(e) && o.sent.After(e.sent) {
+					return old, otter.CancelOp
+				}
 				if !o.same(e) && len(next.of) < maxVariants {
 					next.of = append(next.of, o)
 				}
@@ -145,14 +155,19 @@ func (c *Cache) Drop(key Key, now time.Time) {
 // Clear forgets everything.
 func (c *Cache) Clear() { c.entries.InvalidateAll() }
 
-// Flight is one request under way whose answer others wait for.
+// Flight is one request under way whose answer others wait for, or a few: one who waits may lead beside those who have been silent
+// for long. The answer of any of them ends it.
 type Flight struct {
-	c       *Cache
-	key     Key
-	began   time.Time
-	done    chan struct{}
-	once    sync.Once
+	c    *Cache
+	key  Key
+	done chan struct{}
+
+	// covered by the cache's mu
+	began   time.Time // when the last of those who lead began to
+	leaders int       // who have not left
 	waiting int
+	over    bool
+	vacant  bool // likewise, once done is closed: nobody led any more
 }
 
 // Join makes the caller the one who asks (leads), and then he calls End; or gives him the flight to wait for. nil and false:
@@ -167,41 +182,99 @@ func (c *Cache) Join(key Key, now time.Time) (f *Flight, leads bool) {
 		delete(c.apart, key)
 	}
 	if f = c.flights[key]; f != nil {
-		if f.waiting >= maxWaiters || f.Left(now) <= 0 {
+		if f.waiting >= maxWaiters || f.left(now) <= 0 {
 			return nil, false
 		}
 		f.waiting++
 		return f, false
 	}
-	f = &Flight{c: c, key: key, began: now, done: make(chan struct{})}
+	f = &Flight{c: c, key: key, began: now, leaders: 1, done: make(chan struct{})}
 	c.flights[key] = f
 	return f, true
 }
 
 // Left is for how long it is worth waiting.
-func (f *Flight) Left(now time.Time) time.Duration { return longestFlight - now.Sub(f.began) }
+func (f *Flight) Left(now time.Time) time.Duration {
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	return f.left(now)
+}
+
+func (f *Flight) left(now time.Time) time.Duration { return longestFlight - now.Sub(f.began) }
 
 // Done closes when the answer is there, or there will be none to share.
 func (f *Flight) Done() <-chan struct{} { return f.done }
+
+// Vacant says, once Done is closed, that nobody was left who leads: nothing is known of the answer, and who waits may lead next.
+func (f *Flight) Vacant() bool { return f.vacant }
+
+// Relieve makes one who waits lead too, if nobody has begun to for so long. Then he calls End or Leave. Of many who lose patience at
+// the same moment it is one: the others wait for him.
+func (f *Flight) Relieve(after time.Duration, now time.Time) bool {
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	if f.over || now.Sub(f.began) < after {
+		return false
+	}
+	f.began = now
+	f.leaders++
+	return true
+}
+
+// Leave says that one who led has nothing to say of the answer: his client went away, or does not take it. Call it once for each
+// who leads.
+func (f *Flight) Leave() {
+	if f == nil {
+		return
+	}
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	if f.leaders--; f.leaders == 0 {
+		f.land(true)
+	}
+}
+
+// Fail says that one who led was given no answer. Where others lead still it is for them to say; else it is the end, and the next
+// ones will hardly fare better. Call it in the place of Leave.
+func (f *Flight) Fail(now time.Time) {
+	if f == nil {
+		return
+	}
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	if f.leaders--; f.leaders == 0 {
+		f.end(true, now)
+	}
+}
+
+// land lets all who wait go on. Call it with mu held.
+func (f *Flight) land(vacant bool) {
+	if f == nil || f.over {
+		return
+	}
+	f.over, f.vacant = true, vacant
+	delete(f.c.flights, f.key)
+	close(f.done)
+}
 
 // End lets all who wait go on. unkept: the answer is not one to share, and the next ones will hardly be.
 func (f *Flight) End(unkept bool, now time.Time) {
 	if f == nil {
 		return
 	}
-	f.once.Do(func() {
-		c := f.c
-		c.mu.Lock()
-		delete(c.flights, f.key)
-		if unkept {
-			if len(c.apart) >= maxUncollapsed {
-				clear(c.apart) // they wait for each other once more, no worse
-			}
-			c.apart[f.key] = now.Add(uncollapsedFor)
+	f.c.mu.Lock()
+	defer f.c.mu.Unlock()
+	f.end(unkept, now)
+}
+
+func (f *Flight) end(unkept bool, now time.Time) {
+	if c := f.c; unkept && !f.over {
+		if len(c.apart) >= maxUncollapsed {
+			clear(c.apart) // they wait for each other once more, no worse
 		}
-		c.mu.Unlock()
-		close(f.done)
-	})
+		c.apart[f.key] = now.Add(uncollapsedFor)
+	}
+	f.land(false)
 }
 
 // Close ends what works in the background.

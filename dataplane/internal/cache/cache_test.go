@@ -347,3 +347,84 @@ func TestCache_WhatWasAskedBeforeADropIsNotKept(t *testing.T) {
 		}
 	}
 }
+
+// One who waits asks beside who is silent for long, and one alone; who wants to lead next does so once nobody leads any more.
+func TestFlight_OneOfThoseWhoWaitLeadsNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, err := cache.New(0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		key := cache.KeyOf("k")
+		over := func(f *cache.Flight) bool {
+			select {
+			case <-f.Done():
+				return true
+			default:
+				return false
+			}
+		}
+		f, _ := c.Join(key, time.Now())
+		if time.Sleep(time.Second - 1); f.Relieve(time.Second, time.Now()) {
+			t.Error("before its time: one leads beside who leads")
+		}
+		if time.Sleep(1); !f.Relieve(time.Second, time.Now()) || f.Relieve(time.Second, time.Now()) {
+			t.Error("after it: want one, and one alone, to lead beside who leads")
+		}
+		if got := f.Left(time.Now()); got != 5*time.Second {
+			t.Errorf("the next is worth waiting for for %v, want 5s", got)
+		}
+		if f.Leave(); over(f) {
+			t.Error("one of two who lead has left, and it is over")
+		}
+		if f.Leave(); !over(f) || !f.Vacant() || f.Relieve(0, time.Now()) {
+			t.Error("nobody leads any more: want it over and vacant")
+		}
+		next, leads := c.Join(key, time.Now())
+		if !leads {
+			t.Error("nobody leads any more: want one to lead next")
+		}
+		f.End(true, time.Now())
+		if w, leads := c.Join(key, time.Now()); w != next || leads || over(next) {
+			t.Error("the end of one that is over is told of another")
+		}
+		time.Sleep(time.Second)
+		next.Relieve(time.Second, time.Now())
+		if next.Fail(time.Now()); over(next) {
+			t.Error("one of two who lead was given no answer, and it is over")
+		}
+		// An answer that is kept is what all wait for, whoever asked for it.
+		if c.Put(key, tagged(time.Now(), "/1")); !over(next) || next.Vacant() {
+			t.Error("there is an answer: want all who wait to go on to it")
+		}
+		last, _ := c.Join(key, time.Now())
+		last.Fail(time.Now())
+		if f, leads := c.Join(key, time.Now()); !over(last) || last.Vacant() || f != nil || leads {
+			t.Error("nobody who led was given an answer: want all to go by themselves")
+		}
+	})
+}
+
+// What was asked for before does not take the place of what was asked for after it, whichever comes first.
+func TestCache_KeepsTheLatest(t *testing.T) {
+	c, err := cache.New(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	key := cache.KeyOf("k")
+	first, second := tagged(t0, "/1").With([]byte("first")), tagged(t0.Add(time.Second), "/1").With([]byte("second"))
+	for range 2 {
+		c.Put(key, second)
+		if c.Put(key, first); string(c.Get(key, nil).Body) != "second" {
+			t.Error("an older answer took a newer one's place")
+		}
+		if c.Clear(); c.Get(key, nil) != nil {
+			t.Error("cleared, and there is one")
+		}
+		if c.Put(key, first); string(c.Get(key, nil).Body) != "first" {
+			t.Error("an older answer is not kept where there is none")
+		}
+	}
+}

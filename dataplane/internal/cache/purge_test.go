@@ -154,6 +154,7 @@ func TestPurge_EndsOfManyURLsAreBounded(t *testing.T) {
 	if n := k.Tables(); n > 17 {
 		t.Errorf("%d tables", n)
 	}
+	again = cache.KeyOf("of api29")
 	k.Put(again, tagged(later, of(2)).Under(cache.About{API: "api29", URL: "kept"}, nil))
 	k.End(cache.About{API: "api29", URL: "kept"}, 1, later)
 	if k.Get(again, nil) != nil {
