@@ -56,7 +56,7 @@ type check struct{ pkg, test string }
 func (c check) String() string { return c.pkg + " " + c.test }
 
 func bugs() []bug {
-	return slices.Concat(rulesBugs, controlBugs, edgeBugs, reviewedBugs, twinBugs, wordBugs, secondBugs, streamBugs, engineBugs, loopBugs, unseenBugs, headBugs, callerBugs, leavingBugs, lingeringBugs, relayingBugs)
+	return slices.Concat(rulesBugs, controlBugs, edgeBugs, reviewedBugs, twinBugs, wordBugs, secondBugs, streamBugs, engineBugs, loopBugs, unseenBugs, headBugs, callerBugs, leavingBugs, lingeringBugs, relayingBugs, queueBugs)
 }
 
 func main() {

@@ -177,6 +177,7 @@ func (x *exchange) deliver(res *result) {
 			}
 			x.head(resp.StatusCode)
 			since := time.Now()
+			x.cache.hands(since)
 			if _, werr := x.w.Write(buf[:n]); werr != nil {
 				return // the client left; close counts it
 			}
@@ -189,6 +190,7 @@ func (x *exchange) deliver(res *result) {
 				return
 			}
 			slow = time.Since(since) > flowSlow
+			x.cache.took()
 			if x.stale() {
 				x.interim()
 			}

@@ -28,6 +28,10 @@ const (
 	renewalsWaiting = 1024 // beyond it an answer stays stale until the next request
 
 	copying = 64 << 20 // bytes of answers that pass and are to be kept, at a time; beyond it they pass alone
+
+	queueShare     = 4                      // a request waits for others' answers for a quarter of its time; halfway one of those who wait asks too
+	queueMost      = 3                      // who ask for others in turn, each leaving before the answer, for whom a request waits
+	leaderPatience = 300 * time.Millisecond // for a client to take, in all, an answer for which others wait
 )
 
 // caching is what the cache has to do with one request.
@@ -40,6 +44,9 @@ type caching struct {
 	changes   bool         // an unsafe method: what is kept of its URL goes
 	flight    *cache.Flight
 	unkept    bool // its answer is none to share
+	copied    bool // it is being copied on its way, and others may wait for that
+	said      bool // the flight has its word, and goes on without it
+	slow      slowness
 	about     cache.About
 	sent      time.Time
 	reason    string // why it went on to an upstream (RFC 9211)
@@ -81,9 +88,10 @@ func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
 		c.reason = "bypass"
 		return false
 	}
-	for waited := false; ; waited = true {
+	var until time.Time // it waits for others
+	for waits, alone := 0, false; ; waits++ {
 		now := time.Now()
-		if e := kept.Get(c.key, x.header); e != nil {
+		if e := kept.Get(c.key, x.header); e != nil && x.fits(e) {
 			switch e.Judge(&c.asked, now) {
 			case cache.Revalidate:
 				x.p.renew(x, e)
@@ -101,7 +109,7 @@ func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
 			x.refuse(gate.NewProblem(504, gate.ReasonNotCached, "There is no kept answer to this request; ask without only-if-cached."))
 			return true
 		}
-		if waited || x.r.Method == http.MethodHead {
+		if alone || waits >= queueMost || x.r.Method == http.MethodHead {
 			break
 		}
 		flight, leads := kept.Join(c.key, now)
@@ -111,20 +119,55 @@ func (x *exchange) lookUp(host string, of *policy.Route) (answered bool) {
 		if leads || flight == nil {
 			break
 		}
-		timer := time.NewTimer(min(flight.Left(now), x.left(x.timeout())))
-		select {
-		case <-flight.Done():
-		case <-timer.C:
-		case <-x.r.Context().Done():
+		if waits == 0 {
+			until = now.Add(x.left(x.timeout()-now.Sub(x.began)) / queueShare)
 		}
-		timer.Stop()
+		alone = !x.await(flight, until)
 		if !x.heed() {
 			c.asked.Bypass, c.reason = true, "bypass"
 			return false
 		}
+		if c.flight != nil {
+			break
+		}
 	}
 	x.validate()
 	return false
+}
+
+// await waits for what another asks for, until then at most: what is left of the request's time must be enough to ask for it alone.
+// Halfway one of those who wait asks too (x.cache.flight is set then): one upstream that hangs would else have all of them ask at
+// once. next: nobody asks any more, and one of them may.
+func (x *exchange) await(flight *cache.Flight, until time.Time) (next bool) {
+	now := time.Now()
+	half := min(flight.Left(now), until.Sub(now)/2)
+	if half <= 0 {
+		return false
+	}
+	timer := time.NewTimer(half)
+	defer timer.Stop()
+	for relieves := true; ; relieves = false {
+		select {
+		case <-flight.Done():
+			return flight.Vacant()
+		case <-x.r.Context().Done():
+			return false
+		case <-timer.C:
+		}
+		if !relieves {
+			return false
+		}
+		if now = time.Now(); flight.Relieve(half, now) {
+			x.cache.flight = flight
+			return false
+		}
+		timer.Reset(until.Sub(now))
+	}
+}
+
+// fits says whether the route lets an answer pass that is as long as an entry: it may have been kept before the bound was set.
+func (x *exchange) fits(e *cache.Entry) bool {
+	return !x.tooLong(int64(len(e.Body))) || x.r.Method == http.MethodHead || e.NotModified(&x.cache.asked)
 }
 
 // heed has the cache do what was purged by now: the request may have waited since it was given its table. false: what was purged
@@ -200,10 +243,54 @@ func (x *exchange) cacheKey(host string, of *policy.Route) cache.Key {
 
 // uncache lets others go on who wait for this request's answer, however it ended.
 func (x *exchange) uncache() {
-	if x.cache != nil {
-		x.looked()
-		x.cache.flight.End(x.cache.unkept, time.Now())
+	c := x.cache
+	if c == nil {
+		return
 	}
+	x.looked()
+	c.took()
+	switch {
+	case c.said:
+	case c.unkept || !c.copied && !x.leaves():
+		c.flight.End(c.unkept, time.Now())
+	default:
+		c.flight.Leave()
+	}
+}
+
+// leaves says whether it is the client who ends the request before its answer is known: nothing follows from that for others.
+func (x *exchange) leaves() bool { return x.gone() || x.taken.Load() || x.hurried() }
+
+// slowness is how long a client takes for an answer that others wait for.
+type slowness struct {
+	timer *time.Timer // nil: it was given nothing
+	since time.Time   // the last piece is on its way, zero: none is
+	spent time.Duration
+}
+
+// hands begins to give the client a piece of the answer, and took ends it. Who does not take what is there must not keep others, who
+// wait for a copy that cannot come any sooner.
+func (c *caching) hands(now time.Time) {
+	if c == nil || c.flight == nil || !c.copied || c.said {
+		return
+	}
+	s := &c.slow
+	s.since = now
+	if left := max(leaderPatience-s.spent, 0); s.timer == nil {
+		s.timer = time.AfterFunc(left, c.flight.Leave)
+	} else {
+		s.timer.Reset(left)
+	}
+}
+
+func (c *caching) took() {
+	if c == nil || c.slow.since.IsZero() {
+		return
+	}
+	s := &c.slow
+	c.said = !s.timer.Stop()
+	s.spent += time.Since(s.since)
+	s.since = time.Time{}
 }
 
 // give answers with an entry. served is the region whose upstream was asked about it; "": none was, and it is a hit.
@@ -232,7 +319,17 @@ func (x *exchange) give(e *cache.Entry, served, status string) {
 // keep looks at what the walk came to: it may be kept, renew what is, or be worse than what is. True: it was answered here.
 func (x *exchange) keep(res *result) (answered bool) {
 	c, kept := x.cache, x.p.cfg.Cache
-	c.unkept = true
+	failed := res.resp == nil
+	c.unkept = !failed || !x.leaves()
+	defer func() { // now: its client may take long for what it is given
+		switch {
+		case c.unkept && failed:
+			c.flight.Fail(time.Now())
+			c.said = true
+		case c.unkept:
+			c.flight.End(true, time.Now())
+		}
+	}()
 	var tags []string
 	taggable := true
 	if res.resp != nil {
@@ -250,6 +347,7 @@ func (x *exchange) keep(res *result) (answered bool) {
 			status := "fwd=" + c.reason + failedAs(res)
 			res.drop(nil)
 			c.unkept = false // others in line get the same, and need not try in turn
+			c.flight.End(false, time.Now())
 			x.give(e, "", status)
 			return true
 		}
@@ -274,6 +372,7 @@ func (x *exchange) keep(res *result) (answered bool) {
 			c.unkept = false
 		} else {
 			kept.Drop(c.key, time.Now())
+			c.flight.End(true, time.Now())
 			e = c.entry
 		}
 		x.give(e, res.region, "fwd="+c.reason+"; fwd-status=304")
@@ -284,18 +383,22 @@ func (x *exchange) keep(res *result) (answered bool) {
 	if most == 0 {
 		most = cache.DefaultEntry
 	}
+	if bound := x.v.Route.MaxResponseBytes; bound > 0 {
+		most = min(most, bound)
+	}
 	// Of an answer that ends with its connection nobody can tell whether it came whole (RFC 9112, 8). In HTTP/2 each has an end.
 	endless := res.resp.ContentLength < 0 && len(res.resp.TransferEncoding) == 0 && res.resp.ProtoMajor < 2
 	if e == nil || !taggable || endless || res.resp.ContentLength > most || len(res.resp.Trailer) > 0 || x.r.Method == http.MethodHead {
 		c.mark(res, "")
 		return false
 	}
-	k := &keeper{ReadCloser: res.resp.Body, c: c, kept: kept, entry: e.Under(c.about, tags), most: most, declared: res.resp.ContentLength, resp: res.resp, all: &x.p.copies}
+	k := &keeper{ReadCloser: res.resp.Body, x: x, c: c, kept: kept, entry: e.Under(c.about, tags), most: most, declared: res.resp.ContentLength, resp: res.resp, all: &x.p.copies}
 	if !k.reserve(k.declared) {
 		c.mark(res, "")
 		return false
 	}
 	c.mark(res, "; stored")
+	c.unkept, c.copied = false, true
 	if k.declared == 0 || ans.Status == http.StatusNoContent {
 		k.done()
 	}
@@ -338,6 +441,7 @@ func (c *caching) mark(res *result, more string) {
 // keeper keeps a copy of a body on its way to the client, and of a whole one alone.
 type keeper struct {
 	io.ReadCloser
+	x        *exchange
 	c        *caching
 	kept     *cache.Cache
 	entry    *cache.Entry // nil: it is not to be kept, or is
@@ -380,7 +484,7 @@ func (k *keeper) Read(p []byte) (int, error) {
 		return n, err
 	}
 	if int64(len(k.body)+n) > k.most || !k.reserve(int64(len(k.body)+n)) {
-		k.forget()
+		k.fail()
 		return n, err
 	}
 	if k.body == nil && k.declared > 0 {
@@ -389,21 +493,32 @@ func (k *keeper) Read(p []byte) (int, error) {
 	k.body = append(k.body, p[:n]...)
 	if whole := int64(len(k.body)) == k.declared; whole || err == io.EOF && k.declared < 0 {
 		k.done()
+	} else if err != nil && !k.x.leaves() {
+		k.fail()
 	}
 	return n, err
 }
 
+// fail ends a copy that comes to nothing by the answer's doing: nobody waits for it any longer.
+func (k *keeper) fail() {
+	k.forget()
+	k.c.unkept, k.c.copied = true, false
+	k.c.flight.End(true, time.Now())
+}
+
 // done keeps the answer before its last byte is passed on: whoever has it whole finds it here.
 func (k *keeper) done() {
-	if len(k.resp.Trailer) == 0 { // of which nobody was told
-		body := k.body
-		if k.declared < 0 {
-			body = bytes.Clone(body) // without the room that it grew into
-		}
-		k.kept.Put(k.c.key, k.entry.With(body))
-		k.c.unkept = false
-		k.c.flight.End(false, time.Now())
+	if len(k.resp.Trailer) > 0 { // of which nobody was told
+		k.fail()
+		return
 	}
+	body := k.body
+	if k.declared < 0 {
+		body = bytes.Clone(body) // without the room that it grew into
+	}
+	k.kept.Put(k.c.key, k.entry.With(body))
+	k.c.copied = false
+	k.c.flight.End(false, time.Now()) // if it was not that of the key any more
 	k.forget()
 }
 
