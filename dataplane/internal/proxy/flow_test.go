@@ -50,7 +50,7 @@ func TestPath_WhatARequestCosts(t *testing.T) {
 		{"said twice", "GET", "/priced?units=7&units=8", "", 1},
 		{"less than nothing", "GET", "/priced?units=-7", "", 1},
 		{"no number", "GET", "/priced?units=7.5", "", 1},
-		{"too large a number", "GET", "/priced?units=99999999999999999999999", "", 1},
+		{"too large a number", "GET", "/priced?units=99999999999999999999999", "", 50},
 		{"in an answer without a body", "HEAD", "/priced?units=7", "", 7},
 		{"in one that breaks off", "POST", "/priced?units=7&broken", "x", 7},
 		{"by bytes", "POST", "/weighed", strings.Repeat("y", 150), 3}, // 250 of both
