@@ -221,7 +221,7 @@ func (w *world) claim(rng *rand.Rand, s *shot, q *request) {
 	grant := base64.StdEncoding.EncodeToString(w.edges[rng.IntN(len(w.edges))].leader.stolen(rng))
 	dashed := func(name string) string {
 		if rng.IntN(3) == 0 {
-			return strings.ReplaceAll(name, "-", "_")
+			return strings.ReplaceAll(name, "-", pick(rng, "_", "_", ".", "~"))
 		}
 		return pick(rng, name, strings.ToLower(name))
 	}
@@ -241,7 +241,7 @@ func (w *world) claim(rng *rand.Rand, s *shot, q *request) {
 	case 5:
 		q.add(dashed(pick(rng, relay.HeaderUnsent, relay.HeaderRefused, relay.HeaderPing, relay.HeaderRoute)), "1")
 	case 6:
-		q.add(dashed(pick(rng, "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "X-Original-Url", "X-Rewrite-Url", "Forwarded")), forgedMark)
+		q.add(dashed(pick(rng, "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "X-Original-Url", "X-Rewrite-Url", "Forwarded", "X-Forwarded-Ssl", "X-Original-Host", "True-Client-Ip", "Ssl-Client-Cert", "Proxy")), forgedMark)
 	case 7:
 		q.add("X-Request-Id", forgedMark)
 	case 8:

@@ -39,7 +39,7 @@ func Ask(method string, h http.Header, body bool) Asked {
 		a.Bypass = a.Bypass || len(h[name]) > 0
 	}
 	// What makes another request of it to some servers, and is in no Vary. Some names are other names to many.
-	for _, name := range [...]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override", "X-Host", "X-Forwarded-Scheme", "X-Forwarded-Path", "X-Forwarded-Uri", "X-Original-Host"} {
+	for _, name := range [...]string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"} {
 		a.Bypass = a.Bypass || len(h[name]) > 0
 	}
 	for name := range h {

@@ -18,7 +18,7 @@ import (
 func FuzzBlock(f *testing.F) {
 	usual := ":method\nGET\n:scheme\nhttps\n:authority\na.test\n:path\n/x?y=z\n"
 	for _, s := range []string{usual, usual + "cookie\na=b\ncookie\nc=d\nx-a\n1", usual + "host\nA.test\ncontent-length\n5\nte\ntrailers", usual + "content-length\n1\ncontent-length\n1", usual + "x\n1\r",
-		":method\nGET / HTTP/1.1\n:scheme\nhttps\n:path\n/\nhost\na.test", ":method\nCONNECT\n:authority\na.test:1", usual + "transfer-encoding\nchunked", usual + "X\n1", usual + "x_y\n\t", ":method\nOPTIONS\n:scheme\nhttp\n:authority\na\n:path\n*", usual + ":path\n/"} {
+		":method\nGET / HTTP/1.1\n:scheme\nhttps\n:path\n/\nhost\na.test", ":method\nCONNECT\n:authority\na.test:1", usual + "transfer-encoding\nchunked", usual + "X\n1", usual + "x_y\n\t", usual + "x.api~key\nk\nx-forwarded-ssl\non", ":method\nOPTIONS\n:scheme\nhttp\n:authority\na\n:path\n*", usual + ":path\n/"} {
 		f.Add(s, true)
 		f.Add(s, false)
 	}

@@ -27,6 +27,10 @@ func TestRequest_IsReadInOneWayOrNotAtAll(t *testing.T) {
 		{"old", "GET / HTTP/1.0\r\n\r\n", nil},
 		{"absolute, the same host", "GET http://a.test/x?y HTTP/1.1\r\n" + rest, nil},
 		{"absolute, another host", "GET http://b.test/x HTTP/1.1\r\n" + rest, http1.ErrHost},
+		{"absolute, another host, in 1.0", "GET http://b.test/x HTTP/1.0\r\n" + rest, http1.ErrHost},
+		{"absolute, an empty host, in 1.0", "GET http://b.test/x HTTP/1.0\r\nHost:\r\n\r\n", http1.ErrHost},
+		{"absolute, the same host, in 1.0", "GET http://A.test/x HTTP/1.0\r\n" + rest, nil},
+		{"absolute, no host, in 1.0", "GET http://b.test/x HTTP/1.0\r\n\r\n", nil},
 		{"absolute, with a user", "GET http://u@a.test/x HTTP/1.1\r\n" + rest, http1.ErrRequest},
 		{"absolute, another scheme", "GET ftp://a.test/x HTTP/1.1\r\n" + rest, http1.ErrRequest},
 		{"no host", "GET / HTTP/1.1\r\n\r\n", http1.ErrHost},
@@ -95,6 +99,15 @@ func TestRequest_SaysWhatItSays(t *testing.T) {
 	for target, want := range map[string]bool{"/a": true, "/a%20b": false, "/a\"b": false, "/é": false, "/a[1]": false, "/a?b\"": true} {
 		if err := r.Parse("GET " + target + " HTTP/1.1\r\n" + rest); err != nil || r.Plain != want {
 			t.Errorf("%s: plain %v %v, want %v", target, r.Plain, err, want)
+		}
+	}
+	for c := range 128 { // each byte that a name may have
+		name := "X" + string(rune(c)) + "Y"
+		odd := strings.ContainsRune("!#$%&'*+.^_`|~", rune(c))
+		if err := r.Parse("GET / HTTP/1.1\r\n" + name + ": 1\r\n" + rest); err == nil && r.Fields[0].Name == name && (r.Aliases != odd || http1.Alias(name) != odd || http1.Dashed(name) != name && http1.Dashed(name) != "X-Y" || odd != (http1.Dashed(name) != name)) {
+			t.Errorf("%s: odd %v %v, dashed %s, want odd %v", name, r.Aliases, http1.Alias(name), http1.Dashed(name), odd)
+		} else if err != nil && odd {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	if n := testing.AllocsPerRun(100, func() { r.Parse(head) }); n != 0 {
@@ -237,6 +250,7 @@ func TestBody_ATrailerOfARequest(t *testing.T) {
 func FuzzRequest(f *testing.F) {
 	for _, s := range []string{"GET / HTTP/1.1\r\n" + rest, "POST /a?b HTTP/1.1\r\nContent-Length: 3\r\n" + rest + "abc", "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + rest + "3\r\nabc\r\n0\r\n\r\n",
 		"GET http://a.test/x HTTP/1.1\r\n" + rest, "GET / HTTP/1.0\r\n\r\n", "PUT /%2e HTTP/1.1\r\nConnection: close, x\r\nX_Y: 1\r\n" + rest,
+		"GET http://a.test/x HTTP/1.0\r\n" + rest, "GET http://b.test/x HTTP/1.0\r\n" + rest, "GET http://b.test/x HTTP/1.0\r\n\r\n", "GET /a%3fb%23c HTTP/1.1\r\nX.Api~Key: k\r\n" + rest, "GET / HTTP/1.1\r\nHost: a.test:65536\r\n\r\n",
 		"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n" + rest, "GET / HTTP/1.1\nHost: a\n\n", "OPTIONS * HTTP/1.1\r\n" + rest, "CONNECT a:1 HTTP/1.1\r\n" + rest} {
 		f.Add([]byte(s))
 	}

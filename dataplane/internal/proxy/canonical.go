@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"net"
 	"net/http"
 	"net/textproto"
 	"slices"
@@ -20,11 +19,10 @@ func canonicalHost(host string) string {
 		return ""
 	}
 	if i := strings.LastIndexByte(host, ':'); i >= 0 {
-		h, port, err := net.SplitHostPort(host)
-		if err != nil || strings.Trim(port, "0123456789") != "" || len(port) > 5 || len(port) == 5 && port > "65535" || port != "" && strings.Trim(port, "0") == "" {
+		if !isPort(host[i+1:]) {
 			return ""
 		}
-		host = h
+		host = host[:i] // which has no other colon, and no brackets, or is refused below
 	}
 	host = strings.TrimSuffix(host, ".")
 	for i := range len(host) {
@@ -34,6 +32,19 @@ func canonicalHost(host string) string {
 		}
 	}
 	return host
+}
+
+// isPort says whether a host may have that port, which is then looked at no further: what forwards to this edge may listen at any. None
+// behind the colon is none said (RFC 3986, 3.2.3). A number that is no port some would cut to one.
+func isPort(s string) bool {
+	n := 0
+	for i := range len(s) {
+		c := s[i] - '0'
+		if n = n*10 + int(c); c > 9 || n > 65535 {
+			return false
+		}
+	}
+	return s == "" || n > 0
 }
 
 // plainHost refuses what is no host name even in capitals.

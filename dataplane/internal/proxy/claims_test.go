@@ -94,7 +94,7 @@ func TestHosts_AreSaidOnce(t *testing.T) {
 		{"GET http://orders.test/v1/x HTTP/1.0", "orders.test", 200}, {"GET http://orders.test/v1/x HTTP/1.0", "", 200}, {"GET http://ORDERS.test/v1/x HTTP/1.0", "orders.test", 200},
 		{"GET http://orders.test/v1/x HTTP/1.0", "reports.test", 400}, {"GET http://reports.test/v1/x HTTP/1.0", "orders.test", 400}, {"GET http://orders.test/v1/x HTTP/1.1", "reports.test", 400},
 		{"GET /v1/x HTTP/1.1", "orders.test:80", 200}, {"GET /v1/x HTTP/1.1", "orders.test:65535", 200}, {"GET /v1/x HTTP/1.1", "orders.test:", 200},
-		{"GET /v1/x HTTP/1.1", "orders.test:65536", 400}, {"GET /v1/x HTTP/1.1", "orders.test:0", 400}, {"GET /v1/x HTTP/1.1", "orders.test:00", 400}, {"GET /v1/x HTTP/1.1", "orders.test:00080", 200}, {"GET /v1/x HTTP/1.1", "orders.test:99999999999", 400}, {"GET /v1/x HTTP/1.1", "orders.test:000080", 400}, {"GET /v1/x HTTP/1.1", "orders.test:0x50", 400},
+		{"GET /v1/x HTTP/1.1", "orders.test:65536", 400}, {"GET /v1/x HTTP/1.1", "orders.test:0", 400}, {"GET /v1/x HTTP/1.1", "orders.test:00", 400}, {"GET /v1/x HTTP/1.1", "orders.test:00080", 200}, {"GET /v1/x HTTP/1.1", "orders.test:99999999999", 400}, {"GET /v1/x HTTP/1.1", "orders.test:000080", 200}, {"GET /v1/x HTTP/1.1", "[orders.test]:80", 400}, {"GET /v1/x HTTP/1.1", "[orders.test]", 400}, {"GET /v1/x HTTP/1.1", "orders.test:0x50", 400},
 	} {
 		conn, err := net.Dial("tcp", at)
 		if err != nil {

@@ -114,6 +114,9 @@ func Names() (names []string) {
 	for name := range claims {
 		names = append(names, name)
 	}
+	for _, beginning := range claiming {
+		names = append(names, beginning, beginning+"Anything")
+	}
 	return names
 }
 

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -15,7 +16,7 @@ import (
 
 // A host has one form: who writes it in another way means the same, and what is none is none in capitals too.
 func FuzzHost(f *testing.F) {
-	for _, s := range []string{"a.test", "A.Test:443", "a.test.", "a.test:", "[::1]:80", "a_b.test", "a.test:80:90", "a%41", "xn--a", "a.test:٣"} {
+	for _, s := range []string{"a.test", "A.Test:443", "a.test.", "a.test:", "[::1]:80", "a_b.test", "a.test:80:90", "a%41", "xn--a", "a.test:٣", "a.test:0", "a.test:65535", "a.test:65536", "a.test:99999999999", "a.test:00443", "[a.test]:80"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -32,6 +33,11 @@ func FuzzHost(f *testing.F) {
 		if upper := proxy.CanonicalHost(strings.ToUpper(s)); upper != h {
 			t.Fatalf("%q is %q, in capitals %q", s, h, upper)
 		}
+		if _, port, ok := strings.Cut(s, ":"); ok && port != "" {
+			if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
+				t.Fatalf("%q has a port that is none", s)
+			}
+		}
 		u, err := url.Parse("http://" + s + "/")
 		if err != nil || !strings.EqualFold(strings.TrimSuffix(u.Hostname(), "."), h) {
 			t.Fatalf("%q is %q here, and %v, %v to net/url", s, h, u, err)
@@ -41,7 +47,7 @@ func FuzzHost(f *testing.F) {
 
 // A path that is taken is one path to whoever reads it: decoded once more, cleaned, with backslashes or with parameters cut off.
 func FuzzPath(f *testing.F) {
-	for _, s := range []string{"/v1/x", "/v1/%2e%2e/admin", "/v1/..;/admin", "/v1//x", "/v1/x%2fy", "/%5c..", "/a/.%2e/b", "/a;x=1/b", "/a/%zz", "/ü/%C3%BC", "/.", "/a/./", "/%252e", "/100%25", "/%25zz%2541"} {
+	for _, s := range []string{"/v1/x", "/v1/%2e%2e/admin", "/v1/..;/admin", "/v1//x", "/v1/x%2fy", "/%5c..", "/a/.%2e/b", "/a;x=1/b", "/a/%zz", "/ü/%C3%BC", "/.", "/a/./", "/%252e", "/100%25", "/%25zz%2541", "/a%3fb", "/a/..%3Fb", "/.%23", "/a%23b;c", "/%253f"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -66,8 +72,10 @@ func FuzzPath(f *testing.F) {
 			t.Fatalf("%q is written as %q, which is read as %v, %v", s, u.EscapedPath(), v, err)
 		}
 		for segment := range strings.SplitSeq(u.Path, "/") {
-			if bare, _, _ := strings.Cut(segment, ";"); bare == "." || bare == ".." {
-				t.Fatalf("%q holds the segment %q", s, segment)
+			for _, end := range []string{";", "?", "#"} { // to who takes off what is behind it
+				if bare, _, _ := strings.Cut(segment, end); bare == "." || bare == ".." {
+					t.Fatalf("%q holds the segment %q", s, segment)
+				}
 			}
 		}
 	})
@@ -84,6 +92,12 @@ func FuzzForwardable(f *testing.F) {
 	f.Add("Ssl-Client-Cert", "x", "")
 	f.Add("X-Mine", "v", "x-mine , ,")
 	f.Add("TRANSFER_ENCODING", "chunked", "upgrade")
+	f.Add("X.Api.Key", "k", "")
+	f.Add("bailiwick~customer", "acme", "")
+	f.Add("X-Forwarded-Ssl", "on", "x-forwarded.ssl")
+	f.Add("X`Original|Uri", "/admin", "")
+	f.Add("ssl.client-Cert", "c", "")
+	f.Add("Proxy", "http://evil.test", "")
 	f.Add("", "", "")
 	f.Fuzz(func(t *testing.T, name, value, connection string) {
 		if name == "" { // no reader of any protocol takes a field without a name
@@ -92,7 +106,17 @@ func FuzzForwardable(f *testing.F) {
 		in := http.Header{textproto.CanonicalMIMEHeaderKey(name): {value}, "Connection": {connection}}
 		out := proxy.Forwardable(in)
 		for n := range out {
-			alias := textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(n, "_", "-"))
+			alias := textproto.CanonicalMIMEHeaderKey(strings.Map(func(c rune) rune {
+				if strings.ContainsRune("!#$%&'*+.^_`|~", c) {
+					return '-'
+				}
+				return c
+			}, n))
+			for _, begins := range []string{"X-Forwarded-", "X-Original-", "Ssl-Client-", "X-Ssl-Client-"} {
+				if strings.HasPrefix(alias, begins) {
+					t.Fatalf("%q goes on as %q", name, n)
+				}
+			}
 			for _, never := range append(proxy.Names(), "Connection") {
 				if alias == never {
 					t.Fatalf("%q goes on as %q", name, n)

@@ -112,7 +112,7 @@ func TestHeader_RemovesSetsAdds(t *testing.T) {
 	if v, there := h["User-Agent"]; !there || v != nil {
 		t.Errorf("User-Agent: %v %v, want it there and empty, or the library would name itself", v, there)
 	}
-	h = http.Header{"X_tenant": {"forged"}, "X-Gone_by": {"forged"}, "X_other": {"a"}}
+	h = http.Header{"X_tenant": {"forged"}, "X.tenant": {"forged"}, "X-Gone_by": {"forged"}, "X~gone'by": {"forged"}, "X_other": {"a"}}
 	shape.Header(&table.Fields{Remove: []string{"X-Gone-By"}, Set: []table.Field{{Name: "X-Tenant", Value: "acme"}}}, h)
 	if len(h) != 2 || h.Get("X-Tenant") != "acme" || h["X_other"] == nil {
 		t.Errorf("in another spelling: got %v", h)
