@@ -3,6 +3,7 @@
 package loop_test
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -20,9 +21,14 @@ type asking struct {
 	answered     chan struct{}
 }
 
-func newAsking(t *testing.T, busy time.Duration) *asking {
+func newAsking(t *testing.T, busy time.Duration, more ...func(*loop.Loop)) *asking {
 	a := &asking{t: t, began: make(chan struct{}, 1), answered: make(chan struct{}, 1)}
-	a.l = running(t, nil, func(l *loop.Loop) { l.BusyPoll = busy })
+	a.l = running(t, nil, func(l *loop.Loop) {
+		l.BusyPoll = busy
+		for _, f := range more {
+			f(l)
+		}
+	})
 	from, asker := pair(t, a.l)
 	to, asked := pair(t, a.l)
 	a.asker, a.asked = asker, asked
@@ -219,5 +225,93 @@ func TestLoop_SleepsAtOnce(t *testing.T) {
 		if came, vain := l.Sought(); came+vain > 0 {
 			t.Fatalf("it looked for what it expects at the %dth event, before it is calm", i+1)
 		}
+	}
+}
+
+// What it finds when somebody else had the processor for longer than it may look was looked for in vain: asleep it would have been woken.
+// On a machine that stands still meanwhile all may be in vain: then it is tried again.
+func TestLoop_LooksSeldomWhereOthersTakeTheProcessor(t *testing.T) {
+	for try := 1; ; try++ {
+		if err := othersTake(t); err == nil {
+			return
+		} else if try == 10 {
+			t.Fatal(err)
+		}
+	}
+}
+
+func othersTake(t *testing.T) error {
+	const busy = 50 * time.Millisecond
+	looks, goOn := make(chan struct{}), make(chan time.Duration)
+	a := newAsking(t, busy, func(l *loop.Loop) {
+		loop.SetYield(l, func() { looks <- struct{}{}; time.Sleep(<-goOn) })
+	})
+	defer a.l.Close()
+	for i, c := range []struct {
+		takes      time.Duration // less than 0: it does not look
+		came, vain uint64
+	}{{0, 1, 0}, {2 * busy, 1, 1}, {-1, 1, 1}, {0, 2, 1}, {2 * busy, 2, 2}} {
+		a.ask()
+		if c.takes >= 0 {
+			<-looks
+		}
+		if _, err := a.asked.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if c.takes >= 0 {
+			time.Sleep(time.Millisecond) // until it is there
+			goOn <- c.takes
+		}
+		for done := false; !done; {
+			select {
+			case <-a.answered:
+				done = true
+			case <-looks: // the answer took its time
+				goOn <- 0
+			case <-time.After(time.Minute):
+				t.Fatal("the loop hears nothing of the answer")
+			}
+		}
+		if came, vain := a.l.Sought(); came != c.came || vain != c.vain {
+			return fmt.Errorf("question %d, others take the processor for %v: it looked %d times for what came and %d times in vain, want %d and %d", i, c.takes, came, vain, c.came, c.vain)
+		}
+	}
+	return nil
+}
+
+// Who takes long when he is given way is given it ever more seldom, and as before as soon as he does not.
+func TestLoop_GivesWayToWhoIsQuick(t *testing.T) {
+	given, takes := 0, time.Duration(0)
+	l := running(t, nil, func(l *loop.Loop) {
+		loop.SetYield(l, func() { given++; time.Sleep(takes) })
+	})
+	way := func(n int) int {
+		before := given
+		for range n {
+			l.GiveWay()
+		}
+		return given - before
+	}
+	takes = time.Millisecond
+	for i, c := range []struct{ calls, want int }{{1, 1}, {1, 0}, {1, 1}, {3, 0}, {1, 1}, {7, 0}, {1, 1}, {15, 0}} {
+		if got := way(c.calls); got != c.want {
+			t.Fatalf("step %d, who takes long: given way %d times of %d, want %d", i, got, c.calls, c.want)
+		}
+	}
+	if got := way(20_000); got > 6+20_000/1024+1 {
+		t.Errorf("given way %d times of 20,000 to who takes long each time", got)
+	}
+	takes = 0
+	for tries := 0; way(1024) == 0; tries++ {
+		if tries > 2 {
+			t.Fatal("it never gives way again")
+		}
+	}
+	if got := way(1024); got < 1000 {
+		t.Errorf("given way %d times of 1,024 to who is quick", got)
+	}
+	takes = time.Millisecond
+	if first, second, third := way(1), way(1), way(1); first != 1 || second != 0 || third != 1 {
+		t.Errorf("who takes long again is given way %d, %d, %d times, want 1, 0, 1", first, second, third)
 	}
 }

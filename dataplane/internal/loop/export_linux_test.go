@@ -40,3 +40,6 @@ func (l *Loop) Ajar() bool { return l.ajar }
 
 // Calm is after how many events that came one at a time it does.
 const Calm = calm
+
+// SetYield has it let others have the processor by f.
+func SetYield(l *Loop, f func()) { l.yield = f }

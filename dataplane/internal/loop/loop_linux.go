@@ -16,7 +16,8 @@ const (
 	spell  = time.Millisecond // others have to wait for a processor while there is always something to do
 	calm   = 32               // times in a row that one event had it work: its gate stays open from then on
 
-	vainMost = 10 // times in a row in vain that it remembers of a connection on which it expected something
+	wayMost  = 200 * time.Microsecond // who was given way and takes longer is not on his way to sleep: see GiveWay
+	vainMost = 10                     // times in a row in vain that it remembers of a connection on which it expected something
 )
 
 // oneshot has the gate shut when its report is taken (EPOLLONESHOT).
@@ -44,6 +45,10 @@ type Loop struct {
 	all    []*Conn
 	expect *Conn // something was asked on it since the loop last slept
 	sought *Conn // what comes on it this round has waited for
+	tardy  bool  // and longer than it may
+	yield  func()
+	taken  int // times in a row that others took long for the way they were given
+	stays  int // times that they are given none
 
 	came, vain atomic.Uint64 // times that it looked for what it expects
 
@@ -63,7 +68,7 @@ type event struct {
 // New makes a Loop. tick is called on its goroutine when the time is over that it named, and after each round of events, about
 // so often at most as it says; 0: only after events.
 func New(tick func(now time.Time) time.Duration) (*Loop, error) {
-	l := &Loop{fd: -1, gate: -1, tick: tick, events: make([]syscall.EpollEvent, atOnce)}
+	l := &Loop{fd: -1, gate: -1, tick: tick, yield: yield, events: make([]syscall.EpollEvent, atOnce)}
 	if err := l.create(); err != nil {
 		for _, fd := range [...]int{l.fd, l.gate} {
 			if fd >= 0 {
@@ -189,7 +194,7 @@ func (l *Loop) work() error {
 		if most = max(most, n); n > 0 {
 			l.round(l.events[:n])
 		}
-		l.sought = nil
+		l.sought, l.tardy = nil, false
 		now = time.Now()
 		l.arm(now)
 		if l.done.Load() {
@@ -224,24 +229,46 @@ func (l *Loop) Expect(c *Conn) {
 // Calm says whether the loop has little to do: for a while one thing at a time has come. Its goroutine calls it, in an owner's Ready.
 func (l *Loop) Calm() bool { return l.ajar }
 
-// Yield lets others have the processor, if any wait for it. Its goroutine calls it.
-func (l *Loop) Yield() { syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
+// GiveWay lets others have the processor, if any wait for it, before the loop does what nobody waits for. Who takes it for long, as one
+// that computes, is not given it the next time, after two in a row not three times, and so on up to 1,023: requests wait meanwhile. Its
+// goroutine calls it, in an owner's Ready.
+func (l *Loop) GiveWay() {
+	if l.stays > 0 {
+		l.stays--
+		return
+	}
+	began := time.Now()
+	if l.yield(); time.Since(began) < wayMost {
+		l.taken = 0
+		return
+	}
+	l.taken = min(l.taken+1, vainMost)
+	l.stays = 1<<l.taken - 1
+}
+
+func yield() { syscall.RawSyscall(syscall.SYS_SCHED_YIELD, 0, 0, 0) }
 
 // seek looks for what comes until BusyPoll is over. Whoever else wants the processor goes first: it may be who is to answer.
 func (l *Loop) seek(began time.Time) (n int, errno syscall.Errno) {
 	for {
-		l.Yield()
-		if n, errno = poll(l.fd, l.events); n > 0 || errno != 0 && errno != syscall.EINTR {
+		l.yield()
+		n, errno = poll(l.fd, l.events)
+		if over := time.Since(began) >= l.BusyPoll; n > 0 || errno != 0 && errno != syscall.EINTR {
+			l.tardy = over
 			return n, errno
-		}
-		if time.Since(began) >= l.BusyPoll || l.done.Load() {
-			l.vain.Add(1)
-			c := l.sought
-			c.vain = min(c.vain+1, vainMost)
-			c.pass = 1<<c.vain - 1
+		} else if over || l.done.Load() {
+			l.invain(l.sought)
 			return 0, 0
 		}
 	}
+}
+
+// invain remembers that it looked in vain, or found what it looked for when somebody else had the processor for longer than it may look:
+// who sleeps is woken sooner then than who waits for another turn.
+func (l *Loop) invain(c *Conn) {
+	l.vain.Add(1)
+	c.vain = min(c.vain+1, vainMost)
+	c.pass = 1<<c.vain - 1
 }
 
 // Sought is how often it looked for what it expected, so that it slept no more, or in vain.
@@ -330,7 +357,11 @@ func (l *Loop) round(events []syscall.EpollEvent) {
 
 // happened has the owner told, or who waits, of an event that the loop took; of what has moved to another since, that one tells.
 func (l *Loop) happened(c *Conn, e Event) {
-	if c == l.sought {
+	switch {
+	case c != l.sought:
+	case l.tardy:
+		l.invain(c)
+	default:
 		l.came.Add(1)
 		c.vain = 0
 	}

@@ -32,8 +32,8 @@ func (*Loop) Heard() time.Time { return time.Time{} }
 // Calm is as on Linux.
 func (*Loop) Calm() bool { return false }
 
-// Yield is as on Linux.
-func (*Loop) Yield() {}
+// GiveWay is as on Linux.
+func (*Loop) GiveWay() {}
 
 // Expect is as on Linux.
 func (*Loop) Expect(*Conn) {}

@@ -385,7 +385,7 @@ func (t *turn) over(c *conn, keep bool) {
 // pause says that nobody waits for an answer just now, as far as this loop knows, which has little to do.
 func (t *turn) pause(now time.Time) {
 	if b := t.door.fast.cfg.Beat; b.Pause(now) {
-		t.loop.Yield() // who was answered may wait for this processor
+		t.loop.GiveWay() // who was answered may wait for this processor
 		b.Begin(now)
 	}
 }
